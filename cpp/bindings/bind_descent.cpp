@@ -1,0 +1,190 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "array_view.hpp"
+#include "bindings.hpp"
+#include "dlnfast/dense_descent.hpp"
+#include "dlnfast/recorders.hpp"
+#include "dlnfast/reduced_descent.hpp"
+#include "interrupt.hpp"
+
+namespace dlnfast::python {
+namespace {
+
+const char* name_of(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::finished: return "finished";
+    case Outcome::converged: return "converged";
+    case Outcome::stopped: return "stopped";
+    case Outcome::diverged: return "diverged";
+  }
+  return "unknown";
+}
+
+// The arguments that both engines share, as Python hands them over.
+struct Arguments {
+  py::object target, input_gram, least_squares;
+  double loss_scale, loss_floor;
+  Rates rates;
+  Schedule schedule;
+  int n_threads;
+  py::array loss, record_steps, counts;
+  py::object on_record, on_progress;
+
+  explicit Arguments(const py::dict& d)
+      : target(d["target"]),
+        input_gram(d["input_gram"]),
+        least_squares(d["least_squares"]),
+        loss_scale(d["loss_scale"].cast<double>()),
+        loss_floor(d["loss_floor"].cast<double>()),
+        rates{d["learning_rate"].cast<std::vector<double>>(),
+              d["weight_decay"].cast<std::vector<double>>(),
+              d["momentum"].cast<std::vector<double>>()},
+        schedule{d["steps"].cast<Index>(), d["record_every"].cast<Index>(),
+                 d["tolerance"].cast<double>()},
+        n_threads(d["n_threads"].cast<int>()),
+        loss(d["loss"].cast<py::array>()),
+        record_steps(d["record_steps"].cast<py::array>()),
+        counts(d["counts"].cast<py::array>()),
+        on_record(d["on_record"]),
+        on_progress(d["on_progress"]) {
+    if (schedule.steps < 0 || schedule.record_every < 1) {
+      throw py::value_error("steps is negative or record_every is below 1");
+    }
+  }
+
+  Progress progress() const {
+    Progress p;
+    p.loss = records<double>(loss, schedule.steps + 1, {}, "loss");
+    p.record_steps = records<std::int64_t>(record_steps, n_records(schedule), {}, "record_steps");
+    auto* c = records<std::int64_t>(counts, 3, {}, "counts");
+    std::fill(c, c + 3, 0);
+    p.n_losses = c;
+    p.n_records = c + 1;
+    return p;
+  }
+
+  std::int64_t* n_snapshots() const { return records<std::int64_t>(counts, 3, {}, "counts") + 2; }
+
+  template <class T>
+  Objective<T> objective() const {
+    Objective<T> o;
+    o.target = matrix<T>(target, "target");
+    o.input_gram = optional_matrix<T>(input_gram, "input_gram");
+    o.least_squares = optional_matrix<T>(least_squares, "least_squares");
+    o.loss_scale = loss_scale;
+    o.loss_floor = loss_floor;
+    return o;
+  }
+};
+
+py::tuple as_tuple(const Result& result) {
+  return py::make_tuple(name_of(result.outcome), result.step, result.layer);
+}
+
+template <class T>
+py::tuple dense(const py::list& weights, const py::dict& d) {
+  const Arguments a(d);
+  const auto w = writable_matrices<T>(weights, "weights");
+  const Index n = n_records(a.schedule);
+  DenseRecords<T> out;
+  out.snapshot_every = d["snapshot_every"].cast<Index>();
+  out.n_snapshots = a.n_snapshots();
+  const Index n_snapshots = out.snapshot_every > 0 ? a.schedule.steps / out.snapshot_every + 1 : 0;
+  const py::list values = d["values"], left = d["left"], right = d["right"],
+                 snapshots = d["snapshots"];
+  for (std::size_t l = 0; l < w.size(); ++l) {
+    const Index m = w[l].rows, k = w[l].cols;
+    const Index kept = std::min({d["n_values"].cast<Index>(), m, k});
+    const auto at = "[" + std::to_string(l) + "]";
+    if (values.size() > 0) {
+      out.n_values.push_back(kept);
+      out.values.push_back(records<T>(values[l], n, {kept}, "values" + at));
+    }
+    if (left.size() > 0) {
+      out.left.push_back(records<T>(left[l], n, {m, kept}, "left" + at));
+      out.right.push_back(records<T>(right[l], n, {k, kept}, "right" + at));
+    }
+    if (n_snapshots > 0) {
+      out.snapshots.push_back(records<T>(snapshots[l], n_snapshots, {m, k}, "snapshots" + at));
+    }
+  }
+  const auto objective = a.objective<T>();
+  const auto progress = a.progress();
+  Monitor monitor = reporting(a.on_record, a.on_progress);
+  Result result{};
+  {
+    const py::gil_scoped_release release;
+    const Context context{a.n_threads, &monitor};
+    DenseDescent<T> stepper(w, objective, a.rates, context);
+    DenseRecorder<T> recorder(w, out, context);
+    result = descend(stepper, recorder, a.schedule, progress, monitor);
+  }
+  return as_tuple(result);
+}
+
+template <class T>
+py::tuple reduced(const py::list& cores, const py::dict& d) {
+  const Arguments a(d);
+  const auto c = writable_matrices<T>(cores, "cores");
+  const Index n = n_records(a.schedule);
+  Complement complement;
+  complement.rho = d["rho"].cast<std::vector<double>>();
+  complement.multiplicity = d["multiplicity"].cast<double>();
+  complement.coupled = d["coupled"].cast<bool>();
+  ReducedRecords<T> out;
+  const py::list core_records = d["core_records"];
+  for (std::size_t l = 0; l < c.size(); ++l) {
+    const auto at = "core_records[" + std::to_string(l) + "]";
+    out.core_sizes.push_back(c[l].rows * c[l].cols);
+    out.cores.push_back(records<T>(core_records[l], n, {c[l].rows, c[l].cols}, at));
+  }
+  out.rho = records<double>(d["rho_records"], n, {static_cast<Index>(c.size())}, "rho_records");
+  const auto objective = a.objective<T>();
+  const auto progress = a.progress();
+  Monitor monitor = reporting(a.on_record, a.on_progress);
+  Result result{};
+  {
+    const py::gil_scoped_release release;
+    const Context context{a.n_threads, &monitor};
+    ReducedDescent<T> stepper(c, objective, complement, a.rates, context);
+    ReducedRecorder<T> recorder(stepper, out);
+    result = descend(stepper, recorder, a.schedule, progress, monitor);
+  }
+  return as_tuple(result);
+}
+
+bool holds_single(const py::list& matrices) {
+  return matrices.size() > 0 && py::isinstance<py::array_t<float>>(matrices[0]);
+}
+
+}  // namespace
+
+void bind_descent(py::module_& m) {
+  m.def(
+      "dense_descent",
+      [](const py::list& weights, const py::dict& arguments) {
+        return holds_single(weights) ? dense<float>(weights, arguments)
+                                     : dense<double>(weights, arguments);
+      },
+      py::arg("weights"), py::arg("arguments"),
+      "Gradient descent on whole matrices, in place; returns (outcome, step, layer).");
+  m.def(
+      "reduced_descent",
+      [](const py::list& cores, const py::dict& arguments) {
+        return holds_single(cores) ? reduced<float>(cores, arguments)
+                                   : reduced<double>(cores, arguments);
+      },
+      py::arg("cores"), py::arg("arguments"),
+      "Gradient descent on cores and scalars; returns (outcome, step, layer).");
+  m.def(
+      "best_pivot", [](const std::vector<Index>& widths) { return best_pivot(widths); },
+      py::arg("widths"), "Where the dense engine splits the chain of products.");
+  m.def(
+      "step_flops",
+      [](const std::vector<Index>& widths, Index pivot) { return step_flops(widths, pivot); },
+      py::arg("widths"), py::arg("pivot"), "Flops of one dense step with that pivot.");
+}
+
+}  // namespace dlnfast::python

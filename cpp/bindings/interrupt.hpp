@@ -1,0 +1,47 @@
+// How a long call hears Python: signals, callbacks, progress.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "dlnfast/monitor.hpp"
+
+namespace dlnfast::python {
+
+namespace py = pybind11;
+
+// Python's signal handlers run here; what they raise travels through the core as it is.
+inline void check_signals() {
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// A monitor that only lets Ctrl-C through.
+inline Monitor listening() {
+  return Monitor([](Index, double, bool) {
+    const py::gil_scoped_acquire acquire;
+    check_signals();
+    return Answer::go_on;
+  });
+}
+
+// A monitor that also calls on_record(step, loss) at records (True stops the run) and
+// on_progress(step, loss) from time to time. Either may be None.
+inline Monitor reporting(const py::object& on_record, const py::object& on_progress) {
+  const bool records = !on_record.is_none();
+  const bool progress = !on_progress.is_none();
+  // The objects outlive the call that holds them; handles need no GIL to be copied.
+  const py::handle record_handle = on_record;
+  const py::handle progress_handle = on_progress;
+  return Monitor([=](Index step, double loss, bool at_record) {
+    if (at_record && !records) return Answer::go_on;
+    const py::gil_scoped_acquire acquire;
+    check_signals();
+    if (at_record) {
+      const py::object answer = record_handle(step, loss);
+      return !answer.is_none() && answer.cast<bool>() ? Answer::stop : Answer::go_on;
+    }
+    if (progress) progress_handle(step, loss);
+    return Answer::go_on;
+  });
+}
+
+}  // namespace dlnfast::python

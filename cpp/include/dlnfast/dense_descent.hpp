@@ -1,0 +1,44 @@
+// Gradient descent on whole weight matrices of any widths.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "dlnfast/descent.hpp"
+
+namespace dlnfast {
+
+// Where the chain W_L ... W_1 is split so that a step costs least. For a pivot p every product has
+// d_p rows or columns: T_l = W_{p:l} and B_l for the layers up to p, P_l = W_{l:p+1} and D_l above.
+//   E = P_L T_1 S - Phi
+//   l <= p:  B_1 = P_L^T E,  G_l = W_{p:l+1}^T B_l,  B_{l+1} = B_l W_l^T
+//   l >  p:  D_L = E T_1^T,  G_l = D_l W_{l-1:p+1}^T, D_{l-1} = W_l^T D_l
+// p = L suits thin outputs, p = 0 thin inputs, a hidden bottleneck its own width; with equal widths
+// every pivot takes 6 (L - 1) d^3 flops and L is chosen.
+Index best_pivot(const std::vector<Index>& widths);
+
+// Flops of one step with that pivot, S = I.
+double step_flops(const std::vector<Index>& widths, Index pivot);
+
+// The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
+// beside them: the thin products, E and, with momentum, one velocity per layer.
+template <class T>
+class DenseDescent final : public Stepper {
+ public:
+  DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
+               const Rates& rates, const Context& context);
+  ~DenseDescent() override;
+
+  double evaluate() override;
+  void update() override;
+  Index largest_layer() const override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+extern template class DenseDescent<float>;
+extern template class DenseDescent<double>;
+
+}  // namespace dlnfast

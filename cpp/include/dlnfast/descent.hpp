@@ -1,0 +1,91 @@
+// Gradient descent as a loop over steps, whatever computes a step.
+//
+// The model is W_{L:1} = W_L ... W_1 with loss c/2 <(W - M*) S, W - M*> + floor, where M* S = Phi.
+// All layers move at once:
+//   V_l <- momentum_l V_l + G_l + weight_decay_l W_l,   W_l <- W_l - learning_rate_l V_l,
+//   G_l  = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T .
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dlnfast/monitor.hpp"
+#include "dlnfast/types.hpp"
+
+namespace dlnfast {
+
+// What is learned: sufficient statistics of the data.
+template <class T>
+struct Objective {
+  MatrixRef<const T> target;         // Phi, d_L x d_0
+  MatrixRef<const T> input_gram;     // S, d_0 x d_0; no data: the identity
+  MatrixRef<const T> least_squares;  // M*, d_L x d_0; needed only beside input_gram
+  double loss_scale = 1.0;           // c
+  double loss_floor = 0.0;           // the part of the loss that no W removes
+};
+
+// One value per layer.
+struct Rates {
+  std::vector<double> learning_rate;
+  std::vector<double> weight_decay;
+  std::vector<double> momentum;
+
+  bool any_momentum() const {
+    for (const double m : momentum) {
+      if (m != 0.0) return true;
+    }
+    return false;
+  }
+};
+
+struct Schedule {
+  Index steps = 0;
+  Index record_every = 1;
+  double tolerance = -1.0;  // stop once the loss is at most this
+};
+
+enum class Outcome { finished, converged, stopped, diverged };
+
+struct Result {
+  Outcome outcome;
+  Index step;   // last step whose loss is known; where it diverged, the first whose loss is not
+  Index layer;  // counted from 1; only where it diverged
+};
+
+// What the caller may read while the loop runs, or after an exception.
+struct Progress {
+  double* loss = nullptr;                // steps + 1 values
+  std::int64_t* record_steps = nullptr;  // n_records(schedule) values
+  std::int64_t* n_losses = nullptr;
+  std::int64_t* n_records = nullptr;
+};
+
+// Records of a whole run: 0, record_every, 2 record_every, .. and the last step.
+Index n_records(const Schedule& schedule);
+
+// One run's state: weights at the current step.
+class Stepper {
+ public:
+  virtual ~Stepper() = default;
+  // The loss at the current weights; prepares `update`.
+  virtual double evaluate() = 0;
+  // One step from the weights of the last `evaluate`.
+  virtual void update() = 0;
+  // The layer, from 1, that holds the largest entry (one that is not finite counts as largest).
+  virtual Index largest_layer() const = 0;
+  // How many steps may pass between two looks at the clock.
+  virtual Index steps_per_breath() const { return 1; }
+};
+
+// Keeps what a record step shows.
+class Recorder {
+ public:
+  virtual ~Recorder() = default;
+  virtual void record(Index record, Index step) = 0;
+  virtual void after_step(Index /*step*/, bool /*last*/) {}
+};
+
+Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
+               const Progress& progress, Monitor& monitor);
+
+}  // namespace dlnfast

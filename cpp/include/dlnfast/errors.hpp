@@ -1,0 +1,37 @@
+// The exceptions that leave the core.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "dlnfast/types.hpp"
+
+namespace dlnfast {
+
+// Sizes that do not fit together.
+struct ShapeError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// The caller's monitor asked for an end (Ctrl-C, or an exception of its own).
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+template <class T>
+void require_shape(const MatrixRef<T>& m, Index rows, Index cols, const std::string& name) {
+  if (m.rows != rows || m.cols != cols) {
+    throw ShapeError(name + " has shape (" + std::to_string(m.rows) + ", " +
+                     std::to_string(m.cols) + "); wanted (" + std::to_string(rows) + ", " +
+                     std::to_string(cols) + ")");
+  }
+}
+
+inline void require_length(Index length, Index wanted, const std::string& name) {
+  if (length != wanted) {
+    throw ShapeError(name + " has " + std::to_string(length) + " values; wanted " +
+                     std::to_string(wanted));
+  }
+}
+
+}  // namespace dlnfast

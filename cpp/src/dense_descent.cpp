@@ -1,0 +1,371 @@
+#include "dlnfast/dense_descent.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "dlnfast/product.hpp"
+#include "dlnfast/thin_product.hpp"
+#include "dlnfast/threads.hpp"
+
+namespace dlnfast {
+namespace {
+
+constexpr double elements_per_thread = 65536;
+
+// One weight matrix with its rates and, where it has momentum, its velocity.
+template <class T>
+struct Layer {
+  MatrixRef<T> weight;
+  Matrix<T> velocity;
+  Descent<T> descent;
+
+  Layer(MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
+      : weight(w) {
+    descent.scale = static_cast<T>(loss_scale);
+    descent.learning_rate = static_cast<T>(rate);
+    descent.weight_decay = static_cast<T>(decay);
+    descent.momentum = static_cast<T>(momentum);
+    if (momentum != 0.0) velocity = Matrix<T>::Zero(w.rows, w.cols);
+  }
+
+  // Not in the constructor: layers move while the list of them grows.
+  void bind_velocity() {
+    if (velocity.size() > 0) descent.velocity = MatrixRef<T>(velocity);
+  }
+
+  bool has_momentum() const { return !descent.velocity.empty(); }
+};
+
+template <class Body>
+void for_rows(Index rows, Index cols, const Context& context, const Body& body) {
+  int team = team_size(context.n_threads, static_cast<double>(rows) * static_cast<double>(cols),
+                       elements_per_thread);
+  team = static_cast<int>(std::min<Index>(team, std::max<Index>(rows, 1)));
+  parallel(team, [&](int member, int size) {
+    const Share mine = share(rows, 1, member, size);
+    for (Index i = mine.begin; i < mine.end; ++i) body(i);
+  });
+}
+
+// W descends along scale * gradient(i, :) with `gradient_row` a row expression.
+template <class T, class GradientRow>
+void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
+  const Descent<T>& d = layer.descent;
+  auto w = layer.weight.map().row(i).array();
+  if (layer.has_momentum()) {
+    auto v = layer.velocity.row(i).array();
+    v = d.momentum * v + d.scale * gradient + d.weight_decay * w;
+    w -= d.learning_rate * v;
+  } else {
+    w = (T(1) - d.learning_rate * d.weight_decay) * w - (d.learning_rate * d.scale) * gradient;
+  }
+}
+
+// W descends along scale * A op(B) formed by a matrix product.
+template <class T>
+void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b,
+                     const Context& context) {
+  const Descent<T>& d = layer.descent;
+  if (!layer.has_momentum()) {
+    multiply<T>(-d.learning_rate * d.scale, a, Op::transpose, b, Op::none,
+                T(1) - d.learning_rate * d.weight_decay, layer.weight, context);
+    return;
+  }
+  multiply<T>(d.scale, a, Op::transpose, b, Op::none, d.momentum, d.velocity, context);
+  for_rows(layer.weight.rows, layer.weight.cols, context, [&](Index i) {
+    auto w = layer.weight.map().row(i);
+    auto v = layer.velocity.row(i);
+    v += d.weight_decay * w;
+    w -= d.learning_rate * v;
+  });
+}
+
+// The layers on one side of the pivot, from the pivot outwards, seen so that the chain is a product
+// of A_1 ... A_n with the k = d_p rows of A_1 at the pivot: A = W below it, A = W^T above it. All
+// blocks have k rows.
+template <class T>
+class Side {
+ public:
+  Side(std::vector<Layer<T>*> outwards, bool transposed)
+      : layers_(std::move(outwards)), transposed_(transposed) {
+    if (layers_.empty()) return;
+    k_ = inner(0);
+    thin_ = k_ <= thin_limit;
+    Index widest = 0;
+    for (Index i = 0; i < size(); ++i) {
+      const bool alias = i == 0 && !transposed_;
+      products_.emplace_back(alias ? 0 : k_, alias ? 0 : outer(i));
+      widest = std::max(widest, outer(i));
+    }
+    if (size() > 1) {
+      error_[0].resize(1, k_ * widest);
+      error_[1].resize(1, k_ * widest);
+    }
+  }
+
+  bool empty() const { return layers_.empty(); }
+  Index outer_width() const { return outer(size() - 1); }
+
+  // A_1 ... A_n, k x outer_width().
+  MatrixRef<const T> product() const { return prefix(size() - 1); }
+
+  void forward(const Context& context) {
+    if (transposed_) products_[0] = layers_[0]->weight.map().transpose();
+    for (Index i = 1; i < size(); ++i) {
+      const MatrixRef<const T> x = prefix(i - 1);
+      const MatrixRef<const T> w = layers_[i]->weight;
+      MatrixRef<T> y(products_[i]);
+      if (!thin_) {
+        multiply<T>(x, Op::none, w, transposed_ ? Op::transpose : Op::none, y, context);
+      } else if (transposed_) {
+        thin_times_transpose<T>(x, w, y, context);
+      } else {
+        thin_times<T>(x, w, y, context);
+      }
+    }
+  }
+
+  // The step, given the k x outer_width() error at the outer end.
+  void backward(MatrixRef<const T> error, const Context& context) {
+    for (Index i = size() - 1; i > 0; --i) {
+      const Index half = i % 2;
+      MatrixRef<T> next(error_[half].data(), k_, inner(i));
+      step(*layers_[i], prefix(i - 1), error, next, context);
+      error = next;
+    }
+    Layer<T>& innermost = *layers_[0];
+    const auto e = error.map();
+    for_rows(innermost.weight.rows, innermost.weight.cols, context, [&](Index r) {
+      if (transposed_) {
+        descend_row(innermost, r, e.col(r).transpose().array());
+      } else {
+        descend_row(innermost, r, e.row(r).array());
+      }
+    });
+  }
+
+ private:
+  Index size() const { return static_cast<Index>(layers_.size()); }
+  Index inner(Index i) const { return transposed_ ? layers_[i]->weight.cols : layers_[i]->weight.rows; }
+  Index outer(Index i) const { return transposed_ ? layers_[i]->weight.rows : layers_[i]->weight.cols; }
+
+  MatrixRef<const T> prefix(Index i) const {
+    if (i == 0 && !transposed_) return layers_[0]->weight;
+    return {products_[i].data(), products_[i].rows(), products_[i].cols()};
+  }
+
+  // Hands the error one layer inwards, then moves that layer.
+  void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error,
+            MatrixRef<T> next, const Context& context) {
+    const MatrixRef<const T> w = layer.weight;
+    if (!thin_) {
+      multiply<T>(error, Op::none, w, transposed_ ? Op::none : Op::transpose, next, context);
+      if (transposed_) {
+        descend_product<T>(layer, error, prefix, context);
+      } else {
+        descend_product<T>(layer, prefix, error, context);
+      }
+    } else if (transposed_) {
+      thin_times_and_descend<T>(error, prefix, layer.weight, next, layer.descent, context);
+    } else {
+      thin_times_transpose_and_descend<T>(prefix, error, layer.weight, next, layer.descent,
+                                          context);
+    }
+  }
+
+  std::vector<Layer<T>*> layers_;
+  bool transposed_;
+  bool thin_ = false;
+  Index k_ = 0;
+  std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
+  Matrix<T> error_[2];
+};
+
+}  // namespace
+
+double step_flops(const std::vector<Index>& widths, Index pivot) {
+  const Index n_layers = static_cast<Index>(widths.size()) - 1;
+  const auto d = [&](Index i) { return static_cast<double>(widths[i]); };
+  double elements = 0.0;
+  for (Index l = 1; l < pivot; ++l) elements += d(l) * d(l - 1);
+  for (Index l = pivot + 2; l <= n_layers; ++l) elements += d(l) * d(l - 1);
+  if (pivot > 0 && pivot < n_layers) elements += d(n_layers) * d(0);
+  return 6.0 * d(pivot) * elements;
+}
+
+Index best_pivot(const std::vector<Index>& widths) {
+  const Index n_layers = static_cast<Index>(widths.size()) - 1;
+  Index best = n_layers;
+  for (Index p = n_layers - 1; p >= 0; --p) {
+    if (step_flops(widths, p) < step_flops(widths, best)) best = p;
+  }
+  return best;
+}
+
+template <class T>
+class DenseDescent<T>::Impl {
+ public:
+  Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
+       const Context& context)
+      : objective_(objective), context_(context) {
+    const std::vector<Index> widths = checked_widths(weights, objective, rates);
+    const Index n_layers = static_cast<Index>(weights.size());
+    layers_.reserve(weights.size());
+    for (Index l = 0; l < n_layers; ++l) {
+      layers_.emplace_back(weights[l], objective.loss_scale, rates.learning_rate[l],
+                           rates.weight_decay[l], rates.momentum[l]);
+      layers_.back().bind_velocity();
+    }
+    const Index pivot = best_pivot(widths);
+    std::vector<Layer<T>*> below, above;
+    for (Index l = pivot - 1; l >= 0; --l) below.push_back(&layers_[l]);
+    for (Index l = pivot; l < n_layers; ++l) above.push_back(&layers_[l]);
+    lower_ = std::make_unique<Side<T>>(below, false);
+    upper_ = std::make_unique<Side<T>>(above, true);
+
+    const Index d_out = widths.back();
+    const Index d_in = widths.front();
+    error_.resize(d_out, d_in);
+    row_loss_.resize(d_out);
+    if (!below.empty() && !above.empty()) {
+      chain_.resize(d_out, d_in);
+      lower_error_.resize(widths[pivot], d_in);
+      upper_error_.resize(widths[pivot], d_out);
+    } else if (below.empty()) {
+      chain_.resize(d_out, d_in);
+      upper_error_.resize(d_in, d_out);
+    }
+  }
+
+  double evaluate() {
+    if (!lower_->empty()) lower_->forward(context_);
+    if (!upper_->empty()) upper_->forward(context_);
+    return residual(end_to_end());
+  }
+
+  void update() {
+    const MatrixRef<const T> e = error_;
+    if (upper_->empty()) {
+      lower_->backward(e, context_);
+      return;
+    }
+    MatrixRef<T> above(upper_error_);
+    if (lower_->empty()) {
+      upper_error_ = error_.transpose();
+      upper_->backward(above, context_);
+      return;
+    }
+    MatrixRef<T> below(lower_error_);
+    multiply<T>(upper_->product(), Op::none, e, Op::none, below, context_);
+    multiply<T>(lower_->product(), Op::none, e, Op::transpose, above, context_);
+    lower_->backward(below, context_);
+    upper_->backward(above, context_);
+  }
+
+  Index largest_layer() const {
+    Index largest = 0;
+    double most = -1.0;
+    for (Index l = 0; l < static_cast<Index>(layers_.size()); ++l) {
+      const auto w = layers_[l].weight.map();
+      double size = 0.0;
+      if (w.size() > 0) size = static_cast<double>(w.template lpNorm<Eigen::Infinity>());
+      if (!w.allFinite()) size = std::numeric_limits<double>::infinity();
+      if (size > most) {
+        most = size;
+        largest = l;
+      }
+    }
+    return largest + 1;
+  }
+
+ private:
+  static std::vector<Index> checked_widths(const std::vector<MatrixRef<T>>& weights,
+                                           const Objective<T>& objective, const Rates& rates) {
+    if (weights.empty()) throw ShapeError("weights is empty; wanted at least one layer");
+    const Index n_layers = static_cast<Index>(weights.size());
+    std::vector<Index> widths{weights[0].cols};
+    for (Index l = 0; l < n_layers; ++l) {
+      require_shape(weights[l], weights[l].rows, widths.back(),
+                    "weights[" + std::to_string(l) + "]");
+      widths.push_back(weights[l].rows);
+    }
+    require_shape(objective.target, widths.back(), widths.front(), "target");
+    if (!objective.input_gram.empty()) {
+      require_shape(objective.input_gram, widths.front(), widths.front(), "input_gram");
+      require_shape(objective.least_squares, widths.back(), widths.front(), "least_squares");
+    }
+    require_length(static_cast<Index>(rates.learning_rate.size()), n_layers, "learning_rate");
+    require_length(static_cast<Index>(rates.weight_decay.size()), n_layers, "weight_decay");
+    require_length(static_cast<Index>(rates.momentum.size()), n_layers, "momentum");
+    return widths;
+  }
+
+  MatrixRef<const T> end_to_end() {
+    if (upper_->empty()) return lower_->product();
+    MatrixRef<T> m(chain_);
+    if (lower_->empty()) {
+      chain_ = upper_->product().map().transpose();
+    } else {
+      multiply<T>(upper_->product(), Op::transpose, lower_->product(), Op::none, m, context_);
+    }
+    return m;
+  }
+
+  // E = M S - Phi and the loss. Rows are summed apart and then in order, so that the result does
+  // not depend on the team.
+  double residual(MatrixRef<const T> m) {
+    const bool whitened = objective_.input_gram.empty();
+    if (!whitened) {
+      multiply<T>(m, Op::none, objective_.input_gram, Op::none, MatrixRef<T>(error_), context_);
+    }
+    for_rows(error_.rows(), error_.cols(), context_, [&](Index i) {
+      auto e = error_.row(i);
+      const auto w = m.map().row(i);
+      if (whitened) {
+        e = w - objective_.target.map().row(i);
+        row_loss_[i] = static_cast<double>(e.squaredNorm());
+      } else {
+        e -= objective_.target.map().row(i);
+        row_loss_[i] = static_cast<double>(e.dot(w - objective_.least_squares.map().row(i)));
+      }
+    });
+    double total = 0.0;
+    for (const double loss : row_loss_) total += loss;
+    return 0.5 * objective_.loss_scale * total + objective_.loss_floor;
+  }
+
+  Objective<T> objective_;
+  Context context_;
+  std::vector<Layer<T>> layers_;
+  std::unique_ptr<Side<T>> lower_, upper_;
+  Matrix<T> chain_, error_, lower_error_, upper_error_;
+  std::vector<double> row_loss_;
+};
+
+template <class T>
+DenseDescent<T>::DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
+                              const Rates& rates, const Context& context)
+    : impl_(std::make_unique<Impl>(weights, objective, rates, context)) {}
+
+template <class T>
+DenseDescent<T>::~DenseDescent() = default;
+
+template <class T>
+double DenseDescent<T>::evaluate() {
+  return impl_->evaluate();
+}
+
+template <class T>
+void DenseDescent<T>::update() {
+  impl_->update();
+}
+
+template <class T>
+Index DenseDescent<T>::largest_layer() const {
+  return impl_->largest_layer();
+}
+
+template class DenseDescent<float>;
+template class DenseDescent<double>;
+
+}  // namespace dlnfast

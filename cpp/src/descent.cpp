@@ -1,0 +1,51 @@
+#include "dlnfast/descent.hpp"
+
+#include <cmath>
+
+namespace dlnfast {
+
+Index n_records(const Schedule& schedule) {
+  const Index whole = schedule.steps / schedule.record_every + 1;
+  return schedule.steps % schedule.record_every == 0 ? whole : whole + 1;
+}
+
+Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
+               const Progress& progress, Monitor& monitor) {
+  if (schedule.steps < 0) throw std::invalid_argument("steps is negative");
+  if (schedule.record_every < 1) throw std::invalid_argument("record_every is below 1");
+  const Index breath = stepper.steps_per_breath();
+  Index until_record = 0;
+  Index until_breath = breath;
+  for (Index step = 0;; ++step) {
+    const double loss = stepper.evaluate();
+    if (!std::isfinite(loss)) return {Outcome::diverged, step, stepper.largest_layer()};
+    progress.loss[step] = loss;
+    *progress.n_losses = step + 1;
+
+    const bool converged = loss <= schedule.tolerance;
+    const bool last = converged || step == schedule.steps;
+    const bool at_record = last || until_record == 0;
+    if (at_record) {
+      const Index record = *progress.n_records;
+      recorder.record(record, step);
+      progress.record_steps[record] = step;
+      *progress.n_records = record + 1;
+      until_record = schedule.record_every;
+    }
+    recorder.after_step(step, last);
+    const bool go_on = monitor.at_step(step, loss, at_record);
+    if (last) return {converged ? Outcome::converged : Outcome::finished, step, 0};
+    if (!go_on) {
+      if (!at_record) throw std::logic_error("only a record may stop a run");
+      return {Outcome::stopped, step, 0};
+    }
+    --until_record;
+    if (--until_breath == 0) {
+      monitor.breathe();
+      until_breath = breath;
+    }
+    stepper.update();
+  }
+}
+
+}  // namespace dlnfast

@@ -1,0 +1,134 @@
+#include "dlnfast/singular_values.hpp"
+
+#include <Eigen/SVD>
+#include <algorithm>
+#include <cmath>
+#include <future>
+#include <limits>
+#include <memory>
+#include <thread>
+
+#include "dlnfast/errors.hpp"
+
+namespace dlnfast {
+namespace {
+
+// Decompositions above this many flops (about 50 ms) leave the calling thread free to listen.
+constexpr double patient_flops = 1e9;
+
+// Always in double precision: for float input that is the better answer, and it halves what has to
+// be compiled (this is by far the slowest file to compile).
+struct Decomposition {
+  // A row-major W is W^T to a column-major routine: left and right change places.
+  Eigen::MatrixXd transposed;
+  bool vectors = false;
+  Eigen::BDCSVD<Eigen::MatrixXd> svd;
+
+  void compute() {
+    svd.compute(transposed, vectors ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0);
+  }
+};
+
+// Runs the decomposition on a thread of its own, which owns its data, so that an interrupted caller
+// can leave at once; the thread then ends by itself.
+void compute_patiently(const std::shared_ptr<Decomposition>& d, const Context& context) {
+  std::packaged_task<void()> task([d] { d->compute(); });
+  std::future<void> done = task.get_future();
+  std::thread(std::move(task)).detach();
+  while (done.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
+    context.breathe();
+  }
+  done.get();
+}
+
+}  // namespace
+
+template <class T>
+void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> left,
+                     MatrixRef<T> right, const Context& context) {
+  const Index k = values.cols;
+  const Index smaller = std::min(w.rows, w.cols);
+  require_shape(values, 1, std::min(k, smaller), "singular values");
+  const bool vectors = !left.empty() || !right.empty();
+  if (!left.empty()) require_shape(left, w.rows, k, "left singular vectors");
+  if (!right.empty()) require_shape(right, w.cols, k, "right singular vectors");
+  if (k == 0) return;
+
+  auto d = std::make_shared<Decomposition>();
+  d->transposed = w.map().transpose().template cast<double>();
+  d->vectors = vectors;
+  const double flops = (vectors ? 20.0 : 4.0) * static_cast<double>(w.rows) *
+                       static_cast<double>(w.cols) * static_cast<double>(smaller);
+  if (flops < patient_flops || context.monitor == nullptr) {
+    context.breathe();
+    d->compute();
+  } else {
+    compute_patiently(d, context);
+  }
+  values.map() = d->svd.singularValues().head(k).transpose().template cast<T>();
+  if (!left.empty()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
+  if (!right.empty()) right.map() = d->svd.matrixU().leftCols(k).template cast<T>();
+}
+
+template void singular_values<float>(MatrixRef<const float>, MatrixRef<float>, MatrixRef<float>,
+                                     MatrixRef<float>, const Context&);
+template void singular_values<double>(MatrixRef<const double>, MatrixRef<double>,
+                                      MatrixRef<double>, MatrixRef<double>, const Context&);
+
+namespace {
+
+// How many eigenvalues of the symmetric tridiagonal matrix exceed x.
+Index count_above(const std::vector<double>& diagonal, const std::vector<double>& squared_off,
+                  double x) {
+  Index n_above = 0;
+  double pivot = 1.0;
+  for (std::size_t i = 0; i < diagonal.size(); ++i) {
+    const double coupling = i == 0 ? 0.0 : squared_off[i - 1] / pivot;
+    pivot = diagonal[i] - x - coupling;
+    if (pivot == 0.0) pivot = -std::numeric_limits<double>::min();
+    if (pivot > 0.0) ++n_above;
+  }
+  return n_above;
+}
+
+}  // namespace
+
+void bidiagonal_singular_values(const std::vector<double>& diagonal,
+                                const std::vector<double>& superdiagonal, double* values, Index k) {
+  const Index n = static_cast<Index>(diagonal.size());
+  require_length(static_cast<Index>(superdiagonal.size()), std::max<Index>(n - 1, 0),
+                 "superdiagonal");
+  if (k < 0 || k > n) {
+    throw ShapeError("k is " + std::to_string(k) + "; wanted 0 to " + std::to_string(n));
+  }
+  // B^T B has diagonal a_i^2 + b_{i-1}^2 and off-diagonal a_i b_i.
+  std::vector<double> tridiagonal(diagonal.size()), squared_off(superdiagonal.size());
+  double top = 0.0;
+  for (Index i = 0; i < n; ++i) {
+    const double above = i > 0 ? superdiagonal[i - 1] : 0.0;
+    tridiagonal[i] = diagonal[i] * diagonal[i] + above * above;
+    if (i + 1 < n) {
+      const double off = diagonal[i] * superdiagonal[i];
+      squared_off[i] = off * off;
+    }
+  }
+  for (Index i = 0; i < n; ++i) {
+    const double before = i > 0 ? std::sqrt(squared_off[i - 1]) : 0.0;
+    const double after = i + 1 < n ? std::sqrt(squared_off[i]) : 0.0;
+    top = std::max(top, tridiagonal[i] + before + after);  // Gershgorin
+  }
+  double upper = top * (1.0 + 1e-15);
+  for (Index j = 0; j < k; ++j) {
+    double low = 0.0;
+    double high = upper;
+    while (true) {
+      const double middle = 0.5 * (low + high);
+      if (middle <= low || middle >= high) break;
+      (count_above(tridiagonal, squared_off, middle) > j ? low : high) = middle;
+    }
+    values[j] = std::sqrt(high);
+    upper = high;
+  }
+}
+
+}  // namespace dlnfast
