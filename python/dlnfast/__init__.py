@@ -1,0 +1,60 @@
+"""Exact and fast training dynamics of deep linear networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import measures, reference, theory
+from ._errors import AssumptionError, CopyWarning, DivergedError, ShapeError
+from ._threads import build_info, set_num_threads
+from ._version import __version__
+from .closure import Certificate
+from .data import load_fashion_mnist, one_hot
+from .descent import gradients, train
+from .initial import aligned, gaussian, orthogonal, uniform
+from .problem import LowRank, Problem, classification, low_rank_recovery
+from .trajectory import Trajectory, load
+
+if TYPE_CHECKING:
+    from . import figures, plots
+
+__all__ = [
+    "AssumptionError",
+    "Certificate",
+    "CopyWarning",
+    "DivergedError",
+    "LowRank",
+    "Problem",
+    "ShapeError",
+    "Trajectory",
+    "__version__",
+    "aligned",
+    "build_info",
+    "classification",
+    "figures",
+    "gaussian",
+    "gradients",
+    "load",
+    "load_fashion_mnist",
+    "low_rank_recovery",
+    "measures",
+    "one_hot",
+    "orthogonal",
+    "plots",
+    "reference",
+    "set_num_threads",
+    "theory",
+    "train",
+    "uniform",
+]
+
+_LAZY = ("plots", "figures")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts that need matplotlib when they are first used."""
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,166 @@
+"""Checks and conversions of what users pass in: the one place where an argument may be copied."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import CopyWarning, ShapeError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+#: Copies of an argument above this size are announced with a `CopyWarning`.
+LARGE_COPY_BYTES = 64 * 2**20
+
+
+def _titled(name: str, symbol: str | None) -> str:
+    return f"{name} ({symbol})" if symbol else name
+
+
+def _float_dtype(array: npt.NDArray[Any], title: str) -> np.dtype[Any]:
+    if array.dtype in (np.float32, np.float64):
+        return array.dtype.newbyteorder("=")
+    if array.dtype.kind in "biu":
+        return np.dtype(np.float64)
+    raise TypeError(
+        f"{title} has dtype {array.dtype}; wanted float64 or float32 (integers are converted to float64)"
+    )
+
+
+def _checked_array(
+    x: object, name: str, n_axes: int, shape: Sequence[int | None] | None, dtype: npt.DTypeLike | None,
+    finite: bool, symbol: str | None, empty: bool,
+) -> FloatArray:
+    title = _titled(name, symbol)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+    if array.dtype == object:
+        raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
+    wanted = _float_dtype(array, title) if dtype is None else np.dtype(dtype)
+    if dtype is not None:
+        _float_dtype(array, title)
+    if array.ndim != n_axes:
+        kind = "a matrix (2 axes)" if n_axes == 2 else "a vector (1 axis)"
+        raise ShapeError(f"{title} has shape {array.shape}; wanted {kind}")
+    if shape is not None and any(w is not None and w != g for w, g in zip(shape, array.shape, strict=True)):
+        text = ", ".join("any" if w is None else str(w) for w in shape)
+        raise ShapeError(f"{title} has shape {array.shape}; wanted ({text}{',' if n_axes == 1 else ''})")
+    if array.size == 0 and not empty:
+        raise ShapeError(f"{title} is empty: shape {array.shape}")
+    result = np.ascontiguousarray(array, dtype=wanted)
+    if isinstance(x, np.ndarray) and not np.shares_memory(result, array) and result.nbytes > LARGE_COPY_BYTES:
+        warnings.warn(
+            f"{title}: {result.nbytes / 2**20:.0f} MB copied to a C-contiguous {wanted} array "
+            f"(it came as {array.dtype}, strides {array.strides})",
+            CopyWarning,
+            stacklevel=4,
+        )
+    if finite and not is_finite(result):
+        where = np.argwhere(~np.isfinite(result))[0]
+        raise ValueError(
+            f"{title} has a value that is not finite: {result[tuple(where)]} at {tuple(int(i) for i in where)}"
+        )
+    return result
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Tell whether all entries are finite, without a temporary of the array's size where possible."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float64)):
+            return True
+    return bool(np.isfinite(array).all())
+
+
+def as_matrix(
+    x: object, name: str, *, shape: tuple[int | None, int | None] | None = None,
+    dtype: npt.DTypeLike | None = None, finite: bool = True, symbol: str | None = None, empty: bool = False,
+) -> FloatArray:
+    """Return `x` as a C-contiguous float64 or float32 matrix, itself where it already is one.
+
+    `shape` holds wanted sizes, None for any. `dtype=None` keeps float32 and float64 and turns
+    integers and booleans into float64.
+
+    Raises
+    ------
+    TypeError
+        For float16, complex and non-numeric input.
+    ShapeError
+        For a wrong number of axes, wrong sizes or, unless `empty`, no entries.
+    ValueError
+        For NaN or infinity, unless `finite` is false.
+    """
+    return _checked_array(x, name, 2, shape, dtype, finite, symbol, empty)
+
+
+def as_vector(
+    x: object, name: str, *, length: int | None = None, dtype: npt.DTypeLike | None = None,
+    finite: bool = True, symbol: str | None = None, empty: bool = False,
+) -> FloatArray:
+    """Return `x` as a C-contiguous float64 or float32 vector; see `as_matrix`."""
+    return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
+
+
+def check_count(n: object, name: str, *, minimum: int = 1) -> int:
+    """Return `n` as an int of at least `minimum`."""
+    if isinstance(n, (bool, np.bool_)):
+        raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
+    try:
+        count = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}") from None
+    if count < minimum:
+        raise ValueError(f"{name} is {count}; wanted an integer of at least {minimum}")
+    return count
+
+
+def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = False) -> float:
+    """Return `x` as a finite float of at least `minimum` (above it where `strict`)."""
+    bound = f"{'above' if strict else 'of at least'} {minimum:g}"
+    if isinstance(x, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name} is {x!r}; wanted a number {bound}")
+    try:
+        value = float(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}; wanted a number {bound}") from None
+    if not np.isfinite(value) or value < minimum or (strict and value == minimum):
+        raise ValueError(f"{name} is {value:g}; wanted a finite number {bound}")
+    return value
+
+
+def per_layer(
+    x: object, name: str, n_layers: int, *, minimum: float = 0.0, strict: bool = False
+) -> npt.NDArray[np.float64]:
+    """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`."""
+    if isinstance(x, (str, bytes)) or np.ndim(x) == 0:  # type: ignore[arg-type]
+        return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict))
+    values = list(x)  # type: ignore[call-overload]
+    if len(values) != n_layers:
+        raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
+    return np.array(
+        [check_scale(v, f"{name}[{i}]", minimum=minimum, strict=strict) for i, v in enumerate(values)]
+    )
+
+
+def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Generator:
+    """Return a counter-based generator that depends on nothing but `seed` and the name of its use.
+
+    Parameters
+    ----------
+    seed : int
+        Non-negative, below 2**64.
+    stream : sequence of int or str
+        What the numbers are for, such as ``("orthogonal", layer)``; each use has its own stream.
+    """
+    number = check_count(seed, "seed", minimum=0)
+    if number >= 2**64:
+        raise ValueError(f"seed is {number}; wanted an integer below 2**64")
+    use = zlib.crc32(repr(tuple(stream)).encode())
+    return np.random.Generator(np.random.Philox(key=[number, use]))

@@ -1,0 +1,42 @@
+"""The exceptions and warnings of dlnfast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .trajectory import Trajectory
+
+
+class ShapeError(ValueError):
+    """An array has the wrong number of axes or the wrong sizes."""
+
+
+class AssumptionError(ValueError):
+    """The reduced engine was asked for where its theorem does not hold."""
+
+
+class DivergedError(ArithmeticError):
+    """Gradient descent left the finite numbers.
+
+    Attributes
+    ----------
+    step : int
+        First step at which the loss was no longer finite.
+    layer : int
+        Layer, counted from 1, whose weights had grown most by then.
+    trajectory : Trajectory or None
+        Everything recorded before that step.
+    """
+
+    def __init__(
+        self, message: str, *, step: int, layer: int, trajectory: Trajectory | None = None
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.layer = layer
+        self.trajectory = trajectory
+
+
+class CopyWarning(UserWarning):
+    """A large array had to be copied to change its layout or its precision."""

@@ -1,0 +1,596 @@
+"""Samples, whitening, one-hot targets and the loaders of real data sets."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, check_scale, is_finite
+from ._errors import ShapeError
+
+IntegerArray = npt.NDArray[np.int64]
+
+LAYOUTS: Final = ("columns", "rows")
+WHITENING_METHODS: Final = ("zca", "pca", "cholesky")
+
+#: Values converted to float64 at a time (32 MB): the only copy of the raw data that is ever made.
+_CHUNK_VALUES: Final = 2**22
+
+
+# --------------------------------------------------------------------------------------------------
+# Labels
+# --------------------------------------------------------------------------------------------------
+
+
+def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> FloatArray:
+    """Return the targets Y of a classification: ``Y[k, j] = 1`` where sample j is of class k, else 0.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (N,)
+        Class of every sample.
+    classes : array_like of int, shape (K,), optional
+        The classes, in the order of the rows of Y. Default: the distinct labels, ascending. Name
+        them where a part of a data set may lack some.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, N)
+
+    Raises
+    ------
+    TypeError
+        For labels that are not integers.
+    ShapeError
+        For labels that are not a non-empty vector.
+    ValueError
+        For a label that is not among `classes`, or a class named twice.
+
+    Examples
+    --------
+    >>> one_hot([0, 2, 2])
+    array([[1., 0., 0.],
+           [0., 1., 1.]])
+    >>> one_hot([0, 2, 2], classes=range(3)).shape
+    (3, 3)
+    """
+    values = as_labels(labels, "labels")
+    known = np.unique(values) if classes is None else as_labels(classes, "classes")
+    if np.unique(known).size != known.size:
+        raise ValueError(f"classes names a class twice: {known.tolist()}")
+    member: npt.NDArray[np.bool_] = known[:, None] == values[None, :]
+    foreign = ~member.any(axis=0)
+    if foreign.any():
+        sample = int(np.argmax(foreign))
+        raise ValueError(f"labels[{sample}] is {values[sample]}; wanted one of classes {known.tolist()}")
+    return member.astype(np.float64)
+
+
+def as_labels(labels: object, name: str) -> IntegerArray:
+    """Return integer labels as a non-empty int64 vector."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.size == 0:
+        raise ShapeError(f"{name} has shape {array.shape}; wanted a non-empty vector (N,)")
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"{name} has dtype {array.dtype}; wanted integers")
+    return array.astype(np.int64)
+
+
+def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntegerArray | None:
+    """Return the row of the single 1 in every column, or None where `outputs` is not one-hot."""
+    labels = np.empty(outputs.shape[1], dtype=np.int64)
+    for part in _parts(outputs.shape[1], outputs.shape[0]):
+        chunk = outputs[:, part]
+        ones = chunk == 1
+        if not (np.logical_or(ones, chunk == 0).all() and (ones.sum(axis=0) == 1).all()):
+            return None
+        labels[part] = ones.argmax(axis=0)
+    return labels
+
+
+# --------------------------------------------------------------------------------------------------
+# Samples and their statistics
+# --------------------------------------------------------------------------------------------------
+
+
+def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
+    """Return raw samples as columns, (d, N): a view of `x` in its own precision wherever possible."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; wanted one of {', '.join(map(repr, LAYOUTS))}")
+    raw = np.asarray(x) if _is_real_matrix(x) else as_matrix(x, name, symbol=symbol)
+    columns: npt.NDArray[Any] = raw.T if layout == "rows" else raw
+    return columns
+
+
+def _is_real_matrix(x: object) -> bool:
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or x.size == 0:
+        return False
+    return x.dtype.kind in "biu" or x.dtype in (np.float32, np.float64)
+
+
+def _parts(n_samples: int, dim: int) -> Iterator[slice]:
+    width = max(1, _CHUNK_VALUES // dim)
+    for start in range(0, n_samples, width):
+        yield slice(start, min(start + width, n_samples))
+
+
+def _as_float64(raw: npt.NDArray[Any], part: slice, name: str) -> FloatArray:
+    chunk = np.asarray(raw[:, part], dtype=np.float64)
+    if not is_finite(chunk):
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(chunk))[0])
+        raise ValueError(
+            f"{name} has a value that is not finite: {chunk[row, column]} in component {row} of "
+            f"sample {column + part.start}"
+        )
+    return chunk
+
+
+def map_columns(raw: npt.NDArray[Any], name: str, matrix: FloatArray | None) -> FloatArray:
+    """Return `matrix` times the raw columns, or the columns themselves, as C-contiguous float64."""
+    if matrix is None:
+        return np.ascontiguousarray(_as_float64(raw, slice(0, raw.shape[1]), name))
+    result = np.empty((matrix.shape[0], raw.shape[1]))
+    for part in _parts(raw.shape[1], raw.shape[0]):
+        result[:, part] = matrix @ _as_float64(raw, part, name)
+    return result
+
+
+class Samples:
+    """The raw data X and Y as they were given, read as float64 a chunk of samples at a time.
+
+    Attributes
+    ----------
+    inputs : ndarray, shape (d_x, N)
+        X, not copied.
+    outputs : ndarray, shape (d_y, N), or None
+        Y, not copied; None where labels were given, whose one-hot columns are made as they are read.
+    labels, classes : ndarray of int64 or None
+        Where Y is one-hot: the class of every sample, and the class that each row of Y stands for.
+    """
+
+    def __init__(self, X: object, Y: object, layout: str) -> None:
+        self.inputs = sample_columns(X, "X", layout, "raw inputs")
+        self.outputs: npt.NDArray[Any] | None = None
+        self.labels: IntegerArray | None
+        self.classes: IntegerArray | None = None
+        if _is_vector(Y):
+            self.labels = as_labels(Y, "Y (a vector, so labels)")
+            self.classes = np.unique(self.labels)
+            self.dim_out, n_outputs = self.classes.size, self.labels.size
+        else:
+            self.outputs = sample_columns(Y, "Y", layout, "targets")
+            self.labels = _labels_of_one_hot(self.outputs)
+            self.dim_out, n_outputs = self.outputs.shape
+            if self.labels is not None:
+                self.classes = np.arange(self.dim_out)
+        self.dim_in, self.n_samples = self.inputs.shape
+        if n_outputs != self.n_samples:
+            raise ShapeError(
+                f"X has {self.n_samples} samples and Y has {n_outputs}; wanted as many in layout {layout!r}"
+            )
+
+    def parts(self) -> Iterator[slice]:
+        """Yield ranges of samples whose inputs and outputs together make one chunk."""
+        return _parts(self.n_samples, self.dim_in + self.dim_out)
+
+    def read_inputs(self, part: slice, transform: FloatArray | None = None) -> FloatArray:
+        """Return the inputs of some samples, or their images under `transform`."""
+        chunk = _as_float64(self.inputs, part, "X")
+        return chunk if transform is None else transform @ chunk
+
+    def read_outputs(self, part: slice) -> FloatArray:
+        """Return the outputs of some samples."""
+        if self.outputs is None:
+            assert self.labels is not None
+            return one_hot(self.labels[part], self.classes)
+        return _as_float64(self.outputs, part, "Y")
+
+
+def _is_vector(x: object) -> bool:
+    try:
+        return np.ndim(x) == 1  # type: ignore[arg-type]
+    except ValueError:  # rows of different lengths, which `sample_columns` explains
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What gradient descent needs to know of the data: S = X X^T, Phi = Y X^T and ||Y||_F^2."""
+
+    input_gram: FloatArray
+    target: FloatArray
+    output_norm_squared: float
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def input_gram(samples: Samples, transform: FloatArray | None = None) -> FloatArray:
+    """Return (T X)(T X)^T, summed over chunks; T = I where `transform` is None."""
+    dim = samples.dim_in if transform is None else transform.shape[0]
+    gram = np.zeros((dim, dim))
+    for part in samples.parts():
+        inputs = samples.read_inputs(part, transform)
+        gram += inputs @ inputs.T
+    return _without_overflow(gram, "X", "X X^T")
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _sample_gram(inputs: FloatArray) -> FloatArray:
+    return _without_overflow(inputs.T @ inputs, "X", "X^T X")
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def sufficient_statistics(samples: Samples, transform: FloatArray | None = None) -> Statistics:
+    """Return the sufficient statistics of (T X, Y) from one pass over the data."""
+    dim = samples.dim_in if transform is None else transform.shape[0]
+    gram, target, norm_squared = np.zeros((dim, dim)), np.zeros((samples.dim_out, dim)), 0.0
+    for part in samples.parts():
+        inputs, outputs = samples.read_inputs(part, transform), samples.read_outputs(part)
+        gram += inputs @ inputs.T
+        target += outputs @ inputs.T
+        norm_squared += float(np.sum(outputs * outputs))
+    _without_overflow(gram, "X", "X X^T")
+    _without_overflow(np.array(norm_squared), "Y", "||Y||^2")
+    return Statistics(gram, target, norm_squared)
+
+
+def _without_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
+    if not is_finite(total):
+        raise ValueError(f"{name} is too large: {formula} overflows float64; divide {name} by a constant")
+    return total
+
+
+def squared_residual(samples: Samples, matrix: FloatArray) -> float:
+    """Return ||M X - Y||_F^2 on the raw inputs, from one pass over the data."""
+    total = 0.0
+    for part in samples.parts():
+        residual = samples.read_inputs(part, matrix) - samples.read_outputs(part)
+        total += float(np.sum(residual * residual))
+    return total
+
+
+# --------------------------------------------------------------------------------------------------
+# Whitening
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """How inputs were made white, and how white they became.
+
+    Attributes
+    ----------
+    method : {"zca", "pca", "cholesky"} or None
+        None: the inputs were white as they came, to within `error`.
+    matrix : ndarray, shape (q, d_x), or None
+        T with T S T^T = I, where S = X X^T; None stands for I.
+    rank : int
+        q, the numerical rank of X and the input dimension of the problem.
+    condition_number : float
+        Largest over smallest kept eigenvalue of S, the square of that of X.
+    error : float
+        ||T S T^T - I||_F / sqrt(q), measured on the whitened data.
+    discarded : float
+        Share of ||X||_F^2 in the directions that were dropped.
+    """
+
+    method: str | None
+    matrix: FloatArray | None
+    rank: int
+    condition_number: float
+    error: float
+    discarded: float
+
+
+def gram_resolution(dim: int) -> float:
+    """Return the share of the largest eigenvalue of a Gram matrix below which rounding hides the others.
+
+    ``4 (d + sqrt(N)) eps`` with N taken as 10^6 samples: the eigenvalue solver contributes errors
+    that grow no faster than d, the sum over N samples errors like sqrt(N). As the Gram matrix squares
+    singular values, the inputs themselves are resolved to the square root of this, about 1e-6.
+    """
+    return float(4 * (dim + 1000) * np.finfo(np.float64).eps)
+
+
+def whiten_samples(
+    samples: Samples, method: str, rank_tolerance: float | None = None
+) -> tuple[Whitening, Statistics]:
+    """Find T with T S T^T = I, S = X X^T, and the statistics of the whitened samples.
+
+    Parameters
+    ----------
+    samples : Samples
+        Raw data, X of shape (d_x, N). Neither centred nor divided by N.
+    method : {"zca", "pca", "cholesky"}
+        With S = E diag(lambda) E^T: ``T = E diag(lambda)^(-1/2) E^T``, ``diag(lambda)^(-1/2) E^T``, or
+        the inverse of the lower triangular factor of S = L L^T. They differ by a rotation from the left.
+    rank_tolerance : float, optional
+        Directions along which the singular value of X is at most this share of the largest are
+        dropped. Default: ``sqrt(4 (d_x + 1000) eps)``, about 1e-6, what forming S leaves visible.
+
+    Returns
+    -------
+    whitening : Whitening
+    statistics : Statistics
+        Of (T X, Y), summed over T X itself.
+
+    Raises
+    ------
+    ValueError
+        Unknown method, X = 0, or a `rank_tolerance` so small that a kept direction is rounding noise.
+
+    Notes
+    -----
+    The eigenvectors of S whiten X up to an error of about cond(S) eps, because S is rounded. The
+    whitened data have a Gram matrix near I, which is factored without that loss; folding its factor
+    into T leaves sqrt(cond(S)) eps, that of rounding T X. Three passes over the data, the last of
+    which measures the error; O(N d^2) time and one chunk beyond the data themselves.
+
+    Where the rank q is below d_x, the problem is posed in the q principal coordinates of X. S is
+    diagonal there, so that the three methods coincide.
+
+    Names as in Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American
+    Statistician 72 (2018); their Cholesky whitening orders the features the other way round.
+    """
+    if method not in WHITENING_METHODS:
+        raise ValueError(f"whiten is {method!r}; wanted None or one of {', '.join(WHITENING_METHODS)}")
+    squared_tolerance = _squared_tolerance(rank_tolerance, samples.dim_in)
+    first, discarded = _principal_whitener(samples, squared_tolerance)
+    nearly_identity = input_gram(samples, first)
+    if np.linalg.eigvalsh(nearly_identity)[0] < 0.1:
+        # The data have less along some direction than its eigenvalue had promised.
+        raise ValueError(
+            f"rank_tolerance is {math.sqrt(squared_tolerance):.1e}, which keeps directions of X that are "
+            f"rounding noise; wanted about {math.sqrt(gram_resolution(samples.dim_in)):.1e} or more"
+        )
+    refined = np.linalg.solve(np.linalg.cholesky(nearly_identity), first)
+    matrix, condition_number = _canonical_whitener(refined, method)
+    rank = matrix.shape[0]
+    result = sufficient_statistics(samples, matrix)
+    error = distance_from_identity(result.input_gram)
+    return Whitening(method, matrix, rank, condition_number, error, discarded), result
+
+
+def distance_from_identity(gram: FloatArray) -> float:
+    """Return ||G - I||_F / sqrt(q) of a (q, q) Gram matrix."""
+    return float(np.linalg.norm(gram - np.eye(gram.shape[0])) / math.sqrt(gram.shape[0]))
+
+
+def _squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
+    if rank_tolerance is None:
+        return gram_resolution(dim)
+    tolerance = check_scale(rank_tolerance, "rank_tolerance")
+    if tolerance >= 1:
+        raise ValueError(
+            f"rank_tolerance is {tolerance:g}; wanted a share of the largest singular value, below 1"
+        )
+    return tolerance**2
+
+
+def _principal_whitener(samples: Samples, squared_tolerance: float) -> tuple[FloatArray, float]:
+    """Return ``diag(lambda)^(-1/2) E^T`` over the kept eigenpairs of S, and the discarded energy."""
+    few = samples.n_samples < samples.dim_in
+    # S has no more than N nonzero eigenvalues: those of X^T X, which is the smaller matrix here.
+    inputs = samples.read_inputs(slice(0, samples.n_samples)) if few else None
+    eigenvalues, vectors = np.linalg.eigh(input_gram(samples) if inputs is None else _sample_gram(inputs))
+    keep = eigenvalues > max(squared_tolerance * eigenvalues[-1], 0.0)
+    if not keep.any():
+        raise ValueError("X (raw inputs) is zero: there is nothing to whiten")
+    energy = np.maximum(eigenvalues, 0.0)
+    discarded = float(energy[~keep].sum() / energy.sum())
+    if inputs is None:
+        return (vectors[:, keep] / np.sqrt(eigenvalues[keep])).T, discarded
+    return (inputs @ (vectors[:, keep] / eigenvalues[keep])).T, discarded
+
+
+def _canonical_whitener(whitener: FloatArray, method: str) -> tuple[FloatArray, float]:
+    """Rotate any T with T S T^T = I into the one that `method` names; return it and cond(S).
+
+    T^T T = S^(-1) whatever the rotation, so T itself yields the principal axes and the Cholesky factor.
+    """
+    rank, dim = whitener.shape
+    _, scales, axes = np.linalg.svd(whitener, full_matrices=False)
+    scales, axes = scales[::-1], axes[::-1]  # strongest direction of X first
+    condition_number = float((scales[-1] / scales[0]) ** 2)
+    if method == "cholesky" and rank == dim:
+        _, upper = np.linalg.qr(whitener[:, ::-1])
+        lower = upper[::-1, ::-1]
+        return np.ascontiguousarray(lower * _signs(np.diag(lower))[:, None]), condition_number
+    if method == "zca" and rank == dim:
+        return (axes.T * scales) @ axes, condition_number
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    return (scales * _signs(largest[:, 0]))[:, None] * axes, condition_number
+
+
+def _signs(values: FloatArray) -> FloatArray:
+    """Return the signs of `values`, +1 for zeros."""
+    return np.where(values < 0, -1.0, 1.0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Fashion-MNIST
+# --------------------------------------------------------------------------------------------------
+
+_IMAGE_SIZE: Final = 28
+_N_CLASSES: Final = 10
+_NPZ_NAME: Final = "fashion_mnist_full.npz"
+_IDX_FOLDERS: Final = ("FashionMNIST/raw", "raw", ".")
+_PARQUET_FOLDERS: Final = (".", "fashion_mnist", "data")
+_IDX_PREFIX: Final = {"train": "train", "test": "t10k"}
+
+
+def load_fashion_mnist(
+    path: str | os.PathLike[str] | None = None, split: str = "train"
+) -> tuple[npt.NDArray[np.uint8], IntegerArray]:
+    """Read Fashion-MNIST from a local copy; nothing is downloaded.
+
+    Parameters
+    ----------
+    path : path, optional
+        File or folder. Default: the environment variable ``DLNFAST_DATA``. Looked for, in this order:
+
+        * ``fashion_mnist_full.npz``, or an .npz file itself, with the arrays ``x_train``, ``y_train``,
+          ``x_test``, ``y_test``;
+        * the original files ``train-images-idx3-ubyte`` and so on, plain or ``.gz``, in
+          ``FashionMNIST/raw`` (where torchvision puts them), in ``raw`` or in the folder itself;
+        * the parquet files of the Hugging Face data set, ``train-*.parquet`` and ``test-*.parquet``,
+          in the folder itself, in ``fashion_mnist`` or in ``data`` (needs pyarrow and Pillow).
+    split : {"train", "test"}
+        60,000 or 10,000 images.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (N, 784)
+        One image a row, pixels 0..255.
+    labels : ndarray of int64, shape (N,)
+        0 T-shirt/top, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag,
+        9 ankle boot.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming every place that was looked at.
+    ValueError
+        For a damaged file, saying what is wrong with it.
+    ImportError
+        Where only parquet files are there and pyarrow is not.
+
+    Notes
+    -----
+    Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
+    algorithms" (arXiv 1708.07747).
+
+    Examples
+    --------
+    >>> images, labels = load_fashion_mnist("data", split="test")  # doctest: +SKIP
+    >>> images.shape, labels[:5]  # doctest: +SKIP
+    ((10000, 784), array([9, 2, 1, 1, 6]))
+    """
+    if split not in _IDX_PREFIX:
+        raise ValueError(f"split is {split!r}; wanted 'train' or 'test'")
+    root = _data_root(path)
+    npz = root if root.suffix == ".npz" else root / _NPZ_NAME
+    if npz.is_file():
+        return _checked_images(*_read_npz(npz, split), npz)
+    for folder in _IDX_FOLDERS:
+        found = _find_idx(root / folder, split)
+        if found is not None:
+            return _checked_images(_read_idx(found[0], 3), _read_idx(found[1], 1), found[0])
+    for folder in _PARQUET_FOLDERS:
+        files = sorted((root / folder).glob(f"{split}-*.parquet"))
+        if files:
+            return _checked_images(*_read_parquet(files), files[0])
+    raise FileNotFoundError(f"no Fashion-MNIST ({split}) at {root}; looked for {_places(root, split)}")
+
+
+def _data_root(path: str | os.PathLike[str] | None) -> Path:
+    chosen = os.environ.get("DLNFAST_DATA") if path is None else path
+    if not chosen:
+        raise FileNotFoundError(
+            "path is not given and the environment variable DLNFAST_DATA is not set: name the folder that "
+            f"holds {_NPZ_NAME}, FashionMNIST/raw/*-ubyte(.gz) or the parquet files of Fashion-MNIST"
+        )
+    return Path(chosen)
+
+
+def _places(root: Path, split: str) -> str:
+    prefix = _IDX_PREFIX[split]
+    pair = f"{prefix}-images-idx3-ubyte(.gz) with {prefix}-labels-idx1-ubyte(.gz)"
+    places = [str(root if root.suffix == ".npz" else root / _NPZ_NAME)]
+    places += [f"{pair} in {root / folder}" for folder in _IDX_FOLDERS]
+    places += [str(root / folder / f"{split}-*.parquet") for folder in _PARQUET_FOLDERS]
+    return "; ".join(places)
+
+
+def _find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
+    images = _plain_or_gzip(folder / f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
+    labels = _plain_or_gzip(folder / f"{_IDX_PREFIX[split]}-labels-idx1-ubyte")
+    return None if images is None or labels is None else (images, labels)
+
+
+def _plain_or_gzip(path: Path) -> Path | None:
+    compressed = path.with_name(path.name + ".gz")
+    return next((p for p in (path, compressed) if p.is_file()), None)
+
+
+def _read_npz(path: Path, split: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return arrays[f"x_{split}"], arrays[f"y_{split}"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npz file with x_{split} and y_{split}: {error}"
+        ) from error
+
+
+def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes: magic number, big-endian sizes, values."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    header = 4 + 4 * n_axes
+    if len(content) < header:
+        raise ValueError(f"{path} is truncated: {len(content)} bytes, shorter than its header of {header}")
+    magic = bytes((0, 0, 8, n_axes))
+    if content[:4] != magic:
+        raise ValueError(
+            f"{path} is not an IDX file of unsigned bytes with {n_axes} axes: it starts with "
+            f"0x{content[:4].hex()}; wanted 0x{magic.hex()}"
+        )
+    sizes = [int(n) for n in np.frombuffer(content, dtype=">u4", count=n_axes, offset=4)]
+    wanted, got = math.prod(sizes), len(content) - header
+    if got != wanted:
+        raise ValueError(
+            f"{path} is {'truncated' if got < wanted else 'too long'}: {got} bytes of values; its header "
+            f"says {' x '.join(map(str, sizes))} = {wanted}"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)
+
+
+def _read_parquet(files: Sequence[Path]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise ImportError(
+            f"reading {files[0]} needs pyarrow and Pillow: pip install pyarrow pillow"
+        ) from error
+    images: list[npt.NDArray[Any]] = []
+    labels: list[int] = []
+    for file in files:
+        table = parquet.read_table(file, columns=["image", "label"]).to_pydict()
+        images += [np.asarray(pillow.open(io.BytesIO(cell["bytes"]))) for cell in table["image"]]
+        labels += table["label"]
+    return np.array(images), np.array(labels)
+
+
+def _checked_images(
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], source: Path
+) -> tuple[npt.NDArray[np.uint8], IntegerArray]:
+    n_images = len(images)
+    if images.dtype != np.uint8 or images.shape[1:] != (_IMAGE_SIZE, _IMAGE_SIZE) or n_images == 0:
+        raise ValueError(
+            f"{source} holds images of shape {images.shape}, {images.dtype}; wanted (N, 28, 28), uint8"
+        )
+    if labels.shape != (n_images,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{source} holds {n_images} images, but labels of shape {labels.shape}, {labels.dtype}; "
+            f"wanted ({n_images},), integers"
+        )
+    if labels.min() < 0 or labels.max() >= _N_CLASSES:
+        raise ValueError(f"{source} holds labels {labels.min()}..{labels.max()}; wanted 0..{_N_CLASSES - 1}")
+    return images.reshape(n_images, -1), labels.astype(np.int64)

@@ -1,0 +1,538 @@
+"""`train`: checks the request, chooses the engine, runs it, and hands back a `Trajectory`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, check_count, check_scale, per_layer
+from ._dispatch import core
+from ._errors import AssumptionError, DivergedError, ShapeError
+from .closure import LARGEST_SHARE, Assumptions, Certificate, active_subspaces, check_assumptions
+from .problem import LowRank, Problem
+from .theory import stability_threshold
+from .trajectory import DenseStates, ReducedStates, Trajectory
+
+logger = logging.getLogger("dlnfast")
+
+Callback = Callable[[int, float], bool | None]
+PerLayer = float | Sequence[float]
+
+_ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion", "muon", "shampoo")
+
+
+def train(
+    problem: Problem,
+    weights: Sequence[npt.ArrayLike],
+    *,
+    learning_rate: PerLayer,
+    steps: int,
+    weight_decay: PerLayer = 0.0,
+    momentum: PerLayer = 0.0,
+    engine: str = "auto",
+    record_every: int = 1,
+    singular_values: str | int | None = "all",
+    vectors: bool = False,
+    weights_every: int | None = None,
+    tolerance: float | None = None,
+    n_threads: int = 0,
+    progress: bool = False,
+    callback: Callback | None = None,
+    optimizer: str = "gd",
+) -> Trajectory:
+    r"""Run full-batch gradient descent on ``l = c/2 ||W_L ... W_1 X - Y||_F^2``.
+
+    All layers move at once, with heavy-ball momentum where it is asked for:
+    ``V_l <- mu_l V_l + G_l + lambda_l W_l`` and ``W_l <- W_l - eta_l V_l``, where
+    ``G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T`` and V_l(0) = 0.
+
+    Parameters
+    ----------
+    problem : Problem
+        S, Phi and c. Mind c: it rescales every learning rate (``problem.loss_scale``).
+    weights : sequence of array_like
+        ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32. Never changed;
+        the trajectory refers to them, so do not change them either.
+    learning_rate : float or sequence of float
+        ``eta``, for all layers or one per layer.
+    steps : int
+        Number of updates, 0 or more.
+    weight_decay, momentum : float or sequence of float
+        ``lambda`` and ``mu`` (0 <= mu < 1), for all layers or one per layer.
+    engine : {"auto", "reduced", "dense"}
+        "reduced" trains the invariant subspace only, exactly, at a cost independent of the width; "dense"
+        trains whole matrices. "auto" takes the reduced engine where its conditions are found to hold and
+        it is smaller than the network. The choice and its reasons stand in ``run.certificate``.
+    record_every : int
+        Records at steps 0, record_every, 2 record_every, .. and at the last step.
+    singular_values : {"all", None} or int
+        How many singular values of each layer a record keeps. The reduced engine has them for nothing; the
+        dense one decomposes every layer at every record, O(d^3).
+    vectors : bool
+        Keep singular vectors too (the reduced engine always has them): needed for `Trajectory.angles`.
+    weights_every : int, optional
+        Dense engine: keep whole weight matrices at every such step (the first and last are always kept).
+        The reduced engine gives the weights at any record.
+    tolerance : float, optional
+        Stop as soon as the loss is at most this.
+    n_threads : int
+        0: as many as OpenMP allows, one for small work. A positive number is taken literally.
+    progress : bool
+        A bar on a terminal, once the run has taken a second.
+    callback : callable, optional
+        ``callback(step, loss)`` at every record; returning True ends the run.
+    optimizer : {"gd"}
+        Gradient descent, with or without momentum. Others are refused with the reason.
+
+    Returns
+    -------
+    Trajectory
+        The loss at every step, and what the records hold.
+
+    Raises
+    ------
+    ShapeError
+        Weights that do not fit each other or the problem.
+    AssumptionError
+        ``engine="reduced"`` where the theorem does not hold, or an adaptive optimizer.
+    DivergedError
+        The loss stopped being finite; the exception holds the trajectory up to there.
+    TypeError, ValueError
+        Any other argument out of its range; the message names it.
+
+    Notes
+    -----
+    Reduced: O(L r^3) per step, O(L d^2 r) once. Dense: 6 (L - 1) d^3 flops per step for square layers; with
+    d_L = K << d no d^3 at all, 6 (L - 1) K d^2 flops and one read and one read-and-write of each weight
+    matrix. Neither depends on the number of samples. After Ctrl-C the KeyboardInterrupt carries the
+    trajectory recorded so far as its attribute ``trajectory``.
+
+    Yaras et al., arXiv 2306.01154, Theorem 1.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.low_rank_recovery(dim=30, rank=3, seed=0)
+    >>> run = dln.train(problem, dln.orthogonal([30] * 4), learning_rate=1.0, steps=50)
+    >>> run.engine, round(float(run.rho(1)[-1]), 4)
+    ('reduced', 0.951)
+    """
+    start = time.perf_counter()
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
+    _check_optimizer(optimizer)
+    if engine not in ("auto", "reduced", "dense"):
+        raise ValueError(f'engine is {engine!r}; wanted "auto", "reduced" or "dense"')
+    matrices = _check_weights(weights, problem)
+    request = _Request.checked(
+        problem, matrices, learning_rate=learning_rate, steps=steps, weight_decay=weight_decay,
+        momentum=momentum, record_every=record_every, singular_values=singular_values, vectors=vectors,
+        weights_every=weights_every, tolerance=tolerance, n_threads=n_threads, callback=callback,
+    )
+    certificate = _choose_engine(engine, problem, matrices)
+    logger.info("%s", certificate)
+    job: _Job = _ReducedJob(request, certificate) if certificate.engine == "reduced" else _DenseJob(request)
+    with _ProgressBar(request.steps, progress) as bar:
+        return _run(job, request, certificate, bar, start)
+
+
+def gradients(problem: Problem, weights: Sequence[npt.ArrayLike], *, n_threads: int = 0) -> list[FloatArray]:
+    """Return the gradients ``G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T`` at these weights.
+
+    Parameters
+    ----------
+    problem : Problem
+        S, Phi and c.
+    weights : sequence of array_like
+        ``W_1, .., W_L``.
+    n_threads : int
+        As for `train`.
+
+    Returns
+    -------
+    list of ndarray
+        ``G_1, .., G_L``, each of the shape of its layer. Costs one step of the dense engine.
+    """
+    # One step with learning rate 1 and weight decay 1 leaves W - (G + W) = -G, with nothing rounded away.
+    run = train(
+        problem, weights, learning_rate=1.0, weight_decay=1.0, steps=1, engine="dense", singular_values=None,
+        n_threads=n_threads,
+    )
+    return [-run.weights(layer) for layer in range(1, run.n_layers + 1)]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of one run, checked."""
+
+    problem: Problem
+    weights: list[FloatArray]
+    learning_rate: npt.NDArray[np.float64]
+    weight_decay: npt.NDArray[np.float64]
+    momentum: npt.NDArray[np.float64]
+    steps: int
+    record_every: int
+    n_values: int | None  # None: all
+    vectors: bool
+    weights_every: int | None
+    tolerance: float | None
+    n_threads: int
+    callback: Callback | None
+
+    @classmethod
+    def checked(
+        cls, problem: Problem, weights: list[FloatArray], *, learning_rate: PerLayer, steps: int,
+        weight_decay: PerLayer, momentum: PerLayer, record_every: int, singular_values: str | int | None,
+        vectors: bool, weights_every: int | None, tolerance: float | None, n_threads: int,
+        callback: Callback | None,
+    ) -> _Request:
+        n_layers = len(weights)
+        inertia = per_layer(momentum, "momentum (mu)", n_layers)
+        if np.any(inertia >= 1.0):
+            raise ValueError(f"momentum (mu) is {inertia.max():g}; wanted a number in [0, 1)")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback is {type(callback).__name__}; wanted a callable of (step, loss)")
+        n_values = _check_n_values(singular_values)
+        if vectors and n_values == 0:
+            raise ValueError("vectors is True but singular_values asks for none")
+        return cls(
+            problem=problem,
+            weights=weights,
+            learning_rate=per_layer(learning_rate, "learning_rate (eta)", n_layers),
+            weight_decay=per_layer(weight_decay, "weight_decay (lambda)", n_layers),
+            momentum=inertia,
+            steps=check_count(steps, "steps", minimum=0),
+            record_every=check_count(record_every, "record_every"),
+            n_values=n_values,
+            vectors=bool(vectors),
+            weights_every=None if weights_every is None else check_count(weights_every, "weights_every"),
+            tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
+            n_threads=check_count(n_threads, "n_threads", minimum=0),
+            callback=callback,
+        )
+
+    @property
+    def n_records(self) -> int:
+        return self.steps // self.record_every + 1 + (self.steps % self.record_every != 0)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.weights[0].dtype
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate.tolist(),
+            "weight_decay": self.weight_decay.tolist(),
+            "momentum": self.momentum.tolist(),
+            "steps": self.steps,
+            "record_every": self.record_every,
+            "tolerance": self.tolerance,
+            "n_threads": self.n_threads,
+            "dtype": self.dtype.name,
+            "widths": [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)],
+        }
+
+
+class _Outputs:
+    """The arrays that the core fills while it runs; readable after any interruption."""
+
+    def __init__(self, request: _Request) -> None:
+        self.loss = np.empty(request.steps + 1)
+        self.record_steps = np.empty(request.n_records, dtype=np.int64)
+        self.counts = np.zeros(3, dtype=np.int64)
+
+    @property
+    def n_losses(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def n_records(self) -> int:
+        return int(self.counts[1])
+
+    @property
+    def n_snapshots(self) -> int:
+        return int(self.counts[2])
+
+
+class _Job:
+    """One engine's preparation for a run, and the reading of what it left."""
+
+    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+        raise NotImplementedError
+
+    def states(self, outputs: _Outputs, complete: bool) -> ReducedStates | DenseStates:
+        raise NotImplementedError
+
+
+class _ReducedJob(_Job):
+    def __init__(self, request: _Request, certificate: Certificate) -> None:
+        self.request = request
+        assumptions = certificate.assumptions
+        assert assumptions is not None
+        self.coupled = assumptions.case == 1
+        self.scales = assumptions.scales
+        self.active = active_subspaces(request.problem, request.weights, assumptions)
+        self.cores = [core_.copy() for core_ in self.active.cores]
+        self.core_records = [np.empty((request.n_records, *c.shape), dtype=c.dtype) for c in self.cores]
+        self.rho_records = np.empty((request.n_records, len(self.cores)))
+
+    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+        problem = self.request.problem
+        arguments |= {
+            "target": self.active.target,
+            "input_gram": None,
+            "least_squares": None,
+            "loss_floor": problem.loss_floor,
+            "rho": list(self.active.rho),
+            "multiplicity": float(self.active.multiplicity),
+            "coupled": self.coupled,
+            "core_records": self.core_records,
+            "rho_records": self.rho_records,
+        }
+        return core.reduced_descent(self.cores, arguments)
+
+    def states(self, outputs: _Outputs, complete: bool) -> ReducedStates:
+        n = outputs.n_records
+        return ReducedStates(
+            bases=self.active.bases,
+            cores=tuple(records[:n] for records in self.core_records),
+            rho=self.rho_records[:n],
+            scales=self.scales,
+            multiplicity=self.active.multiplicity,
+            target=self.active.target,
+            initial=tuple(self.request.weights),
+            n_values=self.request.n_values,
+            loss_scale=self.request.problem.loss_scale,
+        )
+
+
+class _DenseJob(_Job):
+    def __init__(self, request: _Request) -> None:
+        self.request = request
+        # The working copies; W_l(0) stays with the caller.
+        self.weights = [np.array(w, order="C", copy=True) for w in request.weights]
+        n = request.n_records
+        shapes = [w.shape for w in self.weights]
+        kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
+        dtype = request.dtype
+        self.values = [np.empty((n, k), dtype) for k in kept] if request.n_values != 0 else []
+        self.left = [np.empty((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
+        self.right = [np.empty((n, s[1], k), dtype) for s, k in zip(shapes, kept, strict=True)]
+        if not request.vectors:
+            self.left, self.right = [], []
+        every = request.weights_every
+        self.snapshots = [np.empty((request.steps // every + 1, *s), dtype) for s in shapes] if every else []
+
+    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+        problem, dtype = self.request.problem, self.request.dtype
+        white = problem.input_gram is None
+        arguments |= {
+            "target": np.ascontiguousarray(problem.dense_target(dtype)),
+            "input_gram": None if white else np.ascontiguousarray(problem.input_gram, dtype=dtype),
+            "least_squares": None if white else np.ascontiguousarray(problem.least_squares, dtype=dtype),
+            "loss_floor": problem.loss_floor,
+            "snapshot_every": self.request.weights_every or 0,
+            "n_values": 2**62 if self.request.n_values is None else self.request.n_values,
+            "values": self.values,
+            "left": self.left,
+            "right": self.right,
+            "snapshots": self.snapshots,
+        }
+        return core.dense_descent(self.weights, arguments)
+
+    def states(self, outputs: _Outputs, complete: bool) -> DenseStates:
+        n = outputs.n_records
+        every = self.request.weights_every or 1
+        return DenseStates(
+            values=tuple(v[:n] for v in self.values),
+            left=tuple(v[:n] for v in self.left),
+            right=tuple(v[:n] for v in self.right),
+            snapshots=tuple(s[: outputs.n_snapshots] for s in self.snapshots),
+            snapshot_steps=np.arange(outputs.n_snapshots, dtype=np.int64) * every,
+            initial=tuple(self.request.weights),
+            final=tuple(self.weights) if complete else None,
+        )
+
+
+def _run(
+    job: _Job, request: _Request, certificate: Certificate, bar: _ProgressBar, start: float
+) -> Trajectory:
+    outputs = _Outputs(request)
+    arguments = {
+        "loss_scale": request.problem.loss_scale,
+        "learning_rate": request.learning_rate.tolist(),
+        "weight_decay": request.weight_decay.tolist(),
+        "momentum": request.momentum.tolist(),
+        "steps": request.steps,
+        "record_every": request.record_every,
+        "tolerance": -1.0 if request.tolerance is None else request.tolerance,
+        "n_threads": request.n_threads,
+        "loss": outputs.loss,
+        "record_steps": outputs.record_steps,
+        "counts": outputs.counts,
+        "on_record": request.callback,
+        "on_progress": bar.listener,
+    }
+
+    def trajectory(outcome: str) -> Trajectory:
+        return Trajectory(
+            steps=outputs.record_steps[: outputs.n_records],
+            loss=outputs.loss[: outputs.n_losses],
+            states=job.states(outputs, complete=outcome in ("finished", "converged", "stopped")),
+            certificate=certificate,
+            problem=request.problem,
+            config={**request.describe(), "engine": certificate.engine, "outcome": outcome,
+                    "problem": request.problem.describe()},
+            wall_time=time.perf_counter() - start,
+        )
+
+    try:
+        outcome, step, layer = job.run(arguments)
+    except BaseException as error:
+        if outputs.n_records > 0:
+            partial = trajectory("interrupted")
+            error.trajectory = partial  # type: ignore[attr-defined]
+            error.add_note(f"the trajectory up to step {partial.steps[-1]} is kept in the attribute trajectory")
+        raise
+    if outcome == "diverged":
+        partial_run = trajectory("diverged") if outputs.n_records > 0 else None
+        raise DivergedError(
+            _divergence_text(request, step, layer), step=step, layer=layer, trajectory=partial_run
+        )
+    return trajectory(outcome)
+
+
+def _divergence_text(request: _Request, step: int, layer: int) -> str:
+    text = (
+        f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
+        f"now {_span(request.learning_rate)}"
+    )
+    sigma = _largest_target_value(request.problem)
+    if request.problem.input_gram is not None:
+        text += ", or whiten the inputs"
+    elif sigma > 0:
+        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
+        text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
+    if request.weight_decay.max() * request.learning_rate.max() > 2.0:
+        text += f"; learning_rate * weight_decay is {_span(request.learning_rate * request.weight_decay)}, above 2"
+    return text
+
+
+def _largest_target_value(problem: Problem) -> float:
+    """Return ||Phi||_2, or 0 where it would take a large decomposition."""
+    if isinstance(problem.target, LowRank):
+        return float(problem.target.s[0]) if problem.target.rank else 0.0
+    return float(np.linalg.norm(problem.target, 2)) if min(problem.target.shape) <= 512 else 0.0
+
+
+def _span(values: npt.NDArray[np.float64]) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
+
+
+def _check_optimizer(optimizer: str) -> None:
+    if optimizer == "gd":
+        return
+    if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
+        raise AssumptionError(
+            f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant subspaces "
+            "(the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
+            'wanted "gd", with momentum=... for heavy ball'
+        )
+    raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
+
+
+def _check_n_values(singular_values: str | int | None) -> int | None:
+    if singular_values == "all":
+        return None
+    if singular_values is None or singular_values is False:
+        return 0
+    if isinstance(singular_values, str):
+        raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
+    return check_count(singular_values, "singular_values", minimum=0)
+
+
+def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[FloatArray]:
+    if isinstance(weights, np.ndarray) and weights.ndim == 2:
+        raise ShapeError("weights is one matrix; wanted a list of them, W_1 .. W_L")
+    try:
+        given = list(weights)
+    except TypeError:
+        raise TypeError(f"weights is {type(weights).__name__}; wanted a list of matrices, W_1 .. W_L") from None
+    if not given:
+        raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
+    matrices: list[FloatArray] = []
+    width = problem.dim_in
+    for i, weight in enumerate(given):
+        name = f"weights[{i}]"
+        matrix = as_matrix(weight, name, symbol=f"W_{i + 1}")
+        if matrix.shape[1] != width:
+            what = "the problem's d_x" if i == 0 else f"the rows of weights[{i - 1}]"
+            raise ShapeError(f"{name} (W_{i + 1}) has shape {matrix.shape}; wanted {width} columns, {what}")
+        if matrices and matrix.dtype != matrices[0].dtype:
+            raise TypeError(f"{name} (W_{i + 1}) is {matrix.dtype} but weights[0] is {matrices[0].dtype}; "
+                            "wanted one precision for all")
+        matrices.append(matrix)
+        width = matrix.shape[0]
+    if width != problem.dim_out:
+        raise ShapeError(
+            f"weights[{len(given) - 1}] (W_{len(given)}) has {width} rows; wanted {problem.dim_out}, the problem's d_y"
+        )
+    return matrices
+
+
+def _choose_engine(engine: str, problem: Problem, weights: list[FloatArray]) -> Certificate:
+    if engine == "dense":
+        return Certificate("dense", "engine='dense' was asked for", None)
+    assumptions = check_assumptions(problem, weights)
+    if not assumptions.hold:
+        worst = assumptions.failures[0]
+        if engine == "reduced":
+            raise AssumptionError(_assumption_text(assumptions))
+        return Certificate("dense", f"the theorem does not apply: {worst.text}", assumptions)
+    dim = weights[0].shape[1]
+    size = f"{assumptions.active_dim} of {dim} dimensions are active"
+    if engine == "auto" and assumptions.active_dim > LARGEST_SHARE * dim:
+        return Certificate("dense", f"the reduced engine would not be smaller: {size}", assumptions)
+    return Certificate("reduced", f"case {assumptions.case} of the theorem holds, {size}", assumptions)
+
+
+def _assumption_text(assumptions: Assumptions) -> str:
+    lines = [
+        f"{check.name}: {check.text} (limit {check.limit:.1e}"
+        + (f"; a reduced run would be wrong by about {check.expected_error:.1e}" if check.expected_error else "")
+        + f"); {check.remedy}"
+        for check in assumptions.failures
+    ]
+    return "engine='reduced' does not hold here. " + " | ".join(lines)
+
+
+class _ProgressBar:
+    """A tqdm bar that appears on a terminal after a second; nothing where progress is off."""
+
+    def __init__(self, steps: int, wanted: bool) -> None:
+        #: What the core calls now and then with (step, loss); None where nobody watches.
+        self.listener: Callback | None = None
+        self._bar: Any = None
+        if wanted:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, unit="step", delay=1.0, disable=None, leave=False)
+            self.listener = self._update
+
+    def _update(self, step: int, loss: float) -> None:
+        self._bar.set_postfix_str(f"loss {loss:.3e}", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

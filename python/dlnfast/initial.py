@@ -1,0 +1,173 @@
+"""Initial weights W_1 .. W_L: orthogonal, Gaussian, uniform and aligned.
+
+All are scaled alike: ``||W_l||_F = scale_l * sqrt(min(d_l, d_{l-1}))``, which an orthogonal layer has
+exactly, so that runs from different laws can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, check_count, per_layer, random_generator
+from ._errors import ShapeError
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+Scale = float | Sequence[float]
+
+
+def orthogonal(
+    widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
+) -> list[FloatArray]:
+    r"""Draw ``W_l = scale_l Q_l`` with Haar-distributed orthonormal columns or rows.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        ``d_0, .., d_L``; layer l is ``d_l x d_{l-1}``.
+    scale : float or sequence of float
+        ``eps``, for all layers or one per layer.
+    seed : int
+        Layer l of a seed is the same whatever the other layers are.
+    dtype : dtype
+        float64 or float32.
+
+    Returns
+    -------
+    list of ndarray
+        ``W_1, .., W_L``.
+
+    Raises
+    ------
+    ShapeError
+        If there are fewer than two widths, or not one scale per layer.
+    ValueError
+        For a width below 1 or a negative scale.
+
+    Notes
+    -----
+    The initialisation of the theorem (Yaras et al., arXiv 2306.01154, section 2). A QR factorisation
+    per layer: O(d^3) time, one d x d temporary.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> w1, w2 = dln.orthogonal([4, 4, 2], scale=0.5)
+    >>> bool(abs(w1.T @ w1 - 0.25 * np.eye(4)).max() < 1e-15)
+    True
+    """
+    return _draw(widths, scale, dtype, lambda rows, cols, layer: haar(
+        rows, cols, random_generator(seed, ("orthogonal", layer))))
+
+
+def gaussian(
+    widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
+) -> list[FloatArray]:
+    """Draw Gaussian layers with the Frobenius norm of orthogonal ones; see `orthogonal`."""
+    return _draw(widths, scale, dtype, lambda rows, cols, layer: _rescaled(
+        random_generator(seed, ("gaussian", layer)).standard_normal((rows, cols))))
+
+
+def uniform(
+    widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
+) -> list[FloatArray]:
+    """Draw layers uniform on an interval around 0, with the norm of orthogonal ones; see `orthogonal`."""
+    return _draw(widths, scale, dtype, lambda rows, cols, layer: _rescaled(
+        random_generator(seed, ("uniform", layer)).uniform(-1.0, 1.0, (rows, cols))))
+
+
+def aligned(
+    problem: Problem, widths: Sequence[int], scale: Scale = 1.0, seed: int = 0,
+    *, dtype: npt.DTypeLike = np.float64,
+) -> list[FloatArray]:
+    r"""Draw orthogonal layers that carry the target's right singular vectors to its left ones.
+
+    The layers satisfy ``Q_{L:1} V = U`` for ``Phi = U diag(s) V^T``; on the complement they are
+    independent Haar rotations. Training is then diagonal: r directions, each with its own scalar
+    recursion (also called spectral initialisation; Saxe et al., arXiv 1312.6120).
+
+    Parameters
+    ----------
+    problem : Problem
+        Its target gives U and V; d_0 and d_L are its sizes.
+    widths, scale, seed, dtype
+        As for `orthogonal`. No width may be below the target's rank.
+
+    Raises
+    ------
+    ShapeError
+        If the widths do not fit the problem or a layer is narrower than the target's rank.
+    """
+    sizes = check_widths(widths)
+    factors = problem.target_factors()
+    if (sizes[0], sizes[-1]) != (problem.dim_in, problem.dim_out):
+        raise ShapeError(
+            f"widths (d_0, .., d_L) go from {sizes[0]} to {sizes[-1]}; "
+            f"the problem goes from {problem.dim_in} to {problem.dim_out}"
+        )
+    if min(sizes) < factors.rank:
+        raise ShapeError(f"widths has {min(sizes)}, below the target's rank {factors.rank}")
+    n_layers = len(sizes) - 1
+    frames = [np.asarray(factors.V)]
+    for layer in range(1, n_layers):
+        frames.append(haar(sizes[layer], factors.rank, random_generator(seed, ("aligned frame", layer))))
+    frames.append(np.asarray(factors.U))
+
+    def layer_of(rows: int, cols: int, layer: int) -> FloatArray:
+        generator = random_generator(seed, ("aligned", layer))
+        n = min(rows, cols)
+        left = _completed(frames[layer], n, generator)
+        right = _completed(frames[layer - 1], n, generator)
+        return left @ right.T
+
+    return _draw(sizes, scale, dtype, layer_of)
+
+
+def check_widths(widths: Sequence[int]) -> list[int]:
+    """Return d_0 .. d_L as ints, at least two and none below 1."""
+    sizes = [check_count(d, f"widths[{i}] (d_{i})") for i, d in enumerate(widths)]
+    if len(sizes) < 2:
+        raise ShapeError(f"widths has {len(sizes)} entries; wanted d_0 .. d_L, at least two")
+    return sizes
+
+
+def haar(rows: int, cols: int, generator: np.random.Generator) -> FloatArray:
+    """Draw a rows x cols matrix with orthonormal columns, or rows where it is wide, from Haar's law."""
+    if rows < cols:
+        return np.ascontiguousarray(haar(cols, rows, generator).T)
+    q, r = np.linalg.qr(generator.standard_normal((rows, cols)))
+    # QR fixes columns up to a sign; the sign of R's diagonal makes the law exactly Haar's.
+    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.asarray(q * signs)
+
+
+def _completed(frame: FloatArray, n_columns: int, generator: np.random.Generator) -> FloatArray:
+    """Return `frame` with orthonormal random columns added up to `n_columns`."""
+    missing = n_columns - frame.shape[1]
+    fresh = generator.standard_normal((frame.shape[0], missing))
+    for _ in range(2):  # the second projection removes what rounding left of the first
+        fresh -= frame @ (frame.T @ fresh)
+    return np.hstack([frame, np.linalg.qr(fresh)[0]])
+
+
+def _rescaled(matrix: FloatArray) -> FloatArray:
+    return np.asarray(matrix * (np.sqrt(min(matrix.shape)) / np.linalg.norm(matrix)))
+
+
+def _draw(
+    widths: Sequence[int], scale: Scale, dtype: npt.DTypeLike,
+    law: Callable[[int, int, int], FloatArray],
+) -> list[FloatArray]:
+    sizes = check_widths(widths)
+    scales = per_layer(scale, "scale (eps)", len(sizes) - 1)
+    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype is {np.dtype(dtype)}; wanted float64 or float32")
+    return [
+        np.ascontiguousarray(scales[i] * law(sizes[i + 1], sizes[i], i + 1), dtype=dtype)
+        for i in range(len(sizes) - 1)
+    ]

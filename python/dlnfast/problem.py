@@ -1,0 +1,689 @@
+"""The problem that gradient descent solves: its sufficient statistics and where they came from."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
+from ._errors import ShapeError
+from .data import (
+    IntegerArray,
+    Samples,
+    Whitening,
+    distance_from_identity,
+    gram_resolution,
+    map_columns,
+    sample_columns,
+    squared_residual,
+    sufficient_statistics,
+    whiten_samples,
+)
+
+REDUCTIONS: Final = ("sum", "mean")
+
+#: ||S - I||_F / sqrt(d_x) up to which the data count as white.
+_WHITE: Final = 1e-12
+#: Largest dim for which `low_rank_recovery` decomposes a dim x dim matrix.
+_DENSE_RECOVERY_DIM: Final = 1024
+
+
+class LowRank:
+    """A matrix held as factors: ``Phi = U diag(s) V^T``, its singular value decomposition.
+
+    Parameters
+    ----------
+    U : array_like, shape (d_y, r)
+        Left singular vectors, orthonormal columns. r may be 0.
+    s : array_like, shape (r,)
+        Singular values, descending and not negative.
+    V : array_like, shape (d_x, r)
+        Right singular vectors, orthonormal columns.
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit together.
+    ValueError
+        For columns that are not orthonormal, or singular values that are negative or out of order.
+
+    Notes
+    -----
+    Float32 factors stay float32; of mixed precisions the higher one is taken. O((d_x + d_y) r) memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> target = LowRank([[1.0], [0.0]], [3.0], [[0.0], [1.0], [0.0]])
+    >>> target.shape, target.rank
+    ((2, 3), 1)
+    >>> target.dense()
+    array([[0., 3., 0.],
+           [0., 0., 0.]])
+    """
+
+    def __init__(self, U: npt.ArrayLike, s: npt.ArrayLike, V: npt.ArrayLike) -> None:
+        values = as_vector(s, "s", symbol="singular values", empty=True)
+        left = as_matrix(U, "U", shape=(None, values.size), symbol="left singular vectors", empty=True)
+        right = as_matrix(V, "V", shape=(None, values.size), symbol="right singular vectors", empty=True)
+        dtype = np.result_type(left, values, right)
+        self.U = _orthonormal(left, "U").astype(dtype, copy=False)
+        self.V = _orthonormal(right, "V").astype(dtype, copy=False)
+        self.s = values.astype(dtype, copy=False)
+        if np.any(self.s < 0) or np.any(np.diff(self.s) > 0):
+            raise ValueError(f"s (singular values) is {self.s}; wanted descending values, none negative")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_y, d_x)."""
+        return self.U.shape[0], self.V.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """r, the number of singular values held (zeros included)."""
+        return int(self.s.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Precision of the factors."""
+        return self.s.dtype
+
+    @property
+    def T(self) -> LowRank:
+        """The transpose, ``V diag(s) U^T``."""
+        return LowRank(self.V, self.s, self.U)
+
+    def dense(self) -> FloatArray:
+        """Return ``U diag(s) V^T`` as an array of shape (d_y, d_x)."""
+        product: FloatArray = (self.U * self.s) @ self.V.T
+        return product
+
+    def truncated(self, rank: int) -> LowRank:
+        """Return the best approximation of at most the given rank: the leading factors."""
+        if rank >= self.rank:
+            return self
+        return LowRank(self.U[:, :rank], self.s[:rank], self.V[:, :rank])
+
+    def astype(self, dtype: npt.DTypeLike) -> LowRank:
+        """Return the same matrix with factors that are orthonormal to rounding in another precision."""
+        if self.dtype == np.dtype(dtype):
+            return self
+        # A mere cast would leave U and V as far from orthonormal as the coarser precision had them.
+        left, left_triangle = np.linalg.qr(self.U.astype(dtype))
+        right, right_triangle = np.linalg.qr(self.V.astype(dtype))
+        u, s, vt = np.linalg.svd((left_triangle * self.s.astype(dtype)) @ right_triangle.T)
+        return LowRank(left @ u, s, right @ vt.T)
+
+    def __repr__(self) -> str:
+        """Return the shape, rank and precision."""
+        return f"LowRank({self.shape[0]} x {self.shape[1]}, rank {self.rank}, {self.dtype})"
+
+
+def _orthonormal(vectors: FloatArray, name: str) -> FloatArray:
+    if vectors.shape[0] == 0:
+        raise ShapeError(f"{name} is empty: shape {vectors.shape}")
+    wide = vectors.astype(np.float64, copy=False)
+    deviation = float(np.linalg.norm(wide.T @ wide - np.eye(vectors.shape[1])))
+    # QR and SVD routines stay within a few eps per column; sums over very long columns add to that.
+    limit = 1000 * float(np.finfo(vectors.dtype).eps) * math.sqrt(max(vectors.shape[1], 1))
+    if not deviation <= limit:
+        raise ValueError(
+            f"{name} has columns that are not orthonormal: ||{name}^T {name} - I||_F is {deviation:.1e}; "
+            f"wanted at most {limit:.1e} (orthonormalise with numpy.linalg.qr or numpy.linalg.svd)"
+        )
+    return vectors
+
+
+class Problem:
+    """Least squares over linear maps: ``l(W) = c/2 ||W X - Y||_F^2``, held as sufficient statistics.
+
+    Gradient descent sees the data only through ``S = X X^T`` and ``Phi = Y X^T``, because the gradient
+    with respect to W is ``c (W S - Phi)``. Made from statistics here, from data with `from_data`.
+
+    Parameters
+    ----------
+    target : array_like, shape (d_y, d_x), or LowRank
+        Phi = Y X^T. Kept by reference where it is a C-contiguous float64 array; `LowRank` stays factored.
+    input_gram : array_like, shape (d_x, d_x), optional
+        S = X X^T, symmetric and positive semi-definite. None means S = I: white inputs.
+    loss_scale : float
+        c, positive: 1 for the sum over all entries of Y, 1 / (d_y N) for their mean. **It rescales every
+        learning rate.**
+    output_norm_squared : float, optional
+        ||Y||_F^2. Default: the least value consistent with Phi and S, so that the best loss is 0.
+
+    Attributes
+    ----------
+    target : ndarray of float64, shape (d_y, d_x), or LowRank
+    input_gram : ndarray of float64, shape (d_x, d_x), or None
+    loss_scale : float
+    dim_in, dim_out : int
+        d_x and d_y.
+    least_squares : ndarray, shape (d_y, d_x), or LowRank
+        M*, the minimiser of the loss with least norm: ``M* S = Phi``. The target itself where S = I.
+    reduction : {"sum", "mean"} or None
+        What `loss_scale` stands for, where known.
+    n_samples : int or None
+        N, where known.
+    whitening : Whitening or None
+        How the inputs became white, for problems made from data.
+
+    Raises
+    ------
+    TypeError, ShapeError
+        For arrays of the wrong type or shape.
+    ValueError
+        For values that are not finite, an `input_gram` that is not symmetric (to 1e-10) or has a negative
+        eigenvalue, a `target` that reaches outside the range of `input_gram`, or an `output_norm_squared`
+        below its least consistent value: no data have such statistics.
+
+    Notes
+    -----
+    Eigenvalues of S below ``4 (d_x + 1000) eps`` of the largest count as zero; see
+    `dlnfast.data.gram_resolution`. O(d_x^3) where `input_gram` is given, O(1) otherwise.
+
+    Model and statistics as in Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient
+    Descent for Learning Deep Linear Networks" (arXiv 2306.01154).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> problem = Problem(target=np.diag([3.0, 2.0, 0.0]), loss_scale=1 / 9)
+    >>> problem.whitened, problem.loss_floor, problem.target_factors().rank
+    (True, 0.0, 2)
+    >>> round(problem.loss(np.zeros((3, 3))), 6)  # (9 + 4) / 18
+    0.722222
+    """
+
+    def __init__(
+        self,
+        target: npt.ArrayLike | LowRank,
+        input_gram: npt.ArrayLike | None = None,
+        loss_scale: float = 1.0,
+        *,
+        output_norm_squared: float | None = None,
+    ) -> None:
+        self.target = _as_target(target)
+        self.dim_out, self.dim_in = self.target.shape
+        self.loss_scale = check_scale(loss_scale, "loss_scale", strict=True)
+        self.input_gram = None if input_gram is None else _as_gram(input_gram, self.dim_in)
+        self.least_squares: FloatArray | LowRank = self.target
+        self.reduction: str | None = None
+        self.n_samples: int | None = None
+        self.whitening: Whitening | None = None
+        self._samples: Samples | None = None
+        self._layout = "columns"
+        self._source: dict[str, Any] = {"name": "statistics"}
+        self._output_norm_squared = output_norm_squared
+        if output_norm_squared is not None:
+            self._output_norm_squared = check_scale(output_norm_squared, "output_norm_squared")
+        self._gram_root: FloatArray | None = None
+        condition_number = 1.0 if self.input_gram is None else self._solve_least_squares(self.input_gram)
+        self._check_output_norm(condition_number)
+
+    # ---------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def from_data(
+        cls,
+        X: npt.ArrayLike,
+        Y: npt.ArrayLike,
+        *,
+        whiten: str | None = None,
+        reduction: str = "mean",
+        layout: str = "columns",
+        rank_tolerance: float | None = None,
+    ) -> Problem:
+        """Return the problem of fitting ``Y`` by ``W X``, ``l(W) = c/2 ||W X - Y||_F^2``.
+
+        Parameters
+        ----------
+        X : array_like, shape (d_x, N)
+            Inputs of any real precision; integers such as pixels are welcome and are not converted as a
+            whole. Not centred.
+        Y : array_like, shape (d_y, N), or of int, shape (N,)
+            Targets, or labels, which stand for their one-hot columns.
+        whiten : {None, "zca", "pca", "cholesky"}
+            Replace X by T X with ``T X (T X)^T = I``, a sum, not a mean. A rank-deficient X is reduced
+            to its numerical rank q: the problem then has dim_in = q. `problem.whitening` says how white
+            the inputs became; see `dlnfast.data.whiten_samples`.
+        reduction : {"mean", "sum"}
+            c = 1 / (d_y N) or c = 1.
+        layout : {"columns", "rows"}
+            "rows": X is (N, d_x) and Y is (N, d_y), one sample a row.
+        rank_tolerance : float, optional
+            With `whiten`: share of the largest singular value of X up to which a direction counts as
+            empty. Default ``sqrt(4 (d_x + 1000) eps)``, about 1e-6.
+
+        Returns
+        -------
+        Problem
+            It refers to X and Y, which must not change while it lives. `labels` and `classes` are set
+            where Y is one-hot.
+
+        Raises
+        ------
+        TypeError, ShapeError
+            For arrays of the wrong type or shape.
+        ValueError
+            For values that are not finite or whose squares overflow, unknown settings, or X = 0 where it
+            is to be whitened.
+
+        Notes
+        -----
+        One pass over the data (three when whitening), in float64, a chunk of 32 MB at a time:
+        O(N d_x (d_x + d_y)) time, O(d_x^2) memory.
+
+        Without whitening, data that are white already, ``||S - I||_F <= 1e-12 sqrt(d_x)``, count as such:
+        `input_gram` is then None, and `problem.whitening.error` keeps the measured deviation.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).standard_normal((4, 50))
+        >>> problem = Problem.from_data(X, np.arange(50) % 3, whiten="zca")
+        >>> problem.target.shape, problem.whitened, problem.classes
+        ((3, 4), True, array([0, 1, 2]))
+        """
+        if whiten is None and rank_tolerance is not None:
+            raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
+        samples = Samples(X, Y, layout)
+        loss_scale = _loss_scale(reduction, samples.dim_out, samples.n_samples)
+        if whiten is None:
+            statistics = sufficient_statistics(samples)
+            whitening = _found_white(statistics.input_gram)
+        else:
+            whitening, statistics = whiten_samples(samples, whiten, rank_tolerance)
+        problem = cls(
+            statistics.target,
+            statistics.input_gram if whitening is None else None,
+            loss_scale,
+            output_norm_squared=statistics.output_norm_squared,
+        )
+        problem.reduction = reduction
+        problem.n_samples = samples.n_samples
+        problem.whitening = whitening
+        problem._samples = samples
+        problem._layout = layout
+        problem._source = {
+            "name": "from_data",
+            "layout": layout,
+            "whiten": whiten,
+            "rank_tolerance": None if rank_tolerance is None else float(rank_tolerance),
+        }
+        return problem
+
+    # ------------------------------------------------------------------------------------------ data
+
+    @property
+    def whitened(self) -> bool:
+        """Whether S = I."""
+        return self.input_gram is None
+
+    @cached_property
+    def inputs(self) -> FloatArray | None:
+        """The inputs in problem coordinates, T X, float64 of shape (dim_in, N); made on first access."""
+        return None if self._samples is None else self._transformed(self._samples.inputs)
+
+    @cached_property
+    def outputs(self) -> FloatArray | None:
+        """The targets Y, float64 of shape (d_y, N); made on first access."""
+        if self._samples is None:
+            return None
+        return np.ascontiguousarray(self._samples.read_outputs(slice(0, self._samples.n_samples)))
+
+    @property
+    def labels(self) -> IntegerArray | None:
+        """The class of every sample, (N,), where Y is one-hot."""
+        return None if self._samples is None else self._samples.labels
+
+    @property
+    def classes(self) -> IntegerArray | None:
+        """The class that each row of Y stands for, (K,), where Y is one-hot."""
+        return None if self._samples is None else self._samples.classes
+
+    def transform(self, X: npt.ArrayLike) -> FloatArray:
+        """Return raw inputs in problem coordinates, T X, such as those of a test set.
+
+        Parameters
+        ----------
+        X : array_like, shape (d_x, n)
+            In the layout given to `from_data`: (n, d_x) where that was "rows".
+
+        Returns
+        -------
+        ndarray of float64, shape (dim_in, n)
+            Always one sample a column, so that ``W @ problem.transform(X)`` predicts.
+        """
+        columns = sample_columns(X, "X", self._layout, "raw inputs")
+        dim = self.dim_in if self._samples is None else self._samples.dim_in
+        if columns.shape[0] != dim:
+            wanted = f"(n, {dim})" if self._layout == "rows" else f"({dim}, n)"
+            raise ShapeError(f"X (raw inputs) has shape {np.shape(X)}; wanted {wanted}")
+        return self._transformed(columns)
+
+    def _transformed(self, columns: npt.NDArray[Any]) -> FloatArray:
+        return map_columns(columns, "X", None if self.whitening is None else self.whitening.matrix)
+
+    # ------------------------------------------------------------------------------------------ loss
+
+    @cached_property
+    def output_norm_squared(self) -> float:
+        """||Y||_F^2."""
+        return self._explained if self._output_norm_squared is None else self._output_norm_squared
+
+    @cached_property
+    def loss_floor(self) -> float:
+        """The loss that no W removes: ``c/2 (||Y||_F^2 - tr(M* Phi^T))``, not negative.
+
+        With data at hand it is summed as ``c/2 ||M* X - Y||_F^2``, which does not cancel.
+        """
+        if self._samples is not None:
+            fit = _dense(self.least_squares)
+            if self.whitening is not None and self.whitening.matrix is not None:
+                fit = fit @ self.whitening.matrix
+            return self.loss_scale / 2 * squared_residual(self._samples, fit)
+        return self.loss_scale / 2 * max(self.output_norm_squared - self._explained, 0.0)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def loss(self, W: npt.ArrayLike) -> float:
+        """Return ``l(W) = c/2 <(W - M*) S, W - M*> + loss_floor``, a sum of squares.
+
+        Parameters
+        ----------
+        W : array_like, shape (d_y, d_x)
+            The end-to-end matrix W_L ... W_1.
+
+        Returns
+        -------
+        float
+            Infinity where it overflows.
+        """
+        matrix = as_matrix(W, "W", shape=(self.dim_out, self.dim_in), symbol="end-to-end matrix")
+        error = matrix - _dense(self.least_squares)
+        if self._gram_root is not None:
+            error = error @ self._gram_root
+        quadratic = float(np.sum(error * error))
+        return self.loss_scale / 2 * quadratic + self.loss_floor if math.isfinite(quadratic) else math.inf
+
+    @cached_property
+    def _explained(self) -> float:
+        """tr(M* Phi^T), the least ||Y||_F^2 that Phi and S allow."""
+        if isinstance(self.least_squares, LowRank):
+            return float(np.sum(self.least_squares.s**2))
+        return float(np.sum(self.least_squares * _dense(self.target)))
+
+    def _solve_least_squares(self, gram: FloatArray) -> float:
+        """Set M* and a root R of S = R R^T; return the condition number of S on its range."""
+        eigenvalues, vectors = np.linalg.eigh(gram)
+        resolution = gram_resolution(self.dim_in)
+        largest = max(float(eigenvalues[-1]), 0.0)
+        if eigenvalues[0] < -resolution * largest or largest == 0 > eigenvalues[0]:
+            raise ValueError(
+                f"input_gram (S) is not positive semi-definite: its eigenvalues reach from "
+                f"{eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
+            )
+        keep = eigenvalues > resolution * largest
+        coordinates = _dense(self.target) @ vectors
+        self._check_range(coordinates, keep, largest)
+        self.least_squares = (coordinates[:, keep] / eigenvalues[keep]) @ vectors[:, keep].T
+        self._gram_root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+        return largest / float(eigenvalues[keep][0]) if keep.any() else 1.0
+
+    def _check_range(self, coordinates: FloatArray, keep: npt.NDArray[np.bool_], largest: float) -> None:
+        """Refuse a target outside the range of S by more than directions that S cannot resolve allow."""
+        outside, size = float(np.linalg.norm(coordinates[:, ~keep])), float(np.linalg.norm(coordinates))
+        # ||Y X^T e|| <= ||Y|| sqrt(e^T S e): what data may put along an eigenvector that counts as empty.
+        scale = max(size, math.sqrt((self._output_norm_squared or 0.0) * largest))
+        if outside > math.sqrt(gram_resolution(self.dim_in)) * scale:
+            raise ValueError(
+                f"target (Phi = Y X^T) has a component outside the range of input_gram (S = X X^T), of "
+                f"relative size {outside / size:.1e}: no data have both (S has rank {int(keep.sum())} of "
+                f"{keep.size})"
+            )
+
+    def _check_output_norm(self, condition_number: float) -> None:
+        if self._output_norm_squared is None:
+            return
+        rounding = gram_resolution(self.dim_in) * condition_number
+        if self._output_norm_squared < self._explained * (1 - rounding):
+            raise ValueError(
+                f"output_norm_squared (||Y||^2) is {self._output_norm_squared:.6g}; wanted at least "
+                f"{self._explained:.6g}, which target and input_gram imply"
+            )
+
+    # ---------------------------------------------------------------------------------------- target
+
+    def target_factors(self, tolerance: float | None = None) -> LowRank:
+        """Return the singular value decomposition of Phi, cut at its numerical rank.
+
+        Parameters
+        ----------
+        tolerance : float, optional
+            Singular values up to this share of the largest count as zero. Default:
+            ``max(d_y, d_x) eps`` for a dense target; 0 for a factored one, whose rank is exact.
+
+        Returns
+        -------
+        LowRank
+
+        Notes
+        -----
+        A dense target is decomposed once, O(d_x d_y min(d_x, d_y)).
+        """
+        if tolerance is None:
+            exact = isinstance(self.target, LowRank)
+            tolerance = 0.0 if exact else max(self.target.shape) * float(np.finfo(np.float64).eps)
+        limit = check_scale(tolerance, "tolerance")
+        values = self._decomposed_target.s
+        return self._decomposed_target.truncated(int(np.sum(values > limit * values[:1])))
+
+    @cached_property
+    def _decomposed_target(self) -> LowRank:
+        if isinstance(self.target, LowRank):
+            return self.target
+        left, values, right = np.linalg.svd(self.target, full_matrices=False)
+        return LowRank(left, values, right.T)
+
+    def dense_target(self, dtype: npt.DTypeLike = np.float64) -> FloatArray:
+        """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits."""
+        return _dense(self.target).astype(dtype, copy=False)
+
+    # ------------------------------------------------------------------------------------- reporting
+
+    def describe(self) -> dict[str, Any]:
+        """Return the configuration in values that JSON knows."""
+        white = self.whitening
+        return {
+            "source": dict(self._source),
+            "dim_in": self.dim_in,
+            "dim_out": self.dim_out,
+            "n_samples": self.n_samples,
+            "loss_scale": self.loss_scale,
+            "reduction": self.reduction,
+            "target": "factors" if isinstance(self.target, LowRank) else "dense",
+            "input_gram": "identity" if self.whitened else "dense",
+            "output_norm_squared": self.output_norm_squared,
+            "whitening": None if white is None else {
+                "method": white.method,
+                "rank": white.rank,
+                "condition_number": white.condition_number,
+                "error": white.error,
+                "discarded": white.discarded,
+            },
+        }
+
+    def __repr__(self) -> str:
+        """Return the dimensions, the kind of inputs and the scale of the loss."""
+        inputs = "white inputs" if self.whitened else "general inputs"
+        return f"Problem({self.dim_in} -> {self.dim_out}, {inputs}, loss_scale={self.loss_scale:.6g})"
+
+
+def _dense(matrix: FloatArray | LowRank) -> FloatArray:
+    return matrix.dense() if isinstance(matrix, LowRank) else matrix
+
+
+def _as_target(target: npt.ArrayLike | LowRank) -> FloatArray | LowRank:
+    if isinstance(target, LowRank):
+        return target.astype(np.float64)
+    return as_matrix(target, "target", dtype=np.float64, symbol="Phi")
+
+
+def _as_gram(input_gram: npt.ArrayLike, dim: int) -> FloatArray:
+    gram = as_matrix(input_gram, "input_gram", shape=(dim, dim), dtype=np.float64, symbol="S")
+    asymmetry, size = float(np.linalg.norm(gram - gram.T)), float(np.linalg.norm(gram))
+    if asymmetry > 1e-10 * size:
+        raise ValueError(
+            f"input_gram (S) is not symmetric: ||S - S^T||_F is {asymmetry / size:.1e} of ||S||_F; "
+            f"wanted at most 1e-10"
+        )
+    return gram if asymmetry == 0 else (gram + gram.T) / 2
+
+
+def _found_white(gram: FloatArray) -> Whitening | None:
+    deviation = distance_from_identity(gram)
+    if deviation > _WHITE:
+        return None
+    return Whitening(None, None, rank=gram.shape[0], condition_number=1.0, error=deviation, discarded=0.0)
+
+
+def _loss_scale(reduction: str, dim_out: int, n_samples: int) -> float:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; wanted one of {', '.join(map(repr, REDUCTIONS))}")
+    return 1.0 if reduction == "sum" else 1.0 / (dim_out * n_samples)
+
+
+# --------------------------------------------------------------------------------------------------
+# Standard problems
+# --------------------------------------------------------------------------------------------------
+
+
+def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean") -> Problem:
+    """Return the recovery of a random low-rank matrix: Phi = rank-r truncation of a Gaussian, S = I.
+
+    Parameters
+    ----------
+    dim : int
+        d. The target is d x d, the best rank-r approximation of a matrix of independent N(0, 1) entries.
+    rank : int
+        r, at most `dim`.
+    seed : int
+        Non-negative.
+    reduction : {"mean", "sum"}
+        c = 1 / d^2 (as N = d samples, X = I, are implied) or c = 1.
+
+    Returns
+    -------
+    Problem
+        Its target is a `LowRank`.
+
+    Notes
+    -----
+    Up to d = 1024 the Gaussian is drawn and decomposed. Beyond, no d x d array is formed, and the law of
+    Phi is exactly the same: the singular vectors of a Gaussian matrix are independent Haar frames (QR of
+    a d x r Gaussian) and its singular values those of the upper bidiagonal matrix with independent
+    chi_d, chi_(d-1), ..., chi_1 on the diagonal and chi_(d-1), ..., chi_1 above it (Dumitriu, Edelman,
+    "Matrix models for beta ensembles", J. Math. Phys. 43 (2002)). O(d r^2) time, O(d r) memory.
+
+    The setting of Yaras et al. 2023, arXiv 2306.01154.
+
+    Examples
+    --------
+    >>> problem = low_rank_recovery(dim=30, rank=3)
+    >>> problem.target
+    LowRank(30 x 30, rank 3, float64)
+    """
+    dim, rank = check_count(dim, "dim"), check_count(rank, "rank", minimum=0)
+    if rank > dim:
+        raise ValueError(f"rank is {rank}; wanted at most dim = {dim}")
+    loss_scale = _loss_scale(reduction, dim, dim)
+    draw = _truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _truncated_gaussian_factors
+    problem = Problem(draw(dim, rank, seed), loss_scale=loss_scale)
+    problem.reduction = reduction
+    problem.n_samples = dim
+    problem._source = {"name": "low_rank_recovery", "dim": dim, "rank": rank, "seed": int(seed)}
+    return problem
+
+
+def _truncated_gaussian(dim: int, rank: int, seed: int) -> LowRank:
+    gaussian = random_generator(seed, ("low_rank_recovery", "matrix")).standard_normal((dim, dim))
+    left, values, right = np.linalg.svd(gaussian)
+    return LowRank(left[:, :rank], values[:rank], right[:rank].T)
+
+
+def _truncated_gaussian_factors(dim: int, rank: int, seed: int) -> LowRank:
+    from ._dispatch import core
+
+    generator = random_generator(seed, ("low_rank_recovery", "singular values"))
+    degrees = np.arange(dim, 0, -1)
+    diagonal = np.sqrt(generator.chisquare(degrees))
+    superdiagonal = np.sqrt(generator.chisquare(degrees[1:]))
+    values = core.bidiagonal_singular_values(diagonal, superdiagonal, rank)
+    left = _haar_frame(dim, rank, random_generator(seed, ("low_rank_recovery", "left")))
+    right = _haar_frame(dim, rank, random_generator(seed, ("low_rank_recovery", "right")))
+    return LowRank(left, values, right)
+
+
+def _haar_frame(dim: int, n_columns: int, generator: np.random.Generator) -> FloatArray:
+    """Return (dim, n_columns) orthonormal columns from the rotation-invariant law."""
+    frame, triangle = np.linalg.qr(generator.standard_normal((dim, n_columns)))
+    # QR is unique, and its Q Haar, only once the signs of the diagonal are fixed.
+    signed: FloatArray = frame * np.where(np.diag(triangle) < 0, -1.0, 1.0)
+    return signed
+
+
+def classification(
+    n_classes: int, samples_per_class: int, dim: int | None = None, seed: int = 0, reduction: str = "mean"
+) -> Problem:
+    """Return a balanced classification of random orthonormal data: ``Y = I_K (x) 1_n^T``.
+
+    Parameters
+    ----------
+    n_classes : int
+        K, the output dimension.
+    samples_per_class : int
+        n, so that N = K n.
+    dim : int, optional
+        d_x. Default: N. With N >= d_x the rows of X are orthonormal and S = I; with N < d_x its columns
+        are, and S is a projector of rank N. Haar-distributed either way.
+    seed : int
+        Non-negative.
+    reduction : {"mean", "sum"}
+        c = 1 / (K N) or c = 1.
+
+    Returns
+    -------
+    Problem
+        With `inputs`, `outputs`, `labels` (sorted by class) and `classes`.
+
+    Notes
+    -----
+    The setting of Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via
+    Layerwise Feature Compression and Discrimination" (arXiv 2311.02960).
+
+    Examples
+    --------
+    >>> problem = classification(n_classes=5, samples_per_class=10)
+    >>> problem.inputs.shape, problem.outputs.shape, problem.loss_scale
+    ((50, 50), (5, 50), 0.004)
+    """
+    n_classes = check_count(n_classes, "n_classes")
+    samples_per_class = check_count(samples_per_class, "samples_per_class")
+    n_samples = n_classes * samples_per_class
+    dim = n_samples if dim is None else check_count(dim, "dim")
+    labels = np.repeat(np.arange(n_classes), samples_per_class)
+    generator = random_generator(seed, ("classification",))
+    frame = _haar_frame(max(dim, n_samples), min(dim, n_samples), generator)
+    problem = Problem.from_data(frame.T if n_samples >= dim else frame, labels, reduction=reduction)
+    problem._source = {
+        "name": "classification",
+        "n_classes": n_classes,
+        "samples_per_class": samples_per_class,
+        "dim": dim,
+        "seed": int(seed),
+    }
+    return problem

@@ -1,0 +1,375 @@
+"""Training of deep linear networks in plain NumPy: the definition of correct.
+
+Every function is the formula of the papers, written down once, for float64 arrays and without regard to
+speed; all engines of the package are held against it. Names follow the papers. Lists count layers from 0
+where the mathematics counts from 1: ``weights[l - 1]`` is W_l, a d_l x d_{l-1} matrix; ``bases[l]`` is A_l.
+``learning_rate`` (eta_l), ``weight_decay`` (lambda_l), ``momentum`` (mu_l) and ``scales`` (epsilon_l) are
+sequences with one number per layer.
+
+References
+----------
+.. [1] Yaras, Wang, Hu, Zhu, Balzano, Qu. The Law of Parsimony in Gradient Descent for Learning Deep
+   Linear Networks. arXiv:2306.01154, Theorem 1.
+.. [2] Yaras, Wang, Balzano, Qu. Compressible Dynamics in Deep Overparameterized Low-Rank Learning &
+   Adaptation. ICML 2024, arXiv:2406.04112.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ._arrays import FloatArray as Array
+from ._errors import AssumptionError
+
+Value = TypeVar("Value", float, Array)
+
+# The model, its loss and its gradients.
+
+
+def end_to_end(weights: Sequence[Array]) -> Array:
+    """Return W_{L:1} = W_L ... W_1, a d_L x d_0 matrix."""
+    return _product(weights, weights[0].shape[1])
+
+
+def loss_from_data(weights: Sequence[Array], inputs: Array, outputs: Array, loss_scale: float) -> float:
+    """Return c/2 ||W_{L:1} X - Y||_F^2 for X (d_0, N) and Y (d_L, N)."""
+    return loss_scale / 2 * _squared_norm(end_to_end(weights) @ inputs - outputs)
+
+
+def loss(
+    weights: Sequence[Array],
+    target: Array,
+    input_gram: Array | None,
+    loss_scale: float,
+    output_norm_squared: float | None = None,
+) -> float:
+    """Return the same loss from S = X X^T, Phi = Y X^T and ||Y||_F^2, without cancellation.
+
+    With the least-squares solution M, M S = Phi, the loss is
+    c/2 <(W_{L:1} - M) S, W_{L:1} - M> + c/2 (||Y||_F^2 - <M, Phi>). Without `output_norm_squared` the
+    second term, which no W removes, is taken as 0; `input_gram` None stands for S = I.
+    """
+    solution = least_squares(target, input_gram)
+    excess = _excess_loss(end_to_end(weights), solution, input_gram, loss_scale)
+    return excess + _loss_floor(solution, target, loss_scale, output_norm_squared)
+
+
+def least_squares(target: Array, input_gram: Array | None) -> Array:
+    """Return the M of least norm with M S = Phi."""
+    if input_gram is None:
+        return target
+    cutoff = len(input_gram) * float(np.finfo(np.float64).eps)
+    return target @ np.linalg.pinv(input_gram, rcond=cutoff, hermitian=True)
+
+
+def gradients(
+    weights: Sequence[Array], target: Array, input_gram: Array | None, loss_scale: float
+) -> list[Array]:
+    """Return G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T for l = 1..L."""
+    product = end_to_end(weights)
+    residual = (product if input_gram is None else product @ input_gram) - target
+    result: list[Array] = []
+    for index, weight in enumerate(weights):
+        above = _product(weights[index + 1 :], weight.shape[0])
+        below = _product(weights[:index], weights[0].shape[1])
+        result.append(loss_scale * above.T @ residual @ below.T)
+    return result
+
+
+# Training all weights.
+
+
+def train_dense(
+    weights: Sequence[Array],
+    target: Array,
+    *,
+    input_gram: Array | None = None,
+    loss_scale: float,
+    learning_rate: Sequence[float],
+    steps: int,
+    weight_decay: Sequence[float],
+    momentum: Sequence[float],
+    output_norm_squared: float | None = None,
+) -> Iterator[tuple[float, list[Array]]]:
+    """Yield (loss, weights) of gradient descent at t = 0, 1, .., `steps`.
+
+    All layers at once: V_l <- mu_l V_l + G_l + lambda_l W_l, then W_l <- W_l - eta_l V_l; V_l(0) = 0.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0); left as they are.
+    target : (d_L, d_0) array
+        Phi = Y X^T.
+    input_gram : (d_0, d_0) array or None
+        S = X X^T; None for whitened inputs, S = I.
+    loss_scale : float
+        c.
+    learning_rate, weight_decay, momentum : sequence of float
+        eta_l, lambda_l, mu_l.
+    steps : int
+        Number of updates.
+    output_norm_squared : float or None
+        ||Y||_F^2, for the part of the loss that no weights remove.
+    """
+    weights = [np.array(weight, dtype=np.float64) for weight in weights]
+    velocities = [np.zeros_like(weight) for weight in weights]
+    settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
+    solution = least_squares(target, input_gram)
+    floor = _loss_floor(solution, target, loss_scale, output_norm_squared)
+    for step in range(steps + 1):
+        if step > 0:
+            slopes = gradients(weights, target, input_gram, loss_scale)
+            weights, velocities = _heavy_ball(weights, velocities, slopes, settings)
+        yield _excess_loss(end_to_end(weights), solution, input_gram, loss_scale) + floor, weights
+
+
+def _heavy_ball(
+    values: Sequence[Value],
+    velocities: Sequence[Value],
+    slopes: Sequence[Value],
+    settings: Sequence[tuple[float, float, float]],
+) -> tuple[list[Value], list[Value]]:
+    """Return the values W_l and velocities V_l after one update of all layers with (eta, lambda, mu)_l."""
+    new_values: list[Value] = []
+    new_velocities: list[Value] = []
+    for value, velocity, slope, (eta, decay, mu) in zip(values, velocities, slopes, settings, strict=True):
+        new_velocity = mu * velocity + slope + decay * value
+        new_velocities.append(new_velocity)
+        new_values.append(value - eta * new_velocity)
+    return new_values, new_velocities
+
+
+# The theorem: S = I, W_l(0) = epsilon_l Q_l, and either
+#   case 1: every layer d x d and orthogonal, Phi of rank r, or
+#   case 2: the last layer K x d, the others d x d and orthogonal, any Phi.
+
+
+def active_subspaces(weights0: Sequence[Array], scales: Sequence[float], target: Array) -> list[Array]:
+    """Return orthonormal bases A_0 .. A_L of the subspaces in which all learning happens.
+
+    With Phi = U Sigma V^T of rank r: A_0 = orth[V, Q_{L:1}^T U] in case 1, orth[V, Q_{L:1}^T] in case 2;
+    A_l = Q_l A_{l-1}, except A_L = I in case 2.
+    """
+    rotations = _rotations(weights0, scales)
+    whole = end_to_end(rotations)
+    left, values, right_t = np.linalg.svd(target, full_matrices=False)
+    rank = _rank(values, target.shape)
+    if _is_square(weights0):
+        bases = [_orthonormal_basis(np.hstack([right_t[:rank].T, whole.T @ left[:, :rank]]))]
+    else:
+        bases = [_orthonormal_basis(np.hstack([right_t[:rank].T, whole.T]))]
+    for rotation in rotations[:-1]:
+        bases.append(rotation @ bases[-1])
+    bases.append(rotations[-1] @ bases[-1] if _is_square(weights0) else np.eye(len(target)))
+    return bases
+
+
+def train_reduced(
+    weights0: Sequence[Array],
+    scales: Sequence[float],
+    bases: Sequence[Array],
+    target: Array,
+    *,
+    loss_scale: float,
+    learning_rate: Sequence[float],
+    steps: int,
+    weight_decay: Sequence[float],
+    momentum: Sequence[float],
+) -> Iterator[tuple[float, list[Array], list[float]]]:
+    """Yield (loss, cores Wt_l, scalars rho_l) at t = 0, 1, .., `steps`: the run of `train_dense`, reduced.
+
+    The cores descend towards Phit = A_L^T Phi A_0 like a small network of their own, with the gradient
+    c Wt_{L:l+1}^T (Wt_{L:1} - Phit) Wt_{l-1:1}^T. They start from A_l^T W_l(0) A_{l-1}, which is epsilon_l I
+    (but for l = L in case 2).
+
+    The rest of layer l is a multiple rho_l of its initial rotation, rho_l(0) = epsilon_l. In case 1 the
+    gradient of rho_l is c rho_l prod_{k != l} rho_k^2, so without momentum
+    rho_l <- rho_l (1 - eta_l lambda_l - c eta_l prod_{k != l} rho_k^2). In case 2 it is 0, so that without
+    momentum rho_l = epsilon_l (1 - eta_l lambda_l)^t, for l < L only: W_L has no such rest. Each rho_l has
+    its own velocity.
+
+    Parameters
+    ----------
+    weights0, scales, target
+        W_l(0) = epsilon_l Q_l, epsilon_l and Phi.
+    bases
+        A_0 .. A_L from `active_subspaces`.
+    loss_scale, learning_rate, steps, weight_decay, momentum
+        As in `train_dense`.
+    """
+    square = _is_square(weights0)
+    dim, active_dim = bases[0].shape
+    small_target = bases[-1].T @ target @ bases[0]
+    cores: list[Array] = [
+        above.T @ weight @ below for above, weight, below in zip(bases[1:], weights0, bases[:-1], strict=True)
+    ]
+    rho = [float(scale) for scale in (scales if square else scales[:-1])]
+    core_velocities = [np.zeros_like(core) for core in cores]
+    rho_velocities = [0.0 for _ in rho]
+    settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
+    for step in range(steps + 1):
+        if step > 0:
+            core_slopes = gradients(cores, small_target, None, loss_scale)
+            rho_slopes = [_rho_slope(rho, layer, loss_scale) if square else 0.0 for layer in range(len(rho))]
+            cores, core_velocities = _heavy_ball(cores, core_velocities, core_slopes, settings)
+            rho, rho_velocities = _heavy_ball(rho, rho_velocities, rho_slopes, settings[: len(rho)])
+        rest = (dim - active_dim) * math.prod(rho) ** 2 if square else 0.0
+        small_loss = _excess_loss(end_to_end(cores), small_target, None, loss_scale)
+        yield small_loss + loss_scale / 2 * rest, cores, rho
+
+
+def reconstruct(
+    weights0: Sequence[Array],
+    scales: Sequence[float],
+    bases: Sequence[Array],
+    cores: Sequence[Array],
+    rho: Sequence[float],
+) -> list[Array]:
+    """Return W_1(t) .. W_L(t) from the cores Wt_l(t) and the scalars rho_l(t).
+
+    W_l = (rho_l / epsilon_l) W_l(0) + A_l (Wt_l - rho_l I) A_{l-1}^T, except W_L = Wt_L A_{L-1}^T in case 2.
+    """
+    weights: list[Array] = []
+    for layer, core in enumerate(cores):
+        above, below = bases[layer + 1], bases[layer]
+        if layer < len(rho):
+            change = above @ (core - rho[layer] * np.eye(len(core))) @ below.T
+            weights.append(rho[layer] / scales[layer] * weights0[layer] + change)
+        else:
+            weights.append(core @ below.T)
+    return weights
+
+
+def _rho_slope(rho: Sequence[float], layer: int, loss_scale: float) -> float:
+    others = math.prod(rho[:layer]) * math.prod(rho[layer + 1 :])
+    return loss_scale * rho[layer] * others**2
+
+
+# Singular values and vectors.
+
+
+def singular_values(weight: Array) -> Array:
+    """Return the singular values of W, descending."""
+    return np.linalg.svd(weight, compute_uv=False)
+
+
+def limit_vectors(weight0: Array, gradient0: Array, scale: float) -> tuple[Array, Array]:
+    """Return the singular vectors (U, V) of W(t) as t -> 0+; those of W(0) = epsilon Q are arbitrary.
+
+    To first order W(t)^T W(t) = epsilon^2 I + 2 epsilon t sym(-Q^T G), sym(M) = (M + M^T) / 2: for Q with
+    orthonormal columns the right vectors are the eigenvectors of sym(-Q^T G), and u = Q v; for Q with
+    orthonormal rows the left ones are those of sym(-G Q^T), and v = Q^T u. Weight decay only shifts the
+    eigenvalues. Both have min(d_l, d_{l-1}) columns, ordered by descending eigenvalue, as the singular
+    values will be; signs, and bases of repeated eigenvalues, are arbitrary.
+    """
+    rotation = weight0 / scale
+    if weight0.shape[0] >= weight0.shape[1]:
+        right = _descending_eigenvectors(-rotation.T @ gradient0)
+        return rotation @ right, right
+    left = _descending_eigenvectors(-gradient0 @ rotation.T)
+    return left, rotation.T @ left
+
+
+def angle(vectors: Array, others: Array) -> Array:
+    """Return the angle in [0, pi/2] between the lines along x and y, column by column, for unit columns.
+
+    2 atan2(||x - s y||, ||x + s y||) with s the sign of <x, y>; arccos |<x, y>| would lose half the digits.
+    """
+    sign = np.where(np.sum(vectors * others, axis=0) < 0, -1.0, 1.0)
+    difference = np.linalg.norm(vectors - sign * others, axis=0)
+    total = np.linalg.norm(vectors + sign * others, axis=0)
+    return np.asarray(2 * np.arctan2(difference, total))
+
+
+def principal_angles(basis: Array, other: Array) -> Array:
+    """Return the principal angles, ascending, between the spans of two matrices with orthonormal columns.
+
+    The cosines are the singular values of U^T V, the sines those of (I - U U^T) V, where U has at least
+    as many columns as V. Cosines alone lose half the digits of small angles, sines of those near pi/2.
+    """
+    if basis.shape[1] < other.shape[1]:
+        basis, other = other, basis
+    overlap = basis.T @ other
+    cosines = singular_values(overlap)
+    sines = singular_values(other - basis @ overlap)[::-1]
+    return np.arctan2(sines, cosines)
+
+
+def vector_angles(vectors: Array, reference: Array, rank: int) -> Array:
+    """Return k angles between the singular vectors in two (d, k) arrays with orthonormal columns.
+
+    The first r and the last r vectors are compared one by one; those between belong to one repeated
+    singular value, so they share the largest principal angle between the two subspaces that they span.
+    """
+    angles = angle(vectors, reference)
+    middle = slice(rank, len(angles) - rank)
+    if rank < len(angles) - rank:
+        angles[middle] = principal_angles(vectors[:, middle], reference[:, middle])[-1]
+    return angles
+
+
+# Small pieces.
+
+
+def _product(factors: Sequence[Array], dim: int) -> Array:
+    """Return the last factor times .. times the first, the identity of size `dim` if there is none."""
+    result = np.eye(dim)
+    for factor in factors:
+        result = factor @ result
+    return result
+
+
+def _squared_norm(matrix: Array) -> float:
+    return float(np.sum(matrix**2))
+
+
+def _excess_loss(product: Array, solution: Array, input_gram: Array | None, loss_scale: float) -> float:
+    difference = product - solution
+    if input_gram is None:
+        return loss_scale / 2 * _squared_norm(difference)
+    return loss_scale / 2 * float(np.sum(difference @ input_gram * difference))
+
+
+def _loss_floor(
+    solution: Array, target: Array, loss_scale: float, output_norm_squared: float | None
+) -> float:
+    if output_norm_squared is None:
+        return 0.0
+    return loss_scale / 2 * (output_norm_squared - float(np.sum(solution * target)))
+
+
+def _is_square(weights: Sequence[Array]) -> bool:
+    return bool(weights[-1].shape[0] == weights[-1].shape[1])
+
+
+def _rotations(weights0: Sequence[Array], scales: Sequence[float]) -> list[Array]:
+    """Return Q_l = W_l(0) / epsilon_l, checked to be what the theorem asks for."""
+    rotations = [weight / scale for weight, scale in zip(weights0, scales, strict=True)]
+    identity = np.eye(weights0[0].shape[1])
+    for layer, rotation in enumerate(rotations if _is_square(weights0) else rotations[:-1], start=1):
+        if rotation.shape != identity.shape or not np.allclose(rotation.T @ rotation, identity, 0, 1e-6):
+            raise AssumptionError(
+                f"weights0: W_{layer}(0) has shape {rotation.shape} and is not scales[{layer - 1}] times an "
+                f"orthogonal matrix; wanted that, of shape {identity.shape}, for all layers but a last one "
+                "with another number of rows"
+            )
+    return rotations
+
+
+def _rank(values: Array, shape: tuple[int, ...]) -> int:
+    """Return how many of the descending singular `values` stand above the rounding of the largest."""
+    return int(np.sum(values > max(shape) * np.finfo(np.float64).eps * values[0])) if len(values) else 0
+
+
+def _orthonormal_basis(matrix: Array) -> Array:
+    left, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    return left[:, : _rank(values, matrix.shape)]
+
+
+def _descending_eigenvectors(matrix: Array) -> Array:
+    return np.linalg.eigh((matrix + matrix.T) / 2).eigenvectors[:, ::-1]

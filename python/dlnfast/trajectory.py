@@ -1,0 +1,717 @@
+"""`Trajectory`: what a run recorded, and everything that follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import reference as plain
+from ._arrays import FloatArray, as_matrix, check_count
+from ._errors import ShapeError
+from ._version import __version__
+from .closure import Certificate, multiply
+from .problem import LowRank, Problem
+
+FORMAT_VERSION = 1
+
+IntArray = npt.NDArray[np.int64]
+#: Left vectors (n, d_l, k), values (n, k) and right vectors (n, d_{l-1}, k), per record.
+Spectra = tuple[FloatArray, FloatArray, FloatArray]
+
+
+@dataclass(frozen=True)
+class ReducedStates:
+    """Records of the reduced engine: ``W_l = [A_l B_l] diag(C_l, rho_l I) [A_{l-1} B_{l-1}]^T``.
+
+    Attributes
+    ----------
+    bases : tuple of ndarray or None
+        A_0 .. A_L; None is the identity.
+    cores : tuple of ndarray, shape (n_records, a_l, a_{l-1})
+        C_l at the records.
+    rho : ndarray, shape (n_records, L)
+        Scalars at the records; 0 for a layer without a complement.
+    scales : tuple of float
+        eps_l.
+    multiplicity : int
+        Dimension of the complement.
+    target : ndarray
+        ``A_L^T Phi A_0``.
+    initial : tuple of ndarray or None
+        W_l(0); None where they were not saved.
+    n_values : int or None
+        How many singular values `Trajectory.singular_values` shows; None for all.
+    loss_scale : float
+        c.
+    """
+
+    bases: tuple[FloatArray | None, ...]
+    cores: tuple[FloatArray, ...]
+    rho: npt.NDArray[np.float64]
+    scales: tuple[float, ...]
+    multiplicity: int
+    target: FloatArray
+    initial: tuple[FloatArray, ...] | None
+    n_values: int | None
+    loss_scale: float
+
+    def complement_of(self, layer: int) -> int:
+        """Return how many singular values of this layer equal rho_l."""
+        return self.multiplicity if self.is_square(layer) else 0
+
+    def is_square(self, layer: int) -> bool:
+        """Return whether the layer is d x d, and not the wide last one of case 2."""
+        return self.bases[layer] is not None
+
+
+@dataclass(frozen=True)
+class DenseStates:
+    """Records of the dense engine; empty tuples where nothing was asked for.
+
+    Attributes
+    ----------
+    values : tuple of ndarray, shape (n_records, k)
+        Singular values, one array per layer.
+    left, right : tuple of ndarray, shape (n_records, d_l, k) and (n_records, d_{l-1}, k)
+        Singular vectors as columns.
+    snapshots : tuple of ndarray, shape (n_snapshots, d_l, d_{l-1})
+        Whole weights at `snapshot_steps`.
+    initial, final : tuple of ndarray or None
+        W_l at the first and last step; None where not kept.
+    """
+
+    values: tuple[FloatArray, ...]
+    left: tuple[FloatArray, ...]
+    right: tuple[FloatArray, ...]
+    snapshots: tuple[FloatArray, ...]
+    snapshot_steps: IntArray
+    initial: tuple[FloatArray, ...] | None
+    final: tuple[FloatArray, ...] | None
+
+
+class Trajectory:
+    """What a run of `train` recorded. Layers count from 1, as in the mathematics.
+
+    Attributes
+    ----------
+    steps : ndarray of int64, shape (n_records,)
+        The steps t of the records.
+    loss : ndarray, shape (T + 1,)
+        The loss of W(t) for every t = 0, .., T.
+    engine : str
+        "reduced" or "dense".
+    certificate : Certificate
+        Why this engine, and what was measured of its assumptions.
+    config : dict
+        Every setting of the run, in values that JSON knows.
+    problem : Problem or None
+        What was learned.
+    states : ReducedStates or DenseStates
+        The raw records.
+    wall_time : float
+        Seconds that `train` took.
+    """
+
+    def __init__(
+        self, *, steps: IntArray, loss: npt.NDArray[np.float64], states: ReducedStates | DenseStates,
+        certificate: Certificate, problem: Problem | None, config: Mapping[str, Any], wall_time: float,
+    ) -> None:
+        self.steps = steps
+        self.loss = loss
+        self.states = states
+        self.certificate = certificate
+        self.problem = problem
+        self.config = dict(config)
+        self.wall_time = wall_time
+        # Per instance, so that the cache dies with the run.
+        self._core_spectra = cache(self._decompose_cores)
+
+    @property
+    def engine(self) -> str:
+        """The engine that ran."""
+        return self.certificate.engine
+
+    @property
+    def widths(self) -> list[int]:
+        """d_0, .., d_L."""
+        return list(self.config["widths"])
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return len(self.widths) - 1
+
+    @property
+    def rank(self) -> int:
+        """Numerical rank r of the target."""
+        if self.problem is None:
+            raise ValueError("the trajectory was saved without its problem")
+        return self.problem.target_factors().rank
+
+    def __repr__(self) -> str:
+        """Return the engine, the sizes and the extent of the run."""
+        return (
+            f"Trajectory({self.engine}, widths {self.widths}, {len(self.loss) - 1} steps, "
+            f"{len(self.steps)} records, loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g})"
+        )
+
+    # ------------------------------------------------------------------------------ singular values
+
+    def singular_values(self, layer: int) -> FloatArray:
+        """Return the singular values of W_l at the records, descending, with their multiplicities.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray, shape (n_records, k)
+            k is what `train` was asked for, at most min(d_l, d_{l-1}).
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if none were recorded.
+
+        Notes
+        -----
+        Reduced engine: O(n_records (r^3 + d)); for very wide layers prefer `active_singular_values` and
+        `rho`, whose size does not grow with d.
+        """
+        index = self._index(layer)
+        if isinstance(self.states, DenseStates):
+            if not self.states.values:
+                raise ValueError("no singular values were recorded: train(..., singular_values=...)")
+            return self.states.values[index]
+        active = self.active_singular_values(layer)
+        rest = np.abs(self.states.rho[:, index : index + 1]).astype(active.dtype)
+        repeated = np.repeat(rest, self.states.complement_of(layer), axis=1)
+        values = -np.sort(-np.hstack([active, repeated]), axis=1)
+        return values[:, : self.states.n_values]
+
+    def active_singular_values(self, layer: int) -> FloatArray:
+        """Return the singular values of W_l that belong to the active subspace (reduced engine).
+
+        Returns
+        -------
+        ndarray, shape (n_records, a)
+            Descending; a is at most 2r (r + K in case 2).
+        """
+        self._reduced("active_singular_values")
+        return self._core_spectra(self._index(layer))[1]
+
+    def rho(self, layer: int) -> npt.NDArray[np.float64]:
+        """Return the scalar of the rest of layer l at the records (reduced engine).
+
+        All singular values outside the active subspace equal ``|rho_l|``; see `multiplicity`.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+
+        Raises
+        ------
+        ValueError
+            For the dense engine, and for the wide last layer of case 2, which has no such rest.
+        """
+        states = self._reduced("rho")
+        index = self._index(layer)
+        if not states.is_square(layer):
+            raise ValueError(f"layer {layer} is wide ({self.widths[layer]} x {self.widths[layer - 1]}): all of "
+                             "it is active, there is no rho")
+        return states.rho[:, index]
+
+    def multiplicity(self, layer: int) -> int:
+        """Return how many singular values of layer l equal rho_l (reduced engine)."""
+        self._index(layer)
+        return self._reduced("multiplicity").complement_of(layer)
+
+    def singular_vectors(self, layer: int, side: str = "right", step: int = -1) -> FloatArray:
+        """Return singular vectors of W_l at a record, as columns.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+        side : {"right", "left"}
+            Which of them.
+        step : int
+            A recorded step, or -1 for the last.
+
+        Returns
+        -------
+        ndarray, shape (d, k)
+            Dense engine: all that were recorded. Reduced engine: those of the active subspace, in the
+            order of `active_singular_values`; O(d r^2).
+        """
+        index, record, part = self._index(layer), self._record(step), _side(side)
+        if isinstance(self.states, DenseStates):
+            return self._recorded_vectors(side)[index][record]
+        basis = self.states.bases[index + 1 if part == 0 else index]
+        inner = self._core_spectra(index)[part][record]
+        return np.asarray(inner if basis is None else basis @ inner)
+
+    # --------------------------------------------------------------------------------------- angles
+
+    def angles(
+        self, layer: int, side: str = "right", reference: str | npt.ArrayLike = "limit"
+    ) -> npt.NDArray[np.float64]:
+        r"""Return the angles between the singular vectors of W_l and reference vectors.
+
+        The first r and the last vectors of the active subspace are compared one by one; those between,
+        which share a singular value, get the largest principal angle of their block, repeated. With the
+        reduced engine they are ordered within the active subspace, the block in the middle.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+        side : {"right", "left"}
+            Angles of the v_i or of the u_i.
+        reference : {"limit", "first_step"} or array_like, shape (d, k)
+            "limit": the singular vectors for t -> 0+, which exist although those of a scaled rotation W(0)
+            are arbitrary (for any other W(0): its own singular vectors). "first_step": those after one
+            step, with the angle 0 at step 0, as the authors of arXiv 2306.01154 plot them. Or given ones.
+
+        Returns
+        -------
+        ndarray, shape (n_records, k)
+            Radians, in [0, pi/2], accurate to rounding at both ends.
+
+        Raises
+        ------
+        ValueError
+            If the dense engine recorded no vectors (``train(..., vectors=True)``), or step 1 is not among
+            the records for "first_step".
+        """
+        index = self._index(layer)
+        part = _side(side)
+        if isinstance(self.states, ReducedStates):
+            return self._reduced_angles(self.states, index, part, reference)
+        return self._dense_angles(self.states, index, side, reference)
+
+    def _reduced_angles(
+        self, states: ReducedStates, index: int, part: int, reference: str | npt.ArrayLike
+    ) -> npt.NDArray[np.float64]:
+        vectors = self._core_spectra(index)[part].astype(np.float64)
+        n_records, _, n_active = vectors.shape
+        n_top = min(self.rank, n_active)
+        n_middle = states.complement_of(index + 1)
+        result = np.zeros((n_records, n_active + n_middle))
+        outer = np.r_[:n_top, n_top + n_middle : n_active + n_middle]
+        if not isinstance(reference, str):
+            basis = states.bases[index + 1 if part == 0 else index]
+            frame = np.eye(vectors.shape[1]) if basis is None else basis.astype(np.float64)
+            given = as_matrix(reference, "reference", shape=(len(frame), n_active + n_middle), dtype=np.float64)
+            for i, inner in enumerate(vectors):
+                result[i, outer] = plain.angle(frame @ inner, given[:, outer])
+            if n_middle:
+                # The block is the complement of the active subspace, whatever the step.
+                result[:, n_top : n_top + n_middle] = plain.principal_angles(frame, given[:, outer])[-1]
+            return result
+        start = 0
+        if reference == "first_step":
+            chosen, start = vectors[self._record(1)], 1
+        elif _named(reference) and states.is_square(index + 1) or self._is_isometry(states.cores[index][0]):
+            chosen, start = self._limit_in_core(states, index)[part], 1
+        else:
+            chosen = vectors[0]
+        for i in range(start, n_records):
+            result[i, outer] = plain.angle(vectors[i], chosen)
+        return result
+
+    def _dense_angles(
+        self, states: DenseStates, index: int, side: str, reference: str | npt.ArrayLike
+    ) -> npt.NDArray[np.float64]:
+        vectors = self._recorded_vectors(side)[index].astype(np.float64)
+        n_records, dim, k = vectors.shape
+        start = 0
+        if not isinstance(reference, str):
+            chosen = as_matrix(reference, "reference", shape=(dim, k), dtype=np.float64)
+        elif reference == "first_step":
+            chosen, start = vectors[self._record(1)], 1
+        elif _named(reference) and states.initial is not None and self._is_isometry(states.initial[index]):
+            chosen, start = self._limit_of_weights(states, index, side)[:, :k], 1
+        else:
+            chosen = vectors[0]
+        n_top = min(self.rank, k)
+        n_bottom = min(self.rank, k - n_top) if k == min(self.widths[index : index + 2]) else 0
+        result = np.zeros((n_records, k))
+        for i in range(start, n_records):
+            result[i] = _block_angles(vectors[i], chosen, n_top, n_bottom)
+        return result
+
+    def _limit_in_core(self, states: ReducedStates, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        cores = [core[0].astype(np.float64) for core in states.cores]
+        gradient = plain.gradients(cores, states.target.astype(np.float64), None, states.loss_scale)[index]
+        left, right = plain.limit_vectors(cores[index], gradient, _scale(cores[index]))
+        return left, np.empty(0), right
+
+    def _limit_of_weights(self, states: DenseStates, index: int, side: str) -> FloatArray:
+        from .descent import gradients
+
+        assert self.problem is not None
+        assert states.initial is not None
+        gradient = gradients(self.problem, states.initial)[index].astype(np.float64)
+        weight = states.initial[index].astype(np.float64)
+        return plain.limit_vectors(weight, gradient, _scale(weight))[0 if side == "left" else 1]
+
+    @staticmethod
+    def _is_isometry(weight: FloatArray) -> bool:
+        scale = _scale(weight)
+        if scale == 0.0:
+            return False
+        small = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        departure = multiply(small, small, transpose_b=True) / scale**2 - np.eye(len(small))
+        return bool(np.abs(departure).max() < 1024 * np.finfo(weight.dtype).eps)
+
+    # -------------------------------------------------------------------------------------- weights
+
+    def weights(self, layer: int, step: int = -1) -> FloatArray:
+        r"""Return W_l at a recorded step.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+        step : int
+            The reduced engine has every recorded step; the dense one has the first, the last and what
+            ``weights_every`` kept. -1 is the last.
+
+        Returns
+        -------
+        ndarray, shape (d_l, d_{l-1})
+            Reduced engine: ``(rho_l / eps_l) W_l(0) + A_l (C_l - rho_l I) A_{l-1}^T``, or C_L A_{L-1}^T for the
+            wide last layer; O(d^2 r).
+
+        Raises
+        ------
+        ValueError
+            If that step was not kept.
+        """
+        index = self._index(layer)
+        if isinstance(self.states, DenseStates):
+            return self._kept_weights(self.states, index, step)
+        states, record = self.states, self._record(step)
+        core, below = states.cores[index][record], states.bases[index]
+        assert below is not None
+        above = states.bases[index + 1]
+        if above is None:
+            return multiply(core, below, transpose_b=True)
+        if states.initial is None:
+            raise ValueError("the trajectory was saved without its initial weights: save(path, weights=True)")
+        rho = states.rho[record, index]
+        inner = core - core.dtype.type(rho) * np.eye(len(core), dtype=core.dtype)
+        update = multiply(above @ inner, below, transpose_b=True)
+        update += core.dtype.type(rho / states.scales[index]) * states.initial[index]
+        return update
+
+    def end_to_end(self, step: int = -1) -> FloatArray:
+        """Return ``W_{L:1} = W_L .. W_1`` at a recorded step; O(L d^3), or O(L K d^2) for a thin end."""
+        chain = [self.weights(layer, step) for layer in range(1, self.n_layers + 1)]
+        if self.widths[-1] <= self.widths[0]:
+            result = chain[-1]
+            for weight in reversed(chain[:-1]):
+                result = multiply(result, weight)
+            return result
+        result = chain[0]
+        for weight in chain[1:]:
+            result = multiply(weight, result)
+        return result
+
+    def features(self, layer: int, X: npt.ArrayLike | None = None, step: int = -1) -> FloatArray:
+        """Return ``Z_l = W_l .. W_1 X`` at a recorded step.
+
+        Parameters
+        ----------
+        layer : int
+            0 .. L; 0 is X itself.
+        X : array_like, shape (d_0, N), optional
+            Inputs in the problem's coordinates; by default the problem's own.
+        step : int
+            As for `weights`.
+
+        Returns
+        -------
+        ndarray, shape (d_l, N)
+            The reduced engine applies the layers as a scaled W_l(0) plus thin products: O(d^2 N).
+        """
+        depth = check_count(layer, "layer", minimum=0)
+        if X is None:
+            X = None if self.problem is None else self.problem.inputs
+            if X is None:
+                raise ValueError("X is needed: the problem holds no inputs")
+        dtype = np.dtype(self.config["dtype"])
+        result = as_matrix(X, "X", shape=(self.widths[0], None), dtype=dtype)
+        for i in range(1, depth + 1):
+            result = multiply(self.weights(i, step), result)
+        return result
+
+    @staticmethod
+    def _kept(states: DenseStates, last_step: int) -> dict[int, Sequence[FloatArray]]:
+        kept: dict[int, Sequence[FloatArray]] = {}
+        if states.initial is not None:
+            kept[0] = states.initial
+        for i, step in enumerate(states.snapshot_steps):
+            kept[int(step)] = [s[i] for s in states.snapshots]
+        if states.final is not None:
+            kept[last_step] = states.final
+        return kept
+
+    def _kept_weights(self, states: DenseStates, index: int, step: int) -> FloatArray:
+        last = len(self.loss) - 1
+        kept = self._kept(states, last)
+        wanted = last if step == -1 else step
+        if wanted not in kept:
+            raise ValueError(
+                f"step is {wanted}, but the weights were kept at {_listed(sorted(kept))} only: "
+                "train(..., weights_every=...)"
+            )
+        return kept[wanted][index]
+
+    # ----------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str], *, weights: bool = True) -> None:
+        """Write the run to one .npz file (arrays and JSON, no pickle); the file appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Written as it is; no ending is added.
+        weights : bool
+            Keep whole weight matrices. Without them a reduced run still has everything but `weights`,
+            `end_to_end` and `features`.
+        """
+        meta = {
+            "format": "dlnfast trajectory",
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+            "config": self.config,
+            "certificate": self.certificate.to_dict(),
+            "wall_time": self.wall_time,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {"steps": self.steps, "loss": self.loss}
+        meta["problem"] = _pack_problem(self.problem, arrays)
+        if isinstance(self.states, ReducedStates):
+            meta["states"] = _pack_reduced(self.states, arrays, weights)
+        else:
+            meta["states"] = _pack_dense(self.states, arrays, weights)
+        arrays["meta"] = np.array(json.dumps(meta))
+        _write_whole(Path(path), arrays)
+
+    # --------------------------------------------------------------------------------------- helpers
+
+    def _index(self, layer: int) -> int:
+        number = check_count(layer, "layer")
+        if number > self.n_layers:
+            raise ValueError(f"layer is {number}; wanted 1 to {self.n_layers}")
+        return number - 1
+
+    def _record(self, step: int) -> int:
+        if step == -1:
+            return len(self.steps) - 1
+        found = int(np.searchsorted(self.steps, step))
+        if found == len(self.steps) or self.steps[found] != step:
+            raise ValueError(f"step is {step}, which is not among the recorded steps {_listed(list(self.steps))}")
+        return found
+
+    def _reduced(self, what: str) -> ReducedStates:
+        if isinstance(self.states, ReducedStates):
+            return self.states
+        raise ValueError(f"{what} belongs to the reduced engine; this run: {self.certificate}")
+
+    def _recorded_vectors(self, side: str) -> tuple[FloatArray, ...]:
+        assert isinstance(self.states, DenseStates)
+        vectors = self.states.left if _side(side) == 0 else self.states.right
+        if not vectors:
+            raise ValueError("no singular vectors were recorded: train(..., vectors=True)")
+        return vectors
+
+    def _decompose_cores(self, index: int) -> Spectra:
+        assert isinstance(self.states, ReducedStates)
+        left, values, right_t = np.linalg.svd(self.states.cores[index], full_matrices=False)
+        return left, values, np.swapaxes(right_t, 1, 2)
+
+
+def load(path: str | os.PathLike[str]) -> Trajectory:
+    """Read a run that `Trajectory.save` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is not such a run, is damaged, or was written by a newer version.
+    """
+    place = Path(path)
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays["meta"]))
+        if meta["format"] != "dlnfast trajectory":
+            raise KeyError("format")
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} is not a complete file of a dlnfast trajectory: {error}") from error
+    if meta["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{place} has format {meta['format_version']}, written by dlnfast {meta['version']}; "
+            f"this is dlnfast {__version__}, which reads formats up to {FORMAT_VERSION}"
+        )
+    unpack = _unpack_reduced if meta["states"]["engine"] == "reduced" else _unpack_dense
+    return Trajectory(
+        steps=arrays["steps"],
+        loss=arrays["loss"],
+        states=unpack(meta["states"], arrays),
+        certificate=Certificate.from_dict(meta["certificate"]),
+        problem=_unpack_problem(meta["problem"], arrays),
+        config=meta["config"],
+        wall_time=meta["wall_time"],
+    )
+
+
+def _write_whole(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _pack_list(name: str, items: Sequence[FloatArray | None] | None, arrays: dict[str, npt.NDArray[Any]]) -> list[bool] | None:
+    """Put the items beside the others, and return which of them are there."""
+    if items is None:
+        return None
+    for i, item in enumerate(items):
+        if item is not None:
+            arrays[f"{name}_{i}"] = item
+    return [item is not None for item in items]
+
+
+def _unpack_list(name: str, present: list[bool] | None, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    if present is None:
+        return None
+    return tuple(arrays[f"{name}_{i}"] if there else None for i, there in enumerate(present))
+
+
+def _pack_reduced(states: ReducedStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
+    arrays["rho"] = states.rho
+    arrays["core_target"] = states.target
+    return {
+        "engine": "reduced",
+        "bases": _pack_list("basis", states.bases, arrays),
+        "cores": _pack_list("core", states.cores, arrays),
+        "initial": _pack_list("initial", states.initial if weights else None, arrays),
+        "scales": list(states.scales),
+        "multiplicity": states.multiplicity,
+        "n_values": states.n_values,
+        "loss_scale": states.loss_scale,
+    }
+
+
+def _unpack_reduced(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> ReducedStates:
+    return ReducedStates(
+        bases=_unpack_list("basis", meta["bases"], arrays),
+        cores=_unpack_list("core", meta["cores"], arrays),
+        rho=arrays["rho"],
+        scales=tuple(meta["scales"]),
+        multiplicity=meta["multiplicity"],
+        target=arrays["core_target"],
+        initial=_unpack_list("initial", meta["initial"], arrays),
+        n_values=meta["n_values"],
+        loss_scale=meta["loss_scale"],
+    )
+
+
+_DENSE_LISTS = ("values", "left", "right")
+
+
+def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
+    arrays["snapshot_steps"] = states.snapshot_steps if weights else states.snapshot_steps[:0]
+    meta: dict[str, Any] = {"engine": "dense"}
+    for name in _DENSE_LISTS:
+        meta[name] = _pack_list(name, getattr(states, name), arrays)
+    meta["snapshots"] = _pack_list("snapshots", states.snapshots if weights else (), arrays)
+    meta["initial"] = _pack_list("initial", states.initial if weights else None, arrays)
+    meta["final"] = _pack_list("final", states.final if weights else None, arrays)
+    return meta
+
+
+def _unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> DenseStates:
+    lists = {name: _unpack_list(name, meta[name], arrays) for name in (*_DENSE_LISTS, "snapshots", "initial", "final")}
+    return DenseStates(snapshot_steps=arrays["snapshot_steps"], **lists)
+
+
+def _pack_problem(problem: Problem | None, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any] | None:
+    if problem is None:
+        return None
+    if isinstance(problem.target, LowRank):
+        arrays["target_U"], arrays["target_s"], arrays["target_V"] = (
+            problem.target.U, problem.target.s, problem.target.V)
+    else:
+        arrays["target"] = problem.target
+    if problem.input_gram is not None:
+        arrays["input_gram"] = problem.input_gram
+    return {"loss_scale": problem.loss_scale, "output_norm_squared": problem.output_norm_squared}
+
+
+def _unpack_problem(meta: dict[str, Any] | None, arrays: dict[str, npt.NDArray[Any]]) -> Problem | None:
+    if meta is None:
+        return None
+    target: Any = arrays.get("target")
+    if target is None:
+        target = LowRank(arrays["target_U"], arrays["target_s"], arrays["target_V"])
+    return Problem(
+        target, arrays.get("input_gram"), meta["loss_scale"], output_norm_squared=meta["output_norm_squared"]
+    )
+
+
+def _side(side: str) -> int:
+    if side not in ("left", "right"):
+        raise ValueError(f'side is {side!r}; wanted "left" or "right"')
+    return 0 if side == "left" else 2
+
+
+def _named(reference: str) -> bool:
+    if reference != "limit":
+        raise ValueError(f'reference is {reference!r}; wanted "limit", "first_step" or an array')
+    return True
+
+
+def _scale(weight: FloatArray) -> float:
+    return float(np.linalg.norm(weight)) / float(np.sqrt(max(min(weight.shape), 1)))
+
+
+def _block_angles(vectors: FloatArray, chosen: FloatArray, n_top: int, n_bottom: int) -> FloatArray:
+    """Return vector-by-vector angles at both ends and the middle block's largest principal angle."""
+    if vectors.shape != chosen.shape:
+        raise ShapeError(f"reference has shape {chosen.shape}; wanted {vectors.shape}")
+    k = vectors.shape[1]
+    angles = plain.angle(vectors, chosen)
+    if n_top + n_bottom < k:
+        middle = slice(n_top, k - n_bottom)
+        angles[middle] = plain.principal_angles(vectors[:, middle], chosen[:, middle])[-1]
+    return angles
+
+
+def _listed(values: Sequence[Any]) -> str:
+    numbers = [int(v) for v in values]
+    if len(numbers) <= 8:
+        return str(numbers)
+    return f"[{numbers[0]}, {numbers[1]}, {numbers[2]}, .., {numbers[-1]}]"
