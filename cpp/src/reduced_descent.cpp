@@ -40,7 +40,9 @@ class Scalars {
         rates_(rates),
         loss_scale_(loss_scale),
         rho_(complement.rho),
-        velocity_(complement.rho.size(), 0.0) {}
+        velocity_(complement.rho.size(), 0.0),
+        gradient_(complement.rho.size(), 0.0),
+        carry_(complement.rho.size(), 0.0) {}
 
   const std::vector<double>& rho() const { return rho_; }
 
@@ -72,7 +74,11 @@ class Scalars {
     for (std::size_t l = 0; l < n; ++l) {
       velocity_[l] = rates_.momentum[l] * velocity_[l] + gradient_[l] +
                      rates_.weight_decay[l] * rho_[l];
-      rho_[l] -= rates_.learning_rate[l] * velocity_[l];
+      // Compensated like the cores (small_descent.hpp).
+      const double wanted = -rates_.learning_rate[l] * velocity_[l] - carry_[l];
+      const double sum = rho_[l] + wanted;
+      carry_[l] = (sum - rho_[l]) - wanted;
+      rho_[l] = sum;
     }
   }
 
@@ -80,7 +86,7 @@ class Scalars {
   Complement complement_;
   Rates rates_;
   double loss_scale_;
-  std::vector<double> rho_, velocity_, gradient_;
+  std::vector<double> rho_, velocity_, gradient_, carry_;
 };
 
 }  // namespace

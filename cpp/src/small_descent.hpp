@@ -1,5 +1,9 @@
 // Descent of a square network whose size is known to the compiler: everything stays in registers
 // and the first-level cache. Only for reduced_descent.cpp.
+//
+// Weights are updated with compensated (Kahan) sums: on a plateau, tens of thousands of tiny steps
+// on nearly constant weights would otherwise all be rounded the same way, and what leaves the
+// plateau is amplified by about 1/eps.
 #pragma once
 
 #include <cmath>
@@ -55,6 +59,7 @@ class SmallDescent final : public SmallCores<T> {
         whitened_(objective.input_gram.empty()),
         has_momentum_(rates.any_momentum()),
         weight_(n_layers),
+        carry_(n_layers),
         velocity_(has_momentum_ ? n_layers : 0),
         prefix_(n_layers) {
     for (Index l = 0; l < n_layers; ++l) {
@@ -173,6 +178,7 @@ class SmallDescent final : public SmallCores<T> {
 
   void move(Index l, const Block& gradient) {
     T* w = weight_[l].a;
+    T* carry = carry_[l].a;
     const T rate = learning_rate_[l];
     const T decay = weight_decay_[l];
     const T scale = static_cast<T>(loss_scale_);
@@ -180,19 +186,27 @@ class SmallDescent final : public SmallCores<T> {
       T* v = velocity_[l].a;
       const T momentum = momentum_[l];
       for (int i = 0; i < Size * stride; i += P::size) {
-        const Vector old = P::load(w + i);
-        const Vector speed =
-            P::load(v + i) * momentum + P::load(gradient.a + i) * scale + old * decay;
+        const Vector speed = P::load(v + i) * momentum + P::load(gradient.a + i) * scale +
+                             P::load(w + i) * decay;
         P::store(v + i, speed);
-        P::store(w + i, old - speed * rate);
+        add(w + i, carry + i, -speed * rate);
       }
     } else {
-      const T keep = T(1) - rate * decay;
+      const T shrink = rate * decay;
       const T step = rate * scale;
       for (int i = 0; i < Size * stride; i += P::size) {
-        P::store(w + i, P::load(w + i) * keep - P::load(gradient.a + i) * step);
+        add(w + i, carry + i, -P::load(gradient.a + i) * step - P::load(w + i) * shrink);
       }
     }
+  }
+
+  // w += change, with what the sum rounds away carried to the next one.
+  static void add(T* w, T* carry, const Vector& change) {
+    const Vector old = P::load(w);
+    const Vector wanted = change - P::load(carry);
+    const Vector sum = old + wanted;
+    P::store(carry, (sum - old) - wanted);
+    P::store(w, sum);
   }
 
   Index n_layers_;
@@ -200,7 +214,7 @@ class SmallDescent final : public SmallCores<T> {
   double loss_floor_;
   bool whitened_;
   bool has_momentum_;
-  std::vector<Block> weight_, velocity_, prefix_;
+  std::vector<Block> weight_, carry_, velocity_, prefix_;
   std::vector<T> learning_rate_, weight_decay_, momentum_;
   Block target_, gram_, least_squares_, error_;
 };

@@ -24,8 +24,9 @@ def _titled(name: str, symbol: str | None) -> str:
 
 
 def _float_dtype(array: npt.NDArray[Any], title: str) -> np.dtype[Any]:
-    if array.dtype in (np.float32, np.float64):
-        return array.dtype.newbyteorder("=")
+    for dtype in (np.float32, np.float64):
+        if array.dtype.newbyteorder("=") == dtype:
+            return np.dtype(dtype)
     if array.dtype.kind in "biu":
         return np.dtype(np.float64)
     raise TypeError(
@@ -34,8 +35,14 @@ def _float_dtype(array: npt.NDArray[Any], title: str) -> np.dtype[Any]:
 
 
 def _checked_array(
-    x: object, name: str, n_axes: int, shape: Sequence[int | None] | None, dtype: npt.DTypeLike | None,
-    finite: bool, symbol: str | None, empty: bool,
+    x: object,
+    name: str,
+    n_axes: int,
+    shape: Sequence[int | None] | None,
+    dtype: npt.DTypeLike | None,
+    finite: bool,
+    symbol: str | None,
+    empty: bool,
 ) -> FloatArray:
     title = _titled(name, symbol)
     try:
@@ -65,9 +72,8 @@ def _checked_array(
         )
     if finite and not is_finite(result):
         where = np.argwhere(~np.isfinite(result))[0]
-        raise ValueError(
-            f"{title} has a value that is not finite: {result[tuple(where)]} at {tuple(int(i) for i in where)}"
-        )
+        place = tuple(int(i) for i in where)
+        raise ValueError(f"{title} has a value that is not finite: {result[place]} at {place}")
     return result
 
 
@@ -80,8 +86,14 @@ def is_finite(array: npt.NDArray[Any]) -> bool:
 
 
 def as_matrix(
-    x: object, name: str, *, shape: tuple[int | None, int | None] | None = None,
-    dtype: npt.DTypeLike | None = None, finite: bool = True, symbol: str | None = None, empty: bool = False,
+    x: object,
+    name: str,
+    *,
+    shape: tuple[int | None, int | None] | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
 ) -> FloatArray:
     """Return `x` as a C-contiguous float64 or float32 matrix, itself where it already is one.
 
@@ -101,8 +113,14 @@ def as_matrix(
 
 
 def as_vector(
-    x: object, name: str, *, length: int | None = None, dtype: npt.DTypeLike | None = None,
-    finite: bool = True, symbol: str | None = None, empty: bool = False,
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
 ) -> FloatArray:
     """Return `x` as a C-contiguous float64 or float32 vector; see `as_matrix`."""
     return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
@@ -163,4 +181,4 @@ def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Gen
     if number >= 2**64:
         raise ValueError(f"seed is {number}; wanted an integer below 2**64")
     use = zlib.crc32(repr(tuple(stream)).encode())
-    return np.random.Generator(np.random.Philox(key=[number, use]))
+    return np.random.Generator(np.random.Philox(key=np.array([number, use], dtype=np.uint64)))

@@ -15,6 +15,8 @@ from . import _cpu
 if TYPE_CHECKING:
     from . import _core as core
 
+__all__ = ["available_levels", "core"]
+
 _MODULES = {"baseline": "_core", "v3": "_core_v3", "v4": "_core_v4"}
 
 

@@ -1,4 +1,4 @@
-"""Invariant subspaces: does the theorem hold for this problem and these weights, and in which bases?
+"""Invariant subspaces: whether the theorem holds for a problem and its weights, and in which bases.
 
 Case 1 (all layers d x d, target of rank r) and case 2 (last layer K x d with K < d, the others d x d)
 of Yaras et al., arXiv 2306.01154. Both need whitened inputs and layers that are scaled rotations; in
@@ -71,7 +71,8 @@ class Assumptions:
     scales : tuple of float
         ``eps_l`` of each layer, ``||W_l||_F / sqrt(min(d_l, d_{l-1}))``.
     active_dim : int
-        Upper bound of the active dimension: 2r, or r + K in case 2.
+        Upper bound of the active dimension: 2r, or r + K in case 2; d where that is above `LARGEST_SHARE`
+        of d, or a condition does not hold.
     """
 
     checks: tuple[Check, ...]
@@ -191,22 +192,29 @@ def check_assumptions(problem: Problem, weights: Sequence[FloatArray]) -> Assump
     by each of them.
     """
     case = _case(weights)
-    rank = problem.target_factors().rank
-    dim_in, dim_out = weights[0].shape[1], weights[-1].shape[0]
-    active_dim = min(2 * rank if case == 1 else rank + dim_out, dim_in)
     scales = tuple(float(np.linalg.norm(w)) / float(np.sqrt(min(w.shape))) for w in weights)
     checks = [_check_shapes(weights, case), _check_whitened(problem)]
     if case:
         square = weights if case == 1 else weights[:-1]
         checks += [_check_rotation(w, scales[i], i + 1) for i, w in enumerate(square)]
+    active_dim = dim = weights[0].shape[1]
+    if all(check.holds for check in checks):
+        largest = int(LARGEST_SHARE * dim)
+        above = problem.rank_exceeds(largest // 2 if case == 1 else max(largest - weights[-1].shape[0], 0))
+        if not above:
+            rank = problem.target_factors().rank
+            active_dim = min(2 * rank if case == 1 else rank + weights[-1].shape[0], dim)
     return Assumptions(tuple(checks), case, scales, active_dim)
 
 
-def active_subspaces(problem: Problem, weights: Sequence[FloatArray], assumptions: Assumptions) -> ActiveSubspaces:
+def active_subspaces(
+    problem: Problem, weights: Sequence[FloatArray], assumptions: Assumptions
+) -> ActiveSubspaces:
     r"""Compute the active subspaces from thin products and one thin SVD.
 
-    Case 1: ``A_0 = orth[V, Q_{L:1}^T U]``, ``A_l = Q_l A_{l-1}``. Case 2: ``A_0 = orth[V, (W_L Q_{L-1:1})^T]``
-    and A_L = I. No d x d product or decomposition: 4 L d^2 r flops and O(d r^2) for the bases.
+    Case 1: ``A_0 = orth[V, Q_{L:1}^T U]``, ``A_l = Q_l A_{l-1}``. Case 2, with a wide last layer:
+    ``A_0 = orth[V, (W_L Q_{L-1:1})^T]`` and A_L = I. No d x d product or decomposition: 4 L d^2 r flops, and
+    O(d r^2) for the bases.
 
     Parameters
     ----------
@@ -225,7 +233,9 @@ def active_subspaces(problem: Problem, weights: Sequence[FloatArray], assumption
     factors = problem.target_factors()
     scales = assumptions.scales
     square = assumptions.case == 1
-    rotations = list(zip(weights, scales, strict=True)) if square else list(zip(weights[:-1], scales, strict=False))
+    rotations = (
+        list(zip(weights, scales, strict=True)) if square else list(zip(weights[:-1], scales, strict=False))
+    )
 
     if square:
         backward = np.asarray(factors.U, dtype=dtype)
@@ -270,7 +280,11 @@ def _case(weights: Sequence[FloatArray]) -> int:
 
 def _check_shapes(weights: Sequence[FloatArray], case: int) -> Check:
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    found = {1: "all layers square", 2: "square layers under a wide last one", 0: "neither case of the theorem"}
+    found = {
+        1: "all layers square",
+        2: "square layers under a wide last one",
+        0: "neither case of the theorem",
+    }
     return Check(
         name="shapes",
         measured=0.0 if case else 1.0,
@@ -284,8 +298,12 @@ def _check_shapes(weights: Sequence[FloatArray], case: int) -> Check:
 def _check_whitened(problem: Problem) -> Check:
     if problem.input_gram is None:
         error = 0.0 if problem.whitening is None else problem.whitening.error
-        return Check("whitened inputs", 0.0, 0.0, f"input_gram (S) is the identity (error {error:.1e})", "", 0.0)
-    distance = float(np.linalg.norm(problem.input_gram - np.eye(problem.dim_in))) / float(np.sqrt(problem.dim_in))
+        return Check(
+            "whitened inputs", 0.0, 0.0, f"input_gram (S) is the identity (error {error:.1e})", "", 0.0
+        )
+    distance = float(np.linalg.norm(problem.input_gram - np.eye(problem.dim_in))) / float(
+        np.sqrt(problem.dim_in)
+    )
     return Check(
         name="whitened inputs",
         measured=distance,
@@ -305,7 +323,8 @@ def _check_rotation(weight: FloatArray, scale: float, layer: int) -> Check:
         measured=departure,
         limit=limit,
         text=f"weights[{layer - 1}] (W_{layer}): ||W^T W / eps^2 - I||_F / sqrt(d) = {departure:.1e}"
-        if scale > 0 else f"weights[{layer - 1}] (W_{layer}) is zero",
+        if scale > 0
+        else f"weights[{layer - 1}] (W_{layer}) is zero",
         remedy='start from dln.orthogonal(...); or use engine="dense"',
         expected_error=min(1.0, ERROR_PER_DEPARTURE * departure),
     )

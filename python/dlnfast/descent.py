@@ -131,9 +131,19 @@ def train(
         raise ValueError(f'engine is {engine!r}; wanted "auto", "reduced" or "dense"')
     matrices = _check_weights(weights, problem)
     request = _Request.checked(
-        problem, matrices, learning_rate=learning_rate, steps=steps, weight_decay=weight_decay,
-        momentum=momentum, record_every=record_every, singular_values=singular_values, vectors=vectors,
-        weights_every=weights_every, tolerance=tolerance, n_threads=n_threads, callback=callback,
+        problem,
+        matrices,
+        learning_rate=learning_rate,
+        steps=steps,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        record_every=record_every,
+        singular_values=singular_values,
+        vectors=vectors,
+        weights_every=weights_every,
+        tolerance=tolerance,
+        n_threads=n_threads,
+        callback=callback,
     )
     certificate = _choose_engine(engine, problem, matrices)
     logger.info("%s", certificate)
@@ -161,7 +171,13 @@ def gradients(problem: Problem, weights: Sequence[npt.ArrayLike], *, n_threads: 
     """
     # One step with learning rate 1 and weight decay 1 leaves W - (G + W) = -G, with nothing rounded away.
     run = train(
-        problem, weights, learning_rate=1.0, weight_decay=1.0, steps=1, engine="dense", singular_values=None,
+        problem,
+        weights,
+        learning_rate=1.0,
+        weight_decay=1.0,
+        steps=1,
+        engine="dense",
+        singular_values=None,
         n_threads=n_threads,
     )
     return [-run.weights(layer) for layer in range(1, run.n_layers + 1)]
@@ -187,9 +203,20 @@ class _Request:
 
     @classmethod
     def checked(
-        cls, problem: Problem, weights: list[FloatArray], *, learning_rate: PerLayer, steps: int,
-        weight_decay: PerLayer, momentum: PerLayer, record_every: int, singular_values: str | int | None,
-        vectors: bool, weights_every: int | None, tolerance: float | None, n_threads: int,
+        cls,
+        problem: Problem,
+        weights: list[FloatArray],
+        *,
+        learning_rate: PerLayer,
+        steps: int,
+        weight_decay: PerLayer,
+        momentum: PerLayer,
+        record_every: int,
+        singular_values: str | int | None,
+        vectors: bool,
+        weights_every: int | None,
+        tolerance: float | None,
+        n_threads: int,
         callback: Callback | None,
     ) -> _Request:
         n_layers = len(weights)
@@ -387,8 +414,12 @@ def _run(
             states=job.states(outputs, complete=outcome in ("finished", "converged", "stopped")),
             certificate=certificate,
             problem=request.problem,
-            config={**request.describe(), "engine": certificate.engine, "outcome": outcome,
-                    "problem": request.problem.describe()},
+            config={
+                **request.describe(),
+                "engine": certificate.engine,
+                "outcome": outcome,
+                "problem": request.problem.describe(),
+            },
             wall_time=time.perf_counter() - start,
         )
 
@@ -398,7 +429,9 @@ def _run(
         if outputs.n_records > 0:
             partial = trajectory("interrupted")
             error.trajectory = partial  # type: ignore[attr-defined]
-            error.add_note(f"the trajectory up to step {partial.steps[-1]} is kept in the attribute trajectory")
+            error.add_note(
+                f"the trajectory up to step {partial.steps[-1]} is kept in the attribute trajectory"
+            )
         raise
     if outcome == "diverged":
         partial_run = trajectory("diverged") if outputs.n_records > 0 else None
@@ -420,7 +453,8 @@ def _divergence_text(request: _Request, step: int, layer: int) -> str:
         bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
         text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
     if request.weight_decay.max() * request.learning_rate.max() > 2.0:
-        text += f"; learning_rate * weight_decay is {_span(request.learning_rate * request.weight_decay)}, above 2"
+        product = _span(request.learning_rate * request.weight_decay)
+        text += f"; learning_rate * weight_decay is {product}, above 2"
     return text
 
 
@@ -441,8 +475,8 @@ def _check_optimizer(optimizer: str) -> None:
         return
     if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
         raise AssumptionError(
-            f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant subspaces "
-            "(the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
+            f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant "
+            "subspaces (the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
             'wanted "gd", with momentum=... for heavy ball'
         )
     raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
@@ -464,7 +498,9 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[F
     try:
         given = list(weights)
     except TypeError:
-        raise TypeError(f"weights is {type(weights).__name__}; wanted a list of matrices, W_1 .. W_L") from None
+        raise TypeError(
+            f"weights is {type(weights).__name__}; wanted a list of matrices, W_1 .. W_L"
+        ) from None
     if not given:
         raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
     matrices: list[FloatArray] = []
@@ -476,13 +512,16 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[F
             what = "the problem's d_x" if i == 0 else f"the rows of weights[{i - 1}]"
             raise ShapeError(f"{name} (W_{i + 1}) has shape {matrix.shape}; wanted {width} columns, {what}")
         if matrices and matrix.dtype != matrices[0].dtype:
-            raise TypeError(f"{name} (W_{i + 1}) is {matrix.dtype} but weights[0] is {matrices[0].dtype}; "
-                            "wanted one precision for all")
+            raise TypeError(
+                f"{name} (W_{i + 1}) is {matrix.dtype} but weights[0] is {matrices[0].dtype}; "
+                "wanted one precision for all"
+            )
         matrices.append(matrix)
         width = matrix.shape[0]
     if width != problem.dim_out:
         raise ShapeError(
-            f"weights[{len(given) - 1}] (W_{len(given)}) has {width} rows; wanted {problem.dim_out}, the problem's d_y"
+            f"weights[{len(given) - 1}] (W_{len(given)}) has {width} rows; "
+            f"wanted {problem.dim_out}, the problem's d_y"
         )
     return matrices
 
@@ -506,7 +545,11 @@ def _choose_engine(engine: str, problem: Problem, weights: list[FloatArray]) -> 
 def _assumption_text(assumptions: Assumptions) -> str:
     lines = [
         f"{check.name}: {check.text} (limit {check.limit:.1e}"
-        + (f"; a reduced run would be wrong by about {check.expected_error:.1e}" if check.expected_error else "")
+        + (
+            f"; a reduced run would be wrong by about {check.expected_error:.1e}"
+            if check.expected_error
+            else ""
+        )
         + f"); {check.remedy}"
         for check in assumptions.failures
     ]

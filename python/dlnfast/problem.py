@@ -28,6 +28,8 @@ REDUCTIONS: Final = ("sum", "mean")
 
 #: ||S - I||_F / sqrt(d_x) up to which the data count as white.
 _WHITE: Final = 1e-12
+#: Targets up to this smaller side are decomposed directly.
+_SMALL_TARGET: Final = 512
 #: Largest dim for which `low_rank_recovery` decomposes a dim x dim matrix.
 _DENSE_RECOVERY_DIM: Final = 1024
 
@@ -473,7 +475,8 @@ class Problem:
 
         Notes
         -----
-        A dense target is decomposed once, O(d_x d_y min(d_x, d_y)).
+        A dense target is decomposed once, O(d_x d_y min(d_x, d_y)); a large one of low rank from random
+        projections, O(d_x d_y r), after a check that they hold all of it to rounding.
         """
         if tolerance is None:
             exact = isinstance(self.target, LowRank)
@@ -482,12 +485,19 @@ class Problem:
         values = self._decomposed_target.s
         return self._decomposed_target.truncated(int(np.sum(values > limit * values[:1])))
 
+    def rank_exceeds(self, limit: int) -> bool:
+        """Return whether the rank of Phi is above `limit`, without decomposing a large Phi of high rank."""
+        decomposed = "_decomposed_target" in self.__dict__ or isinstance(self.target, LowRank)
+        if not decomposed and limit < min(self.target.shape) and min(self.target.shape) > _SMALL_TARGET:
+            assert not isinstance(self.target, LowRank)
+            return _within_range(self.target, limit + 1) is None
+        return self.target_factors().rank > limit
+
     @cached_property
     def _decomposed_target(self) -> LowRank:
         if isinstance(self.target, LowRank):
             return self.target
-        left, values, right = np.linalg.svd(self.target, full_matrices=False)
-        return LowRank(left, values, right.T)
+        return _decomposed(self.target)
 
     def dense_target(self, dtype: npt.DTypeLike = np.float64) -> FloatArray:
         """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits."""
@@ -508,7 +518,9 @@ class Problem:
             "target": "factors" if isinstance(self.target, LowRank) else "dense",
             "input_gram": "identity" if self.whitened else "dense",
             "output_norm_squared": self.output_norm_squared,
-            "whitening": None if white is None else {
+            "whitening": None
+            if white is None
+            else {
                 "method": white.method,
                 "rank": white.rank,
                 "condition_number": white.condition_number,
@@ -521,6 +533,30 @@ class Problem:
         """Return the dimensions, the kind of inputs and the scale of the loss."""
         inputs = "white inputs" if self.whitened else "general inputs"
         return f"Problem({self.dim_in} -> {self.dim_out}, {inputs}, loss_scale={self.loss_scale:.6g})"
+
+
+def _decomposed(matrix: FloatArray) -> LowRank:
+    """Return the singular value decomposition, from the range of random projections where that is enough."""
+    smaller = min(matrix.shape)
+    if smaller > _SMALL_TARGET:
+        for n_columns in (32, 256, smaller // 4 + 8):
+            found = _within_range(matrix, n_columns)
+            if found is not None:
+                return found
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return LowRank(left, values, right.T)
+
+
+def _within_range(matrix: FloatArray, n_columns: int) -> LowRank | None:
+    """Return the decomposition within the range of random projections, None if that misses anything."""
+    probes = random_generator(0, ("range of the target",)).standard_normal((matrix.shape[1], n_columns))
+    basis = np.linalg.qr(matrix @ probes)[0]
+    inside = basis.T @ matrix
+    missed = float(np.linalg.norm(matrix - basis @ inside))
+    left, values, right = np.linalg.svd(inside, full_matrices=False)
+    if missed > max(matrix.shape) * float(np.finfo(matrix.dtype).eps) * float(values[0]):
+        return None
+    return LowRank(basis @ left, values, right.T)
 
 
 def _dense(matrix: FloatArray | LowRank) -> FloatArray:

@@ -8,7 +8,6 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,15 @@ class Trajectory:
     """
 
     def __init__(
-        self, *, steps: IntArray, loss: npt.NDArray[np.float64], states: ReducedStates | DenseStates,
-        certificate: Certificate, problem: Problem | None, config: Mapping[str, Any], wall_time: float,
+        self,
+        *,
+        steps: IntArray,
+        loss: npt.NDArray[np.float64],
+        states: ReducedStates | DenseStates,
+        certificate: Certificate,
+        problem: Problem | None,
+        config: Mapping[str, Any],
+        wall_time: float,
     ) -> None:
         self.steps = steps
         self.loss = loss
@@ -133,8 +139,7 @@ class Trajectory:
         self.problem = problem
         self.config = dict(config)
         self.wall_time = wall_time
-        # Per instance, so that the cache dies with the run.
-        self._core_spectra = cache(self._decompose_cores)
+        self._spectra: dict[int, Spectra] = {}
 
     @property
     def engine(self) -> str:
@@ -229,8 +234,10 @@ class Trajectory:
         states = self._reduced("rho")
         index = self._index(layer)
         if not states.is_square(layer):
-            raise ValueError(f"layer {layer} is wide ({self.widths[layer]} x {self.widths[layer - 1]}): all of "
-                             "it is active, there is no rho")
+            raise ValueError(
+                f"layer {layer} is wide ({self.widths[layer]} x {self.widths[layer - 1]}): all of "
+                "it is active, there is no rho"
+            )
         return states.rho[:, index]
 
     def multiplicity(self, layer: int) -> int:
@@ -258,7 +265,8 @@ class Trajectory:
         """
         index, record, part = self._index(layer), self._record(step), _side(side)
         if isinstance(self.states, DenseStates):
-            return self._recorded_vectors(side)[index][record]
+            recorded: FloatArray = self._recorded_vectors(side)[index][record]
+            return recorded
         basis = self.states.bases[index + 1 if part == 0 else index]
         inner = self._core_spectra(index)[part][record]
         return np.asarray(inner if basis is None else basis @ inner)
@@ -270,9 +278,10 @@ class Trajectory:
     ) -> npt.NDArray[np.float64]:
         r"""Return the angles between the singular vectors of W_l and reference vectors.
 
-        The first r and the last vectors of the active subspace are compared one by one; those between,
-        which share a singular value, get the largest principal angle of their block, repeated. With the
-        reduced engine they are ordered within the active subspace, the block in the middle.
+        The first r and the last r vectors (the last K, where the last layer is wide with K rows) are compared
+        one by one; those between, which share a singular value, get the largest principal angle of their
+        block, repeated. With the reduced engine they are ordered within the active subspace, the block in
+        the middle.
 
         Parameters
         ----------
@@ -314,7 +323,9 @@ class Trajectory:
         if not isinstance(reference, str):
             basis = states.bases[index + 1 if part == 0 else index]
             frame = np.eye(vectors.shape[1]) if basis is None else basis.astype(np.float64)
-            given = as_matrix(reference, "reference", shape=(len(frame), n_active + n_middle), dtype=np.float64)
+            given = as_matrix(
+                reference, "reference", shape=(len(frame), n_active + n_middle), dtype=np.float64
+            )
             for i, inner in enumerate(vectors):
                 result[i, outer] = plain.angle(frame @ inner, given[:, outer])
             if n_middle:
@@ -324,7 +335,7 @@ class Trajectory:
         start = 0
         if reference == "first_step":
             chosen, start = vectors[self._record(1)], 1
-        elif _named(reference) and states.is_square(index + 1) or self._is_isometry(states.cores[index][0]):
+        elif _named(reference) and self._is_isometry(states.cores[index][0]):
             chosen, start = self._limit_in_core(states, index)[part], 1
         else:
             chosen = vectors[0]
@@ -347,7 +358,9 @@ class Trajectory:
         else:
             chosen = vectors[0]
         n_top = min(self.rank, k)
-        n_bottom = min(self.rank, k - n_top) if k == min(self.widths[index : index + 2]) else 0
+        # Below the middle: as many as rise, but with a wide last layer all K of its rows pull some down.
+        falling = self.widths[-1] if self.widths[-1] < self.widths[0] else self.rank
+        n_bottom = min(falling, k - n_top) if k == min(self.widths[index : index + 2]) else 0
         result = np.zeros((n_records, k))
         for i in range(start, n_records):
             result[i] = _block_angles(vectors[i], chosen, n_top, n_bottom)
@@ -393,8 +406,8 @@ class Trajectory:
         Returns
         -------
         ndarray, shape (d_l, d_{l-1})
-            Reduced engine: ``(rho_l / eps_l) W_l(0) + A_l (C_l - rho_l I) A_{l-1}^T``, or C_L A_{L-1}^T for the
-            wide last layer; O(d^2 r).
+            Reduced engine: ``(rho_l / eps_l) W_l(0) + A_l (C_l - rho_l I) A_{l-1}^T``, or C_L A_{L-1}^T
+            for the wide last layer; O(d^2 r).
 
         Raises
         ------
@@ -524,7 +537,9 @@ class Trajectory:
             return len(self.steps) - 1
         found = int(np.searchsorted(self.steps, step))
         if found == len(self.steps) or self.steps[found] != step:
-            raise ValueError(f"step is {step}, which is not among the recorded steps {_listed(list(self.steps))}")
+            raise ValueError(
+                f"step is {step}, which is not among the recorded steps {_listed(list(self.steps))}"
+            )
         return found
 
     def _reduced(self, what: str) -> ReducedStates:
@@ -539,10 +554,13 @@ class Trajectory:
             raise ValueError("no singular vectors were recorded: train(..., vectors=True)")
         return vectors
 
-    def _decompose_cores(self, index: int) -> Spectra:
+    def _core_spectra(self, index: int) -> Spectra:
+        """Return the singular vectors and values of a layer's cores at all records; computed once."""
         assert isinstance(self.states, ReducedStates)
-        left, values, right_t = np.linalg.svd(self.states.cores[index], full_matrices=False)
-        return left, values, np.swapaxes(right_t, 1, 2)
+        if index not in self._spectra:
+            left, values, right_t = np.linalg.svd(self.states.cores[index], full_matrices=False)
+            self._spectra[index] = left, values, np.swapaxes(right_t, 1, 2)
+        return self._spectra[index]
 
 
 def load(path: str | os.PathLike[str]) -> Trajectory:
@@ -594,7 +612,9 @@ def _write_whole(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
         raise
 
 
-def _pack_list(name: str, items: Sequence[FloatArray | None] | None, arrays: dict[str, npt.NDArray[Any]]) -> list[bool] | None:
+def _pack_list(
+    name: str, items: Sequence[FloatArray | None] | None, arrays: dict[str, npt.NDArray[Any]]
+) -> list[bool] | None:
     """Put the items beside the others, and return which of them are there."""
     if items is None:
         return None
@@ -610,7 +630,9 @@ def _unpack_list(name: str, present: list[bool] | None, arrays: dict[str, npt.ND
     return tuple(arrays[f"{name}_{i}"] if there else None for i, there in enumerate(present))
 
 
-def _pack_reduced(states: ReducedStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
+def _pack_reduced(
+    states: ReducedStates, arrays: dict[str, npt.NDArray[Any]], weights: bool
+) -> dict[str, Any]:
     arrays["rho"] = states.rho
     arrays["core_target"] = states.target
     return {
@@ -654,7 +676,10 @@ def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weight
 
 
 def _unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> DenseStates:
-    lists = {name: _unpack_list(name, meta[name], arrays) for name in (*_DENSE_LISTS, "snapshots", "initial", "final")}
+    lists = {
+        name: _unpack_list(name, meta[name], arrays)
+        for name in (*_DENSE_LISTS, "snapshots", "initial", "final")
+    }
     return DenseStates(snapshot_steps=arrays["snapshot_steps"], **lists)
 
 
@@ -663,7 +688,10 @@ def _pack_problem(problem: Problem | None, arrays: dict[str, npt.NDArray[Any]]) 
         return None
     if isinstance(problem.target, LowRank):
         arrays["target_U"], arrays["target_s"], arrays["target_V"] = (
-            problem.target.U, problem.target.s, problem.target.V)
+            problem.target.U,
+            problem.target.s,
+            problem.target.V,
+        )
     else:
         arrays["target"] = problem.target
     if problem.input_gram is not None:
