@@ -29,9 +29,7 @@ class DivergedError(ArithmeticError):
         Everything recorded before that step.
     """
 
-    def __init__(
-        self, message: str, *, step: int, layer: int, trajectory: Trajectory | None = None
-    ) -> None:
+    def __init__(self, message: str, *, step: int, layer: int, trajectory: Trajectory | None = None) -> None:
         super().__init__(message)
         self.step = step
         self.layer = layer

@@ -61,29 +61,49 @@ def orthogonal(
     >>> bool(abs(w1.T @ w1 - 0.25 * np.eye(4)).max() < 1e-15)
     True
     """
-    return _draw(widths, scale, dtype, lambda rows, cols, layer: haar(
-        rows, cols, random_generator(seed, ("orthogonal", layer))))
+    return _draw(
+        widths,
+        scale,
+        dtype,
+        lambda rows, cols, layer: haar(rows, cols, random_generator(seed, ("orthogonal", layer))),
+    )
 
 
 def gaussian(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
     """Draw Gaussian layers with the Frobenius norm of orthogonal ones; see `orthogonal`."""
-    return _draw(widths, scale, dtype, lambda rows, cols, layer: _rescaled(
-        random_generator(seed, ("gaussian", layer)).standard_normal((rows, cols))))
+    return _draw(
+        widths,
+        scale,
+        dtype,
+        lambda rows, cols, layer: _rescaled(
+            random_generator(seed, ("gaussian", layer)).standard_normal((rows, cols))
+        ),
+    )
 
 
 def uniform(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
     """Draw layers uniform on an interval around 0, with the norm of orthogonal ones; see `orthogonal`."""
-    return _draw(widths, scale, dtype, lambda rows, cols, layer: _rescaled(
-        random_generator(seed, ("uniform", layer)).uniform(-1.0, 1.0, (rows, cols))))
+    return _draw(
+        widths,
+        scale,
+        dtype,
+        lambda rows, cols, layer: _rescaled(
+            random_generator(seed, ("uniform", layer)).uniform(-1.0, 1.0, (rows, cols))
+        ),
+    )
 
 
 def aligned(
-    problem: Problem, widths: Sequence[int], scale: Scale = 1.0, seed: int = 0,
-    *, dtype: npt.DTypeLike = np.float64,
+    problem: Problem,
+    widths: Sequence[int],
+    scale: Scale = 1.0,
+    seed: int = 0,
+    *,
+    dtype: npt.DTypeLike = np.float64,
 ) -> list[FloatArray]:
     r"""Draw orthogonal layers that carry the target's right singular vectors to its left ones.
 
@@ -160,7 +180,9 @@ def _rescaled(matrix: FloatArray) -> FloatArray:
 
 
 def _draw(
-    widths: Sequence[int], scale: Scale, dtype: npt.DTypeLike,
+    widths: Sequence[int],
+    scale: Scale,
+    dtype: npt.DTypeLike,
     law: Callable[[int, int, int], FloatArray],
 ) -> list[FloatArray]:
     sizes = check_widths(widths)

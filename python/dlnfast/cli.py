@@ -1,0 +1,294 @@
+"""The command line: ``dlnfast figure``, ``dlnfast train`` and ``dlnfast info``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from . import figures, spec
+from ._errors import DivergedError
+from ._threads import build_info
+from ._version import __version__
+from .descent import train
+from .trajectory import Trajectory
+
+__all__ = ["main"]
+
+_DEFAULT_FOLDER: Final = "out"
+_INTERRUPTED: Final = "interrupted"
+#: Keeps the names of settings apart from the command line's own.
+_SETTING: Final = "setting "
+#: Packages whose versions stand in every record, if they are there.
+_PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
+_OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0; 1 for a run that diverged, 2 for a wrong request, 130 after Ctrl-C.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except DivergedError as error:
+        return _complain(str(error), 1)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain(_INTERRUPTED, 130)
+
+
+def _complain(text: str, status: int) -> int:
+    print("dlnfast: " + " ".join(text.split()), file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dlnfast", description="Exact gradient descent on deep linear networks, from data to figure."
+    )
+    parser.add_argument("--version", action="version", version=f"dlnfast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    figure = commands.add_parser("figure", help="compute and draw a published figure")
+    figure.add_argument("--list", action="store_true", help="name all figures and exit")
+    figure.set_defaults(run=_list_figures)
+    names = figure.add_subparsers(metavar="NAME")
+    for name, summary in figures.FIGURES.items():
+        _add_figure(names, name, summary)
+
+    training = commands.add_parser("train", help="train as a TOML file says")
+    training.add_argument("spec", metavar="SPEC.toml", type=Path)
+    training.add_argument(
+        "--set",
+        dest="changes",
+        metavar="SECTION.KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change entries of the file",
+    )
+    training.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
+    )
+    training.set_defaults(run=_train)
+
+    info = commands.add_parser("info", help="print version, build, threads and packages")
+    info.set_defaults(run=_info)
+    return parser
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast figure
+# --------------------------------------------------------------------------------------------------
+
+
+def _add_figure(names: Any, name: str, summary: str) -> None:
+    parser = names.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path(_DEFAULT_FOLDER), help="where to write"
+    )
+    for option in figures.options(figures.load(name).Settings):
+        parser.add_argument(
+            "--" + option.name.replace("_", "-"),
+            dest=_SETTING + option.name,
+            type=option.kind,
+            nargs="+" if option.many else None,
+            default=option.default,
+            choices=option.choices,
+            metavar=None if option.choices else option.kind.__name__.upper(),
+            help=option.help,
+        )
+    parser.set_defaults(run=_figure, name=name)
+
+
+def _list_figures(arguments: argparse.Namespace) -> int:
+    if not arguments.list:
+        return _complain("figure needs a NAME; dlnfast figure --list names them", 2)
+    width = max(map(len, figures.FIGURES))
+    for name, summary in figures.FIGURES.items():
+        print(f"{name:<{width}}  {summary}")
+    return 0
+
+
+def _figure(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    module = figures.load(arguments.name)
+    prefix = _SETTING
+    given = {key.removeprefix(prefix): v for key, v in vars(arguments).items() if key.startswith(prefix)}
+    settings = figures.make_settings(module.Settings, given)
+    result = module.compute(settings, progress=True)
+    computed = time.perf_counter()
+    picture = module.draw(settings, result)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    image, record = (arguments.out / f"{arguments.name}{ending}" for ending in (".png", ".json"))
+    picture.savefig(image, dpi=150, facecolor="white")
+    write_json(
+        record,
+        {
+            "figure": arguments.name,
+            "settings": dataclasses.asdict(settings),
+            "numbers": result.numbers,
+            "seconds": {"computing": computed - start, "all": time.perf_counter() - start},
+            "environment": environment(),
+        },
+    )
+    print("\n".join([*result.highlights, f"written: {image}, {record}"]))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast train
+# --------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    chosen = spec.read_spec(arguments.spec, arguments.changes)
+    folder = arguments.out or Path(chosen.output["directory"] or f"{_DEFAULT_FOLDER}/{arguments.spec.stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    problem, samples = spec.make_problem(chosen)
+    seconds = {"problem": time.perf_counter() - start}
+    weights = spec.make_weights(chosen, problem)
+    seconds["weights"] = time.perf_counter() - start - seconds["problem"]
+    summary: dict[str, Any] = {"spec": chosen.to_dict(), "problem": problem.describe(), "seconds": seconds}
+    print(f"problem:  {problem!r}, {_white_text(problem)}; made in {seconds['problem']:.2f} s")
+    try:
+        run = train(problem, weights, progress=True, **spec.train_arguments(chosen))
+    except (DivergedError, KeyboardInterrupt) as error:
+        partial = getattr(error, "trajectory", None)
+        if partial is not None:
+            _write_run(folder, partial, chosen, summary | {"error": str(error) or _INTERRUPTED})
+        raise
+    _print_run(run)
+    matrices = {"network": run.end_to_end(), "least squares": spec.dense_least_squares(problem)}
+    accuracies = {}
+    for split, part in samples.items():
+        accuracies[split] = spec.accuracy(problem, matrices, part)
+        found = accuracies[split]
+        label = f"accuracy ({split}):"
+        print(f"{label:<18}{found['network']:.4f} (least squares {found['least squares']:.4f})")
+    if accuracies:
+        summary["accuracy"] = accuracies
+    _write_run(folder, run, chosen, summary)
+    return 0
+
+
+def _white_text(problem: Any) -> str:
+    white = problem.whitening
+    if white is None or white.method is None:
+        return f"N = {problem.n_samples}"
+    return f"N = {problem.n_samples}, {white.method} to {white.error:.1e}, rank {white.rank}"
+
+
+def _print_run(run: Trajectory) -> None:
+    steps = len(run.loss) - 1
+    floor = f" (least possible: {run.problem.loss_floor:.6g})" if run.problem else ""
+    per_step = f", {1e6 * run.wall_time / steps:.3g} us a step" if steps else ""
+    print(f"engine:   {run.engine}: {run.certificate.reason}")
+    print(f"training: {steps} steps in {run.wall_time:.3g} s{per_step}")
+    print(f"loss:     {run.loss[0]:.6g} -> {run.loss[-1]:.6g}{floor}")
+
+
+def _write_run(folder: Path, run: Trajectory, chosen: spec.Spec, summary: Mapping[str, Any]) -> None:
+    places = [folder / "run.npz", folder / "summary.json"]
+    run.save(places[0], weights=chosen.output["weights"])
+    write_json(
+        places[1],
+        {
+            **summary,
+            "engine": run.engine,
+            "why": str(run.certificate),
+            "config": {key: value for key, value in run.config.items() if key != "problem"},
+            "steps": len(run.loss) - 1,
+            "first_loss": run.loss[0],
+            "final_loss": run.loss[-1],
+            "loss_floor": None if run.problem is None else run.problem.loss_floor,
+            "training_seconds": run.wall_time,
+            "environment": environment(),
+        },
+    )
+    print(f"written:  {places[0]}, {places[1]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast info
+# --------------------------------------------------------------------------------------------------
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    rows = [(key, ", ".join(v) if isinstance(v, list) else v) for key, v in build_info().items()]
+    rows.append(("python", platform.python_version()))
+    rows += [(package, _version(package) or "not installed") for package in (*_PACKAGES, *_OPTIONAL)]
+    try:
+        threadpoolctl = importlib.import_module("threadpoolctl")
+    except ModuleNotFoundError:
+        pools = []
+    else:
+        pools = threadpoolctl.threadpool_info()
+    rows += [("thread pool", f"{p['internal_api']}, {p['num_threads']} threads") for p in pools]
+    for name, value in rows:
+        print(f"{name + ':':<14} {value}")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Records
+# --------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside its settings: versions, build and machine."""
+    return {
+        "dlnfast": build_info(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain JSON; NaN and infinity, which JSON does not have, become null."""
+    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

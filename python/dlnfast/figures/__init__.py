@@ -1,0 +1,132 @@
+"""The published figures, one file each: settings -> numbers -> picture.
+
+A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two
+functions of `FigureModule`. It calls the package and holds no mathematics of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from .._arrays import check_count, check_scale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURES", "FigureModule", "Option", "Result", "load", "make_settings", "options", "setting"]
+
+#: Name on the command line -> one line about it. The module is called the same, with underscores.
+FIGURES: Final = {
+    "svd-evolution": "singular values and vectors of one layer while it learns a low-rank matrix",
+    "progressive-collapse": "features collapse by the same factor in every linear layer of a classifier",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a figure computed.
+
+    Attributes
+    ----------
+    displays : dict
+        What `draw` needs: the displays of the panels, by name.
+    numbers : dict
+        All that is drawn, and what came out beside it, as plain Python values.
+    highlights : list of str
+        The few numbers worth printing, one line each.
+    """
+
+    displays: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+    highlights: list[str]
+
+
+class FigureModule(Protocol):
+    """What every module of this folder offers."""
+
+    Settings: type[Any]
+
+    def compute(self, settings: Any, *, progress: bool = False) -> Result:
+        """Run what the figure shows."""
+
+    def draw(self, settings: Any, result: Result) -> Figure:
+        """Return the picture."""
+
+
+def setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """Return a field of `Settings`: its default, one line of help, and what it may be if not a number."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def load(name: str) -> FigureModule:
+    """Return the module of a figure.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in `FIGURES`.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"figure is {name!r}; wanted one of {', '.join(FIGURES)}")
+    return cast(FigureModule, importlib.import_module(f".{name.replace('-', '_')}", __package__))
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting as the command line sees it."""
+
+    name: str
+    kind: type
+    many: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None
+
+
+def options(settings: type[Any]) -> Iterator[Option]:
+    """Yield the settings of a figure, in their order."""
+    hints = typing.get_type_hints(settings)
+    for entry in dataclasses.fields(settings):
+        hint = hints[entry.name]
+        many = typing.get_origin(hint) is tuple
+        kind = typing.get_args(hint)[0] if many else hint
+        meta = entry.metadata
+        yield Option(entry.name, kind, many, entry.default, meta["help"], meta["choices"])
+
+
+def make_settings(settings: type[Any], values: Mapping[str, Any]) -> Any:
+    """Return the settings with some values changed, all of them checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the setting.
+    """
+    known = {option.name: option for option in options(settings)}
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{name} is not a setting of this figure; wanted one of {', '.join(known)}")
+        option = known[name]
+        if option.many:
+            checked[name] = tuple(_check(v, f"{name}[{i}]", option) for i, v in enumerate(value))
+            if not checked[name]:
+                raise ValueError(f"{name} is empty; wanted at least one value")
+        else:
+            checked[name] = _check(value, name, option)
+    return settings(**checked)
+
+
+def _check(value: Any, name: str, option: Option) -> Any:
+    if option.choices is not None:
+        if value not in option.choices:
+            raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(option.choices)}")
+        return value
+    if option.kind is int:
+        return check_count(value, name, minimum=0)
+    return check_scale(value, name)

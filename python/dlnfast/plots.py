@@ -1,0 +1,646 @@
+"""Displays of a trajectory, on matplotlib, which is imported when something is drawn.
+
+A display holds the numbers that it draws. `from_trajectory` takes them from a run, `plot` draws them on
+an axes of yours or on a new one, and afterwards `ax_` and `figure_` say where. `numbers` returns all of
+them as plain lists.
+
+Many equal singular values are drawn as one band that says how many they are, so that a layer of width
+10^4 is as readable as one of width 30.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import measures
+from ._arrays import as_matrix, as_vector, check_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .trajectory import Trajectory
+
+__all__ = ["AngleDisplay", "CompressionDisplay", "LossDisplay", "SingularValueDisplay", "log_linear_fit"]
+
+Style = Literal["flat", "waterfall"]
+Side = Literal["right", "left"]
+_Array = npt.NDArray[np.float64]
+
+#: Okabe and Ito's colours, told apart with every kind of colour vision; yellow left out.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: First and last shade of each group of singular values: rising, staying, falling.
+_SHADES: Final = {
+    "top": ("#8F3200", "#F5923E"),
+    "middle": ("#7A7A7A", "#7A7A7A"),
+    "bottom": ("#7CBDEB", "#003F7D"),
+}
+#: Above so many curves, only the outermost ones are drawn one by one.
+_MOST_LINES: Final = 40
+#: So many curves of the middle block are drawn in a waterfall.
+_MOST_MIDDLE: Final = 24
+#: Spread of the middle block, relative to its values, below which they count as one repeated value.
+_EQUAL: Final = 1e-9
+#: Spread, relative to the range of all curves, below which the block is drawn as a line.
+_NARROW: Final = 0.01
+
+
+# --------------------------------------------------------------------------------------------------
+# Curves of one layer
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring curves that share a colour: their indices i, counted from 1, and values over the steps."""
+
+    name: Literal["top", "middle", "bottom"]
+    indices: npt.NDArray[np.int64]
+    values: _Array
+
+
+class _Curves:
+    """The k curves of a layer, split into top r, middle block and bottom r."""
+
+    def __init__(self, steps: npt.ArrayLike, values: npt.ArrayLike, name: str, rank: int | None) -> None:
+        matrix: _Array = np.asarray(as_matrix(values, name), dtype=np.float64)
+        self.steps = as_vector(steps, "steps", length=matrix.shape[0], dtype=np.float64)
+        self.n_curves = matrix.shape[1]
+        n_top, n_bottom = _ends(self.n_curves, rank)
+        middle = matrix[:, n_top : self.n_curves - n_bottom]
+        self.multiplicity = middle.shape[1]
+        self.low = middle.min(axis=1) if self.multiplicity else np.empty(0)
+        self.high = middle.max(axis=1) if self.multiplicity else np.empty(0)
+        spread = self.high - self.low
+        self.equal = bool(np.all(spread <= _EQUAL * np.maximum(np.abs(self.high), 1e-3)))
+        self.narrow = self.equal or bool(spread.max() <= _NARROW * (matrix.max() - matrix.min()))
+        shown = n_top + np.linspace(0, self.multiplicity - 1, min(_MOST_MIDDLE, self.multiplicity))
+        parts: list[tuple[Literal["top", "middle", "bottom"], npt.NDArray[np.int64]]] = [
+            ("top", np.arange(n_top)),
+            ("middle", shown.round().astype(np.int64)),
+            ("bottom", np.arange(self.n_curves - n_bottom, self.n_curves)),
+        ]
+        self.groups = [_Group(part, i + 1, matrix[:, i]) for part, i in parts if i.size]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn; equal curves of the middle block once."""
+        result: dict[str, Any] = {"steps": self.steps.astype(np.int64).tolist()}
+        for group in self.groups:
+            if group.name == "middle":
+                entry: dict[str, Any] = {"multiplicity": self.multiplicity, "low": self.low.tolist()}
+                entry["high"] = self.high.tolist()
+                if not self.equal:
+                    entry |= {"indices": group.indices.tolist(), "values": group.values.T.tolist()}
+                result["middle"] = entry
+            else:
+                result[group.name] = {"indices": group.indices.tolist(), "values": group.values.T.tolist()}
+        return result
+
+    def draw_flat(self, ax: Axes) -> None:
+        for group in self.groups:
+            if group.name == "middle":
+                self._draw_band(ax, group)
+                continue
+            for column, colour in zip(group.values.T, _shades(group), strict=True):
+                ax.plot(self.steps, column, color=colour, linewidth=1.8, zorder=3)
+        ax.set_xlabel("iteration $t$")
+        ax.set_xlim(self.steps[0], max(self.steps[-1], self.steps[0] + 1))
+        _tidy(ax)
+
+    def _draw_band(self, ax: Axes, group: _Group) -> None:
+        colour = _SHADES["middle"][0]
+        if self.narrow:
+            ax.plot(self.steps, (self.low + self.high) / 2, color=colour, linewidth=4.0, alpha=0.85, zorder=2)
+            return
+        ax.fill_between(self.steps, self.low, self.high, color=colour, alpha=0.3, linewidth=0, zorder=1)
+        for column in group.values.T:
+            ax.plot(self.steps, column, color=colour, linewidth=0.5, alpha=0.8, zorder=2)
+
+    def draw_waterfall(self, ax: Any) -> None:
+        start, all_drawn = 1, sum(g.indices.size for g in self.groups) == self.n_curves
+        ticks, labels = [], []
+        for group in self.groups:
+            places = group.indices if all_drawn else np.arange(start, start + group.indices.size)
+            start += group.indices.size
+            ticks.append(float(places.mean()))
+            labels.append(self._range_label(group))
+            thin = group.name == "middle"
+            for place, column, colour in zip(places, group.values.T, _shades(group), strict=True):
+                ax.plot(
+                    self.steps,
+                    np.full(self.steps.size, place),
+                    column,
+                    color=colour,
+                    linewidth=0.9 if thin else 1.7,
+                    alpha=0.9 if thin else 1.0,
+                )
+        if all_drawn:
+            stride = max(1, self.n_curves // 5)
+            ax.set_yticks([1, *range(1 + stride, self.n_curves - stride // 2, stride), self.n_curves])
+        else:
+            ax.set_yticks(ticks, labels)
+        ax.patch.set_visible(False)  # it would cover the labels of a neighbour
+        ax.invert_yaxis()  # the largest values at the back, where they hide nothing
+        ax.set_xlabel("iteration $t$", labelpad=2)
+        ax.set_ylabel("index $i$", labelpad=4 if all_drawn else 14)
+        ax.view_init(elev=22, azim=-56)
+        ax.set_box_aspect((1.25, 1.15, 0.9), zoom=0.94)
+        ax.locator_params(axis="x", nbins=5)
+        ax.locator_params(axis="z", nbins=5)
+        ax.tick_params(pad=0, labelsize=8)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+            axis.set_pane_color((0.975, 0.975, 0.975, 1.0))
+            # No public way to a lighter grid; without it the default one is drawn.
+            getattr(axis, "_axinfo", {}).get("grid", {}).update(color="#DDDDDD", linewidth=0.5)
+
+    def _range_label(self, group: _Group) -> str:
+        first, last = int(group.indices[0]), int(group.indices[-1])
+        return f"{first}" if first == last else f"{first}-{last}"
+
+    def handles(self) -> list[Any]:
+        """Return legend entries, one per group."""
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
+        entries: list[Any] = []
+        for group in self.groups:
+            if group.name != "middle":
+                shades = _shades(group)
+                name = group.name if len(self.groups) > 1 else "all"
+                label = f"{name} {group.indices.size}"
+                colour = shades[len(shades) // 2]
+                entries.append(Line2D([], [], color=colour, linewidth=1.8, label=label))
+            elif self.narrow:
+                equal = ", equal" if self.equal and self.multiplicity > 1 else ""
+                label = f"middle {self.multiplicity}{equal}"
+                entries.append(Line2D([], [], color=_SHADES["middle"][0], linewidth=4.0, label=label))
+            else:
+                label = f"middle {self.multiplicity} (range)"
+                entries.append(Patch(color=_SHADES["middle"][0], alpha=0.45, label=label))
+        return entries
+
+
+def _ends(n_curves: int, rank: int | None) -> tuple[int, int]:
+    """Return how many curves at the top and at the bottom are drawn one by one."""
+    if rank is None or 2 * rank >= n_curves:
+        n_top = n_curves if rank is None else min(rank, n_curves)
+        n_bottom = n_curves - n_top
+    else:
+        n_top = n_bottom = rank
+    if n_top + n_bottom <= _MOST_LINES:
+        return n_top, n_bottom
+    if n_bottom == 0:
+        return _MOST_LINES // 2, 0
+    return min(n_top, _MOST_LINES // 2), min(n_bottom, _MOST_LINES // 2)
+
+
+def _shades(group: _Group) -> list[tuple[float, float, float]]:
+    from matplotlib.colors import to_rgb
+
+    first, last = (np.array(to_rgb(colour)) for colour in _SHADES[group.name])
+    mixtures = np.linspace(0, 1, group.indices.size) if group.indices.size > 1 else [0.5]
+    rows = [(1 - mixture) * first + mixture * last for mixture in mixtures]
+    return [(float(red), float(green), float(blue)) for red, green, blue in rows]
+
+
+# --------------------------------------------------------------------------------------------------
+# Axes
+# --------------------------------------------------------------------------------------------------
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="#E4E4E4", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _axes(ax: Axes | None, style: str = "flat") -> Axes:
+    """Return the axes given, or those of a new figure, with the projection that the style needs."""
+    if style not in ("flat", "waterfall"):
+        raise ValueError(f"style is {style!r}; wanted 'flat' or 'waterfall'")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        keywords = {"projection": "3d"} if style == "waterfall" else {}
+        return plt.figure(layout="constrained").add_subplot(**keywords)
+    if (ax.name == "3d") != (style == "waterfall"):
+        wanted = "projection='3d'" if style == "waterfall" else "two dimensions"
+        raise ValueError(f"ax has projection {ax.name!r}; style {style!r} wanted an axes with {wanted}")
+    return ax
+
+
+class _Display:
+    #: The axes drawn on; set by `plot`.
+    ax_: Axes
+    #: Its figure; set by `plot`.
+    figure_: Figure
+
+    def _drawn_on(self, ax: Axes) -> None:
+        self.ax_ = ax
+        self.figure_ = ax.figure.figure  # the root, where ax stands in a subfigure
+
+
+class _CurvesDisplay(_Display):
+    """What singular values and angles have in common: k curves of one layer."""
+
+    def __init__(
+        self, steps: npt.ArrayLike, values: npt.ArrayLike, name: str, rank: int | None, layer: int | None
+    ) -> None:
+        if rank is not None:
+            rank = check_count(rank, "rank", minimum=0)
+        self._curves = _Curves(steps, values, name, rank)
+        self.layer = layer
+        self.multiplicity = self._curves.multiplicity
+
+    def _plot(self, ax: Axes | None, style: Style, legend: bool, quantity: str, unit: str) -> None:
+        ax = _axes(ax, style)
+        label = f"${quantity}$ {unit}".rstrip()
+        if style == "waterfall":
+            self._curves.draw_waterfall(ax)
+            ax.set_zlabel(label, labelpad=2)  # type: ignore[attr-defined]
+        else:
+            self._curves.draw_flat(ax)
+            ax.set_ylabel(label)
+        if legend:
+            # Above the axes: inside, a band leaves no room.
+            ax.legend(
+                handles=self.handles(),
+                frameon=False,
+                fontsize="small",
+                ncols=3,
+                loc="lower center",
+                bbox_to_anchor=(0.5, 1.0),
+                title=None if self.layer is None else f"layer {self.layer}",
+            )
+        self._drawn_on(ax)
+
+    def handles(self) -> list[Any]:
+        """Return matplotlib legend entries, for a legend shared by several axes."""
+        return self._curves.handles()
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn: "top" and "bottom" line by line, "middle" from "low" to "high"."""
+        return self._curves.numbers()
+
+
+# --------------------------------------------------------------------------------------------------
+# Displays
+# --------------------------------------------------------------------------------------------------
+
+
+class LossDisplay(_Display):
+    """The loss l(W(t)) at every step, on a logarithmic axis.
+
+    Parameters
+    ----------
+    loss : array_like, shape (T + 1,)
+        l(W(0)), .., l(W(T)). Zeros cannot be drawn and leave a gap.
+    loss_floor : float
+        The loss that no weights remove; drawn where it is above 0.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+
+    Examples
+    --------
+    >>> display = LossDisplay([1.0, 0.1, 0.01])
+    >>> display.numbers()["loss"]
+    [1.0, 0.1, 0.01]
+    """
+
+    def __init__(self, loss: npt.ArrayLike, loss_floor: float = 0.0) -> None:
+        self.loss = as_vector(loss, "loss", dtype=np.float64)
+        self.loss_floor = float(loss_floor)
+
+    @classmethod
+    def from_trajectory(cls, run: Trajectory) -> LossDisplay:
+        """Take the loss of a run, and the floor of its problem where the run knows it."""
+        return cls(run.loss, 0.0 if run.problem is None else run.problem.loss_floor)
+
+    def plot(self, ax: Axes | None = None, **line: Any) -> LossDisplay:
+        """Draw on `ax`, or on a new figure; further keywords go to ``ax.plot``."""
+        ax = _axes(ax)
+        values = np.where(self.loss > 0, self.loss, np.nan)
+        style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.8}
+        ax.plot(np.arange(values.size), values, **(style | line))
+        if self.loss_floor > 0:
+            label = f"least possible: {self.loss_floor:.4g}"
+            ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
+            ax.legend(frameon=False)
+        if np.any(self.loss > 0):
+            ax.set_yscale("log")
+        ax.set_xlim(0, max(self.loss.size - 1, 1))
+        ax.set_xlabel("iteration $t$")
+        ax.set_ylabel(r"loss $\ell(t)$")
+        _tidy(ax)
+        self._drawn_on(ax)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn."""
+        return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor}
+
+
+class SingularValueDisplay(_CurvesDisplay):
+    r"""The singular values sigma_i(t) of one layer over the steps.
+
+    Parameters
+    ----------
+    steps : array_like, shape (n,)
+        t of every record.
+    singular_values : array_like, shape (n, k)
+        Descending in each row.
+    rank : int, optional
+        r. The first r and the last r are drawn as lines, those between as one band. Default: all as lines,
+        up to 40 of them.
+    layer : int, optional
+        l, for the legend.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+    multiplicity : int
+        How many singular values the band stands for.
+
+    Notes
+    -----
+    The waterfall follows Yaras et al. 2023, arXiv:2306.01154, Figure 1.
+
+    Examples
+    --------
+    >>> display = SingularValueDisplay([0, 1], [[1.0, 1.0, 1.0, 1.0], [1.2, 0.9, 0.9, 0.8]], rank=1)
+    >>> display.multiplicity
+    2
+    """
+
+    def __init__(
+        self,
+        steps: npt.ArrayLike,
+        singular_values: npt.ArrayLike,
+        *,
+        rank: int | None = None,
+        layer: int | None = None,
+    ) -> None:
+        super().__init__(steps, singular_values, "singular_values", rank, layer)
+
+    @classmethod
+    def from_trajectory(cls, run: Trajectory, layer: int = 1) -> SingularValueDisplay:
+        """Take the recorded singular values of a layer, counted from 1."""
+        values = run.singular_values(layer)
+        return cls(run.steps, values, rank=_drawn_rank(run, layer, values.shape[1]), layer=layer)
+
+    def plot(
+        self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True
+    ) -> SingularValueDisplay:
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            With ``projection="3d"`` for a waterfall.
+        style : {"flat", "waterfall"}
+            "waterfall": one line per index i over the iterations, in three dimensions; up to 24 of those
+            that the band stands for.
+        legend : bool
+            Whether to say on the axes which lines are which.
+        """
+        self._plot(ax, style, legend, r"\sigma_i(t)", "")
+        return self
+
+
+_REFERENCES: Final = {"limit": "0^+", "first_step": "1"}
+
+
+class AngleDisplay(_CurvesDisplay):
+    """The angles between the singular vectors of one layer and where they started.
+
+    Parameters
+    ----------
+    steps : array_like, shape (n,)
+        t of every record.
+    angles : array_like, shape (n, k)
+        Radians, in the order of descending singular values.
+    rank : int, optional
+        r. The first r and the last r are drawn as lines, those between as one band. Default: all as lines.
+    layer : int, optional
+        l, for the legend.
+    side : {"right", "left"}
+        v_i or u_i.
+    reference : {"limit", "first_step", "given"}
+        What the angles are measured from: the vectors at t -> 0+, those after the first step, or others.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+    multiplicity : int
+        How many vectors the band stands for; theirs is the largest principal angle of the subspace that
+        they span.
+    """
+
+    def __init__(
+        self,
+        steps: npt.ArrayLike,
+        angles: npt.ArrayLike,
+        *,
+        rank: int | None = None,
+        layer: int | None = None,
+        side: Side = "right",
+        reference: str = "limit",
+    ) -> None:
+        if side not in ("right", "left"):
+            raise ValueError(f"side is {side!r}; wanted 'right' or 'left'")
+        super().__init__(steps, angles, "angles", rank, layer)
+        self.side, self.reference = side, reference
+
+    @classmethod
+    def from_trajectory(
+        cls, run: Trajectory, layer: int = 1, side: Side = "right", reference: Any = "limit"
+    ) -> AngleDisplay:
+        """Take the angles of a layer, counted from 1; `reference` as in `Trajectory.angles`."""
+        angles = run.angles(layer, side=side, reference=reference)
+        return cls(
+            run.steps,
+            angles,
+            rank=_drawn_rank(run, layer, angles.shape[1]),
+            layer=layer,
+            side=side,
+            reference=reference if isinstance(reference, str) else "given",
+        )
+
+    def plot(self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True) -> AngleDisplay:
+        """Draw on `ax`, or on a new figure; parameters as in `SingularValueDisplay.plot`."""
+        vector = "v" if self.side == "right" else "u"
+        start = _REFERENCES.get(self.reference)
+        origin = rf"{vector}_i^{{\mathrm{{ref}}}}" if start is None else f"{vector}_i({start})"
+        self._plot(ax, style, legend, rf"\angle({vector}_i(t),\,{origin})", "[rad]")
+        # Angles of 1e-15 are zeros, not a pattern to be magnified.
+        largest = max(*(float(group.values.max()) for group in self._curves.groups), 0.1)
+        if style == "waterfall":
+            self.ax_.set_zlim(0.0, 1.05 * largest)  # type: ignore[attr-defined]
+        else:
+            self.ax_.set_ylim(-0.03 * largest, 1.05 * largest)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn: "top" and "bottom" line by line, "middle" from "low" to "high"."""
+        return {"side": self.side, "reference": self.reference, **super().numbers()}
+
+
+def _drawn_rank(run: Trajectory, layer: int, n_curves: int) -> int | None:
+    """Return the rank that splits a layer's curves; None where the bottom of the spectrum is missing."""
+    complete = n_curves == min(run.widths[layer - 1], run.widths[layer])
+    return run.rank if complete else None
+
+
+class CompressionDisplay(_Display):
+    r"""The compression C_l of the features over the layers, with its log-linear fit.
+
+    Parameters
+    ----------
+    layers : array_like of int, shape (n,)
+        l; 0 stands for the inputs.
+    compression : array_like, shape (n,)
+        ``C_l = tr Sigma_W / tr Sigma_B``; see `dlnfast.measures.compression`. Values of 0 and infinity are
+        not drawn and not fitted.
+    theory : array_like, shape (n,), optional
+        What theory says, drawn dashed; see `dlnfast.theory.compression_law`.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+    fit : LogLinearFit or None
+        ``C_l ~ start * ratio^l``.
+
+    Examples
+    --------
+    >>> display = CompressionDisplay([0, 1, 2], [11.0, 1.1, 0.11])
+    >>> round(display.fit.ratio, 12)
+    0.1
+    """
+
+    def __init__(
+        self, layers: npt.ArrayLike, compression: npt.ArrayLike, *, theory: npt.ArrayLike | None = None
+    ) -> None:
+        self.layers = as_vector(layers, "layers", dtype=np.float64)
+        length = self.layers.size
+        self.compression = as_vector(
+            compression, "compression", length=length, dtype=np.float64, finite=False, symbol="C_l"
+        )
+        self.theory = None
+        if theory is not None:
+            self.theory = as_vector(theory, "theory", length=length, dtype=np.float64)
+        self.fit = log_linear_fit(self.layers, self.compression)
+
+    @classmethod
+    def from_trajectory(
+        cls,
+        run: Trajectory,
+        *,
+        step: int = -1,
+        X: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        theory: npt.ArrayLike | None = None,
+    ) -> CompressionDisplay:
+        """Measure the features of layers 0 (the inputs) to L - 1 at a recorded step.
+
+        Parameters
+        ----------
+        run : Trajectory
+        step : int
+            A recorded step; -1 for the last.
+        X : array_like, shape (d_x, N), optional
+            Inputs in problem coordinates. Default: those of the problem.
+        labels : array_like, shape (N,), optional
+            Default: those of the problem.
+        theory : array_like, shape (L,), optional
+            Drawn beside them.
+        """
+        if labels is None:
+            labels = None if run.problem is None else run.problem.labels
+        if labels is None:
+            raise ValueError("labels is not given and the run's problem has none; wanted one per sample")
+        features = run.features(0, X, step)
+        values = [measures.compression(features, labels)]
+        for layer in range(1, run.n_layers):
+            features = run.weights(layer, step) @ features
+            values.append(measures.compression(features, labels))
+        return cls(range(run.n_layers), values, theory=theory)
+
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, **line: Any) -> CompressionDisplay:
+        """Draw on `ax`, or on a new figure; `label` names the markers, keywords go to ``ax.plot``."""
+        ax = _axes(ax)
+        style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5} | line
+        if label is None and self.fit is not None:
+            label = f"$C_l$; fit: ratio {self.fit.ratio:.4f}"
+        drawn = np.where(np.isfinite(self.compression) & (self.compression > 0), self.compression, np.nan)
+        ax.plot(self.layers, drawn, label=label, zorder=3, **(style | {"linestyle": "none"}))
+        if self.fit is not None:
+            fitted = self.fit.start * self.fit.ratio**self.layers
+            ax.plot(self.layers, fitted, color=style["color"], linewidth=1.5, zorder=2)
+        if self.theory is not None:
+            ax.plot(self.layers, self.theory, color=style["color"], linewidth=1.0, linestyle="--", zorder=1)
+        if not np.isnan(drawn).all():
+            ax.set_yscale("log")
+        ax.set_xticks(self.layers.astype(int))
+        ax.set_xlabel("layer $l$")
+        ax.set_ylabel(r"compression $C_l = \mathrm{tr}\,\Sigma_W / \mathrm{tr}\,\Sigma_B$")
+        if label is not None:
+            ax.legend(frameon=False)
+        _tidy(ax)
+        self._drawn_on(ax)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn."""
+        return {
+            "layers": self.layers.astype(int).tolist(),
+            "compression": self.compression.tolist(),
+            "fit": None if self.fit is None else self.fit._asdict(),
+            "theory": None if self.theory is None else self.theory.tolist(),
+        }
+
+
+class LogLinearFit(NamedTuple):
+    """C_l ~ start * ratio^l."""
+
+    ratio: float
+    start: float
+
+
+def log_linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LogLinearFit | None:
+    """Return the geometric law through positive values: least squares of log(value) over the layer.
+
+    Parameters
+    ----------
+    layers : array_like, shape (n,)
+        l.
+    values : array_like, shape (n,)
+        C_l. Those that are not positive and finite are left out.
+
+    Returns
+    -------
+    LogLinearFit or None
+        Named tuple ``(ratio, start)``; None where fewer than two values are left.
+
+    Examples
+    --------
+    >>> fit = log_linear_fit([0, 1, 2], [8.0, 4.0, 2.0])
+    >>> round(fit.ratio, 12), round(fit.start, 12)
+    (0.5, 8.0)
+    """
+    places = as_vector(layers, "layers", dtype=np.float64)
+    numbers = as_vector(values, "values", length=places.size, dtype=np.float64, finite=False)
+    use = np.isfinite(numbers) & (numbers > 0)
+    if np.unique(places[use]).size < 2:
+        return None
+    slope, intercept = np.polyfit(places[use], np.log(numbers[use]), 1)
+    return LogLinearFit(float(np.exp(slope)), float(np.exp(intercept)))

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlnfast as dln
+from dlnfast import cli, spec
+from dlnfast.cli import main
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RECOVERY = """
+[problem]
+kind = "low-rank-recovery"
+dim = 16
+rank = 2
+[weights]
+depth = 3
+scale = 0.5
+[train]
+learning_rate = 5.0
+steps = 40
+record_every = 10
+"""
+
+
+@pytest.fixture
+def recovery(tmp_path):
+    place = tmp_path / "recovery.toml"
+    place.write_text(RECOVERY)
+    return place
+
+
+def train(place, folder, *options):
+    assert main(["train", str(place), "--out", str(folder), *options]) == 0
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    return summary, dln.load(folder / "run.npz")
+
+
+# Training as a file says.
+
+
+def test_train_writes_the_run_of_the_library(recovery, tmp_path, capsys):
+    summary, run = train(recovery, tmp_path / "out")
+    problem, weights = dln.low_rank_recovery(16, 2), dln.orthogonal([16] * 4, 0.5)
+    wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record_every=10)
+    np.testing.assert_array_equal(run.loss, wanted.loss)
+    assert run.steps.tolist() == [0, 10, 20, 30, 40]
+    assert summary["engine"] == "reduced"
+    assert summary["steps"] == 40
+    assert summary["final_loss"] == run.loss[-1]
+    assert summary["spec"]["weights"]["init"] == "orthogonal"
+    assert summary["environment"]["dlnfast"]["version"] == dln.__version__
+    assert "accuracy" not in summary
+    printed = capsys.readouterr().out
+    assert "engine:   reduced: case 1 of the theorem holds" in printed
+    assert str(tmp_path / "out" / "run.npz") in printed
+
+
+def test_set_changes_entries_and_adds_sections(recovery, tmp_path):
+    summary, run = train(
+        recovery,
+        tmp_path / "out",
+        "--set",
+        "train.steps=7",
+        "train.engine=dense",
+        "weights.dtype='float32'",
+        "--set",
+        "train.learning_rate=[1, 2, 3.0]",
+        "output.weights=false",
+    )
+    assert (summary["engine"], summary["steps"]) == ("dense", 7)
+    assert run.config["learning_rate"] == [1.0, 2.0, 3.0]
+    assert run.config["dtype"] == "float32"
+    with pytest.raises(ValueError, match="step is 7"):
+        run.weights(1)
+
+
+def test_output_folder_from_the_file_and_by_default(recovery, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recovery.toml"]) == 0
+    assert (tmp_path / "out" / "recovery" / "run.npz").is_file()
+    assert main(["train", "recovery.toml", "--set", "output.directory=elsewhere"]) == 0
+    assert (tmp_path / "elsewhere" / "summary.json").is_file()
+
+
+def test_classification_reports_train_accuracy(tmp_path, capsys):
+    place = tmp_path / "classes.toml"
+    place.write_text("""
+        problem = {kind = "classification", n_classes = 3, samples_per_class = 5}
+        weights = {depth = 2, init = "aligned", scale = 0.3}
+        train = {learning_rate = 10.0, steps = 500, singular_values = "none"}
+    """)
+    summary, _ = train(place, tmp_path)
+    assert summary["accuracy"] == {"train": {"network": 1.0, "least squares": 1.0}}
+    assert "accuracy (train): 1.0000 (least squares 1.0000)" in capsys.readouterr().out
+
+
+def images(rng, n_samples):
+    """Return pixels that tell the class: class k lights up its own rows of the image."""
+    labels = rng.permutation(np.arange(n_samples) % 10)
+    pixels = rng.integers(0, 60, (n_samples, 784))
+    for k in range(10):
+        pixels[labels == k, 78 * k : 78 * (k + 1)] += 190
+    return pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """Provide a small stand-in for Fashion-MNIST: 60 and 30 images."""
+    rng = np.random.default_rng(0)
+    (x, y), (xt, yt) = images(rng, 60), images(rng, 30)
+    np.savez(tmp_path / "fashion_mnist_full.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
+    monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
+    return x.reshape(60, -1), y.astype(int), xt.reshape(30, -1), yt.astype(int)
+
+
+@pytest.mark.parametrize("whiten", ["zca", "none"])
+def test_fashion_example(fashion, tmp_path, whiten):
+    x, y, xt, yt = fashion
+    rate = {"zca": "0.1", "none": "1e-6"}[whiten]
+    summary, run = train(
+        EXAMPLES / "fashion_mnist.toml",
+        tmp_path / "out",
+        "--set",
+        f"problem.whiten={whiten}",
+        f"train.learning_rate={rate}",
+        "train.steps=20",
+        "train.singular_values=none",
+        "weights.depth=2",
+        "train.n_threads=1",  # a team of threads on a busy machine takes ten times as long
+    )
+    assert summary["engine"] == {"zca": "reduced", "none": "dense"}[whiten]
+    assert summary["problem"]["dim_in"] == {"zca": 60, "none": 784}[whiten]
+    problem = dln.Problem.from_data(x, y, whiten=None if whiten == "none" else whiten, layout="rows")
+    for split, inputs, labels in (("train", x, y), ("test", xt, yt)):
+        for name, matrix in (("network", run.end_to_end()), ("least squares", problem.least_squares)):
+            wanted = np.mean((matrix @ problem.transform(inputs)).argmax(axis=0) == labels)
+            assert summary["accuracy"][split][name] == wanted
+
+
+@pytest.mark.parametrize("layout", ["columns", "rows"])
+def test_npz(tmp_path, layout):
+    rng = np.random.default_rng(1)
+    X, labels = rng.standard_normal((6, 90)), rng.integers(0, 3, 90) + 4
+    X[labels - 4, np.arange(90)] += 4
+    Y = dln.one_hot(labels)
+    turn = np.transpose if layout == "rows" else np.asarray
+    (tmp_path / "data").mkdir()
+    np.savez(
+        tmp_path / "data" / "set.npz",
+        R=turn(X[:2, :60]),
+        A=turn(X[:, :60]),
+        b=labels[:60],
+        B=turn(Y[:, :60]),
+        C=turn(X[:, 60:]),
+        d=labels[60:],
+        D=turn(Y[:, 60:]),
+    )
+    place = tmp_path / "spec.toml"
+    place.write_text(f"""
+        [problem]
+        kind = "npz"
+        path = "data/set.npz"          # from the folder of this file
+        inputs = "A"
+        outputs = "b"
+        test_inputs = "C"
+        test_outputs = "d"
+        layout = "{layout}"
+        whiten = "pca"
+        reduction = "sum"
+        [weights]
+        widths = [6, 6, 3]
+        scale = [0.5, 0.4]
+        [train]
+        learning_rate = 0.05
+        steps = 400
+        tolerance = 1e-9
+    """)
+    summary, run = train(place, tmp_path)
+    assert summary["problem"]["loss_scale"] == 1
+    assert summary["accuracy"]["test"]["network"] > 0.8
+    matrices, _ = train(place, tmp_path, "--set", "problem.outputs=B", "problem.test_outputs=D")
+    assert matrices["accuracy"] == summary["accuracy"]
+    regression, _ = train(place, tmp_path, "--set", "problem.outputs=R", "weights.widths=[6, 6, 2]")
+    assert "accuracy" not in regression
+    np.testing.assert_array_equal(run.widths, [6, 6, 3])
+
+
+def test_accuracy_in_chunks(monkeypatch):
+    problem = dln.classification(3, 7)
+    samples = spec.Samples(problem.inputs, problem.labels, transformed=True)
+    best = spec.dense_least_squares(problem)
+    shifted = np.roll(best, 1, axis=0)
+    monkeypatch.setattr(spec, "_CHUNK", 4)
+    assert spec.accuracy(problem, {"a": best, "b": shifted}, samples) == {"a": 1.0, "b": 0.0}
+
+
+# Runs that end early.
+
+
+def test_divergence_keeps_the_trajectory(recovery, tmp_path, capsys):
+    arguments = [
+        "train",
+        str(recovery),
+        "--out",
+        str(tmp_path),
+        "--set",
+        "train.learning_rate=1e5",
+        "train.record_every=1",
+    ]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dlnfast: the loss is not finite at step")
+    assert "lower learning_rate" in error
+    assert error.count("\n") == 1
+    run = dln.load(tmp_path / "run.npz")
+    assert np.isfinite(run.loss).all()
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["error"] in error
+
+
+def test_interruption_keeps_the_trajectory(recovery, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **settings):
+        error = KeyboardInterrupt()
+        error.trajectory = dln.train(*arguments, **settings)
+        raise error
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    assert main(["train", str(recovery), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "dlnfast: interrupted\n"
+    assert dln.load(tmp_path / "run.npz").steps[-1] == 40
+
+
+# Wrong specifications.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.lr=1", "train.lr is not a setting; wanted one of learning_rate, steps"),
+        (
+            "problem.whiten=zca",
+            "problem.whiten is not a setting of kind 'low-rank-recovery'; wanted one of kind",
+        ),
+        ("problem.kind=ridge", "problem.kind is 'ridge'; wanted one of \"low-rank-recovery\""),
+        ("problem.dim=16.5", "problem.dim is 16.5; wanted an integer"),
+        ("problem.dim=true", "problem.dim is True; wanted an integer"),
+        ("problem.rank=99", "rank is 99"),
+        ("problem.reduction=max", 'problem.reduction is \'max\'; wanted one of "sum", "mean"'),
+        ("weights.init=magic", "weights.init is 'magic'; wanted one of \"orthogonal\""),
+        ("weights.widths=[16, 16]", "weights has both of depth and widths"),
+        ("weights.depth=0", "weights.depth is 0; wanted an integer of at least 1"),
+        ("weights.scale=[]", "weights.scale is []; wanted a number, or a list with one per layer"),
+        ("weights.scale=[0.5, 0.5]", "scale (eps) has 2 values"),
+        ("train.learning_rate=fast", "train.learning_rate is 'fast'; wanted a number"),
+        ("train.learning_rate=nan", "learning_rate (eta)"),
+        ("train.steps=-1", "steps is -1"),
+        ("train.vectors=1", "train.vectors is 1; wanted true or false"),
+        ("train.singular_values=few", "train.singular_values is 'few'"),
+        ("train.optimizer=adam", "adam"),
+        ("train.momentum=1.5", "momentum (mu) is 1.5"),
+        ("extra.key=1", "extra is not a section; wanted one of [problem], [weights], [train], [output]"),
+        ("steps=3", "--set has 'steps=3'; wanted section.key=value"),
+        ("train.steps", "--set has 'train.steps'; wanted section.key=value"),
+    ],
+)
+def test_wrong_entries(recovery, tmp_path, capsys, change, message):
+    assert main(["train", str(recovery), "--out", str(tmp_path / "out"), "--set", change]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dlnfast: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "run.npz").exists()
+
+
+def test_reduced_engine_where_it_does_not_hold(recovery, tmp_path, capsys):
+    changes = ["weights.init=gaussian", "train.engine=reduced"]
+    assert main(["train", str(recovery), "--out", str(tmp_path), "--set", *changes]) == 2
+    error = capsys.readouterr().err
+    assert "engine='reduced' does not hold here" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "problem.kind is missing; wanted one of"),
+        ("problem = 3", "problem is 3; wanted a section, [problem]"),
+        ("[problem", "is not a TOML file"),
+        ("[problem]\nkind = 'low-rank-recovery'\nrank = 1", "problem.dim is missing; wanted an integer"),
+        ("[problem]\nkind = 'npz'", "problem.path is missing; wanted a string"),
+        (RECOVERY.replace("depth = 3", ""), "weights has neither of depth and widths"),
+        (RECOVERY.replace("steps = 40", ""), "train.steps is missing; wanted an integer"),
+    ],
+)
+def test_wrong_files(tmp_path, capsys, text, message):
+    place = tmp_path / "spec.toml"
+    place.write_text(text)
+    # A missing section counts as an empty one, and the sections are checked in their order.
+    if "[train]" not in text and "missing" in message:
+        place.write_text(text + "\n[weights]\ndepth = 1\n[train]\nsteps = 1\nlearning_rate = 1\n")
+    assert main(["train", str(place), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path = 'none.npz'"], "No such file"),
+        (["path = 'bad.npz'"], "not a readable .npz file"),
+        (["path = 'one.npy'"], "a single array; wanted an .npz archive"),
+        (["path = 'set.npz'", "inputs = 'Z'"], "problem.inputs is 'Z', which is not in"),
+        (["path = 'set.npz'", "test_inputs = 'X'"], "wanted both or neither"),
+        (["path = 'set.npz'", "layout = 'rows'"], "X has 2 samples and Y has 3"),
+    ],
+)
+def test_wrong_data(tmp_path, capsys, lines, message):
+    np.savez(tmp_path / "set.npz", X=np.ones((2, 5)), Y=np.ones((3, 5)))
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "bad.npz").write_text("not an archive")
+    place = tmp_path / "spec.toml"
+    place.write_text("\n".join(["[problem]", "kind = 'npz'", *lines, RECOVERY.partition("rank = 2")[2]]))
+    assert main(["train", str(place), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("DLNFAST_DATA", raising=False)
+    assert main(["train", str(EXAMPLES / "fashion_mnist.toml"), "--out", str(tmp_path)]) == 2
+    assert "DLNFAST_DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", sorted(EXAMPLES.glob("*.toml")), ids=lambda place: place.stem)
+def test_examples_are_valid(place):
+    chosen = spec.read_spec(place)
+    assert chosen.train["steps"] > 0
+
+
+# The rest of the command line.
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("version:", dln.__version__, "level:", "numpy:", "torch:"):
+        assert word in printed
+
+
+def python(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["figure", "--list"],
+        ["figure", "svd-evolution", "--help"],
+        ["info"],
+    ],
+)
+def test_matplotlib_is_not_imported_without_need(arguments):
+    code = (
+        "import sys\nfrom dlnfast.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
+        "assert not {'matplotlib', 'tqdm', 'torch'} & set(sys.modules)"
+    )
+    finished = python("-c", code)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_plots_and_figures_import_without_matplotlib():
+    code = "import sys, dlnfast.plots, dlnfast.figures; assert 'matplotlib' not in sys.modules"
+    finished = python("-c", code)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_module_checks_itself():
+    finished = python("-m", "dlnfast")
+    assert finished.returncode == 0, finished.stderr
+    assert "self-check: reduced and dense engine are" in finished.stdout
+    assert finished.stdout.rstrip().endswith("passed")
+    assert python("-m", "dlnfast", "--version").stdout == f"dlnfast {dln.__version__}\n"
+
+
+def test_module_fails_when_the_engines_disagree(monkeypatch, capsys):
+    from dlnfast import __main__ as module
+
+    honest = module.train
+
+    def different(problem, weights, *, engine, **settings):
+        factor = 1 if engine == "dense" else 1 + 1e-9
+        return honest(problem, weights, engine=engine, **settings | {"learning_rate": 4.0 * factor})
+
+    monkeypatch.setattr(module, "train", different)
+    assert not module.self_check()
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(tmp_path):
+    place = tmp_path / "record.json"
+    cli.write_json(
+        place,
+        {
+            "a": np.array([1.0, np.nan, np.inf]),
+            "b": (np.float32(2.5), np.int64(3), np.bool_(True)),
+            "c": {"d": Path("x"), "e": None, "f": range(2)},
+            "g": "text",
+        },
+    )
+    assert json.loads(place.read_text(), parse_constant=pytest.fail) == {
+        "a": [1.0, None, None],
+        "b": [2.5, 3, True],
+        "c": {"d": "x", "e": None, "f": [0, 1]},
+        "g": "text",
+    }

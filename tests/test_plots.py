@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from tolerances import tolerance
+
+import dlnfast as dln
+from dlnfast import measures
+from dlnfast.plots import (
+    AngleDisplay,
+    CompressionDisplay,
+    LossDisplay,
+    SingularValueDisplay,
+    log_linear_fit,
+)
+
+DIM, RANK, DEPTH, STEPS = 12, 2, 3, 20
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def run():
+    problem = dln.low_rank_recovery(DIM, RANK)
+    return dln.train(problem, dln.orthogonal([DIM] * (DEPTH + 1)), learning_rate=1.0, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    problem = dln.classification(3, 4)
+    widths = [problem.dim_in] * 4 + [3]
+    return dln.train(
+        problem,
+        dln.orthogonal(widths, 0.5),
+        learning_rate=5.0,
+        steps=3000,
+        tolerance=1e-12,
+        record_every=3000,
+    )
+
+
+def draw(figure):
+    """Render, so that everything a backend would complain about comes up."""
+    figure.canvas.draw()
+
+
+# What is drawn is what the run holds.
+
+
+def test_loss_is_drawn_at_every_step(run):
+    display = LossDisplay.from_trajectory(run).plot()
+    np.testing.assert_array_equal(display.ax_.lines[0].get_ydata(), run.loss)
+    assert display.ax_.get_yscale() == "log"
+    assert display.figure_ is display.ax_.figure
+    assert display.numbers()["loss"] == run.loss.tolist()
+    draw(display.figure_)
+
+
+def test_loss_leaves_gaps_for_zeros_and_shows_the_floor():
+    display = LossDisplay([1.0, 0.0, 0.5], loss_floor=0.25).plot(color="red")
+    assert np.isnan(display.ax_.lines[0].get_ydata()[1])
+    assert display.ax_.lines[0].get_color() == "red"
+    np.testing.assert_array_equal(display.ax_.lines[1].get_ydata(), [0.25, 0.25])
+    draw(display.figure_)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_singular_values_keep_their_numbers(run, layer):
+    display = SingularValueDisplay.from_trajectory(run, layer)
+    values, numbers = run.singular_values(layer), display.numbers()
+    assert display.multiplicity == DIM - 2 * RANK == numbers["middle"]["multiplicity"]
+    assert numbers["steps"] == list(range(STEPS + 1))
+    np.testing.assert_array_equal(np.transpose(numbers["top"]["values"]), values[:, :RANK])
+    np.testing.assert_array_equal(np.transpose(numbers["bottom"]["values"]), values[:, -RANK:])
+    assert numbers["bottom"]["indices"] == [DIM - 1, DIM]
+    bound = tolerance(np.float64, DIM, STEPS)
+    np.testing.assert_allclose(numbers["middle"]["low"], run.rho(layer), rtol=bound)
+    np.testing.assert_allclose(numbers["middle"]["high"], run.rho(layer), rtol=bound)
+    assert "values" not in numbers["middle"]  # equal: said once
+
+
+def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
+    display = SingularValueDisplay.from_trajectory(run).plot()
+    assert len(display.ax_.lines) == 2 * RANK + 1
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert labels == ["top 2", "middle 8, equal", "bottom 2"]
+    assert r"\sigma_i(t)" in display.ax_.get_ylabel()
+    draw(display.figure_)
+
+
+def test_waterfall_has_a_line_per_value(run):
+    display = SingularValueDisplay.from_trajectory(run).plot(style="waterfall", legend=False)
+    assert len(display.ax_.lines) == DIM
+    assert display.ax_.name == "3d"
+    draw(display.figure_)
+
+
+@pytest.mark.parametrize("style", ["flat", "waterfall"])
+def test_ten_thousand_values_need_few_lines(style):
+    values = np.full((5, 10_000), 0.9)
+    values[:, :3], values[:, -3:] = 1.5, 0.5
+    display = SingularValueDisplay(range(5), values, rank=3).plot(style=style)
+    assert display.multiplicity == 9_994
+    assert len(display.ax_.lines) == (7 if style == "flat" else 30)
+    assert len(str(display.numbers())) < 2_000
+    draw(display.figure_)
+
+
+def test_spread_values_become_a_band():
+    values = np.tile(np.linspace(2, 1, 60), (4, 1))
+    display = SingularValueDisplay(range(4), values, rank=5).plot()
+    assert len(display.ax_.collections) == 1
+    np.testing.assert_array_equal(display.numbers()["middle"]["low"], values[:, 54])
+    np.testing.assert_array_equal(display.numbers()["middle"]["high"], values[:, 5])
+    assert len(display.numbers()["middle"]["values"]) == 24
+    draw(display.figure_)
+
+
+@pytest.mark.parametrize(
+    ("n_values", "rank", "multiplicity"),
+    [
+        (5, None, 0),
+        (5, 3, 0),
+        (5, 0, 5),
+        (6, 3, 0),
+        (7, 3, 1),
+        (200, None, 180),
+        (200, 90, 160),
+        (1, 1, 0),
+    ],
+)
+def test_every_value_belongs_to_one_group(n_values, rank, multiplicity):
+    values = np.linspace(2, 1, n_values)[None, :].repeat(3, axis=0)
+    display = SingularValueDisplay(range(3), values, rank=rank)
+    numbers = display.numbers()
+    outer = sum(len(numbers[group]["indices"]) for group in ("top", "bottom") if group in numbers)
+    assert display.multiplicity == multiplicity
+    assert outer + multiplicity == n_values
+    for style in ("flat", "waterfall"):
+        draw(display.plot(style=style).figure_)
+
+
+def test_partial_spectra_are_not_split():
+    problem = dln.low_rank_recovery(DIM, RANK)
+    run = dln.train(problem, dln.gaussian([DIM] * 3, 0.5), learning_rate=0.1, steps=3, singular_values=6)
+    display = SingularValueDisplay.from_trajectory(run)
+    assert list(display.numbers()) == ["steps", "top"]
+    assert [handle.get_label() for handle in display.handles()] == ["all 6"]
+
+
+@pytest.mark.parametrize(("side", "symbol"), [("right", "v_i"), ("left", "u_i")])
+@pytest.mark.parametrize(("reference", "origin"), [("limit", "0^+"), ("first_step", "1")])
+def test_angles(run, side, symbol, reference, origin):
+    display = AngleDisplay.from_trajectory(run, 1, side, reference).plot()
+    angles = run.angles(1, side=side, reference=reference)
+    np.testing.assert_array_equal(np.transpose(display.numbers()["top"]["values"]), angles[:, :RANK])
+    assert display.numbers()["side"] == side
+    assert display.ax_.get_ylabel() == rf"$\angle({symbol}(t),\,{symbol}({origin}))$ [rad]"
+    draw(display.figure_)
+
+
+def test_angles_from_given_vectors(run):
+    given = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0]
+    display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
+    assert display.numbers()["reference"] == "given"
+    assert "ref" in display.ax_.get_zlabel()
+    draw(display.figure_)
+
+
+def test_compression_reads_the_features(classifier):
+    display = CompressionDisplay.from_trajectory(classifier)
+    labels = classifier.problem.labels
+    wanted = [measures.compression(classifier.features(layer), labels) for layer in range(4)]
+    # C_l is a ratio of sums of squares; its smallest values lose what the within-class sums cancel.
+    np.testing.assert_allclose(display.compression, wanted, rtol=1e-9)
+    inputs = classifier.problem.inputs
+    given = CompressionDisplay.from_trajectory(classifier, X=inputs, labels=labels, step=0)
+    # Orthogonal layers change no distances; 10 for the products of three layers and two sums.
+    np.testing.assert_allclose(given.compression, given.compression[0], rtol=tolerance(np.float64, 12) * 10)
+    display.plot()
+    assert display.ax_.get_yscale() == "log"
+    assert display.numbers()["fit"]["ratio"] == display.fit.ratio < 1
+    draw(display.figure_)
+
+
+def test_compression_without_labels(run):
+    with pytest.raises(ValueError, match="labels is not given"):
+        CompressionDisplay.from_trajectory(run)
+
+
+def test_compression_leaves_out_what_a_log_axis_cannot_show():
+    display = CompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
+    assert display.fit.ratio == pytest.approx(0.5)
+    assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
+    draw(display.figure_)
+
+
+def test_nothing_to_draw_on_a_log_axis():
+    for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
+        draw(display.plot().figure_)
+        assert display.ax_.get_yscale() == "linear"
+
+
+def test_fit_recovers_a_geometric_law():
+    layers = np.arange(8)
+    fit = log_linear_fit(layers, 11.25 * 0.1875**layers)
+    assert fit.ratio == pytest.approx(0.1875, rel=tolerance(np.float64, 8) * 10)
+    assert fit.start == pytest.approx(11.25, rel=tolerance(np.float64, 8) * 10)
+    assert log_linear_fit([0, 1], [1.0, 0.0]) is None
+
+
+# Axes.
+
+
+def test_given_axes_leave_pyplot_alone(run):
+    figure = Figure()
+    flat, space = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
+    display = SingularValueDisplay.from_trajectory(run)
+    assert display.plot(flat) is display
+    assert display.ax_ is flat
+    assert display.figure_ is figure
+    AngleDisplay.from_trajectory(run).plot(space, style="waterfall")
+    LossDisplay.from_trajectory(run).plot(flat)
+    assert plt.get_fignums() == []
+
+
+def test_subfigures(run):
+    figure = Figure()
+    display = LossDisplay.from_trajectory(run).plot(figure.subfigures(1, 2)[0].subplots())
+    assert display.figure_ is figure
+
+
+@pytest.mark.parametrize(("style", "projection"), [("flat", "3d"), ("waterfall", "rectilinear")])
+def test_wrong_projection(run, style, projection):
+    ax = Figure().add_subplot(projection=projection)
+    with pytest.raises(ValueError, match="ax has projection"):
+        SingularValueDisplay.from_trajectory(run).plot(ax, style=style)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SingularValueDisplay([0], [[1.0]]).plot(style="bars"), ValueError, "style is 'bars'"),
+        (lambda: AngleDisplay([0], [[1.0]], side="up"), ValueError, "side is 'up'"),
+        (lambda: SingularValueDisplay([0, 1], [[1.0]]), dln.ShapeError, "steps"),
+        (lambda: SingularValueDisplay([0], [[np.nan]]), ValueError, "singular_values"),
+        (lambda: SingularValueDisplay([0], [[1.0]], rank=-1), ValueError, "rank"),
+        (lambda: CompressionDisplay([0, 1], [1.0]), dln.ShapeError, "compression"),
+        (lambda: LossDisplay([]), dln.ShapeError, "loss"),
+    ],
+)
+def test_wrong_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
