@@ -41,7 +41,9 @@ def test_contiguous_floats_are_not_copied(dtype):
 
 @settings(deadline=None)
 @given(
-    rows=SIZES, columns=SIZES, seed=st.integers(0, 99),
+    rows=SIZES,
+    columns=SIZES,
+    seed=st.integers(0, 99),
     dtype=st.sampled_from([np.float32, np.float64, np.uint8, np.int64, np.bool_]),
     layout=st.sampled_from(["C", "F", "strided", "reversed", "read-only", "list"]),
 )

@@ -138,8 +138,12 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_fashion_mnist(tmp_path, "test")
     for place in (
-        "fashion_mnist_full.npz", "t10k-images-idx3-ubyte(.gz)", "t10k-labels-idx1-ubyte(.gz)",
-        str(tmp_path / "FashionMNIST/raw"), str(tmp_path / "raw"), str(tmp_path / "fashion_mnist"),
+        "fashion_mnist_full.npz",
+        "t10k-images-idx3-ubyte(.gz)",
+        "t10k-labels-idx1-ubyte(.gz)",
+        str(tmp_path / "FashionMNIST/raw"),
+        str(tmp_path / "raw"),
+        str(tmp_path / "fashion_mnist"),
         "test-*.parquet",
     ):
         assert place in str(caught.value)

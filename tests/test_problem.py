@@ -354,8 +354,13 @@ def test_dense_target():
 
 @settings(deadline=None)
 @given(
-    dim_in=SIZES, dim_out=SIZES, n_samples=SIZES, seed=SEEDS, chunk=st.integers(1, 200),
-    layout=st.sampled_from(["columns", "rows"]), reduction=st.sampled_from(["mean", "sum"]),
+    dim_in=SIZES,
+    dim_out=SIZES,
+    n_samples=SIZES,
+    seed=SEEDS,
+    chunk=st.integers(1, 200),
+    layout=st.sampled_from(["columns", "rows"]),
+    reduction=st.sampled_from(["mean", "sum"]),
 )
 def test_statistics_of_data(dim_in, dim_out, n_samples, seed, chunk, layout, reduction):
     rng = np.random.default_rng(seed)
@@ -386,7 +391,11 @@ def test_statistics_of_data(dim_in, dim_out, n_samples, seed, chunk, layout, red
 
 @settings(deadline=None)
 @given(
-    dim_in=SIZES, dim_out=SIZES, n_samples=SIZES, seed=SEEDS, whiten=st.sampled_from([None, *METHODS]),
+    dim_in=SIZES,
+    dim_out=SIZES,
+    n_samples=SIZES,
+    seed=SEEDS,
+    whiten=st.sampled_from([None, *METHODS]),
     near=st.sampled_from([1.0, 1e-6]),
 )
 def test_loss_of_data_is_the_loss(dim_in, dim_out, n_samples, seed, whiten, near):
@@ -543,7 +552,11 @@ def test_bad_settings(settings, message):
 
 @settings(deadline=None)
 @given(
-    dim_in=SIZES, n_samples=st.integers(1, 40), data=st.data(), seed=SEEDS, method=st.sampled_from(METHODS),
+    dim_in=SIZES,
+    n_samples=st.integers(1, 40),
+    data=st.data(),
+    seed=SEEDS,
+    method=st.sampled_from(METHODS),
     chunk=st.sampled_from([7, 2**22]),
 )
 def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed, method, chunk):

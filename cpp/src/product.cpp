@@ -10,8 +10,8 @@ namespace {
 
 // Work below which a second thread costs more than it gives (about 20 us of one core).
 constexpr double flops_per_thread = 1e6;
-// Work between two looks at the monitor: a quarter of a second at 160 GFLOP/s.
-constexpr double flops_per_breath = 4e10;
+// Work between two looks at the monitor: a ninth of a second at 160 GFLOP/s.
+constexpr double flops_per_breath = 1.8e10;
 constexpr Index grain = 16;
 
 template <class T>

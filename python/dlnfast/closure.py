@@ -318,13 +318,13 @@ def _check_rotation(weight: FloatArray, scale: float, layer: int) -> Check:
     # Householder QR leaves a few eps; what a departure does to a run is linear in it.
     limit = 1024.0 * float(np.finfo(weight.dtype).eps)
     departure = _departure_from_rotation(weight, scale, layer)
+    finding = "is" if departure <= limit else "is not"
     return Check(
-        name=f"layer {layer} is a scaled rotation",
+        name=f"rotation of layer {layer}",
         measured=departure,
         limit=limit,
-        text=f"weights[{layer - 1}] (W_{layer}): ||W^T W / eps^2 - I||_F / sqrt(d) = {departure:.1e}"
-        if scale > 0
-        else f"weights[{layer - 1}] (W_{layer}) is zero",
+        text=f"weights[{layer - 1}] (W_{layer}) {finding} a scaled rotation: "
+        + (f"||W^T W / eps^2 - I||_F / sqrt(d) = {departure:.1e}" if scale > 0 else "it is zero"),
         remedy='start from dln.orthogonal(...); or use engine="dense"',
         expected_error=min(1.0, ERROR_PER_DEPARTURE * departure),
     )
@@ -348,7 +348,7 @@ def _orthonormal_basis(block: FloatArray) -> FloatArray:
     if block.shape[1] == 0:
         return block
     left, values, _ = np.linalg.svd(block, full_matrices=False)
-    threshold = 8.0 * float(np.finfo(block.dtype).eps) * float(np.sqrt(block.shape[0]))
+    threshold = 256.0 * float(np.finfo(block.dtype).eps)
     return np.ascontiguousarray(left[:, values > threshold])
 
 

@@ -270,7 +270,7 @@ class _Outputs:
     """The arrays that the core fills while it runs; readable after any interruption."""
 
     def __init__(self, request: _Request) -> None:
-        self.loss = np.empty(request.steps + 1)
+        self.loss = _records((request.steps + 1,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
         self.counts = np.zeros(3, dtype=np.int64)
 
@@ -285,6 +285,16 @@ class _Outputs:
     @property
     def n_snapshots(self) -> int:
         return int(self.counts[2])
+
+
+def _records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    try:
+        return np.empty(shape, dtype=dtype)
+    except MemoryError as error:
+        raise MemoryError(
+            f"records of shape {shape} do not fit the memory ({error}): raise record_every (or "
+            "weights_every), keep fewer singular_values or no vectors, or take fewer steps"
+        ) from None
 
 
 class _Job:
@@ -306,8 +316,8 @@ class _ReducedJob(_Job):
         self.scales = assumptions.scales
         self.active = active_subspaces(request.problem, request.weights, assumptions)
         self.cores = [core_.copy() for core_ in self.active.cores]
-        self.core_records = [np.empty((request.n_records, *c.shape), dtype=c.dtype) for c in self.cores]
-        self.rho_records = np.empty((request.n_records, len(self.cores)))
+        self.core_records = [_records((request.n_records, *c.shape), c.dtype) for c in self.cores]
+        self.rho_records = _records((request.n_records, len(self.cores)), np.dtype(np.float64))
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         problem = self.request.problem
@@ -344,17 +354,16 @@ class _DenseJob(_Job):
         self.request = request
         # The working copies; W_l(0) stays with the caller.
         self.weights = [np.array(w, order="C", copy=True) for w in request.weights]
-        n = request.n_records
+        n, dtype = request.n_records, request.dtype
         shapes = [w.shape for w in self.weights]
         kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
-        dtype = request.dtype
-        self.values = [np.empty((n, k), dtype) for k in kept] if request.n_values != 0 else []
-        self.left = [np.empty((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
-        self.right = [np.empty((n, s[1], k), dtype) for s, k in zip(shapes, kept, strict=True)]
-        if not request.vectors:
-            self.left, self.right = [], []
+        self.values = [_records((n, k), dtype) for k in kept] if request.n_values != 0 else []
+        self.left, self.right = [], []
+        if request.vectors:
+            self.left = [_records((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
+            self.right = [_records((n, s[1], k), dtype) for s, k in zip(shapes, kept, strict=True)]
         every = request.weights_every
-        self.snapshots = [np.empty((request.steps // every + 1, *s), dtype) for s in shapes] if every else []
+        self.snapshots = [_records((request.steps // every + 1, *s), dtype) for s in shapes] if every else []
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         problem, dtype = self.request.problem, self.request.dtype
@@ -544,7 +553,7 @@ def _choose_engine(engine: str, problem: Problem, weights: list[FloatArray]) -> 
 
 def _assumption_text(assumptions: Assumptions) -> str:
     lines = [
-        f"{check.name}: {check.text} (limit {check.limit:.1e}"
+        f"{check.text} (limit {check.limit:.1e}"
         + (
             f"; a reduced run would be wrong by about {check.expected_error:.1e}"
             if check.expected_error

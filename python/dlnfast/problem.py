@@ -490,7 +490,10 @@ class Problem:
         decomposed = "_decomposed_target" in self.__dict__ or isinstance(self.target, LowRank)
         if not decomposed and limit < min(self.target.shape) and min(self.target.shape) > _SMALL_TARGET:
             assert not isinstance(self.target, LowRank)
-            return _within_range(self.target, limit + 1) is None
+            found = _within_range(self.target, limit + 8)
+            if found is None:
+                return True
+            self.__dict__["_decomposed_target"] = found
         return self.target_factors().rank > limit
 
     @cached_property

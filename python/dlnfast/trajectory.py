@@ -565,6 +565,16 @@ class Trajectory:
 def load(path: str | os.PathLike[str]) -> Trajectory:
     """Read a run that `Trajectory.save` wrote.
 
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    Trajectory
+        With its problem, but without the data that the problem was made from.
+
     Raises
     ------
     FileNotFoundError
@@ -574,7 +584,8 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
     """
     place = Path(path)
     try:
-        with np.load(place, allow_pickle=False) as file:
+        # Opened here, because numpy.load leaves a damaged file open.
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays["meta"]))
         if meta["format"] != "dlnfast trajectory":

@@ -1,0 +1,92 @@
+"""The package as installed: names, version, stub, docstrings, examples."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlnfast
+
+PACKAGE = Path(dlnfast.__file__).parent
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages([str(PACKAGE)], "dlnfast.") if not m.name.endswith("__main__")
+)
+SOURCES = [m for m in MODULES if not m.split(".")[-1].startswith(("_core", "_cpu"))]
+
+
+def test_one_version_everywhere(core):
+    assert core.build_info()["version"] == dlnfast.__version__
+    try:
+        installed = importlib.metadata.version("dlnfast")
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from a source tree
+    assert installed == dlnfast.__version__
+
+
+def test_all_names_are_there_and_sorted():
+    assert list(dlnfast.__all__) == sorted(dlnfast.__all__)
+    for name in dlnfast.__all__:
+        assert getattr(dlnfast, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = dlnfast.nonsense
+
+
+@pytest.mark.parametrize("stem", ["_core", "_cpu"])
+def test_the_stub_names_what_the_module_has(stem, core):
+    module = core if stem == "_core" else importlib.import_module("dlnfast._cpu")
+    tree = ast.parse((PACKAGE / f"{stem}.pyi").read_text())
+    declared = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    present = {name for name in vars(module) if not name.startswith("_")}
+    assert declared == present
+
+
+def test_typed_marker_travels_along():
+    assert (PACKAGE / "py.typed").exists()
+
+
+def public_functions():
+    for module_name in SOURCES:
+        module = importlib.import_module(module_name)
+        if module_name.split(".")[-1].startswith("_"):
+            continue
+        for name, thing in vars(module).items():
+            if name.startswith("_") or getattr(thing, "__module__", None) != module_name:
+                continue
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield pytest.param(thing, id=f"{module_name}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(public_functions()))
+def test_public_things_are_documented(thing):
+    assert thing.__doc__
+    assert len(thing.__doc__.strip()) > 10
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in dlnfast.__all__ if inspect.isfunction(getattr(dlnfast, n, None))]
+)
+def test_public_functions_have_numpy_sections(name):
+    function = getattr(dlnfast, name)
+    text = inspect.getdoc(function)
+    parameters = inspect.signature(function).parameters
+    refers_on = "see `" in text  # a sibling's docstring holds the sections
+    if parameters and not refers_on:
+        assert "Parameters\n----------" in text
+    if function.__annotations__.get("return") not in ("None", None) and not refers_on:
+        assert any(f"{title}\n" in text for title in ("Returns", "Raises", "Yields"))
+
+
+@pytest.mark.parametrize("module_name", SOURCES)
+def test_examples_in_docstrings_run(module_name):
+    module = importlib.import_module(module_name)
+    names = {"np": np, **{n: getattr(dlnfast, n) for n in dlnfast.__all__}, **vars(module)}
+    failures, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failures == 0
