@@ -57,27 +57,38 @@ void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
     v = d.momentum * v + d.scale * gradient + d.weight_decay * w;
     w -= d.learning_rate * v;
   } else {
-    w = (T(1) - d.learning_rate * d.weight_decay) * w - (d.learning_rate * d.scale) * gradient;
+    const T kept = d.kept();
+    w = kept * w -
+        (kept * (d.learning_rate * d.weight_decay) * w + (d.learning_rate * d.scale) * gradient);
   }
 }
 
-// W descends along scale * A op(B) formed by a matrix product.
+// W descends along scale * A^T B formed by a matrix product; with weight decay but no momentum,
+// by way of `scratch`.
 template <class T>
-void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b,
+void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b, T* scratch,
                      const Context& context) {
   const Descent<T>& d = layer.descent;
-  if (!layer.has_momentum()) {
-    multiply<T>(-d.learning_rate * d.scale, a, Op::transpose, b, Op::none,
-                T(1) - d.learning_rate * d.weight_decay, layer.weight, context);
-    return;
+  const MatrixRef<T>& weight = layer.weight;
+  if (layer.has_momentum()) {
+    multiply<T>(d.scale, a, Op::transpose, b, Op::none, d.momentum, d.velocity, context);
+    for_rows(weight.rows, weight.cols, context, [&](Index i) {
+      auto w = weight.map().row(i);
+      auto v = layer.velocity.row(i);
+      v += d.weight_decay * w;
+      w -= d.learning_rate * v;
+    });
+  } else if (d.weight_decay != T(0)) {
+    const MatrixRef<T> gradient(scratch, weight.rows, weight.cols);
+    multiply<T>(d.scale, a, Op::transpose, b, Op::none, T(0), gradient, context);
+    const T kept = d.kept();
+    for_rows(weight.rows, weight.cols, context, [&](Index i) {
+      auto w = weight.map().row(i);
+      w = kept * w - d.learning_rate * (gradient.map().row(i) + kept * d.weight_decay * w);
+    });
+  } else {
+    multiply<T>(-d.learning_rate * d.scale, a, Op::transpose, b, Op::none, T(1), weight, context);
   }
-  multiply<T>(d.scale, a, Op::transpose, b, Op::none, d.momentum, d.velocity, context);
-  for_rows(layer.weight.rows, layer.weight.cols, context, [&](Index i) {
-    auto w = layer.weight.map().row(i);
-    auto v = layer.velocity.row(i);
-    v += d.weight_decay * w;
-    w -= d.learning_rate * v;
-  });
 }
 
 // The layers on one side of the pivot, from the pivot outwards, seen so that the chain is a product
@@ -92,11 +103,18 @@ class Side {
     k_ = inner(0);
     thin_ = k_ <= thin_limit;
     Index widest = 0;
+    Index largest = 0;
     for (Index i = 0; i < size(); ++i) {
+      const Layer<T>& layer = *layers_[i];
+      const bool decays = !layer.has_momentum() && layer.descent.weight_decay != T(0);
+      if (i > 0 && !thin_ && decays) {
+        largest = std::max(largest, layer.weight.rows * layer.weight.cols);
+      }
       const bool alias = i == 0 && !transposed_;
       products_.emplace_back(alias ? 0 : k_, alias ? 0 : outer(i));
       widest = std::max(widest, outer(i));
     }
+    scratch_.resize(1, largest);
     if (size() > 1) {
       error_[0].resize(1, k_ * widest);
       error_[1].resize(1, k_ * widest);
@@ -161,9 +179,9 @@ class Side {
     if (!thin_) {
       multiply<T>(error, Op::none, w, transposed_ ? Op::none : Op::transpose, next, context);
       if (transposed_) {
-        descend_product<T>(layer, error, prefix, context);
+        descend_product<T>(layer, error, prefix, scratch_.data(), context);
       } else {
-        descend_product<T>(layer, prefix, error, context);
+        descend_product<T>(layer, prefix, error, scratch_.data(), context);
       }
     } else if (transposed_) {
       thin_times_and_descend<T>(error, prefix, layer.weight, next, layer.descent, context);
@@ -179,6 +197,7 @@ class Side {
   Index k_ = 0;
   std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
   Matrix<T> error_[2];
+  Matrix<T> scratch_;  // a gradient, where a product cannot be subtracted in place
 };
 
 }  // namespace

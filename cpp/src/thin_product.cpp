@@ -106,7 +106,8 @@ void descend_kernel(const T* left, const T* right, Index right_stride, Index k, 
   using P = simd::Pack<T>;
   using Vector = typename P::Vector;
   const T rate = d.learning_rate;
-  const T decay = T(1) - rate * d.weight_decay;
+  const T shrink = rate * d.weight_decay;
+  const T kept = d.kept();
   const T step = rate * d.scale;
   Index j = 0;
   for (; j + P::size <= cols; j += P::size) {
@@ -125,7 +126,8 @@ void descend_kernel(const T* left, const T* right, Index right_stride, Index k, 
         P::store(vr, speed);
         P::store(wr, old - speed * rate);
       } else {
-        P::store(wr, old * decay - gradient[r] * step);
+        const Vector base = old * kept;
+        P::store(wr, base - (base * shrink + gradient[r] * step));
       }
     }
   }
@@ -139,7 +141,8 @@ void descend_kernel(const T* left, const T* right, Index right_stride, Index k, 
         speed = d.momentum * speed + d.scale * gradient + d.weight_decay * weight;
         weight -= rate * speed;
       } else {
-        weight = decay * weight - step * gradient;
+        const T base = weight * kept;
+        weight = base - (base * shrink + gradient * step);
       }
     }
   }

@@ -202,7 +202,10 @@ class Trajectory:
         active = self.active_singular_values(layer)
         rest = np.abs(self.states.rho[:, index : index + 1]).astype(active.dtype)
         repeated = np.repeat(rest, self.states.complement_of(layer), axis=1)
-        values = -np.sort(-np.hstack([active, repeated]), axis=1)
+        # The wide last layer may be of lower rank than its active space has room for.
+        missing = min(self.widths[index : index + 2]) - active.shape[1] - repeated.shape[1]
+        zeros = np.zeros((len(active), missing), dtype=active.dtype)
+        values = -np.sort(-np.hstack([active, repeated, zeros]), axis=1)
         return values[:, : self.states.n_values]
 
     def active_singular_values(self, layer: int) -> FloatArray:

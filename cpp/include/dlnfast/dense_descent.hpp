@@ -21,7 +21,8 @@ Index best_pivot(const std::vector<Index>& widths);
 double step_flops(const std::vector<Index>& widths, Index pivot);
 
 // The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
-// beside them: the thin products, E and, with momentum, one velocity per layer.
+// beside them: the thin products, E, one velocity per layer with momentum, and one gradient where
+// layers decay and none of their sides is thin.
 template <class T>
 class DenseDescent final : public Stepper {
  public:

@@ -14,8 +14,10 @@ namespace dlnfast {
 inline constexpr Index thin_limit = 64;
 
 // The descent of one matrix along a gradient of rank k, G = scale * L^T R with L (k x m), R (k x n):
-//   without momentum  W <- (1 - learning_rate * weight_decay) W - learning_rate G,
+//   without momentum  W <- W - learning_rate * weight_decay W - learning_rate G,
 //   with momentum     V <- momentum V + G + weight_decay W;  W <- W - learning_rate V.
+// W changes by one rounded subtraction: a factor 1 - learning_rate * weight_decay, or a subtraction
+// for each term, is rounded in the same direction at every step of a slow phase.
 template <class T>
 struct Descent {
   T scale = T(1);
@@ -23,6 +25,9 @@ struct Descent {
   T weight_decay = T(0);
   T momentum = T(0);
   MatrixRef<T> velocity;  // V; no data: no momentum
+
+  // 0 where decay takes all of W, so that exactly -learning_rate G remains; otherwise 1.
+  T kept() const { return learning_rate * weight_decay == T(1) ? T(0) : T(1); }
 };
 
 // Y = X W^T for X (k x n), Y (k x m).
