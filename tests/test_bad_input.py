@@ -1,302 +1,602 @@
-"""Wrong requests get the right error, which names the argument; unusual ones get a correct result."""
+"""Whatever comes in, a typed error that names the argument comes out, or a correct result."""
 
 from __future__ import annotations
 
+import contextlib
+import decimal
+import fractions
 import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import _arrays
 
-DIM = 12
+F64 = np.float64
+DIM = 6
+ENGINES = ["auto", "reduced", "dense"]
 
 
-@pytest.fixture
-def problem():
-    return dln.low_rank_recovery(DIM, 2, seed=1)
+def problem_of(**options):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((DIM, 2)))[0] for _ in range(2))
+    return dln.Problem(left * [1.5, 1.0] @ right.T, **options)
 
 
-@pytest.fixture
-def weights():
-    return dln.orthogonal([DIM] * 4, scale=0.9, seed=1)
+def weights_of(**options):
+    return dln.orthogonal([DIM] * 4, 0.7, seed=1, **options)
 
 
-def run(problem, weights, **changes):
-    return dln.train(problem, weights, **{"learning_rate": 1.0, "steps": 5, **changes})
+def train(problem=None, weights=None, **options):
+    return dln.train(
+        problem_of() if problem is None else problem,
+        weights_of() if weights is None else weights,
+        **{"learning_rate": 0.05, "steps": 5} | options,
+    )
 
 
-WRONG_SETTINGS = [
-    ({"learning_rate": -1.0}, ValueError, r"learning_rate \(eta\) is -1"),
-    ({"learning_rate": np.nan}, ValueError, r"learning_rate \(eta\) is nan"),
-    ({"learning_rate": np.inf}, ValueError, r"learning_rate \(eta\) is inf"),
-    ({"learning_rate": "fast"}, TypeError, r"learning_rate \(eta\) is 'fast'"),
-    ({"learning_rate": True}, TypeError, r"learning_rate \(eta\) is True"),
-    ({"learning_rate": None}, TypeError, r"learning_rate \(eta\) is None"),
-    ({"learning_rate": [1.0, 1.0]}, dln.ShapeError, r"learning_rate \(eta\) has 2 values; wanted .* \(3\)"),
-    ({"learning_rate": [1.0, -1.0, 1.0]}, ValueError, r"learning_rate \(eta\)\[1\] is -1"),
-    ({"weight_decay": -0.1}, ValueError, r"weight_decay \(lambda\) is -0.1"),
-    ({"weight_decay": [0.1] * 4}, dln.ShapeError, r"weight_decay \(lambda\) has 4 values"),
-    ({"momentum": 1.0}, ValueError, r"momentum \(mu\) is 1; wanted a number in \[0, 1\)"),
-    ({"momentum": -0.5}, ValueError, r"momentum \(mu\) is -0.5"),
-    ({"steps": -1}, ValueError, "steps is -1"),
-    ({"steps": 1.5}, TypeError, "steps is 1.5"),
-    ({"steps": True}, TypeError, "steps is True"),
-    ({"steps": "10"}, TypeError, "steps is '10'"),
-    ({"record_every": 0}, ValueError, "record_every is 0"),
-    ({"record_every": 0.5}, TypeError, "record_every is 0.5"),
-    ({"singular_values": "most"}, ValueError, "singular_values is 'most'"),
-    ({"singular_values": -1}, ValueError, "singular_values is -1"),
-    ({"singular_values": 0, "vectors": True}, ValueError, "vectors is True but singular_values"),
-    ({"weights_every": 0}, ValueError, "weights_every is 0"),
-    ({"tolerance": -1.0}, ValueError, "tolerance is -1"),
-    ({"tolerance": np.nan}, ValueError, "tolerance is nan"),
-    ({"n_threads": -1}, ValueError, "n_threads is -1"),
-    ({"n_threads": 1.0}, TypeError, "n_threads is 1.0"),
-    ({"callback": 3}, TypeError, "callback is int"),
-    ({"engine": "fast"}, ValueError, "engine is 'fast'"),
-    ({"optimizer": "Adam"}, dln.AssumptionError, "optimizer is 'Adam': .*invariant"),
-    ({"optimizer": "rmsprop"}, dln.AssumptionError, "optimizer is 'rmsprop'"),
-    ({"optimizer": "newton"}, ValueError, "optimizer is 'newton'"),
-]
+def assert_no_nan(run):
+    assert np.isfinite(run.loss).all()
+    for layer in range(1, run.n_layers + 1):
+        assert np.isfinite(run.weights(layer)).all()
+        assert np.isfinite(run.singular_values(layer)).all()
+        if run.engine == "reduced" and run.multiplicity(layer):
+            assert np.isfinite(run.rho(layer)).all()
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), WRONG_SETTINGS)
-def test_wrong_settings(problem, weights, changes, error, message):
-    with pytest.raises(error, match=message):
-        run(problem, weights, **changes)
+# Weights.
 
 
-def replaced(weights, i, new):
-    return [*weights[:i], new, *weights[i + 1 :]]
+def with_layer(index, replacement):
+    weights = weights_of()
+    weights[index] = replacement(weights[index]) if callable(replacement) else replacement
+    return weights
 
 
-def test_wrong_problem(weights):
-    with pytest.raises(TypeError, match="problem is ndarray"):
-        run(np.eye(DIM), weights)
+def with_entry(value):
+    def change(weight):
+        weight = weight.copy()
+        weight[2, 3] = value
+        return weight
+
+    return change
 
 
+BAD_WEIGHTS = {
+    "no list": (None, TypeError, "weights is NoneType"),
+    "a number": (3.0, TypeError, "weights is float"),
+    "one matrix": (np.eye(DIM), dln.ShapeError, "weights is one matrix"),
+    "no layers": ([], dln.ShapeError, "weights is empty"),
+    "a string": ("abc", TypeError, r"weights\[0\] \(W_1\)"),
+    "a dictionary": ({"W": np.eye(DIM)}, TypeError, r"weights\[0\] \(W_1\)"),
+    "numbers": ([1.0, 2.0], dln.ShapeError, r"weights\[0\] \(W_1\) has shape \(\)"),
+    "a vector": (with_layer(1, np.ones(DIM)), dln.ShapeError, r"weights\[1\] \(W_2\) has shape \(6,\)"),
+    "three axes": (with_layer(1, np.ones((1, DIM, DIM))), dln.ShapeError, r"weights\[1\] \(W_2\)"),
+    "empty": (with_layer(2, np.empty((DIM, 0))), dln.ShapeError, r"weights\[2\] \(W_3\) is empty"),
+    "no rows": (with_layer(2, np.empty((0, DIM))), dln.ShapeError, r"weights\[2\] \(W_3\) is empty"),
+    "ragged": (
+        with_layer(0, [[1.0, 2.0], [3.0]]),
+        dln.ShapeError,
+        r"weights\[0\] \(W_1\) is not a rectangular",
+    ),
+    "wrong input width": (
+        with_layer(0, np.ones((DIM, 5))),
+        dln.ShapeError,
+        r"weights\[0\] \(W_1\).*6 columns, the problem's d_x",
+    ),
+    "wrong inner width": (
+        with_layer(1, np.ones((DIM, 5))),
+        dln.ShapeError,
+        r"weights\[1\] \(W_2\).*6 columns, the rows of weights\[0\]",
+    ),
+    "wrong output width": (
+        with_layer(2, np.ones((5, DIM))),
+        dln.ShapeError,
+        r"weights\[2\] \(W_3\) has 5 rows.*d_y",
+    ),
+    "NaN": (with_layer(1, with_entry(np.nan)), ValueError, r"weights\[1\] \(W_2\).*nan at \(2, 3\)"),
+    "infinity": (with_layer(1, with_entry(-np.inf)), ValueError, r"weights\[1\] \(W_2\).*-inf at \(2, 3\)"),
+    "float16": (
+        with_layer(0, lambda w: w.astype(np.float16)),
+        TypeError,
+        r"weights\[0\] \(W_1\) has dtype float16",
+    ),
+    "long double": (
+        with_layer(0, lambda w: w.astype(np.longdouble)),
+        TypeError,
+        r"weights\[0\] \(W_1\) has dtype",
+    ),
+    "complex": (with_layer(0, lambda w: w + 0j), TypeError, r"weights\[0\] \(W_1\) has dtype complex128"),
+    "objects": (with_layer(0, lambda w: w.astype(object)), TypeError, r"weights\[0\] \(W_1\)"),
+    "strings": (with_layer(0, lambda w: w.astype(str)), TypeError, r"weights\[0\] \(W_1\)"),
+    "mixed precisions": (
+        with_layer(1, lambda w: w.astype(np.float32)),
+        TypeError,
+        r"weights\[1\] \(W_2\) is float32 but weights\[0\] is float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_bad_weights(name, engine):
+    weights, error, text = BAD_WEIGHTS[name]
+    with pytest.raises(error, match=text):
+        dln.train(problem_of(), weights, learning_rate=0.1, steps=3, engine=engine)
+    with pytest.raises(error, match=text):
+        dln.gradients(problem_of(), weights)
+
+
+def unaligned(matrix):
+    """The same numbers at addresses that are no multiples of their size."""
+    memory = np.empty(matrix.nbytes + 1, np.uint8)
+    result = memory[1:].view(matrix.dtype).reshape(matrix.shape)
+    result[...] = matrix
+    assert not result.flags.aligned
+    return result
+
+
+def read_only(matrix):
+    matrix = matrix.copy()
+    matrix.flags.writeable = False
+    return matrix
+
+
+LAYOUTS = {
+    "Fortran order": np.asfortranarray,
+    "read-only": read_only,
+    "every other column": lambda w: np.repeat(w, 2, axis=1)[:, ::2],
+    "backwards": lambda w: w[::-1, ::-1].copy()[::-1, ::-1],
+    "transposed": lambda w: w.T.copy().T,
+    "big-endian": lambda w: w.astype(w.dtype.newbyteorder(">")),
+    "unaligned": unaligned,
+    "part of a larger array": lambda w: np.pad(w, 2)[2:-2, 2:-2],
+    "a subclass": lambda w: w.view(np.matrix),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [np.float32, F64])
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_any_layout_gives_the_same_run(name, dtype, engine):
+    weights = weights_of(dtype=dtype)
+    wanted = train(weights=weights, engine=engine)
+    given_as = [LAYOUTS[name](w) for w in weights]
+    run = train(weights=given_as, engine=engine)
+    np.testing.assert_array_equal(run.loss, wanted.loss)
+    np.testing.assert_array_equal(run.weights(2), wanted.weights(2))
+    assert run.weights(2).dtype == dtype
+    for array, weight in zip(given_as, weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(array, dtype), weight)
+    target = problem_of().target
+    if dtype == F64:
+        run = train(dln.Problem(LAYOUTS[name](target)), weights, engine=engine)
+        np.testing.assert_array_equal(run.loss, wanted.loss)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    "convert",
+    [lambda w: w.tolist(), lambda w: tuple(map(tuple, w)), lambda w: w.astype(int), lambda w: w.astype(bool)],
+)
+def test_lists_and_integers_are_numbers(convert, engine):
+    rotations = [np.eye(DIM)[::-1].copy(), np.eye(DIM), np.eye(DIM)[:, ::-1].copy()]
+    run = train(weights=[convert(w) for w in rotations], engine=engine)
+    wanted = train(weights=rotations, engine=engine)
+    np.testing.assert_array_equal(run.loss, wanted.loss)
+    assert run.weights(1).dtype == F64
+    # Other containers than a list.
+    for container in (tuple, iter, np.array):
+        np.testing.assert_array_equal(train(weights=container(rotations), engine=engine).loss, wanted.loss)
+
+
+# Large arrays.
+
+
+@contextlib.contextmanager
+def no_copy_of_large_arrays(monkeypatch, limit):
+    monkeypatch.setattr(_arrays, "LARGE_COPY_BYTES", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", dln.CopyWarning)
+        yield
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_large_arrays_are_copied_aloud_or_not_at_all(engine, monkeypatch):
+    with no_copy_of_large_arrays(monkeypatch, limit=100):
+        weights = weights_of()
+        run = train(weights=weights, engine=engine)
+        kept = run.states.initial
+        assert all(np.shares_memory(a, b) for a, b in zip(kept, weights, strict=True))
+        for layout in ("Fortran order", "big-endian", "every other column"):
+            with pytest.raises(dln.CopyWarning, match=r"weights\[1\] \(W_2\): 0 MB copied"):
+                train(weights=with_layer(1, LAYOUTS[layout]), engine=engine)
+        target = problem_of().target
+        with pytest.raises(dln.CopyWarning, match=r"target \(Phi\)"):
+            dln.Problem(np.asfortranarray(target))
+        with pytest.raises(dln.CopyWarning, match=r"input_gram \(S\)"):
+            dln.Problem(target, np.eye(DIM, dtype=np.float32))
+        with pytest.raises(dln.CopyWarning, match="X"):
+            run.features(1, np.ones((40, DIM)).T)
+
+
+def test_small_arrays_are_copied_in_silence():
+    train(weights=[np.asfortranarray(w) for w in weights_of()])  # warnings are errors here
+    assert _arrays.LARGE_COPY_BYTES == 64 * 2**20
+
+
+# Numbers.
+
+NOT_NUMBERS = ["0.1", None, True, 1j, np.ones(3, complex), {"eta": 1.0}, object()]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
+@pytest.mark.parametrize(
+    ("value", "error"),
     [
-        (lambda w: [], dln.ShapeError, "weights is empty"),
-        (lambda w: 3, TypeError, "weights is int"),
-        (lambda w: w[0], dln.ShapeError, "weights is one matrix"),
-        (lambda w: [w[0], w[1][:, :-1], w[2]], dln.ShapeError, r"weights\[1\] \(W_2\) has shape \(12, 11\)"),
-        (
-            lambda w: [w[0][:, :-1], *w[1:]],
-            dln.ShapeError,
-            r"weights\[0\] \(W_1\) has shape .* the problem's d_x",
-        ),
-        (lambda w: [*w[:2], w[2][:-1]], dln.ShapeError, r"weights\[2\] \(W_3\) has 11 rows; wanted 12"),
-        (lambda w: replaced(w, 1, w[1].ravel()), dln.ShapeError, r"weights\[1\] \(W_2\) has shape \(144,\)"),
-        (lambda w: replaced(w, 1, w[1][:0]), dln.ShapeError, r"weights\[1\] \(W_2\) is empty"),
-        (
-            lambda w: replaced(w, 1, w[1].astype(np.float16)),
-            TypeError,
-            r"weights\[1\] \(W_2\) has dtype float16",
-        ),
-        (lambda w: replaced(w, 1, w[1] + 0j), TypeError, r"weights\[1\] \(W_2\) has dtype complex128"),
-        (lambda w: replaced(w, 1, w[1].astype(np.float32)), TypeError, r"weights\[1\] \(W_2\) is float32"),
-        (
-            lambda w: replaced(w, 1, np.where(w[1] > 0.4, np.nan, w[1])),
-            ValueError,
-            r"weights\[1\].*not finite: nan",
-        ),
-        (
-            lambda w: replaced(w, 2, np.where(w[2] > 0.4, np.inf, w[2])),
-            ValueError,
-            r"weights\[2\].*not finite: inf",
-        ),
-        (lambda w: replaced(w, 1, [[1.0], [1.0, 2.0]]), dln.ShapeError, r"weights\[1\] .*not a rectangular"),
-        (lambda w: replaced(w, 1, [["a", "b"]]), TypeError, r"weights\[1\]"),
-        (lambda w: replaced(w, 1, None), TypeError, r"weights\[1\]"),
+        *((value, TypeError) for value in NOT_NUMBERS),
+        (-0.1, ValueError),
+        (np.nan, ValueError),
+        (np.inf, ValueError),
+        pytest.param(10**400, ValueError, id="10**400"),
+        ([0.1, 0.1], dln.ShapeError),
+        ([], dln.ShapeError),
+        ([0.1, -0.1, 0.1], ValueError),
+        ([0.1, np.nan, 0.1], ValueError),
+        ([0.1, None, 0.1], TypeError),
+        ([0.1, True, 0.1], TypeError),
+        ([[0.1], [0.1], [0.1]], (TypeError, ValueError)),
+        ([0.1, [0.1], 0.1], (TypeError, ValueError)),
+        (np.full((3, 1), 0.1), (TypeError, ValueError)),
     ],
 )
-def test_wrong_weights(problem, weights, change, error, message):
-    with pytest.raises(error, match=message):
-        run(problem, change(weights))
+def test_rates_that_are_none(name, value, error):
+    with pytest.raises(error, match=name):
+        train(**{name: value})
 
 
-def layouts(w):
-    wide = np.zeros((2 * DIM, 2 * DIM))
-    wide[::2, ::2] = w
-    frozen = w.copy()
-    frozen.setflags(write=False)
-    return {
-        "fortran": np.asfortranarray(w),
-        "transposed view": np.ascontiguousarray(w.T).T,
-        "strided": wide[::2, ::2],
-        "reversed": np.ascontiguousarray(w[::-1])[::-1],
-        "read-only": frozen,
-        "big-endian": w.astype(">f8"),
-        "list": w.tolist(),
-    }
-
-
-@pytest.mark.parametrize("engine", ["reduced", "dense"])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
 @pytest.mark.parametrize(
-    "layout", ["fortran", "transposed view", "strided", "reversed", "read-only", "big-endian", "list"]
+    "value",
+    [
+        0,
+        0.125,
+        np.float32(0.125),
+        np.array(0.125),
+        fractions.Fraction(1, 8),
+        decimal.Decimal("0.125"),
+        (0.125, 0.0, 0.25),
+        np.array([0.125, 0.0, 0.25], np.float32),
+        [np.float64(0.125), 0, 0.25],
+    ],
 )
-def test_any_memory_layout_gives_the_same(problem, weights, engine, layout):
-    expected = run(problem, weights, engine=engine)
-    found = run(problem, [layouts(w)[layout] for w in weights], engine=engine)
-    np.testing.assert_array_equal(found.loss, expected.loss)
-    np.testing.assert_array_equal(found.weights(2), expected.weights(2))
+def test_rates_in_any_form(name, value):
+    try:
+        numbers = [float(v) for v in value]
+    except TypeError:
+        numbers = [float(value)] * 3
+    run = train(**{name: value})
+    np.testing.assert_array_equal(run.loss, train(**{name: numbers}).loss)
+    assert run.config[name] == numbers
 
 
-def test_integers_count_as_float64(problem):
-    found = run(problem, [np.eye(DIM, dtype=np.int64)] * 3)
-    assert found.weights(1).dtype == np.float64
+@pytest.mark.parametrize("momentum", [1.0, 1.5, [0.5, 0.5, 1.0]])
+def test_momentum_is_below_one(momentum):
+    with pytest.raises(ValueError, match=r"momentum \(mu\) is 1.*\[0, 1\)"):
+        train(momentum=momentum)
+
+
+@pytest.mark.parametrize("name", ["steps", "record_every", "weights_every", "n_threads", "singular_values"])
+@pytest.mark.parametrize(
+    "value", [2.0, 2.5, "3", True, np.bool_(1), [2], np.array([1, 2]), 1j, np.float64(2)]
+)
+def test_counts_that_are_none(name, value):
+    with pytest.raises((TypeError, ValueError), match=name) as caught:
+        train(**{name: value})
+    assert caught.type is (ValueError if name == "singular_values" and isinstance(value, str) else TypeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", -1),
+        ("record_every", 0),
+        ("record_every", -3),
+        ("weights_every", 0),
+        ("n_threads", -1),
+        ("singular_values", -1),
+        ("singular_values", "most"),
+    ],
+)
+def test_counts_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"{name} is"):
+        train(**{name: value})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"record_every": 10**9},
+        {"record_every": 2**40},
+        {"record_every": 2**70},
+        {"weights_every": 2**40},
+        {"weights_every": 2**70},
+        {"singular_values": 2**40},
+        {"singular_values": 2**70},
+        {"singular_values": np.int64(3)},
+        {"steps": np.uint8(5)},
+        {"n_threads": np.int32(1)},
+    ],
+)
+def test_counts_far_out_of_reach_are_limits_like_others(options, engine):
+    run = train(engine=engine, **options)
+    wanted = train(engine=engine)
+    np.testing.assert_array_equal(run.loss, wanted.loss)
+    np.testing.assert_array_equal(run.weights(1), wanted.weights(1))
+
+
+@pytest.mark.parametrize("value", [2**31, 2**40, 2**70])
+def test_thread_counts_beyond_an_int(value):
+    with pytest.raises(ValueError, match="n_threads"):
+        train(n_threads=value)
+    with pytest.raises(ValueError, match="n is"):
+        dln.set_num_threads(value)
+
+
+@pytest.mark.parametrize("value", [2**62, 2**63, 2**70])
+def test_more_steps_than_memory(value):
+    with pytest.raises((MemoryError, ValueError, OverflowError)):
+        train(steps=value)
+
+
+def test_records_that_do_not_fit_the_memory():
+    with pytest.raises(MemoryError, match="raise record_every"):
+        train(steps=10**15, engine="dense")
+
+
+@pytest.mark.parametrize("value", ["1", True, [1.0], 1j])
+def test_a_tolerance_is_a_number(value):
+    with pytest.raises(TypeError, match="tolerance is"):
+        train(tolerance=value)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_a_tolerance_is_not_negative(value):
+    with pytest.raises(ValueError, match="tolerance is"):
+        train(tolerance=value)
+
+
+# Names and objects.
+
+
+@pytest.mark.parametrize("engine", ["fast", "Dense", "", None, 1])
+def test_engines_are_named(engine):
+    with pytest.raises(ValueError, match=r'engine is .*; wanted "auto", "reduced" or "dense"'):
+        train(engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["adam", "Adam", "AdamW", "RMSprop", "adagrad"])
+def test_adaptive_optimizers_are_refused_with_the_reason(name, engine):
+    with pytest.raises(
+        dln.AssumptionError, match=f"optimizer is '{name}'.*destroy the invariant subspaces.*momentum"
+    ):
+        train(optimizer=name, engine=engine)
+
+
+@pytest.mark.parametrize("name", ["sgd", "", None, 3])
+def test_other_optimizers_are_refused(name):
+    with pytest.raises(ValueError, match=r'optimizer is .*; wanted "gd"'):
+        train(optimizer=name)
+
+
+@pytest.mark.parametrize("problem", [None, np.eye(DIM), "problem", dln.Problem])
+def test_a_problem_is_a_problem(problem):
+    with pytest.raises(TypeError, match=r"problem is .*; wanted a dlnfast\.Problem"):
+        dln.train(problem, weights_of(), learning_rate=0.1, steps=1)
+
+
+@pytest.mark.parametrize("callback", ["print", 3, [print]])
+def test_a_callback_can_be_called(callback):
+    with pytest.raises(TypeError, match="callback is"):
+        train(callback=callback)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_input_is_never_changed(problem, weights, engine, dtype):
-    given = [w.astype(dtype) for w in weights]
-    before = [w.copy() for w in given]
-    run(problem, given, engine=engine, momentum=0.5, weight_decay=0.1)
-    for w, old in zip(given, before, strict=True):
-        np.testing.assert_array_equal(w, old)
+@pytest.mark.parametrize("answer", ["text", [1], {}, object(), np.arange(3)])
+def test_only_true_ends_a_run(answer, engine):
+    """What a lambda happens to return is not an answer."""
+    run = train(engine=engine, callback=lambda step, loss: answer)
+    assert len(run.loss) == 6
 
 
-def test_large_copies_are_announced(problem, weights, monkeypatch):
-    monkeypatch.setattr(_arrays, "LARGE_COPY_BYTES", 100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(problem, weights)
-    with pytest.warns(dln.CopyWarning, match=r"weights\[1\] \(W_2\): .*copied to a C-contiguous float64"):
-        run(problem, replaced(weights, 1, np.asfortranarray(weights[1])))
+def test_vectors_without_values():
+    with pytest.raises(ValueError, match="vectors is True but singular_values asks for none"):
+        train(vectors=True, singular_values=None)
+
+
+# Rates that diverge.
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_divergence_is_an_error_that_keeps_the_trajectory(problem, weights, engine):
-    with pytest.raises(dln.DivergedError, match=r"not finite at step \d+ .*lower learning_rate") as caught:
-        run(problem, weights, learning_rate=1e4, steps=1000, engine=engine)
+@pytest.mark.parametrize("dtype", [np.float32, F64])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_divergence_keeps_what_was_recorded(engine, dtype, momentum):
+    weights = weights_of(dtype=dtype)
+    with pytest.raises(dln.DivergedError) as caught:
+        train(
+            weights=weights, learning_rate=20.0, momentum=momentum, steps=500, engine=engine, record_every=2
+        )
     error = caught.value
     assert isinstance(error, ArithmeticError)
+    assert 1 <= error.step < 500
     assert 1 <= error.layer <= 3
-    kept = error.trajectory
-    assert len(kept.loss) == error.step
-    assert np.isfinite(kept.loss).all()
-    assert np.isfinite(kept.singular_values(1)).all()
-    assert kept.config["outcome"] == "diverged"
-    assert np.isfinite(kept.weights(1, 0)).all()
+    text = str(error)
+    for part in (
+        f"not finite at step {error.step}",
+        f"layer {error.layer}",
+        "lower learning_rate (eta), now 20",
+    ):
+        assert part in text
+    run = error.trajectory
+    assert len(run.loss) == error.step
+    assert np.isfinite(run.loss).all()
+    assert run.loss[-1] > run.loss[0]
+    assert run.steps.tolist() == list(range(0, error.step, 2))
+    for layer in (1, 2, 3):
+        assert np.isfinite(run.singular_values(layer)).all()
+    assert run.config["outcome"] == "diverged"
+    assert run.engine == engine
 
 
-def test_scalars_that_diverge_without_the_loss_are_noticed():
-    # In case 2 the rest of a layer does not enter the loss; weight decay alone can blow it up.
-    problem = dln.classification(2, 6)
-    weights = dln.orthogonal([12, 12, 2], scale=0.5)
-    with pytest.raises(dln.DivergedError, match=r"learning_rate \* weight_decay is .*above 2"):
-        run(problem, weights, learning_rate=0.01, weight_decay=1e3, steps=1000, engine="reduced")
+def test_divergence_tells_the_bound_that_was_broken():
+    """Of a balanced minimum, 2 / (L c sigma^(2 - 2/L)), here of L = 3, sigma = 1.5."""
+    bound = 2 / (3 * 1.5 ** (4 / 3))
+    with pytest.raises(dln.DivergedError, match=f"rates above {bound:.3g} oscillate"):
+        train(learning_rate=20.0, steps=500)
+    with pytest.raises(dln.DivergedError, match="whiten the inputs"):
+        train(dln.Problem(np.eye(DIM), 4 * np.eye(DIM)), learning_rate=20.0, steps=500)
+    with pytest.raises(dln.DivergedError, match=r"learning_rate \* weight_decay is 3, above 2"):
+        train(learning_rate=1.0, weight_decay=3.0, steps=5000)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_divergence_in_single_precision(problem, weights, engine):
-    given = [w.astype(np.float32) for w in weights]
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_divergence_names_the_layer_that_grew(engine, layer):
+    rates = [0.01] * 3
+    rates[layer - 1] = 300.0
+    with pytest.raises(dln.DivergedError) as caught:
+        train(learning_rate=rates, steps=500, engine=engine)
+    assert caught.value.layer == layer
+    assert "now 0.01 .. 300" in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+def test_divergence_of_the_rest_alone_is_seen(engine):
+    """Nothing to learn, and a decay that blows the untouched directions up."""
+    problem = dln.Problem(np.zeros((2, DIM)))
+    weights = [*dln.orthogonal([DIM] * 3, 0.7), np.zeros((2, DIM))]
     with pytest.raises(dln.DivergedError):
-        run(problem, given, learning_rate=1e4, steps=1000, engine=engine)
+        train(problem, weights, learning_rate=1.0, weight_decay=[40.0, 40.0, 0.0], steps=1000, engine=engine)
 
 
-@pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_zero_steps(problem, weights, engine):
-    found = run(problem, weights, steps=0, engine=engine)
-    assert found.steps.tolist() == [0]
-    np.testing.assert_allclose(found.loss, [problem.loss(found.end_to_end())], rtol=1e-13)
-    np.testing.assert_allclose(found.weights(1), weights[0], atol=1e-14)
+@pytest.mark.parametrize("engine", ["auto", "dense"])
+def test_divergence_at_the_start(engine):
+    """Finite weights whose product is not: there is nothing to keep."""
+    with pytest.raises(dln.DivergedError, match="step 0") as caught:
+        train(weights=[np.full((DIM, DIM), 1e150)] * 3, engine=engine)
+    assert caught.value.step == 0
+    assert caught.value.trajectory is None
 
 
-@pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_a_target_of_rank_zero(weights, engine):
-    found = run(dln.Problem(np.zeros((DIM, DIM))), weights, learning_rate=0.01, steps=50, engine=engine)
-    assert found.loss[-1] < found.loss[0]
-    assert np.isfinite(found.singular_values(1)).all()
-    assert found.rank == 0
+def test_divergence_in_single_precision_comes_earlier():
+    steps = []
+    for dtype in (np.float32, F64):
+        with pytest.raises(dln.DivergedError) as caught:
+            train(weights=weights_of(dtype=dtype), learning_rate=20.0, steps=500, engine="dense")
+        steps.append(caught.value.step)
+    assert steps[0] <= steps[1]
 
 
-@pytest.mark.parametrize("rank", [7, 12])
-def test_a_rank_of_more_than_half_the_width(weights, rank):
-    problem = dln.low_rank_recovery(DIM, rank)
-    dense = run(problem, weights, steps=50)
-    assert dense.engine == "dense"
-    reduced = run(problem, weights, steps=50, engine="reduced")
-    assert reduced.multiplicity(1) == 0
-    np.testing.assert_allclose(reduced.loss, dense.loss, rtol=1e-12)
+@settings(deadline=None, max_examples=80)
+@given(
+    rate=st.floats(1e-3, 1e3),
+    decay=st.sampled_from([0.0, 1e-3, 10.0]),
+    momentum=st.sampled_from([0.0, 0.9, 0.999]),
+    engine=st.sampled_from(["reduced", "dense"]),
+    scale=st.sampled_from([1e-8, 0.5, 3.0, 1e8]),
+    dtype=st.sampled_from([np.float32, F64]),
+)
+def test_no_run_succeeds_with_nan(rate, decay, momentum, engine, scale, dtype):
+    weights = dln.orthogonal([DIM] * 4, scale, dtype=dtype)
+    rates = {"learning_rate": rate, "weight_decay": decay, "momentum": momentum, "engine": engine}
+    try:
+        run = train(weights=weights, steps=60, **rates)
+    except dln.DivergedError as error:
+        run = error.trajectory
+    else:
+        assert_no_nan(run)
+    assert run is None or np.isfinite(run.loss).all()
 
 
-def test_a_network_of_width_one():
-    problem = dln.Problem([[2.0]])
-    found = run(problem, [[[0.5]], [[0.5]]], learning_rate=0.1, steps=200)
-    np.testing.assert_allclose(found.end_to_end(), [[2.0]], rtol=1e-6)
+# The corners of what is allowed.
+
+CORNERS = {
+    "rank 0": ([5] * 4, []),
+    "d < 2r": ([5] * 4, [2.0, 1.5, 1.0]),
+    "d = r": ([3] * 3, [2.0, 1.5, 1.0]),
+    "d = 1": ([1, 1, 1], [1.0]),
+    "one layer": ([4, 4], [1.0]),
+    "one wide layer": ([4, 2], [1.0]),
+    "one output": ([5, 5, 1], [1.0]),
+    "one input": ([1, 5, 5], [1.0]),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners_work(name, engine, steps):
+    widths, values = CORNERS[name]
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((d, len(values))))[0] for d in (widths[-1], widths[0]))
+    problem = dln.Problem(left * values @ right.T)
+    weights = dln.orthogonal(widths, 0.8)
+    if engine == "reduced" and name == "one input":
+        with pytest.raises(dln.AssumptionError, match="widths"):
+            train(problem, weights, engine=engine)
+        return
+    run = train(problem, weights, engine=engine, steps=steps, vectors=True)
+    assert_no_nan(run)
+    wanted = train(problem, weights, engine="dense", steps=steps)
+    assert abs(run.loss[-1] - wanted.loss[-1]) <= tolerance(F64, 5, max(steps, 1)) * wanted.loss[0]
+    for layer in range(1, run.n_layers + 1):
+        values = run.singular_values(layer)
+        np.testing.assert_allclose(
+            values, wanted.singular_values(layer), atol=tolerance(F64, 5, max(steps, 1))
+        )
+        if run.problem.target_factors().rank:
+            assert np.isfinite(run.angles(layer)).all()
+    repr(run)
+
+
+def test_starting_at_zero_stays_there():
+    """Layers of zeros are a critical point: the dense engine runs, the reduced one cannot."""
+    run = train(weights=[np.zeros((DIM, DIM))] * 3, steps=20)
+    assert run.engine == "dense"
+    assert np.all(run.loss == run.loss[0])
+    with pytest.raises(dln.AssumptionError, match=r"weights\[0\] \(W_1\)"):
+        train(weights=[np.zeros((DIM, DIM))] * 3, engine="reduced")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("scale", [1e-30, 1e-100])
+def test_tiny_layers_are_no_error(scale, engine):
+    run = train(weights=dln.orthogonal([DIM] * 4, scale), steps=3, engine=engine)
+    assert_no_nan(run)
+    np.testing.assert_allclose(run.singular_values(1)[0], scale, rtol=tolerance(F64, DIM))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("scale", [1e-10, 1e-20])
+def test_tiny_layers_in_single_precision(scale, engine):
+    run = train(weights=dln.orthogonal([DIM] * 4, scale, dtype=np.float32), steps=3, engine=engine)
+    assert_no_nan(run)
+    np.testing.assert_allclose(run.singular_values(1)[0], scale, rtol=tolerance(np.float32, DIM))
+
+
+# Threads.
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda r: r.singular_values(0), "layer is 0"),
-        (lambda r: r.singular_values(4), "layer is 4; wanted 1 to 3"),
-        (lambda r: r.weights(1, 3), "step is 3, which is not among the recorded steps"),
-        (lambda r: r.angles(1, side="top"), "side is 'top'"),
-        (lambda r: r.angles(1, reference="start"), "reference is 'start'"),
-        (lambda r: r.angles(1, reference=np.eye(3)), "reference has shape"),
-        (lambda r: r.angles(1, reference="first_step"), "step is 1, which is not among the recorded"),
-        (lambda r: r.features(1), "X is needed"),
-        (lambda r: r.features(1, np.ones((3, 2))), "X has shape"),
-        (lambda r: r.singular_vectors(1, "middle"), "side is 'middle'"),
-    ],
+    ("value", "error"), [(-1, ValueError), (1.0, TypeError), ("2", TypeError), (None, TypeError)]
 )
-def test_wrong_questions_to_a_trajectory(problem, weights, call, message):
-    found = run(problem, weights, record_every=5)
-    with pytest.raises(ValueError, match=message):
-        call(found)
-
-
-def test_questions_that_only_one_engine_answers(problem, weights):
-    found = run(problem, weights, engine="dense", singular_values=None)
-    for call in (found.rho, found.multiplicity, found.active_singular_values):
-        with pytest.raises(ValueError, match="belongs to the reduced engine"):
-            call(1)
-    with pytest.raises(ValueError, match="no singular values were recorded"):
-        found.singular_values(1)
-    with pytest.raises(ValueError, match="no singular vectors were recorded"):
-        found.angles(1)
-    with pytest.raises(ValueError, match="weights were kept at"):
-        found.weights(1, 3)
-
-
-def test_the_reduced_engine_says_which_assumption_fails(problem, weights):
-    cases = [
-        (problem, dln.gaussian([DIM] * 4), r"weights\[0\] \(W_1\) is not a scaled rotation"),
-        (problem, replaced(weights, 1, np.zeros((DIM, DIM))), r"weights\[1\] \(W_2\) .*it is zero"),
-        (problem, dln.orthogonal([DIM, 20, DIM]), "neither case of the theorem"),
-        (dln.Problem(np.eye(DIM), 2 * np.eye(DIM)), weights, r"input_gram \(S\) is not the identity"),
-    ]
-    for which, start, message in cases:
-        with pytest.raises(dln.AssumptionError, match=message) as caught:
-            run(which, start, engine="reduced")
-        assert "engine=" in str(caught.value)
-        assert run(which, start, learning_rate=0.01).engine == "dense"
-
-
-def test_records_that_do_not_fit_the_memory(problem, weights):
-    with pytest.raises(MemoryError, match="raise record_every"):
-        run(problem, weights, engine="dense", steps=10**15)
-
-
-@pytest.mark.parametrize("law", [dln.orthogonal, dln.gaussian, dln.uniform])
-def test_wrong_requests_for_weights(law):
-    for arguments, error, message in [
-        (([4],), dln.ShapeError, "widths has 1 entries"),
-        (([4, 0],), ValueError, r"widths\[1\] \(d_1\) is 0"),
-        (([4, 2.5],), TypeError, r"widths\[1\] \(d_1\) is 2.5"),
-        (([4, 4], -1.0), ValueError, r"scale \(eps\) is -1"),
-        (([4, 4], [1.0, 1.0]), dln.ShapeError, r"scale \(eps\) has 2 values"),
-        (([4, 4], 1.0, -3), ValueError, "seed is -3"),
-        (([4, 4], 1.0, 0.5), TypeError, "seed is 0.5"),
-    ]:
-        with pytest.raises(error, match=message):
-            law(*arguments)
-    with pytest.raises(TypeError, match="dtype is float16"):
-        law([4, 4], dtype=np.float16)
+def test_thread_counts_are_checked(value, error):
+    with pytest.raises(error, match="n is"):
+        dln.set_num_threads(value)

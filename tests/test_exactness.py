@@ -206,26 +206,25 @@ def largest_errors(runs):
     )
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("weight_decay", [0.0, 1e-5])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6])
 def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
-    """A plateau of 8,000 steps and the rise after it.
+    """The published problem from eps = 1e-3: a plateau of 9,000 steps, then three modes rise.
 
     A relative perturbation of the plateau is multiplied by about 1 / eps = 1e3 when a mode leaves it, for
-    it shifts the time of leaving. Rounding alone thus becomes a few 1e-13 in any computation: up to 7e-13
-    in four seeds. Weight decay rounds every entry once more per step of the plateau and delays the rise;
-    the plain reference itself is then up to 3e-12 from either engine.
+    it shifts the time of leaving. Rounding alone, 1e-16, thus becomes a few 1e-13 in any computation, the
+    reference's own included; how many depends on the draw.
     """
-    setting = Setting.of(3, 1e-3, 0.05, weight_decay, steps=15_000, every=50)
-    target = target_of(30, 30, [3.0, 2.0, 1.0], seed)
+    loss_scale = 1 / 30**2
+    setting = Setting.of(3, 1e-3, 12.0, weight_decay, steps=15_000, every=25, loss_scale=loss_scale)
+    target = dln.low_rank_recovery(30, 3, seed).target.dense()
     weights = dln.orthogonal([30] * 4, setting.scales, seed)
     runs = all_runs(target, weights, setting, singular_values=None)
-    assert runs["dense"].loss[-1] < 0.1 * runs["dense"].loss[0]
+    assert runs["dense"].loss[-1] < 1e-3 * runs["dense"].loss[0]
     of_weights, of_loss = largest_errors(runs)
-    limit = 1e-12 if weight_decay == 0 else 1e-11
-    assert of_weights <= limit
+    assert of_weights <= 1e-12
     # W_{L:1} is a product of three such layers, so that its relative error is the sum of theirs.
-    assert of_loss <= 3 * limit
+    assert of_loss <= 3e-12
 
 
 def test_fifteen_thousand_steps_on_the_plateau():

@@ -1,6 +1,6 @@
-"""Initial weights: their laws, their scale, their seeds."""
-
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -9,98 +9,171 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
+from dlnfast import reference
 
-WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 7, 13, 20, 31]), min_size=2, max_size=5)
+F64 = np.float64
+WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
+SEEDS = st.integers(0, 2**64 - 1)
+LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 
-
-@settings(deadline=None, max_examples=40)
-@given(widths=WIDTHS, scale=st.floats(1e-6, 10.0), seed=st.integers(0, 2**64 - 1))
-def test_orthogonal_layers_are_scaled_isometries(widths, scale, seed):
-    weights = dln.orthogonal(widths, scale, seed)
-    assert [w.shape for w in weights] == list(zip(widths[1:], widths[:-1], strict=True))
-    for w in weights:
-        small = w if w.shape[0] <= w.shape[1] else w.T
-        error = np.linalg.norm(small @ small.T / scale**2 - np.eye(len(small)))
-        assert error <= tolerance(np.float64, max(w.shape)) * np.sqrt(len(small))
+# Draws of one entry from which a mean is taken, and how many standard errors it may be off.
+N_DRAWS, SIGMAS = 4000, 5
 
 
-@settings(deadline=None, max_examples=30)
-@given(widths=WIDTHS, scale=st.floats(1e-3, 10.0), seed=st.integers(0, 1000))
-def test_all_laws_have_the_same_size(widths, scale, seed):
-    for law in (dln.orthogonal, dln.gaussian, dln.uniform):
-        for w in law(widths, scale, seed):
-            np.testing.assert_allclose(np.linalg.norm(w), scale * np.sqrt(min(w.shape)), rtol=1e-13)
+def isometry_error(weight, scale):
+    small = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    gram = small.astype(F64) @ small.T.astype(F64)
+    return np.linalg.norm(gram - scale**2 * np.eye(len(small)))
 
 
-def test_scales_per_layer_and_precisions():
-    weights = dln.orthogonal([6, 6, 6], scale=[0.5, 2.0], dtype=np.float32)
-    assert all(w.dtype == np.float32 and w.flags.c_contiguous for w in weights)
-    np.testing.assert_allclose([np.linalg.norm(w, 2) for w in weights], [0.5, 2.0], rtol=1e-6)
-    np.testing.assert_array_equal(dln.orthogonal([3, 3], scale=0.0)[0], np.zeros((3, 3)))
+@settings(deadline=None)
+@given(widths=WIDTHS, seed=SEEDS, scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([np.float32, F64]))
+@pytest.mark.parametrize("law", LAWS)
+def test_shapes_norms_and_precision(law, widths, seed, scale, dtype):
+    weights = LAWS[law](widths, scale, seed, dtype=dtype)
+    assert [w.shape for w in weights] == [(rows, cols) for cols, rows in itertools.pairwise(widths)]
+    for weight in weights:
+        assert weight.dtype == dtype
+        assert weight.flags.c_contiguous
+        norm = np.linalg.norm(weight.astype(F64))
+        wanted = scale * np.sqrt(min(weight.shape))
+        assert abs(norm - wanted) <= tolerance(dtype, weight.size) * wanted
 
 
-@pytest.mark.parametrize("law", [dln.orthogonal, dln.gaussian, dln.uniform])
-def test_seeds(law):
-    same, again, other = law([9, 9, 9], seed=3), law([9, 9, 9], seed=3), law([9, 9, 9], seed=4)
-    np.testing.assert_array_equal(same, again)
-    assert np.abs(same[0] - other[0]).max() > 0.1
-    assert np.abs(same[0] - same[1]).max() > 0.1
-    # A layer does not depend on how many others there are.
-    np.testing.assert_array_equal(law([9, 9, 9, 4], seed=3)[:2], same)
+@settings(deadline=None)
+@given(widths=WIDTHS, seed=SEEDS, dtype=st.sampled_from([np.float32, F64]))
+def test_orthogonal_layers_are_scaled_isometries(widths, seed, dtype):
+    scales = 0.5 + np.arange(len(widths) - 1)
+    for weight, scale in zip(dln.orthogonal(widths, scales, seed, dtype=dtype), scales, strict=True):
+        dim = min(weight.shape)
+        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * dim
 
 
-def test_orthogonal_is_haar():
-    # Moments of Haar's law on O(n): E tr Q = 0, E (tr Q)^2 = 1, E q_ij^2 = 1/n.
-    draws = np.array([dln.orthogonal([5, 5], seed=s)[0] for s in range(3000)])
-    traces = np.trace(draws, axis1=1, axis2=2)
-    # Five standard errors: a false alarm once in two million seeds.
-    assert abs(traces.mean()) < 5 / np.sqrt(3000)
-    assert abs((traces**2).mean() - 1) < 5 * np.sqrt(2 / 3000)
-    np.testing.assert_allclose((draws**2).mean(0), np.full((5, 5), 0.2), atol=5 * 0.3 / np.sqrt(3000))
-    assert abs((np.linalg.det(draws) > 0).mean() - 0.5) < 5 * 0.5 / np.sqrt(3000)
+@pytest.mark.parametrize("law", LAWS)
+def test_scales_per_layer(law):
+    scales = [0.1, 2.0, 30.0]
+    single = LAWS[law]([5, 4, 6, 3], 1.0, seed=7)
+    for plain, scaled, scale in zip(single, LAWS[law]([5, 4, 6, 3], scales, seed=7), scales, strict=True):
+        np.testing.assert_allclose(scaled, scale * plain, rtol=tolerance(F64, 1))
+    assert all(not w.any() for w in LAWS[law]([3, 3, 3], 0.0))
 
 
-def test_uniform_and_gaussian_have_their_shape():
-    w = dln.uniform([200, 200])[0]
-    # A uniform variable lies within sqrt(3) standard deviations, all of its range in use.
-    assert np.abs(w).max() <= np.sqrt(3 / 200) * 1.02
-    assert np.abs(w).max() >= np.sqrt(3 / 200) * 0.98
-    g = dln.gaussian([200, 200])[0] * np.sqrt(200)
-    assert 3.5 < np.abs(g).max() < 6
-    assert abs((g**4).mean() - 3) < 0.2
+@pytest.mark.parametrize("law", LAWS)
+def test_layers_depend_on_the_seed_and_on_nothing_else(law):
+    draw = LAWS[law]
+    first = draw([6, 6, 6, 6], seed=1)
+    for other in (draw([6, 6, 6, 6], seed=1), draw([6, 6, 6], seed=1), draw([6, 6, 6, 2], seed=1)):
+        np.testing.assert_array_equal(other[0], first[0])
+        np.testing.assert_array_equal(other[1], first[1])
+    layers = [*first, *draw([6, 6, 6, 6], seed=2), *draw([6, 6, 6, 6], seed=2**63)]
+    for a, b in itertools.combinations(layers, 2):
+        assert np.linalg.norm(a - b) > 0.1
 
 
-@pytest.mark.parametrize("widths", [[10, 10, 10, 10], [12, 8, 9, 10], [7, 15, 10]])
-def test_aligned_layers_carry_v_to_u(widths):
-    rng = np.random.default_rng(0)
-    left = np.linalg.qr(rng.standard_normal((widths[-1], 2)))[0]
-    right = np.linalg.qr(rng.standard_normal((widths[0], 2)))[0]
-    problem = dln.Problem(dln.LowRank(left, [3.0, 2.0], right))
-    weights = dln.aligned(problem, widths, scale=0.5, seed=1)
-    chain = np.linalg.multi_dot([*reversed(weights), right])
-    np.testing.assert_allclose(chain, 0.5 ** len(weights) * left, atol=1e-14)
-    for w in weights:
-        small = w if w.shape[0] <= w.shape[1] else w.T
-        np.testing.assert_allclose(small @ small.T, 0.25 * np.eye(len(small)), atol=1e-14)
+@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])
+def test_orthogonal_layers_have_haars_law(shape):
+    """Moments of a Haar frame's entries: mean 0, E q^2 = 1/n, E q^4 = 3/(n (n + 2)), n the longer side."""
+    rows, cols = shape
+    n = max(shape)
+    draws = np.array([dln.orthogonal([cols, rows], seed=seed)[0] for seed in range(N_DRAWS)])
+    for power, wanted in ((1, 0.0), (2, 1 / n), (4, 3 / (n * (n + 2)))):
+        spread = draws**power
+        allowed = SIGMAS * spread.std(axis=0) / np.sqrt(N_DRAWS)
+        assert np.all(np.abs(spread.mean(axis=0) - wanted) <= allowed)
+    # The sign of a determinant is fair, so that reflections are drawn, too.
+    if rows == cols:
+        assert abs(np.mean(np.linalg.det(draws) > 0) - 0.5) <= SIGMAS * 0.5 / np.sqrt(N_DRAWS)
 
 
-def test_aligned_training_is_diagonal():
-    problem = dln.low_rank_recovery(20, 2, seed=5)
-    weights = dln.aligned(problem, [20] * 4, scale=0.7)
-    run = dln.train(problem, weights, learning_rate=2.0, steps=60)
-    factors, c = problem.target_factors(), problem.loss_scale
-    s = np.full((3, 2), 0.7)
-    for _ in range(60):
-        error = s.prod(0) - factors.s
-        s = s - c * 2.0 * error * np.array([np.delete(s, i, 0).prod(0) for i in range(3)])
-    assert run.engine == "reduced"
-    assert run.states.cores[0].shape[1:] == (2, 2)  # dimension r, not 2r
-    np.testing.assert_allclose(run.active_singular_values(1)[-1], np.sort(s[0])[::-1], rtol=1e-12)
+def test_gaussian_and_uniform_entries_have_their_shapes():
+    """Kurtosis tells them apart: 3 for the normal law, 9/5 for the uniform one."""
+    normal, flat = (law([200, 200], seed=0)[0].ravel() for law in (dln.gaussian, dln.uniform))
+    for entries, kurtosis in ((normal, 3.0), (flat, 1.8)):
+        assert abs(entries.mean()) <= SIGMAS / np.sqrt(200 * entries.size)
+        got = np.mean(entries**4) / np.mean(entries**2) ** 2
+        assert abs(got - kurtosis) <= SIGMAS * np.sqrt(96 / entries.size)
+    assert np.abs(flat).max() <= np.sqrt(3 / 200) * 1.01  # uniform on [-a, a] has variance a^2 / 3
 
 
-def test_aligned_needs_widths_that_fit():
+@settings(deadline=None)
+@given(widths=WIDTHS, seed=st.integers(0, 999), data=st.data(), dtype=st.sampled_from([np.float32, F64]))
+def test_aligned_layers_carry_v_to_u(widths, seed, data, dtype):
+    rank = data.draw(st.integers(0, min(widths)))
+    rng = np.random.default_rng(seed)
+    U, V = (np.linalg.qr(rng.standard_normal((dim, rank)))[0] for dim in (widths[-1], widths[0]))
+    problem = dln.Problem(dln.LowRank(U, np.arange(rank, 0, -1.0), V))
+    scales = 0.5 + np.arange(len(widths) - 1) / 4
+    weights = dln.aligned(problem, widths, scales, seed, dtype=dtype)
+    for weight, scale in zip(weights, scales, strict=True):
+        assert weight.dtype == dtype
+        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * min(
+            weight.shape
+        )
+    whole = reference.end_to_end([w.astype(F64) for w in weights]) / np.prod(scales)
+    assert np.linalg.norm(whole @ V - U) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
+    # And back, so that U's complement is not mixed into V.
+    assert np.linalg.norm(whole.T @ U - V) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
+
+
+def test_aligned_complements_are_random():
+    problem = dln.low_rank_recovery(8, 2)
+    one, two = (dln.aligned(problem, [8, 8, 8], seed=seed) for seed in (0, 1))
+    assert all(np.linalg.norm(a - b) > 0.1 for a, b in zip(one, two, strict=True))
+    same = dln.aligned(problem, [8, 8, 8], seed=0)
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_aligned_complements_have_haars_law(missing):
+    """On the complement of V, one layer is a Haar rotation onto that of U: E c = 0, E c^2 = 1/m."""
+    dim, n_draws = 2 + missing, 1000
+    problem = dln.low_rank_recovery(dim, 2, seed=1)
+    factors = problem.target
+    outer, inner = (np.linalg.svd(frame)[0][:, 2:] for frame in (factors.U, factors.V))
+    draws = np.array(
+        [outer.T @ dln.aligned(problem, [dim, dim], seed=seed)[0] @ inner for seed in range(n_draws)]
+    )
+    for power, wanted in ((1, 0.0), (2, 1 / missing)):
+        moment = draws**power
+        # The entries of a 1 x 1 rotation have the same square; rounding is all that they differ by.
+        allowed = SIGMAS * moment.std(axis=0) / np.sqrt(n_draws) + tolerance(F64, dim)
+        assert np.all(np.abs(moment.mean(axis=0) - wanted) <= allowed)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(
+    ("widths", "options", "error", "text"),
+    [
+        ([5], {}, dln.ShapeError, "widths"),
+        ([], {}, dln.ShapeError, "widths"),
+        ([5, 0, 5], {}, ValueError, r"widths\[1\] \(d_1\) is 0"),
+        ([5, -1], {}, ValueError, r"widths\[1\]"),
+        ([5, 2.5], {}, TypeError, r"widths\[1\]"),
+        ([5, True], {}, TypeError, r"widths\[1\]"),
+        ([5, "5"], {}, TypeError, r"widths\[1\]"),
+        ([5, 5], {"scale": -1.0}, ValueError, r"scale \(eps\)"),
+        ([5, 5], {"scale": np.nan}, ValueError, r"scale \(eps\)"),
+        ([5, 5], {"scale": "1"}, TypeError, r"scale \(eps\)"),
+        ([5, 5], {"scale": [1.0, 1.0]}, dln.ShapeError, r"scale \(eps\) has 2 values"),
+        ([5, 5], {"scale": [np.inf]}, ValueError, r"scale \(eps\)\[0\]"),
+        ([5, 5], {"seed": -1}, ValueError, "seed"),
+        ([5, 5], {"seed": 2**64}, ValueError, "seed"),
+        ([5, 5], {"seed": 1.0}, TypeError, "seed"),
+        ([5, 5], {"dtype": np.float16}, TypeError, "dtype is float16"),
+        ([5, 5], {"dtype": np.int64}, TypeError, "dtype is int64"),
+    ],
+)
+def test_bad_arguments_are_named(law, widths, options, error, text):
+    with pytest.raises(error, match=text):
+        LAWS[law](widths, **options)
+
+
+def test_aligned_needs_widths_that_fit_the_problem():
     problem = dln.low_rank_recovery(8, 3)
-    with pytest.raises(dln.ShapeError, match="below the target's rank 3"):
+    with pytest.raises(dln.ShapeError, match=r"widths.*from 7 to 8.*from 8 to 8"):
+        dln.aligned(problem, [7, 8, 8])
+    with pytest.raises(dln.ShapeError, match=r"widths has 2, below the target's rank 3"):
         dln.aligned(problem, [8, 2, 8])
-    with pytest.raises(dln.ShapeError, match="the problem goes from 8 to 8"):
-        dln.aligned(problem, [8, 8, 7])

@@ -48,6 +48,19 @@ def test_the_stub_names_what_the_module_has(stem, core):
     assert declared == present
 
 
+def arguments_of(function):
+    """Return the names in a compiled function's signature, the first line of its docstring."""
+    node = ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0]
+    return [argument.arg for argument in node.args.args], len(node.args.defaults)
+
+
+def test_the_stub_has_the_arguments_of_the_module(core):
+    for node in ast.parse((PACKAGE / "_core.pyi").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            declared = [argument.arg for argument in node.args.args], len(node.args.defaults)
+            assert declared == arguments_of(getattr(core, node.name)), node.name
+
+
 def test_typed_marker_travels_along():
     assert (PACKAGE / "py.typed").exists()
 

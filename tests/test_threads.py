@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import test_core_arguments as core_arguments
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast._dispatch import core
+from dlnfast._dispatch import core as chosen_core
 
 
 def dense_problem(widths, seed=0):
@@ -40,13 +42,13 @@ def test_any_number_of_threads_gives_the_same(widths, dtype):
 
 
 def test_set_num_threads():
-    before = core.max_threads()
+    before = chosen_core.max_threads()
     try:
         dln.set_num_threads(3)
-        assert core.max_threads() == (3 if core.build_info()["openmp"] else 1)
+        assert chosen_core.max_threads() == (3 if chosen_core.build_info()["openmp"] else 1)
     finally:
         dln.set_num_threads(0)
-    assert core.max_threads() == before
+    assert chosen_core.max_threads() == before
     with pytest.raises(ValueError, match="n is -1"):
         dln.set_num_threads(-1)
     with pytest.raises(TypeError, match=r"n is 1\.5"):
@@ -54,7 +56,7 @@ def test_set_num_threads():
 
 
 def test_openmp_settings_are_obeyed(run_python):
-    if not core.build_info()["openmp"]:
+    if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
     program = "from dlnfast._dispatch import core; print(core.max_threads())"
     for n in (1, 3):
@@ -63,10 +65,38 @@ def test_openmp_settings_are_obeyed(run_python):
 
 def test_threadpoolctl_is_obeyed():
     threadpoolctl = pytest.importorskip("threadpoolctl", reason="threadpoolctl limits thread pools")
-    if not core.build_info()["openmp"]:
+    if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
     with threadpoolctl.threadpool_limits(1, user_api="openmp"):
-        assert core.max_threads() == 1
+        assert chosen_core.max_threads() == 1
+
+
+TEAM = """
+import os, sys
+import numpy as np
+import dlnfast as dln
+if sys.argv[2] == "default":
+    dln.set_num_threads(int(sys.argv[3]))
+weights = dln.gaussian([300] * 3)
+before = len(os.listdir("/proc/self/task"))
+problem = dln.Problem(np.eye(300), loss_scale=1e-3)
+dln.train(problem, weights, learning_rate=0.1, steps=2, singular_values=None, n_threads=int(sys.argv[1]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize(
+    ("n_threads", "default", "variable", "started"),
+    [(0, 0, "1", 0), (0, 0, "3", 2), (4, 0, "1", 3), (1, 0, "3", 0), (0, 2, "4", 1), (3, 2, "1", 2)],
+)
+def test_as_many_threads_run_as_were_asked_for(run_python, n_threads, default, variable, started):
+    """An argument above the default above OMP_NUM_THREADS; one of them is the caller."""
+    if not chosen_core.build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    how = ("default", default) if default else ("environment", 0)
+    printed = run_python(TEAM, n_threads, *how, OMP_NUM_THREADS=variable, OPENBLAS_NUM_THREADS="1")
+    assert int(printed) == started
 
 
 def long_dense_run():
@@ -146,6 +176,44 @@ except KeyboardInterrupt as error:
     again = dln.train(dln.low_rank_recovery(12, 2), dln.orthogonal([12] * 3), learning_rate=1.0, steps=5)
     print(late, kept is not None, finite, len(again.loss))
 """
+
+
+def longest_silence(call):
+    """Return the most computing time, in seconds of this thread, between two words to the caller."""
+    times = [time.thread_time()]
+    call(lambda step, loss: times.append(time.thread_time()))
+    return float(np.max(np.diff([*times, time.thread_time()])))
+
+
+def test_large_products_listen_in_between(core):
+    """Whatever the level, on one thread: a product of 1.6e10 flops is 0.8 s of a core without AVX."""
+    dim = 2000
+    weights = [np.eye(dim) for _ in range(2)]
+    arguments = core_arguments.dense_arguments(steps=1) | {
+        "target": np.eye(dim),
+        "snapshot_every": 0,
+        "values": [],
+        "left": [],
+        "right": [],
+        "snapshots": [],
+    }
+    assert longest_silence(lambda hear: core.dense_descent(weights, arguments | {"on_progress": hear})) < 0.5
+
+
+def test_deep_reduced_runs_listen_in_between(core):
+    """A hundred cores of the largest fixed size."""
+    n_layers, size, steps = 100, 32, 300
+    cores = [0.9 * np.eye(size) for _ in range(n_layers)]
+    arguments = core_arguments.common(steps=steps, n_layers=n_layers) | {
+        "target": np.eye(size),
+        "record_every": steps,
+        "rho": [0.5] * n_layers,
+        "multiplicity": 1.0,
+        "coupled": True,
+        "core_records": [np.zeros((2, size, size)) for _ in cores],
+        "rho_records": np.zeros((2, n_layers)),
+    }
+    assert longest_silence(lambda hear: core.reduced_descent(cores, arguments | {"on_progress": hear})) < 0.5
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

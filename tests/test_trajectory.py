@@ -1,236 +1,583 @@
-"""What a trajectory tells: vectors, angles, weights, features, files."""
+"""What a run knows of itself: angles, features, reconstruction, files."""
 
 from __future__ import annotations
 
+import gc
+import io
 import json
-import os
+import weakref
 import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import reference, trajectory
+from dlnfast import reference
+from dlnfast.trajectory import FORMAT_VERSION
+
+F64 = np.float64
+DIM, RANK, CLASSES = 12, 3, 4
 
 
-def recovery():
-    return dln.low_rank_recovery(14, 2, seed=4), dln.orthogonal([14] * 4, scale=0.9, seed=4)
+def square_problem():
+    target = dln.low_rank_recovery(DIM, RANK, seed=3).target
+    return dln.Problem(dln.LowRank(target.U, [2.0, 1.5, 1.0], target.V))
 
 
-def wide():
-    return dln.classification(3, 5, seed=4), dln.orthogonal([15, 15, 15, 3], scale=0.6, seed=4)
+def wide_problem():
+    return dln.classification(CLASSES, 5, seed=3)
 
 
-CASES = {"case 1": recovery, "case 2": wide}
-SETTINGS = {"learning_rate": 2.0, "steps": 30}
+def square_weights(scale=0.6, **options):
+    return dln.orthogonal([DIM] * 4, scale, seed=4, **options)
 
 
-def both(case, **more):
-    problem, weights = CASES[case]()
-    settings = {**SETTINGS, **more}
+def wide_weights(scale=0.6):
+    return dln.orthogonal([20, 20, 20, CLASSES], scale, seed=4)
+
+
+MAKERS = {"square": (square_problem, square_weights, 0.05), "wide": (wide_problem, wide_weights, 3.0)}
+
+
+def both_engines(kind, steps=60, **options):
+    make_problem, make_weights, rate = MAKERS[kind]
+    options = {"learning_rate": rate, "steps": steps} | options
+    problem, weights = make_problem(), make_weights()
     return (
-        dln.train(problem, weights, engine="reduced", **settings),
-        dln.train(problem, weights, engine="dense", vectors=True, weights_every=1, **settings),
+        dln.train(problem, weights, engine="reduced", **options),
+        dln.train(problem, weights, engine="dense", vectors=True, weights_every=1, **options),
     )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("side", ["left", "right"])
+# Angles.
+
+
+def separation(run, layer, step):
+    """Return the smallest gap between different singular values, relative to the largest."""
+    distinct = np.unique(np.round(run.singular_values(layer)[step], 9))
+    return np.diff(distinct).min() / distinct[-1] if len(distinct) > 1 else 1.0
+
+
 @pytest.mark.parametrize("reference_name", ["limit", "first_step"])
-def test_angles_of_both_engines(case, side, reference_name):
-    reduced, dense = both(case)
-    for layer in range(1, reduced.n_layers + 1):
-        a, b = reduced.angles(layer, side, reference_name), dense.angles(layer, side, reference_name)
-        assert a.shape == b.shape == (31, min(reduced.widths[layer - 1 : layer + 1]))
-        # The first steps' gaps are about 1e-2, and vectors are determined to eps over the gap.
-        np.testing.assert_allclose(a, b, atol=1e-11)
-        np.testing.assert_array_equal(a[0], 0)
-        assert a.max() <= np.pi / 2
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_angles_of_both_engines_agree(kind, side, reference_name):
+    reduced, dense = both_engines(kind)
+    for layer in (1, 2, 3):
+        a, b = (run.angles(layer, side, reference_name) for run in (reduced, dense))
+        assert a.shape == b.shape == (61, min(dense.widths[layer - 1 : layer + 1]))
+        assert np.all((a >= 0) & (a <= np.pi / 2))
+        for step in range(2, 61):
+            # Singular vectors are known to rounding over the gap of their values, at both ends of an angle.
+            gaps = min(separation(dense, layer, step), separation(dense, layer, 1))
+            assert np.abs(a[step] - b[step]).max() <= tolerance(F64, DIM, step) / gaps
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_angles_to_given_vectors(case):
-    reduced, dense = both(case)
-    for layer in range(1, reduced.n_layers):
-        given = dense.singular_vectors(layer, "right", 12)
-        a, b = reduced.angles(layer, "right", given), dense.angles(layer, "right", given)
-        np.testing.assert_allclose(a[1:], b[1:], atol=1e-11)
-        np.testing.assert_allclose(a[12], 0, atol=1e-12)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_angles_to_given_vectors(kind):
+    reduced, dense = both_engines(kind, steps=30)
+    for layer in (1, 2):
+        chosen = dense.singular_vectors(layer, "right", 30)
+        a, b = (run.angles(layer, "right", chosen) for run in (reduced, dense))
+        for step in (10, 20, 30):
+            gaps = min(separation(dense, layer, step), separation(dense, layer, 30))
+            # An angle of 0 shows rounding itself, that of a block among d vectors.
+            assert np.abs(a[step] - b[step]).max() <= 10 * tolerance(F64, DIM, step) / gaps
+        assert b[30].max() <= tolerance(F64, DIM)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_limit_is_where_tiny_steps_lead(case):
-    problem, weights = CASES[case]()
-    # One step of 1e-7: the split is seen to seven digits, and the next order is as small.
+def test_angles_to_the_first_step_start_at_it():
+    for run in both_engines("square", steps=5):
+        angles = run.angles(2, "right", "first_step")
+        assert np.all(angles[0] == 0)  # the row that the authors prepend
+        assert angles[1].max() <= tolerance(F64, DIM)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_limit_is_that_of_smaller_and_smaller_steps(side):
+    """Angles to the limit after one step shrink like the step."""
+    problem, weights = square_problem(), square_weights()
+    largest = []
+    for rate in (1e-3, 1e-4, 1e-5):
+        run = dln.train(problem, weights, learning_rate=rate, steps=1, engine="reduced")
+        largest.append(max(run.angles(layer, side, "limit")[1].max() for layer in (1, 2, 3)))
+    assert largest[0] < 0.05
+    np.testing.assert_allclose(np.array(largest[1:]) / largest[:-1], 0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_limit_is_where_tiny_steps_lead(kind):
+    make_problem, make_weights, rate = MAKERS[kind]
     tiny = dln.train(
-        problem, weights, learning_rate=1e-7 / problem.loss_scale, steps=1, engine="dense", vectors=True
+        make_problem(), make_weights(), learning_rate=1e-6 * rate, steps=1, engine="dense", vectors=True
     )
-    for layer in range(1, len(weights) + 1):
+    for layer in (1, 2, 3):
         for side in ("left", "right"):
+            # First order in the step, and rounding over the gaps that it opens, 1e-16 / 1e-7.
             assert tiny.angles(layer, side, "limit")[1].max() < 1e-5
 
 
-def test_without_a_scaled_rotation_the_limit_is_the_start():
-    problem, _ = recovery()
-    run = dln.train(problem, dln.gaussian([14] * 4), vectors=True, **SETTINGS)
-    np.testing.assert_allclose(run.angles(1)[0], 0, atol=1e-12)
-    assert run.angles(1)[-1].max() > 0.01
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_limits_against_one_tiny_step(engine, layer):
+    """The limit vectors are the singular vectors after a step of 1e-6, to about 1e-6."""
+    problem, weights = square_problem(), square_weights()
+    tiny = dln.train(problem, weights, learning_rate=1e-6, steps=1, engine="dense", vectors=True)
+    run = dln.train(problem, weights, learning_rate=0.02, steps=20, engine=engine, vectors=True)
+    for side in ("left", "right"):
+        stand_in = tiny.singular_vectors(layer, side, 1)
+        difference = run.angles(layer, side, "limit")[1:] - run.angles(layer, side, stand_in)[1:]
+        assert np.abs(difference).max() <= 1e-4  # first order in the step, over the gaps that it opens
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_values_vectors_and_weights_fit_together(case):
-    reduced, dense = both(case)
-    for layer in range(1, reduced.n_layers + 1):
-        for step in (0, 1, 17, 30):
-            exact = dense.weights(layer, step)
-            np.testing.assert_allclose(reduced.weights(layer, step), exact, atol=1e-13)
-            values = reference.singular_values(exact)
-            np.testing.assert_allclose(reduced.singular_values(layer)[step], values, atol=1e-13)
-            np.testing.assert_allclose(dense.singular_values(layer)[step], values, atol=1e-13)
-            left, right = (reduced.singular_vectors(layer, side, step) for side in ("left", "right"))
-            active = reduced.active_singular_values(layer)[step]
-            np.testing.assert_allclose(exact @ right, left * active, atol=1e-13)
-            left, right = (dense.singular_vectors(layer, side, step) for side in ("left", "right"))
-            np.testing.assert_allclose(left * dense.singular_values(layer)[step] @ right.T, exact, atol=1e-13)
+def test_layers_that_are_no_rotations_have_a_start_of_their_own():
+    problem, weights = square_problem(), dln.gaussian([DIM] * 4, 0.6, seed=4)
+    run = dln.train(problem, weights, learning_rate=0.02, steps=5, vectors=True)
+    angles = run.angles(1)
+    assert angles[0].max() <= tolerance(F64, DIM)
+    assert angles[5].max() > 1e-4
 
 
-def test_rho_of_both_cases():
-    reduced, _ = both("case 1", weight_decay=0.01)
-    c, eta, decay = reduced.problem.loss_scale, 2.0, 0.01
-    rho = np.full(3, 0.9)
-    for step in range(31):
-        np.testing.assert_allclose([reduced.rho(layer)[step] for layer in (1, 2, 3)], rho, rtol=1e-14)
-        rho = rho * (1 - eta * decay - c * eta * (rho.prod() / rho) ** 2)
-    assert reduced.multiplicity(1) == 10
-    free, _ = both("case 2", weight_decay=0.01)
-    np.testing.assert_allclose(free.rho(1), 0.6 * (1 - 2.0 * 0.01) ** np.arange(31), rtol=1e-14)
-    with pytest.raises(ValueError, match="there is no rho"):
-        free.rho(3)
-    assert free.multiplicity(3) == 0
+def test_angles_of_aligned_weights_stay_zero():
+    problem = square_problem()
+    weights = dln.aligned(problem, [DIM] * 4, 0.5)
+    run = dln.train(problem, weights, learning_rate=0.05, steps=50)
+    assert run.engine == "reduced"
+    for layer in (1, 2, 3):
+        # Directions of the core that rounding mixes, over the gaps between the three values.
+        assert run.angles(layer, "right").max() <= tolerance(F64, DIM, 50) / separation(run, layer, 50)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_features_and_the_end_to_end_matrix(case):
-    reduced, dense = both(case)
-    X = np.random.default_rng(0).standard_normal((reduced.widths[0], 9))
-    np.testing.assert_array_equal(reduced.features(0, X), X)
-    for step in (0, 30):
-        chain = X
-        for layer in range(1, reduced.n_layers + 1):
-            chain = dense.weights(layer, step) @ chain
-            np.testing.assert_allclose(reduced.features(layer, X, step), chain, atol=1e-12)
-        np.testing.assert_allclose(reduced.end_to_end(step) @ X, chain, atol=1e-12)
-    if case == "case 2":
+def test_singular_vectors_of_the_reduced_engine_decompose_the_weights():
+    for kind in MAKERS:
+        run, _ = both_engines(kind, steps=20)
+        for layer in (1, 2, 3):
+            left, right = (run.singular_vectors(layer, side, 20) for side in ("left", "right"))
+            values = run.active_singular_values(layer)[20]
+            weight = run.weights(layer, 20)
+            assert np.linalg.norm(weight @ right - left * values) <= tolerance(F64, DIM, 20) * values[0]
+            assert np.linalg.norm(weight.T @ left - right * values) <= tolerance(F64, DIM, 20) * values[0]
+
+
+# Singular values and the scalars of the rest.
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_singular_values_with_their_multiplicities(kind):
+    reduced, dense = both_engines(kind, weight_decay=1e-3)
+    n_active = 2 * RANK if kind == "square" else 2 * CLASSES
+    for layer in (1, 2, 3):
+        a, b = reduced.singular_values(layer), dense.singular_values(layer)
+        assert np.abs(a - b).max() <= tolerance(F64, DIM, 60) * b.max()
+        if kind == "wide" and layer == 3:
+            assert reduced.multiplicity(layer) == 0
+            with pytest.raises(ValueError, match="layer 3 is wide"):
+                reduced.rho(layer)
+            continue
+        assert reduced.multiplicity(layer) == dense.widths[0] - n_active
+        rho = reduced.rho(layer)
+        # At least m values equal rho.
+        close = np.abs(b - rho[:, None]) <= tolerance(F64, DIM, 60)
+        assert np.all(close.sum(axis=1) >= reduced.multiplicity(layer))
+
+
+def test_the_scalars_of_both_cases():
+    """Coupled where all layers are square, free under a wide last one."""
+    run, _ = both_engines("square", weight_decay=1e-2)
+    rho, rate = np.full(3, 0.6), 0.05
+    for step in range(61):
         np.testing.assert_allclose(
-            reduced.features(1), reduced.weights(1) @ reduced.problem.inputs, atol=1e-13
+            [run.rho(layer)[step] for layer in (1, 2, 3)], rho, rtol=tolerance(F64, 1, 60)
+        )
+        rho = rho * (1 - rate * 1e-2 - rate * (rho.prod() / rho) ** 2)
+    run, _ = both_engines("wide", weight_decay=1e-2)
+    np.testing.assert_allclose(run.rho(2), 0.6 * (1 - 3.0 * 1e-2) ** run.steps, rtol=tolerance(F64, 1, 60))
+
+
+def test_a_scalar_that_changes_its_sign_shows_its_size():
+    """A rate with eta lambda > 1 turns the rest around in every step."""
+    run = dln.train(
+        square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="reduced"
+    )
+    dense = dln.train(
+        square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="dense"
+    )
+    assert run.rho(1)[1] < 0 < run.rho(1)[2]
+    for layer in (1, 2, 3):
+        np.testing.assert_allclose(
+            run.singular_values(layer), dense.singular_values(layer), atol=tolerance(F64, DIM, 3)
         )
 
 
-def saved_runs(tmp_path):
-    problem, weights = recovery()
-    general = dln.Problem(
-        np.diag(np.arange(1.0, 15.0)), np.diag(np.linspace(1, 2, 14)), output_norm_squared=1e4
+# Features.
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_features_are_explicit_products(kind, engine):
+    run = both_engines(kind, steps=12)[engine]
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((run.widths[0], 9))
+    for step in (0, 7, 12, -1):
+        Z = X
+        np.testing.assert_array_equal(run.features(0, X, step), X)
+        for layer in (1, 2, 3):
+            Z = run.weights(layer, step) @ Z
+            got = run.features(layer, X, step)
+            assert np.linalg.norm(got - Z) <= tolerance(F64, run.widths[0], 3) * np.linalg.norm(X)
+        W = run.end_to_end(step)
+        assert np.linalg.norm(W @ X - Z) <= tolerance(F64, run.widths[0], 3) * np.linalg.norm(X)
+
+
+def test_features_default_to_the_inputs_of_the_problem():
+    run, _ = both_engines("wide", steps=3)
+    X = run.problem.inputs
+    np.testing.assert_array_equal(run.features(0), X)
+    wanted = run.weights(2) @ run.weights(1) @ X
+    assert np.linalg.norm(run.features(2) - wanted) <= tolerance(F64, 20, 3) * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("widths", [[7, 9, 4], [4, 9, 7], [5, 5], [3, 8, 8, 3]])
+def test_end_to_end_of_any_widths(widths):
+    problem = dln.Problem(np.random.default_rng(1).standard_normal((widths[-1], widths[0])))
+    run = dln.train(problem, dln.gaussian(widths, 0.5), learning_rate=0.02, steps=4, weights_every=2)
+    for step in (0, 2, 4):
+        layers = [run.weights(layer, step) for layer in range(1, len(widths))]
+        wanted = reference.end_to_end(layers)
+        assert np.linalg.norm(run.end_to_end(step) - wanted) <= tolerance(
+            F64, max(widths), 3
+        ) * np.linalg.norm(wanted)
+
+
+# Bad requests.
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_bad_requests_are_named(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
+    for layer in (0, 4, -1):
+        with pytest.raises(ValueError, match="layer is"):
+            run.singular_values(layer)
+        with pytest.raises(ValueError, match="layer is"):
+            run.weights(layer)
+    for layer in (1.0, "1", True, None):
+        with pytest.raises(TypeError, match="layer is"):
+            run.weights(layer)
+    with pytest.raises(ValueError, match="step is 3"):
+        run.singular_vectors(1, "left", 3)
+    with pytest.raises(ValueError, match="step is 9"):
+        run.weights(1, 9)
+    with pytest.raises(ValueError, match="step is -2"):
+        run.end_to_end(-2)
+    with pytest.raises(ValueError, match="side is 'up'"):
+        run.angles(1, "up")
+    with pytest.raises(ValueError, match="reference is 'last'"):
+        run.angles(1, "left", "last")
+    with pytest.raises(dln.ShapeError, match="reference"):
+        run.angles(1, "left", np.eye(3))
+    with pytest.raises(ValueError, match="reference"):
+        run.angles(1, "left", np.full((DIM, DIM), np.nan))
+    with pytest.raises(ValueError, match="step is 1, which is not among the recorded steps"):
+        run.angles(1, "left", "first_step")
+    with pytest.raises(ValueError, match="X is needed"):
+        run.features(1)
+    with pytest.raises(dln.ShapeError, match="X has shape"):
+        run.features(1, np.ones((DIM + 1, 2)))
+    with pytest.raises(ValueError, match="layer is 4"):
+        run.features(4, np.ones((DIM, 2)))
+
+
+def test_requests_that_one_engine_cannot_meet():
+    dense = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=2, engine="dense")
+    for ask in (dense.rho, dense.multiplicity, dense.active_singular_values):
+        with pytest.raises(ValueError, match="belongs to the reduced engine"):
+            ask(1)
+    for ask in (dense.angles, dense.singular_vectors):
+        with pytest.raises(
+            ValueError, match=r"no singular vectors were recorded: train\(..., vectors=True\)"
+        ):
+            ask(1)
+
+
+# Files.
+
+
+def saved(run, path, **options):
+    run.save(path, **options)
+    assert path.exists()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half-written neighbours
+    return dln.load(path)
+
+
+def assert_same_run(got, wanted, weights=True):
+    np.testing.assert_array_equal(got.steps, wanted.steps)
+    np.testing.assert_array_equal(got.loss, wanted.loss)
+    assert got.config == wanted.config
+    assert got.certificate == wanted.certificate
+    assert (got.engine, got.widths, got.wall_time, got.rank) == (
+        wanted.engine,
+        wanted.widths,
+        wanted.wall_time,
+        wanted.rank,
     )
-    yield "reduced", dln.train(problem, weights, **SETTINGS)
-    yield "wide", both("case 2")[0]
-    yield "dense", both("case 1")[1]
-    yield "bare", dln.train(problem, weights, engine="dense", singular_values=None, **SETTINGS)
-    yield "general", dln.train(general, weights, learning_rate=1e-3, steps=5)
-    yield "single", dln.train(problem, [w.astype(np.float32) for w in weights], **SETTINGS)
+    for layer in range(1, wanted.n_layers + 1):
+        np.testing.assert_array_equal(got.singular_values(layer), wanted.singular_values(layer))
+        for side in ("left", "right"):
+            np.testing.assert_array_equal(
+                got.singular_vectors(layer, side, 4), wanted.singular_vectors(layer, side, 4)
+            )
+        if weights:
+            for step in (0, 4, -1):
+                np.testing.assert_array_equal(got.weights(layer, step), wanted.weights(layer, step))
+            np.testing.assert_array_equal(got.angles(layer), wanted.angles(layer))
+    if wanted.engine == "reduced":
+        np.testing.assert_array_equal(got.rho(1), wanted.rho(1))
+        assert got.multiplicity(1) == wanted.multiplicity(1)
+    assert got.problem.loss_scale == wanted.problem.loss_scale
+    assert got.problem.loss_floor == pytest.approx(wanted.problem.loss_floor, rel=1e-9, abs=1e-12)
+    np.testing.assert_array_equal(got.problem.dense_target(), wanted.problem.dense_target())
+    if wanted.problem.input_gram is not None:
+        np.testing.assert_array_equal(got.problem.input_gram, wanted.problem.input_gram)
 
 
-@pytest.mark.parametrize("with_weights", [True, False])
-def test_files_hold_everything(tmp_path, with_weights):
-    for name, run in saved_runs(tmp_path):
-        path = tmp_path / f"{name}.npz"
-        run.save(path, weights=with_weights)
-        back = dln.load(path)
-        assert repr(back) == repr(run)
-        assert back.certificate == run.certificate
-        assert back.config == json.loads(json.dumps(run.config))
-        np.testing.assert_array_equal(back.steps, run.steps)
-        np.testing.assert_array_equal(back.loss, run.loss)
-        assert back.rank == run.rank
-        assert back.problem.loss_floor == pytest.approx(run.problem.loss_floor)
-        if name != "bare":
-            for layer in range(1, run.n_layers + 1):
-                np.testing.assert_array_equal(back.singular_values(layer), run.singular_values(layer))
-        if name in ("reduced", "wide") or (name == "dense" and with_weights):
-            np.testing.assert_array_equal(back.angles(1), run.angles(1))
-        if with_weights:
-            np.testing.assert_array_equal(back.weights(1), run.weights(1))
-        else:
-            with pytest.raises(ValueError, match="weights"):
-                back.weights(1)
+@pytest.mark.parametrize("engine", [0, 1])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_saved_run_is_the_same_run(kind, engine, tmp_path):
+    run = both_engines(kind, steps=12, record_every=4, weight_decay=1e-3, momentum=0.1)[engine]
+    again = saved(run, tmp_path / "run.npz")
+    assert_same_run(again, run)
+    assert_same_run(saved(again, tmp_path / "run.npz"), run)
 
 
-def test_files_hold_no_pickle_and_appear_whole(tmp_path):
+@pytest.mark.parametrize("dtype", [np.float32, F64])
+def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    problem = dln.Problem.from_data(rng.standard_normal((6, 40)), rng.standard_normal((3, 40)))
+    weights = dln.gaussian([6, 8, 3], 0.5, dtype=dtype)
+    run = dln.train(
+        problem, weights, learning_rate=0.1, steps=8, weights_every=4, record_every=4, vectors=True
+    )
+    again = saved(run, tmp_path / "run")  # the name is the user's
+    assert_same_run(again, run)
+    assert again.weights(1).dtype == dtype
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_a_run_saved_without_weights(engine, tmp_path):
+    run = both_engines("square", steps=8, record_every=4)[engine]
+    again = saved(run, tmp_path / "run.npz", weights=False)
+    assert_same_run(again, run, weights=False)
+    for ask in (
+        lambda: again.weights(1),
+        lambda: again.end_to_end(),
+        lambda: again.features(1, np.ones((DIM, 1))),
+    ):
+        with pytest.raises(ValueError, match="weights"):
+            ask()
+    # Smaller than the weights that it leaves out.
+    size = (tmp_path / "run.npz").stat().st_size
+    run.save(tmp_path / "whole.npz")
+    assert size < (tmp_path / "whole.npz").stat().st_size - 3 * DIM * DIM * 8
+
+
+def test_a_run_that_kept_next_to_nothing(tmp_path):
+    run = dln.train(
+        square_problem(), square_weights(), learning_rate=0.1, steps=3, engine="dense", singular_values=None
+    )
+    again = saved(run, tmp_path / "run.npz", weights=False)
+    np.testing.assert_array_equal(again.loss, run.loss)
+    with pytest.raises(ValueError, match="no singular values were recorded"):
+        again.singular_values(1)
+
+
+def test_special_targets_can_be_saved(tmp_path):
+    for rank, dim in ((0, 5), (1, 1)):
+        problem = dln.low_rank_recovery(dim, rank)
+        run = dln.train(problem, dln.orthogonal([dim] * 3), learning_rate=0.1, steps=4, engine="reduced")
+        again = saved(run, tmp_path / "run.npz")
+        np.testing.assert_array_equal(again.weights(1), run.weights(1))
+        assert again.rank == rank
+
+
+def test_a_partial_run_can_be_saved(tmp_path):
+    with pytest.raises(dln.DivergedError) as caught:
+        dln.train(
+            square_problem(), square_weights(), learning_rate=50.0, steps=100, engine="dense", vectors=True
+        )
+    partial = caught.value.trajectory
+    again = saved(partial, tmp_path / "run.npz")
+    np.testing.assert_array_equal(again.loss, partial.loss)
+    np.testing.assert_array_equal(again.singular_values(2), partial.singular_values(2))
+
+
+def test_files_hold_no_pickle_and_plain_json(tmp_path):
+    run, _ = both_engines("wide", steps=4)
+    run.save(tmp_path / "run.npz")
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    assert all(a.dtype.kind in "fiU" for a in arrays.values())
+    meta = json.loads(str(arrays["meta"]), parse_constant=pytest.fail)
+    assert (meta["format"], meta["format_version"]) == ("dlnfast trajectory", FORMAT_VERSION)
+
+
+def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    run, _ = both_engines("square", steps=4)
     path = tmp_path / "run.npz"
-    run = dln.train(*recovery(), **SETTINGS)
     run.save(path)
-    with np.load(path, allow_pickle=False) as file:
-        assert all(file[name].dtype != object for name in file.files)
     before = path.read_bytes()
-    run.save(str(path))
-    assert os.listdir(tmp_path) == ["run.npz"]
-    assert len(path.read_bytes()) == len(before)
+
+    def fail(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def file_of_a_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.npz"
+    both_engines("wide", steps=8, record_every=4)[0].save(path)
+    return path
+
+
+def write_members(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in members.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=True)
+            archive.writestr(f"{name}.npy", content.getvalue())
+
+
+def members_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def changed_meta(members, **changes):
+    return members | {"meta": np.array(json.dumps(json.loads(str(members["meta"])) | changes))}
+
+
+def test_there_is_no_such_place(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        dln.load(tmp_path / "nothing.npz")
+    run = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=1)
     with pytest.raises(FileNotFoundError):
         run.save(tmp_path / "nowhere" / "run.npz")
 
 
-def test_damaged_and_foreign_files(tmp_path):
-    good = tmp_path / "run.npz"
-    dln.train(*recovery(), **SETTINGS).save(good)
-    content = good.read_bytes()
-    damaged = {
-        "empty": b"",
-        "text": b"not an archive",
-        "half": content[: len(content) // 2],
-        "flipped": content[:200] + bytes(b ^ 255 for b in content[200:400]) + content[400:],
+@pytest.mark.parametrize("keep", [0, 1, 3, 100, 0.3, 0.7, 0.99, -1])
+def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
+    content = file_of_a_run.read_bytes()
+    size = int(keep * len(content)) if isinstance(keep, float) else keep
+    (tmp_path / "run.npz").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"run\.npz is not a complete file of a dlnfast trajectory"):
+        dln.load(tmp_path / "run.npz")
+
+
+@settings(deadline=None, max_examples=300)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200]))
+def test_damaged_files_are_refused_or_harmless(place, byte, length, file_of_a_run, tmp_path_factory):
+    """Either the damage hit something that nothing depends on, or it is a ValueError that names the file."""
+    content = bytearray(file_of_a_run.read_bytes())
+    start = int(place * len(content))
+    for i in range(start, min(start + length, len(content))):
+        content[i] ^= byte
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    path.write_bytes(content)
+    try:
+        run = dln.load(path)
+    except ValueError as error:
+        complaint = str(error)
+    else:
+        complaint = "damaged.npz is not a complete file"
+        assert np.isfinite(run.loss).all()
+        assert np.isfinite(run.weights(1)).all()
+    assert "damaged.npz is not a complete file" in complaint
+
+
+def foreign_files(members):
+    broken = json.loads(str(members["meta"]))
+    without = {name: array for name, array in members.items() if name != "loss"}
+    return {
+        "text": b"not at all",
+        "array": members["loss"],
+        "pickle": {"meta": np.array([{"format": "dlnfast trajectory"}], dtype=object)},
+        "other arrays": {"weights": np.eye(3)},
+        "meta is no JSON": {"meta": np.array("{")},
+        "meta is a list": {"meta": np.array("[1, 2]")},
+        "meta is a number": {"meta": np.array(7)},
+        "other format": changed_meta(members, format="something else"),
+        "no version": members | {"meta": np.array(json.dumps({"format": broken["format"]}))},
+        "a version in words": changed_meta(members, format_version="two"),
+        "an array is missing": without,
+        "no states": changed_meta(members, states=None),
+        "unknown engine": changed_meta(members, states={"engine": "other"}),
+        "no certificate": changed_meta(members, certificate=None),
+        "half a problem": changed_meta(members, problem={}),
     }
-    for name, data in damaged.items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match="not a complete file of a dlnfast trajectory"):
-            dln.load(path)
-    np.savez(tmp_path / "foreign.npz", a=np.ones(3))
-    np.savez(tmp_path / "other.npz", meta=np.array(json.dumps({"format": "other"})))
-    np.save(tmp_path / "array.npy", np.ones(3))
-    for name in ("foreign.npz", "other.npz", "array.npy"):
-        with pytest.raises(ValueError, match="not a complete file of a dlnfast trajectory"):
-            dln.load(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        dln.load(tmp_path / "absent.npz")
 
 
-def test_files_of_a_newer_version(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", list(foreign_files({"meta": '{"format": ""}', "loss": 0})))
+def test_foreign_files_are_refused(kind, file_of_a_run, tmp_path):
+    content = foreign_files(members_of(file_of_a_run))[kind]
     path = tmp_path / "run.npz"
-    run = dln.train(*recovery(), **SETTINGS)
-    monkeypatch.setattr(trajectory, "FORMAT_VERSION", 99)
-    run.save(path)
-    monkeypatch.undo()
-    assert zipfile.is_zipfile(path)
-    with pytest.raises(ValueError, match=r"has format 99, written by dlnfast .* reads formats up to 1"):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        write_members(path, content)
+    else:
+        with path.open("wb") as file:
+            np.save(file, content)
+    with pytest.raises(ValueError, match=r"run\.npz is not a complete file of a dlnfast trajectory"):
         dln.load(path)
 
 
-def test_a_run_is_freed_without_the_collector():
-    import gc
-    import weakref
+def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
+    newer = changed_meta(members_of(file_of_a_run), format_version=FORMAT_VERSION + 1, version="99.0")
+    write_members(tmp_path / "run.npz", newer)
+    with pytest.raises(
+        ValueError, match=rf"has format {FORMAT_VERSION + 1}, written by dlnfast 99\.0.*up to"
+    ):
+        dln.load(tmp_path / "run.npz")
 
+
+# Memory.
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_a_run_goes_when_its_last_name_goes(engine):
+    """No cycle keeps the arrays until a collection."""
+    gc.collect()
     gc.disable()
     try:
-        run = dln.train(*recovery(), **SETTINGS)
-        run.singular_values(1)
-        seen = weakref.ref(run)
+        runs = list(both_engines("square", steps=5))
+        run = runs.pop(engine)
+        run.angles(1)
+        run.singular_values(2)
+        run.features(2, np.ones((DIM, 1)))
+        gone = weakref.ref(run)
         del run
-        assert seen() is None
+        assert gone() is None
     finally:
         gc.enable()
 
 
+def test_records_are_not_the_engines_working_copies():
+    """What one run recorded is not touched by the next."""
+    run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, engine="reduced")
+    before = [run.weights(layer) for layer in (1, 2, 3)]
+    dln.train(square_problem(), square_weights(), learning_rate=0.2, steps=10, engine="reduced")
+    for layer in (1, 2, 3):
+        np.testing.assert_array_equal(run.weights(layer), before[layer - 1])
+
+
 def test_the_representation_tells_the_essentials():
-    reduced, _ = both("case 1")
-    assert repr(reduced).startswith(
-        "Trajectory(reduced, widths [14, 14, 14, 14], 30 steps, 31 records, loss "
-    )
+    run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, record_every=4)
+    assert repr(run).startswith(f"Trajectory(reduced, widths {[DIM] * 4}, 10 steps, 4 records, loss ")

@@ -49,9 +49,7 @@ struct Arguments {
         counts(d["counts"].cast<py::array>()),
         on_record(d["on_record"]),
         on_progress(d["on_progress"]) {
-    if (schedule.steps < 0 || schedule.record_every < 1) {
-      throw py::value_error("steps is negative or record_every is below 1");
-    }
+    n_records(schedule);  // checks the schedule before any size follows from it
   }
 
   Progress progress() const {
@@ -90,13 +88,14 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   const Index n = n_records(a.schedule);
   DenseRecords<T> out;
   out.snapshot_every = d["snapshot_every"].cast<Index>();
+  if (out.snapshot_every < 0) throw py::value_error("snapshot_every is negative");
   out.n_snapshots = a.n_snapshots();
   const Index n_snapshots = out.snapshot_every > 0 ? a.schedule.steps / out.snapshot_every + 1 : 0;
   const py::list values = d["values"], left = d["left"], right = d["right"],
                  snapshots = d["snapshots"];
   for (std::size_t l = 0; l < w.size(); ++l) {
     const Index m = w[l].rows, k = w[l].cols;
-    const Index kept = std::min({d["n_values"].cast<Index>(), m, k});
+    const Index kept = std::min({std::max<Index>(d["n_values"].cast<Index>(), 0), m, k});
     const auto at = "[" + std::to_string(l) + "]";
     if (values.size() > 0) {
       out.n_values.push_back(kept);

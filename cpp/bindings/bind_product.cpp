@@ -89,10 +89,10 @@ void bind_product(py::module_& m) {
   m.def(
       "thin_descend",
       [](const py::array& left, const py::array& right, const py::array& w,
-         const std::string& result, const py::object& out, const py::object& velocity,
-         double scale, double learning_rate, double weight_decay, double momentum,
-         int n_threads) {
-        const auto run = is_single(left) ? &thin_descend_arrays<float> : &thin_descend_arrays<double>;
+         const std::string& result, const py::object& out, const py::object& velocity, double scale,
+         double learning_rate, double weight_decay, double momentum, int n_threads) {
+        const auto run =
+            is_single(left) ? &thin_descend_arrays<float> : &thin_descend_arrays<double>;
         run(left, right, w, result, out, velocity, scale, learning_rate, weight_decay, momentum,
             n_threads);
       },

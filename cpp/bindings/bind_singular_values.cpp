@@ -47,7 +47,9 @@ void bind_singular_values(py::module_& m) {
         const auto* e_data = static_cast<const double*>(e.data());
         const std::vector<double> main(d_data, d_data + d.size());
         const std::vector<double> upper(e_data, e_data + e.size());
-        std::vector<double> values(static_cast<std::size_t>(std::max<Index>(k, 0)));
+        // Only as many as there are; the core refuses any other k.
+        const Index kept = std::min(std::max<Index>(k, 0), static_cast<Index>(main.size()));
+        std::vector<double> values(static_cast<std::size_t>(kept));
         {
           const py::gil_scoped_release release;
           bidiagonal_singular_values(main, upper, values.data(), k);

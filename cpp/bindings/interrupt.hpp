@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "dlnfast/monitor.hpp"
 
 namespace dlnfast::python {
@@ -23,6 +25,13 @@ inline Monitor listening() {
   });
 }
 
+// Whether an answer is Python's or NumPy's True; whatever else a callable returns is no answer.
+inline bool is_true(const py::object& answer) {
+  if (answer.ptr() == Py_True) return true;
+  const std::string type = Py_TYPE(answer.ptr())->tp_name;
+  return (type == "numpy.bool" || type == "numpy.bool_") && PyObject_IsTrue(answer.ptr()) == 1;
+}
+
 // A monitor that also calls on_record(step, loss) at records (True stops the run) and
 // on_progress(step, loss) from time to time. Either may be None.
 inline Monitor reporting(const py::object& on_record, const py::object& on_progress) {
@@ -37,7 +46,7 @@ inline Monitor reporting(const py::object& on_record, const py::object& on_progr
     check_signals();
     if (at_record) {
       const py::object answer = record_handle(step, loss);
-      return !answer.is_none() && answer.cast<bool>() ? Answer::stop : Answer::go_on;
+      return is_true(answer) ? Answer::stop : Answer::go_on;
     }
     if (progress) progress_handle(step, loss);
     return Answer::go_on;

@@ -19,8 +19,7 @@ struct Layer {
   Matrix<T> velocity;
   Descent<T> descent;
 
-  Layer(MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
-      : weight(w) {
+  Layer(MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum) : weight(w) {
     descent.scale = static_cast<T>(loss_scale);
     descent.learning_rate = static_cast<T>(rate);
     descent.weight_decay = static_cast<T>(decay);
@@ -33,7 +32,7 @@ struct Layer {
     if (velocity.size() > 0) descent.velocity = MatrixRef<T>(velocity);
   }
 
-  bool has_momentum() const { return !descent.velocity.empty(); }
+  bool has_momentum() const { return !descent.velocity.absent(); }
 };
 
 template <class Body>
@@ -164,8 +163,12 @@ class Side {
 
  private:
   Index size() const { return static_cast<Index>(layers_.size()); }
-  Index inner(Index i) const { return transposed_ ? layers_[i]->weight.cols : layers_[i]->weight.rows; }
-  Index outer(Index i) const { return transposed_ ? layers_[i]->weight.rows : layers_[i]->weight.cols; }
+  Index inner(Index i) const {
+    return transposed_ ? layers_[i]->weight.cols : layers_[i]->weight.rows;
+  }
+  Index outer(Index i) const {
+    return transposed_ ? layers_[i]->weight.rows : layers_[i]->weight.cols;
+  }
 
   MatrixRef<const T> prefix(Index i) const {
     if (i == 0 && !transposed_) return layers_[0]->weight;
@@ -173,8 +176,8 @@ class Side {
   }
 
   // Hands the error one layer inwards, then moves that layer.
-  void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error,
-            MatrixRef<T> next, const Context& context) {
+  void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error, MatrixRef<T> next,
+            const Context& context) {
     const MatrixRef<const T> w = layer.weight;
     if (!thin_) {
       multiply<T>(error, Op::none, w, transposed_ ? Op::none : Op::transpose, next, context);
@@ -204,6 +207,11 @@ class Side {
 
 double step_flops(const std::vector<Index>& widths, Index pivot) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
+  if (n_layers < 1) throw ShapeError("widths has fewer than two entries");
+  if (pivot < 0 || pivot > n_layers) {
+    throw ShapeError("the pivot is " + std::to_string(pivot) + "; wanted 0 to " +
+                     std::to_string(n_layers));
+  }
   const auto d = [&](Index i) { return static_cast<double>(widths[i]); };
   double elements = 0.0;
   for (Index l = 1; l < pivot; ++l) elements += d(l) * d(l - 1);
@@ -215,8 +223,14 @@ double step_flops(const std::vector<Index>& widths, Index pivot) {
 Index best_pivot(const std::vector<Index>& widths) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   Index best = n_layers;
+  double least = step_flops(widths, best);
   for (Index p = n_layers - 1; p >= 0; --p) {
-    if (step_flops(widths, p) < step_flops(widths, best)) best = p;
+    const double flops = step_flops(widths, p);
+    // Of equal ones the thinner: its products and updates are fused.
+    if (flops < least || (flops == least && widths[p] < widths[best])) {
+      best = p;
+      least = flops;
+    }
   }
   return best;
 }
@@ -309,7 +323,7 @@ class DenseDescent<T>::Impl {
       widths.push_back(weights[l].rows);
     }
     require_shape(objective.target, widths.back(), widths.front(), "target");
-    if (!objective.input_gram.empty()) {
+    if (!objective.input_gram.absent()) {
       require_shape(objective.input_gram, widths.front(), widths.front(), "input_gram");
       require_shape(objective.least_squares, widths.back(), widths.front(), "least_squares");
     }
@@ -333,7 +347,7 @@ class DenseDescent<T>::Impl {
   // E = M S - Phi and the loss. Rows are summed apart and then in order, so that the result does
   // not depend on the team.
   double residual(MatrixRef<const T> m) {
-    const bool whitened = objective_.input_gram.empty();
+    const bool whitened = objective_.input_gram.absent();
     if (!whitened) {
       multiply<T>(m, Op::none, objective_.input_gram, Op::none, MatrixRef<T>(error_), context_);
     }

@@ -1,18 +1,23 @@
 #include "dlnfast/descent.hpp"
 
 #include <cmath>
+#include <limits>
 
 namespace dlnfast {
 
 Index n_records(const Schedule& schedule) {
+  // Below the largest number, so that counts of steps and records cannot overflow.
+  if (schedule.steps < 0 || schedule.steps >= std::numeric_limits<Index>::max() / 2) {
+    throw std::invalid_argument("steps is negative or beyond any memory");
+  }
+  if (schedule.record_every < 1) throw std::invalid_argument("record_every is below 1");
   const Index whole = schedule.steps / schedule.record_every + 1;
   return schedule.steps % schedule.record_every == 0 ? whole : whole + 1;
 }
 
 Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
                const Progress& progress, Monitor& monitor) {
-  if (schedule.steps < 0) throw std::invalid_argument("steps is negative");
-  if (schedule.record_every < 1) throw std::invalid_argument("record_every is below 1");
+  n_records(schedule);  // checks the schedule
   const Index breath = stepper.steps_per_breath();
   Index until_record = 0;
   Index until_breath = breath;

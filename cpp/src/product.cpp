@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "dlnfast/errors.hpp"
+#include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
 
 namespace dlnfast {
@@ -10,8 +11,10 @@ namespace {
 
 // Work below which a second thread costs more than it gives (about 20 us of one core).
 constexpr double flops_per_thread = 1e6;
-// Work between two looks at the monitor: a ninth of a second at 160 GFLOP/s.
-constexpr double flops_per_breath = 1.8e10;
+// Work between two looks at the monitor: about a tenth of a second on two cores of this level. A
+// constant, not a measurement, so that a product is always cut alike.
+constexpr double flops_per_breath =
+    simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
 constexpr Index grain = 16;
 
 template <class T>
@@ -77,7 +80,8 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
   require_shape(c, m, n, "the result of a product");
   if (m == 0 || n == 0) return;
 
-  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   // Square pieces of the output keep the operands' packing small beside the arithmetic.
   const double pieces = std::ceil(std::sqrt(flops / flops_per_breath));
   const Index n_pieces = std::max<Index>(1, static_cast<Index>(pieces));

@@ -72,8 +72,8 @@ class Scalars {
       right *= rho_[l] * rho_[l];
     }
     for (std::size_t l = 0; l < n; ++l) {
-      velocity_[l] = rates_.momentum[l] * velocity_[l] + gradient_[l] +
-                     rates_.weight_decay[l] * rho_[l];
+      velocity_[l] =
+          rates_.momentum[l] * velocity_[l] + gradient_[l] + rates_.weight_decay[l] * rho_[l];
       // Compensated like the cores (small_descent.hpp).
       const double wanted = -rates_.learning_rate[l] * velocity_[l] - carry_[l];
       const double sum = rho_[l] + wanted;
@@ -94,8 +94,8 @@ class Scalars {
 template <class T>
 class ReducedDescent<T>::Impl {
  public:
-  Impl(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
-       const Complement& complement, const Rates& rates, const Context& context)
+  Impl(std::vector<MatrixRef<T>> cores, const Objective<T>& objective, const Complement& complement,
+       const Rates& rates, const Context& context)
       : cores_(std::move(cores)), scalars_(complement, rates, objective.loss_scale) {
     require_length(static_cast<Index>(complement.rho.size()), static_cast<Index>(cores_.size()),
                    "rho");
@@ -117,6 +117,9 @@ class ReducedDescent<T>::Impl {
   }
 
   void copy_core(Index index, T* out) const {
+    if (index < 0 || index >= n_layers()) {
+      throw ShapeError("there is no core " + std::to_string(index));
+    }
     const MatrixRef<T>& core = cores_[index];
     const MatrixRef<T> target(out, core.rows, core.cols);
     if (small_) {
@@ -140,7 +143,7 @@ class ReducedDescent<T>::Impl {
     }
     const Index d_in = cores_.front().cols;
     require_shape(objective.target, width, d_in, "target");
-    if (!objective.input_gram.empty()) {
+    if (!objective.input_gram.absent()) {
       require_shape(objective.input_gram, d_in, d_in, "input_gram");
       require_shape(objective.least_squares, width, d_in, "least_squares");
     }

@@ -49,10 +49,11 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> lef
   const Index k = values.cols;
   const Index smaller = std::min(w.rows, w.cols);
   require_shape(values, 1, std::min(k, smaller), "singular values");
-  const bool vectors = !left.empty() || !right.empty();
-  if (!left.empty()) require_shape(left, w.rows, k, "left singular vectors");
-  if (!right.empty()) require_shape(right, w.cols, k, "right singular vectors");
+  const bool vectors = !left.absent() || !right.absent();
+  if (!left.absent()) require_shape(left, w.rows, k, "left singular vectors");
+  if (!right.absent()) require_shape(right, w.cols, k, "right singular vectors");
   if (k == 0) return;
+  if (!w.map().allFinite()) throw std::domain_error("a matrix to decompose is not finite");
 
   auto d = std::make_shared<Decomposition>();
   d->transposed = w.map().transpose().template cast<double>();
@@ -66,26 +67,26 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> lef
     compute_patiently(d, context);
   }
   values.map() = d->svd.singularValues().head(k).transpose().template cast<T>();
-  if (!left.empty()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
-  if (!right.empty()) right.map() = d->svd.matrixU().leftCols(k).template cast<T>();
+  if (!left.absent()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
+  if (!right.absent()) right.map() = d->svd.matrixU().leftCols(k).template cast<T>();
 }
 
 template void singular_values<float>(MatrixRef<const float>, MatrixRef<float>, MatrixRef<float>,
                                      MatrixRef<float>, const Context&);
-template void singular_values<double>(MatrixRef<const double>, MatrixRef<double>,
-                                      MatrixRef<double>, MatrixRef<double>, const Context&);
+template void singular_values<double>(MatrixRef<const double>, MatrixRef<double>, MatrixRef<double>,
+                                      MatrixRef<double>, const Context&);
 
 namespace {
 
-// How many eigenvalues of the symmetric tridiagonal matrix exceed x.
-Index count_above(const std::vector<double>& diagonal, const std::vector<double>& squared_off,
-                  double x) {
+// How many singular values of a bidiagonal matrix exceed x >= 0: positive eigenvalues of the symmetric
+// tridiagonal matrix with zero diagonal and off-diagonal a_1, b_1, a_2, .., a_n (Golub and Kahan),
+// counted by the signs of its pivots.
+Index count_above(const std::vector<double>& squared_off, double x) {
   Index n_above = 0;
-  double pivot = 1.0;
-  for (std::size_t i = 0; i < diagonal.size(); ++i) {
-    const double coupling = i == 0 ? 0.0 : squared_off[i - 1] / pivot;
-    pivot = diagonal[i] - x - coupling;
+  double pivot = -x;
+  for (const double square : squared_off) {
     if (pivot == 0.0) pivot = -std::numeric_limits<double>::min();
+    pivot = -x - square / pivot;
     if (pivot > 0.0) ++n_above;
   }
   return n_above;
@@ -101,32 +102,41 @@ void bidiagonal_singular_values(const std::vector<double>& diagonal,
   if (k < 0 || k > n) {
     throw ShapeError("k is " + std::to_string(k) + "; wanted 0 to " + std::to_string(n));
   }
-  // B^T B has diagonal a_i^2 + b_{i-1}^2 and off-diagonal a_i b_i.
-  std::vector<double> tridiagonal(diagonal.size()), squared_off(superdiagonal.size());
-  double top = 0.0;
-  for (Index i = 0; i < n; ++i) {
-    const double above = i > 0 ? superdiagonal[i - 1] : 0.0;
-    tridiagonal[i] = diagonal[i] * diagonal[i] + above * above;
-    if (i + 1 < n) {
-      const double off = diagonal[i] * superdiagonal[i];
-      squared_off[i] = off * off;
+  double size = 0.0;
+  for (const auto* entries : {&diagonal, &superdiagonal}) {
+    for (const double entry : *entries) {
+      if (!std::isfinite(entry)) {
+        throw std::domain_error("a bidiagonal matrix to decompose is not finite");
+      }
+      size = std::max(size, std::abs(entry));
     }
   }
-  for (Index i = 0; i < n; ++i) {
-    const double before = i > 0 ? std::sqrt(squared_off[i - 1]) : 0.0;
-    const double after = i + 1 < n ? std::sqrt(squared_off[i]) : 0.0;
-    top = std::max(top, tridiagonal[i] + before + after);  // Gershgorin
+  if (size == 0.0) {
+    std::fill(values, values + k, 0.0);
+    return;
   }
-  double upper = top * (1.0 + 1e-15);
-  for (Index j = 0; j < k; ++j) {
+  // Scaled, so that squares neither overflow nor vanish.
+  std::vector<double> squared_off;
+  squared_off.reserve(2 * diagonal.size());
+  const auto add = [&](double entry) { squared_off.push_back((entry / size) * (entry / size)); };
+  for (Index i = 0; i < n; ++i) {
+    add(diagonal[i]);
+    if (i + 1 < n) add(superdiagonal[i]);
+  }
+  const Index n_positive =
+      std::min(k, count_above(squared_off, std::numeric_limits<double>::min()));
+  std::fill(values + n_positive, values + k, 0.0);
+  double upper = 2.0;  // Gershgorin: two entries of at most 1 in each row
+  for (Index j = 0; j < n_positive; ++j) {
     double low = 0.0;
     double high = upper;
+    // Until no double lies between: values of any size come out to their own precision.
     while (true) {
       const double middle = 0.5 * (low + high);
       if (middle <= low || middle >= high) break;
-      (count_above(tridiagonal, squared_off, middle) > j ? low : high) = middle;
+      (count_above(squared_off, middle) > j ? low : high) = middle;
     }
-    values[j] = std::sqrt(high);
+    values[j] = size * high;
     upper = high;
   }
 }

@@ -32,7 +32,7 @@ constexpr int bytes_for(int wanted) {
 
 template <class T, int Size>
 class SmallDescent final : public SmallCores<T> {
-  using P = simd::Pack<T, bytes_for(Size * static_cast<int>(sizeof(T)))>;
+  using P = simd::Pack<T, bytes_for(Size* static_cast<int>(sizeof(T)))>;
   using Vector = typename P::Vector;
   static constexpr int n_vectors = (Size + P::size - 1) / P::size;
   static constexpr int stride = n_vectors * P::size;
@@ -56,7 +56,7 @@ class SmallDescent final : public SmallCores<T> {
       : n_layers_(n_layers),
         loss_scale_(objective.loss_scale),
         loss_floor_(objective.loss_floor),
-        whitened_(objective.input_gram.empty()),
+        whitened_(objective.input_gram.absent()),
         has_momentum_(rates.any_momentum()),
         weight_(n_layers),
         carry_(n_layers),
@@ -186,8 +186,8 @@ class SmallDescent final : public SmallCores<T> {
       T* v = velocity_[l].a;
       const T momentum = momentum_[l];
       for (int i = 0; i < Size * stride; i += P::size) {
-        const Vector speed = P::load(v + i) * momentum + P::load(gradient.a + i) * scale +
-                             P::load(w + i) * decay;
+        const Vector speed =
+            P::load(v + i) * momentum + P::load(gradient.a + i) * scale + P::load(w + i) * decay;
         P::store(v + i, speed);
         add(w + i, carry + i, -speed * rate);
       }

@@ -13,9 +13,9 @@
 namespace dlnfast {
 namespace {
 
-constexpr Index tile_rows = 4;                   // rows of W that one kernel call handles
-constexpr Index first_level_bytes = 24 * 1024;   // of the thin block, per tile
-constexpr Index page_rows = 64;                  // rows walked before the next column block
+constexpr Index tile_rows = 4;                  // rows of W that one kernel call handles
+constexpr Index first_level_bytes = 24 * 1024;  // of the thin block, per tile
+constexpr Index page_rows = 64;                 // rows walked before the next column block
 constexpr double flops_per_thread = 4e5;
 
 template <class T>
@@ -172,19 +172,19 @@ template <class T, int Rows>
 void tile(const Pass<T>& p, Index i, Index j, Index cols) {
   T packed[thin_limit * Rows];
   T* w = p.w.row(i) + j;
-  if (!p.row_result.empty()) {
+  if (!p.row_result.absent()) {
     dots<T, Rows>(p.right.data + j, p.right.stride, p.right.rows, w, p.w.stride, cols,
                   p.row_result.data + i, p.row_result.stride);
   }
-  if (p.left.empty()) return;
+  if (p.left.absent()) return;
   pack<T, Rows>(p.left, i, packed);
-  if (!p.col_result.empty()) {
+  if (!p.col_result.absent()) {
     sums_kernel<T, Rows>(packed, p.left.rows, w, p.w.stride, cols, p.col_result.data + j,
                          p.col_result.stride);
   }
   if (p.descent == nullptr) return;
   const Descent<T>& d = *p.descent;
-  if (d.velocity.empty()) {
+  if (d.velocity.absent()) {
     descend_kernel<T, Rows, false>(packed, p.right.data + j, p.right.stride, p.left.rows, w,
                                    p.w.stride, nullptr, 0, cols, d);
   } else {
@@ -210,9 +210,9 @@ template <class T>
 void run(const Pass<T>& p, const Context& context) {
   const Index m = p.w.rows;
   const Index n = p.w.cols;
-  const Index k = p.left.empty() ? p.right.rows : p.left.rows;
-  const bool by_cols = !p.col_result.empty();
-  if (!p.row_result.empty()) p.row_result.map().setZero();
+  const Index k = p.left.absent() ? p.right.rows : p.left.rows;
+  const bool by_cols = !p.col_result.absent();
+  if (!p.row_result.absent()) p.row_result.map().setZero();
   if (by_cols) p.col_result.map().setZero();
   if (m == 0 || n == 0 || k == 0) {
     if (p.descent == nullptr || m == 0 || n == 0) return;
@@ -222,9 +222,9 @@ void run(const Pass<T>& p, const Context& context) {
   constexpr Index line = 64 / static_cast<Index>(sizeof(T));
   const Index grain = by_cols ? line : tile_rows;
   const Index extent = by_cols ? n : m;
-  const int n_terms = (p.row_result.empty() ? 0 : 1) + (by_cols ? 1 : 0) + (p.descent ? 1 : 0);
-  const double flops = 2.0 * n_terms * static_cast<double>(k) * static_cast<double>(m) *
-                       static_cast<double>(n);
+  const int n_terms = (p.row_result.absent() ? 0 : 1) + (by_cols ? 1 : 0) + (p.descent ? 1 : 0);
+  const double flops =
+      2.0 * n_terms * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(n);
   int team = team_size(context.n_threads, flops, flops_per_thread);
   team = static_cast<int>(std::min<Index>(team, (extent + grain - 1) / grain));
   const Index n_blocks = by_cols && p.descent != nullptr ? 2 : 1;
@@ -252,7 +252,7 @@ void require_descent(MatrixRef<const T> left, MatrixRef<const T> right, const Ma
   require_thin(left.rows);
   require_shape(left, left.rows, w.rows, "the left block of an update");
   require_shape(right, left.rows, w.cols, "the right block of an update");
-  if (!descent.velocity.empty()) {
+  if (!descent.velocity.absent()) {
     require_shape(descent.velocity, w.rows, w.cols, "the velocity");
   }
 }
@@ -332,17 +332,17 @@ void thin_descend(MatrixRef<const T> left, MatrixRef<const T> right, MatrixRef<T
   run(p, context);
 }
 
-#define DLNFAST_INSTANTIATE(T)                                                                    \
-  template void thin_times_transpose<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,     \
-                                        const Context&);                                          \
-  template void thin_times<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,               \
-                              const Context&);                                                    \
-  template void thin_times_transpose_and_descend<T>(MatrixRef<const T>, MatrixRef<const T>,       \
-                                                    MatrixRef<T>, MatrixRef<T>,                   \
-                                                    const Descent<T>&, const Context&);           \
-  template void thin_times_and_descend<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,   \
-                                          MatrixRef<T>, const Descent<T>&, const Context&);       \
-  template void thin_descend<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,             \
+#define DLNFAST_INSTANTIATE(T)                                                                     \
+  template void thin_times_transpose<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,      \
+                                        const Context&);                                           \
+  template void thin_times<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,                \
+                              const Context&);                                                     \
+  template void thin_times_transpose_and_descend<T>(MatrixRef<const T>, MatrixRef<const T>,        \
+                                                    MatrixRef<T>, MatrixRef<T>, const Descent<T>&, \
+                                                    const Context&);                               \
+  template void thin_times_and_descend<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,    \
+                                          MatrixRef<T>, const Descent<T>&, const Context&);        \
+  template void thin_descend<T>(MatrixRef<const T>, MatrixRef<const T>, MatrixRef<T>,              \
                                 const Descent<T>&, const Context&);
 DLNFAST_INSTANTIATE(float)
 DLNFAST_INSTANTIATE(double)

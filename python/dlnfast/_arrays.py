@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,8 +126,8 @@ def as_vector(
     return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
 
 
-def check_count(n: object, name: str, *, minimum: int = 1) -> int:
-    """Return `n` as an int of at least `minimum`."""
+def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return `n` as an int of at least `minimum`, and at most `maximum` where there is one."""
     if isinstance(n, (bool, np.bool_)):
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
     try:
@@ -136,16 +136,20 @@ def check_count(n: object, name: str, *, minimum: int = 1) -> int:
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}") from None
     if count < minimum:
         raise ValueError(f"{name} is {count}; wanted an integer of at least {minimum}")
+    if maximum is not None and count > maximum:
+        raise ValueError(f"{name} is {count}; wanted an integer of at most {maximum}")
     return count
 
 
 def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = False) -> float:
     """Return `x` as a finite float of at least `minimum` (above it where `strict`)."""
     bound = f"{'above' if strict else 'of at least'} {minimum:g}"
-    if isinstance(x, (bool, np.bool_, str, bytes)):
+    if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)):
         raise TypeError(f"{name} is {x!r}; wanted a number {bound}")
     try:
         value = float(x)  # type: ignore[arg-type]
+    except OverflowError:
+        value = np.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {x!r}; wanted a number {bound}") from None
     if not np.isfinite(value) or value < minimum or (strict and value == minimum):
@@ -157,7 +161,8 @@ def per_layer(
     x: object, name: str, n_layers: int, *, minimum: float = 0.0, strict: bool = False
 ) -> npt.NDArray[np.float64]:
     """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`."""
-    if isinstance(x, (str, bytes)) or np.ndim(x) == 0:  # type: ignore[arg-type]
+    single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
+    if single or (isinstance(x, np.ndarray) and x.ndim == 0):
         return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict))
     values = list(x)  # type: ignore[call-overload]
     if len(values) != n_layers:

@@ -7,6 +7,9 @@ from typing import Any
 from ._arrays import check_count
 from ._dispatch import available_levels, core
 
+#: More threads than this are taken for a mistake.
+MAX_THREADS = 4096
+
 
 def set_num_threads(n: int) -> None:
     """Set the default number of threads of every call that asks for 0.
@@ -20,7 +23,7 @@ def set_num_threads(n: int) -> None:
     -----
     Changes nothing outside dlnfast: neither OpenMP's settings nor those of NumPy's BLAS.
     """
-    core.set_num_threads(check_count(n, "n", minimum=0))
+    core.set_num_threads(check_count(n, "n", minimum=0, maximum=MAX_THREADS))
 
 
 def build_info() -> dict[str, Any]:

@@ -249,11 +249,12 @@ def active_subspaces(
 
     bases: list[FloatArray | None] = [first]
     current = first
-    for weight, scale in rotations:
-        current = multiply(weight, current) / dtype.type(scale)
+    cores: list[FloatArray] = []
+    for weight, _ in rotations:
+        current, core_0 = _image(multiply(weight, current))
         bases.append(current)
+        cores.append(core_0)
     active = first.shape[1]
-    cores = [np.asarray(scale * np.eye(active), dtype=dtype) for _, scale in rotations]
     rho = [scale for _, scale in rotations]
     if square:
         left = current.T @ np.asarray(factors.U, dtype=dtype)
@@ -266,6 +267,17 @@ def active_subspaces(
     return ActiveSubspaces(
         tuple(bases), tuple(cores), np.ascontiguousarray(target), tuple(rho), weights[0].shape[1] - active
     )
+
+
+def _image(image: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return an orthonormal basis A_l close to ``W_l A_{l-1} / eps`` and the core ``A_l^T W_l A_{l-1}``.
+
+    The core is eps I up to rounding. To take it as measured, rather than as eps I, matters where a plateau
+    amplifies rounding by 1 / eps.
+    """
+    left, right = np.linalg.qr(image)
+    signs = np.where(np.diagonal(right) < 0, -1.0, 1.0).astype(image.dtype)
+    return np.ascontiguousarray(left * signs), np.ascontiguousarray(right * signs[:, None])
 
 
 def _case(weights: Sequence[FloatArray]) -> int:

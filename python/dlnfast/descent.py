@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ._arrays import FloatArray, as_matrix, check_count, check_scale, per_layer
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
+from ._threads import MAX_THREADS
 from .closure import LARGEST_SHARE, Assumptions, Certificate, active_subspaces, check_assumptions
 from .problem import LowRank, Problem
 from .theory import stability_threshold
@@ -23,6 +24,9 @@ logger = logging.getLogger("dlnfast")
 
 Callback = Callable[[int, float], bool | None]
 PerLayer = float | Sequence[float]
+
+#: Stands for all singular values in the core, which takes the smaller of this and of what there is.
+_ALL_VALUES = 2**62
 
 _ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion", "muon", "shampoo")
 
@@ -226,6 +230,10 @@ class _Request:
         if callback is not None and not callable(callback):
             raise TypeError(f"callback is {type(callback).__name__}; wanted a callable of (step, loss)")
         n_values = _check_n_values(singular_values)
+        n_steps = check_count(steps, "steps", minimum=0)
+        kept_every = weights_every
+        if weights_every is not None:
+            kept_every = min(check_count(weights_every, "weights_every"), max(n_steps, 1))
         if vectors and n_values == 0:
             raise ValueError("vectors is True but singular_values asks for none")
         return cls(
@@ -234,13 +242,14 @@ class _Request:
             learning_rate=per_layer(learning_rate, "learning_rate (eta)", n_layers),
             weight_decay=per_layer(weight_decay, "weight_decay (lambda)", n_layers),
             momentum=inertia,
-            steps=check_count(steps, "steps", minimum=0),
-            record_every=check_count(record_every, "record_every"),
+            steps=n_steps,
+            # Intervals longer than the run are all alike.
+            record_every=min(check_count(record_every, "record_every"), max(n_steps, 1)),
             n_values=n_values,
             vectors=bool(vectors),
-            weights_every=None if weights_every is None else check_count(weights_every, "weights_every"),
+            weights_every=kept_every,
             tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
-            n_threads=check_count(n_threads, "n_threads", minimum=0),
+            n_threads=check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
             callback=callback,
         )
 
@@ -290,7 +299,7 @@ class _Outputs:
 def _records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     try:
         return np.empty(shape, dtype=dtype)
-    except MemoryError as error:
+    except (MemoryError, ValueError, OverflowError) as error:  # the latter for shapes beyond addresses
         raise MemoryError(
             f"records of shape {shape} do not fit the memory ({error}): raise record_every (or "
             "weights_every), keep fewer singular_values or no vectors, or take fewer steps"
@@ -374,7 +383,7 @@ class _DenseJob(_Job):
             "least_squares": None if white else np.ascontiguousarray(problem.least_squares, dtype=dtype),
             "loss_floor": problem.loss_floor,
             "snapshot_every": self.request.weights_every or 0,
-            "n_values": 2**62 if self.request.n_values is None else self.request.n_values,
+            "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
             "values": self.values,
             "left": self.left,
             "right": self.right,
@@ -492,13 +501,13 @@ def _check_optimizer(optimizer: str) -> None:
 
 
 def _check_n_values(singular_values: str | int | None) -> int | None:
-    if singular_values == "all":
-        return None
     if singular_values is None or singular_values is False:
         return 0
     if isinstance(singular_values, str):
+        if singular_values == "all":
+            return None
         raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
-    return check_count(singular_values, "singular_values", minimum=0)
+    return min(check_count(singular_values, "singular_values", minimum=0), _ALL_VALUES)
 
 
 def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[FloatArray]:

@@ -160,19 +160,22 @@ def haar(rows: int, cols: int, generator: np.random.Generator) -> FloatArray:
     """Draw a rows x cols matrix with orthonormal columns, or rows where it is wide, from Haar's law."""
     if rows < cols:
         return np.ascontiguousarray(haar(cols, rows, generator).T)
-    q, r = np.linalg.qr(generator.standard_normal((rows, cols)))
-    # QR fixes columns up to a sign; the sign of R's diagonal makes the law exactly Haar's.
-    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
-    return np.asarray(q * signs)
+    return _signed_q(generator.standard_normal((rows, cols)))
+
+
+def _signed_q(matrix: FloatArray) -> FloatArray:
+    """Return Q of the QR factorisation whose R has a positive diagonal: of a Gaussian matrix, Haar's law."""
+    q, r = np.linalg.qr(matrix)
+    return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0))
 
 
 def _completed(frame: FloatArray, n_columns: int, generator: np.random.Generator) -> FloatArray:
     """Return `frame` with orthonormal random columns added up to `n_columns`."""
     missing = n_columns - frame.shape[1]
-    fresh = generator.standard_normal((frame.shape[0], missing))
-    for _ in range(2):  # the second projection removes what rounding left of the first
-        fresh -= frame @ (frame.T @ fresh)
-    return np.hstack([frame, np.linalg.qr(fresh)[0]])
+    fresh: FloatArray = generator.standard_normal((frame.shape[0], missing))
+    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
+        fresh = _signed_q(fresh - frame @ (frame.T @ fresh))
+    return np.hstack([frame, fresh])
 
 
 def _rescaled(matrix: FloatArray) -> FloatArray:

@@ -547,7 +547,7 @@ def _decomposed(matrix: FloatArray) -> LowRank:
             if found is not None:
                 return found
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    return LowRank(left, values, right.T)
+    return LowRank(left, values, np.ascontiguousarray(right.T))
 
 
 def _within_range(matrix: FloatArray, n_columns: int) -> LowRank | None:
@@ -559,7 +559,7 @@ def _within_range(matrix: FloatArray, n_columns: int) -> LowRank | None:
     left, values, right = np.linalg.svd(inside, full_matrices=False)
     if missed > max(matrix.shape) * float(np.finfo(matrix.dtype).eps) * float(values[0]):
         return None
-    return LowRank(basis @ left, values, right.T)
+    return LowRank(basis @ left, values, np.ascontiguousarray(right.T))
 
 
 def _dense(matrix: FloatArray | LowRank) -> FloatArray:

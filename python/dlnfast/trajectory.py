@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -408,8 +407,8 @@ class Trajectory:
         Returns
         -------
         ndarray, shape (d_l, d_{l-1})
-            Reduced engine: ``(rho_l / eps_l) W_l(0) + A_l (C_l - rho_l I) A_{l-1}^T``, or C_L A_{L-1}^T
-            for the wide last layer; O(d^2 r).
+            Reduced engine: ``(rho_l / eps_l) W_l(0) + A_l (C_l - (rho_l / eps_l) C_l(0)) A_{l-1}^T``, or
+            C_L A_{L-1}^T for the wide last layer; O(d^2 r).
 
         Raises
         ------
@@ -428,9 +427,9 @@ class Trajectory:
         if states.initial is None:
             raise ValueError("the trajectory was saved without its initial weights: save(path, weights=True)")
         rho = states.rho[record, index]
-        inner = core - core.dtype.type(rho) * np.eye(len(core), dtype=core.dtype)
-        update = multiply(above @ inner, below, transpose_b=True)
-        update += core.dtype.type(rho / states.scales[index]) * states.initial[index]
+        ratio = core.dtype.type(rho / states.scales[index])
+        update = multiply(above @ (core - ratio * states.cores[index][0]), below, transpose_b=True)
+        update += ratio * states.initial[index]
         return update
 
     def end_to_end(self, step: int = -1) -> FloatArray:
@@ -586,25 +585,31 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         If the file is not such a run, is damaged, or was written by a newer version.
     """
     place = Path(path)
-    try:
-        # Opened here, because numpy.load leaves a damaged file open.
-        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays["meta"]))
-        if meta["format"] != "dlnfast trajectory":
-            raise KeyError("format")
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place} is not a complete file of a dlnfast trajectory: {error}") from error
-    if meta["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{place} has format {meta['format_version']}, written by dlnfast {meta['version']}; "
-            f"this is dlnfast {__version__}, which reads formats up to {FORMAT_VERSION}"
-        )
-    unpack = _unpack_reduced if meta["states"]["engine"] == "reduced" else _unpack_dense
+    with place.open("rb") as stream:  # opened here, because numpy.load leaves a damaged file open
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(str(arrays["meta"]))
+            if meta["format"] != "dlnfast trajectory":
+                raise KeyError("format")
+            if int(meta["format_version"]) <= FORMAT_VERSION:
+                return _unpack(meta, arrays)
+        except Exception as error:  # what damage makes the readers raise is not foreseeable
+            text = f"{place} is not a complete file of a dlnfast trajectory: {error}"
+            raise ValueError(text) from error
+    raise ValueError(
+        f"{place} has format {meta['format_version']}, written by dlnfast {meta['version']}; "
+        f"this is dlnfast {__version__}, which reads formats up to {FORMAT_VERSION}"
+    )
+
+
+def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajectory:
+    readers: dict[str, Callable[..., ReducedStates | DenseStates]]
+    readers = {"reduced": _unpack_reduced, "dense": _unpack_dense}
     return Trajectory(
         steps=arrays["steps"],
         loss=arrays["loss"],
-        states=unpack(meta["states"], arrays),
+        states=readers[meta["states"]["engine"]](meta["states"], arrays),
         certificate=Certificate.from_dict(meta["certificate"]),
         problem=_unpack_problem(meta["problem"], arrays),
         config=meta["config"],

@@ -26,8 +26,8 @@ double step_flops(const std::vector<Index>& widths, Index pivot);
 template <class T>
 class DenseDescent final : public Stepper {
  public:
-  DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
-               const Rates& rates, const Context& context);
+  DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective, const Rates& rates,
+               const Context& context);
   ~DenseDescent() override;
 
   double evaluate() override;

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "dlnfast/types.hpp"
 
@@ -18,18 +19,19 @@ struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
+// Names are views: these checks stand inside training steps, which allocate nothing.
 template <class T>
-void require_shape(const MatrixRef<T>& m, Index rows, Index cols, const std::string& name) {
+void require_shape(const MatrixRef<T>& m, Index rows, Index cols, std::string_view name) {
   if (m.rows != rows || m.cols != cols) {
-    throw ShapeError(name + " has shape (" + std::to_string(m.rows) + ", " +
+    throw ShapeError(std::string(name) + " has shape (" + std::to_string(m.rows) + ", " +
                      std::to_string(m.cols) + "); wanted (" + std::to_string(rows) + ", " +
                      std::to_string(cols) + ")");
   }
 }
 
-inline void require_length(Index length, Index wanted, const std::string& name) {
+inline void require_length(Index length, Index wanted, std::string_view name) {
   if (length != wanted) {
-    throw ShapeError(name + " has " + std::to_string(length) + " values; wanted " +
+    throw ShapeError(std::string(name) + " has " + std::to_string(length) + " values; wanted " +
                      std::to_string(wanted));
   }
 }

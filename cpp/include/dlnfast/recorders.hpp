@@ -14,10 +14,10 @@ namespace dlnfast {
 template <class T>
 struct DenseRecords {
   std::vector<Index> n_values;
-  std::vector<T*> values;      // n_values[l]
-  std::vector<T*> left;        // d_l x n_values[l]
-  std::vector<T*> right;       // d_{l-1} x n_values[l]
-  std::vector<T*> snapshots;   // d_l x d_{l-1}, at steps 0, snapshot_every, ..
+  std::vector<T*> values;     // n_values[l]
+  std::vector<T*> left;       // d_l x n_values[l]
+  std::vector<T*> right;      // d_{l-1} x n_values[l]
+  std::vector<T*> snapshots;  // d_l x d_{l-1}, at steps 0, snapshot_every, ..
   Index snapshot_every = 0;
   std::int64_t* n_snapshots = nullptr;
 };

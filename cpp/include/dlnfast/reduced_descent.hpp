@@ -31,7 +31,7 @@ class ReducedStepper : public Stepper {
 template <class T>
 class ReducedDescent final : public ReducedStepper {
  public:
-  // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}, and is updated by `store`. Sizes up
+  // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}, and belongs to the stepper. Sizes up
   // to 32 run in kernels of fixed size, padded with zeros, which descent preserves exactly.
   ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                  const Complement& complement, const Rates& rates, const Context& context);

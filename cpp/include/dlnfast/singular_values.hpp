@@ -16,7 +16,7 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values /* 1 x k */, Matr
                      MatrixRef<T> right, const Context& context);
 
 // The k largest singular values, descending, of the upper bidiagonal matrix with this diagonal
-// (length n) and superdiagonal (length n - 1): Sturm counts and bisection on B^T B, O(n) each.
+// (length n) and superdiagonal (length n - 1): bisection with Sturm counts, O(n) each.
 void bidiagonal_singular_values(const std::vector<double>& diagonal,
                                 const std::vector<double>& superdiagonal, double* values, Index k);
 

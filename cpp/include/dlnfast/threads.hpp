@@ -43,7 +43,7 @@ inline Share share(Index n, Index grain, int member, int team) {
 
 // Runs body(member, team) on n_threads threads; the first exception is rethrown to the caller.
 template <class Body>
-void parallel(int n_threads, const Body& body) {
+void parallel([[maybe_unused]] int n_threads, const Body& body) {
 #ifdef _OPENMP
   if (n_threads > 1) {
     std::exception_ptr failure;

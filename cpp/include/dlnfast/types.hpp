@@ -28,7 +28,8 @@ struct MatrixRef {
 
   operator MatrixRef<const T>() const { return {data, rows, cols, stride}; }
 
-  bool empty() const { return data == nullptr; }
+  // Whether this is no matrix at all; one without entries still has its sizes.
+  bool absent() const { return data == nullptr && rows == 0 && cols == 0; }
   T* row(Index i) const { return data + i * stride; }
   MatrixRef block(Index i, Index j, Index n_rows, Index n_cols) const {
     return {data + i * stride + j, n_rows, n_cols, stride};

@@ -1,0 +1,134 @@
+// After construction a step of a small network allocates nothing, neither through operator new nor
+// inside Eigen (whose watch is compiled in and ends the program). Larger dense steps pack blocks of
+// their operands on the heap, in Eigen's matrix product.
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "check.hpp"
+#include "dlnfast/dense_descent.hpp"
+#include "dlnfast/reduced_descent.hpp"
+
+namespace {
+
+bool counting = false;
+long n_allocations = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  if (counting) ++n_allocations;
+  void* p = nullptr;
+  if (posix_memalign(&p, alignment, size > 0 ? size : 1) != 0) throw std::bad_alloc();
+  return p;
+}
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, sizeof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace {
+
+using namespace dlnfast;
+using check::random_matrix;
+
+template <class T>
+struct Network {
+  std::vector<Matrix<T>> weights;
+  std::vector<MatrixRef<T>> refs;
+  Matrix<T> target, gram, least_squares;
+  Objective<T> objective;
+  Rates rates;
+  Complement complement;
+
+  Network(const std::vector<Index>& widths, bool with_gram, bool momentum) {
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+      weights.push_back(random_matrix<T>(widths[l + 1], widths[l], 0.1));
+    }
+    for (auto& w : weights) refs.emplace_back(w);
+    target = random_matrix<T>(widths.back(), widths.front());
+    objective.target = target;
+    if (with_gram) {
+      gram = Matrix<T>::Identity(widths.front(), widths.front());
+      least_squares = target;
+      objective.input_gram = gram;
+      objective.least_squares = least_squares;
+    }
+    const std::size_t n = weights.size();
+    rates.learning_rate.assign(n, 0.01);
+    rates.weight_decay.assign(n, 0.1);
+    rates.momentum.assign(n, momentum ? 0.5 : 0.0);
+    complement.rho.assign(n, 0.5);
+    complement.multiplicity = 3.0;
+  }
+};
+
+void no_allocation_in(Stepper& stepper, const char* what, Index size) {
+  n_allocations = 0;
+  counting = true;
+  Eigen::internal::set_is_malloc_allowed(false);
+  double loss = 0.0;
+  for (int t = 0; t < 3; ++t) {
+    loss += stepper.evaluate();
+    stepper.update();
+  }
+  Eigen::internal::set_is_malloc_allowed(true);
+  counting = false;
+  CHECK(std::isfinite(loss));
+  CHECK(n_allocations == 0);
+  if (n_allocations > 0) {
+    std::fprintf(stderr, "    %ld in %s, size %d\n", n_allocations, what, int(size));
+  }
+}
+
+template <class T>
+void reduced() {
+  for (Index size = 0; size <= 32; ++size) {
+    for (int variant = 0; variant < 4; ++variant) {
+      Network<T> n({size, size, size, size}, variant % 2 == 1, variant / 2 == 1);
+      ReducedDescent<T> descent(n.refs, n.objective, n.complement, n.rates, Context{1, nullptr});
+      no_allocation_in(descent, "reduced descent", size);
+    }
+  }
+}
+
+template <class T>
+void dense() {
+  const std::vector<std::vector<Index>> shapes{
+      {3, 3, 3, 3},       {10, 10, 10},       {30, 30, 30, 30}, {50, 50, 50, 50}, {40, 40, 40, 5},
+      {5, 40, 40, 40},    {40, 5, 40, 40},    {40, 40, 6, 40},  {1, 9, 9, 1},     {1, 1},
+      {100, 100, 100, 3}, {3, 100, 100, 100}, {7, 5},           {64, 64, 64}};
+  for (const auto& widths : shapes) {
+    for (int variant = 0; variant < 4; ++variant) {
+      Network<T> n(widths, variant % 2 == 1, variant / 2 == 1);
+      DenseDescent<T> descent(n.refs, n.objective, n.rates, Context{1, nullptr});
+      no_allocation_in(descent, "dense descent", widths[1]);
+    }
+  }
+}
+
+// The counter counts.
+void control() {
+  counting = true;
+  const auto one = std::make_unique<int>(1);
+  counting = false;
+  CHECK(n_allocations == *one);
+}
+
+}  // namespace
+
+int main() {
+  control();
+  reduced<double>();
+  reduced<float>();
+  dense<double>();
+  dense<float>();
+  return check::result();
+}

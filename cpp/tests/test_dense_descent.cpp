@@ -1,0 +1,392 @@
+#include "dlnfast/dense_descent.hpp"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "dlnfast/errors.hpp"
+#include "dlnfast/recorders.hpp"
+#include "dlnfast/thin_product.hpp"
+
+using namespace dlnfast;
+using check::distance;
+using check::random_matrix;
+using Widths = std::vector<Index>;
+using Weights = std::vector<Matrix<double>>;
+
+namespace {
+
+struct Problem {
+  Widths widths;
+  Matrix<double> target, input_gram, least_squares;  // the last two empty where S = I
+  double loss_scale = 0.5;
+  double loss_floor = 0.25;
+  Rates rates;
+  Weights weights;
+
+  Problem(Widths w, bool with_gram, bool with_momentum) : widths(std::move(w)) {
+    const Index d_in = widths.front(), d_out = widths.back();
+    if (with_gram) {
+      // A positive semidefinite S near the identity, and a target that a linear map reaches.
+      const Matrix<double> x = random_matrix<double>(d_in, d_in + 1, 0.5);
+      input_gram = Matrix<double>::Identity(d_in, d_in) + x * x.transpose() / double(d_in + 1);
+      least_squares = random_matrix<double>(d_out, d_in);
+      target = least_squares * input_gram;
+    } else {
+      target = random_matrix<double>(d_out, d_in);
+    }
+    for (std::size_t l = 0; l + 1 < widths.size(); ++l) {
+      const double scale = std::sqrt(3.0 / double(std::max<Index>(1, widths[l])));
+      weights.push_back(random_matrix<double>(widths[l + 1], widths[l], 0.9 * scale));
+      rates.learning_rate.push_back(0.02 + 0.01 * double(l));
+      rates.weight_decay.push_back(l == 1 ? 0.0 : 0.05);
+      rates.momentum.push_back(with_momentum && l != 1 ? 0.6 + 0.1 * double(l % 3) : 0.0);
+    }
+  }
+
+  Index n_layers() const { return static_cast<Index>(weights.size()); }
+};
+
+// The definition, product by product.
+struct Naive {
+  const Problem& problem;
+  Weights weights, velocity;
+
+  explicit Naive(const Problem& p) : problem(p), weights(p.weights) {
+    for (const auto& w : weights) velocity.push_back(Matrix<double>::Zero(w.rows(), w.cols()));
+  }
+
+  // W_{to:from}, layers from 1; the identity where from > to.
+  Matrix<double> chain(Index to, Index from) const {
+    Matrix<double> m = Matrix<double>::Identity(problem.widths[from - 1], problem.widths[from - 1]);
+    for (Index l = from; l <= to; ++l) m = (weights[l - 1] * m).eval();
+    return m;
+  }
+  Matrix<double> error() const {
+    const Matrix<double> m = chain(problem.n_layers(), 1);
+    if (problem.input_gram.size() == 0) return m - problem.target;
+    return m * problem.input_gram - problem.target;
+  }
+  double loss() const {
+    const Matrix<double> m = chain(problem.n_layers(), 1);
+    const Matrix<double> away =
+        problem.input_gram.size() == 0 ? m - problem.target : m - problem.least_squares;
+    return 0.5 * problem.loss_scale * error().cwiseProduct(away).sum() + problem.loss_floor;
+  }
+  Matrix<double> gradient(Index l) const {
+    return problem.loss_scale * chain(problem.n_layers(), l + 1).transpose() * error() *
+           chain(l - 1, 1).transpose();
+  }
+  void step() {
+    Weights g;
+    for (Index l = 1; l <= problem.n_layers(); ++l) g.push_back(gradient(l));
+    for (std::size_t l = 0; l < g.size(); ++l) {
+      velocity[l] = problem.rates.momentum[l] * velocity[l] + g[l] +
+                    problem.rates.weight_decay[l] * weights[l];
+      weights[l] -= problem.rates.learning_rate[l] * velocity[l];
+    }
+  }
+};
+
+// The same problem in the precision T, with a stepper on it.
+template <class T>
+struct Fast {
+  Matrix<T> target, input_gram, least_squares;
+  std::vector<Matrix<T>> weights;
+  std::unique_ptr<DenseDescent<T>> descent;
+
+  std::vector<MatrixRef<T>> refs() {
+    std::vector<MatrixRef<T>> r;
+    for (auto& w : weights) r.emplace_back(w);
+    return r;
+  }
+
+  Fast(const Problem& p, int n_threads)
+      : target(p.target.template cast<T>()),
+        input_gram(p.input_gram.template cast<T>()),
+        least_squares(p.least_squares.template cast<T>()) {
+    for (const auto& w : p.weights) weights.push_back(w.template cast<T>());
+    Objective<T> objective;
+    objective.target = target;
+    objective.input_gram = input_gram;
+    objective.least_squares = least_squares;
+    objective.loss_scale = p.loss_scale;
+    objective.loss_floor = p.loss_floor;
+    descent =
+        std::make_unique<DenseDescent<T>>(refs(), objective, p.rates, Context{n_threads, nullptr});
+  }
+};
+
+const std::vector<Widths> networks{
+    {5, 4},  // one layer
+    {4, 1},
+    {6, 6, 6, 6},  // square
+    {9, 8, 7, 2},  // thin output
+    {2, 7, 8, 9},  // thin input
+    {8, 3, 9},     // hourglass
+    {12, 7, 3, 8, 11},
+    {12, 3, 8, 9, 10},  // a bottleneck beside the input
+    {12, 9, 8, 3, 10},  // a bottleneck beside the output
+    {3, 9, 4},          // bulge
+    {5, 12, 13, 12, 6},
+    {1, 1, 1},
+    {7, 1, 7},
+    {1, 9, 9, 1},
+    {17, 64, 65, 17},
+    {40, 41, 42, 5},
+    {5, 40, 41, 42},
+    {40, 41, 5, 42, 43},
+    // Too wide for the thin kernels, with every kind of pivot.
+    {66, 80, 90, 85},
+    {85, 90, 80, 66},
+    {90, 66, 90, 90},
+    {90, 90, 66, 90},
+    {66, 66},
+    {66, 66, 66},
+    // Nothing flows through an empty layer.
+    {3, 0, 2},
+    {0, 3, 2},
+    {3, 2, 0},
+    {3, 5, 0, 4, 2},
+};
+
+std::string name(const Widths& widths) {
+  std::string text;
+  for (const Index d : widths) text += " " + std::to_string(d);
+  return text;
+}
+
+template <class T>
+void same_iterates() {
+  for (const Widths& widths : networks) {
+    const int failures = check::failures;
+    const Index widest = *std::max_element(widths.begin(), widths.end());
+    const int steps = widest > 60 ? 4 : 12;
+    for (int variant = 0; variant < 4; ++variant) {
+      const Problem problem(widths, variant % 2 == 1, variant / 2 == 1);
+      for (const int n_threads : {1, 2, 7}) {
+        Naive naive(problem);
+        Fast<T> fast(problem, n_threads);
+        // Rates and norms keep the growth of an error per step near 1; 4 covers it.
+        const double allowed = check::tolerance<T>(widest, 4.0 * steps);
+        for (int t = 0; t <= steps; ++t) {
+          const double loss = naive.loss();
+          CHECK_NEAR(fast.descent->evaluate(), loss, allowed * (1.0 + std::abs(loss)));
+          for (std::size_t l = 0; l < fast.weights.size(); ++l) {
+            CHECK_NEAR(distance(fast.weights[l], naive.weights[l]), 0.0, allowed);
+          }
+          fast.descent->update();
+          naive.step();
+        }
+        if (widest > 60 && n_threads == 2) break;
+      }
+    }
+    if (check::failures > failures) std::fprintf(stderr, "  widths%s\n", name(widths).c_str());
+  }
+}
+
+void gradient_is_the_derivative_of_the_loss() {
+  for (const Widths& widths : networks) {
+    if (*std::max_element(widths.begin(), widths.end()) > 20) continue;
+    for (const bool with_gram : {false, true}) {
+      Problem problem(widths, with_gram, false);
+      // With rate 1 and no decay a step is the gradient itself.
+      for (auto& r : problem.rates.learning_rate) r = 1.0;
+      for (auto& d : problem.rates.weight_decay) d = 0.0;
+      Fast<double> moved(problem, 1), fast(problem, 1);
+      moved.descent->evaluate();
+      moved.descent->update();
+      for (std::size_t l = 0; l < fast.weights.size(); ++l) {
+        Matrix<double>& w = fast.weights[l];
+        for (Index e = 0; e < w.size(); e += 1 + w.size() / 10) {
+          const double old = w.data()[e], h = 1e-5;
+          w.data()[e] = old + h;
+          const double above = fast.descent->evaluate();
+          w.data()[e] = old - h;
+          const double below = fast.descent->evaluate();
+          w.data()[e] = old;
+          // Truncation h^2 and rounding eps / h, both near 1e-10, times a loss of order 10.
+          CHECK_NEAR(old - moved.weights[l].data()[e], (above - below) / (2 * h), 1e-7);
+        }
+      }
+    }
+  }
+}
+
+void pivots() {
+  std::set<std::string> kinds;
+  for (const Widths& widths : networks) {
+    const Index n_layers = static_cast<Index>(widths.size()) - 1;
+    const Index p = best_pivot(widths);
+    CHECK(p >= 0 && p <= n_layers);
+    for (Index q = 0; q <= n_layers; ++q) CHECK(step_flops(widths, p) <= step_flops(widths, q));
+    kinds.insert(std::string(p == 0          ? "input"
+                             : p == n_layers ? "output"
+                                             : "inside") +
+                 (widths[p] <= thin_limit ? ", thin" : ""));
+  }
+  CHECK(kinds.size() == 6);  // every path is among the networks above
+  for (Index p = 0; p <= 3; ++p) CHECK(step_flops({9, 9, 9, 9}, p) == 6.0 * 2 * 9 * 9 * 9);
+  CHECK(best_pivot({9, 9, 9, 9}) == 3);
+  CHECK(best_pivot({9, 9, 9, 2}) == 3);
+  CHECK(best_pivot({2, 9, 9, 9}) == 0);
+  CHECK(best_pivot({9, 2, 9, 9}) == 1);  // as costly as 3, and thin
+  CHECK(best_pivot({9, 2, 9}) == 1);
+  // 6 flops per entry of W_1 and row, as the documentation counts them.
+  CHECK(step_flops({2048, 2048, 2048, 10}, 3) == 6.0 * 10 * 2 * 2048 * 2048);
+  CHECK_THROWS(best_pivot({}), ShapeError);
+  CHECK_THROWS(best_pivot({4}), ShapeError);
+  CHECK_THROWS(step_flops({4, 5}, 2), ShapeError);
+  CHECK_THROWS(step_flops({4, 5}, -1), ShapeError);
+}
+
+// The result of one step may differ between teams by rounding only; the loss sums rows in order.
+template <class T>
+void large_layers_on_every_team() {
+  for (const Widths& widths : {Widths{300, 300, 7}, Widths{7, 300, 300}, Widths{300, 7, 300}}) {
+    const Problem problem(widths, false, true);
+    Fast<T> one(problem, 1);
+    double loss = 0.0;
+    for (int t = 0; t < 3; ++t) {
+      loss = one.descent->evaluate();
+      one.descent->update();
+    }
+    for (const int n_threads : {0, 2, 3, 7}) {
+      Fast<T> many(problem, n_threads);
+      double same = 0.0;
+      for (int t = 0; t < 3; ++t) {
+        same = many.descent->evaluate();
+        many.descent->update();
+      }
+      CHECK_NEAR(same, loss, check::tolerance<T>(300, 3) * loss);
+      for (std::size_t l = 0; l < one.weights.size(); ++l) {
+        CHECK_NEAR(distance(one.weights[l], many.weights[l]), 0.0, check::tolerance<T>(300, 3));
+      }
+    }
+  }
+}
+
+void largest_layer() {
+  const Problem problem({3, 4, 5, 2}, false, false);
+  Fast<double> fast(problem, 1);
+  fast.weights[1](2, 2) = -50.0;
+  CHECK(fast.descent->largest_layer() == 2);
+  fast.weights[2](0, 0) = std::numeric_limits<double>::quiet_NaN();
+  CHECK(fast.descent->largest_layer() == 3);
+  CHECK(!std::isfinite(fast.descent->evaluate()));
+}
+
+void recorder() {
+  const Problem problem({5, 4, 3}, false, false);
+  Fast<double> fast(problem, 1);
+  const Index kept[] = {2, 3};
+  std::vector<double> values[2], left[2], right[2], snapshots[2];
+  std::int64_t n_snapshots = 0;
+  DenseRecords<double> records;
+  for (int l = 0; l < 2; ++l) {
+    const Matrix<double>& w = fast.weights[l];
+    values[l].resize(3 * kept[l]);
+    left[l].resize(3 * w.rows() * kept[l]);
+    right[l].resize(3 * w.cols() * kept[l]);
+    snapshots[l].resize(2 * w.size());
+    records.n_values.push_back(kept[l]);
+    records.values.push_back(values[l].data());
+    records.left.push_back(left[l].data());
+    records.right.push_back(right[l].data());
+    records.snapshots.push_back(snapshots[l].data());
+  }
+  records.snapshot_every = 3;
+  records.n_snapshots = &n_snapshots;
+  DenseRecorder<double> recorder(fast.refs(), records, Context{1, nullptr});
+  Schedule schedule;
+  schedule.steps = 4;
+  schedule.record_every = 3;
+  CHECK(n_records(schedule) == 3);
+  std::vector<double> loss(5);
+  std::vector<std::int64_t> steps(3);
+  std::int64_t n_losses = 0, n_done = 0;
+  Monitor monitor;
+  const Progress progress{loss.data(), steps.data(), &n_losses, &n_done};
+  const Result result = descend(*fast.descent, recorder, schedule, progress, monitor);
+  CHECK(result.outcome == Outcome::finished && result.step == 4);
+  CHECK(n_losses == 5 && n_done == 3 && n_snapshots == 2);
+  CHECK((steps == std::vector<std::int64_t>{0, 3, 4}));
+
+  Naive naive(problem);
+  for (int t = 0; t <= 4; ++t) {
+    CHECK_NEAR(loss[t], naive.loss(), 1e-12);
+    for (int l = 0; l < 2; ++l) {
+      const Matrix<double>& w = naive.weights[l];
+      if (t % 3 == 0) {
+        const MatrixRef<double> kept_weight(snapshots[l].data() + t / 3 * w.size(), w.rows(),
+                                            w.cols());
+        CHECK_NEAR(distance(kept_weight.map(), w), 0.0, 1e-13);
+      }
+      const auto record = std::find(steps.begin(), steps.end(), t) - steps.begin();
+      if (record == 3) continue;
+      const MatrixRef<double> u(left[l].data() + record * w.rows() * kept[l], w.rows(), kept[l]);
+      const MatrixRef<double> v(right[l].data() + record * w.cols() * kept[l], w.cols(), kept[l]);
+      const Matrix<double> wv = w * v.map();
+      for (Index i = 0; i < kept[l]; ++i) {
+        const double s = values[l][record * kept[l] + i];
+        CHECK_NEAR((wv.col(i) - s * u.map().col(i)).norm(), 0.0, 1e-13);
+        CHECK_NEAR(u.map().col(i).norm(), 1.0, 1e-13);
+      }
+    }
+    naive.step();
+  }
+}
+
+void sizes_are_checked() {
+  const Problem problem({3, 4, 2}, true, false);
+  Matrix<double> w1(4, 3), w2(2, 4), target(2, 3), gram(3, 3), wrong(3, 4), none;
+  Objective<double> good;
+  good.target = target;
+  const auto build = [](std::vector<MatrixRef<double>> weights, const Objective<double>& objective,
+                        const Rates& rates) {
+    DenseDescent<double>(std::move(weights), objective, rates, Context{});
+  };
+  build({w1, w2}, good, problem.rates);
+  CHECK_THROWS(build({}, good, problem.rates), ShapeError);
+  CHECK_THROWS(build({w2, w1}, good, problem.rates), ShapeError);
+  CHECK_THROWS(build({w1, wrong}, good, problem.rates), ShapeError);
+  CHECK_THROWS(build({w1}, good, problem.rates), ShapeError);
+  Objective<double> o = good;
+  o.target = wrong;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  o.target = none;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  o = good;
+  o.input_gram = gram;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);  // without least_squares
+  o.least_squares = wrong;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  o.least_squares = target;
+  build({w1, w2}, o, problem.rates);
+  o.input_gram = wrong;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  for (auto list : {&Rates::learning_rate, &Rates::weight_decay, &Rates::momentum}) {
+    Rates rates = problem.rates;
+    (rates.*list).pop_back();
+    CHECK_THROWS(build({w1, w2}, good, rates), ShapeError);
+    (rates.*list).resize(3);
+    CHECK_THROWS(build({w1, w2}, good, rates), ShapeError);
+  }
+}
+
+}  // namespace
+
+int main() {
+  same_iterates<double>();
+  same_iterates<float>();
+  gradient_is_the_derivative_of_the_loss();
+  pivots();
+  large_layers_on_every_team<double>();
+  large_layers_on_every_team<float>();
+  largest_layer();
+  recorder();
+  sizes_are_checked();
+  return check::result();
+}

@@ -1,0 +1,269 @@
+#include "dlnfast/monitor.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "check.hpp"
+#include "dlnfast/build_info.hpp"
+#include "dlnfast/dense_descent.hpp"
+#include "dlnfast/product.hpp"
+#include "dlnfast/reduced_descent.hpp"
+#include "dlnfast/thin_product.hpp"
+
+using namespace dlnfast;
+using check::random_matrix;
+
+namespace {
+
+void pause(int milliseconds) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+}
+
+// A stepper whose loss is 1, 1/2, 1/4, ..
+class Halving final : public Stepper {
+ public:
+  double evaluate() override { return loss_; }
+  void update() override {
+    loss_ *= 0.5;
+    if (pause_ > 0) pause(pause_);
+    if (++n_updates_ == diverges_at) loss_ = std::nan("");
+  }
+  Index largest_layer() const override { return 7; }
+  Index steps_per_breath() const override { return breath; }
+
+  int pause_ = 0;
+  Index breath = 1;
+  Index diverges_at = -1;
+
+ private:
+  double loss_ = 1.0;
+  Index n_updates_ = 0;
+};
+
+class Notes final : public Recorder {
+ public:
+  void record(Index record, Index step) override {
+    CHECK(record == static_cast<Index>(steps.size()));
+    steps.push_back(step);
+  }
+  void after_step(Index step, bool last) override {
+    ++n_steps;
+    if (last) last_step = step;
+  }
+  std::vector<Index> steps;
+  Index n_steps = 0, last_step = -1;
+};
+
+struct Run {
+  std::vector<double> loss;
+  std::vector<std::int64_t> record_steps;
+  std::int64_t n_losses = 0, n_records = 0;
+  Notes notes;
+  Result result{};
+
+  Run(Stepper& stepper, const Schedule& schedule, Monitor monitor) {
+    loss.assign(static_cast<std::size_t>(schedule.steps) + 1, -1.0);
+    record_steps.assign(static_cast<std::size_t>(dlnfast::n_records(schedule)), -1);
+    const Progress progress{loss.data(), record_steps.data(), &n_losses, &n_records};
+    result = descend(stepper, notes, schedule, progress, monitor);
+  }
+};
+
+Schedule schedule(Index steps, Index every, double tolerance = -1.0) {
+  Schedule s;
+  s.steps = steps;
+  s.record_every = every;
+  s.tolerance = tolerance;
+  return s;
+}
+
+void records_of_a_run() {
+  for (const auto& [steps, every, wanted] :
+       std::vector<std::tuple<Index, Index, std::vector<Index>>>{{0, 1, {0}},
+                                                                 {0, 5, {0}},
+                                                                 {3, 1, {0, 1, 2, 3}},
+                                                                 {4, 2, {0, 2, 4}},
+                                                                 {5, 2, {0, 2, 4, 5}},
+                                                                 {5, 9, {0, 5}}}) {
+    Halving stepper;
+    const Run run(stepper, schedule(steps, every), Monitor());
+    CHECK(run.result.outcome == Outcome::finished && run.result.step == steps);
+    CHECK(run.notes.steps == wanted);
+    CHECK(run.n_records == static_cast<Index>(wanted.size()));
+    CHECK(run.n_records == n_records(schedule(steps, every)));
+    CHECK(std::equal(wanted.begin(), wanted.end(), run.record_steps.begin()));
+    CHECK(run.n_losses == steps + 1 && run.notes.n_steps == steps + 1);
+    CHECK(run.notes.last_step == steps);
+    for (Index t = 0; t <= steps; ++t) CHECK(run.loss[t] == std::ldexp(1.0, -int(t)));
+  }
+  CHECK(n_records(schedule(Index(1) << 40, 3)) == (Index(1) << 40) / 3 + 2);
+}
+
+void ends_of_a_run() {
+  {
+    Halving stepper;  // at or below the tolerance, between two records
+    const Run run(stepper, schedule(100, 4, 0.125), Monitor());
+    CHECK(run.result.outcome == Outcome::converged && run.result.step == 3);
+    CHECK((run.notes.steps == std::vector<Index>{0, 3}) && run.n_losses == 4);
+  }
+  {
+    Halving stepper;
+    stepper.diverges_at = 5;
+    const Run run(stepper, schedule(100, 2), Monitor());
+    CHECK(run.result.outcome == Outcome::diverged && run.result.step == 5 && run.result.layer == 7);
+    CHECK((run.notes.steps == std::vector<Index>{0, 2, 4}) && run.n_losses == 5);
+  }
+  {
+    Halving stepper;  // the answer `stop`, asked for at records only
+    std::vector<Index> asked;
+    const Run run(stepper, schedule(100, 3), Monitor([&](Index step, double loss, bool at_record) {
+                    if (at_record) asked.push_back(step);
+                    CHECK(loss == std::ldexp(1.0, -int(step)));
+                    return step >= 5 ? Answer::stop : Answer::go_on;
+                  }));
+    CHECK(run.result.outcome == Outcome::stopped && run.result.step == 6);
+    CHECK((asked == std::vector<Index>{0, 3, 6}) && run.notes.steps == asked);
+    CHECK(run.n_losses == 7 && run.notes.last_step == -1);
+  }
+  {
+    Halving stepper;  // the last record has nothing left to stop
+    const Run run(stepper, schedule(3, 3), Monitor([](Index step, double, bool) {
+                    return step == 3 ? Answer::stop : Answer::go_on;
+                  }));
+    CHECK(run.result.outcome == Outcome::finished && run.result.step == 3);
+  }
+  Halving stepper;
+  const auto bad = [&](Index steps, Index every) {
+    Schedule s = schedule(steps, every);
+    std::int64_t n = 0;
+    double loss = 0.0;
+    Notes notes;
+    Monitor monitor;
+    descend(stepper, notes, s, Progress{&loss, &n, &n, &n}, monitor);
+  };
+  CHECK_THROWS(bad(-1, 1), std::invalid_argument);
+  CHECK_THROWS(bad(1, 0), std::invalid_argument);
+  CHECK_THROWS(n_records(schedule(1, 0)), std::invalid_argument);
+}
+
+void interruptions() {
+  // Between records, on the clock; what is known so far stays readable.
+  for (const Index breath : {1, 4}) {
+    Halving stepper;
+    stepper.pause_ = 10;
+    stepper.breath = breath;
+    Notes notes;
+    std::vector<double> loss(1001);
+    std::vector<std::int64_t> steps(2);
+    std::int64_t n_losses = 0, n_done = 0;
+    int asked = 0;
+    Monitor monitor([&](Index, double, bool at_record) {
+      if (at_record) return Answer::go_on;
+      return ++asked == 3 ? Answer::abort : Answer::stop;  // `stop` counts at records only
+    });
+    const Progress progress{loss.data(), steps.data(), &n_losses, &n_done};
+    CHECK_THROWS(descend(stepper, notes, schedule(1000, 1000), progress, monitor), Interrupted);
+    CHECK(asked == 3 && n_done == 1);
+    CHECK(n_losses >= 3 && n_losses < 200);
+    CHECK(loss[n_losses - 1] == std::ldexp(1.0, 1 - int(n_losses)));
+  }
+  // At a record, and with an exception of the caller's own.
+  Halving stepper;
+  CHECK_THROWS(Run(stepper, schedule(9, 1), Monitor([](Index step, double, bool) {
+                     return step == 2 ? Answer::abort : Answer::go_on;
+                   })),
+               Interrupted);
+  CHECK_THROWS(Run(stepper, schedule(9, 1),
+                   Monitor([](Index, double, bool) -> Answer { throw std::out_of_range("mine"); })),
+               std::out_of_range);
+}
+
+void not_asked_too_often() {
+  int asked = 0;
+  Monitor monitor([&](Index, double, bool) {
+    ++asked;
+    return Answer::go_on;
+  });
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 1000; ++i) monitor.breathe();
+  pause(60);
+  monitor.breathe();
+  const auto elapsed = std::chrono::steady_clock::now() - start;
+  CHECK(asked >= 1 && asked <= 1 + elapsed / std::chrono::milliseconds(50));
+  Monitor silent;
+  silent.breathe();
+  CHECK(silent.at_step(0, 1.0, true));
+  Context().breathe();
+}
+
+// A product of more than a second can be left between two of its pieces.
+void long_product() {
+  const Index n = 3600;
+  Matrix<float> a = random_matrix<float>(n, n), b = random_matrix<float>(n, n);
+  Matrix<float> c = Matrix<float>::Constant(n, n, -1.0F);
+  int asked = 0;
+  Monitor monitor(
+      [&](Index, double, bool) { return ++asked == 2 ? Answer::abort : Answer::go_on; });
+  pause(60);
+  CHECK_THROWS(multiply<float>(a, Op::none, b, Op::none, c, Context{1, &monitor}), Interrupted);
+  CHECK(asked == 2);
+  CHECK(c(n - 1, n - 1) == -1.0F);  // it had not come that far
+}
+
+template <class Body>
+void leaves_at_once(const Body& body) {
+  Monitor monitor([](Index, double, bool) { return Answer::abort; });
+  pause(60);
+  CHECK_THROWS(body(Context{2, &monitor}), Interrupted);
+}
+
+void every_long_call_listens() {
+  Matrix<double> w = random_matrix<double>(50, 60), x = random_matrix<double>(4, 60);
+  Matrix<double> y(4, 50), z = random_matrix<double>(4, 50), square(50, 50);
+  const Matrix<double> before = w;
+  Descent<double> d;
+  d.learning_rate = 1.0;
+  leaves_at_once(
+      [&](const Context& c) { multiply<double>(w, Op::none, w, Op::transpose, square, c); });
+  leaves_at_once([&](const Context& c) { thin_times_transpose<double>(x, w, y, c); });
+  leaves_at_once([&](const Context& c) { thin_times<double>(z, w, x, c); });
+  leaves_at_once([&](const Context& c) { thin_descend<double>(z, x, w, d, c); });
+  CHECK(w == before);
+
+  Matrix<double> w1 = random_matrix<double>(20, 20), w2 = w1, target = w1;
+  Objective<double> objective;
+  objective.target = target;
+  const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}};
+  leaves_at_once([&](const Context& c) {
+    DenseDescent<double> descent({w1, w2}, objective, rates, c);
+    for (int t = 0; t < 10; ++t) {
+      descent.evaluate();
+      descent.update();
+    }
+  });
+}
+
+void build() {
+  const BuildInfo info = build_info();
+  CHECK(!info.version.empty() && !info.level.empty() && !info.compiler.empty());
+  CHECK(info.eigen.size() >= 5);
+  CHECK(info.vector_bytes == 16 || info.vector_bytes == 32 || info.vector_bytes == 64);
+}
+
+}  // namespace
+
+int main() {
+  records_of_a_run();
+  ends_of_a_run();
+  interruptions();
+  not_asked_too_often();
+  long_product();
+  every_long_call_listens();
+  build();
+  return check::result();
+}

@@ -1,0 +1,307 @@
+#include "dlnfast/reduced_descent.hpp"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "check.hpp"
+#include "dlnfast/dense_descent.hpp"
+#include "dlnfast/errors.hpp"
+#include "dlnfast/recorders.hpp"
+
+using namespace dlnfast;
+using check::distance;
+using check::random_matrix;
+using check::random_orthonormal;
+
+namespace {
+
+template <class T>
+std::vector<MatrixRef<T>> refs(std::vector<Matrix<T>>& list) {
+  std::vector<MatrixRef<T>> r;
+  for (auto& m : list) r.emplace_back(m);
+  return r;
+}
+
+template <class T>
+Matrix<T> core(const ReducedDescent<T>& descent, Index layer, Index rows, Index cols) {
+  Matrix<T> out(rows, cols);
+  descent.copy_core(layer, out.data());
+  return out;
+}
+
+Rates some_rates(Index n_layers, bool momentum) {
+  Rates rates;
+  for (Index l = 0; l < n_layers; ++l) {
+    rates.learning_rate.push_back(0.02 + 0.005 * double(l));
+    rates.weight_decay.push_back(l == 1 ? 0.0 : 0.05);
+    rates.momentum.push_back(momentum && l != 1 ? 0.7 : 0.0);
+  }
+  return rates;
+}
+
+// The recursion of the scalars as it is written down, with the product of the others each time.
+struct Scalars {
+  std::vector<double> rho, velocity;
+  void step(const Rates& rates, double loss_scale, bool coupled) {
+    const std::vector<double> old = rho;
+    for (std::size_t l = 0; l < rho.size(); ++l) {
+      double gradient = coupled ? loss_scale * old[l] : 0.0;
+      for (std::size_t k = 0; k < rho.size(); ++k) {
+        if (k != l) gradient *= old[k] * old[k];
+      }
+      velocity[l] = rates.momentum[l] * velocity[l] + gradient + rates.weight_decay[l] * old[l];
+      rho[l] = old[l] - rates.learning_rate[l] * velocity[l];
+    }
+  }
+  double loss(double loss_scale, double multiplicity, bool coupled) const {
+    double squares = coupled ? 1.0 : 0.0;
+    for (const double r : rho) squares *= r * r;
+    return 0.5 * loss_scale * multiplicity * squares;
+  }
+};
+
+template <class T>
+void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool momentum, bool coupled) {
+  const Index n_layers = static_cast<Index>(widths.size()) - 1;
+  const Index widest = *std::max_element(widths.begin(), widths.end());
+  std::vector<Matrix<T>> cores;
+  for (Index l = 0; l < n_layers; ++l) {
+    const double scale = 0.9 * std::sqrt(1.5 / double(std::max<Index>(1, widths[l])));
+    cores.push_back(random_matrix<T>(widths[l + 1], widths[l], scale));
+  }
+  std::vector<Matrix<T>> whole = cores;
+  const Index d_in = widths.front(), d_out = widths.back();
+  Matrix<T> target = random_matrix<T>(d_out, d_in), gram, least_squares;
+  if (with_gram) {
+    const Matrix<T> x = random_matrix<T>(d_in, d_in + 1, 0.5);
+    gram = Matrix<T>::Identity(d_in, d_in) + x * x.transpose() / T(d_in + 1);
+    least_squares = target;
+    target = least_squares * gram;
+  }
+  Objective<T> objective;
+  objective.target = target;
+  objective.input_gram = gram;
+  objective.least_squares = least_squares;
+  objective.loss_scale = 0.5;
+  objective.loss_floor = 0.125;
+  const Rates rates = some_rates(n_layers, momentum);
+  Complement complement;
+  complement.coupled = coupled;
+  complement.multiplicity = 5.0;
+  for (Index l = 0; l < n_layers; ++l) complement.rho.push_back(0.9 - 0.1 * double(l));
+  Scalars scalars{complement.rho, std::vector<double>(complement.rho.size(), 0.0)};
+
+  const Context context{1, nullptr};
+  ReducedDescent<T> reduced(refs(cores), objective, complement, rates, context);
+  DenseDescent<T> dense(refs(whole), objective, rates, context);
+  CHECK(reduced.n_layers() == n_layers);
+  const int steps = 15;
+  const double allowed = check::tolerance<T>(widest, 2.0 * steps);
+  for (int t = 0; t <= steps; ++t) {
+    const double wanted = dense.evaluate() + scalars.loss(0.5, 5.0, coupled);
+    CHECK_NEAR(reduced.evaluate(), wanted, allowed * (1.0 + wanted));
+    for (Index l = 0; l < n_layers; ++l) {
+      CHECK_NEAR(distance(core(reduced, l, widths[l + 1], widths[l]), whole[l]), 0.0, allowed);
+      CHECK_NEAR(reduced.rho()[l], scalars.rho[l], 1e-14);
+    }
+    reduced.update();
+    dense.update();
+    scalars.step(rates, 0.5, coupled);
+  }
+}
+
+template <class T>
+void every_size() {
+  for (Index size = 0; size <= 40; ++size) {
+    for (Index n_layers = 1; n_layers <= 4; ++n_layers) {
+      const int failures = check::failures;
+      std::vector<Index> widths(static_cast<std::size_t>(n_layers) + 1, size);
+      const bool odd = (size + n_layers) % 2 == 1;
+      same_as_dense<T>(widths, !odd, odd, odd);
+      same_as_dense<T>(widths, odd, odd, !odd);
+      // Some cores smaller than the largest one.
+      for (auto& d : widths) d = std::max<Index>(0, size - check::pick(4));
+      widths[static_cast<std::size_t>(check::pick(n_layers + 1))] = size;
+      same_as_dense<T>(widths, odd, !odd, true);
+      same_as_dense<T>(widths, !odd, !odd, false);
+      if (check::failures > failures) {
+        std::fprintf(stderr, "  size %d, %d layers\n", int(size), int(n_layers));
+      }
+    }
+  }
+}
+
+// W_{to:1} of a list of weights.
+Matrix<double> chain(const std::vector<Matrix<double>>& weights, std::size_t to) {
+  Matrix<double> m = weights[0];
+  for (std::size_t l = 1; l < to; ++l) m = (weights[l] * m).eval();
+  return m;
+}
+
+Matrix<double> orthonormal_basis(const Matrix<double>& columns) {
+  Matrix<double> q = columns;
+  for (Index j = 0; j < q.cols(); ++j) {
+    for (int pass = 0; pass < 2; ++pass) {
+      for (Index i = 0; i < j; ++i) q.col(j) -= q.col(i).dot(q.col(j)) * q.col(i).eval();
+    }
+    q.col(j) /= q.col(j).norm();
+  }
+  return q;
+}
+
+// A whole network against the theorem: A_l C_l A_{l-1}^T + rho_l (Q_l - A_l A_{l-1}^T).
+void whole_network(bool wide_target, double momentum) {
+  const Index d = 14, r = 2, n_layers = 3;
+  const double eps = 0.6;
+  std::vector<Matrix<double>> q, weights, bases, cores;
+  for (Index l = 0; l < n_layers; ++l) {
+    q.push_back(random_orthonormal(wide_target && l + 1 == n_layers ? r : d, d));
+    weights.push_back(eps * q.back());
+  }
+  const Index d_out = q.back().rows();
+  Matrix<double> target = random_matrix<double>(d_out, r) * random_matrix<double>(r, d);
+  Matrix<double> seeds(d, 2 * r);
+  if (wide_target) {
+    seeds << target.transpose(), chain(q, 3).transpose();
+  } else {
+    // Row and column spaces of a target of rank r.
+    seeds << target.topRows(r).transpose(), chain(q, 3).transpose() * target.leftCols(r);
+  }
+  bases.push_back(orthonormal_basis(seeds));
+  for (Index l = 0; l < n_layers; ++l) {
+    const bool last = wide_target && l + 1 == n_layers;
+    bases.push_back(last ? Matrix<double>::Identity(r, r) : Matrix<double>(q[l] * bases.back()));
+    cores.push_back(bases[l + 1].transpose() * weights[l] * bases[l]);
+  }
+  Matrix<double> reduced_target = bases.back().transpose() * target * bases.front();
+
+  Rates rates = some_rates(n_layers, false);
+  for (auto& m : rates.momentum) m = momentum;
+  Objective<double> objective;
+  objective.target = target;
+  objective.loss_scale = 0.4;
+  DenseDescent<double> dense(refs(weights), objective, rates, Context{1, nullptr});
+  objective.target = reduced_target;
+  Complement complement;
+  complement.rho.assign(3, eps);
+  complement.multiplicity = double(d - 2 * r);
+  complement.coupled = !wide_target;
+  ReducedDescent<double> reduced(refs(cores), objective, complement, rates, Context{1, nullptr});
+  for (int t = 0; t < 200; ++t) {
+    const double loss = dense.evaluate();
+    CHECK_NEAR(reduced.evaluate(), loss, 1e-12 * (1.0 + loss));
+    for (Index l = 0; l < n_layers; ++l) {
+      const auto c = core(reduced, l, bases[l + 1].cols(), bases[l].cols());
+      Matrix<double> w = bases[l + 1] * c * bases[l].transpose();
+      if (w.rows() == d) w += reduced.rho()[l] * (q[l] - bases[l + 1] * bases[l].transpose());
+      CHECK_NEAR(distance(w, weights[l]), 0.0, 1e-13);
+    }
+    dense.update();
+    reduced.update();
+  }
+}
+
+void diverged_scalars_show_in_the_loss() {
+  Matrix<double> c = Matrix<double>::Identity(2, 2), target = c;
+  std::vector<MatrixRef<double>> cores{c};
+  Objective<double> objective;
+  objective.target = target;
+  for (const bool coupled : {true, false}) {
+    Complement complement;
+    complement.rho = {1e300};
+    complement.coupled = coupled;
+    Rates rates{{1.0}, {1e100}, {0.0}};
+    ReducedDescent<double> reduced(cores, objective, complement, rates, Context{});
+    reduced.evaluate();
+    reduced.update();
+    CHECK(!std::isfinite(reduced.evaluate()));
+  }
+}
+
+void recorder() {
+  for (const Index size : {3, 35}) {
+    std::vector<Matrix<double>> cores{random_matrix<double>(size, 2, 0.1),
+                                      random_matrix<double>(4, size, 0.1)};
+    Matrix<double> target = random_matrix<double>(4, 2);
+    Objective<double> objective;
+    objective.target = target;
+    Complement complement;
+    complement.rho = {0.5, 0.25};
+    complement.multiplicity = 1.0;
+    const Rates rates = some_rates(2, true);
+    ReducedDescent<double> reduced(refs(cores), objective, complement, rates, Context{1, nullptr});
+    std::vector<double> first(2 * 2 * size), second(2 * 4 * size), rho(4), loss(6);
+    ReducedRecords<double> records{{2 * size, 4 * size}, {first.data(), second.data()}, rho.data()};
+    ReducedRecorder<double> recorder(reduced, records);
+    Schedule schedule;
+    schedule.steps = 5;
+    schedule.record_every = 5;
+    std::int64_t n_losses = 0, n_done = 0, steps[2] = {};
+    Monitor monitor;
+    const auto first_core = cores;
+    const Progress progress{loss.data(), steps, &n_losses, &n_done};
+    CHECK(descend(reduced, recorder, schedule, progress, monitor).outcome == Outcome::finished);
+    CHECK(n_done == 2 && steps[0] == 0 && steps[1] == 5 && n_losses == 6);
+    CHECK(rho[0] == 0.5 && rho[1] == 0.25);
+    CHECK(rho[2] == reduced.rho()[0] && rho[3] == reduced.rho()[1]);
+    CHECK(std::equal(first.begin(), first.begin() + 2 * size, first_core[0].data()));
+    const auto last = core(reduced, 1, 4, size);
+    CHECK(std::equal(second.begin() + 4 * size, second.end(), last.data()));
+  }
+}
+
+void sizes_are_checked() {
+  Matrix<double> c1(4, 3), c2(2, 4), target(2, 3), gram(3, 3), wrong(3, 4);
+  Objective<double> good;
+  good.target = target;
+  Complement two;
+  two.rho = {1.0, 1.0};
+  const Rates rates = some_rates(2, false);
+  const auto build = [](std::vector<MatrixRef<double>> cores, const Objective<double>& objective,
+                        const Complement& complement, const Rates& r) {
+    ReducedDescent<double>(std::move(cores), objective, complement, r, Context{});
+  };
+  build({c1, c2}, good, two, rates);
+  CHECK_THROWS(build({}, good, Complement{}, Rates{}), ShapeError);
+  CHECK_THROWS(build({c2, c1}, good, two, rates), ShapeError);
+  CHECK_THROWS(build({c1, wrong}, good, two, rates), ShapeError);
+  CHECK_THROWS(build({c1}, good, two, rates), ShapeError);
+  Complement one;
+  one.rho = {1.0};
+  CHECK_THROWS(build({c1, c2}, good, one, rates), ShapeError);
+  Objective<double> o = good;
+  o.target = wrong;
+  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
+  o = good;
+  o.input_gram = gram;
+  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
+  o.least_squares = target;
+  build({c1, c2}, o, two, rates);
+  o.input_gram = wrong;
+  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
+  for (auto list : {&Rates::learning_rate, &Rates::weight_decay, &Rates::momentum}) {
+    Rates few = rates;
+    (few.*list).pop_back();
+    CHECK_THROWS(build({c1, c2}, good, two, few), ShapeError);
+  }
+  ReducedDescent<double> reduced({c1, c2}, good, two, rates, Context{});
+  double out[12];
+  CHECK_THROWS(reduced.copy_core(2, out), ShapeError);
+  CHECK_THROWS(reduced.copy_core(-1, out), ShapeError);
+}
+
+}  // namespace
+
+int main() {
+  every_size<double>();
+  every_size<float>();
+  for (const double momentum : {0.0, 0.8}) {
+    whole_network(false, momentum);
+    whole_network(true, momentum);
+  }
+  diverged_scalars_show_in_the_loss();
+  recorder();
+  sizes_are_checked();
+  return check::result();
+}

@@ -1,0 +1,182 @@
+#include "dlnfast/threads.hpp"
+
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "dlnfast/dense_descent.hpp"
+#include "dlnfast/product.hpp"
+#include "dlnfast/reduced_descent.hpp"
+#include "dlnfast/singular_values.hpp"
+
+using namespace dlnfast;
+using check::random_matrix;
+
+namespace {
+
+void exceptions_leave_a_region() {
+  for (const int team : {1, 2, 7}) {
+    const auto all = [](int, int) { throw std::runtime_error("all"); };
+    CHECK_THROWS(parallel(team, all), std::runtime_error);
+    const auto last = [](int member, int size) {
+      if (member == size - 1) throw std::out_of_range("last");
+    };
+    CHECK_THROWS(parallel(team, last), std::out_of_range);
+    std::atomic<int> n{0};  // and the next region works
+    parallel(team, [&](int, int) { ++n; });
+    CHECK(n >= 1 && n <= team);
+    CHECK(n == (has_openmp() ? team : 1));
+  }
+}
+
+void share_covers_everything_once() {
+  for (int trial = 0; trial < 20000; ++trial) {
+    const Index n = check::pick(300);
+    const Index grain = 1 + check::pick(20);
+    const int team = 1 + static_cast<int>(check::pick(12));
+    Index next = 0;
+    for (int member = 0; member < team; ++member) {
+      const Share s = share(n, grain, member, team);
+      // Parts follow each other, whole grains but for the last.
+      CHECK(s.begin <= s.end);
+      if (s.begin == s.end) continue;
+      CHECK(s.begin == next);
+      CHECK(s.begin % grain == 0);
+      CHECK(s.end == n || s.end % grain == 0);
+      next = s.end;
+    }
+    CHECK(next == n);
+  }
+  const Share large = share(Index(1) << 40, 64, 6, 7);
+  CHECK(large.end == Index(1) << 40);
+}
+
+void members_see_their_numbers() {
+  for (const int team : {1, 2, 5}) {
+    std::vector<std::atomic<int>> seen(static_cast<std::size_t>(team));
+    parallel(team, [&](int member, int size) {
+      if (size <= team && member >= 0 && member < size) ++seen[static_cast<std::size_t>(member)];
+    });
+    for (int i = 0; i < team; ++i) CHECK(seen[i] == (has_openmp() || i == 0 ? 1 : 0));
+  }
+}
+
+void team_sizes() {
+  set_num_threads(0);
+  const int all = max_threads();
+  CHECK(all >= 1);
+  if (!has_openmp()) {
+    CHECK(all == 1);
+    CHECK(team_size(7, 1e18, 1.0) == 1);
+    return;
+  }
+  for (const int n : {1, 2, 7, 100}) CHECK(team_size(n, 1.0, 1e9) == n);  // taken literally
+  CHECK(team_size(0, 0.0, 1e6) == 1);
+  CHECK(team_size(0, 1e5, 1e6) == 1);
+  CHECK(team_size(0, 1e18, 1e6) == all);
+  set_num_threads(5);
+  CHECK(max_threads() == 5);
+  CHECK(team_size(0, 3.5e6, 1e6) == 3);
+  CHECK(team_size(0, 1e300, 1e-300) == 5);
+  CHECK(team_size(2, 1e9, 1e6) == 2);
+  set_num_threads(-3);
+  CHECK(max_threads() == all);
+}
+
+struct Trained {
+  std::vector<Matrix<double>> weights, cores;
+  Matrix<double> values;
+  double loss = 0.0;
+};
+
+// One of everything, from a fixed start.
+Trained train(const std::vector<Matrix<double>>& start, const Matrix<double>& wanted, int n_threads,
+              int steps) {
+  Trained result;
+  const Context context{n_threads, nullptr};
+  result.weights = start;
+  Matrix<double> target = wanted;
+  Objective<double> objective;
+  objective.target = target;
+  objective.loss_scale = 0.1;
+  const std::size_t n_layers = start.size();
+  const Rates rates{std::vector<double>(n_layers, 0.05), std::vector<double>(n_layers, 1e-3),
+                    std::vector<double>(n_layers, 0.5)};
+  std::vector<MatrixRef<double>> refs;
+  for (auto& w : result.weights) refs.emplace_back(w);
+  DenseDescent<double> dense(refs, objective, rates, context);
+  for (int t = 0; t < steps; ++t) {
+    result.loss += dense.evaluate();
+    dense.update();
+  }
+  std::vector<Matrix<double>> cores;
+  for (std::size_t l = 0; l < n_layers; ++l) cores.push_back(start[l].topLeftCorner(6, 6));
+  Matrix<double> corner = wanted.topLeftCorner(6, 6);
+  objective.target = corner;
+  std::vector<MatrixRef<double>> core_refs;
+  for (auto& c : cores) core_refs.emplace_back(c);
+  Complement complement;
+  complement.rho.assign(n_layers, 0.3);
+  complement.multiplicity = 10.0;
+  ReducedDescent<double> reduced(core_refs, objective, complement, rates, context);
+  for (int t = 0; t < 20 * steps; ++t) {
+    result.loss += reduced.evaluate();
+    reduced.update();
+  }
+  for (std::size_t l = 0; l < n_layers; ++l) {
+    result.cores.emplace_back(6, 6);
+    reduced.copy_core(static_cast<Index>(l), result.cores.back().data());
+  }
+  result.values.resize(1, 8);
+  singular_values<double>(MatrixRef<double>(result.weights[0]), result.values, {}, {}, context);
+  return result;
+}
+
+// Several runs at once give what one run alone gives, bit by bit.
+void hammer() {
+  std::vector<Matrix<double>> start;
+  for (int l = 0; l < 3; ++l) start.push_back(random_matrix<double>(70, 70, 0.1));
+  const Matrix<double> target = random_matrix<double>(70, 70);
+  for (const int n_threads : {1, 2}) {
+    const Trained alone = train(start, target, n_threads, 10);
+    std::vector<Trained> results(6);
+    std::vector<std::thread> threads;
+    for (auto& result : results) {
+      threads.emplace_back([&] { result = train(start, target, n_threads, 10); });
+    }
+    for (auto& thread : threads) thread.join();
+    for (const Trained& result : results) {
+      CHECK(result.loss == alone.loss);
+      CHECK(result.values == alone.values);
+      for (std::size_t l = 0; l < start.size(); ++l) {
+        CHECK(result.weights[l] == alone.weights[l]);
+        CHECK(result.cores[l] == alone.cores[l]);
+      }
+    }
+  }
+}
+
+// There is no way back from this one: the last of all.
+void forbidden_threads() {
+  forbid_threads();
+  CHECK(max_threads() == 1);
+  CHECK(team_size(7, 1e9, 1.0) == 1);
+  CHECK(team_size(0, 1e9, 1.0) == 1);
+  set_num_threads(4);
+  CHECK(max_threads() == 1);
+}
+
+}  // namespace
+
+int main() {
+  exceptions_leave_a_region();
+  share_covers_everything_once();
+  members_see_their_numbers();
+  team_sizes();
+  hammer();
+  forbidden_threads();
+  return check::result();
+}
