@@ -147,8 +147,9 @@ class LaneScalars {
   static_assert(lanes % P::size == 0, "lanes of floats are whole vectors of doubles");
 
  public:
-  explicit LaneScalars(const std::vector<FamilySpan>& spans,
-                       const MatrixRef<const double>& coupling) {
+  LaneScalars(const std::vector<FamilySpan>& spans, const MatrixRef<const double>& coupling,
+              const LaneFeatures& features)
+      : features_(features) {
     for (const FamilySpan& span : spans) {
       Family family;
       family.length = span.length;
@@ -203,19 +204,24 @@ class LaneScalars {
     return largest;
   }
 
-  void add_loss(double* loss) const {
+  // Adds what the scalars contribute, NaN where one is not finite, and prepares `update`: gradients
+  // are products of the others' squares, here those from the left. No division.
+  void add_loss(double* loss) {
     for (int i = 0; i < lanes; i += P::size) {
       Vector total = P::load(loss + i);
-      const Scalar* s = scalars_.data();
+      Scalar* s = scalars_.data();
       for (const Family& family : families_) {
-        Vector squares = P::load(family.energy.a + i);
-        const Vector energy = squares;
-        for (const Scalar* end = s + family.length; s < end; ++s) {
+        Scalar* const end = s + family.length;
+        Vector left = Vector{} + 1.0;
+        for (; s < end; ++s) {
           const Vector rho = P::load(s->rho.a + i);
-          total += 0.0 * rho;  // NaN where it is not finite
-          squares *= rho * rho;
+          total += 0.0 * rho;
+          if (!family.coupled) continue;
+          P::store(s->gradient.a + i, left * rho);
+          left *= rho * rho;
         }
-        total += energy != 0.0 ? squares : Vector{};
+        const Vector energy = P::load(family.energy.a + i);
+        total += energy != 0.0 ? energy * left : Vector{};
       }
       P::store(loss + i, total);
     }
@@ -223,11 +229,21 @@ class LaneScalars {
 
   void update() {
     for (int i = 0; i < lanes; i += P::size) {
-      Scalar* s = scalars_.data();
+      Scalar* begin = scalars_.data();
       for (const Family& family : families_) {
-        Scalar* const end = s + family.length;
-        if (family.coupled) find_gradients(s, end, P::load(family.strength.a + i), i);
-        for (; s < end; ++s) move(*s, i);
+        const Vector strength = P::load(family.strength.a + i);
+        Vector right = Vector{} + 1.0;
+        for (Scalar* s = begin + family.length; s-- > begin;) {
+          const Vector rho = P::load(s->rho.a + i);
+          Vector gradient = {};
+          if (family.coupled) {
+            const Vector others = P::load(s->gradient.a + i) * right;
+            gradient = strength != 0.0 ? others * strength : gradient;
+            right *= rho * rho;
+          }
+          move(*s, rho, gradient, i);
+        }
+        begin += family.length;
       }
     }
   }
@@ -247,34 +263,20 @@ class LaneScalars {
     Values rho, velocity, gradient, carry, rate, decay, momentum;
   };
 
-  // Products of the others' squares, from the left and from the right: no division.
-  static void find_gradients(Scalar* begin, Scalar* end, const Vector& strength, int i) {
-    Vector left = strength;
-    for (Scalar* s = begin; s < end; ++s) {
-      const Vector rho = P::load(s->rho.a + i);
-      P::store(s->gradient.a + i, left * rho);
-      left *= rho * rho;
+  void move(Scalar& s, const Vector& rho, const Vector& gradient, int i) const {
+    Vector velocity = gradient;
+    if (features_.decay) velocity += P::load(s.decay.a + i) * rho;
+    if (features_.momentum) {
+      velocity += P::load(s.momentum.a + i) * P::load(s.velocity.a + i);
+      P::store(s.velocity.a + i, velocity);
     }
-    Vector right = Vector{} + 1.0;
-    for (Scalar* s = end; s-- > begin;) {
-      const Vector rho = P::load(s->rho.a + i);
-      const Vector gradient = P::load(s->gradient.a + i) * right;
-      P::store(s->gradient.a + i, strength != 0.0 ? gradient : Vector{});
-      right *= rho * rho;
-    }
-  }
-
-  static void move(Scalar& s, int i) {
-    const Vector rho = P::load(s.rho.a + i);
-    const Vector velocity = P::load(s.momentum.a + i) * P::load(s.velocity.a + i) +
-                            P::load(s.gradient.a + i) + P::load(s.decay.a + i) * rho;
     const Vector wanted = -P::load(s.rate.a + i) * velocity - P::load(s.carry.a + i);
     const Vector sum = rho + wanted;
-    P::store(s.velocity.a + i, velocity);
     P::store(s.carry.a + i, (sum - rho) - wanted);
     P::store(s.rho.a + i, sum);
   }
 
+  LaneFeatures features_;
   std::vector<Family> families_;
   std::vector<Scalar> scalars_;
 };
@@ -300,7 +302,7 @@ class LaneWorker final : public Worker {
       : job_(job),
         breather_(monitor),
         cores_(lane_cores<T>(job.sizes.widest, job.sizes.layers, job.features)),
-        scalars_(job.batch.families, job.batch.coupling) {}
+        scalars_(job.batch.families, job.batch.coupling, job.features) {}
 
   void run(Index task) override {
     load(task);

@@ -92,11 +92,7 @@ class LaneDescent final : public LaneCores<T> {
     }
     return best;
   }
-#ifdef TR
-  static constexpr Tile tile = {TR, TC};
-#else
   static constexpr Tile tile = best_tile();
-#endif
 
   struct alignas(64) Block {
     T a[n_entries * lanes] = {};
