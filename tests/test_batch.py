@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
+import dlnfast.batch
 
 F64 = np.float64
 DIM = 16
@@ -175,3 +176,22 @@ def test_bad_requests_are_named():
     assert diverged.outcomes == ["diverged"]
     with pytest.raises(ValueError, match="run 0 diverged at step 0"):
         diverged[0]
+
+
+def test_runs_that_differ_in_rates_alone_share_a_closure(monkeypatch):
+    problem = dln.low_rank_recovery(dim=12, rank=2, seed=0)
+    networks = [dln.orthogonal([12] * 3, scale, seed=1) for scale in (0.5, 1.0)]
+    asked = []
+    original = dlnfast.batch.choose_engine
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(dlnfast.batch, "choose_engine", counted)
+    rates = [0.1, 0.2, 0.3]
+    batch = dln.train_batch(problem, [w for w in networks for _ in rates], learning_rate=rates * 2, steps=20)
+    assert len(asked) == 2
+    for i, run in enumerate(batch):
+        alone = dln.train(problem, networks[i // 3], learning_rate=rates[i % 3], steps=20, engine="reduced")
+        np.testing.assert_allclose(run.loss, alone.loss, rtol=tolerance(np.float64, 12, 20))
