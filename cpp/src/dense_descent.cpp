@@ -3,6 +3,7 @@
 #include "dlnfast/product.hpp"
 #include "dlnfast/thin_product.hpp"
 #include "dlnfast/threads.hpp"
+#include "dlnfast/workspace.hpp"
 
 namespace dlnfast {
 namespace {
@@ -238,6 +239,7 @@ class DenseDescent<T>::Impl {
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
        const Context& context)
       : objective_(objective), context_(context) {
+    context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
     const Index n_layers = static_cast<Index>(weights.size());
     layers_.reserve(weights.size());
@@ -352,6 +354,7 @@ class DenseDescent<T>::Impl {
   }
 
   Objective<T> objective_;
+  Workspace workspace_;
   Context context_;
   std::vector<Layer<T>> layers_;
   std::unique_ptr<Side<T>> lower_, upper_;

@@ -52,10 +52,14 @@ class Monitor {
   double loss_ = 0.0;
 };
 
-// Where a computation runs: its team, and whom it tells that it is alive.
+class Workspace;
+
+// Where a computation runs: its team, whom it tells that it is alive, and the memory that it may
+// write over; without one, a kernel that needs some allocates it.
 struct Context {
   int n_threads = 0;
   Monitor* monitor = nullptr;
+  Workspace* workspace = nullptr;
 
   void breathe() const {
     if (monitor != nullptr) monitor->breathe();

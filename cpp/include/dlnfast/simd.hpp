@@ -5,6 +5,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 // For functions and lambdas whose arguments must end up in registers.
 #define DLNFAST_INLINE __attribute__((always_inline))
 
@@ -35,7 +39,37 @@ struct Pack {
     return v;
   }
   static void store(T* p, const Vector& v) { std::memcpy(p, &v, sizeof v); }
+
+  // The first n entries, 0 < n < size; the others are zero, or are left alone.
+  static Vector load_part(const T* p, int n) {
+#if defined(__AVX512F__)
+    if constexpr (Bytes == 64 && size == 8) {
+      return (Vector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+    } else if constexpr (Bytes == 64) {
+      return (Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+    }
+#endif
+    Vector v = {};
+    std::memcpy(&v, p, n * sizeof(T));
+    return v;
+  }
+  static void store_part(T* p, const Vector& v, int n) {
+#if defined(__AVX512F__)
+    if constexpr (Bytes == 64 && size == 8) {
+      return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+    } else if constexpr (Bytes == 64) {
+      return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+    }
+#endif
+    std::memcpy(p, &v, n * sizeof(T));
+  }
+  // By halves.
   static T sum(const Vector& v) {
+    if constexpr (Bytes > 16) {
+      typename Pack<T, Bytes / 2>::Vector half[2];
+      std::memcpy(half, &v, sizeof v);
+      return Pack<T, Bytes / 2>::sum(half[0] + half[1]);
+    }
     T total = v[0];
     for (int i = 1; i < size; ++i) total += v[i];
     return total;

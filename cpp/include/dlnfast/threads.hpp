@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 
 #include "dlnfast/types.hpp"
@@ -61,6 +62,16 @@ void parallel([[maybe_unused]] int n_threads, const Body& body) {
   }
 #endif
   body(0, 1);
+}
+
+// Runs body(0), .. body(n - 1) on n_threads threads, each call on whoever is free: a thread that
+// lost its core to another program holds up one call, not a share of all.
+template <class Body>
+void parallel_deal(int n_threads, Index n, const Body& body) {
+  std::atomic<Index> next{0};
+  parallel(n_threads, [&](int, int) {
+    for (Index i = next++; i < n; i = next++) body(i);
+  });
 }
 
 }  // namespace dlnfast
