@@ -30,30 +30,6 @@ inline constexpr Index block_tiles = 8;  // tiles of B in a block
 template <class T>
 inline constexpr int tile_cols = tile_vectors * simd::Pack<T>::size;
 
-// Transposes P::size vectors of as many entries in place, by exchanging ever smaller blocks.
-template <class P>
-struct Transposer {
-  using Vector = typename P::Vector;
-
-  template <int half, int... lane>
-  DLNFAST_INLINE static void exchange(Vector& a, Vector& b, std::integer_sequence<int, lane...>) {
-    const Vector first =
-        simd::shuffle<((lane & half) == 0 ? lane : P::size + lane - half)...>(a, b);
-    b = simd::shuffle<((lane & half) == 0 ? lane + half : P::size + lane)...>(a, b);
-    a = first;
-  }
-
-  template <int half = P::size / 2>
-  DLNFAST_INLINE static void run(Vector (&v)[P::size]) {
-    simd::unroll<P::size>([&](auto i) DLNFAST_INLINE {
-      if constexpr ((i & half) == 0) {
-        exchange<half>(v[i], v[i + half], std::make_integer_sequence<int, P::size>{});
-      }
-    });
-    if constexpr (half > 1) run<half / 2>(v);
-  }
-};
-
 // Packs n <= width neighbouring rows of M: entry (i, k) goes to out[k * width + i]; entries of rows
 // that are not there are zero.
 template <class T, int width>
@@ -67,7 +43,7 @@ void pack_rows(const T* m, Index stride, Index n, Index depth, T* out) {
     for (; rows == lanes && k + lanes <= depth; k += lanes) {
       typename P::Vector v[lanes];
       simd::unroll<lanes>([&](auto i) DLNFAST_INLINE { v[i] = P::load(m + i * stride + k); });
-      Transposer<P>::run(v);
+      simd::transpose<P>(v);
       simd::unroll<lanes>([&](auto i) DLNFAST_INLINE { P::store(out + (k + i) * width, v[i]); });
     }
     for (; k < depth; ++k) {

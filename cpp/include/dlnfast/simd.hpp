@@ -102,6 +102,27 @@ DLNFAST_INLINE inline void unroll(const Body& body) {
   unroll(body, std::make_integer_sequence<int, n>{});
 }
 
+template <int half, class Vector, int... lane>
+DLNFAST_INLINE inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, lane...>) {
+  constexpr int n = sizeof...(lane);
+  const Vector first = shuffle<((lane & half) == 0 ? lane : n + lane - half)...>(a, b);
+  b = shuffle<((lane & half) == 0 ? lane + half : n + lane)...>(a, b);
+  a = first;
+}
+
+// Transposes P::size vectors of as many entries in place, by exchanging ever smaller blocks.
+template <class P, int half = P::size / 2>
+DLNFAST_INLINE inline void transpose(typename P::Vector (&v)[P::size]) {
+  if constexpr (half > 0) {
+    unroll<P::size>([&](auto i) DLNFAST_INLINE {
+      if constexpr ((i & half) == 0) {
+        exchange<half>(v[i], v[i + half], std::make_integer_sequence<int, P::size>{});
+      }
+    });
+    transpose<P, half / 2>(v);
+  }
+}
+
 // Holds a value in a register: GCC would rather load it again for every use.
 template <class Vector>
 DLNFAST_INLINE inline void keep([[maybe_unused]] Vector& v) {
