@@ -40,6 +40,8 @@ struct Pack {
   }
   static void store(T* p, const Vector& v) { std::memcpy(p, &v, sizeof v); }
 
+  static Vector broadcast(T x) { return x - Vector{}; }
+
   // The first n entries, 0 < n < size; the others are zero, or are left alone.
   static Vector load_part(const T* p, int n) {
 #if defined(__AVX512F__)
@@ -75,6 +77,18 @@ struct Pack {
     return total;
   }
 };
+
+// Entries lane[0], lane[1], .. of the 2 n entries of a and b.
+template <int... lane, class Vector>
+DLNFAST_INLINE inline Vector shuffle(const Vector& a, const Vector& b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lane...);
+#else
+  using Lane = std::conditional_t<sizeof(a[0]) == 8, long long, int>;
+  typedef Lane Lanes __attribute__((vector_size(sizeof(Vector))));
+  return __builtin_shuffle(a, b, Lanes{lane...});
+#endif
+}
 
 template <class Body, int... I>
 DLNFAST_INLINE inline void unroll(const Body& body, std::integer_sequence<int, I...>) {

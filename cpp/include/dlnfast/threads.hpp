@@ -35,7 +35,7 @@ struct Share {
   Index begin;
   Index end;
 };
-inline Share share(Index n, Index grain, int member, int team) {
+inline Share share(Index n, Index grain, Index member, Index team) {
   const Index grains = (n + grain - 1) / grain;
   const Index begin = grains * member / team * grain;
   const Index end = grains * (member + 1) / team * grain;
