@@ -3,6 +3,7 @@
 // and the options of harness.hpp. Bytes are those of two operands and the result, once each.
 #include "dlnfast/product.hpp"
 
+#include "dlnfast/workspace.hpp"
 #include "harness.hpp"
 
 using namespace dlnfast;
@@ -23,8 +24,10 @@ void measure(bench::Harness& harness, Index d) {
   auto a = check::random_matrix<T>(d, d), b = check::random_matrix<T>(d, d);
   Matrix<T> c(d, d);
   const double size = double(d), bytes = 3.0 * sizeof(T) * size * size;
+  Workspace workspace;
   Context context;
   context.n_threads = harness.threads();
+  context.workspace = &workspace;
   std::vector<bench::Peer> peers;
   for (const Kind& kind : kinds) {
     const auto job = [&, kind] { multiply<T>(a, kind.op_a, b, kind.op_b, c, context); };

@@ -9,6 +9,7 @@
 #include "dlnfast/product.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
+#include "dlnfast/workspace.hpp"
 
 namespace bench {
 
@@ -40,6 +41,7 @@ class PeakWork {
   void gemm() {
     dlnfast::Context context;
     context.n_threads = team_;
+    context.workspace = &workspace_;
     dlnfast::multiply<T>(left_, dlnfast::Op::none, right_, dlnfast::Op::none, product_, context);
   }
 
@@ -78,6 +80,7 @@ class PeakWork {
 
   int team_;
   std::vector<T> sums_;
+  dlnfast::Workspace workspace_;
   Matrix<T> left_, right_, product_, swept_[3];
 };
 
