@@ -13,7 +13,8 @@
 //   triad  a = b + s c beyond the caches, two reads and a write counted for each element. Its store
 //          first fetches what it overwrites, which is not counted: a pass that only reads, or that
 //          updates in place, may be faster, and so may whatever stays in the caches.
-// The peaks are measured again at the end. Where they have moved, the machine was not quiet.
+// The peaks are measured again at the end. Where they have moved, the machine was not quiet; one that
+// was busy all the time shows only in peaks that are too low.
 #pragma once
 
 #include <algorithm>
