@@ -1,6 +1,7 @@
 #include "dlnfast/dense_descent.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include "dlnfast/product.hpp"
 #include "dlnfast/thin_product.hpp"
@@ -251,6 +252,7 @@ class DenseDescent<T>::Impl {
       for (Index l = 0; l < n; ++l) small_->load_weight(l, weights_[l]);
       return;
     }
+    chooses_team_ = context.n_threads == 0;
     const Index n_layers = static_cast<Index>(weights.size());
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
@@ -283,17 +285,50 @@ class DenseDescent<T>::Impl {
 
   double evaluate() {
     if (small_) return small_->evaluate();
-    if (!lower_->empty()) lower_->forward(context_);
-    if (!upper_->empty()) upper_->forward(context_);
-    return residual(end_to_end());
+    if (!chooses_team_) return evaluate_chain();
+    context_.n_threads = -choice_.size();
+    const auto start = Clock::now();
+    const double loss = evaluate_chain();
+    step_time_ = Clock::now() - start;
+    return loss;
   }
 
   void update() {
     if (small_) {
       small_->update();
       behind_ = true;
-      return;
+    } else if (!chooses_team_) {
+      update_layers();
+    } else {
+      const auto start = Clock::now();
+      update_layers();
+      step_time_ += Clock::now() - start;
+      choice_.took(step_time_.count());
     }
+  }
+
+  Index n_layers() const { return static_cast<Index>(weights_.size()); }
+  double largest_entry(Index layer) const {
+    if (small_) return small_->largest_entry(layer);
+    return largest_magnitude<T>(weights_[layer]);
+  }
+  Index steps_per_breath() const { return small_ ? small_->steps_per_breath() : 1; }
+
+  const std::vector<MatrixRef<T>>& weights() {
+    write_back();
+    return weights_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  double evaluate_chain() {
+    if (!lower_->empty()) lower_->forward(context_);
+    if (!upper_->empty()) upper_->forward(context_);
+    return residual(end_to_end());
+  }
+
+  void update_layers() {
     const MatrixRef<const T> e = error_;
     if (upper_->empty()) {
       lower_->backward(e, context_);
@@ -312,19 +347,6 @@ class DenseDescent<T>::Impl {
     upper_->backward(above, context_);
   }
 
-  Index n_layers() const { return static_cast<Index>(weights_.size()); }
-  double largest_entry(Index layer) const {
-    if (small_) return small_->largest_entry(layer);
-    return largest_magnitude<T>(weights_[layer]);
-  }
-  Index steps_per_breath() const { return small_ ? small_->steps_per_breath() : 1; }
-
-  const std::vector<MatrixRef<T>>& weights() {
-    write_back();
-    return weights_;
-  }
-
- private:
   // Whether square padding costs less than calls of kernels for any shape, each of which takes as
   // long as about 1e4 flops.
   static bool better_small(const std::vector<Index>& widths, Index limit) {
@@ -399,6 +421,9 @@ class DenseDescent<T>::Impl {
   std::vector<MatrixRef<T>> weights_;
   std::unique_ptr<SmallDescent<T>> small_;
   bool behind_ = false;  // whether the caller's weights are older than the small ones
+  bool chooses_team_ = false;
+  TeamChoice choice_{max_threads()};
+  std::chrono::duration<double> step_time_{};
   Objective<T> objective_;
   Workspace workspace_;
   Context context_;

@@ -16,7 +16,7 @@ constexpr double flops_per_thread = 2e6;
 // constant, not a measurement, so that a product is always cut alike.
 constexpr double flops_per_breath =
     simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
-constexpr Index grain = 16;
+constexpr Index narrow_chunk = 128;  // rows or columns of a narrow product
 
 double count_flops(Index m, Index n, Index k) {
   return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
@@ -62,21 +62,21 @@ void multiply_block(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b
     blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace);
     return;
   }
+  // In chunks that do not depend on the team, so that the result does not.
   const bool by_rows = c.rows >= c.cols;
   const Index n = by_rows ? c.rows : c.cols;
+  const Index n_chunks = (n + narrow_chunk - 1) / narrow_chunk;
   int team = team_size(context.n_threads, flops, flops_per_thread);
-  team = static_cast<int>(std::min<Index>(team, std::max<Index>(1, n)));
-  const Index step = n >= grain * team ? grain : 1;
-  parallel(team, [&](int member, int size) {
-    const Share s = share(n, step, member, size);
-    const Index count = s.end - s.begin;
-    if (count == 0) return;
+  team = static_cast<int>(std::min<Index>(team, n_chunks));
+  parallel_deal(team, n_chunks, [&](Index chunk) {
+    const Index begin = chunk * narrow_chunk;
+    const Index count = std::min(narrow_chunk, n - begin);
     if (by_rows) {
-      multiply_on_one_thread<T>(alpha, part(a, op_a, true, s.begin, count), op_a, b, op_b, beta,
-                                c.block(s.begin, 0, count, c.cols));
+      multiply_on_one_thread<T>(alpha, part(a, op_a, true, begin, count), op_a, b, op_b, beta,
+                                c.block(begin, 0, count, c.cols));
     } else {
-      multiply_on_one_thread<T>(alpha, a, op_a, part(b, op_b, false, s.begin, count), op_b, beta,
-                                c.block(0, s.begin, c.rows, count));
+      multiply_on_one_thread<T>(alpha, a, op_a, part(b, op_b, false, begin, count), op_b, beta,
+                                c.block(0, begin, c.rows, count));
     }
   });
 }
