@@ -35,7 +35,7 @@ class Run {
     CHECK_NEAR(descent_->evaluate(), plain.loss, check::tolerance<T>(widths[0]) * plain.loss);
     descent_->update();
     for (std::size_t l = 0; l < before.size(); ++l) {
-      bench::check_layer(before[l], network_.weights[l], plain.gradients[l], rate);
+      bench::check_layer<T>(before[l], descent_->weights()[l].map(), plain.gradients[l], rate);
     }
   }
 
