@@ -23,6 +23,7 @@ from ._errors import DivergedError
 from ._threads import build_info
 from ._version import __version__
 from .benchmarks import cases, record, tables
+from .benchmarks.peers import PEERS
 from .descent import train
 from .trajectory import Trajectory
 
@@ -123,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--peers",
-        choices=list(cases.PEERS),
+        choices=list(PEERS),
         metavar="PEER",
         nargs="+",
-        default=list(cases.PEERS),
-        help=f"who takes part: {', '.join(cases.PEERS)} (default: all)",
+        default=list(PEERS),
+        help=f"who takes part: {', '.join(PEERS)} (default: all)",
     )
     bench.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
     bench.add_argument("--repeats", type=int, metavar="N", help="rounds of turns (default: 5, quick 2)")

@@ -7,6 +7,7 @@ of every step. `check_agreement` compares them before anything is timed.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ _CHECKED_STEPS: Final = (0, 1, 3)
 _TOLERANCE: Final = 1e-9
 #: Rows of the update that NumPy computes at a time; 0 for all. The fastest is taken.
 _BLOCKS: Final = (0, 16, 32, 64, 256)
-#: Forms of one program are compared by the least of so many times, of fewer where they are long.
-_TRIES: Final = 3
+#: How often forms of one program are tried, if that does not take long.
+_TRIES: Final = 5
 #: Seconds.
 _LONG: Final = 0.3
 #: Up to this width a library may be faster on one thread.
@@ -124,7 +125,7 @@ def _reflections(rng: np.random.Generator, rows: int, columns: int, scale: float
     u, v = (x / np.linalg.norm(x) for x in rng.standard_normal((2, max(rows, columns))))
     left = scale * np.stack([u, v], axis=1)[:rows]
     right = np.stack([4 * (u @ v) * v - 2 * u, -2 * v])[:, :columns]
-    matrix = left @ right
+    matrix: _Array = left @ right
     np.fill_diagonal(matrix, matrix.diagonal() + scale)
     return matrix
 
@@ -163,10 +164,17 @@ class Peer:
         # What is taken off must not be most of what was measured.
         least = max(turn, 2 * _elapsed(lambda: self.advance(1))) if self.by_difference else turn
         n = 1
-        while (seconds := self.seconds(n)) < least / 4 and n < 10**8:
+        while (seconds := self._usual_seconds(n)) < least / 4 and n < 10**8:
             n = max(4 * n, min(64 * n, int(n * least / 4 / max(seconds, 1e-9))))
         self.steps = max(1, round(n * least / seconds))
         return seconds / n
+
+    def _usual_seconds(self, n: int) -> float:
+        """Return the median of several times: one that was held up would end the search too early."""
+        times = [self.seconds(n)]
+        while times[0] < _LONG and len(times) < _TRIES:
+            times.append(self.seconds(n))
+        return statistics.median(times)
 
 
 def _elapsed(job: Callable[[], object]) -> float:
@@ -257,17 +265,17 @@ def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
 
 
 def _fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
-    """Return the place of the form whose least time is least; forms are made one after the other."""
-    times = []
+    """Return the place of the form whose median time is least; forms are made one after the other."""
+    medians = []
     for make in makers:
         job = make()
-        seconds = _elapsed(job)  # with what is done once
-        if seconds < 10 * _LONG:
-            seconds = _elapsed(job)
-            for _ in range(_TRIES if seconds < _LONG else 0):
-                seconds = min(seconds, _elapsed(job))
-        times.append(seconds)
-    return times.index(min(times))
+        times = [_elapsed(job)]  # with what is done once
+        if times[0] < 10 * _LONG:
+            times = [_elapsed(job)]
+        while times[0] < _LONG and len(times) < _TRIES:
+            times.append(_elapsed(job))
+        medians.append(statistics.median(times))
+    return medians.index(min(medians))
 
 
 # --------------------------------------------------------------------------------------------------

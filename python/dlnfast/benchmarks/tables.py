@@ -51,8 +51,11 @@ def _case(result: Mapping[str, Any]) -> Iterator[str]:
     ]
     lines += _rates(rows)
     yield "\n".join(lines)
-    reasons = {name: reason for row in rows for name, reason in row["skipped"].items()}
-    foot = [f"{LABELS[name]} skipped: {reason}." for name, reason in reasons.items()]
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, reason in row["skipped"].items():
+            reasons.setdefault(reason, {})[LABELS[name]] = None
+    foot = [f"Skipped: {', '.join(labels)} ({reason})." for reason, labels in reasons.items()]
     yield " ".join([*foot, describe_machine(result["machine"]) + f"; {_packages(result['machine'])}."])
 
 
