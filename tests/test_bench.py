@@ -83,13 +83,24 @@ def test_depths(depth):
         np.testing.assert_allclose(losses(setting, name), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("block", [0, 1, 7, 16])
-def test_blocks_of_the_update(monkeypatch, block):
-    monkeypatch.setattr(peers, "_BLOCKS", (block,))
-    setting = peers.Setting(40, 3)
-    np.testing.assert_allclose(
-        losses(setting, "numpy-thin", tune=True), losses(setting, "dlnfast-dense"), rtol=1e-12
-    )
+@pytest.mark.parametrize("depth", [1, 4])
+def test_forms_of_the_thin_step(block, order, depth):
+    setting = peers.Setting(40, 3, depth)
+    step = peers._numpy_step(setting, peers._Form(block, order, 0))
+    expected = losses(setting, "dlnfast-dense")
+    np.testing.assert_allclose(np.array([step() for _ in range(4)])[[0, 1, 3]], expected, rtol=1e-12)
+
+
+def test_the_form_that_is_taken_is_noted(monkeypatch):
+    chosen, _ = peers.build(peers.Setting(40, 3), ["numpy-thin"])
+    assert chosen["numpy-thin"].note.startswith("update in ")
+    peers._blas_controller.cache_clear()
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    chosen, _ = peers.build(peers.Setting(40, 3), ["numpy-thin"])
+    peers._blas_controller.cache_clear()
+    assert "thread" not in chosen["numpy-thin"].note
 
 
 def test_settings_are_what_they_say():

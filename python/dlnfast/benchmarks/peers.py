@@ -1,5 +1,8 @@
 """One step of gradient descent by NumPy, PyTorch, JAX and dlnfast, each in the best form natural to it.
 
+Where a library has several good forms (one thread or all, blocks of rows, whole runs or single steps), they are
+tried at the size in question, and the fastest takes part.
+
 All do the same on the same numbers: ``l = 1/2 ||W_L ... W_1 X - Y||_F^2`` with white inputs, X X^T = I, and
 Y = Phi X, so that a program may use the N samples or, where it knows better, Phi alone. All compute the loss
 of every step. `check_agreement` compares them before anything is timed.
@@ -11,8 +14,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, Final
+from functools import cache, cached_property, partial
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +38,7 @@ _CHECKED_STEPS: Final = (0, 1, 3)
 _TOLERANCE: Final = 1e-9
 #: Rows of the update that NumPy computes at a time; 0 for all. The fastest is taken.
 _BLOCKS: Final = (0, 16, 32, 64, 256)
+_ORDERS: Final[tuple[Literal["C", "F"], ...]] = ("C", "F")
 #: How often forms of one program are tried, if that does not take long.
 _TRIES: Final = 5
 #: Seconds.
@@ -199,69 +203,129 @@ def _stepping(step: Callable[[], float]) -> Callable[[int], float]:
 
 def numpy_naive(setting: Setting, tune: bool = True) -> Peer:
     """Take the gradients as they are written: ``(W_L .. W_{l+1})^T (W_{L:1} X - Y) (W_{l-1:1} X)^T``."""
-    weights = setting.weights()
     X, Y = setting.samples()
     rate = setting.learning_rate
 
-    def step() -> float:
-        features = [X]
-        for w in weights:
-            features.append(w @ features[-1])
-        residual = features.pop() - Y
-        loss = 0.5 * float((residual**2).sum())
-        gradients: list[_Array] = []
-        above: Any = None
-        for w, feature in zip(reversed(weights), reversed(features), strict=True):
-            if above is None:
-                gradients.append(residual @ feature.T)
-                above = w
-            else:
-                gradients.append(above.T @ residual @ feature.T)
-                if len(gradients) < len(weights):
-                    above = above @ w
-        for w, gradient in zip(weights, reversed(gradients), strict=True):
-            w -= rate * gradient
-        return loss
-
-    return Peer("numpy-naive", _stepping(step))
-
-
-def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
-    """Multiply from the side of the K outputs, without samples, into arrays that stay."""
-    target, rate, n_layers = setting.target, setting.learning_rate, setting.depth
-
-    def stepper(block: int) -> Callable[[], float]:
+    def make() -> Callable[[], float]:
         weights = setting.weights()
-        # above[l] is W_L .. W_{l+1} in the counting of the mathematics.
-        above = [np.empty((setting.n_outputs, w.shape[1])) for w in weights[:-1]] + [weights[-1]]
-        error, other = np.empty_like(target), np.empty_like(target)
-        update = np.empty((min(block or setting.dim, setting.dim), setting.dim))
 
         def step() -> float:
-            nonlocal error, other
-            for place in reversed(range(n_layers - 1)):
-                np.matmul(above[place + 1], weights[place], out=above[place])
-            np.subtract(above[0], target, out=error)
-            loss = 0.5 * float(np.vdot(error, error))
-            np.multiply(error, rate, out=error)
-            for w, a in zip(weights[:-1], above[1:], strict=True):
-                np.matmul(error, w.T, out=other)
-                for first in range(0, len(w), len(update)):
-                    rows = w[first : first + len(update)]
-                    change = np.matmul(a[:, first : first + len(update)].T, error, out=update[: len(rows)])
-                    np.subtract(rows, change, out=rows)
-                error, other = other, error
-            np.subtract(weights[-1], error, out=weights[-1])
+            features = [X]
+            for w in weights:
+                features.append(w @ features[-1])
+            residual = features.pop() - Y
+            loss = 0.5 * float((residual**2).sum())
+            gradients: list[_Array] = []
+            above: Any = None
+            for w, feature in zip(reversed(weights), reversed(features), strict=True):
+                if above is None:
+                    gradients.append(residual @ feature.T)
+                    above = w
+                else:
+                    gradients.append(above.T @ residual @ feature.T)
+                    if len(gradients) < len(weights):
+                        above = above @ w
+            for w, gradient in zip(weights, reversed(gradients), strict=True):
+                w -= rate * gradient
             return loss
 
         return step
 
+    n_threads = 0
+    if tune and setting.dim <= _SMALL and _blas_controller() is not None:
+        forms = [lambda n=n: partial(_with_blas(n, _stepping(make())), 8) for n in (1, 0)]  # type: ignore[misc]
+        n_threads = (1, 0)[_fastest(forms)]
+    return Peer("numpy-naive", _with_blas(n_threads, _stepping(make())), "1 thread" if n_threads else "")
+
+
+def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
+    """Multiply from the side of the K outputs, without samples, into arrays that stay."""
     # Blocks of rows keep the update within the caches, which pays where it is a product of thin matrices.
     is_thin = 4 * setting.n_outputs <= setting.dim
-    blocks = [b for b in _BLOCKS if b < setting.dim] if tune and is_thin else [64 if is_thin else 0]
-    best = blocks[_fastest([partial(stepper, b) for b in blocks])] if tune else blocks[0]
-    note = f"update in blocks of {best} rows" if best else "update in one piece"
-    return Peer("numpy-thin", _stepping(stepper(best)), note)
+    form = _Form(32 if is_thin and setting.dim > _SMALL else 0, "C", 0)
+    if tune:
+        counts = (1, 0) if _blas_controller() is not None else (0,)
+        forms = [form._replace(order=order, n_threads=n) for n in counts for order in _ORDERS[: 1 + is_thin]]
+        form = forms[_fastest([partial(_numpy_form, setting, form) for form in forms])]
+        if is_thin:
+            forms = [form._replace(block=block) for block in _BLOCKS if block < setting.dim]
+            form = forms[_fastest([partial(_numpy_form, setting, form) for form in forms])]
+    parts = [
+        f"update in blocks of {form.block} rows" if form.block else "update in one piece",
+        *(["thin matrices by columns"] if form.order == "F" else []),
+        *(["1 thread"] if form.n_threads else []),
+    ]
+    return Peer(
+        "numpy-thin", _with_blas(form.n_threads, _stepping(_numpy_step(setting, form))), ", ".join(parts)
+    )
+
+
+class _Form(NamedTuple):
+    """How NumPy's thin step is written: all the same numbers."""
+
+    block: int  # rows of the update that are computed at a time; 0 for all
+    order: Literal["C", "F"]  # of the thin matrices
+    n_threads: int  # of BLAS; 0 for its own choice
+
+
+def _numpy_form(setting: Setting, form: _Form) -> Callable[[], object]:
+    """Return a job of some steps, to compare forms."""
+    advance = _with_blas(form.n_threads, _stepping(_numpy_step(setting, form)))
+    return partial(advance, 8 if setting.dim <= _SMALL else 1)
+
+
+def _numpy_step(setting: Setting, form: _Form) -> Callable[[], float]:
+    rate, n_layers = setting.learning_rate, setting.depth
+    target = np.array(setting.target, order=form.order)
+    weights = setting.weights()
+    weights[-1] = np.array(weights[-1], order=form.order)
+    # above[l] is W_L .. W_{l+1} in the counting of the mathematics.
+    above = [np.empty_like(target) for _ in weights[:-1]] + [weights[-1]]
+    error, other = np.empty_like(target), np.empty_like(target)
+    size = min(form.block or setting.dim, setting.dim)
+    update = np.empty((size, setting.dim))
+
+    def step() -> float:
+        nonlocal error, other
+        for place in reversed(range(n_layers - 1)):
+            np.matmul(above[place + 1], weights[place], out=above[place])
+        np.subtract(above[0], target, out=error)
+        flat = error.ravel(order="K")
+        loss = 0.5 * float(flat @ flat)
+        np.multiply(error, rate, out=error)
+        for w, a in zip(weights[:-1], above[1:], strict=True):
+            np.matmul(error, w.T, out=other)
+            for first in range(0, len(w), size):
+                rows = w[first : first + size]
+                change = np.matmul(a[:, first : first + size].T, error, out=update[: len(rows)])
+                np.subtract(rows, change, out=rows)
+            error, other = other, error
+        np.subtract(weights[-1], error, out=weights[-1])
+        return loss
+
+    return step
+
+
+@cache
+def _blas_controller() -> Any:
+    """Return what can limit the threads of BLAS, or None where threadpoolctl is not installed."""
+    try:
+        import threadpoolctl
+    except ModuleNotFoundError:
+        return None
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def _with_blas(n_threads: int, advance: Callable[[int], float]) -> Callable[[int], float]:
+    """Return the same on so many threads of BLAS; 0 for its own choice."""
+    if n_threads == 0:
+        return advance
+
+    def limited(n: int) -> float:
+        with _blas_controller().limit(limits=n_threads):
+            return advance(n)
+
+    return limited
 
 
 def _fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
