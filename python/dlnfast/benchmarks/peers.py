@@ -1,7 +1,7 @@
 """One step of gradient descent by NumPy, PyTorch, JAX and dlnfast, each in the best form natural to it.
 
-Where a library has several good forms (one thread or all, blocks of rows, whole runs or single steps), they are
-tried at the size in question, and the fastest takes part.
+Where a library has several good forms (one thread or all, blocks of rows, whole runs or single steps), they
+are tried at the size in question, and the fastest takes part.
 
 All do the same on the same numbers: ``l = 1/2 ||W_L ... W_1 X - Y||_F^2`` with white inputs, X X^T = I, and
 Y = Phi X, so that a program may use the N samples or, where it knows better, Phi alone. All compute the loss
@@ -62,6 +62,7 @@ class Setting:
     rank: int = 10
     scale: float = 0.8
     learning_rate: float = 0.02
+    implicit: bool = False  # layers are a law at any width
 
     def describe(self) -> dict[str, Any]:
         """Return d, K, L, N and r, by name."""
@@ -86,7 +87,7 @@ class Setting:
     @property
     def explicit(self) -> bool:
         """Whether layers are arrays."""
-        return self.dim <= _LARGEST_EXPLICIT
+        return self.dim <= _LARGEST_EXPLICIT and not self.implicit
 
     def factors(self) -> LowRank:
         """Return Phi in factors: singular values from 1 to 1/2."""
@@ -233,7 +234,7 @@ def numpy_naive(setting: Setting, tune: bool = True) -> Peer:
 
     n_threads = 0
     if tune and setting.dim <= _SMALL and _blas_controller() is not None:
-        forms = [lambda n=n: partial(_with_blas(n, _stepping(make())), 8) for n in (1, 0)]  # type: ignore[misc]
+        forms = [lambda n=n: partial(_with_blas(n, _stepping(make())), 8) for n in (1, 0)]
         n_threads = (1, 0)[_fastest(forms)]
     return Peer("numpy-naive", _with_blas(n_threads, _stepping(make())), "1 thread" if n_threads else "")
 

@@ -229,7 +229,10 @@ def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
     ax.set_axisbelow(True)
     unit = 1e-6 if over == "memory" else 1.0
     ends: list[tuple[str, float, float]] = []
-    for name, points in _curves(sweep).items():
+    for name, curve in _curves(sweep).items():
+        points = [point for point in curve if point[1] > 0]  # noise may outweigh what is tiny
+        if not points:
+            continue
         style = _STYLES[name]
         x, y, low, high = ([point[i] * (unit if i else 1) for point in points] for i in range(4))
         own = name.startswith("dlnfast")
@@ -245,8 +248,10 @@ def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
             zorder=4 if own else 3,
         )
         ends.append((name, x[-1], y[-1]))
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top * (top / bottom) ** 0.05)  # room for the names of the topmost lines
     _tick(ax, sweep["values"])
-    if over in ("width", "memory") and max(sweep["values"]) > 1.5 * min(end[1] for end in ends):
+    if over in ("width", "memory") and any(1.5 * end[1] < max(sweep["values"]) for end in ends):
         # Lines that end early are named beside their ends, where there is room.
         early = [end for end in ends if end[1] < max(sweep["values"])]
         late = [end for end in ends if end[1] == max(sweep["values"])]
@@ -275,10 +280,10 @@ def _name(ax: Axes, ends: list[tuple[str, float, float]], x: float | None) -> No
         return
     figure = ax.figure
     scale = 72.0 / figure.dpi
-    bottom, top = (scale * edge for edge in (ax.bbox.y0, ax.bbox.y1))
+    bottom, top = scale * ax.bbox.y0, scale * ax.bbox.y1
     ordered = sorted(ends, key=lambda end: end[2])
     wanted = [scale * float(ax.transData.transform((end[1], end[2]))[1]) for end in ordered]
-    places = _spread_out(wanted, bottom, top)
+    places = _spread_out(wanted, bottom + _SPACING / 2, top - _SPACING / 2)
     for (name, x_end, y_end), place in zip(ordered, places, strict=True):
         fraction = (place - bottom) / (top - bottom)
         left = 1.05 if x is None else ax.transAxes.inverted().transform(ax.transData.transform((x, 1.0)))[0]
