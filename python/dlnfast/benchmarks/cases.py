@@ -1,8 +1,8 @@
 """The benchmark cases: what is measured at which sizes, and where.
 
 A case is a function of `Options` that prints what it measured and returns plain values for JSON. Peers are
-compared in processes of their own, one per case (per number of threads in ``threads``, per peer and width in
-``memory``), so that no case inherits another's memory or threads.
+compared in processes of their own, one for each setting (in ``memory`` for each peer too), so that none
+inherits another's memory or threads.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def measure(
     repeats : int
         Rounds. A peer whose step takes more than 2 s sits out after the third.
     turn : float
-        Seconds that a peer steps in each round, at least.
+        Seconds that a peer steps in each round, at least. The pause between turns is 0.1 s, or as long.
     rate : {"", "triad", "matmul"}
         What of the machine is measured in the same rounds: bytes or operations per second.
 
@@ -98,12 +98,13 @@ def measure(
 
 
 def _measured(setting: Setting, names: Sequence[str], repeats: int, turn: float, rate: str) -> dict[str, Any]:
-    peers, skipped = build(setting, names)
+    pause = min(record.PAUSE, turn)
+    peers, skipped = build(setting, names, pause=pause)
     agreement = check_agreement(peers, skipped)
     jobs: dict[str, tuple[int, Callable[[int], float]]] = {}
     few = set()
     for name, peer in peers.items():
-        time.sleep(record.PAUSE)
+        time.sleep(pause)
         if peer.calibrate(turn) > _LONG:
             few.add(name)
         jobs[name] = (peer.steps, peer.seconds)
@@ -114,10 +115,10 @@ def _measured(setting: Setting, names: Sequence[str], repeats: int, turn: float,
         for name, (steps, run) in jobs.items():
             if name in few and turns >= _FEW:
                 continue
-            time.sleep(record.PAUSE)
+            time.sleep(pause)
             seconds[name].append(run(steps) / steps)
         if machine_rate is not None:
-            time.sleep(record.PAUSE)
+            time.sleep(pause)
             rates.append(machine_rate())
     row: dict[str, Any] = {
         "setting": setting.describe(),
@@ -210,21 +211,21 @@ def _compared(
     n_threads: int = 0,
     names: Callable[[Setting, Sequence[str]], Iterable[str]] = lambda _, names: names,
 ) -> dict[str, Any]:
-    """Measure in a fresh process, and print what came out."""
-    result = record.in_process(
-        "measure",
-        {
-            "settings": [asdict(setting) for setting in settings],
-            "names": [list(names(setting, options.peers)) for setting in settings],
+    """Measure each setting in a fresh process, and print what came out."""
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for setting in settings:
+        arguments = {
+            "settings": [asdict(setting)],
+            "names": [list(names(setting, options.peers))],
             "repeats": options.repeats,
             "turn": options.turn,
             "rate": rate,
-        },
-        n_threads,
-    )
-    for row in result["rows"]:
-        _print_row(case, row)
-    return {"case": case, **result}
+        }
+        result = record.in_process("measure", arguments, n_threads)
+        rows += result["rows"]
+        _print_row(case, rows[-1])
+    return {"case": case, "rows": rows, "machine": result["machine"]}
 
 
 def _print_row(case: str, row: Mapping[str, Any]) -> None:
@@ -374,14 +375,16 @@ def memory(setting: Mapping[str, Any], name: str) -> dict[str, Any]:
     Weights, target, samples and set-up count; two steps are taken.
     """
     chosen = Setting(**setting)
-    warm, skipped = build(replace(chosen, dim=16, n_samples=0), [name], tune=False)
+    warm, skipped = build(
+        replace(chosen, dim=max(16, chosen.n_outputs), n_samples=0), [name], tune=False, pause=0.0
+    )
     if name in warm:
         warm[name].advance(2)
         del warm
         gc.collect()
         before = record.resident_bytes() or record.peak_bytes()
         record.forget_peak()
-        peers, skipped = build(chosen, [name], tune=False)
+        peers, skipped = build(chosen, [name], tune=False, pause=0.0)
         if name in peers:
             peers[name].advance(2)
             return {"peak_bytes": max(record.peak_bytes() - before, 0), "machine": record.machine()}

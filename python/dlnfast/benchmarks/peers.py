@@ -49,7 +49,7 @@ _SMALL: Final = 512
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: L layers of width d with K outputs, on N samples; the target has rank min(r, K).
+    """What is trained: L layers of width d with K outputs, on N samples; the target has rank r, or as much as fits.
 
     Layers and inputs are products of two random reflections: exactly orthogonal, dense, and O(d^2) to make.
     Times do not depend on their values.
@@ -71,13 +71,18 @@ class Setting:
             "n_outputs": self.n_outputs,
             "depth": self.depth,
             "n_samples": self.samples_used,
-            "rank": min(self.rank, self.n_outputs),
+            "rank": self.target_rank,
         }
 
     @property
     def samples_used(self) -> int:
         """N."""
         return self.n_samples or self.dim
+
+    @property
+    def target_rank(self) -> int:
+        """Rank of Phi."""
+        return min(self.rank, self.n_outputs, self.dim)
 
     @property
     def widths(self) -> list[int]:
@@ -92,9 +97,9 @@ class Setting:
     def factors(self) -> LowRank:
         """Return Phi in factors: singular values from 1 to 1/2."""
         rng = np.random.default_rng(1)
-        rank = min(self.rank, self.n_outputs)
-        left, right = (np.linalg.qr(rng.standard_normal((n, rank)))[0] for n in (self.n_outputs, self.dim))
-        return LowRank(left, np.linspace(1.0, 0.5, rank), right)
+        shapes = ((n, self.target_rank) for n in (self.n_outputs, self.dim))
+        left, right = (np.linalg.qr(rng.standard_normal(shape))[0] for shape in shapes)
+        return LowRank(left, np.linspace(1.0, 0.5, self.target_rank), right)
 
     @cached_property
     def target(self) -> _Array:
@@ -651,7 +656,7 @@ _COMPILED: Final = ("torch-compile", "jax-thin", "jax-autodiff")
 
 
 def build(
-    setting: Setting, names: Iterable[str], tune: bool = True
+    setting: Setting, names: Iterable[str], tune: bool = True, pause: float = PAUSE
 ) -> tuple[dict[str, Peer], dict[str, str]]:
     """Return the peers that can run here, and for each other one the reason why it cannot.
 
@@ -663,6 +668,8 @@ def build(
     tune : bool
         Take the fastest of several forms of a peer, which costs time and memory; else the one that is
         fastest where layers are large.
+    pause : float
+        Seconds before each peer.
 
     Returns
     -------
@@ -684,7 +691,7 @@ def build(
             )
             continue
         try:
-            time.sleep(PAUSE if tune else 0.0)  # forms are timed
+            time.sleep(pause)  # forms are timed
             peers[name] = PEERS[name](setting, tune)
         except ModuleNotFoundError as error:
             if error.name not in _INSTALL:
