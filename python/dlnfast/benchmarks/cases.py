@@ -245,6 +245,7 @@ def _print_row(case: str, row: Mapping[str, Any]) -> None:
         dense = rate["per_second"].get("dlnfast-dense", float("nan")) / 1e9
         machine = rate["machine_per_second"]["median"] / 1e9
         print(f"  dlnfast dense {dense:.1f} {unit}; {of} {machine:.1f} {unit}")
+    sys.stdout.flush()  # the next row may take minutes
 
 
 def format_seconds(seconds: float) -> str:

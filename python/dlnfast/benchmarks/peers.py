@@ -49,7 +49,7 @@ _SMALL: Final = 512
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: L layers of width d with K outputs, on N samples; the target has rank r, or as much as fits.
+    """What is trained: L layers of width d with K outputs, on N samples; a target of rank r, or less.
 
     Layers and inputs are products of two random reflections: exactly orthogonal, dense, and O(d^2) to make.
     Times do not depend on their values.
