@@ -1,41 +1,21 @@
-// Many small runs in one call beside the same runs one by one:
-//   bench_batch_descent [--size 6] [--layers 3] [--runs 1000] [--steps 2000] [--repeats 9]
-//                       [--threads 2] [--precision double] [--momentum 0]
-// The peers take turns, round after round; what is printed are medians and their ratios, of elapsed
-// time and of processor time (of all threads; it says more where others use the machine, too). Their
-// losses are compared first.
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <ctime>
-#include <functional>
-#include <random>
-#include <string>
-#include <vector>
-
+// Many small runs in one call beside the same runs one by one, per run and step:
+//   bench_batch_descent [--size 6] [--layers 3] [--runs 1000] [--steps 2000]
+// and the options of harness.hpp. Their losses are compared first. Below each group: how many times
+// less the batch takes than the runs one by one, in elapsed time and in processor time (of all
+// threads; it says more where others use the machine, too). Flops are those of the cores.
 #include "dlnfast/batch_descent.hpp"
-#include "dlnfast/build_info.hpp"
+
+#include <cstdint>
+#include <random>
+
+#include "dlnfast/dense_descent.hpp"
 #include "dlnfast/recorders.hpp"
 #include "dlnfast/reduced_descent.hpp"
+#include "harness.hpp"
 
 using namespace dlnfast;
 
 namespace {
-
-struct Options {
-  Index size = 6;
-  Index layers = 3;
-  Index runs = 1000;
-  Index steps = 2000;
-  int repeats = 9;
-  int threads = 2;
-  bool single_precision = false;
-  double momentum = 0.0;
-};
 
 // Runs as they stand in a study: orthogonal starts of a small scale, a target of its own each.
 template <class T>
@@ -49,7 +29,8 @@ struct Study {
   std::vector<double> rho_records;
   std::vector<std::int64_t> counts;
 
-  explicit Study(const Options& o) : n(o.runs), size(o.size), n_layers(o.layers), steps(o.steps) {
+  Study(Index n_, Index size_, Index n_layers_, Index steps_)
+      : n(n_), size(size_), n_layers(n_layers_), steps(steps_) {
     std::mt19937_64 engine(20240607);
     std::normal_distribution<double> normal;
     const auto draw = [&](Index count, double deviation) {
@@ -67,9 +48,9 @@ struct Study {
     rho.assign(n * n_layers, 0.3);
     multiplicity.assign(n, 294.0);
     coupling.assign(n, 1.0);
-    for (Index i = 0; i < n * n_layers; ++i) rate.push_back(0.02);
+    rate.assign(n * n_layers, 0.02);
     decay.assign(n * n_layers, 0.0);
-    momentum.assign(n * n_layers, o.momentum);
+    momentum.assign(n * n_layers, 0.0);
     scale.assign(n, 1.0);
     floor.assign(n, 0.0);
     loss.assign(n * (steps + 1), 0.0);
@@ -99,12 +80,17 @@ struct Study {
     records.loss = {loss.data(), n, steps + 1};
     records.rho = {rho_records.data(), n, 2, n_layers};
     records.counts = {counts.data(), n, 2};
-    batch_descent(batch, schedule(), records, Context{n_threads, nullptr});
+    Context context;
+    context.n_threads = n_threads;
+    batch_descent(batch, schedule(), records, context);
   }
 
   void run_single() {
     const Index entries = size * size;
     Monitor monitor;
+    Context context;
+    context.n_threads = 1;
+    context.monitor = &monitor;
     for (Index run = 0; run < n; ++run) {
       std::vector<std::vector<T>> own;
       std::vector<MatrixRef<T>> refs;
@@ -125,7 +111,7 @@ struct Study {
         return std::vector<double>(v.begin() + run * n_layers, v.begin() + (run + 1) * n_layers);
       };
       ReducedDescent<T> stepper(refs, objective, {{0, multiplicity[run], coupling[run], row(rho)}},
-                                {row(rate), row(decay), row(momentum)}, Context{1, &monitor});
+                                {row(rate), row(decay), row(momentum)}, context);
       ReducedRecorder<T> recorder(stepper, out);
       std::int64_t record_steps[2];
       std::int64_t* c = counts.data() + 2 * run;
@@ -136,109 +122,43 @@ struct Study {
   }
 };
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : 0.5 * (values[half - 1] + values[half]);
-}
-
 template <class T>
-int measure(const Options& o) {
-  Study<T> study(o);
+void measure(bench::Harness& harness, Index size, Index n_layers, Index runs, Index steps) {
+  const int team = harness.team();
+  Study<T> study(runs, size, n_layers, steps);
   study.run_single();
   const std::vector<double> wanted = study.loss;
-  study.run_batch(o.threads);
-  double worst = 0.0;
+  study.run_batch(team);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
-    const double difference = std::abs(study.loss[i] - wanted[i]) / (1.0 + std::abs(wanted[i]));
-    if (!(difference <= worst)) worst = difference;
-  }
-  std::printf(
-      "%lld runs of %lld layers, %lld x %lld, %lld steps; level %s, losses differ by %.1e\n",
-      static_cast<long long>(o.runs), static_cast<long long>(o.layers),
-      static_cast<long long>(o.size), static_cast<long long>(o.size),
-      static_cast<long long>(o.steps), build_info().level.c_str(), worst);
-  if (!(worst < (sizeof(T) == 4 ? 1e-3 : 1e-9))) {
-    std::printf("the peers do not agree\n");
-    return 1;
+    CHECK_NEAR(study.loss[i], wanted[i], (sizeof(T) == 4 ? 1e-3 : 1e-9) * (1.0 + wanted[i]));
   }
 
-  struct Peer {
-    std::string name;
-    std::function<void()> job;
-    std::vector<double> seconds, processor_seconds;
+  const double units = double(runs) * double(steps);
+  const double flops =
+      step_flops(std::vector<Index>(static_cast<std::size_t>(n_layers + 1), size), n_layers);
+  std::vector<bench::Peer> peers{
+      {"one by one", flops, 0.0, [&] { study.run_single(); }, units, 1},
+      {"batch", flops, 0.0, [&] { study.run_batch(1); }, units, 1},
   };
-  std::vector<Peer> peers;
-  peers.push_back({"one by one", [&] { study.run_single(); }, {}, {}});
-  peers.push_back({"batch, 1 thread", [&] { study.run_batch(1); }, {}, {}});
-  if (o.threads > 1) {
-    peers.push_back({"batch, " + std::to_string(o.threads) + " threads",
-                     [&] { study.run_batch(o.threads); },
-                     {},
-                     {}});
+  if (team > 1) peers.push_back({"batch", flops, 0.0, [&] { study.run_batch(team); }, units, team});
+  const auto times =
+      harness.run<T>({{"size", size}, {"L", n_layers}, {"runs", runs}, {"steps", steps}}, peers);
+  for (std::size_t p = 1; p < peers.size(); ++p) {
+    std::printf("one by one / batch on %d: elapsed %.2f, processor %.2f\n", peers[p].threads,
+                bench::median(times[0].elapsed) / bench::median(times[p].elapsed),
+                bench::median(times[0].processor) / bench::median(times[p].processor));
   }
-  for (int round = 0; round < o.repeats; ++round) {
-    for (Peer& peer : peers) {
-      const std::clock_t processor_start = std::clock();
-      const auto start = std::chrono::steady_clock::now();
-      peer.job();
-      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-      peer.seconds.push_back(elapsed.count());
-      peer.processor_seconds.push_back(static_cast<double>(std::clock() - processor_start) /
-                                       CLOCKS_PER_SEC);
-    }
-  }
-  const double base = median(peers.front().seconds);
-  const double processor_base = median(peers.front().processor_seconds);
-  const double run_steps = static_cast<double>(o.runs) * static_cast<double>(o.steps);
-  for (const Peer& peer : peers) {
-    const double m = median(peer.seconds), processor = median(peer.processor_seconds);
-    const auto [least, most] = std::minmax_element(peer.seconds.begin(), peer.seconds.end());
-    std::printf(
-        "%-17s median %8.2f ms (%.2f to %.2f), ratio %5.2f; processor time %6.1f ns per run and "
-        "step, ratio %5.2f\n",
-        peer.name.c_str(), 1e3 * m, 1e3 * *least, 1e3 * *most, base / m,
-        1e9 * processor / run_steps, processor_base / processor);
-  }
-  return 0;
-}
-
-Options parse(int argc, char** argv) {
-  Options o;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string name = argv[i];
-    const char* value = i + 1 < argc ? argv[i + 1] : "";
-    if (name == "--size") {
-      o.size = std::atoll(value);
-    } else if (name == "--layers") {
-      o.layers = std::atoll(value);
-    } else if (name == "--runs") {
-      o.runs = std::atoll(value);
-    } else if (name == "--steps") {
-      o.steps = std::atoll(value);
-    } else if (name == "--repeats") {
-      o.repeats = std::atoi(value);
-    } else if (name == "--threads") {
-      o.threads = std::atoi(value);
-    } else if (name == "--momentum") {
-      o.momentum = std::atof(value);
-    } else if (name == "--precision") {
-      o.single_precision = std::strcmp(value, "single") == 0;
-    } else {
-      std::fprintf(stderr, "unknown option %s\n", argv[i]);
-      std::exit(2);
-    }
-  }
-  if (o.size < 1 || o.layers < 1 || o.runs < 1 || o.steps < 1 || o.repeats < 1 || o.threads < 1) {
-    std::fprintf(stderr, "all numbers are at least 1\n");
-    std::exit(2);
-  }
-  return o;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Options options = parse(argc, argv);
-  return options.single_precision ? measure<float>(options) : measure<double>(options);
+  bench::Options options(argc, argv);
+  const Index size = options.integer("--size", 6);
+  const Index n_layers = options.integer("--layers", 3);
+  const Index runs = options.integer("--runs", 1000);
+  const Index steps = options.integer("--steps", 2000);
+  bench::Harness harness("batch_descent", options);
+  return harness.each_precision(
+      [&](auto zero) { measure<decltype(zero)>(harness, size, n_layers, runs, steps); });
 }

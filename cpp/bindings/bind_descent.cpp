@@ -104,7 +104,7 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     const py::gil_scoped_release release;
     const Context context{a.n_threads, &monitor};
     DenseDescent<T> stepper(w, objective, a.rates, context);
-    DenseRecorder<T> recorder(w, out, context);
+    DenseRecorder<T> recorder(stepper, out, context);
     result = descend(stepper, recorder, a.schedule, progress, monitor);
   }
   return as_tuple(result);

@@ -1,9 +1,13 @@
 #include "dlnfast/dense_descent.hpp"
 
+#include <algorithm>
+#include <chrono>
+
 #include "dlnfast/product.hpp"
 #include "dlnfast/thin_product.hpp"
 #include "dlnfast/threads.hpp"
 #include "dlnfast/workspace.hpp"
+#include "small_descent.hpp"
 
 namespace dlnfast {
 namespace {
@@ -237,10 +241,18 @@ template <class T>
 class DenseDescent<T>::Impl {
  public:
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
-       const Context& context)
-      : objective_(objective), context_(context) {
+       const Context& context, Index small)
+      : weights_(weights), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
+    if (better_small(widths, small)) {
+      const Index n = static_cast<Index>(weights.size());
+      small_ =
+          small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
+      for (Index l = 0; l < n; ++l) small_->load_weight(l, weights_[l]);
+      return;
+    }
+    chooses_team_ = context.n_threads == 0;
     const Index n_layers = static_cast<Index>(weights.size());
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
@@ -269,13 +281,54 @@ class DenseDescent<T>::Impl {
     }
   }
 
+  ~Impl() { write_back(); }
+
   double evaluate() {
+    if (small_) return small_->evaluate();
+    if (!chooses_team_) return evaluate_chain();
+    context_.n_threads = -choice_.size();
+    const auto start = Clock::now();
+    const double loss = evaluate_chain();
+    step_time_ = Clock::now() - start;
+    return loss;
+  }
+
+  void update() {
+    if (small_) {
+      small_->update();
+      behind_ = true;
+    } else if (!chooses_team_) {
+      update_layers();
+    } else {
+      const auto start = Clock::now();
+      update_layers();
+      step_time_ += Clock::now() - start;
+      choice_.took(step_time_.count());
+    }
+  }
+
+  Index n_layers() const { return static_cast<Index>(weights_.size()); }
+  double largest_entry(Index layer) const {
+    if (small_) return small_->largest_entry(layer);
+    return largest_magnitude<T>(weights_[layer]);
+  }
+  Index steps_per_breath() const { return small_ ? small_->steps_per_breath() : 1; }
+
+  const std::vector<MatrixRef<T>>& weights() {
+    write_back();
+    return weights_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  double evaluate_chain() {
     if (!lower_->empty()) lower_->forward(context_);
     if (!upper_->empty()) upper_->forward(context_);
     return residual(end_to_end());
   }
 
-  void update() {
+  void update_layers() {
     const MatrixRef<const T> e = error_;
     if (upper_->empty()) {
       lower_->backward(e, context_);
@@ -294,10 +347,22 @@ class DenseDescent<T>::Impl {
     upper_->backward(above, context_);
   }
 
-  Index n_layers() const { return static_cast<Index>(layers_.size()); }
-  double largest_entry(Index layer) const { return largest_magnitude<T>(layers_[layer].weight); }
+  // Whether square padding costs less than calls of kernels for any shape, each of which takes as
+  // long as about 1e4 flops.
+  static bool better_small(const std::vector<Index>& widths, Index limit) {
+    const Index size = *std::max_element(widths.begin(), widths.end());
+    if (size > std::min(limit, small_limit)) return false;
+    const double n_products = 3.0 * static_cast<double>(widths.size() - 2);
+    const double padded = n_products * 2.0 * static_cast<double>(size * size * size);
+    return padded <= 1.5 * step_flops(widths, best_pivot(widths)) + 1e4 * (n_products + 1.0);
+  }
 
- private:
+  void write_back() {
+    if (!behind_) return;
+    for (Index l = 0; l < n_layers(); ++l) small_->store_weight(l, weights_[l]);
+    behind_ = false;
+  }
+
   static std::vector<Index> checked_widths(const std::vector<MatrixRef<T>>& weights,
                                            const Objective<T>& objective, const Rates& rates) {
     if (weights.empty()) throw ShapeError("weights is empty; wanted at least one layer");
@@ -353,6 +418,12 @@ class DenseDescent<T>::Impl {
     return 0.5 * objective_.loss_scale * total + objective_.loss_floor;
   }
 
+  std::vector<MatrixRef<T>> weights_;
+  std::unique_ptr<SmallDescent<T>> small_;
+  bool behind_ = false;  // whether the caller's weights are older than the small ones
+  bool chooses_team_ = false;
+  TeamChoice choice_{max_threads()};
+  std::chrono::duration<double> step_time_{};
   Objective<T> objective_;
   Workspace workspace_;
   Context context_;
@@ -364,8 +435,8 @@ class DenseDescent<T>::Impl {
 
 template <class T>
 DenseDescent<T>::DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
-                              const Rates& rates, const Context& context)
-    : impl_(std::make_unique<Impl>(weights, objective, rates, context)) {}
+                              const Rates& rates, const Context& context, Index small)
+    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small)) {}
 
 template <class T>
 DenseDescent<T>::~DenseDescent() = default;
@@ -388,6 +459,16 @@ Index DenseDescent<T>::n_layers() const {
 template <class T>
 double DenseDescent<T>::largest_entry(Index layer) const {
   return impl_->largest_entry(layer);
+}
+
+template <class T>
+Index DenseDescent<T>::steps_per_breath() const {
+  return impl_->steps_per_breath();
+}
+
+template <class T>
+const std::vector<MatrixRef<T>>& DenseDescent<T>::weights() const {
+  return impl_->weights();
 }
 
 template class DenseDescent<float>;

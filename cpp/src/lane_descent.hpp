@@ -3,7 +3,7 @@
 //
 // Entry (i, j) of all runs stands in one vector, so that products need neither transposes nor sums
 // within a vector, and no part of a vector is idle whatever the size. Weights are updated with
-// compensated sums (small_descent.hpp).
+// compensated sums (small_descent.cpp).
 //
 // Cost of a step of L layers of size n, whitened and without momentum or decay, in vector
 // operations for all lanes together:

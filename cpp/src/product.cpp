@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "blocked_product.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
@@ -9,13 +10,17 @@
 namespace dlnfast {
 namespace {
 
-// Work below which a second thread costs more than it gives (about 20 us of one core).
-constexpr double flops_per_thread = 1e6;
+// Work below which a second thread costs more than it gives (about 40 us of one core).
+constexpr double flops_per_thread = 2e6;
 // Work between two looks at the monitor: about a tenth of a second on two cores of this level. A
 // constant, not a measurement, so that a product is always cut alike.
 constexpr double flops_per_breath =
     simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
-constexpr Index grain = 16;
+constexpr Index narrow_chunk = 128;  // rows or columns of a narrow product
+
+double count_flops(Index m, Index n, Index k) {
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+}
 
 template <class T>
 MatrixRef<const T> part(MatrixRef<const T> m, Op op, bool of_rows, Index begin, Index n) {
@@ -48,22 +53,30 @@ void multiply_on_one_thread(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<co
 
 template <class T>
 void multiply_block(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op op_b, T beta,
-                    MatrixRef<T> c, double flops, const Context& context) {
+                    MatrixRef<T> c, Index k, const Context& context) {
+  const double flops = count_flops(c.rows, c.cols, k);
+  if (blocked::suits<T>(c.rows, c.cols, k)) {
+    Workspace own;
+    Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
+    const int team = team_size(context.n_threads, flops, flops_per_thread);
+    blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace);
+    return;
+  }
+  // In chunks that do not depend on the team, so that the result does not.
   const bool by_rows = c.rows >= c.cols;
   const Index n = by_rows ? c.rows : c.cols;
+  const Index n_chunks = (n + narrow_chunk - 1) / narrow_chunk;
   int team = team_size(context.n_threads, flops, flops_per_thread);
-  team = static_cast<int>(std::min<Index>(team, std::max<Index>(1, n)));
-  const Index step = n >= grain * team ? grain : 1;
-  parallel(team, [&](int member, int size) {
-    const Share s = share(n, step, member, size);
-    const Index count = s.end - s.begin;
-    if (count == 0) return;
+  team = static_cast<int>(std::min<Index>(team, n_chunks));
+  parallel_deal(team, n_chunks, [&](Index chunk) {
+    const Index begin = chunk * narrow_chunk;
+    const Index count = std::min(narrow_chunk, n - begin);
     if (by_rows) {
-      multiply_on_one_thread<T>(alpha, part(a, op_a, true, s.begin, count), op_a, b, op_b, beta,
-                                c.block(s.begin, 0, count, c.cols));
+      multiply_on_one_thread<T>(alpha, part(a, op_a, true, begin, count), op_a, b, op_b, beta,
+                                c.block(begin, 0, count, c.cols));
     } else {
-      multiply_on_one_thread<T>(alpha, a, op_a, part(b, op_b, false, s.begin, count), op_b, beta,
-                                c.block(0, s.begin, c.rows, count));
+      multiply_on_one_thread<T>(alpha, a, op_a, part(b, op_b, false, begin, count), op_b, beta,
+                                c.block(0, begin, c.rows, count));
     }
   });
 }
@@ -80,10 +93,8 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
   require_shape(c, m, n, "the result of a product");
   if (m == 0 || n == 0) return;
 
-  const double flops =
-      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   // Square pieces of the output keep the operands' packing small beside the arithmetic.
-  const double pieces = std::ceil(std::sqrt(flops / flops_per_breath));
+  const double pieces = std::ceil(std::sqrt(count_flops(m, n, k) / flops_per_breath));
   const Index n_pieces = std::max<Index>(1, static_cast<Index>(pieces));
   const Index row_step = (m + n_pieces - 1) / n_pieces;
   const Index col_step = (n + n_pieces - 1) / n_pieces;
@@ -93,8 +104,7 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
       const Index cols = std::min(col_step, n - j);
       context.breathe();
       multiply_block<T>(alpha, part(a, op_a, true, i, rows), op_a, part(b, op_b, false, j, cols),
-                        op_b, beta, c.block(i, j, rows, cols),
-                        2.0 * static_cast<double>(rows * cols) * static_cast<double>(k), context);
+                        op_b, beta, c.block(i, j, rows, cols), k, context);
     }
   }
 }

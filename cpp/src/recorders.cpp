@@ -8,8 +8,10 @@ namespace dlnfast {
 
 template <class T>
 void DenseRecorder<T>::record(Index record, Index /*step*/) {
+  // Asked for at every record, so that a caller who looks then sees them.
+  const std::vector<MatrixRef<T>>& weights = stepper_.weights();
   for (std::size_t l = 0; l < records_.values.size(); ++l) {
-    const MatrixRef<T>& w = weights_[l];
+    const MatrixRef<T>& w = weights[l];
     const Index k = records_.n_values[l];
     const MatrixRef<T> values(records_.values[l] + record * k, 1, k);
     MatrixRef<T> left, right;
@@ -25,8 +27,9 @@ template <class T>
 void DenseRecorder<T>::after_step(Index step, bool /*last*/) {
   if (records_.snapshot_every == 0 || step % records_.snapshot_every != 0) return;
   const Index snapshot = *records_.n_snapshots;
-  for (std::size_t l = 0; l < weights_.size(); ++l) {
-    const MatrixRef<T>& w = weights_[l];
+  const std::vector<MatrixRef<T>>& weights = stepper_.weights();
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    const MatrixRef<T>& w = weights[l];
     const MatrixRef<T> out(records_.snapshots[l] + snapshot * w.rows * w.cols, w.rows, w.cols);
     out.map() = w.map();
   }

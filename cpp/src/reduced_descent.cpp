@@ -10,29 +10,6 @@
 namespace dlnfast {
 namespace {
 
-template <class T, int Size>
-std::unique_ptr<SmallCores<T>> make_small(Index n_layers, const Objective<T>& objective,
-                                          const Rates& rates) {
-  return std::make_unique<SmallDescent<T, Size>>(n_layers, objective, rates);
-}
-
-// The smallest fixed size that holds `size`, or none.
-template <class T>
-std::unique_ptr<SmallCores<T>> small_cores(Index size, Index n_layers,
-                                           const Objective<T>& objective, const Rates& rates) {
-  if (size <= 2) return make_small<T, 2>(n_layers, objective, rates);
-  if (size <= 4) return make_small<T, 4>(n_layers, objective, rates);
-  if (size <= 6) return make_small<T, 6>(n_layers, objective, rates);
-  if (size <= 8) return make_small<T, 8>(n_layers, objective, rates);
-  if (size <= 10) return make_small<T, 10>(n_layers, objective, rates);
-  if (size <= 12) return make_small<T, 12>(n_layers, objective, rates);
-  if (size <= 16) return make_small<T, 16>(n_layers, objective, rates);
-  if (size <= 20) return make_small<T, 20>(n_layers, objective, rates);
-  if (size <= 24) return make_small<T, 24>(n_layers, objective, rates);
-  if (size <= 32) return make_small<T, 32>(n_layers, objective, rates);
-  return nullptr;
-}
-
 // The scalars of all families and their velocities.
 class Scalars {
  public:
@@ -112,7 +89,7 @@ class Scalars {
     }
     for (std::size_t i = 0; i < rho_.size(); ++i) {
       velocity_[i] = momentum_[i] * velocity_[i] + gradient_[i] + weight_decay_[i] * rho_[i];
-      // Compensated like the cores (small_descent.hpp).
+      // Compensated like the cores (small_descent.cpp).
       const double wanted = -learning_rate_[i] * velocity_[i] - carry_[i];
       const double sum = rho_[i] + wanted;
       carry_[i] = (sum - rho_[i]) - wanted;
@@ -140,13 +117,13 @@ class ReducedDescent<T>::Impl {
                  objective.loss_scale) {
     Index size = 0;
     for (const auto& core : cores_) size = std::max({size, core.rows, core.cols});
-    small_ = small_cores<T>(size, static_cast<Index>(cores_.size()), objective, rates);
+    small_ = small_descent<T>(size, static_cast<Index>(cores_.size()), objective, rates);
     if (small_ == nullptr) {
       large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context);
       return;
     }
     for (std::size_t l = 0; l < cores_.size(); ++l) {
-      small_->load_core(static_cast<Index>(l), cores_[l]);
+      small_->load_weight(static_cast<Index>(l), cores_[l]);
     }
   }
 
@@ -161,7 +138,7 @@ class ReducedDescent<T>::Impl {
     const MatrixRef<T>& core = cores_[index];
     const MatrixRef<T> target(out, core.rows, core.cols);
     if (small_) {
-      small_->store_core(index, target);
+      small_->store_weight(index, target);
     } else {
       target.map() = core.map();
     }
@@ -192,7 +169,7 @@ class ReducedDescent<T>::Impl {
 
   std::vector<MatrixRef<T>> cores_;
   Scalars scalars_;
-  std::unique_ptr<SmallCores<T>> small_;
+  std::unique_ptr<SmallDescent<T>> small_;
   std::unique_ptr<DenseDescent<T>> large_;
 };
 

@@ -257,7 +257,7 @@ DLNFAST_INLINE inline void sum_vectors(const T* left, const T* right, Index k, c
       if constexpr (Moves) x[c] = P::load(right + g * P::size + c * next);
     });
     simd::unroll<R>([&](auto r) DLNFAST_INLINE {
-      Vector<T> coefficient = Vector<T>{} + left[r];
+      Vector<T> coefficient = P::broadcast(left[r]);
       simd::keep(coefficient);
       simd::unroll<C>([&](auto c) DLNFAST_INLINE {
         sum[c] += w[r][c] * coefficient;

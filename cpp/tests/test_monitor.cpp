@@ -236,7 +236,7 @@ void every_long_call_listens() {
   leaves_at_once([&](const Context& c) { thin_descend<double>(z, x, w, d, c); });
   CHECK(w == before);
 
-  Matrix<double> w1 = random_matrix<double>(20, 20), w2 = w1, target = w1;
+  Matrix<double> w1 = random_matrix<double>(40, 40), w2 = w1, target = w1;
   Objective<double> objective;
   objective.target = target;
   const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}};

@@ -112,7 +112,7 @@ void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool moment
 
   const Context context{1, nullptr};
   ReducedDescent<T> reduced(refs(cores), objective, families, rates, context);
-  DenseDescent<T> dense(refs(whole), objective, rates, context);
+  DenseDescent<T> dense(refs(whole), objective, rates, context, 0);
   CHECK(reduced.n_layers() == n_layers);
   const int steps = 15;
   const double allowed = check::tolerance<T>(widest, 2.0 * steps);
@@ -205,7 +205,7 @@ void whole_network(bool wide_target, double momentum) {
   Objective<double> objective;
   objective.target = target;
   objective.loss_scale = 0.4;
-  DenseDescent<double> dense(refs(weights), objective, rates, Context{1, nullptr});
+  DenseDescent<double> dense(refs(weights), objective, rates, Context{1, nullptr}, 0);
   objective.target = reduced_target;
   const Family rest{0, double(d - 2 * r), wide_target ? 0.0 : 1.0, {eps, eps, eps}};
   ReducedDescent<double> reduced(refs(cores), objective, {rest}, rates, Context{1, nullptr});

@@ -1,5 +1,7 @@
 #include "dlnfast/thin_product.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "check.hpp"
@@ -63,8 +65,11 @@ void one_case(Index k, Index m, Index n, bool momentum, Index gap, int n_threads
   d.weight_decay = T(0.125);
   if (momentum) d.momentum = T(0.5);
   const Reference<T> wanted(left, right, w, v, d, momentum);
-  // Long sums: the partial ones grow to the root of their length.
-  const double by_rows = 4 * check::tolerance<T>(m), by_cols = 4 * check::tolerance<T>(n);
+  // Of n terms the partial sums grow to the root of n, and each of them is rounded.
+  const auto of_sum = [](Index n) {
+    return check::tolerance<T>(n) * std::max(4.0, 0.1 * std::sqrt(static_cast<double>(n)));
+  };
+  const double by_rows = of_sum(m), by_cols = of_sum(n);
   const double update = check::tolerance<T>(k);
 
   Strided<T> sl(left, gap), sr(right, gap), sw(w, gap), sv(v, gap);

@@ -32,6 +32,38 @@ void exceptions_leave_a_region() {
   }
 }
 
+// Seconds of steps on a machine on which a team of n takes time[n].
+double time_of(TeamChoice& choice, int steps, const std::vector<double>& time) {
+  double total = 0.0;
+  for (int t = 0; t < steps; ++t) {
+    const double seconds = time[static_cast<std::size_t>(choice.size())];
+    total += seconds;
+    choice.took(seconds);
+  }
+  return total;
+}
+
+void team_follows_the_times() {
+  const std::vector<double> quiet{0, 1.0, 0.52, 0.4, 0.28}, busy{0, 1.1, 3.0, 3.0, 3.0};
+  TeamChoice one(1);
+  time_of(one, 50, quiet);
+  CHECK(one.size() == 1);
+  for (const int largest : {2, 4}) {
+    TeamChoice choice(largest);
+    CHECK(choice.size() == largest);
+    const double full = quiet[static_cast<std::size_t>(largest)];
+    const double half = quiet[static_cast<std::size_t>(largest / 2)];
+    CHECK_NEAR(time_of(choice, 1000, quiet), 999 * full + half, 1e-9);
+    // Somebody comes, and leaves again.
+    CHECK(time_of(choice, 1000, busy) < 1.2 * 1000 * busy[1]);
+    time_of(choice, 4000, quiet);
+    CHECK(choice.size() == largest);
+    // There from the start.
+    TeamChoice late(largest);
+    CHECK(time_of(late, 1000, busy) < 1.2 * 1000 * busy[1]);
+  }
+}
+
 void share_covers_everything_once() {
   for (int trial = 0; trial < 20000; ++trial) {
     const Index n = check::pick(300);
@@ -82,6 +114,9 @@ void team_sizes() {
   CHECK(team_size(0, 3.5e6, 1e6) == 3);
   CHECK(team_size(0, 1e300, 1e-300) == 5);
   CHECK(team_size(2, 1e9, 1e6) == 2);
+  CHECK(team_size(-3, 1e9, 1e6) == 3);
+  CHECK(team_size(-3, 2e6, 1e6) == 2);
+  CHECK(team_size(-9, 1e9, 1e6) == 5);
   set_num_threads(-3);
   CHECK(max_threads() == all);
 }
@@ -171,6 +206,7 @@ void forbidden_threads() {
 
 int main() {
   exceptions_leave_a_region();
+  team_follows_the_times();
   share_covers_everything_once();
   members_see_their_numbers();
   team_sizes();

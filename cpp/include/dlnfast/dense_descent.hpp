@@ -21,20 +21,26 @@ Index best_pivot(const std::vector<Index>& widths);
 double step_flops(const std::vector<Index>& widths, Index pivot);
 
 // The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
-// beside them: the thin products, E, one velocity per layer with momentum, and one gradient where
-// layers decay and none of their sides is thin. An Interrupted that leaves `update` leaves the
-// weights between two steps.
+// beside them: the thin products, E, packed operands, one velocity per layer with momentum, and one
+// gradient where layers decay and none of their sides is thin. Networks no wider than `small`, where
+// that pays, live in a copy that fits the first-level cache: `weights` follow when they are asked
+// for, and in the end.
+// An Interrupted that leaves `update` leaves the weights between two steps.
 template <class T>
 class DenseDescent final : public Stepper {
  public:
   DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective, const Rates& rates,
-               const Context& context);
+               const Context& context, Index small = 32);
   ~DenseDescent() override;
 
   double evaluate() override;
   void update() override;
   Index n_layers() const override;
   double largest_entry(Index layer) const override;
+  Index steps_per_breath() const override;
+
+  // The arrays of the caller, up to date.
+  const std::vector<MatrixRef<T>>& weights() const;
 
  private:
   class Impl;

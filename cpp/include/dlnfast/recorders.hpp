@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "dlnfast/descent.hpp"
+#include "dlnfast/dense_descent.hpp"
 #include "dlnfast/reduced_descent.hpp"
 
 namespace dlnfast {
@@ -25,13 +25,13 @@ struct DenseRecords {
 template <class T>
 class DenseRecorder final : public Recorder {
  public:
-  DenseRecorder(std::vector<MatrixRef<T>> weights, DenseRecords<T> records, const Context& context)
-      : weights_(std::move(weights)), records_(std::move(records)), context_(context) {}
+  DenseRecorder(const DenseDescent<T>& stepper, DenseRecords<T> records, const Context& context)
+      : stepper_(stepper), records_(std::move(records)), context_(context) {}
   void record(Index record, Index step) override;
   void after_step(Index step, bool last) override;
 
  private:
-  std::vector<MatrixRef<T>> weights_;
+  const DenseDescent<T>& stepper_;
   DenseRecords<T> records_;
   Context context_;
 };

@@ -40,6 +40,8 @@ struct Pack {
   }
   static void store(T* p, const Vector& v) { std::memcpy(p, &v, sizeof v); }
 
+  static Vector broadcast(T x) { return x - Vector{}; }
+
   // The first n entries, 0 < n < size; the others are zero, or are left alone.
   static Vector load_part(const T* p, int n) {
 #if defined(__AVX512F__)
@@ -76,6 +78,18 @@ struct Pack {
   }
 };
 
+// Entries lane[0], lane[1], .. of the 2 n entries of a and b.
+template <int... lane, class Vector>
+DLNFAST_INLINE inline Vector shuffle(const Vector& a, const Vector& b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lane...);
+#else
+  using Lane = std::conditional_t<sizeof(a[0]) == 8, long long, int>;
+  typedef Lane Lanes __attribute__((vector_size(sizeof(Vector))));
+  return __builtin_shuffle(a, b, Lanes{lane...});
+#endif
+}
+
 template <class Body, int... I>
 DLNFAST_INLINE inline void unroll(const Body& body, std::integer_sequence<int, I...>) {
   (body(std::integral_constant<int, I>{}), ...);
@@ -86,6 +100,27 @@ DLNFAST_INLINE inline void unroll(const Body& body, std::integer_sequence<int, I
 template <int n, class Body>
 DLNFAST_INLINE inline void unroll(const Body& body) {
   unroll(body, std::make_integer_sequence<int, n>{});
+}
+
+template <int half, class Vector, int... lane>
+DLNFAST_INLINE inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, lane...>) {
+  constexpr int n = sizeof...(lane);
+  const Vector first = shuffle<((lane & half) == 0 ? lane : n + lane - half)...>(a, b);
+  b = shuffle<((lane & half) == 0 ? lane + half : n + lane)...>(a, b);
+  a = first;
+}
+
+// Transposes P::size vectors of as many entries in place, by exchanging ever smaller blocks.
+template <class P, int half = P::size / 2>
+DLNFAST_INLINE inline void transpose(typename P::Vector (&v)[P::size]) {
+  if constexpr (half > 0) {
+    unroll<P::size>([&](auto i) DLNFAST_INLINE {
+      if constexpr ((i & half) == 0) {
+        exchange<half>(v[i], v[i + half], std::make_integer_sequence<int, P::size>{});
+      }
+    });
+    transpose<P, half / 2>(v);
+  }
 }
 
 // Holds a value in a register: GCC would rather load it again for every use.

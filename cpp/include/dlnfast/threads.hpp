@@ -1,9 +1,9 @@
 // Who runs how much: team sizes, and parallel regions that exceptions can leave.
 //
 // Policy: a request of 0 asks OpenMP for its own maximum (so OMP_NUM_THREADS and threadpoolctl are
-// obeyed) and gives small work to one thread; a positive request is taken literally. OpenMP's
-// process-wide settings are never changed. A forked child runs on one thread, because libgomp's
-// threads do not survive the fork.
+// obeyed) and gives small work to one thread; -n asks for the same with at most n threads; a positive
+// request is taken literally. OpenMP's process-wide settings are never changed. A forked child runs
+// on one thread, because libgomp's threads do not survive the fork.
 #pragma once
 
 #include <algorithm>
@@ -30,12 +30,51 @@ void forbid_threads();
 // Threads for `work` flops when every thread should get at least `work_per_thread` of them.
 int team_size(int requested, double work, double work_per_thread);
 
+// Chooses the team for a computation in many like steps, by their times. Where another program holds
+// a core, a team waits for its last member at the end of every region, often longer than one thread
+// alone would take. So the team is halved where a step with half of it turns out to be faster, and
+// doubled where that is; a larger team that fails its trial is tried again after ever longer times.
+// On a machine without other work this costs one step with half of the team.
+class TeamChoice {
+ public:
+  explicit TeamChoice(int largest) : largest_(largest), size_(largest) {}
+
+  // For the next step.
+  int size() const { return trial_steps_ > 0 ? trial_size_ : size_; }
+  // How long it took, in seconds.
+  void took(double seconds);
+
+ private:
+  static constexpr int window = 5;
+
+  void try_team(int size, int steps);
+  void judge();
+
+  int largest_;
+  int size_;
+  bool first_ = true;
+  double elapsed_ = 0.0;
+  // The chosen team: its last steps, their median and the least median so far.
+  double recent_[window] = {};
+  int n_recent_ = 0;
+  double usual_ = 0.0;
+  double best_ = 0.0;
+  // The team on trial: its slowest step, and all of them.
+  int trial_size_ = 0;
+  int trial_steps_ = 0;
+  double trial_slowest_ = 0.0;
+  double trial_total_ = 0.0;
+  bool smaller_tried_ = false;
+  double next_larger_ = 0.0;  // not before so much has elapsed
+  double patience_ = 0.0;
+};
+
 // The part [begin, end) of n items that belongs to one member of a team, in whole grains.
 struct Share {
   Index begin;
   Index end;
 };
-inline Share share(Index n, Index grain, int member, int team) {
+inline Share share(Index n, Index grain, Index member, Index team) {
   const Index grains = (n + grain - 1) / grain;
   const Index begin = grains * member / team * grain;
   const Index end = grains * (member + 1) / team * grain;
