@@ -1,50 +1,279 @@
-"""The benchmarks run where a peer is missing, and say on what machine they ran."""
+"""Peers compute the same before they are timed, and every number stands beside the machine it is from."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dlnfast.benchmarks import cases, peers, record, tables
+from dlnfast.cli import main
+
 ROOT = Path(__file__).parent.parent
-WITHOUT = """
-import sys
-missing, root, *sys.argv[1:] = sys.argv[1:]
-for name in missing.split(","):
-    sys.modules[name] = None
-sys.path.insert(0, root)
-from bench import run
-for case in set(run.CASES) - {"thin-step"}:
-    run.CASES[case] = lambda repeats, case=case: {"case": case}
-sys.exit(run.main())
-"""
-#: Settings for which the benchmarks start again, without the blocked modules of the test.
-UNCAPPED = {"OPENBLAS_CORETYPE": None, "OPENBLAS_L2_SIZE": None}
+OWN = ["dlnfast-reduced", "dlnfast-dense", "numpy-thin", "numpy-naive"]
+MACHINE = {
+    "date",
+    "processor",
+    "cores",
+    "system",
+    "load",
+    "python",
+    "packages",
+    "dlnfast",
+    "thread_pools",
+    "variables",
+    "caps",
+}
 
 
-@pytest.mark.parametrize("missing", ["torch", "torch,threadpoolctl"])
-def test_a_case_without_its_peer_is_skipped(missing, run_python, tmp_path):
-    place = tmp_path / "results" / "bench.json"
-    printed = run_python(WITHOUT, missing, ROOT, "--repeats", "1", "--out", place, **UNCAPPED)
-    assert "thin-step: skipped, torch is not installed: pip install torch\n" in printed
-    assert "threads of the pools: " in printed
-    assert ("pip install threadpoolctl" in printed) == ("threadpoolctl" in missing)
-    record = json.loads(place.read_text())
-    assert [result["case"] for result in record["results"]] == [
-        "batch",
-        "reduced-step",
-        "thin-step",
-        "wide-run",
-    ]
-    assert "torch" in record["results"][2]["skipped"]
-    assert (record["machine"]["thread_pools"] is None) == ("threadpoolctl" in missing)
+def losses(setting, name, tune=False):
+    built, skipped = peers.build(setting, [name], tune=tune)
+    assert not skipped
+    return peers.check_agreement(built, skipped)["losses"]
 
 
-def test_other_missing_modules_are_errors(run_python):
-    done = run_python(
-        WITHOUT, "dlnfast", ROOT, "--case", "thin-step", "--repeats", "1", check=False, **UNCAPPED
+# Peers
+
+
+def test_all_peers_agree():
+    # In a process of its own, as always: libraries warn, and load threads that stay.
+    result = record.in_process(
+        "measure",
+        {
+            "settings": [
+                {"dim": 24, "n_outputs": 3, "n_samples": 40},
+                {"dim": 12, "n_outputs": 12, "depth": 4},
+            ],
+            "names": [list(peers.PEERS), [name for name in peers.PEERS if name != "torch-compile"]],
+            "repeats": 2,
+            "turn": 0.001,
+        },
     )
-    assert done.returncode != 0
-    assert "ModuleNotFoundError" in done.stderr
-    assert "skipped" not in done.stdout
+    assert set(result["machine"]) == MACHINE
+    for row in result["rows"]:
+        assert row["agreement"]["largest_relative_difference"] < 1e-12
+        assert len(row["agreement"]["losses"]) == 3
+        assert set(OWN) <= set(row["seconds"])
+        for times in row["seconds"].values():
+            assert times["least"] <= times["median"] <= times["largest"]
+            assert times["rounds"] == 2
+            assert times["steps_per_turn"] >= 1
+        assert all(reason for reason in row["skipped"].values())
+    compared = {*result["rows"][0]["seconds"], *result["rows"][0]["skipped"]}
+    assert compared == set(peers.PEERS) == set(peers.LABELS)
+    assert result["rows"][0]["setting"] == {
+        "dim": 24,
+        "n_outputs": 3,
+        "depth": 3,
+        "n_samples": 40,
+        "rank": 3,
+    }
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_depths(depth):
+    setting = peers.Setting(20, 4, depth)
+    expected = losses(setting, "dlnfast-dense")
+    for name in ("numpy-thin", "numpy-naive"):
+        np.testing.assert_allclose(losses(setting, name), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("block", [0, 1, 7, 16])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_forms_of_the_thin_step(block, order, depth):
+    setting = peers.Setting(40, 3, depth)
+    step = peers._numpy_step(setting, peers._Form(block, order, 0))
+    expected = losses(setting, "dlnfast-dense")
+    np.testing.assert_allclose(np.array([step() for _ in range(4)])[[0, 1, 3]], expected, rtol=1e-12)
+
+
+def test_the_form_that_is_taken_is_noted(monkeypatch):
+    chosen, _ = peers.build(peers.Setting(40, 3), ["numpy-thin"])
+    assert chosen["numpy-thin"].note.startswith("update in ")
+    peers._blas_controller.cache_clear()
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    chosen, _ = peers.build(peers.Setting(40, 3), ["numpy-thin"])
+    peers._blas_controller.cache_clear()
+    assert "thread" not in chosen["numpy-thin"].note
+
+
+def test_settings_are_what_they_say():
+    setting = peers.Setting(30, 4, 2, n_samples=50)
+    X, Y = setting.samples()
+    np.testing.assert_allclose(X @ X.T, np.eye(30), atol=1e-13)
+    np.testing.assert_allclose(Y @ X.T, setting.target, atol=1e-13)
+    first, last = setting.weights()
+    np.testing.assert_allclose(first @ first.T, setting.scale**2 * np.eye(30), atol=1e-13)
+    np.testing.assert_allclose(last @ last.T, setting.scale**2 * np.eye(4), atol=1e-13)
+    with pytest.raises(ValueError, match="n_samples is 29; wanted at least dim = 30"):
+        peers.Setting(30, 4, n_samples=29).samples()
+
+
+def test_a_peer_that_differs_is_an_error():
+    built, skipped = peers.build(peers.Setting(16, 2), ["dlnfast-dense", "numpy-thin"], tune=False)
+    step = built["dlnfast-dense"].advance
+    built["dlnfast-dense"].advance = lambda n: step(n) * (1 + 1e-8)
+    with pytest.raises(RuntimeError, match=r"dlnfast-dense has losses .* 1\.0e-08 apart"):
+        peers.check_agreement(built, skipped)
+
+
+@pytest.mark.parametrize("module", ["torch", "jax"])
+def test_a_peer_that_is_not_installed_is_skipped(monkeypatch, capsys, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    names = [name for name in peers.PEERS if name.startswith(module)]
+    result = cases.measure([{"dim": 12, "n_outputs": 2}], [["numpy-thin", *names]], 1, 0.001)
+    reason = f"{module} is not installed: pip install {module}"
+    assert result["rows"][0]["skipped"] == dict.fromkeys(names, reason)
+    assert list(result["rows"][0]["seconds"]) == ["numpy-thin"]
+    table = tables.markdown({"results": [{"case": "small", **result}]})
+    assert f"({reason})." in table
+    assert f"| {peers.LABELS[names[0]]} | - |" in table
+
+
+def test_other_missing_modules_are_errors(monkeypatch):
+    def missing(setting, tune):
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setitem(peers.PEERS, "torch-thin", missing)
+    with pytest.raises(ModuleNotFoundError):
+        peers.build(peers.Setting(12, 2), ["torch-thin"])
+
+
+def test_what_does_not_compile_is_skipped_and_what_fails_otherwise_is_an_error(monkeypatch):
+    def failing(setting, tune):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setitem(peers.PEERS, "torch-compile", failing)
+    monkeypatch.setitem(peers.PEERS, "torch-thin", failing)
+    assert peers.build(peers.Setting(12, 2), ["torch-compile"]) == (
+        {},
+        {"torch-compile": "RuntimeError: no compiler"},
+    )
+    with pytest.raises(RuntimeError, match="no compiler"):
+        peers.build(peers.Setting(12, 2), ["torch-thin"])
+    late = peers.Peer("torch-compile", lambda n: failing(None, None))
+    skipped = {}
+    peers.check_agreement({"torch-compile": late}, skipped)
+    assert skipped == {"torch-compile": "RuntimeError: no compiler"}
+
+
+def test_reduced_is_skipped_where_nothing_closes(monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(peers.Setting, "weights", lambda self: list(rng.standard_normal((2, 12, 12))))
+    built, skipped = peers.build(peers.Setting(12, 12, 2), ["dlnfast-reduced"], tune=False)
+    assert not built
+    assert skipped["dlnfast-reduced"]
+
+
+# The machine
+
+
+def test_the_record_without_threadpoolctl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    found = record.machine()
+    assert found["thread_pools"] is None
+    assert "pip install threadpoolctl" in record.describe_machine(found)
+
+
+def test_caps_are_said(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    found = record.machine()
+    assert found["caps"] == {"OPENBLAS_CORETYPE": "Haswell"}
+    assert "CAPPED by OPENBLAS_CORETYPE=Haswell" in record.describe_machine(found)
+
+
+@pytest.mark.parametrize("program", [("dlnfast", "bench"), ("bench.run",)])
+def test_programs_start_again_without_caps(program, tmp_path):
+    place = tmp_path / "results" / "small.json"
+    options = ["--case", "small", "--quick", "--repeats", "1", "--peers", "numpy-thin", "--out", str(place)]
+    done = subprocess.run(
+        [sys.executable, "-m", *program, *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "1"},
+    )
+    results = json.loads(place.read_text())
+    assert results["machine"]["caps"] == results["results"][0]["machine"]["caps"] == {}
+    assert "CAPPED" not in done.stdout
+
+
+def test_a_fresh_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"memory failed .*no-such-peer"):
+        record.in_process("memory", {"setting": {"dim": 8, "n_outputs": 2}, "name": "no-such-peer"})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234e-7, "123 ns"), (9.996e-7, "1.00 us"), (0.0123, "12.3 ms"), (123.4, "123 s"), (2e-10, "0.20 ns")],
+)
+def test_seconds_in_words(seconds, text):
+    assert cases.format_seconds(seconds) == text
+
+
+# The command line
+
+
+def test_results_and_tables(tmp_path, capsys):
+    place = tmp_path / "results.json"
+    options = ["--peers", "dlnfast-dense", "numpy-thin", "--quick", "--repeats", "1", "--table"]
+    assert main(["bench", "--case", "thin", "square", *options, "--out", str(place)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(place.read_text(), parse_constant=pytest.fail)
+    assert set(results["machine"]) == MACHINE
+    assert [results[key] for key in ("quick", "repeats")] == [True, 1]
+    assert [result["case"] for result in results["results"]] == ["thin", "square"]
+    for result, kind, work in zip(
+        results["results"], ("triad", "matmul"), (24 * 2 * 64**2, 6 * 2 * 48**3), strict=True
+    ):
+        assert set(result["machine"]) == MACHINE
+        rate = result["rows"][0]["rate"]
+        assert rate["kind"] == kind
+        assert rate["work_per_step"] == work
+        assert set(rate["per_second"]) == {"dlnfast-dense", "numpy-thin"}
+        assert rate["machine_per_second"]["median"] > 0
+    assert "**thin**, d = 64, K = 10, N = d: time of a step" in printed
+    assert "| | L = 3 | L = 4 |\n|---|---|---|\n| dlnfast dense | " in printed
+    assert "**square**, d = 48, K = d, L = 3, N = d" in printed
+    assert "| numpy.matmul, same run |" in printed
+    assert main(["bench", "--read", str(place)]) == 0
+    assert capsys.readouterr().out.strip() in printed
+
+
+def test_other_cases_in_quick(capsys):
+    assert main(["bench", "--case", "reduced-step", "wide-run", "batch", "--quick", "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("reduced step, r = 10", "d = 10000, r = 10, L = 3, 2000 steps", "20 rates, 50 steps"):
+        assert text in printed
+
+
+def test_help_names_the_cases(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in cases.CASES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repeats", "0"], "repeats is 0"),
+        (["--read", "no-such-file"], "no-such-file"),
+        (["--read", "results.json", "--case", "thin"], "--read measures nothing"),
+        (["--read", "other.json"], "other.json is no result"),
+        (["--read", "unknown.json"], "unknown.json has the case 'x'"),
+    ],
+)
+def test_wrong_requests(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text("[1]")
+    Path("unknown.json").write_text('{"results": [{"case": "x"}]}')
+    assert main(["bench", *options]) == 2
+    assert message in capsys.readouterr().err

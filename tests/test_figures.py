@@ -300,6 +300,74 @@ def test_wrong_requests_for_features(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+# scaling
+
+SCALING = ["--peers", "dlnfast-reduced", "dlnfast-dense", "numpy-thin", "--repeats", "1"]
+
+
+@pytest.fixture(scope="module")
+def scaling(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scaling")
+    sizes = ["--widths", "32", "10000", "--depths", "2", "--outputs", "2", "--memory-widths", "64", "10000"]
+    return run_figure(folder, "scaling", "--quick", *SCALING, *sizes)
+
+
+def test_scaling_measures_everything(scaling):
+    sweeps = scaling["numbers"]["sweeps"]
+    assert list(sweeps) == ["width", "depth", "outputs", "samples", "threads", "memory"]
+    for over, sweep in sweeps.items():
+        assert sweep["over"] == over
+        assert len(sweep["values"]) == len(sweep["rows"])
+        assert {"processor", "packages", "thread_pools", "caps"} <= set(sweep["machine"])
+        kind = "bytes" if over == "memory" else "seconds"
+        for value, row in zip(sweep["values"], sweep["rows"], strict=True):
+            wide = over in ("width", "memory") and value == 10000
+            peers = {"dlnfast-reduced"} if wide else {"dlnfast-reduced", "dlnfast-dense", "numpy-thin"}
+            assert {*row[kind], *row["skipped"]} == peers
+    assert sweeps["width"]["rows"][-1]["setting"]["dim"] == 10000
+    assert list(sweeps["width"]["rows"][-1]["seconds"]) == ["dlnfast-reduced"]
+    assert sweeps["samples"]["rows"][-1]["setting"]["n_samples"] == 128
+    memory = sweeps["memory"]["rows"]
+    # Layers of 10^4 x 10^4 would take 1.6 GB.
+    assert 0 < memory[-1]["bytes"]["dlnfast-reduced"] < 1e8
+
+
+def test_scaling_from_a_file(tmp_path, scaling, capsys):
+    sweeps = scaling["numbers"]["sweeps"]
+    whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+    whole.write_text(json.dumps({"results": [{"case": "scaling", "sweeps": sweeps}]}))
+    part.write_text(json.dumps({"results": [sweeps["depth"], {"case": "thin", "rows": []}]}))
+    assert run_figure(tmp_path, "scaling", "--results", str(whole))["numbers"]["sweeps"] == sweeps
+    assert list(run_figure(tmp_path, "scaling", "--results", str(part))["numbers"]["sweeps"]) == ["depth"]
+    part.write_text(json.dumps({"results": [{"case": "thin", "rows": []}]}))
+    assert main(["figure", "scaling", "--results", str(part), "--out", str(tmp_path)]) == 2
+    assert "part.json has no sweep" in capsys.readouterr().err
+
+
+def test_names_at_lines_stay_apart():
+    spread_out = figures.load("scaling")._spread_out
+    places = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
+    assert all(gap >= 11.0 - 1e-9 for gap in np.diff(places))
+    assert places[0] >= 0
+    assert places[-1] <= 100
+    assert spread_out([20.0, 60.0], 0.0, 100.0) == [20.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--results", "no-such-file"], "no-such-file"),
+        (["--outputs", "2000"], "outputs[0] is 2000"),
+        (["--samples", "1000"], "samples[0] is 1000"),
+        (["--depths", "1"], "depths[0] is 1"),
+        (["--repeats", "0"], "repeats is 0"),
+    ],
+)
+def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
+    assert main(["figure", "scaling", "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 # The registry.
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``dlnfast figure``, ``dlnfast train`` and ``dlnfast info``."""
+"""The command line: ``dlnfast figure``, ``dlnfast train``, ``dlnfast bench`` and ``dlnfast info``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from typing import Any, Final
 import numpy as np
 
 from . import figures, spec
+from ._arrays import check_count
 from ._errors import DivergedError
 from ._threads import build_info
 from ._version import __version__
+from .benchmarks import cases, record, tables
+from .benchmarks.peers import PEERS
 from .descent import train
 from .trajectory import Trajectory
 
@@ -43,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if argv is None and arguments.timed:
+        record.restart_without_caps("dlnfast")
     try:
         return int(arguments.run(arguments))
     except DivergedError as error:
@@ -63,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="dlnfast", description="Exact gradient descent on deep linear networks, from data to figure."
     )
     parser.add_argument("--version", action="version", version=f"dlnfast {__version__}")
+    parser.set_defaults(timed=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     figure = commands.add_parser(
@@ -99,6 +105,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     training.set_defaults(run=_train)
 
+    bench = commands.add_parser(
+        "bench",
+        help="time dlnfast beside NumPy, PyTorch and JAX",
+        description="Time dlnfast beside NumPy and, where they are installed, PyTorch and JAX, in turns.\n"
+        "All are checked to compute the same losses before they are timed.",
+        epilog="\n".join(["cases:", *_case_lines()]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument(
+        "--case",
+        dest="cases",
+        choices=list(cases.CASES),
+        metavar="CASE",
+        nargs="+",
+        action="extend",
+        help=f"what to measure, from the list below (default: {' '.join(cases.DEFAULT)})",
+    )
+    bench.add_argument(
+        "--peers",
+        choices=list(PEERS),
+        metavar="PEER",
+        nargs="+",
+        default=list(PEERS),
+        help=f"who takes part: {', '.join(PEERS)} (default: all)",
+    )
+    bench.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
+    bench.add_argument("--repeats", type=int, metavar="N", help="rounds of turns (default: 5, quick 2)")
+    bench.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="where to write results, machine and versions"
+    )
+    bench.add_argument("--read", type=Path, metavar="FILE.json", help="measure nothing, take such a file")
+    bench.add_argument("--table", action="store_true", help="print Markdown tables of the results too")
+    bench.set_defaults(run=_bench, timed=True)
+
     info = commands.add_parser("info", help="print version, build, threads and packages")
     info.set_defaults(run=_info)
     return parser
@@ -124,6 +164,8 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
         parser.add_argument("--quick", action="store_true", help="a smaller setting, in under a minute")
     for option in figures.options(module.Settings):
         default = " ".join(map(str, option.default)) if option.many else option.default
+        if default == "":
+            default = "none"
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
             dest=_SETTING + option.name,
@@ -134,7 +176,7 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
             metavar=None if option.choices else option.kind.__name__.upper(),
             help=f"{option.help} (default: {default})",
         )
-    parser.set_defaults(run=_figure, name=name)
+    parser.set_defaults(run=_figure, name=name, timed=figures.is_timed(module))
 
 
 def _list_figures(arguments: argparse.Namespace) -> int:
@@ -257,6 +299,49 @@ def _write_run(
         },
     )
     print(f"written:  {places[0]}, {places[1]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast bench
+# --------------------------------------------------------------------------------------------------
+
+
+def _case_lines() -> list[str]:
+    width = max(map(len, cases.CASES))
+    lines = []
+    for name, case in cases.CASES.items():
+        summary = (case.__doc__ or "").splitlines()[0].rstrip(".")
+        lines.append(f"  {name:<{width}}  {summary[:1].lower()}{summary[1:]}")
+    return lines
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.read is not None:
+        if arguments.cases or arguments.out or arguments.quick or arguments.repeats is not None:
+            raise ValueError(
+                "--read measures nothing; wanted no --case, --quick, --repeats or --out beside it"
+            )
+        results = cases.read_results(arguments.read)
+        print(tables.markdown(results))
+        return 0
+    repeats = 2 if arguments.quick else 5
+    if arguments.repeats is not None:
+        repeats = check_count(arguments.repeats, "repeats")
+    options = cases.Options(repeats, arguments.quick, tuple(dict.fromkeys(arguments.peers)))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    results = {"quick": arguments.quick, "repeats": repeats, "results": []}
+    for name in dict.fromkeys(arguments.cases or cases.DEFAULT):
+        results["results"].append(cases.run_case(name, options))
+        results["machine"] = record.machine()
+        if arguments.out is not None:  # after every case, so that an interruption loses one only
+            write_json(arguments.out, results)
+    if arguments.table:
+        print("\n" + tables.markdown(results) + "\n")
+    print(record.describe_machine(results["machine"]))
+    if arguments.out is not None:
+        print(f"written: {arguments.out}")
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------

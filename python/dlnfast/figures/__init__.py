@@ -1,8 +1,9 @@
-"""The published figures, one file each: settings -> numbers -> picture.
+"""The figures, one file each: settings -> numbers -> picture.
 
 A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two
 functions of `FigureModule`. It calls the package and holds no mathematics of its own. Where its defaults take
-long, a dictionary `QUICK` holds smaller settings for ``--quick``.
+long, a dictionary `QUICK` holds smaller settings for ``--quick``. Where it takes times, `TIMED` is True: the
+command line then starts again without settings that cripple a library.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "FigureModule",
     "Option",
     "Result",
+    "is_timed",
     "load",
     "make_settings",
     "mark_quick",
@@ -38,6 +40,7 @@ FIGURES: Final = {
     "progressive-collapse": "features collapse by the same factor in every linear layer of a classifier",
     "feature-compression-theory": "compression, discrimination and balance of a trained linear classifier",
     "edge-of-stability": "modes, loss and sharpness at learning rates around and beyond the threshold",
+    "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
 
 
@@ -141,6 +144,11 @@ def quick_settings(module: FigureModule) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], getattr(module, "QUICK", {}))
 
 
+def is_timed(module: FigureModule) -> bool:
+    """Return whether the figure takes times."""
+    return bool(getattr(module, "TIMED", False))
+
+
 def mark_quick(picture: Figure, changed: Mapping[str, Any]) -> None:
     """Say on the picture that it is a smaller one than the default, and in what."""
     parts = []
@@ -155,6 +163,10 @@ def _check(value: Any, name: str, option: Option) -> Any:
     if option.choices is not None:
         if value not in option.choices:
             raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(option.choices)}")
+        return value
+    if option.kind is str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {type(value).__name__}; wanted a str")
         return value
     if option.kind is int:
         return check_count(value, name, minimum=0)

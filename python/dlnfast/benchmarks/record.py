@@ -1,0 +1,236 @@
+"""Timing in turns, fresh processes, and the record of the machine that belongs to every number."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = [
+    "CAPS",
+    "PAUSE",
+    "describe_machine",
+    "in_process",
+    "interleaved",
+    "machine",
+    "processor",
+    "restart_without_caps",
+    "spread",
+    "thread_pools",
+]
+
+#: Settings that cap NumPy's BLAS at half of its speed where they are set.
+CAPS: Final = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+#: Seconds between the turns of two libraries: threads of the one that keep spinning would slow the other.
+PAUSE: Final = 0.1
+#: Variables that change how many threads a library takes and how they wait.
+_THREAD_VARIABLES: Final = (
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_WAIT_POLICY",
+    "OPENBLAS_NUM_THREADS",
+    "XLA_FLAGS",
+)
+_LIMITS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PACKAGES: Final = ("numpy", "torch", "jax", "jaxlib", "threadpoolctl")
+#: Stands before the result in what a fresh process prints; libraries print too.
+_MARK: Final = "result of the fresh process: "
+_PROGRAM: Final = """
+import json, os, sys
+request = json.load(sys.stdin)
+if request["n_threads"] and hasattr(os, "sched_setaffinity"):
+    # Before any library counts the cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["n_threads"]])
+from dlnfast.benchmarks import cases
+result = getattr(cases, request["function"])(**request["arguments"])
+print("\\n" + request["mark"] + json.dumps(result))
+"""
+
+
+def restart_without_caps(module: str) -> None:
+    """Start this program again without the settings that cripple a peer; BLAS reads them when it loads.
+
+    Parameters
+    ----------
+    module : str
+        What ``python -m`` starts.
+    """
+    if any(name in os.environ for name in CAPS):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], _uncapped())
+
+
+def _uncapped() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in CAPS}
+
+
+def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) -> Any:
+    """Call a function of `cases` in a fresh process without caps, and return its result.
+
+    Parameters
+    ----------
+    function : str
+        Its name.
+    arguments : mapping
+        Keywords, in values that JSON knows.
+    n_threads : int
+        Where positive, the process may use so many cores (Linux) and its OpenMP, OpenBLAS and MKL so many
+        threads.
+
+    Raises
+    ------
+    RuntimeError
+        With the last line of what the process complained about.
+    """
+    environment = _uncapped()
+    if n_threads:
+        environment |= dict.fromkeys(_LIMITS, str(n_threads))
+    request = {"function": function, "arguments": arguments, "n_threads": n_threads, "mark": _MARK}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        complaint = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(
+            f"{function} failed in a process of its own, status {done.returncode}: {complaint}"
+        )
+    return json.loads(done.stdout.rsplit(_MARK, 1)[1])
+
+
+def interleaved(repeats: int, **jobs: Callable[[], object]) -> dict[str, dict[str, float]]:
+    """Time every job once per round, round after round; return median, least and largest seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: spread(values) for name, values in seconds.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, least and largest of some numbers."""
+    return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+
+
+def machine() -> dict[str, Any]:
+    """Return date, processor, versions, build, thread pools and the variables that change them."""
+    import dlnfast
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "cores": n_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "dlnfast": dlnfast.build_info(),
+        "thread_pools": thread_pools(),
+        "variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "caps": {name: os.environ[name] for name in CAPS if name in os.environ},
+    }
+
+
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def thread_pools() -> list[dict[str, Any]] | None:
+    """Return the pools of all libraries that are loaded; None where threadpoolctl is not installed."""
+    try:
+        import threadpoolctl
+    except ModuleNotFoundError:
+        return None
+    pools: list[dict[str, Any]] = threadpoolctl.threadpool_info()
+    # The folders of an installation say nothing about speed.
+    return [pool | {"filepath": Path(pool["filepath"]).name} for pool in pools]
+
+
+def describe_machine(record: Mapping[str, Any]) -> str:
+    """Return one line about the processor, the core's build and the pools of the loaded libraries.
+
+    Parameters
+    ----------
+    record : mapping
+        What `machine` returned.
+    """
+    pools = record["thread_pools"]
+    if pools is None:
+        text = "not known (pip install threadpoolctl)"
+    else:
+        text = ", ".join(f"{pool['internal_api']} {pool['num_threads']}" for pool in pools) or "none"
+    caps = "".join(f"; CAPPED by {name}={value}" for name, value in record["caps"].items())
+    return (
+        f"{record['processor']}, {record['cores']} cores; dlnfast {record['dlnfast']['level']}; "
+        f"threads of the pools: {text}{caps}"
+    )
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def resident_bytes() -> int | None:
+    """Return the memory that this process holds now; None where the system does not say."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process ever held, or since `forget_peak`."""
+    # getrusage would count what the parent held when it started this process.
+    peak = _status("VmHWM")
+    if peak is None:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _status(entry: str) -> int | None:
+    try:
+        with open("/proc/self/status") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))
+    except (OSError, StopIteration):
+        return None
