@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ FIGURES: Final = {
     "edge-of-stability": "modes, loss and sharpness at learning rates around and beyond the threshold",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
+
+
+#: Of the heading's size that fit in an inch.
+_CHARACTERS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,8 @@ def mark_quick(picture: Figure, changed: Mapping[str, Any]) -> None:
         values = value if isinstance(value, tuple) else (value,)
         parts.append(f"{name.replace('_', ' ')} {', '.join(map(str, values))}")
     note = f"quick, smaller than the default: {'; '.join(parts)}"
-    picture.suptitle("\n".join([*picture.get_suptitle().splitlines(), note]), fontsize=12)
+    lines = textwrap.wrap(note, max(round(_CHARACTERS * picture.get_figwidth()), 20))
+    picture.suptitle("\n".join([*picture.get_suptitle().splitlines(), *lines]), fontsize=12)
 
 
 def _check(value: Any, name: str, option: Option) -> Any:

@@ -52,7 +52,7 @@ QUICK: Final[dict[str, Any]] = {
     "depths": (2, 3),
     "outputs": (2, 8),
     "samples": (64, 128),
-    "memory_widths": (64, 256, 10000),
+    "memory_widths": (256, 10000),
     "peers": (
         "dlnfast-reduced",
         "dlnfast-dense",
@@ -103,7 +103,7 @@ _PANELS: Final = {
 #: Inches: the figure; in a column what is left and right of the axes, for labels; in a row above and below;
 #: the head.
 _SIZE: Final = (17.0, 10.6)
-_LEFT, _RIGHT, _ABOVE, _BELOW, _HEAD = 0.8, 2.0, 0.45, 0.65, 0.9
+_LEFT, _RIGHT, _ABOVE, _BELOW, _HEAD = 0.8, 2.0, 0.45, 0.65, 1.0
 #: Points between the labels of two lines.
 _SPACING: Final = 11.0
 
