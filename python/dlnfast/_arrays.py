@@ -159,6 +159,16 @@ def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = Fa
     return value
 
 
+def aligned_copy(array: FloatArray) -> FloatArray:
+    """Return a C-contiguous copy that begins at a cache line, so that no vector of a row spans two."""
+    line = 64
+    memory = np.empty(array.nbytes + line, dtype=np.uint8)
+    begin = -memory.ctypes.data % line
+    copy: FloatArray = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def per_layer(
     x: object, name: str, n_layers: int, *, minimum: float = 0.0, strict: bool = False
 ) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count, check_scale, per_layer
+from ._arrays import FloatArray, aligned_copy, as_matrix, check_count, check_scale, per_layer
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
@@ -396,7 +396,7 @@ class _DenseJob:
         assert not isinstance(request.weights, ImplicitWeights)
         self.initial = tuple(request.weights)
         # The working copies; W_l(0) stays with the caller.
-        self.weights = [np.array(w, order="C", copy=True) for w in self.initial]
+        self.weights = [aligned_copy(w) for w in self.initial]
         n, dtype = request.n_records, request.dtype
         shapes = [w.shape for w in self.weights]
         kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]

@@ -25,6 +25,7 @@ from .._errors import AssumptionError
 from ..implicit import ImplicitWeights
 from ..initial import orthogonal
 from ..problem import LowRank, Problem
+from ..trajectory import Trajectory
 from .record import PAUSE
 
 __all__ = ["LABELS", "ON_SAMPLES", "PEERS", "Peer", "Setting", "build", "check_agreement"]
@@ -152,31 +153,27 @@ class Peer:
         ``advance(n)`` takes n steps from where it is, and returns the loss before the last of them.
     note : str
         Which of several forms was taken.
-    by_difference : bool
-        It starts anew at every call: a step is what a longer run takes beyond a shorter one.
+    clock : callable, optional
+        Where `advance` starts anew at every call and takes more than its steps: ``clock(n)`` returns the
+        seconds of n steps.
     """
 
     name: str
     advance: Callable[[int], float]
     note: str = ""
-    by_difference: bool = False
+    clock: Callable[[int], float] | None = None
     steps: int = field(default=1, init=False)
 
     def seconds(self, n: int) -> float:
         """Return the seconds that n steps take."""
-        if not self.by_difference:
-            return _elapsed(lambda: self.advance(n))
-        short = _elapsed(lambda: self.advance(1))
-        return _elapsed(lambda: self.advance(n + 1)) - short
+        return self.clock(n) if self.clock is not None else _elapsed(lambda: self.advance(n))
 
     def calibrate(self, turn: float) -> float:
         """Choose `steps` so that they take about `turn` seconds; return the seconds of one step."""
-        # What is taken off must not be most of what was measured.
-        least = max(turn, 2 * _elapsed(lambda: self.advance(1))) if self.by_difference else turn
         n = 1
-        while (seconds := self._usual_seconds(n)) < least / 4 and n < 10**8:
-            n = max(4 * n, min(64 * n, int(n * least / 4 / max(seconds, 1e-9))))
-        self.steps = max(1, round(n * least / seconds))
+        while (seconds := self._usual_seconds(n)) < turn / 4 and n < 10**8:
+            n = max(4 * n, min(64 * n, int(n * turn / 4 / max(seconds, 1e-9))))
+        self.steps = max(1, round(n * turn / seconds))
         return seconds / n
 
     def _usual_seconds(self, n: int) -> float:
@@ -584,7 +581,7 @@ def _jax_peer(
 
 
 def dlnfast_dense(setting: Setting, tune: bool = True) -> Peer:
-    """Run the dense engine; a step is what a longer run takes beyond a shorter one."""
+    """Run the dense engine."""
     return _engine("dense", setting)
 
 
@@ -601,21 +598,30 @@ def _engine(engine: str, setting: Setting) -> Peer:
     else:
         weights = orthogonal(setting.widths, setting.scale, implicit=True)
 
-    def advance(n: int) -> float:
-        run = descent.train(
+    def run(steps: int, n: int, callback: descent.Callback | None = None) -> Trajectory:
+        return descent.train(
             problem,
             weights,
             learning_rate=setting.learning_rate,
-            steps=n,
+            steps=steps,
             engine=engine,
             record_every=n,
             singular_values=None,
+            callback=callback,
         )
-        return float(run.loss[n - 1])
+
+    def advance(n: int) -> float:
+        return float(run(n, n).loss[n - 1])
+
+    def clock(n: int) -> float:
+        # Every run starts anew: the n steps after the first n, between two records.
+        times: list[float] = []
+        run(2 * n, n, lambda step, loss: times.append(time.perf_counter()))
+        return times[2] - times[1]
 
     if engine == "reduced":
         advance(1)  # raises where no closure holds
-    return Peer(f"dlnfast-{engine}", advance, by_difference=True)
+    return Peer(f"dlnfast-{engine}", advance, clock=clock)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -753,6 +759,6 @@ def check_agreement(peers: dict[str, Peer], skipped: dict[str, str]) -> dict[str
 
 def _losses(peer: Peer) -> _Array:
     """Return the losses at the steps to check, from the start."""
-    if peer.by_difference:
+    if peer.clock is not None:
         return np.array([peer.advance(step + 1) for step in _CHECKED_STEPS])
     return np.array([peer.advance(n) for n in np.diff([-1, *_CHECKED_STEPS]).tolist()])
