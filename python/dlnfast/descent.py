@@ -91,7 +91,8 @@ def train(
     tolerance : float, optional
         Stop as soon as the loss is at most this.
     n_threads : int
-        0: as many as OpenMP allows, one for small work. A positive number is taken literally.
+        0: as many as OpenMP allows, one for small work, fewer while other programs hold the cores. A
+        positive number is taken literally.
     progress : bool
         A bar on a terminal, once the run has taken a second.
     callback : callable, optional
