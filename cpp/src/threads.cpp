@@ -42,56 +42,62 @@ int team_size(int requested, double work, double work_per_thread) {
 }
 
 void TeamChoice::took(double seconds) {
+  constexpr int window = 5;
+  constexpr double window_time = 8e-3;
+  constexpr double trial_time = 4e-3;
   if (largest_ == 1) return;
   elapsed_ += seconds;
   if (first_) {  // starts threads and touches memory
     first_ = false;
     return;
   }
-  if (trial_steps_ > 0) {
-    trial_slowest_ = std::max(trial_slowest_, seconds);
-    trial_total_ += seconds;
-    if (--trial_steps_ == 0) judge();
+  Stretch& stretch = trial_size_ > 0 ? trial_ : recent_;
+  stretch.add(seconds);
+  if (trial_size_ > 0) {
+    if (trial_.covers(trial_steps_, trial_time)) judge();
     return;
   }
-  recent_[n_recent_++] = seconds;
-  if (n_recent_ < window) return;
-  n_recent_ = 0;
-  std::sort(recent_, recent_ + window);
-  usual_ = recent_[window / 2];
+  if (!recent_.covers(window, window_time)) return;
+  usual_ = recent_.mean();
   best_ = best_ > 0.0 ? std::min(best_, usual_) : usual_;
-  if (size_ > 1 && (!smaller_tried_ || usual_ > 1.25 * best_)) {
+  const bool disturbed = usual_ > 1.3 * recent_.least && elapsed_ >= next_smaller_;
+  recent_ = trial_ = {};
+  if (size_ > 1 && (!smaller_tried_ || usual_ > 1.25 * best_ || disturbed)) {
     smaller_tried_ = true;
-    try_team(size_ / 2, 1);
+    next_smaller_ = elapsed_ + 0.05;
+    trial_size_ = size_ / 2;
+    trial_steps_ = 1;
   } else if (size_ < largest_ && elapsed_ >= next_larger_) {
-    try_team(std::min(2 * size_, largest_), 3);
+    trial_size_ = std::min(2 * size_, largest_);
+    trial_steps_ = 3;
   }
-}
-
-void TeamChoice::try_team(int size, int steps) {
-  trial_size_ = size;
-  trial_steps_ = steps;
-  trial_slowest_ = 0.0;
-  trial_total_ = 0.0;
 }
 
 void TeamChoice::judge() {
+  constexpr double least_wait = 0.15;
   const bool larger = trial_size_ > size_;
-  const bool better = trial_slowest_ < 0.9 * usual_;
-  if (larger) {
-    // Trials of larger teams take at most a tenth of the time.
-    patience_ = better ? 0.0 : std::max(2.0 * patience_, 10.0 * trial_total_);
-  }
-  if (!better && !larger && trial_size_ > 1 && trial_slowest_ < 1.4 * usual_) {
+  const bool better = trial_.mean() < 0.9 * usual_;
+  // Trials of larger teams take at most a tenth of the time.
+  const double wait = std::max(2.0 * patience_, 10.0 * trial_.seconds);
+  if (!better && !larger && trial_size_ > 1 && trial_.mean() < 1.4 * usual_) {
     // Half of the team did nearly as well: the others may be in the way.
-    return try_team(trial_size_ / 2, 1);
+    trial_size_ /= 2;
+    trial_ = {};
+    return;
+  }
+  if (larger && !better) {
+    patience_ = wait;
+  } else if (better && !larger) {
+    // A larger team that did well for long is not held to have failed.
+    patience_ = elapsed_ > next_larger_ + 4.0 * patience_ ? 0.0 : wait;
   }
   if (better) {
     size_ = trial_size_;
     best_ = 0.0;
     smaller_tried_ = larger;
   }
-  next_larger_ = elapsed_ + std::max(patience_, 10.0 * usual_);
+  next_larger_ = elapsed_ + std::max({patience_, 10.0 * usual_, least_wait});
+  trial_size_ = 0;
 }
 
 }  // namespace dlnfast

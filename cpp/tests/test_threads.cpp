@@ -64,6 +64,19 @@ void team_follows_the_times() {
   }
 }
 
+// Short steps, of which only every tenth falls into the other program's turn.
+void team_follows_rare_slow_steps() {
+  TeamChoice choice(2);
+  double total = 0.0;
+  for (int t = 0; t < 5000; ++t) {
+    const double seconds = choice.size() == 1 ? 0.2e-3 : (t % 10 == 0 ? 8e-3 : 0.12e-3);
+    total += seconds;
+    choice.took(seconds);
+  }
+  CHECK(choice.size() == 1);
+  CHECK(total < 1.25 * 5000 * 0.2e-3);
+}
+
 void share_covers_everything_once() {
   for (int trial = 0; trial < 20000; ++trial) {
     const Index n = check::pick(300);
@@ -207,6 +220,7 @@ void forbidden_threads() {
 int main() {
   exceptions_leave_a_region();
   team_follows_the_times();
+  team_follows_rare_slow_steps();
   share_covers_everything_once();
   members_see_their_numbers();
   team_sizes();

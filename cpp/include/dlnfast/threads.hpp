@@ -32,40 +32,49 @@ int team_size(int requested, double work, double work_per_thread);
 
 // Chooses the team for a computation in many like steps, by their times. Where another program holds
 // a core, a team waits for its last member at the end of every region, often longer than one thread
-// alone would take. So the team is halved where a step with half of it turns out to be faster, and
-// doubled where that is; a larger team that fails its trial is tried again after ever longer times.
-// On a machine without other work this costs one step with half of the team.
+// alone would take. So the team is halved where steps with half of it turn out to be faster, and
+// doubled where that is; a larger team that fails its trial, or does well in it and then falls behind,
+// is tried again after ever longer times; a smaller one while some steps take much longer than others.
+// Steps are judged together, for some milliseconds: of short
+// ones only a few fall into the other program's turns, and these are the slow ones.
+// On a machine without other work this costs one step, or four milliseconds, with half of the team.
 class TeamChoice {
  public:
   explicit TeamChoice(int largest) : largest_(largest), size_(largest) {}
 
   // For the next step.
-  int size() const { return trial_steps_ > 0 ? trial_size_ : size_; }
+  int size() const { return trial_size_ > 0 ? trial_size_ : size_; }
   // How long it took, in seconds.
   void took(double seconds);
 
  private:
-  static constexpr int window = 5;
+  // Steps that are judged together: so many at least, for so many seconds at least.
+  struct Stretch {
+    int steps = 0;
+    double seconds = 0.0;
+    double least = 0.0;  // the shortest step
+    void add(double step) {
+      least = steps == 0 ? step : std::min(least, step);
+      ++steps;
+      seconds += step;
+    }
+    double mean() const { return seconds / steps; }
+    bool covers(int n, double time) const { return steps >= n && seconds >= time; }
+  };
 
-  void try_team(int size, int steps);
   void judge();
 
   int largest_;
   int size_;
   bool first_ = true;
   double elapsed_ = 0.0;
-  // The chosen team: its last steps, their median and the least median so far.
-  double recent_[window] = {};
-  int n_recent_ = 0;
-  double usual_ = 0.0;
-  double best_ = 0.0;
-  // The team on trial: its slowest step, and all of them.
-  int trial_size_ = 0;
+  Stretch recent_;  // of the chosen team
+  double usual_ = 0.0, best_ = 0.0;  // the last mean of a stretch, and the least so far
+  int trial_size_ = 0;               // 0: no trial
   int trial_steps_ = 0;
-  double trial_slowest_ = 0.0;
-  double trial_total_ = 0.0;
+  Stretch trial_;
   bool smaller_tried_ = false;
-  double next_larger_ = 0.0;  // not before so much has elapsed
+  double next_smaller_ = 0.0, next_larger_ = 0.0;  // not before so much has elapsed
   double patience_ = 0.0;
 };
 
