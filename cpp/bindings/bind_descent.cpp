@@ -9,6 +9,7 @@
 #include "dlnfast/reduced_descent.hpp"
 #include "interrupt.hpp"
 #include "outcome.hpp"
+#include "tracker_settings.hpp"
 
 namespace dlnfast::python {
 namespace {
@@ -78,8 +79,10 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   if (out.snapshot_every < 0) throw py::value_error("snapshot_every is negative");
   out.n_snapshots = a.n_snapshots();
   const Index n_snapshots = out.snapshot_every > 0 ? a.schedule.steps / out.snapshot_every + 1 : 0;
-  const py::list values = d["values"], left = d["left"], right = d["right"],
-                 snapshots = d["snapshots"];
+  const py::list values = d["values"], errors = d["errors"], signs = d["signs"],
+                 branches = d["branches"], clusters = d["clusters"], tracking = d["tracking"],
+                 left = d["left"], right = d["right"], snapshots = d["snapshots"],
+                 initial = d["initial"];
   for (std::size_t l = 0; l < w.size(); ++l) {
     const Index m = w[l].rows, k = w[l].cols;
     const Index kept = std::min({std::max<Index>(d["n_values"].cast<Index>(), 0), m, k});
@@ -87,6 +90,11 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     if (values.size() > 0) {
       out.n_values.push_back(kept);
       out.values.push_back(records<T>(values[l], n, {kept}, "values" + at));
+      out.errors.push_back(records<double>(errors[l], n, {kept}, "errors" + at));
+      out.signs.push_back(records<double>(signs[l], n, {kept}, "signs" + at));
+      out.branches.push_back(records<std::int64_t>(branches[l], n, {kept}, "branches" + at));
+      out.clusters.push_back(records<std::int64_t>(clusters[l], n, {kept}, "clusters" + at));
+      out.tracking.push_back(records<double>(tracking[l], n, {n_tracking_columns}, "tracking" + at));
     }
     if (left.size() > 0) {
       out.left.push_back(records<T>(left[l], n, {m, kept}, "left" + at));
@@ -96,6 +104,15 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
       out.snapshots.push_back(records<T>(snapshots[l], n_snapshots, {m, k}, "snapshots" + at));
     }
   }
+  Tracking<T> following;
+  if (values.size() > 0) {
+    following.settings = tracker_settings(d["tracker"]);
+    following.factored = d["factored"].cast<bool>();
+    for (std::size_t l = 0; l < initial.size(); ++l) {
+      following.initial.push_back(matrix<T>(initial[l], "initial[" + std::to_string(l) + "]"));
+    }
+    require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
+  }
   const auto objective = a.objective<T>();
   const auto progress = a.progress();
   Monitor monitor = reporting(a.on_record, a.on_progress);
@@ -104,7 +121,7 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     const py::gil_scoped_release release;
     const Context context{a.n_threads, &monitor};
     DenseDescent<T> stepper(w, objective, a.rates, context);
-    DenseRecorder<T> recorder(stepper, out, context);
+    DenseRecorder<T> recorder(stepper, out, following, objective, a.rates, context);
     result = descend(stepper, recorder, a.schedule, progress, monitor);
   }
   return as_tuple(result);
@@ -174,6 +191,9 @@ void bind_descent(py::module_& m) {
       },
       py::arg("cores"), py::arg("arguments"),
       "Gradient descent on cores and scalars; returns (outcome, step, layer).");
+  m.attr("TRACKING_COLUMNS") = py::make_tuple(
+      "tier", "completeness", "refreshed", "norm", "tail", "drift", "vector_error", "truncated",
+      "orthogonality", "overlap", "rho", "rho_spread", "multiplicity", "seconds");
   m.def(
       "best_pivot", [](const std::vector<Index>& widths) { return best_pivot(widths); },
       py::arg("widths"), "Where the dense engine splits the chain of products.");

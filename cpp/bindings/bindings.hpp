@@ -10,6 +10,7 @@ void bind_batch_descent(pybind11::module_& m);
 void bind_build_info(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
 void bind_singular_values(pybind11::module_& m);
+void bind_svd_tracker(pybind11::module_& m);
 void bind_descent(pybind11::module_& m);
 
 }  // namespace dlnfast::python

@@ -7,5 +7,6 @@ PYBIND11_MODULE(DLNFAST_MODULE, m, pybind11::mod_gil_not_used()) {
   dlnfast::python::bind_build_info(m);
   dlnfast::python::bind_product(m);
   dlnfast::python::bind_singular_values(m);
+  dlnfast::python::bind_svd_tracker(m);
   dlnfast::python::bind_descent(m);
 }

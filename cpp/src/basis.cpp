@@ -1,7 +1,10 @@
 #include "dlnfast/basis.hpp"
 
+#include <Eigen/Cholesky>
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <vector>
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
@@ -61,6 +64,77 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
   }
   return added;
 }
+
+namespace {
+
+// Replaces the rows by L^{-1} rows, where L L^T is their Gram matrix. Returns the least entry of L's
+// diagonal, 1 for orthogonal rows; 0, with the rows untouched, where they are so nearly dependent that
+// a second such pass would not leave them orthonormal.
+template <class T>
+double whiten_rows(MatrixRef<T> block, Matrix<T>& scratch, const Context& context) {
+  constexpr double least_pivot = 0.05;
+  const Index k = block.rows;
+  Matrix<T> gram(k, k);
+  multiply<T>(block, Op::none, block, Op::transpose, MatrixRef<T>(gram), context);
+  const Eigen::LLT<Eigen::MatrixXd> factor(gram.template cast<double>());
+  if (factor.info() != Eigen::Success) return 0.0;
+  const double pivot = factor.matrixLLT().diagonal().minCoeff();
+  if (!(pivot > least_pivot)) return 0.0;
+  const Matrix<T> inverse =
+      factor.matrixL().solve(Eigen::MatrixXd::Identity(k, k)).template cast<T>();
+  scratch = block.map();
+  multiply<T>(MatrixRef<const T>{inverse.data(), k, k}, Op::none,
+              MatrixRef<const T>{scratch.data(), k, block.cols}, Op::none, block, context);
+  return pivot;
+}
+
+}  // namespace
+
+template <class T>
+Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context) {
+  const Index k = block.rows;
+  if (k > block.cols) {
+    throw ShapeError("a block has " + std::to_string(k) + " rows of length " +
+                     std::to_string(block.cols) + ", which cannot be orthonormal");
+  }
+  if (k == 0) return 0;
+  bool any_zero = false;
+  for (Index i = 0; i < k; ++i) {
+    auto row = block.map().row(i);
+    // By its largest entry first: the squares of very small ones vanish.
+    const T largest = row.cwiseAbs().maxCoeff();
+    if (largest == T(0)) {
+      any_zero = true;
+      continue;
+    }
+    row /= largest;
+    row /= row.norm();
+  }
+  Matrix<T> scratch;
+  if (!any_zero) {
+    // Rounding is divided by the square of the pivot: that of nearly orthogonal rows needs no second pass.
+    constexpr double nearly_orthogonal = 0.7;
+    const double pivot = whiten_rows<T>(block, scratch, context);
+    if (pivot > nearly_orthogonal) return k;
+    if (pivot > 0.0 && whiten_rows<T>(block, scratch, context) > 0.0) return k;
+  }
+
+  scratch = block.map();
+  std::vector<double> lengths(static_cast<std::size_t>(k));
+  const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  const double tolerance = 16.0 * epsilon * std::sqrt(static_cast<double>(k));
+  const Index rank =
+      extend_basis<T>(block, 0, MatrixRef<T>(scratch), tolerance, lengths.data(), context);
+  for (Index n = rank; n < k;) {
+    Matrix<T> fresh(k - n, block.cols);
+    random.fill(MatrixRef<T>(fresh));
+    n += extend_basis<T>(block, n, MatrixRef<T>(fresh), 1e-3, lengths.data(), context);
+  }
+  return rank;
+}
+
+template Index orthonormalize<float>(MatrixRef<float>, Random&, const Context&);
+template Index orthonormalize<double>(MatrixRef<double>, Random&, const Context&);
 
 template Index extend_basis<float>(MatrixRef<float>, Index, MatrixRef<float>, double, double*,
                                    const Context&);

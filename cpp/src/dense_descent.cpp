@@ -17,11 +17,13 @@ constexpr double elements_per_thread = 65536;
 // One weight matrix with its rates and, where it has momentum, its velocity.
 template <class T>
 struct Layer {
+  Index index = 0;
   MatrixRef<T> weight;
   Matrix<T> velocity;
   Descent<T> descent;
 
-  Layer(MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum) : weight(w) {
+  Layer(Index l, MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
+      : index(l), weight(w) {
     descent.scale = static_cast<T>(loss_scale);
     descent.learning_rate = static_cast<T>(rate);
     descent.weight_decay = static_cast<T>(decay);
@@ -125,6 +127,15 @@ class Side {
   bool empty() const { return layers_.empty(); }
   Index outer_width() const { return outer(size() - 1); }
 
+  // The innermost layer has its whole gradient as one of the blocks.
+  bool is_thin(Index layer) const {
+    for (Index i = 1; i < size(); ++i) {
+      if (layers_[i]->index == layer) return thin_;
+    }
+    return false;
+  }
+  void watch(UpdateWatcher<T>* watcher) { watcher_ = watcher; }
+
   // A_1 ... A_n, k x outer_width().
   MatrixRef<const T> product() const { return prefix(size() - 1); }
 
@@ -188,7 +199,13 @@ class Side {
       } else {
         descend_product<T>(layer, prefix, error, scratch_.data(), context);
       }
-    } else if (transposed_) {
+      return;
+    }
+    if (watcher_ != nullptr) {
+      const auto [left, right] = transposed_ ? std::pair(error, prefix) : std::pair(prefix, error);
+      watcher_->thin_update(layer.index, left, right, layer.descent, context);
+    }
+    if (transposed_) {
       thin_times_and_descend<T>(error, prefix, layer.weight, next, layer.descent, context);
     } else {
       thin_times_transpose_and_descend<T>(prefix, error, layer.weight, next, layer.descent,
@@ -199,6 +216,7 @@ class Side {
   std::vector<Layer<T>*> layers_;
   bool transposed_;
   bool thin_ = false;
+  UpdateWatcher<T>* watcher_ = nullptr;
   Index k_ = 0;
   std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
   Matrix<T> error_[2];
@@ -256,7 +274,7 @@ class DenseDescent<T>::Impl {
     const Index n_layers = static_cast<Index>(weights.size());
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
-      layers_.emplace_back(weights[l], objective.loss_scale, rates.learning_rate[l],
+      layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
                            rates.weight_decay[l], rates.momentum[l]);
       layers_.back().bind_velocity();
     }
@@ -317,6 +335,15 @@ class DenseDescent<T>::Impl {
   const std::vector<MatrixRef<T>>& weights() {
     write_back();
     return weights_;
+  }
+
+  bool is_thin(Index layer) const {
+    return !small_ && (lower_->is_thin(layer) || upper_->is_thin(layer));
+  }
+  void watch(UpdateWatcher<T>* watcher) {
+    if (small_) return;
+    lower_->watch(watcher);
+    upper_->watch(watcher);
   }
 
  private:
@@ -469,6 +496,16 @@ Index DenseDescent<T>::steps_per_breath() const {
 template <class T>
 const std::vector<MatrixRef<T>>& DenseDescent<T>::weights() const {
   return impl_->weights();
+}
+
+template <class T>
+bool DenseDescent<T>::is_thin(Index layer) const {
+  return impl_->is_thin(layer);
+}
+
+template <class T>
+void DenseDescent<T>::watch(UpdateWatcher<T>* watcher) {
+  impl_->watch(watcher);
 }
 
 template class DenseDescent<float>;

@@ -50,7 +50,7 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       *progress.n_records = record + 1;
       until_record = schedule.record_every;
     }
-    recorder.after_step(step, last);
+    recorder.after_step(step, loss, last);
     const bool go_on = monitor.at_step(step, loss, at_record);
     if (last) return {converged ? Outcome::converged : Outcome::finished, step, 0};
     if (!go_on) {

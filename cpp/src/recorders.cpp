@@ -1,30 +1,170 @@
 #include "dlnfast/recorders.hpp"
 
 #include <algorithm>
+#include <cmath>
 
-#include "dlnfast/singular_values.hpp"
+#include "dlnfast/linear_operator.hpp"
 
 namespace dlnfast {
 
+namespace {
+
+// Frames that are no wider than this hold the updates of a layer from an orthogonal start with up to 20
+// outputs; wider ones would cost more than they save.
+constexpr Index frame_limit = 64;
+
+// How far from an isometry W(0) may be for the factored form: the departure is part of every error.
 template <class T>
-void DenseRecorder<T>::record(Index record, Index /*step*/) {
-  // Asked for at every record, so that a caller who looks then sees them.
+constexpr double isometry_tolerance = sizeof(T) == 8 ? 1e-8 : 1e-3;
+
+}  // namespace
+
+template <class T>
+DenseRecorder<T>::DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> records,
+                                Tracking<T> tracking, const Objective<T>& objective,
+                                const Rates& rates, const Context& context)
+    : stepper_(stepper),
+      records_(std::move(records)),
+      tracking_(std::move(tracking)),
+      objective_(objective),
+      rates_(rates),
+      context_(context) {
+  if (!records_.values.empty()) start();
+}
+
+template <class T>
+DenseRecorder<T>::~DenseRecorder() {
+  stepper_.watch(nullptr);
+}
+
+template <class T>
+void DenseRecorder<T>::start() {
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();
-  for (std::size_t l = 0; l < records_.values.size(); ++l) {
+  if (!objective_.input_gram.absent()) {
+    gram_norm_ = std::sqrt(squared_norm<T>(objective_.input_gram, context_));
+  }
+  bool any_factored = false;
+  for (std::size_t l = 0; l < weights.size(); ++l) {
     const MatrixRef<T>& w = weights[l];
-    const Index k = records_.n_values[l];
-    const MatrixRef<T> values(records_.values[l] + record * k, 1, k);
-    MatrixRef<T> left, right;
-    if (!records_.left.empty()) {
-      left = {records_.left[l] + record * w.rows * k, w.rows, k};
-      right = {records_.right[l] + record * w.cols * k, w.cols, k};
+    TrackerSettings settings = tracking_.settings;
+    settings.n_values = records_.n_values[l];
+    const Index smaller = std::min(w.rows, w.cols);
+    const bool all = settings.n_values >= smaller;
+    if (all && settings.mode == TrackerMode::automatic) settings.n_guards = 0;
+    const bool vectors = !records_.left.empty();
+    // Every one of many values has a partner only where vectors are wanted anyway.
+    settings.follow = vectors || !all;
+    settings.measure_angles = false;  // the trajectory does, from the vectors
+    Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, 0.0, 0.0};
+    const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&
+                      !tracking_.initial.empty() && stepper_.is_thin(static_cast<Index>(l)) &&
+                      smaller > 2 * frame_limit && !(vectors && all);
+    if (thin) {
+      const MatrixRef<const T>& initial = tracking_.initial[l];
+      require_shape(initial, w.rows, w.cols, "initial weights");
+      const Isometry isometry = measure_isometry<T>(initial, context_);
+      if (isometry.departure <= isometry_tolerance<T>) {
+        layer.factored = std::make_unique<LowRankDrift<T>>(initial, isometry, frame_limit);
+        any_factored = true;
+      }
     }
-    singular_values<T>(w, values, left, right, context_);
+    if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
+    layers_.push_back(std::move(layer));
+  }
+  if (any_factored) stepper_.watch(this);
+}
+
+template <class T>
+void DenseRecorder<T>::thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
+                                   const Descent<T>& descent, const Context& context) {
+  LowRankDrift<T>* factored = layers_[static_cast<std::size_t>(layer)].factored.get();
+  if (factored == nullptr || !factored->closed()) return;
+  factored->descend(static_cast<double>(descent.scale), static_cast<double>(descent.learning_rate),
+                    static_cast<double>(descent.weight_decay),
+                    static_cast<double>(descent.momentum), left, right, context);
+}
+
+template <class T>
+void DenseRecorder<T>::track(std::size_t l, Index record) {
+  Layer& layer = layers_[l];
+  const MatrixRef<T>& w = stepper_.weights()[l];
+  const bool factored = layer.factored != nullptr && layer.factored->flush(context_) &&
+                        layer.factored->truncated() <=
+                            isometry_tolerance<T> * layer.factored->isometry().scale;
+  const TrackerRecord& r = factored ? layer.tracker.update(*layer.factored, context_)
+                                    : layer.tracker.update(w, layer.drift, context_);
+  if (!factored) layer.factored.reset();
+  layer.largest = r.values[0] + r.errors[0];
+  layer.drift = 0.0;
+
+  const Index k = records_.n_values[l];
+  const auto put = [&](const auto& from, auto* to) {
+    std::transform(from.begin(), from.end(), to + record * k, [&](auto x) {
+      return static_cast<std::remove_reference_t<decltype(*to)>>(x);
+    });
+  };
+  put(r.values, records_.values[l]);
+  put(r.errors, records_.errors[l]);
+  put(r.signs, records_.signs[l]);
+  put(r.branches, records_.branches[l]);
+  put(r.clusters, records_.clusters[l]);
+  double* column = records_.tracking[l] + record * n_tracking_columns;
+  column[column_tier] = static_cast<double>(r.tier);
+  column[column_completeness] = static_cast<double>(r.completeness);
+  column[column_refreshed] = r.refreshed ? 1.0 : 0.0;
+  column[column_norm] = r.norm;
+  column[column_tail] = r.tail;
+  column[column_drift] = r.drift;
+  column[column_vector_error] = r.vector_error;
+  column[column_truncated] = r.truncated;
+  column[column_orthogonality] = r.orthogonality;
+  column[column_overlap] = r.overlap;
+  column[column_rho] = r.rho;
+  column[column_rho_spread] = r.rho_spread;
+  column[column_multiplicity] = static_cast<double>(r.multiplicity);
+  column[column_seconds] = r.seconds;
+  if (!records_.left.empty()) {
+    const MatrixRef<T> left(records_.left[l] + record * w.rows * k, w.rows, k);
+    const MatrixRef<T> right(records_.right[l] + record * w.cols * k, w.cols, k);
+    left.map() = layer.tracker.left().map().transpose();
+    right.map() = layer.tracker.right().map().transpose();
   }
 }
 
 template <class T>
-void DenseRecorder<T>::after_step(Index step, bool /*last*/) {
+void DenseRecorder<T>::record(Index record, Index /*step*/) {
+  // Asked for at every record, so that a caller who looks then sees them.
+  stepper_.weights();
+  for (std::size_t l = 0; l < layers_.size(); ++l) track(l, record);
+}
+
+// || W_{L:1} S - Phi ||_F from the loss, c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor.
+template <class T>
+void DenseRecorder<T>::bound_drift(double loss) {
+  constexpr double rounding = sizeof(T) == 8 ? 1e-9 : 1e-3;
+  const double excess = std::max(loss - objective_.loss_floor, 0.0) + rounding * std::abs(loss);
+  const double c = objective_.loss_scale;
+  const double error = std::sqrt(2.0 * excess * gram_norm_ / c);
+  std::vector<double> moved(layers_.size());
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    double gradient = c * error;
+    for (std::size_t j = 0; j < layers_.size(); ++j) {
+      if (j != l) gradient *= layers_[j].largest;
+    }
+    Layer& layer = layers_[l];
+    layer.velocity = rates_.momentum[l] * layer.velocity +
+                     rates_.weight_decay[l] * layer.largest + gradient;
+    moved[l] = rates_.learning_rate[l] * layer.velocity * (1.0 + rounding);
+  }
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    layers_[l].drift += moved[l];
+    layers_[l].largest += moved[l];
+  }
+}
+
+template <class T>
+void DenseRecorder<T>::after_step(Index step, double loss, bool last) {
+  if (!layers_.empty() && !last) bound_drift(loss);
   if (records_.snapshot_every == 0 || step % records_.snapshot_every != 0) return;
   const Index snapshot = *records_.n_snapshots;
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();

@@ -95,6 +95,7 @@ template <class T>
 struct Fast {
   Matrix<T> target, input_gram, least_squares;
   std::vector<Matrix<T>> weights;
+  Objective<T> objective;
   std::unique_ptr<DenseDescent<T>> descent;
 
   std::vector<MatrixRef<T>> refs() {
@@ -108,7 +109,6 @@ struct Fast {
         input_gram(p.input_gram.template cast<T>()),
         least_squares(p.least_squares.template cast<T>()) {
     for (const auto& w : p.weights) weights.push_back(w.template cast<T>());
-    Objective<T> objective;
     objective.target = target;
     objective.input_gram = input_gram;
     objective.least_squares = least_squares;
@@ -286,6 +286,8 @@ void recorder() {
   Fast<double> fast(problem, 1);
   const Index kept[] = {2, 3};
   std::vector<double> values[2], left[2], right[2], snapshots[2];
+  std::vector<double> errors[2], signs[2], tracking[2];
+  std::vector<std::int64_t> branches[2], clusters[2];
   std::int64_t n_snapshots = 0;
   DenseRecords<double> records;
   for (int l = 0; l < 2; ++l) {
@@ -294,15 +296,24 @@ void recorder() {
     left[l].resize(3 * w.rows() * kept[l]);
     right[l].resize(3 * w.cols() * kept[l]);
     snapshots[l].resize(2 * w.size());
+    for (auto* list : {&errors[l], &signs[l]}) list->resize(3 * kept[l]);
+    for (auto* list : {&branches[l], &clusters[l]}) list->resize(3 * kept[l]);
+    tracking[l].resize(3 * n_tracking_columns);
     records.n_values.push_back(kept[l]);
     records.values.push_back(values[l].data());
+    records.errors.push_back(errors[l].data());
+    records.signs.push_back(signs[l].data());
+    records.branches.push_back(branches[l].data());
+    records.clusters.push_back(clusters[l].data());
+    records.tracking.push_back(tracking[l].data());
     records.left.push_back(left[l].data());
     records.right.push_back(right[l].data());
     records.snapshots.push_back(snapshots[l].data());
   }
   records.snapshot_every = 3;
   records.n_snapshots = &n_snapshots;
-  DenseRecorder<double> recorder(*fast.descent, records, Context{1, nullptr});
+  DenseRecorder<double> recorder(*fast.descent, records, Tracking<double>{}, fast.objective, problem.rates,
+                                 Context{1, nullptr});
   Schedule schedule;
   schedule.steps = 4;
   schedule.record_every = 3;

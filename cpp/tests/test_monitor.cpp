@@ -52,7 +52,7 @@ class Notes final : public Recorder {
     CHECK(record == static_cast<Index>(steps.size()));
     steps.push_back(step);
   }
-  void after_step(Index step, bool last) override {
+  void after_step(Index step, double /*loss*/, bool last) override {
     ++n_steps;
     if (last) last_step = step;
   }

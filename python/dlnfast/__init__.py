@@ -14,6 +14,7 @@ from .data import load_fashion_mnist, one_hot
 from .descent import gradients, train
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
+from .svd_tracker import SVDTracker, TrackerRecord
 from .trajectory import Trajectory, load
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ __all__ = [
     "Family",
     "LowRank",
     "Problem",
+    "SVDTracker",
     "ShapeError",
+    "TrackerRecord",
     "Trajectory",
     "__version__",
     "aligned",

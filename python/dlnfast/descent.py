@@ -19,8 +19,9 @@ from .closure import LARGEST_SHARE, Assumptions, Certificate, Closure, breaks_no
 from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
+from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, stability_threshold
-from .trajectory import DenseStates, ReducedStates, Trajectory
+from .trajectory import DenseStates, LayerTracking, ReducedStates, Trajectory
 
 logger = logging.getLogger("dlnfast")
 
@@ -45,6 +46,7 @@ def train(
     record_every: int = 1,
     singular_values: str | int | None = "all",
     vectors: bool = False,
+    tracking: str = "auto",
     weights_every: int | None = None,
     tolerance: float | None = None,
     n_threads: int = 0,
@@ -81,10 +83,17 @@ def train(
     record_every : int
         Records at steps 0, record_every, 2 record_every, .. and at the last step.
     singular_values : {"all", None} or int
-        How many singular values of each layer a record keeps. The reduced engine has them for nothing; the
-        dense one decomposes every layer at every record, O(d^3).
+        How many singular values of each layer a record keeps. The reduced engine has them for nothing. The
+        dense one follows them from record to record (`SVDTracker`), with bounds on their errors in
+        `Trajectory.singular_value_errors`: k of them by a few products with thin blocks, O(d^2 k); "all" of
+        them by a decomposition of every layer at every record, O(d^3).
     vectors : bool
         Keep singular vectors too (the reduced engine always has them): needed for `Trajectory.angles`.
+    tracking : {"auto", "dense", "full"}
+        How the dense engine finds them. "auto": for layers that start as a scaled rotation and whose updates
+        are thin, in factored form, O(d (k + K)^2) for k or for all values at once; for layers up to 128 wide,
+        and those of which a third is wanted, by decomposition; otherwise by iteration from the record before.
+        "dense": always by iteration. "full": always by decomposition.
     weights_every : int, optional
         Dense engine: keep whole weight matrices at every such step (the first and last are always kept).
         The reduced engine gives the weights at any record.
@@ -158,6 +167,7 @@ def train(
         record_every=record_every,
         singular_values=singular_values,
         vectors=vectors,
+        tracking=tracking,
         weights_every=weights_every,
         tolerance=tolerance,
         n_threads=n_threads,
@@ -215,6 +225,7 @@ class Request:
     record_every: int
     n_values: int | None  # None: all
     vectors: bool
+    tracking: str
     weights_every: int | None
     tolerance: float | None
     n_threads: int
@@ -233,6 +244,7 @@ class Request:
         record_every: int,
         singular_values: str | int | None,
         vectors: bool,
+        tracking: str = "auto",
         weights_every: int | None,
         tolerance: float | None,
         n_threads: int,
@@ -253,6 +265,8 @@ class Request:
             kept_every = min(check_count(weights_every, "weights_every"), max(n_steps, 1))
         if vectors and n_values == 0:
             raise ValueError("vectors is True but singular_values asks for none")
+        if tracking not in ("auto", "dense", "full"):
+            raise ValueError(f'tracking is {tracking!r}; wanted "auto", "dense" or "full"')
         return cls(
             problem=problem,
             weights=weights,
@@ -264,6 +278,7 @@ class Request:
             record_every=min(check_count(record_every, "record_every"), max(n_steps, 1)),
             n_values=n_values,
             vectors=bool(vectors),
+            tracking=tracking,
             weights_every=kept_every,
             tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
             n_threads=check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
@@ -299,6 +314,7 @@ class Request:
             "steps": self.steps,
             "record_every": self.record_every,
             "tolerance": self.tolerance,
+            "tracking": self.tracking,
             "n_threads": self.n_threads,
             "dtype": self.dtype.name,
             "widths": self.widths,
@@ -401,7 +417,16 @@ class _DenseJob:
         n, dtype = request.n_records, request.dtype
         shapes = [w.shape for w in self.weights]
         kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
-        self.values = [allocate_records((n, k), dtype) for k in kept] if request.n_values != 0 else []
+        tracked = kept if request.n_values != 0 else []
+        self.values = [allocate_records((n, k), dtype) for k in tracked]
+        self.errors, self.signs = (
+            [allocate_records((n, k), np.dtype(np.float64)) for k in tracked] for _ in range(2)
+        )
+        self.branches, self.clusters = (
+            [allocate_records((n, k), np.dtype(np.int64)) for k in tracked] for _ in range(2)
+        )
+        n_columns = len(core.TRACKING_COLUMNS)
+        self.tracking = [allocate_records((n, n_columns), np.dtype(np.float64)) for _ in tracked]
         self.left, self.right = [], []
         if request.vectors:
             self.left = [allocate_records((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
@@ -422,6 +447,14 @@ class _DenseJob:
             "snapshot_every": self.request.weights_every or 0,
             "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
             "values": self.values,
+            "errors": self.errors,
+            "signs": self.signs,
+            "branches": self.branches,
+            "clusters": self.clusters,
+            "tracking": self.tracking,
+            "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
+            "factored": self.request.tracking == "auto",
+            "initial": [np.ascontiguousarray(w) for w in self.initial],
             "left": self.left,
             "right": self.right,
             "snapshots": self.snapshots,
@@ -433,6 +466,12 @@ class _DenseJob:
         every = self.request.weights_every or 1
         return DenseStates(
             values=tuple(v[:n] for v in self.values),
+            tracking=tuple(
+                LayerTracking(*(a[:n] for a in arrays))
+                for arrays in zip(
+                    self.errors, self.signs, self.branches, self.clusters, self.tracking, strict=True
+                )
+            ),
             left=tuple(v[:n] for v in self.left),
             right=tuple(v[:n] for v in self.right),
             snapshots=tuple(s[: outputs.n_snapshots] for s in self.snapshots),

@@ -149,6 +149,7 @@ _SECTIONS: Final[dict[str, dict[str, _Key]]] = {
             lambda v: v in ("all", "none") or _is_integer(v), '"all", "none" or an integer', "all"
         ),
         "vectors": _boolean(False),
+        "tracking": _choice("auto", "auto", "dense", "full"),
         "weights_every": _integer(),
         "tolerance": _number(),
         "n_threads": _integer(0),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from . import reference as plain
 from ._arrays import FloatArray, as_matrix, check_count
+from ._dispatch import core
 from ._errors import ShapeError
 from ._version import __version__
 from .closure import Certificate, Family, drawn_again, multiply
@@ -23,6 +24,15 @@ from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
 
 FORMAT_VERSION = 1
+
+#: What `LayerTracking.columns` holds.
+COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
+#: What the first two columns stand for.
+TIERS = ("reduced", "factored", "dense", "full")
+COMPLETENESS = ("none", "probabilistic", "rigorous")
+
+#: Values of a reduced run that differ by less, relative to the largest, count as one cluster.
+_CLUSTER_TOLERANCE = 1e-8
 
 _NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
 
@@ -80,6 +90,34 @@ class ReducedStates:
 
 
 @dataclass(frozen=True)
+class LayerTracking:
+    """What the dense engine recorded of a layer beside its k singular values.
+
+    Attributes
+    ----------
+    errors : ndarray, shape (n_records, k)
+        ``|sigma_i - values_i| <= errors_i``.
+    signs : ndarray, shape (n_records, k)
+        1; -1 where a followed branch is negative.
+    branches, clusters : ndarray of int64, shape (n_records, k)
+        Identities (-1: not followed), and runs of values within each other's errors.
+    columns : ndarray, shape (n_records, n_columns)
+        One number each, named in `COLUMNS`.
+    """
+
+    errors: npt.NDArray[np.float64]
+    signs: npt.NDArray[np.float64]
+    branches: IntArray
+    clusters: IntArray
+    columns: npt.NDArray[np.float64]
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """Return one of the `COLUMNS` at the records."""
+        result: npt.NDArray[np.float64] = self.columns[:, COLUMNS.index(name)]
+        return result
+
+
+@dataclass(frozen=True)
 class DenseStates:
     """Records of the dense engine; empty tuples where nothing was asked for.
 
@@ -93,6 +131,8 @@ class DenseStates:
         Whole weights at `snapshot_steps`.
     initial, final : tuple of ndarray or None
         W_l at the first and last step; None where not kept.
+    tracking : tuple of LayerTracking
+        Errors, branches and clusters of `values`, one for each layer.
     """
 
     values: tuple[FloatArray, ...]
@@ -102,6 +142,7 @@ class DenseStates:
     snapshot_steps: IntArray
     initial: tuple[FloatArray, ...] | None
     final: tuple[FloatArray, ...] | None
+    tracking: tuple[LayerTracking, ...] = ()
 
 
 class Trajectory:
@@ -221,6 +262,172 @@ class Trajectory:
         parts.append(np.zeros((len(active), min(max(missing, 0), n_wanted)), dtype=active.dtype))
         values = -np.sort(-np.hstack(parts), axis=1)
         return values[:, :n_wanted]
+
+    def singular_value_errors(self, layer: int) -> npt.NDArray[np.float64]:
+        """Return how far the recorded singular values can be from the exact ones of W_l.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray, shape (n_records, k)
+            ``|sigma_i - values_i| <= errors_i``, in the order of `singular_values`. Reduced engine: what
+            rounding the decomposition of the core may leave.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if no singular values were recorded.
+        """
+        index = self._index(layer)
+        if isinstance(self.states, DenseStates):
+            return self._tracked(index).errors
+        values = self.singular_values(layer).astype(np.float64)
+        size = max(self.states.cores[index].shape[1:], default=1)
+        eps = float(np.finfo(self.states.cores[index].dtype).eps)
+        return np.broadcast_to(16 * eps * np.sqrt(size) * values[:, :1], values.shape).copy()
+
+    def branches(self, layer: int) -> IntArray:
+        """Return the identity of each singular value of W_l at each record.
+
+        Sorted values swap places where they cross; a branch keeps its number. It is followed from record to
+        record by the overlaps ``|<u_i, u'_j>| |<v_i, v'_j>|`` of the singular vectors.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_records, k)
+            In the order of `singular_values`; of `active_singular_values` for the reduced engine, whose other
+            values share one scalar. -1 where the vectors were not followed: the dense engine does so for
+            ``singular_values=k``, or with ``vectors=True``.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if no singular values were recorded.
+        """
+        index = self._index(layer)
+        if isinstance(self.states, DenseStates):
+            return self._tracked(index).branches
+        return self._followed(index)[0]
+
+    def clusters(self, layer: int) -> IntArray:
+        """Return which singular values of W_l cannot be told apart at each record.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_records, k)
+            As for `branches`. Values of one cluster share a number, 0 for the largest: the gaps between them
+            are below four times their errors, or 1e-8 of the largest value. Of these only the subspace that
+            their vectors span means anything.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if no singular values were recorded.
+        """
+        index = self._index(layer)
+        if isinstance(self.states, DenseStates):
+            return self._tracked(index).clusters
+        return self._followed(index)[1]
+
+    def branch_values(self, layer: int) -> npt.NDArray[np.float64]:
+        """Return the singular values of W_l by branch instead of by size.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray, shape (n_records, n_branches)
+            Column b is the branch of number b in `branches`; NaN at records where it is not among those kept.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if branches were not followed.
+        """
+        ids = self.branches(layer)
+        if ids.size and ids.min() < 0:
+            raise ValueError(
+                "branches were not followed: train(..., singular_values=k), or vectors=True with all of them"
+            )
+        dense = isinstance(self.states, DenseStates)
+        values = self.singular_values(layer) if dense else self.active_singular_values(layer)
+        result = np.full((len(ids), int(ids.max(initial=-1)) + 1), np.nan)
+        np.put_along_axis(result, ids, values.astype(np.float64), axis=1)
+        return result
+
+    def tracking(self, layer: int) -> dict[str, npt.NDArray[Any]]:
+        """Return how the singular values of W_l were found at each record.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        dict of ndarray, shape (n_records,)
+            ``tier`` ("reduced", "factored", "dense", "full"), ``completeness`` ("rigorous",
+            "probabilistic", "none"), ``refreshed``, and the numbers that `TrackerRecord` explains: ``norm``,
+            ``tail``, ``drift``, ``vector_error``, ``truncated``, ``orthogonality``, ``overlap``, ``rho``,
+            ``rho_spread``, ``multiplicity``, ``seconds``. For the reduced engine the first three.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or if no singular values were recorded.
+        """
+        index = self._index(layer)
+        n = len(self.steps)
+        if isinstance(self.states, ReducedStates):
+            return {
+                "tier": np.full(n, TIERS[0]),
+                "completeness": np.full(n, COMPLETENESS[2]),
+                "refreshed": np.zeros(n, dtype=bool),
+            }
+        found = self._tracked(index)
+        columns: dict[str, npt.NDArray[Any]] = {name: found.column(name) for name in COLUMNS}
+        columns["tier"] = np.array(TIERS)[columns["tier"].astype(int)]
+        columns["completeness"] = np.array(COMPLETENESS)[columns["completeness"].astype(int)]
+        columns["refreshed"] = columns["refreshed"] != 0
+        return columns
+
+    def _tracked(self, index: int) -> LayerTracking:
+        assert isinstance(self.states, DenseStates)
+        if not self.states.values:
+            raise ValueError(_NO_VALUES)
+        if not self.states.tracking:
+            raise ValueError("the trajectory was saved by a version that recorded no errors and branches")
+        return self.states.tracking[index]
+
+    def _followed(self, index: int) -> tuple[IntArray, IntArray]:
+        """Return branches and clusters of the core's singular values (reduced engine)."""
+        left, values, right = self._core_spectra(index)
+        ids = np.empty(values.shape, dtype=np.int64)
+        clusters = np.empty(values.shape, dtype=np.int64)
+        rows = [
+            np.ascontiguousarray(np.swapaxes(x, 1, 2), dtype=np.float64).copy() for x in (left, right)
+        ]
+        core.follow_branches(
+            np.ascontiguousarray(values, dtype=np.float64), *rows, 0.0, _CLUSTER_TOLERANCE, ids, clusters
+        )
+        return ids, clusters
 
     def active_singular_values(self, layer: int) -> FloatArray:
         """Return the singular values of W_l that belong to the active subspace (reduced engine).
@@ -796,6 +1003,7 @@ def _unpack_reduced(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -
 
 
 _DENSE_LISTS = ("values", "left", "right")
+_TRACKING_ARRAYS = ("errors", "signs", "branches", "clusters", "columns")
 
 
 def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
@@ -803,6 +1011,10 @@ def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weight
     meta: dict[str, Any] = {"engine": "dense"}
     for name in _DENSE_LISTS:
         meta[name] = _pack_list(name, getattr(states, name), arrays)
+    meta["tracking"] = len(states.tracking)
+    for i, layer in enumerate(states.tracking):
+        for name in _TRACKING_ARRAYS:
+            arrays[f"tracking_{name}_{i}"] = getattr(layer, name)
     meta["snapshots"] = _pack_list("snapshots", states.snapshots if weights else (), arrays)
     meta["initial"] = _pack_list("initial", states.initial if weights else None, arrays)
     meta["final"] = _pack_list("final", states.final if weights else None, arrays)
@@ -814,7 +1026,11 @@ def _unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> 
         name: _unpack_list(name, meta[name], arrays)
         for name in (*_DENSE_LISTS, "snapshots", "initial", "final")
     }
-    return DenseStates(snapshot_steps=arrays["snapshot_steps"], **lists)
+    tracking = tuple(
+        LayerTracking(**{name: arrays[f"tracking_{name}_{i}"] for name in _TRACKING_ARRAYS})
+        for i in range(meta.get("tracking", 0))
+    )
+    return DenseStates(snapshot_steps=arrays["snapshot_steps"], tracking=tracking, **lists)
 
 
 def _pack_problem(problem: Problem | None, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any] | None:

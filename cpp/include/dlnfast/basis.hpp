@@ -1,7 +1,8 @@
-// Orthonormal bases that grow: what a block adds to the span, by rank-revealing orthogonalisation.
+// Orthonormal bases: of a block, and bases that grow by what a block adds to their span.
 #pragma once
 
 #include "dlnfast/monitor.hpp"
+#include "dlnfast/random.hpp"
 #include "dlnfast/types.hpp"
 
 namespace dlnfast {
@@ -16,5 +17,14 @@ namespace dlnfast {
 template <class T>
 Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double tolerance,
                    double* lengths, const Context& context);
+
+// Makes the rows of a block (k x n, k <= n) orthonormal, in place; their span is kept. Rows that add
+// nothing to the span of the others become random directions orthogonal to all. Rows are scaled to
+// length 1 first, so that small ones count as much as long ones. About 6 k^2 n flops where they are
+// then far from dependent (Cholesky; again, unless they were nearly orthogonal), otherwise those of
+// `extend_basis`.
+// Returns the rank that was found.
+template <class T>
+Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context);
 
 }  // namespace dlnfast

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dlnfast/descent.hpp"
+#include "dlnfast/thin_product.hpp"
 
 namespace dlnfast {
 
@@ -19,6 +20,16 @@ Index best_pivot(const std::vector<Index>& widths);
 
 // Flops of one step with that pivot, S = I.
 double step_flops(const std::vector<Index>& widths, Index pivot);
+
+// Hears of every step of a layer whose gradient is known in factored form, G = scale L^T R, before it is
+// taken; layers count from 0. The blocks are gone afterwards.
+template <class T>
+class UpdateWatcher {
+ public:
+  virtual ~UpdateWatcher() = default;
+  virtual void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
+                           const Descent<T>& descent, const Context& context) = 0;
+};
 
 // The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
 // beside them: the thin products, E, packed operands, one velocity per layer with momentum, and one
@@ -41,6 +52,11 @@ class DenseDescent final : public Stepper {
 
   // The arrays of the caller, up to date.
   const std::vector<MatrixRef<T>>& weights() const;
+
+  // Whether the updates of this layer are thin: told to the watcher.
+  bool is_thin(Index layer) const;
+  // Must outlive the steps; nullptr ends it.
+  void watch(UpdateWatcher<T>* watcher);
 
  private:
   class Impl;

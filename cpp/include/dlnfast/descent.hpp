@@ -95,7 +95,9 @@ class Recorder {
  public:
   virtual ~Recorder() = default;
   virtual void record(Index record, Index step) = 0;
-  virtual void after_step(Index /*step*/, bool /*last*/) {}
+  // At every step, after its record where it has one: the weights move on from this loss next, unless
+  // it was the last.
+  virtual void after_step(Index /*step*/, double /*loss*/, bool /*last*/) {}
 };
 
 Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,

@@ -2,38 +2,99 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "dlnfast/dense_descent.hpp"
 #include "dlnfast/reduced_descent.hpp"
+#include "dlnfast/svd_tracker.hpp"
 
 namespace dlnfast {
+
+// What a record says of a layer beside its singular values, one number each.
+enum TrackingColumn : Index {
+  column_tier,
+  column_completeness,
+  column_refreshed,
+  column_norm,
+  column_tail,
+  column_drift,
+  column_vector_error,
+  column_truncated,
+  column_orthogonality,
+  column_overlap,
+  column_rho,
+  column_rho_spread,
+  column_multiplicity,
+  column_seconds,
+  n_tracking_columns
+};
 
 // Arrays with a leading axis of records (snapshots: of snapshots), one per layer; an empty list
 // keeps nothing.
 template <class T>
 struct DenseRecords {
   std::vector<Index> n_values;
-  std::vector<T*> values;     // n_values[l]
-  std::vector<T*> left;       // d_l x n_values[l]
-  std::vector<T*> right;      // d_{l-1} x n_values[l]
-  std::vector<T*> snapshots;  // d_l x d_{l-1}, at steps 0, snapshot_every, ..
+  std::vector<T*> values;                // n_values[l]
+  std::vector<double*> errors;           // n_values[l]; as values, as are the next three
+  std::vector<double*> signs;
+  std::vector<std::int64_t*> branches;
+  std::vector<std::int64_t*> clusters;
+  std::vector<double*> tracking;         // n_tracking_columns
+  std::vector<T*> left;                  // d_l x n_values[l]
+  std::vector<T*> right;                 // d_{l-1} x n_values[l]
+  std::vector<T*> snapshots;             // d_l x d_{l-1}, at steps 0, snapshot_every, ..
   Index snapshot_every = 0;
   std::int64_t* n_snapshots = nullptr;
 };
 
+// How singular values are followed; k and `follow` are the recorder's.
 template <class T>
-class DenseRecorder final : public Recorder {
+struct Tracking {
+  TrackerSettings settings;
+  bool factored = true;                        // where a layer's updates are thin and W(0) is an isometry
+  std::vector<MatrixRef<const T>> initial;     // W_l(0), for that; empty: none
+};
+
+// Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are,
+// otherwise from the weights, with the loss as a bound on how far they drift: || G_l ||_2 is at most
+// c || W_{L:1} S - Phi ||_F times the largest singular values of the other layers.
+template <class T>
+class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
  public:
-  DenseRecorder(const DenseDescent<T>& stepper, DenseRecords<T> records, const Context& context)
-      : stepper_(stepper), records_(std::move(records)), context_(context) {}
+  DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> records, Tracking<T> tracking,
+                const Objective<T>& objective, const Rates& rates, const Context& context);
+  ~DenseRecorder() override;
+  DenseRecorder(const DenseRecorder&) = delete;
+  DenseRecorder& operator=(const DenseRecorder&) = delete;
+
   void record(Index record, Index step) override;
-  void after_step(Index step, bool last) override;
+  void after_step(Index step, double loss, bool last) override;
 
  private:
-  const DenseDescent<T>& stepper_;
+  // What is known of a layer between two records.
+  struct Layer {
+    SvdTracker<T> tracker;
+    std::unique_ptr<LowRankDrift<T>> factored;
+    double largest = 0.0;   // bound on its largest singular value
+    double velocity = 0.0;  // bound on the norm of its velocity
+    double drift = 0.0;     // bound on how far it has moved since its last record
+  };
+
+  void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
+                   const Descent<T>& descent, const Context& context) override;
+  void start();
+  void track(std::size_t layer, Index record);
+  void bound_drift(double loss);
+
+  DenseDescent<T>& stepper_;
   DenseRecords<T> records_;
+  Tracking<T> tracking_;
+  Objective<T> objective_;
+  Rates rates_;
   Context context_;
+  double gram_norm_ = 1.0;  // bound on ||S||_2
+  std::vector<Layer> layers_;
 };
 
 template <class T>

@@ -26,7 +26,7 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import record
+from . import record, tracking
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
 __all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep"]
@@ -612,6 +612,9 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "reduced-step": reduced_step,
     "wide-run": wide_run,
     "batch": batch,
+    "tracking-bounds": tracking.bounds,
+    "tracking-peers": tracking.peers,
+    "tracking-share": tracking.share,
 }
 #: What is measured where no case is named.
 DEFAULT: Final = ("thin", "square", "small")

@@ -1,0 +1,316 @@
+#include "dlnfast/branches.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "dlnfast/errors.hpp"
+#include "dlnfast/product.hpp"
+#include "dlnfast/singular_values.hpp"
+
+namespace dlnfast {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+// Above this many vectors without a clear partner, the best assignment gives way to a greedy one.
+constexpr Index assignment_limit = 256;
+// An overlap below this is no sign of identity.
+constexpr double least_overlap = 0.1;
+
+// Rows begin .. of both blocks become rotation * rows.
+template <class T>
+void rotate_rows(MatrixRef<T> block, Index begin, const Matrix<T>& rotation) {
+  auto rows = block.map().middleRows(begin, rotation.rows());
+  rows = (rotation * rows).eval();
+}
+
+template <class T>
+double angle(const Eigen::Ref<const Eigen::Matrix<T, 1, Eigen::Dynamic>>& x,
+             const Eigen::Ref<const Eigen::Matrix<T, 1, Eigen::Dynamic>>& y) {
+  const T sign = x.dot(y) < T(0) ? T(-1) : T(1);
+  const double apart = static_cast<double>((x - sign * y).norm());
+  const double together = static_cast<double>((x + sign * y).norm());
+  return 2.0 * std::atan2(apart, together);
+}
+
+}  // namespace
+
+std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
+                                        const std::vector<double>& errors, double tolerance) {
+  std::vector<std::int64_t> clusters(values.size(), 0);
+  for (std::size_t i = 1; i < values.size(); ++i) {
+    const double gap = values[i - 1] - values[i];
+    const double unsure = 4.0 * std::max(errors[i - 1], errors[i]);
+    clusters[i] = clusters[i - 1] + (gap > std::max(unsure, tolerance * values[0]) ? 1 : 0);
+  }
+  return clusters;
+}
+
+std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows, Index n_cols) {
+  require_length(static_cast<Index>(gain.size()), n_rows * n_cols, "gain");
+  // Shortest augmenting paths on a square problem of costs, padded with zeros; potentials u, v.
+  const Index n = std::max(n_rows, n_cols);
+  const auto cost = [&](Index i, Index j) {
+    return i < n_rows && j < n_cols ? -gain[static_cast<std::size_t>(i * n_cols + j)] : 0.0;
+  };
+  const auto size = static_cast<std::size_t>(n) + 1;
+  std::vector<double> u(size, 0.0), v(size, 0.0), shortest(size);
+  std::vector<Index> row_of(size, 0), before(size, 0);  // index 0: none
+  std::vector<char> done(size);
+  for (Index i = 1; i <= n; ++i) {
+    row_of[0] = i;
+    Index column = 0;
+    std::fill(shortest.begin(), shortest.end(), std::numeric_limits<double>::infinity());
+    std::fill(done.begin(), done.end(), 0);
+    do {
+      done[column] = 1;
+      const Index row = row_of[column];
+      double step = std::numeric_limits<double>::infinity();
+      Index next = 0;
+      for (Index j = 1; j <= n; ++j) {
+        if (done[j]) continue;
+        const double reduced = cost(row - 1, j - 1) - u[row] - v[j];
+        if (reduced < shortest[j]) {
+          shortest[j] = reduced;
+          before[j] = column;
+        }
+        if (shortest[j] < step) {
+          step = shortest[j];
+          next = j;
+        }
+      }
+      for (Index j = 0; j <= n; ++j) {
+        if (done[j]) {
+          u[row_of[j]] += step;
+          v[j] -= step;
+        } else {
+          shortest[j] -= step;
+        }
+      }
+      column = next;
+    } while (row_of[column] != 0);
+    while (column != 0) {
+      row_of[column] = row_of[before[column]];
+      column = before[column];
+    }
+  }
+  std::vector<Index> column_of(static_cast<std::size_t>(n_rows), -1);
+  for (Index j = 1; j <= n_cols; ++j) {
+    if (row_of[j] >= 1 && row_of[j] <= n_rows) column_of[row_of[j] - 1] = j - 1;
+  }
+  return column_of;
+}
+
+template <class T>
+void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> left,
+                               MatrixRef<T> right, Matrix<T>& left_overlap,
+                               Matrix<T>& right_overlap, const Context& context) {
+  const Index p = left.rows;
+  const Index n_before = left_overlap.cols();
+  for (Index begin = 0; begin < p;) {
+    Index end = begin + 1;
+    while (end < p && values[end - 1] - values[end] <= settings_.cluster_tolerance * values[0]) {
+      ++end;
+    }
+    const Index size = std::min(end - begin, n_before);
+    if (end - begin > 1 && size == end - begin) {
+      // The vectors before that this group's span holds most of.
+      std::vector<std::pair<double, Index>> weight(static_cast<std::size_t>(n_before));
+      for (Index j = 0; j < n_before; ++j) {
+        const auto u = left_overlap.col(j).segment(begin, size);
+        const auto v = right_overlap.col(j).segment(begin, size);
+        weight[j] = {-static_cast<double>(u.squaredNorm() + v.squaredNorm()), j};
+      }
+      std::sort(weight.begin(), weight.end());
+      std::vector<Index> chosen;
+      for (Index j = 0; j < size; ++j) chosen.push_back(weight[j].second);
+      std::sort(chosen.begin(), chosen.end());
+      Matrix<double> common(size, size);
+      for (Index j = 0; j < size; ++j) {
+        common.col(j) = (left_overlap.col(chosen[j]).segment(begin, size) +
+                         right_overlap.col(chosen[j]).segment(begin, size))
+                            .template cast<double>();
+      }
+      Matrix<double> s(1, size), a(size, size), b(size, size);
+      singular_values<double>(MatrixRef<double>(common), MatrixRef<double>(s), MatrixRef<double>(a),
+                              MatrixRef<double>(b), context);
+      const Matrix<T> rotation = (b * a.transpose()).template cast<T>();
+      rotate_rows<T>(left, begin, rotation);
+      rotate_rows<T>(right, begin, rotation);
+      rotate_rows<T>(MatrixRef<T>(left_overlap), begin, rotation);
+      rotate_rows<T>(MatrixRef<T>(right_overlap), begin, rotation);
+    }
+    begin = end;
+  }
+}
+
+template <class T>
+void Branches<T>::match(const std::vector<double>& values, double reach,
+                        const Matrix<T>& left_overlap, const Matrix<T>& right_overlap) {
+  const Index p = left_overlap.rows();
+  const Index n_before = left_overlap.cols();
+  const auto overlap = [&](Index i, Index j) {
+    return std::abs(static_cast<double>(left_overlap(i, j)) *
+                    static_cast<double>(right_overlap(i, j)));
+  };
+  partner_.assign(static_cast<std::size_t>(p), -1);
+  std::vector<char> taken(static_cast<std::size_t>(n_before), 0);
+  std::vector<Index> rest;
+  for (Index i = 0; i < p; ++i) {
+    for (Index j = 0; j < n_before; ++j) {
+      if (overlap(i, j) > 0.5 && !taken[j]) {
+        partner_[i] = j;
+        taken[j] = 1;
+        break;
+      }
+    }
+    if (partner_[i] < 0) rest.push_back(i);
+  }
+  std::vector<Index> open;
+  for (Index j = 0; j < n_before; ++j) {
+    if (!taken[j]) open.push_back(j);
+  }
+  if (!rest.empty() && !open.empty()) {
+    const auto gain = [&](Index i, Index j) {
+      const double o = overlap(i, j);
+      return o >= least_overlap && std::abs(values[i] - values_[j]) <= reach ? o : 0.0;
+    };
+    const Index n_rest = static_cast<Index>(rest.size());
+    const Index n_open = static_cast<Index>(open.size());
+    if (std::max(n_rest, n_open) <= assignment_limit) {
+      std::vector<double> gains;
+      for (const Index i : rest) {
+        for (const Index j : open) gains.push_back(gain(i, j));
+      }
+      const std::vector<Index> chosen = best_assignment(gains, n_rest, n_open);
+      for (Index r = 0; r < n_rest; ++r) {
+        if (chosen[r] >= 0 && gains[r * n_open + chosen[r]] > 0.0) {
+          partner_[rest[r]] = open[chosen[r]];
+        }
+      }
+    } else {
+      for (const Index i : rest) {
+        Index best = -1;
+        for (const Index j : open) {
+          if (!taken[j] && gain(i, j) > (best < 0 ? 0.0 : gain(i, best))) best = j;
+        }
+        if (best < 0) continue;
+        partner_[i] = best;
+        taken[best] = 1;
+      }
+    }
+  }
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(p));
+  overlaps_.assign(static_cast<std::size_t>(p), 0.0);
+  for (Index i = 0; i < p; ++i) {
+    ids[i] = partner_[i] < 0 ? next_id_++ : ids_[partner_[i]];
+    if (partner_[i] >= 0) overlaps_[i] = overlap(i, partner_[i]);
+  }
+  ids_ = std::move(ids);
+}
+
+template <class T>
+void Branches<T>::follow(const std::vector<double>& values, const std::vector<double>& errors,
+                         double reach, MatrixRef<T> left, MatrixRef<T> right,
+                         const Context& context) {
+  const Index p = left.rows;
+  require_length(static_cast<Index>(values.size()), p, "values");
+  require_length(static_cast<Index>(errors.size()), p, "errors");
+  require_shape(right, p, right.cols, "right vectors");
+  clusters_ = find_clusters(values, errors, settings_.cluster_tolerance);
+  signs_.assign(static_cast<std::size_t>(p), 1.0);
+  if (left_.rows() == 0) {
+    ids_.resize(static_cast<std::size_t>(p));
+    std::iota(ids_.begin(), ids_.end(), next_id_);
+    next_id_ += p;
+    overlaps_.assign(static_cast<std::size_t>(p), 1.0);
+  } else {
+    require_shape(left, p, left_.cols(), "left vectors");
+    require_shape(right, p, right_.cols(), "right vectors");
+    Matrix<T> left_overlap(p, left_.rows()), right_overlap(p, right_.rows());
+    multiply<T>(left, Op::none, MatrixRef<T>(left_), Op::transpose, MatrixRef<T>(left_overlap),
+                context);
+    multiply<T>(right, Op::none, MatrixRef<T>(right_), Op::transpose, MatrixRef<T>(right_overlap),
+                context);
+    align_groups(values, left, right, left_overlap, right_overlap, context);
+    match(values, reach, left_overlap, right_overlap);
+    for (Index i = 0; i < p; ++i) {
+      const Index j = partner_[i];
+      if (j < 0) continue;
+      const T du = left_overlap(i, j);
+      const T dv = right_overlap(i, j);
+      const bool agree = (du < T(0)) == (dv < T(0));
+      if (settings_.signed_values) {
+        if (du < T(0)) left.map().row(i) *= T(-1);
+        if (dv < T(0)) right.map().row(i) *= T(-1);
+        if (!agree) signs_[i] = -1.0;
+      } else if ((std::abs(du) >= std::abs(dv) ? du : dv) < T(0)) {
+        left.map().row(i) *= T(-1);
+        right.map().row(i) *= T(-1);
+      }
+    }
+  }
+  values_ = values;
+  left_ = left.map();
+  right_ = right.map();
+}
+
+template <class T>
+void Branches<T>::set_reference() {
+  reference_left_ = left_;
+  reference_right_ = right_;
+  reference_ids_ = ids_;
+  has_reference_ = true;
+  reference_given_ = false;
+}
+
+template <class T>
+void Branches<T>::set_reference(MatrixRef<const T> left, MatrixRef<const T> right) {
+  require_shape(right, left.rows, right.cols, "the reference's right vectors");
+  reference_left_ = left.map();
+  reference_right_ = right.map();
+  has_reference_ = true;
+  reference_given_ = true;
+}
+
+template <class T>
+std::vector<double> Branches<T>::angles(bool left) const {
+  const Matrix<T>& now = left ? left_ : right_;
+  const Matrix<T>& then = left ? reference_left_ : reference_right_;
+  std::vector<double> result(static_cast<std::size_t>(now.rows()), nan);
+  if (!has_reference_ || now.cols() != then.cols()) return result;
+  for (Index i = 0; i < now.rows(); ++i) {
+    Index j = i;
+    if (!reference_given_) {
+      const auto found = std::find(reference_ids_.begin(), reference_ids_.end(), ids_[i]);
+      j = found == reference_ids_.end() ? then.rows() : found - reference_ids_.begin();
+    }
+    if (j < then.rows()) result[i] = angle<T>(now.row(i), then.row(j));
+  }
+  return result;
+}
+
+template <class T>
+typename Branches<T>::BlockAngle Branches<T>::block_angle(bool left, Index k,
+                                                          const Context& context) const {
+  const Matrix<T>& now = left ? left_ : right_;
+  const Matrix<T>& then = left ? reference_left_ : reference_right_;
+  k = std::min({k, static_cast<Index>(now.rows()), static_cast<Index>(then.rows())});
+  if (!has_reference_ || now.cols() != then.cols() || k == 0) return {nan, nan};
+  // Sines from what is left of the reference outside the span: cosines would lose half the digits.
+  const Matrix<T> overlap = then.topRows(k) * now.topRows(k).transpose();
+  const Matrix<T> rest = then.topRows(k) - overlap * now.topRows(k);
+  const Matrix<double> gram = (rest * rest.transpose()).template cast<double>();
+  Matrix<double> s(1, k);
+  singular_values<double>(MatrixRef<const double>{gram.data(), k, k}, MatrixRef<double>(s), {}, {},
+                          context);
+  return {std::asin(std::min(1.0, std::sqrt(s(0, 0)))),
+          std::sqrt(std::max(0.0, gram.diagonal().sum()))};
+}
+
+template class Branches<float>;
+template class Branches<double>;
+
+}  // namespace dlnfast

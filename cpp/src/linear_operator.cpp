@@ -1,0 +1,114 @@
+#include "dlnfast/linear_operator.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <vector>
+
+#include "dlnfast/errors.hpp"
+#include "dlnfast/simd.hpp"
+#include "dlnfast/threads.hpp"
+
+namespace dlnfast {
+namespace {
+
+constexpr double entries_per_thread = 65536;
+constexpr Index rows_per_chunk = 16;
+
+// In four vectors of doubles, so that the sum keeps up with the memory.
+double inner_product_of_rows(const double* a, const double* b, Index n) {
+  using P = simd::Pack<double>;
+  typename P::Vector sums[4] = {};
+  Index j = 0;
+  for (; j + 4 * P::size <= n; j += 4 * P::size) {
+    simd::unroll<4>([&](auto i) DLNFAST_INLINE {
+      sums[i] += P::load(a + j + i * P::size) * P::load(b + j + i * P::size);
+    });
+  }
+  double total = P::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; j < n; ++j) total += a[j] * b[j];
+  return total;
+}
+
+double inner_product_of_rows(const float* a, const float* b, Index n) {
+  double sums[8] = {};
+  Index j = 0;
+  for (; j + 8 <= n; j += 8) {
+    for (Index i = 0; i < 8; ++i) {
+      sums[i] += static_cast<double>(a[j + i]) * static_cast<double>(b[j + i]);
+    }
+  }
+  double total = 0.0;
+  for (const double s : sums) total += s;
+  for (; j < n; ++j) total += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+  return total;
+}
+
+}  // namespace
+
+namespace {
+
+// Adds up of_row(i), some numbers at once, chunks apart and then in order: the team does not matter.
+template <std::size_t N, class OfRow>
+std::array<double, N> sum_over_rows(Index rows, Index cols, const Context& context,
+                                    const OfRow& of_row) {
+  const Index n_chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
+  std::vector<std::array<double, N>> partial(static_cast<std::size_t>(n_chunks));
+  int team = team_size(context.n_threads, static_cast<double>(rows) * static_cast<double>(cols),
+                       entries_per_thread);
+  team = static_cast<int>(std::min<Index>(team, std::max<Index>(n_chunks, 1)));
+  parallel_deal(team, n_chunks, [&](Index chunk) {
+    std::array<double, N> sum{};
+    const Index end = std::min((chunk + 1) * rows_per_chunk, rows);
+    for (Index i = chunk * rows_per_chunk; i < end; ++i) {
+      const std::array<double, N> row = of_row(i);
+      for (std::size_t k = 0; k < N; ++k) sum[k] += row[k];
+    }
+    partial[chunk] = sum;
+  });
+  std::array<double, N> total{};
+  for (const auto& p : partial) {
+    for (std::size_t k = 0; k < N; ++k) total[k] += p[k];
+  }
+  return total;
+}
+
+}  // namespace
+
+template <class T>
+double inner_product(MatrixRef<const T> a, MatrixRef<const T> b, const Context& context) {
+  require_shape(b, a.rows, a.cols, "the second matrix of an inner product");
+  return sum_over_rows<1>(a.rows, a.cols, context, [&](Index i) {
+    return std::array<double, 1>{inner_product_of_rows(a.row(i), b.row(i), a.cols)};
+  })[0];
+}
+
+template <class T>
+double squared_norm(MatrixRef<const T> w, const Context& context) {
+  return inner_product<T>(w, w, context);
+}
+
+template <class T>
+NormAndProduct norm_and_product(MatrixRef<const T> w, MatrixRef<const T> b,
+                                const Context& context) {
+  require_shape(b, w.rows, w.cols, "the second matrix of an inner product");
+  // The second time a row comes from the first-level cache.
+  const auto both = sum_over_rows<2>(w.rows, w.cols, context, [&](Index i) {
+    return std::array<double, 2>{inner_product_of_rows(w.row(i), w.row(i), w.cols),
+                                 inner_product_of_rows(w.row(i), b.row(i), w.cols)};
+  });
+  return {both[0], both[1]};
+}
+
+template NormAndProduct norm_and_product<float>(MatrixRef<const float>, MatrixRef<const float>,
+                                                const Context&);
+template NormAndProduct norm_and_product<double>(MatrixRef<const double>, MatrixRef<const double>,
+                                                 const Context&);
+template double inner_product<float>(MatrixRef<const float>, MatrixRef<const float>,
+                                     const Context&);
+template double inner_product<double>(MatrixRef<const double>, MatrixRef<const double>,
+                                      const Context&);
+template double squared_norm<float>(MatrixRef<const float>, const Context&);
+template double squared_norm<double>(MatrixRef<const double>, const Context&);
+
+}  // namespace dlnfast

@@ -1,0 +1,576 @@
+"""`SVDTracker`: the leading singular values and vectors of a matrix that drifts, with error bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, check_count, check_scale
+from ._dispatch import core
+from ._errors import ShapeError
+from ._threads import MAX_THREADS
+
+_TIERS = ("reduced", "factored", "dense", "full")
+_COMPLETENESS = ("none", "probabilistic", "rigorous")
+_MODES = ("auto", "dense", "full")
+#: Frames of the factored form hold at most so many vectors.
+_FRAME_LIMIT = 64
+#: How far W_0 may be from an isometry for the factored form, in units of the precision's epsilon.
+_ISOMETRY = 2.0**26
+
+#: Defaults of the tracker's settings in the core.
+DEFAULTS: dict[str, Any] = {
+    "n_guards": 8,
+    "mode": "auto",
+    "tolerance": 0.05,
+    "failure": 1e-10,
+    "max_sweeps": 2,
+    "refresh_every": 0,
+    "seed": 0,
+    "cluster_tolerance": 1e-8,
+    "signed_values": False,
+}
+
+
+class Operator(Protocol):
+    """What `SVDTracker.update` takes in place of an array; SciPy's ``LinearOperator`` is one."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def matmat(self, X: Any, /) -> Any:
+        """Return W X for X (n, p)."""
+
+    def rmatmat(self, Y: Any, /) -> Any:
+        """Return W^T Y for Y (m, p)."""
+
+
+@dataclass(frozen=True)
+class BlockAngle:
+    """Between the span of the k leading vectors and the reference's.
+
+    Attributes
+    ----------
+    largest : float
+        The largest principal angle, radians.
+    frobenius : float
+        ``||sin Theta||_F``.
+    """
+
+    largest: float
+    frobenius: float
+
+
+@dataclass(frozen=True)
+class TrackerRecord:
+    """What one event of a `SVDTracker` found.
+
+    Attributes
+    ----------
+    event : int
+        0, 1, ..
+    tier : str
+        "factored", "dense" or "full": what the values were computed from.
+    completeness : str
+        Whether the bounds rule out that a larger value was missed: "rigorous"; "probabilistic", but for the
+        tracker's `failure`; "none" where some error exceeds `tolerance` times the largest value. The errors
+        hold in each case.
+    refreshed : bool
+        Whether the event built its bounds anew, or its vectors.
+    singular_values : ndarray, shape (k,)
+        Descending; with ``signed=True`` negative where an analytic branch went through zero.
+    errors : ndarray, shape (k,)
+        ``|sigma_i - |singular_values_i|| <= errors_i``, sigma the exact ones of W in descending order.
+    gaps : ndarray, shape (k,)
+        Distance to the nearest other value that is tracked.
+    clusters : ndarray of int64, shape (k,)
+        Values whose gaps are within the errors share an id; of these only the common subspace means anything.
+    branches : ndarray of int64, shape (k,)
+        Identity from event to event, by the overlaps of the vectors, whatever the order; -1: not followed.
+    left_angles, right_angles : ndarray, shape (k,)
+        Radians between the vectors and the reference vectors of the same branch; NaN where the reference has
+        none.
+    left_block, right_block : BlockAngle
+        The same for the spans of all k.
+    norm : float
+        ``||W||_F``; NaN where only products are known.
+    tail : float
+        Bound on every singular value that is not reported.
+    drift : float
+        Bound on how far W has moved since the last certificate; infinity where unknown.
+    vector_error : float
+        Bound on ``sqrt(||sin U||_F^2 + ||sin V||_F^2)`` of the k leading vectors together (Wedin); NaN where
+        they do not stand clear of the rest.
+    truncated : float
+        Bound on what the factored form left out of W.
+    orthogonality : float
+        Largest entry of ``|U^T U - 1|`` and ``|V^T V - 1|``.
+    overlap : float
+        Least overlap of a reported pair of vectors with the event before.
+    rho, rho_spread, multiplicity : float, float, int
+        The value that most directions share, where it is known, its spread, and their number.
+    seconds : float
+        Time that the event took.
+    n_columns : int
+        How many vectors were multiplied by W or W^T.
+    """
+
+    event: int
+    tier: str
+    completeness: str
+    refreshed: bool
+    singular_values: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+    gaps: npt.NDArray[np.float64]
+    clusters: npt.NDArray[np.int64]
+    branches: npt.NDArray[np.int64]
+    left_angles: npt.NDArray[np.float64]
+    right_angles: npt.NDArray[np.float64]
+    left_block: BlockAngle
+    right_block: BlockAngle
+    norm: float
+    tail: float
+    drift: float
+    vector_error: float
+    truncated: float
+    orthogonality: float
+    overlap: float
+    rho: float
+    rho_spread: float
+    multiplicity: int
+    seconds: float
+    n_columns: int
+    shape: tuple[int, int] = field(repr=False)
+
+    @property
+    def stable_rank(self) -> float:
+        """``||W||_F^2 / sigma_1^2``; 0 for a matrix of zeros."""
+        top = float(np.abs(self.singular_values[:1]).max(initial=0.0))
+        return self.norm**2 / top**2 if top > 0 else 0.0
+
+    def branch(self, number: int) -> float:
+        """Return the singular value of one branch; NaN where it is not among the k largest."""
+        found = np.flatnonzero(self.branches == number)
+        return float(self.singular_values[found[0]]) if len(found) else float("nan")
+
+
+def _record(raw: dict[str, Any], shape: tuple[int, int]) -> TrackerRecord:
+    values = raw.pop("values") * raw.pop("signs")
+    raw["tier"] = _TIERS[raw["tier"]]
+    raw["completeness"] = _COMPLETENESS[raw["completeness"]]
+    for side in ("left_block", "right_block"):
+        raw[side] = BlockAngle(*raw[side])
+    return TrackerRecord(singular_values=values, shape=shape, **raw)
+
+
+class SVDTracker:
+    r"""Follow the k largest singular values of a matrix from event to event, each with an error bound.
+
+    The vectors of one event start the next: one sweep of block iteration, 4 m n p flops for p = k + guards,
+    instead of a decomposition. How large anything can be that is not tracked is bounded apart from that: by
+    the Frobenius norm, by Krylov spaces from random vectors, and by how far W has moved.
+
+    Parameters
+    ----------
+    k : int
+        How many singular values; at most all of them.
+    mode : {"auto", "dense", "full"}
+        "auto" decomposes matrices up to 128 wide, and those of which a third is wanted, as a whole, and
+        iterates on the others. "dense" always iterates, "full" always decomposes.
+    tolerance : float
+        Relative to the largest value: where an error exceeds this, the bounds (and, if something was missed,
+        the vectors) are built anew.
+    signed : bool
+        Follow analytic branches through zero: a value is negative after it, and its vectors do not turn.
+    guards : int
+        Further vectors that are kept but not reported; more of them converge faster.
+    refresh_every : int, optional
+        Build the bounds anew after so many events in any case.
+    failure : float
+        Probability with which one of the random certificates may be wrong.
+    cluster_tolerance : float
+        Relative to the largest value: values closer than this count as equal.
+    max_sweeps : int
+        Sweeps per event at most.
+    seed : int
+        Of the random vectors.
+    n_threads : int
+        0: as many as OpenMP allows.
+
+    Notes
+    -----
+    Errors are bounds, not estimates; with "probabilistic" completeness they may fail with probability
+    `failure` per certificate. The theory stands in ``cpp/include/dlnfast/svd_tracker.hpp``: Li and Li (Linear
+    Algebra Appl. 395, 2005) for values from residuals, Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl.
+    13, 1992) for the norm of the rest, Weyl for drift, Wedin for the vectors.
+
+    Memory: about 5 (k + guards) + 300 vectors of the lengths of W's sides; no array of W's size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dlnfast as dln
+    >>> rng = np.random.default_rng(0)
+    >>> W = rng.standard_normal((300, 200))
+    >>> tracker = dln.SVDTracker(k=3)
+    >>> record = tracker.update(W)
+    >>> bool(np.all(np.abs(record.singular_values - np.linalg.svd(W)[1][:3]) <= record.errors))
+    True
+    """
+
+    def __init__(
+        self,
+        k: int = 16,
+        *,
+        mode: str = "auto",
+        tolerance: float = DEFAULTS["tolerance"],
+        signed: bool = False,
+        guards: int = DEFAULTS["n_guards"],
+        refresh_every: int | None = None,
+        failure: float = DEFAULTS["failure"],
+        cluster_tolerance: float = DEFAULTS["cluster_tolerance"],
+        max_sweeps: int = DEFAULTS["max_sweeps"],
+        seed: int = 0,
+        n_threads: int = 0,
+    ) -> None:
+        if mode not in _MODES:
+            raise ValueError(f'mode is {mode!r}; wanted "auto", "dense" or "full"')
+        self.k = check_count(k, "k")
+        probability = check_scale(failure, "failure", strict=True)
+        if probability >= 1.0:
+            raise ValueError(f"failure is {probability:g}; wanted a probability below 1")
+        self._settings: dict[str, Any] = {
+            "n_values": self.k,
+            "n_guards": check_count(guards, "guards", minimum=0),
+            "mode": mode,
+            "tolerance": check_scale(tolerance, "tolerance"),
+            "failure": probability,
+            "max_sweeps": check_count(max_sweeps, "max_sweeps"),
+            "refresh_every": 0 if refresh_every is None else check_count(refresh_every, "refresh_every"),
+            "seed": check_count(seed, "seed", minimum=0, maximum=2**63 - 1),
+            "cluster_tolerance": check_scale(cluster_tolerance, "cluster_tolerance"),
+            "signed_values": bool(signed),
+        }
+        self._n_threads = check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS)
+        self._tracker: Any = None
+        self._shape: tuple[int, int] | None = None
+        self._dtype: np.dtype[Any] | None = None
+        self._last: FloatArray | None = None  # W at the last event, for the factored form
+        self._factored = False
+        self._products: _LowRankSum | None = None
+        self.record: TrackerRecord | None = None
+
+    def __repr__(self) -> str:
+        """Return what is tracked, and the last event."""
+        what = "nothing yet" if self._shape is None else f"shape {self._shape}, {self._dtype}"
+        return f"SVDTracker(k={self.k}, {what}, {self.n_events} events)"
+
+    # ------------------------------------------------------------------------------------- events
+
+    def update(
+        self, W: npt.ArrayLike | Operator, *, drift: float | None = None, squared_norm: float | None = None
+    ) -> TrackerRecord:
+        """Find the singular values of W, starting from those of the event before.
+
+        Parameters
+        ----------
+        W : array_like, shape (m, n), or an operator
+            float64 or float32, of one shape and precision from event to event; a C-contiguous array or CPU
+            tensor is not copied. Or anything with ``matmat``, ``rmatmat``, ``shape`` and ``dtype``.
+        drift : float, optional
+            A bound on ``||W - W_before||_2`` (the Frobenius norm is one). With it the certificate of an
+            earlier event stays good for as long as the sum of drifts is small; without it each event needs
+            its own.
+        squared_norm : float, optional
+            ``||W||_F^2`` of an operator, where it is known; that of an array is computed.
+
+        Returns
+        -------
+        TrackerRecord
+
+        Raises
+        ------
+        ShapeError
+            If W is no matrix, or its shape changes.
+        TypeError
+            For another precision than before, or a W that is neither an array nor an operator.
+        ValueError
+            If W is not finite.
+        """
+        moved = float("inf") if drift is None else check_scale(drift, "drift")
+        if hasattr(W, "matmat") and hasattr(W, "rmatmat"):
+            self._begin(_shape_of(W), _precision(W))
+            norm = -1.0 if squared_norm is None else check_scale(squared_norm, "squared_norm")
+            raw = self._tracker.update_operator(W.matmat, W.rmatmat, norm, moved)
+            self._last = None
+        else:
+            if squared_norm is not None:
+                raise TypeError("squared_norm is for operators; that of an array is computed")
+            matrix = as_matrix(W, "W", finite=False)
+            self._begin((matrix.shape[0], matrix.shape[1]), matrix.dtype)
+            raw = self._tracker.update(matrix, moved)
+            self._last = matrix
+        self._factored, self._products = False, None
+        return self._finish(raw)
+
+    def update_low_rank(
+        self, A: npt.ArrayLike, B: npt.ArrayLike, *, scale: float = 1.0, factor: float = 1.0
+    ) -> TrackerRecord:
+        """Find the singular values of ``factor W + scale A B^T``, W that of the event before.
+
+        If the W of the last `update` was a scaled isometry (orthonormal columns or rows), it is then followed
+        in factored form: O((m + n) (k + a)^2) for frames of a <= 64 vectors, without reading W again, and
+        ``k = min(m, n)`` gives all singular values. Otherwise, or where the frames outgrow 64, by products
+        with W and the factors.
+
+        Parameters
+        ----------
+        A, B : array_like, shape (m, b) and (n, b)
+            Factors of the update. A vector counts as one column.
+        scale, factor : float
+            ``factor = 1 - learning_rate * weight_decay`` for weight decay.
+
+        Returns
+        -------
+        TrackerRecord
+
+        Raises
+        ------
+        ShapeError
+            If the factors do not fit W or each other.
+        ValueError
+            If there was no `update` with an array before.
+
+        Notes
+        -----
+        The tracker refers to the array of the last `update`, which must not change meanwhile; `current`
+        returns the W that is meant.
+        """
+        if self._last is None or self._shape is None or self._dtype is None:
+            raise ValueError("update_low_rank needs an earlier update(W) with an array")
+        left, right = (
+            self._factor(x, name, size) for x, name, size in zip((A, B), "AB", self._shape, strict=True)
+        )
+        if len(left) != len(right):
+            raise ShapeError(f"A has {len(left)} columns and B has {len(right)}; wanted equally many")
+        multiplier, shrink = _number(scale, "scale"), _number(factor, "factor")
+        if self._products is None:
+            self._products = _LowRankSum(self._last)
+            limit = min(_FRAME_LIMIT, *self._shape)
+            _, departure, _ = self._tracker.begin_factored(self._last, limit)
+            self._factored = departure <= _ISOMETRY * np.finfo(self._dtype).eps
+        products = self._products
+        products.add(shrink, multiplier, left, right)
+        if self._factored:
+            raw = self._tracker.append(shrink, multiplier, left, right)
+            if raw is not None:
+                return self._finish(raw)
+            self._factored = False
+        before = self.record.norm if self.record is not None else float("inf")
+        moved = abs(multiplier) * float(np.linalg.norm(left) * np.linalg.norm(right))
+        moved += abs(1.0 - shrink) * before
+        raw = self._tracker.update_operator(
+            products.matmat, products.rmatmat, products.squared_norm(), moved
+        )
+        return self._finish(raw)
+
+    def current(self) -> FloatArray:
+        """Return W as it is after the events so far, a new array; O(m n (columns of the updates)).
+
+        Raises
+        ------
+        ValueError
+            If the last `update` was not with an array.
+        """
+        if self._last is None:
+            raise ValueError("the last update was not with an array")
+        return self._last.copy() if self._products is None else self._products.dense()
+
+    # ------------------------------------------------------------------------------ what was found
+
+    @property
+    def n_events(self) -> int:
+        """Events so far."""
+        return 0 if self.record is None else self.record.event + 1
+
+    @property
+    def n_refreshes(self) -> int:
+        """How often the bounds were built anew."""
+        return 0 if self._tracker is None else int(self._tracker.n_refreshes)
+
+    @property
+    def left_vectors(self) -> FloatArray:
+        """Left singular vectors of the last event as columns, shape (m, k)."""
+        return self._vectors(left=True)
+
+    @property
+    def right_vectors(self) -> FloatArray:
+        """Right singular vectors of the last event as columns, shape (n, k)."""
+        return self._vectors(left=False)
+
+    # ------------------------------------------------------------------------------------ settings
+
+    def seed(self, right: npt.ArrayLike) -> None:
+        """Start the next event from these right vectors.
+
+        After the first gradient of a layer that started as a scaled rotation, its right singular vectors and
+        ``W(0)^T`` times its left ones span what will move (arXiv 2306.01154).
+
+        Parameters
+        ----------
+        right : array_like, shape (n, any)
+            Not necessarily orthonormal.
+
+        Raises
+        ------
+        ValueError
+            Before the first event, when the shape is not known.
+        """
+        if self._shape is None or self._dtype is None:
+            raise ValueError("seed needs an earlier event, which tells the shape")
+        rows = as_matrix(right, "right", shape=(self._shape[1], None), dtype=self._dtype)
+        self._tracker.seed(np.ascontiguousarray(rows.T))
+
+    def set_reference(
+        self, left: npt.ArrayLike | None = None, right: npt.ArrayLike | None = None
+    ) -> None:
+        """Measure angles to given vectors, or to those of the last event.
+
+        By default the reference is the first event whose values are not one cluster.
+
+        Parameters
+        ----------
+        left, right : array_like, shape (m, any) and (n, any), optional
+            Both or neither; columns.
+
+        Raises
+        ------
+        ValueError
+            Before the first event, or if only one of the two is given.
+        """
+        if self._shape is None or self._dtype is None:
+            raise ValueError("set_reference needs an earlier event")
+        if (left is None) != (right is None):
+            raise ValueError("set_reference needs both left and right vectors, or neither")
+        if left is None or right is None:
+            self._tracker.set_reference(None, None)
+            return
+        u = as_matrix(left, "left", shape=(self._shape[0], None), dtype=self._dtype)
+        v = as_matrix(right, "right", shape=(self._shape[1], u.shape[1]), dtype=self._dtype)
+        self._tracker.set_reference(np.ascontiguousarray(u.T), np.ascontiguousarray(v.T))
+
+    # ------------------------------------------------------------------------------------- helpers
+
+    def _begin(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+        if self._shape is None:
+            made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
+            self._tracker = made(*shape, self._settings, self._n_threads)
+            self._shape, self._dtype = shape, dtype
+        if shape != self._shape:
+            raise ShapeError(f"W has shape {shape}; wanted {self._shape}, as before")
+        if dtype != self._dtype:
+            raise TypeError(f"W is {dtype}; wanted {self._dtype}, as before")
+
+    def _finish(self, raw: dict[str, Any]) -> TrackerRecord:
+        assert self._shape is not None
+        self.record = _record(raw, self._shape)
+        return self.record
+
+    def _vectors(self, left: bool) -> FloatArray:
+        found = None if self._tracker is None else self._tracker.vectors(left)
+        if found is None:
+            raise ValueError("there are no singular vectors before the first event")
+        vectors: FloatArray = found
+        return vectors
+
+    def _factor(self, x: npt.ArrayLike, name: str, size: int) -> FloatArray:
+        """Return a factor with its columns as rows."""
+        array = np.asarray(x)
+        columns = array[:, None] if array.ndim == 1 else array
+        matrix = as_matrix(columns, name, shape=(size, None), dtype=self._dtype, empty=True)
+        return np.ascontiguousarray(matrix.T)
+
+
+class _LowRankSum:
+    """``f W + sum_i c_i A_i B_i^T`` by its products."""
+
+    def __init__(self, base: FloatArray) -> None:
+        self.base = base
+        self.factor = 1.0
+        self.left = np.empty((0, base.shape[0]), dtype=base.dtype)  # rows
+        self.right = np.empty((0, base.shape[1]), dtype=base.dtype)
+        self._base_square: float | None = None
+
+    def add(self, factor: float, scale: float, left: FloatArray, right: FloatArray) -> None:
+        self.factor *= factor
+        dtype = self.base.dtype.type
+        self.left = np.vstack([dtype(factor) * self.left, dtype(scale) * left])
+        self.right = np.vstack([self.right, right])
+        if len(self.left) > 2 * min(_FRAME_LIMIT, *self.base.shape):
+            self._compress()
+
+    def matmat(self, X: FloatArray) -> FloatArray:
+        result = self.base @ X
+        result *= self.base.dtype.type(self.factor)
+        result += self.left.T @ (self.right @ X)
+        return np.asarray(result)
+
+    def rmatmat(self, Y: FloatArray) -> FloatArray:
+        result = self.base.T @ Y
+        result *= self.base.dtype.type(self.factor)
+        result += self.right.T @ (self.left @ Y)
+        return np.asarray(result)
+
+    def dense(self) -> FloatArray:
+        return np.asarray(self.base.dtype.type(self.factor) * self.base + self.left.T @ self.right)
+
+    def squared_norm(self) -> float:
+        """Return ||.||_F^2, every inner product by thin blocks; one product with W."""
+        if self._base_square is None:
+            self._base_square = float(np.linalg.norm(self.base)) ** 2
+        cross = float(np.sum((self.left @ self.base) * self.right, dtype=np.float64))
+        inner = float(np.sum((self.left @ self.left.T) * (self.right @ self.right.T), dtype=np.float64))
+        total = self.factor**2 * self._base_square + 2 * self.factor * cross + inner
+        # What cancelled is not known: the norm is used as a bound from above.
+        largest = self.factor**2 * self._base_square + abs(2 * self.factor * cross) + abs(inner)
+        return max(total, 0.0) + 64 * float(np.finfo(self.base.dtype).eps) * largest
+
+    def _compress(self) -> None:
+        """Bring the update to its numerical rank, exactly to rounding."""
+        q_left, r_left = np.linalg.qr(self.left.T)
+        q_right, r_right = np.linalg.qr(self.right.T)
+        u, s, vt = np.linalg.svd(r_left @ r_right.T)
+        kept = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
+        self.left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
+        self.right = np.ascontiguousarray((q_right @ vt[kept].T).T)
+
+
+def _shape_of(operator: Any) -> tuple[int, int]:
+    shape = tuple(int(n) for n in operator.shape)
+    if len(shape) != 2 or min(shape) < 1:
+        raise ShapeError(f"W has shape {shape}; wanted a matrix (2 axes) with entries")
+    return shape[0], shape[1]
+
+
+def _precision(operator: Any) -> np.dtype[Any]:
+    dtype = np.dtype(operator.dtype)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"W has dtype {dtype}; wanted float64 or float32")
+    return dtype
+
+
+def _number(x: object, name: str) -> float:
+    if isinstance(x, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name} is {x!r}; wanted a number")
+    try:
+        value = float(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}; wanted a number") from None
+    if not np.isfinite(value):
+        raise ValueError(f"{name} is {value}; wanted a finite number")
+    return value
+
+

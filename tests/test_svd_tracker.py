@@ -1,0 +1,534 @@
+"""SVDTracker: bounds that hold, branches that keep their names, and every way to hand it a matrix."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import tolerance
+
+import dlnfast as dln
+from dlnfast.svd_tracker import DEFAULTS
+
+
+def exact(W):
+    return np.linalg.svd(np.asarray(W, dtype=np.float64), compute_uv=False)
+
+
+def assert_within_bounds(record, W):
+    sigma = exact(W)
+    k = len(record.singular_values)
+    apart = np.abs(np.abs(record.singular_values) - sigma[:k])
+    assert np.all(apart <= record.errors), (apart, record.errors)
+    if len(sigma) > k:
+        assert sigma[k] <= record.tail + tolerance(W.dtype, max(W.shape)) * sigma[0]
+
+
+def with_values(values, dim, seed=0):
+    rng = np.random.default_rng(seed)
+    U, V = (np.linalg.qr(rng.standard_normal((dim, len(values))))[0] for _ in range(2))
+    return (U * np.asarray(values)) @ V.T
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    m=st.integers(1, 40),
+    n=st.integers(1, 40),
+    k=st.integers(1, 45),
+    rank=st.integers(0, 40),
+    mode=st.sampled_from(["auto", "dense", "full"]),
+    single=st.booleans(),
+    level=st.sampled_from([1e-30, 1.0, 1e30]),
+    seed=st.integers(0, 2**31),
+)
+def test_small_matrices_of_any_shape_and_rank(m, n, k, rank, mode, single, level, seed):
+    rng = np.random.default_rng(seed)
+    dtype = np.float32 if single else np.float64
+    if single and level != 1.0:
+        level = 1.0
+    tracker = dln.SVDTracker(k, mode=mode, n_threads=1)
+    for _ in range(3):
+        factors = rng.standard_normal((m, rank)), rng.standard_normal((rank, n))
+        W = (level * factors[0] @ factors[1]).astype(dtype)
+        record = tracker.update(W)
+        assert record.singular_values.shape == (min(k, m, n),)
+        assert_within_bounds(record, W)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
+    rng = np.random.default_rng(1)
+    made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
+    tracker = made(150, 180, DEFAULTS | {"n_values": 5}, n_threads)
+    W = (rng.standard_normal((150, 180)) / 20).astype(dtype)
+    W += with_values([3, 2, 1], 180).astype(dtype)[:150]
+    for _ in range(4):
+        W += (1e-2 * np.outer(rng.standard_normal(150), rng.standard_normal(180)) / 180).astype(dtype)
+        raw = tracker.update(W, np.inf)
+        assert np.all(np.abs(raw["values"] - exact(W)[:5]) <= raw["errors"])
+    for left in (True, False):
+        vectors = tracker.vectors(left)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=tolerance(dtype, 180))
+    # W^T u = s v
+    np.testing.assert_allclose(
+        W.T @ tracker.vectors(True), tracker.vectors(False) * raw["values"], atol=5 * tolerance(dtype, 180)
+    )
+
+
+@pytest.mark.parametrize(("k", "kind"), [(1, "probabilistic"), (4, "probabilistic"), (16, "rigorous")])
+def test_a_decaying_spectrum_is_certified_by_its_norm(k, kind):
+    W = with_values(0.5 ** np.arange(60), 200)
+    record = dln.SVDTracker(k).update(W)
+    assert record.tier == "dense"
+    assert record.completeness == kind  # the sharper bound is reported, whatever it rests on
+    assert_within_bounds(record, W)
+    assert record.errors.max() < 0.05
+
+
+def test_noise_that_hides_values_is_no_promise():
+    """The top of a bulk cannot be certified to a tolerance below what random starts can tell."""
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((300, 300)) / 17
+    record = dln.SVDTracker(16, tolerance=1e-6).update(W)
+    assert record.completeness == "none"
+    assert_within_bounds(record, W)
+
+
+def test_a_known_drift_saves_certificates():
+    W = with_values([4, 3, 2], 200) + np.eye(200)
+    rng = np.random.default_rng(0)
+    known, unknown = dln.SVDTracker(3), dln.SVDTracker(3)
+    for tracker in (known, unknown):
+        tracker.update(W)
+    for _ in range(10):
+        step = 1e-4 * np.outer(rng.standard_normal(200), rng.standard_normal(200)) / 200
+        W = W + step
+        for tracker, drift in ((known, np.linalg.norm(step)), (unknown, None)):
+            record = tracker.update(W, drift=drift)
+            assert_within_bounds(record, W)
+            assert record.completeness == "probabilistic"
+    assert known.n_refreshes < unknown.n_refreshes
+    assert known.record.n_columns < unknown.record.n_columns
+
+
+def test_branches_keep_their_names_through_a_crossing():
+    rng = np.random.default_rng(3)
+    dim = 160
+    U, V = (np.linalg.qr(rng.standard_normal((dim, 4)))[0] for _ in range(2))
+    tracker = dln.SVDTracker(3)
+    seen = []
+    previous = None
+    for t in np.linspace(-1, 1, 41):
+        record = tracker.update((U * [5, 3 + t, 3 - t, 0.1]) @ V.T)
+        seen.append([record.branch(b) for b in range(3)])
+        vectors = tracker.left_vectors
+        if previous is not None:
+            overlaps = vectors.T @ previous
+            assert np.all(overlaps[np.abs(overlaps) > 0.5] > 0)  # no sign turns
+        previous = vectors
+    seen = np.array(seen)
+    np.testing.assert_allclose(seen[:, 0], 5, atol=1e-12)
+    # By size they would meet and part again; by branch they go straight through.
+    t = np.linspace(-1, 1, 41)
+    np.testing.assert_allclose(np.sort(seen[:, 1:], axis=0)[:, 0], np.sort(seen[:, 1]), atol=1e-12)
+    slopes = np.diff(seen[:, 1:], axis=0)
+    assert np.all(np.abs(slopes - slopes[0]) < 1e-10)
+    np.testing.assert_allclose(np.abs(slopes[0]), 0.05, atol=1e-10)
+    assert len(t) == len(seen)
+
+
+def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
+    rng = np.random.default_rng(3)
+    U, V = (np.linalg.qr(rng.standard_normal((40, 40)))[0] for _ in range(2))
+    signed, unsigned = dln.SVDTracker(3, signed=True), dln.SVDTracker(3)
+    for t in np.linspace(0.55, -0.45, 11):
+        W = (U[:, :3] * [3, 2, t]) @ V[:, :3].T
+        assert signed.update(W).branch(2) == pytest.approx(t, abs=1e-12)
+        assert unsigned.update(W).branch(2) == pytest.approx(abs(t), abs=1e-12)
+    for tracker in (signed, unsigned):
+        u, v = tracker.left_vectors, tracker.right_vectors
+        np.testing.assert_allclose(W @ v, u * tracker.record.singular_values, atol=1e-12)
+
+
+def test_equal_values_are_one_cluster():
+    W = with_values([3, 3, 3, 1, 1], 150)
+    tracker = dln.SVDTracker(5)
+    record = tracker.update(W)
+    assert record.clusters.tolist() == [0, 0, 0, 1, 1]
+    before = tracker.right_vectors
+    record = tracker.update(W)
+    # One rotation of u and v together keeps the vectors of a cluster where they were.
+    np.testing.assert_allclose(tracker.right_vectors, before, atol=1e-10)
+    np.testing.assert_allclose(record.right_angles, 0, atol=1e-7)
+
+
+def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
+    rng = np.random.default_rng(0)
+    dim = 150
+    Q = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    tracker = dln.SVDTracker(2)
+    record = tracker.update(Q)
+    assert np.isnan(record.right_angles).all()
+    U, V = (np.linalg.qr(rng.standard_normal((dim, 2)))[0] for _ in range(2))
+    low = (U * [3, 2]) @ V.T
+    assert np.allclose(tracker.update(0.01 * Q + low).right_angles, 0, atol=1e-12)
+    turned = V @ np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    record = tracker.update((U * [3, 2]) @ turned.T + 0.01 * Q)
+    assert record.right_angles == pytest.approx([0.3, 0.3], abs=0.02)
+    assert record.right_block.largest < 0.02  # the plane has not moved
+    tracker.set_reference(U, V)
+    record = tracker.update(low)
+    np.testing.assert_allclose(record.left_angles, 0, atol=1e-7)
+    tracker.set_reference()
+    np.testing.assert_allclose(tracker.update(low).left_angles, 0, atol=1e-12)
+
+
+class TestInput:
+    def test_arrays_are_not_copied(self):
+        W = np.asarray(with_values([2, 1], 140), order="C")
+        tracker = dln.SVDTracker(2)
+        tracker.update(W)
+        assert tracker._last is W
+
+    def test_torch_tensors(self):
+        torch = pytest.importorskip("torch")
+        W = with_values([2, 1], 140)
+        tensor = torch.from_numpy(W)
+        tracker = dln.SVDTracker(2)
+        assert_within_bounds(tracker.update(tensor), W)
+        assert np.shares_memory(tracker._last, W)
+        with pytest.raises(TypeError, match="requires grad"):
+            tracker.update(tensor.clone().requires_grad_())
+
+    @pytest.mark.parametrize("known", [False, True])
+    def test_operators(self, known):
+        W = with_values(0.7 ** np.arange(40), 160)[:, :130]
+
+        class Operator:
+            shape = W.shape
+            dtype = W.dtype
+
+            @staticmethod
+            def matmat(X):
+                return W @ X
+
+            @staticmethod
+            def rmatmat(Y):
+                return W.T @ Y
+
+        tracker = dln.SVDTracker(4)
+        for _ in range(3):
+            record = tracker.update(
+                Operator(), squared_norm=float(np.linalg.norm(W) ** 2) if known else None
+            )
+            assert_within_bounds(record, W)
+            assert record.completeness == ("rigorous" if known else "probabilistic")
+
+    def test_what_operators_do_wrong(self):
+        class Operator:
+            shape = (150, 140)
+            dtype = np.float64
+
+            def matmat(self, X):
+                return np.zeros((3, 3))
+
+            def rmatmat(self, Y):
+                raise RuntimeError("no transpose")
+
+        with pytest.raises(dln.ShapeError, match="matmat"):
+            dln.SVDTracker(2).update(Operator())
+        Operator.matmat = lambda self, X: np.zeros((150, X.shape[1]))
+        with pytest.raises(RuntimeError, match="no transpose"):
+            dln.SVDTracker(2).update(Operator())
+        Operator.rmatmat = lambda self, Y: np.full((140, Y.shape[1]), np.nan)
+        Operator.matmat = lambda self, X: np.full((150, X.shape[1]), np.nan)
+        with pytest.raises(ValueError, match="not finite"):
+            dln.SVDTracker(2).update(Operator())
+        with pytest.raises(TypeError, match="float16"):
+            Operator.dtype = np.float16
+            dln.SVDTracker(2).update(Operator())
+
+    def test_bad_arguments(self):
+        for arguments, kind, text in [
+            ({"k": 0}, ValueError, "k is 0"),
+            ({"k": 2.5}, TypeError, "k is 2.5"),
+            ({"mode": "svd"}, ValueError, "mode is 'svd'"),
+            ({"tolerance": -1}, ValueError, "tolerance is -1"),
+            ({"failure": 1.0}, ValueError, "failure is 1"),
+            ({"failure": 0.0}, ValueError, "failure"),
+            ({"max_sweeps": 0}, ValueError, "max_sweeps is 0"),
+            ({"guards": -1}, ValueError, "guards is -1"),
+        ]:
+            with pytest.raises(kind, match=text):
+                dln.SVDTracker(**arguments)
+        tracker = dln.SVDTracker(2)
+        with pytest.raises(ValueError, match="earlier update"):
+            tracker.update_low_rank(np.ones(3), np.ones(3))
+        with pytest.raises(ValueError, match="before the first event"):
+            _ = tracker.left_vectors
+        with pytest.raises(ValueError, match="finite"):
+            tracker.update(np.full((200, 200), np.nan))
+        W = with_values([2, 1], 140)
+        tracker = dln.SVDTracker(2)
+        tracker.update(W)
+        with pytest.raises(dln.ShapeError, match=r"shape \(3, 4\); wanted \(140, 140\)"):
+            tracker.update(np.ones((3, 4)))
+        with pytest.raises(TypeError, match="float32"):
+            tracker.update(W.astype(np.float32))
+        with pytest.raises(ValueError, match="drift is -1"):
+            tracker.update(W, drift=-1)
+        with pytest.raises(dln.ShapeError, match="A has 2 columns and B has 1"):
+            tracker.update_low_rank(np.ones((140, 2)), np.ones(140))
+        with pytest.raises(dln.ShapeError, match="A has shape"):
+            tracker.update_low_rank(np.ones((7, 2)), np.ones((140, 2)))
+        W[0, 0] = np.inf
+        with pytest.raises(ValueError, match="finite"):
+            tracker.update(W)
+        W[0, 0] = 0.0
+        assert_within_bounds(tracker.update(W), W)  # it lives
+
+    def test_one_event_at_a_time(self):
+        W = np.random.default_rng(0).standard_normal((1200, 1200))
+        tracker = dln.SVDTracker(16)
+        errors = []
+
+        def work():
+            try:
+                for _ in range(3):
+                    tracker.update(W)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all("already at work" in error for error in errors)
+        assert_within_bounds(tracker.update(W), W)
+
+    def test_control_c_ends_a_long_event(self, run_python):
+        program = """
+import os, signal, threading, time
+import numpy as np
+import dlnfast as dln
+W = np.random.default_rng(0).standard_normal((2500, 2500))
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    start = time.perf_counter()
+    tracker = dln.SVDTracker(16, mode="full")
+    tracker.update(W)
+    print("finished")
+except KeyboardInterrupt:
+    print("interrupted", time.perf_counter() - start < 5)
+"""
+        assert "interrupted True" in run_python(program)
+        assert signal.getsignal(signal.SIGINT) is not None
+
+
+class TestLowRankUpdates:
+    @pytest.mark.parametrize("shape", [(150, 150), (190, 140), (140, 190)])
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_from_an_isometry(self, shape, dtype):
+        rng = np.random.default_rng(0)
+        W = (0.4 * dln.orthogonal([shape[1], shape[0]], 1.0, 0)[0]).astype(dtype)
+        few = dln.SVDTracker(6)
+        every = dln.SVDTracker(min(shape), guards=0)
+        truth = W.astype(np.float64)
+        left, right = rng.standard_normal((shape[0], 3)), rng.standard_normal((shape[1], 3))
+        for tracker in (few, every):
+            tracker.update(W)
+        for _ in range(8):
+            A = (left @ rng.standard_normal((3, 2))).astype(dtype)
+            B = (right @ rng.standard_normal((3, 2))).astype(dtype)
+            truth = 0.99 * truth + 0.003 * A.astype(np.float64) @ B.T.astype(np.float64)
+            for tracker in (few, every):
+                record = tracker.update_low_rank(A, B, scale=0.003, factor=0.99)
+                assert record.tier == "factored"
+                assert record.completeness == "rigorous"
+                assert_within_bounds(record, truth.astype(dtype))
+            sigma = exact(truth)
+            # All d values, both ends.
+            error = np.abs(every.record.singular_values - sigma).max() / sigma[0]
+            assert error < 10 * tolerance(dtype, max(shape))
+            assert every.record.errors.max() < 1e3 * tolerance(dtype, max(shape))
+        np.testing.assert_allclose(few.current(), truth, atol=10 * tolerance(dtype, max(shape)))
+        u, v = few.left_vectors, few.right_vectors
+        np.testing.assert_allclose(
+            truth.T @ u, v * few.record.singular_values, atol=20 * tolerance(dtype, max(shape))
+        )
+
+    def test_frames_that_outgrow_their_limit_go_on_by_products(self):
+        rng = np.random.default_rng(0)
+        W = dln.orthogonal([150, 150], 0.4, 0)[0]
+        tracker = dln.SVDTracker(4)
+        tracker.update(W)
+        truth = W.copy()
+        tiers = []
+        for _ in range(12):
+            A, B = rng.standard_normal((2, 150, 4))
+            truth = truth + 0.01 * A @ B.T
+            record = tracker.update_low_rank(A, B, scale=0.01)
+            tiers.append(record.tier)
+            assert_within_bounds(record, truth)
+        assert tiers[0] == "factored"
+        assert tiers[-1] == "dense"
+        np.testing.assert_allclose(tracker.current(), truth, atol=tolerance(np.float64, 150, 12))
+        # And back to arrays.
+        assert_within_bounds(tracker.update(truth), truth)
+
+    def test_from_any_matrix(self):
+        rng = np.random.default_rng(0)
+        W = rng.standard_normal((160, 140)) / 12
+        truth = W.copy()
+        tracker = dln.SVDTracker(3)
+        tracker.update(W)
+        for _ in range(40):
+            A, B = rng.standard_normal((160, 5)), rng.standard_normal((140, 5))
+            truth = 0.999 * truth + 0.002 * A @ B.T
+            record = tracker.update_low_rank(A, B, scale=0.002, factor=0.999)
+            assert_within_bounds(record, truth)
+        np.testing.assert_allclose(tracker.current(), truth, atol=tolerance(np.float64, 140, 40))
+
+
+class TestRuns:
+    """The tracker inside `train`."""
+
+    DIM = 150
+
+    def networks(self):
+        square = dln.low_rank_recovery(self.DIM, 3, seed=0)
+        thin = dln.classification(n_classes=4, samples_per_class=40, dim=self.DIM, seed=0)
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((self.DIM, 2 * self.DIM))
+        skewed = dln.Problem(square.target, X @ X.T / (2 * self.DIM), square.loss_scale)
+        wide, narrow = [self.DIM] * 4, [self.DIM] * 3 + [4]
+        return {
+            "square": (square, dln.orthogonal(wide, 0.5, 0), {}),
+            "square, momentum": (square, dln.orthogonal(wide, 0.5, 0), {"momentum": 0.9}),
+            "Gaussian": (square, dln.gaussian(wide, 0.5, 0), {"weight_decay": 1e-3}),
+            "not whitened": (skewed, dln.orthogonal(wide, 0.5, 0), {}),
+            "thin": (thin, dln.orthogonal(narrow, 0.5, 0), {"weight_decay": 1e-3}),
+            "thin, momentum": (thin, dln.orthogonal(narrow, 0.5, 0), {"momentum": 0.9}),
+            "thin, Gaussian": (thin, dln.gaussian(narrow, 0.5, 0), {"momentum": 0.5}),
+            "thin inputs": (
+                dln.Problem(np.asarray(thin.dense_target(np.float64)).T.copy(), None, thin.loss_scale),
+                dln.orthogonal([4] + [self.DIM] * 3, 0.5, 0),
+                {},
+            ),
+        }
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "square",
+            "square, momentum",
+            "Gaussian",
+            "not whitened",
+            "thin",
+            "thin, momentum",
+            "thin, Gaussian",
+            "thin inputs",
+        ],
+    )
+    @pytest.mark.parametrize("tracking", ["auto", "dense", "full"])
+    def test_every_value_is_within_its_bound(self, name, tracking):
+        problem, weights, changes = self.networks()[name]
+        run = dln.train(
+            problem,
+            weights,
+            learning_rate="auto",
+            steps=30,
+            engine="dense",
+            singular_values=8,
+            weights_every=1,
+            tracking=tracking,
+            **changes,
+        )
+        for layer in range(1, run.n_layers + 1):
+            found = run.tracking(layer)
+            values, errors = run.singular_values(layer), run.singular_value_errors(layer)
+            for i, step in enumerate(run.steps):
+                sigma = exact(run.weights(layer, int(step)))[: values.shape[1]]
+                assert np.all(np.abs(values[i] - sigma) <= errors[i]), (layer, step, found["tier"][i])
+            if tracking == "full":
+                assert set(found["tier"]) == {"full"}
+            if name.startswith("thin") and "Gaussian" not in name and tracking == "auto":
+                wide = min(run.widths[layer - 1 : layer + 1]) == self.DIM
+                assert set(found["tier"]) == {"factored" if wide else "full"}
+                if wide:
+                    assert errors.max() < 1e-11
+                    assert set(found["completeness"]) == {"rigorous"}
+            if name.startswith("square") and tracking != "full":
+                assert np.all(errors < 1e-4)  # W(0) is a rotation: the tail is known
+                assert set(found["completeness"]) == {"probabilistic"}
+
+    def test_all_values_in_factored_form(self):
+        problem, weights, changes = self.networks()["thin"]
+        run = dln.train(
+            problem, weights, learning_rate="auto", steps=40, engine="dense", weights_every=10, **changes
+        )
+        assert set(run.tracking(1)["tier"]) == {"factored"}
+        for step in (0, 10, 40):
+            sigma = exact(run.weights(1, step))
+            np.testing.assert_allclose(run.singular_values(1)[step], sigma, atol=1e-12)
+        # rho: weight decay alone, (1 - eta lambda)^t eps.
+        rate = run.config["learning_rate"][0]
+        np.testing.assert_allclose(run.tracking(1)["rho"], 0.5 * (1 - rate * 1e-3) ** run.steps, rtol=1e-12)
+
+    def test_vectors_and_angles_from_the_tracker(self):
+        problem, weights, changes = self.networks()["thin"]
+        arguments = dict(learning_rate="auto", steps=20, vectors=True, weights_every=20, **changes)
+        few = dln.train(problem, weights, engine="dense", singular_values=8, **arguments)
+        whole = dln.train(problem, weights, engine="dense", singular_values=8, tracking="full", **arguments)
+        assert set(few.tracking(2)["tier"]) == {"factored"}
+        W = few.weights(2)
+        for run in (few, whole):
+            u, v = run.singular_vectors(2, "left"), run.singular_vectors(2, "right")
+            np.testing.assert_allclose(W @ v, u * run.singular_values(2)[-1], atol=1e-11)
+        # The leading four stand clear; their angles are the same however they were found.
+        np.testing.assert_allclose(
+            few.angles(2, "right", reference="first_step")[1:, :3],
+            whole.angles(2, "right", reference="first_step")[1:, :3],
+            atol=1e-6,
+        )
+
+    def test_branches_of_both_engines(self):
+        problem = dln.low_rank_recovery(self.DIM, 3, seed=1)
+        weights = dln.orthogonal([self.DIM] * 4, 0.5, 0)
+        arguments = dict(learning_rate="auto", steps=60, momentum=0.9)
+        reduced = dln.train(problem, weights, engine="reduced", **arguments)
+        dense = dln.train(problem, weights, engine="dense", singular_values=3, **arguments)
+        assert reduced.branches(1).shape == reduced.active_singular_values(1).shape
+        assert reduced.clusters(1).shape == reduced.branches(1).shape
+        values = reduced.branch_values(1)
+        assert values.shape[0] == 61
+        # A branch moves smoothly: by no more than the layer does in a step.
+        tracked = dense.branch_values(1)
+        for curves in (values[2:, :3], tracked[2:, :3]):
+            assert np.nanmax(np.abs(np.diff(curves, axis=0))) < 0.5
+        assert np.all(reduced.singular_value_errors(1) < 1e-12)
+        assert set(reduced.tracking(1)["tier"]) == {"reduced"}
+        with pytest.raises(ValueError, match="not followed"):
+            dln.train(problem, weights, engine="dense", **arguments).branch_values(1)
+
+    def test_files_keep_what_was_tracked(self, tmp_path):
+        problem, weights, _ = self.networks()["square"]
+        run = dln.train(problem, weights, learning_rate="auto", steps=5, engine="dense", singular_values=4)
+        run.save(tmp_path / "run.npz")
+        again = dln.load(tmp_path / "run.npz")
+        for layer in (1, 2, 3):
+            np.testing.assert_array_equal(
+                again.singular_value_errors(layer), run.singular_value_errors(layer)
+            )
+            np.testing.assert_array_equal(again.branches(layer), run.branches(layer))
+            np.testing.assert_array_equal(again.clusters(layer), run.clusters(layer))
+            for name, column in run.tracking(layer).items():
+                np.testing.assert_array_equal(again.tracking(layer)[name], column)
+        with pytest.raises(ValueError, match="tracking is 'fast'"):
+            dln.train(problem, weights, learning_rate=0.1, steps=1, tracking="fast")
