@@ -58,6 +58,8 @@ _MOST_MIDDLE: Final = 24
 _EQUAL: Final = 1e-9
 #: Spread, relative to the range of all curves, below which the block is drawn as a line.
 _NARROW: Final = 0.01
+#: Errors below this share of the axis cannot be seen.
+_VISIBLE: Final = 2e-3
 #: A least loss below this share of the first loss is rounding.
 _ROUNDING: Final = 1e-13
 
@@ -375,6 +377,11 @@ class SingularValueDisplay(_CurvesDisplay):
         up to 40 of them.
     layer : int, optional
         l, for the legend.
+    errors : array_like, shape (n, k), optional
+        How far each value can be from the exact one: a band around its line, where it is wide enough to be
+        seen.
+    refreshes : array_like, optional
+        Steps at which the tracker built its bounds anew, marked at the lower edge.
 
     Attributes
     ----------
@@ -402,14 +409,29 @@ class SingularValueDisplay(_CurvesDisplay):
         *,
         rank: int | None = None,
         layer: int | None = None,
+        errors: npt.ArrayLike | None = None,
+        refreshes: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__(steps, singular_values, "singular_values", rank, layer)
+        shape = np.shape(singular_values)
+        self.errors: _Array | None = None
+        if errors is not None:
+            wanted = (shape[0], shape[1])
+            self.errors = np.asarray(
+                as_matrix(errors, "errors", shape=wanted, finite=False), dtype=np.float64
+            )
+        self.refreshes = as_vector([] if refreshes is None else refreshes, "refreshes", empty=True)
 
     @classmethod
     def from_trajectory(cls, run: Trajectory, layer: int = 1) -> SingularValueDisplay:
-        """Take the recorded singular values of a layer, counted from 1."""
+        """Take the recorded singular values of a layer, counted from 1, with their errors."""
         values = run.singular_values(layer)
-        return cls(run.steps, values, rank=_drawn_rank(run, layer, values.shape[1]), layer=layer)
+        rank = _drawn_rank(run, layer, values.shape[1])
+        if run.engine == "reduced":
+            return cls(run.steps, values, rank=rank, layer=layer)
+        refreshes = run.steps[run.tracking(layer)["refreshed"]]
+        errors = run.singular_value_errors(layer)
+        return cls(run.steps, values, rank=rank, layer=layer, errors=errors, refreshes=refreshes)
 
     def plot(
         self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True
@@ -427,7 +449,43 @@ class SingularValueDisplay(_CurvesDisplay):
             Whether to say on the axes which lines are which.
         """
         self._plot(ax, style, legend, r"\sigma_i(t)", "")
+        if style != "waterfall":
+            self._draw_errors(self.ax_)
         return self
+
+    def _draw_errors(self, ax: Axes) -> None:
+        limits = ax.get_ylim()  # a bound that says little must not flatten the curves
+        for group in self._curves.groups if self.errors is not None else ():
+            assert self.errors is not None
+            for index, column, colour in zip(group.indices, group.values.T, _shades(group), strict=True):
+                error = self.errors[:, index - 1]
+                if np.max(error) > _VISIBLE * (limits[1] - limits[0]):
+                    low = np.maximum(column - error, 0.0)
+                    ax.fill_between(
+                        self._curves.steps, low, column + error, color=colour, alpha=0.12, linewidth=0
+                    )
+        ax.set_ylim(*limits)
+        if self.refreshes.size:
+            ax.plot(
+                self.refreshes,
+                np.zeros(self.refreshes.size),
+                linestyle="none",
+                marker="|",
+                markersize=7,
+                color="#555555",
+                transform=ax.get_xaxis_transform(),
+                clip_on=False,
+                zorder=4,
+            )
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn: lines and band, and where they are known the errors and refreshes."""
+        result = super().numbers()
+        if self.errors is not None:
+            result["errors"] = self.errors.tolist()
+        if self.refreshes.size:
+            result["refreshes"] = self.refreshes.astype(np.int64).tolist()
+        return result
 
 
 _REFERENCES: Final = {"limit": "0^+", "first_step": "1"}

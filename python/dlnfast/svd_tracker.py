@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -304,7 +305,10 @@ class SVDTracker:
         if hasattr(W, "matmat") and hasattr(W, "rmatmat"):
             self._begin(_shape_of(W), _precision(W))
             norm = -1.0 if squared_norm is None else check_scale(squared_norm, "squared_norm")
-            raw = self._tracker.update_operator(W.matmat, W.rmatmat, norm, moved)
+            m, n = _shape_of(W)
+            raw = self._tracker.update_operator(
+                _checked(W.matmat, "matmat", m), _checked(W.rmatmat, "rmatmat", n), norm, moved
+            )
             self._last = None
         else:
             if squared_norm is not None:
@@ -372,9 +376,7 @@ class SVDTracker:
         before = self.record.norm if self.record is not None else float("inf")
         moved = abs(multiplier) * float(np.linalg.norm(left) * np.linalg.norm(right))
         moved += abs(1.0 - shrink) * before
-        raw = self._tracker.update_operator(
-            products.matmat, products.rmatmat, products.squared_norm(), moved
-        )
+        raw = self._tracker.update_operator(products.matmat, products.rmatmat, products.squared_norm(), moved)
         return self._finish(raw)
 
     def current(self) -> FloatArray:
@@ -434,9 +436,7 @@ class SVDTracker:
         rows = as_matrix(right, "right", shape=(self._shape[1], None), dtype=self._dtype)
         self._tracker.seed(np.ascontiguousarray(rows.T))
 
-    def set_reference(
-        self, left: npt.ArrayLike | None = None, right: npt.ArrayLike | None = None
-    ) -> None:
+    def set_reference(self, left: npt.ArrayLike | None = None, right: npt.ArrayLike | None = None) -> None:
         """Measure angles to given vectors, or to those of the last event.
 
         By default the reference is the first event whose values are not one cluster.
@@ -542,10 +542,22 @@ class _LowRankSum:
         """Bring the update to its numerical rank, exactly to rounding."""
         q_left, r_left = np.linalg.qr(self.left.T)
         q_right, r_right = np.linalg.qr(self.right.T)
-        u, s, vt = np.linalg.svd(r_left @ r_right.T)
+        u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
         kept = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
         self.left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
         self.right = np.ascontiguousarray((q_right @ vt[kept].T).T)
+
+
+def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Callable[[FloatArray], Any]:
+    """Return the product, which then says what is wrong with its result."""
+
+    def call(X: FloatArray) -> FloatArray:
+        result = np.asarray(product(X))
+        if result.shape != (length, X.shape[1]):
+            raise ShapeError(f"W.{name} returned shape {result.shape}; wanted ({length}, {X.shape[1]})")
+        return result
+
+    return call
 
 
 def _shape_of(operator: Any) -> tuple[int, int]:
@@ -556,7 +568,7 @@ def _shape_of(operator: Any) -> tuple[int, int]:
 
 
 def _precision(operator: Any) -> np.dtype[Any]:
-    dtype = np.dtype(operator.dtype)
+    dtype: np.dtype[Any] = np.dtype(operator.dtype)
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"W has dtype {dtype}; wanted float64 or float32")
     return dtype
@@ -572,5 +584,3 @@ def _number(x: object, name: str) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{name} is {value}; wanted a finite number")
     return value
-
-

@@ -421,11 +421,18 @@ class Trajectory:
         left, values, right = self._core_spectra(index)
         ids = np.empty(values.shape, dtype=np.int64)
         clusters = np.empty(values.shape, dtype=np.int64)
-        rows = [
-            np.ascontiguousarray(np.swapaxes(x, 1, 2), dtype=np.float64).copy() for x in (left, right)
-        ]
+        # Rotated and flipped in place: copies.
+        rows_left, rows_right = (
+            np.array(np.swapaxes(x, 1, 2), dtype=np.float64, order="C") for x in (left, right)
+        )
         core.follow_branches(
-            np.ascontiguousarray(values, dtype=np.float64), *rows, 0.0, _CLUSTER_TOLERANCE, ids, clusters
+            np.ascontiguousarray(values, dtype=np.float64),
+            rows_left,
+            rows_right,
+            0.0,
+            _CLUSTER_TOLERANCE,
+            ids,
+            clusters,
         )
         return ids, clusters
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import descent
+from .._arrays import FloatArray
 from ..initial import aligned, gaussian, orthogonal
 from ..problem import Problem, classification, low_rank_recovery
 from ..svd_tracker import SVDTracker
@@ -48,7 +50,7 @@ def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], T
         "learning_rate": "auto",
     }
 
-    def run(problem: Problem, weights: list[_Array], **changes: Any) -> Callable[[], Trajectory]:
+    def run(problem: Problem, weights: list[FloatArray], **changes: Any) -> Callable[[], Trajectory]:
         return lambda: descent.train(problem, weights, **(common | changes))
 
     three, narrow = [dim] * 4, [dim] * 3 + [5]
@@ -88,8 +90,9 @@ def _matrices(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[
         return np.asarray((state["U"][:, : len(values)] * values) @ V[:, : len(values)].T)
 
     ramp = np.linspace(2.0, 0.1, dim)
-    yield "values cross", lambda t: turning(
-        np.r_[3 + np.sin(0.1 * t), 3 - np.sin(0.1 * t), 2.5 + np.cos(0.07 * t), ramp[3:]]
+    yield (
+        "values cross",
+        lambda t: turning(np.r_[3 + np.sin(0.1 * t), 3 - np.sin(0.1 * t), 2.5 + np.cos(0.07 * t), ramp[3:]]),
     )
     yield "equal values", lambda t: turning(np.repeat(np.r_[3.0, 2.0, 1.0, 0.5], dim // 4))
     yield "rank 7", lambda t: turning(np.linspace(2, 1, 7) * (1 + 0.1 * np.sin(0.2 * t)))
@@ -169,9 +172,7 @@ def bounds(options: Options) -> dict[str, Any]:
                 for t in range(steps):
                     W = matrix(t)
                     found = tracker.update(W)
-                    count.add(
-                        found.singular_values, found.errors, _exact(W), found.completeness, found.tier
-                    )
+                    count.add(found.singular_values, found.errors, _exact(W), found.completeness, found.tier)
                 rows.append(count.row())
     total = {key: sum(row[key] for row in rows) for key in ("records", "violations")}
     print(f"{total['records']} records, {total['violations']} values beyond their bounds")
@@ -201,42 +202,47 @@ def _drifting(dim: int, k: int) -> tuple[_Array, Callable[[_Array, int], None]]:
     return W, move
 
 
+def _scipy(k: int) -> dict[str, Callable[[_Array], _Array]]:
+    from scipy.sparse.linalg import svds
+
+    def values(W: _Array, tolerance: float) -> _Array:
+        return np.asarray(np.sort(svds(W, k=k, tol=tolerance)[1])[::-1])
+
+    return {f"scipy svds, tol={t:g}": partial(values, tolerance=t) for t in (1e-2, 1e-4)}
+
+
+def _sklearn(k: int) -> dict[str, Callable[[_Array], _Array]]:
+    from sklearn.utils.extmath import randomized_svd
+
+    def values(W: _Array, n_iter: int) -> _Array:
+        return np.asarray(randomized_svd(W, k, n_iter=n_iter, n_oversamples=8, random_state=0)[1])
+
+    return {f"sklearn randomized_svd, n_iter={n}": partial(values, n_iter=n) for n in (2, 4, 8)}
+
+
+def _torch(k: int) -> dict[str, Callable[[_Array], _Array]]:
+    import torch
+
+    def values(W: _Array, n_iter: int) -> _Array:
+        return np.asarray(torch.svd_lowrank(torch.from_numpy(W), q=k + 8, niter=n_iter)[1][:k])
+
+    return {f"torch svd_lowrank, niter={n}": partial(values, n_iter=n) for n in (2, 4, 8)}
+
+
+def _primme(k: int) -> dict[str, Callable[[_Array], _Array]]:
+    import primme
+
+    return {"PRIMME, tol=1e-4": lambda W: np.asarray(np.sort(primme.svds(W, k, tol=1e-4)[1])[::-1])}
+
+
 def _other_libraries(k: int) -> dict[str, Callable[[_Array], _Array]]:
-    """Return name -> k singular values, for what is installed; accuracy as a parameter of the name."""
+    """Return name -> k singular values, for what is installed, at several accuracies."""
     found: dict[str, Callable[[_Array], _Array]] = {}
-    try:
-        from scipy.sparse.linalg import svds
-
-        for tolerance in (1e-2, 1e-4):
-            found[f"scipy svds, tol={tolerance:g}"] = lambda W, t=tolerance: np.sort(
-                svds(W, k=k, tol=t, return_singular_vectors=True)[1]
-            )[::-1]
-    except ImportError:
-        print("  scipy is not installed: svds skipped")
-    try:
-        from sklearn.utils.extmath import randomized_svd
-
-        for n_iter in (2, 4, 8):
-            found[f"sklearn randomized_svd, n_iter={n_iter}"] = lambda W, n=n_iter: randomized_svd(
-                W, k, n_iter=n, n_oversamples=8, random_state=0
-            )[1]
-    except ImportError:
-        print("  scikit-learn is not installed: randomized_svd skipped")
-    try:
-        import torch
-
-        for n_iter in (2, 4, 8):
-            found[f"torch svd_lowrank, niter={n_iter}"] = lambda W, n=n_iter: np.asarray(
-                torch.svd_lowrank(torch.from_numpy(W), q=k + 8, niter=n)[1][:k]
-            )
-    except ImportError:
-        print("  torch is not installed: svd_lowrank skipped")
-    try:
-        import primme
-
-        found["PRIMME, tol=1e-4"] = lambda W: np.sort(primme.svds(W, k, tol=1e-4)[1])[::-1]
-    except ImportError:
-        print("  PRIMME is not installed: skipped")
+    for make in (_scipy, _sklearn, _torch, _primme):
+        try:
+            found |= make(k)
+        except ImportError as error:
+            print(f"  skipped: {error}")
     return found
 
 
@@ -264,7 +270,7 @@ def peers(options: Options) -> dict[str, Any]:
         time_one("dlnfast, nothing known", lambda: alone.update(W).singular_values)
         for name, job in others.items():
             time.sleep(record.PAUSE)
-            time_one(name, lambda job=job: job(W))  # type: ignore[misc]
+            time_one(name, partial(job, W))
     for name, tracker in (("dlnfast, drift known", known), ("dlnfast, nothing known", alone)):
         assert tracker.record is not None
         bound[name] = float(tracker.record.errors.max())
@@ -276,9 +282,7 @@ def peers(options: Options) -> dict[str, Any]:
     print(f"d = {dim}, k = {k}: LAPACK gesdd {full:.2f} s, {full / best:.0f} times an event")
     for name, spent in seconds.items():
         error = float(np.abs(values[name] - exact[:k]).max() / exact[0])
-        rows.append(
-            {"name": name, "seconds": record.spread(spent), "error": error, "bound": bound.get(name)}
-        )
+        rows.append({"name": name, "seconds": record.spread(spent), "error": error, "bound": bound.get(name)})
         print(
             f"  {name:<36} {1e3 * median(spent):9.2f} ms  largest error {error:.1e}"
             + (f", bound {bound[name] / exact[0]:.1e}" if name in bound else "")
@@ -305,12 +309,21 @@ def share(options: Options) -> dict[str, Any]:
     for name, problem, weights, every, changes in cases:
 
         def run(
-            values: int | None, problem: Any = problem, weights: Any = weights, every: int = every,
+            values: int | None,
+            problem: Any = problem,
+            weights: Any = weights,
+            every: int = every,
             changes: dict[str, Any] = changes,
         ) -> Trajectory:
             return descent.train(
-                problem, weights, learning_rate="auto", steps=steps, engine="dense", record_every=every,
-                singular_values=values, **changes,
+                problem,
+                weights,
+                learning_rate="auto",
+                steps=steps,
+                engine="dense",
+                record_every=every,
+                singular_values=values,
+                **changes,
             )
 
         inside: list[float] = []
@@ -322,7 +335,7 @@ def share(options: Options) -> dict[str, Any]:
             inside.append(float(sum(t.sum() for t in times)))
             first.append(float(sum(t[0] for t in times)))
 
-        timed = record.interleaved(options.repeats, plain=lambda run=run: run(None), tracked=tracked)
+        timed = record.interleaved(options.repeats, plain=partial(run, None), tracked=tracked)
         plain = timed["plain"]["median"]
         row = {
             "what": name,
