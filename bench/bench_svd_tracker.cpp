@@ -38,7 +38,8 @@ Matrix<T> orthonormal_rows(Index k, Index n, std::uint64_t seed) {
 
 template <class T>
 void measure(bench::Harness& harness, Index d, Index k) {
-  const Matrix<T> left = orthonormal_rows<T>(k + 2, d, 11), right = orthonormal_rows<T>(k + 2, d, 12);
+  const Matrix<T> left = orthonormal_rows<T>(k + 2, d, 11),
+                  right = orthonormal_rows<T>(k + 2, d, 12);
   Matrix<T> w[2] = {noise<T>(d, d), Matrix<T>()};
   w[0] *= static_cast<T>(0.25 / std::sqrt(double(d)));
   for (Index i = 0; i < k; ++i) {
@@ -74,14 +75,14 @@ void measure(bench::Harness& harness, Index d, Index k) {
   std::vector<bench::Peer> peers{
       {"sweep products", flops, bytes,
        [&] {
-         block_times_transpose<T>(MatrixRef<const T>(block.data(), p, d), ref(turn ^= 1), image, context);
+         block_times_transpose<T>(MatrixRef<const T>(block.data(), p, d), ref(turn ^= 1), image,
+                                  context);
          block_times<T>(image, ref(turn), back, context);
        }},
       {"dense", flops, bytes, [&] { known.update(ref(turn ^= 1), moved, context); }},
       {"certified", flops, bytes,
        [&] { certified.update(ref(turn ^= 1), std::numeric_limits<double>::infinity(), context); }},
-      {"factored", 0.0, 0.0,
-       [&] {
+      {"factored", 0.0, 0.0, [&] {
          drift.update(0.999, 1e-3, MatrixRef<const T>(update_left.data(), 10, d),
                       MatrixRef<const T>(update_right.data(), 10, d), context);
          drift.flush(context);

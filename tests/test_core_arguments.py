@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlnfast._dispatch import core as core_of_package
+from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+
 F64 = np.float64
 
 
@@ -232,12 +235,23 @@ def common(dtype=F64, steps=3, n_layers=2):
     }
 
 
+N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
+
+
 def dense_arguments(dtype=F64, steps=3):
     layers = range(2)
     return common(dtype, steps) | {
         "snapshot_every": 1,
         "n_values": 2,
         "values": [np.zeros((steps + 1, 2), dtype) for _ in layers],
+        "errors": [np.zeros((steps + 1, 2)) for _ in layers],
+        "signs": [np.zeros((steps + 1, 2)) for _ in layers],
+        "branches": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
+        "clusters": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
+        "tracking": [np.zeros((steps + 1, N_COLUMNS)) for _ in layers],
+        "tracker": TRACKER_DEFAULTS | {"n_values": 1},
+        "factored": True,
+        "initial": [np.ones((2, 2), dtype) for _ in layers],
         "left": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
         "right": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
         "snapshots": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
@@ -381,6 +395,17 @@ def test_descent_of_bad_weights(core, entry, weights, error, text):
         ({"values": [np.zeros((4, 2)), None]}, TypeError, r"values\[1\] is not a NumPy array"),
         ({"n_values": 1}, ValueError, r"values\[0\] has the wrong shape"),
         ({"n_values": -1}, ValueError, None),
+        ({"errors": [np.zeros((4, 2))]}, (ValueError, IndexError), None),
+        ({"errors": [np.zeros((4, 1))] * 2}, ValueError, r"errors\[0\] has the wrong shape"),
+        ({"signs": [np.zeros((4, 2), np.float32)] * 2}, TypeError, r"signs\[0\] has dtype float32"),
+        ({"branches": [np.zeros((4, 2))] * 2}, TypeError, r"branches\[0\] has dtype float64"),
+        ({"clusters": [np.zeros((2, 2), np.int64)] * 2}, ValueError, r"clusters\[0\] has the wrong shape"),
+        ({"tracking": [np.zeros((4, 3))] * 2}, ValueError, r"tracking\[0\] has the wrong shape"),
+        ({"tracker": {}}, KeyError, None),
+        ({"tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": "none"}}, ValueError, "mode is 'none'"),
+        ({"initial": []}, ValueError, "initial has 0 values; wanted 2"),
+        ({"initial": [np.ones((3, 2))] * 2}, ValueError, "origin"),
+        ({"initial": [np.ones((2, 2), np.float32)] * 2}, TypeError, r"initial\[0\] has dtype float32"),
         ({"left": [np.zeros((4, 2, 2))]}, (ValueError, IndexError), None),
         ({"left": [np.zeros((4, 2, 1))] * 2}, ValueError, r"left\[0\] has the wrong shape"),
         ({"right": []}, (ValueError, IndexError), None),

@@ -42,7 +42,12 @@ def test_all_names_are_there_and_sorted():
 def test_the_stub_names_what_the_module_has(stem, core):
     module = core if stem == "_core" else importlib.import_module("dlnfast._cpu")
     tree = ast.parse((PACKAGE / f"{stem}.pyi").read_text())
-    declared = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    declared = {
+        node.target.id if isinstance(node, ast.AnnAssign) else node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AnnAssign))
+    }
+    declared = {name for name in declared if not name.startswith("_")}
     present = {name for name in vars(module) if not name.startswith("_")}
     assert declared == present
 

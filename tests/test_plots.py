@@ -168,8 +168,22 @@ def test_partial_spectra_are_not_split():
     problem = dln.low_rank_recovery(DIM, RANK)
     run = dln.train(problem, dln.gaussian([DIM] * 3, 0.5), learning_rate=0.1, steps=3, singular_values=6)
     display = SingularValueDisplay.from_trajectory(run)
-    assert list(display.numbers()) == ["steps", "top"]
+    assert list(display.numbers()) == ["steps", "top", "errors"]
     assert [handle.get_label() for handle in display.handles()] == ["all 6"]
+
+
+def test_errors_and_refreshes_are_drawn():
+    steps, values = [0, 1, 2], np.array([[3.0, 1.0], [3.0, 1.2], [3.1, 1.0]])
+    errors = np.array([[0.0, 0.5], [0.1, 0.5], [1e-9, np.inf]])
+    display = SingularValueDisplay(steps, values, errors=errors, refreshes=[0, 2])
+    assert display.numbers()["errors"] == errors.tolist()
+    assert display.numbers()["refreshes"] == [0, 2]
+    ax = display.plot().ax_
+    assert len(ax.collections) == 2  # a band around each line
+    assert ax.get_ylim()[1] < 4  # an error without end does not flatten the curves
+    plain = SingularValueDisplay(steps, values, errors=np.full((3, 2), 1e-12))
+    assert len(plain.plot().ax_.collections) == 0
+    draw(display.figure_)
 
 
 @pytest.mark.parametrize(("side", "symbol"), [("right", "v_i"), ("left", "u_i")])

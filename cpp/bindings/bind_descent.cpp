@@ -94,7 +94,8 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
       out.signs.push_back(records<double>(signs[l], n, {kept}, "signs" + at));
       out.branches.push_back(records<std::int64_t>(branches[l], n, {kept}, "branches" + at));
       out.clusters.push_back(records<std::int64_t>(clusters[l], n, {kept}, "clusters" + at));
-      out.tracking.push_back(records<double>(tracking[l], n, {n_tracking_columns}, "tracking" + at));
+      out.tracking.push_back(
+          records<double>(tracking[l], n, {n_tracking_columns}, "tracking" + at));
     }
     if (left.size() > 0) {
       out.left.push_back(records<T>(left[l], n, {m, kept}, "left" + at));
@@ -108,6 +109,7 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   if (values.size() > 0) {
     following.settings = tracker_settings(d["tracker"]);
     following.factored = d["factored"].cast<bool>();
+    following.record_every = a.schedule.record_every;
     for (std::size_t l = 0; l < initial.size(); ++l) {
       following.initial.push_back(matrix<T>(initial[l], "initial[" + std::to_string(l) + "]"));
     }

@@ -104,8 +104,8 @@ class Tracker {
     return run([&](const Context& context) { tracker_.update(input, drift, context); });
   }
 
-  py::dict update_operator(const py::object& matmat, const py::object& rmatmat,
-                           double squared_norm, double drift) {
+  py::dict update_operator(const py::object& matmat, const py::object& rmatmat, double squared_norm,
+                           double drift) {
     const PythonOperator<T> w(tracker_.rows(), tracker_.cols(), matmat, rmatmat, squared_norm);
     return run([&](const Context& context) { tracker_.update(w, drift, context); });
   }
@@ -165,7 +165,8 @@ class Tracker {
  private:
   std::unique_lock<std::mutex> hold() {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-    if (!lock.owns_lock()) throw std::runtime_error("this tracker is already at work in another thread");
+    if (!lock.owns_lock())
+      throw std::runtime_error("this tracker is already at work in another thread");
     return lock;
   }
 

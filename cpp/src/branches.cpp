@@ -107,13 +107,13 @@ template <class T>
 void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> left,
                                MatrixRef<T> right, Matrix<T>& left_overlap,
                                Matrix<T>& right_overlap, const Context& context) {
+  // Only values that rounding makes equal: of others each pair of vectors means something.
+  const double equal = 1024.0 * static_cast<double>(std::numeric_limits<T>::epsilon()) * values[0];
   const Index p = left.rows;
   const Index n_before = left_overlap.cols();
   for (Index begin = 0; begin < p;) {
     Index end = begin + 1;
-    while (end < p && values[end - 1] - values[end] <= settings_.cluster_tolerance * values[0]) {
-      ++end;
-    }
+    while (end < p && values[end - 1] - values[end] <= equal) ++end;
     const Index size = std::min(end - begin, n_before);
     if (end - begin > 1 && size == end - begin) {
       // The vectors before that this group's span holds most of.

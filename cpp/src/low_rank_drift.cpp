@@ -65,8 +65,8 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
       Matrix<T> unit = Matrix<T>::Zero(k, n);
       for (Index i = 0; i < k; ++i) unit(i, begin + i) = T(1);
       gram_times(MatrixRef<T>(unit));
-      total += (product.template cast<double>() / square - unit.template cast<double>())
-                   .squaredNorm();
+      total +=
+          (product.template cast<double>() / square - unit.template cast<double>()).squaredNorm();
     }
     result.departure = std::sqrt(total);
     result.rigorous = true;
@@ -84,9 +84,8 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   gram_times(MatrixRef<T>(x));
   double longest = 0.0;
   for (Index i = 0; i < b; ++i) {
-    const double l = (product.row(i).template cast<double>() / square -
-                      x.row(i).template cast<double>())
-                         .norm();
+    const double l =
+        (product.row(i).template cast<double>() / square - x.row(i).template cast<double>()).norm();
     longest = std::max(longest, l);
   }
   result.departure = longest * std::sqrt(static_cast<double>(n)) / c;
@@ -272,9 +271,9 @@ bool LowRankDrift<T>::flush(const Context& context) {
   Matrix<T> right = split<T>(right_block(), right_frame(), 1, context);
   // What would change W by less than a step's rounding stays outside, and counts as truncated: of a
   // gradient that all but vanishes the directions are noise.
-  const double rounding =
-      64.0 * std::sqrt(static_cast<double>(std::max(initial_.rows, initial_.cols))) * epsilon<T>() *
-      isometry_.scale;
+  const double rounding = 64.0 *
+                          std::sqrt(static_cast<double>(std::max(initial_.rows, initial_.cols))) *
+                          epsilon<T>() * isometry_.scale;
   std::vector<double> left_outside(left_length), right_outside(left_length);
   std::vector<char> is_new(2 * left_length.size(), 0);
   const auto look = [&] {

@@ -54,11 +54,15 @@ void DenseRecorder<T>::start() {
     const bool vectors = !records_.left.empty();
     // Every one of many values has a partner only where vectors are wanted anyway.
     settings.follow = vectors || !all;
+    const bool thin_updates = stepper_.is_thin(static_cast<Index>(l));
+    if (!thin_updates) {  // a step of such a layer is a product of whole matrices
+      settings.certificate_share *= static_cast<double>(std::min<Index>(tracking_.record_every, 8));
+    }
     settings.measure_angles = false;  // the trajectory does, from the vectors
     Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, 0.0, 0.0};
     const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&
-                      !tracking_.initial.empty() && stepper_.is_thin(static_cast<Index>(l)) &&
-                      smaller > 2 * frame_limit && !(vectors && all);
+                      !tracking_.initial.empty() && thin_updates && smaller > 2 * frame_limit &&
+                      !(vectors && all);
     if (thin) {
       const MatrixRef<const T>& initial = tracking_.initial[l];
       require_shape(initial, w.rows, w.cols, "initial weights");
@@ -88,9 +92,9 @@ template <class T>
 void DenseRecorder<T>::track(std::size_t l, Index record) {
   Layer& layer = layers_[l];
   const MatrixRef<T>& w = stepper_.weights()[l];
-  const bool factored = layer.factored != nullptr && layer.factored->flush(context_) &&
-                        layer.factored->truncated() <=
-                            isometry_tolerance<T> * layer.factored->isometry().scale;
+  const bool factored =
+      layer.factored != nullptr && layer.factored->flush(context_) &&
+      layer.factored->truncated() <= isometry_tolerance<T> * layer.factored->isometry().scale;
   const TrackerRecord& r = factored ? layer.tracker.update(*layer.factored, context_)
                                     : layer.tracker.update(w, layer.drift, context_);
   if (!factored) layer.factored.reset();
@@ -99,9 +103,8 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
 
   const Index k = records_.n_values[l];
   const auto put = [&](const auto& from, auto* to) {
-    std::transform(from.begin(), from.end(), to + record * k, [&](auto x) {
-      return static_cast<std::remove_reference_t<decltype(*to)>>(x);
-    });
+    std::transform(from.begin(), from.end(), to + record * k,
+                   [&](auto x) { return static_cast<std::remove_reference_t<decltype(*to)>>(x); });
   };
   put(r.values, records_.values[l]);
   put(r.errors, records_.errors[l]);
@@ -152,8 +155,8 @@ void DenseRecorder<T>::bound_drift(double loss) {
       if (j != l) gradient *= layers_[j].largest;
     }
     Layer& layer = layers_[l];
-    layer.velocity = rates_.momentum[l] * layer.velocity +
-                     rates_.weight_decay[l] * layer.largest + gradient;
+    layer.velocity =
+        rates_.momentum[l] * layer.velocity + rates_.weight_decay[l] * layer.largest + gradient;
     moved[l] = rates_.learning_rate[l] * layer.velocity * (1.0 + rounding);
   }
   for (std::size_t l = 0; l < layers_.size(); ++l) {

@@ -140,7 +140,11 @@ template <class T>
 class SvdTracker<T>::Impl {
  public:
   Impl(Index m, Index n, const TrackerSettings& settings)
-      : m_(m), n_(n), settings_(settings), random_(settings.seed + 1), branches_(settings.branches),
+      : m_(m),
+        n_(n),
+        settings_(settings),
+        random_(settings.seed + 1),
+        branches_(settings.branches),
         core_branches_(settings.branches) {
     if (m < 1 || n < 1) {
       throw ShapeError("a matrix of shape (" + std::to_string(m) + ", " + std::to_string(n) +
@@ -151,9 +155,8 @@ class SvdTracker<T>::Impl {
     smaller_ = std::min(m, n);
     k_ = std::min(settings.n_values, smaller_);
     p_ = std::min(k_ + std::min(settings.n_guards, smaller_), smaller_);
-    full_ = settings.mode == TrackerMode::full ||
-            (settings.mode == TrackerMode::automatic &&
-             (smaller_ <= full_size || 3 * p_ >= smaller_));
+    full_ = settings.mode == TrackerMode::full || (settings.mode == TrackerMode::automatic &&
+                                                   (smaller_ <= full_size || 3 * p_ >= smaller_));
     values_.assign(static_cast<std::size_t>(p_), 0.0);
   }
 
@@ -311,8 +314,8 @@ class SvdTracker<T>::Impl {
     credit_ += settings_.certificate_share * 2.0 * static_cast<double>(p_);
     for (Index i = 0; i < p_; ++i) {
       const T value = static_cast<T>(pair_values_[i]);
-      residual_[i] = square(
-          static_cast<double>((right_next_.row(i) - value * right_.row(i)).norm()));
+      residual_[i] =
+          square(static_cast<double>((right_next_.row(i) - value * right_.row(i)).norm()));
     }
     left_next_ = left_;
     diagonalize(left_next_, right_next_, values_);
@@ -423,11 +426,10 @@ class SvdTracker<T>::Impl {
     };
     const double of_origin = origin_square_ - squares(back) - squares(forth) + squares(corner);
     const double of_w = squared_norm_ - squares(image_);
-    const double between = origin_product_ -
-                           inner_product<T>(top(image_, p_), top(back, p_), context_);
+    const double between =
+        origin_product_ - inner_product<T>(top(image_, p_), top(back, p_), context_);
     const double c = of_origin > 0.0 ? between / of_origin : 0.0;
-    const double rounding =
-        64.0 * epsilon<T>() * (squared_norm_ + square(c) * origin_square_);
+    const double rounding = 64.0 * epsilon<T>() * (squared_norm_ + square(c) * origin_square_);
     const double rest = of_w - 2.0 * c * between + square(c) * of_origin;
     // Each of the images enters with a norm of at most |W_0| sqrt(p), or that of W's image.
     const double images = std::sqrt(squared_norm_) + std::abs(c) * std::sqrt(origin_square_);
@@ -503,7 +505,9 @@ class SvdTracker<T>::Impl {
     const Index most = std::min(k_, p_ - 1);
     for (Index j = most; j > 0; --j) {
       const double gap = pair_values_[j - 1] - pair_values_[j];
-      if (gap > 0.4 * settings_.tolerance * pair_values_[j - 1] && residual(0, j) < 0.25 * gap + slack_) return j;
+      if (gap > 0.4 * settings_.tolerance * pair_values_[j - 1] &&
+          residual(0, j) < 0.25 * gap + slack_)
+        return j;
     }
     return 0;
   }
@@ -747,9 +751,9 @@ class SvdTracker<T>::Impl {
   void know_origin(MatrixRef<const T> w) {
     if (w.data != origin_.data && (w.map() - origin_.map()).cwiseAbs().maxCoeff() != T(0)) return;
     origin_square_ = squared_norm_;
-    origin_norm_ = {values_[0] + record_.errors[0],
-                    tails_[0].kind == Completeness::rigorous ? Completeness::rigorous
-                                                              : Completeness::probabilistic};
+    origin_norm_ = {values_[0] + record_.errors[0], tails_[0].kind == Completeness::rigorous
+                                                        ? Completeness::rigorous
+                                                        : Completeness::probabilistic};
   }
 
   // Whether another sweep would help: residuals, not the tail, make the largest error.
@@ -790,7 +794,8 @@ class SvdTracker<T>::Impl {
     record_.tier = Tier::full;
     const Index n_vectors = settings_.follow ? p_ : 0;
     Matrix<T> values(1, p_);
-    Matrix<T> left(settings_.follow ? m_ : 0, n_vectors), right(settings_.follow ? n_ : 0, n_vectors);
+    Matrix<T> left(settings_.follow ? m_ : 0, n_vectors),
+        right(settings_.follow ? n_ : 0, n_vectors);
     singular_values<T>(w, MatrixRef<T>(values),
                        settings_.follow ? MatrixRef<T>(left) : MatrixRef<T>(),
                        settings_.follow ? MatrixRef<T>(right) : MatrixRef<T>(), context_);
@@ -816,8 +821,8 @@ class SvdTracker<T>::Impl {
     Index best = 0, size = 0;
     for (Index begin = 0; begin < k_;) {
       Index end = begin + 1;
-      while (end < k_ && values_[end - 1] - values_[end] <=
-                             settings_.branches.cluster_tolerance * values_[0]) {
+      while (end < k_ &&
+             values_[end - 1] - values_[end] <= settings_.branches.cluster_tolerance * values_[0]) {
         ++end;
       }
       if (end - begin > size) {
@@ -1001,7 +1006,8 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
                      std::to_string(drift.cols()) + "); wanted (" + std::to_string(m_) + ", " +
                      std::to_string(n_) + ")");
   }
-  if (!drift.closed()) throw std::invalid_argument("the frames of the factored form are not closed");
+  if (!drift.closed())
+    throw std::invalid_argument("the frames of the factored form are not closed");
   context_ = context;
   context_.workspace = &workspace_;
   const Matrix<double> core = drift.core();
@@ -1028,7 +1034,8 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
     core_values.assign(d.s.data(), d.s.data() + inside);
   }
   // Branches in the coordinates of the frames, which only grow.
-  const double top_value = std::max(core_values.empty() ? 0.0 : core_values[0], outside > 0 ? rho : 0.0);
+  const double top_value =
+      std::max(core_values.empty() ? 0.0 : core_values[0], outside > 0 ? rho : 0.0);
   slack_ = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(m_, n_))) * top_value +
            64.0 * std::numeric_limits<double>::min();
   const double error = drift.truncated() + rho * drift.isometry().departure + slack_;
@@ -1045,8 +1052,8 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
                    [](const Item& a, const Item& b) { return a.value > b.value; });
   // All of them: those outside once more, as often as they are.
   if (k_ > static_cast<Index>(items.size())) {
-    const auto after = std::find_if(items.begin(), items.end(),
-                                    [](const Item& item) { return item.place < 0; });
+    const auto after =
+        std::find_if(items.begin(), items.end(), [](const Item& item) { return item.place < 0; });
     const auto at = after - items.begin();
     const Index missing = smaller_ - static_cast<Index>(items.size());
     std::vector<Item> more;
@@ -1120,7 +1127,8 @@ void SvdTracker<T>::Impl::make_vectors() {
       orthonormalize<T>(chosen, random_, context_);
     }
     if (from_right) {
-      block_times_transpose<T>(MatrixRef<T>(chosen), drift.initial(), MatrixRef<T>(image), context_);
+      block_times_transpose<T>(MatrixRef<T>(chosen), drift.initial(), MatrixRef<T>(image),
+                               context_);
     } else {
       block_times<T>(MatrixRef<T>(chosen), drift.initial(), MatrixRef<T>(image), context_);
     }

@@ -1,5 +1,7 @@
 #include "dlnfast/basis.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "check.hpp"
@@ -76,6 +78,36 @@ void full_space() {
   CHECK(extend_basis<double>(basis, 4, block, 0.0, lengths, Context{}) == 0);
 }
 
+// Rows of any lengths and dependence become orthonormal; their span is kept.
+template <class T>
+void blocks_become_orthonormal() {
+  for (const Index n : {1, 2, 7, 31, 200}) {
+    for (const Index k : {0, 1, 2, 7, 24, 31}) {
+      for (const Index rank : {0, 1, 5, 31}) {
+        for (const double level : {1.0, 1e-30}) {
+          if (k > n || rank > k) continue;
+          Matrix<T> block = random_matrix<T>(k, rank) * random_matrix<T>(rank, n);
+          for (Index i = 0; i < k; ++i)
+            block.row(i) *= static_cast<T>(level * std::pow(0.1, i % 7));
+          const Matrix<double> before = block.template cast<double>() / level;
+          Random random(5);
+          const Index found = orthonormalize<T>(block, random, Context{2, nullptr});
+          const Matrix<double> q = block.template cast<double>();
+          const double tiny = check::tolerance<T>(n, 4.0);
+          CHECK(found == (k == 0 ? 0 : std::min(rank, n)));
+          CHECK_NEAR(distance(Matrix<double>(q * q.transpose()), Matrix<double>::Identity(k, k)),
+                     0.0, tiny);
+          const Matrix<double> rest = before - before * q.transpose() * q;
+          CHECK_NEAR(rest.norm(), 0.0, 40.0 * tiny * (before.norm() + 1e-30));
+        }
+      }
+    }
+  }
+  Matrix<T> wide = random_matrix<T>(4, 3);
+  Random random(5);
+  CHECK_THROWS(orthonormalize<T>(MatrixRef<T>(wide), random, Context{}), ShapeError);
+}
+
 void sizes_are_checked() {
   Matrix<double> basis(5, 4), block(3, 4), other(3, 6);
   double lengths[3];
@@ -91,6 +123,8 @@ int main() {
   shapes<float>();
   small_remainders();
   full_space();
+  blocks_become_orthonormal<double>();
+  blocks_become_orthonormal<float>();
   sizes_are_checked();
   return check::result();
 }

@@ -312,8 +312,8 @@ void recorder() {
   }
   records.snapshot_every = 3;
   records.n_snapshots = &n_snapshots;
-  DenseRecorder<double> recorder(*fast.descent, records, Tracking<double>{}, fast.objective, problem.rates,
-                                 Context{1, nullptr});
+  DenseRecorder<double> recorder(*fast.descent, records, Tracking<double>{}, fast.objective,
+                                 problem.rates, Context{1, nullptr});
   Schedule schedule;
   schedule.steps = 4;
   schedule.record_every = 3;

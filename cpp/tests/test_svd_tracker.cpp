@@ -122,10 +122,10 @@ void isometry_plus_low_rank() {
 void degenerate_matrices() {
   const Index d = 140;
   const Matrix<double> u = random_orthonormal(d, d), v = random_orthonormal(d, d);
-  for (const std::vector<double>& s :
-       {std::vector<double>{}, std::vector<double>{2.0}, std::vector<double>{3.0, 3.0, 3.0, 1.0, 1.0},
-        std::vector<double>(static_cast<std::size_t>(d), 0.7),
-        std::vector<double>{1.0, 1e-9, 1e-18, 1e-200}}) {
+  for (const std::vector<double>& s : {std::vector<double>{}, std::vector<double>{2.0},
+                                       std::vector<double>{3.0, 3.0, 3.0, 1.0, 1.0},
+                                       std::vector<double>(static_cast<std::size_t>(d), 0.7),
+                                       std::vector<double>{1.0, 1e-9, 1e-18, 1e-200}}) {
     const Matrix<double> w = with_values(u, s, v);
     for (const Index k : {1, 4, 10}) {
       TrackerSettings settings;
@@ -143,7 +143,8 @@ void degenerate_matrices() {
   TrackerSettings settings;
   settings.n_values = 3;
   SvdTracker<double> tracker(d, d, settings);
-  const Matrix<double> zero = Matrix<double>::Zero(d, d), w = with_values(u, {2.0, 1.0, 0.5, 0.1}, v);
+  const Matrix<double> zero = Matrix<double>::Zero(d, d),
+                       w = with_values(u, {2.0, 1.0, 0.5, 0.1}, v);
   for (const Matrix<double>* now : {&zero, &w, &zero, &w}) {
     tracker.update(ref(*now), 2.0, context);
     check_record(tracker, *now);

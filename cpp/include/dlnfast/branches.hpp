@@ -35,7 +35,7 @@ class Branches {
   explicit Branches(const BranchSettings& settings) : settings_(settings) {}
 
   // Compares with the record before, and remembers these vectors for the next. Within groups of equal
-  // values (relative to the largest) u and v are rotated by one common rotation towards the vectors
+  // values (to rounding) u and v are rotated by one common rotation towards the vectors
   // before; then the pairs are flipped so that no sign turns: u and v together or, with signed_values,
   // each by itself, and a value whose vectors no longer agree is negative (its analytic branch went
   // through zero). No pair of values further apart than `reach` is matched by a weak overlap.

@@ -52,10 +52,10 @@ class LowRankDrift {
   Index rows() const { return initial_.rows; }
   Index cols() const { return initial_.cols; }
   const Isometry& isometry() const { return isometry_; }
-  double shrink() const { return shrink_; }                     // s
+  double shrink() const { return shrink_; }  // s
   MatrixRef<const T> left_frame() const { return {left_.data(), n_left_, initial_.rows}; }
   MatrixRef<const T> right_frame() const { return {right_.data(), n_right_, initial_.cols}; }
-  Matrix<double> core() const;                                  // K, a x b
+  Matrix<double> core() const;  // K, a x b
   // Bound on || W - (what the frames hold) ||_F.
   double truncated() const { return truncated_; }
   MatrixRef<const T> initial() const { return initial_; }

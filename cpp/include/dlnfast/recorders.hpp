@@ -35,15 +35,15 @@ enum TrackingColumn : Index {
 template <class T>
 struct DenseRecords {
   std::vector<Index> n_values;
-  std::vector<T*> values;                // n_values[l]
-  std::vector<double*> errors;           // n_values[l]; as values, as are the next three
+  std::vector<T*> values;       // n_values[l]
+  std::vector<double*> errors;  // n_values[l]; as values, as are the next three
   std::vector<double*> signs;
   std::vector<std::int64_t*> branches;
   std::vector<std::int64_t*> clusters;
-  std::vector<double*> tracking;         // n_tracking_columns
-  std::vector<T*> left;                  // d_l x n_values[l]
-  std::vector<T*> right;                 // d_{l-1} x n_values[l]
-  std::vector<T*> snapshots;             // d_l x d_{l-1}, at steps 0, snapshot_every, ..
+  std::vector<double*> tracking;  // n_tracking_columns
+  std::vector<T*> left;           // d_l x n_values[l]
+  std::vector<T*> right;          // d_{l-1} x n_values[l]
+  std::vector<T*> snapshots;      // d_l x d_{l-1}, at steps 0, snapshot_every, ..
   Index snapshot_every = 0;
   std::int64_t* n_snapshots = nullptr;
 };
@@ -52,8 +52,10 @@ struct DenseRecords {
 template <class T>
 struct Tracking {
   TrackerSettings settings;
-  bool factored = true;                        // where a layer's updates are thin and W(0) is an isometry
-  std::vector<MatrixRef<const T>> initial;     // W_l(0), for that; empty: none
+  bool factored = true;  // where a layer's updates are thin and W(0) is an isometry
+  Index record_every =
+      1;  // steps: the rarer events are, the more of their time certificates may take
+  std::vector<MatrixRef<const T>> initial;  // W_l(0), for that; empty: none
 };
 
 // Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are,

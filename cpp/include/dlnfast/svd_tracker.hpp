@@ -39,17 +39,17 @@ enum class Completeness { none = 0, probabilistic = 1, rigorous = 2 };
 enum class TrackerMode { automatic, dense, full };
 
 struct TrackerSettings {
-  Index n_values = 16;                         // k
-  Index n_guards = 8;                          // further vectors that are kept, but not reported
+  Index n_values = 16;  // k
+  Index n_guards = 8;   // further vectors that are kept, but not reported
   TrackerMode mode = TrackerMode::automatic;
-  double tolerance = 0.05;                     // beside the largest value: errors above it are no promise
-  double failure = 1e-10;                      // probability, per certificate
-  Index max_sweeps = 2;                        // per event
-  Index refresh_every = 0;                     // events; 0: only where the bounds ask for it
+  double tolerance = 0.05;  // beside the largest value: errors above it are no promise
+  double failure = 1e-10;   // probability, per certificate
+  Index max_sweeps = 2;     // per event
+  Index refresh_every = 0;  // events; 0: only where the bounds ask for it
   // Product columns that certificates may take beside one of a sweep, where the drift is known.
   double certificate_share = 0.12;
-  bool follow = true;                          // vectors and branches; otherwise values alone
-  bool measure_angles = true;                  // to the reference
+  bool follow = true;          // vectors and branches; otherwise values alone
+  bool measure_angles = true;  // to the reference
   std::uint64_t seed = 0;
   BranchSettings branches;
 };
@@ -59,25 +59,26 @@ struct TrackerRecord {
   Tier tier = Tier::dense;
   Completeness completeness = Completeness::none;
   bool refreshed = false;
-  std::vector<double> values;                    // k, descending
-  std::vector<double> errors;                    // |sigma_i - values_i| <= errors_i
-  std::vector<double> gaps;                      // to the nearest other value
-  std::vector<double> signs;                     // 1, or -1 with signed_values
-  std::vector<std::int64_t> clusters, branches;  // branches: -1 where they are not followed
-  std::vector<double> left_angles, right_angles; // radians to the reference; NaN without one
+  std::vector<double> values;                     // k, descending
+  std::vector<double> errors;                     // |sigma_i - values_i| <= errors_i
+  std::vector<double> gaps;                       // to the nearest other value
+  std::vector<double> signs;                      // 1, or -1 with signed_values
+  std::vector<std::int64_t> clusters, branches;   // branches: -1 where they are not followed
+  std::vector<double> left_angles, right_angles;  // radians to the reference; NaN without one
   Branches<double>::BlockAngle left_block{}, right_block{};
-  double norm = 0.0;           // ||W||_F; NaN where unknown
-  double tail = 0.0;           // bound on every singular value that is not reported
-  double drift = 0.0;          // bound on how far W has moved since the last certificate
-  double vector_error = 0.0;   // bound on sqrt(||sin U||_F^2 + ||sin V||_F^2) of the leading k; NaN: none
+  double norm = 0.0;   // ||W||_F; NaN where unknown
+  double tail = 0.0;   // bound on every singular value that is not reported
+  double drift = 0.0;  // bound on how far W has moved since the last certificate
+  double vector_error =
+      0.0;  // bound on sqrt(||sin U||_F^2 + ||sin V||_F^2) of the leading k; NaN: none
   double truncated = 0.0;      // tau, tier factored
   double orthogonality = 0.0;  // largest entry of |U U^T - 1| and |V V^T - 1|
   double overlap = 1.0;        // least overlap of a reported pair with the record before
   double rho = 0.0;            // the value that most directions share, and its spread; NaN: unknown
   double rho_spread = 0.0;
-  Index multiplicity = 0;      // how many do
+  Index multiplicity = 0;  // how many do
   double seconds = 0.0;
-  Index n_columns = 0;         // vectors that were multiplied by W or W^T
+  Index n_columns = 0;  // vectors that were multiplied by W or W^T
 };
 
 template <class T>

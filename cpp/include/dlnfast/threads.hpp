@@ -68,7 +68,7 @@ class TeamChoice {
   int size_;
   bool first_ = true;
   double elapsed_ = 0.0;
-  Stretch recent_;  // of the chosen team
+  Stretch recent_;                   // of the chosen team
   double usual_ = 0.0, best_ = 0.0;  // the last mean of a stretch, and the least so far
   int trial_size_ = 0;               // 0: no trial
   int trial_steps_ = 0;

@@ -615,6 +615,7 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "tracking-bounds": tracking.bounds,
     "tracking-peers": tracking.peers,
     "tracking-share": tracking.share,
+    "tracking-memory": tracking.memory,
 }
 #: What is measured where no case is named.
 DEFAULT: Final = ("thin", "square", "small")

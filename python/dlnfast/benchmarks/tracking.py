@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -354,3 +358,47 @@ def share(options: Options) -> dict[str, Any]:
             flush=True,
         )
     return {"case": "tracking-share", "rows": rows}
+
+
+#: A tracker over a large matrix in a process of its own, for its peak memory.
+_WIDE_LAYER: Final = """
+import json, sys, time
+import numpy as np
+import dlnfast as dln
+from dlnfast.benchmarks import record
+dim = int(sys.argv[1])
+warm = dln.SVDTracker(16)
+warm.update(np.eye(300))
+del warm
+before = record.peak_bytes()
+W = np.empty((dim, dim))
+rng = np.random.default_rng(0)
+for i in range(dim):
+    W[i] = rng.standard_normal(dim)
+W *= 0.25 / np.sqrt(dim)
+W[np.arange(16), np.arange(16)] += np.linspace(3, 2, 16)
+tracker = dln.SVDTracker(16, mode="dense")
+seconds = []
+for _ in range(4):
+    start = time.perf_counter()
+    found = tracker.update(W, drift=None if not seconds else 1e-6)
+    seconds.append(time.perf_counter() - start)
+print(json.dumps({
+    "matrix_bytes": W.nbytes, "peak_bytes": record.peak_bytes() - before, "first_seconds": seconds[0],
+    "event_seconds": min(seconds[1:]), "bound": float(found.errors.max())}))
+"""
+
+
+def memory(options: Options) -> dict[str, Any]:
+    """Measure the memory of `SVDTracker` over a matrix of 16384 x 16384, its peak beside the matrix."""
+    dim = 1024 if options.quick else 16384
+    program = [sys.executable, "-c", _WIDE_LAYER, str(dim)]
+    done = subprocess.run(program, check=True, capture_output=True, text=True, env=dict(os.environ))
+    row = json.loads(done.stdout)
+    ratio = row["peak_bytes"] / row["matrix_bytes"]
+    print(
+        f"d = {dim}, k = 16: matrix {row['matrix_bytes'] / 1e9:.2f} GB, peak with it {ratio:.3f} times that; "
+        f"first event {row['first_seconds']:.2f} s, others {row['event_seconds']:.3f} s, "
+        f"bound {row['bound']:.1e}"
+    )
+    return {"case": "tracking-memory", "dim": dim, "ratio": ratio} | row
