@@ -364,7 +364,7 @@ def test_descent_with_other_types(core, entry, changes):
 @pytest.mark.parametrize(
     ("weights", "error", "text"),
     [
-        ([], ValueError, "is empty|wrong shape"),
+        ([], ValueError, "is empty|wrong shape|initial has"),
         ([np.eye(2)], ValueError, "2 values; wanted 1|wrong shape"),
         ([np.eye(2), np.eye(3)], ValueError, r"\[1\] has (the wrong )?shape"),
         ([np.eye(2), np.ones((3, 2))], ValueError, r"target has shape|\[1\] has the wrong shape"),

@@ -309,7 +309,7 @@ class SvdTracker<T>::Impl {
     pair_values_.resize(static_cast<std::size_t>(p_));
     diagonalize(right_, left_, pair_values_);
     w.apply_transpose(MatrixRef<T>(left_), MatrixRef<T>(right_next_), context_);
-    if (!origin_.absent()) image_ = right_next_;
+    if (compares_) image_ = right_next_;
     record_.n_columns += 2 * p_;
     credit_ += settings_.certificate_share * 2.0 * static_cast<double>(p_);
     for (Index i = 0; i < p_; ++i) {
@@ -872,7 +872,10 @@ class SvdTracker<T>::Impl {
       record_.orthogonality = 0.0;
     } else if (settings_.follow) {
       follow(branches_, errors, MatrixRef<T>(left_next_), MatrixRef<T>(right_next_));
-      record_.orthogonality = std::max(defect(left_next_), defect(right_next_));
+      record_.orthogonality = defect(left_next_);
+      if (settings_.measure_angles) {
+        record_.orthogonality = std::max(record_.orthogonality, defect(right_next_));
+      }
     } else {
       record_.branches.assign(static_cast<std::size_t>(k_), -1);
       record_.signs.assign(static_cast<std::size_t>(k_), 1.0);

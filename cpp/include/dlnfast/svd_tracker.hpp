@@ -48,8 +48,9 @@ struct TrackerSettings {
   Index refresh_every = 0;  // events; 0: only where the bounds ask for it
   // Product columns that certificates may take beside one of a sweep, where the drift is known.
   double certificate_share = 0.12;
-  bool follow = true;          // vectors and branches; otherwise values alone
-  bool measure_angles = true;  // to the reference
+  bool follow = true;  // vectors and branches; otherwise values alone
+  bool measure_angles =
+      true;  // to the reference; and the orthogonality of both sides, not of U alone
   std::uint64_t seed = 0;
   BranchSettings branches;
 };
