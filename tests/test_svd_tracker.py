@@ -227,6 +227,28 @@ class TestInput:
             assert_within_bounds(record, W)
             assert record.completeness in (("probabilistic", "rigorous") if known else ("probabilistic",))
 
+    @pytest.mark.parametrize("bad", ["matmat", "rmatmat"])
+    def test_a_failed_event_is_forgotten(self, bad):
+        W = with_values([3, 2, 1], 150)
+        tracker = dln.SVDTracker(2)
+        tracker.update(W)
+
+        class Operator:
+            shape = (150, 150)
+            dtype = np.float64
+
+            def matmat(self, X):
+                return W @ X if bad != "matmat" else np.full((150, X.shape[1]), np.nan)
+
+            def rmatmat(self, Y):
+                return W.T @ Y if bad != "rmatmat" else np.full((150, Y.shape[1]), np.nan)
+
+        with pytest.raises(ValueError, match="not finite"):
+            tracker.update(Operator())
+        record = tracker.update(W)
+        assert_within_bounds(record, W)
+        assert record.completeness != "none"
+
     def test_what_operators_do_wrong(self):
         class Operator:
             shape = (150, 140)

@@ -10,9 +10,6 @@
 #include "dlnfast/product.hpp"
 
 namespace dlnfast {
-namespace {
-
-// block -= (block basis^T) basis, twice: the second pass removes what cancellation left in the first.
 template <class T>
 void project_out(MatrixRef<T> block, MatrixRef<const T> basis, const Context& context) {
   if (basis.rows == 0 || block.rows == 0) return;
@@ -23,7 +20,8 @@ void project_out(MatrixRef<T> block, MatrixRef<const T> basis, const Context& co
   }
 }
 
-}  // namespace
+template void project_out<float>(MatrixRef<float>, MatrixRef<const float>, const Context&);
+template void project_out<double>(MatrixRef<double>, MatrixRef<const double>, const Context&);
 
 template <class T>
 Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double tolerance,

@@ -192,7 +192,14 @@ class SvdTracker<T>::Impl {
     if (full_ && matrix != nullptr) {
       decompose(*matrix);
     } else {
-      iterate(w, matrix);
+      try {
+        iterate(w, matrix);
+      } catch (...) {  // the blocks may hold anything: the next event begins anew
+        seeded_ = false;
+        anchor_ = {};
+        upcoming_.resize(0, 0);
+        throw;
+      }
     }
     last_drift_ = drift >= 0.0 ? drift : infinity;
     finish_record(start);
@@ -514,14 +521,8 @@ class SvdTracker<T>::Impl {
 
   // --------------------------------------------------------------------------------- certificates
 
-  // x <- x (1 - q^T q), twice.
   void project_out(MatrixRef<T> x, MatrixRef<const T> q) {
-    if (q.rows == 0 || x.rows == 0) return;
-    Matrix<T> overlap(x.rows, q.rows);
-    for (int pass = 0; pass < 2; ++pass) {
-      multiply<T>(x, Op::none, q, Op::transpose, MatrixRef<T>(overlap), context_);
-      multiply<T>(T(-1), MatrixRef<T>(overlap), Op::none, q, Op::none, T(1), x, context_);
-    }
+    dlnfast::project_out<T>(x, q, context_);
   }
 
   // Bounds what is outside the first j vectors of the pair, by a block Krylov space. Returns the largest

@@ -7,6 +7,12 @@
 
 namespace dlnfast {
 
+// Leaves of the rows of a block (k x n) what is orthogonal to an orthonormal basis (b x n):
+// block -= (block basis^T) basis, twice, as the second pass removes what cancellation left in the first.
+// 8 k b n flops.
+template <class T>
+void project_out(MatrixRef<T> block, MatrixRef<const T> basis, const Context& context);
+
 // Appends to an orthonormal basis what `block` has outside its span. Vectors are rows: `basis` has
 // room for at least n_basis + min(k, n) of them, the first n_basis are filled; `block` is k x n and is
 // destroyed. Directions are taken by size (pivoting) as long as what is left of some row is longer
