@@ -90,6 +90,26 @@ def test_a_decaying_spectrum_is_certified(k):
     assert record.errors.max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [(np.float64, (-300, -160, -90, 0, 80, 150)), (np.float32, (-36, -30, -15, 0, 12, 18, 36))],
+)
+def test_bounds_hold_at_any_scale(dtype, exponents):
+    """Squares of squares neither overflow nor vanish, also where one tracker sees all scales."""
+    W = with_values(0.8 ** np.arange(60), 200)
+    through = dln.SVDTracker(5)
+    for exponent in exponents:
+        level = 10.0**exponent
+        alone = dln.SVDTracker(5)
+        for event in range(2):
+            scaled = (level * (1 + 0.1 * event) * W).astype(dtype)
+            sigma = exact(scaled.astype(np.float64) / level)[:5]
+            for tracker in (alone, through):
+                record = tracker.update(scaled, drift=None if event == 0 else 0.11 * level)
+                assert record.completeness != "none"
+                assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
+
+
 def test_noise_that_hides_values_is_no_promise():
     """The top of a bulk cannot be certified to a tolerance below what random starts can tell."""
     rng = np.random.default_rng(0)

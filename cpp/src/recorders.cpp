@@ -55,9 +55,10 @@ void DenseRecorder<T>::start() {
     // Every one of many values has a partner only where vectors are wanted anyway.
     settings.follow = vectors || !all;
     const bool thin_updates = stepper_.is_thin(static_cast<Index>(l));
-    if (!thin_updates) {  // a step of such a layer is a product of whole matrices
-      settings.certificate_share *= static_cast<double>(std::min<Index>(tracking_.record_every, 8));
-    }
+    // Certificates must not slow the run down: the rarer records are, the more they may take. A step of
+    // a layer with thin updates is only a few passes over it.
+    const Index between = thin_updates ? 1 : std::min<Index>(tracking_.record_every, 8);
+    settings.certificate_share = 0.12 * static_cast<double>(between);
     settings.measure_angles = false;  // the trajectory does, from the vectors
     Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, 0.0, 0.0};
     const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&

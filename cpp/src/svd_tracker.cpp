@@ -10,6 +10,7 @@
 #include <string>
 
 #include "dlnfast/basis.hpp"
+#include "dlnfast/descent.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
 #include "dlnfast/random.hpp"
@@ -64,6 +65,29 @@ struct Bound {
   }
 };
 
+// A matrix times a power of two, so that squares of squares neither overflow nor vanish.
+template <class T>
+class ScaledOperator final : public LinearOperator<T> {
+ public:
+  ScaledOperator(const LinearOperator<T>& w, double factor)
+      : w_(w), factor_(static_cast<T>(factor)) {}
+  Index rows() const override { return w_.rows(); }
+  Index cols() const override { return w_.cols(); }
+  void apply(MatrixRef<const T> x, MatrixRef<T> y, const Context& context) const override {
+    w_.apply(x, y, context);
+    if (factor_ != T(1)) y.map() *= factor_;
+  }
+  void apply_transpose(MatrixRef<const T> x, MatrixRef<T> y,
+                       const Context& context) const override {
+    w_.apply_transpose(x, y, context);
+    if (factor_ != T(1)) y.map() *= factor_;
+  }
+
+ private:
+  const LinearOperator<T>& w_;
+  T factor_;
+};
+
 // Decomposes a core in double precision: R = A diag(s) B^T.
 struct SmallDecomposition {
   Matrix<double> a, s, b;
@@ -99,7 +123,7 @@ struct SmallDecomposition {
           const double x = rows.row(i).squaredNorm();
           const double y = rows.row(j).squaredNorm();
           const double z = rows.row(i).dot(rows.row(j));
-          if (std::abs(z) <= 1e-15 * std::sqrt(x * y) || std::abs(z) <= floor) continue;
+          if (std::abs(z) <= 1e-15 * std::sqrt(x) * std::sqrt(y) || std::abs(z) <= floor) continue;
           done = false;
           const double zeta = (y - x) / (2.0 * z);
           const double t = (zeta >= 0.0 ? 1.0 : -1.0) / (std::abs(zeta) + std::hypot(1.0, zeta));
@@ -187,13 +211,16 @@ class SvdTracker<T>::Impl {
       // Entries beyond the square root of the largest number overflow here although they are finite.
       throw std::domain_error("a matrix to track is not finite, or its norm overflows");
     }
-    drift_ += drift >= 0.0 ? drift : infinity;
+    const bool whole = full_ && matrix != nullptr;
+    if (!whole) choose_scale(w, matrix);
+    const double moved = drift >= 0.0 ? drift * factor_ : infinity;
+    drift_ += moved;
     begin_record();
-    if (full_ && matrix != nullptr) {
+    if (whole) {
       decompose(*matrix);
     } else {
       try {
-        iterate(w, matrix);
+        iterate(ScaledOperator<T>(w, factor_), matrix);
       } catch (...) {  // the blocks may hold anything: the next event begins anew
         seeded_ = false;
         anchor_ = {};
@@ -201,9 +228,52 @@ class SvdTracker<T>::Impl {
         throw;
       }
     }
-    last_drift_ = drift >= 0.0 ? drift : infinity;
+    last_drift_ = moved;
     finish_record(start);
+    if (!whole) scale_back();
     return record_;
+  }
+
+  // Everything of an iteration is in units in which W is of size 1, the same ones from event to event
+  // as long as they fit.
+  void choose_scale(const LinearOperator<T>& w, const MatrixRef<const T>* matrix) {
+    double size = squared_norm_ > 1e-280 ? std::sqrt(squared_norm_) : 0.0;
+    if (size == 0.0 && matrix != nullptr) {  // or smaller than the root of the least number
+      size = largest_magnitude<T>(*matrix);
+      if (size > 0.0) squared_norm_ = -1.0;
+    } else if (size == 0.0) {
+      Matrix<T> x(1, n_), y(1, m_);
+      random_.fill(MatrixRef<T>(x));
+      w.apply(MatrixRef<T>(x), MatrixRef<T>(y), context_);
+      if (!y.allFinite()) {
+        throw std::domain_error("products with the tracked matrix are not finite");
+      }
+      size = static_cast<double>(y.cwiseAbs().maxCoeff());
+      if (squared_norm_ >= 0.0 && size > 0.0) squared_norm_ = -1.0;
+    }
+    if (size > 0.0) {
+      const double now = size * factor_;
+      if (now < 0x1p-24 || now > 0x1p24) {
+        int exponent = 0;
+        std::frexp(size, &exponent);
+        factor_ = std::ldexp(1.0, std::clamp(-exponent, -limit_exponent, limit_exponent));
+        anchor_ = {};
+        origin_norm_ = {};
+        origin_of_left_ = origin_of_right_ = {};
+        compares_ = false;
+        drift_ = infinity;
+      }
+    }
+    if (squared_norm_ >= 0.0) squared_norm_ = square(std::sqrt(squared_norm_) * factor_);
+    origin_product_ = origin_product_ * factor_ * factor_;
+  }
+
+  void scale_back() {
+    const double back = 1.0 / factor_;
+    for (auto* list : {&record_.values, &record_.errors, &record_.gaps}) {
+      for (double& x : *list) x *= back;
+    }
+    for (double* x : {&record_.norm, &record_.tail, &record_.drift}) *x *= back;
   }
 
   const TrackerRecord& update(const LowRankDrift<T>& drift, const Context& context);
@@ -418,10 +488,12 @@ class SvdTracker<T>::Impl {
     double outside = origin_of_left_.find(left_, *this, [&](const Matrix<T>& x, Matrix<T>& y) {
       y.resize(p_, n_);
       block_times<T>(top(x, p_), origin_, MatrixRef<T>(y), context_);
+      y *= static_cast<T>(factor_);
     });
     outside += origin_of_right_.find(right_, *this, [&](const Matrix<T>& x, Matrix<T>& y) {
       y.resize(p_, m_);
       block_times_transpose<T>(top(x, p_), origin_, MatrixRef<T>(y), context_);
+      y *= static_cast<T>(factor_);
     });
     const Matrix<T>& back = origin_of_left_.image;
     const Matrix<T>& forth = origin_of_right_.image;
@@ -957,6 +1029,9 @@ class SvdTracker<T>::Impl {
     return gram.size() > 0 ? static_cast<double>(gram.cwiseAbs().maxCoeff()) : 0.0;
   }
 
+  // The factor's own powers must be numbers of T.
+  static constexpr int limit_exponent = sizeof(T) == 8 ? 1000 : 120;
+  double factor_ = 1.0;
   Random random_;
   Branches<T> branches_;
   Context context_;

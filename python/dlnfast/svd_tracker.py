@@ -179,8 +179,8 @@ class SVDTracker:
     k : int
         How many singular values; at most all of them.
     mode : {"auto", "dense", "full"}
-        "auto" decomposes matrices up to 128 wide, and those of which a third is wanted, as a whole, and
-        iterates on the others. "dense" always iterates, "full" always decomposes.
+        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), as a whole,
+        and iterates on the others. "dense" always iterates, "full" always decomposes.
     tolerance : float
         Relative to the largest value: where an error exceeds this, the bounds (and, if something was missed,
         the vectors) are built anew.
@@ -315,7 +315,11 @@ class SVDTracker:
                 raise TypeError("squared_norm is for operators; that of an array is computed")
             matrix = as_matrix(W, "W", finite=False)
             self._begin((matrix.shape[0], matrix.shape[1]), matrix.dtype)
-            raw = self._tracker.update(matrix, moved)
+            try:
+                raw = self._tracker.update(matrix, moved)
+            except ValueError:
+                as_matrix(matrix, "W")  # says where W is not finite, if that is it
+                raise
             self._last = matrix
         self._factored, self._products = False, None
         return self._finish(raw)
@@ -326,7 +330,8 @@ class SVDTracker:
         """Find the singular values of ``factor W + scale A B^T``, W that of the event before.
 
         If the W of the last `update` was a scaled isometry (orthonormal columns or rows), it is then followed
-        in factored form: O((m + n) (k + a)^2) for frames of a <= 64 vectors, without reading W again, and
+        in factored form: O((m + n) (k + a)^2) for frames of a <= 64 vectors, of which b new directions take
+        2 b, without reading W again, and
         ``k = min(m, n)`` gives all singular values. Otherwise, or where the frames outgrow 64, by products
         with W and the factors.
 

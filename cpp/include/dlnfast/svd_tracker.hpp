@@ -25,6 +25,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -47,7 +48,7 @@ struct TrackerSettings {
   Index max_sweeps = 2;     // per event
   Index refresh_every = 0;  // events; 0: only where the bounds ask for it
   // Product columns that certificates may take beside one of a sweep, where the drift is known.
-  double certificate_share = 0.12;
+  double certificate_share = std::numeric_limits<double>::infinity();
   bool follow = true;  // vectors and branches; otherwise values alone
   bool measure_angles =
       true;  // to the reference; and the orthogonality of both sides, not of U alone
