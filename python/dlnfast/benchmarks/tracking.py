@@ -394,7 +394,7 @@ def memory(options: Options) -> dict[str, Any]:
     dim = 1024 if options.quick else 16384
     program = [sys.executable, "-c", _WIDE_LAYER, str(dim)]
     done = subprocess.run(program, check=True, capture_output=True, text=True, env=dict(os.environ))
-    row = json.loads(done.stdout)
+    row: dict[str, Any] = json.loads(done.stdout)
     ratio = row["peak_bytes"] / row["matrix_bytes"]
     print(
         f"d = {dim}, k = 16: matrix {row['matrix_bytes'] / 1e9:.2f} GB, peak with it {ratio:.3f} times that; "
