@@ -193,9 +193,9 @@ void bind_descent(py::module_& m) {
       },
       py::arg("cores"), py::arg("arguments"),
       "Gradient descent on cores and scalars; returns (outcome, step, layer).");
-  m.attr("TRACKING_COLUMNS") = py::make_tuple(
-      "tier", "completeness", "refreshed", "norm", "tail", "drift", "vector_error", "truncated",
-      "orthogonality", "overlap", "rho", "rho_spread", "multiplicity", "seconds");
+  py::tuple columns(static_cast<py::size_t>(n_tracking_columns));
+  for (Index i = 0; i < n_tracking_columns; ++i) columns[i] = py::str(tracking_column_names[i]);
+  m.attr("TRACKING_COLUMNS") = columns;
   m.def(
       "best_pivot", [](const std::vector<Index>& widths) { return best_pivot(widths); },
       py::arg("widths"), "Where the dense engine splits the chain of products.");

@@ -139,7 +139,8 @@ class Tracker {
     return std::move(record);
   }
 
-  py::object vectors(bool left) const {
+  py::object vectors(bool left) {
+    const std::unique_lock<std::mutex> lock = hold();
     const MatrixRef<const T> rows = left ? tracker_.left() : tracker_.right();
     if (rows.absent()) return py::none();
     py::array_t<T> columns({rows.cols, rows.rows});

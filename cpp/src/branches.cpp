@@ -293,8 +293,7 @@ std::vector<double> Branches<T>::angles(bool left) const {
 }
 
 template <class T>
-typename Branches<T>::BlockAngle Branches<T>::block_angle(bool left, Index k,
-                                                          const Context& context) const {
+BlockAngle Branches<T>::block_angle(bool left, Index k, const Context& context) const {
   const Matrix<T>& now = left ? left_ : right_;
   const Matrix<T>& then = left ? reference_left_ : reference_right_;
   k = std::min({k, static_cast<Index>(now.rows()), static_cast<Index>(then.rows())});

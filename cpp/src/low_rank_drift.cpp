@@ -25,11 +25,6 @@ double outside_tolerance(Index size) {
   return 64.0 * epsilon<T>() * std::sqrt(static_cast<double>(size));
 }
 
-template <class T>
-double frobenius(MatrixRef<const T> m, const Context& context) {
-  return std::sqrt(squared_norm<T>(m, context));
-}
-
 }  // namespace
 
 template <class T>

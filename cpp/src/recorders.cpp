@@ -61,19 +61,18 @@ void DenseRecorder<T>::start() {
     settings.certificate_share = 0.12 * static_cast<double>(between);
     settings.measure_angles = false;  // the trajectory does, from the vectors
     Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, 0.0, 0.0};
+    if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
     const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&
                       !tracking_.initial.empty() && thin_updates && smaller > 2 * frame_limit &&
                       !(vectors && all);
     if (thin) {
       const MatrixRef<const T>& initial = tracking_.initial[l];
-      require_shape(initial, w.rows, w.cols, "initial weights");
       const Isometry isometry = measure_isometry<T>(initial, context_);
       if (isometry.departure <= isometry_tolerance<T>) {
         layer.factored = std::make_unique<LowRankDrift<T>>(initial, isometry, frame_limit);
         any_factored = true;
       }
     }
-    if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
     layers_.push_back(std::move(layer));
   }
   if (any_factored) stepper_.watch(this);

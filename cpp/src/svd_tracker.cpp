@@ -187,11 +187,7 @@ class SvdTracker<T>::Impl {
   const TrackerRecord& update(const LinearOperator<T>& w, const MatrixRef<const T>* matrix,
                               double drift, const Context& context) {
     const auto start = Clock::now();
-    if (w.rows() != m_ || w.cols() != n_) {
-      throw ShapeError("W has shape (" + std::to_string(w.rows()) + ", " +
-                       std::to_string(w.cols()) + "); wanted (" + std::to_string(m_) + ", " +
-                       std::to_string(n_) + ")");
-    }
+    require_shape(MatrixRef<const T>(nullptr, w.rows(), w.cols()), m_, n_, "W");
     if (full_ && matrix == nullptr && settings_.mode == TrackerMode::full) {
       throw std::invalid_argument("a full decomposition needs the matrix itself");
     }
@@ -278,6 +274,12 @@ class SvdTracker<T>::Impl {
 
   const TrackerRecord& update(const LowRankDrift<T>& drift, const Context& context);
   void make_vectors();
+
+  // Between two events: whom the last one told that it is alive may be gone.
+  void make_vectors_alone() {
+    context_.monitor = nullptr;
+    make_vectors();
+  }
 
   // From here on W itself is followed, from the vectors of the factored form on.
   void leave_factored() {
@@ -396,8 +398,13 @@ class SvdTracker<T>::Impl {
     }
     left_next_ = left_;
     diagonalize(left_next_, right_next_, values_);
-    slack_ = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(m_, n_))) * values_[0] +
-             64.0 * std::numeric_limits<double>::min();
+    slack_ = rounding_beside(values_[0]);
+  }
+
+  // What rounding may add to a singular value, here or in LAPACK.
+  double rounding_beside(double largest) const {
+    return 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(m_, n_))) * largest +
+           64.0 * std::numeric_limits<double>::min();
   }
 
   // || R ||_F of the vectors begin .. end - 1 of the pair.
@@ -515,13 +522,17 @@ class SvdTracker<T>::Impl {
     const double error = 4.0 * outside * std::abs(c) * origin_norm_.value * images;
     const double value =
         std::abs(c) * origin_norm_.value + std::sqrt(std::max(rest, 0.0) + rounding + error);
-    // For the events to come: the block of all p vectors.
-    anchor_ = {value + slack_, origin_norm_.kind};
-    anchor_rank_ = p_;
-    anchor_left_ = left_;
-    anchor_right_ = right_;
+    set_anchor({value + slack_, origin_norm_.kind}, p_);
+  }
+
+  // What is outside the first j vectors of the pair is bounded, and carried on from here.
+  void set_anchor(const Bound& bound, Index j) {
+    anchor_ = bound;
+    anchor_rank_ = j;
+    anchor_left_ = left_.topRows(j);
+    anchor_right_ = right_.topRows(j);
     anchor_top_ = pair_values_[0];
-    anchor_residual_ = residual(0, p_);
+    anchor_residual_ = j > 0 ? residual(0, j) : 0.0;
     anchor_is_pair_ = true;
     drift_ = 0.0;
   }
@@ -570,8 +581,7 @@ class SvdTracker<T>::Impl {
       kind = std::min(kind, upper.kind);
     }
     worst_error_ = largest;
-    const bool promised = largest <= settings_.tolerance * values_[0] + 16.0 * slack_;
-    record_.completeness = promised ? kind : Completeness::none;
+    record_.completeness = good_enough() ? kind : Completeness::none;
     record_.tail = tails_[k_].value + (k_ > 0 ? residual(0, k_) : 0.0);
   }
 
@@ -674,14 +684,7 @@ class SvdTracker<T>::Impl {
     }
     // Narrow products take about twice as long for each vector.
     credit_ -= 2.0 * static_cast<double>(2 * size);
-    anchor_ = {bound, Completeness::probabilistic};
-    anchor_rank_ = j;
-    anchor_left_ = left_.topRows(j);
-    anchor_right_ = right_.topRows(j);
-    anchor_top_ = pair_values_[0];
-    anchor_residual_ = j > 0 ? residual(0, j) : 0.0;
-    anchor_is_pair_ = true;
-    drift_ = 0.0;
+    set_anchor({bound, Completeness::probabilistic}, j);
     space_closed_ = fresh == 0 && size < room;
     if (wanted > 0) take_ritz_vectors(gram.topLeftCorner(size, size), j, wanted);
     return theta;
@@ -756,7 +759,8 @@ class SvdTracker<T>::Impl {
     return rank;
   }
 
-  // A block to go on from: the j leading vectors, the Ritz vectors, and of the others what fits.
+  // A block to go on from: the j leading vectors, the Ritz vectors, and of the others what fits. It may
+  // be right_next_ itself.
   void replace_guards(Index j, Matrix<T>& block_out) {
     Matrix<T> basis(2 * p_ + ritz_.rows(), n_);
     std::vector<double> lengths(static_cast<std::size_t>(p_ + ritz_.rows()));
@@ -805,8 +809,8 @@ class SvdTracker<T>::Impl {
     const bool splits = unsplit_ && squared_norm_ != last_norm_ && p_ < smaller_;
     const bool due =
         splits || (settings_.refresh_every > 0 && event_ % settings_.refresh_every == 0);
-    const bool free = first || due || !std::isfinite(drift_) || credit_ >= 0.0;
-    if (first || due || (!good_enough() && free)) refresh(w, first);
+    const bool affordable = !std::isfinite(drift_) || credit_ >= 0.0;
+    if (first || due || (!good_enough() && affordable)) refresh(w, first);
     if (first) {
       credit_ = 0.0;
       if (matrix != nullptr && !origin_.absent()) know_origin(*matrix);
@@ -847,8 +851,7 @@ class SvdTracker<T>::Impl {
         if (space_closed_) replace_guards(j, upcoming_);  // for the next event
         break;
       }
-      replace_guards(j, ritz_block_);
-      right_next_ = ritz_block_;
+      replace_guards(j, right_next_);
       sweep(w);
       if (!first) {
         // What stood outside is among the tracked now: the bound is for less.
@@ -869,12 +872,9 @@ class SvdTracker<T>::Impl {
     Matrix<T> values(1, p_);
     Matrix<T> left(settings_.follow ? m_ : 0, n_vectors),
         right(settings_.follow ? n_ : 0, n_vectors);
-    singular_values<T>(w, MatrixRef<T>(values),
-                       settings_.follow ? MatrixRef<T>(left) : MatrixRef<T>(),
-                       settings_.follow ? MatrixRef<T>(right) : MatrixRef<T>(), context_);
+    singular_values<T>(w, MatrixRef<T>(values), MatrixRef<T>(left), MatrixRef<T>(right), context_);
     for (Index i = 0; i < p_; ++i) values_[i] = static_cast<double>(values(0, i));
-    slack_ = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(m_, n_))) * values_[0] +
-             64.0 * std::numeric_limits<double>::min();
+    slack_ = rounding_beside(values_[0]);
     for (Index i = 0; i < k_; ++i) record_.errors[i] = slack_;
     record_.completeness = Completeness::rigorous;
     record_.tail = (k_ < p_ ? values_[k_] : (p_ == smaller_ ? 0.0 : values_[k_ - 1])) + slack_;
@@ -971,35 +971,20 @@ class SvdTracker<T>::Impl {
       branches.set_reference();
     }
     has_vectors_ = true;
-    report(branches, k_);
-    if (!settings_.measure_angles) return;
-    const auto head = [&](std::vector<double> list) {
+    const auto head = [&](auto list) {
       list.resize(static_cast<std::size_t>(k_));
       return list;
-    };
-    record_.left_angles = head(branches.angles(true));
-    record_.right_angles = head(branches.angles(false));
-    record_.left_block = block_angle(branches.block_angle(true, k_, context_));
-    record_.right_block = block_angle(branches.block_angle(false, k_, context_));
-  }
-
-  template <class B>
-  static Branches<double>::BlockAngle block_angle(const B& angle) {
-    return {angle.largest, angle.frobenius};
-  }
-
-  template <class B>
-  void report(const B& branches, Index k) {
-    const auto head = [k](const auto& list) {
-      auto result = list;
-      result.resize(static_cast<std::size_t>(k));
-      return result;
     };
     record_.branches = head(branches.ids());
     record_.clusters = head(branches.clusters());
     record_.signs = head(branches.signs());
     const auto overlaps = head(branches.overlaps());
-    record_.overlap = overlaps.empty() ? 1.0 : *std::min_element(overlaps.begin(), overlaps.end());
+    record_.overlap = *std::min_element(overlaps.begin(), overlaps.end());
+    if (!settings_.measure_angles) return;
+    record_.left_angles = head(branches.angles(true));
+    record_.right_angles = head(branches.angles(false));
+    record_.left_block = branches.block_angle(true, k_, context_);
+    record_.right_block = branches.block_angle(false, k_, context_);
   }
 
   void report_gaps() {
@@ -1040,7 +1025,7 @@ class SvdTracker<T>::Impl {
   std::int64_t event_ = 0;
 
   Matrix<T> left_, right_;  // the pair whose residual is known
-  Matrix<T> scratch_, basis_, images_, ritz_, ritz_block_;
+  Matrix<T> scratch_, basis_, images_, ritz_;
   Matrix<T> upcoming_;  // to start the next event from, where it has rows
   bool space_closed_ = false;
   Index closed_split_ = 0;  // how many values stood above the shared one
@@ -1080,11 +1065,7 @@ template <class T>
 const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
                                                  const Context& context) {
   const auto start = Clock::now();
-  if (drift.rows() != m_ || drift.cols() != n_) {
-    throw ShapeError("W has shape (" + std::to_string(drift.rows()) + ", " +
-                     std::to_string(drift.cols()) + "); wanted (" + std::to_string(m_) + ", " +
-                     std::to_string(n_) + ")");
-  }
+  require_shape(drift.initial(), m_, n_, "W");
   if (!drift.closed())
     throw std::invalid_argument("the frames of the factored form are not closed");
   context_ = context;
@@ -1115,8 +1096,7 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
   // Branches in the coordinates of the frames, which only grow.
   const double top_value =
       std::max(core_values.empty() ? 0.0 : core_values[0], outside > 0 ? rho : 0.0);
-  slack_ = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(m_, n_))) * top_value +
-           64.0 * std::numeric_limits<double>::min();
+  slack_ = rounding_beside(top_value);
   const double error = drift.truncated() + rho * drift.isometry().departure + slack_;
 
   // In descending order: the values of the core, and those outside.
@@ -1143,11 +1123,10 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
   values_.assign(static_cast<std::size_t>(p_), 0.0);
   for (Index i = 0; i < p; ++i) values_[i] = items[i].value;
   for (Index i = 0; i < k_; ++i) record_.errors[i] = error;
-  record_.completeness =
+  worst_error_ = error;
+  const Completeness kind =
       drift.isometry().rigorous ? Completeness::rigorous : Completeness::probabilistic;
-  if (error > settings_.tolerance * values_[0] + 16.0 * slack_) {
-    record_.completeness = Completeness::none;
-  }
+  record_.completeness = good_enough() ? kind : Completeness::none;
   record_.tail = (k_ < static_cast<Index>(items.size()) ? items[k_].value : 0.0) + error;
   drift_ = 0.0;
 
@@ -1281,13 +1260,13 @@ std::int64_t SvdTracker<T>::n_certificates() const {
 template <class T>
 MatrixRef<const T> SvdTracker<T>::left() const {
   if (!impl_->has_vectors_) return {};
-  impl_->make_vectors();
+  impl_->make_vectors_alone();
   return {impl_->left_next_.data(), impl_->k_, impl_->m_};
 }
 template <class T>
 MatrixRef<const T> SvdTracker<T>::right() const {
   if (!impl_->has_vectors_) return {};
-  impl_->make_vectors();
+  impl_->make_vectors_alone();
   return {impl_->right_next_.data(), impl_->k_, impl_->n_};
 }
 template <class T>

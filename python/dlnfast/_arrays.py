@@ -145,17 +145,17 @@ def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None =
 
 def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = False) -> float:
     """Return `x` as a finite float of at least `minimum` (above it where `strict`)."""
-    bound = f"{'above' if strict else 'of at least'} {minimum:g}"
+    bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
     if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)):
-        raise TypeError(f"{name} is {x!r}; wanted a number {bound}")
+        raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
     try:
         value = float(x)  # type: ignore[arg-type]
     except OverflowError:
         value = np.inf
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {x!r}; wanted a number {bound}") from None
+        raise TypeError(f"{name} is {x!r}; wanted a number{bound}") from None
     if not np.isfinite(value) or value < minimum or (strict and value == minimum):
-        raise ValueError(f"{name} is {value:g}; wanted a finite number {bound}")
+        raise ValueError(f"{name} is {value:g}; wanted a finite number{bound}")
     return value
 
 

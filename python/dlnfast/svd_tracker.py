@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -144,7 +144,6 @@ class TrackerRecord:
     multiplicity: int
     seconds: float
     n_columns: int
-    shape: tuple[int, int] = field(repr=False)
 
     @property
     def stable_rank(self) -> float:
@@ -158,13 +157,13 @@ class TrackerRecord:
         return float(self.singular_values[found[0]]) if len(found) else float("nan")
 
 
-def _record(raw: dict[str, Any], shape: tuple[int, int]) -> TrackerRecord:
+def _record(raw: dict[str, Any]) -> TrackerRecord:
     values = raw.pop("values") * raw.pop("signs")
     raw["tier"] = _TIERS[raw["tier"]]
     raw["completeness"] = _COMPLETENESS[raw["completeness"]]
     for side in ("left_block", "right_block"):
         raw[side] = BlockAngle(*raw[side])
-    return TrackerRecord(singular_values=values, shape=shape, **raw)
+    return TrackerRecord(singular_values=values, **raw)
 
 
 class SVDTracker:
@@ -365,7 +364,9 @@ class SVDTracker:
         )
         if len(left) != len(right):
             raise ShapeError(f"A has {len(left)} columns and B has {len(right)}; wanted equally many")
-        multiplier, shrink = _number(scale, "scale"), _number(factor, "factor")
+        multiplier, shrink = (
+            check_scale(x, name, minimum=-np.inf) for x, name in ((scale, "scale"), (factor, "factor"))
+        )
         if self._products is None:
             self._products = _LowRankSum(self._last)
             limit = min(_FRAME_LIMIT, *self._shape)
@@ -480,8 +481,7 @@ class SVDTracker:
             raise TypeError(f"W is {dtype}; wanted {self._dtype}, as before")
 
     def _finish(self, raw: dict[str, Any]) -> TrackerRecord:
-        assert self._shape is not None
-        self.record = _record(raw, self._shape)
+        self.record = _record(raw)
         return self.record
 
     def _vectors(self, left: bool) -> FloatArray:
@@ -577,15 +577,3 @@ def _precision(operator: Any) -> np.dtype[Any]:
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"W has dtype {dtype}; wanted float64 or float32")
     return dtype
-
-
-def _number(x: object, name: str) -> float:
-    if isinstance(x, (bool, np.bool_, str, bytes)):
-        raise TypeError(f"{name} is {x!r}; wanted a number")
-    try:
-        value = float(x)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {x!r}; wanted a number") from None
-    if not np.isfinite(value):
-        raise ValueError(f"{name} is {value}; wanted a finite number")
-    return value

@@ -19,6 +19,12 @@ struct BranchSettings {
   bool signed_values = false;
 };
 
+// Between two subspaces: the largest principal angle, and the Frobenius norm of the sines.
+struct BlockAngle {
+  double largest;
+  double frobenius;
+};
+
 // Runs of values whose neighbours differ by less than four times their errors, or by less than
 // `tolerance` times the largest: an index for each, descending values given.
 std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
@@ -69,12 +75,7 @@ class Branches {
   // Radians between the vectors of the last record and the reference's of the same branch (of the same
   // index, where the reference was given); NaN for a branch that the reference does not have.
   std::vector<double> angles(bool left) const;
-  // Between the spans of the first k vectors: the largest principal angle, and the Frobenius norm of
-  // the sines.
-  struct BlockAngle {
-    double largest;
-    double frobenius;
-  };
+  // Between the spans of the first k vectors.
   BlockAngle block_angle(bool left, Index k, const Context& context) const;
 
  private:

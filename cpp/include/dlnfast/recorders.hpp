@@ -29,6 +29,9 @@ enum TrackingColumn : Index {
   column_seconds,
   n_tracking_columns
 };
+inline constexpr const char* tracking_column_names[n_tracking_columns] = {
+    "tier",      "completeness",  "refreshed", "norm", "tail",       "drift",        "vector_error",
+    "truncated", "orthogonality", "overlap",   "rho",  "rho_spread", "multiplicity", "seconds"};
 
 // Arrays with a leading axis of records (snapshots: of snapshots), one per layer; an empty list
 // keeps nothing.

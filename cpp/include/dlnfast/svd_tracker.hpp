@@ -67,7 +67,7 @@ struct TrackerRecord {
   std::vector<double> signs;                      // 1, or -1 with signed_values
   std::vector<std::int64_t> clusters, branches;   // branches: -1 where they are not followed
   std::vector<double> left_angles, right_angles;  // radians to the reference; NaN without one
-  Branches<double>::BlockAngle left_block{}, right_block{};
+  BlockAngle left_block{}, right_block{};
   double norm = 0.0;   // ||W||_F; NaN where unknown
   double tail = 0.0;   // bound on every singular value that is not reported
   double drift = 0.0;  // bound on how far W has moved since the last certificate

@@ -35,8 +35,8 @@ int team_size(int requested, double work, double work_per_thread);
 // alone would take. So the team is halved where steps with half of it turn out to be faster, and
 // doubled where that is; a larger team that fails its trial, or does well in it and then falls behind,
 // is tried again after ever longer times; a smaller one while some steps take much longer than others.
-// Steps are judged together, for some milliseconds: of short
-// ones only a few fall into the other program's turns, and these are the slow ones.
+// Steps are judged together, for some milliseconds: of short ones only a few fall into the other
+// program's turns, and these are the slow ones.
 // On a machine without other work this costs one step, or four milliseconds, with half of the team.
 class TeamChoice {
  public:

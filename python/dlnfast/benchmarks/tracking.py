@@ -189,7 +189,7 @@ def bounds(options: Options) -> dict[str, Any]:
 
 
 def _drifting(dim: int, k: int) -> tuple[_Array, Callable[[_Array, int], None]]:
-    """Return a matrix with k values above noise, and what moves it by a small rank-2 update."""
+    """Return a matrix with k values above noise, and what moves it by a small rank-1 update."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((dim, dim))
     W *= 0.25 / np.sqrt(dim)
