@@ -8,6 +8,7 @@
 #include "dlnfast/recorders.hpp"
 #include "dlnfast/reduced_descent.hpp"
 #include "interrupt.hpp"
+#include "observations.hpp"
 #include "outcome.hpp"
 #include "tracker_settings.hpp"
 
@@ -21,7 +22,7 @@ struct Arguments {
   Rates rates;
   Schedule schedule;
   int n_threads;
-  py::array loss, record_steps, counts;
+  py::array loss, record_steps, counts, rate;
   py::object on_record, on_progress;
 
   explicit Arguments(const py::dict& d)
@@ -32,7 +33,7 @@ struct Arguments {
         loss_floor(d["loss_floor"].cast<double>()),
         rates{d["learning_rate"].cast<std::vector<double>>(),
               d["weight_decay"].cast<std::vector<double>>(),
-              d["momentum"].cast<std::vector<double>>()},
+              d["momentum"].cast<std::vector<double>>(), AdaptiveRate{}},
         schedule{d["steps"].cast<Index>(), d["record_every"].cast<Index>(),
                  d["tolerance"].cast<double>()},
         n_threads(d["n_threads"].cast<int>()),
@@ -42,12 +43,22 @@ struct Arguments {
         on_record(d["on_record"]),
         on_progress(d["on_progress"]) {
     n_records(schedule);  // checks the schedule before any size follows from it
+    if (d.contains("adaptive")) {
+      const py::object adaptive = d["adaptive"];
+      if (!adaptive.is_none()) {
+        const auto [safety, curvature, error_scale] =
+            adaptive.cast<std::tuple<double, std::vector<double>, double>>();
+        rates.adaptive = {safety, curvature, error_scale};
+        rate = d["rate"].cast<py::array>();
+      }
+    }
   }
 
   Progress progress() const {
     Progress p;
     p.loss = records<double>(loss, schedule.steps + 1, {}, "loss");
     p.record_steps = records<std::int64_t>(record_steps, n_records(schedule), {}, "record_steps");
+    if (rates.adaptive.safety > 0.0) p.rate = records<double>(rate, schedule.steps, {}, "rate");
     auto* c = records<std::int64_t>(counts, 3, {}, "counts");
     std::fill(c, c + 3, 0);
     p.n_losses = c;
@@ -60,7 +71,7 @@ struct Arguments {
   template <class T>
   Objective<T> objective() const {
     Objective<T> o;
-    o.target = matrix<T>(target, "target");
+    o.target = optional_matrix<T>(target, "target");
     o.input_gram = optional_matrix<T>(input_gram, "input_gram");
     o.least_squares = optional_matrix<T>(least_squares, "least_squares");
     o.loss_scale = loss_scale;
@@ -115,7 +126,17 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     }
     require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
   }
-  const auto objective = a.objective<T>();
+  auto objective = a.objective<T>();
+  ObservedEntries<T> entries;
+  Measurements<T> measured;
+  if (const py::object observed = d["observed"]; !observed.is_none()) {
+    entries = observed_entries<T>(observed, "observed");
+    objective.observed = &entries;
+  }
+  if (const py::object given = d["measurements"]; !given.is_none()) {
+    measured = measurements<T>(given, "measurements");
+    objective.measured = &measured;
+  }
   const auto progress = a.progress();
   Monitor monitor = reporting(a.on_record, a.on_progress);
   Result result{};

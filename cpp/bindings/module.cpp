@@ -5,6 +5,7 @@ PYBIND11_MODULE(DLNFAST_MODULE, m, pybind11::mod_gil_not_used()) {
   dlnfast::python::bind_basis(m);
   dlnfast::python::bind_batch_descent(m);
   dlnfast::python::bind_build_info(m);
+  dlnfast::python::bind_completion(m);
   dlnfast::python::bind_product(m);
   dlnfast::python::bind_singular_values(m);
   dlnfast::python::bind_svd_tracker(m);

@@ -477,7 +477,7 @@ class SingleWorker final : public Worker {
       return std::vector<double>(m.row(run), m.row(run) + m.cols);
     };
     const Rates rates{values(batch.learning_rate), values(batch.weight_decay),
-                      values(batch.momentum)};
+                      values(batch.momentum), AdaptiveRate{}};
     std::vector<Family> families;
     const double* rho = batch.rho.row(run);
     for (std::size_t f = 0; f < batch.families.size(); ++f) {
@@ -490,7 +490,8 @@ class SingleWorker final : public Worker {
                               Context{1, &monitor_});
     RecorderOfRun recorder(job_, stepper, run);
     std::int64_t* counts = job_.records.counts.row(run);
-    const Progress progress{job_.records.loss.row(run), record_steps_.data(), counts, counts + 1};
+    const Progress progress{job_.records.loss.row(run), record_steps_.data(), counts, counts + 1,
+                            nullptr};
     job_.results[run] = descend(stepper, recorder, job_.schedule, progress, monitor_);
   }
 

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
+#include "dlnfast/completion.hpp"
+#include "dlnfast/linear_operator.hpp"
 #include "dlnfast/product.hpp"
+#include "dlnfast/random.hpp"
 #include "dlnfast/thin_product.hpp"
 #include "dlnfast/threads.hpp"
 #include "dlnfast/workspace.hpp"
@@ -13,6 +17,37 @@ namespace dlnfast {
 namespace {
 
 constexpr double elements_per_thread = 65536;
+// Flops of a product with a sparse E take about so many times as long as those of a dense one.
+constexpr double sparse_penalty = 4.0;
+
+// The largest singular value of a matrix that moves little between two looks.
+template <class T>
+class LargestValue {
+ public:
+  explicit LargestValue(const MatrixRef<T>& w) : w_(w), right_(w.cols), left_(w.rows) {
+    Random random(1);
+    random.fill(MatrixRef<T>(right_.data(), 1, w.cols));
+  }
+
+  // Two sweeps on from the vector of the last look.
+  double look() {
+    double value = 0.0;
+    for (int sweep = 0; sweep < 2; ++sweep) {
+      const T length = right_.norm();
+      if (!(length > T(0))) return 0.0;
+      right_ /= length;
+      left_.noalias() = w_.map() * right_;
+      value = static_cast<double>(left_.norm());
+      right_.noalias() = w_.map().transpose() * left_;
+    }
+    return value;
+  }
+
+ private:
+  using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
+  MatrixRef<T> w_;
+  Column right_, left_;
+};
 
 // One weight matrix with its rates and, where it has momentum, its velocity.
 template <class T>
@@ -37,6 +72,7 @@ struct Layer {
   }
 
   bool has_momentum() const { return !descent.velocity.absent(); }
+  bool moves() const { return descent.learning_rate != T(0); }
 };
 
 template <class Body>
@@ -117,6 +153,7 @@ class Side {
       products_.emplace_back(alias ? 0 : k_, alias ? 0 : outer(i));
       widest = std::max(widest, outer(i));
     }
+    while (first_moving_ < size() && !layers_[first_moving_]->moves()) ++first_moving_;
     scratch_.resize(1, largest);
     if (size() > 1) {
       error_[0].resize(1, k_ * widest);
@@ -125,6 +162,7 @@ class Side {
   }
 
   bool empty() const { return layers_.empty(); }
+  bool moves() const { return first_moving_ < size(); }
   Index outer_width() const { return outer(size() - 1); }
 
   // The innermost layer has its whole gradient as one of the blocks.
@@ -158,12 +196,18 @@ class Side {
   // The step, given the k x outer_width() error at the outer end.
   void backward(MatrixRef<const T> error, const Context& context) {
     for (Index i = size() - 1; i > 0; --i) {
+      if (i < first_moving_) return;
       const Index half = i % 2;
       MatrixRef<T> next(error_[half].data(), k_, inner(i));
-      step(*layers_[i], prefix(i - 1), error, next, context);
+      if (layers_[i]->moves()) {
+        step(*layers_[i], prefix(i - 1), error, next, context);
+      } else {
+        hand_on(layers_[i]->weight, error, next, context);
+      }
       error = next;
     }
     Layer<T>& innermost = *layers_[0];
+    if (!innermost.moves()) return;
     const auto e = error.map();
     for_rows(innermost.weight.rows, innermost.weight.cols, context, [&](Index r) {
       if (transposed_) {
@@ -188,12 +232,22 @@ class Side {
     return {products_[i].data(), products_[i].rows(), products_[i].cols()};
   }
 
-  // Hands the error one layer inwards, then moves that layer.
+  // Hands the error one layer inwards.
+  void hand_on(MatrixRef<const T> w, MatrixRef<const T> error, MatrixRef<T> next,
+               const Context& context) {
+    if (transposed_) {
+      block_times<T>(error, w, next, context);
+    } else {
+      block_times_transpose<T>(error, w, next, context);
+    }
+  }
+
+  // The same, then moves that layer.
   void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error, MatrixRef<T> next,
             const Context& context) {
     const MatrixRef<const T> w = layer.weight;
     if (!thin_) {
-      multiply<T>(error, Op::none, w, transposed_ ? Op::none : Op::transpose, next, context);
+      hand_on(w, error, next, context);
       if (transposed_) {
         descend_product<T>(layer, error, prefix, scratch_.data(), context);
       } else {
@@ -218,6 +272,7 @@ class Side {
   bool thin_ = false;
   UpdateWatcher<T>* watcher_ = nullptr;
   Index k_ = 0;
+  Index first_moving_ = 0;           // layers inside of it are never moved
   std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
   Matrix<T> error_[2];
   Matrix<T> scratch_;  // a gradient, where a product cannot be subtracted in place
@@ -225,7 +280,7 @@ class Side {
 
 }  // namespace
 
-double step_flops(const std::vector<Index>& widths, Index pivot) {
+double step_flops(const std::vector<Index>& widths, Index pivot, double ends) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   if (n_layers < 1) throw ShapeError("widths has fewer than two entries");
   if (pivot < 0 || pivot > n_layers) {
@@ -236,16 +291,16 @@ double step_flops(const std::vector<Index>& widths, Index pivot) {
   double elements = 0.0;
   for (Index l = 1; l < pivot; ++l) elements += d(l) * d(l - 1);
   for (Index l = pivot + 2; l <= n_layers; ++l) elements += d(l) * d(l - 1);
-  if (pivot > 0 && pivot < n_layers) elements += d(n_layers) * d(0);
+  if (pivot > 0 && pivot < n_layers) elements += ends < 0.0 ? d(n_layers) * d(0) : ends;
   return 6.0 * d(pivot) * elements;
 }
 
-Index best_pivot(const std::vector<Index>& widths) {
+Index best_pivot(const std::vector<Index>& widths, double ends) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   Index best = n_layers;
-  double least = step_flops(widths, best);
+  double least = step_flops(widths, best, ends);
   for (Index p = n_layers - 1; p >= 0; --p) {
-    const double flops = step_flops(widths, p);
+    const double flops = step_flops(widths, p, ends);
     // Of equal ones the thinner: its products and updates are fused.
     if (flops < least || (flops == least && widths[p] < widths[best])) {
       best = p;
@@ -263,7 +318,8 @@ class DenseDescent<T>::Impl {
       : weights_(weights), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
-    if (better_small(widths, small)) {
+    const bool adapts = rates.adaptive.safety > 0.0;
+    if (objective.has_target() && !adapts && better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
       small_ =
           small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
@@ -272,25 +328,39 @@ class DenseDescent<T>::Impl {
     }
     chooses_team_ = context.n_threads == 0;
     const Index n_layers = static_cast<Index>(weights.size());
+    if (adapts) {
+      rates_ = rates;
+      largest_.resize(weights.size());
+      for (const MatrixRef<T>& w : weights) largest_value_.emplace_back(w);
+    }
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
       layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
                            rates.weight_decay[l], rates.momentum[l]);
       layers_.back().bind_velocity();
     }
-    const Index pivot = best_pivot(widths);
+    const Index d_out = widths.back();
+    const Index d_in = widths.front();
+    double ends = static_cast<double>(d_out) * static_cast<double>(d_in);
+    if (objective.observed != nullptr) {
+      const double sparse = sparse_penalty * static_cast<double>(objective.observed->by_rows.size);
+      sparse_ = sparse < ends;
+      ends = std::min(ends, sparse);
+    }
+    const Index pivot = best_pivot(widths, ends);
+    sparse_ = sparse_ && pivot > 0 && pivot < n_layers;
     std::vector<Layer<T>*> below, above;
     for (Index l = pivot - 1; l >= 0; --l) below.push_back(&layers_[l]);
     for (Index l = pivot; l < n_layers; ++l) above.push_back(&layers_[l]);
     lower_ = std::make_unique<Side<T>>(below, false);
     upper_ = std::make_unique<Side<T>>(above, true);
 
-    const Index d_out = widths.back();
-    const Index d_in = widths.front();
-    error_.resize(d_out, d_in);
-    row_loss_.resize(d_out);
+    if (!sparse_) {
+      error_.resize(d_out, d_in);
+      row_loss_.resize(d_out);
+    }
     if (!below.empty() && !above.empty()) {
-      chain_.resize(d_out, d_in);
+      if (!sparse_) chain_.resize(d_out, d_in);
       lower_error_.resize(widths[pivot], d_in);
       upper_error_.resize(widths[pivot], d_out);
     } else if (below.empty()) {
@@ -303,10 +373,10 @@ class DenseDescent<T>::Impl {
 
   double evaluate() {
     if (small_) return small_->evaluate();
-    if (!chooses_team_) return evaluate_chain();
+    if (!chooses_team_) return evaluate_and_adapt();
     context_.n_threads = -choice_.size();
     const auto start = Clock::now();
-    const double loss = evaluate_chain();
+    const double loss = evaluate_and_adapt();
     step_time_ = Clock::now() - start;
     return loss;
   }
@@ -330,6 +400,7 @@ class DenseDescent<T>::Impl {
     if (small_) return small_->largest_entry(layer);
     return largest_magnitude<T>(weights_[layer]);
   }
+  double rate() const { return rate_; }
   Index steps_per_breath() const { return small_ ? small_->steps_per_breath() : 1; }
 
   const std::vector<MatrixRef<T>>& weights() {
@@ -349,10 +420,53 @@ class DenseDescent<T>::Impl {
  private:
   using Clock = std::chrono::steady_clock;
 
+  double evaluate_and_adapt() {
+    const double loss = evaluate_chain();
+    if (!largest_value_.empty()) adapt(loss);
+    return loss;
+  }
+
+  // Chooses the rate of the step that comes (AdaptiveRate).
+  void adapt(double loss) {
+    const AdaptiveRate& adaptive = rates_.adaptive;
+    const std::size_t n = largest_.size();
+    for (std::size_t l = 0; l < n; ++l) largest_[l] = largest_value_[l].look();
+    const double c = objective_.loss_scale;
+    const double excess = std::max(loss - objective_.loss_floor, 0.0);
+    const double error = adaptive.error_scale * std::sqrt(2.0 * excess / c);
+    // Of all layers but two; l = k stands for but one.
+    const auto others = [&](std::size_t l, std::size_t k) {
+      double product = 1.0;
+      for (std::size_t j = 0; j < n; ++j) {
+        if (j != l && j != k) product *= largest_[j];
+      }
+      return product;
+    };
+    double gauss_newton = 0.0, residual = 0.0, decay = 0.0, inertia = 0.0;
+    for (std::size_t l = 0; l < n; ++l) {
+      const double m = rates_.learning_rate[l];
+      const double s = others(l, l);
+      gauss_newton += m * adaptive.curvature[l] * s * s;
+      double row = 0.0;
+      for (std::size_t k = 0; k < n; ++k) {
+        if (k != l) row += std::sqrt(m * rates_.learning_rate[k]) * others(l, k);
+      }
+      residual = std::max(residual, row * error);
+      decay = std::max(decay, m * rates_.weight_decay[l]);
+      inertia = std::max(inertia, rates_.momentum[l]);
+    }
+    const double sharpness = c * (gauss_newton + residual) + decay;
+    // Where nothing bends there is nothing to learn either.
+    rate_ = sharpness > 0.0 ? (1.0 - inertia) * adaptive.safety / sharpness : 0.0;
+    for (std::size_t l = 0; l < n; ++l) {
+      layers_[l].descent.learning_rate = static_cast<T>(rates_.learning_rate[l] * rate_);
+    }
+  }
+
   double evaluate_chain() {
     if (!lower_->empty()) lower_->forward(context_);
     if (!upper_->empty()) upper_->forward(context_);
-    return residual(end_to_end());
+    return sparse_ ? sparse_residual() : residual(end_to_end());
   }
 
   void update_layers() {
@@ -368,10 +482,16 @@ class DenseDescent<T>::Impl {
       return;
     }
     MatrixRef<T> below(lower_error_);
-    multiply<T>(upper_->product(), Op::none, e, Op::none, below, context_);
-    multiply<T>(lower_->product(), Op::none, e, Op::transpose, above, context_);
-    lower_->backward(below, context_);
-    upper_->backward(above, context_);
+    if (!sparse_) {
+      if (lower_->moves()) {
+        multiply<T>(upper_->product(), Op::none, e, Op::none, below, context_);
+      }
+      if (upper_->moves()) {
+        multiply<T>(lower_->product(), Op::none, e, Op::transpose, above, context_);
+      }
+    }
+    if (lower_->moves()) lower_->backward(below, context_);
+    if (upper_->moves()) upper_->backward(above, context_);
   }
 
   // Whether square padding costs less than calls of kernels for any shape, each of which takes as
@@ -400,14 +520,30 @@ class DenseDescent<T>::Impl {
                     "weights[" + std::to_string(l) + "]");
       widths.push_back(weights[l].rows);
     }
-    require_shape(objective.target, widths.back(), widths.front(), "target");
+    if (objective.observed != nullptr) {
+      check_entries(*objective.observed);
+      require_length(objective.observed->rows(), widths.back(), "the rows of observed");
+      require_length(objective.observed->cols(), widths.front(), "the columns of observed");
+    } else if (objective.measured != nullptr) {
+      const MatrixRef<const T>& operators = objective.measured->operators;
+      require_shape(operators, operators.rows, widths.back() * widths.front(), "measurements");
+    } else {
+      require_shape(objective.target, widths.back(), widths.front(), "target");
+    }
     if (!objective.input_gram.absent()) {
+      if (!objective.has_target()) {
+        throw ShapeError("input_gram is given beside observations of the matrix itself");
+      }
       require_shape(objective.input_gram, widths.front(), widths.front(), "input_gram");
       require_shape(objective.least_squares, widths.back(), widths.front(), "least_squares");
     }
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers, "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers, "weight_decay");
     require_length(static_cast<Index>(rates.momentum.size()), n_layers, "momentum");
+    if (rates.adaptive.safety > 0.0) {
+      const Index n = static_cast<Index>(rates.adaptive.curvature.size());
+      require_length(n, n_layers, "curvature");
+    }
     return widths;
   }
 
@@ -422,9 +558,27 @@ class DenseDescent<T>::Impl {
     return m;
   }
 
-  // E = M S - Phi and the loss. Rows are summed apart and then in order, so that the result does
+  double loss_of(double squares) const {
+    return 0.5 * objective_.loss_scale * squares + objective_.loss_floor;
+  }
+
+  // P_L^T E and E T_1^T as far as they are needed, and the loss.
+  double sparse_residual() {
+    const MatrixRef<T> above = upper_->moves() ? MatrixRef<T>(upper_error_) : MatrixRef<T>();
+    const MatrixRef<T> below = lower_->moves() ? MatrixRef<T>(lower_error_) : MatrixRef<T>();
+    return loss_of(residual_products<T>(*objective_.observed, upper_->product(), lower_->product(),
+                                        above, below, context_));
+  }
+
+  // E = M S - Phi, or what takes its place, and the loss. Rows are summed apart and then in order, so that the result does
   // not depend on the team.
   double residual(MatrixRef<const T> m) {
+    if (objective_.observed != nullptr) {
+      return loss_of(masked_residual<T>(objective_.observed->by_rows, m, error_, context_));
+    }
+    if (objective_.measured != nullptr) {
+      return loss_of(measured_residual<T>(*objective_.measured, m, error_, context_));
+    }
     const bool whitened = objective_.input_gram.absent();
     if (!whitened) {
       multiply<T>(m, Op::none, objective_.input_gram, Op::none, MatrixRef<T>(error_), context_);
@@ -442,13 +596,18 @@ class DenseDescent<T>::Impl {
     });
     double total = 0.0;
     for (const double loss : row_loss_) total += loss;
-    return 0.5 * objective_.loss_scale * total + objective_.loss_floor;
+    return loss_of(total);
   }
 
   std::vector<MatrixRef<T>> weights_;
   std::unique_ptr<SmallDescent<T>> small_;
   bool behind_ = false;  // whether the caller's weights are older than the small ones
   bool chooses_team_ = false;
+  Rates rates_;  // only where they adapt
+  std::vector<LargestValue<T>> largest_value_;
+  std::vector<double> largest_;
+  double rate_ = 1.0;
+  bool sparse_ = false;  // whether E is known by its products alone
   TeamChoice choice_{max_threads()};
   std::chrono::duration<double> step_time_{};
   Objective<T> objective_;
@@ -486,6 +645,11 @@ Index DenseDescent<T>::n_layers() const {
 template <class T>
 double DenseDescent<T>::largest_entry(Index layer) const {
   return impl_->largest_entry(layer);
+}
+
+template <class T>
+double DenseDescent<T>::rate() const {
+  return impl_->rate();
 }
 
 template <class T>

@@ -63,6 +63,7 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       until_breath = breath;
     }
     stepper.update();
+    if (progress.rate != nullptr) progress.rate[step] = stepper.rate();
   }
 }
 

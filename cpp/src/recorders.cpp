@@ -40,7 +40,9 @@ DenseRecorder<T>::~DenseRecorder() {
 template <class T>
 void DenseRecorder<T>::start() {
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();
-  if (!objective_.input_gram.absent()) {
+  if (objective_.measured != nullptr) {
+    gram_norm_ = squared_norm<T>(objective_.measured->operators, context_);
+  } else if (!objective_.input_gram.absent()) {
     gram_norm_ = std::sqrt(squared_norm<T>(objective_.input_gram, context_));
   }
   bool any_factored = false;
@@ -141,7 +143,8 @@ void DenseRecorder<T>::record(Index record, Index /*step*/) {
   for (std::size_t l = 0; l < layers_.size(); ++l) track(l, record);
 }
 
-// || W_{L:1} S - Phi ||_F from the loss, c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor.
+// || W_{L:1} S - Phi ||_F from the loss, c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor; || B^T r ||, for
+// measurements, from c/2 || r ||^2.
 template <class T>
 void DenseRecorder<T>::bound_drift(double loss) {
   constexpr double rounding = sizeof(T) == 8 ? 1e-9 : 1e-3;
@@ -157,7 +160,7 @@ void DenseRecorder<T>::bound_drift(double loss) {
     Layer& layer = layers_[l];
     layer.velocity =
         rates_.momentum[l] * layer.velocity + rates_.weight_decay[l] * layer.largest + gradient;
-    moved[l] = rates_.learning_rate[l] * layer.velocity * (1.0 + rounding);
+    moved[l] = rates_.learning_rate[l] * stepper_.rate() * layer.velocity * (1.0 + rounding);
   }
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     layers_[l].drift += moved[l];

@@ -10,8 +10,10 @@ from ._threads import build_info, set_num_threads
 from ._version import __version__
 from .batch import Batch, train_batch
 from .closure import Certificate, Closure, Family, closure
+from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
+from .compressed import compressed_weights, train_compressed
 from .data import load_fashion_mnist, one_hot
-from .descent import gradients, train
+from .descent import Adaptive, gradients, train
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .svd_tracker import SVDTracker, TrackerRecord
@@ -21,16 +23,19 @@ if TYPE_CHECKING:
     from . import figures, plots
 
 __all__ = [
+    "Adaptive",
     "AssumptionError",
     "Batch",
     "Certificate",
     "Closure",
+    "Completion",
     "CopyWarning",
     "DivergedError",
     "Family",
     "LowRank",
     "Problem",
     "SVDTracker",
+    "Sensing",
     "ShapeError",
     "TrackerRecord",
     "Trajectory",
@@ -39,12 +44,15 @@ __all__ = [
     "build_info",
     "classification",
     "closure",
+    "compressed_weights",
     "figures",
     "gaussian",
     "gradients",
     "load",
     "load_fashion_mnist",
+    "low_rank_completion",
     "low_rank_recovery",
+    "low_rank_sensing",
     "measures",
     "one_hot",
     "orthogonal",
@@ -54,6 +62,7 @@ __all__ = [
     "theory",
     "train",
     "train_batch",
+    "train_compressed",
     "uniform",
 ]
 

@@ -16,6 +16,8 @@ from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
 from .closure import LARGEST_SHARE, Assumptions, Certificate, Closure, breaks_no_assumption, find_closure
+from .completion import Observations
+from .curvature import constant_rate, layer_curvatures
 from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
@@ -28,6 +30,47 @@ logger = logging.getLogger("dlnfast")
 Callback = Callable[[int, float], bool | None]
 PerLayer = float | Sequence[float]
 
+
+@dataclass(frozen=True)
+class Adaptive:
+    r"""A learning rate that follows the weights: the stability threshold, measured at every step.
+
+    .. math:: \eta = \frac{\text{safety}}{c \sum_l m_l q_l s_l^2 + c \max_l \sum_{k \ne l} \sqrt{m_l m_k}
+        s_{lk} e + \lambda},
+
+    with s_l (s_lk) the product of the largest singular values of all layers but l (and k), e the norm of the
+    residual and q_l the share of a change that the observations see. The denominator bounds the Hessian in
+    the metric of the rates; descent is stable for safety below 2. Where small weights leave a plateau the
+    rate is larger by orders of magnitude than any constant one that is stable in the end.
+
+    Parameters
+    ----------
+    safety : float
+        Above 0.
+    ratios : sequence of float, optional
+        m_l: the layers' rates are m_l eta. All 1 by default.
+    curvature : sequence of float, optional
+        q_l. Measured by default; 1 for white inputs.
+
+    Notes
+    -----
+    Costs two products of each layer with a vector at every step. `Trajectory.rates` keeps eta.
+    """
+
+    safety: float = 1.0
+    ratios: Sequence[float] | None = None
+    curvature: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class _AdaptiveRequest:
+    """`Adaptive`, checked, with everything measured."""
+
+    safety: float
+    curvature: list[float]
+    error_scale: float
+
+
 #: Stands for all singular values in the core, which takes the smaller of this and of what there is.
 _ALL_VALUES = 2**62
 
@@ -35,10 +78,10 @@ _ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion",
 
 
 def train(
-    problem: Problem,
+    problem: Problem | Observations,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights,
     *,
-    learning_rate: PerLayer | str,
+    learning_rate: PerLayer | str | Adaptive,
     steps: int,
     weight_decay: PerLayer = 0.0,
     momentum: PerLayer = 0.0,
@@ -62,16 +105,18 @@ def train(
 
     Parameters
     ----------
-    problem : Problem
-        S, Phi and c. Mind c: it rescales every learning rate (``problem.loss_scale``).
+    problem : Problem, Completion or Sensing
+        S, Phi and c. Mind c: it rescales every learning rate (``problem.loss_scale``). Or a matrix of which
+        some entries or linear measurements are known: the dense engine then descends on their loss.
     weights : sequence of array_like, or ImplicitWeights
         ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32. Never changed;
         the trajectory refers to them, so do not change them either. Or the law of such layers
         (``orthogonal(..., implicit=True)``), for the reduced engine at any width.
-    learning_rate : float or sequence of float, or "auto"
+    learning_rate : float or sequence of float, "auto", "adaptive" or Adaptive
         ``eta``, for all layers or one per layer. "auto" takes `theory.default_learning_rate` for these
         weights, less with weight decay (lambda is added to the sharpness) and (1 - mu) times that with heavy
-        ball; it stands in ``run.config``.
+        ball; it stands in ``run.config``. "adaptive" measures the threshold at every step, on the dense
+        engine: see `Adaptive`; ``run.rates`` keeps it.
     steps : int
         Number of updates, 0 or more.
     weight_decay, momentum : float or sequence of float
@@ -151,8 +196,10 @@ def train(
     ('reduced', 0.951)
     """
     start = time.perf_counter()
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
+    if not isinstance(problem, (Problem, Observations)):
+        raise TypeError(
+            f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
+        )
     _check_optimizer(optimizer)
     if engine not in ("auto", "reduced", "dense"):
         raise ValueError(f'engine is {engine!r}; wanted "auto", "reduced" or "dense"')
@@ -173,7 +220,12 @@ def train(
         n_threads=n_threads,
         callback=callback,
     )
-    certificate, space = choose_engine(engine, problem, initial)
+    if request.adaptive is not None and engine == "auto" and not isinstance(initial, ImplicitWeights):
+        certificate, space = Certificate("dense", "learning_rate is adaptive", None), None
+    else:
+        certificate, space = choose_engine(engine, problem, initial)
+    if request.adaptive is not None and space is not None:
+        raise ValueError('learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"')
     certificate = with_caution(certificate, request)
     logger.info("%s", certificate)
     job: _Job = _DenseJob(request) if space is None else _ReducedJob(request, space)
@@ -181,13 +233,15 @@ def train(
         return _run(job, request, certificate, bar, start)
 
 
-def gradients(problem: Problem, weights: Sequence[npt.ArrayLike], *, n_threads: int = 0) -> list[FloatArray]:
+def gradients(
+    problem: Problem | Observations, weights: Sequence[npt.ArrayLike], *, n_threads: int = 0
+) -> list[FloatArray]:
     """Return the gradients ``G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T`` at these weights.
 
     Parameters
     ----------
-    problem : Problem
-        S, Phi and c.
+    problem : Problem, Completion or Sensing
+        What the loss is made of.
     weights : sequence of array_like
         ``W_1, .., W_L``.
     n_threads : int
@@ -216,9 +270,10 @@ def gradients(problem: Problem, weights: Sequence[npt.ArrayLike], *, n_threads: 
 class Request:
     """The arguments of one run, checked."""
 
-    problem: Problem
+    problem: Problem | Observations
     weights: list[FloatArray] | ImplicitWeights
-    learning_rate: npt.NDArray[np.float64]
+    learning_rate: npt.NDArray[np.float64]  # where it adapts, the ratios of the layers
+    adaptive: _AdaptiveRequest | None
     weight_decay: npt.NDArray[np.float64]
     momentum: npt.NDArray[np.float64]
     steps: int
@@ -234,10 +289,10 @@ class Request:
     @classmethod
     def checked(
         cls,
-        problem: Problem,
+        problem: Problem | Observations,
         weights: list[FloatArray] | ImplicitWeights,
         *,
-        learning_rate: PerLayer | str,
+        learning_rate: PerLayer | str | Adaptive,
         steps: int,
         weight_decay: PerLayer,
         momentum: PerLayer,
@@ -267,10 +322,19 @@ class Request:
             raise ValueError("vectors is True but singular_values asks for none")
         if tracking not in ("auto", "dense", "full"):
             raise ValueError(f'tracking is {tracking!r}; wanted "auto", "dense" or "full"')
+        adaptive = None
+        if isinstance(learning_rate, Adaptive) or (
+            isinstance(learning_rate, str) and learning_rate == "adaptive"
+        ):
+            law = Adaptive() if isinstance(learning_rate, str) else learning_rate
+            rates, adaptive = _adaptive_rates(law, problem, weights)
+        else:
+            rates = _learning_rates(learning_rate, problem, weights, decay, inertia)
         return cls(
             problem=problem,
             weights=weights,
-            learning_rate=_learning_rates(learning_rate, problem, weights, decay, inertia),
+            learning_rate=rates,
+            adaptive=adaptive,
             weight_decay=decay,
             momentum=inertia,
             steps=n_steps,
@@ -309,6 +373,9 @@ class Request:
             "outcome": outcome,
             "problem": self.problem.describe(),
             "learning_rate": self.learning_rate.tolist(),
+            "adaptive": None
+            if self.adaptive is None
+            else {"safety": self.adaptive.safety, "curvature": self.adaptive.curvature},
             "weight_decay": self.weight_decay.tolist(),
             "momentum": self.momentum.tolist(),
             "steps": self.steps,
@@ -328,6 +395,8 @@ class _Outputs:
         self.loss = allocate_records((request.steps + 1,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
         self.counts = np.zeros(3, dtype=np.int64)
+        n_rates = 0 if request.adaptive is None else request.steps
+        self.rate = allocate_records((n_rates,), np.dtype(np.float64))
 
     @property
     def n_losses(self) -> int:
@@ -437,13 +506,8 @@ class _DenseJob:
         )
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
-        problem, dtype = self.request.problem, self.request.dtype
-        white = problem.input_gram is None
+        arguments |= self.request.problem.engine_arguments(self.request.dtype)
         arguments |= {
-            "target": np.ascontiguousarray(problem.dense_target(dtype)),
-            "input_gram": None if white else np.ascontiguousarray(problem.input_gram, dtype=dtype),
-            "least_squares": None if white else np.ascontiguousarray(problem.least_squares, dtype=dtype),
-            "loss_floor": problem.loss_floor,
             "snapshot_every": self.request.weights_every or 0,
             "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
             "values": self.values,
@@ -497,6 +561,10 @@ def _run(
         "loss": outputs.loss,
         "record_steps": outputs.record_steps,
         "counts": outputs.counts,
+        "adaptive": None
+        if request.adaptive is None
+        else (request.adaptive.safety, request.adaptive.curvature, request.adaptive.error_scale),
+        "rate": outputs.rate,
         "on_record": request.callback,
         "on_progress": bar.listener,
     }
@@ -510,6 +578,7 @@ def _run(
             problem=request.problem,
             config=request.describe(certificate.engine, outcome),
             wall_time=time.perf_counter() - start,
+            rates=None if request.adaptive is None else outputs.rate[: max(outputs.n_losses - 1, 0)],
         )
 
     try:
@@ -535,6 +604,9 @@ def _divergence_text(request: Request, step: int, layer: int) -> str:
         f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
         f"now {_span(request.learning_rate)}"
     )
+    if request.adaptive is not None:
+        text = f"the loss is not finite at step {step} (layer {layer} has grown most): lower safety, "
+        text += f"now {request.adaptive.safety:g}"
     sigma = _largest_target_value(request.problem)
     if request.problem.input_gram is not None:
         text += ", or whiten the inputs"
@@ -547,8 +619,10 @@ def _divergence_text(request: Request, step: int, layer: int) -> str:
     return text
 
 
-def _largest_target_value(problem: Problem) -> float:
-    """Return ||Phi||_2, or 0 where it would take a large decomposition."""
+def _largest_target_value(problem: Problem | Observations) -> float:
+    """Return ||Phi||_2, or 0 where it is not known or would take a large decomposition."""
+    if isinstance(problem, Observations):
+        return 0.0
     if isinstance(problem.target, LowRank):
         return float(problem.target.s[0]) if problem.target.rank else 0.0
     return float(np.linalg.norm(problem.target, 2)) if min(problem.target.shape) <= 512 else 0.0
@@ -573,7 +647,7 @@ def _check_optimizer(optimizer: str) -> None:
 
 def _learning_rates(
     learning_rate: PerLayer | str,
-    problem: Problem,
+    problem: Problem | Observations,
     weights: list[FloatArray] | ImplicitWeights,
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
@@ -582,7 +656,9 @@ def _learning_rates(
     if not isinstance(learning_rate, str):
         return per_layer(learning_rate, "learning_rate (eta)", n_layers)
     if learning_rate != "auto":
-        raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, or "auto"')
+        raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, "auto" or "adaptive"')
+    if isinstance(problem, Observations):
+        return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
     if isinstance(weights, ImplicitWeights):
         scale = max(weights.scales)
     else:
@@ -590,6 +666,51 @@ def _learning_rates(
     # Weight decay makes everything sharper by lambda.
     sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=scale) + float(weight_decay.max())
     return np.full(n_layers, (1.0 - float(momentum.max())) / sharpness)
+
+
+def automatic_rates(
+    problem: Observations,
+    weights: list[FloatArray] | ImplicitWeights,
+    ratios: npt.NDArray[np.float64],
+    weight_decay: npt.NDArray[np.float64],
+    momentum: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return constant rates in these ratios: `curvature.constant_rate`."""
+    layers = _explicit(weights)
+    curvature = layer_curvatures(problem, layers)
+    sharpness = 1.0 / constant_rate(problem, layers, ratios.tolist(), curvature)
+    sharpness += float((ratios * weight_decay).max())
+    rates: npt.NDArray[np.float64] = ratios * ((1.0 - float(momentum.max())) / sharpness)
+    return rates
+
+
+def _adaptive_rates(
+    law: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
+) -> tuple[npt.NDArray[np.float64], _AdaptiveRequest]:
+    layers = _explicit(weights)
+    safety = check_scale(law.safety, "safety", strict=True)
+    ratios = per_layer(1.0 if law.ratios is None else law.ratios, "ratios", len(layers))
+    error_scale = 1.0
+    if isinstance(problem, Observations):
+        error_scale = problem.error_scale
+    elif problem.gram_eigen is not None:
+        error_scale = float(np.sqrt(problem.gram_eigen[0][-1]))
+    if law.curvature is not None:
+        curvature = per_layer(law.curvature, "curvature", len(layers))
+    elif isinstance(problem, Observations):
+        curvature = np.array(layer_curvatures(problem, layers))
+    else:
+        curvature = np.full(len(layers), error_scale**2)
+    return ratios, _AdaptiveRequest(safety, curvature.tolist(), error_scale)
+
+
+def _explicit(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
+    if isinstance(weights, ImplicitWeights):
+        raise AssumptionError(
+            "the dense engine needs whole layers, but weights are a law: draw them with "
+            "dln.orthogonal(..., implicit=False)"
+        )
+    return weights
 
 
 def _check_n_values(singular_values: str | int | None) -> int | None:
@@ -602,7 +723,7 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
     return min(check_count(singular_values, "singular_values", minimum=0), _ALL_VALUES)
 
 
-def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[FloatArray]:
+def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
     if isinstance(weights, np.ndarray) and weights.ndim == 2:
         raise ShapeError("weights is one matrix; wanted a list of them, W_1 .. W_L")
     try:
@@ -636,7 +757,7 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem) -> list[F
     return matrices
 
 
-def _input_dimension(problem: Problem) -> str:
+def _input_dimension(problem: Problem | Observations) -> str:
     white = problem.whitening
     if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
         return "the problem's d_x"
@@ -644,7 +765,7 @@ def _input_dimension(problem: Problem) -> str:
 
 
 def check_initial(
-    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem | Observations
 ) -> list[FloatArray] | ImplicitWeights:
     """Return the initial weights as arrays that fit the problem and each other, or the law that does."""
     if not isinstance(weights, ImplicitWeights):
@@ -675,9 +796,19 @@ def _choose_implicit(engine: str, problem: Problem, law: ImplicitWeights) -> tup
 
 
 def choose_engine(
-    engine: str, problem: Problem, weights: list[FloatArray] | ImplicitWeights
+    engine: str, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
 ) -> tuple[Certificate, Closure | None]:
     """Return which engine runs and why, with the active subspaces where it is the reduced one."""
+    if isinstance(problem, Observations):
+        if engine == "reduced":
+            raise AssumptionError(
+                "engine='reduced' does not hold here: of a matrix that is known in part no small subspace is "
+                "invariant; train_compressed approximates"
+            )
+        _explicit(weights)
+        return Certificate(
+            "dense", f"the matrix is known through {problem.n_observations} observations"
+        ), None
     if isinstance(weights, ImplicitWeights):
         return _choose_implicit(engine, problem, weights)
     if engine == "dense":
@@ -701,7 +832,9 @@ def choose_engine(
 def with_caution(certificate: Certificate, request: Request) -> Certificate:
     """Add to the reason that rounding may grow, where the rate is above what a balanced minimum bears."""
     problem, n_layers = request.problem, len(request.weights)
-    if request.steps < 2 or problem.input_gram is not None:
+    if request.steps < 2 or request.adaptive is not None:
+        return certificate
+    if isinstance(problem, Observations) or problem.input_gram is not None:
         return certificate
 
     def bound(sigma: float) -> float:

@@ -543,6 +543,18 @@ class Problem:
         """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits."""
         return _dense(self.target).astype(dtype, copy=False)
 
+    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+        """Return what the dense engine learns from."""
+        white = self.input_gram is None
+        return {
+            "target": np.ascontiguousarray(self.dense_target(dtype)),
+            "input_gram": None if white else np.ascontiguousarray(self.input_gram, dtype=dtype),
+            "least_squares": None if white else np.ascontiguousarray(_dense(self.least_squares), dtype=dtype),
+            "loss_floor": self.loss_floor,
+            "observed": None,
+            "measurements": None,
+        }
+
     # ------------------------------------------------------------------------------------- reporting
 
     def describe(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ._dispatch import core
 from ._errors import ShapeError
 from ._version import __version__
 from .closure import Certificate, Family, drawn_again, multiply
+from .completion import Completion, Observations, Sensing
 from .implicit import ImplicitWeights
 from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
@@ -160,12 +161,14 @@ class Trajectory:
         Why this engine, and what was measured of its assumptions.
     config : dict
         Every setting of the run, in values that JSON knows.
-    problem : Problem or None
+    problem : Problem, Completion, Sensing or None
         What was learned.
     states : ReducedStates or DenseStates
         The raw records.
     wall_time : float
         Seconds that `train` took.
+    rates : ndarray, shape (T,), or None
+        What the layers' learning rates were multiplied by at each step, where they adapt.
     """
 
     def __init__(
@@ -175,9 +178,10 @@ class Trajectory:
         loss: npt.NDArray[np.float64],
         states: ReducedStates | DenseStates,
         certificate: Certificate,
-        problem: Problem | None,
+        problem: Problem | Observations | None,
         config: Mapping[str, Any],
         wall_time: float,
+        rates: npt.NDArray[np.float64] | None = None,
     ) -> None:
         self.steps = steps
         self.loss = loss
@@ -186,6 +190,7 @@ class Trajectory:
         self.problem = problem
         self.config = dict(config)
         self.wall_time = wall_time
+        self.rates = rates
         self._spectra: dict[int, Spectra] = {}
 
     @property
@@ -208,6 +213,8 @@ class Trajectory:
         """Numerical rank r of the target."""
         if self.problem is None:
             raise ValueError("the trajectory was saved without its problem")
+        if isinstance(self.problem, Observations):
+            raise ValueError("the rank of a matrix that is known in part is not known")
         return self.problem.target_factors().rank
 
     def __repr__(self) -> str:
@@ -828,6 +835,8 @@ class Trajectory:
             "wall_time": self.wall_time,
         }
         arrays: dict[str, npt.NDArray[Any]] = {"steps": self.steps, "loss": self.loss}
+        if self.rates is not None:
+            arrays["rates"] = self.rates
         meta["problem"] = _pack_problem(self.problem, arrays)
         if isinstance(self.states, ReducedStates):
             meta["states"] = _pack_reduced(self.states, arrays, weights)
@@ -933,6 +942,7 @@ def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajec
         problem=_unpack_problem(meta["problem"], arrays, meta["config"].get("problem", {})),
         config=meta["config"],
         wall_time=meta["wall_time"],
+        rates=arrays.get("rates"),
     )
 
 
@@ -1040,17 +1050,45 @@ def _unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> 
     return DenseStates(snapshot_steps=arrays["snapshot_steps"], tracking=tracking, **lists)
 
 
-def _pack_problem(problem: Problem | None, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any] | None:
+def _pack_target(target: LowRank | FloatArray, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    if isinstance(target, LowRank):
+        arrays["target_U"], arrays["target_s"], arrays["target_V"] = target.U, target.s, target.V
+    else:
+        arrays["target"] = target
+
+
+def _unpack_target(arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    if "target_U" in arrays:
+        return LowRank(arrays["target_U"], arrays["target_s"], arrays["target_V"])
+    return arrays.get("target")
+
+
+def _pack_observations(problem: Observations, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    if problem.truth is not None:
+        _pack_target(problem.truth, arrays)
+    arrays |= problem.to_arrays()
+    return {"loss_scale": problem.loss_scale, "kind": type(problem).__name__, "shape": problem.shape}
+
+
+def _unpack_observations(
+    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
+) -> Observations:
+    kind = {"Completion": Completion, "Sensing": Sensing}[meta["kind"]]
+    problem = kind.from_arrays(
+        arrays, tuple(meta["shape"]), loss_scale=meta["loss_scale"], truth=_unpack_target(arrays)
+    )
+    problem._restore(description)
+    return problem
+
+
+def _pack_problem(
+    problem: Problem | Observations | None, arrays: dict[str, npt.NDArray[Any]]
+) -> dict[str, Any] | None:
     if problem is None:
         return None
-    if isinstance(problem.target, LowRank):
-        arrays["target_U"], arrays["target_s"], arrays["target_V"] = (
-            problem.target.U,
-            problem.target.s,
-            problem.target.V,
-        )
-    else:
-        arrays["target"] = problem.target
+    if isinstance(problem, Observations):
+        return _pack_observations(problem, arrays)
+    _pack_target(problem.target, arrays)
     if problem.input_gram is not None:
         arrays["input_gram"] = problem.input_gram
     if problem.whitening is not None and problem.whitening.matrix is not None:
@@ -1066,14 +1104,16 @@ def _pack_problem(problem: Problem | None, arrays: dict[str, npt.NDArray[Any]]) 
 
 def _unpack_problem(
     meta: dict[str, Any] | None, arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
-) -> Problem | None:
+) -> Problem | Observations | None:
     if meta is None:
         return None
-    target: Any = arrays.get("target")
-    if target is None:
-        target = LowRank(arrays["target_U"], arrays["target_s"], arrays["target_V"])
+    if "kind" in meta:
+        return _unpack_observations(meta, arrays, description)
     problem = Problem(
-        target, arrays.get("input_gram"), meta["loss_scale"], output_norm_squared=meta["output_norm_squared"]
+        _unpack_target(arrays),
+        arrays.get("input_gram"),
+        meta["loss_scale"],
+        output_norm_squared=meta["output_norm_squared"],
     )
     problem._restore(description, meta.get("loss_floor"), arrays.get("whitening"), arrays.get("classes"))
     return problem

@@ -16,10 +16,14 @@ namespace dlnfast {
 //   l >  p:  D_L = E T_1^T,  G_l = D_l W_{l-1:p+1}^T, D_{l-1} = W_l^T D_l
 // p = L suits thin outputs, p = 0 thin inputs, a hidden bottleneck its own width; with equal widths
 // every pivot takes 6 (L - 1) d^3 flops and L is chosen.
-Index best_pivot(const std::vector<Index>& widths);
+// Where few entries of Phi are observed and the pivot is inside, E is never formed: P_L^T E and
+// E T_1^T follow from the entries (completion.hpp).
+// `ends` is what the product of the two ends costs beside a pivot inside, in entries: d_L d_0 unless
+// E is sparse.
+Index best_pivot(const std::vector<Index>& widths, double ends = -1.0);
 
 // Flops of one step with that pivot, S = I.
-double step_flops(const std::vector<Index>& widths, Index pivot);
+double step_flops(const std::vector<Index>& widths, Index pivot, double ends = -1.0);
 
 // Hears of every step of a layer whose gradient is known in factored form, G = scale L^T R, before it is
 // taken; layers count from 0. The blocks are gone afterwards.
@@ -33,7 +37,8 @@ class UpdateWatcher {
 
 // The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
 // beside them: the thin products, E, packed operands, one velocity per layer with momentum, and one
-// gradient where layers decay and none of their sides is thin. Networks no wider than `small`, where
+// gradient where layers decay and none of their sides is thin. Layers whose rate is 0 are only read.
+// Networks no wider than `small`, where
 // that pays, live in a copy that fits the first-level cache: `weights` follow when they are asked
 // for, and in the end.
 // An Interrupted that leaves `update` leaves the weights between two steps.
@@ -48,6 +53,7 @@ class DenseDescent final : public Stepper {
   void update() override;
   Index n_layers() const override;
   double largest_entry(Index layer) const override;
+  double rate() const override;
   Index steps_per_breath() const override;
 
   // The arrays of the caller, up to date.

@@ -4,25 +4,46 @@
 // All layers move at once:
 //   V_l <- momentum_l V_l + G_l + weight_decay_l W_l,   W_l <- W_l - learning_rate_l V_l,
 //   G_l  = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T .
+// Where only some entries of Phi, or linear measurements y = B vec(M*), are known, the loss is
+// c/2 ||Omega * (W - Phi)||^2 or c/2 ||B vec(W) - y||^2, and the gradient of that with respect to W
+// takes the place of W_{L:1} S - Phi.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 #include <vector>
 
+#include "dlnfast/completion.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
 namespace dlnfast {
 
-// What is learned: sufficient statistics of the data.
+// What is learned: sufficient statistics of the data, or observations of the matrix itself.
 template <class T>
 struct Objective {
-  MatrixRef<const T> target;         // Phi, d_L x d_0
+  MatrixRef<const T> target;         // Phi, d_L x d_0; no data where one of the last two is given
   MatrixRef<const T> input_gram;     // S, d_0 x d_0; no data: the identity
   MatrixRef<const T> least_squares;  // M*, d_L x d_0; needed only beside input_gram
   double loss_scale = 1.0;           // c
   double loss_floor = 0.0;           // the part of the loss that no W removes
+  const ObservedEntries<T>* observed = nullptr;
+  const Measurements<T>* measured = nullptr;
+
+  bool has_target() const { return observed == nullptr && measured == nullptr; }
+};
+
+// Rates that follow the weights: at every step learning_rate_l times
+//   eta = safety / (c sum_l m_l q_l s_l^2 + c max_l sum_{k != l} sqrt(m_l m_k) s_lk e + lambda),
+// with m_l = learning_rate_l, s_l (s_lk) the product of the largest singular values of all layers but l
+// (and k), and e a bound on the norm of the gradient of the loss with respect to W_{L:1}, over c. The
+// first sum bounds the Gauss-Newton part of the Hessian, in the metric of the rates, the second what the
+// residual adds; descent is stable below 2. Largest singular values come from power iteration that goes
+// on from step to step.
+struct AdaptiveRate {
+  double safety = 0.0;            // 0: rates are constant
+  std::vector<double> curvature;  // q_l: 1 where the whole of Phi is known
+  double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
 };
 
 // One value per layer.
@@ -30,6 +51,7 @@ struct Rates {
   std::vector<double> learning_rate;
   std::vector<double> weight_decay;
   std::vector<double> momentum;
+  AdaptiveRate adaptive;
 
   bool any_momentum() const {
     for (const double m : momentum) {
@@ -59,6 +81,7 @@ struct Progress {
   std::int64_t* record_steps = nullptr;  // n_records(schedule) values
   std::int64_t* n_losses = nullptr;
   std::int64_t* n_records = nullptr;
+  double* rate = nullptr;  // steps values of Stepper::rate, or nobody wants them
 };
 
 // Records of a whole run: 0, record_every, 2 record_every, .. and the last step.
@@ -75,6 +98,8 @@ class Stepper {
   virtual Index n_layers() const = 0;
   // Of layer `layer` (from 0), as largest_magnitude.
   virtual double largest_entry(Index layer) const = 0;
+  // What the layers' learning rates are multiplied by in the step that `evaluate` prepared.
+  virtual double rate() const { return 1.0; }
   // How many steps may pass between two looks at the clock.
   virtual Index steps_per_breath() const { return 1; }
 };

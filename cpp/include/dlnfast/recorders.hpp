@@ -98,7 +98,7 @@ class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
   Objective<T> objective_;
   Rates rates_;
   Context context_;
-  double gram_norm_ = 1.0;  // bound on ||S||_2
+  double gram_norm_ = 1.0;  // bound on ||S||_2, or on ||B||_2^2
   std::vector<Layer> layers_;
 };
 

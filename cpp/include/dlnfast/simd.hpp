@@ -123,6 +123,28 @@ DLNFAST_INLINE inline void transpose(typename P::Vector (&v)[P::size]) {
   }
 }
 
+template <int half, class Vector, int... lane>
+DLNFAST_INLINE inline Vector add_crosswise(const Vector& a, const Vector& b,
+                                           std::integer_sequence<int, lane...>) {
+  constexpr int n = sizeof...(lane);
+  return shuffle<((lane & half) == 0 ? lane : n + lane)...>(a, b) +
+         shuffle<((lane & half) == 0 ? lane + half : n + lane - half)...>(a, b);
+}
+
+// The sums of P::size vectors, one in each lane. Destroys them.
+template <class P, int half = 1>
+DLNFAST_INLINE inline typename P::Vector sums(typename P::Vector (&v)[P::size]) {
+  if constexpr (half < P::size) {
+    unroll<P::size / (2 * half)>([&](auto i) DLNFAST_INLINE {
+      constexpr int first = 2 * half * i;
+      v[first] = add_crosswise<half>(v[first], v[first + half],
+                                     std::make_integer_sequence<int, P::size>{});
+    });
+    return sums<P, 2 * half>(v);
+  }
+  return v[0];
+}
+
 // Holds a value in a register: GCC would rather load it again for every use.
 template <class Vector>
 DLNFAST_INLINE inline void keep([[maybe_unused]] Vector& v) {

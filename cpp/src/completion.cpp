@@ -1,0 +1,441 @@
+#include "dlnfast/completion.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "dlnfast/errors.hpp"
+#include "dlnfast/simd.hpp"
+#include "dlnfast/threads.hpp"
+#include "dlnfast/workspace.hpp"
+
+// The k entries of a column of X or Y that belong to one row or column of the matrix stand in one
+// piece, padded with zeros to whole vectors. An entry of the matrix is then one inner product of two
+// pieces and, once its residual is known, one multiple of a piece added to a sum. Entries are taken
+// `lanes` at a time: their inner products are added up together, in a tree of shuffles that ends with
+// one of them in each lane.
+//
+// Rows (and columns) are dealt to the team in chunks of about equally many entries, cut by the entries
+// alone, and the loss is added up chunk by chunk: results do not depend on the team.
+namespace dlnfast {
+namespace {
+
+constexpr double flops_per_thread = 4e5;
+constexpr Index entries_per_chunk = 4096;
+constexpr Index pieces_per_chunk = 256;
+
+template <class T>
+using Vector = typename simd::Pack<T>::Vector;
+
+template <class T>
+constexpr int lanes = simd::Pack<T>::size;
+
+// Vectors that hold one piece.
+template <class T>
+Index vectors_of(Index k) {
+  return (k + lanes<T> - 1) / lanes<T>;
+}
+
+// How far ahead pieces are asked for, in entries, where they do not fit the second-level cache.
+constexpr Index entries_ahead = 16;
+constexpr Index cache_bytes = 512 * 1024;
+
+// Columns j of `block` (k x n) become pieces, for begin <= j < end.
+template <class T>
+void gather_pieces(const MatrixRef<const T>& block, Index begin, Index end, T* pieces) {
+  const Index stride = vectors_of<T>(block.rows) * lanes<T>;
+  for (Index j = begin; j < end; ++j) {
+    T* piece = pieces + j * stride;
+    for (Index g = 0; g < block.rows; ++g) piece[g] = block.row(g)[j];
+    std::fill(piece + block.rows, piece + stride, T(0));
+  }
+}
+
+// One direction of the products: for every row i of `entries`, residuals e_ij = fixed_i . moving_j - Phi_ij
+// and the sum of e_ij moving_j.
+template <class T>
+struct Pass {
+  const SparseRows<T>* entries;
+  const T* fixed;     // pieces, one a row
+  const T* moving;    // pieces, one a column
+  MatrixRef<T> sums;  // k x rows; absent: only the loss is wanted
+};
+
+// fixed . pieces[g] - values[g] for `lanes` entries. n_vectors = 0: as many as `vectors` says.
+template <class T, int n_vectors>
+DLNFAST_INLINE inline Vector<T> inner_products(const T* fixed, const T* const* pieces,
+                                               Index vectors) {
+  using P = simd::Pack<T>;
+  Vector<T> dots[P::size] = {};
+  const auto add = [&](Index v) DLNFAST_INLINE {
+    Vector<T> x = P::load(fixed + v * P::size);
+    simd::keep(x);
+    simd::unroll<P::size>([&](auto g)
+                              DLNFAST_INLINE { dots[g] += x * P::load(pieces[g] + v * P::size); });
+  };
+  if constexpr (n_vectors > 0) {
+    simd::unroll<n_vectors>([&](auto v) DLNFAST_INLINE { add(v); });
+  } else {
+    for (Index v = 0; v < vectors; ++v) add(v);
+  }
+  return simd::sums<P>(dots);
+}
+
+// Asks for the pieces of the entries from `at` on.
+template <class T>
+void prefetch_pieces(const SparseRows<T>& entries, const T* moving, Index stride, Index at,
+                     Index end) {
+  for (Index e = at; e < std::min<Index>(at + lanes<T>, end); ++e) {
+    const char* piece = reinterpret_cast<const char*>(moving + entries.index[e] * stride);
+    for (Index b = 0; b < stride * static_cast<Index>(sizeof(T)); b += 64) {
+      __builtin_prefetch(piece + b, 0, 3);
+    }
+  }
+}
+
+template <class T, int n_vectors>
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
+  using P = simd::Pack<T>;
+  const SparseRows<T>& entries = *pass.entries;
+  const Index vectors = n_vectors > 0 ? n_vectors : vectors_of<T>(k);
+  const Index stride = vectors * P::size;
+  const bool sums = !pass.sums.absent();
+  const bool far = entries.cols * stride * static_cast<Index>(sizeof(T)) > cache_bytes;
+  const Index last = entries.start[end];
+  // Beyond a few vectors the sums of a row live in memory: the first-level cache.
+  constexpr int held = n_vectors > 0 ? n_vectors : 1;
+  std::vector<T> long_sum(n_vectors > 0 ? 0 : static_cast<std::size_t>(stride));
+  Vector<T> squares = {};
+  for (Index i = begin; i < end; ++i) {
+    const T* fixed = pass.fixed + i * stride;
+    Vector<T> sum[held] = {};
+    std::fill(long_sum.begin(), long_sum.end(), T(0));
+    const auto add = [&](const T* const* pieces, const Vector<T>& e) DLNFAST_INLINE {
+      squares += e * e;
+      if (!sums) return;
+      T error[P::size];
+      P::store(error, e);
+      // Two sums that begin anew with every group: one running sum would wait for itself.
+      const auto weighted = [&](Index v) DLNFAST_INLINE {
+        Vector<T> even = {}, odd = {};
+        simd::unroll<P::size / 2>([&](auto g) DLNFAST_INLINE {
+          even += P::load(pieces[2 * g] + v * P::size) * error[2 * g];
+          odd += P::load(pieces[2 * g + 1] + v * P::size) * error[2 * g + 1];
+        });
+        return even + odd;
+      };
+      if constexpr (n_vectors > 0) {
+        simd::unroll<n_vectors>([&](auto v) DLNFAST_INLINE { sum[v] += weighted(v); });
+      } else {
+        for (Index v = 0; v < vectors; ++v) {
+          T* to = long_sum.data() + v * P::size;
+          P::store(to, P::load(to) + weighted(v));
+        }
+      }
+    };
+    const Index stop = entries.start[i + 1];
+    Index at = entries.start[i];
+    const T* pieces[P::size];
+    for (; at + P::size <= stop; at += P::size) {
+      if (far) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
+      const std::int32_t* index = entries.index + at;
+      simd::unroll<P::size>([&](auto g)
+                                DLNFAST_INLINE { pieces[g] = pass.moving + index[g] * stride; });
+      add(pieces,
+          inner_products<T, n_vectors>(fixed, pieces, vectors) - P::load(entries.values + at));
+    }
+    if (const int n = static_cast<int>(stop - at); n > 0) {
+      if (far) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
+      // The lanes that are left over look at the first entry again, and do not count.
+      T error[P::size] = {};
+      for (int g = 0; g < P::size; ++g) {
+        pieces[g] = pass.moving + entries.index[at + (g < n ? g : 0)] * stride;
+      }
+      T product[P::size];
+      P::store(product, inner_products<T, n_vectors>(fixed, pieces, vectors));
+      for (int g = 0; g < n; ++g) error[g] = product[g] - entries.values[at + g];
+      add(pieces, P::load(error));
+    }
+    if (!sums) continue;
+    T piece[held * P::size];
+    if constexpr (n_vectors > 0) {
+      simd::unroll<n_vectors>([&](auto v)
+                                  DLNFAST_INLINE { P::store(piece + v * P::size, sum[v]); });
+    }
+    const T* from = n_vectors > 0 ? piece : long_sum.data();
+    for (Index g = 0; g < k; ++g) pass.sums.row(g)[i] = from[g];
+  }
+  return static_cast<double>(P::sum(squares));
+}
+
+template <class T>
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
+  switch (vectors_of<T>(k)) {
+    case 1: return run_rows<T, 1>(pass, begin, end, k);
+    case 2: return run_rows<T, 2>(pass, begin, end, k);
+    case 3: return run_rows<T, 3>(pass, begin, end, k);
+    case 4: return run_rows<T, 4>(pass, begin, end, k);
+    default: return run_rows<T, 0>(pass, begin, end, k);
+  }
+}
+
+// The first row of chunk c of n: the one that holds the entry where the chunk begins.
+template <class T>
+Index chunk_begin(const SparseRows<T>& entries, Index c, Index n) {
+  if (c == 0) return 0;
+  if (c == n) return entries.rows;
+  // As if every row had one entry more, so that empty rows are dealt out as well.
+  const Index total = entries.size + entries.rows;
+  const Index wanted = static_cast<Index>(static_cast<double>(total) * static_cast<double>(c) /
+                                          static_cast<double>(n));
+  Index low = 0, high = entries.rows;
+  while (low < high) {
+    const Index middle = (low + high) / 2;
+    if (entries.start[middle] + middle < wanted) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+template <class T>
+Index count_chunks(const SparseRows<T>& entries) {
+  return std::max<Index>(1, (entries.size + entries.rows) / entries_per_chunk);
+}
+
+template <class T>
+void check_order(const SparseRows<T>& e, const char* name) {
+  const std::string what(name);
+  if (e.rows < 0 || e.cols < 0 || e.size < 0) throw ShapeError(what + " have a negative size");
+  if (e.start == nullptr) throw ShapeError(what + " have no starts");
+  if (e.cols > std::numeric_limits<std::int32_t>::max()) {
+    throw ShapeError(what + " have more columns than 32 bits count");
+  }
+  bool ascending = e.start[0] == 0 && e.start[e.rows] == e.size;
+  for (Index i = 0; i < e.rows; ++i) ascending = ascending && e.start[i] <= e.start[i + 1];
+  if (!ascending) {
+    throw std::invalid_argument(what + " have starts that do not ascend from 0 to their number");
+  }
+  for (Index at = 0; at < e.size; ++at) {
+    if (e.index[at] < 0 || e.index[at] >= e.cols) {
+      throw std::invalid_argument(what + " have an index outside the matrix");
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void check_entries(const ObservedEntries<T>& entries) {
+  const SparseRows<T>&a = entries.by_rows, &b = entries.by_columns;
+  if (a.rows != b.cols || a.cols != b.rows) {
+    throw ShapeError("the entries are " + std::to_string(a.rows) + " x " + std::to_string(a.cols) +
+                     " by rows and " + std::to_string(b.cols) + " x " + std::to_string(b.rows) +
+                     " by columns");
+  }
+  check_order(a, "the entries by rows");
+  check_order(b, "the entries by columns");
+  require_length(b.size, a.size, "the entries by columns");
+}
+
+template <class T>
+Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, const T* value,
+                   Index rows, Index cols, std::int64_t* start, std::int32_t* index, T* values) {
+  if (n < 0 || rows < 0 || cols < 0) throw ShapeError("entries have a negative size");
+  if (std::max(rows, cols) > std::numeric_limits<std::int32_t>::max()) {
+    throw ShapeError("a matrix has more rows or columns than 32 bits count");
+  }
+  for (Index e = 0; e < n; ++e) {
+    if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) return e;
+  }
+  // By columns first, then stably by rows: columns end up in order within each row.
+  std::vector<Index> place(static_cast<std::size_t>(std::max(rows, cols)) + 1, 0);
+  std::vector<Index> by_column(static_cast<std::size_t>(n));
+  for (Index e = 0; e < n; ++e) ++place[col[e] + 1];
+  for (Index j = 0; j < cols; ++j) place[j + 1] += place[j];
+  for (Index e = 0; e < n; ++e) by_column[place[col[e]]++] = e;
+  std::fill(start, start + rows + 1, 0);
+  for (Index e = 0; e < n; ++e) ++start[row[e] + 1];
+  for (Index i = 0; i < rows; ++i) start[i + 1] += start[i];
+  std::copy(start, start + rows, place.begin());
+  Index repeated = -1;
+  for (Index c = 0; c < n; ++c) {
+    const Index e = by_column[c];
+    const Index to = place[row[e]]++;
+    index[to] = static_cast<std::int32_t>(col[e]);
+    values[to] = value[e];
+    // Equal places come one after the other, in the order of the input.
+    if (to > start[row[e]] && index[to - 1] == index[to]) {
+      repeated = repeated < 0 ? e : std::min(repeated, e);
+    }
+  }
+  return repeated;
+}
+
+template <class T>
+void transpose_entries(const SparseRows<T>& by_rows, std::int64_t* start, std::int32_t* index,
+                       T* values) {
+  check_order(by_rows, "the entries by rows");
+  const Index n = by_rows.size;
+  std::fill(start, start + by_rows.cols + 1, 0);
+  for (Index e = 0; e < n; ++e) ++start[by_rows.index[e] + 1];
+  for (Index j = 0; j < by_rows.cols; ++j) start[j + 1] += start[j];
+  std::vector<Index> place(start, start + by_rows.cols);
+  for (Index i = 0; i < by_rows.rows; ++i) {
+    for (Index at = by_rows.start[i]; at < by_rows.start[i + 1]; ++at) {
+      const Index to = place[by_rows.index[at]]++;
+      index[to] = static_cast<std::int32_t>(i);
+      values[to] = by_rows.values[at];
+    }
+  }
+}
+
+template <class T>
+double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x,
+                         MatrixRef<const T> y, MatrixRef<T> left, MatrixRef<T> right,
+                         const Context& context) {
+  const Index k = x.rows, m = entries.rows(), n = entries.cols();
+  require_shape(x, k, m, "the left factor");
+  require_shape(y, k, n, "the right factor");
+  if (!left.absent()) require_shape(left, k, m, "the product with the right factor");
+  if (!right.absent()) require_shape(right, k, n, "the product with the left factor");
+  context.breathe();
+
+  const Index stride = vectors_of<T>(k) * lanes<T>;
+  const Index row_chunks = count_chunks(entries.by_rows);
+  const Index column_chunks = right.absent() ? 0 : count_chunks(entries.by_columns);
+  Workspace own;
+  Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
+  // Losses of the chunks stand behind the pieces.
+  const Index n_losses = row_chunks * static_cast<Index>(sizeof(double) / sizeof(T));
+  T* const losses_at = workspace.reserve<T>((m + n) * stride + n_losses) + (m + n) * stride;
+  auto* losses = reinterpret_cast<double*>(losses_at);
+  T* const left_pieces = losses_at - (m + n) * stride;
+  T* const right_pieces = left_pieces + m * stride;
+
+  const double size = static_cast<double>(entries.by_rows.size);
+  const double flops = (right.absent() ? 4.0 : 8.0) * size * static_cast<double>(stride);
+  const int team = team_size(context.n_threads, flops, flops_per_thread);
+  const Index left_chunks = (m + pieces_per_chunk - 1) / pieces_per_chunk;
+  const Index right_chunks = (n + pieces_per_chunk - 1) / pieces_per_chunk;
+  parallel_deal(team, left_chunks + right_chunks, [&](Index c) {
+    const bool of_left = c < left_chunks;
+    const Index begin = (of_left ? c : c - left_chunks) * pieces_per_chunk;
+    const MatrixRef<const T>& block = of_left ? x : y;
+    gather_pieces<T>(block, begin, std::min(begin + pieces_per_chunk, block.cols),
+                     of_left ? left_pieces : right_pieces);
+  });
+
+  const Pass<T> rows{&entries.by_rows, left_pieces, right_pieces, left};
+  const Pass<T> columns{&entries.by_columns, right_pieces, left_pieces, right};
+  parallel_deal(team, row_chunks + column_chunks, [&](Index c) {
+    const bool of_rows = c < row_chunks;
+    const Pass<T>& pass = of_rows ? rows : columns;
+    const Index chunks = of_rows ? row_chunks : column_chunks;
+    const Index chunk = of_rows ? c : c - row_chunks;
+    const Index begin = chunk_begin(*pass.entries, chunk, chunks);
+    const Index end = chunk_begin(*pass.entries, chunk + 1, chunks);
+    const double loss = run_rows<T>(pass, begin, end, k);
+    if (of_rows) losses[chunk] = loss;
+  });
+  double total = 0.0;
+  for (Index c = 0; c < row_chunks; ++c) total += losses[c];
+  return total;
+}
+
+template <class T>
+double masked_residual(const SparseRows<T>& by_rows, MatrixRef<const T> m, MatrixRef<T> error,
+                       const Context& context) {
+  require_shape(m, by_rows.rows, by_rows.cols, "the matrix");
+  require_shape(error, by_rows.rows, by_rows.cols, "the residual");
+  const Index n_chunks = count_chunks(by_rows);
+  Workspace own;
+  Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
+  double* const losses = workspace.reserve<double>(n_chunks);
+  const double work = static_cast<double>(by_rows.rows) * static_cast<double>(by_rows.cols);
+  parallel_deal(team_size(context.n_threads, work, 65536.0), n_chunks, [&](Index c) {
+    const Index end = chunk_begin(by_rows, c + 1, n_chunks);
+    double loss = 0.0;
+    for (Index i = chunk_begin(by_rows, c, n_chunks); i < end; ++i) {
+      T* const e = error.row(i);
+      const T* const w = m.row(i);
+      std::fill(e, e + by_rows.cols, T(0));
+      for (Index at = by_rows.start[i]; at < by_rows.start[i + 1]; ++at) {
+        const T difference = w[by_rows.index[at]] - by_rows.values[at];
+        e[by_rows.index[at]] = difference;
+        loss += static_cast<double>(difference) * static_cast<double>(difference);
+      }
+    }
+    losses[c] = loss;
+  });
+  double total = 0.0;
+  for (Index c = 0; c < n_chunks; ++c) total += losses[c];
+  return total;
+}
+
+template <class T>
+double measured_residual(const Measurements<T>& measurements, MatrixRef<const T> m,
+                         MatrixRef<T> error, const Context& context) {
+  const MatrixRef<const T>& b = measurements.operators;
+  const Index size = m.rows * m.cols;
+  require_shape(error, m.rows, m.cols, "the residual");
+  require_shape(b, b.rows, size, "the measurement operators");
+  if (m.stride != m.cols || error.stride != error.cols) {
+    throw ShapeError("a measured matrix is not contiguous");
+  }
+  // Each chunk of measurements has a sum of its own; more than a few would take more time to add up
+  // than they save.
+  constexpr Index most_chunks = 8;
+  constexpr Index elements_per_chunk = 65536;
+  const Index n_chunks = std::clamp<Index>(b.rows * size / elements_per_chunk, 1, most_chunks);
+  Workspace own;
+  Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
+  double* const losses = workspace.reserve<double>(n_chunks + n_chunks * size);
+  T* const sums = reinterpret_cast<T*>(losses + n_chunks);
+  using Row = Eigen::Matrix<T, 1, Eigen::Dynamic>;
+  const Eigen::Map<const Row> w(m.data, size);
+  const double flops = 4.0 * static_cast<double>(b.rows) * static_cast<double>(size);
+  const int team = team_size(context.n_threads, flops, flops_per_thread);
+  parallel_deal(team, n_chunks, [&](Index c) {
+    Eigen::Map<Row> sum(sums + c * size, size);
+    sum.setZero();
+    double loss = 0.0;
+    const Share mine = share(b.rows, 1, c, n_chunks);
+    for (Index i = mine.begin; i < mine.end; ++i) {
+      const Eigen::Map<const Row> row(b.row(i), size);
+      const T residual = row.dot(w) - measurements.values[i];
+      sum += residual * row;
+      loss += static_cast<double>(residual) * static_cast<double>(residual);
+    }
+    losses[c] = loss;
+  });
+  Eigen::Map<Row> e(error.data, size);
+  e = Eigen::Map<const Row>(sums, size);
+  double total = losses[0];
+  for (Index c = 1; c < n_chunks; ++c) {
+    e += Eigen::Map<const Row>(sums + c * size, size);
+    total += losses[c];
+  }
+  return total;
+}
+
+#define DLNFAST_INSTANTIATE(T)                                                                     \
+  template void check_entries<T>(const ObservedEntries<T>&);                                       \
+  template Index sort_entries<T>(Index, const std::int64_t*, const std::int64_t*, const T*, Index, \
+                                 Index, std::int64_t*, std::int32_t*, T*);                         \
+  template void transpose_entries<T>(const SparseRows<T>&, std::int64_t*, std::int32_t*, T*);      \
+  template double residual_products<T>(const ObservedEntries<T>&, MatrixRef<const T>,              \
+                                       MatrixRef<const T>, MatrixRef<T>, MatrixRef<T>,             \
+                                       const Context&);                                            \
+  template double masked_residual<T>(const SparseRows<T>&, MatrixRef<const T>, MatrixRef<T>,       \
+                                     const Context&);                                              \
+  template double measured_residual<T>(const Measurements<T>&, MatrixRef<const T>, MatrixRef<T>,   \
+                                       const Context&);
+DLNFAST_INSTANTIATE(float)
+DLNFAST_INSTANTIATE(double)
+#undef DLNFAST_INSTANTIATE
+
+}  // namespace dlnfast

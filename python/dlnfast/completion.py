@@ -1,0 +1,985 @@
+"""Matrices known in part: completion from observed entries, sensing from linear measurements."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
+from ._dispatch import core
+from ._errors import ShapeError
+from .problem import LowRank, low_rank_recovery
+
+#: Entries in one order: where each row starts, the column of each entry, its value.
+SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
+#: A matrix as an array or as the layers W_1 .. W_L whose product it is.
+MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike]
+
+NORMALIZATIONS: Final = ("relative", "mean", "unobserved")
+
+
+class Observations(ABC):
+    """What `Completion` and `Sensing` share: a matrix that is known through linear observations.
+
+    Attributes
+    ----------
+    dim_in, dim_out : int
+        d_x and d_y.
+    loss_scale : float
+        c.
+    reduction : str or None
+        What it stands for.
+    truth : LowRank or ndarray or None
+        The whole matrix, where it is known.
+    """
+
+    #: As of a `Problem` with white inputs and no samples.
+    input_gram: None = None
+    gram_eigen: None = None
+    whitening: None = None
+    inputs: None = None
+    outputs: None = None
+    labels: None = None
+    classes: None = None
+    loss_floor: float = 0.0
+    whitened: bool = True
+
+    dim_in: int
+    dim_out: int
+    loss_scale: float
+    reduction: str | None
+    truth: LowRank | FloatArray | None
+    _source: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_y, d_x)."""
+        return self.dim_out, self.dim_in
+
+    @abstractmethod
+    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+        """Return what the dense engine learns from."""
+
+    @abstractmethod
+    def loss(self, W: MatrixOrLayers) -> float:
+        """Return the loss of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
+
+    @abstractmethod
+    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap | FloatArray:
+        """Return minus the gradient with respect to W_{L:1}, over c: at W = 0, or at given layers."""
+
+    @property
+    @abstractmethod
+    def n_observations(self) -> int:
+        """How many numbers are known."""
+
+    @property
+    @abstractmethod
+    def density(self) -> float:
+        """What the observations keep of ``||W||_F^2`` for a matrix that they do not favour."""
+
+    @property
+    def error_scale(self) -> float:
+        """Bound on the gradient with respect to W_{L:1}, over c times the norm of the residuals."""
+        return 1.0
+
+    def recovery_error(self, W: MatrixOrLayers, normalization: str = "relative") -> float:
+        r"""Return how far a matrix is from the truth.
+
+        Parameters
+        ----------
+        W : array_like or LowRank, shape (d_y, d_x), or sequence of array_like
+            The matrix, or layers ``W_1 .. W_L``, whose product is then never formed where they are thin.
+        normalization : {"relative", "mean", "unobserved"}
+            "relative": ``||W - Phi||_F / ||Phi||_F``. "mean": ``||W - Phi||_F^2 / (2 d_y d_x)``. "unobserved":
+            the same sum over the unobserved entries alone, still over ``2 d_y d_x``; for `Completion`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            If the truth is not known, or for another normalization.
+
+        Notes
+        -----
+        The literature reports all three. O((d_y + d_x) (k + r)^2) for k-wide layers and a truth of rank r.
+        """
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalization is {normalization!r}; wanted one of {', '.join(map(repr, NORMALIZATIONS))}"
+            )
+        if self.truth is None:
+            raise ValueError("the truth is not known: truth=... of the problem")
+        square = _squared_distance(_factors(W, self.shape), self.truth)
+        if normalization == "relative":
+            norm = np.linalg.norm(self.truth.s if isinstance(self.truth, LowRank) else self.truth)
+            return math.sqrt(square) / float(norm)
+        if normalization == "unobserved":
+            square = max(square - self._observed_distance(W), 0.0)
+        return square / (2 * self.dim_out * self.dim_in)
+
+    def _observed_distance(self, W: MatrixOrLayers) -> float:
+        """Return ``||Omega * (W - Phi)||_F^2``."""
+        raise ValueError('normalization is "unobserved", but measurements have no entries that they observe')
+
+    def target_values(self, rank: int) -> npt.NDArray[np.float64]:
+        """Return the leading singular values of the surrogate, an estimate of those of Phi.
+
+        The surrogate is what the observations give back of the matrix, over their `density`.
+        """
+        return leading_factors(self.backprojection(), rank).s / self.density
+
+    def describe(self) -> dict[str, Any]:
+        """Return the configuration in values that JSON knows."""
+        return {
+            "source": dict(self._source),
+            "kind": type(self).__name__.lower(),
+            "dim_in": self.dim_in,
+            "dim_out": self.dim_out,
+            "n_observations": self.n_observations,
+            "loss_scale": self.loss_scale,
+            "reduction": self.reduction,
+        }
+
+    @abstractmethod
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what a file has to keep."""
+
+    def _restore(self, description: Mapping[str, Any]) -> None:
+        """Take back what `describe` said."""
+        self.reduction = description.get("reduction")
+        self._source = dict(description.get("source", self._source))
+
+    def __repr__(self) -> str:
+        """Return the dimensions, what is known and the scale of the loss."""
+        return (
+            f"{type(self).__name__}({self.dim_out} x {self.dim_in}, {self.n_observations} observations, "
+            f"loss_scale={self.loss_scale:.6g})"
+        )
+
+
+class Completion(Observations):
+    r"""Deep matrix completion: ``l = c/2 ||Omega * (W_L ... W_1 - Phi)||_F^2``, Omega the observed entries.
+
+    Parameters
+    ----------
+    rows, columns : array_like of int, shape (n,)
+        Where the entries are, from 0, in any order.
+    values : array_like, shape (n,)
+        Phi there.
+    shape : (int, int)
+        (d_y, d_x). Rows and columns without any entry are allowed: they see no gradient but weight decay's;
+        `empty_rows` and `empty_columns` name them.
+    reduction : {"mean", "observed", "sum"}
+        c = 1 / (d_y d_x), as the authors of arXiv 2406.04112 have it; 1 / n; 1. **It rescales every learning
+        rate.**
+    loss_scale : float, optional
+        c itself, in place of `reduction`.
+    truth : array_like or LowRank, shape (d_y, d_x), optional
+        The whole of Phi, for `recovery_error`.
+
+    Attributes
+    ----------
+    n_observations : int
+        n.
+    density : float
+        p = n / (d_y d_x).
+
+    Raises
+    ------
+    TypeError, ShapeError
+        For arrays of the wrong type or length.
+    ValueError
+        For no entry at all, places outside the matrix, a place given twice (both values are named), and
+        values that are not finite.
+
+    Notes
+    -----
+    Entries are kept by rows and by columns, 2 (4 + 8) bytes each, 24 in all; sorting them is O(n). Two more
+    copies of the values are made for float32 weights.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.Completion([0, 1, 1], [0, 0, 1], [1.0, 2.0, 4.0], shape=(2, 2), truth=[[1, 2], [2, 4]])
+    >>> problem.density, problem.loss([[1.0, 0.0], [2.0, 2.0]])  # 4 / 2, over 4 entries
+    (0.75, 0.5)
+    >>> problem.recovery_error([[1.0, 0.0], [2.0, 4.0]], "unobserved")
+    0.5
+    """
+
+    def __init__(
+        self,
+        rows: npt.ArrayLike,
+        columns: npt.ArrayLike,
+        values: npt.ArrayLike,
+        shape: tuple[int, int],
+        *,
+        reduction: str = "mean",
+        loss_scale: float | None = None,
+        truth: npt.ArrayLike | LowRank | None = None,
+    ) -> None:
+        self.dim_out, self.dim_in = _check_shape(shape)
+        known = as_vector(values, "values", dtype=np.float64)
+        places = [_as_places(rows, "rows", known.size), _as_places(columns, "columns", known.size)]
+        self._by_rows = _sorted(*places, known, self.shape)
+        self._by_columns = _transposed(self._by_rows, self.dim_in)
+        self.reduction = reduction if loss_scale is None else None
+        self.loss_scale = _scale(reduction, loss_scale, self.shape, known.size, "observed")
+        self.truth = _as_truth(truth, self.shape)
+        self._single: tuple[SparseRows, SparseRows] | None = None
+        self._source = {"name": "entries"}
+
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: npt.ArrayLike,
+        mask: npt.ArrayLike | None = None,
+        **options: Any,
+    ) -> Completion:
+        """Return the completion of an array of which some entries count.
+
+        Parameters
+        ----------
+        matrix : array_like, shape (d_y, d_x)
+            Phi. Without `mask` its NaNs are the unknown entries.
+        mask : array_like of bool, shape (d_y, d_x), optional
+            True where Phi is observed; what stands elsewhere is not looked at.
+        **options
+            As of the class.
+        """
+        array = np.asarray(matrix)
+        if array.ndim != 2:
+            raise ShapeError(f"matrix has shape {array.shape}; wanted a matrix (2 axes)")
+        if mask is None:
+            if array.dtype.kind not in "fiub":
+                raise TypeError(f"matrix has dtype {array.dtype}; wanted real numbers")
+            known = ~np.isnan(array)
+        else:
+            known = np.asarray(mask)
+            if known.dtype != np.bool_:
+                raise TypeError(f"mask has dtype {known.dtype}; wanted bool")
+            if known.shape != array.shape:
+                raise ShapeError(f"mask has shape {known.shape}; wanted that of matrix, {array.shape}")
+        rows, columns = np.nonzero(known)
+        return cls(rows, columns, array[rows, columns], (array.shape[0], array.shape[1]), **options)
+
+    @classmethod
+    def from_sparse(cls, matrix: Any, **options: Any) -> Completion:
+        """Return the completion of a SciPy sparse matrix or array: its stored entries, zeros included.
+
+        Parameters
+        ----------
+        matrix : scipy.sparse array or matrix, shape (d_y, d_x)
+            Of any format. Entries that are stored twice are refused.
+        **options
+            As of the class.
+        """
+        if not hasattr(matrix, "tocoo"):
+            raise TypeError(f"matrix is {type(matrix).__name__}; wanted a SciPy sparse matrix or array")
+        entries = matrix.tocoo()
+        return cls(entries.row, entries.col, entries.data, entries.shape, **options)
+
+    # ----------------------------------------------------------------------------------------- entries
+
+    @property
+    def n_observations(self) -> int:
+        """n, the number of observed entries."""
+        return int(self._by_rows[2].size)
+
+    @property
+    def density(self) -> float:
+        """p = n / (d_y d_x)."""
+        return self.n_observations / (self.dim_out * self.dim_in)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Row of every entry, (n,), ascending."""
+        return np.repeat(np.arange(self.dim_out), np.diff(self._by_rows[0]))
+
+    @property
+    def columns(self) -> npt.NDArray[np.int32]:
+        """Column of every entry, (n,), ascending within a row."""
+        return self._by_rows[1]
+
+    @property
+    def values(self) -> FloatArray:
+        """Phi at the entries, (n,), in that order."""
+        return self._by_rows[2]
+
+    @property
+    def empty_rows(self) -> npt.NDArray[np.int64]:
+        """Rows without any entry."""
+        return np.flatnonzero(np.diff(self._by_rows[0]) == 0)
+
+    @property
+    def empty_columns(self) -> npt.NDArray[np.int64]:
+        """Columns without any entry."""
+        return np.flatnonzero(np.diff(self._by_columns[0]) == 0)
+
+    def entries(self, dtype: npt.DTypeLike = np.float64) -> tuple[SparseRows, SparseRows]:
+        """Return the entries by rows and by columns, each as (start, index, values)."""
+        if np.dtype(dtype) == np.float64:
+            return self._by_rows, self._by_columns
+        if self._single is None:
+            start, index, values = self._by_rows
+            by_rows = (start, index, values.astype(np.float32))
+            start, index, values = self._by_columns
+            self._single = by_rows, (start, index, values.astype(np.float32))
+        return self._single
+
+    def replaced(self, values: npt.ArrayLike) -> Completion:
+        """Return the same places with other values, in the order of `rows` and `columns`; no truth."""
+        known = as_vector(values, "values", length=self.n_observations, dtype=np.float64)
+        other = object.__new__(Completion)
+        other.__dict__.update(self.__dict__)
+        other.truth, other._single = None, None
+        other._by_rows = (*self._by_rows[:2], known)
+        other._by_columns = _transposed(other._by_rows, self.dim_in)
+        other._source = {"name": "entries"}
+        for name in ("_backprojection_at_zero",):
+            other.__dict__.pop(name, None)
+        return other
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what a file has to keep."""
+        start, index, values = self._by_rows
+        return {"observed_start": start, "observed_index": index, "observed_values": values}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
+    ) -> Completion:
+        """Return the problem that `to_arrays` described."""
+        rows = np.repeat(np.arange(shape[0]), np.diff(arrays["observed_start"]))
+        return cls(rows, arrays["observed_index"], arrays["observed_values"], shape, **options)
+
+    # ------------------------------------------------------------------------------------------- loss
+
+    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+        """Return what the dense engine learns from."""
+        return _NO_STATISTICS | {"observed": self.entries(dtype), "measurements": None}
+
+    def predict(
+        self, W: MatrixOrLayers, rows: npt.ArrayLike | None = None, columns: npt.ArrayLike | None = None
+    ) -> FloatArray:
+        """Return entries of a matrix.
+
+        Parameters
+        ----------
+        W : array_like, LowRank or sequence of array_like
+            The matrix, or layers ``W_1 .. W_L``.
+        rows, columns : array_like of int, shape (n,), optional
+            Where; by default at the observed entries, in the order of `values`.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+        """
+        left, right = _factors(W, self.shape)
+        if rows is None or columns is None:
+            if rows is not None or columns is not None:
+                raise ValueError("rows and columns belong together; only one of them is given")
+            i, j = self.rows, self.columns.astype(np.int64)
+        else:
+            j = _as_places(columns, "columns", None)
+            i = _as_places(rows, "rows", j.size)
+            for place, name, limit in ((i, "rows", self.dim_out), (j, "columns", self.dim_in)):
+                if place.size and (place.min() < 0 or place.max() >= limit):
+                    raise ValueError(
+                        f"{name} reaches from {place.min()} to {place.max()}; wanted 0 to {limit - 1}"
+                    )
+        return entries_of_product(left, right, i, j)
+
+    def loss(self, W: MatrixOrLayers) -> float:
+        """Return ``c/2 ||Omega * (W - Phi)||_F^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
+        return self.loss_scale / 2 * self._squares(W, self.values)
+
+    def _observed_distance(self, W: MatrixOrLayers) -> float:
+        assert self.truth is not None
+        known = entries_of_product(
+            *_factors(self.truth, self.shape), self.rows, self.columns.astype(np.int64)
+        )
+        return self._squares(W, known)
+
+    def _squares(self, W: MatrixOrLayers, known: FloatArray) -> float:
+        difference = self.predict(W) - known
+        return float(difference @ difference)
+
+    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap:
+        """Return ``Omega * (Phi - W_{L:1})`` as a linear map; ``Omega * Phi`` without `weights`."""
+        if weights is None:
+            return SparseMap(self.entries(), self.shape)
+        return SparseMap(self.replaced(self.values - self.predict(weights)).entries(), self.shape)
+
+
+class Sensing(Observations):
+    r"""Deep matrix sensing: ``l = c/2 sum_i (<A_i, W_L ... W_1> - y_i)^2``.
+
+    Parameters
+    ----------
+    operators : array_like, shape (m, d_y, d_x), or pair of array_like, or scipy.sparse
+        A_1 .. A_m. Rank-one ones ``A_i = a_i b_i^T`` as the pair of (m, d_y) and (m, d_x). As a SciPy sparse
+        array of shape (m, d_y d_x), rows by rows, give `shape` too.
+    values : array_like, shape (m,)
+        y_i.
+    shape : (int, int), optional
+        (d_y, d_x), for sparse operators.
+    reduction : {"sum", "observed", "mean"}
+        c = 1; 1 / m; 1 / (d_y d_x).
+    loss_scale : float, optional
+        c itself.
+    truth : array_like or LowRank, optional
+        As for `Completion`.
+
+    Raises
+    ------
+    TypeError, ShapeError, ValueError
+        As for `Completion`.
+
+    Notes
+    -----
+    The dense engine keeps all operators as one array, 8 m d_y d_x bytes, and reads it once a step. With
+    frozen bases (``train_compressed(..., outer=0)``) they are projected once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dlnfast as dln
+    >>> operators = np.random.default_rng(0).standard_normal((5, 2, 3))
+    >>> problem = dln.Sensing(operators, operators.sum(axis=(1, 2)))  # y = <A_i, ones>
+    >>> round(problem.loss(np.ones((2, 3))), 12)
+    0.0
+    """
+
+    def __init__(
+        self,
+        operators: Any,
+        values: npt.ArrayLike,
+        *,
+        shape: tuple[int, int] | None = None,
+        reduction: str = "sum",
+        loss_scale: float | None = None,
+        truth: npt.ArrayLike | LowRank | None = None,
+    ) -> None:
+        self.values = as_vector(values, "values", dtype=np.float64)
+        m = self.values.size
+        self._sparse: Any = None
+        self._rank_one: tuple[FloatArray, FloatArray] | None = None
+        self._dense: FloatArray | None = None
+        if hasattr(operators, "tocsr"):
+            if shape is None:
+                raise ValueError("shape is needed for sparse operators: (d_y, d_x)")
+            self.dim_out, self.dim_in = _check_shape(shape)
+            self._sparse = operators.tocsr()
+            wanted = (m, self.dim_out * self.dim_in)
+            if self._sparse.shape != wanted:
+                raise ShapeError(f"operators has shape {self._sparse.shape}; wanted {wanted}, (m, d_y d_x)")
+            if not np.isfinite(self._sparse.data).all():
+                raise ValueError("operators has a value that is not finite")
+        elif isinstance(operators, (tuple, list)) and len(operators) == 2 and np.ndim(operators[0]) == 2:
+            left = as_matrix(operators[0], "operators[0]", shape=(m, None), dtype=np.float64)
+            right = as_matrix(operators[1], "operators[1]", shape=(m, None), dtype=np.float64)
+            self._rank_one = left, right
+            self.dim_out, self.dim_in = left.shape[1], right.shape[1]
+        else:
+            array = np.asarray(operators)
+            if array.ndim != 3 or array.shape[0] != m:
+                raise ShapeError(f"operators has shape {array.shape}; wanted ({m}, d_y, d_x)")
+            self.dim_out, self.dim_in = array.shape[1:]
+            self._dense = as_matrix(array.reshape(m, -1), "operators", dtype=np.float64)
+        if shape is not None and tuple(shape) != self.shape:
+            raise ShapeError(f"shape is {tuple(shape)}; the operators have {self.shape}")
+        self.reduction = reduction if loss_scale is None else None
+        self.loss_scale = _scale(reduction, loss_scale, self.shape, m, "sum")
+        self.truth = _as_truth(truth, self.shape)
+        self._source = {"name": "measurements"}
+
+    @property
+    def n_observations(self) -> int:
+        """m, the number of measurements."""
+        return int(self.values.size)
+
+    @cached_property
+    def density(self) -> float:
+        """The mean square of an entry of the A_i times m."""
+        if self._rank_one is not None:
+            left, right = self._rank_one
+            total = float(np.sum(np.sum(left**2, axis=1) * np.sum(right**2, axis=1)))
+        else:
+            data = self._sparse.data if self._dense is None else self._dense.reshape(-1)
+            total = float(np.dot(data, data))
+        return total / (self.dim_out * self.dim_in)
+
+    @cached_property
+    def error_scale(self) -> float:
+        """A bound on ``||B||_2`` of the m x (d_y d_x) operator, by power iteration (within a few per cent)."""
+        vector = random_generator(0, ("sensing norm",)).standard_normal(self.shape)
+        size = 0.0
+        for _ in range(8):
+            vector /= np.linalg.norm(vector)
+            image = self.apply(vector)
+            size = float(np.linalg.norm(image))
+            vector = self.adjoint(image)
+            if not vector.any():
+                return 0.0
+        return 1.1 * size
+
+    def apply(self, W: MatrixOrLayers) -> FloatArray:
+        """Return ``<A_i, W>`` for i = 1 .. m."""
+        if self._rank_one is not None:
+            left, right = _factors(W, self.shape)
+            product: FloatArray = np.einsum("ik,ik->i", self._rank_one[0] @ left, self._rank_one[1] @ right)
+            return product
+        vector = _dense(_factors(W, self.shape)).reshape(-1)
+        return np.asarray((self._sparse if self._dense is None else self._dense) @ vector)
+
+    def adjoint(self, r: npt.ArrayLike) -> FloatArray:
+        """Return ``sum_i r_i A_i``, (d_y, d_x)."""
+        weights = as_vector(r, "r", length=self.n_observations, dtype=np.float64)
+        if self._rank_one is not None:
+            left, right = self._rank_one
+            result: FloatArray = (left * weights[:, np.newaxis]).T @ right
+            return result
+        operator = self._sparse if self._dense is None else self._dense
+        return np.asarray(operator.T @ weights).reshape(self.shape)
+
+    def projected(self, U: npt.ArrayLike, V: npt.ArrayLike, which: slice = slice(None)) -> FloatArray:
+        """Return ``U^T A_i V``, (m, a, b); O(m d_y d_x b), or O(m (d_y a + d_x b)) for rank one.
+
+        Parameters
+        ----------
+        U : array_like, shape (d_y, a)
+        V : array_like, shape (d_x, b)
+        which : slice
+            Of which measurements; all by default.
+        """
+        left = as_matrix(U, "U", shape=(self.dim_out, None), dtype=np.float64)
+        right = as_matrix(V, "V", shape=(self.dim_in, None), dtype=np.float64)
+        if self._rank_one is not None:
+            a, b = self._rank_one[0][which] @ left, self._rank_one[1][which] @ right
+            return np.asarray(a[:, :, np.newaxis] * b[:, np.newaxis, :])
+        first, last, _ = which.indices(self.n_observations)
+        result = np.empty((last - first, left.shape[1], right.shape[1]))
+        chunk = max(1, 2**24 // (self.dim_out * self.dim_in))  # 128 MB of operators at a time
+        for begin in range(first, last, chunk):
+            part = slice(begin, min(begin + chunk, last))
+            whole = self._sparse[part].toarray() if self._dense is None else self._dense[part]
+            images = whole.reshape(-1, self.dim_in) @ right
+            images = images.reshape(-1, self.dim_out, right.shape[1])
+            result[begin - first : part.stop - first] = np.swapaxes(np.swapaxes(images, 1, 2) @ left, 1, 2)
+        return result
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what a file has to keep."""
+        floor = np.array(self.loss_floor)
+        operators = self.engine_arguments(np.float64)["measurements"][0]
+        return {"operators": operators, "measured": self.values, "measured_floor": floor}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
+    ) -> Sensing:
+        """Return the problem that `to_arrays` described."""
+        problem = cls(arrays["operators"].reshape(-1, *shape), arrays["measured"], **options)
+        problem.loss_floor = float(arrays["measured_floor"])
+        return problem
+
+    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+        """Return what the dense engine learns from."""
+        if self._dense is not None:
+            whole = self._dense
+        elif self._rank_one is not None:
+            left, right = self._rank_one
+            whole = (left[:, :, np.newaxis] * right[:, np.newaxis, :]).reshape(len(left), -1)
+        else:
+            whole = self._sparse.toarray()
+        operators = np.ascontiguousarray(whole, dtype=dtype)
+        return _NO_STATISTICS | {
+            "loss_floor": self.loss_floor,
+            "observed": None,
+            "measurements": (operators, self.values.astype(dtype, copy=False)),
+        }
+
+    def loss(self, W: MatrixOrLayers) -> float:
+        """Return ``c/2 sum_i (<A_i, W> - y_i)^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
+        residual = self.apply(W) - self.values
+        return self.loss_scale / 2 * float(residual @ residual) + self.loss_floor
+
+    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> FloatArray:
+        """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; with W_{L:1} = 0 without `weights`."""
+        return self.adjoint(self.values if weights is None else self.values - self.apply(weights))
+
+
+_NO_STATISTICS: Final[dict[str, Any]] = {
+    "target": None,
+    "input_gram": None,
+    "least_squares": None,
+    "loss_floor": 0.0,
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Linear maps and their leading singular vectors
+# --------------------------------------------------------------------------------------------------
+
+
+class LinearMap(ABC):
+    """A matrix known by its products with blocks of columns."""
+
+    shape: tuple[int, int]
+    dtype = np.dtype(np.float64)
+
+    @abstractmethod
+    def matmat(self, X: FloatArray) -> FloatArray:
+        """Return M X."""
+
+    @abstractmethod
+    def rmatmat(self, Y: FloatArray) -> FloatArray:
+        """Return M^T Y."""
+
+    @abstractmethod
+    def dense(self) -> FloatArray:
+        """Return M as an array."""
+
+
+class SparseMap(LinearMap):
+    """A matrix with few entries, held in both orders."""
+
+    def __init__(self, entries: tuple[SparseRows, SparseRows], shape: tuple[int, int]) -> None:
+        self.entries = entries
+        self.shape = shape
+
+    def matmat(self, X: FloatArray) -> FloatArray:
+        """Return M X; 4 n k flops."""
+        return self._product(np.ascontiguousarray(np.asarray(X).T), self.shape[0], first=True)
+
+    def rmatmat(self, Y: FloatArray) -> FloatArray:
+        """Return M^T Y; 4 n k flops."""
+        return self._product(np.ascontiguousarray(np.asarray(Y).T), self.shape[1], first=False)
+
+    def _product(self, block: FloatArray, length: int, *, first: bool) -> FloatArray:
+        # Residuals of a zero matrix are minus the entries.
+        zero = np.zeros((len(block), length), dtype=block.dtype)
+        out = np.empty_like(zero)
+        entries = self.entries if first else (self.entries[1], self.entries[0])
+        core.residual_products(entries, zero, block, out, None)
+        return -out.T
+
+    def dense(self) -> FloatArray:
+        """Return M as an array."""
+        start, index, values = self.entries[0]
+        result = np.zeros(self.shape)
+        result[np.repeat(np.arange(self.shape[0]), np.diff(start)), index] = values
+        return result
+
+
+#: Matrices whose smaller side is at most this are decomposed directly.
+_SMALL: Final = 256
+
+
+def leading_factors(matrix: LinearMap | FloatArray, rank: int) -> LowRank:
+    """Return the `rank` leading singular vectors and values, to about 1e-10 of the largest value.
+
+    Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two
+    products. Vectors of values that are nearly equal may be any of their span.
+    """
+    m, n = matrix.shape
+    count = check_count(rank, "rank", maximum=min(m, n))
+    if min(m, n) <= _SMALL:
+        left, values, right_t = np.linalg.svd(
+            matrix.dense() if isinstance(matrix, LinearMap) else matrix, full_matrices=False
+        )
+        return LowRank(left[:, :count], values[:count], right_t[:count].T)
+    width = min(2 * count + 8, m, n)
+    block = random_generator(0, ("leading factors",)).standard_normal((n, width))
+    basis: FloatArray = np.linalg.qr(block)[0]
+    before = np.full(count, np.inf)
+    for _ in range(_MOST_SWEEPS):
+        left, _ = np.linalg.qr(_times(matrix, basis))
+        basis, triangle = np.linalg.qr(_times(matrix, left, transpose=True))
+        values = np.linalg.svd(triangle, compute_uv=False)[:count]
+        # Values converge with the square of the angles.
+        if np.all(np.abs(values - before) <= _VALUE_TOLERANCE * values[0]):
+            break
+        before = values
+    u, values, vt = np.linalg.svd(triangle.T)
+    return LowRank(left @ u[:, :count], values[:count], basis @ vt[:count].T)
+
+
+_MOST_SWEEPS: Final = 100
+_VALUE_TOLERANCE: Final = 1e-14
+
+
+def _times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+    if isinstance(matrix, LinearMap):
+        return matrix.rmatmat(block) if transpose else matrix.matmat(block)
+    return (matrix.T if transpose else matrix) @ block
+
+
+# --------------------------------------------------------------------------------------------------
+# Products of layers
+# --------------------------------------------------------------------------------------------------
+
+
+def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Return X (d_L, k) and Y (d_0, k) with ``W_{L:1} = X Y^T``, split at the narrowest layer."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    pivot = int(np.argmin(widths))
+    right = np.eye(widths[0]) if pivot == 0 else np.asarray(weights[0]).T
+    for weight in weights[1:pivot]:
+        right = right @ np.asarray(weight).T
+    left = np.eye(widths[-1]) if pivot == len(weights) else np.asarray(weights[-1])
+    for weight in reversed(weights[pivot:-1] if pivot < len(weights) else []):
+        left = left @ np.asarray(weight)
+    return left, right
+
+
+def entries_of_product(
+    left: FloatArray, right: FloatArray, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> FloatArray:
+    """Return ``(X Y^T)[rows, columns]``, a stretch of 64 MB at a time."""
+    if right.shape[0] == right.shape[1] and np.array_equal(right, np.eye(len(right))):
+        return np.asarray(left[rows, columns])
+    result = np.empty(len(rows), dtype=np.result_type(left, right))
+    chunk = max(1, 2**22 // max(left.shape[1], 1))
+    for begin in range(0, len(rows), chunk):
+        part = slice(begin, begin + chunk)
+        np.einsum("ik,ik->i", left[rows[part]], right[columns[part]], out=result[part])
+    return result
+
+
+def _factors(W: MatrixOrLayers, shape: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    if isinstance(W, LowRank):
+        left, right = W.U * W.s, W.V
+    elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
+        layers = [as_matrix(w, f"W[{i}]", symbol=f"W_{i + 1}") for i, w in enumerate(W)]
+        for i, (below, above) in enumerate(zip(layers[:-1], layers[1:], strict=True)):
+            if above.shape[1] != below.shape[0]:
+                raise ShapeError(
+                    f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
+                )
+        left, right = split_layers(layers)
+    else:
+        left = as_matrix(W, "W", symbol="end-to-end matrix")
+        right = np.eye(left.shape[1])
+    if (left.shape[0], right.shape[0]) != shape:
+        raise ShapeError(f"W has shape {(left.shape[0], right.shape[0])}; wanted {shape}")
+    return left, right
+
+
+def _dense(factors: tuple[FloatArray, FloatArray]) -> FloatArray:
+    left, right = factors
+    if right.shape[0] == right.shape[1] and np.array_equal(right, np.eye(len(right))):
+        return left
+    product: FloatArray = left @ right.T
+    return product
+
+
+def _squared_distance(factors: tuple[FloatArray, FloatArray], truth: LowRank | FloatArray) -> float:
+    """Return ``||X Y^T - Phi||_F^2``, for thin factors from triangles alone."""
+    left, right = factors
+    if isinstance(truth, LowRank) and left.shape[1] + truth.rank < min(truth.shape):
+        a = np.linalg.qr(np.hstack([left, -truth.U * truth.s]), mode="r")
+        b = np.linalg.qr(np.hstack([right, truth.V]), mode="r")
+        return float(np.linalg.norm(a @ b.T) ** 2)
+    whole = truth.dense() if isinstance(truth, LowRank) else truth
+    return float(np.linalg.norm(_dense(factors) - whole) ** 2)
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+# --------------------------------------------------------------------------------------------------
+
+
+def _check_shape(shape: Any) -> tuple[int, int]:
+    try:
+        rows, columns = shape
+    except (TypeError, ValueError):
+        raise TypeError(f"shape is {shape!r}; wanted two integers, (d_y, d_x)") from None
+    most = 2**31 - 1
+    return check_count(rows, "shape[0] (d_y)", maximum=most), check_count(
+        columns, "shape[1] (d_x)", maximum=most
+    )
+
+
+def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[np.int64]:
+    array = np.asarray(x)
+    if array.dtype.kind not in "iu" and array.size > 0:
+        raise TypeError(f"{name} has dtype {array.dtype}; wanted integers")
+    if array.ndim != 1:
+        raise ShapeError(f"{name} has shape {array.shape}; wanted a vector (1 axis)")
+    if length is not None and array.size != length:
+        raise ShapeError(f"{name} has {array.size} entries; wanted {length}, as many as values")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _sorted(
+    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], values: FloatArray, shape: tuple[int, int]
+) -> SparseRows:
+    start = np.empty(shape[0] + 1, dtype=np.int64)
+    index = np.empty(values.size, dtype=np.int32)
+    known = np.empty_like(values)
+    bad = core.sort_entries(rows, columns, values, *shape, start, index, known)
+    if bad >= 0:
+        i, j = int(rows[bad]), int(columns[bad])
+        if not (0 <= i < shape[0] and 0 <= j < shape[1]):
+            raise ValueError(f"entry {bad} is at ({i}, {j}), outside the {shape[0]} x {shape[1]} matrix")
+        first = int(np.flatnonzero((rows == i) & (columns == j))[0])
+        raise ValueError(
+            f"({i}, {j}) is given twice: {values[first]:g} by entry {first} and {values[bad]:g} by entry "
+            f"{bad}; wanted each place once"
+        )
+    return start, index, known
+
+
+def _transposed(by_rows: SparseRows, n_columns: int) -> SparseRows:
+    start = np.empty(n_columns + 1, dtype=np.int64)
+    index = np.empty_like(by_rows[1])
+    values = np.empty_like(by_rows[2])
+    core.transpose_entries(by_rows, n_columns, start, index, values)
+    return start, index, values
+
+
+def _scale(
+    reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int, default: str
+) -> float:
+    scales = {"mean": 1.0 / (shape[0] * shape[1]), "observed": 1.0 / n_observations, "sum": 1.0}
+    if reduction not in scales:
+        raise ValueError(f"reduction is {reduction!r}; wanted one of {', '.join(map(repr, scales))}")
+    if loss_scale is None:
+        return scales[reduction]
+    return check_scale(loss_scale, "loss_scale", strict=True)
+
+
+def _as_truth(truth: npt.ArrayLike | LowRank | None, shape: tuple[int, int]) -> LowRank | FloatArray | None:
+    if truth is None:
+        return None
+    if isinstance(truth, LowRank):
+        if truth.shape != shape:
+            raise ShapeError(f"truth has shape {truth.shape}; wanted {shape}")
+        return truth
+    return as_matrix(truth, "truth", shape=shape, dtype=np.float64, symbol="Phi")
+
+
+# --------------------------------------------------------------------------------------------------
+# Standard problems
+# --------------------------------------------------------------------------------------------------
+
+
+def low_rank_completion(
+    dim: int, rank: int, observed: float = 0.2, *, seed: int = 0, reduction: str = "mean"
+) -> Completion:
+    """Return the completion of a random matrix of low rank from entries observed at random.
+
+    Parameters
+    ----------
+    dim : int
+        d. Phi is d x d, the rank-r truncation of a Gaussian, as in `low_rank_recovery`.
+    rank : int
+        r.
+    observed : float
+        Probability with which each entry is observed, in (0, 1].
+    seed : int
+        Non-negative.
+    reduction : {"mean", "observed", "sum"}
+        c = 1 / d^2, 1 / n or 1.
+
+    Returns
+    -------
+    Completion
+        With its truth.
+
+    Notes
+    -----
+    O(p d^2) memory beyond d = 1024, where Phi is drawn as factors: row by row, the number of entries is
+    binomial and their places are a sample without replacement.
+
+    The setting of Yaras et al. 2024, arXiv 2406.04112.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.low_rank_completion(dim=100, rank=5, observed=0.3)
+    >>> problem.truth
+    LowRank(100 x 100, rank 5, float64)
+    """
+    probability = check_scale(observed, "observed", strict=True)
+    if probability > 1:
+        raise ValueError(f"observed is {probability:g}; wanted a probability in (0, 1]")
+    truth = low_rank_recovery(dim, rank, seed).target
+    assert isinstance(truth, LowRank)
+    generator = random_generator(seed, ("low_rank_completion", "observed"))
+    counts = generator.binomial(dim, probability, size=dim)
+    columns = np.concatenate([generator.choice(dim, size=n, replace=False, shuffle=False) for n in counts])
+    rows = np.repeat(np.arange(dim), counts)
+    values = entries_of_product(truth.U * truth.s, truth.V, rows, columns)
+    problem = Completion(rows, columns, values, (dim, dim), reduction=reduction, truth=truth)
+    problem._source = {
+        "name": "low_rank_completion",
+        "dim": dim,
+        "rank": rank,
+        "observed": probability,
+        "seed": int(seed),
+    }
+    return problem
+
+
+def low_rank_sensing(
+    dim: int, rank: int, n_measurements: int, *, seed: int = 0, reduction: str = "sum"
+) -> Sensing:
+    """Return the recovery of a random matrix of low rank from Gaussian measurements.
+
+    Parameters
+    ----------
+    dim : int
+        d; Phi as in `low_rank_recovery`.
+    rank : int
+        r.
+    n_measurements : int
+        m. The A_i have independent N(0, 1) / m entries.
+    seed : int
+        Non-negative.
+    reduction : {"sum", "observed", "mean"}
+        c = 1, 1 / m or 1 / d^2.
+
+    Returns
+    -------
+    Sensing
+        With its truth. Holds 8 m d^2 bytes.
+
+    Notes
+    -----
+    The setting of Yaras et al. 2024, arXiv 2406.04112.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> dln.low_rank_sensing(dim=20, rank=2, n_measurements=150)
+    Sensing(20 x 20, 150 observations, loss_scale=1)
+    """
+    count = check_count(n_measurements, "n_measurements")
+    truth = low_rank_recovery(dim, rank, seed).target
+    assert isinstance(truth, LowRank)
+    generator = random_generator(seed, ("low_rank_sensing", "operators"))
+    operators = generator.standard_normal((count, dim, dim))
+    operators /= count
+    values = operators.reshape(count, -1) @ truth.dense().reshape(-1)
+    problem = Sensing(operators, values, reduction=reduction, truth=truth)
+    problem._source = {
+        "name": "low_rank_sensing",
+        "dim": dim,
+        "rank": rank,
+        "n_measurements": count,
+        "seed": int(seed),
+    }
+    return problem

@@ -1,0 +1,382 @@
+"""Compressed factorisations: networks as narrow as what they learn, trained like any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, check_count, check_scale
+from ._errors import AssumptionError
+from .closure import Certificate, find_closure
+from .completion import Completion, Observations, Sensing, leading_factors
+from .descent import Adaptive, automatic_rates, check_initial, train
+from .implicit import ImplicitWeights
+from .problem import LowRank, Problem
+from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
+
+BASES: Final = ("gradient", "surrogate")
+
+#: Observations are projected onto frozen bases as long as that takes no more flops.
+_PROJECTION_FLOPS: Final = 5e10
+
+
+def compressed_weights(
+    problem: Observations | Problem,
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,
+    *,
+    rank: int,
+    basis: str = "gradient",
+    depth: int = 3,
+    scale: float = 1e-3,
+) -> list[FloatArray]:
+    r"""Return the layers of a narrow network that starts where a wide one will learn.
+
+    Parameters
+    ----------
+    problem : Completion, Sensing or Problem
+        What is to be learned; a `Problem` with white inputs.
+    weights : list of ndarray, or ImplicitWeights
+        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or their law, and
+        nothing of the size d x d is formed.
+    rank : int
+        r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": its width, of
+        which 2 r is a good choice.
+    basis : {"gradient", "surrogate"}
+        "gradient": ``[V_1^T, C_1 .. C_L, U_L]``, L + 2 layers, with V_1 = A_0 an orthonormal basis of
+        span[V_g, Q_{L:1}^T U_g] for the leading r_hat singular vectors of the gradient at W(0), U_L = A_L its
+        image and C_l = A_l^T W_l(0) A_{l-1}, all of them scaled rotations. "surrogate": ``[eps V_s^T, eps I,
+        .., eps U_s]``, L layers, with the leading singular vectors of the surrogate: ``Omega * Phi / p`` for
+        observed entries, ``sum_i y_i A_i`` for measurements, Phi itself where it is known.
+    depth, scale : int, float
+        L and eps, for "surrogate".
+
+    Returns
+    -------
+    list of ndarray
+        For `train`, together with learning rates of its own for the first and the last layer; or use
+        `train_compressed`.
+
+    Raises
+    ------
+    ValueError
+        For a rank above the dimensions, or an unknown basis.
+    AssumptionError
+        For "gradient" with layers that are not scaled rotations.
+
+    Notes
+    -----
+    One truncated SVD by products with the observations, and the thin products of `closure`.
+
+    Yaras et al. 2024, arXiv 2406.04112, and Kwon et al. 2024, arXiv 2311.05061. The authors of the first take
+    three full d x d decompositions to the same space.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.low_rank_completion(dim=100, rank=2)
+    >>> narrow = dln.compressed_weights(problem, dln.orthogonal([100] * 4, scale=1e-3), rank=2)
+    >>> [w.shape for w in narrow]
+    [(4, 100), (4, 4), (4, 4), (4, 4), (100, 4)]
+    """
+    if not isinstance(problem, (Observations, Problem)):
+        raise TypeError(f"problem is {type(problem).__name__}; wanted a Completion, Sensing or Problem")
+    if problem.input_gram is not None:
+        raise AssumptionError("compressed factorisations need white inputs: Problem.from_data(whiten=...)")
+    smaller = min(problem.dim_out, problem.dim_in)
+    count = check_count(rank, "rank (r_hat)")
+    if count > smaller:
+        raise ValueError(
+            f"rank (r_hat) is {count}; wanted at most {smaller}, the smaller side of the "
+            f"{problem.dim_out} x {problem.dim_in} matrix"
+        )
+    if basis == "gradient":
+        if weights is None:
+            raise ValueError(
+                'weights are needed for basis="gradient": dln.orthogonal([d] * (L + 1), scale=...)'
+            )
+        return _gradient_basis(problem, check_initial(weights, problem), count)
+    if basis != "surrogate":
+        raise ValueError(f"basis is {basis!r}; wanted one of {', '.join(map(repr, BASES))}")
+    if weights is not None:
+        raise ValueError('basis="surrogate" takes depth and scale, not weights')
+    n_layers = check_count(depth, "depth", minimum=2)
+    eps = check_scale(scale, "scale", strict=True)
+    factors = _surrogate(problem, count)
+    inner = [eps * np.eye(count) for _ in range(n_layers - 2)]
+    return [np.ascontiguousarray(eps * factors.V.T), *inner, np.ascontiguousarray(eps * factors.U)]
+
+
+def _surrogate(problem: Observations | Problem, rank: int) -> LowRank:
+    if isinstance(problem, Problem):
+        return _padded(problem.target_factors(), rank)
+    return leading_factors(problem.backprojection(), rank)
+
+
+def _padded(factors: LowRank, rank: int) -> LowRank:
+    """Return exactly `rank` singular vectors, of which those beyond the rank of a matrix are arbitrary."""
+    missing = rank - factors.rank
+    if missing <= 0:
+        return factors.truncated(rank)
+    left, right = (
+        np.linalg.qr(np.hstack([x, np.random.default_rng(0).standard_normal((len(x), missing))]))[0]
+        for x in (factors.U, factors.V)
+    )
+    left[:, : factors.rank], right[:, : factors.rank] = factors.U, factors.V
+    return LowRank(left, np.concatenate([factors.s, np.zeros(missing)]), right)
+
+
+def _gradient_basis(
+    problem: Observations | Problem, weights: list[FloatArray] | ImplicitWeights, rank: int
+) -> list[FloatArray]:
+    if isinstance(problem, Problem):
+        # The gradient at the start differs from -Phi by a multiple of a rotation, which turns no vector out of
+        # the subspaces: with the whole of Phi known they are invariant whatever its share.
+        factors = _padded(problem.target_factors(), rank)
+    else:
+        # Of layers that are only drawn nothing is seen before the subspaces are known; eps^L is far below
+        # what is learned.
+        explicit = None if isinstance(weights, ImplicitWeights) else weights
+        factors = leading_factors(problem.backprojection(explicit), rank)
+    if not factors.s.all():  # zeros would have no directions to keep
+        factors = LowRank(factors.U, np.maximum(factors.s, np.finfo(np.float64).tiny), factors.V)
+    space = find_closure(Problem(factors), weights, largest_share=1.0)
+    if not space.holds:
+        raise AssumptionError(
+            "the subspaces of the gradient do not close with these weights; wanted scaled rotations "
+            f"(dln.orthogonal):\n{space.report()}"
+        )
+    dtype = space.cores[0].dtype
+    first, last = np.asarray(space.bases[0]), np.asarray(space.bases[-1])
+    layers = [first.T, *space.cores, last]
+    return [np.ascontiguousarray(layer, dtype=dtype) for layer in layers]
+
+
+def train_compressed(
+    problem: Observations | Problem,
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,
+    *,
+    rank: int,
+    steps: int,
+    outer: float = 0.01,
+    basis: str = "gradient",
+    depth: int = 3,
+    scale: float = 1e-3,
+    learning_rate: float | str | Adaptive = "adaptive",
+    weights_every: int | None = None,
+    singular_values: str | int | None = None,
+    **options: Any,
+) -> Trajectory:
+    r"""Train a compressed factorisation: the layers of `compressed_weights`, the outer two at another rate.
+
+    Parameters
+    ----------
+    problem : Completion, Sensing or Problem
+        What is to be learned.
+    weights, rank, basis, depth, scale
+        As for `compressed_weights`.
+    steps : int
+        Number of updates, at most, where `tolerance` is given.
+    outer : float
+        gamma (or alpha): the first and last layer learn at ``outer * learning_rate``. 0 freezes them: the
+        observations are then projected onto them once, and a step costs O(r_hat^4) whatever their number.
+        For `basis` "surrogate" 1 to 10 is usual.
+    learning_rate : float, "adaptive", "auto" or Adaptive
+        eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
+    weights_every : int, optional
+        Keep all layers at every such step; they are small.
+    singular_values, **options
+        As of `train`.
+
+    Returns
+    -------
+    Trajectory
+        Of the narrow network, whose first and last layers are ``V_1^T`` and ``U_L``. `Trajectory.end_to_end`
+        gives the matrix; ``problem.recovery_error([run.weights(l) for l in ..])`` needs no d x d array.
+
+    Raises
+    ------
+    ValueError, AssumptionError
+        As `compressed_weights` and `train`.
+
+    Notes
+    -----
+    Without the whole of Phi no subspace is exactly invariant; with gamma > 0 the bases turn, and follow where
+    the wide network goes. 12 r_hat flops per observed entry and step.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.low_rank_completion(dim=200, rank=3, observed=0.3)
+    >>> run = dln.train_compressed(
+    ...     problem, dln.orthogonal([200] * 4, scale=1e-3), rank=3, steps=3000, tolerance=1e-16
+    ... )
+    >>> layers = [run.weights(layer) for layer in range(1, run.n_layers + 1)]
+    >>> problem.recovery_error(layers) < 1e-5
+    True
+    """
+    start = time.perf_counter()
+    ratio = check_scale(outer, "outer (gamma)")
+    narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "weights_every": weights_every,
+        "singular_values": singular_values,
+        **options,
+    }
+    inside = len(narrow) - 2
+    if ratio == 0 and inside > 0 and isinstance(problem, Observations) and _may_project(problem, narrow):
+        run = _train_projected(problem, narrow, learning_rate, settings)
+    else:
+        rates = _rates(problem, narrow, learning_rate, ratio)
+        run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)  # type: ignore[arg-type]
+    text = (
+        f"compressed to {narrow[0].shape[0]} dimensions by the {basis}, outer layers at {ratio:g} times eta"
+    )
+    run.certificate = replace(run.certificate, reason=text)
+    run.config["compressed"] = {"rank": rank, "basis": basis, "outer": ratio}
+    run.wall_time = time.perf_counter() - start
+    return run
+
+
+def _rates(
+    problem: Observations | Problem,
+    narrow: Sequence[FloatArray],
+    learning_rate: float | str | Adaptive,
+    outer: float,
+) -> Sequence[float] | Adaptive:
+    ratios = [outer, *[1.0] * (len(narrow) - 2), outer]
+    if isinstance(learning_rate, Adaptive):
+        return replace(learning_rate, ratios=ratios)
+    if learning_rate == "adaptive":
+        return Adaptive(ratios=ratios)
+    if learning_rate == "auto" and isinstance(problem, Observations):
+        none = np.zeros(len(ratios))
+        return automatic_rates(problem, list(narrow), np.array(ratios), none, none).tolist()
+    eta = check_scale(learning_rate, "learning_rate (eta)")
+    return [eta * ratio for ratio in ratios]
+
+
+def _may_project(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
+    size = narrow[-1].shape[1] * narrow[0].shape[0]
+    return 2.0 * problem.n_observations * size**2 <= _PROJECTION_FLOPS
+
+
+def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
+    """Return what the observations say of X in ``U X V^T``, as few measurements as X has entries.
+
+    Parameters
+    ----------
+    problem : Completion or Sensing
+        n observations.
+    U, V : array_like, shape (d_y, a) and (d_x, b)
+        Any matrices.
+
+    Returns
+    -------
+    Sensing
+        Of X (a, b), with the same loss: a triangle of a QR decomposition in place of the n observations, and
+        what no X explains in `loss_floor`.
+
+    Notes
+    -----
+    2 n (a b)^2 flops once.
+    """
+    left, right = np.asarray(U, dtype=np.float64), np.asarray(V, dtype=np.float64)
+    a, b = left.shape[1], right.shape[1]
+    size = a * b
+    triangle = np.empty((0, size + 1))
+    chunk = max(4 * size, 2**22 // size)
+    for begin in range(0, problem.n_observations, chunk):
+        part = slice(begin, begin + chunk)
+        rows = _projected_rows(problem, left, right, part)
+        known = problem.values[part, np.newaxis]  # type: ignore[attr-defined]
+        triangle = np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r")
+    kept = min(len(triangle), size)
+    floor = float(np.sum(triangle[kept:, size] ** 2))
+    projected = Sensing(
+        triangle[:kept, :size].reshape(kept, a, b), triangle[:kept, size], loss_scale=problem.loss_scale
+    )
+    projected.loss_floor = problem.loss_scale / 2 * floor
+    projected.reduction = problem.reduction
+    projected._source = {"name": "projected", "of": problem.describe()}
+    return projected
+
+
+def _projected_rows(problem: Observations, U: FloatArray, V: FloatArray, part: slice) -> FloatArray:
+    if isinstance(problem, Completion):
+        u, v = U[problem.rows[part]], V[problem.columns[part]]
+        return (u[:, :, np.newaxis] * v[:, np.newaxis, :]).reshape(len(u), -1)
+    assert isinstance(problem, Sensing)
+    return problem.projected(U, V, part).reshape(-1, U.shape[1] * V.shape[1])
+
+
+def _train_projected(
+    problem: Observations, narrow: list[FloatArray], learning_rate: Any, settings: dict[str, Any]
+) -> Trajectory:
+    first, *cores, last = narrow
+    run = train(
+        project(problem, last, first.T), cores, learning_rate=learning_rate, engine="dense", **settings
+    )
+    states = run.states
+    assert isinstance(states, DenseStates)
+    outside = [_Still(layer, states, len(run.steps), settings["singular_values"]) for layer in (first, last)]
+
+    def around(name: str) -> tuple[Any, ...]:
+        inner = getattr(states, name)
+        return (getattr(outside[0], name), *inner, getattr(outside[1], name)) if inner else ()
+
+    config = dict(run.config)
+    for name in ("learning_rate", "weight_decay", "momentum"):
+        config[name] = [0.0, *config[name], 0.0]
+    config["widths"] = [problem.dim_in, *config["widths"], problem.dim_out]
+    config["problem"] = problem.describe()
+    final = None if states.final is None else (first, *states.final, last)
+    initial = None if states.initial is None else (first, *states.initial, last)
+    names = ("values", "left", "right", "snapshots", "tracking")
+    return Trajectory(
+        steps=run.steps,
+        loss=run.loss,
+        states=DenseStates(
+            **{name: around(name) for name in names},
+            snapshot_steps=states.snapshot_steps,
+            initial=initial,
+            final=final,
+        ),
+        certificate=Certificate("dense", ""),
+        problem=problem,
+        config=config,
+        wall_time=run.wall_time,
+        rates=run.rates,
+    )
+
+
+class _Still:
+    """The records of a layer that does not move."""
+
+    def __init__(self, layer: FloatArray, states: DenseStates, n: int, wanted: Any) -> None:
+        u, s, vt = np.linalg.svd(layer, full_matrices=False)
+        k = len(s) if not isinstance(wanted, int) else min(wanted, len(s))
+
+        def repeated(x: npt.NDArray[Any], count: int = n) -> npt.NDArray[Any]:
+            return np.broadcast_to(x, (count, *x.shape))
+
+        self.values = repeated(s[:k])
+        self.left, self.right = repeated(u[:, :k]), repeated(vt[:k].T)
+        self.snapshots = repeated(layer, len(states.snapshot_steps))
+        error = 16 * float(np.finfo(layer.dtype).eps) * s[:k]
+        columns = np.zeros(len(COLUMNS))
+        self.tracking = LayerTracking(
+            repeated(error.astype(np.float64)),
+            repeated(np.ones(k)),
+            repeated(np.arange(k)),
+            repeated(np.zeros(k, dtype=np.int64)),
+            repeated(columns),
+        )
+
+
+__all__ = ["compressed_weights", "project", "train_compressed"]

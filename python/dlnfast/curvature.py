@@ -1,0 +1,163 @@
+"""How sharply the loss of a partly known matrix bends: what learning rates are derived from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ._arrays import FloatArray, random_generator
+from ._dispatch import core
+from .completion import Completion, Observations, Sensing, leading_factors
+
+#: Networks up to this width inside are looked at through their own end layers.
+_NARROW: Final = 64
+#: Singular vectors that stand for what will be learned.
+_LEADING: Final = 8
+#: Steps of power iteration; what they may miss is within the margin.
+_SWEEPS: Final = 12
+_MARGIN: Final = 1.1
+
+
+class Curvatures(NamedTuple):
+    """The largest share of a change's squared norm that the observations see.
+
+    For orthonormal U (d_y, a) and V (d_x, b) and any X of norm 1: of ``U X V^T``, of ``X V^T`` and of
+    ``U X``. All are p for entries observed everywhere alike, 1 where the whole matrix is known.
+    """
+
+    core: float
+    left: float
+    right: float
+
+
+def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvatures:
+    """Return how much of changes inside and beside two subspaces is observed, from power iteration.
+
+    The Gauss-Newton part of the Hessian of ``c/2 ||B vec(W_{L:1}) - y||^2`` with respect to layer l is c times
+    the largest of these times the squared norms of the other layers.
+
+    Parameters
+    ----------
+    problem : Observations
+        The entries or measurements.
+    U, V : ndarray, shape (d_y, a) and (d_x, b)
+        Orthonormal columns.
+
+    Notes
+    -----
+    24 passes over the observations. 10 per cent are added for what power iteration may miss.
+    """
+    a, b = U.shape[1], V.shape[1]
+    if isinstance(problem, Completion):
+        seen = _of_entries(problem)
+        inside = _largest(lambda X: U.T @ seen(U @ X, V)[0], (a, b), 0)
+        left = _largest(lambda X: seen(X, V)[0], (problem.dim_out, b), 1)
+        right = _largest(lambda X: seen(U, X.T)[1].T, (a, problem.dim_in), 2)
+    else:
+        assert isinstance(problem, Sensing)
+        operators = problem.projected(U, V).reshape(problem.n_observations, -1)
+        inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
+        left = _largest(lambda X: _seen(problem, X @ V.T) @ V, (problem.dim_out, b), 1)
+        right = _largest(lambda X: U.T @ _seen(problem, U @ X), (a, problem.dim_in), 2)
+    return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
+
+
+def _seen(problem: Sensing, W: FloatArray) -> FloatArray:
+    """Return ``B^T B W``."""
+    return problem.adjoint(problem.apply(W))
+
+
+def _of_entries(
+    problem: Completion,
+) -> Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
+    """Return a function of X (d_y, k) and Y (d_x, k): E Y and E^T X for ``E = Omega * (X Y^T)``."""
+    nothing = np.zeros(problem.n_observations)
+    by_rows, by_columns = problem.entries()
+    places = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
+
+    def seen(X: FloatArray, Y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        x, y = np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
+        left, right = np.empty_like(x), np.empty_like(y)
+        core.residual_products(places, x, y, left, right)
+        return left.T, right.T
+
+    return seen
+
+
+def _largest(product: Callable[[FloatArray], FloatArray], shape: tuple[int, int], stream: int) -> float:
+    """Return the largest eigenvalue of a positive semi-definite map, from below."""
+    vector = random_generator(0, ("curvature", stream)).standard_normal(shape)
+    value = 0.0
+    for _ in range(_SWEEPS):
+        size = float(np.linalg.norm(vector))
+        if size == 0.0:
+            break
+        vector = product(vector / size)
+        value = float(np.linalg.norm(vector))
+    return value
+
+
+def layer_curvatures(problem: Observations, weights: Sequence[FloatArray]) -> list[float]:
+    """Return for each layer the largest share of its changes that the observations see.
+
+    Of networks that are narrow inside, the first and last layer change whole columns and rows, the others
+    only what lies between; of wide ones any layer may do either.
+    """
+    left, right = weights[-1], weights[0].T
+    found = leading_factors(problem.backprojection(), min(_LEADING, *problem.shape))
+    # Smaller ones are those of the pattern of observations: spikes, on which it is all but complete.
+    found = found.truncated(int(np.sum(found.s > 0.5 * found.s[:1])))
+    if max(left.shape[1], right.shape[1]) > min(_NARROW, *problem.shape):
+        seen = curvatures(problem, found.U, found.V)
+        return [max(seen)] * len(weights)
+    seen = curvatures(problem, _span(left, found.U), _span(right, found.V))
+    if len(weights) == 1:
+        return [max(seen)]
+    return [seen.right, *[seen.core] * (len(weights) - 2), seen.left]
+
+
+def _span(*blocks: FloatArray) -> FloatArray:
+    """Return an orthonormal basis of all columns, each block's by its own scale."""
+    scaled = [x.astype(np.float64) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny) for x in blocks]
+    vectors, values, _ = np.linalg.svd(np.hstack(scaled), full_matrices=False)
+    basis: FloatArray = vectors[:, values > 1e-6 * values[:1]]
+    return basis
+
+
+@np.errstate(over="ignore")
+def constant_rate(
+    problem: Observations, weights: Sequence[FloatArray], ratios: Sequence[float], curvature: Sequence[float]
+) -> float:
+    r"""Return a learning rate that is safe from the start to the end: one over the larger sharpness.
+
+    Descent keeps the differences of ``W_l W_l^T / m_l`` between neighbours (m_l: the ratio of the layer's
+    rate), so that layers with largest singular values s_l end at ``s_l^2 + m_l t`` with the t that makes their
+    product that of the matrix, sigma_1 of the surrogate. There the sharpness is
+    ``c sum_l m_l q_l prod_{k != l} s_k^2``; at the start the residual adds to it as in
+    `theory.default_learning_rate`.
+    """
+    scales = np.array([np.linalg.norm(w) / math.sqrt(min(w.shape)) for w in weights], dtype=np.float64)
+    m, q = np.asarray(ratios, dtype=np.float64), np.asarray(curvature)
+    sigma = float(problem.target_values(1)[0])
+
+    def gauss_newton(values: FloatArray) -> float:
+        others = [np.prod(np.delete(values, i)) ** 2 for i in range(len(values))]
+        return float(np.sum(m * q * others))
+
+    low, high = 0.0, 1.0
+    while np.prod(scales**2 + m * high) < sigma**2 and m.any():
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.prod(scales**2 + m * middle) < sigma**2 else (low, middle)
+    at_end = gauss_newton(np.sqrt(scales**2 + m * low))
+    error = problem.error_scale * math.sqrt(2 * problem.loss(list(weights)) / problem.loss_scale)
+    rows = [
+        sum(math.sqrt(m[i] * m[j]) * np.prod(np.delete(scales, [i, j])) for j in range(len(m)) if j != i)
+        for i in range(len(m))
+    ]
+    sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + max(rows) * error)
+    return 1.0 / sharpness if sharpness > 0 else 1.0 / problem.loss_scale
