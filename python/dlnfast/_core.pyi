@@ -77,6 +77,39 @@ def follow_branches(
     clusters: npt.NDArray[np.int64],
 ) -> None: ...
 def best_assignment(gain: npt.NDArray[np.float64]) -> list[int]: ...
+_SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], _Array]
+
+def sort_entries(
+    row: npt.NDArray[np.int64],
+    col: npt.NDArray[np.int64],
+    value: _Array,
+    rows: int,
+    cols: int,
+    start: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int32],
+    values: _Array,
+) -> int: ...
+def transpose_entries(
+    by_rows: _SparseRows,
+    cols: int,
+    start: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int32],
+    values: _Array,
+) -> None: ...
+def residual_products(
+    observed: tuple[_SparseRows, _SparseRows],
+    x: _Array,
+    y: _Array,
+    left: _Array | None,
+    right: _Array | None,
+    n_threads: int = 0,
+) -> float: ...
+def masked_residual(
+    observed: tuple[_SparseRows, _SparseRows], m: _Array, error: _Array, n_threads: int = 0
+) -> float: ...
+def measured_residual(
+    measurements: tuple[_Array, _Array], m: _Array, error: _Array, n_threads: int = 0
+) -> float: ...
 def dense_descent(weights: list[_Array], arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 def reduced_descent(cores: list[_Array], arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 def batch_descent(cores: list[_Array], arguments: dict[str, Any]) -> list[tuple[str, int, int]]: ...

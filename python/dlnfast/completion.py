@@ -136,7 +136,7 @@ class Observations(ABC):
 
         The surrogate is what the observations give back of the matrix, over their `density`.
         """
-        return leading_factors(self.backprojection(), rank).s / self.density
+        return leading_factors(self.backprojection(), rank, tolerance=1e-8).s / self.density
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration in values that JSON knows."""
@@ -687,8 +687,8 @@ class SparseMap(LinearMap):
 _SMALL: Final = 256
 
 
-def leading_factors(matrix: LinearMap | FloatArray, rank: int) -> LowRank:
-    """Return the `rank` leading singular vectors and values, to about 1e-10 of the largest value.
+def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-14) -> LowRank:
+    """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
 
     Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two
     products. Vectors of values that are nearly equal may be any of their span.
@@ -709,7 +709,7 @@ def leading_factors(matrix: LinearMap | FloatArray, rank: int) -> LowRank:
         basis, triangle = np.linalg.qr(_times(matrix, left, transpose=True))
         values = np.linalg.svd(triangle, compute_uv=False)[:count]
         # Values converge with the square of the angles.
-        if np.all(np.abs(values - before) <= _VALUE_TOLERANCE * values[0]):
+        if np.all(np.abs(values - before) <= tolerance * values[0]):
             break
         before = values
     u, values, vt = np.linalg.svd(triangle.T)
@@ -717,7 +717,6 @@ def leading_factors(matrix: LinearMap | FloatArray, rank: int) -> LowRank:
 
 
 _MOST_SWEEPS: Final = 100
-_VALUE_TOLERANCE: Final = 1e-14
 
 
 def _times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:

@@ -107,7 +107,7 @@ def layer_curvatures(problem: Observations, weights: Sequence[FloatArray]) -> li
     only what lies between; of wide ones any layer may do either.
     """
     left, right = weights[-1], weights[0].T
-    found = leading_factors(problem.backprojection(), min(_LEADING, *problem.shape))
+    found = leading_factors(problem.backprojection(), min(_LEADING, *problem.shape), tolerance=1e-3)
     # Smaller ones are those of the pattern of observations: spikes, on which it is all but complete.
     found = found.truncated(int(np.sum(found.s > 0.5 * found.s[:1])))
     if max(left.shape[1], right.shape[1]) > min(_NARROW, *problem.shape):

@@ -57,7 +57,7 @@ class Adaptive:
     Costs two products of each layer with a vector at every step. `Trajectory.rates` keeps eta.
     """
 
-    safety: float = 1.0
+    safety: float = 1.5
     ratios: Sequence[float] | None = None
     curvature: Sequence[float] | None = None
 
