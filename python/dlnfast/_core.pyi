@@ -77,6 +77,7 @@ def follow_branches(
     clusters: npt.NDArray[np.int64],
 ) -> None: ...
 def best_assignment(gain: npt.NDArray[np.float64]) -> list[int]: ...
+
 _SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], _Array]
 
 def sort_entries(

@@ -14,12 +14,18 @@ import numpy.typing as npt
 from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
 from ._dispatch import core
 from ._errors import ShapeError
+from .factors import (
+    LinearMap,
+    MatrixOrLayers,
+    SparseMap,
+    SparseRows,
+    as_factors,
+    dense_product,
+    entries_of_product,
+    leading_factors,
+    squared_distance,
+)
 from .problem import LowRank, low_rank_recovery
-
-#: Entries in one order: where each row starts, the column of each entry, its value.
-SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
-#: A matrix as an array or as the layers W_1 .. W_L whose product it is.
-MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike]
 
 NORMALIZATIONS: Final = ("relative", "mean", "unobserved")
 
@@ -72,7 +78,7 @@ class Observations(ABC):
 
     @abstractmethod
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap | FloatArray:
-        """Return minus the gradient with respect to W_{L:1}, over c: at W = 0, or at given layers."""
+        """Return minus the gradient with respect to W_{L:1}, over c: at 0, or at given layers."""
 
     @property
     @abstractmethod
@@ -97,8 +103,9 @@ class Observations(ABC):
         W : array_like or LowRank, shape (d_y, d_x), or sequence of array_like
             The matrix, or layers ``W_1 .. W_L``, whose product is then never formed where they are thin.
         normalization : {"relative", "mean", "unobserved"}
-            "relative": ``||W - Phi||_F / ||Phi||_F``. "mean": ``||W - Phi||_F^2 / (2 d_y d_x)``. "unobserved":
-            the same sum over the unobserved entries alone, still over ``2 d_y d_x``; for `Completion`.
+            "relative": ``||W - Phi||_F / ||Phi||_F``. "mean": ``||W - Phi||_F^2 / (2 d_y d_x)``.
+            "unobserved": the same sum over the unobserved entries alone, still over ``2 d_y d_x``; for
+            `Completion`.
 
         Returns
         -------
@@ -119,7 +126,7 @@ class Observations(ABC):
             )
         if self.truth is None:
             raise ValueError("the truth is not known: truth=... of the problem")
-        square = _squared_distance(_factors(W, self.shape), self.truth)
+        square = squared_distance(as_factors(W, self.shape), self.truth)
         if normalization == "relative":
             norm = np.linalg.norm(self.truth.s if isinstance(self.truth, LowRank) else self.truth)
             return math.sqrt(square) / float(norm)
@@ -230,8 +237,8 @@ class Completion(Observations):
     ) -> None:
         self.dim_out, self.dim_in = _check_shape(shape)
         known = as_vector(values, "values", dtype=np.float64)
-        places = [_as_places(rows, "rows", known.size), _as_places(columns, "columns", known.size)]
-        self._by_rows = _sorted(*places, known, self.shape)
+        i, j = _as_places(rows, "rows", known.size), _as_places(columns, "columns", known.size)
+        self._by_rows = _sorted(i, j, known, self.shape)
         self._by_columns = _transposed(self._by_rows, self.dim_in)
         self.reduction = reduction if loss_scale is None else None
         self.loss_scale = _scale(reduction, loss_scale, self.shape, known.size, "observed")
@@ -298,7 +305,7 @@ class Completion(Observations):
 
     @property
     def density(self) -> float:
-        """p = n / (d_y d_x)."""
+        """The share of entries that are observed, p = n / (d_y d_x)."""
         return self.n_observations / (self.dim_out * self.dim_in)
 
     @property
@@ -346,8 +353,6 @@ class Completion(Observations):
         other._by_rows = (*self._by_rows[:2], known)
         other._by_columns = _transposed(other._by_rows, self.dim_in)
         other._source = {"name": "entries"}
-        for name in ("_backprojection_at_zero",):
-            other.__dict__.pop(name, None)
         return other
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -385,7 +390,7 @@ class Completion(Observations):
         -------
         ndarray, shape (n,)
         """
-        left, right = _factors(W, self.shape)
+        factors = as_factors(W, self.shape)
         if rows is None or columns is None:
             if rows is not None or columns is not None:
                 raise ValueError("rows and columns belong together; only one of them is given")
@@ -398,7 +403,7 @@ class Completion(Observations):
                     raise ValueError(
                         f"{name} reaches from {place.min()} to {place.max()}; wanted 0 to {limit - 1}"
                     )
-        return entries_of_product(left, right, i, j)
+        return entries_of_product(factors, i, j)
 
     def loss(self, W: MatrixOrLayers) -> float:
         """Return ``c/2 ||Omega * (W - Phi)||_F^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
@@ -406,9 +411,7 @@ class Completion(Observations):
 
     def _observed_distance(self, W: MatrixOrLayers) -> float:
         assert self.truth is not None
-        known = entries_of_product(
-            *_factors(self.truth, self.shape), self.rows, self.columns.astype(np.int64)
-        )
+        known = entries_of_product(as_factors(self.truth, self.shape), self.rows, self.columns)
         return self._squares(W, known)
 
     def _squares(self, W: MatrixOrLayers, known: FloatArray) -> float:
@@ -522,8 +525,8 @@ class Sensing(Observations):
 
     @cached_property
     def error_scale(self) -> float:
-        """A bound on ``||B||_2`` of the m x (d_y d_x) operator, by power iteration (within a few per cent)."""
-        vector = random_generator(0, ("sensing norm",)).standard_normal(self.shape)
+        """The norm ``||B||_2`` of the m x (d_y d_x) operator, by power iteration, and a tenth more."""
+        vector: FloatArray = random_generator(0, ("sensing norm",)).standard_normal(self.shape)
         size = 0.0
         for _ in range(8):
             vector /= np.linalg.norm(vector)
@@ -537,10 +540,11 @@ class Sensing(Observations):
     def apply(self, W: MatrixOrLayers) -> FloatArray:
         """Return ``<A_i, W>`` for i = 1 .. m."""
         if self._rank_one is not None:
-            left, right = _factors(W, self.shape)
-            product: FloatArray = np.einsum("ik,ik->i", self._rank_one[0] @ left, self._rank_one[1] @ right)
+            left, right = as_factors(W, self.shape)
+            a, b = self._rank_one
+            product: FloatArray = np.einsum("ik,ik->i", a @ left, b if right is None else b @ right)
             return product
-        vector = _dense(_factors(W, self.shape)).reshape(-1)
+        vector = dense_product(as_factors(W, self.shape)).reshape(-1)
         return np.asarray((self._sparse if self._dense is None else self._dense) @ vector)
 
     def adjoint(self, r: npt.ArrayLike) -> FloatArray:
@@ -626,173 +630,6 @@ _NO_STATISTICS: Final[dict[str, Any]] = {
     "least_squares": None,
     "loss_floor": 0.0,
 }
-
-
-# --------------------------------------------------------------------------------------------------
-# Linear maps and their leading singular vectors
-# --------------------------------------------------------------------------------------------------
-
-
-class LinearMap(ABC):
-    """A matrix known by its products with blocks of columns."""
-
-    shape: tuple[int, int]
-    dtype = np.dtype(np.float64)
-
-    @abstractmethod
-    def matmat(self, X: FloatArray) -> FloatArray:
-        """Return M X."""
-
-    @abstractmethod
-    def rmatmat(self, Y: FloatArray) -> FloatArray:
-        """Return M^T Y."""
-
-    @abstractmethod
-    def dense(self) -> FloatArray:
-        """Return M as an array."""
-
-
-class SparseMap(LinearMap):
-    """A matrix with few entries, held in both orders."""
-
-    def __init__(self, entries: tuple[SparseRows, SparseRows], shape: tuple[int, int]) -> None:
-        self.entries = entries
-        self.shape = shape
-
-    def matmat(self, X: FloatArray) -> FloatArray:
-        """Return M X; 4 n k flops."""
-        return self._product(np.ascontiguousarray(np.asarray(X).T), self.shape[0], first=True)
-
-    def rmatmat(self, Y: FloatArray) -> FloatArray:
-        """Return M^T Y; 4 n k flops."""
-        return self._product(np.ascontiguousarray(np.asarray(Y).T), self.shape[1], first=False)
-
-    def _product(self, block: FloatArray, length: int, *, first: bool) -> FloatArray:
-        # Residuals of a zero matrix are minus the entries.
-        zero = np.zeros((len(block), length), dtype=block.dtype)
-        out = np.empty_like(zero)
-        entries = self.entries if first else (self.entries[1], self.entries[0])
-        core.residual_products(entries, zero, block, out, None)
-        return -out.T
-
-    def dense(self) -> FloatArray:
-        """Return M as an array."""
-        start, index, values = self.entries[0]
-        result = np.zeros(self.shape)
-        result[np.repeat(np.arange(self.shape[0]), np.diff(start)), index] = values
-        return result
-
-
-#: Matrices whose smaller side is at most this are decomposed directly.
-_SMALL: Final = 256
-
-
-def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-14) -> LowRank:
-    """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
-
-    Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two
-    products. Vectors of values that are nearly equal may be any of their span.
-    """
-    m, n = matrix.shape
-    count = check_count(rank, "rank", maximum=min(m, n))
-    if min(m, n) <= _SMALL:
-        left, values, right_t = np.linalg.svd(
-            matrix.dense() if isinstance(matrix, LinearMap) else matrix, full_matrices=False
-        )
-        return LowRank(left[:, :count], values[:count], right_t[:count].T)
-    width = min(2 * count + 8, m, n)
-    block = random_generator(0, ("leading factors",)).standard_normal((n, width))
-    basis: FloatArray = np.linalg.qr(block)[0]
-    before = np.full(count, np.inf)
-    for _ in range(_MOST_SWEEPS):
-        left, _ = np.linalg.qr(_times(matrix, basis))
-        basis, triangle = np.linalg.qr(_times(matrix, left, transpose=True))
-        values = np.linalg.svd(triangle, compute_uv=False)[:count]
-        # Values converge with the square of the angles.
-        if np.all(np.abs(values - before) <= tolerance * values[0]):
-            break
-        before = values
-    u, values, vt = np.linalg.svd(triangle.T)
-    return LowRank(left @ u[:, :count], values[:count], basis @ vt[:count].T)
-
-
-_MOST_SWEEPS: Final = 100
-
-
-def _times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:
-    if isinstance(matrix, LinearMap):
-        return matrix.rmatmat(block) if transpose else matrix.matmat(block)
-    return (matrix.T if transpose else matrix) @ block
-
-
-# --------------------------------------------------------------------------------------------------
-# Products of layers
-# --------------------------------------------------------------------------------------------------
-
-
-def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Return X (d_L, k) and Y (d_0, k) with ``W_{L:1} = X Y^T``, split at the narrowest layer."""
-    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    pivot = int(np.argmin(widths))
-    right = np.eye(widths[0]) if pivot == 0 else np.asarray(weights[0]).T
-    for weight in weights[1:pivot]:
-        right = right @ np.asarray(weight).T
-    left = np.eye(widths[-1]) if pivot == len(weights) else np.asarray(weights[-1])
-    for weight in reversed(weights[pivot:-1] if pivot < len(weights) else []):
-        left = left @ np.asarray(weight)
-    return left, right
-
-
-def entries_of_product(
-    left: FloatArray, right: FloatArray, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
-) -> FloatArray:
-    """Return ``(X Y^T)[rows, columns]``, a stretch of 64 MB at a time."""
-    if right.shape[0] == right.shape[1] and np.array_equal(right, np.eye(len(right))):
-        return np.asarray(left[rows, columns])
-    result = np.empty(len(rows), dtype=np.result_type(left, right))
-    chunk = max(1, 2**22 // max(left.shape[1], 1))
-    for begin in range(0, len(rows), chunk):
-        part = slice(begin, begin + chunk)
-        np.einsum("ik,ik->i", left[rows[part]], right[columns[part]], out=result[part])
-    return result
-
-
-def _factors(W: MatrixOrLayers, shape: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    if isinstance(W, LowRank):
-        left, right = W.U * W.s, W.V
-    elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
-        layers = [as_matrix(w, f"W[{i}]", symbol=f"W_{i + 1}") for i, w in enumerate(W)]
-        for i, (below, above) in enumerate(zip(layers[:-1], layers[1:], strict=True)):
-            if above.shape[1] != below.shape[0]:
-                raise ShapeError(
-                    f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
-                )
-        left, right = split_layers(layers)
-    else:
-        left = as_matrix(W, "W", symbol="end-to-end matrix")
-        right = np.eye(left.shape[1])
-    if (left.shape[0], right.shape[0]) != shape:
-        raise ShapeError(f"W has shape {(left.shape[0], right.shape[0])}; wanted {shape}")
-    return left, right
-
-
-def _dense(factors: tuple[FloatArray, FloatArray]) -> FloatArray:
-    left, right = factors
-    if right.shape[0] == right.shape[1] and np.array_equal(right, np.eye(len(right))):
-        return left
-    product: FloatArray = left @ right.T
-    return product
-
-
-def _squared_distance(factors: tuple[FloatArray, FloatArray], truth: LowRank | FloatArray) -> float:
-    """Return ``||X Y^T - Phi||_F^2``, for thin factors from triangles alone."""
-    left, right = factors
-    if isinstance(truth, LowRank) and left.shape[1] + truth.rank < min(truth.shape):
-        a = np.linalg.qr(np.hstack([left, -truth.U * truth.s]), mode="r")
-        b = np.linalg.qr(np.hstack([right, truth.V]), mode="r")
-        return float(np.linalg.norm(a @ b.T) ** 2)
-    whole = truth.dense() if isinstance(truth, LowRank) else truth
-    return float(np.linalg.norm(_dense(factors) - whole) ** 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -921,7 +758,7 @@ def low_rank_completion(
     counts = generator.binomial(dim, probability, size=dim)
     columns = np.concatenate([generator.choice(dim, size=n, replace=False, shuffle=False) for n in counts])
     rows = np.repeat(np.arange(dim), counts)
-    values = entries_of_product(truth.U * truth.s, truth.V, rows, columns)
+    values = entries_of_product((truth.U * truth.s, truth.V), rows, columns)
     problem = Completion(rows, columns, values, (dim, dim), reduction=reduction, truth=truth)
     problem._source = {
         "name": "low_rank_completion",

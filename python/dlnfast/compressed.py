@@ -13,8 +13,9 @@ import numpy.typing as npt
 from ._arrays import FloatArray, check_count, check_scale
 from ._errors import AssumptionError
 from .closure import Certificate, find_closure
-from .completion import Completion, Observations, Sensing, leading_factors
+from .completion import Completion, Observations, Sensing
 from .descent import Adaptive, automatic_rates, check_initial, train
+from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
 from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
@@ -134,8 +135,8 @@ def _gradient_basis(
     problem: Observations | Problem, weights: list[FloatArray] | ImplicitWeights, rank: int
 ) -> list[FloatArray]:
     if isinstance(problem, Problem):
-        # The gradient at the start differs from -Phi by a multiple of a rotation, which turns no vector out of
-        # the subspaces: with the whole of Phi known they are invariant whatever its share.
+        # The gradient at the start differs from -Phi by a multiple of a rotation, which turns no vector
+        # out of the subspaces: with the whole of Phi known they are invariant whatever its share.
         factors = _padded(problem.target_factors(), rank)
     else:
         # Of layers that are only drawn nothing is seen before the subspaces are known; eps^L is far below
@@ -233,7 +234,7 @@ def train_compressed(
         run = _train_projected(problem, narrow, learning_rate, settings)
     else:
         rates = _rates(problem, narrow, learning_rate, ratio)
-        run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)  # type: ignore[arg-type]
+        run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)
     text = (
         f"compressed to {narrow[0].shape[0]} dimensions by the {basis}, outer layers at {ratio:g} times eta"
     )
@@ -256,14 +257,14 @@ def _rates(
         return Adaptive(ratios=ratios)
     if learning_rate == "auto" and isinstance(problem, Observations):
         none = np.zeros(len(ratios))
-        return automatic_rates(problem, list(narrow), np.array(ratios), none, none).tolist()
+        return list(automatic_rates(problem, list(narrow), np.array(ratios), none, none))
     eta = check_scale(learning_rate, "learning_rate (eta)")
     return [eta * ratio for ratio in ratios]
 
 
 def _may_project(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
     size = narrow[-1].shape[1] * narrow[0].shape[0]
-    return 2.0 * problem.n_observations * size**2 <= _PROJECTION_FLOPS
+    return bool(2.0 * problem.n_observations * size**2 <= _PROJECTION_FLOPS)
 
 
 def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
@@ -289,13 +290,13 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     left, right = np.asarray(U, dtype=np.float64), np.asarray(V, dtype=np.float64)
     a, b = left.shape[1], right.shape[1]
     size = a * b
-    triangle = np.empty((0, size + 1))
+    triangle: FloatArray = np.empty((0, size + 1))
     chunk = max(4 * size, 2**22 // size)
     for begin in range(0, problem.n_observations, chunk):
         part = slice(begin, begin + chunk)
         rows = _projected_rows(problem, left, right, part)
         known = problem.values[part, np.newaxis]  # type: ignore[attr-defined]
-        triangle = np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r")
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
     kept = min(len(triangle), size)
     floor = float(np.sum(triangle[kept:, size] ** 2))
     projected = Sensing(

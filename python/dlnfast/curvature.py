@@ -10,7 +10,8 @@ import numpy as np
 
 from ._arrays import FloatArray, random_generator
 from ._dispatch import core
-from .completion import Completion, Observations, Sensing, leading_factors
+from .completion import Completion, Observations, Sensing
+from .factors import leading_factors
 
 #: Networks up to this width inside are looked at through their own end layers.
 _NARROW: Final = 64
@@ -34,9 +35,9 @@ class Curvatures(NamedTuple):
 
 
 def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvatures:
-    """Return how much of changes inside and beside two subspaces is observed, from power iteration.
+    """Return how much of changes inside and beside two subspaces is observed.
 
-    The Gauss-Newton part of the Hessian of ``c/2 ||B vec(W_{L:1}) - y||^2`` with respect to layer l is c times
+    The Gauss-Newton part of the Hessian of ``c/2 ||B vec(W_{L:1}) - y||^2`` for layer l is at most c times
     the largest of these times the squared norms of the other layers.
 
     Parameters
@@ -48,7 +49,7 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
 
     Notes
     -----
-    24 passes over the observations. 10 per cent are added for what power iteration may miss.
+    Power iteration, 36 passes over the observations; 10 per cent are added for what it may miss.
     """
     a, b = U.shape[1], V.shape[1]
     if isinstance(problem, Completion):
@@ -89,7 +90,7 @@ def _of_entries(
 
 def _largest(product: Callable[[FloatArray], FloatArray], shape: tuple[int, int], stream: int) -> float:
     """Return the largest eigenvalue of a positive semi-definite map, from below."""
-    vector = random_generator(0, ("curvature", stream)).standard_normal(shape)
+    vector: FloatArray = random_generator(0, ("curvature", stream)).standard_normal(shape)
     value = 0.0
     for _ in range(_SWEEPS):
         size = float(np.linalg.norm(vector))
@@ -134,8 +135,8 @@ def constant_rate(
     r"""Return a learning rate that is safe from the start to the end: one over the larger sharpness.
 
     Descent keeps the differences of ``W_l W_l^T / m_l`` between neighbours (m_l: the ratio of the layer's
-    rate), so that layers with largest singular values s_l end at ``s_l^2 + m_l t`` with the t that makes their
-    product that of the matrix, sigma_1 of the surrogate. There the sharpness is
+    rate), so that layers with largest singular values s_l end at ``s_l^2 + m_l t``, with the t that makes
+    their product that of the matrix, sigma_1 of the surrogate. There the sharpness is
     ``c sum_l m_l q_l prod_{k != l} s_k^2``; at the start the residual adds to it as in
     `theory.default_learning_rate`.
     """

@@ -17,7 +17,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -156,6 +156,85 @@ def train_dense(
             slopes = gradients(weights, target, input_gram, loss_scale)
             weights, velocities = _heavy_ball(weights, velocities, slopes, settings)
         yield _excess_loss(end_to_end(weights), solution, input_gram, loss_scale) + floor, weights
+
+
+# Matrices known in part: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for observed entries
+# (a 0/1 array Omega), sum_i (<A_i, W_{L:1}> - y_i) A_i for measurements.
+
+
+def observed_residual(product: Array, target: Array, mask: Array) -> Array:
+    """Return E = Omega * (W_{L:1} - Phi); the loss is c/2 ||E||_F^2. Phi is not looked at elsewhere."""
+    return np.where(mask != 0, product - np.where(mask != 0, target, 0.0), 0.0)
+
+
+def measured_residual(product: Array, operators: Array, values: Array) -> Array:
+    """Return r_i = <A_i, W_{L:1}> - y_i for A of shape (m, d_L, d_0); the loss is c/2 ||r||^2."""
+    residual: Array = np.einsum("mij,ij->m", operators, product) - values
+    return residual
+
+
+def train_observed(
+    weights: Sequence[Array],
+    target: Array,
+    mask: Array,
+    *,
+    loss_scale: float,
+    learning_rate: Sequence[float],
+    steps: int,
+    weight_decay: Sequence[float],
+    momentum: Sequence[float],
+) -> Iterator[tuple[float, list[Array]]]:
+    """Yield (loss, weights) as `train_dense` does, of descent on c/2 ||Omega * (W_{L:1} - Phi)||_F^2."""
+
+    def residual(product: Array) -> tuple[float, Array]:
+        error = observed_residual(product, target, mask)
+        return _squared_norm(error), error
+
+    return _train_on(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
+
+
+def train_measured(
+    weights: Sequence[Array],
+    operators: Array,
+    values: Array,
+    *,
+    loss_scale: float,
+    learning_rate: Sequence[float],
+    steps: int,
+    weight_decay: Sequence[float],
+    momentum: Sequence[float],
+) -> Iterator[tuple[float, list[Array]]]:
+    """Yield (loss, weights) as `train_dense` does, of descent on c/2 sum_i (<A_i, W_{L:1}> - y_i)^2."""
+
+    def residual(product: Array) -> tuple[float, Array]:
+        misfit = measured_residual(product, operators, values)
+        return _squared_norm(misfit), np.einsum("m,mij->ij", misfit, operators)
+
+    return _train_on(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
+
+
+def _train_on(
+    weights: Sequence[Array],
+    residual: Callable[[Array], tuple[float, Array]],
+    loss_scale: float,
+    steps: int,
+    *rates: Sequence[float],
+) -> Iterator[tuple[float, list[Array]]]:
+    """Descend on c/2 of a sum of squares, given with half its gradient with respect to W_{L:1}."""
+    weights = [np.array(weight, dtype=np.float64) for weight in weights]
+    velocities = [np.zeros_like(weight) for weight in weights]
+    settings = list(zip(*rates, strict=True))
+    for step in range(steps + 1):
+        squares, error = residual(end_to_end(weights))
+        yield loss_scale / 2 * squares, weights
+        if step == steps:
+            return
+        slopes = []
+        for index, weight in enumerate(weights):
+            above = _product(weights[index + 1 :], weight.shape[0])
+            below = _product(weights[:index], weights[0].shape[1])
+            slopes.append(loss_scale * above.T @ error @ below.T)
+        weights, velocities = _heavy_ball(weights, velocities, slopes, settings)
 
 
 def _heavy_ball(

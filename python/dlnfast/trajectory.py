@@ -1073,8 +1073,8 @@ def _pack_observations(problem: Observations, arrays: dict[str, npt.NDArray[Any]
 def _unpack_observations(
     meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
 ) -> Observations:
-    kind = {"Completion": Completion, "Sensing": Sensing}[meta["kind"]]
-    problem = kind.from_arrays(
+    kinds: dict[str, type[Completion | Sensing]] = {"Completion": Completion, "Sensing": Sensing}
+    problem: Observations = kinds[meta["kind"]].from_arrays(
         arrays, tuple(meta["shape"]), loss_scale=meta["loss_scale"], truth=_unpack_target(arrays)
     )
     problem._restore(description)

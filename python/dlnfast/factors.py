@@ -1,0 +1,179 @@
+"""Products of layers without the product: entries, distances, leading singular vectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, as_matrix, check_count, random_generator
+from ._dispatch import core
+from ._errors import ShapeError
+from .problem import LowRank
+
+#: Entries in one order: where each row starts, the column of each entry, its value.
+SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
+#: A matrix as an array or as the layers W_1 .. W_L whose product it is.
+MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike]
+#: X (d_y, k) and Y (d_x, k) of X Y^T; None for Y = I.
+Factors = tuple[FloatArray, FloatArray | None]
+
+#: Matrices whose smaller side is at most this are decomposed directly.
+_SMALL: Final = 256
+_MOST_SWEEPS: Final = 100
+
+
+def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Return X (d_L, k) and Y (d_0, k) with ``W_{L:1} = X Y^T``, split at the narrowest layer."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    pivot = int(np.argmin(widths))
+    right = np.eye(widths[0]) if pivot == 0 else np.asarray(weights[0]).T
+    for weight in weights[1:pivot]:
+        right = right @ np.asarray(weight).T
+    left = np.eye(widths[-1]) if pivot == len(weights) else np.asarray(weights[-1])
+    for weight in reversed(weights[pivot:-1] if pivot < len(weights) else []):
+        left = left @ np.asarray(weight)
+    return left, right
+
+
+def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
+    """Return the factors of a matrix, or of the product of layers, that has this shape."""
+    left: FloatArray
+    right: FloatArray | None
+    if isinstance(W, LowRank):
+        left, right = W.U * W.s, W.V
+    elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
+        layers = [as_matrix(w, f"W[{i}]", symbol=f"W_{i + 1}") for i, w in enumerate(W)]
+        for i, (below, above) in enumerate(pairwise(layers)):
+            if above.shape[1] != below.shape[0]:
+                raise ShapeError(
+                    f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
+                )
+        left, right = split_layers(layers)
+    else:
+        left, right = as_matrix(W, "W", symbol="end-to-end matrix"), None
+    found = left.shape[0], left.shape[1] if right is None else right.shape[0]
+    if found != shape:
+        raise ShapeError(f"W has shape {found}; wanted {shape}")
+    return left, right
+
+
+def dense_product(factors: Factors) -> FloatArray:
+    """Return X Y^T."""
+    left, right = factors
+    return left if right is None else np.asarray(left @ right.T)
+
+
+def entries_of_product(
+    factors: Factors, rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer]
+) -> FloatArray:
+    """Return ``(X Y^T)[rows, columns]``, a stretch of 32 MB at a time."""
+    left, right = factors
+    if right is None:
+        return np.asarray(left[rows, columns])
+    result = np.empty(len(rows), dtype=np.result_type(left, right))
+    chunk = max(1, 2**22 // max(left.shape[1], 1))
+    for begin in range(0, len(rows), chunk):
+        part = slice(begin, begin + chunk)
+        np.einsum("ik,ik->i", left[rows[part]], right[columns[part]], out=result[part])
+    return result
+
+
+def squared_distance(factors: Factors, truth: LowRank | FloatArray) -> float:
+    """Return ``||X Y^T - Phi||_F^2``, for thin factors from triangles alone."""
+    left, right = factors
+    if isinstance(truth, LowRank) and right is not None and left.shape[1] + truth.rank < min(truth.shape):
+        a = np.linalg.qr(np.hstack([left, -truth.U * truth.s]), mode="r")
+        b = np.linalg.qr(np.hstack([right, truth.V]), mode="r")
+        return float(np.linalg.norm(np.asarray(a) @ np.asarray(b).T) ** 2)
+    whole = truth.dense() if isinstance(truth, LowRank) else truth
+    return float(np.linalg.norm(dense_product(factors) - whole) ** 2)
+
+
+class LinearMap(ABC):
+    """A matrix known by its products with blocks of columns."""
+
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def matmat(self, X: FloatArray) -> FloatArray:
+        """Return M X."""
+
+    @abstractmethod
+    def rmatmat(self, Y: FloatArray) -> FloatArray:
+        """Return M^T Y."""
+
+    @abstractmethod
+    def dense(self) -> FloatArray:
+        """Return M as an array."""
+
+
+class SparseMap(LinearMap):
+    """A matrix with few entries, held in both orders."""
+
+    def __init__(self, entries: tuple[SparseRows, SparseRows], shape: tuple[int, int]) -> None:
+        self.entries = entries
+        self.shape = shape
+
+    def matmat(self, X: FloatArray) -> FloatArray:
+        """Return M X; 4 n k flops."""
+        return self._product(self.entries, X, self.shape[0])
+
+    def rmatmat(self, Y: FloatArray) -> FloatArray:
+        """Return M^T Y; 4 n k flops."""
+        return self._product((self.entries[1], self.entries[0]), Y, self.shape[1])
+
+    @staticmethod
+    def _product(entries: tuple[SparseRows, SparseRows], X: FloatArray, length: int) -> FloatArray:
+        # Residuals of a zero matrix are minus the entries.
+        block = np.ascontiguousarray(np.asarray(X).T)
+        zero = np.zeros((len(block), length), dtype=block.dtype)
+        out = np.empty_like(zero)
+        core.residual_products(entries, zero, block, out, None)
+        return -out.T
+
+    def dense(self) -> FloatArray:
+        """Return M as an array."""
+        start, index, values = self.entries[0]
+        result = np.zeros(self.shape)
+        result[np.repeat(np.arange(self.shape[0]), np.diff(start)), index] = values
+        return result
+
+
+def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-14) -> LowRank:
+    """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
+
+    Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two
+    products. Vectors of values that are nearly equal may be any of their span.
+    """
+    m, n = matrix.shape
+    count = check_count(rank, "rank", maximum=min(m, n))
+    if min(m, n) <= _SMALL:
+        left, values, right_t = np.linalg.svd(
+            matrix.dense() if isinstance(matrix, LinearMap) else matrix, full_matrices=False
+        )
+        return LowRank(left[:, :count], values[:count], right_t[:count].T)
+    width = min(2 * count + 8, m, n)
+    block = random_generator(0, ("leading factors",)).standard_normal((n, width))
+    basis: FloatArray = np.linalg.qr(block)[0]
+    before = np.full(count, np.inf)
+    for _ in range(_MOST_SWEEPS):
+        left = np.linalg.qr(_times(matrix, basis))[0]
+        basis, triangle = np.linalg.qr(_times(matrix, left, transpose=True))
+        values = np.linalg.svd(triangle, compute_uv=False)[:count]
+        # Values converge with the square of the angles.
+        if np.all(np.abs(values - before) <= tolerance * values[0]):
+            break
+        before = values
+    u, values, vt = np.linalg.svd(triangle.T)
+    return LowRank(left @ u[:, :count], values[:count], basis @ vt[:count].T)
+
+
+def _times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+    if isinstance(matrix, LinearMap):
+        return matrix.rmatmat(block) if transpose else matrix.matmat(block)
+    return np.asarray((matrix.T if transpose else matrix) @ block)

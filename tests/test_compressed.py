@@ -1,0 +1,176 @@
+"""Compressed factorisations: the space they start in, where they end, and what freezing them saves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tolerances import tolerance
+
+import dlnfast as dln
+from dlnfast import reference
+from dlnfast.compressed import project
+from dlnfast.curvature import curvatures
+
+F64 = np.float64
+
+
+def layers_of(run, step=-1):
+    return [run.weights(layer, step) for layer in range(1, run.n_layers + 1)]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return dln.low_rank_completion(120, 3, 0.35, seed=1)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return dln.orthogonal([120] * 4, 1e-2, seed=2)
+
+
+def test_the_gradient_basis_is_that_of_the_definition(problem, weights):
+    narrow = dln.compressed_weights(problem, weights, rank=3)
+    assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (6, 6), (120, 6)]
+    # By whole decompositions: the leading vectors of the gradient, and their images.
+    product = reference.end_to_end(weights)
+    mask = problem.backprojection().dense() != 0
+    u, _, vt = np.linalg.svd(-reference.observed_residual(product, problem.truth.dense(), mask))
+    rotation = product / 1e-2**3
+    basis = np.linalg.qr(np.hstack([vt[:3].T, rotation.T @ u[:, :3]]))[0]
+    assert np.linalg.norm(narrow[0] - narrow[0] @ basis @ basis.T) < 1e-9
+    assert np.linalg.norm(narrow[-1] - (rotation @ basis) @ (rotation @ basis).T @ narrow[-1]) < 1e-9
+    # The product is that of the wide network inside these spaces.
+    inside = reference.end_to_end(narrow)
+    np.testing.assert_allclose(inside, product @ basis @ basis.T, atol=1e-9 * 1e-6)
+    for core in narrow[1:-1]:
+        np.testing.assert_allclose(core @ core.T, 1e-4 * np.eye(6), atol=tolerance(F64, 6))
+
+
+def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
+    problem = dln.low_rank_recovery(60, 4, seed=3)
+    weights = dln.orthogonal([60] * 4, 0.2, seed=4)
+    settings = {"steps": 300, "learning_rate": 1.0}
+    narrow = dln.train_compressed(problem, weights, rank=4, outer=0.0, **settings)
+    wide = dln.train(problem, weights, **settings)
+    # What is missing is the product of the rotations outside, rho^3 each.
+    missing = (60 - 8) * np.prod([wide.rho(layer) for layer in (1, 2, 3)], axis=0) ** 2
+    at_records = wide.loss - problem.loss_scale / 2 * missing
+    np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
+
+
+def test_it_recovers_where_frozen_bases_stall(problem, weights):
+    options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
+    moving = dln.train_compressed(problem, weights, outer=0.01, **options)
+    frozen = dln.train_compressed(problem, weights, outer=0.0, **options)
+    assert problem.recovery_error(layers_of(moving)) < 1e-6
+    assert problem.recovery_error(layers_of(frozen)) > 1e-2
+
+
+def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypatch):
+    options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
+    projected = dln.train_compressed(problem, weights, singular_values="all", **options)
+    monkeypatch.setattr("dlnfast.compressed._PROJECTION_FLOPS", 0.0)
+    frozen = dln.train_compressed(problem, weights, singular_values="all", **options)
+    np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
+    assert projected.widths == frozen.widths
+    assert projected.config["learning_rate"] == frozen.config["learning_rate"]
+    for layer in range(1, 6):
+        for step in (0, 100, 200):
+            np.testing.assert_allclose(projected.weights(layer, step), frozen.weights(layer, step), atol=1e-9)
+        np.testing.assert_allclose(projected.singular_values(layer), frozen.singular_values(layer), atol=1e-9)
+
+
+def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
+    run = dln.train_compressed(problem, weights, rank=3, steps=50, outer=0.0, singular_values=2)
+    run.save(tmp_path / "run.npz")
+    again = dln.load(tmp_path / "run.npz")
+    np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
+    np.testing.assert_array_equal(again.singular_values(1), run.singular_values(1))
+    assert again.config["compressed"] == {"rank": 3, "basis": "gradient", "outer": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["entries", "measurements"])
+def test_a_projection_keeps_the_loss(problem, kind):
+    rng = np.random.default_rng(0)
+    given = problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
+    U, V = (np.linalg.qr(rng.standard_normal((d, 4)))[0] for d in given.shape)
+    small = project(given, U, V[:, :3])
+    assert small.shape == (4, 3)
+    assert small.n_observations == 12
+    for _ in range(3):
+        X = rng.standard_normal((4, 3))
+        assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
+
+
+def test_the_surrogate_basis(problem):
+    narrow = dln.compressed_weights(problem, rank=6, basis="surrogate", depth=4, scale=0.1)
+    assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (120, 6)]
+    u, _, vt = np.linalg.svd(problem.backprojection().dense())
+    np.testing.assert_allclose(np.abs(narrow[0] @ vt[:6].T), 0.1 * np.eye(6), atol=1e-8)
+    np.testing.assert_allclose(np.abs(u[:, :6].T @ narrow[-1]), 0.1 * np.eye(6), atol=1e-8)
+    run = dln.train_compressed(
+        problem, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
+    )
+    assert problem.recovery_error(layers_of(run)) < 1e-5
+
+
+def test_any_width_by_law(problem):
+    wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
+    law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
+    run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
+    assert run.widths == [2000, 4, 4, 4, 4, 2000]
+    assert wide.recovery_error(layers_of(run)) < 1e-4
+
+
+def test_sensing_recovers():
+    problem = dln.low_rank_sensing(30, 2, 500)
+    weights = dln.orthogonal([30] * 4, 1e-1)
+    run = dln.train_compressed(problem, weights, rank=2, steps=4000, outer=0.05, tolerance=1e-16)
+    assert problem.recovery_error(layers_of(run)) < 1e-4
+
+
+def test_float32(problem):
+    weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
+    run = dln.train_compressed(problem, weights, rank=3, steps=3000, record_every=10**6)
+    assert run.weights(1).dtype == np.float32
+    assert problem.recovery_error(layers_of(run)) < 1e-3
+
+
+def test_what_observations_see_of_a_change():
+    rng = np.random.default_rng(4)
+    mask = rng.random((15, 12)) < 0.5
+    problem = dln.Completion.from_dense(np.ones((15, 12)), mask)
+    U, V = (np.linalg.qr(rng.standard_normal((d, 3)))[0] for d in (15, 12))
+    rows = np.einsum("ia,jb->ijab", U, V)[mask].reshape(-1, 9)
+    left = [np.linalg.norm(V[mask[i]], 2) ** 2 for i in range(15)]
+    right = [np.linalg.norm(U[mask[:, j]], 2) ** 2 for j in range(12)]
+    exact = [np.linalg.norm(rows, 2) ** 2, max(left), max(right)]
+    found = curvatures(problem, U, V)
+    # From below by power iteration, with a tenth added.
+    for value, wanted in zip(found, exact, strict=True):
+        assert wanted <= value * 1.02
+        assert value <= 1.1001 * wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"rank": 121}, ValueError, "rank .r_hat. is 121; wanted at most 120"),
+        ({"rank": 0}, ValueError, "rank .r_hat. is 0"),
+        ({"rank": 3, "basis": "random"}, ValueError, "basis is 'random'"),
+        ({"rank": 3, "basis": "surrogate"}, ValueError, "takes depth and scale, not weights"),
+        ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
+    ],
+)
+def test_bad_input(problem, weights, options, error, text):
+    with pytest.raises(error, match=text):
+        dln.train_compressed(problem, weights, steps=1, **options)
+
+
+def test_bad_starts(problem):
+    with pytest.raises(ValueError, match="weights are needed"):
+        dln.train_compressed(problem, rank=2, steps=1)
+    with pytest.raises(dln.AssumptionError, match="do not close"):
+        dln.compressed_weights(problem, dln.gaussian([120] * 4, 1e-2), rank=2)
+    with pytest.raises(TypeError, match="wanted a Completion, Sensing or Problem"):
+        dln.compressed_weights("matrix", rank=2)
