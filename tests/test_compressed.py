@@ -86,7 +86,78 @@ def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
     np.testing.assert_array_equal(again.singular_values(1), run.singular_values(1))
-    assert again.config["compressed"] == {"rank": 3, "basis": "gradient", "outer": 0.0}
+    assert again.config["compressed"] == {
+        "rank": 3,
+        "basis": "gradient",
+        "outer": 0.0,
+        "outer_every": 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["entries", "measurements"])
+def test_turns_are_those_of_the_definition(kind):
+    given = dln.low_rank_completion(20, 2, 0.6) if kind == "entries" else dln.low_rank_sensing(20, 2, 300)
+    weights = dln.orthogonal([20] * 3, 0.7)
+    narrow = dln.compressed_weights(given, weights, rank=2)
+    eta, outer, turn = 0.2 / (given.loss_scale * given.density * given.truth.s[0]), 0.1, 4
+    run = dln.train_compressed(
+        given,
+        weights,
+        rank=2,
+        learning_rate=eta,
+        outer=outer,
+        outer_every=turn,
+        steps=10,
+        weight_decay=0.01 / eta,
+        weights_every=turn,
+    )
+    layers = [w.copy() for w in narrow]
+    decay, losses = 0.01 / eta, []
+    for step in range(11):
+        losses.append(given.loss(layers))
+        if step % turn == 0:
+            np.testing.assert_allclose(layers_of(run, step)[0], layers[0], atol=1e-12)
+            np.testing.assert_allclose(layers_of(run, step)[-1], layers[-1], atol=1e-12)
+        gradients = dln.gradients(given, layers)
+        layers[1:-1] = [w - eta * (g + decay * w) for w, g in zip(layers[1:-1], gradients[1:-1], strict=True)]
+        if (step + 1) % turn == 0 or step + 1 == 10:
+            taken = turn if (step + 1) % turn == 0 else 10 % turn
+            gradients = dln.gradients(given, layers)
+            for i in (0, -1):
+                layers[i] = layers[i] - outer * eta * taken * (gradients[i] + decay * layers[i])
+    np.testing.assert_allclose(run.loss, losses, rtol=1e-10)
+    assert run.steps.tolist() == [0, 10]
+    assert run.states.snapshot_steps.tolist() == [0, 4, 8]
+
+
+def test_turns_end_where_single_steps_do(problem, weights):
+    options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
+    runs = [dln.train_compressed(problem, weights, outer_every=n, **options) for n in (1, 10)]
+    for run in runs:
+        assert run.config["outcome"] == "converged"
+        assert problem.recovery_error(layers_of(run)) < 1e-5
+    assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
+    with pytest.raises(ValueError, match="momentum"):
+        dln.train_compressed(problem, weights, outer_every=2, momentum=0.5, **options)
+    with pytest.raises(ValueError, match="singular_values"):
+        dln.train_compressed(problem, weights, outer_every=2, singular_values=3, **options)
+
+
+def test_nothing_needs_to_be_chosen(problem, weights):
+    assert problem.suggested_rank() == 3
+    run = dln.train_compressed(problem, weights)
+    assert run.config["outcome"] == "converged"
+    assert run.config["compressed"]["rank"] == 3
+    assert problem.recovery_error(layers_of(run)) < 1e-6
+    stalled = dln.train_compressed(problem, weights, outer=0.0)
+    assert stalled.config["outcome"] == "stopped"
+    assert len(stalled.loss) < 20_000
+    surrogate = dln.train_compressed(problem, basis="surrogate", outer=1.0, steps=10)
+    assert surrogate.widths == [120, 6, 6, 120]
+    with pytest.raises(ValueError, match="steps is needed"):
+        dln.train_compressed(problem, weights, learning_rate=1.0)
+    with pytest.raises(ValueError, match='"auto"'):
+        dln.train_compressed(problem, weights, rank="half")
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])

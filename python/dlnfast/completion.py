@@ -68,6 +68,11 @@ class Observations(ABC):
         """(d_y, d_x)."""
         return self.dim_out, self.dim_in
 
+    @property
+    @abstractmethod
+    def values(self) -> FloatArray:
+        """What was observed, one number for each observation."""
+
     @abstractmethod
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
         """Return what the dense engine learns from."""
@@ -144,6 +149,27 @@ class Observations(ABC):
         The surrogate is what the observations give back of the matrix, over their `density`.
         """
         return leading_factors(self.backprojection(), rank, tolerance=1e-8).s / self.density
+
+    def suggested_rank(self, limit: int = 32) -> int:
+        """Return where the singular values of the surrogate fall most, as a ratio of neighbours.
+
+        Parameters
+        ----------
+        limit : int
+            The largest rank that is considered.
+
+        Notes
+        -----
+        What is observed at random of a matrix of rank r has r values about p sigma_i and a bulk of about
+        ``sqrt(p d)`` times the root mean square of the entries below them. Where r or more do not stand clear
+        of that bulk there is nothing to see. Values to one per cent: some sweeps of products.
+        """
+        count = min(check_count(limit, "limit") + 1, *self.shape)
+        values = leading_factors(self.backprojection(), count, tolerance=1e-4).s
+        if count == 1 or values[0] == 0:
+            return 1
+        floor = float(np.finfo(np.float64).eps) * values[0]
+        return int(np.argmax(values[:-1] / np.maximum(values[1:], floor))) + 1
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration in values that JSON knows."""
@@ -474,8 +500,8 @@ class Sensing(Observations):
         loss_scale: float | None = None,
         truth: npt.ArrayLike | LowRank | None = None,
     ) -> None:
-        self.values = as_vector(values, "values", dtype=np.float64)
-        m = self.values.size
+        self._values = as_vector(values, "values", dtype=np.float64)
+        m = self._values.size
         self._sparse: Any = None
         self._rank_one: tuple[FloatArray, FloatArray] | None = None
         self._dense: FloatArray | None = None
@@ -506,6 +532,11 @@ class Sensing(Observations):
         self.loss_scale = _scale(reduction, loss_scale, self.shape, m, "sum")
         self.truth = _as_truth(truth, self.shape)
         self._source = {"name": "measurements"}
+
+    @property
+    def values(self) -> FloatArray:
+        """y_1 .. y_m."""
+        return self._values
 
     @property
     def n_observations(self) -> int:

@@ -15,7 +15,7 @@ from ._errors import AssumptionError
 from .closure import Certificate, find_closure
 from .completion import Completion, Observations, Sensing
 from .descent import Adaptive, automatic_rates, check_initial, train
-from .factors import leading_factors
+from .factors import leading_factors, times
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
 from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
@@ -30,7 +30,7 @@ def compressed_weights(
     problem: Observations | Problem,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,
     *,
-    rank: int,
+    rank: int | str = "auto",
     basis: str = "gradient",
     depth: int = 3,
     scale: float = 1e-3,
@@ -44,9 +44,10 @@ def compressed_weights(
     weights : list of ndarray, or ImplicitWeights
         For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or their law, and
         nothing of the size d x d is formed.
-    rank : int
+    rank : int or "auto"
         r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": its width, of
-        which 2 r is a good choice.
+        which 2 r is a good choice. "auto" takes r, for "surrogate" 2 r, from the spectrum of what is
+        observed: `Completion.suggested_rank`.
     basis : {"gradient", "surrogate"}
         "gradient": ``[V_1^T, C_1 .. C_L, U_L]``, L + 2 layers, with V_1 = A_0 an orthonormal basis of
         span[V_g, Q_{L:1}^T U_g] for the leading r_hat singular vectors of the gradient at W(0), U_L = A_L its
@@ -89,7 +90,10 @@ def compressed_weights(
     if problem.input_gram is not None:
         raise AssumptionError("compressed factorisations need white inputs: Problem.from_data(whiten=...)")
     smaller = min(problem.dim_out, problem.dim_in)
-    count = check_count(rank, "rank (r_hat)")
+    if isinstance(rank, str):
+        count = _automatic_rank(rank, problem, basis)
+    else:
+        count = check_count(rank, "rank (r_hat)")
     if count > smaller:
         raise ValueError(
             f"rank (r_hat) is {count}; wanted at most {smaller}, the smaller side of the "
@@ -110,6 +114,16 @@ def compressed_weights(
     factors = _surrogate(problem, count)
     inner = [eps * np.eye(count) for _ in range(n_layers - 2)]
     return [np.ascontiguousarray(eps * factors.V.T), *inner, np.ascontiguousarray(eps * factors.U)]
+
+
+def _automatic_rank(rank: str, problem: Observations | Problem, basis: str) -> int:
+    if rank != "auto":
+        raise ValueError(f'rank (r_hat) is {rank!r}; wanted an integer or "auto"')
+    if isinstance(problem, Problem):
+        found = max(problem.target_factors().rank, 1)
+    else:
+        found = problem.suggested_rank()
+    return min(2 * found if basis == "surrogate" else found, problem.dim_out, problem.dim_in)
 
 
 def _surrogate(problem: Observations | Problem, rank: int) -> LowRank:
@@ -161,9 +175,10 @@ def train_compressed(
     problem: Observations | Problem,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,
     *,
-    rank: int,
-    steps: int,
+    rank: int | str = "auto",
+    steps: int | None = None,
     outer: float = 0.01,
+    outer_every: int = 1,
     basis: str = "gradient",
     depth: int = 3,
     scale: float = 1e-3,
@@ -180,12 +195,19 @@ def train_compressed(
         What is to be learned.
     weights, rank, basis, depth, scale
         As for `compressed_weights`.
-    steps : int
-        Number of updates, at most, where `tolerance` is given.
+    steps : int, optional
+        Number of updates, at most, where `tolerance` is given. By default as many as it takes: until the loss
+        is 1e-14 of what it was, or has fallen by less than 1e-5 of itself in the last fifth of all steps (500
+        at least); for adaptive rates, which do not dwell on plateaus. 200,000 at most.
     outer : float
         gamma (or alpha): the first and last layer learn at ``outer * learning_rate``. 0 freezes them: the
         observations are then projected onto them once, and a step costs O(r_hat^4) whatever their number.
         For `basis` "surrogate" 1 to 10 is usual.
+    outer_every : int
+        The outer layers move once in so many steps, by as much as they would have moved in these. Between
+        their steps the observations are projected onto them: for measurements, each of which costs as much
+        as the whole matrix, that is many times faster, and as close as the outer layers are slow. Records
+        stand at multiples of it.
     learning_rate : float, "adaptive", "auto" or Adaptive
         eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
     weights_every : int, optional
@@ -222,6 +244,9 @@ def train_compressed(
     """
     start = time.perf_counter()
     ratio = check_scale(outer, "outer (gamma)")
+    turn = check_count(outer_every, "outer_every")
+    if steps is None:
+        steps = _steps_as_needed(problem, learning_rate, options)
     narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
     settings: dict[str, Any] = {
         "steps": steps,
@@ -232,6 +257,8 @@ def train_compressed(
     inside = len(narrow) - 2
     if ratio == 0 and inside > 0 and isinstance(problem, Observations) and _may_project(problem, narrow):
         run = _train_projected(problem, narrow, learning_rate, settings)
+    elif turn > 1 and ratio > 0:
+        run = _train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
         rates = _rates(problem, narrow, learning_rate, ratio)
         run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)
@@ -239,9 +266,45 @@ def train_compressed(
         f"compressed to {narrow[0].shape[0]} dimensions by the {basis}, outer layers at {ratio:g} times eta"
     )
     run.certificate = replace(run.certificate, reason=text)
-    run.config["compressed"] = {"rank": rank, "basis": basis, "outer": ratio}
+    run.config["compressed"] = {
+        "rank": narrow[0].shape[0] // (2 if basis == "gradient" else 1),
+        "basis": basis,
+        "outer": ratio,
+        "outer_every": turn,
+    }
     run.wall_time = time.perf_counter() - start
     return run
+
+
+#: What `steps=None` stands for.
+_MOST_STEPS: Final = 200_000
+_ENOUGH: Final = 1e-14
+_LEAST_WINDOW: Final = 500
+_STALLED: Final = 1e-5
+
+
+def _steps_as_needed(
+    problem: Observations | Problem, learning_rate: float | str | Adaptive, options: dict[str, Any]
+) -> int:
+    """Put the default rules for stopping among the options, and return the most steps."""
+    if learning_rate != "adaptive" and not isinstance(learning_rate, Adaptive):
+        raise ValueError("steps is needed with a constant learning_rate: a plateau looks like an end")
+    known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
+    start = problem.loss_scale / 2 * known
+    options.setdefault("tolerance", _ENOUGH * start)
+    options.setdefault("record_every", 100)
+    watched = options.get("callback")
+    losses: dict[int, float] = {}
+
+    def stalled(step: int, loss: float) -> bool:
+        losses[step] = loss
+        window = max(_LEAST_WINDOW, step // 5)
+        before = max((s for s in losses if s <= step - window), default=None)
+        ended = watched is not None and watched(step, loss) is True
+        return ended or (before is not None and loss > (1 - _STALLED) * losses[before])
+
+    options["callback"] = stalled
+    return _MOST_STEPS
 
 
 def _rates(
@@ -295,7 +358,7 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     for begin in range(0, problem.n_observations, chunk):
         part = slice(begin, begin + chunk)
         rows = _projected_rows(problem, left, right, part)
-        known = problem.values[part, np.newaxis]  # type: ignore[attr-defined]
+        known = problem.values[part, np.newaxis]
         triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
     kept = min(len(triangle), size)
     floor = float(np.sum(triangle[kept:, size] ** 2))
@@ -354,6 +417,123 @@ def _train_projected(
         wall_time=run.wall_time,
         rates=run.rates,
     )
+
+
+def _train_in_turns(
+    problem: Observations | Problem,
+    narrow: list[FloatArray],
+    learning_rate: Any,
+    outer: float,
+    turn: int,
+    settings: dict[str, Any],
+) -> Trajectory:
+    """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
+    if not isinstance(problem, Observations):
+        raise TypeError(
+            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
+        )
+    wanted = dict(settings)
+    if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
+        raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
+    if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
+        raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
+    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
+    every = {
+        name: -(-check_count(wanted.pop(name, None) or n_steps or 1, name) // turn) * turn
+        for name in ("record_every", "weights_every")
+    }
+    decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
+    watched = wanted.pop("callback", None)
+    layers = [layer.copy() for layer in narrow]
+    losses: list[FloatArray] = []
+    rates: list[FloatArray] = []
+    records, snapshot_steps = [], []
+    snapshots: list[list[FloatArray]] = []
+    step, outcome = 0, "finished"
+    while True:
+        first, *cores, last = layers
+        count = min(turn, n_steps - step)
+        inner = train(
+            project(problem, last, first.T),
+            cores,
+            learning_rate=learning_rate,
+            engine="dense",
+            steps=count,
+            record_every=max(count, 1),
+            singular_values=None,
+            **wanted,
+        )
+        at_end = step == n_steps or inner.config["outcome"] == "converged"
+        if step % every["record_every"] == 0 or at_end:
+            records.append(step)
+            if watched is not None and watched(step, float(inner.loss[0])) is True:
+                outcome, at_end, count = "stopped", True, 0
+        if settings["weights_every"] is not None and step % every["weights_every"] == 0:
+            snapshot_steps.append(step)
+            snapshots.append([layer.copy() for layer in layers])
+        if count == 0:
+            losses.append(inner.loss[:1])
+            break
+        taken = len(inner.loss) - 1
+        if inner.config["outcome"] == "converged":
+            outcome = "converged"
+            losses.append(inner.loss)
+            layers[1:-1] = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+            step += taken
+            records[-1:] = sorted({records[-1], step})
+            break
+        losses.append(inner.loss[:-1])
+        moved = inner.rates if inner.rates is not None else np.full(taken, inner.config["learning_rate"][0])
+        rates.append(moved)
+        layers = _move_outer(problem, layers, inner, outer * float(np.sum(moved)), decay)
+        step += taken
+    # The layout of a run in one piece.
+    eta = inner.config["learning_rate"][0]
+    return Trajectory(
+        steps=np.array(records, dtype=np.int64),
+        loss=np.concatenate(losses),
+        states=DenseStates(
+            values=(),
+            left=(),
+            right=(),
+            snapshots=tuple(np.array(kept) for kept in zip(*snapshots, strict=True)),
+            snapshot_steps=np.array(snapshot_steps, dtype=np.int64),
+            initial=tuple(narrow),
+            final=tuple(layers),
+        ),
+        certificate=Certificate("dense", ""),
+        problem=problem,
+        config=inner.config
+        | {
+            "outcome": outcome,
+            "problem": problem.describe(),
+            "steps": n_steps,
+            "record_every": every["record_every"],
+            "learning_rate": [outer * eta, *inner.config["learning_rate"], outer * eta],
+            "weight_decay": [decay] * len(layers),
+            "momentum": [0.0] * len(layers),
+            "widths": [problem.dim_in, *(layer.shape[0] for layer in layers)],
+        },
+        wall_time=0.0,
+        rates=None if inner.rates is None or not rates else np.concatenate(rates),
+    )
+
+
+def _move_outer(
+    problem: Observations, layers: list[FloatArray], inner: Trajectory, rate: float, decay: float
+) -> list[FloatArray]:
+    """Return the layers with the inner ones of a run, and the outer ones a step on from there."""
+    first, last = layers[0], layers[-1]
+    cores = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+    descent = problem.backprojection([first, *cores, last])  # minus the gradient of the product, over c
+    chain = cores[0]
+    for layer in cores[1:]:
+        chain = layer @ chain
+    c = problem.loss_scale
+    to_left, to_right = times(descent, first.T), times(descent, last, transpose=True)
+    moved_first = first + rate * (c * chain.T @ to_right.T - decay * first)
+    moved_last = last + rate * (c * to_left @ chain.T - decay * last)
+    return [np.ascontiguousarray(moved_first), *cores, np.ascontiguousarray(moved_last)]
 
 
 class _Still:

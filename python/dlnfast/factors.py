@@ -162,8 +162,8 @@ def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float 
     basis: FloatArray = np.linalg.qr(block)[0]
     before = np.full(count, np.inf)
     for _ in range(_MOST_SWEEPS):
-        left = np.linalg.qr(_times(matrix, basis))[0]
-        basis, triangle = np.linalg.qr(_times(matrix, left, transpose=True))
+        left = np.linalg.qr(times(matrix, basis))[0]
+        basis, triangle = np.linalg.qr(times(matrix, left, transpose=True))
         values = np.linalg.svd(triangle, compute_uv=False)[:count]
         # Values converge with the square of the angles.
         if np.all(np.abs(values - before) <= tolerance * values[0]):
@@ -173,7 +173,8 @@ def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float 
     return LowRank(left @ u[:, :count], values[:count], basis @ vt[:count].T)
 
 
-def _times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+def times(matrix: LinearMap | FloatArray, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+    """Return M X, or M^T X."""
     if isinstance(matrix, LinearMap):
         return matrix.rmatmat(block) if transpose else matrix.matmat(block)
     return np.asarray((matrix.T if transpose else matrix) @ block)
