@@ -24,7 +24,7 @@ Factors = tuple[FloatArray, FloatArray | None]
 
 #: Matrices whose smaller side is at most this are decomposed directly.
 _SMALL: Final = 256
-_MOST_SWEEPS: Final = 100
+_MOST_SWEEPS: Final = 40
 
 
 def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
@@ -144,7 +144,7 @@ class SparseMap(LinearMap):
         return result
 
 
-def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-14) -> LowRank:
+def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-13) -> LowRank:
     """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
 
     Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two

@@ -26,7 +26,7 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import record, tracking
+from . import completion, record, tracking
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
 __all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep"]
@@ -616,6 +616,10 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "tracking-peers": tracking.peers,
     "tracking-share": tracking.share,
     "tracking-memory": tracking.memory,
+    "factorisation": completion.factorisation,
+    "completion": completion.completion,
+    "sensing": completion.sensing,
+    "completion-memory": completion.memory,
 }
 #: What is measured where no case is named.
 DEFAULT: Final = ("thin", "square", "small")
