@@ -12,6 +12,7 @@ from .batch import Batch, train_batch
 from .closure import Certificate, Closure, Family, closure
 from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
 from .compressed import compressed_weights, train_compressed
+from .compression import CompressedNetwork, compress
 from .data import load_fashion_mnist, one_hot
 from .descent import Adaptive, gradients, train
 from .initial import aligned, gaussian, orthogonal, uniform
@@ -29,6 +30,7 @@ __all__ = [
     "Certificate",
     "Closure",
     "Completion",
+    "CompressedNetwork",
     "CopyWarning",
     "DivergedError",
     "Family",
@@ -44,6 +46,7 @@ __all__ = [
     "build_info",
     "classification",
     "closure",
+    "compress",
     "compressed_weights",
     "figures",
     "gaussian",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ._arrays import FloatArray, as_matrix, check_count, random_generator
 from ._dispatch import core
 from ._errors import ShapeError
+from .closure import multiply
 from .problem import LowRank
 
 #: Entries in one order: where each row starts, the column of each entry, its value.
@@ -27,17 +28,20 @@ _SMALL: Final = 256
 _MOST_SWEEPS: Final = 40
 
 
-def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Return X (d_L, k) and Y (d_0, k) with ``W_{L:1} = X Y^T``, split at the narrowest layer."""
-    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, FloatArray | None]:
+    """Return X (d_L, p) and Y (p, d_0) with ``W_{L:1} = X Y``, p the smallest width; None for I.
+
+    Multiplied from there outwards, so that every product has p as one of its sides.
+    """
+    widths = [weights[0].shape[1], *(len(w) for w in weights)]
     pivot = int(np.argmin(widths))
-    right = np.eye(widths[0]) if pivot == 0 else np.asarray(weights[0]).T
-    for weight in weights[1:pivot]:
-        right = right @ np.asarray(weight).T
-    left = np.eye(widths[-1]) if pivot == len(weights) else np.asarray(weights[-1])
-    for weight in reversed(weights[pivot:-1] if pivot < len(weights) else []):
-        left = left @ np.asarray(weight)
-    return left, right
+    above: FloatArray | None = None
+    below: FloatArray | None = None
+    for weight in weights[pivot:]:
+        above = weight if above is None else multiply(weight, above)
+    for weight in reversed(weights[:pivot]):
+        below = weight if below is None else multiply(below, weight)
+    return above, below
 
 
 def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
@@ -53,7 +57,9 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
                 raise ShapeError(
                     f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
                 )
-        left, right = split_layers(layers)
+        above, below = split_layers(layers)
+        left = np.asarray(below if above is None else above)
+        right = None if above is None or below is None else below.T
     else:
         left, right = as_matrix(W, "W", symbol="end-to-end matrix"), None
     found = left.shape[0], left.shape[1] if right is None else right.shape[0]

@@ -128,7 +128,7 @@ def completion(options: Options) -> dict[str, Any]:
         run, seconds = _timed(job)
         taken = len(run.loss) - 1
         setup, _ = _setup_seconds(problem, weights, outer)
-        row = {
+        row: dict[str, Any] = {
             "what": name,
             "outer": outer,
             "seconds": seconds,
@@ -203,7 +203,7 @@ def _alpha(options: Options) -> list[dict[str, Any]]:
         "singular_values": None,
         "tolerance": limit,
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def narrow(alpha: float) -> Trajectory:
         return compressed.train_compressed(
@@ -239,7 +239,7 @@ def sensing(options: Options) -> dict[str, Any]:
     rate = 20.0
     common: dict[str, Any] = {"learning_rate": rate, "record_every": steps, "singular_values": None}
     full, full_seconds = _timed(lambda: descent.train(problem, weights, steps=full_steps, **common))
-    rows = [{"what": "full", "seconds": full_seconds, "steps": full_steps}]
+    rows: list[dict[str, Any]] = [{"what": "full", "seconds": full_seconds, "steps": full_steps}]
     for name, changes in (
         ("gamma = 0", {"outer": 0.0}),
         ("gamma = 0.01, every 50th step", {"outer": 0.01, "outer_every": 50}),
