@@ -13,8 +13,9 @@ from .closure import Certificate, Closure, Family, closure
 from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
 from .compressed import compressed_weights, train_compressed
 from .compression import CompressedNetwork, compress
-from .data import load_fashion_mnist, one_hot
+from .data import Ratings, load_fashion_mnist, load_movielens, one_hot
 from .descent import Adaptive, gradients, train
+from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .svd_tracker import SVDTracker, TrackerRecord
@@ -35,7 +36,9 @@ __all__ = [
     "DivergedError",
     "Family",
     "LowRank",
+    "MatrixCompletion",
     "Problem",
+    "Ratings",
     "SVDTracker",
     "Sensing",
     "ShapeError",
@@ -53,6 +56,7 @@ __all__ = [
     "gradients",
     "load",
     "load_fashion_mnist",
+    "load_movielens",
     "low_rank_completion",
     "low_rank_recovery",
     "low_rank_sensing",

@@ -11,7 +11,7 @@ import numpy as np
 from ._arrays import FloatArray, random_generator
 from ._dispatch import core
 from .completion import Completion, Observations, Sensing
-from .factors import leading_factors
+from .factors import leading_factors, threads_beside_numpy
 
 #: Networks up to this width inside are looked at through their own end layers.
 _NARROW: Final = 64
@@ -82,7 +82,7 @@ def _of_entries(
     def seen(X: FloatArray, Y: FloatArray) -> tuple[FloatArray, FloatArray]:
         x, y = np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
         left, right = np.empty_like(x), np.empty_like(y)
-        core.residual_products(places, x, y, left, right)
+        core.residual_products(places, x, y, left, right, threads_beside_numpy(places, len(x)))
         return left.T, right.T
 
     return seen

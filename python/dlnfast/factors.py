@@ -26,6 +26,8 @@ Factors = tuple[FloatArray, FloatArray | None]
 #: Matrices whose smaller side is at most this are decomposed directly.
 _SMALL: Final = 256
 _MOST_SWEEPS: Final = 40
+#: Products with entries that take fewer flops run on one thread.
+_FLOPS_ALONE: Final = 2e8
 
 
 def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, FloatArray | None]:
@@ -57,9 +59,9 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
                 raise ShapeError(
                     f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
                 )
-        above, below = split_layers(layers)
-        left = np.asarray(below if above is None else above)
-        right = None if above is None or below is None else below.T
+        head, tail = split_layers(layers)
+        left = np.asarray(tail if head is None else head)
+        right = None if head is None or tail is None else tail.T
     else:
         left, right = as_matrix(W, "W", symbol="end-to-end matrix"), None
     found = left.shape[0], left.shape[1] if right is None else right.shape[0]
@@ -98,6 +100,15 @@ def squared_distance(factors: Factors, truth: LowRank | FloatArray) -> float:
         return float(np.linalg.norm(np.asarray(a) @ np.asarray(b).T) ** 2)
     whole = truth.dense() if isinstance(truth, LowRank) else truth
     return float(np.linalg.norm(dense_product(factors) - whole) ** 2)
+
+
+def threads_beside_numpy(entries: tuple[SparseRows, SparseRows], k: int) -> int:
+    """Return how many threads a product with entries may take between calls of NumPy: 1, or 0 for all.
+
+    Threads of OpenMP and of NumPy's BLAS that wait for each other's turns cost more than they save where a
+    product takes less than some milliseconds.
+    """
+    return 1 if 4.0 * entries[0][2].size * k < _FLOPS_ALONE else 0
 
 
 class LinearMap(ABC):
@@ -139,7 +150,7 @@ class SparseMap(LinearMap):
         block = np.ascontiguousarray(np.asarray(X).T)
         zero = np.zeros((len(block), length), dtype=block.dtype)
         out = np.empty_like(zero)
-        core.residual_products(entries, zero, block, out, None)
+        core.residual_products(entries, zero, block, out, None, threads_beside_numpy(entries, len(block)))
         return -out.T
 
     def dense(self) -> FloatArray:
@@ -150,7 +161,7 @@ class SparseMap(LinearMap):
         return result
 
 
-def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-13) -> LowRank:
+def leading_factors(matrix: LinearMap | FloatArray, rank: int, tolerance: float = 1e-10) -> LowRank:
     """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
 
     Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two

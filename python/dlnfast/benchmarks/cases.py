@@ -26,7 +26,7 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import completion, record, tracking
+from . import completion, ratings, record, tracking
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
 __all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep"]
@@ -620,6 +620,7 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "completion": completion.completion,
     "sensing": completion.sensing,
     "completion-memory": completion.memory,
+    "ratings": ratings.ratings,
 }
 #: What is measured where no case is named.
 DEFAULT: Final = ("thin", "square", "small")
