@@ -166,9 +166,10 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
 
 
 def test_the_real_set():
-    folder = os.environ.get("DLNFAST_DATA", "")
-    if not (Path(folder) / "movielens_latest_small.npz").is_file():
-        pytest.skip("no movielens_latest_small.npz: DLNFAST_DATA may name the folder that has it")
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("DLNFAST_DATA", default))
+    if not (folder / "movielens_latest_small.npz").is_file():
+        pytest.skip(f"no movielens_latest_small.npz in {folder}; DLNFAST_DATA may name another folder")
     users, items, stars, user_ids, item_ids = dln.load_movielens(folder)
     # The counts of its README.
     assert (users.size, user_ids.size, item_ids.size) == (100_836, 610, 9724)
