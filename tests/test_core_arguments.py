@@ -241,6 +241,8 @@ N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
 def dense_arguments(dtype=F64, steps=3):
     layers = range(2)
     return common(dtype, steps) | {
+        "observed": None,
+        "measurements": None,
         "snapshot_every": 1,
         "n_values": 2,
         "values": [np.zeros((steps + 1, 2), dtype) for _ in layers],
@@ -303,7 +305,8 @@ COMMON_CHANGES = [
     ({"target": np.ones(2)}, ValueError, "target has 1 axes"),
     ({"target": np.ones((2, 2), np.float32)}, TypeError, "target has dtype float32"),
     ({"target": np.ones((2, 4))[:, ::2]}, TypeError, "target is not C-contiguous"),
-    ({"target": None}, TypeError, "target is not a NumPy array"),
+    ({"target": None}, ValueError, "target has shape"),
+    ({"target": [[1.0]]}, TypeError, "target is not a NumPy array"),
     ({"input_gram": np.eye(3), "least_squares": np.eye(2)}, ValueError, "input_gram has shape"),
     ({"input_gram": np.eye(2), "least_squares": np.eye(3)}, ValueError, "least_squares has shape"),
     ({"input_gram": np.eye(2)}, ValueError, "least_squares has shape"),

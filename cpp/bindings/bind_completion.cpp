@@ -18,8 +18,8 @@ Index sort(const py::array& row, const py::array& col, const py::array& value, I
   const Index n = i.shape(0);
   require_length(j.shape(0), n, "col");
   require_length(v.shape(0), n, "value");
-  if (rows < 0 || cols < 0) throw ShapeError("the matrix has a negative size");
-  auto* s = records<std::int64_t>(start, rows + 1, {}, "start");
+  n_starts(cols, "cols");
+  auto* s = records<std::int64_t>(start, n_starts(rows, "rows"), {}, "start");
   auto* to = records<std::int32_t>(index, n, {}, "index");
   auto* w = records<T>(values, n, {}, "values");
   const py::gil_scoped_release release;
@@ -32,8 +32,7 @@ template <class T>
 void transpose(const py::tuple& by_rows, Index cols, const py::array& start, const py::array& index,
                const py::array& values) {
   const SparseRows<T> from = sparse_rows<T>(by_rows, cols, "by_rows");
-  if (cols < 0) throw ShapeError("the matrix has a negative size");
-  auto* s = records<std::int64_t>(start, cols + 1, {}, "start");
+  auto* s = records<std::int64_t>(start, n_starts(cols, "cols"), {}, "start");
   auto* to = records<std::int32_t>(index, from.size, {}, "index");
   auto* w = records<T>(values, from.size, {}, "values");
   const py::gil_scoped_release release;

@@ -83,6 +83,7 @@ struct Arguments {
 template <class T>
 py::tuple dense(const py::list& weights, const py::dict& d) {
   const Arguments a(d);
+  const py::tuple held(weights);  // a callback may empty the list while the run goes on
   const auto w = writable_matrices<T>(weights, "weights");
   const Index n = n_records(a.schedule);
   DenseRecords<T> out;
@@ -129,11 +130,13 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   auto objective = a.objective<T>();
   ObservedEntries<T> entries;
   Measurements<T> measured;
-  if (const py::object observed = d["observed"]; !observed.is_none()) {
+  // Held here: a callback may empty the dictionary while the run goes on.
+  const py::object observed = d["observed"], given = d["measurements"];
+  if (!observed.is_none()) {
     entries = observed_entries<T>(observed, "observed");
     objective.observed = &entries;
   }
-  if (const py::object given = d["measurements"]; !given.is_none()) {
+  if (!given.is_none()) {
     measured = measurements<T>(given, "measurements");
     objective.measured = &measured;
   }
@@ -164,6 +167,7 @@ std::vector<Family> families_of(const py::list& list) {
 template <class T>
 py::tuple reduced(const py::list& cores, const py::dict& d) {
   const Arguments a(d);
+  const py::tuple held(cores);
   const auto c = writable_matrices<T>(cores, "cores");
   const Index n = n_records(a.schedule);
   const std::vector<Family> families = families_of(d["families"]);

@@ -38,7 +38,7 @@ Index vectors_of(Index k) {
 }
 
 // How far ahead pieces are asked for, in entries, where they do not fit the second-level cache.
-constexpr Index entries_ahead = 16;
+constexpr Index entries_ahead = 32;
 constexpr Index cache_bytes = 512 * 1024;
 
 // Columns j of `block` (k x n) become pieces, for begin <= j < end.
@@ -61,6 +61,9 @@ struct Pass {
   const T* moving;    // pieces, one a column
   MatrixRef<T> sums;  // k x rows; absent: only the loss is wanted
 };
+
+// Of more vectors than this the sum of a row lives in memory: the first-level cache.
+constexpr Index most_held = 4;
 
 // fixed . pieces[g] - values[g] for `lanes` entries. n_vectors = 0: as many as `vectors` says.
 template <class T, int n_vectors>
@@ -95,7 +98,7 @@ void prefetch_pieces(const SparseRows<T>& entries, const T* moving, Index stride
 }
 
 template <class T, int n_vectors>
-double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_sum) {
   using P = simd::Pack<T>;
   const SparseRows<T>& entries = *pass.entries;
   const Index vectors = n_vectors > 0 ? n_vectors : vectors_of<T>(k);
@@ -103,14 +106,12 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
   const bool sums = !pass.sums.absent();
   const bool far = entries.cols * stride * static_cast<Index>(sizeof(T)) > cache_bytes;
   const Index last = entries.start[end];
-  // Beyond a few vectors the sums of a row live in memory: the first-level cache.
   constexpr int held = n_vectors > 0 ? n_vectors : 1;
-  std::vector<T> long_sum(n_vectors > 0 ? 0 : static_cast<std::size_t>(stride));
   Vector<T> squares = {};
   for (Index i = begin; i < end; ++i) {
     const T* fixed = pass.fixed + i * stride;
     Vector<T> sum[held] = {};
-    std::fill(long_sum.begin(), long_sum.end(), T(0));
+    if (n_vectors == 0) std::fill(long_sum, long_sum + stride, T(0));
     const auto add = [&](const T* const* pieces, const Vector<T>& e) DLNFAST_INLINE {
       squares += e * e;
       if (!sums) return;
@@ -129,7 +130,7 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
         simd::unroll<n_vectors>([&](auto v) DLNFAST_INLINE { sum[v] += weighted(v); });
       } else {
         for (Index v = 0; v < vectors; ++v) {
-          T* to = long_sum.data() + v * P::size;
+          T* to = long_sum + v * P::size;
           P::store(to, P::load(to) + weighted(v));
         }
       }
@@ -148,14 +149,11 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
     if (const int n = static_cast<int>(stop - at); n > 0) {
       if (far) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
       // The lanes that are left over look at the first entry again, and do not count.
-      T error[P::size] = {};
-      for (int g = 0; g < P::size; ++g) {
-        pieces[g] = pass.moving + entries.index[at + (g < n ? g : 0)] * stride;
-      }
-      T product[P::size];
-      P::store(product, inner_products<T, n_vectors>(fixed, pieces, vectors));
-      for (int g = 0; g < n; ++g) error[g] = product[g] - entries.values[at + g];
-      add(pieces, P::load(error));
+      const std::int32_t* index = entries.index + at;
+      simd::unroll<P::size>(
+          [&](auto g) DLNFAST_INLINE { pieces[g] = pass.moving + index[g < n ? g : 0] * stride; });
+      const Vector<T> known = P::load_part(entries.values + at, n);
+      add(pieces, P::first(inner_products<T, n_vectors>(fixed, pieces, vectors) - known, n));
     }
     if (!sums) continue;
     T piece[held * P::size];
@@ -163,20 +161,22 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
       simd::unroll<n_vectors>([&](auto v)
                                   DLNFAST_INLINE { P::store(piece + v * P::size, sum[v]); });
     }
-    const T* from = n_vectors > 0 ? piece : long_sum.data();
+    const T* from = n_vectors > 0 ? piece : long_sum;
     for (Index g = 0; g < k; ++g) pass.sums.row(g)[i] = from[g];
   }
   return static_cast<double>(P::sum(squares));
 }
 
+// `long_sum` has room for one piece, where that is longer than most_held vectors.
 template <class T>
-double run_rows(const Pass<T>& pass, Index begin, Index end, Index k) {
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_sum) {
+  static_assert(most_held == 4);
   switch (vectors_of<T>(k)) {
-    case 1: return run_rows<T, 1>(pass, begin, end, k);
-    case 2: return run_rows<T, 2>(pass, begin, end, k);
-    case 3: return run_rows<T, 3>(pass, begin, end, k);
-    case 4: return run_rows<T, 4>(pass, begin, end, k);
-    default: return run_rows<T, 0>(pass, begin, end, k);
+    case 1: return run_rows<T, 1>(pass, begin, end, k, long_sum);
+    case 2: return run_rows<T, 2>(pass, begin, end, k, long_sum);
+    case 3: return run_rows<T, 3>(pass, begin, end, k, long_sum);
+    case 4: return run_rows<T, 4>(pass, begin, end, k, long_sum);
+    default: return run_rows<T, 0>(pass, begin, end, k, long_sum);
   }
 }
 
@@ -210,9 +210,12 @@ template <class T>
 void check_order(const SparseRows<T>& e, const char* name) {
   const std::string what(name);
   if (e.rows < 0 || e.cols < 0 || e.size < 0) throw ShapeError(what + " have a negative size");
+  if (std::max(e.rows, e.cols) > std::numeric_limits<std::int32_t>::max()) {
+    throw ShapeError(what + " have more rows or columns than 32 bits count");
+  }
   if (e.start == nullptr) throw ShapeError(what + " have no starts");
-  if (e.cols > std::numeric_limits<std::int32_t>::max()) {
-    throw ShapeError(what + " have more columns than 32 bits count");
+  if (e.size > 0 && (e.index == nullptr || e.values == nullptr)) {
+    throw ShapeError(what + " have no indices or no values");
   }
   bool ascending = e.start[0] == 0 && e.start[e.rows] == e.size;
   for (Index i = 0; i < e.rows; ++i) ascending = ascending && e.start[i] <= e.start[i + 1];
@@ -248,8 +251,12 @@ Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, co
   if (std::max(rows, cols) > std::numeric_limits<std::int32_t>::max()) {
     throw ShapeError("a matrix has more rows or columns than 32 bits count");
   }
+  // What follows the first entry outside does not count any more: one before it may be repeated.
+  Index outside = -1;
   for (Index e = 0; e < n; ++e) {
-    if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) return e;
+    if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) {
+      outside = n = e;
+    }
   }
   // By columns first, then stably by rows: columns end up in order within each row.
   std::vector<Index> place(static_cast<std::size_t>(std::max(rows, cols)) + 1, 0);
@@ -272,7 +279,7 @@ Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, co
       repeated = repeated < 0 ? e : std::min(repeated, e);
     }
   }
-  return repeated;
+  return repeated >= 0 ? repeated : outside;
 }
 
 template <class T>
@@ -309,12 +316,13 @@ double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x
   const Index column_chunks = right.absent() ? 0 : count_chunks(entries.by_columns);
   Workspace own;
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
-  // Losses of the chunks stand behind the pieces.
+  // Behind the pieces stand the sums that the chunks hold in memory, and their losses.
+  const Index n_sums = vectors_of<T>(k) > most_held ? row_chunks + column_chunks : 0;
   const Index n_losses = row_chunks * static_cast<Index>(sizeof(double) / sizeof(T));
-  T* const losses_at = workspace.reserve<T>((m + n) * stride + n_losses) + (m + n) * stride;
-  auto* losses = reinterpret_cast<double*>(losses_at);
-  T* const left_pieces = losses_at - (m + n) * stride;
+  T* const left_pieces = workspace.reserve<T>((m + n + n_sums) * stride + n_losses);
   T* const right_pieces = left_pieces + m * stride;
+  T* const long_sums = right_pieces + n * stride;
+  auto* const losses = reinterpret_cast<double*>(long_sums + n_sums * stride);
 
   const double size = static_cast<double>(entries.by_rows.size);
   const double flops = (right.absent() ? 4.0 : 8.0) * size * static_cast<double>(stride);
@@ -338,7 +346,8 @@ double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x
     const Index chunk = of_rows ? c : c - row_chunks;
     const Index begin = chunk_begin(*pass.entries, chunk, chunks);
     const Index end = chunk_begin(*pass.entries, chunk + 1, chunks);
-    const double loss = run_rows<T>(pass, begin, end, k);
+    T* const long_sum = n_sums > 0 ? long_sums + c * stride : nullptr;
+    const double loss = run_rows<T>(pass, begin, end, k, long_sum);
     if (of_rows) losses[chunk] = loss;
   });
   double total = 0.0;
@@ -351,6 +360,7 @@ double masked_residual(const SparseRows<T>& by_rows, MatrixRef<const T> m, Matri
                        const Context& context) {
   require_shape(m, by_rows.rows, by_rows.cols, "the matrix");
   require_shape(error, by_rows.rows, by_rows.cols, "the residual");
+  context.breathe();
   const Index n_chunks = count_chunks(by_rows);
   Workspace own;
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
@@ -386,6 +396,7 @@ double measured_residual(const Measurements<T>& measurements, MatrixRef<const T>
   if (m.stride != m.cols || error.stride != error.cols) {
     throw ShapeError("a measured matrix is not contiguous");
   }
+  context.breathe();
   // Each chunk of measurements has a sum of its own; more than a few would take more time to add up
   // than they save.
   constexpr Index most_chunks = 8;

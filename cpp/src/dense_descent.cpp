@@ -520,6 +520,9 @@ class DenseDescent<T>::Impl {
                     "weights[" + std::to_string(l) + "]");
       widths.push_back(weights[l].rows);
     }
+    if (objective.observed != nullptr && objective.measured != nullptr) {
+      throw ShapeError("both entries and measurements are given; wanted one of them");
+    }
     if (objective.observed != nullptr) {
       check_entries(*objective.observed);
       require_length(objective.observed->rows(), widths.back(), "the rows of observed");

@@ -116,6 +116,69 @@ void dense() {
   }
 }
 
+// Every fifth place of a matrix, or every other one, in both orders.
+template <class T>
+struct Entries {
+  std::vector<std::int64_t> starts[2];
+  std::vector<std::int32_t> indices[2];
+  std::vector<T> values;
+  ObservedEntries<T> all;
+
+  Entries(Index m, Index n, Index every) {
+    for (const int order : {0, 1}) {
+      const Index rows = order == 0 ? m : n, cols = order == 0 ? n : m;
+      starts[order].push_back(0);
+      for (Index i = 0; i < rows; ++i) {
+        for (Index j = 0; j < cols; ++j) {
+          if ((i + j) % every == 0) indices[order].push_back(static_cast<std::int32_t>(j));
+        }
+        starts[order].push_back(static_cast<std::int64_t>(indices[order].size()));
+      }
+    }
+    values.assign(indices[0].size(), T(0.5));
+    const Index size = static_cast<Index>(values.size());
+    all.by_rows = {m, n, size, starts[0].data(), indices[0].data(), values.data()};
+    all.by_columns = {n, m, size, starts[1].data(), indices[1].data(), values.data()};
+  }
+};
+
+// A masked step with E in sparse form and with E as a whole, a measured one, and each of them, and one
+// with the whole of the target, with rates that follow the weights.
+template <class T>
+void observations() {
+  const std::vector<std::vector<Index>> shapes{
+      {10, 10, 10},        {30, 30, 30, 30}, {40, 5, 5, 40},  {40, 20, 20, 40},
+      {40, 40, 5, 42, 43}, {40, 40, 5},      {5, 40, 40},     {7, 5},
+      {1, 9, 9, 1},        {64, 64, 64},     {90, 70, 90},    {300, 10, 10, 280},
+      {300, 33, 33, 280},  {3, 50, 4},       {80, 80, 80, 80}};
+  enum Kind { sparse, dense_mask, measured, whole };
+  for (const auto& widths : shapes) {
+    for (const Kind kind : {sparse, dense_mask, measured, whole}) {
+      for (int variant = 0; variant < 4; ++variant) {
+        const bool adapts = variant % 2 == 1;
+        if (kind == whole && !adapts) continue;  // that is `dense` above
+        // Narrow products with a large E: see the first lines.
+        if (kind != sparse && widths[0] == 300) continue;
+        Network<T> n(widths, false, variant / 2 == 1);
+        const Index d_out = widths.back(), d_in = widths.front();
+        const Entries<T> entries(d_out, d_in, kind == sparse ? 5 : 2);
+        const Matrix<T> operators = random_matrix<T>(4, d_out * d_in);
+        const std::vector<T> values(4, T(1));
+        const Measurements<T> measurements{{operators.data(), operators.rows(), operators.cols()},
+                                           values.data()};
+        if (kind == sparse || kind == dense_mask) n.objective.observed = &entries.all;
+        if (kind == measured) n.objective.measured = &measurements;
+        if (kind != whole) n.objective.target = {};
+        if (variant == 3) n.rates.learning_rate[0] = 0.0;
+        if (adapts) n.rates.adaptive = {1.0, std::vector<double>(widths.size() - 1, 1.0), 1.0};
+        DenseDescent<T> descent(n.refs, n.objective, n.rates, Context{1, nullptr});
+        const char* names[] = {"a sparse step", "a masked step", "a measured step", "a step"};
+        no_allocation_in(descent, names[kind], widths[1]);
+      }
+    }
+  }
+}
+
 // The counter counts.
 void control() {
   counting = true;
@@ -132,5 +195,7 @@ int main() {
   reduced<float>();
   dense<double>();
   dense<float>();
+  observations<double>();
+  observations<float>();
   return check::result();
 }

@@ -36,15 +36,15 @@ struct ObservedEntries {
   Index cols() const { return by_rows.cols; }
 };
 
-// Whether the entries stand in order and inside the matrix, in both orders alike many; otherwise a
-// ShapeError or std::invalid_argument. Everything below relies on it.
+// Whether the starts ascend, the entries are inside the matrix, and there are alike many in both
+// orders; otherwise a ShapeError or std::invalid_argument. Everything below relies on it.
 template <class T>
 void check_entries(const ObservedEntries<T>& entries);
 
 // Sorts entries given as (row, column, value) into rows, columns ascending. Returns the position in
 // the input of the first entry whose place is outside the matrix or was there before, -1 if there is
-// none; then the output is not complete.
-// O(n + rows + cols), with 12 n + 8 (rows + cols) bytes of its own.
+// none. Where there is one the output is not complete.
+// O(n + rows + cols), with 8 n + 8 max(rows, cols) bytes of its own.
 template <class T>
 Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, const T* value,
                    Index rows, Index cols, std::int64_t* start, std::int32_t* index, T* values);

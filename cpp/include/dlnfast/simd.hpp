@@ -65,6 +65,14 @@ struct Pack {
 #endif
     std::memcpy(p, &v, n * sizeof(T));
   }
+  // The first n entries of v; the others become zero, whatever they are.
+  static Vector first(const Vector& v, int n) {
+    using Lane = std::conditional_t<sizeof(T) == 8, long long, int>;
+    typedef Lane Lanes __attribute__((vector_size(Bytes)));
+    Lanes lane{};
+    for (int i = 0; i < size; ++i) lane[i] = i;
+    return (Vector)((Lanes)v & (Lanes)(lane < static_cast<Lane>(n)));
+  }
   // By halves.
   static T sum(const Vector& v) {
     if constexpr (Bytes > 16) {
