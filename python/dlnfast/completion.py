@@ -15,6 +15,7 @@ from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale,
 from ._dispatch import core
 from ._errors import ShapeError
 from .factors import (
+    DenseMap,
     LinearMap,
     MatrixOrLayers,
     SparseMap,
@@ -82,7 +83,7 @@ class Observations(ABC):
         """Return the loss of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
 
     @abstractmethod
-    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap | FloatArray:
+    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap:
         """Return minus the gradient with respect to W_{L:1}, over c: at 0, or at given layers."""
 
     @property
@@ -650,9 +651,9 @@ class Sensing(Observations):
         residual = self.apply(W) - self.values
         return self.loss_scale / 2 * float(residual @ residual) + self.loss_floor
 
-    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> FloatArray:
+    def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> DenseMap:
         """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; with W_{L:1} = 0 without `weights`."""
-        return self.adjoint(self.values if weights is None else self.values - self.apply(weights))
+        return DenseMap(self.adjoint(self.values if weights is None else self.values - self.apply(weights)))
 
 
 _NO_STATISTICS: Final[dict[str, Any]] = {

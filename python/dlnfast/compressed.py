@@ -15,7 +15,7 @@ from ._errors import AssumptionError
 from .closure import Certificate, find_closure
 from .completion import Completion, Observations, Sensing
 from .descent import Adaptive, automatic_rates, check_initial, train
-from .factors import leading_factors, times
+from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
 from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
@@ -530,9 +530,10 @@ def _move_outer(
     for layer in cores[1:]:
         chain = layer @ chain
     c = problem.loss_scale
-    to_left, to_right = times(descent, first.T), times(descent, last, transpose=True)
-    moved_first = first + rate * (c * chain.T @ to_right.T - decay * first)
-    moved_last = last + rate * (c * to_left @ chain.T - decay * last)
+    to_last = descent.apply(first).T  # E V
+    to_first = descent.apply_transpose(np.ascontiguousarray(last.T))  # U^T E
+    moved_first = first + rate * (c * chain.T @ to_first - decay * first)
+    moved_last = last + rate * (c * to_last @ chain.T - decay * last)
     return [np.ascontiguousarray(moved_first), *cores, np.ascontiguousarray(moved_last)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ._arrays import FloatArray, random_generator
 from ._dispatch import core
 from .completion import Completion, Observations, Sensing
-from .factors import leading_factors, threads_beside_numpy
+from .factors import leading_factors, orthonormal_rows, threads_beside_numpy
 
 #: Networks up to this width inside are looked at through their own end layers.
 _NARROW: Final = 64
@@ -51,39 +51,43 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
     -----
     Power iteration, 36 passes over the observations; 10 per cent are added for what it may miss.
     """
-    a, b = U.shape[1], V.shape[1]
-    if isinstance(problem, Completion):
-        seen = _of_entries(problem)
-        inside = _largest(lambda X: U.T @ seen(U @ X, V)[0], (a, b), 0)
-        left = _largest(lambda X: seen(X, V)[0], (problem.dim_out, b), 1)
-        right = _largest(lambda X: seen(U, X.T)[1].T, (a, problem.dim_in), 2)
-    else:
-        assert isinstance(problem, Sensing)
+    u, v = np.ascontiguousarray(U.T), np.ascontiguousarray(V.T)
+    a, b = len(u), len(v)
+    seen = _of_entries(problem) if isinstance(problem, Completion) else _of_measurements(problem)
+    if isinstance(problem, Sensing):
         operators = problem.projected(U, V).reshape(problem.n_observations, -1)
         inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
-        left = _largest(lambda X: _seen(problem, X @ V.T) @ V, (problem.dim_out, b), 1)
-        right = _largest(lambda X: U.T @ _seen(problem, U @ X), (a, problem.dim_in), 2)
+    else:
+        inside = _largest(lambda X: u @ seen(X.T @ u, v)[0].T, (a, b), 0)
+    left = _largest(lambda X: seen(X, v)[0], (b, problem.dim_out), 1)
+    right = _largest(lambda X: seen(u, X)[1], (a, problem.dim_in), 2)
     return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
 
 
-def _seen(problem: Sensing, W: FloatArray) -> FloatArray:
-    """Return ``B^T B W``."""
-    return problem.adjoint(problem.apply(W))
+#: Of x (k, d_y) and y (k, d_x): y E^T and x E for what is seen, E = B^T B (x^T y).
+_Seen = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 
-def _of_entries(
-    problem: Completion,
-) -> Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
-    """Return a function of X (d_y, k) and Y (d_x, k): E Y and E^T X for ``E = Omega * (X Y^T)``."""
+def _of_measurements(problem: Observations) -> _Seen:
+    assert isinstance(problem, Sensing)
+
+    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        error = problem.adjoint(problem.apply(x.T @ y))
+        return y @ error.T, x @ error
+
+    return seen
+
+
+def _of_entries(problem: Completion) -> _Seen:
     nothing = np.zeros(problem.n_observations)
     by_rows, by_columns = problem.entries()
     places = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
 
-    def seen(X: FloatArray, Y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        x, y = np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
+    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         left, right = np.empty_like(x), np.empty_like(y)
         core.residual_products(places, x, y, left, right, threads_beside_numpy(places, len(x)))
-        return left.T, right.T
+        return left, right
 
     return seen
 
@@ -122,10 +126,12 @@ def layer_curvatures(problem: Observations, weights: Sequence[FloatArray]) -> li
 
 def _span(*blocks: FloatArray) -> FloatArray:
     """Return an orthonormal basis of all columns, each block's by its own scale."""
-    scaled = [x.astype(np.float64) / max(float(np.linalg.norm(x)), np.finfo(np.float64).tiny) for x in blocks]
-    vectors, values, _ = np.linalg.svd(np.hstack(scaled), full_matrices=False)
-    basis: FloatArray = vectors[:, values > 1e-6 * values[:1]]
-    return basis
+    tiny = float(np.finfo(np.float64).tiny)
+    rows = np.vstack([x.T.astype(np.float64) / max(float(np.linalg.norm(x)), tiny) for x in blocks])
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    # Directions below 1e-5 of the largest are rounding of those that two blocks share.
+    kept = values > 1e-10 * max(float(values[-1]), tiny)
+    return orthonormal_rows((vectors[:, kept] / np.sqrt(values[kept])).T @ rows).T
 
 
 @np.errstate(over="ignore")
