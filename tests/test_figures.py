@@ -300,6 +300,127 @@ def test_wrong_requests_for_features(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+# factorisation-compressed, completion-compressed, sensing-compressed
+
+FACTORISATION = ["--dim", "80", "--full-dim", "40", "--rank", "3", "--scale", "1e-2", "--steps", "2600"]
+FACTORISATION += ["--records", "26", "--compared", "13", "--spaced-dim", "20", "--spaced-rank", "3"]
+FACTORISATION += ["--spaced-learning-rate", "0.3", "--spaced-scale", "0.1", "--spaced-steps", "1500"]
+COMPLETION = ["--dim", "60", "--full-dim", "40", "--rank", "2", "--observed", "0.5", "--scale", "2e-2"]
+COMPLETION += ["--steps", "1500", "--every", "20", "--outer", "0", "0.01", "0.1"]
+COMPLETION += ["--narrow-outer", "0.1", "--narrow-ranks", "2", "4"]
+COMPLETION += ["--narrow-steps", "3000", "--deep-dim", "40", "--deep-rank", "2", "--deep-widths", "4", "40"]
+COMPLETION += ["--deep-steps", "4000", "--deep-scale", "0.05", "--deep-learning-rate", "5"]
+COMPLETION += ["--deep-observed", "0.5", "--alpha-dim", "40", "--alpha-rank", "2"]
+COMPLETION += ["--alpha-observed", "0.5", "--alpha-scale", "0.1", "--alpha-learning-rate", "3"]
+COMPLETION += ["--alpha-steps", "3000", "--alphas", "1", "5"]
+SENSING = ["--dim", "20", "--rank", "2", "--measurements", "200", "--scale", "0.1", "--learning-rate", "1"]
+SENSING += ["--steps", "1200", "--every", "40", "--outer", "0", "0.1", "--tolerance", "0"]
+
+
+@pytest.fixture(scope="module")
+def factorisation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("factorisation")
+    return run_figure(folder, "factorisation-compressed", *FACTORISATION)
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    return run_figure(tmp_path_factory.mktemp("completion"), "completion-compressed", *COMPLETION)
+
+
+@pytest.fixture(scope="module")
+def sensing(tmp_path_factory):
+    return run_figure(tmp_path_factory.mktemp("sensing"), "sensing-compressed", *SENSING)
+
+
+def test_full_and_compressed_factorisation_agree(factorisation):
+    numbers = factorisation["numbers"]
+    assert numbers["difference"] < 1e-12
+    assert numbers["compared_steps"] == list(range(0, 2600, 200))
+    runs = numbers["runs"]
+    assert [run["engine"] for run in runs.values()] == ["dense", "reduced", "reduced"]
+    curves = numbers["iterations"]["series"]
+    full, compressed = curves["full"], curves["compressed"]
+    assert full["x"] == compressed["x"]
+    # Relative to what is there at first: residuals of a fitted matrix are rounding.
+    np.testing.assert_allclose(full["y"], compressed["y"], rtol=1e-9, atol=1e-14 * full["y"][0])
+    for run, curve in zip(runs.values(), curves.values(), strict=True):
+        assert run["final_loss"] < 1e-10 * curve["y"][0]
+    # The rate of another width takes as many steps.
+    assert runs["full"]["learning_rate"] == pytest.approx(1e3 * 0.04**1.5)
+    full, compressed = (np.array(path) for path in numbers["path"]["coordinates"].values())
+    np.testing.assert_allclose(full, compressed, atol=1e-6 * np.ptp(full))
+    assert sum(numbers["path"]["shares"]) == pytest.approx(1, abs=0.05)
+    for panel in ("seconds", "spaced"):
+        assert all(np.all(np.diff(curve["x"]) > 0) for curve in numbers[panel]["series"].values())
+    assert {run["steps"] for run in numbers["spaced_runs"].values()} == {1500}
+
+
+def test_bases_that_turn_complete_what_frozen_ones_do_not(completion):
+    numbers = completion["numbers"]
+    ends = {}
+    for part in ("compressed", "beside_full"):
+        ends[part] = [record["errors"][-1] for record in numbers[part].values()]
+        assert all(record["diverged_at"] is None for record in numbers[part].values())
+    frozen, slow, fast = ends["compressed"]
+    assert fast < slow < 0.1 * frozen
+    full, frozen, slow, fast = ends["beside_full"]
+    assert max(full, fast) < slow < 0.5 * frozen
+    apart = numbers["beside_full"]["full"]["distances"]
+    frozen, slow, fast = (distances[-1] for distances in apart.values())
+    assert fast < slow < frozen
+
+
+def test_narrow_and_deep_completion(completion):
+    numbers = completion["numbers"]
+    for entries in numbers["narrow"].values():
+        assert [entry["rank"] for entry in entries] == [2, 4]
+        assert all(0 < entry["steps"] <= entry["taken"] <= 3000 for entry in entries)
+    shallow, deep = ([entry["error"] for entry in entries] for entries in numbers["depth"].values())
+    assert deep[1] < shallow[1]
+    alpha = list(numbers["alpha"].values())
+    assert [record["errors"][-1] < 1e-3 * record["errors"][0] for record in alpha] == [True] * 3
+    # Outer layers that learn faster take fewer iterations.
+    reached = [sum(np.array(record["errors"]) > 0.1 * record["errors"][0]) for record in alpha]
+    assert reached[2] < reached[1]
+
+
+def test_completion_says_what_diverges(tmp_path, capsys):
+    options = [*COMPLETION, "--outer", "0.01", "5"]
+    options += ["--narrow-steps", "5", "--deep-steps", "5", "--alpha-steps", "5"]
+    numbers = run_figure(tmp_path, "completion-compressed", *options)["numbers"]
+    record = numbers["compressed"]["$\\gamma = 5$"]
+    assert 0 < record["diverged_at"] <= 1500
+    assert record["steps"][-1] <= record["diverged_at"]
+    assert f"DIVERGES at iteration {record['diverged_at']}" in capsys.readouterr().out
+
+
+def test_sensing_with_bases_that_turn(sensing):
+    numbers = sensing["numbers"]
+    full, frozen, turning = numbers["runs"].values()
+    assert full["steps"] == frozen["steps"] == turning["steps"] == list(range(0, 1201, 40))
+    assert full["errors"][0] == pytest.approx(1, abs=0.01)
+    assert frozen["errors"][-1] > 0.1
+    assert max(full["errors"][-1], turning["errors"][-1]) < 0.01
+    assert numbers["problem"]["n_observations"] == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("factorisation-compressed", ["--records", "0"], "records is 0"),
+        ("factorisation-compressed", [*FACTORISATION, "--spaced-rank", "9"], "spaced_rank is 9"),
+        ("completion-compressed", ["--depth", "1"], "depth is 1"),
+        ("completion-compressed", ["--every", "0"], "every is 0"),
+        ("sensing-compressed", ["--outer-every", "0"], "outer_every is 0"),
+        ("sensing-compressed", [*SENSING, "--depth", "1"], "depth is 1"),
+    ],
+)
+def test_wrong_requests_for_compressed(tmp_path, capsys, name, options, message):
+    assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 # scaling
 
 SCALING = ["--peers", "dlnfast-reduced", "dlnfast-dense", "numpy-thin", "--repeats", "1"]

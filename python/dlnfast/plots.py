@@ -33,6 +33,8 @@ __all__ = [
     "DiscriminationDisplay",
     "LineDisplay",
     "LossDisplay",
+    "PathDisplay",
+    "SeriesDisplay",
     "SingularValueDisplay",
     "linear_fit",
     "log_linear_fit",
@@ -843,6 +845,192 @@ class LineDisplay(_Display):
             "curves": {label: values.tolist() for label, values in self.curves.items()},
             "theory": {label: values.tolist() for label, values in self.theory.items()},
             "levels": self.levels,
+        }
+
+
+class SeriesDisplay(_Display):
+    """Named curves, each at places of its own, on logarithmic axes: what several runs took to get where.
+
+    Parameters
+    ----------
+    series : mapping of str to (array_like, array_like)
+        Label -> places and values, of one length. What a logarithm does not have leaves a gap.
+    x_label, y_label : str
+        What the axes say.
+    log_x : bool
+        Whether the horizontal axis is logarithmic too.
+    levels : mapping of str to float, optional
+        Label -> where a horizontal line is drawn.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+
+    Examples
+    --------
+    >>> from dlnfast.plots import SeriesDisplay
+    >>> series = {"long": ([0, 1, 2], [1.0, 0.5, 0.2]), "short": ([0, 1], [1.0, 0.1])}
+    >>> display = SeriesDisplay(series, x_label="seconds", y_label="error")
+    >>> display.numbers()["series"]["short"]
+    {'x': [0.0, 1.0], 'y': [1.0, 0.1]}
+    """
+
+    def __init__(
+        self,
+        series: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
+        *,
+        x_label: str,
+        y_label: str,
+        log_x: bool = False,
+        levels: Mapping[str, float] | None = None,
+    ) -> None:
+        self.series: dict[str, tuple[_Array, _Array]] = {}
+        for label, (places, values) in series.items():
+            x = as_vector(places, f"series[{label!r}][0]", dtype=np.float64)
+            y = as_vector(values, f"series[{label!r}][1]", length=x.size, dtype=np.float64, finite=False)
+            self.series[label] = np.asarray(x), np.asarray(y)
+        self.levels = {label: float(level) for label, level in (levels or {}).items()}
+        self.x_label, self.y_label, self.log_x = x_label, y_label, bool(log_x)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        styles: Mapping[str, Mapping[str, Any]] | None = None,
+        legend: bool = True,
+        **line: Any,
+    ) -> SeriesDisplay:
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+        styles : mapping of str to mapping, optional
+            Label -> keywords of ``ax.plot`` for this curve.
+        legend : bool
+            Whether to name the curves on the axes.
+        **line
+            Keywords of ``ax.plot`` for all of them.
+        """
+        ax = _axes(ax)
+        for place, (label, (x, y)) in enumerate(self.series.items()):
+            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.8, "zorder": 3}
+            style |= line | dict((styles or {}).get(label, {}))
+            ax.plot(np.where(x > 0, x, np.nan) if self.log_x else x, _positive(y), label=label, **style)
+        for place, (label, level) in enumerate(self.levels.items()):
+            ax.axhline(level, color="#333333", linestyle=(":", "--")[place % 2], linewidth=1.2, label=label)
+        ax.set_yscale("log")
+        if self.log_x:
+            ax.set_xscale("log")
+        ax.set_xlabel(self.x_label)
+        ax.set_ylabel(self.y_label)
+        if legend:
+            ax.legend(frameon=False)
+        _tidy(ax)
+        self._drawn_on(ax)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn."""
+        return {
+            "series": {label: {"x": x.tolist(), "y": y.tolist()} for label, (x, y) in self.series.items()},
+            "levels": self.levels,
+        }
+
+
+def _positive(values: _Array) -> _Array:
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+class PathDisplay(_Display):
+    """The ways of matrices through their space, along the three principal components of all of them.
+
+    Parameters
+    ----------
+    paths : mapping of str to sequence of array_like
+        Label -> the matrices of one way, in their order; all of one shape.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Where it was drawn.
+    coordinates : dict of str to ndarray
+        Label -> (n, 3), distances from the mean of all matrices.
+    shares : ndarray
+        Which share of the variance each component has.
+
+    Notes
+    -----
+    From the inner products alone: O(n^2 D) for n matrices of D entries, none of which is copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dlnfast.plots import PathDisplay
+    >>> display = PathDisplay({"straight": [t * np.eye(2) for t in range(4)]})
+    >>> display.shares.round(12).tolist()
+    [1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, paths: Mapping[str, Sequence[npt.ArrayLike]]) -> None:
+        rows = [
+            np.asarray(matrix, dtype=np.float64).reshape(-1) for path in paths.values() for matrix in path
+        ]
+        if len({row.size for row in rows}) != 1:
+            raise ValueError("paths has matrices of several sizes, or none; wanted one shape for all")
+        gram = np.array([[row @ other for other in rows] for row in rows])
+        centre = np.eye(len(rows)) - 1 / len(rows)
+        values, vectors = np.linalg.eigh(centre @ gram @ centre)
+        found = min(3, len(rows))
+        largest = np.maximum(values[::-1][:found], 0.0)
+        total = float(np.maximum(values, 0.0).sum())
+        places: _Array = np.zeros((len(rows), 3))
+        places[:, :found] = vectors[:, ::-1][:, :found] * np.sqrt(largest)
+        self.shares = np.zeros(3)
+        self.shares[:found] = largest / total if total > 0 else 0.0
+        # Either sign will do; what the first way gains counts as positive.
+        length = len(next(iter(paths.values())))
+        places *= np.where(places[length - 1] < places[0], -1.0, 1.0)
+        ends = np.cumsum([len(path) for path in paths.values()])[:-1]
+        self.coordinates = dict(zip(paths, np.split(places, ends), strict=True))
+
+    @classmethod
+    def from_trajectories(cls, runs: Mapping[str, Trajectory], steps: Sequence[int]) -> PathDisplay:
+        """Take the end-to-end matrices of runs at steps that all of them recorded."""
+        return cls({label: [run.end_to_end(step) for step in steps] for label, run in runs.items()})
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        styles: Mapping[str, Mapping[str, Any]] | None = None,
+        legend: bool = True,
+    ) -> PathDisplay:
+        """Draw on `ax`, which has ``projection="3d"``, or on a new figure; `styles` as `SeriesDisplay`."""
+        from matplotlib.ticker import MaxNLocator
+
+        ax = _axes(ax, "waterfall")
+        for place, (label, points) in enumerate(self.coordinates.items()):
+            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6}
+            ax.plot(*points.T, label=label, **(style | dict((styles or {}).get(label, {}))))
+        names = [f"component {i} ({100 * share:.0f} %)" for i, share in enumerate(self.shares, start=1)]
+        ax.set_xlabel(names[0], labelpad=2)
+        ax.set_ylabel(names[1], labelpad=2)
+        ax.set_zlabel(names[2], labelpad=2)  # type: ignore[attr-defined]
+        ax.tick_params(pad=0, labelsize=8)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):  # type: ignore[attr-defined]
+            axis.set_major_locator(MaxNLocator(5))
+        if legend:
+            ax.legend(frameon=False)
+        self._drawn_on(ax)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn."""
+        return {
+            "coordinates": {label: points.tolist() for label, points in self.coordinates.items()},
+            "shares": self.shares.tolist(),
         }
 
 

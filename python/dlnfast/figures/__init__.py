@@ -11,27 +11,37 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import textwrap
+import time
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from .._arrays import check_count, check_scale
+from .._arrays import FloatArray, check_count, check_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .._errors import DivergedError
+    from ..completion import Observations
+    from ..trajectory import Trajectory
+
 __all__ = [
     "FIGURES",
+    "Clock",
     "FigureModule",
     "Option",
     "Result",
+    "alike_rate",
+    "errors_at_records",
     "is_timed",
+    "layers_at",
     "load",
     "make_settings",
     "mark_quick",
     "options",
     "quick_settings",
+    "run_until",
     "setting",
 ]
 
@@ -41,6 +51,9 @@ FIGURES: Final = {
     "progressive-collapse": "features collapse by the same factor in every linear layer of a classifier",
     "feature-compression-theory": "compression, discrimination and balance of a trained linear classifier",
     "edge-of-stability": "modes, loss and sharpness at learning rates around and beyond the threshold",
+    "factorisation-compressed": "a deep factorisation and its exact compression: loss, time and path",
+    "completion-compressed": "matrix completion by narrow networks: recovery, time, rank, width and depth",
+    "sensing-compressed": "matrix sensing by narrow networks: relative error against iterations and time",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
 
@@ -78,6 +91,58 @@ class FigureModule(Protocol):
 
     def draw(self, settings: Any, result: Result) -> Figure:
         """Return the picture."""
+
+
+class Clock:
+    """When a run reached its records: the `callback` of one run, started before its weights are drawn.
+
+    Attributes
+    ----------
+    seconds : dict of int to float
+        Step of a record -> seconds since the clock was made.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        self._start = time.perf_counter()
+
+    def __call__(self, step: int, loss: float) -> None:
+        """Note the time of a record."""
+        del loss
+        self.seconds[step] = time.perf_counter() - self._start
+
+
+def layers_at(run: Trajectory, step: int = -1) -> list[FloatArray]:
+    """Return ``W_1 .. W_L`` at a recorded step."""
+    return [run.weights(layer, step) for layer in range(1, run.n_layers + 1)]
+
+
+def errors_at_records(
+    problem: Observations, clock: Clock, run: Trajectory, normalization: str
+) -> tuple[list[int], list[float], list[float]]:
+    """Return steps, seconds and recovery errors at the records of a run that kept its layers there."""
+    steps = [int(step) for step in run.steps if int(step) in clock.seconds]
+    if run.config["outcome"] == "diverged":
+        steps = [step for step in steps if step % run.config["record_every"] == 0]
+    errors = [problem.recovery_error(layers_at(run, step), normalization) for step in steps]
+    return steps, [clock.seconds[step] for step in steps], errors
+
+
+def run_until(error: DivergedError, problem: Observations) -> Trajectory:
+    """Return the run that ended in an error, or raise that where it is of other, projected layers."""
+    run = error.trajectory
+    if run is None or (run.widths[0], run.widths[-1]) != (problem.dim_in, problem.dim_out):
+        raise error
+    return run
+
+
+def alike_rate(rate: float, dim: int, published: int = 1000) -> float:
+    """Return the rate on the mean loss that takes as many steps at width `dim` as `rate` does as published.
+
+    What decides is ``eta c sigma_1``: with c = 1 / d^2 and Gaussian matrices, whose sigma_1 is about
+    ``2 sqrt(d)``, rates that go with d^1.5 leave it as it is.
+    """
+    return rate * float((dim / published) ** 1.5)
 
 
 def setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None) -> Any:
