@@ -143,6 +143,25 @@ def test_turns_end_where_single_steps_do(problem, weights):
         dln.train_compressed(problem, weights, outer_every=2, singular_values=3, **options)
 
 
+@pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
+def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_every):
+    with pytest.raises(dln.DivergedError) as caught:
+        dln.train_compressed(
+            problem,
+            weights,
+            rank=3,
+            outer=outer,
+            outer_every=outer_every,
+            steps=20000,
+            learning_rate=2000.0,
+            record_every=5,
+        )
+    run = caught.value.trajectory
+    assert run.widths == [120, 6, 6, 6, 6, 120]
+    assert run.problem is problem
+    assert np.all(np.isfinite(run.loss))
+
+
 def test_nothing_needs_to_be_chosen(problem, weights):
     assert problem.suggested_rank() == 3
     run = dln.train_compressed(problem, weights)

@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from ._arrays import FloatArray, check_count, check_scale
 from ._errors import AssumptionError
-from .closure import Certificate, find_closure
-from .completion import Completion, Observations, Sensing
+from .closure import find_closure
+from .completion import Observations
 from .descent import Adaptive, automatic_rates, check_initial, train
 from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
-from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
+from .projected import project, train_in_turns, train_projected
+from .trajectory import Trajectory
 
 BASES: Final = ("gradient", "surrogate")
 
@@ -256,9 +257,9 @@ def train_compressed(
     }
     inside = len(narrow) - 2
     if ratio == 0 and inside > 0 and isinstance(problem, Observations) and _may_project(problem, narrow):
-        run = _train_projected(problem, narrow, learning_rate, settings)
+        run = train_projected(problem, narrow, learning_rate, settings)
     elif turn > 1 and ratio > 0:
-        run = _train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
+        run = train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
         rates = _rates(problem, narrow, learning_rate, ratio)
         run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)
@@ -328,237 +329,6 @@ def _rates(
 def _may_project(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
     size = narrow[-1].shape[1] * narrow[0].shape[0]
     return bool(2.0 * problem.n_observations * size**2 <= _PROJECTION_FLOPS)
-
-
-def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
-    """Return what the observations say of X in ``U X V^T``, as few measurements as X has entries.
-
-    Parameters
-    ----------
-    problem : Completion or Sensing
-        n observations.
-    U, V : array_like, shape (d_y, a) and (d_x, b)
-        Any matrices.
-
-    Returns
-    -------
-    Sensing
-        Of X (a, b), with the same loss: a triangle of a QR decomposition in place of the n observations, and
-        what no X explains in `loss_floor`.
-
-    Notes
-    -----
-    2 n (a b)^2 flops once.
-    """
-    left, right = np.asarray(U, dtype=np.float64), np.asarray(V, dtype=np.float64)
-    a, b = left.shape[1], right.shape[1]
-    size = a * b
-    triangle: FloatArray = np.empty((0, size + 1))
-    chunk = max(4 * size, 2**22 // size)
-    for begin in range(0, problem.n_observations, chunk):
-        part = slice(begin, begin + chunk)
-        rows = _projected_rows(problem, left, right, part)
-        known = problem.values[part, np.newaxis]
-        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
-    kept = min(len(triangle), size)
-    floor = float(np.sum(triangle[kept:, size] ** 2))
-    projected = Sensing(
-        triangle[:kept, :size].reshape(kept, a, b), triangle[:kept, size], loss_scale=problem.loss_scale
-    )
-    projected.loss_floor = problem.loss_scale / 2 * floor
-    projected.reduction = problem.reduction
-    projected._source = {"name": "projected", "of": problem.describe()}
-    return projected
-
-
-def _projected_rows(problem: Observations, U: FloatArray, V: FloatArray, part: slice) -> FloatArray:
-    if isinstance(problem, Completion):
-        u, v = U[problem.rows[part]], V[problem.columns[part]]
-        return (u[:, :, np.newaxis] * v[:, np.newaxis, :]).reshape(len(u), -1)
-    assert isinstance(problem, Sensing)
-    return problem.projected(U, V, part).reshape(-1, U.shape[1] * V.shape[1])
-
-
-def _train_projected(
-    problem: Observations, narrow: list[FloatArray], learning_rate: Any, settings: dict[str, Any]
-) -> Trajectory:
-    first, *cores, last = narrow
-    run = train(
-        project(problem, last, first.T), cores, learning_rate=learning_rate, engine="dense", **settings
-    )
-    states = run.states
-    assert isinstance(states, DenseStates)
-    outside = [_Still(layer, states, len(run.steps), settings["singular_values"]) for layer in (first, last)]
-
-    def around(name: str) -> tuple[Any, ...]:
-        inner = getattr(states, name)
-        return (getattr(outside[0], name), *inner, getattr(outside[1], name)) if inner else ()
-
-    config = dict(run.config)
-    for name in ("learning_rate", "weight_decay", "momentum"):
-        config[name] = [0.0, *config[name], 0.0]
-    config["widths"] = [problem.dim_in, *config["widths"], problem.dim_out]
-    config["problem"] = problem.describe()
-    final = None if states.final is None else (first, *states.final, last)
-    initial = None if states.initial is None else (first, *states.initial, last)
-    names = ("values", "left", "right", "snapshots", "tracking")
-    return Trajectory(
-        steps=run.steps,
-        loss=run.loss,
-        states=DenseStates(
-            **{name: around(name) for name in names},
-            snapshot_steps=states.snapshot_steps,
-            initial=initial,
-            final=final,
-        ),
-        certificate=Certificate("dense", ""),
-        problem=problem,
-        config=config,
-        wall_time=run.wall_time,
-        rates=run.rates,
-    )
-
-
-def _train_in_turns(
-    problem: Observations | Problem,
-    narrow: list[FloatArray],
-    learning_rate: Any,
-    outer: float,
-    turn: int,
-    settings: dict[str, Any],
-) -> Trajectory:
-    """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
-    if not isinstance(problem, Observations):
-        raise TypeError(
-            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
-        )
-    wanted = dict(settings)
-    if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
-        raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
-    if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
-        raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
-    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
-    every = {
-        name: -(-check_count(wanted.pop(name, None) or n_steps or 1, name) // turn) * turn
-        for name in ("record_every", "weights_every")
-    }
-    decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
-    watched = wanted.pop("callback", None)
-    layers = [layer.copy() for layer in narrow]
-    losses: list[FloatArray] = []
-    rates: list[FloatArray] = []
-    records, snapshot_steps = [], []
-    snapshots: list[list[FloatArray]] = []
-    step, outcome = 0, "finished"
-    while True:
-        first, *cores, last = layers
-        count = min(turn, n_steps - step)
-        inner = train(
-            project(problem, last, first.T),
-            cores,
-            learning_rate=learning_rate,
-            engine="dense",
-            steps=count,
-            record_every=max(count, 1),
-            singular_values=None,
-            **wanted,
-        )
-        at_end = step == n_steps or inner.config["outcome"] == "converged"
-        if step % every["record_every"] == 0 or at_end:
-            records.append(step)
-            if watched is not None and watched(step, float(inner.loss[0])) is True:
-                outcome, at_end, count = "stopped", True, 0
-        if settings["weights_every"] is not None and step % every["weights_every"] == 0:
-            snapshot_steps.append(step)
-            snapshots.append([layer.copy() for layer in layers])
-        if count == 0:
-            losses.append(inner.loss[:1])
-            break
-        taken = len(inner.loss) - 1
-        if inner.config["outcome"] == "converged":
-            outcome = "converged"
-            losses.append(inner.loss)
-            layers[1:-1] = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
-            step += taken
-            records[-1:] = sorted({records[-1], step})
-            break
-        losses.append(inner.loss[:-1])
-        moved = inner.rates if inner.rates is not None else np.full(taken, inner.config["learning_rate"][0])
-        rates.append(moved)
-        layers = _move_outer(problem, layers, inner, outer * float(np.sum(moved)), decay)
-        step += taken
-    # The layout of a run in one piece.
-    eta = inner.config["learning_rate"][0]
-    return Trajectory(
-        steps=np.array(records, dtype=np.int64),
-        loss=np.concatenate(losses),
-        states=DenseStates(
-            values=(),
-            left=(),
-            right=(),
-            snapshots=tuple(np.array(kept) for kept in zip(*snapshots, strict=True)),
-            snapshot_steps=np.array(snapshot_steps, dtype=np.int64),
-            initial=tuple(narrow),
-            final=tuple(layers),
-        ),
-        certificate=Certificate("dense", ""),
-        problem=problem,
-        config=inner.config
-        | {
-            "outcome": outcome,
-            "problem": problem.describe(),
-            "steps": n_steps,
-            "record_every": every["record_every"],
-            "learning_rate": [outer * eta, *inner.config["learning_rate"], outer * eta],
-            "weight_decay": [decay] * len(layers),
-            "momentum": [0.0] * len(layers),
-            "widths": [problem.dim_in, *(layer.shape[0] for layer in layers)],
-        },
-        wall_time=0.0,
-        rates=None if inner.rates is None or not rates else np.concatenate(rates),
-    )
-
-
-def _move_outer(
-    problem: Observations, layers: list[FloatArray], inner: Trajectory, rate: float, decay: float
-) -> list[FloatArray]:
-    """Return the layers with the inner ones of a run, and the outer ones a step on from there."""
-    first, last = layers[0], layers[-1]
-    cores = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
-    descent = problem.backprojection([first, *cores, last])  # minus the gradient of the product, over c
-    chain = cores[0]
-    for layer in cores[1:]:
-        chain = layer @ chain
-    c = problem.loss_scale
-    to_last = descent.apply(first).T  # E V
-    to_first = descent.apply_transpose(np.ascontiguousarray(last.T))  # U^T E
-    moved_first = first + rate * (c * chain.T @ to_first - decay * first)
-    moved_last = last + rate * (c * to_last @ chain.T - decay * last)
-    return [np.ascontiguousarray(moved_first), *cores, np.ascontiguousarray(moved_last)]
-
-
-class _Still:
-    """The records of a layer that does not move."""
-
-    def __init__(self, layer: FloatArray, states: DenseStates, n: int, wanted: Any) -> None:
-        u, s, vt = np.linalg.svd(layer, full_matrices=False)
-        k = len(s) if not isinstance(wanted, int) else min(wanted, len(s))
-
-        def repeated(x: npt.NDArray[Any], count: int = n) -> npt.NDArray[Any]:
-            return np.broadcast_to(x, (count, *x.shape))
-
-        self.values = repeated(s[:k])
-        self.left, self.right = repeated(u[:, :k]), repeated(vt[:k].T)
-        self.snapshots = repeated(layer, len(states.snapshot_steps))
-        error = 16 * float(np.finfo(layer.dtype).eps) * s[:k]
-        columns = np.zeros(len(COLUMNS))
-        self.tracking = LayerTracking(
-            repeated(error.astype(np.float64)),
-            repeated(np.ones(k)),
-            repeated(np.arange(k)),
-            repeated(np.zeros(k, dtype=np.int64)),
-            repeated(columns),
-        )
 
 
 __all__ = ["compressed_weights", "project", "train_compressed"]

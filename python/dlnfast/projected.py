@@ -1,0 +1,307 @@
+"""Observations projected onto bases, and runs on what is left of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import FloatArray, check_count, check_scale
+from .closure import Certificate
+from .completion import Completion, Observations, Sensing
+from .descent import train
+from .problem import Problem
+from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
+
+
+def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
+    """Return what the observations say of X in ``U X V^T``, as few measurements as X has entries.
+
+    Parameters
+    ----------
+    problem : Completion or Sensing
+        n observations.
+    U, V : array_like, shape (d_y, a) and (d_x, b)
+        Any matrices.
+
+    Returns
+    -------
+    Sensing
+        Of X (a, b), with the same loss: a triangle of a QR decomposition in place of the n observations, and
+        what no X explains in `loss_floor`.
+
+    Notes
+    -----
+    2 n (a b)^2 flops once.
+    """
+    left, right = np.asarray(U, dtype=np.float64), np.asarray(V, dtype=np.float64)
+    a, b = left.shape[1], right.shape[1]
+    size = a * b
+    triangle: FloatArray = np.empty((0, size + 1))
+    chunk = max(4 * size, 2**22 // size)
+    for begin in range(0, problem.n_observations, chunk):
+        part = slice(begin, begin + chunk)
+        rows = _projected_rows(problem, left, right, part)
+        known = problem.values[part, np.newaxis]
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
+    kept = min(len(triangle), size)
+    floor = float(np.sum(triangle[kept:, size] ** 2))
+    projected = Sensing(
+        triangle[:kept, :size].reshape(kept, a, b), triangle[:kept, size], loss_scale=problem.loss_scale
+    )
+    projected.loss_floor = problem.loss_scale / 2 * floor
+    projected.reduction = problem.reduction
+    projected._source = {"name": "projected", "of": problem.describe()}
+    return projected
+
+
+def _projected_rows(problem: Observations, U: FloatArray, V: FloatArray, part: slice) -> FloatArray:
+    if isinstance(problem, Completion):
+        u, v = U[problem.rows[part]], V[problem.columns[part]]
+        return (u[:, :, np.newaxis] * v[:, np.newaxis, :]).reshape(len(u), -1)
+    assert isinstance(problem, Sensing)
+    return problem.projected(U, V, part).reshape(-1, U.shape[1] * V.shape[1])
+
+
+def train_projected(
+    problem: Observations, narrow: list[FloatArray], learning_rate: Any, settings: dict[str, Any]
+) -> Trajectory:
+    """Train the layers between the first and the last, and return the run of all of them.
+
+    An exception that carries the trajectory so far carries that of all layers too.
+    """
+    first, *cores, last = narrow
+    small = project(problem, last, first.T)
+    try:
+        run = train(small, cores, learning_rate=learning_rate, engine="dense", **settings)
+    except BaseException as error:
+        inner = getattr(error, "trajectory", None)
+        if inner is not None:
+            error.trajectory = _between(problem, first, inner, last)  # type: ignore[attr-defined]
+        raise
+    return _between(problem, first, run, last)
+
+
+def _between(problem: Observations, first: FloatArray, run: Trajectory, last: FloatArray) -> Trajectory:
+    """Return a run of the layers between two that did not move, together with these."""
+    states = run.states
+    assert isinstance(states, DenseStates)
+    n_values = states.values[0].shape[1] if states.values else 0
+    outside = [_Still(layer, states, len(run.steps), n_values) for layer in (first, last)]
+
+    def around(name: str) -> tuple[Any, ...]:
+        inner = getattr(states, name)
+        return (getattr(outside[0], name), *inner, getattr(outside[1], name)) if inner else ()
+
+    config = dict(run.config)
+    for name in ("learning_rate", "weight_decay", "momentum"):
+        config[name] = [0.0, *config[name], 0.0]
+    config["widths"] = [problem.dim_in, *config["widths"], problem.dim_out]
+    config["problem"] = problem.describe()
+    final = None if states.final is None else (first, *states.final, last)
+    initial = None if states.initial is None else (first, *states.initial, last)
+    names = ("values", "left", "right", "snapshots", "tracking")
+    return Trajectory(
+        steps=run.steps,
+        loss=run.loss,
+        states=DenseStates(
+            **{name: around(name) for name in names},
+            snapshot_steps=states.snapshot_steps,
+            initial=initial,
+            final=final,
+        ),
+        certificate=run.certificate,
+        problem=problem,
+        config=config,
+        wall_time=run.wall_time,
+        rates=run.rates,
+    )
+
+
+def train_in_turns(
+    problem: Observations | Problem,
+    narrow: list[FloatArray],
+    learning_rate: Any,
+    outer: float,
+    turn: int,
+    settings: dict[str, Any],
+) -> Trajectory:
+    """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
+    if not isinstance(problem, Observations):
+        raise TypeError(
+            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
+        )
+    wanted = dict(settings)
+    if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
+        raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
+    if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
+        raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
+    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
+    record_every, weights_every = (
+        -(-check_count(wanted.pop(name, None) or max(n_steps, 1), name) // turn) * turn
+        for name in ("record_every", "weights_every")
+    )
+    decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
+    watched = wanted.pop("callback", None)
+    turns = _Turns(problem, narrow, outer, decay, n_steps, record_every)
+    try:
+        while True:
+            first, *cores, last = turns.layers
+            count = min(turn, n_steps - turns.step)
+            inner = train(
+                project(problem, last, first.T),
+                cores,
+                learning_rate=learning_rate,
+                engine="dense",
+                steps=count,
+                record_every=max(count, 1),
+                singular_values=None,
+                **wanted,
+            )
+            if settings["weights_every"] is not None and turns.step % weights_every == 0:
+                turns.keep_layers()
+            converged = inner.config["outcome"] == "converged"
+            ended = converged or count == 0
+            if turns.step % record_every == 0 or ended:
+                turns.records.append(turns.step)
+                if watched is not None and watched(turns.step, float(inner.loss[0])) is True:
+                    return turns.trajectory("stopped", inner.loss[:1])
+            turns.add(inner, move=not ended)
+            if ended:
+                turns.records[-1:] = sorted({turns.records[-1], turns.step})
+                return turns.trajectory("converged" if converged else "finished", inner.loss[-1:])
+    except BaseException as error:
+        if hasattr(error, "trajectory"):  # that of the inner layers alone
+            error.trajectory = turns.so_far()
+        raise
+
+
+class _Turns:
+    """A run in pieces: the inner layers train, then the outer ones move."""
+
+    def __init__(
+        self,
+        problem: Observations,
+        narrow: list[FloatArray],
+        outer: float,
+        decay: float,
+        n_steps: int,
+        record_every: int,
+    ) -> None:
+        self.problem, self.narrow, self.outer, self.decay = problem, narrow, outer, decay
+        self.n_steps, self.record_every = n_steps, record_every
+        self.layers = [layer.copy() for layer in narrow]
+        self.step = 0
+        self.records: list[int] = []
+        self.inner: Trajectory | None = None  # the last piece
+        self._losses: list[FloatArray] = []
+        self._rates: list[FloatArray] = []
+        self._snapshots: list[list[FloatArray]] = []
+        self._snapshot_steps: list[int] = []
+
+    def keep_layers(self) -> None:
+        """Keep the layers as they are."""
+        self._snapshot_steps.append(self.step)
+        self._snapshots.append([layer.copy() for layer in self.layers])
+
+    def add(self, inner: Trajectory, *, move: bool) -> None:
+        """Go on to the end of a piece, and move the outer layers there."""
+        self.inner = inner
+        taken = len(inner.loss) - 1
+        self._losses.append(inner.loss[:-1])
+        eta = inner.config["learning_rate"][0]
+        moved = inner.rates if inner.rates is not None else np.full(taken, eta)
+        self._rates.append(moved)
+        if move:
+            rate = self.outer * float(np.sum(moved))
+            self.layers = _move_outer(self.problem, self.layers, inner, rate, self.decay)
+        else:
+            self.layers[1:-1] = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+        self.step += taken
+
+    def so_far(self) -> Trajectory | None:
+        """Return the run up to the last step of the outer layers; None before the first."""
+        if self.inner is None:
+            return None
+        return self.trajectory("interrupted", np.array([self.problem.loss(self.layers)]))
+
+    def trajectory(self, outcome: str, last_loss: FloatArray) -> Trajectory:
+        """Return what there is, in the layout of a run in one piece."""
+        if self.inner is None:  # stopped before the first step
+            config: dict[str, Any] = {"learning_rate": [0.0] * (len(self.narrow) - 2)}
+        else:
+            config = self.inner.config
+        eta = config["learning_rate"][0]
+        adapts = self.inner is not None and self.inner.rates is not None
+        return Trajectory(
+            steps=np.array(self.records, dtype=np.int64),
+            loss=np.concatenate([*self._losses, last_loss]),
+            states=DenseStates(
+                values=(),
+                left=(),
+                right=(),
+                snapshots=tuple(np.array(kept) for kept in zip(*self._snapshots, strict=True)),
+                snapshot_steps=np.array(self._snapshot_steps, dtype=np.int64),
+                initial=tuple(self.narrow),
+                final=tuple(self.layers),
+            ),
+            certificate=Certificate("dense", ""),
+            problem=self.problem,
+            config=config
+            | {
+                "outcome": outcome,
+                "problem": self.problem.describe(),
+                "steps": self.n_steps,
+                "record_every": self.record_every,
+                "learning_rate": [self.outer * eta, *config["learning_rate"], self.outer * eta],
+                "weight_decay": [self.decay] * len(self.layers),
+                "momentum": [0.0] * len(self.layers),
+                "dtype": self.narrow[0].dtype.name,
+                "widths": [self.problem.dim_in, *(layer.shape[0] for layer in self.layers)],
+            },
+            wall_time=0.0,
+            rates=np.concatenate(self._rates) if adapts else None,
+        )
+
+
+def _move_outer(
+    problem: Observations, layers: list[FloatArray], inner: Trajectory, rate: float, decay: float
+) -> list[FloatArray]:
+    """Return the layers with the inner ones of a run, and the outer ones a step on from there."""
+    first, last = layers[0], layers[-1]
+    cores = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+    descent = problem.backprojection([first, *cores, last])  # minus the gradient of the product, over c
+    chain = cores[0]
+    for layer in cores[1:]:
+        chain = layer @ chain
+    c = problem.loss_scale
+    to_last = descent.apply(first).T  # E V
+    to_first = descent.apply_transpose(np.ascontiguousarray(last.T))  # U^T E
+    moved_first = first + rate * (c * chain.T @ to_first - decay * first)
+    moved_last = last + rate * (c * to_last @ chain.T - decay * last)
+    return [np.ascontiguousarray(moved_first), *cores, np.ascontiguousarray(moved_last)]
+
+
+class _Still:
+    """The records of a layer that does not move."""
+
+    def __init__(self, layer: FloatArray, states: DenseStates, n: int, n_values: int) -> None:
+        u, s, vt = np.linalg.svd(layer, full_matrices=False)
+        k = min(n_values, len(s))
+
+        def repeated(x: npt.NDArray[Any], count: int = n) -> npt.NDArray[Any]:
+            return np.broadcast_to(x, (count, *x.shape))
+
+        self.values = repeated(s[:k])
+        self.left, self.right = repeated(u[:, :k]), repeated(vt[:k].T)
+        self.snapshots = repeated(layer, len(states.snapshot_steps))
+        error = 16 * float(np.finfo(layer.dtype).eps) * s[:k]
+        columns = np.zeros(len(COLUMNS))
+        self.tracking = LayerTracking(
+            repeated(error.astype(np.float64)),
+            repeated(np.ones(k)),
+            repeated(np.arange(k)),
+            repeated(np.zeros(k, dtype=np.int64)),
+            repeated(columns),
+        )
