@@ -128,6 +128,47 @@ def as_vector(
     return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
 
 
+def as_layers(
+    weights: object,
+    name: str = "weights",
+    *,
+    columns: tuple[int, str] | None = None,
+    wanted: str = "a list of matrices, W_1 .. W_L",
+) -> list[FloatArray]:
+    """Return ``W_1 .. W_L`` as matrices that follow on each other, all of one precision.
+
+    `columns` holds how many the first has to have, and what they are; `wanted` what may be given.
+
+    Raises
+    ------
+    TypeError
+        For what is no list, and mixed precisions.
+    ShapeError
+        For an empty list, a single matrix, and sizes that do not fit.
+    """
+    if isinstance(weights, np.ndarray) and weights.ndim == 2:
+        raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
+    try:
+        given = list(weights)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"{name} is {type(weights).__name__}; wanted {wanted}") from None
+    if not given:
+        raise ShapeError(f"{name} is empty; wanted W_1 .. W_L, at least one")
+    layers: list[FloatArray] = []
+    for i, weight in enumerate(given):
+        layer = as_matrix(weight, f"{name}[{i}]", symbol=f"W_{i + 1}")
+        title = f"{name}[{i}] (W_{i + 1})"
+        fit = (len(layers[-1]), f"the rows of {name}[{i - 1}]") if layers else columns
+        if fit is not None and layer.shape[1] != fit[0]:
+            raise ShapeError(f"{title} has shape {layer.shape}; wanted {fit[0]} columns, {fit[1]}")
+        if layers and layer.dtype != layers[0].dtype:
+            raise TypeError(
+                f"{title} is {layer.dtype} but {name}[0] is {layers[0].dtype}; wanted one precision for all"
+            )
+        layers.append(layer)
+    return layers
+
+
 def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = None) -> int:
     """Return `n` as an int of at least `minimum`, and at most `maximum` where there is one."""
     if isinstance(n, (bool, np.bool_)):

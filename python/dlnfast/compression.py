@@ -10,8 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count, check_scale, is_finite, random_generator
-from ._errors import ShapeError
+from ._arrays import FloatArray, as_layers, as_matrix, check_count, check_scale, is_finite, random_generator
 from .closure import multiply
 from .factors import split_layers
 from .trajectory import ReducedStates, Trajectory
@@ -215,7 +214,7 @@ def compress(
         if found is None:
             found = _of_layers(_last_weights(weights), wanted)
     else:
-        layers = _checked_chain(weights)
+        layers = as_layers(weights, wanted="a list of matrices, W_1 .. W_L, or a Trajectory")
         wanted = _Wanted.checked(rank, tol, (layers[0].shape[1], layers[-1].shape[0]))
         found = _of_layers(layers, wanted)
     return found.network(balanced=bool(balanced))
@@ -473,38 +472,7 @@ def _last_weights(run: Trajectory) -> list[FloatArray]:
             "rank (k) reaches beyond the active subspaces of this run, whose layers are held as a law; "
             f"wanted a smaller rank or a larger tol, which keeps only what was learned ({error})"
         ) from None
-    return _checked_chain(weights)
-
-
-# ---------------------------------------------------------------------------------------------------- checks
-
-
-def _checked_chain(weights: Sequence[npt.ArrayLike]) -> list[FloatArray]:
-    if isinstance(weights, np.ndarray) and weights.ndim == 2:
-        raise ShapeError("weights is one matrix; wanted a list of them, W_1 .. W_L")
-    try:
-        given = list(weights)
-    except TypeError:
-        raise TypeError(
-            f"weights is {type(weights).__name__}; wanted a list of matrices, W_1 .. W_L, or a Trajectory"
-        ) from None
-    if not given:
-        raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
-    chain: list[FloatArray] = []
-    for i, weight in enumerate(given):
-        matrix = as_matrix(weight, f"weights[{i}]", symbol=f"W_{i + 1}")
-        title = f"weights[{i}] (W_{i + 1})"
-        if chain and matrix.shape[1] != len(chain[-1]):
-            raise ShapeError(
-                f"{title} has shape {matrix.shape}; wanted {len(chain[-1])} columns, the rows of "
-                f"weights[{i - 1}]"
-            )
-        if chain and matrix.dtype != chain[0].dtype:
-            raise TypeError(
-                f"{title} is {matrix.dtype} but weights[0] is {chain[0].dtype}; wanted one precision for all"
-            )
-        chain.append(matrix)
-    return chain
+    return as_layers(weights, wanted="a list of matrices, W_1 .. W_L, or a Trajectory")
 
 
 __all__ = ["CompressedNetwork", "compress"]

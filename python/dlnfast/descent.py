@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, aligned_copy, as_matrix, check_count, check_scale, per_layer
+from ._arrays import FloatArray, aligned_copy, as_layers, check_count, check_scale, per_layer
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
@@ -724,37 +724,13 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
 
 
 def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
-    if isinstance(weights, np.ndarray) and weights.ndim == 2:
-        raise ShapeError("weights is one matrix; wanted a list of them, W_1 .. W_L")
-    try:
-        given = list(weights)
-    except TypeError:
-        raise TypeError(
-            f"weights is {type(weights).__name__}; wanted a list of matrices, W_1 .. W_L"
-        ) from None
-    if not given:
-        raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
-    matrices: list[FloatArray] = []
-    width = problem.dim_in
-    for i, weight in enumerate(given):
-        name = f"weights[{i}]"
-        matrix = as_matrix(weight, name, symbol=f"W_{i + 1}")
-        if matrix.shape[1] != width:
-            what = _input_dimension(problem) if i == 0 else f"the rows of weights[{i - 1}]"
-            raise ShapeError(f"{name} (W_{i + 1}) has shape {matrix.shape}; wanted {width} columns, {what}")
-        if matrices and matrix.dtype != matrices[0].dtype:
-            raise TypeError(
-                f"{name} (W_{i + 1}) is {matrix.dtype} but weights[0] is {matrices[0].dtype}; "
-                "wanted one precision for all"
-            )
-        matrices.append(matrix)
-        width = matrix.shape[0]
-    if width != problem.dim_out:
+    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
+    if len(layers[-1]) != problem.dim_out:
         raise ShapeError(
-            f"weights[{len(given) - 1}] (W_{len(given)}) has {width} rows; "
+            f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
             f"wanted {problem.dim_out}, the problem's d_y"
         )
-    return matrices
+    return layers
 
 
 def _input_dimension(problem: Problem | Observations) -> str:

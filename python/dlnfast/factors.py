@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count, random_generator
+from ._arrays import FloatArray, as_layers, as_matrix, check_count, random_generator
 from ._dispatch import core
 from ._errors import ShapeError
 from .closure import multiply
@@ -55,12 +54,7 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
     if isinstance(W, LowRank):
         left, right = W.U * W.s, W.V
     elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
-        layers = [as_matrix(w, f"W[{i}]", symbol=f"W_{i + 1}") for i, w in enumerate(W)]
-        for i, (below, above) in enumerate(pairwise(layers)):
-            if above.shape[1] != below.shape[0]:
-                raise ShapeError(
-                    f"W[{i + 1}] (W_{i + 2}) has shape {above.shape}; wanted {below.shape[0]} columns"
-                )
+        layers = as_layers(W, "W")
         head, tail = split_layers(layers)
         left = np.asarray(tail if head is None else head)
         right = None if head is None or tail is None else tail.T
