@@ -307,7 +307,7 @@ def test_leading_vectors_of_large_sparse_matrices(seed, k):
         (([0, 1], [1, 1], [1.0, np.nan], (2, 2)), ValueError, "values has a value that is not finite"),
         (([0, 1], [1], [1.0, 2.0], (2, 2)), dln.ShapeError, "columns has 1 entries; wanted 2"),
         (([0.0, 1.0], [1, 1], [1.0, 2.0], (2, 2)), TypeError, "rows has dtype float64; wanted integers"),
-        (([], [], [], (2, 2)), dln.ShapeError, "values is empty"),
+        (([], [], [], (2, 2)), ValueError, "no entry is known"),
         (([0], [0], [1.0], (0, 2)), ValueError, r"shape\[0\] \(d_y\) is 0"),
         (([0], [0], [1.0], 5), TypeError, "shape is 5; wanted two integers"),
     ],
@@ -320,7 +320,7 @@ def test_bad_entries(arguments, error, text):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: dln.Completion.from_dense([[np.nan, np.nan]]), dln.ShapeError, "values is empty"),
+        (lambda: dln.Completion.from_dense([[np.nan, np.nan]]), ValueError, "no entry is known"),
         (lambda: dln.Completion.from_dense([[1.0, np.inf]]), ValueError, "not finite"),
         (lambda: dln.Completion.from_dense([[1.0, 2.0]], [[1, 0]]), TypeError, "mask has dtype int64"),
         (lambda: dln.Completion.from_dense([[1.0, 2.0]], [[True]]), dln.ShapeError, "mask has shape"),

@@ -256,6 +256,24 @@ def test_the_seed_decides(settings):
     assert first.validation_ != other.validation_
 
 
+def test_biases_are_fitted_where_they_predict():
+    pairs, ratings, _ = noisy_ratings()
+    assert quick().fit(pairs, ratings).biases_ == "both"
+    problem = dln.low_rank_completion(120, 2, 0.4)
+    pairs = np.column_stack([problem.rows, problem.columns])
+    model = dln.MatrixCompletion(n_threads=1).fit(pairs, problem.values)
+    assert model.biases_ is None
+    assert problem.recovery_error(model.predict()) < 1e-4
+
+
+def test_pairs_without_ratings_are_no_matrix():
+    triples = [(0, 0, 4.0), (0, 1, 3.0), (1, 0, 5.0), (2, 1, 1.0)]
+    with pytest.raises(ValueError, match="looks like places"):
+        dln.MatrixCompletion().fit(triples)
+    with pytest.raises(ValueError, match="looks like places"):
+        dln.MatrixCompletion().fit([t[:2] for t in triples])
+
+
 def test_single_precision_is_close():
     pairs, ratings, _ = noisy_ratings()
     settings = {"validation_fraction": 0.0, "steps": 60}
@@ -287,7 +305,7 @@ def test_rates():
 def test_settings_come_and_go():
     model = dln.MatrixCompletion(7, depth=2)
     settings = model.get_params()
-    assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "both")
+    assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "auto")
     assert dln.MatrixCompletion(**settings).get_params(deep=False) == settings
     assert model.set_params(rank=3, biases=None) is model
     assert repr(model) == "MatrixCompletion(rank=3, depth=2, biases=None)"
@@ -369,7 +387,7 @@ def test_a_sparse_matrix_holds_its_own_ratings():
         (
             {"biases": "all"},
             ValueError,
-            "biases is 'all'; wanted one of 'both', 'rows', 'columns', 'mean', None",
+            "biases is 'all'; wanted one of 'auto', 'both', 'rows', 'columns', 'mean', None",
         ),
         ({"bias_penalty": -1}, ValueError, "bias_penalty is -1"),
         ({"bias_penalty": (1, -1)}, ValueError, r"bias_penalty\[1\] is -1"),

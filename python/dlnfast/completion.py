@@ -106,8 +106,9 @@ class Observations(ABC):
 
         Parameters
         ----------
-        W : array_like or LowRank, shape (d_y, d_x), or sequence of array_like
-            The matrix, or layers ``W_1 .. W_L``, whose product is then never formed where they are thin.
+        W : array_like or LowRank, shape (d_y, d_x), sequence of array_like, or Trajectory
+            The matrix, or a run's last layers, or layers ``W_1 .. W_L``, whose product is then never formed
+            where they are thin.
         normalization : {"relative", "mean", "unobserved"}
             "relative": ``||W - Phi||_F / ||Phi||_F``. "mean": ``||W - Phi||_F^2 / (2 d_y d_x)``.
             "unobserved": the same sum over the unobserved entries alone, still over ``2 d_y d_x``; for
@@ -131,7 +132,7 @@ class Observations(ABC):
                 f"normalization is {normalization!r}; wanted one of {', '.join(map(repr, NORMALIZATIONS))}"
             )
         if self.truth is None:
-            raise ValueError("the truth is not known: truth=... of the problem")
+            raise ValueError("the truth is not known: make the problem with truth=...")
         square = squared_distance(as_factors(W, self.shape), self.truth)
         if normalization == "relative":
             norm = np.linalg.norm(self.truth.s if isinstance(self.truth, LowRank) else self.truth)
@@ -157,7 +158,7 @@ class Observations(ABC):
         Parameters
         ----------
         limit : int
-            The largest rank that is considered.
+            The largest rank that is considered, at most a quarter of the smaller side.
 
         Notes
         -----
@@ -165,7 +166,8 @@ class Observations(ABC):
         ``sqrt(p d)`` times the root mean square of the entries below them. Where r or more do not stand clear
         of that bulk there is nothing to see. Values to one per cent: some sweeps of products.
         """
-        count = min(check_count(limit, "limit") + 1, *self.shape)
+        count = min(check_count(limit, "limit"), max(min(self.shape) // 4, 1)) + 1
+        count = min(count, *self.shape)
         values = leading_factors(self.backprojection(), count, tolerance=1e-4).s
         if count == 1 or values[0] == 0:
             return 1
@@ -263,7 +265,9 @@ class Completion(Observations):
         truth: npt.ArrayLike | LowRank | None = None,
     ) -> None:
         self.dim_out, self.dim_in = _check_shape(shape)
-        known = as_vector(values, "values", dtype=np.float64)
+        known = as_vector(values, "values", dtype=np.float64, empty=True)
+        if known.size == 0:
+            raise ValueError("values is empty: no entry is known; wanted at least one")
         i, j = _as_places(rows, "rows", known.size), _as_places(columns, "columns", known.size)
         self._by_rows = _sorted(i, j, known, self.shape)
         self._by_columns = _transposed(self._by_rows, self.dim_in)
@@ -524,7 +528,10 @@ class Sensing(Observations):
         else:
             array = np.asarray(operators)
             if array.ndim != 3 or array.shape[0] != m:
-                raise ShapeError(f"operators has shape {array.shape}; wanted ({m}, d_y, d_x)")
+                raise ShapeError(
+                    f"operators has shape {array.shape}; wanted ({m}, d_y, d_x), or for rank one the pair of "
+                    f"({m}, d_y) and ({m}, d_x)"
+                )
             self.dim_out, self.dim_in = array.shape[1:]
             self._dense = as_matrix(array.reshape(m, -1), "operators", dtype=np.float64)
         if shape is not None and tuple(shape) != self.shape:

@@ -208,7 +208,8 @@ def train_compressed(
         The outer layers move once in so many steps, by as much as they would have moved in these. Between
         their steps the observations are projected onto them: for measurements, each of which costs as much
         as the whole matrix, that is many times faster, and as close as the outer layers are slow. Records
-        stand at multiples of it.
+        stand at multiples of it. Ignored where the inner layers have as many entries as there are
+        observations.
     learning_rate : float, "adaptive", "auto" or Adaptive
         eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
     weights_every : int, optional
@@ -258,7 +259,7 @@ def train_compressed(
     inside = len(narrow) - 2
     if ratio == 0 and inside > 0 and isinstance(problem, Observations) and _may_project(problem, narrow):
         run = train_projected(problem, narrow, learning_rate, settings)
-    elif turn > 1 and ratio > 0:
+    elif turn > 1 and ratio > 0 and _pays(problem, narrow):
         run = train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
         rates = _rates(problem, narrow, learning_rate, ratio)
@@ -322,8 +323,17 @@ def _rates(
     if learning_rate == "auto" and isinstance(problem, Observations):
         none = np.zeros(len(ratios))
         return list(automatic_rates(problem, list(narrow), np.array(ratios), none, none))
+    if isinstance(learning_rate, str):
+        raise ValueError(f'learning_rate (eta) is {learning_rate!r}; wanted a number, "adaptive" or "auto"')
     eta = check_scale(learning_rate, "learning_rate (eta)")
     return [eta * ratio for ratio in ratios]
+
+
+def _pays(problem: Observations | Problem, narrow: Sequence[FloatArray]) -> bool:
+    """Return whether fewer numbers are left after a projection than were observed."""
+    if isinstance(problem, Problem):
+        return True  # is refused
+    return _may_project(problem, narrow) and narrow[-1].shape[1] * narrow[0].shape[0] < problem.n_observations
 
 
 def _may_project(problem: Observations, narrow: Sequence[FloatArray]) -> bool:

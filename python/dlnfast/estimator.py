@@ -24,7 +24,7 @@ from .trajectory import Trajectory
 _Places = npt.NDArray[np.int64]
 _Vector = npt.NDArray[np.float64]
 
-BIASES: Final = ("both", "rows", "columns", "mean", None)
+BIASES: Final = ("auto", "both", "rows", "columns", "mean", None)
 DUPLICATES: Final = ("error", "mean")
 
 #: What weight_decay="auto" tries, in this order, for as long as it gains.
@@ -37,6 +37,8 @@ _DEFAULT_WIDTH: Final = 32
 _FEWEST_HELD_OUT: Final = 10
 #: Share by which the held-out error has to fall for patience to begin anew.
 _LEAST_GAIN: Final = 1e-4
+#: Held-out errors that biases have to stay below, over the size of the entries, to be worth fitting.
+_WORTH: Final = 0.97
 #: Held-out errors below this share of the spread of the ratings end the search: there is no noise.
 _EXACT: Final = 1e-3
 #: Sweeps of the two biases at most, and the change, over the largest rating, that ends them.
@@ -172,7 +174,10 @@ class MatrixCompletion:
         Updates at most, with decay and then without.
     tolerance : float
         Stop where the mean square of the residuals is at most this share of what the biases left.
-    biases : {"both", "rows", "columns", "mean", None}
+    biases : {"auto", "both", "rows", "columns", "mean", None}
+        "auto": "both" where they predict held-out entries better than zero does, else None; "both" where too
+        few are held out. Of a matrix without noise whose rows and columns have no levels of their own, biases
+        spoil the low rank.
         What is fitted before the layers. None: nothing, not even the mean.
     bias_penalty : float or (float, float)
         Ridge penalty of the biases, or one for rows and one for columns: a row of n ratings keeps the share
@@ -217,7 +222,7 @@ class MatrixCompletion:
     singular_values_ : ndarray, shape (k,)
         Those of the product, zeros left out.
     shape_ : (int, int)
-    weight_decay_ : float
+    weight_decay_, biases_ : float, str or None
         What was chosen.
     n_steps_ : int
         Steps of the last fit, of both runs. 0 where the layers gained nothing on held-out entries: the
@@ -240,7 +245,8 @@ class MatrixCompletion:
     go on with the estimator as if `fit` had returned.)
 
     Follows the conventions of scikit-learn without needing it: `clone`, `cross_val_score` and `GridSearchCV`
-    take it with pairs. O(n k) for n entries and width k at every step; nothing of the size of the whole
+    take it with pairs. (Files are often sorted by user: give ``cv=KFold(5, shuffle=True)``, or whole users
+    are held out.) O(n k) for n entries and width k at every step; nothing of the size of the whole
     matrix is formed.
 
     Yaras et al. 2024, arXiv 2406.04112 (compressed factorisations); Arora et al. 2019, arXiv 1905.13655
@@ -267,6 +273,7 @@ class MatrixCompletion:
     singular_values_: FloatArray
     shape_: tuple[int, int]
     weight_decay_: float
+    biases_: str | None
     n_steps_: int
     trajectory_: Trajectory | None
     trajectories_: list[Trajectory]
@@ -285,7 +292,7 @@ class MatrixCompletion:
         weight_decay: float | str = "auto",
         steps: int = 2000,
         tolerance: float = 1e-12,
-        biases: str | None = "both",
+        biases: str | None = "auto",
         bias_penalty: float | tuple[float, float] = 3.0,
         weighting: tuple[float, float] = (0.25, -0.25),
         validation_fraction: float = 0.1,
@@ -406,9 +413,13 @@ class MatrixCompletion:
         settings = _Settings.checked(self)
         entries = _unique(_entries(X, y, self.shape), settings.duplicates)
         settings.check_width(entries.shape)
+        settings = replace(settings, biases=_worthwhile_biases(settings, entries))
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
         self.shape_, self.validation_, self.trajectories_ = entries.shape, [], []
         self.trajectory_, self.n_steps_, self.weight_decay_ = None, 0, settings.decay or 0.0
+        self.biases_ = settings.biases
+        # First of all, so that there is something to predict with whenever Ctrl-C comes.
+        self._keep(fit_biases(entries, settings.biases, settings.penalty), None, entries.shape)
         try:
             plan = self._search(settings, entries)
             if plan is None:
@@ -424,14 +435,10 @@ class MatrixCompletion:
 
     def _search(self, settings: _Settings, entries: Entries) -> list[_Phase] | None:
         """Return the decay and the steps that suit held-out entries, None where too few are held out."""
-        n_held_out = round(settings.validation_fraction * entries.values.size)
-        if n_held_out < _FEWEST_HELD_OUT or n_held_out >= entries.values.size:
+        parts = _split(settings, entries)
+        if parts is None:
             return None
-        order = random_generator(settings.seed, ("completion", "validation")).permutation(entries.values.size)
-        kept, held_out = (
-            Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
-            for part in (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
-        )
+        kept, held_out = parts
         network = _Network(settings, kept)
         self._keep(network.biases, None, entries.shape)
         if network.nothing_left:
@@ -757,8 +764,19 @@ def _known_of_array(X: Any) -> tuple[_Places, _Places, FloatArray, tuple[int, in
         raise TypeError(f"X has dtype {array.dtype}; wanted real numbers, NaN where they are not known")
     if array.ndim != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted a matrix (2 axes), or pairs (n, 2) and y")
+    if array.shape[1] in (2, 3) and len(array) > 3 and _are_places(array[:, :2]):
+        raise ValueError(
+            f"X has shape {array.shape} and no gap, and y is not given: it looks like places, not like a "
+            "matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
+        )
     rows, columns = np.nonzero(~np.isnan(array))
     return rows, columns, array[rows, columns].astype(np.float64), (array.shape[0], array.shape[1])
+
+
+def _are_places(array: npt.NDArray[Any]) -> bool:
+    """Tell whether these are whole numbers from 0, no two rows of them alike."""
+    whole = np.isfinite(array).all() and (array >= 0).all() and (array == np.floor(array)).all()
+    return bool(whole) and len(np.unique(array, axis=0)) == len(array)
 
 
 def _pairs(X: Any) -> tuple[_Places, _Places]:
@@ -807,6 +825,32 @@ def _unique(entries: Entries, duplicates: str) -> Entries:
         values = np.add.reduceat(values, start) / counts
         rows, columns = rows[start], columns[start]
     return Entries(rows, columns, values, entries.shape)
+
+
+def _split(settings: _Settings, entries: Entries) -> tuple[Entries, Entries] | None:
+    """Return the entries to learn from and those held out, None where these would be too few."""
+    n_held_out = round(settings.validation_fraction * entries.values.size)
+    if n_held_out < _FEWEST_HELD_OUT or n_held_out >= entries.values.size:
+        return None
+    order = random_generator(settings.seed, ("completion", "validation")).permutation(entries.values.size)
+    kept, held_out = (
+        Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
+        for part in (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
+    )
+    return kept, held_out
+
+
+def _worthwhile_biases(settings: _Settings, entries: Entries) -> str | None:
+    """Return which biases to fit: what was asked for, or for "auto" what held-out entries say."""
+    if settings.biases != "auto":
+        return settings.biases
+    parts = _split(settings, entries)
+    if parts is None:
+        return "both"
+    kept, held_out = parts
+    predicted = fit_biases(kept, "both", settings.penalty).at(held_out.rows, held_out.columns)
+    nothing = _rmse(np.zeros_like(predicted), held_out.values)
+    return "both" if _rmse(predicted, held_out.values) <= _WORTH * nothing else None
 
 
 def _rmse(predicted: FloatArray, values: FloatArray) -> float:

@@ -51,6 +51,8 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
     """Return the factors of a matrix, or of the product of layers, that has this shape."""
     left: FloatArray
     right: FloatArray | None
+    if hasattr(W, "n_layers") and hasattr(W, "weights"):  # a Trajectory, which knows of problems itself
+        W = [W.weights(layer) for layer in range(1, W.n_layers + 1)]
     if isinstance(W, LowRank):
         left, right = W.U * W.s, W.V
     elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
