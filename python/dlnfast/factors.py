@@ -128,7 +128,7 @@ class LinearMap(ABC):
 
 
 class DenseMap(LinearMap):
-    """An array."""
+    """A matrix that is held as an array."""
 
     def __init__(self, matrix: FloatArray) -> None:
         self.matrix = matrix
