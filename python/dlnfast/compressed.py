@@ -221,7 +221,7 @@ def train_compressed(
     -------
     Trajectory
         Of the narrow network, whose first and last layers are ``V_1^T`` and ``U_L``. `Trajectory.end_to_end`
-        gives the matrix; ``problem.recovery_error([run.weights(l) for l in ..])`` needs no d x d array.
+        gives the matrix; ``problem.recovery_error(run)`` needs no d x d array.
 
     Raises
     ------
@@ -240,13 +240,16 @@ def train_compressed(
     >>> run = dln.train_compressed(
     ...     problem, dln.orthogonal([200] * 4, scale=1e-3), rank=3, steps=3000, tolerance=1e-16
     ... )
-    >>> layers = [run.weights(layer) for layer in range(1, run.n_layers + 1)]
-    >>> problem.recovery_error(layers) < 1e-5
+    >>> problem.recovery_error(run) < 1e-5
     True
     """
     start = time.perf_counter()
     ratio = check_scale(outer, "outer (gamma)")
     turn = check_count(outer_every, "outer_every")
+    if turn > 1 and ratio > 0 and isinstance(problem, Problem):
+        raise TypeError(
+            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
+        )
     if steps is None:
         steps = _steps_as_needed(problem, learning_rate, options)
     narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
@@ -257,9 +260,9 @@ def train_compressed(
         **options,
     }
     inside = len(narrow) - 2
-    if ratio == 0 and inside > 0 and isinstance(problem, Observations) and _may_project(problem, narrow):
+    if isinstance(problem, Observations) and ratio == 0 and inside > 0 and _may_project(problem, narrow):
         run = train_projected(problem, narrow, learning_rate, settings)
-    elif turn > 1 and ratio > 0 and _pays(problem, narrow):
+    elif isinstance(problem, Observations) and turn > 1 and ratio > 0 and _pays(problem, narrow):
         run = train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
         rates = _rates(problem, narrow, learning_rate, ratio)
@@ -329,10 +332,8 @@ def _rates(
     return [eta * ratio for ratio in ratios]
 
 
-def _pays(problem: Observations | Problem, narrow: Sequence[FloatArray]) -> bool:
+def _pays(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
     """Return whether fewer numbers are left after a projection than were observed."""
-    if isinstance(problem, Problem):
-        return True  # is refused
     return _may_project(problem, narrow) and narrow[-1].shape[1] * narrow[0].shape[0] < problem.n_observations
 
 

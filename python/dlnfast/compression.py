@@ -466,7 +466,7 @@ def _outside(states: ReducedStates, n_layers: int) -> list[tuple[int, float]]:
 
 def _last_weights(run: Trajectory) -> list[FloatArray]:
     try:
-        weights = [run.weights(layer) for layer in range(1, run.n_layers + 1)]
+        weights = run.all_weights()
     except MemoryError as error:
         raise MemoryError(
             "rank (k) reaches beyond the active subspaces of this run, whose layers are held as a law; "

@@ -263,7 +263,7 @@ def gradients(
         singular_values=None,
         n_threads=n_threads,
     )
-    return [-run.weights(layer) for layer in range(1, run.n_layers + 1)]
+    return [-weight for weight in run.all_weights()]
 
 
 @dataclass(frozen=True)

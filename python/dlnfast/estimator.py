@@ -413,18 +413,20 @@ class MatrixCompletion:
         settings = _Settings.checked(self)
         entries = _unique(_entries(X, y, self.shape), settings.duplicates)
         settings.check_width(entries.shape)
-        settings = replace(settings, biases=_worthwhile_biases(settings, entries))
+        parts = _split(settings, entries)
+        settings = replace(settings, biases=_worthwhile_biases(settings, parts))
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
         self.shape_, self.validation_, self.trajectories_ = entries.shape, [], []
         self.trajectory_, self.n_steps_, self.weight_decay_ = None, 0, settings.decay or 0.0
         self.biases_ = settings.biases
         # First of all, so that there is something to predict with whenever Ctrl-C comes.
-        self._keep(fit_biases(entries, settings.biases, settings.penalty), None, entries.shape)
+        biases = fit_biases(entries, settings.biases, settings.penalty)
+        self._keep(biases, None, entries.shape)
         try:
-            plan = self._search(settings, entries)
+            plan = None if parts is None else self._search(settings, *parts)
             if plan is None:
                 plan = [_Phase(settings.decay or 0.0, settings.steps)]
-            network = _Network(settings, entries)
+            network = _Network(settings, entries, biases)
             self.weight_decay_, self.n_steps_ = plan[0].decay, 0
             self._keep(network.biases, None, entries.shape)
             if not network.nothing_left:
@@ -433,17 +435,13 @@ class MatrixCompletion:
             self.fit_seconds_ = time.perf_counter() - start
         return self
 
-    def _search(self, settings: _Settings, entries: Entries) -> list[_Phase] | None:
-        """Return the decay and the steps that suit held-out entries, None where too few are held out."""
-        parts = _split(settings, entries)
-        if parts is None:
-            return None
-        kept, held_out = parts
-        network = _Network(settings, kept)
-        self._keep(network.biases, None, entries.shape)
+    def _search(self, settings: _Settings, kept: Entries, held_out: Entries) -> list[_Phase]:
+        """Return the decay and the steps that suit held-out entries."""
+        network = _Network(settings, kept, fit_biases(kept, settings.biases, settings.penalty))
+        self._keep(network.biases, None, kept.shape)
         if network.nothing_left:
             return [_Phase(self.weight_decay_, 0)]
-        exact = _EXACT * float(np.std(entries.values))
+        exact = _EXACT * float(np.std(np.concatenate([kept.values, held_out.values])))
         best, plan = math.inf, [_Phase(self.weight_decay_, 0)]
         poorer, least = 0, math.inf
         for decay in DECAYS if settings.decay is None else (settings.decay,):
@@ -503,7 +501,7 @@ class MatrixCompletion:
         self.trajectory_ = run
         self.trajectories_.append(run)
         self.n_steps_ = done + step
-        layers = [run.weights(layer, step) for layer in range(1, run.n_layers + 1)]
+        layers = run.all_weights(step)
         if self.n_steps_ > 0:
             self._keep(network.biases, network.factors(layers), network.shape)
         return layers
@@ -840,11 +838,10 @@ def _split(settings: _Settings, entries: Entries) -> tuple[Entries, Entries] | N
     return kept, held_out
 
 
-def _worthwhile_biases(settings: _Settings, entries: Entries) -> str | None:
+def _worthwhile_biases(settings: _Settings, parts: tuple[Entries, Entries] | None) -> str | None:
     """Return which biases to fit: what was asked for, or for "auto" what held-out entries say."""
     if settings.biases != "auto":
         return settings.biases
-    parts = _split(settings, entries)
     if parts is None:
         return "both"
     kept, held_out = parts
@@ -911,10 +908,10 @@ class _Network:
     ``D * residuals``, which is as low in rank as they are, and the loss weighs the entries by D^2.
     """
 
-    def __init__(self, settings: _Settings, entries: Entries) -> None:
+    def __init__(self, settings: _Settings, entries: Entries, biases: Biases) -> None:
         self.settings = settings
         self.shape = entries.shape
-        self.biases = fit_biases(entries, settings.biases, settings.penalty)
+        self.biases = biases
         residual = entries.values - self.biases.at(entries.rows, entries.columns)
         counts = [
             np.bincount(place, minlength=n)
@@ -994,7 +991,7 @@ class _Network:
             self._remember(run)
             taken = int(run.steps[-1])
             step += taken
-            layers = [run.weights(layer) for layer in range(1, run.n_layers + 1)]
+            layers = run.all_weights()
             if taken > 0:
                 yield step, layers
             if taken < few:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,18 @@ from .problem import LowRank
 
 #: Entries in one order: where each row starts, the column of each entry, its value.
 SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
-#: A matrix as an array or as the layers W_1 .. W_L whose product it is.
-MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike]
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """What holds the layers of a network; a `Trajectory` does, and knows of problems itself."""
+
+    def all_weights(self, step: int = -1) -> list[FloatArray]:
+        """Return ``W_1 .. W_L``."""
+
+
+#: A matrix as an array, or as the layers W_1 .. W_L whose product it is, or what holds them.
+MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike] | Layered
 #: X (d_y, k) and Y (d_x, k) of X Y^T; None for Y = I.
 Factors = tuple[FloatArray, FloatArray | None]
 
@@ -51,8 +61,8 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
     """Return the factors of a matrix, or of the product of layers, that has this shape."""
     left: FloatArray
     right: FloatArray | None
-    if hasattr(W, "n_layers") and hasattr(W, "weights"):  # a Trajectory, which knows of problems itself
-        W = [W.weights(layer) for layer in range(1, W.n_layers + 1)]
+    if isinstance(W, Layered):
+        W = W.all_weights()
     if isinstance(W, LowRank):
         left, right = W.U * W.s, W.V
     elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:

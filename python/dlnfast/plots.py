@@ -762,7 +762,26 @@ class DiscriminationDisplay(_Display):
         }
 
 
-class LineDisplay(_Display):
+class _Labelled(_Display):
+    """A display with named axes, constant levels and a legend."""
+
+    def _label(self, x_label: str, y_label: str, levels: Mapping[str, float] | None) -> None:
+        self.x_label, self.y_label = x_label, y_label
+        self.levels = {label: float(level) for label, level in (levels or {}).items()}
+
+    def _finish(self, ax: Axes, legend: bool) -> None:
+        """Draw what goes around the curves."""
+        for place, (label, level) in enumerate(self.levels.items()):
+            ax.axhline(level, color="#333333", linestyle=(":", "--")[place % 2], linewidth=1.2, label=label)
+        ax.set_xlabel(self.x_label)
+        ax.set_ylabel(self.y_label)
+        if legend:
+            ax.legend(frameon=False)
+        _tidy(ax)
+        self._drawn_on(ax)
+
+
+class LineDisplay(_Labelled):
     """Named curves over one variable, with constant levels and, dashed, what theory says of each curve.
 
     Parameters
@@ -806,8 +825,7 @@ class LineDisplay(_Display):
         unknown = [label for label in self.theory if label not in self.curves]
         if unknown:
             raise ValueError(f"theory has {unknown[0]!r}; wanted labels of curves: {', '.join(self.curves)}")
-        self.levels = {label: float(level) for label, level in (levels or {}).items()}
-        self.x_label, self.y_label = x_label, y_label
+        self._label(x_label, y_label, levels)
 
     def _checked(self, lines: Mapping[str, npt.ArrayLike], name: str) -> dict[str, _Array]:
         return {
@@ -828,14 +846,7 @@ class LineDisplay(_Display):
             ax.plot(self.x, values, color=colour, label=label, **style)
             if label in self.theory:
                 ax.plot(self.x, self.theory[label], color=colour, linewidth=1.0, linestyle="--", zorder=2)
-        for place, (label, level) in enumerate(self.levels.items()):
-            ax.axhline(level, color="#333333", linestyle=(":", "--")[place % 2], linewidth=1.2, label=label)
-        ax.set_xlabel(self.x_label)
-        ax.set_ylabel(self.y_label)
-        if legend:
-            ax.legend(frameon=False)
-        _tidy(ax)
-        self._drawn_on(ax)
+        self._finish(ax, legend)
         return self
 
     def numbers(self) -> dict[str, Any]:
@@ -848,7 +859,7 @@ class LineDisplay(_Display):
         }
 
 
-class SeriesDisplay(_Display):
+class SeriesDisplay(_Labelled):
     """Named curves, each at places of its own, on logarithmic axes: what several runs took to get where.
 
     Parameters
@@ -890,8 +901,8 @@ class SeriesDisplay(_Display):
             x = as_vector(places, f"series[{label!r}][0]", dtype=np.float64)
             y = as_vector(values, f"series[{label!r}][1]", length=x.size, dtype=np.float64, finite=False)
             self.series[label] = np.asarray(x), np.asarray(y)
-        self.levels = {label: float(level) for label, level in (levels or {}).items()}
-        self.x_label, self.y_label, self.log_x = x_label, y_label, bool(log_x)
+        self.log_x = bool(log_x)
+        self._label(x_label, y_label, levels)
 
     def plot(
         self,
@@ -918,17 +929,10 @@ class SeriesDisplay(_Display):
             style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.8, "zorder": 3}
             style |= line | dict((styles or {}).get(label, {}))
             ax.plot(np.where(x > 0, x, np.nan) if self.log_x else x, _positive(y), label=label, **style)
-        for place, (label, level) in enumerate(self.levels.items()):
-            ax.axhline(level, color="#333333", linestyle=(":", "--")[place % 2], linewidth=1.2, label=label)
         ax.set_yscale("log")
         if self.log_x:
             ax.set_xscale("log")
-        ax.set_xlabel(self.x_label)
-        ax.set_ylabel(self.y_label)
-        if legend:
-            ax.legend(frameon=False)
-        _tidy(ax)
-        self._drawn_on(ax)
+        self._finish(ax, legend)
         return self
 
     def numbers(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from ._arrays import FloatArray, check_count, check_scale
 from .closure import Certificate
 from .completion import Completion, Observations, Sensing
 from .descent import train
-from .problem import Problem
 from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
 
 
@@ -120,7 +119,7 @@ def _between(problem: Observations, first: FloatArray, run: Trajectory, last: Fl
 
 
 def train_in_turns(
-    problem: Observations | Problem,
+    problem: Observations,
     narrow: list[FloatArray],
     learning_rate: Any,
     outer: float,
@@ -128,10 +127,6 @@ def train_in_turns(
     settings: dict[str, Any],
 ) -> Trajectory:
     """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
-    if not isinstance(problem, Observations):
-        raise TypeError(
-            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
-        )
     wanted = dict(settings)
     if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
         raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
@@ -217,7 +212,7 @@ class _Turns:
             rate = self.outer * float(np.sum(moved))
             self.layers = _move_outer(self.problem, self.layers, inner, rate, self.decay)
         else:
-            self.layers[1:-1] = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+            self.layers[1:-1] = inner.all_weights()
         self.step += taken
 
     def so_far(self) -> Trajectory | None:
@@ -270,7 +265,7 @@ def _move_outer(
 ) -> list[FloatArray]:
     """Return the layers with the inner ones of a run, and the outer ones a step on from there."""
     first, last = layers[0], layers[-1]
-    cores = [inner.weights(layer) for layer in range(1, inner.n_layers + 1)]
+    cores = inner.all_weights()
     descent = problem.backprojection([first, *cores, last])  # minus the gradient of the product, over c
     chain = cores[0]
     for layer in cores[1:]:

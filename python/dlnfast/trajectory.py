@@ -705,6 +705,26 @@ class Trajectory:
             return self._kept_weights(self.states, index, step)
         return self._operator(self.states, layer, step).dense()
 
+    def all_weights(self, step: int = -1) -> list[FloatArray]:
+        """Return ``W_1 .. W_L`` at a recorded step.
+
+        Parameters
+        ----------
+        step : int
+            As for `weights`.
+
+        Returns
+        -------
+        list of ndarray
+            As `train` takes them; each costs what `weights` costs.
+
+        Raises
+        ------
+        ValueError
+            If that step was not kept.
+        """
+        return [self.weights(layer, step) for layer in range(1, self.n_layers + 1)]
+
     def layer(self, layer: int, step: int = -1) -> LayerOperator:
         """Return W_l at a recorded step as an operator (reduced engine): products, columns, rows, entries.
 
@@ -744,7 +764,7 @@ class Trajectory:
 
     def end_to_end(self, step: int = -1) -> FloatArray:
         """Return ``W_{L:1} = W_L .. W_1`` at a recorded step; O(L d^3), or O(L K d^2) for a thin end."""
-        chain = [self.weights(layer, step) for layer in range(1, self.n_layers + 1)]
+        chain = self.all_weights(step)
         if self.widths[-1] <= self.widths[0]:
             result = chain[-1]
             for weight in reversed(chain[:-1]):

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from .cases import Options
 
 
-def _layers(run: Trajectory, step: int = -1) -> list[npt.NDArray[Any]]:
-    return [run.weights(layer, step) for layer in range(1, run.n_layers + 1)]
-
-
 def _apart(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
@@ -91,7 +87,7 @@ def factorisation(options: Options) -> dict[str, Any]:
 def _below(problem: Any, run: Trajectory, level: float) -> int | None:
     """Return the first kept step at which the recovery error is below a level."""
     for step in run.states.snapshot_steps.tolist():  # type: ignore[union-attr]
-        if problem.recovery_error(_layers(run, step), "unobserved") < level:
+        if problem.recovery_error(run.all_weights(step), "unobserved") < level:
             return int(step)
     return None
 
@@ -134,7 +130,7 @@ def completion(options: Options) -> dict[str, Any]:
             "seconds": seconds,
             "steps": taken,
             "step_seconds": (seconds - setup) / taken,
-            "recovery_error": problem.recovery_error(_layers(run), "unobserved"),
+            "recovery_error": problem.recovery_error(run, "unobserved"),
             "below_1e-12": _below(problem, run, 1e-12),
         }
         rows.append(row)
@@ -219,11 +215,11 @@ def _alpha(options: Options) -> list[dict[str, Any]]:
     for name, job in jobs.items():
         run, seconds = _timed(job, 1 if name == "full" else options.repeats)
         taken = len(run.loss) - 1
-        error = problem.recovery_error(_layers(run))
+        error = problem.recovery_error(run)
         rows.append({"what": name, "seconds": seconds, "steps": taken, "recovery_error": error})
         rows[-1]["ratio"] = rows[0]["seconds"] / seconds
         common["tolerance"] = None
-        rows[-1]["floor"] = problem.recovery_error(_layers(job()))
+        rows[-1]["floor"] = problem.recovery_error(job())
         common["tolerance"] = limit
         print(
             f"  {name:<10} {taken:7d} steps {seconds:7.3f} s ({1e6 * seconds / taken:.1f} us a step), loss "
@@ -253,7 +249,7 @@ def sensing(options: Options) -> dict[str, Any]:
                 problem, weights, rank=5, steps=steps, **changes, **common
             )
         )
-        error = problem.recovery_error(_layers(run))
+        error = problem.recovery_error(run)
         rows.append({"what": name, "seconds": seconds, "steps": steps, "recovery_error": error})
     per_step = full_seconds / full_steps
     print(f"{problem!r}: a full step {1e3 * per_step:.1f} ms, {steps} steps {steps * per_step:.1f} s")

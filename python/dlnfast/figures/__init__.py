@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from .._arrays import FloatArray, check_count, check_scale
+from .._arrays import check_count, check_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,6 @@ __all__ = [
     "alike_rate",
     "errors_at_records",
     "is_timed",
-    "layers_at",
     "load",
     "make_settings",
     "mark_quick",
@@ -112,11 +111,6 @@ class Clock:
         self.seconds[step] = time.perf_counter() - self._start
 
 
-def layers_at(run: Trajectory, step: int = -1) -> list[FloatArray]:
-    """Return ``W_1 .. W_L`` at a recorded step."""
-    return [run.weights(layer, step) for layer in range(1, run.n_layers + 1)]
-
-
 def errors_at_records(
     problem: Observations, clock: Clock, run: Trajectory, normalization: str
 ) -> tuple[list[int], list[float], list[float]]:
@@ -124,16 +118,15 @@ def errors_at_records(
     steps = [int(step) for step in run.steps if int(step) in clock.seconds]
     if run.config["outcome"] == "diverged":
         steps = [step for step in steps if step % run.config["record_every"] == 0]
-    errors = [problem.recovery_error(layers_at(run, step), normalization) for step in steps]
+    errors = [problem.recovery_error(run.all_weights(step), normalization) for step in steps]
     return steps, [clock.seconds[step] for step in steps], errors
 
 
-def run_until(error: DivergedError, problem: Observations) -> Trajectory:
-    """Return the run that ended in an error, or raise that where it is of other, projected layers."""
-    run = error.trajectory
-    if run is None or (run.widths[0], run.widths[-1]) != (problem.dim_in, problem.dim_out):
+def run_until(error: DivergedError) -> Trajectory:
+    """Return the run that ended in an error, or raise that where nothing was recorded."""
+    if error.trajectory is None:
         raise error
-    return run
+    return error.trajectory
 
 
 def alike_rate(rate: float, dim: int, published: int = 1000) -> float:

@@ -24,7 +24,7 @@ from ..descent import train
 from ..initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from ..trajectory import Trajectory
-from . import Clock, Result, alike_rate, errors_at_records, layers_at, run_until, setting
+from . import Clock, Result, alike_rate, errors_at_records, run_until, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,7 +201,7 @@ def _compressed(
                 progress=progress,
             )
         except DivergedError as error:
-            run, diverged = run_until(error, problem), error.step
+            run, diverged = run_until(error), error.step
         curve = _measured(problem, clock, run)
         curve.diverged_at = diverged
         result[_gamma_label(gamma)] = curve, run
@@ -271,7 +271,7 @@ def _whole(
             singular_values=None,
             progress=progress,
         )
-        weights, loss = layers_at(run), float(run.loss[-1])
+        weights, loss = run.all_weights(), float(run.loss[-1])
         step, seconds = step + len(run.loss) - 1, seconds + run.wall_time
 
 
@@ -319,7 +319,7 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
                     "rank": rank,
                     "steps": step,
                     "seconds": None if step is None else clock.seconds[step],
-                    "final_error": problem.recovery_error(layers_at(run), "unobserved"),
+                    "final_error": problem.recovery_error(run.all_weights(), "unobserved"),
                     "taken": len(run.loss) - 1,
                 }
             )
@@ -332,7 +332,7 @@ def _first_recovered(problem: Completion, run: Trajectory) -> int | None:
     place = bisect.bisect_left(
         steps,
         True,
-        key=lambda step: problem.recovery_error(layers_at(run, step), "unobserved") <= _RECOVERED,
+        key=lambda step: problem.recovery_error(run.all_weights(step), "unobserved") <= _RECOVERED,
     )
     return steps[place] if place < len(steps) else None
 
@@ -360,7 +360,7 @@ def _deep(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]
                     "width": width,
                     "steps": len(run.loss) - 1,
                     "loss": float(run.loss[-1]),
-                    "error": problem.recovery_error(layers_at(run), "unobserved"),
+                    "error": problem.recovery_error(run.all_weights(), "unobserved"),
                 }
             )
     return result

@@ -20,7 +20,7 @@ from ..initial import orthogonal
 from ..plots import PathDisplay, SeriesDisplay
 from ..problem import LowRank, Problem, low_rank_recovery
 from ..trajectory import Trajectory
-from . import Clock, Result, alike_rate, layers_at, setting
+from . import Clock, Result, alike_rate, setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def _largest_difference(full: Trajectory, reduced: Trajectory, steps: list[int])
     return max(
         float(np.linalg.norm(here - there) / np.linalg.norm(here))
         for step in steps
-        for here, there in zip(layers_at(full, step), layers_at(reduced, step), strict=True)
+        for here, there in zip(full.all_weights(step), reduced.all_weights(step), strict=True)
     )
 
 

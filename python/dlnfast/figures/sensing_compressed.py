@@ -98,7 +98,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
                     **options,
                 )
         except DivergedError as error:
-            run, diverged = run_until(error, problem), error.step
+            run, diverged = run_until(error), error.step
         steps, seconds, errors = errors_at_records(problem, clock, run, "relative")
         taken = len(run.loss) - 1
         records[_FULL if gamma is None else rf"$\gamma = {gamma:g}$"] = {
