@@ -22,7 +22,7 @@ from .svd_tracker import SVDTracker, TrackerRecord
 from .trajectory import Trajectory, load
 
 if TYPE_CHECKING:
-    from . import figures, plots
+    from . import figures, plots, torch
 
 __all__ = [
     "Adaptive",
@@ -67,17 +67,18 @@ __all__ = [
     "reference",
     "set_num_threads",
     "theory",
+    "torch",
     "train",
     "train_batch",
     "train_compressed",
     "uniform",
 ]
 
-_LAZY = ("plots", "figures")
+_LAZY = ("plots", "figures", "torch")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need matplotlib when they are first used."""
+    """Import the parts that need matplotlib or PyTorch when they are first used."""
     if name in _LAZY:
         import importlib
 

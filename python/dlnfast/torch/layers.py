@@ -1,0 +1,235 @@
+"""Which layers of a model are meant, and their weights as matrices."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+#: Names, globs, a regular expression, a rule, "penultimate", or None for all.
+LayerChoice = (
+    str | re.Pattern[str] | Callable[[str, nn.Module], bool] | Sequence["str | re.Pattern[str]"] | None
+)
+
+_T = TypeVar("_T")
+_GLOB = re.compile(r"[*?\[]")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: Modules of other packages whose weight is (inputs, outputs), by the name of their class.
+_INPUTS_FIRST = ("Conv1D",)
+_ATTENTION_PARTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightMatrix:
+    """One weight of a model, seen as a matrix with one row per output.
+
+    Attributes
+    ----------
+    name : str
+        Of the module; with ``.q``, ``.k``, ``.v`` for the parts of an attention's joint projection, and
+        ``.factors.1`` .. for the factors of a layer that `overparameterize` made deep.
+    module : Module
+        Whose weight it is.
+    attribute : str
+        What the module calls it.
+    part : int or None
+        Which third of a joint projection's rows.
+    aliases : tuple of str
+        Names of other modules that share this weight.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str = "weight"
+    part: int | None = None
+    aliases: tuple[str, ...] = ()
+
+    def matrix(self) -> torch.Tensor:
+        """Return the weight as it is now, shape (outputs, rest), detached; a view where the layout allows.
+
+        A convolution's (out, in, kh, kw) becomes (out, in kh kw).
+        """
+        weight: torch.Tensor = getattr(self.module, self.attribute).detach()
+        if self.part is not None:
+            rows = weight.shape[0] // len(_ATTENTION_PARTS)
+            weight = weight[self.part * rows : (self.part + 1) * rows]
+        elif isinstance(self.module, _TRANSPOSED):
+            weight = weight.transpose(0, 1)
+        elif type(self.module).__name__ in _INPUTS_FIRST:
+            weight = weight.T
+        return weight.reshape(weight.shape[0], -1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.matrix().shape
+        return int(rows), int(columns)
+
+
+def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[WeightMatrix]:
+    """Return the weights of the chosen layers, each once.
+
+    Parameters
+    ----------
+    model : Module
+    layers : str, regular expression, callable, sequence of them, or None
+        A name as in ``model.named_modules()``; a glob (``"encoder.*.query"``); a compiled regular expression,
+        searched for in the names; a rule ``(name, module) -> bool``; a sequence of names, globs and
+        expressions; "penultimate", the weight before the last one, in the order of registration. None: all
+        weights with two axes or more but embeddings.
+
+    Returns
+    -------
+    list of WeightMatrix
+        In the order of registration; weights that several modules share are listed once.
+
+    Raises
+    ------
+    TypeError
+        For a model or a choice of another kind.
+    ValueError
+        If nothing is chosen, or a name or pattern fits no weight; the message lists what there is.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+    everything = list(_all_matrices(model))
+    if isinstance(layers, str) and layers == "penultimate":
+        plain = [m for m in everything if _by_default(m)]
+        if len(plain) < 2:
+            raise ValueError(f"layers is 'penultimate', but the model has {len(plain)} weight matrices")
+        return [plain[-2]]
+    if layers is None:
+        chosen = [m for m in everything if _by_default(m)]
+    else:
+        named = [((m.name, _path(m), *m.aliases), m.module, m) for m in everything]
+        chosen = _choose(named, layers, "weight matrices")
+    if not chosen:
+        raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices")
+    return chosen
+
+
+def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
+    """Return the chosen modules by name, in the order of registration: whose outputs are meant.
+
+    Parameters
+    ----------
+    model : Module
+    layers : str, regular expression, callable, or sequence of them
+        As for `weight_matrices`, for modules of any kind; None: those that own a weight matrix.
+
+    Returns
+    -------
+    dict of str to Module
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `weight_matrices`.
+    """
+    if layers is None or (isinstance(layers, str) and layers == "penultimate"):
+        return {_path(m): m.module for m in weight_matrices(model, layers)}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+    modules: list[tuple[tuple[str, ...], nn.Module, tuple[str, nn.Module]]] = [
+        ((name,), module, (name, module)) for name, module in model.named_modules() if name
+    ]
+    return dict(_choose(modules, layers, "modules"))
+
+
+def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerChoice, what: str) -> list[_T]:
+    """Return the items of which some name, or the module, is chosen."""
+    if isinstance(layers, (str, re.Pattern)):
+        choices: Iterable[str | re.Pattern[str]] = (layers,)
+    elif callable(layers):
+        return [item for names, module, item in named if layers(names[0], module)]
+    elif isinstance(layers, Sequence):
+        choices = layers
+    else:
+        raise TypeError(
+            f"layers is {type(layers).__name__}; wanted a name, a glob, a compiled regular expression, a "
+            "callable (name, module) -> bool, or a sequence of names"
+        )
+    kept = set()
+    for choice in choices:
+        found = {i for i, (names, _, _) in enumerate(named) if any(_fits(name, choice) for name in names)}
+        if not found:
+            wanted = choice.pattern if isinstance(choice, re.Pattern) else choice
+            there = [names[0] for names, _, _ in named]
+            raise ValueError(f"layers: {wanted!r} fits none of the model's {what}: {_listed(there)}")
+        kept |= found
+    return [named[i][2] for i in sorted(kept)]
+
+
+def _fits(name: str, choice: str | re.Pattern[str]) -> bool:
+    if isinstance(choice, re.Pattern):
+        return choice.search(name) is not None
+    if not isinstance(choice, str):
+        raise TypeError(f"layers holds {type(choice).__name__}; wanted names, globs or regular expressions")
+    return fnmatch.fnmatchcase(name, choice) if _GLOB.search(choice) else name == choice
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else ", ".join([*names[:6], "..", *names[-3:]])
+
+
+def _path(matrix: WeightMatrix) -> str:
+    """Return the name of the module, without that of the part."""
+    return matrix.name.rsplit(".", 1)[0] if matrix.part is not None else matrix.name
+
+
+def _by_default(matrix: WeightMatrix) -> bool:
+    return matrix.attribute in ("weight", "in_proj_weight") and not isinstance(
+        matrix.module, (nn.Embedding, nn.EmbeddingBag)
+    )
+
+
+def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+    """Yield every weight with two axes or more, those that are shared once."""
+    names: dict[int, list[str]] = {}
+    found: list[WeightMatrix] = []
+    for path, module in model.named_modules():
+        for matrix in _matrices_of(path, module):
+            tensor = getattr(module, matrix.attribute)
+            owned = matrix.attribute in module._parameters
+            key = id(tensor) if owned and matrix.part is None else -len(found) - 1
+            if key in names:
+                names[key].append(matrix.name)
+                continue
+            names[key] = []
+            found.append(matrix)
+    for matrix, aliases in zip(found, names.values(), strict=True):
+        yield WeightMatrix(matrix.name, matrix.module, matrix.attribute, matrix.part, tuple(aliases))
+
+
+def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
+    if isinstance(module, parametrize.ParametrizationList):
+        # The layer is called what the list belongs to: "fc" for "fc.parametrizations.weight".
+        layer, _, attribute = path.rpartition(".parametrizations.")
+        if attribute != "weight" or not hasattr(module[0], "is_deep_product"):
+            return
+        for number in range(module.ntensors):
+            yield WeightMatrix(f"{layer}.factors.{number + 1}", module, f"original{number}")
+        return
+    if _is_matrix(module, "weight"):
+        yield WeightMatrix(path or "weight", module)
+    if _is_matrix(module, "in_proj_weight"):
+        for part, letter in enumerate(_ATTENTION_PARTS):
+            yield WeightMatrix(f"{path}.{letter}" if path else letter, module, "in_proj_weight", part)
+    for letter in _ATTENTION_PARTS:
+        # Attention whose keys or values have other widths than its queries holds them apart.
+        if _is_matrix(module, f"{letter}_proj_weight"):
+            yield WeightMatrix(f"{path}.{letter}" if path else letter, module, f"{letter}_proj_weight")
+
+
+def _is_matrix(module: nn.Module, attribute: str) -> bool:
+    held = module._parameters.get(attribute)
+    if held is None and not parametrize.is_parametrized(module, attribute):
+        return False
+    tensor = getattr(module, attribute)
+    return isinstance(tensor, torch.Tensor) and tensor.ndim >= 2

@@ -1,0 +1,64 @@
+"""A matrix on a torch device, as the tracker sees it: products with thin blocks, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .._arrays import FloatArray
+
+#: Precisions in which singular values are computed; all others are read as float32.
+_EXACT: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+}
+
+
+def precision(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return the NumPy precision in which a tensor is tracked: its own, or float32 for half ones."""
+    return _EXACT.get(dtype, np.dtype(np.float32))
+
+
+class DeviceMatrix:
+    """``W - W_0`` for tensors on any device, by its products (`SVDTracker.update` takes it for a matrix).
+
+    Only blocks of some columns travel between the device and the host; the matrix stays where it is.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (m, n)
+        W. Half precisions are read as float32.
+    start : Tensor, shape (m, n), optional
+        W_0; zero by default.
+    """
+
+    def __init__(self, matrix: torch.Tensor, start: torch.Tensor | None = None) -> None:
+        self.dtype = precision(matrix.dtype)
+        self._torch_dtype = torch.float64 if self.dtype == np.float64 else torch.float32
+        values = matrix.detach().to(self._torch_dtype)
+        self._values = values if start is None else values - start.detach().to(values)
+        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+
+    def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
+        """Return ``(W - W_0) X`` for X of shape (n, p)."""
+        return self._host(self._values @ self._block(X))
+
+    def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
+        """Return ``(W - W_0)^T Y`` for Y of shape (m, p)."""
+        return self._host(self._values.T @ self._block(Y))
+
+    def squared_norm(self) -> float:
+        """Return ``||W - W_0||_F^2``, summed in float64."""
+        return float(torch.sum(self._values.to(torch.float64).square()))
+
+    def _block(self, X: npt.ArrayLike) -> torch.Tensor:
+        array = np.array(X, dtype=self.dtype)  # a copy: what comes may be a view that is read-only
+        return torch.from_numpy(array).to(self._values.device)
+
+    @staticmethod
+    def _host(block: torch.Tensor) -> FloatArray:
+        result: FloatArray = np.ascontiguousarray(block.cpu().numpy())
+        return result
