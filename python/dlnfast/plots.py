@@ -265,7 +265,12 @@ class _CurvesDisplay(_Display):
     """What singular values and angles have in common: k curves of one layer."""
 
     def __init__(
-        self, steps: npt.ArrayLike, values: npt.ArrayLike, name: str, rank: int | None, layer: int | None
+        self,
+        steps: npt.ArrayLike,
+        values: npt.ArrayLike,
+        name: str,
+        rank: int | None,
+        layer: int | str | None,
     ) -> None:
         if rank is not None:
             rank = check_count(rank, "rank", minimum=0)
@@ -318,6 +323,8 @@ class LossDisplay(_Display):
         l(W(0)), .., l(W(T)). Zeros cannot be drawn and leave a gap.
     loss_floor : float
         The loss that no weights remove; drawn where it is above rounding, 1e-13 of the first loss.
+    steps : array_like, shape (T + 1,), optional
+        Where not every step has a loss: the steps of those there are.
 
     Attributes
     ----------
@@ -332,28 +339,35 @@ class LossDisplay(_Display):
     [1.0, 0.1, 0.01]
     """
 
-    def __init__(self, loss: npt.ArrayLike, loss_floor: float = 0.0) -> None:
+    def __init__(
+        self, loss: npt.ArrayLike, loss_floor: float = 0.0, *, steps: npt.ArrayLike | None = None
+    ) -> None:
         self.loss = as_vector(loss, "loss", dtype=np.float64)
+        n = self.loss.size
+        self.steps = np.arange(n) if steps is None else as_vector(steps, "steps", length=n, dtype=np.float64)
         self.loss_floor = float(loss_floor)
 
     @classmethod
     def from_trajectory(cls, run: Trajectory) -> LossDisplay:
         """Take the loss of a run, and the floor of its problem where the run knows it."""
-        return cls(run.loss, 0.0 if run.problem is None else run.problem.loss_floor)
+        if not run.loss.size:
+            raise ValueError("run has no losses: none were reported to the tracker, see log_loss")
+        floor = 0.0 if run.problem is None else run.problem.loss_floor
+        return cls(run.loss, floor, steps=run.loss_steps)
 
     def plot(self, ax: Axes | None = None, **line: Any) -> LossDisplay:
         """Draw on `ax`, or on a new figure; further keywords go to ``ax.plot``."""
         ax = _axes(ax)
         values = np.where(self.loss > 0, self.loss, np.nan)
         style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.8}
-        ax.plot(np.arange(values.size), values, **(style | line))
+        ax.plot(self.steps, values, **(style | line))
         if self.loss_floor > _ROUNDING * self.loss[0]:
             label = f"least possible: {self.loss_floor:.4g}"
             ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
             ax.legend(frameon=False)
         if np.any(self.loss > 0):
             ax.set_yscale("log")
-        ax.set_xlim(0, max(self.loss.size - 1, 1))
+        ax.set_xlim(0, max(self.steps[-1], 1))
         ax.set_xlabel("iteration $t$")
         ax.set_ylabel(r"loss $\ell(t)$")
         _tidy(ax)
@@ -362,7 +376,9 @@ class LossDisplay(_Display):
 
     def numbers(self) -> dict[str, Any]:
         """Return every number drawn."""
-        return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor}
+        every_step = np.array_equal(self.steps, np.arange(self.loss.size))
+        steps = {} if every_step else {"steps": self.steps.astype(np.int64).tolist()}
+        return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor, **steps}
 
 
 class SingularValueDisplay(_CurvesDisplay):
@@ -377,7 +393,7 @@ class SingularValueDisplay(_CurvesDisplay):
     rank : int, optional
         r. The first r and the last r are drawn as lines, those between as one band. Default: all as lines,
         up to 40 of them.
-    layer : int, optional
+    layer : int or str, optional
         l, for the legend.
     errors : array_like, shape (n, k), optional
         How far each value can be from the exact one: a band around its line, where it is wide enough to be
@@ -410,7 +426,7 @@ class SingularValueDisplay(_CurvesDisplay):
         singular_values: npt.ArrayLike,
         *,
         rank: int | None = None,
-        layer: int | None = None,
+        layer: int | str | None = None,
         errors: npt.ArrayLike | None = None,
         refreshes: npt.ArrayLike | None = None,
     ) -> None:
@@ -425,8 +441,8 @@ class SingularValueDisplay(_CurvesDisplay):
         self.refreshes = as_vector([] if refreshes is None else refreshes, "refreshes", empty=True)
 
     @classmethod
-    def from_trajectory(cls, run: Trajectory, layer: int = 1) -> SingularValueDisplay:
-        """Take the recorded singular values of a layer, counted from 1, with their errors."""
+    def from_trajectory(cls, run: Trajectory, layer: int | str = 1) -> SingularValueDisplay:
+        """Take the recorded singular values of a layer, by number from 1 or by name, with their errors."""
         values = run.singular_values(layer)
         rank = _drawn_rank(run, layer, values.shape[1])
         if run.engine == "reduced":
@@ -504,7 +520,7 @@ class AngleDisplay(_CurvesDisplay):
         Radians, in the order of descending singular values.
     rank : int, optional
         r. The first r and the last r are drawn as lines, those between as one band. Default: all as lines.
-    layer : int, optional
+    layer : int or str, optional
         l, for the legend.
     side : {"right", "left"}
         v_i or u_i.
@@ -526,7 +542,7 @@ class AngleDisplay(_CurvesDisplay):
         angles: npt.ArrayLike,
         *,
         rank: int | None = None,
-        layer: int | None = None,
+        layer: int | str | None = None,
         side: Side = "right",
         reference: str = "limit",
     ) -> None:
@@ -537,9 +553,9 @@ class AngleDisplay(_CurvesDisplay):
 
     @classmethod
     def from_trajectory(
-        cls, run: Trajectory, layer: int = 1, side: Side = "right", reference: Any = "limit"
+        cls, run: Trajectory, layer: int | str = 1, side: Side = "right", reference: Any = "limit"
     ) -> AngleDisplay:
-        """Take the angles of a layer, counted from 1; `reference` as in `Trajectory.angles`."""
+        """Take the angles of a layer, by number or name; `reference` as in `Trajectory.angles`."""
         angles = run.angles(layer, side=side, reference=reference)
         return cls(
             run.steps,
@@ -569,9 +585,12 @@ class AngleDisplay(_CurvesDisplay):
         return {"side": self.side, "reference": self.reference, **super().numbers()}
 
 
-def _drawn_rank(run: Trajectory, layer: int, n_curves: int) -> int | None:
+def _drawn_rank(run: Trajectory, layer: int | str, n_curves: int) -> int | None:
     """Return the rank that splits a layer's curves; None where the bottom of the spectrum is missing."""
-    complete = n_curves == min(run.widths[layer - 1], run.widths[layer])
+    if run.is_tracked:
+        return None
+    number = run.layer_names.index(layer) + 1 if isinstance(layer, str) else layer
+    complete = n_curves == min(run.shapes[number - 1])
     return run.rank if complete else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,10 @@ class LayerTracking:
         Identities (-1: not followed), and runs of values within each other's errors.
     columns : ndarray, shape (n_records, n_columns)
         One number each, named in `COLUMNS`.
+    angles : ndarray, shape (n_records, 2, k), or None
+        Of left and right vectors to those of the reference, by index; None where vectors were recorded.
+    block_angles : ndarray, shape (n_records, 2), or None
+        The largest principal angle between the spans of all k.
     """
 
     errors: npt.NDArray[np.float64]
@@ -111,6 +116,8 @@ class LayerTracking:
     branches: IntArray
     clusters: IntArray
     columns: npt.NDArray[np.float64]
+    angles: npt.NDArray[np.float64] | None = None
+    block_angles: npt.NDArray[np.float64] | None = None
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """Return one of the `COLUMNS` at the records."""
@@ -149,14 +156,19 @@ class DenseStates:
 class Trajectory:
     """What a run of `train` recorded. Layers count from 1, as in the mathematics.
 
+    Or what `dlnfast.torch.track` recorded of a model that another program trained. Its layers have names,
+    which all methods take in place of numbers, and need not follow each other.
+
     Attributes
     ----------
     steps : ndarray of int64, shape (n_records,)
         The steps t of the records.
     loss : ndarray, shape (T + 1,)
-        The loss of W(t) for every t = 0, .., T.
+        The loss of W(t) for every t = 0, .., T. Tracked: the losses that were reported.
+    loss_steps : ndarray of int64
+        The steps that they belong to.
     engine : str
-        "reduced" or "dense".
+        "reduced", "dense" or "torch"; "tracked" where another program trained.
     certificate : Certificate
         Why this engine, and what was measured of its assumptions.
     config : dict
@@ -182,9 +194,11 @@ class Trajectory:
         config: Mapping[str, Any],
         wall_time: float,
         rates: npt.NDArray[np.float64] | None = None,
+        loss_steps: IntArray | None = None,
     ) -> None:
         self.steps = steps
         self.loss = loss
+        self.loss_steps = np.arange(len(loss), dtype=np.int64) if loss_steps is None else loss_steps
         self.states = states
         self.certificate = certificate
         self.problem = problem
@@ -201,24 +215,49 @@ class Trajectory:
     @property
     def widths(self) -> list[int]:
         """d_0, .., d_L."""
+        if "widths" not in self.config:
+            raise ValueError("the layers of a tracked model are no chain and have no widths: run.shapes")
         return list(self.config["widths"])
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each layer's matrix."""
+        if "shapes" in self.config:
+            return [(int(rows), int(columns)) for rows, columns in self.config["shapes"]]
+        return [(rows, columns) for columns, rows in itertools.pairwise(self.widths)]
+
+    @property
+    def layer_names(self) -> list[str]:
+        """What the layers are called: names in the model, or W_1 .. W_L."""
+        named: list[str] | None = self.config.get("layers")
+        return list(named) if named is not None else [f"W_{i + 1}" for i in range(self.n_layers)]
 
     @property
     def n_layers(self) -> int:
         """L."""
-        return len(self.widths) - 1
+        return len(self.shapes)
 
     @property
     def rank(self) -> int:
         """Numerical rank r of the target."""
+        if self.is_tracked:
+            raise ValueError("what a tracked model learns has no target whose rank is known")
         if self.problem is None:
             raise ValueError("the trajectory was saved without its problem")
         if isinstance(self.problem, Observations):
             raise ValueError("the rank of a matrix that is known in part is not known")
         return self.problem.target_factors().rank
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether another program trained, and only singular values were followed."""
+        return self.engine == "tracked"
+
     def __repr__(self) -> str:
         """Return the engine, the sizes and the extent of the run."""
+        if self.is_tracked:
+            last = int(self.steps[-1]) if len(self.steps) else 0
+            return f"Trajectory(tracked, {self.n_layers} layers, {last} steps, {len(self.steps)} records)"
         return (
             f"Trajectory({self.engine}, widths {self.widths}, {len(self.loss) - 1} steps, "
             f"{len(self.steps)} records, loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g})"
@@ -226,7 +265,7 @@ class Trajectory:
 
     # ------------------------------------------------------------------------------ singular values
 
-    def singular_values(self, layer: int) -> FloatArray:
+    def singular_values(self, layer: int | str) -> FloatArray:
         """Return the singular values of W_l at the records, descending, with their multiplicities.
 
         Parameters
@@ -256,21 +295,21 @@ class Trajectory:
             return self.states.values[index]
         if self.states.n_values == 0:
             raise ValueError(_NO_VALUES)
-        active = self.active_singular_values(layer)
-        n_all = min(self.widths[index : index + 2])
+        active = self.active_singular_values(index + 1)
+        n_all = min(self.shapes[index])
         n_wanted = n_all if self.states.n_values is None else min(self.states.n_values, n_all)
         parts = [active]
-        for family, column in self.states.scalars_of(layer).items():
+        for family, column in self.states.scalars_of(index + 1).items():
             rest = np.abs(self.states.rho[:, column : column + 1]).astype(active.dtype)
             # No more copies than can be among those that are shown.
             parts.append(np.repeat(rest, min(self.states.families[family].multiplicity, n_wanted), axis=1))
         # What neither moves nor is in a family is zero.
-        missing = n_all - active.shape[1] - self.states.complement_of(layer)
+        missing = n_all - active.shape[1] - self.states.complement_of(index + 1)
         parts.append(np.zeros((len(active), min(max(missing, 0), n_wanted)), dtype=active.dtype))
         values = -np.sort(-np.hstack(parts), axis=1)
         return values[:, :n_wanted]
 
-    def singular_value_errors(self, layer: int) -> npt.NDArray[np.float64]:
+    def singular_value_errors(self, layer: int | str) -> npt.NDArray[np.float64]:
         """Return how far the recorded singular values can be from the exact ones of W_l.
 
         Parameters
@@ -297,7 +336,7 @@ class Trajectory:
         eps = float(np.finfo(self.states.cores[index].dtype).eps)
         return np.broadcast_to(16 * eps * np.sqrt(size) * values[:, :1], values.shape).copy()
 
-    def branches(self, layer: int) -> IntArray:
+    def branches(self, layer: int | str) -> IntArray:
         """Return the identity of each singular value of W_l at each record.
 
         Sorted values swap places where they cross; a branch keeps its number. It is followed from record to
@@ -325,7 +364,7 @@ class Trajectory:
             return self._tracked(index).branches
         return self._followed(index)[0]
 
-    def clusters(self, layer: int) -> IntArray:
+    def clusters(self, layer: int | str) -> IntArray:
         """Return which singular values of W_l cannot be told apart at each record.
 
         Parameters
@@ -350,7 +389,7 @@ class Trajectory:
             return self._tracked(index).clusters
         return self._followed(index)[1]
 
-    def branch_values(self, layer: int) -> npt.NDArray[np.float64]:
+    def branch_values(self, layer: int | str) -> npt.NDArray[np.float64]:
         """Return the singular values of W_l by branch instead of by size.
 
         Parameters
@@ -374,12 +413,12 @@ class Trajectory:
                 "branches were not followed: train(..., singular_values=k), or vectors=True with all of them"
             )
         dense = isinstance(self.states, DenseStates)
-        values = self.singular_values(layer) if dense else self.active_singular_values(layer)
+        values = self.singular_values(layer) if dense else self.active_singular_values(self._index(layer) + 1)
         result = np.full((len(ids), int(ids.max(initial=-1)) + 1), np.nan)
         np.put_along_axis(result, ids, values.astype(np.float64), axis=1)
         return result
 
-    def tracking(self, layer: int) -> dict[str, npt.NDArray[Any]]:
+    def tracking(self, layer: int | str) -> dict[str, npt.NDArray[Any]]:
         """Return how the singular values of W_l were found at each record.
 
         Parameters
@@ -503,7 +542,7 @@ class Trajectory:
         self._index(layer)
         return self._reduced("multiplicity").complement_of(layer)
 
-    def singular_vectors(self, layer: int, side: str = "right", step: int = -1) -> FloatArray:
+    def singular_vectors(self, layer: int | str, side: str = "right", step: int = -1) -> FloatArray:
         """Return singular vectors of W_l at a record, as columns.
 
         Parameters
@@ -531,7 +570,7 @@ class Trajectory:
     # --------------------------------------------------------------------------------------- angles
 
     def angles(
-        self, layer: int, side: str = "right", reference: str | npt.ArrayLike = "limit"
+        self, layer: int | str, side: str = "right", reference: str | npt.ArrayLike = "limit"
     ) -> npt.NDArray[np.float64]:
         r"""Return the angles between the singular vectors of W_l and reference vectors.
 
@@ -631,6 +670,8 @@ class Trajectory:
     def _dense_angles(
         self, states: DenseStates, index: int, side: str, reference: str | npt.ArrayLike
     ) -> npt.NDArray[np.float64]:
+        if self.is_tracked:
+            return self._tracked_angles(index, _side(side) == 2, reference)
         vectors = self._recorded_vectors(side)[index].astype(np.float64)
         n_records, dim, k = vectors.shape
         start = 0
@@ -645,11 +686,46 @@ class Trajectory:
         n_top = min(self.rank, k)
         # Below the middle: as many as rise, but with a wide last layer all K of its rows pull some down.
         falling = self.widths[-1] if self.widths[-1] < self.widths[0] else self.rank
-        n_bottom = min(falling, k - n_top) if k == min(self.widths[index : index + 2]) else 0
+        n_bottom = min(falling, k - n_top) if k == min(self.shapes[index]) else 0
         result = np.zeros((n_records, k))
         for i in range(start, n_records):
             result[i] = _block_angles(vectors[i], chosen, n_top, n_bottom)
         return result
+
+    def _tracked_angles(
+        self, index: int, right: bool, reference: str | npt.ArrayLike
+    ) -> npt.NDArray[np.float64]:
+        found = self._tracked(index).angles
+        if not (isinstance(reference, str) and _named(reference)) or found is None:
+            raise ValueError('a tracked run has angles to its own reference only: reference="limit"')
+        angles: npt.NDArray[np.float64] = found[:, int(right)]
+        return angles
+
+    def block_angles(self, layer: int | str, side: str = "right") -> npt.NDArray[np.float64]:
+        """Return the angle between the span of the k leading vectors and the reference's (tracked models).
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or a name.
+        side : {"right", "left"}
+            The span of the v_i or of the u_i.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+            The largest principal angle, radians, to the first record whose values are not one cluster.
+
+        Raises
+        ------
+        ValueError
+            For a run of `train`, whose vectors are recorded.
+        """
+        found = self._tracked(self._index(layer)).block_angles if self.is_tracked else None
+        if found is None:
+            raise ValueError("block_angles belongs to tracked models; this run has angles(layer, side)")
+        angles: npt.NDArray[np.float64] = found[:, int(_side(side) == 2)]
+        return angles
 
     def _limit_in_core(self, states: ReducedStates, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         cores = [core[0].astype(np.float64) for core in states.cores]
@@ -810,6 +886,8 @@ class Trajectory:
         return result
 
     def _kept_weights(self, states: DenseStates, index: int, step: int) -> FloatArray:
+        if self.is_tracked:
+            raise ValueError("a tracked run keeps no weights: the model has them")
         last = len(self.loss) - 1
         wanted = last if step == -1 else step
         if wanted == last and states.final is not None:
@@ -857,6 +935,8 @@ class Trajectory:
         arrays: dict[str, npt.NDArray[Any]] = {"steps": self.steps, "loss": self.loss}
         if self.rates is not None:
             arrays["rates"] = self.rates
+        if self.is_tracked:
+            arrays["loss_steps"] = self.loss_steps
         meta["problem"] = _pack_problem(self.problem, arrays)
         if isinstance(self.states, ReducedStates):
             meta["states"] = _pack_reduced(self.states, arrays, weights)
@@ -867,7 +947,12 @@ class Trajectory:
 
     # --------------------------------------------------------------------------------------- helpers
 
-    def _index(self, layer: int) -> int:
+    def _index(self, layer: int | str) -> int:
+        if isinstance(layer, str) and self.is_tracked:
+            names = self.layer_names
+            if layer not in names:
+                raise ValueError(f"layer is {layer!r}; wanted 1 to {self.n_layers} or one of {names}")
+            return names.index(layer)
         number = check_count(layer, "layer")
         if number > self.n_layers:
             raise ValueError(f"layer is {number}; wanted 1 to {self.n_layers}")
@@ -963,6 +1048,7 @@ def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajec
         config=meta["config"],
         wall_time=meta["wall_time"],
         rates=arrays.get("rates"),
+        loss_steps=arrays.get("loss_steps"),
     )
 
 
@@ -1041,6 +1127,7 @@ def _unpack_reduced(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -
 
 _DENSE_LISTS = ("values", "left", "right")
 _TRACKING_ARRAYS = ("errors", "signs", "branches", "clusters", "columns")
+_TRACKED_ANGLES = ("angles", "block_angles")
 
 
 def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
@@ -1050,8 +1137,10 @@ def _pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weight
         meta[name] = _pack_list(name, getattr(states, name), arrays)
     meta["tracking"] = len(states.tracking)
     for i, layer in enumerate(states.tracking):
-        for name in _TRACKING_ARRAYS:
-            arrays[f"tracking_{name}_{i}"] = getattr(layer, name)
+        for name in (*_TRACKING_ARRAYS, *_TRACKED_ANGLES):
+            array = getattr(layer, name)
+            if array is not None:
+                arrays[f"tracking_{name}_{i}"] = array
     meta["snapshots"] = _pack_list("snapshots", states.snapshots if weights else (), arrays)
     meta["initial"] = _pack_list("initial", states.initial if weights else None, arrays)
     meta["final"] = _pack_list("final", states.final if weights else None, arrays)
@@ -1064,7 +1153,10 @@ def _unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> 
         for name in (*_DENSE_LISTS, "snapshots", "initial", "final")
     }
     tracking = tuple(
-        LayerTracking(**{name: arrays[f"tracking_{name}_{i}"] for name in _TRACKING_ARRAYS})
+        LayerTracking(
+            *(arrays[f"tracking_{name}_{i}"] for name in _TRACKING_ARRAYS),
+            *(arrays.get(f"tracking_{name}_{i}") for name in _TRACKED_ANGLES),
+        )
         for i in range(meta.get("tracking", 0))
     )
     return DenseStates(snapshot_steps=arrays["snapshot_steps"], tracking=tracking, **lists)

@@ -13,5 +13,13 @@ except ModuleNotFoundError as error:
 
 from .layers import WeightMatrix, select_modules, weight_matrices
 from .operators import DeviceMatrix
+from .track import SpectralTracker, track
 
-__all__ = ["DeviceMatrix", "WeightMatrix", "select_modules", "weight_matrices"]
+__all__ = [
+    "DeviceMatrix",
+    "SpectralTracker",
+    "WeightMatrix",
+    "select_modules",
+    "track",
+    "weight_matrices",
+]

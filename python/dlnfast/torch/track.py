@@ -1,0 +1,552 @@
+"""`track`: the singular values of a model's layers while any program trains it."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .. import reference as plain
+from .._arrays import FloatArray, check_count, check_scale
+from .._dispatch import core
+from ..closure import Certificate
+from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
+from ..trajectory import COLUMNS, COMPLETENESS, TIERS, DenseStates, LayerTracking, Trajectory
+from .layers import LayerChoice, WeightMatrix, weight_matrices
+from .operators import DeviceMatrix, precision
+
+Of = Literal["weights", "change"]
+
+_STATE_VERSION = 1
+_WHAT: tuple[Of, ...] = ("weights", "change")
+
+
+def track(
+    model: nn.Module,
+    layers: LayerChoice = None,
+    *,
+    k: int | Literal["all"] = 8,
+    every: int = 10,
+    change: bool = True,
+    optimizer: torch.optim.Optimizer | None = None,
+    tolerance: float = DEFAULTS["tolerance"],
+    seed: int = 0,
+    n_threads: int = 0,
+) -> SpectralTracker:
+    """Follow the singular values of a model's weights, and of their change, while it is trained.
+
+    Nothing in the training loop changes: a record is taken after every so many steps of the optimizer that
+    holds the weights, whoever calls it.
+
+    Parameters
+    ----------
+    model : Module
+        Any. Convolutions count as matrices (out, in kh kw); an attention's joint projection as three.
+    layers : str, regular expression, callable, sequence of them, or None
+        Which: as for `weight_matrices`; "penultimate"; None for all.
+    k : int or "all"
+        How many singular values; at most all that a matrix has.
+    every : int
+        Records at steps 0, every, 2 every, .. and when tracking ends.
+    change : bool
+        Also follow W(t) - W(0), which takes a copy of W(0).
+    optimizer : Optimizer, optional
+        Whose steps count. By default the first one that steps and holds one of the weights.
+    tolerance : float
+        As for `SVDTracker`: bounds on the errors are kept below this share of the largest value.
+    seed : int
+        Of the random vectors behind the bounds.
+    n_threads : int
+        As for `SVDTracker`.
+
+    Returns
+    -------
+    SpectralTracker
+        ``.trajectory()`` and ``.trajectory(of="change")`` at any time; ``.close()``, or a ``with`` block,
+        ends it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a choice that fits no weight, and settings out of their range.
+
+    Notes
+    -----
+    Cost: 4 m n (k + 8) flops per record and m x n matrix, and the same for the change, plus the products that
+    renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel.
+    Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
+    5 (k + 8) + 300 vectors of the lengths of each matrix's sides.
+
+    Under data parallelism every process tracks its own copy: start it in one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import dlnfast as dln
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with dln.torch.track(model, k=2, every=1) as tracked:
+    ...     for _ in range(3):
+    ...         loss = model(torch.ones(4, 8)).square().sum()
+    ...         optimizer.zero_grad()
+    ...         loss.backward()
+    ...         optimizer.step()
+    >>> tracked.trajectory().singular_values("0").shape
+    (4, 2)
+    """
+    return SpectralTracker(
+        model,
+        layers,
+        k=k,
+        every=every,
+        change=change,
+        optimizer=optimizer,
+        tolerance=tolerance,
+        seed=seed,
+        n_threads=n_threads,
+    )
+
+
+class SpectralTracker:
+    """What `track` returns: the records so far, and the hook that takes them.
+
+    Attributes
+    ----------
+    matrices : list of WeightMatrix
+        What is followed, in the order of the records.
+    step : int
+        Optimizer steps so far.
+    seconds : float
+        Time that the records took.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerChoice = None,
+        *,
+        k: int | Literal["all"] = 8,
+        every: int = 10,
+        change: bool = True,
+        optimizer: torch.optim.Optimizer | None = None,
+        tolerance: float = DEFAULTS["tolerance"],
+        seed: int = 0,
+        n_threads: int = 0,
+    ) -> None:
+        self.matrices = weight_matrices(model, layers)
+        self.step = 0
+        self.seconds = 0.0
+        self._k = k if k == "all" else check_count(k, "k")
+        self._every = check_count(every, "every")
+        self._settings: dict[str, Any] = {
+            "tolerance": check_scale(tolerance, "tolerance"),
+            "seed": seed,
+            "n_threads": n_threads,
+        }
+        self._steps: list[int] = []
+        self._loss: dict[int, float] = {}
+        self._start = [m.matrix().clone() for m in self.matrices] if change else None
+        self._buffer = torch.empty(0)
+        self._followed: dict[Of, list[_Followed]] = {
+            of: [_Followed(self._new_tracker(m)) for m in self.matrices]
+            for of in _WHAT
+            if change or of == "weights"
+        }
+        self._hook = _Hook(self, model, optimizer)
+        self.record()
+
+    def __repr__(self) -> str:
+        """Return what is followed, and how far."""
+        return f"SpectralTracker({len(self.matrices)} layers, {self.step} steps, {len(self._steps)} records)"
+
+    def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
+        smaller = min(matrix.shape)
+        return SVDTracker(smaller if self._k == "all" else min(self._k, smaller), **self._settings)
+
+    # ------------------------------------------------------------------------------------- records
+
+    def advance(self) -> None:
+        """Count a step of the optimizer, and take a record if it is time: what the hook calls."""
+        self.step += 1
+        if self.step % self._every == 0:
+            self.record()
+
+    def record(self) -> None:
+        """Take a record of the weights as they are now, unless there is one of this step.
+
+        Raises
+        ------
+        ValueError
+            If a weight is not finite, naming its layer and step.
+        """
+        if self._steps and self._steps[-1] == self.step:
+            return
+        start = time.perf_counter()
+        fresh: list[tuple[_Followed, TrackerRecord]] = []
+        for i, matrix in enumerate(self.matrices):
+            weight = matrix.matrix()
+            for of, followed in self._followed.items():
+                try:
+                    found = self._update(followed[i].tracker, weight, self._start_of(of, i))
+                except ValueError as error:
+                    raise ValueError(f"layer {matrix.name} at step {self.step}: {error}") from error
+                fresh.append((followed[i], found))
+        for followed_one, found in fresh:  # all of them or none
+            followed_one.append(found)
+        self._steps.append(self.step)
+        self.seconds += time.perf_counter() - start
+
+    def _start_of(self, of: Of, i: int) -> torch.Tensor | None:
+        if of == "weights":
+            return None
+        assert self._start is not None
+        if self._start[i].device != self.matrices[i].matrix().device:  # the model has moved
+            self._start[i] = self._start[i].to(self.matrices[i].matrix().device)
+        return self._start[i]
+
+    def _update(self, tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
+        if weight.device.type != "cpu":
+            operator = DeviceMatrix(weight, start)
+            return tracker.update(operator, squared_norm=operator.squared_norm())
+        exact = torch.float64 if precision(weight.dtype) == np.float64 else torch.float32
+        if start is None:
+            return tracker.update(weight.to(exact).numpy())
+        if self._buffer.numel() < weight.numel() or self._buffer.dtype != exact:
+            self._buffer = torch.empty(weight.numel(), dtype=exact)
+        moved = self._buffer[: weight.numel()].view(weight.shape)
+        torch.sub(weight.to(exact), start.to(exact), out=moved)
+        return tracker.update(moved.numpy())
+
+    def log_loss(self, loss: float | torch.Tensor, step: int | None = None) -> None:
+        """Keep a training loss beside the singular values, for `Trajectory.loss`.
+
+        Parameters
+        ----------
+        loss : float or Tensor
+            Reading a tensor waits for its device.
+        step : int, optional
+            The step that it belongs to: by default the number of steps taken, so that a loss computed before
+            ``optimizer.step()`` belongs to the weights that gave it.
+        """
+        value = (
+            float(loss.detach())
+            if isinstance(loss, torch.Tensor)
+            else check_scale(loss, "loss", minimum=-np.inf)
+        )
+        self._loss[self.step if step is None else check_count(step, "step", minimum=0)] = value
+
+    def trajectory(self, of: Of = "weights") -> Trajectory:
+        """Return the records so far.
+
+        Parameters
+        ----------
+        of : {"weights", "change"}
+            Of W(t), or of W(t) - W(0).
+
+        Returns
+        -------
+        Trajectory
+            Its layers are called as in `matrices`: ``run.singular_values("head")``, ``run.angles("head")``,
+            and all displays of `dlnfast.plots` take names. Angles are those to the first record whose values
+            are not one cluster, of the vectors with the same index.
+
+        Raises
+        ------
+        ValueError
+            For the change, if ``change=False`` was asked for.
+        """
+        if of not in self._followed:
+            wanted = " or ".join(repr(name) for name in self._followed)
+            raise ValueError(f"of is {of!r}; wanted {wanted}")
+        followed = self._followed[of]
+        states = DenseStates(
+            values=tuple(f.values() for f in followed),
+            left=(),
+            right=(),
+            snapshots=(),
+            snapshot_steps=np.empty(0, dtype=np.int64),
+            initial=None,
+            final=None,
+            tracking=tuple(f.tracking() for f in followed),
+        )
+        what = "weights" if of == "weights" else "changes since the start"
+        config = {
+            "engine": "tracked",
+            "of": of,
+            "layers": [m.name for m in self.matrices],
+            "aliases": [list(m.aliases) for m in self.matrices],
+            "shapes": [list(m.shape) for m in self.matrices],
+            "k": self._k,
+            "every": self._every,
+            "steps": self.step,
+            **self._settings,
+        }
+        loss = sorted(self._loss.items())
+        return Trajectory(
+            steps=np.array(self._steps, dtype=np.int64),
+            loss=np.array([value for _, value in loss], dtype=np.float64),
+            loss_steps=np.array([step for step, _ in loss], dtype=np.int64),
+            states=states,
+            certificate=Certificate(
+                "tracked", f"{what} of {len(followed)} layers of a model, every {self._every} steps"
+            ),
+            problem=None,
+            config=config,
+            wall_time=self.seconds,
+        )
+
+    # ----------------------------------------------------------------------------------- end, resume
+
+    def close(self) -> None:
+        """Take a last record, and follow the optimizer no longer. Closing twice does nothing."""
+        if self._hook.is_active:
+            self._hook.remove()
+            self.record()
+
+    def __enter__(self) -> SpectralTracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        self._hook.remove()  # the weights of a failed run may be anything
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the records, W(0) and the vectors to go on from: tensors and plain values, for torch.save.
+
+        Returns
+        -------
+        dict
+            ``torch.load(..., weights_only=True)`` reads it.
+        """
+        return {
+            "version": _STATE_VERSION,
+            "layers": [m.name for m in self.matrices],
+            "shapes": [list(m.shape) for m in self.matrices],
+            "k": self._k,
+            "step": self.step,
+            "steps": list(self._steps),
+            "loss": dict(self._loss),
+            "seconds": self.seconds,
+            "start": None if self._start is None else [s.clone() for s in self._start],
+            "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another tracker of the same layers was.
+
+        The model must already have the weights that it had then. Branches keep their numbers, by the overlaps
+        of the vectors.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the layers, their shapes or k are not the same, or a newer version wrote it.
+        """
+        if state["version"] > _STATE_VERSION:
+            raise ValueError(
+                f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
+            )
+        mine = {
+            "layers": [m.name for m in self.matrices],
+            "shapes": [list(m.shape) for m in self.matrices],
+            "k": self._k,
+            "what is followed": sorted(self._followed),
+        }
+        theirs = {**state, "what is followed": sorted(state["followed"])}
+        for name, value in mine.items():
+            if theirs[name] != value:
+                raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
+        if self._start is not None:
+            pairs = zip(self._start, state["start"], strict=True)
+            self._start = [theirs_.to(own.device, own.dtype) for own, theirs_ in pairs]
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self._steps = [int(step) for step in state["steps"]]
+        self._loss = {int(step): float(value) for step, value in state["loss"].items()}
+        for of, followed in self._followed.items():
+            for i, matrix in enumerate(self.matrices):
+                fresh = _Followed(self._new_tracker(matrix))
+                fresh.load_state_dict(state["followed"][of][i])
+                self._update(fresh.tracker, matrix.matrix(), self._start_of(of, i))
+                fresh.join()
+                followed[i] = fresh
+
+
+@dataclass
+class _Followed:
+    """The records of one matrix."""
+
+    tracker: SVDTracker
+    rows: dict[str, list[npt.NDArray[Any]]] = field(
+        default_factory=lambda: {
+            name: []
+            for name in (
+                "values",
+                "errors",
+                "signs",
+                "branches",
+                "clusters",
+                "columns",
+                "angles",
+                "block_angles",
+            )
+        }
+    )
+    #: Left and right vectors of the first record whose values were not one cluster.
+    reference: tuple[FloatArray, FloatArray] | None = None
+    #: Left and right vectors of the last record.
+    last: tuple[FloatArray, FloatArray] | None = None
+    #: What this tracker's branches are called, and the next new one, where an earlier tracker began.
+    names: dict[int, int] = field(default_factory=dict)
+    next_name: int | None = None
+
+    def append(self, found: TrackerRecord) -> None:
+        vectors = self.tracker.left_vectors, self.tracker.right_vectors
+        if (
+            self.reference is None
+            and (np.ptp(found.clusters) > 0 or len(found.clusters) == 1)
+            and found.norm > 0
+        ):
+            self.reference = vectors
+        self.last = vectors
+        k = len(found.singular_values)
+        angles, block = np.zeros((2, k)), np.zeros(2)
+        if self.reference is not None and self.reference is not vectors:
+            for side in range(2):
+                now, then = (x[side].astype(np.float64) for x in (vectors, self.reference))
+                angles[side] = plain.angle(now, then)
+                block[side] = plain.principal_angles(now, then)[-1]
+        row = {
+            "values": np.abs(found.singular_values),
+            "errors": found.errors,
+            "signs": np.where(found.singular_values < 0, -1.0, 1.0),
+            "branches": np.array([self._name(int(b)) for b in found.branches], dtype=np.int64),
+            "clusters": found.clusters,
+            "columns": tracking_row(found),
+            "angles": angles,
+            "block_angles": block,
+        }
+        for name, array in row.items():
+            self.rows[name].append(array)
+
+    def _name(self, branch: int) -> int:
+        if branch < 0 or self.next_name is None:
+            return branch
+        if branch not in self.names:
+            self.names[branch] = self.next_name
+            self.next_name += 1
+        return self.names[branch]
+
+    def values(self) -> FloatArray:
+        assert self.tracker._dtype is not None
+        return np.array(self.rows["values"], dtype=self.tracker._dtype)
+
+    def tracking(self) -> LayerTracking:
+        return LayerTracking(**{name: np.array(rows) for name, rows in self.rows.items() if name != "values"})
+
+    def state_dict(self) -> dict[str, Any]:
+        def tensors(pair: tuple[FloatArray, FloatArray] | None) -> list[torch.Tensor] | None:
+            return None if pair is None else [torch.from_numpy(np.array(x)) for x in pair]
+
+        return {
+            "rows": {name: torch.from_numpy(np.array(rows)) for name, rows in self.rows.items()},
+            "reference": tensors(self.reference),
+            "last": tensors(self.last),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = {name: list(rows.numpy()) for name, rows in state["rows"].items()}
+        self.reference, self.last = (
+            None if state[name] is None else (state[name][0].numpy(), state[name][1].numpy())
+            for name in ("reference", "last")
+        )
+
+    def join(self) -> None:
+        """Call the branches of a tracker that begins anew what those of the last record were called."""
+        if self.last is None:
+            return
+        assert self.tracker.record is not None
+        self.next_name = 1 + int(max(row.max(initial=-1) for row in self.rows["branches"]))
+        known = self.rows["branches"][-1]
+        # Two records, one after the other: in the first the branches are 0, 1, .. in their order.
+        left, right = (
+            np.ascontiguousarray(np.stack([then.T, now.T]), dtype=np.float64)
+            for then, now in zip(
+                self.last, (self.tracker.left_vectors, self.tracker.right_vectors), strict=True
+            )
+        )
+        values = np.abs([self.rows["values"][-1], self.tracker.record.singular_values]).astype(np.float64)
+        ids, clusters = (np.empty(values.shape, dtype=np.int64) for _ in range(2))
+        core.follow_branches(values, left, right, 0.0, DEFAULTS["cluster_tolerance"], ids, clusters)
+        for here, there in zip(self.tracker.record.branches, ids[1], strict=True):
+            if there < len(known):
+                self.names[int(here)] = int(known[there])
+
+
+def tracking_row(found: TrackerRecord) -> npt.NDArray[np.float64]:
+    """Return a record's numbers in the order of `COLUMNS`."""
+    row = {name: getattr(found, name) for name in COLUMNS}
+    row["tier"] = TIERS.index(found.tier)
+    row["completeness"] = COMPLETENESS.index(found.completeness)
+    return np.array([float(row[name]) for name in COLUMNS])
+
+
+class _Hook:
+    """Calls a tracker after every step of the optimizer that holds its weights."""
+
+    def __init__(
+        self, tracker: SpectralTracker, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        self._handle: Any = None
+        # Weak, so that a tracker that is forgotten takes its hook along.
+        self._tracker = weakref.ref(tracker, lambda _: self.remove())
+        self._parameters = {id(p) for m in tracker.matrices for p in m.module.parameters()}
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        if optimizer is not None:
+            self._optimizer = weakref.ref(optimizer)
+        self._strangers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        register: Callable[..., Any]
+        if optimizer is None:
+            register = register_optimizer_step_post_hook
+        else:
+            register = optimizer.register_step_post_hook
+        self._handle = register(self)
+
+    @property
+    def is_active(self) -> bool:
+        return self._handle is not None
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        tracker = self._tracker()
+        if tracker is not None and self._is_meant(optimizer):
+            tracker.advance()
+
+    def _is_meant(self, optimizer: torch.optim.Optimizer) -> bool:
+        if self._optimizer is not None and self._optimizer() is not None:
+            return self._optimizer() is optimizer
+        if optimizer in self._strangers:
+            return False
+        held = (id(p) for group in optimizer.param_groups for p in group["params"])
+        if not any(p in self._parameters for p in held):
+            self._strangers.add(optimizer)
+            return False
+        self._optimizer = weakref.ref(optimizer)
+        return True
