@@ -696,7 +696,7 @@ class Trajectory:
         self, index: int, right: bool, reference: str | npt.ArrayLike
     ) -> npt.NDArray[np.float64]:
         found = self._tracked(index).angles
-        if not (isinstance(reference, str) and _named(reference)) or found is None:
+        if not (isinstance(reference, str) and reference == "limit") or found is None:
             raise ValueError('a tracked run has angles to its own reference only: reference="limit"')
         angles: npt.NDArray[np.float64] = found[:, int(right)]
         return angles

@@ -184,9 +184,7 @@ def _path(matrix: WeightMatrix) -> str:
 
 
 def _by_default(matrix: WeightMatrix) -> bool:
-    return matrix.attribute in ("weight", "in_proj_weight") and not isinstance(
-        matrix.module, (nn.Embedding, nn.EmbeddingBag)
-    )
+    return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
 def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:

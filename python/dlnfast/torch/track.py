@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -224,6 +225,11 @@ class SpectralTracker:
         moved = self._buffer[: weight.numel()].view(weight.shape)
         torch.sub(weight.to(exact), start.to(exact), out=moved)
         return tracker.update(moved.numpy())
+
+    def is_recorded(self, step: int) -> bool:
+        """Return whether there is a record of this step."""
+        place = bisect.bisect_left(self._steps, step)
+        return place < len(self._steps) and self._steps[place] == step
 
     def log_loss(self, loss: float | torch.Tensor, step: int | None = None) -> None:
         """Keep a training loss beside the singular values, for `Trajectory.loss`.

@@ -1,0 +1,3 @@
+"""Thin adapters to other training programs, each in a module that imports its package."""
+
+from __future__ import annotations

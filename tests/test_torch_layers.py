@@ -1,0 +1,183 @@
+"""Which weights of a model are meant, and how they are seen as matrices."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from torch import nn  # noqa: E402
+
+import dlnfast as dln  # noqa: E402
+from dlnfast.torch import select_modules, weight_matrices  # noqa: E402
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Linear(4, 5),
+        nn.TransformerEncoderLayer(8, 2, 16),
+        nn.Conv2d(3, 4, (2, 5)),
+        nn.ConvTranspose2d(3, 4, (3, 2)),
+        nn.Embedding(10, 4),
+        nn.BatchNorm1d(4),
+        nn.Linear(4, 10),
+    )
+    made.append(nn.Linear(4, 10))
+    made[7].weight = made[6].weight
+    return made
+
+
+def names(found):
+    return [matrix.name for matrix in found]
+
+
+def test_all_weights_are_matrices_with_a_row_per_output(model):
+    shapes = {matrix.name: matrix.shape for matrix in weight_matrices(model)}
+    assert shapes == {
+        "0": (5, 4),
+        "1.self_attn.q": (8, 8),
+        "1.self_attn.k": (8, 8),
+        "1.self_attn.v": (8, 8),
+        "1.self_attn.out_proj": (8, 8),
+        "1.linear1": (16, 8),
+        "1.linear2": (8, 16),
+        "2": (4, 30),
+        "3": (4, 18),
+        "6": (10, 4),
+    }
+
+
+def test_a_matrix_maps_what_the_module_maps(model):
+    image = torch.randn(2, 3, 2, 5)
+    (conv,) = weight_matrices(model, "2")
+    expected = model[2](image)[:, :, 0, 0] - model[2].bias
+    assert torch.allclose(image.flatten(1) @ conv.matrix().T, expected, atol=1e-6)
+    (linear,) = weight_matrices(model, "0")
+    assert linear.matrix().data_ptr() == model[0].weight.data_ptr()
+    parts = weight_matrices(model, "1.self_attn")
+    joint = torch.cat([part.matrix() for part in parts])
+    assert torch.equal(joint, model[1].self_attn.in_proj_weight)
+    # The rows of a transposed convolution are its outputs, too.
+    (back,) = weight_matrices(model, "3")
+    point = torch.randn(1, 3, 1, 1)
+    output = (model[3](point) - model[3].bias[:, None, None])[0]
+    kernel = back.matrix().reshape(4, 3, 3, 2)
+    assert torch.allclose(torch.einsum("oikl,i->okl", kernel, point[0, :, 0, 0]), output, atol=1e-6)
+
+
+def test_attention_with_other_widths_of_keys_has_three_matrices():
+    attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=3)
+    found = weight_matrices(nn.ModuleDict({"attention": attention}))
+    assert {m.name: m.shape for m in found} == {
+        "attention.q": (8, 8),
+        "attention.k": (8, 5),
+        "attention.v": (8, 3),
+        "attention.out_proj": (8, 8),
+    }
+
+
+def test_inputs_first_weights_are_turned():
+    class Conv1D(nn.Module):  # as GPT-2 has it
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 7))
+
+    assert weight_matrices(nn.Sequential(Conv1D()))[0].shape == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        ("2", ["2"]),
+        ("1.self_attn.?", ["1.self_attn.q", "1.self_attn.k", "1.self_attn.v"]),
+        ("1.self_attn.v", ["1.self_attn.v"]),
+        ("1.self_attn", ["1.self_attn.q", "1.self_attn.k", "1.self_attn.v"]),
+        (re.compile("linear[12]$"), ["1.linear1", "1.linear2"]),
+        (["3", re.compile("^0")], ["0", "3"]),
+        (("1.linear*", "0", "1.linear1"), ["0", "1.linear1", "1.linear2"]),
+        (lambda name, module: isinstance(module, nn.Conv2d), ["2"]),
+        ("penultimate", ["3"]),
+        ("4", ["4"]),  # embeddings, where they are asked for
+        ("7", ["6"]),  # a weight that two modules share has two names
+    ],
+)
+def test_every_way_to_choose(model, choice, wanted):
+    assert names(weight_matrices(model, choice)) == wanted
+
+
+def test_shared_weights_are_listed_once_with_their_other_names(model):
+    (shared,) = weight_matrices(model, "6")
+    assert shared.aliases == ("7",)
+
+
+def test_modules_are_chosen_alike(model):
+    assert list(select_modules(model, "1.linear?")) == ["1.linear1", "1.linear2"]
+    assert list(select_modules(model, ["5", "0"])) == ["0", "5"]
+    assert list(select_modules(model, "penultimate")) == ["3"]
+    assert "1.self_attn" in select_modules(model, None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "text"),
+    [
+        ("nothing", ValueError, "'nothing' fits none of the model's weight matrices: 0, 1.self_attn.q"),
+        ("5", ValueError, "'5' fits none"),
+        (re.compile("absent"), ValueError, "'absent' fits none"),
+        (lambda name, module: False, ValueError, "chooses none"),
+        (7, TypeError, "layers is int; wanted a name"),
+        ([7], TypeError, "layers holds int"),
+    ],
+)
+def test_bad_choices_are_named(model, choice, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        weight_matrices(model, choice)
+
+
+def test_bad_models_are_named():
+    with pytest.raises(TypeError, match="model is ndarray; wanted"):
+        weight_matrices(np.eye(3))
+    with pytest.raises(ValueError, match="'penultimate', but the model has 1 weight matrices"):
+        weight_matrices(nn.Linear(3, 3), "penultimate")
+    with pytest.raises(ValueError, match="chooses none"):
+        weight_matrices(nn.Sequential(nn.ReLU()))
+
+
+def test_torch_is_imported_on_use_only(run_python):
+    program = """
+import sys
+import dlnfast
+assert "torch" not in sys.modules
+dlnfast.torch.track
+print("torch" in sys.modules)
+"""
+    assert run_python(program).strip() == "True"
+
+
+def test_without_torch_the_message_says_what_to_install(run_python):
+    program = """
+import sys
+sys.modules["torch"] = None
+import dlnfast
+try:
+    dlnfast.torch
+except ModuleNotFoundError as error:
+    print(error.name, "|", error)
+"""
+    printed = run_python(program).strip()
+    assert printed == "torch | dlnfast.torch needs PyTorch, which is not installed: pip install torch"
+
+
+def test_a_device_matrix_is_a_difference_by_its_products():
+    generator = torch.Generator().manual_seed(0)
+    now, start = (torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    operator = dln.torch.DeviceMatrix(now, start)
+    difference = (now - start).numpy()
+    X, Y = np.random.default_rng(0).standard_normal((5, 2)), np.eye(7, 3)
+    np.testing.assert_allclose(operator.matmat(X), difference @ X, atol=1e-14)
+    np.testing.assert_allclose(operator.rmatmat(Y), difference.T @ Y, atol=1e-14)
+    assert operator.squared_norm() == pytest.approx(np.sum(difference**2), rel=1e-14)
+    assert dln.torch.DeviceMatrix(now.to(torch.bfloat16)).dtype == np.float32
