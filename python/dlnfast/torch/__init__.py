@@ -11,7 +11,24 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
+from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
+from .overparameterize import collapse, overparameterize
 
-__all__ = ["DeviceMatrix", "WeightMatrix", "select_modules", "weight_matrices"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "DeepLinear",
+    "DeviceMatrix",
+    "HybridMLP",
+    "ViT",
+    "WeightMatrix",
+    "collapse",
+    "initialize_",
+    "orthogonal_",
+    "overparameterize",
+    "select_modules",
+    "weight_matrices",
+]
