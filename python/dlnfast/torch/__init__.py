@@ -11,14 +11,35 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from .images import Batches, ImageData, Samples, load_images
+from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
+from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
+from .overparameterize import collapse, overparameterize
 from .track import SpectralTracker, track
+from .trainer import Evaluation, History, Trainer
 
 __all__ = [
+    "MLP",
+    "VGG",
+    "Batches",
+    "DeepLinear",
     "DeviceMatrix",
+    "Evaluation",
+    "History",
+    "HybridMLP",
+    "ImageData",
+    "Samples",
     "SpectralTracker",
+    "Trainer",
+    "ViT",
     "WeightMatrix",
+    "collapse",
+    "initialize_",
+    "load_images",
+    "orthogonal_",
+    "overparameterize",
     "select_modules",
     "track",
     "weight_matrices",

@@ -1,0 +1,131 @@
+"""Initial weights of PyTorch models by the laws of `dlnfast.initial`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import initial as laws
+from .._arrays import FloatArray, per_layer
+from .layers import LayerChoice, WeightMatrix, weight_matrices
+
+Scale = laws.Scale
+LAWS: Final[dict[str, Any]] = {
+    "orthogonal": laws.orthogonal,
+    "gaussian": laws.gaussian,
+    "uniform": laws.uniform,
+}
+
+_BIASES: Final = ("bias", "in_proj_bias")
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def orthogonal_(model: _Module, scale: Scale = 1.0, seed: int = 0, *, layers: LayerChoice = None) -> _Module:
+    """Make the chosen weights eps times matrices with orthonormal rows or columns; see `initialize_`."""
+    return initialize_(model, "orthogonal", scale, seed, layers=layers)
+
+
+def initialize_(
+    model: _Module,
+    initial: str = "orthogonal",
+    scale: Scale = 1.0,
+    seed: int = 0,
+    *,
+    layers: LayerChoice = None,
+) -> _Module:
+    """Draw the chosen weights anew, in place, and set the biases of their layers to zero.
+
+    Parameters
+    ----------
+    model : Module
+    initial : {"orthogonal", "gaussian", "uniform"}
+        Orthonormal columns, or rows where the matrix is wide, from Haar's law; or independent entries.
+    scale : float or sequence of float
+        ``eps``, for all chosen weights or one per weight: an m x n weight has Frobenius norm
+        ``eps sqrt(min(m, n))`` under every law.
+    seed : int
+        The l-th chosen weight has the numbers of layer l in `dlnfast.orthogonal` (`dlnfast.gaussian`,
+        `dlnfast.uniform`) with this seed. PyTorch's generators are not touched.
+    layers : LayerChoice
+        As for `weight_matrices`; None: all weights with two axes or more but embeddings.
+
+    Returns
+    -------
+    Module
+        The same.
+
+    Raises
+    ------
+    ShapeError
+        If there is not one scale per chosen weight.
+    TypeError, ValueError
+        For a law that is not known, a choice that fits nothing, and a weight that is computed from others.
+
+    Notes
+    -----
+    A convolution's (out, in, kh, kw) is the matrix (out, in kh kw). Drawn in float64 on the host, O(m n
+    min(m, n)) for an orthogonal weight. Yaras et al., arXiv 2306.01154, section 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import dlnfast as dln
+    >>> layer = dln.torch.orthogonal_(torch.nn.Linear(3, 3), scale=0.5)
+    >>> torch.allclose(layer.weight @ layer.weight.T, 0.25 * torch.eye(3))
+    True
+    """
+    check_law(initial)
+    chosen = weight_matrices(model, layers)
+    scales = per_layer(scale, "scale (eps)", len(chosen))
+    for matrix in chosen:
+        if matrix.attribute not in matrix.module._parameters:
+            raise ValueError(
+                f"layers: {matrix.name!r} is computed from other tensors (by a parametrization); initialise "
+                f"it before, or choose those: '{matrix.name}.factors.*' after overparameterize"
+            )
+    with torch.no_grad():
+        for number, (matrix, eps) in enumerate(zip(chosen, scales, strict=True)):
+            rows, columns = matrix.shape
+            if not matrix.module._parameters[matrix.attribute].is_meta:  # type: ignore[union-attr]
+                _write(matrix, draw(initial, [columns, rows], float(eps), seed, number)[0])
+            for name in _BIASES:
+                bias = matrix.module._parameters.get(name)
+                if bias is not None:
+                    bias.zero_()
+    return model
+
+
+def check_law(initial: object, *others: str) -> None:
+    """Refuse what names none of the laws, nor of the `others`."""
+    known = (*LAWS, *others)
+    if not isinstance(initial, str):
+        raise TypeError(f"initial is {type(initial).__name__}; wanted one of {', '.join(known)}")
+    if initial not in known:
+        raise ValueError(f"initial is {initial!r}; wanted one of {', '.join(known)}")
+
+
+def draw(initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0) -> list[FloatArray]:
+    """Return the layers of a seed between these widths, the first of them with the number before + 1."""
+    scales = per_layer(scale, "scale (eps)", len(widths) - 1)
+    # No layer of a seed depends on the others, so that thin ones can stand for those before.
+    drawn: list[FloatArray] = LAWS[initial](
+        [1] * before + list(widths), np.concatenate([np.zeros(before), scales]), seed
+    )
+    return drawn[before:]
+
+
+def _write(matrix: WeightMatrix, values: FloatArray) -> None:
+    block = matrix.matrix()
+    weight: torch.Tensor = getattr(matrix.module, matrix.attribute).detach()
+    source = torch.from_numpy(values)
+    if block.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
+        block.copy_(source)
+        return
+    # Convolutions with their channels last, or transposed ones: the matrix is a copy.
+    outputs_first = weight.transpose(0, 1) if getattr(matrix.module, "transposed", False) else weight
+    outputs_first.copy_(source.reshape(outputs_first.shape))

@@ -1,0 +1,92 @@
+"""What all models share: how they are made from a seed, and hidden layers whose output is the feature."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch import nn
+
+from ..._arrays import check_count, check_scale, per_layer
+from ..._errors import ShapeError
+from ..initial import Scale, check_law, initialize_
+from ..layers import weight_matrices
+
+Device = torch.device | str | None
+
+ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+@contextmanager
+def construction(
+    model: nn.Module, initial: str, scale: Scale, seed: int, dtype: torch.dtype | None, device: Device
+) -> Iterator[None]:
+    """Make the modules of a model here; on the way out its weights are drawn and it moves to its device.
+
+    Everything is drawn on the CPU, so that a seed means the same numbers on every device, and PyTorch's own
+    generators keep their state. On the meta device nothing is drawn.
+    """
+    check_law(initial, "torch")
+    number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
+    # An empty tensor is where the device of the surrounding context, or the default one, is found.
+    place = torch.empty(0, device=device).device
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if place.type == "meta" else "cpu"):
+        torch.default_generator.manual_seed(number)
+        yield
+    model.to(dtype=dtype)
+    if initial == "torch":
+        chosen = weight_matrices(model)
+        with torch.no_grad():
+            for matrix, factor in zip(chosen, per_layer(scale, "scale", len(chosen)), strict=True):
+                getattr(matrix.module, matrix.attribute).mul_(float(factor))
+    else:
+        initialize_(model, initial, scale, number)
+    model.to(device=place)
+
+
+def hidden_layer(
+    kind: str, linear: nn.Module, norm: nn.Module | None = None, activation: str | None = None
+) -> nn.Sequential:
+    """Return a linear map and what follows it, as one module."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict({kind: linear})
+    if norm is not None:
+        parts["norm"] = norm
+    if activation is not None:
+        parts["activation"] = ACTIVATIONS[activation]()
+    return nn.Sequential(parts)
+
+
+def check_activation(activation: object) -> str:
+    """Return the name of an activation that is known."""
+    if not isinstance(activation, str):
+        raise TypeError(f"activation is {type(activation).__name__}; wanted one of {', '.join(ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
+    return activation
+
+
+def check_dropout(dropout: object) -> float:
+    """Return a probability below 1."""
+    value = check_scale(dropout, "dropout")
+    if value >= 1.0:
+        raise ValueError(f"dropout is {value:g}; wanted a probability below 1")
+    return value
+
+
+def check_images(x: torch.Tensor, in_channels: int, image_size: int) -> None:
+    """Refuse inputs that are not (B, channels, size, size)."""
+    if x.ndim != 4 or x.shape[1:] != (in_channels, image_size, image_size):
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}; wanted (B, {in_channels}, {image_size}, {image_size})"
+        )

@@ -1,0 +1,170 @@
+"""Multilayer perceptrons, and those of which the deeper layers are linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..._arrays import check_count
+from ..._errors import ShapeError
+from ...initial import check_widths
+from ..initial import Scale
+from ._construction import Device, check_activation, construction, hidden_layer
+
+
+class MLP(nn.Module):
+    """Hidden layers ``z_l = activation(norm(W_l z_{l-1}))`` and a linear head.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        ``d_0, .., d_L``: the inputs, the hidden layers, the outputs of the head. L linear maps.
+    activation : {"relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "sigmoid"}
+    batch_norm : bool
+        Batch normalisation between map and activation; without it and without biases, "relu" is the network
+        of progressive collapse.
+    bias : bool
+        Biases of the linear maps, that of the head included.
+    n_nonlinear : int, optional
+        How many hidden layers are nonlinear: the first ones. The others are linear maps and nothing else.
+        Default: all.
+    initial : {"torch", "orthogonal", "gaussian", "uniform"}
+        "torch": PyTorch's own weights, times `scale`. Otherwise as by `initialize_`, with zero biases:
+        the numbers of the function of `dlnfast` of the same name for these widths.
+    scale : float or sequence of float
+        For all linear maps or one per map.
+    seed : int
+        PyTorch's generators are not touched.
+    dtype : torch.dtype, optional
+    device : device, optional
+
+    Attributes
+    ----------
+    layers : Sequential
+        ``layers.0`` .. ``layers.{L-2}``, whose outputs are the features Z_1 .. Z_{L-1}, after the activation.
+        The map of each is called ``linear``.
+    head : Linear
+        The last map.
+    widths, hidden_layers
+        As in `DeepLinear`.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For settings out of their range.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> model = dln.torch.MLP([50] * 8 + [5], batch_norm=False, initial="orthogonal", scale=0.5)
+    >>> model.hidden_layers[-1], sum(p.numel() for p in model.parameters())
+    ('layers.6', 17750)
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        activation: str = "relu",
+        batch_norm: bool = True,
+        bias: bool = False,
+        n_nonlinear: int | None = None,
+        initial: str = "torch",
+        scale: Scale = 1.0,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: Device = None,
+    ) -> None:
+        super().__init__()
+        self.widths = check_widths(widths)
+        n_hidden = len(self.widths) - 2
+        if n_nonlinear is None:
+            n_nonlinear = n_hidden
+        check_count(n_nonlinear, "n_nonlinear", minimum=0, maximum=n_hidden)
+        check_activation(activation)
+        with construction(self, initial, scale, seed, dtype, device):
+            self.layers = nn.Sequential()
+            for i in range(n_hidden):
+                linear = nn.Linear(self.widths[i], self.widths[i + 1], bias=bias)
+                nonlinear = i < n_nonlinear
+                norm = nn.BatchNorm1d(self.widths[i + 1]) if nonlinear and batch_norm else None
+                self.layers.append(hidden_layer("linear", linear, norm, activation if nonlinear else None))
+            self.head = nn.Linear(self.widths[-2], self.widths[-1], bias=bias)
+        self.hidden_layers = [f"layers.{i}" for i in range(n_hidden)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the head, shape (B, d_L); inputs of any shape (B, ..) are flattened."""
+        rows = x.flatten(1)
+        if rows.shape[1] != self.widths[0]:
+            raise ShapeError(f"x has shape {tuple(x.shape)}; wanted {self.widths[0]} values (d_0) per sample")
+        result: torch.Tensor = self.head(self.layers(rows))
+        return result
+
+
+class HybridMLP(MLP):
+    """An `MLP` of one width whose first layers are nonlinear and whose last ones are linear.
+
+    Parameters
+    ----------
+    dim_in, width, n_classes : int
+        Of the inputs, of every hidden layer, of the head.
+    n_nonlinear, n_linear : int
+        Number of layers of either kind, 0 or more. Batch normalisation belongs to the nonlinear ones.
+    activation, batch_norm, bias, initial, scale, seed, dtype, device
+        As for `MLP`.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As for `MLP`.
+
+    Notes
+    -----
+    Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, arXiv 2311.02960: three nonlinear and four linear layers compress
+    features like seven nonlinear ones (``n_linear=0``).
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> model = dln.torch.HybridMLP(3072, 64, 10, n_nonlinear=3, n_linear=4)
+    >>> [name for name, _ in model.layers[2].named_children()], [*dict(model.layers[3].named_children())]
+    (['linear', 'norm', 'activation'], ['linear'])
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        width: int,
+        n_classes: int,
+        *,
+        n_nonlinear: int,
+        n_linear: int,
+        activation: str = "relu",
+        batch_norm: bool = True,
+        bias: bool = False,
+        initial: str = "torch",
+        scale: Scale = 1.0,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: Device = None,
+    ) -> None:
+        check_count(dim_in, "dim_in")
+        check_count(width, "width")
+        check_count(n_classes, "n_classes")
+        n_hidden = check_count(n_nonlinear, "n_nonlinear", minimum=0) + check_count(
+            n_linear, "n_linear", minimum=0
+        )
+        super().__init__(
+            [dim_in, *[width] * n_hidden, n_classes],
+            activation=activation,
+            batch_norm=batch_norm,
+            bias=bias,
+            n_nonlinear=n_nonlinear,
+            initial=initial,
+            scale=scale,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )

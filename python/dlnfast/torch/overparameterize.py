@@ -1,0 +1,244 @@
+"""Weights as products of several factors, which are trained instead, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .._arrays import FloatArray, as_matrix, check_count
+from .initial import Scale, draw
+from .layers import LayerChoice, WeightMatrix, weight_matrices
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def overparameterize(
+    module: _Module,
+    depth: int = 3,
+    width: int | None = None,
+    *,
+    layers: LayerChoice = None,
+    initial: str = "balanced",
+    scale: Scale | None = None,
+    seed: int = 0,
+) -> _Module:
+    r"""Make weights products ``W_L .. W_1``, in place: their factors become what is trained.
+
+    Optimisers hold parameters, and these change: make the optimiser after this call.
+
+    Parameters
+    ----------
+    module : Module
+        A linear or convolutional layer, or a model that has some.
+    depth : int
+        L, 2 or more.
+    width : int, optional
+        Of all inner layers. Default: min(m, n) for an m x n weight, with which every matrix is a product.
+    layers : LayerChoice
+        Which weights of a model, as for `weight_matrices`; None: of all linear and convolutional layers.
+    initial : {"balanced", "orthogonal"}
+        "balanced": with ``W = U S V^T``, ``W_1 = S^{1/L} V^T``, ``W_l = S^{1/L}``, ``W_L = U S^{1/L}``, so
+        that ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the function stays what it was, to rounding.
+        "orthogonal": every factor is eps times a matrix with orthonormal rows or columns, drawn as by
+        `dlnfast.orthogonal`; the function becomes that of their product.
+    scale : float or sequence of float, optional
+        eps, of all factors or one per factor of each weight; "orthogonal" alone, where it is 1 by default.
+    seed : int
+        Of "orthogonal". The factors of the i-th chosen weight are layers (i - 1) L + 1 .. i L of the seed.
+
+    Returns
+    -------
+    Module
+        The same.
+
+    Raises
+    ------
+    TypeError
+        For a layer that is neither linear nor a convolution.
+    ValueError
+        For a weight that is computed already, by this function or another parametrization; one that several
+        modules share; a width below the numerical rank of a weight that is to be "balanced"; and settings out
+        of their range. Nothing has been changed then.
+
+    Notes
+    -----
+    Factor l is the parameter ``module.parametrizations.weight.original{l-1}``; `weight_matrices` calls it
+    ``name.factors.l``. A convolution's (out, in, kh, kw) is the matrix (out, in kh kw). Biases stay. Every
+    use of the weight multiplies the factors, in the order that takes the fewest flops:
+    ``torch.nn.utils.parametrize.cached()`` keeps the product. Such modules are saved by their state_dict,
+    which PyTorch can load into a model made deep in the same way.
+
+    Balanced factors share their singular values, so that where W has none, neither has any factor:
+    directions beyond the rank of W, those of a larger inner width included, are zero in all factors. That is
+    a saddle, where gradients vanish and which descent does not leave. A weight that starts at zero wants
+    "orthogonal". The rank counts singular values above ``max(m, n) eps`` of the largest.
+
+    O(m n min(m, n)) once per weight, on the host in float64. Arora, Cohen and Hazan, arXiv 1802.06509.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import dlnfast as dln
+    >>> layer = dln.torch.overparameterize(torch.nn.Linear(4, 2), depth=3)
+    >>> [tuple(factor.shape) for factor in layer.parametrizations.weight.parameters()]
+    [(2, 4), (2, 2), (2, 2)]
+    >>> list(dln.torch.collapse(layer).state_dict())
+    ['weight', 'bias']
+    """
+    n_factors = check_count(depth, "depth", minimum=2)
+    inner = None if width is None else check_count(width, "width")
+    if initial not in ("balanced", "orthogonal"):
+        raise ValueError(f'initial is {initial!r}; wanted "balanced" or "orthogonal"')
+    if initial == "balanced" and scale is not None:
+        raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
+    chosen = _choose(module, layers)
+    products = []
+    for number, matrix in enumerate(chosen):
+        rows, columns = matrix.shape
+        widths = [columns, *[inner or min(rows, columns)] * (n_factors - 1), rows]
+        if initial == "balanced":
+            factors = _balanced(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
+        else:
+            factors = draw("orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors)
+        shape = matrix.module.get_parameter("weight").shape
+        products.append((matrix.module, DeepProduct(shape, widths, factors)))
+    for layer, product in products:
+        parametrize.register_parametrization(layer, "weight", product)
+    return module
+
+
+def collapse(module: _Module) -> _Module:
+    """Turn products of factors back into plain weights, in place: of one layer, or all inside a model.
+
+    Optimisers hold parameters, and these change: make the optimiser after this call.
+
+    Parameters
+    ----------
+    module : Module
+        What `overparameterize` changed.
+
+    Returns
+    -------
+    Module
+        The same, with the outputs that it had, bit for bit, and the names in the state_dict from before.
+
+    Raises
+    ------
+    TypeError
+        For what is no module.
+    ValueError
+        If nothing in it is a product.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
+    deep = [layer for layer in module.modules() if _is_deep(layer)]
+    if not deep:
+        raise ValueError("module has no weight that is a product of factors: overparameterize makes them")
+    for layer in deep:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        # Of a product whose factors were frozen PyTorch makes a buffer; and the weight has to come first, so
+        # that the order of the parameters is the one from before.
+        del layer.weight
+        others = dict(layer._parameters)
+        layer._parameters.clear()
+        layer.register_parameter("weight", nn.Parameter(weight, weight.requires_grad))
+        layer._parameters.update(others)
+    return module
+
+
+class DeepProduct(nn.Module):
+    """The map from factors ``W_1 .. W_L`` to the weight ``W_L .. W_1`` of a layer.
+
+    Assigning to the weight of the layer assigns balanced factors.
+    """
+
+    #: By which `weight_matrices` knows it.
+    is_deep_product = True
+
+    def __init__(self, shape: torch.Size, widths: Sequence[int], factors: Sequence[FloatArray]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.widths = list(widths)
+        self._start: Sequence[FloatArray] | None = factors
+
+    def forward(self, *factors: torch.Tensor) -> torch.Tensor:
+        """Return the weight."""
+        # multi_dot chooses the order of the products.
+        product: torch.Tensor = torch.linalg.multi_dot(factors[::-1])
+        return product.reshape(self.shape)
+
+    def right_inverse(self, weight: torch.Tensor) -> list[torch.Tensor]:
+        """Return the factors to start from; at later calls, balanced ones of `weight`."""
+        factors, self._start = self._start, None
+        if factors is None:
+            matrix = weight.detach().reshape(weight.shape[0], -1)
+            factors = _balanced(matrix, self.widths, "the weight")
+        return [torch.tensor(factor, dtype=weight.dtype, device=weight.device) for factor in factors]
+
+    def extra_repr(self) -> str:
+        """Return the widths."""
+        return " -> ".join(map(str, self.widths))
+
+
+def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
+    """Return the weights that become products, each of a layer that can have one."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
+    chosen = weight_matrices(module, layers)
+    if layers is None:
+        chosen = [matrix for matrix in chosen if isinstance(matrix.module, _PLAIN)]
+        if not chosen:
+            raise ValueError(f"module ({type(module).__name__}) has no linear or convolutional layer")
+    for matrix in chosen:
+        if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
+            kind = type(matrix.module).__name__
+            raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
+        if parametrize.is_parametrized(matrix.module, "weight"):
+            raise ValueError(
+                f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
+                if _is_deep(matrix.module)
+                else f"weight matrix {matrix.name!r} has another parametrization; wanted a plain weight"
+            )
+        if matrix.aliases:
+            raise ValueError(
+                f"weight matrix {matrix.name!r} is shared with {', '.join(map(repr, matrix.aliases))}; "
+                "factors would part them"
+            )
+    return chosen
+
+
+def _is_deep(layer: nn.Module) -> bool:
+    if not parametrize.is_parametrized(layer, "weight"):
+        return False
+    return isinstance(layer.parametrizations["weight"][0], DeepProduct)  # type: ignore[index]
+
+
+def _balanced(weight: torch.Tensor, widths: Sequence[int], what: str) -> list[FloatArray]:
+    """Return ``W_1 .. W_L`` with ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the product `weight`."""
+    matrix = as_matrix(weight.to("cpu", torch.float64).numpy(), what)
+    left, values, right_t = np.linalg.svd(matrix, full_matrices=False)
+    cut = max(matrix.shape) * torch.finfo(weight.dtype).eps * values[0]
+    rank = int(np.count_nonzero(values > cut))
+    narrowest = min(widths[1:-1])
+    if narrowest < rank:
+        raise ValueError(
+            f"width is {narrowest}, below the numerical rank {rank} of {what} ({matrix.shape[0]} x "
+            f'{matrix.shape[1]}): no product of that width equals it; wanted {rank} or more, or "orthogonal"'
+        )
+    kept = min(narrowest, len(values))
+    roots = values[:kept] ** (1 / (len(widths) - 1))
+    factors: list[FloatArray] = [np.zeros((rows, columns)) for columns, rows in pairwise(widths)]
+    factors[0][:kept] = roots[:, np.newaxis] * right_t[:kept]
+    for factor in factors[1:-1]:
+        factor[range(kept), range(kept)] = roots
+    factors[-1][:, :kept] = left[:, :kept] * roots
+    return factors
