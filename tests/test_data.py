@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import pickle
 import struct
 import sys
 import time
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnfast._errors import ShapeError
-from dlnfast.data import load_fashion_mnist, one_hot
+from dlnfast.data import load_cifar10, load_fashion_mnist, one_hot
 from dlnfast.problem import Problem
 
 # ---------------------------------------------------------------------------------------------- one-hot
@@ -145,6 +146,7 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
         str(tmp_path / "raw"),
         str(tmp_path / "fashion_mnist"),
         "test-*.parquet",
+        "https://github.com/zalandoresearch/fashion-mnist",
     ):
         assert place in str(caught.value)
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
@@ -215,6 +217,284 @@ def test_damaged_npz_files(tmp_path, kind):
         load_fashion_mnist(tmp_path)
 
 
+# ------------------------------------------------------------------------------------ CIFAR-10, synthetic
+
+
+def small_cifar(n_images, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n_images) % 10).astype(np.uint8)
+    return rng.integers(0, 256, (n_images, 3072), np.uint8), labels
+
+
+CIFAR = {"train": small_cifar(65, 2), "test": small_cifar(21, 3)}
+
+
+def cifar_batches():
+    """Yield name, images and labels of each of the original files."""
+    images, labels = CIFAR["train"]
+    for n in range(5):
+        rows = slice(13 * n, 13 * n + 13)
+        yield f"data_batch_{n + 1}", images[rows], labels[rows]
+    yield "test_batch", *CIFAR["test"]
+
+
+def python2_pickle(images, labels):
+    """Write what Python 2 wrote: protocol 2, all strings as bytes, the array by NumPy's old name."""
+
+    def text(content):
+        return b"T" + struct.pack("<i", len(content)) + content
+
+    def number(n):
+        return b"J" + struct.pack("<i", n)
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R(K\3" + text(b"|") + b"NNN"
+    dtype += number(-1) + number(-1) + b"K\0tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
+    array += b"(K\1" + number(images.shape[0]) + number(images.shape[1]) + b"\x86" + dtype + b"\x89"
+    array += text(images.tobytes()) + b"tb"
+    listed = b"](" + b"".join(number(int(label)) for label in labels) + b"e"
+    return b"\x80\2}(" + text(b"data") + array + text(b"labels") + listed + b"u."
+
+
+def python3_pickle(protocol):
+    return lambda images, labels: pickle.dumps(
+        {"batch_label": "batch", "labels": labels.tolist(), "data": images, "filenames": ["a.png"]}, protocol
+    )
+
+
+def write_pickles(folder, dump=python2_pickle):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images, labels in cifar_batches():
+        (folder / name).write_bytes(dump(images, labels))
+
+
+def write_binaries(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images, labels in cifar_batches():
+        (folder / f"{name}.bin").write_bytes(np.column_stack([labels, images]).tobytes())
+
+
+def encoded_cifar(image, kind="PNG"):
+    stream = io.BytesIO()
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow encodes the images")
+    pillow.fromarray(image.reshape(3, 32, 32).transpose(1, 2, 0).copy()).save(stream, kind)
+    return stream.getvalue()
+
+
+def cifar_arrays():
+    """Return the arrays of the compact file. (PNG in place of JPEG, which would alter the pixels.)"""
+    arrays = {"class_names": np.array(["airplane"])}
+    for split, (images, labels) in CIFAR.items():
+        parts = [encoded_cifar(image) for image in images]
+        arrays[f"jpeg_{split}"] = np.frombuffer(b"".join(parts), np.uint8)
+        arrays[f"offsets_{split}"] = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+        arrays[f"y_{split}"] = labels
+    return arrays
+
+
+def write_cifar_parquet(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, (images, labels) in CIFAR.items():
+        for part, rows in enumerate((slice(0, 9), slice(9, None))):
+            cells = [{"bytes": encoded_cifar(image), "path": None} for image in images[rows]]
+            table = pyarrow.table({"img": cells, "label": labels[rows].astype(np.int64)})
+            parquet.write_table(table, folder / f"{split}-{part:05d}-of-00002.parquet")
+
+
+def first_of_each_class(labels, count):
+    seen = [0] * 10
+    rows = []
+    for row, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] <= count:
+            rows.append(row)
+    return rows
+
+
+def assert_is_small_cifar(path):
+    for split, (images, labels) in CIFAR.items():
+        for count in (None, 1, 2):
+            rows = slice(None) if count is None else first_of_each_class(labels, count)
+            got_images, got_labels = load_cifar10(path, split, per_class=count)
+            assert got_images.dtype == np.uint8
+            assert got_labels.dtype == np.int64
+            assert got_images.flags.c_contiguous
+            np.testing.assert_array_equal(got_images, images[rows])
+            np.testing.assert_array_equal(got_labels, labels[rows])
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-py", "."])
+@pytest.mark.parametrize("dump", [python2_pickle, *map(python3_pickle, range(5))])
+def test_cifar_pickles(tmp_path, folder, dump):
+    write_pickles(tmp_path / folder, dump)
+    assert_is_small_cifar(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "."])
+def test_cifar_binaries(tmp_path, folder):
+    write_binaries(tmp_path / folder)
+    assert_is_small_cifar(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["plain_text", "cifar10/plain_text", "cifar10", "."])
+def test_cifar_parquet(tmp_path, folder):
+    write_cifar_parquet(tmp_path / folder)
+    assert_is_small_cifar(tmp_path)
+
+
+def test_cifar_npz(tmp_path, monkeypatch):
+    file = tmp_path / "cifar10_jpeg.npz"
+    np.savez(file, **cifar_arrays())
+    assert_is_small_cifar(tmp_path)
+    assert_is_small_cifar(file)
+    monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
+    assert_is_small_cifar(None)
+
+
+def test_cifar_missing(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as caught:
+        load_cifar10(tmp_path)
+    for place in (
+        "no CIFAR-10 (train)",
+        str(tmp_path / "cifar10_jpeg.npz"),
+        f"data_batch_1 .. data_batch_5 in {tmp_path / 'cifar-10-batches-py'}",
+        f"data_batch_1.bin .. data_batch_5.bin in {tmp_path / 'cifar-10-batches-bin'}",
+        str(tmp_path / "plain_text" / "train-*.parquet"),
+        "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
+    ):
+        assert place in str(caught.value)
+    write_pickles(tmp_path)
+    for name in ("data_batch_2", "data_batch_5"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_2, data_batch_5 beside other files"):
+        load_cifar10(tmp_path)
+    assert len(load_cifar10(tmp_path, "test")[0]) == 21
+    monkeypatch.delenv("DLNFAST_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"DLNFAST_DATA is not set.*cifar10_jpeg\.npz"):
+        load_cifar10()
+
+
+def test_cifar_arguments_are_checked(tmp_path):
+    write_binaries(tmp_path)
+    with pytest.raises(ValueError, match="split is 'valid'; wanted 'train' or 'test'"):
+        load_cifar10(tmp_path, "valid")
+    with pytest.raises(ValueError, match="per_class is 0; wanted an integer of at least 1"):
+        load_cifar10(tmp_path, per_class=0)
+    with pytest.raises(TypeError, match="per_class"):
+        load_cifar10(tmp_path, per_class=1.5)
+    with pytest.raises(ValueError, match=r"per_class is 3, but .* holds 2 of class 1"):
+        load_cifar10(tmp_path, "test", per_class=3)
+
+
+class RunsCode:
+    """A pickle of this sets the variable when it is read by an unpickler that trusts it."""
+
+    def __reduce__(self):
+        return exec, ("import os; os.environ['DLNFAST_TEST_OF_PICKLES'] = 'ran'",)
+
+
+def numbers_as_objects():
+    """A pickled array that takes its bytes for addresses of objects."""
+    return python2_pickle(*CIFAR["test"]).replace(b"u1", b"O8")
+
+
+IMAGES_32, LABELS_32 = CIFAR["test"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"data": RunsCode(), "labels": []}), "it names builtins.exec; wanted nothing but"),
+        (pickle.dumps(RunsCode(), 0), r"it names \w+\.exec"),
+        (b"cos\nsystem\n(S'true'\ntR.", "posix.system|os.system"),
+        (b"cnumpy\nload\n.", "numpy.load"),
+        (b"c_codecs\nencode\n}b.", "cannot be read as a pickle"),
+        (numbers_as_objects(), "no array of uint8"),
+        (pickle.dumps({"data": IMAGES_32.astype(np.int32), "labels": LABELS_32.tolist()}, 2), "of uint8"),
+        (pickle.dumps({"data": np.asfortranarray(IMAGES_32), "labels": []}, 2), "in C order"),
+        (pickle.dumps({"data": [1, 2], "labels": []}), "no attribute 'array'"),
+        (pickle.dumps({"labels": []}), "'data'"),
+        (pickle.dumps([1, 2]), "cannot be read as a pickle"),
+        (b"", "cannot be read as a pickle"),
+        (b"garbage", "cannot be read as a pickle"),
+        (python2_pickle(IMAGES_32, LABELS_32)[:-500], "cannot be read as a pickle"),
+        (python2_pickle(IMAGES_32[:, :-1], LABELS_32), r"data of shape \(21, 3071\); wanted \(N, 3072\)"),
+        (python2_pickle(IMAGES_32, LABELS_32[1:]), r"21 images, but labels of shape \(20,\)"),
+        (python2_pickle(IMAGES_32, LABELS_32 + 1), r"labels 1\.\.10; wanted 0\.\.9"),
+    ],
+)
+def test_cifar_pickles_that_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.delenv("DLNFAST_TEST_OF_PICKLES", raising=False)
+    (tmp_path / "test_batch").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_cifar10(tmp_path, "test")
+    assert str(tmp_path / "test_batch") in str(caught.value)
+    assert "DLNFAST_TEST_OF_PICKLES" not in os.environ
+
+
+@pytest.mark.parametrize("content", [b"", bytes(3072), bytes(3073)[:-1], bytes(3074)])
+def test_damaged_cifar_binaries(tmp_path, content):
+    (tmp_path / "test_batch.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"test_batch\.bin has {len(content)} bytes; .* multiple of 3073"):
+        load_cifar10(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"jpeg_test": None}, "cannot be read .* jpeg_test, offsets_test and y_test"),
+        ({"jpeg_test": np.zeros(9)}, r"jpeg_test of shape \(9,\), float64"),
+        ({"jpeg_test": np.zeros(9, np.uint8)}, "offsets_test .* from 0 to 9"),
+        ({"offsets_test": np.zeros(22)}, "offsets_test that are no ascending vector of integers"),
+        ({"offsets_test": np.arange(22)[::-1]}, "no ascending vector"),
+        ({"offsets_test": np.arange(-1, 21)}, "no ascending vector"),
+        ({"offsets_test": np.arange(22)}, "image 0 cannot be decoded"),
+        ({"y_test": np.zeros(20, np.uint8)}, r"21 images, but labels of shape \(20,\)"),
+        ({"y_test": np.full(21, 10)}, r"labels 10\.\.10"),
+    ],
+)
+def test_damaged_cifar_npz(tmp_path, changed, message):
+    arrays = {name: array for name, array in {**cifar_arrays(), **changed}.items() if array is not None}
+    np.savez(tmp_path / "cifar10_jpeg.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_cifar10(tmp_path, "test")
+    assert "cifar10_jpeg.npz" in str(caught.value)
+
+
+def test_cifar_images_of_other_sizes(tmp_path):
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow encodes the images")
+    for size, message in (((28, 28), "wanted"), ((32, 32, 3), "image 1 has shape")):
+        parts = []
+        for image in (np.zeros(size, np.uint8), np.zeros((28, 28), np.uint8)):
+            stream = io.BytesIO()
+            pillow.fromarray(image).save(stream, "JPEG")
+            parts.append(stream.getvalue())
+        offsets = np.cumsum([0, *map(len, parts)])
+        arrays = {"jpeg_test": np.frombuffer(b"".join(parts), np.uint8), "offsets_test": offsets}
+        np.savez(tmp_path / "cifar10_jpeg.npz", y_test=np.zeros(2, np.uint8), **arrays)
+        with pytest.raises(ValueError, match=message):
+            load_cifar10(tmp_path, "test")
+
+
+def test_damaged_cifar_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    file = tmp_path / "test-00000-of-00001.parquet"
+    wrong = {"bytes": b"no image", "path": None}
+    for table in ({"image": [wrong], "label": [0]}, {"img": [wrong]}, {"img": [None], "label": [0]}):
+        parquet.write_table(pyarrow.table(table), file)
+        with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet .* columns img and label"):
+            load_cifar10(tmp_path, "test")
+    parquet.write_table(pyarrow.table({"img": [wrong], "label": [0]}), file)
+    with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet: image 0 cannot be decoded"):
+        load_cifar10(tmp_path, "test")
+    file.write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet cannot be read"):
+        load_cifar10(tmp_path, "test")
+
+
 # ------------------------------------------------------------------------------------- the real data set
 
 
@@ -268,3 +548,20 @@ def test_fashion_mnist_least_squares_classifies(data_folder):
     predicted = problem.classes[np.argmax(problem.least_squares @ problem.transform(images), axis=0)]
     # Linear regression on raw pixels is known to reach about 81 % on this test set.
     assert 0.79 < np.mean(predicted == labels) < 0.83
+
+
+def test_cifar10_is_whole(data_folder):
+    if not (data_folder / "cifar10_jpeg.npz").is_file():
+        pytest.skip(f"no cifar10_jpeg.npz in {data_folder}; DLNFAST_DATA may name another folder")
+    images, labels = load_cifar10(data_folder, "test")
+    assert images.shape == (10000, 3072)
+    assert np.bincount(labels).tolist() == [1000] * 10
+    # Published means of red, green and blue over the training set, .4914 .4822 .4465; JPEG keeps them.
+    few, few_labels = load_cifar10(data_folder, per_class=300)
+    assert np.bincount(few_labels).tolist() == [300] * 10
+    means = few.reshape(-1, 3, 1024).mean(axis=(0, 2)) / 255
+    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.01)
+    # Neighbouring pixels are alike, in each colour: the axes are in the order that is promised.
+    pixels = few.reshape(-1, 3, 32, 32).astype(float)
+    for axis in (2, 3):
+        assert np.abs(np.diff(pixels, axis=axis)).mean() < 0.3 * pixels.std()

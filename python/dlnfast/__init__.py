@@ -13,7 +13,7 @@ from .closure import Certificate, Closure, Family, closure
 from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
 from .compressed import compressed_weights, train_compressed
 from .compression import CompressedNetwork, compress
-from .data import Ratings, load_fashion_mnist, load_movielens, one_hot
+from .data import Ratings, load_cifar10, load_fashion_mnist, load_movielens, one_hot
 from .descent import Adaptive, gradients, train
 from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
@@ -55,6 +55,7 @@ __all__ = [
     "gaussian",
     "gradients",
     "load",
+    "load_cifar10",
     "load_fashion_mnist",
     "load_movielens",
     "low_rank_completion",

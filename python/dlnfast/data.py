@@ -7,9 +7,10 @@ import importlib
 import io
 import math
 import os
+import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,10 +18,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_scale, is_finite
+from ._arrays import FloatArray, as_matrix, check_count, check_scale, is_finite
 from ._errors import ShapeError
 
 IntegerArray = npt.NDArray[np.int64]
+ImageArray = npt.NDArray[np.uint8]
 
 LAYOUTS: Final = ("columns", "rows")
 WHITENING_METHODS: Final = ("zca", "pca", "cholesky")
@@ -448,17 +450,20 @@ def _signs(values: FloatArray) -> FloatArray:
 # Fashion-MNIST
 # --------------------------------------------------------------------------------------------------
 
-_IMAGE_SIZE: Final = 28
+_FASHION_SHAPE: Final = (28, 28)
 _N_CLASSES: Final = 10
 _NPZ_NAME: Final = "fashion_mnist_full.npz"
 _IDX_FOLDERS: Final = ("FashionMNIST/raw", "raw", ".")
 _PARQUET_FOLDERS: Final = (".", "fashion_mnist", "data")
 _IDX_PREFIX: Final = {"train": "train", "test": "t10k"}
+_FASHION_SOURCE: Final = (
+    "the four *-ubyte.gz files of https://github.com/zalandoresearch/fashion-mnist, into this folder"
+)
 
 
 def load_fashion_mnist(
     path: str | os.PathLike[str] | None = None, split: str = "train"
-) -> tuple[npt.NDArray[np.uint8], IntegerArray]:
+) -> tuple[ImageArray, IntegerArray]:
     """Read Fashion-MNIST from a local copy; nothing is downloaded.
 
     Parameters
@@ -486,7 +491,7 @@ def load_fashion_mnist(
     Raises
     ------
     FileNotFoundError
-        Naming every place that was looked at.
+        Naming every place that was looked at, and where the files are to be had.
     ValueError
         For a damaged file, saying what is wrong with it.
     ImportError
@@ -504,21 +509,36 @@ def load_fashion_mnist(
     >>> images.shape, labels[:5]  # doctest: +SKIP
     ((10000, 784), array([9, 2, 1, 1, 6]))
     """
-    if split not in _IDX_PREFIX:
-        raise ValueError(f"split is {split!r}; wanted 'train' or 'test'")
+    _check_split(split)
     root = _data_root(path)
-    npz = root if root.suffix == ".npz" else root / _NPZ_NAME
+    npz = _npz_file(root, _NPZ_NAME)
     if npz.is_file():
-        return _checked_images(*_read_npz(npz, split), npz)
+        images, labels = _read_npz(npz, split)
+        return _checked_images(images, labels, npz, _FASHION_SHAPE)
     for folder in _IDX_FOLDERS:
         found = _find_idx(root / folder, split)
         if found is not None:
-            return _checked_images(_read_idx(found[0], 3), _read_idx(found[1], 1), found[0])
-    for folder in _PARQUET_FOLDERS:
-        files = sorted((root / folder).glob(f"{split}-*.parquet"))
-        if files:
-            return _checked_images(*_read_parquet(files), files[0])
-    raise FileNotFoundError(f"no Fashion-MNIST ({split}) at {root}; looked for {_places(root, split)}")
+            return _checked_images(_read_idx(found[0], 3), _read_idx(found[1], 1), found[0], _FASHION_SHAPE)
+    files = _find_parquet(root, _PARQUET_FOLDERS, split)
+    if files:
+        images, labels = _read_parquet(files, "image", None)
+        return _checked_images(images, labels, files[0], _FASHION_SHAPE)
+    raise _missing("Fashion-MNIST", root, split, _places(root, split), _FASHION_SOURCE)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}; wanted 'train' or 'test'")
+
+
+def _npz_file(root: Path, name: str) -> Path:
+    return root if root.suffix == ".npz" else root / name
+
+
+def _missing(title: str, root: Path, split: str, places: Sequence[str], source: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"no {title} ({split}) at {root}; looked for {'; '.join(places)}. Download {source}"
+    )
 
 
 _FASHION_FILES: Final = f"{_NPZ_NAME}, FashionMNIST/raw/*-ubyte(.gz) or the parquet files of Fashion-MNIST"
@@ -534,13 +554,13 @@ def _data_root(path: str | os.PathLike[str] | None, holds: str = _FASHION_FILES)
     return Path(chosen)
 
 
-def _places(root: Path, split: str) -> str:
+def _places(root: Path, split: str) -> list[str]:
     prefix = _IDX_PREFIX[split]
     pair = f"{prefix}-images-idx3-ubyte(.gz) with {prefix}-labels-idx1-ubyte(.gz)"
-    places = [str(root if root.suffix == ".npz" else root / _NPZ_NAME)]
+    places = [str(_npz_file(root, _NPZ_NAME))]
     places += [f"{pair} in {root / folder}" for folder in _IDX_FOLDERS]
     places += [str(root / folder / f"{split}-*.parquet") for folder in _PARQUET_FOLDERS]
-    return "; ".join(places)
+    return places
 
 
 def _find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
@@ -554,14 +574,15 @@ def _plain_or_gzip(path: Path) -> Path | None:
     return next((p for p in (path, compressed) if p.is_file()), None)
 
 
-def _read_npz(path: Path, split: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _read_npz(path: Path, split: str, names: Sequence[str] = ("x", "y")) -> tuple[npt.NDArray[Any], ...]:
+    """Return the arrays ``{name}_{split}``."""
+    keys = [f"{name}_{split}" for name in names]
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return arrays[f"x_{split}"], arrays[f"y_{split}"]
+            return tuple(arrays[key] for key in keys)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an .npz file with x_{split} and y_{split}: {error}"
-        ) from error
+        listed = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"{path} cannot be read as an .npz file with {listed}: {error}") from error
 
 
 def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
@@ -591,39 +612,316 @@ def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)
 
 
-def _read_parquet(files: Sequence[Path]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _find_parquet(root: Path, folders: Sequence[str], split: str) -> list[Path]:
+    """Return the files of the first folder that has any."""
+    found = (sorted((root / folder).glob(f"{split}-*.parquet")) for folder in folders)
+    return next((files for files in found if files), [])
+
+
+def _read_parquet(
+    files: Sequence[Path], column: str, per_class: int | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return images, decoded from the bytes in a column, and labels; the first so many of each class."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
-        pillow = importlib.import_module("PIL.Image")
+        importlib.import_module("PIL.Image")
     except ImportError as error:
         raise ImportError(
             f"reading {files[0]} needs pyarrow and Pillow: pip install pyarrow pillow"
         ) from error
-    images: list[npt.NDArray[Any]] = []
+    cells: list[bytes] = []
     labels: list[int] = []
     for file in files:
-        table = parquet.read_table(file, columns=["image", "label"]).to_pydict()
-        images += [np.asarray(pillow.open(io.BytesIO(cell["bytes"]))) for cell in table["image"]]
-        labels += table["label"]
-    return np.array(images), np.array(labels)
+        try:
+            table = parquet.read_table(file, columns=[column, "label"]).to_pydict()
+            cells += [cell["bytes"] for cell in table[column]]
+            labels += table["label"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(
+                f"{file} cannot be read as a parquet file with columns {column} and label: {error}"
+            ) from error
+    known = np.array(labels)
+    kept = _first_of_each_class(known, per_class, files[0])
+    return _decode_images([cells[i] for i in kept], files[0]), known[kept]
+
+
+def _decode_images(encoded: Sequence[bytes], source: Path) -> npt.NDArray[Any]:
+    """Decode PNG or JPEG images of one size, (N, rows, columns) or (N, rows, columns, 3)."""
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise ImportError(f"reading {source} needs Pillow: pip install pillow") from error
+    images: list[npt.NDArray[Any]] = []
+    for number, content in enumerate(encoded):
+        try:
+            images.append(np.asarray(pillow.open(io.BytesIO(content))))
+        except Exception as error:  # whatever a decoder makes of damaged bytes
+            raise ValueError(f"{source}: image {number} cannot be decoded: {error}") from error
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{source}: image {number} has shape {images[-1].shape}, those before it {images[0].shape}"
+            )
+    return np.array(images)
+
+
+def _first_of_each_class(labels: npt.NDArray[Any], per_class: int | None, source: Path) -> IntegerArray:
+    """Return the rows of the first `per_class` samples of each class, ascending; all rows for None."""
+    if per_class is None:
+        return np.arange(len(labels))
+    _check_labels(labels, len(labels), source)
+    chosen = []
+    for label in range(_N_CLASSES):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < per_class:
+            raise ValueError(f"per_class is {per_class}, but {source} holds {len(rows)} of class {label}")
+        chosen.append(rows[:per_class])
+    return np.sort(np.concatenate(chosen))
 
 
 def _checked_images(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any], source: Path
-) -> tuple[npt.NDArray[np.uint8], IntegerArray]:
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], source: Path, shape: tuple[int, ...]
+) -> tuple[ImageArray, IntegerArray]:
     n_images = len(images)
-    if images.dtype != np.uint8 or images.shape[1:] != (_IMAGE_SIZE, _IMAGE_SIZE) or n_images == 0:
+    if images.dtype != np.uint8 or images.shape[1:] != shape or n_images == 0:
+        wanted = ", ".join(map(str, shape))
         raise ValueError(
-            f"{source} holds images of shape {images.shape}, {images.dtype}; wanted (N, 28, 28), uint8"
+            f"{source} holds images of shape {images.shape}, {images.dtype}; wanted (N, {wanted}), uint8"
         )
+    _check_labels(labels, n_images, source)
+    return images.reshape(n_images, -1), labels.astype(np.int64)
+
+
+def _check_labels(labels: npt.NDArray[Any], n_images: int, source: Path) -> None:
     if labels.shape != (n_images,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{source} holds {n_images} images, but labels of shape {labels.shape}, {labels.dtype}; "
             f"wanted ({n_images},), integers"
         )
-    if labels.min() < 0 or labels.max() >= _N_CLASSES:
+    if n_images and (labels.min() < 0 or labels.max() >= _N_CLASSES):
         raise ValueError(f"{source} holds labels {labels.min()}..{labels.max()}; wanted 0..{_N_CLASSES - 1}")
-    return images.reshape(n_images, -1), labels.astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------------------
+# CIFAR-10
+# --------------------------------------------------------------------------------------------------
+
+_CIFAR_SHAPE: Final = (3, 32, 32)
+_CIFAR_NPZ: Final = "cifar10_jpeg.npz"
+#: Folders of the two archives of the original files: pickles, and plain bytes.
+_CIFAR_PICKLES: Final = ("cifar-10-batches-py", ".")
+_CIFAR_BINARIES: Final = ("cifar-10-batches-bin", ".")
+_CIFAR_PARQUET: Final = ("plain_text", "cifar10/plain_text", "cifar10", ".")
+_CIFAR_BATCHES: Final = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)}
+_CIFAR_SOURCE: Final = (
+    "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in this folder"
+)
+
+
+def load_cifar10(
+    path: str | os.PathLike[str] | None = None, split: str = "train", *, per_class: int | None = None
+) -> tuple[ImageArray, IntegerArray]:
+    """Read CIFAR-10 from a local copy; nothing is downloaded.
+
+    The order of the images is that of the files, and some files are sorted by class: shuffle before making
+    batches.
+
+    Parameters
+    ----------
+    path : path, optional
+        File or folder. Default: the environment variable ``DLNFAST_DATA``. Looked for, in this order:
+
+        * ``cifar10_jpeg.npz``, or an .npz file itself: ``jpeg_train``, the bytes of all JPEG files one after
+          the other, ``offsets_train``, N + 1 numbers, where each begins, ``y_train``, and the same for
+          ``test`` (needs Pillow). Sorted by class; JPEG has altered the pixels a little;
+        * the original pickles ``data_batch_1`` .. ``data_batch_5`` and ``test_batch``, in
+          ``cifar-10-batches-py`` (where their archive and torchvision put them) or in the folder itself;
+        * the original binary files ``data_batch_1.bin`` and so on, in ``cifar-10-batches-bin`` or in the
+          folder itself;
+        * the parquet files of the Hugging Face data set, ``train-*.parquet`` and ``test-*.parquet``, in
+          ``plain_text``, ``cifar10/plain_text``, ``cifar10`` or the folder itself (needs pyarrow and Pillow).
+    split : {"train", "test"}
+        50,000 or 10,000 images.
+    per_class : int, optional
+        Read only the first so many images of each class, in the order of the files. Default: all.
+
+    Returns
+    -------
+    images : ndarray of uint8, shape (N, 3072)
+        One image a row, values 0..255: all of red, row by row of the image, then green, then blue.
+        ``images.reshape(-1, 3, 32, 32)`` gives (channel, row, column).
+    labels : ndarray of int64, shape (N,)
+        0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming every place that was looked at, and where the files are to be had; or those that are missing
+        beside others.
+    ValueError
+        For a damaged file, saying what is wrong with it, and where a class has fewer than `per_class` images.
+    ImportError
+        Where Pillow or pyarrow is needed and missing.
+
+    Notes
+    -----
+    A pickle may hold a program. These are read by an unpickler that knows only dictionaries, lists, numbers,
+    strings and arrays of bytes, and refuses everything else.
+
+    Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+
+    Examples
+    --------
+    >>> from dlnfast import load_cifar10
+    >>> images, labels = load_cifar10("data", per_class=100)  # doctest: +SKIP
+    >>> images.shape  # doctest: +SKIP
+    (1000, 3072)
+    """
+    _check_split(split)
+    count = None if per_class is None else check_count(per_class, "per_class")
+    root = _data_root(path, f"{_CIFAR_NPZ}, cifar-10-batches-py or the parquet files of CIFAR-10")
+    npz = _npz_file(root, _CIFAR_NPZ)
+    if npz.is_file():
+        return _read_cifar_jpeg(npz, split, count)
+    readers: tuple[tuple[tuple[str, ...], str, Callable[[Path], _Arrays]], ...] = (
+        (_CIFAR_PICKLES, "", _read_cifar_pickle),
+        (_CIFAR_BINARIES, ".bin", _read_cifar_binary),
+    )
+    places = [str(npz)]
+    for folders, ending, reader in readers:
+        for folder in folders:
+            files = [root / folder / (name + ending) for name in _CIFAR_BATCHES[split]]
+            lacking = [file.name for file in files if not file.is_file()]
+            if not lacking:
+                parts = [_checked_images(*reader(file), file, _CIFAR_SHAPE) for file in files]
+                images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                kept = _first_of_each_class(labels, count, root / folder)
+                return (images, labels) if count is None else (images[kept], labels[kept])
+            if len(lacking) < len(files):
+                raise FileNotFoundError(
+                    f"{root / folder} lacks {', '.join(lacking)} beside other files of CIFAR-10 ({split})"
+                )
+            first, last = files[0].name, files[-1].name
+            places.append(f"{first if first == last else f'{first} .. {last}'} in {root / folder}")
+    parquet = _find_parquet(root, _CIFAR_PARQUET, split)
+    if parquet:
+        images, labels = _read_parquet(parquet, "img", count)
+        return _checked_images(_channels_first(images), labels, parquet[0], _CIFAR_SHAPE)
+    places += [str(root / folder / f"{split}-*.parquet") for folder in _CIFAR_PARQUET]
+    raise _missing("CIFAR-10", root, split, places, _CIFAR_SOURCE)
+
+
+_Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return (N, rows, columns, channels) as (N, channels, rows, columns); other shapes as they are."""
+    return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if images.ndim == 4 else images
+
+
+def _read_cifar_jpeg(path: Path, split: str, per_class: int | None) -> tuple[ImageArray, IntegerArray]:
+    content, offsets, labels = _read_npz(path, split, ("jpeg", "offsets", "y"))
+    if content.dtype != np.uint8 or content.ndim != 1:
+        raise ValueError(
+            f"{path} holds jpeg_{split} of shape {content.shape}, {content.dtype}; wanted (n,), uint8"
+        )
+    in_order = offsets.ndim == 1 and offsets.size > 1 and offsets.dtype.kind in "iu"
+    begins = offsets.astype(np.int64) if in_order else np.zeros(0, np.int64)
+    if not in_order or begins[0] < 0 or begins[-1] > content.size or np.any(np.diff(begins) < 0):
+        raise ValueError(
+            f"{path} holds offsets_{split} that are no ascending vector of integers from 0 to {content.size}"
+        )
+    _check_labels(labels, begins.size - 1, path)
+    kept = _first_of_each_class(labels, per_class, path)
+    encoded = [content[begins[i] : begins[i + 1]].tobytes() for i in kept]
+    return _checked_images(_channels_first(_decode_images(encoded, path)), labels[kept], path, _CIFAR_SHAPE)
+
+
+def _read_cifar_binary(path: Path) -> _Arrays:
+    """Read records of one byte for the label and one for each value."""
+    content = np.fromfile(path, dtype=np.uint8)
+    size = 1 + math.prod(_CIFAR_SHAPE)
+    if content.size == 0 or content.size % size:
+        raise ValueError(f"{path} has {content.size} bytes; wanted a multiple of {size}")
+    records = content.reshape(-1, size)
+    return records[:, 1:].reshape(-1, *_CIFAR_SHAPE), records[:, 0]
+
+
+def _read_cifar_pickle(path: Path) -> _Arrays:
+    try:
+        with path.open("rb") as stream:
+            # Strings of Python 2, which wrote the originals, are bytes.
+            held = _CifarUnpickler(stream, encoding="bytes").load()
+        named = {key.decode() if isinstance(key, bytes) else key: value for key, value in held.items()}
+        images, labels = named["data"].array(), np.array(named["labels"])
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise ValueError(f"{path} cannot be read as a pickle of CIFAR-10: {error}") from error
+    if images.ndim != 2 or images.shape[1] != math.prod(_CIFAR_SHAPE):
+        raise ValueError(f"{path} holds data of shape {images.shape}; wanted (N, {math.prod(_CIFAR_SHAPE)})")
+    return images.reshape(-1, *_CIFAR_SHAPE), labels
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, numbers, strings and arrays of bytes; runs nothing that a file names.
+
+    NumPy's own reconstruction is not run either: it trusts what a pickle says of the memory of an array.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in for one of the few names that a pickled array needs."""
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+            ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
+            ("numpy", "ndarray"): _PickledArray,
+            ("numpy", "dtype"): _PickledType,
+            ("_codecs", "encode"): _PickledBytes,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}; wanted nothing but dictionaries, lists, strings and arrays"
+            )
+        return known[module, name]
+
+
+class _PickledArray:
+    """Shape, type and bytes of an array, as they come."""
+
+    state: tuple[Any, ...] = ()
+
+    def __init__(self, *arguments: object) -> None:
+        """Take what NumPy's function would be called with: the class, a shape and a type, all empty."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> ImageArray:
+        """Return the array, of bytes in C order."""
+        _, shape, kind, columns_first, content = self.state
+        if not isinstance(kind, _PickledType) or kind.name not in ("u1", b"u1") or columns_first:
+            raise ValueError("its data are no array of uint8 in C order")
+        return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+class _PickledType:
+    """The name of a type of numbers."""
+
+    name: object = None
+
+    def __init__(self, name: object = None, *arguments: object) -> None:
+        self.name = name
+
+    def __setstate__(self, state: object) -> None:
+        """Leave out byte order and alignment, which bytes do not have."""
+
+
+class _PickledBytes(bytes):
+    """Bytes that were written as text, one character for each."""
+
+    def __new__(cls, text: str, encoding: str) -> _PickledBytes:
+        """Undo what pickles of early protocols do to bytes."""
+        return super().__new__(cls, text.encode("latin1"))
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("bytes have no state")
 
 
 # --------------------------------------------------------------------------------------------------
