@@ -462,7 +462,7 @@ _FASHION_SOURCE: Final = (
 
 
 def load_fashion_mnist(
-    path: str | os.PathLike[str] | None = None, split: str = "train"
+    path: str | os.PathLike[str] | None = None, split: str = "train", *, per_class: int | None = None
 ) -> tuple[ImageArray, IntegerArray]:
     """Read Fashion-MNIST from a local copy; nothing is downloaded.
 
@@ -479,6 +479,8 @@ def load_fashion_mnist(
           in the folder itself, in ``fashion_mnist`` or in ``data`` (needs pyarrow and Pillow).
     split : {"train", "test"}
         60,000 or 10,000 images.
+    per_class : int, optional
+        Only the first so many images of every class.
 
     Returns
     -------
@@ -510,20 +512,29 @@ def load_fashion_mnist(
     ((10000, 784), array([9, 2, 1, 1, 6]))
     """
     _check_split(split)
+    count = None if per_class is None else check_count(per_class, "per_class")
     root = _data_root(path)
     npz = _npz_file(root, _NPZ_NAME)
     if npz.is_file():
         images, labels = _read_npz(npz, split)
-        return _checked_images(images, labels, npz, _FASHION_SHAPE)
+        return _some_images(images, labels, count, npz)
     for folder in _IDX_FOLDERS:
         found = _find_idx(root / folder, split)
         if found is not None:
-            return _checked_images(_read_idx(found[0], 3), _read_idx(found[1], 1), found[0], _FASHION_SHAPE)
+            return _some_images(_read_idx(found[0], 3), _read_idx(found[1], 1), count, found[0])
     files = _find_parquet(root, _PARQUET_FOLDERS, split)
     if files:
-        images, labels = _read_parquet(files, "image", None)
+        images, labels = _read_parquet(files, "image", count)
         return _checked_images(images, labels, files[0], _FASHION_SHAPE)
     raise _missing("Fashion-MNIST", root, split, _places(root, split), _FASHION_SOURCE)
+
+
+def _some_images(
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], per_class: int | None, source: Path
+) -> tuple[ImageArray, IntegerArray]:
+    checked, known = _checked_images(images, labels, source, _FASHION_SHAPE)
+    rows = _first_of_each_class(known, per_class, source)
+    return checked[rows], known[rows]
 
 
 def _check_split(split: str) -> None:
