@@ -180,7 +180,8 @@ def layer_outputs(
     Notes
     -----
     Of a module that gives a tuple, the first is taken; of one that is called several times, the last call. In
-    mode "train", each batch meets the same random numbers.
+    mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a generator of
+    its own draws from PyTorch's, at the start of each pass.)
 
     Examples
     --------

@@ -125,7 +125,7 @@ class ClassStatistics:
         counts = members.sum(dim=0)
         fresh = (self._counts == 0) & (counts > 0)
         if bool(fresh.any()):
-            # argmax returns the first of the largest: the first sample of each class.
+            # Of equal ones, argmax returns the first: the first sample of each class.
             self._origins[fresh] = rows[members.argmax(dim=0)[fresh]]
         rows = rows - self._origins[which]
         means = (members.T @ rows) / counts.clamp(min=1)[:, None]
