@@ -11,12 +11,15 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
 from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
+from .probes import RidgeProbes, SGDProbes
+from .statistics import ClassGeometry, ClassStatistics
 from .track import SpectralTracker, track
 from .trainer import Evaluation, History, Trainer
 
@@ -24,12 +27,18 @@ __all__ = [
     "MLP",
     "VGG",
     "Batches",
+    "ClassGeometry",
+    "ClassStatistics",
     "DeepLinear",
     "DeviceMatrix",
     "Evaluation",
     "History",
     "HybridMLP",
     "ImageData",
+    "LayerMeasures",
+    "LayerOutputs",
+    "RidgeProbes",
+    "SGDProbes",
     "Samples",
     "SpectralTracker",
     "Trainer",
@@ -37,7 +46,9 @@ __all__ = [
     "WeightMatrix",
     "collapse",
     "initialize_",
+    "layer_outputs",
     "load_images",
+    "measure_layers",
     "orthogonal_",
     "overparameterize",
     "select_modules",

@@ -1,0 +1,440 @@
+"""Features of the layers of a model, batch by batch, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .._arrays import check_count
+from .._errors import ShapeError
+from .layers import LayerChoice, select_modules
+from .probes import RidgeProbes, SGDProbes, gather_statistics
+from .statistics import ClassGeometry, ClassStatistics, check_labels
+
+Mode = Literal["eval", "train", "keep"]
+Pool = Literal["flatten", "mean"] | Callable[[torch.Tensor], torch.Tensor]
+
+#: The name of what goes into the model.
+INPUT = "input"
+
+
+class LayerOutputs:
+    """Features and labels, batch by batch; each loop over it is a pass over the batches.
+
+    Made by `layer_outputs`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        layers: LayerChoice,
+        *,
+        mode: Mode,
+        device: torch.device | str | None,
+        of: Literal["output", "input"],
+        pool: Pool,
+    ) -> None:
+        if mode not in ("eval", "train", "keep"):
+            raise ValueError(f"mode is {mode!r}; wanted 'eval', 'train' or 'keep'")
+        if of not in ("output", "input"):
+            raise ValueError(f"of is {of!r}; wanted 'output' or 'input'")
+        if not callable(pool) and pool not in ("flatten", "mean"):
+            raise ValueError(f"pool is {pool!r}; wanted 'flatten', 'mean' or a function of a tensor")
+        self._takes_input, self._modules = _input_and_modules(model, layers)
+        self._model, self._batches = model, batches
+        self._mode, self._of, self._pool = mode, of, pool
+        self._device = _device_of(model) if device is None else torch.device(device)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the features are called, in their order."""
+        return (*((INPUT,) if self._takes_input else ()), *self._modules)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Yield the features of each batch, (B, d) by name, and its labels, (B,)."""
+        empty = True
+        for inputs, labels in _pairs(self._batches):
+            empty = False
+            moved = _moved(inputs, self._device)
+            features: dict[str, torch.Tensor] = {}
+            if self._takes_input:
+                features[INPUT] = self._rows(moved, INPUT)
+            if self._modules:
+                with torch.no_grad(), _as_it_was(self._model, self._mode):
+                    features |= self._collected(moved)
+            for name, rows in features.items():
+                if len(rows) != len(labels):
+                    raise ShapeError(
+                        f"layer {name!r} gives features of shape {tuple(rows.shape)} for {len(labels)} "
+                        "labels; wanted one row per sample"
+                    )
+            yield features, labels.to(self._device)
+        if empty:
+            raise ValueError("batches yields nothing; an iterator gives its batches only once")
+
+    def _collected(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Run the model, and return what its modules gave."""
+        found: dict[str, torch.Tensor] = {}
+        handles = []
+        try:
+            for name, module in self._modules.items():
+                if self._of == "output":
+                    handles.append(module.register_forward_hook(self._output_hook(found, name)))
+                else:
+                    hook = self._input_hook(found, name)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            _call(self._model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self._modules:
+            if name not in found:
+                raise ValueError(f"layers: {name!r} was not called when the model ran")
+        return {name: found[name] for name in self._modules}
+
+    def _output_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[name] = self._rows(output, name)
+
+        return hook
+
+    def _input_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found[name] = self._rows((*inputs, *named.values()), name)
+
+        return hook
+
+    def _rows(self, value: Any, name: str) -> torch.Tensor:
+        """Return what a layer gave as (B, d)."""
+        first = value[0] if isinstance(value, (tuple, list)) and value else value
+        if not isinstance(first, torch.Tensor) or first.ndim == 0:
+            raise TypeError(
+                f"layer {name!r} gives {type(first).__name__}; wanted a tensor with one row per sample, or a "
+                "tuple that begins with one"
+            )
+        rows = self._pool(first.detach()) if callable(self._pool) else _pooled(first.detach(), self._pool)
+        if rows.ndim != 2:
+            raise ShapeError(f"layer {name!r}: pool gives shape {tuple(rows.shape)}; wanted (B, d)")
+        # A copy: the next layer may work in place.
+        return rows.clone()
+
+
+def layer_outputs(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: LayerChoice = None,
+    *,
+    mode: Mode = "eval",
+    device: torch.device | str | None = None,
+    of: Literal["output", "input"] = "output",
+    pool: Pool = "flatten",
+) -> LayerOutputs:
+    """Return the features of the chosen layers, batch by batch, without gradients.
+
+    Measuring leaves nothing behind: between two batches the model has the hooks, the train or eval mode of
+    each module, and, for all modes but "eval", the buffers that it had before; PyTorch's random state, too.
+
+    Parameters
+    ----------
+    model : Module
+    batches : iterable of (inputs, labels)
+        A DataLoader or a list, for instance. Inputs: a tensor (B, ..); a tuple or a dict stands for several
+        arguments of the model. Labels: integers, (B,).
+    layers : str, regular expression, callable, sequence of them, or None
+        As for `select_modules`; "input", alone or in a sequence, is what goes into the model (unless a module
+        is called so). None: the modules that own a weight matrix.
+    mode : {"eval", "train", "keep"}
+        In which mode the model runs. "eval": batch normalisation takes its running statistics, dropout does
+        nothing. "train": batch normalisation takes the statistics of each batch, and its running ones are put
+        back; dropout is active. "keep": each module as it is.
+    device : device, optional
+        Where the inputs are moved. Default: that of the model's first parameter.
+    of : {"output", "input"}
+        Which side of the layers.
+    pool : {"flatten", "mean"} or callable
+        "flatten": all of a sample's numbers. "mean": the mean over positions: over all axes after the second
+        of maps (B, channels, ..) with 4 axes or more, over the second of tokens (B, positions, d). A function
+        gets the tensor and returns (B, d); a Conv1d's (B, channels, positions) needs one.
+
+    Returns
+    -------
+    LayerOutputs
+        Iterable of ``(features, labels)``: a dict of tensors (B, d) by layer, in their own precision, and a
+        tensor (B,). Each loop over it runs the model on all batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `select_modules`, for other arguments out of their range; in the loop, for batches that are no
+        pairs, labels that are not integers, for no batch at all, and for a layer that was not called or gives
+        no tensor.
+    ShapeError
+        In the loop, where features and labels differ in number.
+
+    Notes
+    -----
+    Of a module that gives a tuple, the first is taken; of one that is called several times, the last call. In
+    mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a generator of
+    its own draws from PyTorch's, at the start of each pass.)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dlnfast.torch import layer_outputs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> batches = [(torch.zeros(3, 5), torch.tensor([0, 1, 1]))]
+    >>> for features, labels in layer_outputs(model, batches, ["input", "1"]):
+    ...     print({name: tuple(rows.shape) for name, rows in features.items()})
+    {'input': (3, 5), '1': (3, 4)}
+    """
+    return LayerOutputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
+
+
+@dataclass(frozen=True)
+class LayerMeasures:
+    """What `measure_layers` found of one layer.
+
+    Attributes
+    ----------
+    layer : str
+    dim : int
+        d, features of a sample.
+    n_samples : int
+        N, of the training batches; all but `probe_test` is measured on these.
+    compression : float
+        C_l; see `dlnfast.measures.compression`.
+    discrimination : float
+        D_l; see `dlnfast.measures.discrimination`.
+    geometry : ClassGeometry
+        How far the class means are from a simplex.
+    ranks : dict of str to int, or None
+        Numerical ranks of the (N, d) features: "machine", "nuclear" and "threshold"; see
+        `dlnfast.measures.numerical_rank`.
+    probe_train, probe_test : float or None
+        Accuracy of a linear probe fitted to the training batches, on these and on the test batches.
+    """
+
+    layer: str
+    dim: int
+    n_samples: int
+    compression: float
+    discrimination: float
+    geometry: ClassGeometry
+    ranks: dict[str, int] | None
+    probe_train: float | None
+    probe_test: float | None
+
+
+def measure_layers(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: LayerChoice = None,
+    *,
+    test_batches: Iterable[Any] | None = None,
+    n_classes: int | None = None,
+    mode: Mode = "eval",
+    device: torch.device | str | None = None,
+    of: Literal["output", "input"] = "output",
+    pool: Pool = "flatten",
+    ranks: bool = True,
+    probe: Literal["ridge", "sgd"] | RidgeProbes | SGDProbes | None = "ridge",
+) -> list[LayerMeasures]:
+    """Return compression, discrimination, ranks and probe accuracy of the chosen layers.
+
+    Parameters
+    ----------
+    model, batches, layers, mode, device, of, pool
+        As for `layer_outputs`. The batches are gone through several times.
+    test_batches : iterable of (inputs, labels), optional
+        For the accuracy of the probes on samples that they were not fitted to.
+    n_classes : int, optional
+        Labels are 0 .. n_classes - 1. Default: the largest label of the training batches, plus one, for which
+        they are gone through once more, without the model.
+    ranks : bool
+        Whether to compute the singular values of the features.
+    probe : {"ridge", "sgd"}, RidgeProbes, SGDProbes or None
+        "ridge": `RidgeProbes` as they are by default, from the pass that gathers the statistics. "sgd":
+        `SGDProbes`, from one pass more, and with the features of all layers in memory. None: no probes.
+
+    Returns
+    -------
+    list of LayerMeasures
+        One for each layer, in the order of registration; "input" first.
+
+    Raises
+    ------
+    TypeError
+        For batches that can be gone through only once, and as for `layer_outputs`.
+    ValueError, ShapeError
+        As for `layer_outputs` and `ClassStatistics`, naming the layer: features that are not finite, or the
+        same for all samples; a single class.
+
+    Notes
+    -----
+    Passes of the model: one for the statistics and ridge probes, one for the accuracy on the training
+    batches, one over the test batches. Time and memory beside it: those of `ClassStatistics`, for each layer,
+    and 4 d^3 or so for singular values and as much for a ridge probe.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dlnfast.torch import measure_layers
+    >>> inputs = torch.tensor([[0.0, 1.0], [0.0, 3.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> found = measure_layers(torch.nn.Linear(2, 2), [(inputs, torch.tensor([0, 0, 1, 1]))], "input")
+    >>> found[0].compression, found[0].discrimination, found[0].probe_train
+    (0.5, 1.0, 1.0)
+    """
+    for name, given in (("batches", batches), ("test_batches", test_batches)):
+        if given is not None and iter(given) is given:
+            raise TypeError(
+                f"{name} is an iterator, which ends after one pass; wanted a list or a DataLoader"
+            )
+    outputs = layer_outputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
+    count = _count_classes(batches) if n_classes is None else check_count(n_classes, "n_classes", minimum=2)
+    probes = _probes(probe, count)
+    statistics = gather_statistics(outputs, count, spectrum=ranks or isinstance(probes, RidgeProbes))
+    train: dict[str, float] = {}
+    test: dict[str, float] = {}
+    if probes is not None:
+        if isinstance(probes, RidgeProbes):
+            probes.fit_statistics(statistics)
+        else:
+            probes.fit(outputs)
+        train = probes.accuracy(outputs)
+        if test_batches is not None:
+            test = probes.accuracy(
+                layer_outputs(model, test_batches, layers, mode=mode, device=device, of=of, pool=pool)
+            )
+    return [
+        _measured(name, statistics[name], ranks, train.get(name), test.get(name)) for name in outputs.names
+    ]
+
+
+def _measured(
+    name: str, statistics: ClassStatistics, ranks: bool, train: float | None, test: float | None
+) -> LayerMeasures:
+    try:
+        return LayerMeasures(
+            layer=name,
+            dim=statistics.dim,
+            n_samples=statistics.n_samples,
+            compression=statistics.compression(),
+            discrimination=statistics.discrimination(),
+            geometry=statistics.geometry(),
+            ranks=statistics.ranks() if ranks else None,
+            probe_train=train,
+            probe_test=test,
+        )
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
+    if probe == "ridge":
+        return RidgeProbes(n_classes)
+    if probe == "sgd":
+        return SGDProbes(n_classes)
+    if probe is not None and not isinstance(probe, (RidgeProbes, SGDProbes)):
+        raise ValueError(f"probe is {probe!r}; wanted 'ridge', 'sgd', RidgeProbes, SGDProbes or None")
+    if probe is not None and probe.n_classes != n_classes:
+        raise ValueError(f"probe has n_classes {probe.n_classes}; wanted {n_classes}, as the labels have")
+    return probe
+
+
+def _count_classes(batches: Iterable[Any]) -> int:
+    largest = max((int(labels.max()) for _, labels in _pairs(batches) if len(labels)), default=-1)
+    if largest < 1:
+        raise ValueError(f"batches has labels up to {largest} only; wanted at least two classes")
+    return largest + 1
+
+
+def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield inputs and labels, which are checked."""
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(f"batches yields {type(batch).__name__}{size}; wanted pairs (inputs, labels)")
+        inputs, given = batch
+        labels = torch.as_tensor(given)
+        if labels.ndim != 1:
+            raise ShapeError(f"labels has shape {tuple(labels.shape)}; wanted one per sample, (B,)")
+        check_labels(labels, len(labels))
+        yield inputs, labels.to(torch.int64)
+
+
+def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
+    """Return whether "input" is among the layers, and the modules."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+    listed = [layers] if isinstance(layers, str) else layers
+    if not isinstance(listed, (list, tuple)) or INPUT not in listed or INPUT in dict(model.named_children()):
+        return False, select_modules(model, layers)
+    others = [choice for choice in listed if choice != INPUT]
+    return True, select_modules(model, others) if others else {}
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    first = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return torch.device("cpu") if first is None else first.device
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _moved(part, device) for name, part in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_moved(part, device) for part in inputs)
+    return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, dict):
+        model(**inputs)
+    elif isinstance(inputs, tuple):
+        model(*inputs)
+    else:
+        model(inputs)
+
+
+def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
+    if pool == "mean" and values.ndim > 3:
+        return values.flatten(2).mean(dim=2)
+    if pool == "mean" and values.ndim == 3:
+        return values.mean(dim=1)
+    return values.reshape(len(values), -1)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Set the mode; put back modes, buffers and the random state afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [] if mode == "eval" else _saved_buffers(model)
+    on_gpu = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=on_gpu):
+        try:
+            if mode != "keep":
+                model.train(mode == "train")
+            yield
+        finally:
+            if mode != "keep":
+                # By way of the model's own method, which may do more than set the flags; then one by one.
+                model.train(flags[0][1])
+                for module, training in flags:
+                    module.training = training
+            for module, name, buffer, values in buffers:
+                buffer.copy_(values)
+                module._buffers[name] = buffer
+
+
+def _saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
+    return [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
