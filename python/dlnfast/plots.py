@@ -813,8 +813,12 @@ class LineDisplay(_Labelled):
         What the axes say.
     theory : mapping of str to array_like, shape (n,), optional
         For some of the labels, values drawn dashed in the colour of the curve.
+    spread : mapping of str to array_like, shape (n,), optional
+        For some of the labels, half the length of error bars.
     levels : mapping of str to float, optional
         Label -> where a horizontal line is drawn.
+    log_y : bool
+        Whether the vertical axis is logarithmic.
 
     Attributes
     ----------
@@ -837,13 +841,22 @@ class LineDisplay(_Labelled):
         x_label: str,
         y_label: str,
         theory: Mapping[str, npt.ArrayLike] | None = None,
+        spread: Mapping[str, npt.ArrayLike] | None = None,
         levels: Mapping[str, float] | None = None,
+        log_y: bool = False,
     ) -> None:
         self.x = as_vector(x, "x", dtype=np.float64)
-        self.curves, self.theory = self._checked(curves, "curves"), self._checked(theory or {}, "theory")
-        unknown = [label for label in self.theory if label not in self.curves]
-        if unknown:
-            raise ValueError(f"theory has {unknown[0]!r}; wanted labels of curves: {', '.join(self.curves)}")
+        self.curves = self._checked(curves, "curves")
+        self.theory, self.spread = (
+            self._checked(theory or {}, "theory"),
+            self._checked(spread or {}, "spread"),
+        )
+        for name, lines in (("theory", self.theory), ("spread", self.spread)):
+            unknown = [label for label in lines if label not in self.curves]
+            if unknown:
+                known = ", ".join(self.curves)
+                raise ValueError(f"{name} has {unknown[0]!r}; wanted labels of curves: {known}")
+        self.log_y = bool(log_y)
         self._label(x_label, y_label, levels)
 
     def _checked(self, lines: Mapping[str, npt.ArrayLike], name: str) -> dict[str, _Array]:
@@ -865,6 +878,18 @@ class LineDisplay(_Labelled):
             ax.plot(self.x, values, color=colour, label=label, **style)
             if label in self.theory:
                 ax.plot(self.x, self.theory[label], color=colour, linewidth=1.0, linestyle="--", zorder=2)
+            if label in self.spread:
+                ax.errorbar(
+                    self.x,
+                    values,
+                    self.spread[label],
+                    color=colour,
+                    linestyle="none",
+                    capsize=3,
+                    elinewidth=1.0,
+                )
+        if self.log_y:
+            ax.set_yscale("log")
         self._finish(ax, legend)
         return self
 
@@ -874,6 +899,7 @@ class LineDisplay(_Labelled):
             "x": self.x.tolist(),
             "curves": {label: values.tolist() for label, values in self.curves.items()},
             "theory": {label: values.tolist() for label, values in self.theory.items()},
+            "spread": {label: values.tolist() for label, values in self.spread.items()},
             "levels": self.levels,
         }
 
