@@ -96,11 +96,11 @@ def test_descent_on_the_factors_is_that_of_the_engine(
     if initial == "balanced":
         width = None
     dt.overparameterize(layer, depth, width, initial=initial, seed=seed)
-    rate, steps = 0.02 / (problem.loss_scale * np.linalg.norm(X, 2) ** 2), 5
+    steps = 5
     run = dln.train(
         problem,
         [f.copy() for f in factors_of(layer)],
-        learning_rate=rate,
+        learning_rate="auto",
         steps=steps,
         momentum=momentum,
         weight_decay=weight_decay,
@@ -108,6 +108,7 @@ def test_descent_on_the_factors_is_that_of_the_engine(
         weights_every=1,
         singular_values=None,
     )
+    rate = run.config["learning_rate"][0]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
     for step in range(steps + 1):
         for ours, theirs in zip(run.all_weights(step), factors_of(layer), strict=True):
