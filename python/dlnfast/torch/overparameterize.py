@@ -143,6 +143,10 @@ def collapse(module: _Module) -> _Module:
     if not deep:
         raise ValueError("module has no weight that is a product of factors: overparameterize makes them")
     for layer in deep:
+        # PyTorch takes the weight's property off the class, which copies of the layer share.
+        kind = type(layer)
+        members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(kind.__name__, kind.__bases__, members)
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         # Of a product whose factors were frozen PyTorch makes a buffer; and the weight has to come first, so

@@ -84,6 +84,14 @@ def check_dropout(dropout: object) -> float:
     return value
 
 
+def flattened(x: torch.Tensor, dim_in: int) -> torch.Tensor:
+    """Return inputs of shape (B, ..) as rows of d_0 values."""
+    rows = x.flatten(1)
+    if rows.shape[1] != dim_in:
+        raise ShapeError(f"x has shape {tuple(x.shape)}; wanted {dim_in} values (d_0) per sample")
+    return rows
+
+
 def check_images(x: torch.Tensor, in_channels: int, image_size: int) -> None:
     """Refuse inputs that are not (B, channels, size, size)."""
     if x.ndim != 4 or x.shape[1:] != (in_channels, image_size, image_size):

@@ -14,7 +14,7 @@ from ...initial import check_widths
 from ...trajectory import Trajectory
 from ..initial import Scale
 from ..operators import precision
-from ._construction import Device, construction
+from ._construction import Device, construction, flattened
 
 
 class DeepLinear(nn.Module):
@@ -138,7 +138,7 @@ class DeepLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``W_L .. W_1 x`` for the rows x of shape (B, d_0); inputs with more axes are flattened."""
-        result: torch.Tensor = self.layers(x.flatten(1))
+        result: torch.Tensor = self.layers(flattened(x, self.widths[0]))
         return result
 
     def _linear_layers(self) -> list[nn.Linear]:

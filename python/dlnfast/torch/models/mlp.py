@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from ..._arrays import check_count
-from ..._errors import ShapeError
 from ...initial import check_widths
 from ..initial import Scale
-from ._construction import Device, check_activation, construction, hidden_layer
+from ._construction import Device, check_activation, construction, flattened, hidden_layer
 
 
 class MLP(nn.Module):
@@ -96,10 +95,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the head, shape (B, d_L); inputs of any shape (B, ..) are flattened."""
-        rows = x.flatten(1)
-        if rows.shape[1] != self.widths[0]:
-            raise ShapeError(f"x has shape {tuple(x.shape)}; wanted {self.widths[0]} values (d_0) per sample")
-        result: torch.Tensor = self.head(self.layers(rows))
+        result: torch.Tensor = self.head(self.layers(flattened(x, self.widths[0])))
         return result
 
 
