@@ -69,6 +69,15 @@ def assert_same_run(wanted, run, limit=0.0):
     assert max(found.values()) <= limit, found
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Take one thread: a second team beside the core's makes small work wait on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def problem():
     return dln.Problem(dln.low_rank_recovery(10, 2, seed=1).target, loss_scale=0.01)
