@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
 
@@ -127,15 +127,20 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
     momentum = each(0.0, 0.5, 0.9)
     rates = [rate * share * (1 - max(momentum)) for share in each(0.0, 0.3, 1.0)]
     steps = data.draw(st.sampled_from([0, 1, 40, 200]))
-    wanted, run = both(
-        problem,
-        weights,
-        learning_rate=rates,
-        weight_decay=each(0.0, 0.01),
-        momentum=momentum,
-        steps=steps,
-        record_every=data.draw(st.sampled_from([1, 9])),
-        weights_every=10,
+    options = {
+        "learning_rate": rates,
+        "weight_decay": each(0.0, 0.01),
+        "momentum": momentum,
+        "steps": steps,
+        "record_every": data.draw(st.sampled_from([1, 9])),
+        "weights_every": 10,
+    }
+    wanted, run = both(problem, weights, **options)
+    # Descent that leaves a saddle point amplifies the rounding that it came there with, in any engine.
+    rng, small = np.random.default_rng(seed), 1e-7 if dtype == F64 else 1e-3
+    nearby = [w * (1 + small * rng.standard_normal(w.shape)).astype(dtype) for w in weights]
+    assume(
+        max(differences(wanted, dln.train(problem, nearby, engine="dense", **options)).values()) <= 50 * small
     )
     # In float32 losses near a minimum are known to rounding beside their first value, and momentum 0.9 sums
     # ten steps' errors up.
