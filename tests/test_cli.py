@@ -386,7 +386,7 @@ def test_help_lists_every_setting(capsys):
             assert rule.wanted in line
             assert ("required" in line) == rule.required
     assert "  steps            an integer; required\n" in printed
-    assert '  engine           one of "auto", "reduced", "dense"; default "auto"\n' in printed
+    assert '  engine           one of "auto", "reduced", "dense", "torch"; default "auto"\n' in printed
 
 
 def test_help_of_figure_names_the_next_help(capsys):

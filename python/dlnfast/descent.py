@@ -74,6 +74,8 @@ class _AdaptiveRequest:
 #: Stands for all singular values in the core, which takes the smaller of this and of what there is.
 _ALL_VALUES = 2**62
 
+_ADAPTIVE_RATE = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
+
 _ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion", "muon", "shampoo")
 
 
@@ -86,6 +88,7 @@ def train(
     weight_decay: PerLayer = 0.0,
     momentum: PerLayer = 0.0,
     engine: str = "auto",
+    device: object = None,
     record_every: int = 1,
     singular_values: str | int | None = "all",
     vectors: bool = False,
@@ -121,10 +124,14 @@ def train(
         Number of updates, 0 or more.
     weight_decay, momentum : float or sequence of float
         ``lambda`` and ``mu`` (0 <= mu < 1), for all layers or one per layer.
-    engine : {"auto", "reduced", "dense"}
+    engine : {"auto", "reduced", "dense", "torch"}
         "reduced" trains the invariant subspace only, exactly, at a cost independent of the width; "dense"
         trains whole matrices. "auto" takes the reduced engine where its conditions are found to hold and
-        it is smaller than the network. The choice and its reasons stand in ``run.certificate``.
+        it is smaller than the network. The choice and its reasons stand in ``run.certificate``. "torch" is
+        the dense engine on a PyTorch device: the same recursion, for a `Problem` and constant rates.
+    device : str or torch.device, optional
+        For ``engine="torch"``: "cpu", "cuda", "cuda:1", ..; by default that of PyTorch. The trajectory holds
+        NumPy arrays, as ever.
     record_every : int
         Records at steps 0, record_every, 2 record_every, .. and at the last step.
     singular_values : {"all", None} or int
@@ -138,15 +145,16 @@ def train(
         How the dense engine finds them. "auto": for layers that start as a scaled rotation and whose updates
         are thin, in factored form, O(d (k + K)^2) for k or for all values at once; for layers up to 128 wide,
         and those of which a third is wanted, by decomposition; otherwise by iteration from the record before.
-        "dense": always by iteration. "full": always by decomposition.
+        "dense": always by iteration. "full": always by decomposition. The torch engine: never in factored
+        form; on an accelerator k of them by iteration, which moves thin blocks only, all of them on the host.
     weights_every : int, optional
-        Dense engine: keep whole weight matrices at every such step (the first and last are always kept).
-        The reduced engine gives the weights at any record.
+        Dense and torch engine: keep whole weight matrices at every such step (the first and last are always
+        kept). The reduced engine gives the weights at any record.
     tolerance : float, optional
         Stop as soon as the loss is at most this.
     n_threads : int
-        0: as many as OpenMP allows, one for small work, fewer while other programs hold the cores. A
-        positive number is taken literally.
+        0: as many as OpenMP allows, one for small work, fewer while other programs hold the cores (with the
+        torch engine: as many as PyTorch is set to). A positive number is taken literally.
     progress : bool
         A bar on a terminal, once the run has taken a second.
     callback : callable, optional
@@ -164,9 +172,12 @@ def train(
     ShapeError
         Weights that do not fit each other or the problem.
     AssumptionError
-        ``engine="reduced"`` where the theorem does not hold, or an adaptive optimizer.
+        ``engine="reduced"`` where the theorem does not hold, a law of weights for an engine that needs whole
+        layers, or an adaptive optimizer.
     DivergedError
         The loss stopped being finite; the exception holds the trajectory up to there.
+    ModuleNotFoundError
+        ``engine="torch"`` without PyTorch.
     TypeError, ValueError
         Any other argument out of its range; the message names it.
 
@@ -174,7 +185,11 @@ def train(
     -----
     Reduced: O(L r^3) per step, O(L d^2 r) once. Dense: 6 (L - 1) d^3 flops per step for square layers; with
     d_L = K << d no d^3 at all, 6 (L - 1) K d^2 flops and one read and one read-and-write of each weight
-    matrix. Neither depends on the number of samples.
+    matrix. Neither depends on the number of samples. Torch: the flops of the dense engine in 3 L + 2 or so
+    calls of PyTorch, up to three more for each layer with weight decay or momentum. On an accelerator the
+    losses are read at records, or every 64 steps (every step with `tolerance`), and the weights are held
+    twice to find the step of a divergence, three times where k singular values are followed. float32 is
+    not rounded to TF32 or bfloat16, whatever PyTorch is set to.
 
     White inputs and rates above `dlnfast.theory.stability_threshold` of the target's largest singular value:
     both engines still follow the recursion to rounding at every step, but descent may amplify rounding at
@@ -201,8 +216,12 @@ def train(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
     _check_optimizer(optimizer)
-    if engine not in ("auto", "reduced", "dense"):
-        raise ValueError(f'engine is {engine!r}; wanted "auto", "reduced" or "dense"')
+    if engine not in ("auto", "reduced", "dense", "torch"):
+        raise ValueError(
+            f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
+        )
+    if device is not None and engine != "torch":
+        raise ValueError(f'device is {device!r} but engine is {engine!r}; wanted engine="torch" beside it')
     initial = check_initial(weights, problem)
     request = Request.checked(
         problem,
@@ -220,15 +239,19 @@ def train(
         n_threads=n_threads,
         callback=callback,
     )
-    if request.adaptive is not None and engine == "auto" and not isinstance(initial, ImplicitWeights):
-        certificate, space = Certificate("dense", "learning_rate is adaptive", None), None
+    job: _Job
+    if engine == "torch":
+        request, job, certificate = _on_device(request, device)
     else:
-        certificate, space = choose_engine(engine, problem, initial)
-    if request.adaptive is not None and space is not None:
-        raise ValueError('learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"')
+        if request.adaptive is not None and engine == "auto" and not isinstance(initial, ImplicitWeights):
+            certificate, space = Certificate("dense", "learning_rate is adaptive", None), None
+        else:
+            certificate, space = choose_engine(engine, problem, initial)
+        if request.adaptive is not None and space is not None:
+            raise ValueError(_ADAPTIVE_RATE)
+        job = DenseJob(request) if space is None else _ReducedJob(request, space)
     certificate = with_caution(certificate, request)
     logger.info("%s", certificate)
-    job: _Job = _DenseJob(request) if space is None else _ReducedJob(request, space)
     with _ProgressBar(request.steps, progress) as bar:
         return _run(job, request, certificate, bar, start)
 
@@ -285,6 +308,7 @@ class Request:
     tolerance: float | None
     n_threads: int
     callback: Callback | None
+    device: str | None = None  # engine="torch" only
 
     @classmethod
     def checked(
@@ -385,6 +409,7 @@ class Request:
             "n_threads": self.n_threads,
             "dtype": self.dtype.name,
             "widths": self.widths,
+            **({} if self.device is None else {"device": self.device}),
         }
 
 
@@ -476,7 +501,9 @@ def reduced_states(
     )
 
 
-class _DenseJob:
+class DenseJob:
+    """Working copies of the weights, and room for what the records of whole layers hold."""
+
     def __init__(self, request: Request) -> None:
         self.request = request
         assert not isinstance(request.weights, ImplicitWeights)
@@ -506,6 +533,7 @@ class _DenseJob:
         )
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
         arguments |= {
             "snapshot_every": self.request.weights_every or 0,
@@ -526,6 +554,7 @@ class _DenseJob:
         return core.dense_descent(self.weights, arguments)
 
     def states(self, outputs: _Outputs, complete: bool) -> DenseStates:
+        """Return what was recorded so far, with the weights at the end where the run came to one."""
         n = outputs.n_records
         every = self.request.weights_every or 1
         return DenseStates(
@@ -830,6 +859,28 @@ def with_caution(certificate: Certificate, request: Request) -> Certificate:
         "unstable: each step is exact to rounding, but rounding may grow, so that trajectories can part"
     )
     return replace(certificate, reason=f"{certificate.reason}; {caution}")
+
+
+def _on_device(request: Request, device: object) -> tuple[Request, DenseJob, Certificate]:
+    """Return what runs on a PyTorch device, or say which engine does what this one does not."""
+    if isinstance(request.problem, Observations):
+        raise TypeError(
+            f"problem is {type(request.problem).__name__}; engine='torch' wants a dlnfast.Problem: "
+            "engine='dense' descends on observations of a matrix"
+        )
+    if isinstance(request.weights, ImplicitWeights):
+        raise AssumptionError(
+            "engine='torch' needs whole layers, but weights are a law: engine='reduced' trains it, or draw "
+            "them with dln.orthogonal(..., implicit=False)"
+        )
+    if request.adaptive is not None:
+        raise ValueError(_ADAPTIVE_RATE)
+    from .torch.descent import TorchJob, find_device
+
+    place = find_device(device, request.dtype)
+    request = replace(request, device=str(place))
+    certificate = Certificate("torch", f"engine='torch' was asked for, on {place}", None)
+    return request, TorchJob(request, place), certificate
 
 
 def _assumption_text(assumptions: Assumptions) -> str:

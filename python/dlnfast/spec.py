@@ -143,7 +143,8 @@ _SECTIONS: Final[dict[str, dict[str, _Key]]] = {
         "steps": _integer(required=True),
         "weight_decay": _per_layer(0.0),
         "momentum": _per_layer(0.0),
-        "engine": _choice("auto", "auto", "reduced", "dense"),
+        "engine": _choice("auto", "auto", "reduced", "dense", "torch"),
+        "device": _string(),
         "record_every": _integer(1),
         "singular_values": _Key(
             lambda v: v in ("all", "none") or _is_integer(v), '"all", "none" or an integer', "all"
