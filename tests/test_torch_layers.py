@@ -114,6 +114,23 @@ def test_shared_weights_are_listed_once_with_their_other_names(model):
     assert shared.aliases == ("7",)
 
 
+def test_a_head_that_shares_the_weight_of_an_embedding_is_a_layer():
+    tied = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 10))
+    tied[2].weight = tied[0].weight
+    found = weight_matrices(tied)
+    assert [(m.name, m.aliases) for m in found] == [("1", ()), ("2", ("0",))]
+    assert names(weight_matrices(tied, "penultimate")) == ["1"]
+
+
+def test_factors_of_a_layer_that_stands_alone():
+    layer = dln.torch.overparameterize(nn.Linear(4, 6), depth=2)
+    assert [(m.name, m.shape) for m in weight_matrices(layer, "factors.*")] == [
+        ("factors.1", (4, 4)),
+        ("factors.2", (6, 4)),
+    ]
+    assert names(weight_matrices(layer)) == ["weight"]
+
+
 def test_modules_are_chosen_alike(model):
     assert list(select_modules(model, "1.linear?")) == ["1.linear1", "1.linear2"]
     assert list(select_modules(model, ["5", "0"])) == ["0", "5"]

@@ -87,7 +87,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     Returns
     -------
     list of WeightMatrix
-        In the order of registration; weights that several modules share are listed once.
+        In the order of registration; weights that several modules share are listed once: as that of the first
+        one that is no embedding.
 
     Raises
     ------
@@ -189,30 +190,31 @@ def _by_default(matrix: WeightMatrix) -> bool:
 
 def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
     """Yield every weight with two axes or more, those that are shared once."""
-    names: dict[int, list[str]] = {}
-    found: list[WeightMatrix] = []
-    for path, module in model.named_modules():
-        for matrix in _matrices_of(path, module):
-            tensor = getattr(module, matrix.attribute)
-            owned = matrix.attribute in module._parameters
-            key = id(tensor) if owned and matrix.part is None else -len(found) - 1
-            if key in names:
-                names[key].append(matrix.name)
-                continue
-            names[key] = []
-            found.append(matrix)
-    for matrix, aliases in zip(found, names.values(), strict=True):
-        yield WeightMatrix(matrix.name, matrix.module, matrix.attribute, matrix.part, tuple(aliases))
+    everything = [m for path, module in model.named_modules() for m in _matrices_of(path, module)]
+    groups: dict[tuple[int, int | None], list[WeightMatrix]] = {}
+    for matrix in everything:
+        owned = matrix.module._parameters.get(matrix.attribute)
+        # A computed weight is nobody else's.
+        groups.setdefault((id(matrix if owned is None else owned), matrix.part), []).append(matrix)
+    # Where a head shares the weight of an embedding, it is the head's.
+    owners = {
+        next((m for m in sharing if _by_default(m)), sharing[0]): sharing for sharing in groups.values()
+    }
+    for matrix in everything:
+        if matrix in owners:
+            aliases = tuple(m.name for m in owners[matrix] if m is not matrix)
+            yield WeightMatrix(matrix.name, matrix.module, matrix.attribute, matrix.part, aliases)
 
 
 def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
     if isinstance(module, parametrize.ParametrizationList):
         # The layer is called what the list belongs to: "fc" for "fc.parametrizations.weight".
-        layer, _, attribute = path.rpartition(".parametrizations.")
+        layer, _, attribute = f".{path}".rpartition(".parametrizations.")
         if attribute != "weight" or not hasattr(module[0], "is_deep_product"):
             return
         for number in range(module.ntensors):
-            yield WeightMatrix(f"{layer}.factors.{number + 1}", module, f"original{number}")
+            name = f"{layer}.factors.{number + 1}".lstrip(".")
+            yield WeightMatrix(name, module, f"original{number}")
         return
     if _is_matrix(module, "weight"):
         yield WeightMatrix(path or "weight", module)
