@@ -161,7 +161,8 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
     )
     module = figures.load(name)
     if figures.quick_settings(module):
-        parser.add_argument("--quick", action="store_true", help="a smaller setting, in under a minute")
+        takes = figures.quick_takes(module)
+        parser.add_argument("--quick", action="store_true", help=f"a smaller setting, {takes}")
     for option in figures.options(module.Settings):
         default = " ".join(map(str, option.default)) if option.many else option.default
         if default == "":

@@ -23,6 +23,8 @@ __all__ = [
     "compression",
     "discrimination",
     "effective_rank",
+    "energy_share",
+    "image_angles",
     "mode_strengths",
     "numerical_rank",
     "schatten_norm",
@@ -496,6 +498,96 @@ def stable_rank(matrix: npt.ArrayLike) -> float:
     """
     values, _, _ = _spectrum(matrix)
     return float(np.sum((values / values[0]) ** 2)) if values[0] > 0.0 else 0.0
+
+
+def energy_share(matrix: npt.ArrayLike, k: int) -> float:
+    r"""Return the share of ||W||_F^2 in the k largest singular values.
+
+    .. math:: \sum_{i \le k} \sigma_i^2 \Big/ \sum_i \sigma_i^2
+
+    Parameters
+    ----------
+    matrix : (m, n) or (p,) array_like
+        W, or all its singular values.
+    k : int
+        How many; all of them where there are fewer.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 for zeros, which have no energy.
+
+    Raises
+    ------
+    ValueError
+        For values that are not finite, negative singular values, k < 1.
+
+    Notes
+    -----
+    Cost: one SVD without vectors, O(m n min(m, n)); O(p log p) from singular values. Of an n x n matrix with
+    independent entries about 4 k / n, as long as k << n.
+
+    Examples
+    --------
+    >>> from dlnfast.measures import energy_share
+    >>> energy_share([3.0, 4.0, 0.0], 1)
+    0.64
+    """
+    count = check_count(k, "k")
+    values, _, _ = _spectrum(matrix)
+    if values[0] == 0.0:
+        return 0.0
+    squares = (values / values[0]) ** 2
+    return float(np.sum(squares[:count]) / np.sum(squares))
+
+
+def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike) -> FloatArray:
+    """Return how far the images of some vectors have turned: the angles between W v and W_0 v, in radians.
+
+    0 along all directions that the change W - W_0 does not act on, whatever they are to W_0.
+
+    Parameters
+    ----------
+    W, start : (m, n) array_like
+        W and W_0.
+    vectors : (n, p) array_like
+        Columns v, of any length but 0.
+
+    Returns
+    -------
+    (p,) ndarray of float64
+        Angles of lines, in [0, pi/2], accurate to rounding near 0 and near pi/2; pi/2 where one of the two
+        images is zero, 0 where both are.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit.
+    ValueError
+        For values that are not finite.
+
+    Notes
+    -----
+    Cost: O(m n p).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dlnfast.measures import image_angles
+    >>> image_angles([[1.0, 0.0], [1.0, 2.0]], np.eye(2), np.eye(2)) / np.pi
+    array([0.25, 0.  ])
+    """
+    current = as_matrix(W, "W", dtype=np.float64)
+    initial = as_matrix(start, "start", symbol="W_0", shape=current.shape, dtype=np.float64)
+    columns = as_matrix(vectors, "vectors", shape=(current.shape[1], None), dtype=np.float64)
+    images = [matrix @ columns for matrix in (current, initial)]
+    lengths = [np.linalg.norm(image, axis=0) for image in images]
+    lines = [image / np.where(length > 0, length, 1.0) for image, length in zip(images, lengths, strict=True)]
+    angles = plain.angle(*lines)
+    empty = [length == 0 for length in lengths]
+    angles[empty[0] != empty[1]] = np.pi / 2
+    angles[empty[0] & empty[1]] = 0.0
+    return angles
 
 
 def effective_rank(matrix: npt.ArrayLike) -> float:

@@ -2,7 +2,8 @@
 
 A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two
 functions of `FigureModule`. It calls the package and holds no mathematics of its own. Where its defaults take
-long, a dictionary `QUICK` holds smaller settings for ``--quick``. Where it takes times, `TIMED` is True: the
+long, a dictionary `QUICK` holds smaller settings for ``--quick``, and `QUICK_TAKES` says how long these take
+where it is more than a minute. Where it takes times, `TIMED` is True: the
 command line then starts again without settings that cripple a library.
 """
 
@@ -40,6 +41,7 @@ __all__ = [
     "mark_quick",
     "options",
     "quick_settings",
+    "quick_takes",
     "run_until",
     "setting",
 ]
@@ -53,6 +55,9 @@ FIGURES: Final = {
     "factorisation-compressed": "a deep factorisation and its exact compression: loss, time and path",
     "completion-compressed": "matrix completion by narrow networks: recovery, time, rank, width and depth",
     "sensing-compressed": "matrix sensing by narrow networks: relative error against iterations and time",
+    "mlp-vs-hybrid": "features of an MLP and of a network with linear deep layers, on CIFAR-10",
+    "role-of-depth": "probes, compression and test accuracy of networks with more and more layers",
+    "penultimate-spectra": "what training changes in the last but one weight of four kinds of networks",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
 
@@ -205,6 +210,11 @@ def make_settings(settings: type[Any], values: Mapping[str, Any]) -> Any:
 def quick_settings(module: FigureModule) -> Mapping[str, Any]:
     """Return the settings that ``--quick`` changes; none where the figure is quick anyway."""
     return cast(Mapping[str, Any], getattr(module, "QUICK", {}))
+
+
+def quick_takes(module: FigureModule) -> str:
+    """Return in what time ``--quick`` ends."""
+    return str(getattr(module, "QUICK_TAKES", "in under a minute"))
 
 
 def is_timed(module: FigureModule) -> bool:
