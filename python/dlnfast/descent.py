@@ -21,6 +21,7 @@ from .curvature import constant_rate, layer_curvatures
 from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
+from .progress import ProgressBar
 from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, stability_threshold
 from .trajectory import DenseStates, LayerTracking, ReducedStates, Trajectory
@@ -252,7 +253,7 @@ def train(
         job = DenseJob(request) if space is None else _ReducedJob(request, space)
     certificate = with_caution(certificate, request)
     logger.info("%s", certificate)
-    with _ProgressBar(request.steps, progress) as bar:
+    with ProgressBar(request.steps, progress) as bar:
         return _run(job, request, certificate, bar, start)
 
 
@@ -574,9 +575,7 @@ class DenseJob:
         )
 
 
-def _run(
-    job: _Job, request: Request, certificate: Certificate, bar: _ProgressBar, start: float
-) -> Trajectory:
+def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float) -> Trajectory:
     outputs = _Outputs(request)
     arguments = {
         "loss_scale": request.problem.loss_scale,
@@ -895,28 +894,3 @@ def _assumption_text(assumptions: Assumptions) -> str:
         for check in assumptions.failures
     ]
     return "engine='reduced' does not hold here. " + " | ".join(lines)
-
-
-class _ProgressBar:
-    """A tqdm bar that appears on a terminal after a second; nothing where progress is off."""
-
-    def __init__(self, steps: int, wanted: bool) -> None:
-        #: What the core calls now and then with (step, loss); None where nobody watches.
-        self.listener: Callback | None = None
-        self._bar: Any = None
-        if wanted:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, unit="step", delay=1.0, disable=None, leave=False)
-            self.listener = self._update
-
-    def _update(self, step: int, loss: float) -> None:
-        self._bar.set_postfix_str(f"loss {loss:.3e}", refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

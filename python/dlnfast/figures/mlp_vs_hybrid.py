@@ -176,7 +176,7 @@ def _claims(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> lis
     deep = records["MLP"]["compression"][first - 1 :]
     like = (deep[-1] / deep[0]) ** (1 / max(len(deep) - 1, 1))
     text = f"factor {like:.3g} a layer from layer {first} on, hybrid {ratio:.3g}"
-    claims.append(Claim("the MLP's deep layers compress as linear ones do", 0.0 < like < 1.0, text))
+    claims.append(Claim("the MLP's deep layers compress, too", 0.0 < like < 1.0, text))
     return claims
 
 

@@ -1,11 +1,13 @@
-"""Features of a deep linear classifier collapse progressively: by the same factor in every layer.
+"""Features of a deep classifier collapse progressively: by about the same factor in every layer.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature
-Compression and Discrimination" (arXiv 2311.02960), and section 4 of arXiv 2306.01154. Linear networks.
+Compression and Discrimination" (arXiv 2311.02960), and section 4 of arXiv 2306.01154: linear networks, and
+with PyTorch ReLU networks beside them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from .._arrays import FloatArray, check_count
 from ..descent import train
 from ..plots import COLOURS, CompressionDisplay
 from ..problem import classification
-from ..trajectory import Trajectory
 from . import Result, setting
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ _INITIAL: dict[str, Callable[..., list[FloatArray]]] = {
     "normal": initial.gaussian,
     "uniform": initial.uniform,
 }
+#: What `dlnfast.torch` calls these laws, where it has another name.
+_LAWS = {"normal": "gaussian"}
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+_ACTIVATIONS = ("linear", "relu")
+#: C_l of the ReLU network with L = 8, read off a published plot.
+PUBLISHED_RELU = (11.0, 2.7, 0.26, 0.018, 1.3e-3, 8e-5, 5e-6, 9e-7)
+
+#: ReLU networks leave their plateau late and fit slowly; these stop before they fit.
+QUICK = {"relu_depths": (6, 8), "relu_steps": 10_000, "scales": (0.5, 0.25), "runs": 5}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,13 @@ class Settings:
     sum of squares it gives those (as later stops do, to 0.1 %), so that is the default. For the first
     reading set `tolerance` to 2.5e-4. And the median over 20 seeds is drawn: single ones differ by about one
     per cent.
+
+    ReLU networks have the same weights, samples and rates, and a ReLU after every layer but the last.
     """
+
+    activations: tuple[str, ...] = setting(
+        _ACTIVATIONS, "rows: ReLU networks need PyTorch", choices=_ACTIVATIONS
+    )
 
     n_classes: int = setting(5, "K")
     samples_per_class: int = setting(10, "n; the width is N = K n")
@@ -59,6 +74,9 @@ class Settings:
     tolerance: float = setting(1e-6, "train until the sum of squares, |W X - Y|^2 / 2, is this small")
     steps: int = setting(200_000, "but no longer than this")
     runs: int = setting(20, "seeds per network; the median is drawn")
+    relu_depths: tuple[int, ...] = setting((6, 8, 10), "L of the ReLU networks in the first panel")
+    relu_steps: int = setting(300_000, "steps of ReLU networks, at most")
+    relu_runs: int = setting(1, "seeds per ReLU network")
     seed: int = setting(0, "the first of them")
 
 
@@ -73,10 +91,11 @@ class _Network:
     init: str = "orthogonal"
 
 
-def _panels(settings: Settings) -> dict[str, list[_Network]]:
+def _panels(settings: Settings, activation: str) -> dict[str, list[_Network]]:
     depth, eta = settings.sweep_depth, settings.sweep_learning_rate
+    depths = settings.depths if activation == "linear" else settings.relu_depths
     return {
-        "depth": [_Network(f"$L = {n}$", n, settings.scale, settings.learning_rate) for n in settings.depths],
+        "depth": [_Network(f"$L = {n}$", n, settings.scale, settings.learning_rate) for n in depths],
         "scale": [_Network(rf"$\epsilon = {eps:g}$", depth, eps, eta) for eps in settings.scales],
         "init": [_Network(init, depth, settings.scale, eta, init) for init in settings.inits],
     }
@@ -85,27 +104,69 @@ def _panels(settings: Settings) -> dict[str, list[_Network]]:
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train the networks of all panels until they fit, and measure their features."""
     check_count(settings.samples_per_class, "samples_per_class", minimum=2)  # C_l is 0 for one
-    check_count(settings.runs, "runs")
+    for name in ("runs", "relu_runs"):
+        check_count(getattr(settings, name), name)
     displays: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
     highlights = []
-    for panel, networks in _panels(settings).items():
-        displays[panel], numbers[panel] = [], []
-        for network in networks:
-            display, record = _measure(settings, network, progress)
-            displays[panel].append(display)
-            numbers[panel].append(record)
-            highlights.append(f"{panel:<6} {_line(record)}")
+    for activation in _shown(settings):
+        train_all = _train if activation == "linear" else _train_relu
+        for panel, networks in _panels(settings, activation).items():
+            key = _key(activation, panel)
+            displays[key], numbers[key] = [], []
+            for network in networks:
+                start = time.perf_counter()
+                runs = list(train_all(settings, network, progress))
+                display, record = _summary(settings, network, activation, runs)
+                record["seconds"] = time.perf_counter() - start
+                displays[key].append(display)
+                numbers[key].append(record)
+                highlights.append(f"{key:<11} {_line(record)}")
+                if activation == "relu" and panel == "depth" and network.depth == len(PUBLISHED_RELU):
+                    highlights.append(_beside_published(record))
+    if "relu" in settings.activations and "relu" not in _shown(settings):
+        numbers["note"] = "ReLU networks need PyTorch, which is not installed: pip install torch"
+        highlights.append(numbers["note"])
     return Result(displays, numbers, highlights)
 
 
-def _measure(
-    settings: Settings, network: _Network, progress: bool
+def _shown(settings: Settings) -> list[str]:
+    """Return the activations that can be trained here."""
+    known = importlib.util.find_spec("torch") is not None
+    if not known and settings.activations == ("relu",):
+        raise ValueError("activations is relu, which needs PyTorch: pip install torch")
+    return [name for name in _ACTIVATIONS if name in settings.activations and (known or name == "linear")]
+
+
+def _key(activation: str, panel: str) -> str:
+    return panel if activation == "linear" else f"{activation} {panel}"
+
+
+def _beside_published(record: dict[str, Any]) -> str:
+    measured, published = (
+        " ".join(f"{value:.2g}" for value in values) for values in (record["compression"], PUBLISHED_RELU)
+    )
+    return f"            C_l {measured}   published ~ {published}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a figure needs of one trained network."""
+
+    compression: FloatArray
+    steps: int
+    loss: float
+    converged: bool
+    engine: str
+    why: str
+    seconds: float
+
+
+def _summary(
+    settings: Settings, network: _Network, activation: str, runs: list[_Run]
 ) -> tuple[CompressionDisplay, dict[str, Any]]:
-    start = time.perf_counter()
-    runs = list(_train(settings, network, progress))
     expected = None
-    if network.init == "orthogonal":
+    if network.init == "orthogonal" and activation == "linear":
         expected = theory.compression_law(
             range(network.depth),
             scale=network.scale,
@@ -113,7 +174,7 @@ def _measure(
             n_classes=settings.n_classes,
             samples_per_class=settings.samples_per_class,
         )
-    found = np.array([CompressionDisplay.from_trajectory(run).compression for run in runs])
+    found = np.array([run.compression for run in runs])
     display = CompressionDisplay(range(network.depth), np.median(found, axis=0), theory=expected)
     record = {
         "depth": network.depth,
@@ -125,22 +186,21 @@ def _measure(
         "least": found.min(axis=0),
         "largest": found.max(axis=0),
         "theory_ratio": None if expected is None or len(expected) < 2 else float(expected[1] / expected[0]),
-        "steps": [int(run.steps[-1]) for run in runs],
-        "final_loss": max(float(run.loss[-1]) for run in runs),
-        "converged": all(run.config["outcome"] == "converged" for run in runs),
+        "steps": [run.steps for run in runs],
+        "final_loss": max(run.loss for run in runs),
+        "converged": all(run.converged for run in runs),
         "engine": runs[0].engine,
-        "why": str(runs[0].certificate),
-        "training_seconds": float(np.median([run.wall_time for run in runs])),
-        "seconds": time.perf_counter() - start,
+        "why": runs[0].why,
+        "training_seconds": float(np.median([run.seconds for run in runs])),
     }
     return display, record
 
 
-def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[Trajectory]:
+def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_Run]:
     for seed in range(settings.seed, settings.seed + settings.runs):
         problem = classification(settings.n_classes, settings.samples_per_class, seed=seed)
         widths = [problem.dim_in] * network.depth + [problem.dim_out]
-        yield train(
+        run = train(
             problem,
             _INITIAL[network.init](widths, network.scale, seed),
             learning_rate=network.learning_rate,
@@ -149,6 +209,73 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[Tr
             record_every=max(settings.steps, 1),
             singular_values=None,
             progress=progress,
+        )
+        yield _Run(
+            compression=CompressionDisplay.from_trajectory(run).compression,
+            steps=int(run.steps[-1]),
+            loss=float(run.loss[-1]),
+            converged=run.config["outcome"] == "converged",
+            engine=run.engine,
+            why=str(run.certificate),
+            seconds=run.wall_time,
+        )
+
+
+def _train_relu(settings: Settings, network: _Network, progress: bool) -> Iterator[_Run]:
+    import torch
+
+    from ..torch import MLP, Samples, descend, measure_layers
+
+    for seed in range(settings.seed, settings.seed + settings.relu_runs):
+        problem = classification(settings.n_classes, settings.samples_per_class, seed=seed)
+        assert problem.inputs is not None
+        assert problem.labels is not None
+        widths = [problem.dim_in] * network.depth + [problem.dim_out]
+        model = MLP(
+            widths,
+            batch_norm=False,
+            initial=_LAWS.get(network.init, network.init),
+            scale=network.scale,
+            seed=seed,
+            dtype=torch.float64,
+        )
+        samples = Samples(torch.from_numpy(problem.inputs.T.copy()), torch.from_numpy(problem.labels.copy()))
+        targets = torch.nn.functional.one_hot(samples.labels, settings.n_classes).to(torch.float64)
+        start = time.perf_counter()
+
+        def loss(
+            model: Any = model,
+            inputs: Any = samples.inputs,
+            targets: Any = targets,
+            c: float = problem.loss_scale,
+        ) -> Any:
+            return c / 2 * (model(inputs) - targets).square().sum()
+
+        found = descend(
+            model,
+            loss,
+            learning_rate=network.learning_rate,
+            steps=settings.relu_steps,
+            tolerance=settings.tolerance * problem.loss_scale,
+            progress=progress,
+        )
+        seconds = time.perf_counter() - start
+        layers = measure_layers(
+            model,
+            [samples],
+            ["input", *model.hidden_layers],
+            n_classes=settings.n_classes,
+            ranks=False,
+            probe=None,
+        )
+        yield _Run(
+            compression=np.array([layer.compression for layer in layers]),
+            steps=found.steps,
+            loss=float(found.loss[-1]),
+            converged=found.converged,
+            engine="torch",
+            why="ReLU networks are trained by PyTorch",
+            seconds=seconds,
         )
 
 
@@ -172,26 +299,37 @@ def draw(settings: Settings, result: Result) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(13.0, 5.4), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    activations = _shown(settings)
+    figure = Figure(figsize=(13.0, 1.0 + 4.4 * len(activations)), layout="constrained")
+    rows = figure.subplots(len(activations), 3, sharey="row", squeeze=False)
     sweep = f"$L = {settings.sweep_depth}$, step {settings.sweep_learning_rate:g}"
     titles = (
         rf"depth ($\epsilon = {settings.scale:g}$, step {settings.learning_rate:g})",
         f"initial scale ({sweep})",
         rf"initialisation ({sweep}, $\epsilon = {settings.scale:g}$)",
     )
-    for ax, title, (panel, networks) in zip(axes, titles, _panels(settings).items(), strict=True):
-        for place, network in enumerate(networks):
-            result.displays[panel][place].plot(
-                ax,
-                label=_label(network, result.numbers[panel][place]),
-                color=COLOURS[place % len(COLOURS)],
-                marker=_MARKERS[place % len(_MARKERS)],
-            )
-        ax.set_title(title, fontsize=11)
-        ax.legend(frameon=False, fontsize=10, loc="lower left", title="factor per layer", alignment="left")
-        if ax is not axes[0]:
-            ax.set_ylabel("")
+    for axes, activation in zip(rows, activations, strict=True):
+        kind = {"linear": "linear networks", "relu": "ReLU networks"}[activation]
+        for ax, title, (panel, networks) in zip(
+            axes, titles, _panels(settings, activation).items(), strict=True
+        ):
+            key = _key(activation, panel)
+            for place, network in enumerate(networks):
+                result.displays[key][place].plot(
+                    ax,
+                    label=_label(network, result.numbers[key][place]),
+                    color=COLOURS[place % len(COLOURS)],
+                    marker=_MARKERS[place % len(_MARKERS)],
+                )
+            if key == "relu depth" and len(PUBLISHED_RELU) in settings.relu_depths:
+                layers = range(len(PUBLISHED_RELU))
+                ax.plot(
+                    layers, PUBLISHED_RELU, "x", color="#333333", label="L = 8, published, read off a plot"
+                )
+            ax.set_title(f"{kind}: {title}" if len(activations) > 1 else title, fontsize=10.5)
+            ax.legend(frameon=False, fontsize=9, loc="lower left", title="factor per layer", alignment="left")
+            if ax is not axes[0]:
+                ax.set_ylabel("")
     meanings = [
         Line2D([], [], color="#555555", marker="o", linestyle="none", label=_markers_mean(settings)),
         Line2D([], [], color="#555555", linewidth=1.5, label="log-linear fit"),
@@ -206,7 +344,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     ]
     figure.legend(handles=meanings, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     figure.suptitle(
-        f"Progressive collapse in linear networks: $K = {settings.n_classes}$ classes of "
+        f"Progressive collapse: $K = {settings.n_classes}$ classes of "
         f"$n = {settings.samples_per_class}$, width {settings.n_classes * settings.samples_per_class}, "
         rf"trained to $\frac{{1}}{{2}}\Vert W X - Y\Vert_F^2 < {_in_tex(settings.tolerance)}$",
         fontsize=13,
@@ -221,7 +359,12 @@ def _in_tex(number: float) -> str:
 
 
 def _markers_mean(settings: Settings) -> str:
-    return "trained networks" + (f", median of {settings.runs}" if settings.runs > 1 else "")
+    medians = []
+    if settings.runs > 1 and "linear" in settings.activations:
+        medians.append(f"linear median of {settings.runs}")
+    if settings.relu_runs > 1 and "relu" in settings.activations:
+        medians.append(f"ReLU median of {settings.relu_runs}")
+    return ", ".join(["trained networks", *medians])
 
 
 def _label(network: _Network, record: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
+from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
@@ -30,6 +31,7 @@ __all__ = [
     "ClassGeometry",
     "ClassStatistics",
     "DeepLinear",
+    "Descent",
     "DeviceMatrix",
     "Evaluation",
     "History",
@@ -45,6 +47,7 @@ __all__ = [
     "ViT",
     "WeightMatrix",
     "collapse",
+    "descend",
     "initialize_",
     "layer_outputs",
     "load_images",
