@@ -27,7 +27,7 @@ def evolution(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collapse(tmp_path_factory):
-    return run_figure(tmp_path_factory.mktemp("collapse"), "progressive-collapse")
+    return run_figure(tmp_path_factory.mktemp("collapse"), "progressive-collapse", "--activations", "linear")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,7 @@ def test_collapse_meets_the_published_numbers(collapse):
 def test_collapse_stopped_by_the_mean_loss(tmp_path):
     """The other reading of the published rule: the deepest layers are still on their way."""
     options = ["--tolerance", "2.5e-4", "--depths", "8", "--scales", "0.5", "--inits", "orthogonal"]
+    options += ["--activations", "linear"]
     record = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]["depth"][0]
     assert record["compression"][7] == pytest.approx(9.65e-5, rel=0.01)
     assert record["fit"]["ratio"] == pytest.approx(0.1878, abs=3e-4)
@@ -171,6 +172,7 @@ def test_collapse_runs_reduced_where_it_can(collapse):
 
 def test_collapse_says_what_did_not_converge(tmp_path, capsys):
     options = ["--depths", "3", "--scales", "0.5", "--inits", "orthogonal", "--steps", "2", "--runs", "1"]
+    options += ["--activations", "linear"]
     numbers = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]
     assert [numbers["depth"][0][key] for key in ("converged", "steps", "runs")] == [False, [2], 1]
     assert "NOT CONVERGED" in capsys.readouterr().out

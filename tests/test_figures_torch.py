@@ -1,0 +1,183 @@
+"""The figures that train with PyTorch, on small made-up images in the layouts of the real data sets."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from test_figures import run_figure  # noqa: E402
+
+from dlnfast import figures  # noqa: E402
+from dlnfast.cli import main  # noqa: E402
+from dlnfast.figures._claims import Claim, falls_geometrically, rises_then_saturates  # noqa: E402
+
+PER_CLASS = 12
+
+
+def noisy_classes(shape, per_class, seed):
+    """Ten classes around means of their own, and few enough samples to be fitted."""
+    means = np.random.default_rng(0).uniform(40, 215, (10, *shape))
+    noise = np.random.default_rng(seed).normal(0, 40, (10, per_class, *shape))
+    labels = np.repeat(np.arange(10, dtype=np.uint8), per_class)
+    return np.clip(means[:, None] + noise, 0, 255).astype(np.uint8).reshape(-1, *shape), labels
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for prefix, seed in (("train", 1), ("t10k", 2)):
+        pixels, labels = noisy_classes((28, 28), PER_CLASS, seed)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
+            (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    names = {f"data_batch_{n}": n for n in range(1, 6)} | {"test_batch": 9}
+    (folder / "cifar-10-batches-bin").mkdir()
+    for name, seed in names.items():
+        pixels, labels = noisy_classes((3, 32, 32), PER_CLASS, seed)
+        rows = np.hstack([labels[:, None], pixels.reshape(len(labels), -1)])
+        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(rows.tobytes())
+    return folder
+
+
+SMALL = ["--per-class", str(PER_CLASS), "--test-per-class", str(PER_CLASS)]
+
+
+def test_mlp_vs_hybrid(tmp_path, images, capsys):
+    options = [*SMALL, "--width", "24", "--epochs", "40", "--batch-size", "30", "--hybrid-scale", "0.3"]
+    options += ["--mlp-learning-rate", "0.01", "--hybrid-learning-rate", "0.001", "--data", str(images)]
+    found = run_figure(tmp_path, "mlp-vs-hybrid", *options)["numbers"]
+    for name, nonlinear in (("MLP", 7), ("hybrid", 3)):
+        record = found["networks"][name]
+        assert record["n_nonlinear"] == nonlinear
+        for key in ("probe_train", "probe_test", "compression", "discrimination", "simplex_deviation"):
+            assert len(record[key]) == 7
+        assert all(0 <= share <= 1 for share in record["probe_train"] + record["probe_test"])
+        assert all(rank <= 24 for rank in record["ranks"]["nuclear"])
+        assert record["loss"][-1] < record["loss"][0]
+        assert found["panels"]["compression"]["curves"][name] == record["compression"]
+        assert found["panels"]["compression"]["theory"][name] == found["published"][name]["compression"]
+    printed = capsys.readouterr().out
+    assert "published ~ 23.5 12.8 3.95" in printed
+    verdicts = {claim["text"]: claim["shown"] for claim in found["claims"]}
+    assert len(verdicts) == 5
+    for text, shown in verdicts.items():
+        assert f"{'shown' if shown else 'NOT SHOWN'}: {text}" in printed
+
+
+def test_role_of_depth(tmp_path, images):
+    options = [*SMALL, "--depth", "5", "--nonlinear", "1", "4", "--totals", "2", "5", "--added-to", "1", "2"]
+    options += ["--width", "16", "--epochs", "12", "--runs", "3", "--batch-size", "30", "--data", str(images)]
+    found = run_figure(tmp_path, "role-of-depth", *options)["numbers"]
+    for dataset in ("fashion-mnist", "cifar10"):
+        records = {(r["nonlinear"], r["depth"]): r for r in found["networks"][dataset]}
+        assert set(records) == {(1, 5), (4, 5), (1, 2), (2, 5)}
+        for (_, depth), record in records.items():
+            accuracies = [run["test_accuracy"] for run in record["runs"]]
+            assert record["test_accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+            assert record["test_accuracy"]["deviation"] == pytest.approx(np.std(accuracies, ddof=1))
+            assert len(record["compression"]["mean"]) == (4 if depth == 5 else 1)
+            logs = np.log([run["compression"] for run in record["runs"]])
+            np.testing.assert_allclose(record["compression"]["mean"], np.exp(logs.mean(axis=0)))
+        panel = found["panels"][dataset]["compression of the last layer"]
+        assert panel["curves"]["1 nonlinear, others linear"] == pytest.approx(
+            [records[1, depth]["compression"]["mean"][-1] for depth in (2, 5)]
+        )
+        assert panel["spread"]["1 nonlinear, others linear"][0] > 0
+    texts = [claim["text"] for claim in found["claims"]]
+    assert "CIFAR-10, 1 nonlinear: depth improves generalisation" in texts
+    assert "Fashion-MNIST, 1 nonlinear: depth improves compression" in texts
+
+
+def test_penultimate_spectra(tmp_path, images):
+    options = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "6"]
+    options += ["--vit-dim", "32", "--vit-depth", "2", "--vit-heads", "2", "--vit-patch", "16"]
+    options += ["--records", "5", "--batch-size", "30", "--data", str(images)]
+    found = run_figure(tmp_path, "penultimate-spectra", *options)["numbers"]
+    shapes = {family: record["shape"] for family, record in found["families"].items()}
+    assert shapes == {"linear": [40, 40], "mlp": [40, 40], "vgg": [51, 51], "vit": [32, 128]}
+    for family, record in found["families"].items():
+        assert record["n_top"] == 20
+        values, control = (np.array(record[f"{name} values"]) for name in ("change", "control"))
+        assert np.linalg.norm(values) == pytest.approx(np.linalg.norm(control))
+        assert record["change energy"] == pytest.approx(np.sum(values[:20] ** 2) / np.sum(values**2))
+        assert record["change energy"] > record["control energy"]
+        assert record["change count"] == np.sum(values > 0.05 * values[0])
+        # What was tracked while training ends where the weights did; float32 beside float64.
+        assert record["energy_over_time"][-1] == pytest.approx(record["change energy"], rel=1e-4)
+        assert len(found["panels"][family]["energy in the largest 2K"]["x"]) == len(
+            record["energy_over_time"]
+        )
+    assert len(found["claims"]) == 12
+
+
+def test_relu_panels(tmp_path, capsys):
+    options = ["--activations", "linear", "relu", "--runs", "1", "--depths", "3", "--relu-depths", "3"]
+    options += ["--scales", "0.5", "--inits", "orthogonal", "normal", "--relu-steps", "3000"]
+    options += ["--sweep-depth", "3", "--learning-rate", "10"]
+    numbers = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]
+    linear, relu = numbers["depth"][0], numbers["relu depth"][0]
+    assert relu["engine"] == "torch"
+    assert relu["converged"]
+    assert relu["final_loss"] <= 1e-6 / 250
+    # The same samples; the first layer of either starts from the same weights.
+    assert relu["compression"][0] == pytest.approx(linear["compression"][0], rel=1e-10)
+    assert relu["compression"] == sorted(relu["compression"], reverse=True)
+    assert {"relu scale", "relu init"} <= set(numbers)
+    assert "relu depth  L = 3" in capsys.readouterr().out
+
+
+def test_without_torch_linear_panels_are_drawn(run_python, tmp_path):
+    program = """
+import sys
+sys.modules["torch"] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+from dlnfast.cli import main
+options = ["--runs", "1", "--depths", "3", "--scales", "0.5", "--inits", "orthogonal"]
+assert main(["figure", "progressive-collapse", "--out", sys.argv[1], *options]) == 0
+assert main(["figure", "progressive-collapse", "--out", sys.argv[1], "--activations", "relu"]) == 2
+assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
+"""
+    assert "ReLU networks need PyTorch" in run_python(program, tmp_path)
+    numbers = json.loads((tmp_path / "progressive-collapse.json").read_text())["numbers"]
+    assert "pip install torch" in numbers["note"]
+    assert "relu depth" not in numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mlp-vs-hybrid", ["--n-nonlinear", "6"], "n_nonlinear is 6"),
+        ("mlp-vs-hybrid", ["--data", "/nowhere"], "no CIFAR-10 (train) at /nowhere"),
+        ("role-of-depth", ["--runs", "0"], "runs is 0"),
+        ("role-of-depth", ["--totals", "1"], "totals[0] is 1"),
+        ("penultimate-spectra", ["--depth", "2"], "depth is 2"),
+        ("penultimate-spectra", ["--records", "0"], "records is 0"),
+    ],
+)
+def test_wrong_requests(tmp_path, capsys, name, options, message):
+    assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quick_says_how_long_it_takes():
+    module = figures.load("role-of-depth")
+    assert figures.quick_takes(module) == "in some minutes"
+    assert figures.quick_takes(figures.load("edge-of-stability")) == "in under a minute"
+
+
+def test_claims_are_judged_by_their_numbers():
+    assert rises_then_saturates([0.5, 0.8, 0.95, 0.96, 0.95], 3, 0.01)[0]
+    assert not rises_then_saturates([0.5, 0.8, 0.95, 0.7, 0.6], 3, 0.01)[0]  # does not stay
+    assert not rises_then_saturates([0.95, 0.95, 0.95, 0.95], 3, 0.01)[0]  # did not rise
+    shown, ratio, text = falls_geometrically([1, 2, 3], [1.0, 0.1, 0.01])
+    assert shown
+    assert ratio == pytest.approx(0.1)
+    assert text == "factor 0.1 a layer, R^2 of the logarithms 1.000"
+    assert not falls_geometrically([1, 2, 3, 4], [1.0, 0.01, 0.009, 0.0089])[0]
+    assert not falls_geometrically([1, 2, 3], [1.0, 2.0, 4.0])[0]
+    assert str(Claim("it falls", False, "factor 2")) == "NOT SHOWN: it falls (factor 2)"
