@@ -348,6 +348,52 @@ def test_ranks_and_norms_against_brute_force(seed: int, rows: int, columns: int,
     assert measures.schatten_norm(matrix, 0.5) == pytest.approx(sum(values**0.5) ** 2, rel=bound)
 
 
+@given(seeds, st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
+def test_energy_is_what_the_best_approximation_keeps(seed: int, rows: int, columns: int, k: int) -> None:
+    matrix = np.random.default_rng(seed).standard_normal((rows, columns))
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    best = (left[:, :k] * values[:k]) @ right[:k]
+    bound = tolerance(np.float64, max(rows, columns))
+    norm = np.linalg.norm
+    wanted = norm(best) ** 2 / norm(matrix) ** 2
+    assert measures.energy_share(matrix, k) == pytest.approx(wanted, abs=bound)
+    assert measures.energy_share(values[::-1], k) == pytest.approx(wanted, abs=bound)
+
+
+def test_energy_at_its_edges() -> None:
+    assert measures.energy_share(np.zeros((3, 2)), 1) == 0.0
+    assert measures.energy_share(np.full(3, 1e-300), 2) == pytest.approx(2 / 3)
+    assert measures.energy_share([1.0, 2.0], 9) == 1.0
+    with pytest.raises(ValueError, match="k is 0"):
+        measures.energy_share([1.0], 0)
+
+
+@given(seeds, st.integers(2, 9), st.integers(2, 9), st.floats(0.01, 100.0))
+def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int, size: float) -> None:
+    generator = np.random.default_rng(seed)
+    start = generator.standard_normal((rows, columns))
+    directions = orthonormal(generator, columns, columns)
+    left = generator.standard_normal((rows, 1))
+    moved = start + size * left @ directions[:, :1].T
+    angles = measures.image_angles(moved, start, directions)
+    # The change is orthogonal to the others up to rounding; their images may be short.
+    images = np.linalg.norm(start @ directions, axis=0)
+    slack = 4 * tolerance(np.float64, columns) * (np.linalg.norm(moved) + np.linalg.norm(start)) / images
+    assert np.all(angles[1:] <= slack[1:])
+    first = [matrix @ directions[:, 0] for matrix in (moved, start)]
+    cosine = abs(first[0] @ first[1]) / (np.linalg.norm(first[0]) * np.linalg.norm(first[1]))
+    assert np.cos(angles[0]) == pytest.approx(cosine, abs=float(slack[0]) + 1e-12)
+
+
+def test_images_that_vanish() -> None:
+    angles = measures.image_angles([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], np.eye(3))
+    np.testing.assert_array_equal(angles, [np.pi / 2, np.pi / 2, 0.0])
+    with pytest.raises(ShapeError, match="W_0"):
+        measures.image_angles(np.eye(2), np.eye(3), np.eye(2))
+    with pytest.raises(ShapeError, match="vectors"):
+        measures.image_angles(np.eye(2), np.eye(2), np.eye(3))
+
+
 @pytest.mark.parametrize("factor", [1e-300, 1e-30, 1.0, 1e300])
 def test_ranks_have_no_unit(factor: float) -> None:
     values = np.array([0.5, 4.0, 2.0, 0.0])

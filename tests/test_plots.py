@@ -296,6 +296,32 @@ def test_lines_are_drawn_with_theory_and_levels():
     draw(display.figure_)
 
 
+def test_lines_with_error_bars_on_a_logarithmic_axis():
+    display = LineDisplay(
+        [1, 2],
+        {"a": [1.0, 10.0], "b": [2.0, 20.0]},
+        x_label="$t$",
+        y_label="$s$",
+        spread={"b": [0.5, 5.0]},
+        log_y=True,
+    ).plot()
+    assert display.ax_.get_yscale() == "log"
+    (bars,) = display.ax_.containers
+    assert bars.has_yerr
+    np.testing.assert_allclose(bars[2][0].get_segments()[1][:, 1], [15.0, 25.0])
+    assert display.numbers()["spread"] == {"b": [0.5, 5.0]}
+    with pytest.raises(ValueError, match="spread has 'c'; wanted labels of curves: a"):
+        LineDisplay([1], {"a": [1]}, x_label="", y_label="", spread={"c": [1]})
+
+
+def test_a_loss_that_was_not_kept_at_every_step():
+    display = LossDisplay([1.0, 0.5, 0.1], steps=[0, 10, 20]).plot()
+    assert display.ax_.lines[0].get_xdata().tolist() == [0.0, 10.0, 20.0]
+    assert display.ax_.get_xlim() == (0.0, 20.0)
+    assert display.numbers()["steps"] == [0, 10, 20]
+    assert "steps" not in LossDisplay([1.0, 0.5]).numbers()
+
+
 def test_values_that_are_visited_count_once():
     visited = {"s": [[1.0, 1.0 + 1e-9, 1.0], [0.8, 1.2, 0.8]], "r": [[2.0, 2.0, 2.0], [3.0, 4.0, 5.0]]}
     display = BifurcationDisplay(
