@@ -46,7 +46,7 @@ def test_linear_networks_take_the_same_steps(problem):
 def test_it_stops_at_the_tolerance(problem):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     loss = loss_of(problem, model)
-    level = float(loss()) / 2
+    level = loss().item() / 2
     found = descend(model, loss, learning_rate=1.0, steps=1000, tolerance=level)
     assert found.converged
     assert found.loss[-1] <= level < found.loss[-2]
