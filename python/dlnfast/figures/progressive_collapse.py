@@ -75,7 +75,7 @@ class Settings:
     steps: int = setting(200_000, "but no longer than this")
     runs: int = setting(20, "seeds per network; the median is drawn")
     relu_depths: tuple[int, ...] = setting((6, 8, 10), "L of the ReLU networks in the first panel")
-    relu_steps: int = setting(300_000, "steps of ReLU networks, at most")
+    relu_steps: int = setting(150_000, "steps of ReLU networks, at most")
     relu_runs: int = setting(1, "seeds per ReLU network")
     seed: int = setting(0, "the first of them")
 

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from .balance import balance
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
@@ -46,6 +47,7 @@ __all__ = [
     "Trainer",
     "ViT",
     "WeightMatrix",
+    "balance",
     "collapse",
     "descend",
     "initialize_",

@@ -22,6 +22,13 @@ def precision(dtype: torch.dtype) -> np.dtype[Any]:
     return _EXACT.get(dtype, np.dtype(np.float32))
 
 
+def host_matrix(matrix: torch.Tensor) -> FloatArray:
+    """Return a tensor as an array, half precisions as float32; no copy where the layout allows."""
+    exact = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    result: FloatArray = matrix.detach().to("cpu", exact).numpy()
+    return result
+
+
 class DeviceMatrix:
     """``W - W_0`` for tensors on any device, by its products (`SVDTracker.update` takes it for a matrix).
 

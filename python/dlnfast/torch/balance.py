@@ -1,0 +1,63 @@
+"""`balance`: how far neighbouring layers of a model are from balance."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+
+from .. import measures
+from .._errors import ShapeError
+from .layers import LayerChoice, weight_matrices
+from .operators import host_matrix
+
+__all__ = ["balance"]
+
+
+def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str], float]:
+    r"""Return ``||W_{l+1}^T W_{l+1} - W_l W_l^T||_F`` of neighbouring weights of a model.
+
+    Conserved by gradient flow between layers with nothing but a ReLU, or nothing at all, between them: a
+    linear map's difference as a whole, with ReLUs its diagonal. Normalisation, skip connections, weight decay
+    and finite learning rates break it.
+
+    Parameters
+    ----------
+    model : Module
+    layers : str, regular expression, callable, sequence of them, or None
+        As for `weight_matrices`: which weights count as neighbours, in the order of registration.
+
+    Returns
+    -------
+    dict of (str, str) to float
+        By the names of the two layers.
+
+    Raises
+    ------
+    ShapeError
+        If one weight has not as many columns as the weight before it has rows: choose layers that follow each
+        other.
+    TypeError, ValueError
+        As for `weight_matrices`.
+
+    Notes
+    -----
+    Computed in float64 on the host, `dlnfast.measures.balancedness` pair by pair.
+
+    Examples
+    --------
+    >>> from dlnfast.torch import DeepLinear, balance
+    >>> found = balance(DeepLinear([8, 8, 8], scale=0.5))
+    >>> list(found), max(found.values()) < 1e-6
+    ([('layers.0', 'layers.1')], True)
+    """
+    found: dict[tuple[str, str], float] = {}
+    for below, above in itertools.pairwise(weight_matrices(model, layers)):
+        if above.shape[1] != below.shape[0]:
+            raise ShapeError(
+                f"layers: {above.name!r} has shape {above.shape}, but {below.name!r} before it has "
+                f"{below.shape[0]} rows; wanted layers that follow each other"
+            )
+        pair = [host_matrix(below.matrix()), host_matrix(above.matrix())]
+        found[below.name, above.name] = float(measures.balancedness(pair)[0])
+    return found
