@@ -345,7 +345,7 @@ def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
     told = []
     monkeypatch.setattr(torch_descent, "_BREATH", 0.0)
     monkeypatch.setattr(
-        dln.descent._ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
+        dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
     )
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=20, record_every=20, engine="torch", progress=True
