@@ -39,8 +39,11 @@ DEFAULTS: dict[str, Any] = {
 class Operator(Protocol):
     """What `SVDTracker.update` takes in place of an array; SciPy's ``LinearOperator`` is one."""
 
-    shape: tuple[int, ...]
     dtype: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
 
     def matmat(self, X: Any, /) -> Any:
         """Return W X for X (n, p)."""

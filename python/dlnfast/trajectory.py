@@ -24,6 +24,7 @@ from .completion import Completion, Observations, Sensing
 from .implicit import ImplicitWeights
 from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
+from .svd_tracker import TrackerRecord
 
 FORMAT_VERSION = 1
 
@@ -123,6 +124,13 @@ class LayerTracking:
         """Return one of the `COLUMNS` at the records."""
         result: npt.NDArray[np.float64] = self.columns[:, COLUMNS.index(name)]
         return result
+
+
+def tracking_columns(found: TrackerRecord) -> npt.NDArray[np.float64]:
+    """Return the numbers of a tracker's record in the order of `COLUMNS`."""
+    named = {"tier": TIERS, "completeness": COMPLETENESS}
+    values = ((name, getattr(found, name)) for name in COLUMNS)
+    return np.array([named[name].index(v) if name in named else v for name, v in values], dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from .._dispatch import core
 from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
-from ..trajectory import COLUMNS, COMPLETENESS, TIERS, LayerTracking
+from ..trajectory import LayerTracking, tracking_columns
 from .operators import DeviceMatrix
 
 #: So many steps may be queued on an accelerator before the host waits for their losses.
@@ -429,17 +429,14 @@ class _TrackedLayer:
             layer.bring_home()
             found = self.tracker.update(layer.host.numpy(), drift=drift)
         else:
-            matrix: Any = DeviceMatrix(layer.weight)
+            matrix = DeviceMatrix(layer.weight)
             found = self.tracker.update(matrix, drift=drift, squared_norm=matrix.squared_norm())
         self.values[number] = np.abs(found.singular_values)
         self.arrays.signs[number] = np.where(np.signbit(found.singular_values), -1.0, 1.0)
         self.arrays.errors[number] = found.errors
         self.arrays.branches[number] = found.branches
         self.arrays.clusters[number] = found.clusters
-        named = {"tier": TIERS, "completeness": COMPLETENESS}
-        for column, name in enumerate(COLUMNS):
-            value = getattr(found, name)
-            self.arrays.columns[number, column] = named[name].index(value) if name in named else value
+        self.arrays.columns[number] = tracking_columns(found)
         if self.vectors is not None:
             left, right = self.vectors
             left[number] = self.tracker.left_vectors

@@ -47,7 +47,7 @@ class DeviceMatrix:
         self._torch_dtype = torch.float64 if self.dtype == np.float64 else torch.float32
         values = matrix.detach().to(self._torch_dtype)
         self._values = values if start is None else values - start.detach().to(values)
-        self.shape: tuple[int, ...] = (int(matrix.shape[0]), int(matrix.shape[1]))
+        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
         """Return ``(W - W_0) X`` for X of shape (n, p)."""
