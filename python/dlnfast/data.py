@@ -513,7 +513,7 @@ def load_fashion_mnist(
     """
     _check_split(split)
     count = None if per_class is None else check_count(per_class, "per_class")
-    root = _data_root(path)
+    root = data_root(path)
     npz = _npz_file(root, _NPZ_NAME)
     if npz.is_file():
         images, labels = _read_npz(npz, split)
@@ -555,7 +555,8 @@ def _missing(title: str, root: Path, split: str, places: Sequence[str], source: 
 _FASHION_FILES: Final = f"{_NPZ_NAME}, FashionMNIST/raw/*-ubyte(.gz) or the parquet files of Fashion-MNIST"
 
 
-def _data_root(path: str | os.PathLike[str] | None, holds: str = _FASHION_FILES) -> Path:
+def data_root(path: str | os.PathLike[str] | None, holds: str = _FASHION_FILES) -> Path:
+    """Return the folder or file that is meant: the environment variable ``DLNFAST_DATA`` by default."""
     chosen = os.environ.get("DLNFAST_DATA") if path is None else path
     if not chosen:
         raise FileNotFoundError(
@@ -789,7 +790,7 @@ def load_cifar10(
     """
     _check_split(split)
     count = None if per_class is None else check_count(per_class, "per_class")
-    root = _data_root(path, f"{_CIFAR_NPZ}, cifar-10-batches-py or the parquet files of CIFAR-10")
+    root = data_root(path, f"{_CIFAR_NPZ}, cifar-10-batches-py or the parquet files of CIFAR-10")
     npz = _npz_file(root, _CIFAR_NPZ)
     if npz.is_file():
         return _read_cifar_jpeg(npz, split, count)
@@ -1015,7 +1016,7 @@ def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:
     >>> len(ratings.ratings), len(ratings.user_ids), len(ratings.item_ids)  # doctest: +SKIP
     (100836, 610, 9724)
     """
-    root = _data_root(path, f"{_MOVIELENS_NPZ}, ratings.csv, u.data or ratings.dat")
+    root = data_root(path, f"{_MOVIELENS_NPZ}, ratings.csv, u.data or ratings.dat")
     if root.is_file():
         for name, separator, _ in _MOVIELENS_FILES:
             if root.suffix == Path(name).suffix:
