@@ -6,14 +6,11 @@ mistake costs no training time. An example is ``examples/fashion_mnist.toml``.
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +19,23 @@ import numpy.typing as npt
 from . import data, initial
 from ._arrays import FloatArray
 from .problem import REDUCTIONS, LowRank, Problem, classification, low_rank_recovery
+from .sections import (
+    Key,
+    SpecError,
+    boolean,
+    check_names,
+    check_section,
+    choice,
+    described,
+    integer,
+    is_integer,
+    is_list_of,
+    listed,
+    number,
+    per_layer,
+    read_toml,
+    string,
+)
 
 __all__ = [
     "Samples",
@@ -40,123 +54,66 @@ __all__ = [
 _CHUNK: Final = 8192
 
 
-class SpecError(ValueError):
-    """A specification has an unknown, missing or wrong entry; the message names section.key."""
-
-
-# --------------------------------------------------------------------------------------------------
-# What may stand in a specification
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Key:
-    """One entry: whether it must be there, what it stands for if it is not, and what it may be."""
-
-    accepts: Callable[[Any], bool]
-    wanted: str
-    default: Any = None
-    required: bool = False
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_integer(value) or isinstance(value, float)
-
-
-def _is_list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) > 0 and all(accepts(v) for v in value)
-
-
-def _integer(default: int | None = None, *, required: bool = False) -> _Key:
-    return _Key(_is_integer, "an integer", default, required)
-
-
-def _number(default: float | None = None) -> _Key:
-    return _Key(_is_number, "a number", default)
-
-
-def _per_layer(default: float | None = None, *, required: bool = False, auto: bool = False) -> _Key:
-    many = _is_list_of(_is_number)
-    wanted = "a number, or a list with one per layer" + (', or "auto"' if auto else "")
-    return _Key(lambda v: _is_number(v) or many(v) or (auto and v == "auto"), wanted, default, required)
-
-
-def _string(default: str | None = None, *, required: bool = False) -> _Key:
-    return _Key(lambda v: isinstance(v, str), "a string", default, required)
-
-
-def _boolean(default: bool) -> _Key:
-    return _Key(lambda v: isinstance(v, bool), "true or false", default)
-
-
-def _choice(default: str, *names: str) -> _Key:
-    return _Key(lambda v: v in names, "one of " + ", ".join(f'"{name}"' for name in names), default)
-
-
-_REDUCTION: Final = _choice("mean", *REDUCTIONS)
+_REDUCTION: Final = choice("mean", *REDUCTIONS)
 _WHITENING: Final = {
-    "whiten": _choice("none", "none", *data.WHITENING_METHODS),
-    "rank_tolerance": _number(),
+    "whiten": choice("none", "none", *data.WHITENING_METHODS),
+    "rank_tolerance": number(),
     "reduction": _REDUCTION,
 }
-_PROBLEMS: Final[dict[str, dict[str, _Key]]] = {
+_PROBLEMS: Final[dict[str, dict[str, Key]]] = {
     "low-rank-recovery": {
-        "dim": _integer(required=True),
-        "rank": _integer(required=True),
-        "seed": _integer(0),
+        "dim": integer(required=True),
+        "rank": integer(required=True),
+        "seed": integer(0),
         "reduction": _REDUCTION,
     },
     "classification": {
-        "n_classes": _integer(required=True),
-        "samples_per_class": _integer(required=True),
-        "dim": _integer(),
-        "seed": _integer(0),
+        "n_classes": integer(required=True),
+        "samples_per_class": integer(required=True),
+        "dim": integer(),
+        "seed": integer(0),
         "reduction": _REDUCTION,
     },
-    "fashion-mnist": {"path": _string(), **_WHITENING},
+    "fashion-mnist": {"path": string(), **_WHITENING},
     "npz": {
-        "path": _string(required=True),
-        "inputs": _string("X"),
-        "outputs": _string("Y"),
-        "test_inputs": _string(),
-        "test_outputs": _string(),
-        "layout": _choice("columns", *data.LAYOUTS),
+        "path": string(required=True),
+        "inputs": string("X"),
+        "outputs": string("Y"),
+        "test_inputs": string(),
+        "test_outputs": string(),
+        "layout": choice("columns", *data.LAYOUTS),
         **_WHITENING,
     },
 }
-_KIND: Final = _choice("", *_PROBLEMS)
-_SECTIONS: Final[dict[str, dict[str, _Key]]] = {
+_KIND: Final = choice("", *_PROBLEMS)
+_SECTIONS: Final[dict[str, dict[str, Key]]] = {
     "weights": {
-        "init": _choice("orthogonal", "orthogonal", "gaussian", "uniform", "aligned"),
-        "depth": _integer(),
-        "widths": _Key(_is_list_of(_is_integer), "a list of integers, d_0 .. d_L"),
-        "scale": _per_layer(1.0),
-        "seed": _integer(0),
-        "dtype": _choice("float64", "float64", "float32"),
+        "init": choice("orthogonal", "orthogonal", "gaussian", "uniform", "aligned"),
+        "depth": integer(),
+        "widths": Key(is_list_of(is_integer), "a list of integers, d_0 .. d_L"),
+        "scale": per_layer(1.0),
+        "seed": integer(0),
+        "dtype": choice("float64", "float64", "float32"),
     },
     "train": {
-        "learning_rate": _per_layer(required=True, auto=True),
-        "steps": _integer(required=True),
-        "weight_decay": _per_layer(0.0),
-        "momentum": _per_layer(0.0),
-        "engine": _choice("auto", "auto", "reduced", "dense", "torch"),
-        "device": _string(),
-        "record_every": _integer(1),
-        "singular_values": _Key(
-            lambda v: v in ("all", "none") or _is_integer(v), '"all", "none" or an integer', "all"
+        "learning_rate": per_layer(required=True, auto=True),
+        "steps": integer(required=True),
+        "weight_decay": per_layer(0.0),
+        "momentum": per_layer(0.0),
+        "engine": choice("auto", "auto", "reduced", "dense", "torch"),
+        "device": string(),
+        "record_every": integer(1),
+        "singular_values": Key(
+            lambda v: v in ("all", "none") or is_integer(v), '"all", "none" or an integer', "all"
         ),
-        "vectors": _boolean(False),
-        "tracking": _choice("auto", "auto", "dense", "full"),
-        "weights_every": _integer(),
-        "tolerance": _number(),
-        "n_threads": _integer(0),
-        "optimizer": _string("gd"),
+        "vectors": boolean(False),
+        "tracking": choice("auto", "auto", "dense", "full"),
+        "weights_every": integer(),
+        "tolerance": number(),
+        "n_threads": integer(0),
+        "optimizer": string("gd"),
     },
-    "output": {"directory": _string(), "weights": _boolean(True)},
+    "output": {"directory": string(), "weights": boolean(True)},
 }
 
 
@@ -206,90 +163,31 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
     OSError
         If the file cannot be read.
     """
-    place = Path(path)
-    try:
-        raw = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{place} is not a TOML file: {error}") from None
-    problem = raw.get("problem")
-    if isinstance(problem, dict) and isinstance(problem.get("path"), str):
-        problem["path"] = str(place.parent / problem["path"])
-    for change in changes:
-        _apply(change, raw)
-    return _checked(raw)
+    return _checked(read_toml(path, changes, paths=["problem.path"]))
 
 
 def describe_settings() -> str:
     """Return the sections and keys of a specification, with what they may be and their defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for kind, keys in _PROBLEMS.items():
-        lines += ["", f'[problem]  kind = "{kind}"', *_described(keys)]
+        lines += ["", f'[problem]  kind = "{kind}"', *described(keys)]
     for name, keys in _SECTIONS.items():
         note = "  one of depth and widths is required" if name == "weights" else ""
-        lines += ["", f"[{name}]{note}", *_described(keys)]
+        lines += ["", f"[{name}]{note}", *described(keys)]
     return "\n".join(lines)
 
 
-def _described(keys: Mapping[str, _Key]) -> Iterator[str]:
-    width = max(map(len, keys))
-    for key, rule in keys.items():
-        status = f"default {json.dumps(rule.default)}"
-        if rule.default is None:
-            status = "required" if rule.required else "optional"
-        yield f"  {key:<{width}}  {rule.wanted}; {status}"
-
-
-def _apply(change: str, raw: dict[str, Any]) -> None:
-    name, equals, text = change.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key):
-        raise SpecError(f"--set has {change!r}; wanted section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}\n")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    table = raw.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise SpecError(f"{section} is {table!r}; wanted a section, [{section}]")
-    table[key] = value
-
-
 def _checked(raw: Mapping[str, Any]) -> Spec:
-    names = ("problem", *_SECTIONS)
-    for name, table in raw.items():
-        if name not in names:
-            raise SpecError(f"{name} is not a section; wanted {_listed(f'[{n}]' for n in names)}")
-        if not isinstance(table, dict):
-            raise SpecError(f"{name} is {table!r}; wanted a section, [{name}]")
+    check_names(raw, ("problem", *_SECTIONS))
     problem = dict(raw.get("problem", {}))
     kind = problem.pop("kind", None)
     if kind is None or not _KIND.accepts(kind):
         came = "is missing" if kind is None else f"is {kind!r}"
         raise SpecError(f"problem.kind {came}; wanted {_KIND.wanted}")
-    sections = {name: _section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
+    sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     _check_sizes(sections["weights"])
-    settings = _section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
+    settings = check_section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
     return Spec({"kind": kind, **settings}, **sections)
-
-
-def _section(
-    name: str, table: Mapping[str, Any], keys: Mapping[str, _Key], which: str = ""
-) -> dict[str, Any]:
-    for key in table:
-        if key not in keys:
-            allowed = _listed(["kind", *keys] if name == "problem" else keys)
-            raise SpecError(f"{name}.{key} is not a setting{which}; wanted {allowed}")
-    result = {}
-    for key, rule in keys.items():
-        value = table.get(key)
-        if value is None:
-            if rule.required:
-                raise SpecError(f"{name}.{key} is missing; wanted {rule.wanted}")
-            value = rule.default
-        elif not rule.accepts(value):
-            raise SpecError(f"{name}.{key} is {value!r}; wanted {rule.wanted}")
-        result[key] = value
-    return result
 
 
 def _check_sizes(weights: Mapping[str, Any]) -> None:
@@ -301,10 +199,6 @@ def _check_sizes(weights: Mapping[str, Any]) -> None:
         )
     if weights["depth"] is not None and weights["depth"] < 1:
         raise SpecError(f"weights.depth is {weights['depth']}; wanted an integer of at least 1")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return "one of " + ", ".join(names)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -392,7 +286,7 @@ def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[A
             for key, name in names.items():
                 if name not in file.files:
                     raise SpecError(
-                        f"problem.{key} is {name!r}, which is not in {path}; wanted {_listed(file.files)}"
+                        f"problem.{key} is {name!r}, which is not in {path}; wanted {listed(file.files)}"
                     )
             return {key: file[name] for key, name in names.items()}
     except SpecError:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -193,11 +193,12 @@ def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask
                 second.append(fields[1])
     if not first:
         raise ValueError(f"{path} holds no samples" + (f" of {split}" if split else ""))
+    values: npt.NDArray[Any] = np.array(targets)
     return TextTask(
         name,
         tuple(first),
         tuple(second) if layout.second is not None else None,
-        np.array(targets, dtype=np.float64 if layout.classes is None else np.int64),
+        values if layout.classes is None else values.astype(np.int64),
         layout.classes,
     )
 
