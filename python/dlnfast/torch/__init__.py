@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from .deep_lora import DeepLoRA, Truncation
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
@@ -31,6 +32,7 @@ __all__ = [
     "ClassGeometry",
     "ClassStatistics",
     "DeepLinear",
+    "DeepLoRA",
     "Descent",
     "DeviceMatrix",
     "Evaluation",
@@ -44,6 +46,7 @@ __all__ = [
     "Samples",
     "SpectralTracker",
     "Trainer",
+    "Truncation",
     "ViT",
     "WeightMatrix",
     "collapse",
