@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .balance import balance
+from .deep_lora import DeepLoRA, Truncation
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
@@ -32,6 +33,7 @@ __all__ = [
     "ClassGeometry",
     "ClassStatistics",
     "DeepLinear",
+    "DeepLoRA",
     "Descent",
     "DeviceMatrix",
     "Evaluation",
@@ -45,6 +47,7 @@ __all__ = [
     "Samples",
     "SpectralTracker",
     "Trainer",
+    "Truncation",
     "ViT",
     "WeightMatrix",
     "balance",

@@ -1,0 +1,611 @@
+"""`DeepLoRA`: adapters with more than two factors for chosen layers of any model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ..._arrays import check_count, check_scale, random_generator
+from ..._errors import ShapeError
+from ..layers import LayerChoice
+from . import files
+from .gradient import Loss, draw_frames, first_factors, leading_gradients
+from .layers import (
+    CHILD,
+    DeepFactors,
+    Factors,
+    Target,
+    adapters_of,
+    add_to,
+    attach,
+    detach,
+    find_targets,
+    names_at,
+)
+
+INITS: Final = ("gradient", "random", "full")
+_FROZEN: Final = "_frozen_by_deep_lora"
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What `DeepLoRA.compress` left out of one layer.
+
+    Attributes
+    ----------
+    rank : int
+        Of what is left.
+    error : float
+        ``||dW - dW_rank||_F``, the least possible at this rank.
+    relative_error : float
+        The same, relative to ``||dW||_F``; 0 where dW is.
+    """
+
+    rank: int
+    error: float
+    relative_error: float
+
+
+class DeepLoRA:
+    r"""Adapt chosen layers of a model by products of several factors, Deep LoRA.
+
+    ``y = W x + left C_L .. C_1 right x`` with frames ``right`` (r, d_in), ``left`` (d_out, r) and cores
+    ``C_l = eps 1`` (r, r) at the start. It follows the training of L factors of full width,
+    ``dW = W_L .. W_1`` with ``W_l = eps Q_l``, which move within subspaces of few dimensions. There is no
+    factor alpha / r.
+
+    The model is changed in place: each chosen layer gets a forward hook and, as its submodule ``deep_lora``,
+    the factors.
+
+    Parameters
+    ----------
+    model : Module
+        Any.
+    layers : LayerChoice
+        Linear, Embedding or Conv1D (as in GPT-2) layers, chosen as by `weight_matrices`; None: all linear
+        ones that share their weight with no other.
+    rank : int, optional
+        r, 8 by default; at most the smaller side of each weight. Not for "full".
+    depth : int
+        L, from 2 to 5.
+    scale : float
+        eps.
+    init : {"gradient", "random", "full"}
+        "gradient": half of the frames are the leading singular vectors of the loss's gradient with respect to
+        the weight, the other half their images under a random rotation. "random": L factors of width r, each
+        eps times a random frame. "full": the same with the width min(d_out, d_in).
+    batches : batch, or list of batches
+        For "gradient". A tensor, a mapping or a tuple is one batch, any other iterable holds several, whose
+        gradients are summed.
+    loss : callable ``(model, batch) -> Tensor``, optional
+        By default ``model(**batch).loss``.
+    seed : int
+        Of the random frames. Those of a layer depend on the seed and its name only.
+    name : str
+        Of this adapter; a layer can have several, which add up.
+    freeze : bool
+        Turn off the gradients of all parameters but those of adapters, until `remove`. What else is to be
+        trained, a new head say, is turned on again afterwards.
+    gradient_memory : int
+        Bytes of dense gradients that are held at a time with several batches; more of them take further
+        passes over the batches. With one batch there is one gradient at a time.
+
+    Attributes
+    ----------
+    model : Module
+    name : str
+    depth : int
+    scale : float
+    init : str
+    enabled : bool
+        Whether the branches are added; may be set.
+
+    Raises
+    ------
+    TypeError
+        For layers of another kind, batches without a loss, and arguments of the wrong type.
+    ValueError
+        For a choice that fits nothing, weights that are shared or computed, settings out of their range, a
+        name that is taken, and gradients that vanish or are not finite. The model is as it was then.
+
+    Notes
+    -----
+    Gradient descent on the cores alone, with the loss ``c/2 ||(W + dW) X - Y||^2`` of a square weight, white
+    inputs and ``Y X^T - W`` of rank r/2, is that of the full-width factors in exact arithmetic, but for what
+    they keep outside of the subspaces, ``rho^L (E - left right)`` with rho <= eps. In other settings it is an
+    approximation, in which the frames turn, more slowly than the cores learn: see `param_groups`.
+
+    A hook with a submodule is used, not a wrapper: the layers keep their class, attributes and names in the
+    ``state_dict``, to which the factors are added; ``model.parameters()`` has them, so that optimisers,
+    trainers and data parallelism find them; the hook gets the layer as an argument, so that deep copies and
+    checkpoints work. Only layers that are called see the branch.
+
+    Factors are float64 for a float64 weight and float32 for others; the output has the layer's precision.
+    Under autocast, products with activations run in its precision (with float16 only the first), those of the
+    cores in float32, because eps^L is below what float16 holds.
+
+    Cost of "gradient": a forward and backward pass, and about 40 products of each gradient with r + 8
+    vectors. No matrix of the size of a weight but the gradient is formed. Yaras et al., ICML 2024,
+    arXiv 2406.04112, section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import dlnfast as dln
+    >>> model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> batch = torch.ones(2, 16), torch.ones(2, 4)
+    >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> adapter = dln.torch.DeepLoRA(model, "0", rank=4, batches=batch, loss=loss)
+    >>> optimizer = torch.optim.AdamW(adapter.param_groups(1e-2))
+    >>> adapter.n_parameters
+    176
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerChoice = None,
+        *,
+        rank: int | None = None,
+        depth: int = 3,
+        scale: float = 1e-3,
+        init: str = "gradient",
+        batches: Any = None,
+        loss: Loss | None = None,
+        seed: int = 0,
+        name: str = "default",
+        freeze: bool = True,
+        gradient_memory: int = 2**27,
+    ) -> None:
+        if init not in INITS:
+            raise ValueError(f"init is {init!r}; wanted one of {', '.join(INITS)}")
+        if init == "full" and rank is not None:
+            raise ValueError(f'rank is {rank}, but init="full" takes the whole width')
+        if init != "gradient" and (batches is not None or loss is not None):
+            raise ValueError(f'batches and loss are for init="gradient"; init is {init!r}')
+        self.depth = check_count(depth, "depth", minimum=2, maximum=5)
+        self.scale = check_scale(scale, "scale (eps)", strict=True)
+        self.init = init
+        width = check_count(8 if rank is None else rank, "rank")
+        memory = check_count(gradient_memory, "gradient_memory", minimum=0)
+        targets = find_targets(model, layers)
+        for target in targets if init != "full" else []:
+            narrow = min(target.d_out, target.d_in)
+            if width > narrow:
+                raise ValueError(
+                    f"rank is {width}; wanted at most {narrow}, the smaller side of layer {target.name!r} "
+                    f"({target.d_out} x {target.d_in})"
+                )
+        self._check_name(name, targets)
+        generators = [random_generator(seed, ("deep lora", target.name)) for target in targets]
+        frames: list[Any] = [None] * len(targets)
+        if init == "gradient":
+            found = leading_gradients(model, targets, batches, loss, width, memory)
+            frames = [
+                draw_frames(gradient, target, width, generator)
+                for gradient, target, generator in zip(found, targets, generators, strict=True)
+            ]
+        factors = [
+            first_factors(
+                target,
+                pair,
+                min(target.d_out, target.d_in) if init == "full" else width,
+                self.depth,
+                self.scale,
+                generator,
+            )
+            for target, pair, generator in zip(targets, frames, generators, strict=True)
+        ]
+        self._attach(model, name, targets, factors, freeze)
+
+    def __repr__(self) -> str:
+        """Return the name, what is adapted, and how."""
+        ranks = sorted({branch.rank for branch in self._branches.values()})
+        width = (
+            f"rank {ranks[0]}"
+            if len(ranks) == 1
+            else f"ranks {ranks[0]}..{ranks[-1]}"
+            if ranks
+            else "removed"
+        )
+        return (
+            f"DeepLoRA({self.name!r}, {len(self._branches)} layers, {width}, depth {self.depth}, "
+            f"{self.n_parameters} parameters)"
+        )
+
+    # ---------------------------------------------------------------------------------- what is trained
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers that are adapted."""
+        return list(self._targets)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all factors, layer by layer: right, the cores in one tensor, left."""
+        for branch in self._branches.values():
+            yield from branch.parameters()
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def param_groups(self, learning_rate: float, outer: float = 1e-2, **options: Any) -> list[dict[str, Any]]:
+        """Return the parameters as two groups for an optimiser, with a learning rate each.
+
+        Parameters
+        ----------
+        learning_rate : float
+            Of the cores; of everything with ``init`` "random" and "full", which then is one group.
+        outer : float
+            gamma: the frames learn at ``outer * learning_rate``. 0 keeps them.
+        **options
+            Further settings for each group, such as ``weight_decay``.
+        """
+        rate = check_scale(learning_rate, "learning_rate")
+        ratio = check_scale(outer, "outer (gamma)")
+        inner: list[nn.Parameter] = []
+        frames: list[nn.Parameter] = []
+        for branch in self._branches.values():
+            for key, parameter in branch.named_parameters():
+                (frames if branch.framed and key != "cores" else inner).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": inner, "lr": rate, **options}]
+        if frames:
+            groups.append({"params": frames, "lr": ratio * rate, **options})
+        return groups
+
+    # ------------------------------------------------------------------------------------ on and off
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the branches are added."""
+        return all(branch.enabled for branch in self._branches.values())
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        for branch in self._attached().values():
+            branch.enabled = bool(value)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the model do without this adapter inside a ``with`` block, whether it is merged or not."""
+        merged, enabled = self.merged, self.enabled
+        if merged:
+            self.unmerge()
+        self.enabled = False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
+            if merged:
+                self.merge()
+
+    @property
+    def merged(self) -> bool:
+        """Whether the weights contain the adapter."""
+        return any(branch.merged for branch in self._branches.values())
+
+    def merge(self) -> None:
+        """Add the update to the weights, which are kept: `unmerge` brings them back to the bit.
+
+        Without that, and without a copy: ``remove(merge=True)``.
+
+        Raises
+        ------
+        TypeError
+            For weights that hold no floating-point numbers, such as quantised ones.
+        """
+        self._set_merged(True)
+
+    def unmerge(self) -> None:
+        """Bring the weights back to what they were before `merge`; other merged adapters stay."""
+        self._set_merged(False)
+
+    def _set_merged(self, value: bool) -> None:
+        branches = self._attached()
+        for target in self._targets.values() if value else []:
+            _check_floating(target)
+        for name, branch in branches.items():
+            if branch.merged != value:
+                branch.merged = value
+                target = self._targets[name]
+                adapters_of(target.module).put_weight(target.weight)
+
+    def remove(self, merge: bool = False) -> None:
+        """Take the adapter away and give the model back as it was.
+
+        Parameters
+        ----------
+        merge : bool
+            Leave the update in the weights, for good.
+
+        Notes
+        -----
+        What the first adapter of a model froze is thawed with the last one.
+        """
+        branches = self._attached()
+        for target in self._targets.values() if merge else []:
+            _check_floating(target)
+        if self.merged:
+            self.unmerge()
+        for name, branch in branches.items():
+            target = self._targets[name]
+            if merge:
+                adapters = adapters_of(target.module)
+                add_to(target.weight, branch.delta_weight())
+                if adapters.kept is not None:
+                    add_to(adapters.kept, branch.delta_weight())
+            detach(target.module, self.name)
+        self._branches.clear()
+        self._targets.clear()
+        _thaw(self.model)
+
+    # ----------------------------------------------------------------------------------- the update
+
+    def factors(self, layer: str) -> list[torch.Tensor]:
+        """Return ``[right, C_1, .., C_k, left]`` of a layer as they are now, detached.
+
+        Parameters
+        ----------
+        layer : str
+            Its name, as in `layer_names`.
+        """
+        return self._branch(layer).factors().as_list()
+
+    def delta_weight(self, layer: str) -> torch.Tensor:
+        """Return the update of a layer's weight, dense, in the layout of that weight.
+
+        For Linear (d_out, d_in); for Embedding and Conv1D (d_in, d_out).
+        """
+        return self._branch(layer).delta_weight()
+
+    def singular_values(self, layer: str) -> npt.NDArray[np.float64]:
+        """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2)."""
+        return _thin_svd(self._branch(layer).factors())[1].cpu().numpy()
+
+    def compress(self, rank: int | None = None, *, tolerance: float | None = None) -> dict[str, Truncation]:
+        r"""Replace the update of each layer by its best approximation of lower rank.
+
+        Parameters
+        ----------
+        rank : int, optional
+            Of every layer, at most.
+        tolerance : float, optional
+            Take the lowest rank with ``||dW - dW_rank||_F <= tolerance ||dW||_F``, layer by layer. One of the
+            two has to be given; with both, the lower rank counts.
+
+        Returns
+        -------
+        dict of str to Truncation
+            The ranks and errors, by layer.
+
+        Raises
+        ------
+        RuntimeError
+            While the adapter is merged.
+
+        Notes
+        -----
+        With ``dW = U S V^T`` the factors become ``right = V^T``, ``left = U`` and ``depth`` cores
+        ``S^{1/depth}``. They are new parameters: make the optimiser after this call.
+        """
+        if rank is None and tolerance is None:
+            raise ValueError("compress needs a rank or a tolerance")
+        most = None if rank is None else check_count(rank, "rank")
+        share = None if tolerance is None else check_scale(tolerance, "tolerance")
+        branches = self._attached()
+        if self.merged:
+            raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
+        result = {}
+        for name, branch in branches.items():
+            left, values, right = _thin_svd(branch.factors())
+            # tails[k] is what is left out at rank k.
+            tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
+            kept = len(values)
+            if share is not None:
+                kept = int(torch.nonzero(tails <= share * tails[0])[0])
+            kept = max(1, kept if most is None else min(kept, most))
+            core = torch.diag(values[:kept] ** (1 / self.depth))
+            branch.set_factors(
+                Factors(right[:kept], core.repeat(self.depth, 1, 1), left[:, :kept], framed=True),
+                branch.right.dtype,
+                branch.right.device,
+            )
+            total = float(tails[0])
+            error = float(tails[kept])
+            result[name] = Truncation(kept, error, error / total if total > 0 else 0.0)
+        return result
+
+    # ---------------------------------------------------------------------------------------- files
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the factors by layer and name, ``"encoder.0.query.right"`` and so on, detached."""
+        return {
+            f"{name}.{key}": tensor.detach()
+            for name, branch in self._branches.items()
+            for key, tensor in branch.named_parameters()
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy factors from a `state_dict` into these; the shapes have to agree."""
+        own = self.state_dict()
+        if set(own) != set(state):
+            odd = sorted(set(own) ^ set(state))
+            raise ValueError(f"state has other factors than this adapter: {', '.join(odd[:6])}")
+        for key, tensor in own.items():
+            if tensor.shape != state[key].shape:
+                raise ShapeError(
+                    f"state: {key!r} has shape {tuple(state[key].shape)}; wanted {tuple(tensor.shape)}"
+                )
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter to a safetensors file, for `load`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without the package safetensors.
+        """
+        self._attached()
+        about = {
+            "depth": self.depth,
+            "scale": self.scale,
+            "init": self.init,
+            "name": self.name,
+            "layers": {
+                name: {"kind": target.kind, "shape": [target.d_out, target.d_in], "framed": branch.framed}
+                for (name, branch), target in zip(self._branches.items(), self._targets.values(), strict=True)
+            },
+        }
+        files.write(path, self.state_dict(), about)
+
+    @classmethod
+    def load(
+        cls, model: nn.Module, path: str | os.PathLike[str], *, name: str | None = None, freeze: bool = True
+    ) -> DeepLoRA:
+        """Put an adapter from a file of `save` onto a model.
+
+        Parameters
+        ----------
+        model : Module
+            With layers of the same names and shapes.
+        path : path-like
+        name : str, optional
+            Default: the name that it had.
+        freeze : bool
+            As for `DeepLoRA`.
+
+        Raises
+        ------
+        ValueError
+            For another kind of file, layers that the model has not, and a name that is taken.
+        ShapeError
+            For layers of other shapes.
+        """
+        tensors, about = files.read(path)
+        targets = find_targets(model, list(about["layers"]))
+        by_name = {target.name: target for target in targets}
+        factors = []
+        for layer, entry in about["layers"].items():
+            target = by_name[layer]
+            if [target.d_out, target.d_in] != entry["shape"]:
+                raise ShapeError(
+                    f"layer {layer!r} is {target.d_out} x {target.d_in}; the file's is "
+                    f"{entry['shape'][0]} x {entry['shape'][1]}"
+                )
+            right, left = tensors[f"{layer}.right"], tensors[f"{layer}.left"]
+            factors.append(Factors(right, tensors.get(f"{layer}.cores"), left, entry["framed"]))
+        adapter = cls.__new__(cls)
+        adapter.depth, adapter.scale, adapter.init = about["depth"], about["scale"], about["init"]
+        chosen = about["name"] if name is None else name
+        ordered = [by_name[layer] for layer in about["layers"]]
+        cls._check_name(chosen, ordered)
+        adapter._attach(model, chosen, ordered, factors, freeze)
+        return adapter
+
+    def export_lora(self, path: str | os.PathLike[str], **settings: Any) -> None:
+        """Write a folder that PEFT loads as plain LoRA, without this package.
+
+        Exact: ``lora_A = right`` and ``lora_B = left C_k .. C_1``, with alpha = r, so that nothing is scaled.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder; it is made where it is missing.
+        **settings
+            Further entries of PEFT's ``adapter_config.json``, such as ``base_model_name_or_path`` and
+            ``task_type``.
+
+        Notes
+        -----
+        With ``init="full"`` the rank is the whole width: `compress` comes first.
+        """
+        self._attached()
+        layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
+        files.write_lora(path, self.model, layers, settings)
+
+    # -------------------------------------------------------------------------------------- helpers
+
+    @staticmethod
+    def _check_name(name: object, targets: list[Target]) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name is {type(name).__name__}; wanted a str")
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"name is {name!r}; wanted a word without dots that no ModuleDict uses itself")
+        for target in targets:
+            if name in names_at(target.module):
+                raise ValueError(f"name is {name!r}, which layer {target.name!r} has an adapter of already")
+
+    def _attach(
+        self, model: nn.Module, name: str, targets: list[Target], factors: list[Factors], freeze: bool
+    ) -> None:
+        self.model = model
+        self.name = name
+        self._targets = {target.name: target for target in targets}
+        if freeze:
+            _freeze(model)
+        self._branches: dict[str, DeepFactors] = {
+            target.name: attach(target, name, tensors)
+            for target, tensors in zip(targets, factors, strict=True)
+        }
+
+    def _attached(self) -> dict[str, DeepFactors]:
+        if not self._branches:
+            raise RuntimeError(f"adapter {self.name!r} was removed")
+        return self._branches
+
+    def _branch(self, layer: str) -> DeepFactors:
+        branches = self._attached()
+        if layer not in branches:
+            raise ValueError(f"layer is {layer!r}; wanted one of {', '.join(list(branches)[:12])}")
+        return branches[layer]
+
+
+def _thin_svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return U, s, V^T of the product, in float64."""
+    cores = None if factors.cores is None else factors.cores.double()
+    factors = Factors(factors.right.double(), cores, factors.left.double(), factors.framed)
+    q_left, r_left = torch.linalg.qr(factors.map_above())
+    q_right, r_right = torch.linalg.qr(factors.right.T)
+    u, s, vt = torch.linalg.svd(r_left @ r_right.T)
+    return q_left @ u, s, vt @ q_right.T
+
+
+def _check_floating(target: Target) -> None:
+    if not target.weight.dtype.is_floating_point:
+        raise TypeError(
+            f"the weight of layer {target.name!r} is {target.weight.dtype}, which takes no update"
+        )
+
+
+def _freeze(model: nn.Module) -> None:
+    """Turn off all gradients but those of adapters, and note which."""
+    frozen = list(getattr(model, _FROZEN, []))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and f".{CHILD}." not in f".{name}":
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    setattr(model, _FROZEN, frozen)
+
+
+def _thaw(model: nn.Module) -> None:
+    """Turn on again what was frozen, unless there are adapters left."""
+    if any(names_at(module) for module in model.modules()):
+        return
+    frozen = set(getattr(model, _FROZEN, []))
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(True)
+    if hasattr(model, _FROZEN):
+        delattr(model, _FROZEN)

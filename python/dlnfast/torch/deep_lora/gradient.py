@@ -1,0 +1,266 @@
+"""Where to start: the leading singular vectors of the gradient, and frames that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..._arrays import FloatArray
+from ...factors import LinearMap, leading_factors
+from ...initial import haar, signed_q
+from ...problem import LowRank
+from .layers import Factors, Target
+
+#: Of a batch, the loss: a scalar tensor.
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+#: Singular values of gradients are found to this share of the largest, their vectors to its root.
+_TOLERANCE: Final = 1e-6
+
+
+def leading_gradients(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Any,
+    loss: Loss | None,
+    rank: int,
+    memory: int,
+) -> list[LowRank]:
+    """Return the leading singular vectors of the gradient with respect to each target's weight.
+
+    With one batch every gradient is reduced as soon as it is complete; with several, as many are summed at a
+    time as fit into `memory` bytes, and every such group takes a pass over the batches.
+    """
+    each = _as_list(batches)
+    rule = _own_loss if loss is None else loss
+    sums = [_GradientSum(target, (rank + 1) // 2) for target in targets]
+    for group in [sums] if len(each) == 1 else _groups(sums, memory):
+        with _as_evaluated(model):
+            hooks = [entry.watch(at_once=len(each) == 1) for entry in group]
+            try:
+                for batch in each:
+                    with torch.enable_grad():
+                        value = rule(model, batch)
+                        _check_loss(value)
+                        torch.autograd.backward(value)
+                    del value
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        for entry in group:
+            entry.reduce()
+    return [entry.found for entry in sums if entry.found is not None]
+
+
+def draw_frames(
+    gradient: LowRank | None, target: Target, rank: int, generator: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Return right (rank, d_in) and left (d_out, rank), frames that a random rotation E maps on each other.
+
+    Of a square weight: with E from Haar's law, the right frame spans ``[V_g, E^T U_g]`` and the left one is
+    its image, ``left = E right^T``. That is their joint law: the image X of V_g is uniform; U_g has a part
+    outside of it, whose preimage is a uniform frame F outside of V_g. So ``right = [V_g, F]^T`` and
+    ``left = [X, orth((1 - X X^T) U_g)]``.
+    """
+    if gradient is None:
+        return haar(rank, target.d_in, generator), haar(target.d_out, rank, generator)
+    v, u = signed_q(gradient.V.astype(np.float64)), gradient.U.astype(np.float64)
+    n_right = v.shape[1]
+    image = haar(target.d_out, n_right, generator)
+    n_left = rank - n_right
+    right = _joined(v, generator.standard_normal((target.d_in, n_left)))
+    left = _joined(image, u[:, :n_left])
+    return np.ascontiguousarray(right.T), left
+
+
+def first_factors(
+    target: Target,
+    frames: tuple[FloatArray, FloatArray] | None,
+    width: int,
+    depth: int,
+    scale: float,
+    generator: np.random.Generator,
+) -> Factors:
+    """Return scaled identities between frames, or without these `depth` scaled random frames."""
+    framed = frames is not None
+    if frames is not None:
+        cores = np.tile(scale * np.eye(width), (depth, 1, 1))
+    else:
+        frames = scale * haar(width, target.d_in, generator), scale * haar(target.d_out, width, generator)
+        cores = np.array([scale * haar(width, width, generator) for _ in range(depth - 2)])
+
+    def tensor(array: FloatArray) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=target.dtype, device=target.weight.device)
+
+    return Factors(tensor(frames[0]), tensor(cores) if len(cores) else None, tensor(frames[1]), framed)
+
+
+def _joined(frame: FloatArray, others: FloatArray) -> FloatArray:
+    """Return `frame` and the part of `others` outside of it, all orthonormal."""
+    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
+        others = signed_q(others - frame @ (frame.T @ others))
+    return np.hstack([frame, others])
+
+
+class _GradientSum:
+    """The gradient with respect to one weight, as a map, until it is reduced to its leading vectors."""
+
+    def __init__(self, target: Target, rank: int) -> None:
+        self.target = target
+        self.rank = rank
+        self.found: LowRank | None = None
+        self._sum: torch.Tensor | None = None
+        self._awaited = 0
+        self._at_once = False
+
+    @property
+    def n_bytes(self) -> int:
+        return self.target.d_out * self.target.d_in * self.target.dtype.itemsize
+
+    def watch(self, *, at_once: bool) -> torch.utils.hooks.RemovableHandle:
+        self._at_once = at_once
+        return self.target.module.register_forward_hook(self._forward, with_kwargs=True)
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        del module
+        if not torch.is_grad_enabled():  # the first pass of a reentrant checkpoint
+            return None
+        held = [(args[0] if args else next(iter(kwargs.values()))).detach()]
+        self._awaited += 1
+        leaf = output
+        if not output.requires_grad:
+            # Nothing below is trained: the graph begins here.
+            leaf = output.detach().requires_grad_()
+        leaf.register_hook(lambda grad: self._add(held.pop(), grad.detach()))
+        # What is a leaf may not be changed in place, as some activations do.
+        return None if leaf is output else leaf.clone()
+
+    def _add(self, x: torch.Tensor, grad: torch.Tensor) -> None:
+        if self.found is not None:
+            raise RuntimeError(
+                f"layer {self.target.name!r} is used again after its gradient was complete (a reentrant "
+                "checkpoint of a shared layer); pass the batch twice, in a list"
+            )
+        rows = grad.reshape(-1, self.target.d_out).to(self.target.dtype)
+        if self._sum is None:
+            self._sum = rows.new_zeros(self.target.d_out, self.target.d_in)
+        if self.target.kind == "embedding":
+            padding = getattr(self.target.module, "padding_idx", None)
+            tokens = x.reshape(-1)
+            if padding is not None:
+                rows = rows.masked_fill((tokens == padding)[:, None], 0.0)
+            self._sum.index_add_(1, tokens, rows.T)
+        else:
+            self._sum.addmm_(rows.T, x.reshape(-1, self.target.d_in).to(self.target.dtype))
+        self._awaited -= 1
+        if self._at_once and self._awaited == 0:
+            self.reduce()
+
+    def reduce(self) -> None:
+        if self.found is not None:
+            return
+        total, self._sum = self._sum, None
+        size = 0.0 if total is None else float(total.abs().max())
+        if total is None or size == 0.0:
+            raise ValueError(
+                f"the loss does not depend on layer {self.target.name!r}, or its gradient vanishes there; "
+                'leave it out of layers, or use init="random"'
+            )
+        if not np.isfinite(size):
+            raise ValueError(f"the gradient of layer {self.target.name!r} is not finite")
+        self.found = leading_factors(_TensorMap(total.div_(size)), self.rank, _TOLERANCE)
+
+
+class _TensorMap(LinearMap):
+    """A tensor on any device, by its products with thin blocks."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self.shape = int(matrix.shape[0]), int(matrix.shape[1])
+
+    def apply(self, X: FloatArray) -> FloatArray:
+        """Return ``X M^T``."""
+        return self._host(self._block(X) @ self.matrix.T)
+
+    def apply_transpose(self, X: FloatArray) -> FloatArray:
+        """Return ``X M``."""
+        return self._host(self._block(X) @ self.matrix)
+
+    def dense(self) -> FloatArray:
+        """Return M."""
+        return self._host(self.matrix)
+
+    def _block(self, X: FloatArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(X)).to(self.matrix)
+
+    @staticmethod
+    def _host(block: torch.Tensor) -> FloatArray:
+        return np.asarray(block.cpu().numpy())
+
+
+def _groups(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum]]:
+    group: list[_GradientSum] = []
+    for entry in sums:
+        if group and sum(e.n_bytes for e in group) + entry.n_bytes > memory:
+            yield group
+            group = []
+        group.append(entry)
+    yield group
+
+
+def _as_list(batches: Any) -> list[Any]:
+    if batches is None:
+        raise ValueError('batches are needed for init="gradient": one batch, or a list of them')
+    one = isinstance(batches, (Mapping, torch.Tensor, tuple))
+    each = [batches] if one else list(batches)
+    if not each:
+        raise ValueError("batches is empty; wanted at least one batch")
+    return each
+
+
+def _own_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"a batch is {type(batch).__name__}; without a loss it has to be a mapping for model(**batch), "
+            "whose result has a loss"
+        )
+    result = model(**batch)
+    value = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
+    if value is None:
+        raise ValueError("model(**batch) has no loss: add labels to the batches, or pass loss=")
+    return value  # type: ignore[no-any-return]
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"loss gave {type(value).__name__}; wanted a tensor with one number")
+    if value.numel() != 1:
+        raise ValueError(f"loss gave a tensor of shape {tuple(value.shape)}; wanted one number")
+    if not torch.isfinite(value.detach()).all():
+        raise ValueError(f"the loss is {float(value)} at the start")
+    if not value.requires_grad:
+        raise ValueError("the loss depends on none of the chosen layers")
+
+
+@contextmanager
+def _as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Let the model evaluate, without gradients of its own; afterwards all is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        try:
+            model.eval()
+            for p in trained:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+            for module, mode in modes:
+                module.training = mode
