@@ -1,0 +1,399 @@
+"""Fine-tuning of pretrained transformers on text tasks: LoRA beside Deep LoRA, on equal terms.
+
+One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs. Needs
+transformers, and peft for LoRA.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from .._arrays import check_count, check_scale
+from .._errors import DivergedError
+from ..tasks import TextTask
+from .deep_lora import DeepLoRA
+from .layers import LayerChoice, weight_matrices
+
+__all__ = ["METHODS", "FineTuning", "Outcome", "Run", "find_model"]
+
+METHODS: Final = ("lora", "deep-lora")
+#: Samples whose predictions are computed at a time.
+_EVALUATED_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one training.
+
+    Attributes
+    ----------
+    method : {"lora", "deep-lora"}
+        "lora": PEFT's, with alpha = r, as Deep LoRA has no such factor either.
+    rank : int
+        r.
+    n_examples : int
+        Training samples, drawn without replacement; runs of one seed share them, their order and the head.
+    seed : int
+    learning_rate : float
+        Of AdamW, falling linearly to `final_rate` of it.
+    steps, batch_size : int
+    final_rate : float
+    depth, scale, init, outer
+        Of Deep LoRA: L, eps, how it starts, and gamma.
+    """
+
+    method: str
+    rank: int
+    n_examples: int
+    seed: int
+    learning_rate: float
+    steps: int
+    batch_size: int = 16
+    final_rate: float = 0.1
+    depth: int = 3
+    scale: float = 1e-3
+    init: str = "gradient"
+    outer: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Check what the parts that take the settings would not name."""
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; wanted one of {', '.join(METHODS)}")
+        for name in ("rank", "n_examples", "steps", "batch_size"):
+            check_count(getattr(self, name), name)
+        check_count(self.seed, "seed", minimum=0)
+        for name in ("learning_rate", "final_rate", "scale", "outer"):
+            check_scale(getattr(self, name), name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings; those of Deep LoRA for that method only."""
+        values = asdict(self)
+        if self.method == "lora":
+            for name in ("depth", "scale", "init", "outer"):
+                del values[name]
+        return values
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes
+    ----------
+    scores : dict of str to float
+        The task's metric on every part that is evaluated.
+    loss : list of float
+        Training loss at every step, on its batch.
+    n_parameters : int
+        Trained numbers, those of the head included.
+    ranks : dict of str to int
+        Of the update of each layer: singular values above 1 % of the largest of all layers.
+    seconds : float
+    """
+
+    scores: dict[str, float]
+    loss: list[float]
+    n_parameters: int
+    ranks: dict[str, int]
+    seconds: float
+
+
+def find_model(name: str) -> str:
+    """Return the folder of a pretrained model: a folder, an installed package with one, or a hub's name.
+
+    Parameters
+    ----------
+    name : str
+        A folder with ``config.json``; the name of an installed package with such a folder ``model``; anything
+        else is left to transformers, which looks into its cache, and on a hub unless ``HF_HUB_OFFLINE`` is set.
+    """
+    if (Path(name) / "config.json").is_file():
+        return name
+    module = name.replace("-", "_")
+    if module.isidentifier() and importlib.util.find_spec(module) is not None:
+        inside = importlib.resources.files(module) / "model"
+        if (inside / "config.json").is_file():
+            return str(inside)
+    return name
+
+
+class FineTuning:
+    """A pretrained model, a task, and trainings that differ in their `Run` only.
+
+    Parameters
+    ----------
+    model : str
+        As for `find_model`; loaded as a model for sequence classification: one output for scores, one per
+        class otherwise, dropout off.
+    train : TextTask
+        Where examples are drawn from.
+    parts : mapping of str to TextTask
+        What is evaluated after every training.
+    layers : LayerChoice
+        Which layers get adapters; None: all linear ones but the new head.
+    max_length : int
+        Tokens of a sample at most.
+    device : device
+
+    Notes
+    -----
+    What the checkpoint lacks, the head, is drawn anew for every seed and trained along. All runs start from the
+    same weights, which stay frozen.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        train: TextTask,
+        parts: Mapping[str, TextTask],
+        *,
+        layers: LayerChoice = None,
+        max_length: int = 128,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        transformers = _transformers()
+        self._path = find_model(model)
+        self._device = torch.device(device)
+        self._layers = layers
+        self.train, self.parts = train, dict(parts)
+        length = check_count(max_length, "max_length", minimum=2)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self._path)
+        self._padding = int(tokenizer.pad_token_id or 0)
+        self._tokens = {
+            name: _tokenised(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
+        }
+        for name in self.parts:
+            if not name:
+                raise ValueError("parts has an empty name")
+
+    def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
+        """Return the pretrained model with a head drawn from the seed, and the names of the head's parameters."""
+        transformers = _transformers()
+        classes = self.train.classes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self._path,
+                num_labels=1 if classes is None else len(classes),
+                problem_type="regression" if classes is None else "single_label_classification",
+                output_loading_info=True,
+                **dict.fromkeys(_dropouts(self._path), 0.0),
+            )
+        model = model.to(self._device)
+        return model, sorted(info["missing_keys"])
+
+    def batches(self, run: Run) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the batches of a run's steps: passes over its examples, each in an order of its own."""
+        rows = self.examples(run)
+        size = min(run.batch_size, len(rows))
+        generator = np.random.default_rng([run.seed, 1])
+        order: list[int] = []
+        for _ in range(run.steps):
+            while len(order) < size:
+                order += generator.permutation(rows).tolist()
+            yield self._batch("", order[:size])
+            order = order[size:]
+
+    def examples(self, run: Run) -> npt.NDArray[np.int64]:
+        """Return the rows of the training samples that a run draws: the first of its seed's order."""
+        if run.n_examples > len(self.train):
+            raise ValueError(
+                f"n_examples is {run.n_examples}; wanted at most the {len(self.train)} there are"
+            )
+        chosen: npt.NDArray[np.int64] = np.random.default_rng(run.seed).permutation(len(self.train))
+        return chosen[: run.n_examples]
+
+    def run(
+        self, run: Run, *, after_step: Callable[[int, nn.Module, DeepLoRA | None], None] | None = None
+    ) -> Outcome:
+        """Train, and evaluate all parts.
+
+        Parameters
+        ----------
+        run : Run
+        after_step : callable, optional
+            ``after_step(step, model, adapter)``, step 0 before the first one; the adapter is None for "lora".
+
+        Raises
+        ------
+        DivergedError
+            If a loss is not finite.
+        """
+        start = time.perf_counter()
+        model, head = self.fresh_model(run.seed)
+        names = [m.name for m in weight_matrices(model, self._layers or _encoder_layers(head))]
+        model, groups, adapter = self._adapted(run, model, names)
+        trained = [p for name, p in model.named_parameters() if _is_of(name, head)]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        groups.append({"params": trained, "lr": run.learning_rate})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 1.0 - (1.0 - run.final_rate) * min(step / run.steps, 1.0)
+        )
+        if after_step is not None:
+            after_step(0, model, adapter)
+        losses: list[float] = []
+        model.eval()  # no dropout; nothing else depends on the mode
+        for step, batch in enumerate(self.batches(run), 1):
+            optimizer.zero_grad(set_to_none=True)
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                text = (
+                    f"the loss is {losses[-1]} at step {step}: lower learning_rate, now {run.learning_rate:g}"
+                )
+                raise DivergedError(text, step=step, layer=0)
+            if after_step is not None:
+                after_step(step, model, adapter)
+        updates = _updates(model, adapter)
+        return Outcome(
+            scores={name: self.score(model, name) for name in self.parts},
+            loss=losses,
+            n_parameters=sum(p.numel() for group in groups for p in group["params"]),
+            ranks=_ranks(updates),
+            seconds=time.perf_counter() - start,
+        )
+
+    def score(self, model: nn.Module, part: str) -> float:
+        """Return the task's metric on one of the parts."""
+        task = self.parts[part]
+        tokens = self._tokens[part]
+        order = sorted(range(len(task)), key=lambda i: len(tokens[i]["input_ids"]))
+        outputs = []
+        with torch.no_grad():
+            for start in range(0, len(order), _EVALUATED_AT_ONCE):
+                batch = self._batch(part, order[start : start + _EVALUATED_AT_ONCE])
+                del batch["labels"]
+                outputs.append(model(**batch).logits.cpu())
+        logits = torch.cat(outputs).numpy()
+        found = logits[:, 0] if task.classes is None else logits.argmax(axis=1)
+        predictions = np.empty(len(task), dtype=found.dtype)
+        predictions[order] = found
+        return task.score(predictions)
+
+    def _adapted(
+        self, run: Run, model: nn.Module, names: list[str]
+    ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
+        if run.method == "lora":
+            peft = _peft()
+            config = peft.LoraConfig(
+                r=run.rank, lora_alpha=run.rank, lora_dropout=0.0, target_modules=names, bias="none"
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(run.seed)
+                wrapped = peft.get_peft_model(model, config)
+            factors = [p for name, p in wrapped.named_parameters() if ".lora_" in name]
+            return wrapped, [{"params": factors, "lr": run.learning_rate}], None
+        settings: dict[str, Any] = {
+            "depth": run.depth,
+            "scale": run.scale,
+            "init": run.init,
+            "seed": run.seed,
+        }
+        if run.init != "full":
+            settings["rank"] = run.rank
+        if run.init == "gradient":
+            settings["batches"] = next(self.batches(run))
+        adapter = DeepLoRA(model, names, **settings)
+        return model, adapter.param_groups(run.learning_rate, outer=run.outer), adapter
+
+    def _batch(self, part: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return samples padded to the longest of them, with their targets."""
+        task = self.parts[part] if part else self.train
+        tokens = [self._tokens[part][i] for i in rows]
+        longest = max(len(t["input_ids"]) for t in tokens)
+        batch = {}
+        for key in tokens[0]:
+            padding = self._padding if key == "input_ids" else 0
+            padded = [t[key] + [padding] * (longest - len(t[key])) for t in tokens]
+            batch[key] = torch.tensor(padded, device=self._device)
+        targets = task.targets[np.asarray(rows)]
+        kind = torch.float32 if task.classes is None else torch.int64
+        batch["labels"] = torch.tensor(targets, dtype=kind, device=self._device)
+        return batch
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "fine-tuning needs transformers, which is not installed: pip install transformers",
+            name="transformers",
+        ) from error
+    return transformers
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "method 'lora' needs peft, which is not installed: pip install peft", name="peft"
+        ) from error
+    return peft
+
+
+def _dropouts(path: str) -> list[str]:
+    """Return the settings of a model that are probabilities of dropout."""
+    config = _transformers().AutoConfig.from_pretrained(path)
+    return [
+        name
+        for name, value in config.to_dict().items()
+        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
+    ]
+
+
+def _tokenised(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str, list[int]]]:
+    texts = [list(task.first)] + ([] if task.second is None else [list(task.second)])
+    found = tokenizer(*texts, truncation=True, max_length=max_length)
+    return [{key: list(values[i]) for key, values in found.items()} for i in range(len(task))]
+
+
+def _is_of(name: str, head: Sequence[str]) -> bool:
+    """Return whether a parameter is the head's, whatever wraps the model."""
+    return any(name == key or name.endswith("." + key) for key in head)
+
+
+def _encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
+    def choose(name: str, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) and f"{name}.weight" not in head
+
+    return choose
+
+
+def _updates(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the singular values of every layer's update."""
+    if adapter is not None:
+        return {name: adapter.singular_values(name) for name in adapter.layer_names}
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            # The product of two thin factors has the singular values of that of their triangles.
+            left = torch.linalg.qr(module.lora_B["default"].weight.detach().double())[1]
+            right = torch.linalg.qr(module.lora_A["default"].weight.detach().double().T)[1]
+            found[name] = torch.linalg.svdvals(left @ right.T).cpu().numpy()
+    return found
+
+
+def _ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
+    largest = max((float(values[0]) for values in updates.values() if len(values)), default=0.0)
+    if largest == 0.0:
+        return dict.fromkeys(updates, 0)
+    return {name: int(np.sum(values > 0.01 * largest)) for name, values in updates.items()}
