@@ -84,7 +84,7 @@ class DeepLoRA:
         eps times a random frame. "full": the same with the width min(d_out, d_in).
     batches : batch, or list of batches
         For "gradient". A tensor, a mapping or a tuple is one batch, any other iterable holds several, whose
-        gradients are summed.
+        gradients are summed. The model runs in the mode it is in; ``model.eval()`` leaves out dropout.
     loss : callable ``(model, batch) -> Tensor``, optional
         By default ``model(**batch).loss``.
     seed : int
@@ -163,7 +163,7 @@ class DeepLoRA:
         seed: int = 0,
         name: str = "default",
         freeze: bool = True,
-        gradient_memory: int = 2**27,
+        gradient_memory: int = 2**26,
     ) -> None:
         if init not in INITS:
             raise ValueError(f"init is {init!r}; wanted one of {', '.join(INITS)}")

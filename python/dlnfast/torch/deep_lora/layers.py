@@ -252,7 +252,7 @@ class Adapters(nn.ModuleDict):
     @torch.no_grad()
     def put_weight(self, weight: torch.Tensor) -> None:
         """Write the layer's own weight with the merged adapters' into `weight`."""
-        merged = [adapter for adapter in self.values() if adapter.merged]
+        merged = [adapter for adapter in self.values() if isinstance(adapter, DeepFactors) and adapter.merged]
         if self.kept is None and merged:
             self.kept = weight.detach().clone()
         if self.kept is None:
@@ -305,7 +305,7 @@ def _add_branches(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     x = args[0] if args else next(iter(kwargs.values()))
     for adapter in adapters_of(module).values():
         if adapter.active:
-            output = adapter(x, output)  # type: ignore[operator]
+            output = adapter(x, output)
     return output
 
 
