@@ -188,7 +188,8 @@ class DeepLoRA:
         generators = [random_generator(seed, ("deep lora", target.name)) for target in targets]
         frames: list[Any] = [None] * len(targets)
         if init == "gradient":
-            found = leading_gradients(model, targets, batches, loss, width, memory)
+            ranks = [(width + 1) // 2] * len(targets)
+            found = leading_gradients(model, targets, batches, loss, ranks, memory)
             frames = [
                 draw_frames(gradient, target, width, generator)
                 for gradient, target, generator in zip(found, targets, generators, strict=True)

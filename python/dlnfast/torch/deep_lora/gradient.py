@@ -28,17 +28,17 @@ def leading_gradients(
     targets: Sequence[Target],
     batches: Any,
     loss: Loss | None,
-    rank: int,
+    ranks: Sequence[int],
     memory: int,
 ) -> list[LowRank]:
-    """Return the leading singular vectors of the gradient with respect to each target's weight.
+    """Return the leading singular vectors, `ranks` of them, of the gradient with respect to each weight.
 
     With one batch every gradient is reduced as soon as it is complete; with several, as many are summed at a
     time as fit into `memory` bytes, and every such group takes a pass over the batches.
     """
     each = _as_list(batches)
     rule = _own_loss if loss is None else loss
-    sums = [_GradientSum(target, (rank + 1) // 2) for target in targets]
+    sums = [_GradientSum(target, rank) for target, rank in zip(targets, ranks, strict=True)]
     for group in [sums] if len(each) == 1 else _groups(sums, memory):
         with _unchanged(model):
             hooks = [entry.watch(at_once=len(each) == 1) for entry in group]

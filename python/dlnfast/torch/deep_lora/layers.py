@@ -70,48 +70,56 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
         chosen = [
             m
             for m in chosen
-            if _kind(m) in ("linear", "inputs first") and not m.aliases and m.name not in attention
+            if m.attribute == "weight"
+            and m.part is None
+            and not m.aliases
+            and m.name not in attention
+            and _kind(m.module) in ("linear", "inputs first")
+            and not parametrize.is_parametrized(m.module, "weight")
         ]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
     return [_target(matrix, attention) for matrix in chosen]
 
 
-def _kind(matrix: WeightMatrix) -> Kind | None:
-    if matrix.attribute != "weight" or matrix.part is not None:
-        return None
-    if isinstance(matrix.module, nn.Linear):
+def as_target(name: str, module: nn.Module) -> Target:
+    """Return a layer as what can be adapted; see `find_targets` for the errors."""
+    kind = _kind(module)
+    if kind is None:
+        raise TypeError(
+            f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
+        )
+    if parametrize.is_parametrized(module, "weight"):
+        raise ValueError(f"layers: the weight of {name!r} is computed by a parametrization")
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
+    if isinstance(module, nn.Linear):
+        return Target(name, module, kind, module.out_features, module.in_features)
+    d_in, d_out = module.get_parameter("weight").shape
+    return Target(name, module, kind, d_out, d_in)
+
+
+def _kind(module: nn.Module) -> Kind | None:
+    if isinstance(module, nn.Linear):
         return "linear"
-    if isinstance(matrix.module, nn.Embedding):
+    if isinstance(module, nn.Embedding):
         return "embedding"
-    return "inputs first" if type(matrix.module).__name__ == "Conv1D" else None
+    return "inputs first" if type(module).__name__ == "Conv1D" else None
 
 
 def _target(matrix: WeightMatrix, attention: set[str]) -> Target:
-    kind, module = _kind(matrix), matrix.module
-    if kind is None:
+    if matrix.attribute != "weight" or matrix.part is not None or matrix.name in attention:
         raise TypeError(
-            f"layers: {matrix.name!r} belongs to a {type(module).__name__}; wanted Linear, Embedding, or "
-            "Conv1D as in GPT-2"
+            f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
+            "layer that is called"
         )
-    if matrix.name in attention:
-        raise TypeError(
-            f"layers: {matrix.name!r} is read by a MultiheadAttention, which never calls it; wanted a layer "
-            "that is called"
-        )
-    if parametrize.is_parametrized(module, "weight"):
-        raise ValueError(f"layers: the weight of {matrix.name!r} is computed by a parametrization")
+    target = as_target(matrix.name, matrix.module)
     if matrix.aliases:
         raise ValueError(
             f"layers: {matrix.name!r} shares its weight with {', '.join(map(repr, matrix.aliases))}; an "
             "adapter of one of them would part them"
         )
-    if getattr(module, "max_norm", None) is not None:
-        raise ValueError(f"layers: {matrix.name!r} has max_norm, which renews its weight at every use")
-    if isinstance(module, nn.Linear):
-        return Target(matrix.name, module, kind, module.out_features, module.in_features)
-    d_in, d_out = module.get_parameter("weight").shape
-    return Target(matrix.name, module, kind, d_out, d_in)
+    return target
 
 
 class DeepFactors(nn.Module):
@@ -227,6 +235,10 @@ class Factors:
     def map_above(self) -> torch.Tensor:
         """Return ``left C_k .. C_1``."""
         return self.left if self.cores is None else self.left @ _product(self.cores.unbind(0))
+
+    def as_parameters(self) -> list[torch.Tensor]:
+        """Return them in the order in which a `DeepFactors` has its parameters."""
+        return [self.right, *([] if self.cores is None else [self.cores]), self.left]
 
     def as_list(self) -> list[torch.Tensor]:
         """Return ``right, C_1, .., C_k, left``."""
