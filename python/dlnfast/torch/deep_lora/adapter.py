@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -129,8 +129,8 @@ class DeepLoRA:
     checkpoints work. Only layers that are called see the branch.
 
     Factors are float64 for a float64 weight and float32 for others; the output has the layer's precision.
-    Under autocast, products with activations run in its precision (with float16 only the first), those of the
-    cores in float32, because eps^L is below what float16 holds.
+    Under autocast to bfloat16, products with activations run in it and those of the cores in float32; under
+    autocast to float16 all of them in float32, because eps^L is below what float16 holds.
 
     Cost of "gradient": a forward and backward pass, and about 40 products of each gradient with r + 8
     vectors. No matrix of the size of a weight but the gradient is formed. Yaras et al., ICML 2024,
@@ -515,7 +515,9 @@ class DeepLoRA:
         adapter._attach(model, chosen, ordered, factors, freeze)
         return adapter
 
-    def export_lora(self, path: str | os.PathLike[str], **settings: Any) -> None:
+    def export_lora(
+        self, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = (), **settings: Any
+    ) -> None:
         """Write a folder that PEFT loads as plain LoRA, without this package.
 
         Exact: ``lora_A = right`` and ``lora_B = left C_k .. C_1``, with alpha = r, so that nothing is scaled.
@@ -524,6 +526,8 @@ class DeepLoRA:
         ----------
         path : path-like
             The folder; it is made where it is missing.
+        modules_to_save : sequence of str
+            Names of further modules that were trained, such as a new head; they are written as they are.
         **settings
             Further entries of PEFT's ``adapter_config.json``, such as ``base_model_name_or_path`` and
             ``task_type``.
@@ -534,7 +538,7 @@ class DeepLoRA:
         """
         self._attached()
         layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
-        files.write_lora(path, self.model, layers, settings)
+        files.write_lora(path, self.model, layers, modules_to_save, settings)
 
     # -------------------------------------------------------------------------------------- helpers
 

@@ -266,7 +266,7 @@ def _check_loss(value: Any) -> None:
     if value.numel() != 1:
         raise ValueError(f"loss gave a tensor of shape {tuple(value.shape)}; wanted one number")
     if not torch.isfinite(value.detach()).all():
-        raise ValueError(f"the loss is {float(value)} at the start")
+        raise ValueError(f"the loss is {value.item()} at the start")
     if not value.requires_grad:
         raise ValueError("the loss depends on none of the chosen layers")
 

@@ -108,7 +108,7 @@ def _kind(module: nn.Module) -> Kind | None:
 
 
 def _target(matrix: WeightMatrix, attention: set[str]) -> Target:
-    if matrix.attribute != "weight" or matrix.part is not None or matrix.name in attention:
+    if isinstance(matrix.module, nn.MultiheadAttention) or matrix.name in attention:
         raise TypeError(
             f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
             "layer that is called"
@@ -187,10 +187,11 @@ class DeepFactors(nn.Module):
         low = _autocast_dtype(device)
         if low is None:
             return self._expand(F.linear(x.to(self.right.dtype), self.right), output, None)
-        inner = F.linear(x, self.right)
-        # The cores' product is far below what float16 holds.
+        # Products of cores, and the gradients behind them, are far below what float16 holds.
         with torch.autocast(device, enabled=False):
-            return self._expand(inner.to(self.right.dtype), output, low)
+            thin = self.right.dtype if low == torch.float16 else low
+            inner = F.linear(x.to(thin), self.right.to(thin)).to(self.right.dtype)
+            return self._expand(inner, output, thin)
 
     def _expand(self, inner: torch.Tensor, output: torch.Tensor, low: torch.dtype | None) -> torch.Tensor:
         left: torch.Tensor = self.left
@@ -203,7 +204,7 @@ class DeepFactors(nn.Module):
             else:
                 for core in cores:
                     inner = inner @ core.T
-        if low is not None and low != torch.float16 and low == output.dtype:
+        if low is not None and low == output.dtype:
             inner, left = inner.to(low), left.to(low)
         rows = output.reshape(-1, output.shape[-1])
         if rows.dtype == left.dtype:
