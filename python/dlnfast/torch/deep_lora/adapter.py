@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -84,7 +84,7 @@ class DeepLoRA:
         eps times a random frame. "full": the same with the width min(d_out, d_in).
     batches : batch, or list of batches
         For "gradient". A tensor, a mapping or a tuple is one batch, any other iterable holds several, whose
-        gradients are summed.
+        gradients are summed. The model runs in the mode it is in; ``model.eval()`` leaves out dropout.
     loss : callable ``(model, batch) -> Tensor``, optional
         By default ``model(**batch).loss``.
     seed : int
@@ -129,8 +129,8 @@ class DeepLoRA:
     checkpoints work. Only layers that are called see the branch.
 
     Factors are float64 for a float64 weight and float32 for others; the output has the layer's precision.
-    Under autocast, products with activations run in its precision (with float16 only the first), those of the
-    cores in float32, because eps^L is below what float16 holds.
+    Under autocast to bfloat16, products with activations run in it and those of the cores in float32; under
+    autocast to float16 all of them in float32, because eps^L is below what float16 holds.
 
     Cost of "gradient": a forward and backward pass, and about 40 products of each gradient with r + 8
     vectors. No matrix of the size of a weight but the gradient is formed. Yaras et al., ICML 2024,
@@ -163,7 +163,7 @@ class DeepLoRA:
         seed: int = 0,
         name: str = "default",
         freeze: bool = True,
-        gradient_memory: int = 2**27,
+        gradient_memory: int = 2**26,
     ) -> None:
         if init not in INITS:
             raise ValueError(f"init is {init!r}; wanted one of {', '.join(INITS)}")
@@ -188,7 +188,8 @@ class DeepLoRA:
         generators = [random_generator(seed, ("deep lora", target.name)) for target in targets]
         frames: list[Any] = [None] * len(targets)
         if init == "gradient":
-            found = leading_gradients(model, targets, batches, loss, width, memory)
+            ranks = [(width + 1) // 2] * len(targets)
+            found = leading_gradients(model, targets, batches, loss, ranks, memory)
             frames = [
                 draw_frames(gradient, target, width, generator)
                 for gradient, target, generator in zip(found, targets, generators, strict=True)
@@ -514,7 +515,9 @@ class DeepLoRA:
         adapter._attach(model, chosen, ordered, factors, freeze)
         return adapter
 
-    def export_lora(self, path: str | os.PathLike[str], **settings: Any) -> None:
+    def export_lora(
+        self, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = (), **settings: Any
+    ) -> None:
         """Write a folder that PEFT loads as plain LoRA, without this package.
 
         Exact: ``lora_A = right`` and ``lora_B = left C_k .. C_1``, with alpha = r, so that nothing is scaled.
@@ -523,6 +526,8 @@ class DeepLoRA:
         ----------
         path : path-like
             The folder; it is made where it is missing.
+        modules_to_save : sequence of str
+            Names of further modules that were trained, such as a new head; they are written as they are.
         **settings
             Further entries of PEFT's ``adapter_config.json``, such as ``base_model_name_or_path`` and
             ``task_type``.
@@ -533,7 +538,7 @@ class DeepLoRA:
         """
         self._attached()
         layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
-        files.write_lora(path, self.model, layers, settings)
+        files.write_lora(path, self.model, layers, modules_to_save, settings)
 
     # -------------------------------------------------------------------------------------- helpers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ def write_lora(
     path: str | os.PathLike[str],
     model: nn.Module,
     layers: Mapping[str, tuple[Target, Factors]],
+    modules: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
     """Write a folder as PEFT does for LoRA."""
@@ -64,6 +65,14 @@ def write_lora(
         a, b = ends if target.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
         tensors[f"{key}.{a}"] = factors.right
         tensors[f"{key}.{b}"] = factors.map_above()
+    if isinstance(modules, str):
+        raise TypeError(f"modules_to_save is {modules!r}; wanted a sequence of names")
+    own = dict(model.named_modules())
+    for name in modules:
+        if name not in own:
+            raise ValueError(f"modules_to_save: the model has no module {name!r}")
+        for part, tensor in own[name].state_dict().items():
+            tensors[f"base_model.model.{name}.{part}"] = tensor
     ranks = {name: len(factors.right) for name, (_, factors) in layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
@@ -75,6 +84,7 @@ def write_lora(
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
         "target_modules": _names(model, list(layers)),
+        "modules_to_save": list(modules) or None,
         "lora_dropout": 0.0,
         "use_rslora": False,
         "bias": "none",

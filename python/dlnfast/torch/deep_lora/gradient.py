@@ -28,26 +28,30 @@ def leading_gradients(
     targets: Sequence[Target],
     batches: Any,
     loss: Loss | None,
-    rank: int,
+    ranks: Sequence[int],
     memory: int,
 ) -> list[LowRank]:
-    """Return the leading singular vectors of the gradient with respect to each target's weight.
+    """Return the leading singular vectors, `ranks` of them, of the gradient with respect to each weight.
 
     With one batch every gradient is reduced as soon as it is complete; with several, as many are summed at a
     time as fit into `memory` bytes, and every such group takes a pass over the batches.
     """
     each = _as_list(batches)
     rule = _own_loss if loss is None else loss
-    sums = [_GradientSum(target, (rank + 1) // 2) for target in targets]
+    sums = [_GradientSum(target, rank) for target, rank in zip(targets, ranks, strict=True)]
     for group in [sums] if len(each) == 1 else _groups(sums, memory):
-        with _as_evaluated(model):
+        with _unchanged(model):
             hooks = [entry.watch(at_once=len(each) == 1) for entry in group]
             try:
                 for batch in each:
                     with torch.enable_grad():
                         value = rule(model, batch)
                         _check_loss(value)
+                        for entry in group:
+                            entry.recomputes = entry.n_calls > 0
                         torch.autograd.backward(value)
+                        for entry in group:
+                            entry.recomputes = False
                     del value
             finally:
                 for hook in hooks:
@@ -108,14 +112,17 @@ def _joined(frame: FloatArray, others: FloatArray) -> FloatArray:
 
 
 class _GradientSum:
-    """The gradient with respect to one weight, as a map, until it is reduced to its leading vectors."""
+    """The gradient with respect to one weight, until it is reduced to its leading vectors."""
 
     def __init__(self, target: Target, rank: int) -> None:
         self.target = target
         self.rank = rank
         self.found: LowRank | None = None
+        #: Calls whose gradients have not come.
+        self.n_calls = 0
+        #: Whether calls are those of a checkpoint, which were counted in the forward pass.
+        self.recomputes = False
         self._sum: torch.Tensor | None = None
-        self._awaited = 0
         self._at_once = False
 
     @property
@@ -130,17 +137,15 @@ class _GradientSum:
         del module
         if not torch.is_grad_enabled():  # the first pass of a reentrant checkpoint
             return None
-        held = [(args[0] if args else next(iter(kwargs.values()))).detach()]
-        self._awaited += 1
-        leaf = output
-        if not output.requires_grad:
-            # Nothing below is trained: the graph begins here.
-            leaf = output.detach().requires_grad_()
-        leaf.register_hook(lambda grad: self._add(held.pop(), grad.detach()))
-        # What is a leaf may not be changed in place, as some activations do.
-        return None if leaf is output else leaf.clone()
+        if not self.recomputes:
+            self.n_calls += 1
+        # Where nothing below is trained the graph begins here.
+        start = output if output.requires_grad else output.detach().requires_grad_()
+        return _Tap.apply(  # type: ignore[no-untyped-call]
+            start, (args[0] if args else next(iter(kwargs.values()))).detach(), self
+        )
 
-    def _add(self, x: torch.Tensor, grad: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, grad: torch.Tensor) -> None:
         if self.found is not None:
             raise RuntimeError(
                 f"layer {self.target.name!r} is used again after its gradient was complete (a reentrant "
@@ -157,8 +162,8 @@ class _GradientSum:
             self._sum.index_add_(1, tokens, rows.T)
         else:
             self._sum.addmm_(rows.T, x.reshape(-1, self.target.d_in).to(self.target.dtype))
-        self._awaited -= 1
-        if self._at_once and self._awaited == 0:
+        self.n_calls -= 1
+        if self._at_once and self.n_calls == 0:
             self.reduce()
 
     def reduce(self) -> None:
@@ -174,6 +179,25 @@ class _GradientSum:
         if not np.isfinite(size):
             raise ValueError(f"the gradient of layer {self.target.name!r} is not finite")
         self.found = leading_factors(_TensorMap(total.div_(size)), self.rank, _TOLERANCE)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, which hands inputs and gradients of a layer on.
+
+    Inputs are saved as autograd saves them, so that checkpoints drop and recompute them. The output is a
+    copy, because activations may change it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, x: torch.Tensor, entry: _GradientSum) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.entry = entry
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        ctx.entry.add(ctx.saved_tensors[0], grad)
+        return grad, None, None
 
 
 class _TensorMap(LinearMap):
@@ -242,25 +266,25 @@ def _check_loss(value: Any) -> None:
     if value.numel() != 1:
         raise ValueError(f"loss gave a tensor of shape {tuple(value.shape)}; wanted one number")
     if not torch.isfinite(value.detach()).all():
-        raise ValueError(f"the loss is {float(value)} at the start")
+        raise ValueError(f"the loss is {value.item()} at the start")
     if not value.requires_grad:
         raise ValueError("the loss depends on none of the chosen layers")
 
 
 @contextmanager
-def _as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Let the model evaluate, without gradients of its own; afterwards all is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Let the model compute gradients but not of its own; afterwards all is as it was, random state too."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         try:
-            model.eval()
             for p in trained:
                 p.requires_grad_(False)
             yield
         finally:
             for p in trained:
                 p.requires_grad_(True)
-            for module, mode in modes:
-                module.training = mode
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)

@@ -70,48 +70,56 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
         chosen = [
             m
             for m in chosen
-            if _kind(m) in ("linear", "inputs first") and not m.aliases and m.name not in attention
+            if m.attribute == "weight"
+            and m.part is None
+            and not m.aliases
+            and m.name not in attention
+            and _kind(m.module) in ("linear", "inputs first")
+            and not parametrize.is_parametrized(m.module, "weight")
         ]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
     return [_target(matrix, attention) for matrix in chosen]
 
 
-def _kind(matrix: WeightMatrix) -> Kind | None:
-    if matrix.attribute != "weight" or matrix.part is not None:
-        return None
-    if isinstance(matrix.module, nn.Linear):
+def as_target(name: str, module: nn.Module) -> Target:
+    """Return a layer as what can be adapted; see `find_targets` for the errors."""
+    kind = _kind(module)
+    if kind is None:
+        raise TypeError(
+            f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
+        )
+    if parametrize.is_parametrized(module, "weight"):
+        raise ValueError(f"layers: the weight of {name!r} is computed by a parametrization")
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
+    if isinstance(module, nn.Linear):
+        return Target(name, module, kind, module.out_features, module.in_features)
+    d_in, d_out = module.get_parameter("weight").shape
+    return Target(name, module, kind, d_out, d_in)
+
+
+def _kind(module: nn.Module) -> Kind | None:
+    if isinstance(module, nn.Linear):
         return "linear"
-    if isinstance(matrix.module, nn.Embedding):
+    if isinstance(module, nn.Embedding):
         return "embedding"
-    return "inputs first" if type(matrix.module).__name__ == "Conv1D" else None
+    return "inputs first" if type(module).__name__ == "Conv1D" else None
 
 
 def _target(matrix: WeightMatrix, attention: set[str]) -> Target:
-    kind, module = _kind(matrix), matrix.module
-    if kind is None:
+    if isinstance(matrix.module, nn.MultiheadAttention) or matrix.name in attention:
         raise TypeError(
-            f"layers: {matrix.name!r} belongs to a {type(module).__name__}; wanted Linear, Embedding, or "
-            "Conv1D as in GPT-2"
+            f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
+            "layer that is called"
         )
-    if matrix.name in attention:
-        raise TypeError(
-            f"layers: {matrix.name!r} is read by a MultiheadAttention, which never calls it; wanted a layer "
-            "that is called"
-        )
-    if parametrize.is_parametrized(module, "weight"):
-        raise ValueError(f"layers: the weight of {matrix.name!r} is computed by a parametrization")
+    target = as_target(matrix.name, matrix.module)
     if matrix.aliases:
         raise ValueError(
             f"layers: {matrix.name!r} shares its weight with {', '.join(map(repr, matrix.aliases))}; an "
             "adapter of one of them would part them"
         )
-    if getattr(module, "max_norm", None) is not None:
-        raise ValueError(f"layers: {matrix.name!r} has max_norm, which renews its weight at every use")
-    if isinstance(module, nn.Linear):
-        return Target(matrix.name, module, kind, module.out_features, module.in_features)
-    d_in, d_out = module.get_parameter("weight").shape
-    return Target(matrix.name, module, kind, d_out, d_in)
+    return target
 
 
 class DeepFactors(nn.Module):
@@ -179,10 +187,11 @@ class DeepFactors(nn.Module):
         low = _autocast_dtype(device)
         if low is None:
             return self._expand(F.linear(x.to(self.right.dtype), self.right), output, None)
-        inner = F.linear(x, self.right)
-        # The cores' product is far below what float16 holds.
+        # Products of cores, and the gradients behind them, are far below what float16 holds.
         with torch.autocast(device, enabled=False):
-            return self._expand(inner.to(self.right.dtype), output, low)
+            thin = self.right.dtype if low == torch.float16 else low
+            inner = F.linear(x.to(thin), self.right.to(thin)).to(self.right.dtype)
+            return self._expand(inner, output, thin)
 
     def _expand(self, inner: torch.Tensor, output: torch.Tensor, low: torch.dtype | None) -> torch.Tensor:
         left: torch.Tensor = self.left
@@ -195,7 +204,7 @@ class DeepFactors(nn.Module):
             else:
                 for core in cores:
                     inner = inner @ core.T
-        if low is not None and low != torch.float16 and low == output.dtype:
+        if low is not None and low == output.dtype:
             inner, left = inner.to(low), left.to(low)
         rows = output.reshape(-1, output.shape[-1])
         if rows.dtype == left.dtype:
@@ -228,6 +237,10 @@ class Factors:
         """Return ``left C_k .. C_1``."""
         return self.left if self.cores is None else self.left @ _product(self.cores.unbind(0))
 
+    def as_parameters(self) -> list[torch.Tensor]:
+        """Return them in the order in which a `DeepFactors` has its parameters."""
+        return [self.right, *([] if self.cores is None else [self.cores]), self.left]
+
     def as_list(self) -> list[torch.Tensor]:
         """Return ``right, C_1, .., C_k, left``."""
         return [self.right, *([] if self.cores is None else self.cores), self.left]
@@ -252,7 +265,7 @@ class Adapters(nn.ModuleDict):
     @torch.no_grad()
     def put_weight(self, weight: torch.Tensor) -> None:
         """Write the layer's own weight with the merged adapters' into `weight`."""
-        merged = [adapter for adapter in self.values() if adapter.merged]
+        merged = [adapter for adapter in self.values() if isinstance(adapter, DeepFactors) and adapter.merged]
         if self.kept is None and merged:
             self.kept = weight.detach().clone()
         if self.kept is None:
@@ -305,7 +318,7 @@ def _add_branches(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     x = args[0] if args else next(iter(kwargs.values()))
     for adapter in adapters_of(module).values():
         if adapter.active:
-            output = adapter(x, output)  # type: ignore[operator]
+            output = adapter(x, output)
     return output
 
 
