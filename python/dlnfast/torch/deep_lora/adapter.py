@@ -132,9 +132,10 @@ class DeepLoRA:
     Under autocast to bfloat16, products with activations run in it and those of the cores in float32; under
     autocast to float16 all of them in float32, because eps^L is below what float16 holds.
 
-    Cost of "gradient": a forward and backward pass, and about 40 products of each gradient with r + 8
-    vectors. No matrix of the size of a weight but the gradient is formed. Yaras et al., ICML 2024,
-    arXiv 2406.04112, section 4.
+    Cost of "gradient": a forward and backward pass, and at most 80 products of each gradient with r + 8
+    vectors. Beside what the pass keeps anyway it keeps the inputs of the adapted layers, as their training
+    would; checkpoints recompute them too. No matrix of the size of a weight but the gradient is formed.
+    Yaras et al., ICML 2024, arXiv 2406.04112.
 
     Examples
     --------
