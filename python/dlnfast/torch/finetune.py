@@ -1,7 +1,7 @@
 """Fine-tuning of pretrained transformers on text tasks: LoRA beside Deep LoRA, on equal terms.
 
-One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs. Needs
-transformers, and peft for LoRA.
+One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs.
+Needs transformers, and peft for LoRA.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def find_model(name: str) -> str:
     Parameters
     ----------
     name : str
-        A folder with ``config.json``; the name of an installed package with such a folder ``model``; anything
-        else is left to transformers, which looks into its cache, and on a hub unless ``HF_HUB_OFFLINE`` is set.
+        A folder with ``config.json``; the name of an installed package with such a folder ``model``;
+        anything else is left to transformers, which looks into its cache, and on a hub unless
+        ``HF_HUB_OFFLINE`` is set.
     """
     if (Path(name) / "config.json").is_file():
         return name
@@ -149,8 +150,9 @@ class FineTuning:
 
     Notes
     -----
-    What the checkpoint lacks, the head, is drawn anew for every seed and trained along. All runs start from the
-    same weights, which stay frozen.
+    What the checkpoint lacks, the head, is drawn anew for every seed and trained along; for scores its bias
+    starts at the mean of the examples, which else is what the gradient at the start is about. All runs start
+    from the same weights, which stay frozen.
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class FineTuning:
                 raise ValueError("parts has an empty name")
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
-        """Return the pretrained model with a head drawn from the seed, and the names of the head's parameters."""
+        """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
         transformers = _transformers()
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]):
@@ -233,6 +235,11 @@ class FineTuning:
         """
         start = time.perf_counter()
         model, head = self.fresh_model(run.seed)
+        if self.train.classes is None:
+            mean = float(self.train.targets[self.examples(run)].mean())
+            for name, parameter in model.named_parameters():
+                if name in head and parameter.ndim == 1:
+                    nn.init.constant_(parameter, mean)
         names = [m.name for m in weight_matrices(model, self._layers or _encoder_layers(head))]
         model, groups, adapter = self._adapted(run, model, names)
         trained = [p for name, p in model.named_parameters() if _is_of(name, head)]
