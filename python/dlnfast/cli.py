@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from . import figures, spec
+from . import figures, finetuning, spec
 from ._arrays import check_count
 from ._errors import DivergedError
 from ._threads import build_info
@@ -104,6 +104,33 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
     )
     training.set_defaults(run=_train)
+
+    tuning = commands.add_parser(
+        "finetune",
+        help="fine-tune a pretrained transformer by LoRA and Deep LoRA, as a TOML file says",
+        description="Train a grid of methods, ranks, numbers of examples, seeds and learning rates. Writes\n"
+        "results.jsonl, a line for every run that ends, and table.md. Runs that results.jsonl holds are\n"
+        "skipped: start it again to go on. Needs transformers, and peft for LoRA.",
+        epilog=finetuning.describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tuning.add_argument("spec", metavar="SPEC.toml", type=Path)
+    tuning.add_argument(
+        "--set",
+        dest="changes",
+        metavar="SECTION.KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change entries of the file",
+    )
+    tuning.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
+    )
+    tuning.add_argument(
+        "--table", action="store_true", help="train nothing, print the table of what is there"
+    )
+    tuning.set_defaults(run=_finetune)
 
     bench = commands.add_parser(
         "bench",
@@ -300,6 +327,42 @@ def _write_run(
         },
     )
     print(f"written:  {places[0]}, {places[1]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast finetune
+# --------------------------------------------------------------------------------------------------
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    grid = finetuning.read_grid(arguments.spec, arguments.changes)
+    directory = grid.sections["output"]["directory"]
+    folder = arguments.out or Path(directory or f"{_DEFAULT_FOLDER}/{arguments.spec.stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = finetuning.Results(folder / "results.jsonl")
+    if not arguments.table:
+        finetuning.run_grid(grid, results, progress=True, report=print)
+    rows = finetuning.summarise(
+        [r for r in results.records if r["run"] in [run.to_dict() for run in grid.runs()]]
+    )
+    if not rows:
+        return _complain(f"{results.path} holds no run of this grid", 1)
+    text = finetuning.table(rows)
+    print(text)
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_json(
+        folder / "summary.json",
+        {
+            "spec": grid.sections,
+            "rows": [
+                dataclasses.asdict(row) | {"mean": row.mean, "deviation": row.deviation} for row in rows
+            ],
+            "paired": finetuning.paired(rows),
+            "environment": environment(),
+        },
+    )
+    print(f"written:  {results.path}, {folder / 'table.md'}, {folder / 'summary.json'}")
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------

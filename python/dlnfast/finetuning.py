@@ -1,0 +1,361 @@
+"""`dlnfast finetune`: a grid of fine-tuning runs from a TOML file, resumable, and a table of the outcome."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .sections import (
+    Key,
+    SpecError,
+    check_names,
+    check_section,
+    choice,
+    described,
+    integer,
+    is_integer,
+    is_list_of,
+    is_number,
+    number,
+    read_toml,
+    string,
+)
+from .tasks import TASKS, TextTask, load_task
+
+if TYPE_CHECKING:
+    from .torch.finetune import FineTuning, Outcome, Run
+
+__all__ = ["Grid", "Results", "Row", "describe_settings", "read_grid", "run_grid", "summarise", "table"]
+
+_METHODS: Final = ("lora", "deep-lora")
+#: Halves of the development split: rates are chosen on one, what is reported comes from the other.
+PARTS: Final = ("selection", "report")
+
+_SECTIONS: Final[dict[str, dict[str, Key]]] = {
+    "model": {
+        "path": string(required=True),
+        "layers": Key(is_list_of(lambda v: isinstance(v, str)), "a list of names or globs"),
+        "max_length": integer(128),
+        "device": string("cpu"),
+    },
+    "task": {
+        "name": choice("stsb", *TASKS),
+        "path": string(),
+        "evaluated": integer(),
+    },
+    "grid": {
+        "methods": Key(
+            is_list_of(lambda v: v in _METHODS), "a list of " + ", ".join(_METHODS), list(_METHODS)
+        ),
+        "ranks": Key(is_list_of(is_integer), "a list of integers", [8]),
+        "examples": Key(is_list_of(is_integer), "a list of integers", required=True),
+        "seeds": Key(is_list_of(is_integer), "a list of integers", required=True),
+        "learning_rates": Key(is_list_of(is_number), "a list of numbers", required=True),
+    },
+    "training": {
+        "steps": integer(required=True),
+        "batch_size": integer(16),
+        "final_rate": number(0.1),
+    },
+    "deep-lora": {
+        "depth": integer(3),
+        "scale": number(1e-3),
+        "init": choice("gradient", "gradient", "random", "full"),
+        "outer": number(1e-2),
+    },
+    "output": {"directory": string()},
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked specification: every section complete, with defaults filled in."""
+
+    sections: dict[str, dict[str, Any]]
+
+    def runs(self) -> list[Run]:
+        """Return the runs, those of one seed together, so that a grid cut short has whole seeds."""
+        from .torch.finetune import Run
+
+        grid, training, deep = (self.sections[name] for name in ("grid", "training", "deep-lora"))
+        return [
+            Run(
+                method=method,
+                rank=rank,
+                n_examples=n,
+                seed=seed,
+                learning_rate=float(rate),
+                **training,
+                **(deep if method == "deep-lora" else {}),
+            )
+            for seed, n, rank, rate, method in itertools.product(
+                grid["seeds"], grid["examples"], grid["ranks"], grid["learning_rates"], grid["methods"]
+            )
+        ]
+
+    def tuning(self) -> FineTuning:
+        """Return the model and the task, with the development split in two halves."""
+        from .torch.finetune import FineTuning
+
+        model, task = self.sections["model"], self.sections["task"]
+        train, dev = (load_task(task["name"], task["path"], split) for split in ("train", "dev"))
+        return FineTuning(
+            model["path"],
+            train,
+            halves(dev, task["evaluated"]),
+            layers=model["layers"],
+            max_length=model["max_length"],
+            device=model["device"],
+        )
+
+
+def halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
+    """Return two halves of a task, or of the first samples of an order that is always the same."""
+    order = np.random.default_rng(0).permutation(len(task))[:evaluated]
+    return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
+
+
+def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid:
+    """Read a TOML file, apply changes, and check everything.
+
+    Parameters
+    ----------
+    path : path
+        The file. A relative ``task.path`` in it starts from its folder.
+    changes : iterable of str
+        ``"section.key=value"``.
+
+    Raises
+    ------
+    SpecError
+        For text that is not TOML, and for unknown, missing and wrong entries.
+    OSError
+        If the file cannot be read.
+    """
+    raw = read_toml(path, changes, paths=["task.path"])
+    check_names(raw, _SECTIONS)
+    sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
+    evaluated = sections["task"]["evaluated"]
+    if evaluated is not None and evaluated < 4:
+        raise SpecError(f"task.evaluated is {evaluated}; wanted an integer of at least 4, two for each half")
+    return Grid(sections)
+
+
+def describe_settings() -> str:
+    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    lines = ["The sections of SPEC.toml, their keys and what these may be:"]
+    for name, keys in _SECTIONS.items():
+        lines += ["", f"[{name}]", *described(keys)]
+    return "\n".join(lines)
+
+
+class Results:
+    """What came of the runs of a grid, one line of JSON each, appended as they end.
+
+    Parameters
+    ----------
+    path : path
+        The file; what it holds already is read. A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.records: list[dict[str, Any]] = []
+        if not self.path.is_file():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number_, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+            try:
+                self.records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
+        if len(whole) < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def __contains__(self, run: Run) -> bool:
+        """Return whether this run is done."""
+        return any(record["run"] == run.to_dict() for record in self.records)
+
+    def append(self, run: Run, outcome: Outcome) -> None:
+        """Add a run; the line is on the disk when this returns."""
+        record = {
+            "run": run.to_dict(),
+            "scores": outcome.scores,
+            "first_loss": outcome.loss[0],
+            "final_loss": float(np.mean(outcome.loss[-5:])),
+            "n_parameters": outcome.n_parameters,
+            "ranks": outcome.ranks,
+            "seconds": outcome.seconds,
+        }
+        with self.path.open("ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(record)
+
+
+def run_grid(
+    grid: Grid, results: Results, *, progress: bool = False, report: Callable[[str], None] | None = None
+) -> None:
+    """Train what is not done yet.
+
+    Parameters
+    ----------
+    grid : Grid
+    results : Results
+        Where outcomes go; runs that it holds are skipped.
+    progress : bool
+        A bar over the runs on a terminal.
+    report : callable, optional
+        Gets a line for every run that ends.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Where transformers, or peft for LoRA, is missing.
+    """
+    from tqdm import tqdm
+
+    todo = [run for run in grid.runs() if run not in results]
+    if not todo:
+        return
+    tuning = grid.tuning()
+    for run in tqdm(todo, unit="run", disable=None if progress else True, leave=False):
+        outcome = tuning.run(run)
+        results.append(run, outcome)
+        if report is not None:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scores.items())
+            report(
+                f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
+                f"{run.learning_rate:g}: {scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Several seeds of one method, number of examples and rank, at the rate that was chosen for them.
+
+    Attributes
+    ----------
+    method, n_examples, rank, learning_rate
+    scores : dict of int to float
+        Seed -> score on the half that is reported.
+    selection : float
+        Mean score on the half where the rate was chosen.
+    mean_rank : float
+        Mean rank of the updates of all layers.
+    """
+
+    method: str
+    n_examples: int
+    rank: int
+    learning_rate: float
+    scores: dict[int, float]
+    selection: float
+    mean_rank: float
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds, n - 1 in the denominator; NaN for a single one."""
+        values = list(self.scores.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for every method, number of examples and rank, at the rate with the best selection score.
+
+    The rate is the one whose mean over the seeds is best; all methods have the same rates to choose from.
+    """
+    groups: dict[tuple[int, int, str], dict[float, list[Mapping[str, Any]]]] = {}
+    for record in records:
+        run = record["run"]
+        key = (run["n_examples"], run["rank"], run["method"])
+        groups.setdefault(key, {}).setdefault(run["learning_rate"], []).append(record)
+    rows = []
+    for (n_examples, rank, method), rates in sorted(groups.items(), key=lambda item: _order(item[0])):
+        most = max(map(len, rates.values()))
+        means = {
+            rate: float(np.mean([record["scores"]["selection"] for record in found]))
+            for rate, found in rates.items()
+            if len(found) == most  # rates that a grid cut short has tried on fewer seeds cannot be compared
+        }
+        best = max(means, key=lambda rate: means[rate])
+        rows.append(
+            Row(
+                method=method,
+                n_examples=n_examples,
+                rank=rank,
+                learning_rate=best,
+                scores={r["run"]["seed"]: float(r["scores"]["report"]) for r in rates[best]},
+                selection=means[best],
+                mean_rank=float(np.mean([np.mean(list(r["ranks"].values())) for r in rates[best]])),
+            )
+        )
+    return rows
+
+
+def _order(key: tuple[int, int, str]) -> tuple[int, int, int]:
+    return key[0], key[1], _METHODS.index(key[2])
+
+
+def paired(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return Deep LoRA less LoRA, seed by seed: mean, standard error and number of pairs."""
+    found = {(row.n_examples, row.rank, row.method): row for row in rows}
+    result = []
+    for (n_examples, rank, method), row in found.items():
+        other = found.get((n_examples, rank, "lora"))
+        if method != "deep-lora" or other is None:
+            continue
+        seeds = sorted(set(row.scores) & set(other.scores))
+        gaps = [row.scores[seed] - other.scores[seed] for seed in seeds]
+        if not gaps:
+            continue
+        error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+        result.append(
+            {
+                "n_examples": n_examples,
+                "rank": rank,
+                "difference": float(np.mean(gaps)),
+                "standard_error": error,
+                "pairs": len(gaps),
+            }
+        )
+    return result
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table: mean and standard deviation of every row, and the paired differences."""
+    lines = [
+        "| examples | r | method | rate | score | deviation | seeds | mean rank of the update |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        deviation = "-" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
+        lines.append(
+            f"| {row.n_examples} | {row.rank} | {row.method} | {row.learning_rate:g} | {row.mean:.4f} | "
+            f"{deviation} | {len(row.scores)} | {row.mean_rank:.2f} |"
+        )
+    differences = paired(rows)
+    if differences:
+        lines += ["", "| examples | r | deep-lora - lora | standard error | pairs |", "|---|---|---|---|---|"]
+    for gap in differences:
+        error = "-" if math.isnan(gap["standard_error"]) else f"{gap['standard_error']:.4f}"
+        lines.append(
+            f"| {gap['n_examples']} | {gap['rank']} | {gap['difference']:+.4f} | {error} | {gap['pairs']} |"
+        )
+    return "\n".join(lines)
