@@ -24,7 +24,7 @@ from .._dispatch import core
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
-from ..trajectory import COLUMNS, COMPLETENESS, TIERS, DenseStates, LayerTracking, Trajectory
+from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 from .operators import DeviceMatrix, precision
 
@@ -34,6 +34,8 @@ _STATE_VERSION = 1
 _WHAT: tuple[Of, ...] = ("weights", "change")
 #: Numbers in a matrix from which on it takes all threads. Smaller ones take one each, side by side.
 _LARGE = 2**22
+#: Smaller sides up to which a matrix on a device is brought to the host: it is decomposed as a whole.
+_DECOMPOSED = 128
 
 
 def track(
@@ -68,7 +70,7 @@ def track(
     optimizer : Optimizer, optional
         Whose steps count. By default the first one that steps and holds one of the weights.
     tolerance : float
-        As for `SVDTracker`: bounds on the errors are kept below this share of the largest value.
+        As for `SVDTracker`: where an error exceeds this share of the largest value, bounds are built anew.
     seed : int
         Of the random vectors behind the bounds.
     n_threads : int
@@ -89,7 +91,8 @@ def track(
     Notes
     -----
     Cost: 4 m n (k + 8) flops per record and m x n matrix, and the same for the change, plus the products that
-    renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel.
+    renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel, but
+    for those that are decomposed as a whole: with a side of at most 128, or 3 (k + 8).
     Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
     5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
 
@@ -255,8 +258,9 @@ class SpectralTracker:
 
     def _update(self, tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
         if weight.device.type != "cpu":
-            operator = DeviceMatrix(weight, start)
-            return tracker.update(operator, squared_norm=operator.squared_norm())
+            if min(weight.shape) > max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"])):
+                return self._by_products(tracker, weight, start)
+            weight, start = weight.cpu(), None if start is None else start.cpu()
         exact = torch.float64 if precision(weight.dtype) == np.float64 else torch.float32
         values = weight.to(exact).numpy()
         if start is None:
@@ -267,6 +271,12 @@ class SpectralTracker:
         moved = buffer[: values.size].reshape(values.shape)
         # By NumPy: every thread that calls PyTorch would have a team of its own.
         return tracker.update(np.subtract(values, start.to(exact).numpy(), out=moved))
+
+    @staticmethod
+    def _by_products(tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
+        """Leave the matrix where it is, and let blocks of vectors travel."""
+        operator = DeviceMatrix(weight, start)
+        return tracker.update(operator, squared_norm=operator.squared_norm())
 
     def is_recorded(self, step: int) -> bool:
         """Return whether there is a record of this step."""
@@ -489,7 +499,7 @@ class _Followed:
             "signs": np.where(found.singular_values < 0, -1.0, 1.0),
             "branches": np.array([self._name(int(b)) for b in found.branches], dtype=np.int64),
             "clusters": found.clusters,
-            "columns": tracking_row(found),
+            "columns": tracking_columns(found),
             "angles": angles,
             "block_angles": block,
         }
@@ -548,14 +558,6 @@ class _Followed:
         for here, there in zip(self.tracker.record.branches, ids[1], strict=True):
             if there < len(known):
                 self.names[int(here)] = int(known[there])
-
-
-def tracking_row(found: TrackerRecord) -> npt.NDArray[np.float64]:
-    """Return a record's numbers in the order of `COLUMNS`."""
-    row = {name: getattr(found, name) for name in COLUMNS}
-    row["tier"] = TIERS.index(found.tier)
-    row["completeness"] = COMPLETENESS.index(found.completeness)
-    return np.array([float(row[name]) for name in COLUMNS])
 
 
 class _Hook:
