@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -65,7 +66,7 @@ def test_all_peers_agree():
             assert times["steps_per_turn"] >= 1
         assert all(reason for reason in row["skipped"].values())
     compared = {*result["rows"][0]["seconds"], *result["rows"][0]["skipped"]}
-    assert compared == set(peers.PEERS) == set(peers.LABELS)
+    assert compared == set(peers.PEERS) == set(peers.LABELS) - set(peers.FURTHER)
     assert result["rows"][0]["setting"] == {
         "dim": 24,
         "n_outputs": 3,
@@ -253,6 +254,45 @@ def test_other_cases_in_quick(capsys):
     printed = capsys.readouterr().out
     for text in ("reduced step, r = 10", "d = 10000, r = 10, L = 3, 2000 steps", "20 rates, 50 steps"):
         assert text in printed
+
+
+def test_the_share_of_tracking(capsys):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    result = cases.run_case("track-share", cases.Options(repeats=2, quick=True))
+    assert set(result["machine"]) == MACHINE
+    assert [row["n_matrices"] for row in result["rows"]] == [8, 2]
+    assert result["rows"][1]["n_weights"] == 3072 * 140 + 140 * 10
+    for row in result["rows"]:
+        assert row["share"] == row["record_seconds"]["median"] / row["seconds"]["plain"]["median"] > 0
+        assert row["record_seconds"]["largest"] < row["seconds"]["tracked"]["largest"]
+        # Of two records: the weights and the change of each matrix.
+        assert sum(row["completeness"].values()) == 2 * 2 * row["n_matrices"]
+    printed = capsys.readouterr().out
+    assert "ViT, 1 layer, dim 16" in printed
+    assert "record of 8 matrices" in printed
+    assert tables.markdown({"results": [result]}) == ""
+
+
+def test_the_torch_engine_beside_the_others(capsys):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    result = cases.run_case("torch-engine", cases.Options(repeats=1, quick=True))
+    for row, (dim, n_outputs) in zip(result["rows"], ((64, 10), (48, 48)), strict=True):
+        assert (row["setting"]["dim"], row["setting"]["n_outputs"]) == (dim, n_outputs)
+        assert {"dlnfast-dense", "dlnfast-torch", "torch-autograd"} <= set(row["seconds"])
+        assert row["agreement"]["largest_relative_difference"] < 1e-12
+    assert "| dlnfast, torch engine |" in tables.markdown({"results": [result]})
+
+
+def test_cases_that_need_torch_are_skipped_without_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    result = cases.run_case("track-share", cases.Options(repeats=1, quick=True))
+    assert result["rows"] == []
+    assert result["skipped"] in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "torch", None)
+    built, skipped = peers.build(peers.Setting(12, 2), ["dlnfast-torch"], tune=False)
+    assert not built
+    assert skipped == {"dlnfast-torch": "torch is not installed: pip install torch"}
 
 
 def test_help_names_the_cases(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
-from dlnfast.torch import operators, track  # noqa: E402
+from dlnfast.torch import track  # noqa: E402
 
 
 def small_model(seed=0, dtype=torch.float64, widths=(12, 30, 20, 3)):
@@ -182,14 +183,11 @@ def test_the_device_path_gives_the_same(monkeypatch):
     for on_device in (False, True):
         model = small_model(widths=(90, 80, 70, 3))
         if on_device:
-            original = dln.torch.SpectralTracker._update
-
-            def through_operator(self, tracker, weight, start):
-                operator = operators.DeviceMatrix(weight, start)
-                return tracker.update(operator, squared_norm=operator.squared_norm())
-
-            monkeypatch.setattr(dln.torch.SpectralTracker, "_update", through_operator)
-            assert original is not dln.torch.SpectralTracker._update
+            monkeypatch.setattr(
+                dln.torch.SpectralTracker,
+                "_update",
+                lambda self, *arguments: self._by_products(*arguments),
+            )
         with track(model, k=3, every=1) as tracked:
             with torch.no_grad():
                 model[2].weight.add_(torch.outer(torch.ones(80), torch.ones(90))[:70, :80].to(torch.float64))
@@ -311,6 +309,37 @@ def test_states_of_other_trackers_are_refused():
         track(model, k=2).load_state_dict({**state, "version": 99})
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_records_do_not_depend_on_the_threads(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(sys.modules["dlnfast.torch.track"], "_LARGE", 30 * 20)
+    runs = []
+    for n_threads in (0, 1, 2, 5):
+        model = small_model()
+        with track(model, k=3, every=2, n_threads=n_threads) as tracked:
+            run_steps(model, torch.optim.SGD(model.parameters(), lr=0.5), 8)
+        assert not tracked._buffers
+        runs.append(tracked)
+    for of in ("weights", "change"):
+        first, *others = (tracked.trajectory(of) for tracked in runs)
+        for run in others:
+            for layer in (1, 2, 3):
+                np.testing.assert_array_equal(run.singular_values(layer), first.singular_values(layer))
+                np.testing.assert_array_equal(run.angles(layer), first.angles(layer))
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_the_first_layer_that_is_not_finite_is_named(n_threads):
+    model = small_model()
+    tracked = track(model, k=2, every=1, n_threads=n_threads)
+    with torch.no_grad():
+        for layer in (model[4], model[2]):
+            layer.weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="layer 2 at step 1"):
+        tracked.advance()
+    assert tracked.trajectory().steps.tolist() == [0]
+
+
 def test_tied_weights_are_followed_once():
     model = small_model(widths=(12, 12, 12))
     model[2].weight = model[0].weight
@@ -325,6 +354,7 @@ def test_bad_settings_are_named():
         ({"k": 0}, "k is 0"),
         ({"every": 0}, "every is 0"),
         ({"tolerance": -1.0}, "tolerance is -1"),
+        ({"n_threads": -1}, "n_threads is -1"),
     ):
         with pytest.raises(ValueError, match=text):
             track(model, **keywords)

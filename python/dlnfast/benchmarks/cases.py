@@ -26,10 +26,11 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import completion, ratings, record, tracking
+from . import completion, networks, ratings, record, tracking
+from .networks import tracked_training
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
-__all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep"]
+__all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep", "tracked_training"]
 
 #: A step that takes longer is repeated three times only.
 _LONG: Final = 2.0
@@ -483,6 +484,14 @@ def thin_step(options: Options) -> dict[str, Any]:
     return result | {"ratio": ratio}
 
 
+def torch_engine(options: Options) -> dict[str, Any]:
+    """Compare a step of the torch engine with the dense one and autograd: d = 512, K = 10; d = K = 256."""
+    sizes = ((64, 10), (48, 48)) if options.quick else ((512, 10), (256, 256))
+    names = ("dlnfast-dense", "dlnfast-torch", "torch-autograd-statistics", "torch-autograd")
+    settings = [Setting(dim, n_outputs) for dim, n_outputs in sizes]
+    return _compared("torch-engine", settings, options, names=lambda *_: names)
+
+
 def reduced_step(options: Options) -> dict[str, Any]:
     """Time one reduced step, r = 3, L = 3, on one core: it must not depend on the width."""
     steps = 40_000 if options.quick else 400_000
@@ -616,6 +625,8 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "tracking-peers": tracking.peers,
     "tracking-share": tracking.share,
     "tracking-memory": tracking.memory,
+    "track-share": networks.track_share,
+    "torch-engine": torch_engine,
     "factorisation": completion.factorisation,
     "completion": completion.completion,
     "sensing": completion.sensing,

@@ -590,7 +590,22 @@ def dlnfast_reduced(setting: Setting, tune: bool = True) -> Peer:
     return _engine("reduced", setting)
 
 
-def _engine(engine: str, setting: Setting) -> Peer:
+def dlnfast_torch(setting: Setting, tune: bool = True) -> Peer:
+    """Run the torch engine on the host."""
+    import torch
+
+    if not tune or setting.dim > _SMALL or torch.get_num_threads() == 1:
+        return _engine("torch", setting)
+    counts = (1, torch.get_num_threads())
+    jobs = [partial(_engine("torch", setting, count).seconds, 8) for count in counts]
+    return _engine("torch", setting, counts[_fastest([partial(_same, job) for job in jobs])])
+
+
+def _same(job: Callable[[], object]) -> Callable[[], object]:
+    return job
+
+
+def _engine(engine: str, setting: Setting, n_threads: int = 0) -> Peer:
     problem = setting.problem()
     weights: list[_Array] | ImplicitWeights
     if setting.explicit:
@@ -608,6 +623,8 @@ def _engine(engine: str, setting: Setting) -> Peer:
             record_every=n,
             singular_values=None,
             callback=callback,
+            n_threads=n_threads,
+            device="cpu" if engine == "torch" else None,
         )
 
     def advance(n: int) -> float:
@@ -621,7 +638,8 @@ def _engine(engine: str, setting: Setting) -> Peer:
 
     if engine == "reduced":
         advance(1)  # raises where no closure holds
-    return Peer(f"dlnfast-{engine}", advance, clock=clock)
+    note = f"{n_threads} thread{'s' * (n_threads > 1)}" if n_threads else ""
+    return Peer(f"dlnfast-{engine}", advance, note, clock=clock)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -641,10 +659,13 @@ PEERS: Final[dict[str, Callable[[Setting, bool], Peer]]] = {
     "jax-autodiff": jax_autodiff,
     "numpy-naive": numpy_naive,
 }
+#: Who takes part in a case of its own alone.
+FURTHER: Final[dict[str, Callable[[Setting, bool], Peer]]] = {"dlnfast-torch": dlnfast_torch}
 #: As tables and figures call them.
 LABELS: Final = {
     "dlnfast-reduced": "dlnfast reduced",
     "dlnfast-dense": "dlnfast dense",
+    "dlnfast-torch": "dlnfast, torch engine",
     "numpy-thin": "NumPy thin",
     "torch-thin": "PyTorch thin",
     "torch-compile": "PyTorch compiled thin",
@@ -670,7 +691,7 @@ def build(
     ----------
     setting : Setting
     names : iterable of str
-        Keys of `PEERS`.
+        Keys of `PEERS` or `FURTHER`.
     tune : bool
         Take the fastest of several forms of a peer, which costs time and memory; else the one that is
         fastest where layers are large.
@@ -698,7 +719,7 @@ def build(
             continue
         try:
             time.sleep(pause)  # forms are timed
-            peers[name] = PEERS[name](setting, tune)
+            peers[name] = (PEERS | FURTHER)[name](setting, tune)
         except ModuleNotFoundError as error:
             if error.name not in _INSTALL:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from .._arrays import check_count
 from ..data import load_cifar10, load_fashion_mnist
 
 __all__ = ["Batches", "ImageData", "Samples", "load_images"]
+
+#: Images whose pixels are summed at a time.
+_CHUNK: Final = 1024
 
 _Loader = Callable[..., tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 #: Name -> loader and shape of an image.
@@ -92,21 +96,29 @@ def load_images(
         images, labels = loader(path, split, per_class=count)
         splits[split] = images.reshape(-1, *shape), torch.from_numpy(np.ascontiguousarray(labels))
     pixels = splits["train"][0]
-    # Sums of squares of bytes are exact in int64.
-    n = pixels.size // shape[0]
-    sums = [int(np.sum(pixels[:, c], dtype=np.int64)) for c in range(shape[0])]
-    squares = [int(np.sum(np.square(pixels[:, c], dtype=np.int64))) for c in range(shape[0])]
-    mean = np.array(sums) / n
-    std = np.sqrt(np.array(squares) / n - mean**2)
+    mean, std = _moments(pixels)
 
     def standardised(images: npt.NDArray[Any]) -> torch.Tensor:
-        shifted = images.astype(np.float32)
+        shifted = images.astype(np.float32)  # whole numbers are exact
         shifted -= mean.astype(np.float32)[:, None, None]
         shifted /= np.maximum(std, 1e-12).astype(np.float32)[:, None, None]
         return torch.from_numpy(shifted)
 
     train, test = (Samples(standardised(images), labels) for images, labels in splits.values())
     return ImageData(train, test, tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
+
+
+def _moments(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return means and standard deviations by channel, of sums that are exact."""
+    sums = np.zeros((2, pixels.shape[1]), dtype=np.int64)
+    for start in range(0, len(pixels), _CHUNK):
+        part = pixels[start : start + _CHUNK].astype(np.int64)
+        sums[0] += part.sum(axis=(0, 2, 3))
+        sums[1] += np.square(part, out=part).sum(axis=(0, 2, 3))
+    n = pixels.size // pixels.shape[1]
+    # n squares - sums^2 in whole numbers: nothing cancels.
+    variances = [(n * int(square) - int(total) ** 2) / n**2 for total, square in sums.T]
+    return sums[0] / n, np.sqrt(variances)
 
 
 class Batches:
@@ -124,11 +136,33 @@ class Batches:
         Of the orders: pass number e of a seed is always the same.
     device : device, optional
         Where batches are brought to.
+    join_single : bool
+        Let a last batch of one sample join the batch before, which has one more then: batch normalisation
+        has no variance of one sample. Not where all batches are of one sample.
 
     Attributes
     ----------
     epoch : int
         Number of the next pass.
+
+    Raises
+    ------
+    TypeError
+        For what are no tensors.
+    ValueError
+        Without samples, for as many labels as there are not samples, and settings out of their range.
+
+    Notes
+    -----
+    Samples are indexed where they are; only batches travel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dlnfast.torch import Batches
+    >>> batches = Batches(torch.arange(5), torch.zeros(5, dtype=torch.int64), 2, join_single=True)
+    >>> [inputs.tolist() for inputs, labels in batches]
+    [[0, 1], [2, 3, 4]]
     """
 
     def __init__(
@@ -140,7 +174,11 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str | None = None,
+        join_single: bool = False,
     ) -> None:
+        for name, value in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor with samples in its rows")
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(
                 f"inputs has {len(inputs)} samples and labels has {len(labels)}; wanted as many, at least one"
@@ -150,30 +188,32 @@ class Batches:
         self.epoch = 0
         self._shuffle, self._seed = shuffle, check_count(seed, "seed", minimum=0)
         self._device = device
+        starts = range(0, len(inputs), self.batch_size)
+        joins = join_single and self.batch_size > 1 and len(starts) > 1 and len(inputs) - starts[-1] == 1
+        #: Where batches begin, and where the last one ends.
+        self._bounds = [*(starts[:-1] if joins else starts), len(inputs)]
 
     def __len__(self) -> int:
         """Return the number of batches of a pass."""
-        return -(-len(self.inputs) // self.batch_size)
+        return len(self._bounds) - 1
 
     def __iter__(self) -> Iterator[Samples]:
         """Yield the batches of one pass."""
         order: torch.Tensor | None = None
         if self._shuffle:
-            generator = torch.Generator().manual_seed(_mixed(self._seed, self.epoch))
-            order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
+            generator = torch.Generator("cpu").manual_seed(seed_of_pass(self._seed, self.epoch))
+            order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
+            order = order.to(self.inputs.device)
         self.epoch += 1
-        for start in range(0, len(self.inputs), self.batch_size):
-            part = (
-                slice(start, start + self.batch_size)
-                if order is None
-                else order[start : start + self.batch_size]
-            )
+        for bounds in pairwise(self._bounds):
+            part = slice(*bounds) if order is None else order[slice(*bounds)]
             inputs, labels = self.inputs[part], self.labels[part]
             yield Samples(
                 inputs.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
             )
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    """Return a seed of its own for every pass."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def seed_of_pass(seed: int, epoch: int, stream: int = 0) -> int:
+    """Return a seed of its own for every pass, and for every use in it."""
+    sequence = np.random.SeedSequence([seed, epoch, stream] if stream else [seed, epoch])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,9 +21,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .. import reference as plain
 from .._arrays import FloatArray, check_count, check_scale
 from .._dispatch import core
+from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
-from ..trajectory import COLUMNS, COMPLETENESS, TIERS, DenseStates, LayerTracking, Trajectory
+from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 from .operators import DeviceMatrix, precision
 
@@ -28,6 +32,10 @@ Of = Literal["weights", "change"]
 
 _STATE_VERSION = 1
 _WHAT: tuple[Of, ...] = ("weights", "change")
+#: Numbers in a matrix from which on it takes all threads. Smaller ones take one each, side by side.
+_LARGE = 2**22
+#: Smaller sides up to which a matrix on a device is brought to the host: it is decomposed as a whole.
+_DECOMPOSED = 128
 
 
 def track(
@@ -62,11 +70,12 @@ def track(
     optimizer : Optimizer, optional
         Whose steps count. By default the first one that steps and holds one of the weights.
     tolerance : float
-        As for `SVDTracker`: bounds on the errors are kept below this share of the largest value.
+        As for `SVDTracker`: where an error exceeds this share of the largest value, bounds are built anew.
     seed : int
         Of the random vectors behind the bounds.
     n_threads : int
-        As for `SVDTracker`.
+        0: as many as PyTorch has. Matrices of less than 2^22 numbers are followed side by side, each by one
+        thread; larger ones one after the other, by all threads.
 
     Returns
     -------
@@ -82,9 +91,10 @@ def track(
     Notes
     -----
     Cost: 4 m n (k + 8) flops per record and m x n matrix, and the same for the change, plus the products that
-    renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel.
+    renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel, but
+    for those that are decomposed as a whole: with a side of at most 128, or 3 (k + 8).
     Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
-    5 (k + 8) + 300 vectors of the lengths of each matrix's sides.
+    5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
 
     Under data parallelism every process tracks its own copy: start it in one.
 
@@ -150,12 +160,13 @@ class SpectralTracker:
         self._settings: dict[str, Any] = {
             "tolerance": check_scale(tolerance, "tolerance"),
             "seed": seed,
-            "n_threads": n_threads,
+            "n_threads": check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         }
         self._steps: list[int] = []
         self._loss: dict[int, float] = {}
         self._start = [m.matrix().clone() for m in self.matrices] if change else None
-        self._buffer = torch.empty(0)
+        #: Where each thread computes changes.
+        self._buffers: dict[int, npt.NDArray[Any]] = {}
         self._followed: dict[Of, list[_Followed]] = {
             of: [_Followed(self._new_tracker(m)) for m in self.matrices]
             for of in _WHAT
@@ -170,7 +181,8 @@ class SpectralTracker:
 
     def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         smaller = min(matrix.shape)
-        return SVDTracker(smaller if self._k == "all" else min(self._k, smaller), **self._settings)
+        settings = self._settings | ({} if _is_large(matrix) else {"n_threads": 1})
+        return SVDTracker(smaller if self._k == "all" else min(self._k, smaller), **settings)
 
     # ------------------------------------------------------------------------------------- records
 
@@ -191,40 +203,80 @@ class SpectralTracker:
         if self._steps and self._steps[-1] == self.step:
             return
         start = time.perf_counter()
-        fresh: list[tuple[_Followed, TrackerRecord]] = []
-        for i, matrix in enumerate(self.matrices):
-            weight = matrix.matrix()
-            for of, followed in self._followed.items():
-                try:
-                    found = self._update(followed[i].tracker, weight, self._start_of(of, i))
-                except ValueError as error:
-                    raise ValueError(f"layer {matrix.name} at step {self.step}: {error}") from error
-                fresh.append((followed[i], found))
-        for followed_one, found in fresh:  # all of them or none
-            followed_one.append(found)
+        jobs = [(i, of) for i in range(len(self.matrices)) for of in self._followed]
+        found = self._find(jobs)
+        for i, of in jobs:  # all of them or none
+            if isinstance(error := found[i, of], ValueError):
+                raise ValueError(f"layer {self.matrices[i].name} at step {self.step}: {error}") from error
+        for i, of in jobs:
+            self._followed[of][i].append(found[i, of])
         self._steps.append(self.step)
         self.seconds += time.perf_counter() - start
 
-    def _start_of(self, of: Of, i: int) -> torch.Tensor | None:
+    def _find(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
+        """Return what each tracker finds, or the error that it raises."""
+        weights = [matrix.matrix() for matrix in self.matrices]
+        found: dict[tuple[int, Of], Any] = {}
+        n_threads = self._settings["n_threads"] or torch.get_num_threads()
+
+        def work(queue: deque[tuple[int, Of]]) -> None:
+            while queue:
+                try:
+                    i, of = queue.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    followed, start = self._followed[of][i], self._start_of(of, i, weights[i])
+                    found[i, of] = self._update(followed.tracker, weights[i], start)
+                except ValueError as error:
+                    found[i, of] = error
+
+        alone = {i for i, w in enumerate(weights) if w.device.type != "cpu" or _is_large(self.matrices[i])}
+        work(deque(job for job in jobs if job[0] in alone))
+        # The largest first, so that no thread is left with one of them at the end.
+        by_size = sorted(jobs, key=lambda job: -weights[job[0]].numel())
+        rest = deque(job for job in by_size if job[0] not in alone)
+        n_others = min(n_threads, len(rest)) - 1
+        if n_others > 0:
+            with ThreadPoolExecutor(n_others) as pool:
+                others = [pool.submit(work, rest) for _ in range(n_others)]
+                work(rest)
+                for other in others:
+                    other.result()
+        else:
+            work(rest)
+        self._buffers.clear()  # the threads are gone
+        return found
+
+    def _start_of(self, of: Of, i: int, weight: torch.Tensor) -> torch.Tensor | None:
         if of == "weights":
             return None
         assert self._start is not None
-        if self._start[i].device != self.matrices[i].matrix().device:  # the model has moved
-            self._start[i] = self._start[i].to(self.matrices[i].matrix().device)
+        if self._start[i].device != weight.device:  # the model has moved
+            self._start[i] = self._start[i].to(weight.device)
         return self._start[i]
 
     def _update(self, tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
         if weight.device.type != "cpu":
-            operator = DeviceMatrix(weight, start)
-            return tracker.update(operator, squared_norm=operator.squared_norm())
+            if min(weight.shape) > max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"])):
+                return self._by_products(tracker, weight, start)
+            weight, start = weight.cpu(), None if start is None else start.cpu()
         exact = torch.float64 if precision(weight.dtype) == np.float64 else torch.float32
+        values = weight.to(exact).numpy()
         if start is None:
-            return tracker.update(weight.to(exact).numpy())
-        if self._buffer.numel() < weight.numel() or self._buffer.dtype != exact:
-            self._buffer = torch.empty(weight.numel(), dtype=exact)
-        moved = self._buffer[: weight.numel()].view(weight.shape)
-        torch.sub(weight.to(exact), start.to(exact), out=moved)
-        return tracker.update(moved.numpy())
+            return tracker.update(values)
+        buffer = self._buffers.get(threading.get_ident())
+        if buffer is None or buffer.size < values.size or buffer.dtype != values.dtype:
+            buffer = self._buffers[threading.get_ident()] = np.empty(values.size, dtype=values.dtype)
+        moved = buffer[: values.size].reshape(values.shape)
+        # By NumPy: every thread that calls PyTorch would have a team of its own.
+        return tracker.update(np.subtract(values, start.to(exact).numpy(), out=moved))
+
+    @staticmethod
+    def _by_products(tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
+        """Leave the matrix where it is, and let blocks of vectors travel."""
+        operator = DeviceMatrix(weight, start)
+        return tracker.update(operator, squared_norm=operator.squared_norm())
 
     def is_recorded(self, step: int) -> bool:
         """Return whether there is a record of this step."""
@@ -386,9 +438,15 @@ class SpectralTracker:
             for i, matrix in enumerate(self.matrices):
                 fresh = _Followed(self._new_tracker(matrix))
                 fresh.load_state_dict(state["followed"][of][i])
-                self._update(fresh.tracker, matrix.matrix(), self._start_of(of, i))
+                weight = matrix.matrix()
+                self._update(fresh.tracker, weight, self._start_of(of, i, weight))
                 fresh.join()
                 followed[i] = fresh
+
+
+def _is_large(matrix: WeightMatrix) -> bool:
+    rows, columns = matrix.shape
+    return rows * columns >= _LARGE
 
 
 @dataclass
@@ -441,7 +499,7 @@ class _Followed:
             "signs": np.where(found.singular_values < 0, -1.0, 1.0),
             "branches": np.array([self._name(int(b)) for b in found.branches], dtype=np.int64),
             "clusters": found.clusters,
-            "columns": tracking_row(found),
+            "columns": tracking_columns(found),
             "angles": angles,
             "block_angles": block,
         }
@@ -500,14 +558,6 @@ class _Followed:
         for here, there in zip(self.tracker.record.branches, ids[1], strict=True):
             if there < len(known):
                 self.names[int(here)] = int(known[there])
-
-
-def tracking_row(found: TrackerRecord) -> npt.NDArray[np.float64]:
-    """Return a record's numbers in the order of `COLUMNS`."""
-    row = {name: getattr(found, name) for name in COLUMNS}
-    row["tier"] = TIERS.index(found.tier)
-    row["completeness"] = COMPLETENESS.index(found.completeness)
-    return np.array([float(row[name]) for name in COLUMNS])
 
 
 class _Hook:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +17,8 @@ from torch import nn
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError
-from .images import Batches, Samples, _mixed
+from .images import Batches, Samples, seed_of_pass
+from .statistics import check_labels, exact_device
 from .track import SpectralTracker
 
 __all__ = ["Evaluation", "History", "Trainer"]
@@ -24,6 +28,8 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _OPTIMIZERS: Final = ("sgd", "adamw")
 _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
+#: A stream of random numbers apart from that of the order of samples.
+_DROPOUT: Final = 1
 
 
 @dataclass
@@ -35,7 +41,7 @@ class History:
     loss, accuracy : list of float
         Means over the training samples of the epoch, as they were met, in training mode.
     learning_rate : list of float
-        Of the epoch.
+        Of the epoch; of the first group of parameters.
     test_accuracy : list of float
         Of the epochs with a test, in evaluation mode; see `test_epochs`.
     test_epochs : list of int
@@ -65,13 +71,17 @@ class Trainer:
     model : Module
         Maps a batch of inputs to K outputs each. Moved to `device`.
     loss : {"cross_entropy", "squared"} or callable
-        "squared": ``sum((a f(x) - e_y)^2) / batch``, one-hot targets e_y. A callable takes a f(x) and labels.
+        "squared": ``sum((a f(x) - e_y)^2) / batch``, one-hot targets e_y. A callable takes a f(x) and labels
+        and returns a mean over the batch.
     output_scale : float
         a, by which outputs are multiplied before any loss.
     optimizer : {"sgd", "adamw"} or callable
-        A callable takes the parameters and returns an optimizer; its rates are scheduled as they are.
-    learning_rate, momentum, weight_decay : float
-        Of the optimizer; momentum is for "sgd".
+        A callable takes the parameters and returns an optimizer, whose rates are scheduled as they are; it
+        sees none of the next three.
+    learning_rate : float
+        Of "sgd" and "adamw", which need one.
+    momentum, weight_decay : float
+        Of "sgd" and "adamw"; momentum is for "sgd".
     schedule : {"cosine", "constant"}
         The rate of epoch e of E: constant, or from `learning_rate` at e = 0 along half a cosine to
         ``final_rate * learning_rate`` at e = E.
@@ -80,15 +90,18 @@ class Trainer:
     epochs : int
         Passes over the samples.
     batch_size : int
+        The last batch of an epoch is smaller where it has to be. A single last sample joins the batch before,
+        as batch normalisation has no variance of one sample.
     seed : int
-        Of the order of samples and of dropout. Weights come with the model.
+        Of the order of samples and of dropout. Weights come with the model; PyTorch's generators keep their
+        state.
     device : device, optional
         Default: where the model is.
     tracker : SpectralTracker, optional
         What `track` returned for this model: gets the loss of every record, and is part of checkpoints.
     checkpoint : path, optional
-        File that is written after every `checkpoint_every` epochs, whole or not at all. `fit` goes on from it
-        where it exists.
+        File that is written after every `checkpoint_every` epochs and at the end, whole or not at all; its
+        folder is made where there is none. `fit` goes on from it where it exists.
     checkpoint_every : int
     progress : bool
         A bar over the epochs on a terminal, once training has taken a second.
@@ -96,11 +109,18 @@ class Trainer:
     Attributes
     ----------
     history : History
+    optimizer : Optimizer
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of their range, and a model without parameters.
 
     Notes
     -----
-    Every epoch has seeds of its own, derived from `seed`: a resumed training takes the same steps as one that
-    was not interrupted. Losses are added up on the device and read once per epoch.
+    Every epoch has seeds of its own, derived from `seed`: a resumed training takes the same steps, bit for
+    bit on the same machine with as many threads, as one that was not interrupted. Losses are added up on the
+    device and read once per epoch.
 
     Examples
     --------
@@ -119,7 +139,7 @@ class Trainer:
         loss: str | LossFunction = "cross_entropy",
         output_scale: float = 1.0,
         optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
-        learning_rate: float,
+        learning_rate: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         schedule: str = "cosine",
@@ -141,11 +161,14 @@ class Trainer:
             if not (value in known or (callable(value) and name != "schedule")):
                 also = "" if name == "schedule" else ", or a callable"
                 raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(known)}{also}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+        if next(model.parameters(), None) is None:
+            raise ValueError(f"model ({type(model).__name__}) has no parameters; wanted some to train")
         self.model = model if device is None else model.to(device)
-        self.device = torch.device(device) if device is not None else next(model.parameters()).device
+        self.device = next(model.parameters()).device
         self.epochs = check_count(epochs, "epochs", minimum=0)
         self.batch_size = check_count(batch_size, "batch_size")
-        self.learning_rate = check_scale(learning_rate, "learning_rate (eta)")
         self.history = History()
         self._loss = loss
         self._output_scale = check_scale(output_scale, "output_scale (a)", strict=True)
@@ -155,16 +178,19 @@ class Trainer:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._checkpoint_every = check_count(checkpoint_every, "checkpoint_every")
         self._progress = progress
-        inertia, decay = check_scale(momentum, "momentum"), check_scale(weight_decay, "weight_decay")
-        if callable(optimizer):
-            self.optimizer = optimizer(model.parameters())
-        elif optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                model.parameters(), lr=self.learning_rate, momentum=inertia, weight_decay=decay
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=decay)
-        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.optimizer = _optimizer(
+            model.parameters(),
+            optimizer,
+            learning_rate,
+            check_scale(momentum, "momentum"),
+            check_scale(weight_decay, "weight_decay"),
+        )
+        # What an optimizer starts with, but for the parameters: rates, momentum, decay.
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.state_dict()["param_groups"]
+        ]
+        self._rates = [float(group["lr"]) for group in self._settings]
 
     def fit(
         self,
@@ -182,11 +208,11 @@ class Trainer:
         inputs, labels : Tensor
             Samples along the first axis, and their classes 0 .. K - 1.
         test : Samples, optional
-            Whose accuracy is measured at the end, and after every `test_every` epochs.
+            Inputs and labels whose accuracy is measured at the end, and after every `test_every` epochs.
         test_every : int
             0: at the end only.
         after_epoch : callable, optional
-            ``after_epoch(epochs_taken)``; returning True ends the training.
+            ``after_epoch(epochs_taken)``; returning True ends the training. A further `fit` goes on.
 
         Returns
         -------
@@ -196,18 +222,29 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the mean loss of an epoch is not finite.
+            If the mean loss of an epoch is not finite, or a weight at a record of the tracker.
+        TypeError, ShapeError
+            If labels are no integers, one for each sample.
         ValueError
-            If a checkpoint belongs to another training.
+            For labels that are no classes; if the checkpoint belongs to another training, naming the setting,
+            or is none.
         """
-        batches = Batches(inputs, labels, self.batch_size, shuffle=True, seed=self._seed, device=self.device)
+        check_count(test_every, "test_every", minimum=0)
+        batches = Batches(
+            inputs,
+            _as_classes(inputs, labels),
+            self.batch_size,
+            shuffle=True,
+            seed=self._seed,
+            device=self.device,
+            join_single=True,
+        )
         if self._checkpoint is not None and self._checkpoint.is_file():
-            self._resume(self._checkpoint)
+            self._resume(self._checkpoint, len(inputs))
         taken = len(self.history.loss)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._bar(taken) as bar:
+        with self._own_random_numbers(), self._bar(taken) as bar:
             for epoch in range(taken, self.epochs):
-                torch.manual_seed(_mixed(self._seed, epoch))  # of dropout
+                self._seed_dropout(epoch)
                 batches.epoch = epoch
                 self._epoch(batches, epoch)
                 bar.set_postfix_str(f"loss {self.history.loss[-1]:.3e}", refresh=False)
@@ -215,24 +252,32 @@ class Trainer:
                 done = epoch + 1
                 last = done == self.epochs
                 if test is not None and (last or (test_every and done % test_every == 0)):
-                    self.history.test_accuracy.append(self.evaluate(*test).accuracy)
-                    self.history.test_epochs.append(done)
+                    self._test(test, done)
                 stop = after_epoch is not None and after_epoch(done) is True
+                if stop and test is not None and self.history.test_epochs[-1:] != [done]:
+                    self._test(test, done)
                 if self._checkpoint is not None and (stop or last or done % self._checkpoint_every == 0):
-                    self._save(self._checkpoint)
+                    self._save(self._checkpoint, len(inputs))
                 if stop:
                     break
         return self.history
 
     def evaluate(self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 512) -> Evaluation:
-        """Return mean loss and accuracy in evaluation mode; the model's mode is as before afterwards."""
+        """Return mean loss and accuracy in evaluation mode; the model's mode is as before afterwards.
+
+        Raises
+        ------
+        TypeError, ShapeError, ValueError
+            As for `fit`.
+        """
+        labels = _as_classes(inputs, labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
-                for x, y in Batches(inputs, labels, batch_size, device=self.device):
-                    outputs = self.model(x)
+                for number, (x, y) in enumerate(Batches(inputs, labels, batch_size, device=self.device)):
+                    outputs = self.model(x) if number else self._outputs(x, labels)
                     loss += float(self._value(outputs, y)) * len(y)
                     right += int((outputs.argmax(dim=1) == y).sum())
         finally:
@@ -249,6 +294,12 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- helpers
 
+    def _outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, of which there must be one for each class of all labels."""
+        outputs: torch.Tensor = self.model(x)
+        check_labels(labels, len(labels), outputs.shape[1])
+        return outputs
+
     def _value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         scaled = outputs * self._output_scale if self._output_scale != 1.0 else outputs
         if callable(self._loss):
@@ -262,42 +313,87 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate(epoch)
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=exact_device(next(self.model.parameters())))
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        for x, y in batches:
+        for number, (x, y) in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            outputs = self.model(x)
+            outputs = self.model(x) if number else self._outputs(x, batches.labels)
             loss = self._value(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
                 self._tracker.log_loss(loss)
-            self.optimizer.step()
-            total += loss.detach() * len(y)
+            try:
+                self.optimizer.step()
+            except ValueError as error:  # a record of the tracker
+                if self._is_finite():
+                    raise
+                raise self._diverged(f"weights are not finite ({error})", epoch, batches) from error
+            total += loss.detach().to(total.device) * len(y)
             right += (outputs.detach().argmax(dim=1) == y).sum()
         mean = float(total) / len(batches.labels)
         if not math.isfinite(mean):
-            text = f"the mean loss of epoch {epoch + 1} is {mean}: lower learning_rate (eta), now "
-            text += f"{self.learning_rate:g}"
-            raise DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
+            raise self._diverged(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
         self.history.loss.append(mean)
         self.history.accuracy.append(int(right) / len(batches.labels))
-        self.history.learning_rate.append(self.learning_rate * self.rate(epoch))
+        self.history.learning_rate.append(self._rates[0] * self.rate(epoch))
 
-    def _describe(self) -> dict[str, Any]:
+    def _test(self, test: Samples, done: int) -> None:
+        self.history.test_accuracy.append(self.evaluate(*test).accuracy)
+        self.history.test_epochs.append(done)
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+
+    def _diverged(self, what: str, epoch: int, batches: Batches) -> DivergedError:
+        text = f"{what}: lower the learning rate (eta), now {self._rates[0] * self.rate(epoch):g}"
+        return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Put back the states of PyTorch's generators at the end."""
+        kind = self.device.type
+        if kind == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                yield
+        else:
+            with torch.random.fork_rng(devices=[self.device], device_type=kind):
+                yield
+
+    def _seed_dropout(self, epoch: int) -> None:
+        number = seed_of_pass(self._seed, epoch, _DROPOUT)
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(number)
+        elif self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(number)
+
+    def _describe(self, n_samples: int) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
-        return {
+        described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
-            "epochs": self.epochs,
+            "loss": _name(self._loss),
+            "output_scale": self._output_scale,
+            "optimizer": type(self.optimizer).__name__,
+            "n_samples": n_samples,
             "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
             "schedule": self._schedule,
             "seed": self._seed,
+            "tracker": "none" if self._tracker is None else "present",
         }
+        if self._schedule == "cosine":  # at a constant rate nothing depends on the end
+            described |= {"epochs": self.epochs, "final_rate": self._final_rate}
+        for name in dict.fromkeys(name for group in self._settings for name in group):
+            # As text: an optimizer may keep anything.
+            text = ", ".join(str(group.get(name)) for group in self._settings)
+            described["learning_rate" if name == "lr" else name] = text
+        return described
 
-    def _save(self, path: Path) -> None:
+    def _save(self, path: Path, n_samples: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         state = {
-            "description": self._describe(),
+            "description": self._describe(n_samples),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
@@ -309,18 +405,25 @@ class Trainer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        mine = self._describe()
-        for name, value in state["description"].items():
-            if mine[name] != value:
-                raise ValueError(
-                    f"{path} belongs to a training with {name} {value}; this one has {mine[name]}"
-                )
+    def _resume(self, path: Path, n_samples: int) -> None:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            theirs = state.get("description") if isinstance(state, dict) else None
+            if not isinstance(theirs, dict):
+                raise TypeError("it holds something else")
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
+        for name, here in self._describe(n_samples).items():
+            there = theirs.get(name, here)  # other versions of PyTorch keep other settings
+            if here != there:
+                if name == "parameters":
+                    here, there = _first_difference(here, there)
+                raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
-        if self._tracker is not None and state["tracker"] is not None:
+        if self._tracker is not None:
             self._tracker.load_state_dict(state["tracker"])
 
     def _bar(self, taken: int) -> Any:
@@ -334,3 +437,45 @@ class Trainer:
             disable=None if self._progress else True,
             leave=False,
         )
+
+
+def _optimizer(
+    parameters: Iterator[nn.Parameter],
+    optimizer: str | Callable[..., torch.optim.Optimizer],
+    learning_rate: float | None,
+    momentum: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    if callable(optimizer):
+        if learning_rate is not None:
+            raise ValueError(
+                f"learning_rate (eta) is {learning_rate}, but optimizer is a callable, which sets its own"
+            )
+        made = optimizer(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"optimizer returned {type(made).__name__}; wanted a torch.optim.Optimizer")
+        return made
+    if learning_rate is None:
+        raise TypeError(f"learning_rate (eta) is missing; {optimizer!r} needs one")
+    rate = check_scale(learning_rate, "learning_rate (eta)")
+    if optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+
+
+def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return labels in the precision that losses want."""
+    for name, value in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor")
+    check_labels(labels, len(inputs))
+    return labels.to(torch.int64)
+
+
+def _name(loss: str | LossFunction) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
+    pairs = zip_longest(mine, theirs)
+    return next((here, there) for here, there in pairs if here != there)

@@ -1,0 +1,563 @@
+"""`Trainer`: the steps of a loop written by hand, and the same ones after an interruption."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from tolerances import tolerance  # noqa: E402
+from torch import nn  # noqa: E402
+
+import dlnfast as dln  # noqa: E402
+from dlnfast.torch import MLP, Batches, Samples, Trainer, track  # noqa: E402
+
+
+def data(n=23, dim=6, n_classes=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+    labels = torch.randint(n_classes, (n,), generator=generator)
+    return Samples(inputs.to(dtype), labels)
+
+
+def network(seed=0, **settings):
+    return MLP([6, 8, 7, 3], seed=seed, dtype=torch.float64, **settings)
+
+
+def with_dropout(seed=0):
+    """All that has a state: batch normalisation, dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.4), nn.Linear(12, 12), nn.Linear(12, 3)
+    ).to(torch.float64)
+
+
+def trainer(model, **settings):
+    return Trainer(model, **{"learning_rate": 0.1, "epochs": 4, "batch_size": 5, **settings})
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+# -------------------------------------------------------------------------------- the steps it takes
+
+
+def by_hand(model, samples, value, make, epochs, size, rates, seed=0):
+    """Return the losses and accuracies of the epochs of a plain loop."""
+    optimizer = make(model.parameters())
+    batches = Batches(*samples, size, shuffle=True, seed=seed)
+    losses, accuracies = [], []
+    for rate in rates[:epochs]:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total, right = 0.0, 0
+        for x, y in batches:
+            optimizer.zero_grad()
+            outputs = model(x)
+            loss = value(outputs, y)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(y)
+            right += int((outputs.argmax(dim=1) == y).sum())
+        losses.append(total / len(samples.labels))
+        accuracies.append(right / len(samples.labels))
+    return losses, accuracies
+
+
+def squared(scale, outputs, labels):
+    total = 0.0
+    for row, label in zip(outputs, labels.tolist(), strict=True):
+        target = torch.zeros_like(row)
+        target[label] = 1.0
+        total = total + ((scale * row - target) ** 2).sum()
+    return total / len(labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({"loss": "squared", "output_scale": 2.5}, partial(squared, 2.5)),
+        ({"loss": "squared"}, partial(squared, 1.0)),
+        ({}, nn.functional.cross_entropy),
+        (
+            {"loss": "cross_entropy", "output_scale": 0.5},
+            lambda outputs, y: nn.functional.cross_entropy(0.5 * outputs, y),
+        ),
+        (
+            {"loss": lambda outputs, y: outputs.square().mean() + 0 * y.sum(), "output_scale": 3.0},
+            lambda outputs, y: 9 * outputs.square().mean(),
+        ),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_losses_are_those_of_a_loop_by_hand(settings, value, optimizer):
+    samples = data()
+    ours, theirs = network(), network()
+    seen = trainer(ours, optimizer=optimizer, weight_decay=1e-2, schedule="constant", **settings)
+    history = seen.fit(*samples)
+    make = {
+        "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-2),
+        "adamw": partial(torch.optim.AdamW, lr=1.0, weight_decay=1e-2),
+    }[optimizer]
+    losses, accuracies = by_hand(theirs, samples, value, make, 4, 5, [0.1] * 4)
+    # Steps through batch normalisation and Adam's division amplify roundings.
+    slack = 100 * tolerance(float, 8, 20)
+    np.testing.assert_allclose(history.loss, losses, rtol=slack)
+    assert history.accuracy == accuracies
+    assert seen.history is history
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=slack * float(other.detach().abs().max()))
+
+
+def test_optimizers_may_be_made_by_the_caller():
+    samples = data()
+    ours, theirs = network(), network()
+
+    def groups(parameters):
+        first, *rest = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": rest, "lr": 0.2}])
+
+    history = trainer(ours, optimizer=groups, learning_rate=None, final_rate=0.0).fit(*samples)
+    assert history.learning_rate == [0.02 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
+    optimizer = groups(theirs.parameters())
+    batches = Batches(*samples, 5, shuffle=True)
+    for epoch in range(4):
+        for group, rate in zip(optimizer.param_groups, (0.02, 0.2), strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * epoch / 4))
+        for x, y in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(theirs(x), y).backward()
+            optimizer.step()
+    assert_same_state(state(ours), state(theirs))
+
+
+def test_cosine_rates():
+    model = network()
+    seen = trainer(model, learning_rate=0.3, final_rate=0.1, epochs=6, optimizer="adamw")
+    met = []
+    history = seen.fit(
+        *data(), after_epoch=lambda epoch: met.append((epoch, seen.optimizer.param_groups[0]["lr"]))
+    )
+    wanted = [0.3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * e / 6))) for e in range(6)]
+    assert history.learning_rate == wanted
+    assert met == list(enumerate(wanted, start=1))
+    assert seen.rate(0) == 1.0
+    assert seen.rate(3) == pytest.approx(0.55, rel=1e-15)
+    assert seen.rate(6) == pytest.approx(0.1, rel=1e-15)
+    constant = trainer(model, learning_rate=0.3, schedule="constant")
+    assert [constant.rate(e) for e in range(5)] == [1.0] * 5
+
+
+def test_a_single_last_sample_joins_the_batch_before():
+    sizes = []
+    model = network()
+    model.layers[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    history = trainer(model, epochs=1).fit(*data(n=21))
+    assert sizes == [5, 5, 5, 6]
+    assert math.isfinite(history.loss[0])
+    assert model.layers[0].norm.num_batches_tracked == 4
+    # Whoever asks for batches of one sample gets them.
+    plain = network(batch_norm=False)
+    with track(plain, k=1) as tracked:
+        trainer(plain, epochs=1, batch_size=1).fit(*data(n=3))
+    assert tracked.step == 3
+
+
+# -------------------------------------------------------------------------------------- random numbers
+
+
+def test_seeds_are_reproducible_and_differ():
+    ends = []
+    for seed in (1, 1, 2):
+        model = with_dropout()
+        trainer(model, seed=seed).fit(*data())
+        ends.append(state(model))
+    assert_same_state(ends[0], ends[1])
+    assert not torch.equal(ends[0]["0.weight"], ends[2]["0.weight"])
+
+
+def test_dropout_has_other_masks_in_every_epoch():
+    model = with_dropout()
+    masks = []
+    model[3].register_forward_hook(lambda module, inputs, output: masks.append((output == 0).clone()))
+    trainer(model, epochs=3, batch_size=23, learning_rate=0.0).fit(*data())
+    assert len(masks) == 3
+    kept = [mask.sum(dim=0) for mask in masks]  # whatever the order of the samples
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[1], kept[2])
+
+
+def test_the_generators_of_others_are_not_touched():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    seen = trainer(with_dropout(1))
+    torch.set_rng_state(before[0])
+    seen.fit(*data(), test=data(seed=1), test_every=1, after_epoch=lambda _: torch.rand(3) is None)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    ends = []
+    for draws in (0, 7):  # nor do theirs matter
+        model = with_dropout(1)
+        torch.rand(draws)
+        trainer(model).fit(*data(), after_epoch=lambda _, draws=draws: torch.rand(draws) is None)
+        ends.append(state(model))
+    assert_same_state(*ends)
+
+
+# ---------------------------------------------------------------------------------------- resumption
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
+    samples, test = data(), data(seed=1)
+    settings = {"optimizer": optimizer, "epochs": 6, "weight_decay": 1e-2, "learning_rate": 0.01}
+    whole = with_dropout()
+    with track(whole, k=2, every=4) as one:
+        wanted = trainer(whole, tracker=one, **settings).fit(*samples, test=test, test_every=2)
+    place = tmp_path / "checkpoint.pt"
+    first = with_dropout()
+    seen = track(first, k=2, every=4)
+    trainer(first, tracker=seen, checkpoint=place, **settings).fit(
+        *samples, test=test, test_every=2, after_epoch=lambda epoch: epoch == stop
+    )
+    seen.close()
+    other = with_dropout(seed=8)
+    torch.rand(3)
+    with track(other, k=2, every=4) as two:
+        resumed = trainer(other, tracker=two, checkpoint=place, **settings)
+        history = resumed.fit(*samples, test=test, test_every=2)
+    assert_same_state(state(whole), state(other))
+    assert whole[1].num_batches_tracked == 6 * 5
+    for name in ("loss", "accuracy", "learning_rate"):
+        assert getattr(history, name) == getattr(wanted, name), name
+    # A training that is stopped is tested then, too.
+    kept = [i for i, epoch in enumerate(history.test_epochs) if epoch in wanted.test_epochs]
+    assert [history.test_accuracy[i] for i in kept] == wanted.test_accuracy
+    for of in ("weights", "change"):
+        left, right = one.trajectory(of), two.trajectory(of)
+        assert left.steps.tolist() == right.steps.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+        assert left.loss.tolist() == right.loss.tolist()
+        for name in left.layer_names:
+            slack = left.singular_value_errors(name) + right.singular_value_errors(name)
+            assert np.all(np.abs(left.singular_values(name) - right.singular_values(name)) <= slack)
+    assert resumed.fit(*samples) is resumed.history  # nothing is left
+    assert len(resumed.history.loss) == 6
+
+
+def test_a_stopped_training_goes_on_without_a_checkpoint():
+    whole, halves = with_dropout(), with_dropout()
+    wanted = trainer(whole).fit(*data())
+    seen = trainer(halves)
+    seen.fit(*data(), after_epoch=lambda epoch: epoch == 1)
+    assert len(seen.history.loss) == 1
+    seen.fit(*data())
+    assert seen.history.loss == wanted.loss
+    assert_same_state(state(whole), state(halves))
+
+
+def test_constant_rates_can_go_on_for_longer(tmp_path):
+    place = tmp_path / "checkpoint.pt"
+    longer, whole = with_dropout(), with_dropout()
+    trainer(with_dropout(), schedule="constant", epochs=2, checkpoint=place).fit(*data())
+    trainer(longer, schedule="constant", epochs=5, checkpoint=place).fit(*data())
+    trainer(whole, schedule="constant", epochs=5).fit(*data())
+    assert_same_state(state(whole), state(longer))
+
+
+def test_checkpoints_are_written_when_they_should_be(tmp_path, monkeypatch):
+    place = tmp_path / "new" / "folder" / "checkpoint.pt"
+    written = []
+    monkeypatch.setattr(Trainer, "_save", lambda self, *rest: written.append(len(self.history.loss)))
+    trainer(network(), epochs=7, checkpoint=place, checkpoint_every=3).fit(*data())
+    assert written == [3, 6, 7]
+    trainer(network(), epochs=7, checkpoint=place, checkpoint_every=3).fit(
+        *data(), after_epoch=lambda epoch: epoch == 4
+    )
+    assert written == [3, 6, 7, 3, 4]
+    monkeypatch.undo()
+    trainer(network(), epochs=1, checkpoint=place).fit(*data())
+    assert os.listdir(place.parent) == ["checkpoint.pt"]
+
+
+def test_checkpoints_are_whole_or_not_at_all(tmp_path, monkeypatch):
+    place = tmp_path / "checkpoint.pt"
+    seen = trainer(network(), checkpoint=place)
+    seen.fit(*data(), after_epoch=lambda epoch: epoch == 1)
+    before = place.read_bytes()
+    save = torch.save
+
+    def interrupted(obj, file):
+        save(obj, file)
+        with open(file, "r+b") as stream:
+            stream.truncate(100)
+        assert place.read_bytes() == before  # nothing is written in place
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        seen.fit(*data())
+    assert place.read_bytes() == before
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 5}, "epochs 4; this one has 5"),
+        ({"batch_size": 6}, "batch_size 5; this one has 6"),
+        ({"learning_rate": 0.2}, "learning_rate 0.1; this one has 0.2"),
+        ({"momentum": 0.5}, "momentum 0.9; this one has 0.5"),
+        ({"weight_decay": 0.5}, "weight_decay 0.0; this one has 0.5"),
+        ({"schedule": "constant"}, "schedule cosine; this one has constant"),
+        ({"final_rate": 0.5}, "final_rate 0.01; this one has 0.5"),
+        ({"seed": 1}, "seed 0; this one has 1"),
+        ({"loss": "squared"}, "loss cross_entropy; this one has squared"),
+        ({"loss": squared}, "loss cross_entropy; this one has squared"),
+        ({"output_scale": 2.0}, "output_scale 1.0; this one has 2.0"),
+        ({"optimizer": "adamw"}, "optimizer SGD; this one has AdamW"),
+        (
+            {"model": MLP([6, 9, 7, 3], dtype=torch.float64)},
+            "parameters ['layers.0.linear.weight', [8, 6]]; this one has ['layers.0.linear.weight', [9, 6]]",
+        ),
+        (
+            {"model": with_dropout()},
+            "parameters ['layers.0.linear.weight', [8, 6]]; this one has ['0.weight'",
+        ),
+    ],
+)
+def test_checkpoints_of_other_trainings_are_refused(tmp_path, changed, message):
+    place = tmp_path / "checkpoint.pt"
+    trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
+    model = changed.pop("model", network())
+    before = state(model)
+    other = trainer(model, checkpoint=place, **changed)
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint.pt belongs to a training with {message}")):
+        other.fit(*data())
+    assert_same_state(before, state(model))
+    assert other.history.loss == []
+
+
+def test_checkpoints_of_other_samples_and_trackers_are_refused(tmp_path):
+    place = tmp_path / "checkpoint.pt"
+    trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
+    with pytest.raises(ValueError, match="n_samples 23; this one has 22"):
+        trainer(network(), checkpoint=place).fit(*data(n=22))
+    model = network()
+    tracked = track(model, k=1)
+    with pytest.raises(ValueError, match="tracker none; this one has present"):
+        trainer(model, checkpoint=place, tracker=tracked).fit(*data())
+    place.unlink()
+    trainer(model, checkpoint=place, tracker=tracked).fit(*data(), after_epoch=lambda epoch: True)
+    with pytest.raises(ValueError, match="tracker present; this one has none"):
+        trainer(network(), checkpoint=place).fit(*data())
+    with pytest.raises(ValueError, match="state was taken with k 1; this tracker has 2"):
+        trainer(model, checkpoint=place, tracker=track(model, k=2)).fit(*data())
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    place = tmp_path / "checkpoint.pt"
+    place.write_bytes(b"not a checkpoint")
+    seen = trainer(network(), checkpoint=place)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read as a checkpoint of a Trainer"):
+        seen.fit(*data())
+    for content in ({"model": network().state_dict()}, torch.ones(3), {"description": None}):
+        torch.save(content, place)
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint of a Trainer"):
+            seen.fit(*data())
+    trainer(network(), checkpoint=place.with_name("other.pt"), epochs=1).fit(*data())
+    whole = place.with_name("other.pt").read_bytes()
+    place.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint of a Trainer"):
+        seen.fit(*data())
+
+
+# --------------------------------------------------------------------------------------------- its end
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_divergence_is_an_error(tmp_path, tracked):
+    model = MLP([6, 8, 8, 3], batch_norm=False, dtype=torch.float64)
+    tracker = track(model, k=2, every=1) if tracked else None
+    place = tmp_path / "checkpoint.pt"
+    seen = trainer(
+        model, loss="squared", learning_rate=1e9, momentum=0.0, tracker=tracker, checkpoint=place, epochs=50
+    )
+    with pytest.raises(dln.DivergedError, match=r"lower the learning rate \(eta\), now 1e\+09") as caught:
+        seen.fit(*data())
+    assert caught.value.step % 5 == 0
+    assert caught.value.step == 5 * (len(seen.history.loss) + 1)
+    assert all(math.isfinite(loss) for loss in seen.history.loss)
+
+
+def test_errors_of_optimizers_stay_what_they_are():
+    class Refusing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise ValueError("no step")
+
+    with pytest.raises(ValueError, match="no step"):
+        trainer(network(), optimizer=partial(Refusing, lr=0.1), learning_rate=None).fit(*data())
+
+
+def test_after_epoch_ends_the_training():
+    met = []
+
+    def after(epoch):
+        met.append(epoch)
+        return epoch == 2
+
+    seen = trainer(network())
+    history = seen.fit(*data(), test=data(seed=1), after_epoch=after)
+    assert met == [1, 2]
+    assert len(history.loss) == len(history.accuracy) == 2
+    assert history.test_epochs == [2]
+    # Only True itself ends it.
+    assert len(trainer(network()).fit(*data(), after_epoch=lambda epoch: 1).loss) == 4
+
+
+def test_tests_are_taken_when_they_should_be():
+    samples, test = data(), data(seed=1)
+    assert trainer(network(), epochs=5).fit(*samples, test=test).test_epochs == [5]
+    seen = trainer(network(), epochs=5)
+    accuracies = []
+    history = seen.fit(
+        *samples,
+        test=test,
+        test_every=2,
+        after_epoch=lambda _: accuracies.append(seen.evaluate(*test).accuracy),
+    )
+    assert history.test_epochs == [2, 4, 5]
+    assert history.test_accuracy == [accuracies[epoch - 1] for epoch in (2, 4, 5)]
+    assert trainer(network(), epochs=0).fit(*samples, test=test).loss == []
+
+
+def test_the_tracker_gets_the_loss_of_its_records():
+    model = network()
+    losses = []
+
+    def value(outputs, labels):
+        losses.append(nn.functional.cross_entropy(outputs, labels))
+        return losses[-1]
+
+    with track(model, k=1, every=3) as tracked:
+        trainer(model, loss=value, tracker=tracked).fit(*data())
+    run = tracked.trajectory()
+    assert run.steps.tolist() == [0, 3, 6, 9, 12, 15, 18, 20]
+    assert run.loss_steps.tolist() == run.steps.tolist()[:-1]
+    assert run.loss.tolist() == [losses[step].item() for step in run.loss_steps]
+
+
+# ------------------------------------------------------------------------------------------ evaluation
+
+
+def test_evaluation_restores_the_modes():
+    model = with_dropout()
+    model.train()
+    model[1].eval()
+    before, buffers = [m.training for m in model.modules()], state(model)
+    samples = data()
+    seen = trainer(model, loss="squared", output_scale=2.0)
+    found = seen.evaluate(*samples, batch_size=4)
+    assert [m.training for m in model.modules()] == before
+    assert_same_state(state(model), buffers)
+    model.eval()
+    with torch.no_grad():
+        outputs = model(samples.inputs)
+    assert found.loss == pytest.approx(float(squared(2.0, outputs, samples.labels)), rel=1e-12)
+    assert found.accuracy == float((outputs.argmax(dim=1) == samples.labels).double().mean())
+    model.train()
+    with pytest.raises(RuntimeError):
+        seen.evaluate(torch.ones(3, 99, dtype=torch.float64), torch.zeros(3, dtype=torch.int64))
+    assert all(m.training for m in model.modules())
+
+
+def test_labels_of_any_integer_type():
+    samples = data()
+    wanted = trainer(network()).fit(*samples).loss
+    for dtype in (torch.int32, torch.uint8):
+        assert trainer(network()).fit(samples.inputs, samples.labels.to(dtype)).loss == wanted
+
+
+# --------------------------------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"loss": "hinge"},
+            ValueError,
+            "loss is 'hinge'; wanted one of cross_entropy, squared, or a callable",
+        ),
+        ({"optimizer": "lion"}, ValueError, "optimizer is 'lion'; wanted one of sgd, adamw, or a callable"),
+        ({"schedule": "step"}, ValueError, "schedule is 'step'; wanted one of cosine, constant$"),
+        ({"schedule": math.cos}, ValueError, "schedule is .*wanted one of cosine, constant$"),
+        ({"learning_rate": None}, TypeError, r"learning_rate \(eta\) is missing; 'sgd' needs one"),
+        ({"learning_rate": -1.0}, ValueError, r"learning_rate \(eta\) is -1"),
+        ({"learning_rate": "fast"}, TypeError, r"learning_rate \(eta\) is 'fast'"),
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=0.1)},
+            ValueError,
+            r"learning_rate \(eta\) is 0.1, but optimizer is a callable",
+        ),
+        (
+            {"optimizer": list, "learning_rate": None},
+            TypeError,
+            r"optimizer returned list; wanted a torch\.optim\.Optimizer",
+        ),
+        ({"momentum": -0.1}, ValueError, "momentum is -0.1"),
+        ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
+        ({"output_scale": 0.0}, ValueError, r"output_scale \(a\) is 0"),
+        ({"final_rate": -1.0}, ValueError, "final_rate is -1"),
+        ({"epochs": -1}, ValueError, "epochs is -1"),
+        ({"epochs": 1.5}, TypeError, "epochs is 1.5"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
+        ({"model": nn.ReLU()}, ValueError, r"model \(ReLU\) has no parameters"),
+        ({"model": [1]}, TypeError, r"model is list; wanted a torch\.nn\.Module"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, message):
+    settings = dict(settings)
+    with pytest.raises(error, match=message):
+        trainer(settings.pop("model", network()), **settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.ones(3, 6), torch.zeros(4, dtype=torch.int64)), dln.ShapeError, r"labels has shape \(4,\)"),
+        ((torch.ones(3, 6), torch.zeros(3)), TypeError, r"labels has dtype torch.float32; wanted integers"),
+        ((np.ones((3, 6)), torch.zeros(3)), TypeError, "inputs is ndarray; wanted a tensor"),
+        ((torch.ones(3, 6), np.zeros(3)), TypeError, "labels is ndarray; wanted a tensor"),
+        ((torch.ones(0, 6), torch.zeros(0, dtype=torch.int64)), ValueError, "inputs has 0 samples"),
+        ((torch.ones(3, 6).double(), torch.tensor([0, 1, 3])), ValueError, r"labels are 0..3; wanted 0..2"),
+        ((torch.ones(3, 6).double(), torch.tensor([-1, 1, 2])), ValueError, r"labels are -1..2; wanted 0..2"),
+    ],
+)
+def test_bad_samples_are_named(arguments, error, message):
+    for use in ("fit", "evaluate"):
+        for loss in ("squared", "cross_entropy"):
+            with pytest.raises(error, match=message):
+                getattr(trainer(network(), loss=loss), use)(*arguments)
+    with pytest.raises(ValueError, match="test_every is -1"):
+        trainer(network()).fit(*data(), test_every=-1)
+
+
+def test_progress_is_shown_on_terminals_only(capsys):
+    trainer(network(), progress=True).fit(*data())
+    assert capsys.readouterr() == ("", "")
