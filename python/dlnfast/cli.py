@@ -342,8 +342,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     results = finetuning.Results(folder / "results.jsonl")
     if not arguments.table:
         finetuning.run_grid(grid, results, progress=True, report=print)
-    wanted = [run.to_dict() for run in grid.runs()]
-    rows = finetuning.summarise([record for record in results.records if record["run"] in wanted])
+    rows = finetuning.summarise(results.of(grid))
     if not rows:
         return _complain(f"{results.path} holds no run of this grid", 1)
     text = finetuning.table(rows)

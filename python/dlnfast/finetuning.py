@@ -33,7 +33,19 @@ from .tasks import TASKS, TextTask, load_task
 if TYPE_CHECKING:
     from .torch.finetune import FineTuning, Outcome, Run
 
-__all__ = ["Grid", "Results", "Row", "describe_settings", "read_grid", "run_grid", "summarise", "table"]
+__all__ = [
+    "TASKS",
+    "Grid",
+    "Results",
+    "Row",
+    "describe_settings",
+    "make_grid",
+    "paired",
+    "read_grid",
+    "run_grid",
+    "summarise",
+    "table",
+]
 
 _METHODS: Final = ("lora", "deep-lora")
 #: Halves of the development split: rates are chosen on one, what is reported comes from the other.
@@ -140,7 +152,18 @@ def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid
     OSError
         If the file cannot be read.
     """
-    raw = read_toml(path, changes, paths=["task.path"])
+    return _checked(read_toml(path, changes, paths=["task.path"]))
+
+
+def make_grid(**sections: Mapping[str, Any]) -> Grid:
+    """Return a grid from its sections, checked like those of a file; ``deep_lora`` stands for [deep-lora]."""
+    given = {name.replace("_", "-"): dict(section) for name, section in sections.items()}
+    return _checked(
+        {name: {k: v for k, v in section.items() if v is not None} for name, section in given.items()}
+    )
+
+
+def _checked(raw: Mapping[str, Any]) -> Grid:
     check_names(raw, _SECTIONS)
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     evaluated = sections["task"]["evaluated"]
@@ -185,6 +208,11 @@ class Results:
     def __contains__(self, run: Run) -> bool:
         """Return whether this run is done."""
         return any(record["run"] == run.to_dict() for record in self.records)
+
+    def of(self, grid: Grid) -> list[dict[str, Any]]:
+        """Return the records of a grid's runs."""
+        wanted = [run.to_dict() for run in grid.runs()]
+        return [record for record in self.records if record["run"] in wanted]
 
     def append(self, run: Run, outcome: Outcome) -> None:
         """Add a run; the line is on the disk when this returns."""

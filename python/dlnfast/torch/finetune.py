@@ -11,6 +11,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -184,7 +185,7 @@ class FineTuning:
         """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
         transformers = _transformers()
         classes = self.train.classes
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet(transformers):
             torch.manual_seed(seed)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._path,
@@ -355,6 +356,21 @@ def _peft() -> Any:
             "method 'lora' needs peft, which is not installed: pip install peft", name="peft"
         ) from error
     return peft
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Say nothing about a head that is missing: it is meant to be."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _dropouts(path: str) -> list[str]:

@@ -1,0 +1,259 @@
+"""Grids of fine-tuning runs: what is run, resumed, chosen and reported."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from dlnfast import finetuning  # noqa: E402
+from dlnfast.cli import main  # noqa: E402
+from dlnfast.finetuning import Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
+from dlnfast.sections import SpecError  # noqa: E402
+from dlnfast.torch.finetune import Outcome, Run, find_model  # noqa: E402
+
+WORDS = ["a", "the", "cat", "dog", "tree", "runs", "sleeps", "sees", "green", "old", "house", "not", "two"]
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("peft", reason="peft is optional")
+    return pytest.importorskip("transformers", reason="transformers is optional")
+
+
+@pytest.fixture(scope="module")
+def folder(transformers, tmp_path_factory):
+    """A small BERT without a head, its tokenizer, and pairs whose score is the share of common words."""
+    place = tmp_path_factory.mktemp("finetuning")
+    (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
+    transformers.BertModel(config).save_pretrained(place / "model")
+    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
+    generator = np.random.default_rng(0)
+    lines = ["split\tscore\tsentence1\tsentence2"]
+    for i in range(60):
+        first, second = (generator.choice(WORDS, 4) for _ in range(2))
+        score = 5 * len(set(first) & set(second)) / 4
+        lines.append(
+            "\t".join(["dev" if i % 3 == 0 else "train", str(score), " ".join(first), " ".join(second)])
+        )
+    (place / "stsb_open.tsv").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def specification(folder, **grid):
+    settings = {"examples": [8], "seeds": [0], "learning_rates": [1e-3], "ranks": [2], **grid}
+    return make_grid(
+        model={"path": str(folder / "model"), "max_length": 16},
+        task={"path": str(folder)},
+        grid=settings,
+        training={"steps": 3, "batch_size": 4},
+    )
+
+
+@pytest.fixture(scope="module")
+def tuning(folder):
+    return specification(folder).tuning()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_methods_start_alike_and_learn(tuning):
+    found = {}
+    for method in ("lora", "deep-lora"):
+        run = Run(method, 2, 8, 0, 2e-2, 40, batch_size=8, scale=0.1)
+        first, again = (tuning.run(run) for _ in range(2))
+        assert first.loss == again.loss
+        assert first.scores == again.scores
+        assert set(first.scores) == {"selection", "report"}
+        assert len(first.loss) == 40
+        assert first.loss[-1] < 0.5 * first.loss[0]
+        assert all(0 <= rank <= 2 for rank in first.ranks.values())
+        # Two layers of six maps, and the pooler; the head is trained whole.
+        assert len(first.ranks) == 13
+        assert not any("classifier" in name for name in first.ranks)
+        found[method] = first
+    # The same samples, order and head: both start from the same function (but for eps^3).
+    assert found["lora"].loss[0] == pytest.approx(found["deep-lora"].loss[0], rel=1e-2)
+    other = tuning.run(Run("lora", 2, 8, 1, 2e-2, 1, batch_size=8))
+    assert other.loss[0] != found["lora"].loss[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_head_starts_at_the_mean_and_nothing_else_of_the_model_moves(tuning):
+    run = Run("deep-lora", 2, 8, 0, 1e-2, 2, batch_size=8)
+    before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
+    seen = []
+
+    def look(step, model, adapter):
+        seen.append((step, {name: p.detach().clone() for name, p in model.named_parameters()}, adapter))
+
+    tuning.run(run, after_step=look)
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    mean = float(tuning.train.targets[tuning.examples(run)].mean())
+    assert float(seen[0][1]["classifier.bias"]) == pytest.approx(mean)
+    last = seen[-1][1]
+    for name, value in before.items():
+        assert torch.equal(last[name], value) is not name.startswith("classifier"), name
+    assert seen[-1][2].layer_names[0].startswith("bert.encoder")
+
+
+def test_batches_and_examples(tuning):
+    run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
+    rows = tuning.examples(run)
+    assert len(set(rows.tolist())) == 5
+    larger = tuning.examples(Run("lora", 2, 9, 3, 1e-3, 4))
+    assert larger[:5].tolist() == rows.tolist()  # more samples contain the fewer ones
+    batches = list(tuning.batches(run))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 4, 4]
+    assert batches[0]["input_ids"].shape == batches[0]["attention_mask"].shape
+    deep = list(tuning.batches(Run("deep-lora", 2, 5, 3, 1e-2, 4, batch_size=4)))
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, deep, strict=True))
+    with pytest.raises(ValueError, match="n_examples is 1000; wanted at most the 40 there are"):
+        tuning.examples(Run("lora", 2, 1000, 0, 1e-3, 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_goes_on_where_it_was(folder, tmp_path, capsys):
+    spec = tmp_path / "grid.toml"
+    spec.write_text(
+        f'[model]\npath = "{folder / "model"}"\nmax_length = 16\n[task]\npath = "{folder}"\n'
+        "[grid]\nranks = [2]\nexamples = [8]\nseeds = [0, 1]\nlearning_rates = [1e-3, 1e-2]\n"
+        "[training]\nsteps = 2\nbatch_size = 4\n"
+    )
+    out = tmp_path / "out"
+    assert main(["finetune", str(spec), "--set", "grid.seeds=[0]", "--out", str(out)]) == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 4
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"run": {"met')  # cut off
+    first = (out / "results.jsonl").read_text().splitlines()[:4]
+    capsys.readouterr()
+    assert main(["finetune", str(spec), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("seed 1") == 4
+    assert "seed 0" not in printed
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert lines[:4] == first
+    assert len(lines) == 8
+    text = (out / "table.md").read_text()
+    assert text.strip() in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["method"] for row in summary["rows"]] == ["lora", "deep-lora"]
+    assert summary["paired"][0]["pairs"] == 2
+    assert main(["finetune", str(spec), "--table", "--out", str(out)]) == 0
+    assert main(["finetune", str(spec), "--table", "--out", str(tmp_path / "empty")]) == 1
+    assert "holds no run of this grid" in capsys.readouterr().err
+
+
+def record(method, seed, rate, selection, report, n=16, rank=8):
+    return {
+        "run": {"method": method, "rank": rank, "n_examples": n, "seed": seed, "learning_rate": rate},
+        "scores": {"selection": selection, "report": report},
+        "ranks": {"a": 1, "b": 2 if method == "deep-lora" else 8},
+    }
+
+
+def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
+    records = [
+        record("lora", 0, 1e-3, 0.6, 0.1),
+        record("lora", 1, 1e-3, 0.5, 0.3),
+        record("lora", 0, 1e-2, 0.4, 0.9),
+        record("lora", 1, 1e-2, 0.5, 0.9),
+        record("lora", 0, 1e-1, 0.9, 0.9),  # tried on one seed only
+        record("deep-lora", 0, 1e-2, 0.7, 0.2),
+        record("deep-lora", 1, 1e-2, 0.7, 0.5),
+    ]
+    lora, deep = summarise(records)
+    assert (lora.method, lora.learning_rate, lora.scores) == ("lora", 1e-3, {0: 0.1, 1: 0.3})
+    assert lora.mean == pytest.approx(0.2)
+    assert lora.deviation == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert (lora.mean_rank, deep.mean_rank) == (4.5, 1.5)
+    (gap,) = paired([lora, deep])
+    assert gap["difference"] == pytest.approx(0.15)
+    assert gap["standard_error"] == pytest.approx(np.std([0.1, 0.2], ddof=1) / np.sqrt(2))
+    text = table([lora, deep])
+    assert "| 16 | 8 | lora | 0.001 | 0.2000 | 0.1414 | 2 | 4.50 |" in text
+    assert "| 16 | 8 | +0.1500 | 0.0500 | 2 |" in text
+
+
+def test_single_seeds_have_no_deviation():
+    row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, 8.0)
+    assert math.isnan(row.deviation)
+    assert "| 0.5000 | - | 1 |" in table([row])
+    assert paired([row]) == []
+
+
+def test_wrong_specifications(tmp_path, folder):
+    spec = tmp_path / "grid.toml"
+    spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\nlearning_rates = [1]\n')
+    with pytest.raises(SpecError, match=r"training\.steps is missing"):
+        read_grid(spec)
+    for change, message in (
+        ("grid.methods=['full']", r"grid\.methods is \['full'\]"),
+        ("grid.colour=1", r"grid\.colour is not a setting"),
+        ("task.evaluated=2", r"task\.evaluated is 2; wanted an integer of at least 4"),
+        ("deep-lora.init='zero'", r"deep-lora\.init is 'zero'"),
+        ("house.roof=1", "house is not a section"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            read_grid(spec, ["training.steps=1", change])
+    assert "[deep-lora]" in finetuning.describe_settings()
+
+
+def test_damaged_results(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"run": 1}\nnonsense\n')
+    with pytest.raises(ValueError, match="line 2 of"):
+        Results(tmp_path / "results.jsonl")
+
+
+def test_outcomes_are_on_the_disk_at_once(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    run = Run("lora", 2, 8, 0, 1e-3, 3)
+    assert run not in results
+    results.append(run, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1))
+    assert run in Results(tmp_path / "results.jsonl")
+    assert Run("lora", 2, 8, 1, 1e-3, 3) not in results
+    # What Deep LoRA alone knows does not tell runs of LoRA apart.
+    assert Run("lora", 2, 8, 0, 1e-3, 3, outer=0.5) in results
+
+
+def test_runs_are_checked():
+    for keywords, message in (
+        ({"method": "full"}, "method is 'full'"),
+        ({"rank": 0}, "rank is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+    ):
+        values = {"method": "lora", "rank": 2, "n_examples": 8, "seed": 0, "learning_rate": 1e-3, "steps": 1}
+        with pytest.raises(ValueError, match=message):
+            Run(**{**values, **keywords})
+
+
+def test_models_are_found_in_folders_and_packages(folder):
+    assert find_model(str(folder / "model")) == str(folder / "model")
+    assert find_model("nowhere/at-all") == "nowhere/at-all"
+
+
+def test_what_is_missing_is_named(run_python, tmp_path):
+    program = """
+import sys
+sys.modules["transformers"] = None
+from dlnfast.torch.finetune import FineTuning
+from dlnfast.tasks import TextTask
+import numpy as np
+try:
+    FineTuning("x", TextTask("stsb", ("a",), ("b",), np.ones(1), None), {})
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert "pip install transformers" in run_python(program)
