@@ -52,7 +52,9 @@ class Run:
     steps, batch_size : int
     final_rate : float
     depth, scale, init, outer
-        Of Deep LoRA: L, eps, how it starts, and gamma.
+        Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
+    train_head : bool
+        Whether the new head is trained along.
     """
 
     method: str
@@ -67,6 +69,7 @@ class Run:
     scale: float = 1e-3
     init: str = "gradient"
     outer: float = 1e-2
+    train_head: bool = True
 
     def __post_init__(self) -> None:
         """Check what the parts that take the settings would not name."""
@@ -244,9 +247,10 @@ class FineTuning:
         names = [m.name for m in weight_matrices(model, self._layers or _encoder_layers(head))]
         model, groups, adapter = self._adapted(run, model, names)
         trained = [p for name, p in model.named_parameters() if _is_of(name, head)]
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        groups.append({"params": trained, "lr": run.learning_rate})
+        if run.train_head:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            groups.append({"params": trained, "lr": run.learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 1.0 - (1.0 - run.final_rate) * min(step / run.steps, 1.0)
