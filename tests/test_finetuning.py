@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from test_figures import run_figure  # noqa: E402
+
 from dlnfast import finetuning  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
 from dlnfast.finetuning import Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
@@ -257,3 +259,53 @@ except ModuleNotFoundError as error:
     print(error)
 """
     assert "pip install transformers" in run_python(program)
+
+
+# ------------------------------------------------------------------------------------------ the figures
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_figure_of_few_examples(folder, tmp_path, capsys):
+    options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
+    options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--learning-rates", "1e-3", "1e-2"]
+    options += ["--steps", "3", "--evaluated", "12", "--max-length", "16", "--results", str(tmp_path)]
+    numbers = run_figure(tmp_path, "deep-lora-fewshot", *options)["numbers"]
+    assert [(row["n_examples"], row["method"]) for row in numbers["rows"]] == [
+        (4, "lora"),
+        (4, "deep-lora"),
+        (8, "lora"),
+        (8, "deep-lora"),
+    ]
+    for row in numbers["rows"]:
+        assert row["mean"] == pytest.approx(np.mean(list(row["scores"].values())))
+    assert [row["rank"] for row in numbers["ranks"]] == [2, 4, 2, 4]
+    assert [gap["pairs"] for gap in numbers["paired"]] == [2, 2]
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    # 2 numbers of examples, 2 seeds, 2 rates, 2 methods; one more rank with the fewest, at one rate each.
+    assert len(lines) == 16 + 4
+    assert "| 4 | 2 | deep-lora |" in capsys.readouterr().out
+    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from what is there
+    assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_figure_of_subspaces(folder, tmp_path):
+    options = ["--model", str(folder / "model"), "--data", str(folder), "--steps", "6", "--records", "3"]
+    options += ["--rank", "2", "--shown", "5", "--max-length", "16", "--evaluated", "12", "--batch-size", "8"]
+    options += ["--learning-rate", "1e-2", "--scale", "0.1"]
+    numbers = run_figure(tmp_path, "bert-subspaces", *options)["numbers"]
+    assert numbers["steps"] == [2, 4, 6]
+    assert len(numbers["layers"]) == 13
+    assert not any("classifier" in name for name in numbers["layers"])
+    for name in numbers["layers"]:
+        assert len(numbers["singular_values"][name]) == 5
+        cosines = numbers["cosines"][name]
+        assert cosines["minimum"][-1] == pytest.approx(1.0)
+        assert all(
+            a <= b <= c for a, b, c in zip(*(cosines[k] for k in ("minimum", "mean", "maximum")), strict=True)
+        )
+        assert cosines["baseline"][0] == pytest.approx(2 / (24 if "intermediate" in name else 16))
+    assert len(numbers["loss"]) == 6
+    assert numbers["loss_averaged"][1] == pytest.approx(0.9 * numbers["loss"][0] + 0.1 * numbers["loss"][1])
+    # Thirteen maps with three square-ish factors each, and the head frozen.
+    assert numbers["n_parameters"] > 13 * 3 * 16 * 16

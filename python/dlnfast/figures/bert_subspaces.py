@@ -210,7 +210,9 @@ def _claims(settings: Settings, watched: _Watch, cosines: dict[str, dict[str, li
     text += f"{100 * float(np.median(energies)):.1f} % of the energy in {settings.rank} (median layer)"
     claims = [
         Claim(
-            "updates of full width have few nonzero singular values", np.median(ranks) <= settings.rank, text
+            "updates of full width have few nonzero singular values",
+            bool(np.median(ranks) <= settings.rank),
+            text,
         )
     ]
     half = len(watched.steps) // 2
