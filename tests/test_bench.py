@@ -283,6 +283,24 @@ def test_the_torch_engine_beside_the_others(capsys):
     assert "| dlnfast, torch engine |" in tables.markdown({"results": [result]})
 
 
+def test_adapters_beside_each_other(capsys):
+    for name in ("torch", "transformers", "peft"):
+        pytest.importorskip(name, reason=f"{name} is optional")
+    result = cases.run_case("deep-lora", cases.Options(repeats=1, quick=True))
+    assert set(result["machine"]) == MACHINE
+    step, *setups = result["rows"]
+    assert step["n_matrices"] == 6
+    assert step["ratio"] == step["seconds"]["deep-lora"]["median"] / step["seconds"]["lora"]["median"]
+    assert [(row["samples"], row["checkpointing"]) for row in setups] == [(16, False), (16, True), (4, False)]
+    for row in setups:
+        assert row["n_matrices"] == 6
+        assert row["seconds"] > 0
+        assert row["bytes"] >= 0
+    printed = capsys.readouterr().out
+    assert "Deep LoRA" in printed
+    assert "set-up, 6 matrices, batch 4 x 32" in printed
+
+
 def test_cases_that_need_torch_are_skipped_without_it(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))

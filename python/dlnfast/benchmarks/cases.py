@@ -26,11 +26,23 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import completion, networks, ratings, record, tracking
+from . import adapters, completion, networks, ratings, record, tracking
+from .adapters import adapter_setup, adapter_steps
 from .networks import tracked_training
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
-__all__ = ["CASES", "Options", "measure", "memory", "read_results", "run_case", "sweep", "tracked_training"]
+__all__ = [
+    "CASES",
+    "Options",
+    "adapter_setup",
+    "adapter_steps",
+    "measure",
+    "memory",
+    "read_results",
+    "run_case",
+    "sweep",
+    "tracked_training",
+]
 
 #: A step that takes longer is repeated three times only.
 _LONG: Final = 2.0
@@ -627,6 +639,7 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "tracking-memory": tracking.memory,
     "track-share": networks.track_share,
     "torch-engine": torch_engine,
+    "deep-lora": adapters.deep_lora,
     "factorisation": completion.factorisation,
     "completion": completion.completion,
     "sensing": completion.sensing,

