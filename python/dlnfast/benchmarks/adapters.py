@@ -74,13 +74,9 @@ def _model(sizes: dict[str, Any]) -> Any:
     import transformers
 
     torch.manual_seed(0)  # in a process of its own
-    config = transformers.BertConfig(
-        num_labels=1,
-        problem_type="regression",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **sizes,
-    )
+    settings: dict[str, Any] = {"num_labels": 1, "problem_type": "regression", **sizes}
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(**settings)
     return transformers.BertForSequenceClassification(config)
 
 
