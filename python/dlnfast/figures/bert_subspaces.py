@@ -31,7 +31,7 @@ PUBLISHED_SCORE: Final = 0.8875
 #: Of the exponential mean of the loss.
 _MEMORY: Final = 0.9
 
-QUICK: Final = {"steps": 100, "learning_rate": 3e-3, "max_length": 48, "records": 10, "evaluated": 200}
+QUICK: Final = {"steps": 150, "learning_rate": 1e-3, "max_length": 48, "records": 10, "evaluated": 200}
 QUICK_TAKES: Final = "in some minutes"
 
 
