@@ -359,7 +359,7 @@ def test_bad_settings_are_named():
         with pytest.raises(ValueError, match=text):
             track(model, **keywords)
     tracked = track(model, change=False)
-    with pytest.raises(ValueError, match="of is 'change'; wanted 'weights'"):
+    with pytest.raises(ValueError, match="change=False was asked for"):
         tracked.trajectory(of="change")
     run = tracked.trajectory()
     with pytest.raises(ValueError, match=r"run\.shapes"):
@@ -374,6 +374,86 @@ def test_bad_settings_are_named():
         dln.train(
             dln.low_rank_recovery(8, 1), dln.orthogonal([8] * 3), learning_rate=1.0, steps=1, engine="dense"
         ).block_angles(1)
+
+
+def test_angles_are_measured_from_the_start_where_nothing_is_resolved_yet():
+    """Random spectra have no gaps that the tracker's bounds resolve; their vectors turn all the same."""
+    model = small_model(widths=(300, 300, 3))
+    start = np.linalg.svd(model[0].weight.detach().numpy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    torch.manual_seed(5)
+    inputs = torch.randn(16, 300, dtype=torch.float64)
+    with track(model, "0", k=4, every=5) as tracked:
+        for _ in range(10):
+            optimizer.zero_grad()
+            (model(inputs) - 1).square().sum().backward()
+            optimizer.step()
+    run = tracked.trajectory()
+    assert run.config["reference_steps"] == [0]
+    assert tracked.trajectory(of="change").config["reference_steps"] == [5]
+    now = np.linalg.svd(model[0].weight.detach().numpy())
+    wanted = dln.measures.vector_angles(now[2][:4].T, start[2][:4].T, rank=4)
+    assert wanted.max() > 0.1
+    # The vectors of the record are the tracker's, good to a few per cent.
+    np.testing.assert_allclose(run.angles("0")[-1], wanted, atol=0.1)
+
+
+def test_weights_that_start_as_isometries_have_vectors_after_the_first_steps():
+    model = nn.Sequential(nn.Linear(20, 20, bias=False, dtype=torch.float64))
+    dln.torch.orthogonal_(model, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with track(model, k=3, every=1) as tracked:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.ones(1, 20, dtype=torch.float64)) - 3).square().sum().backward()
+            optimizer.step()
+    assert tracked.trajectory().config["reference_steps"] == [1]
+
+
+def test_what_cannot_be_followed_is_refused():
+    model = small_model()
+    other = torch.optim.SGD(small_model(1).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizer holds none of the chosen weights"):
+        track(model, optimizer=other)
+    with pytest.raises(TypeError, match="optimizer is str"):
+        track(model, optimizer="sgd")
+    with pytest.raises(TypeError, match=r"layer weight is torch\.complex64"):
+        track(nn.Linear(3, 3, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="change is 'yes'"):
+        track(model, change="yes")
+    with pytest.raises(TypeError, match="k is None; wanted a number of singular values, or"):
+        track(model, k=None)
+
+
+def test_states_need_their_weights():
+    model = small_model()
+    state = track(model, k=2).state_dict()
+    with pytest.raises(ValueError, match="load the model's weights first"):
+        track(small_model(4), k=2).load_state_dict(state)
+    for wrong, error in (({}, ValueError), ({"a": 1}, ValueError), (None, TypeError), (5, TypeError)):
+        with pytest.raises(error, match="wanted what state_dict returned"):
+            track(model, k=2).load_state_dict(wrong)
+
+
+def test_what_is_not_finite_is_said_once():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with track(model, every=1) as tracked:
+        with torch.no_grad():
+            model[0].weight[0, 0] = float("inf")
+        with pytest.raises(ValueError, match="layer 0 at step 1"):
+            run_steps(model, optimizer, 1)
+    assert tracked.trajectory().steps.tolist() == [0]
+
+
+def test_weights_moved_by_hand():
+    model = small_model()
+    with track(model, "0", k=2, every=1) as tracked:
+        with torch.no_grad():
+            model[0].weight.mul_(2.0)
+        tracked.advance()
+    values = tracked.trajectory().singular_values("0")
+    np.testing.assert_allclose(values[1], 2 * values[0], rtol=tolerance(float, 30))
 
 
 def test_models_can_be_copied_while_they_are_tracked():

@@ -354,7 +354,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path, changed, message):
 def test_checkpoints_of_other_samples_and_trackers_are_refused(tmp_path):
     place = tmp_path / "checkpoint.pt"
     trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
-    with pytest.raises(ValueError, match="n_samples 23; this one has 22"):
+    with pytest.raises(ValueError, match=r"samples \(23, 6\) .*; this one has \(22, 6\)"):
         trainer(network(), checkpoint=place).fit(*data(n=22))
     model = network()
     tracked = track(model, k=1)
@@ -518,7 +518,7 @@ def test_labels_of_any_integer_type():
             TypeError,
             r"optimizer returned list; wanted a torch\.optim\.Optimizer",
         ),
-        ({"momentum": -0.1}, ValueError, "momentum is -0.1"),
+        ({"momentum": -0.1}, ValueError, "is -0.1; wanted a finite"),
         ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
         ({"output_scale": 0.0}, ValueError, r"output_scale \(a\) is 0"),
         ({"final_rate": -1.0}, ValueError, "final_rate is -1"),
@@ -561,3 +561,54 @@ def test_bad_samples_are_named(arguments, error, message):
 def test_progress_is_shown_on_terminals_only(capsys):
     trainer(network(), progress=True).fit(*data())
     assert capsys.readouterr() == ("", "")
+
+
+def test_checkpoints_know_their_samples_and_their_epochs(tmp_path):
+    inputs = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 3
+
+    def trainer(**settings):
+        values = {"learning_rate": 0.1, "epochs": 3, "schedule": "constant", **settings}
+        return Trainer(MLP([6, 8, 3], seed=0), checkpoint=tmp_path / "checkpoint.pt", **values)
+
+    trainer().fit(inputs, labels)
+    with pytest.raises(ValueError, match="belongs to a training with samples"):
+        trainer().fit(inputs + 1, labels)
+    with pytest.raises(ValueError, match="belongs to a training with samples"):
+        trainer().fit(inputs, labels.flip(0))
+    with pytest.raises(ValueError, match="has taken 3 epochs; epochs is 2"):
+        trainer(epochs=2).fit(inputs, labels)
+    assert len(trainer(epochs=4).fit(inputs, labels).loss) == 4
+
+
+def test_a_checkpoint_is_there_when_after_epoch_is_called(tmp_path):
+    inputs, labels = torch.eye(6), torch.arange(6) % 3
+    place, seen = tmp_path / "checkpoint.pt", []
+    trainer = Trainer(MLP([6, 8, 3], seed=0), learning_rate=0.1, epochs=2, checkpoint=place)
+    trainer.fit(inputs, labels, after_epoch=lambda done: seen.append((done, place.is_file())))
+    assert seen == [(1, True), (2, True)]
+
+
+def test_what_a_trainer_cannot_use_is_refused():
+    inputs, labels = torch.eye(6), torch.arange(6) % 3
+    model = MLP([6, 8, 3], seed=0)
+    closed = dln.torch.track(model)
+    closed.close()
+    for settings, error, text in (
+        ({"tracker": dln.torch.track(MLP([6, 8, 3]))}, ValueError, "follows none of this model's weights"),
+        ({"tracker": closed}, ValueError, "was closed"),
+        ({"tracker": 3}, TypeError, "tracker is int"),
+        ({"momentum": 1.5}, ValueError, r"momentum \(mu\) is 1.5"),
+        ({"final_rate": 2.0}, ValueError, "final_rate is 2"),
+        ({"device": "gpu"}, ValueError, "device is 'gpu'"),
+    ):
+        with pytest.raises(error, match=text):
+            Trainer(model, learning_rate=0.1, epochs=1, **settings)
+    trainer = Trainer(model, learning_rate=0.1, epochs=1)
+    for settings, error, text in (
+        ({"test": inputs}, TypeError, "test is Tensor; wanted a pair"),
+        ({"test_every": 1}, ValueError, "there is no test"),
+        ({"after_epoch": 3}, TypeError, "after_epoch is int"),
+    ):
+        with pytest.raises(error, match=text):
+            trainer.fit(inputs, labels, **settings)

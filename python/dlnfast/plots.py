@@ -296,7 +296,7 @@ class _CurvesDisplay(_Display):
                 ncols=3,
                 loc="lower center",
                 bbox_to_anchor=(0.5, 1.0),
-                title=None if self.layer is None else f"layer {self.layer}",
+                title=_layer_title(self.layer),
             )
         self._drawn_on(ax)
 
@@ -446,10 +446,11 @@ class SingularValueDisplay(_CurvesDisplay):
         values = run.singular_values(layer)
         rank = _drawn_rank(run, layer, values.shape[1])
         if run.engine == "reduced":
-            return cls(run.steps, values, rank=rank, layer=layer)
+            return cls(run.steps, values, rank=rank, layer=_layer_label(run, layer))
         refreshes = run.steps[run.tracking(layer)["refreshed"]]
         errors = run.singular_value_errors(layer)
-        return cls(run.steps, values, rank=rank, layer=layer, errors=errors, refreshes=refreshes)
+        label = _layer_label(run, layer)
+        return cls(run.steps, values, rank=rank, layer=label, errors=errors, refreshes=refreshes)
 
     def plot(
         self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True
@@ -561,7 +562,7 @@ class AngleDisplay(_CurvesDisplay):
             run.steps,
             angles,
             rank=_drawn_rank(run, layer, angles.shape[1]),
-            layer=layer,
+            layer=_layer_label(run, layer),
             side=side,
             reference=reference if isinstance(reference, str) else "given",
         )
@@ -583,6 +584,18 @@ class AngleDisplay(_CurvesDisplay):
     def numbers(self) -> dict[str, Any]:
         """Return every number drawn: "top" and "bottom" line by line, "middle" from "low" to "high"."""
         return {"side": self.side, "reference": self.reference, **super().numbers()}
+
+
+def _layer_title(layer: int | str | None) -> str | None:
+    return None if layer is None else layer if isinstance(layer, str) else f"layer {layer}"
+
+
+def _layer_label(run: Trajectory, layer: int | str) -> int | str:
+    """Return what legends call a layer: its number, or in a model its name, and what of it is followed."""
+    if not run.is_tracked:
+        return layer
+    name = layer if isinstance(layer, str) else run.layer_names[layer - 1]
+    return f"change of {name}" if run.config.get("of") == "change" else f"layer {name!r}"
 
 
 def _drawn_rank(run: Trajectory, layer: int | str, n_curves: int) -> int | None:

@@ -23,10 +23,11 @@ from .._arrays import FloatArray, check_count, check_scale
 from .._dispatch import core
 from .._threads import MAX_THREADS
 from ..closure import Certificate
+from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
-from .operators import DeviceMatrix, precision
+from .operators import DeviceMatrix, host_matrix, precision
 
 Of = Literal["weights", "change"]
 
@@ -53,7 +54,8 @@ def track(
     """Follow the singular values of a model's weights, and of their change, while it is trained.
 
     Nothing in the training loop changes: a record is taken after every so many steps of the optimizer that
-    holds the weights, whoever calls it.
+    holds the weights, whoever calls it. Where weights are moved by hand, without an optimizer, call
+    ``.advance()`` after every step.
 
     Parameters
     ----------
@@ -86,7 +88,8 @@ def track(
     Raises
     ------
     TypeError, ValueError
-        For a choice that fits no weight, and settings out of their range.
+        For a choice that fits no weight, an optimizer that holds none, and settings out of their range. While
+        training, from ``optimizer.step()``: for a weight that is not finite, at a record.
 
     Notes
     -----
@@ -153,8 +156,17 @@ class SpectralTracker:
         n_threads: int = 0,
     ) -> None:
         self.matrices = weight_matrices(model, layers)
+        for matrix in self.matrices:
+            dtype = matrix.matrix().dtype
+            if not dtype.is_floating_point:
+                raise TypeError(f"layer {matrix.name} is {dtype}; wanted real floating-point numbers")
+        if not isinstance(change, bool):
+            raise TypeError(f"change is {change!r}; wanted True or False")
         self.step = 0
         self.seconds = 0.0
+        self._failed = False
+        if k != "all" and not isinstance(k, int):
+            raise TypeError(f'k is {k!r}; wanted a number of singular values, or "all"')
         self._k = k if k == "all" else check_count(k, "k")
         self._every = check_count(every, "every")
         self._settings: dict[str, Any] = {
@@ -207,11 +219,21 @@ class SpectralTracker:
         found = self._find(jobs)
         for i, of in jobs:  # all of them or none
             if isinstance(error := found[i, of], ValueError):
+                self._failed = True
                 raise ValueError(f"layer {self.matrices[i].name} at step {self.step}: {error}") from error
         for i, of in jobs:
-            self._followed[of][i].append(found[i, of])
+            followed = self._followed[of][i]
+            followed.append(found[i, of])
+            if followed.reference is None and _is_split(found[i, of]):
+                followed.refer_to(found[i, of], self.step, self._host(i, of))
         self._steps.append(self.step)
         self.seconds += time.perf_counter() - start
+
+    def _host(self, i: int, of: Of) -> FloatArray:
+        """Return a weight or its change in float64."""
+        now = host_matrix(self.matrices[i].matrix()).astype(np.float64)
+        start = self._start_of(of, i, self.matrices[i].matrix())
+        return now if start is None else now - host_matrix(start)
 
     def _find(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
         """Return what each tracker finds, or the error that it raises."""
@@ -278,6 +300,12 @@ class SpectralTracker:
         operator = DeviceMatrix(weight, start)
         return tracker.update(operator, squared_norm=operator.squared_norm())
 
+    def follows(self, model: nn.Module) -> bool:
+        """Return whether steps of this model's optimizer are counted."""
+        modules = set(model.modules())
+        held = any(matrix.module in modules for matrix in self.matrices)
+        return bool(self._hook.is_active) and held
+
     def is_recorded(self, step: int) -> bool:
         """Return whether there is a record of this step."""
         place = bisect.bisect_left(self._steps, step)
@@ -313,8 +341,10 @@ class SpectralTracker:
         -------
         Trajectory
             Its layers are called as in `matrices`: ``run.singular_values("head")``, ``run.angles("head")``,
-            and all displays of `dlnfast.plots` take names. Angles are those to the first record whose values
-            are not one cluster, of the vectors with the same index.
+            and all displays of `dlnfast.plots` take names. Angles are those to the first record that has
+            singular vectors of its own: step 0 but for weights that start as a scaled isometry, and for
+            changes, where it is a later one, ``config["reference_steps"]``; 0 up to there. Vectors with the
+            same index are compared; how good those of a record are, ``tracking(layer)["vector_error"]`` says.
 
         Raises
         ------
@@ -322,8 +352,9 @@ class SpectralTracker:
             For the change, if ``change=False`` was asked for.
         """
         if of not in self._followed:
-            wanted = " or ".join(repr(name) for name in self._followed)
-            raise ValueError(f"of is {of!r}; wanted {wanted}")
+            if of == "change":
+                raise ValueError("of is 'change', which is not followed: change=False was asked for")
+            raise ValueError(f"of is {of!r}; wanted 'weights' or 'change'")
         followed = self._followed[of]
         states = DenseStates(
             values=tuple(f.values() for f in followed),
@@ -345,6 +376,7 @@ class SpectralTracker:
             "k": self._k,
             "every": self._every,
             "steps": self.step,
+            "reference_steps": [f.reference_step for f in followed],
             **self._settings,
         }
         loss = sorted(self._loss.items())
@@ -367,7 +399,8 @@ class SpectralTracker:
         """Take a last record, and follow the optimizer no longer. Closing twice does nothing."""
         if self._hook.is_active:
             self._hook.remove()
-            self.record()
+            if not self._failed:  # what was not finite has been said
+                self.record()
 
     def __enter__(self) -> SpectralTracker:
         return self
@@ -395,8 +428,12 @@ class SpectralTracker:
             "loss": dict(self._loss),
             "seconds": self.seconds,
             "start": None if self._start is None else [s.clone() for s in self._start],
+            "norms": self._norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
         }
+
+    def _norms(self) -> list[float]:
+        return [float(torch.linalg.vector_norm(m.matrix().to(torch.float64))) for m in self.matrices]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another tracker of the same layers was.
@@ -411,9 +448,14 @@ class SpectralTracker:
 
         Raises
         ------
-        ValueError
-            If the layers, their shapes or k are not the same, or a newer version wrote it.
+        TypeError, ValueError
+            If it is no such state, the layers, their shapes or k are not the same, the model has other
+            weights than it had, or a newer version wrote it.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
+        if "version" not in state or "followed" not in state:
+            raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
         if state["version"] > _STATE_VERSION:
             raise ValueError(
                 f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
@@ -428,6 +470,12 @@ class SpectralTracker:
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
+        for matrix, now, then in zip(self.matrices, self._norms(), state["norms"], strict=True):
+            if abs(now - then) > 1e-3 * then:  # room for another precision
+                raise ValueError(
+                    f"layer {matrix.name} has the norm {now:.6g}, but had {then:.6g} when the state was "
+                    "taken: load the model's weights first"
+                )
         if self._start is not None:
             pairs = zip(self._start, state["start"], strict=True)
             self._start = [theirs_.to(own.device, own.dtype) for own, theirs_ in pairs]
@@ -442,6 +490,15 @@ class SpectralTracker:
                 self._update(fresh.tracker, weight, self._start_of(of, i, weight))
                 fresh.join()
                 followed[i] = fresh
+
+
+def _is_split(found: TrackerRecord) -> bool:
+    """Return whether a matrix has singular vectors of its own: it is not zero, and no scaled isometry."""
+    values = np.abs(found.singular_values)
+    if not found.norm > 0:
+        return False
+    spread = float(np.ptp(values)) if len(values) > 1 else float(values[0])
+    return bool(spread > 64 * np.sqrt(len(values)) * np.finfo(np.float32).eps * float(values[0]))
 
 
 def _is_large(matrix: WeightMatrix) -> bool:
@@ -469,8 +526,9 @@ class _Followed:
             )
         }
     )
-    #: Left and right vectors of the first record whose values were not one cluster.
+    #: Left and right vectors of the first record that has some, and its step.
     reference: tuple[FloatArray, FloatArray] | None = None
+    reference_step: int = -1
     #: Left and right vectors of the last record.
     last: tuple[FloatArray, FloatArray] | None = None
     #: What this tracker's branches are called, and the next new one, where an earlier tracker began.
@@ -479,16 +537,10 @@ class _Followed:
 
     def append(self, found: TrackerRecord) -> None:
         vectors = self.tracker.left_vectors, self.tracker.right_vectors
-        if (
-            self.reference is None
-            and (np.ptp(found.clusters) > 0 or len(found.clusters) == 1)
-            and found.norm > 0
-        ):
-            self.reference = vectors
         self.last = vectors
         k = len(found.singular_values)
         angles, block = np.zeros((2, k)), np.zeros(2)
-        if self.reference is not None and self.reference is not vectors:
+        if self.reference is not None:
             for side in range(2):
                 now, then = (x[side].astype(np.float64) for x in (vectors, self.reference))
                 angles[side] = plain.angle(now, then)
@@ -505,6 +557,15 @@ class _Followed:
         }
         for name, array in row.items():
             self.rows[name].append(array)
+
+    def refer_to(self, found: TrackerRecord, step: int, matrix: FloatArray) -> None:
+        """Measure angles to the vectors of this record, computed to rounding over their gaps."""
+        self.reference_step = step
+        if found.tier == "full":
+            self.reference = self.tracker.left_vectors, self.tracker.right_vectors
+            return
+        factors = leading_factors(DenseMap(matrix), len(found.singular_values))
+        self.reference = factors.U, factors.V
 
     def _name(self, branch: int) -> int:
         if branch < 0 or self.next_name is None:
@@ -528,11 +589,13 @@ class _Followed:
         return {
             "rows": {name: torch.from_numpy(np.array(rows)) for name, rows in self.rows.items()},
             "reference": tensors(self.reference),
+            "reference_step": self.reference_step,
             "last": tensors(self.last),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rows = {name: list(rows.numpy()) for name, rows in state["rows"].items()}
+        self.reference_step = int(state["reference_step"])
         self.reference, self.last = (
             None if state[name] is None else (state[name][0].numpy(), state[name][1].numpy())
             for name in ("reference", "last")
@@ -572,6 +635,10 @@ class _Hook:
         self._parameters = {id(p) for m in tracker.matrices for p in m.module.parameters()}
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if optimizer is not None:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
+            if not self._holds(optimizer):
+                raise ValueError("optimizer holds none of the chosen weights")
             self._optimizer = weakref.ref(optimizer)
         self._strangers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         register: Callable[..., Any]
@@ -595,13 +662,15 @@ class _Hook:
         if tracker is not None and self._is_meant(optimizer):
             tracker.advance()
 
+    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
+
     def _is_meant(self, optimizer: torch.optim.Optimizer) -> bool:
         if self._optimizer is not None and self._optimizer() is not None:
             return self._optimizer() is optimizer
         if optimizer in self._strangers:
             return False
-        held = (id(p) for group in optimizer.param_groups for p in group["params"])
-        if not any(p in self._parameters for p in held):
+        if not self._holds(optimizer):
             self._strangers.add(optimizer)
             return False
         self._optimizer = weakref.ref(optimizer)

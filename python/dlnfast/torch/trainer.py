@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import pickle
@@ -12,11 +13,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError
+from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
 from .statistics import check_labels, exact_device
 from .track import SpectralTracker
@@ -165,7 +168,12 @@ class Trainer:
             raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
         if next(model.parameters(), None) is None:
             raise ValueError(f"model ({type(model).__name__}) has no parameters; wanted some to train")
-        self.model = model if device is None else model.to(device)
+        if tracker is not None and not isinstance(tracker, SpectralTracker):
+            raise TypeError(f"tracker is {type(tracker).__name__}; wanted what dlnfast.torch.track returned")
+        if tracker is not None and not tracker.follows(model):
+            raise ValueError("tracker follows none of this model's weights, or was closed")
+        where = None if device is None else find_device(device, np.float32)
+        self.model = model if where is None else model.to(where)
         self.device = next(model.parameters()).device
         self.epochs = check_count(epochs, "epochs", minimum=0)
         self.batch_size = check_count(batch_size, "batch_size")
@@ -173,6 +181,10 @@ class Trainer:
         self._loss = loss
         self._output_scale = check_scale(output_scale, "output_scale (a)", strict=True)
         self._schedule, self._final_rate = schedule, check_scale(final_rate, "final_rate")
+        if self._final_rate > 1.0:
+            raise ValueError(f"final_rate is {final_rate:g}; wanted a share in [0, 1]")
+        if check_scale(momentum, "momentum (mu)") >= 1.0:
+            raise ValueError(f"momentum (mu) is {momentum:g}; wanted a number in [0, 1)")
         self._seed = check_count(seed, "seed", minimum=0)
         self._tracker = tracker
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -182,7 +194,7 @@ class Trainer:
             model.parameters(),
             optimizer,
             learning_rate,
-            check_scale(momentum, "momentum"),
+            momentum,
             check_scale(weight_decay, "weight_decay"),
         )
         # What an optimizer starts with, but for the parameters: rates, momentum, decay.
@@ -230,6 +242,12 @@ class Trainer:
             or is none.
         """
         check_count(test_every, "test_every", minimum=0)
+        if test is None and test_every:
+            raise ValueError(f"test_every is {test_every}, but there is no test")
+        if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2):
+            raise TypeError(f"test is {type(test).__name__}; wanted a pair (inputs, labels)")
+        if after_epoch is not None and not callable(after_epoch):
+            raise TypeError(f"after_epoch is {type(after_epoch).__name__}; wanted a callable")
         batches = Batches(
             inputs,
             _as_classes(inputs, labels),
@@ -240,7 +258,7 @@ class Trainer:
             join_single=True,
         )
         if self._checkpoint is not None and self._checkpoint.is_file():
-            self._resume(self._checkpoint, len(inputs))
+            self._resume(self._checkpoint, _digest(inputs, labels))
         taken = len(self.history.loss)
         with self._own_random_numbers(), self._bar(taken) as bar:
             for epoch in range(taken, self.epochs):
@@ -253,11 +271,13 @@ class Trainer:
                 last = done == self.epochs
                 if test is not None and (last or (test_every and done % test_every == 0)):
                     self._test(test, done)
+                if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
+                    self._save(self._checkpoint, _digest(inputs, labels))
                 stop = after_epoch is not None and after_epoch(done) is True
                 if stop and test is not None and self.history.test_epochs[-1:] != [done]:
                     self._test(test, done)
-                if self._checkpoint is not None and (stop or last or done % self._checkpoint_every == 0):
-                    self._save(self._checkpoint, len(inputs))
+                if self._checkpoint is not None and stop:
+                    self._save(self._checkpoint, _digest(inputs, labels))
                 if stop:
                     break
         return self.history
@@ -368,14 +388,14 @@ class Trainer:
         elif self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(number)
 
-    def _describe(self, n_samples: int) -> dict[str, Any]:
+    def _describe(self, samples: str) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be gone on from."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
             "loss": _name(self._loss),
             "output_scale": self._output_scale,
             "optimizer": type(self.optimizer).__name__,
-            "n_samples": n_samples,
+            "samples": samples,
             "batch_size": self.batch_size,
             "schedule": self._schedule,
             "seed": self._seed,
@@ -389,11 +409,11 @@ class Trainer:
             described["learning_rate" if name == "lr" else name] = text
         return described
 
-    def _save(self, path: Path, n_samples: int) -> None:
+    def _save(self, path: Path, samples: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         state = {
-            "description": self._describe(n_samples),
+            "description": self._describe(samples),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
@@ -405,21 +425,24 @@ class Trainer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _resume(self, path: Path, n_samples: int) -> None:
+    def _resume(self, path: Path, samples: str) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             theirs = state.get("description") if isinstance(state, dict) else None
             if not isinstance(theirs, dict):
                 raise TypeError("it holds something else")
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError) as error:
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
-        for name, here in self._describe(n_samples).items():
+        for name, here in self._describe(samples).items():
             there = theirs.get(name, here)  # other versions of PyTorch keep other settings
             if here != there:
                 if name == "parameters":
                     here, there = _first_difference(here, there)
                 raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
+        taken = len(state["history"]["loss"])
+        if taken > self.epochs:
+            raise ValueError(f"{path} has taken {taken} epochs; epochs is {self.epochs}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
@@ -461,6 +484,16 @@ def _optimizer(
     if optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay)
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+
+
+def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
+    """Return what tells samples from others: their shape, and some of their numbers."""
+    parts = [str(tuple(inputs.shape))]
+    for tensor in (inputs, labels):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(len(flat) // 2**16, 1)].cpu().to(torch.float64)
+        parts.append(hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16])
+    return " ".join(parts)
 
 
 def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
