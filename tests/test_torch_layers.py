@@ -136,6 +136,7 @@ def test_modules_are_chosen_alike(model):
     assert list(select_modules(model, ["5", "0"])) == ["0", "5"]
     assert list(select_modules(model, "penultimate")) == ["3"]
     assert "1.self_attn" in select_modules(model, None)
+    assert "1.self_attn.out_proj" not in select_modules(model, None)  # which is never called
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,23 @@ def test_modules_are_chosen_alike(model):
 def test_bad_choices_are_named(model, choice, error, text):
     with pytest.raises(error, match=re.escape(text)):
         weight_matrices(model, choice)
+
+
+def test_recurrent_layers_and_parameters_of_no_layer():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(5, 4)
+            self.mix = nn.Parameter(torch.zeros(6, 5))
+            self.head = nn.Linear(4, 2)
+
+    assert {m.name: m.shape for m in weight_matrices(Model())} == {
+        "rnn.weight_ih_l0": (16, 5),
+        "rnn.weight_hh_l0": (16, 4),
+        "head": (2, 4),
+    }
+    assert weight_matrices(Model(), "mix")[0].shape == (6, 5)
+    assert list(select_modules(Model(), None)) == ["rnn", "head"]
 
 
 def test_bad_models_are_named():

@@ -256,6 +256,22 @@ def test_end_to_end_of_any_widths(widths):
 # Bad requests.
 
 
+def test_energy_in_the_largest_values():
+    problem = dln.low_rank_recovery(40, 2, seed=1)
+    weights = dln.gaussian([40] * 3, seed=1)
+    settings = {"learning_rate": 1.0, "steps": 3, "engine": "dense"}
+    whole = dln.train(problem, weights, **settings)
+    some = dln.train(problem, weights, singular_values=5, **settings)
+    for run in (whole, some):
+        wanted = [dln.measures.energy_share(values, 5) for values in whole.singular_values(2)]
+        np.testing.assert_allclose(run.energy_share(2, 5), wanted, rtol=1e-12)
+    np.testing.assert_allclose(whole.energy_share(1), 1.0)
+    reduced = dln.train(problem, dln.orthogonal([40] * 3), learning_rate=1.0, steps=3)
+    np.testing.assert_allclose(reduced.energy_share(1, 20)[0], 0.5)
+    with pytest.raises(ValueError, match="k is 6"):
+        some.energy_share(1, 6)
+
+
 @pytest.mark.parametrize("engine", [0, 1])
 def test_bad_requests_are_named(engine):
     run = both_engines("square", steps=8, record_every=4)[engine]

@@ -490,6 +490,41 @@ class Trajectory:
         )
         return ids, clusters
 
+    def energy_share(self, layer: int | str, k: int | None = None) -> npt.NDArray[np.float64]:
+        r"""Return the share of ``||W_l||_F^2`` in the k largest singular values at the records.
+
+        Of a matrix with independent entries it is about ``4 k / n``, so what is far above that is a small
+        subspace. For the change of a tracked model, ``tracked.trajectory(of="change")``, it says whether
+        training moved the weight in few directions.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or a name.
+        k : int, optional
+            By default all that were recorded.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+            In [0, 1]; 0 for a matrix of zeros.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, if fewer than k were recorded, and where the norm is not known.
+        """
+        values = self.singular_values(layer).astype(np.float64)
+        count = values.shape[1] if k is None else check_count(k, "k", maximum=values.shape[1])
+        complete = values.shape[1] == min(self.shapes[self._index(layer)])
+        norm = np.linalg.norm(values, axis=1) if complete else self.tracking(layer).get("norm")
+        if norm is None or np.isnan(norm).any():
+            raise ValueError("the norm of the layer was not recorded: wanted all its singular values")
+        top = np.linalg.norm(values[:, :count], axis=1)
+        share = np.divide(top, norm, out=np.zeros_like(top), where=norm > 0)
+        result: npt.NDArray[np.float64] = np.minimum(share, 1.0) ** 2
+        return result
+
     def active_singular_values(self, layer: int) -> FloatArray:
         """Return the singular values of W_l that belong to the active subspace (reduced engine).
 

@@ -79,7 +79,11 @@ class Settings:
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train both networks, and measure the features of every hidden layer in evaluation mode."""
     from ..torch import load_images
+    from ..torch.descent import find_device
 
+    find_device(settings.device, "float32")
+
+    check_count(settings.epochs, "epochs")
     n_hidden = check_count(settings.n_hidden, "n_hidden", minimum=3)
     n_nonlinear = check_count(settings.n_nonlinear, "n_nonlinear", minimum=1, maximum=n_hidden - 2)
     data = load_images(

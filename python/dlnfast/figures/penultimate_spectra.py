@@ -86,6 +86,9 @@ class Settings:
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train one network of every family, and follow its penultimate weight and that weight's change."""
     from ..torch import load_images
+    from ..torch.descent import find_device
+
+    find_device(settings.device, np.float32)
 
     check_count(settings.depth, "depth", minimum=3)
     check_count(settings.records, "records")

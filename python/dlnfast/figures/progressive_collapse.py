@@ -188,6 +188,7 @@ def _summary(
         "theory_ratio": None if expected is None or len(expected) < 2 else float(expected[1] / expected[0]),
         "steps": [run.steps for run in runs],
         "final_loss": max(run.loss for run in runs),
+        "loss_scale": 1.0 / (settings.n_classes**2 * settings.samples_per_class),
         "converged": all(run.converged for run in runs),
         "engine": runs[0].engine,
         "why": runs[0].why,
@@ -283,7 +284,8 @@ def _line(record: dict[str, Any]) -> str:
     values = record["compression"]
     steps, milliseconds = np.median(record["steps"]), 1e3 * record["training_seconds"]
     text = (
-        f"L = {record['depth']:<2} eps = {record['scale']:<5g} {record['init']:<10} C_0 = {values[0]:.4g}, "
+        f"L = {record['depth']:<2} eps = {record['scale']:<5g} step {record['learning_rate']:<3g} "
+        f"{record['init']:<10} C_0 = {values[0]:.4g}, "
         f"C_{record['layers'][-1]} = {values[-1]:.3g}"
     )
     if record["fit"] is not None:
@@ -291,7 +293,9 @@ def _line(record: dict[str, Any]) -> str:
     if record["theory_ratio"] is not None:
         text += f" (theory {record['theory_ratio']:.4f})"
     text += f"; {record['engine']} engine, {steps:.0f} steps in {milliseconds:.2g} ms"
-    return text if record["converged"] else f"{text}; NOT CONVERGED, loss {record['final_loss']:.1e}"
+    if record["converged"]:
+        return text
+    return f"{text}; NOT CONVERGED, sum of squares {record['final_loss'] / record['loss_scale']:.1e}"
 
 
 def draw(settings: Settings, result: Result) -> Figure:

@@ -73,6 +73,9 @@ class Settings:
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train every network with every seed, and measure its hidden layers in evaluation mode."""
     from ..torch import load_images
+    from ..torch.descent import find_device
+
+    find_device(settings.device, np.float32)
 
     check_count(settings.depth, "depth", minimum=2)
     check_count(settings.runs, "runs")

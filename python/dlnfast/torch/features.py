@@ -95,7 +95,10 @@ class LayerOutputs:
                 handle.remove()
         for name in self._modules:
             if name not in found:
-                raise ValueError(f"layers: {name!r} was not called when the model ran")
+                raise ValueError(
+                    f"layers: {name!r} was not called when the model ran (a MultiheadAttention does not call "
+                    "its out_proj: choose the attention itself)"
+                )
         return {name: found[name] for name in self._modules}
 
     def _output_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
@@ -349,6 +352,8 @@ def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
 
 def _count_classes(batches: Iterable[Any]) -> int:
     largest = max((int(labels.max()) for _, labels in _pairs(batches) if len(labels)), default=-1)
+    if largest < 0:
+        raise ValueError("batches yields nothing; wanted pairs (inputs, labels)")
     if largest < 1:
         raise ValueError(f"batches has labels up to {largest} only; wanted at least two classes")
     return largest + 1

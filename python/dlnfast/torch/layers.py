@@ -23,6 +23,8 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Modules of other packages whose weight is (inputs, outputs), by the name of their class.
 _INPUTS_FIRST = ("Conv1D",)
 _ATTENTION_PARTS = ("q", "k", "v")
+#: Parameters that are listed under the name of their module.
+_KNOWN = ("weight", "in_proj_weight", *(f"{letter}_proj_weight" for letter in _ATTENTION_PARTS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +83,9 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     layers : str, regular expression, callable, sequence of them, or None
         A name as in ``model.named_modules()``; a glob (``"encoder.*.query"``); a compiled regular expression,
         searched for in the names; a rule ``(name, module) -> bool``; a sequence of names, globs and
-        expressions; "penultimate", the weight before the last one, in the order of registration. None: all
-        weights with two axes or more but embeddings.
+        expressions; "penultimate", the weight before the last one, in the order of registration. None: the
+        weights with two axes or more of linear, convolutional, attention and recurrent layers. Embeddings and
+        parameters with two axes that are no layer's weight are followed where they are chosen by name.
 
     Returns
     -------
@@ -111,12 +114,16 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
         named = [((m.name, _path(m), *m.aliases), m.module, m) for m in everything]
         chosen = _choose(named, layers, "weight matrices")
     if not chosen:
-        raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices")
+        there = _listed([m.name for m in everything]) or "it has none"
+        raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {there}")
     return chosen
 
 
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
     """Return the chosen modules by name, in the order of registration: whose outputs are meant.
+
+    The output projection of a MultiheadAttention is never called as a module and not among those by default;
+    the attention itself is.
 
     Parameters
     ----------
@@ -134,7 +141,11 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
         As for `weight_matrices`.
     """
     if layers is None or (isinstance(layers, str) and layers == "penultimate"):
-        return {_path(m): m.module for m in weight_matrices(model, layers)}
+        hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+        plain = (m for m in weight_matrices(model, layers) if id(m.module) not in hidden)
+        return {
+            _path(m): m.module for m in plain if not isinstance(m.module, parametrize.ParametrizationList)
+        }
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     modules: list[tuple[tuple[str, ...], nn.Module, tuple[str, nn.Module]]] = [
@@ -180,11 +191,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _path(matrix: WeightMatrix) -> str:
-    """Return the name of the module, without that of the part."""
-    return matrix.name.rsplit(".", 1)[0] if matrix.part is not None else matrix.name
+    """Return the name of the module, without that of the part or the parameter."""
+    whole = matrix.part is None and matrix.attribute in _KNOWN
+    return matrix.name if whole else matrix.name.rpartition(".")[0]
 
 
 def _by_default(matrix: WeightMatrix) -> bool:
+    if matrix.attribute not in _KNOWN:
+        return isinstance(matrix.module, (nn.RNNBase, nn.RNNCellBase))
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
@@ -225,6 +239,10 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
         # Attention whose keys or values have other widths than its queries holds them apart.
         if _is_matrix(module, f"{letter}_proj_weight"):
             yield WeightMatrix(f"{path}.{letter}" if path else letter, module, f"{letter}_proj_weight")
+    for attribute, parameter in module._parameters.items():
+        # Recurrent layers, and parameters of no layer.
+        if parameter is not None and parameter.ndim == 2 and attribute not in _KNOWN:
+            yield WeightMatrix(f"{path}.{attribute}" if path else attribute, module, attribute)
 
 
 def _is_matrix(module: nn.Module, attribute: str) -> bool:
