@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import cli, spec
+from dlnfast import cli, finetuning, spec
 from dlnfast.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -345,8 +345,10 @@ def test_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("place", sorted(EXAMPLES.glob("*.toml")), ids=lambda place: place.stem)
 def test_examples_are_valid(place):
-    chosen = spec.read_spec(place)
-    assert chosen.train["steps"] > 0
+    if "[grid]" in place.read_text():
+        assert len(finetuning.read_grid(place).sections["grid"]["seeds"]) >= 5
+    else:
+        assert spec.read_spec(place).train["steps"] > 0
 
 
 def test_example_draws_where_git_does_not_look(fashion, tmp_path, monkeypatch):
