@@ -90,19 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=spec.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    training.add_argument("spec", metavar="SPEC.toml", type=Path)
-    training.add_argument(
-        "--set",
-        dest="changes",
-        metavar="SECTION.KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change entries of the file",
-    )
-    training.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
-    )
+    _add_specification(training)
     training.set_defaults(run=_train)
 
     tuning = commands.add_parser(
@@ -114,19 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=finetuning.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tuning.add_argument("spec", metavar="SPEC.toml", type=Path)
-    tuning.add_argument(
-        "--set",
-        dest="changes",
-        metavar="SECTION.KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="change entries of the file",
-    )
-    tuning.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
-    )
+    _add_specification(tuning)
     tuning.add_argument(
         "--table", action="store_true", help="train nothing, print the table of what is there"
     )
@@ -251,6 +227,34 @@ def _figure(arguments: argparse.Namespace) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
+# What follows a TOML file
+# --------------------------------------------------------------------------------------------------
+
+
+def _add_specification(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC.toml", type=Path)
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        metavar="SECTION.KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change entries of the file",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"where to write (default: {_DEFAULT_FOLDER}/<name of SPEC>)"
+    )
+
+
+def _folder(arguments: argparse.Namespace, directory: str | None) -> Path:
+    """Return the folder to write in, made where there is none."""
+    folder = Path(arguments.out or directory or f"{_DEFAULT_FOLDER}/{arguments.spec.stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------
 # dlnfast train
 # --------------------------------------------------------------------------------------------------
 
@@ -258,8 +262,7 @@ def _figure(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     chosen = spec.read_spec(arguments.spec, arguments.changes)
-    folder = arguments.out or Path(chosen.output["directory"] or f"{_DEFAULT_FOLDER}/{arguments.spec.stem}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(arguments, chosen.output["directory"])
     problem, samples = spec.make_problem(chosen)
     seconds = {"problem": time.perf_counter() - start}
     weights = spec.make_weights(chosen, problem)
@@ -336,9 +339,7 @@ def _write_run(
 
 def _finetune(arguments: argparse.Namespace) -> int:
     grid = finetuning.read_grid(arguments.spec, arguments.changes)
-    directory = grid.sections["output"]["directory"]
-    folder = arguments.out or Path(directory or f"{_DEFAULT_FOLDER}/{arguments.spec.stem}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(arguments, grid.sections["output"]["directory"])
     results = finetuning.Results(folder / "results.jsonl")
     if not arguments.table:
         finetuning.run_grid(grid, results, progress=True, report=print)

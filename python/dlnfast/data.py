@@ -526,7 +526,7 @@ def load_fashion_mnist(
     if files:
         images, labels = _read_parquet(files, "image", count)
         return _checked_images(images, labels, files[0], _FASHION_SHAPE)
-    raise _missing("Fashion-MNIST", root, split, _places(root, split), _FASHION_SOURCE)
+    raise missing_data("Fashion-MNIST", root, split, _places(root, split), _FASHION_SOURCE)
 
 
 def _some_images(
@@ -546,7 +546,8 @@ def _npz_file(root: Path, name: str) -> Path:
     return root if root.suffix == ".npz" else root / name
 
 
-def _missing(title: str, root: Path, split: str, places: Sequence[str], source: str) -> FileNotFoundError:
+def missing_data(title: str, root: Path, split: str, places: Sequence[str], source: str) -> FileNotFoundError:
+    """Return the error that says where files were looked for, and where they are to be had."""
     return FileNotFoundError(
         f"no {title} ({split}) at {root}; looked for {'; '.join(places)}. Download {source}"
     )
@@ -819,7 +820,7 @@ def load_cifar10(
         images, labels = _read_parquet(parquet, "img", count)
         return _checked_images(_channels_first(images), labels, parquet[0], _CIFAR_SHAPE)
     places += [str(root / folder / f"{split}-*.parquet") for folder in _CIFAR_PARQUET]
-    raise _missing("CIFAR-10", root, split, places, _CIFAR_SOURCE)
+    raise missing_data("CIFAR-10", root, split, places, _CIFAR_SOURCE)
 
 
 _Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]

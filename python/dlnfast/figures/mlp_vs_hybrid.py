@@ -17,6 +17,7 @@ from .._arrays import check_count
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
 from ._claims import Claim, as_numbers, falls_geometrically, rises_then_saturates, write_below
+from ._images import images_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,20 +79,10 @@ class Settings:
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train both networks, and measure the features of every hidden layer in evaluation mode."""
-    from ..torch import load_images
-    from ..torch.descent import find_device
-
-    find_device(settings.device, "float32")
-
     check_count(settings.epochs, "epochs")
     n_hidden = check_count(settings.n_hidden, "n_hidden", minimum=3)
     n_nonlinear = check_count(settings.n_nonlinear, "n_nonlinear", minimum=1, maximum=n_hidden - 2)
-    data = load_images(
-        "cifar10",
-        path=settings.data or None,
-        per_class=settings.per_class,
-        test_per_class=settings.test_per_class,
-    )
+    data = images_for(settings, "cifar10")
     records = {
         "MLP": _train(settings, data, n_hidden, progress),
         "hybrid": _train(settings, data, n_nonlinear, progress),

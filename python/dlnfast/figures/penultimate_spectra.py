@@ -19,6 +19,7 @@ from .._arrays import check_count
 from ..plots import COLOURS, LineDisplay, SingularValueDisplay
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
+from ._images import images_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,11 +86,6 @@ class Settings:
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train one network of every family, and follow its penultimate weight and that weight's change."""
-    from ..torch import load_images
-    from ..torch.descent import find_device
-
-    find_device(settings.device, np.float32)
-
     check_count(settings.depth, "depth", minimum=3)
     check_count(settings.records, "records")
     data: dict[str, Any] = {}
@@ -98,12 +94,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for family in settings.families:
         dataset = _FAMILIES[family][1]
         if dataset not in data:
-            data[dataset] = load_images(
-                dataset,
-                path=settings.data or None,
-                per_class=settings.per_class,
-                test_per_class=settings.test_per_class,
-            )
+            data[dataset] = images_for(settings, dataset)
         displays[family], records[family] = _train(settings, family, data[dataset], progress)
     claims = [claim for family, record in records.items() for claim in _claims(family, record)]
     numbers = {

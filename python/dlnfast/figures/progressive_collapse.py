@@ -156,6 +156,7 @@ class _Run:
     compression: FloatArray
     steps: int
     loss: float
+    squares: float
     converged: bool
     engine: str
     why: str
@@ -188,7 +189,7 @@ def _summary(
         "theory_ratio": None if expected is None or len(expected) < 2 else float(expected[1] / expected[0]),
         "steps": [run.steps for run in runs],
         "final_loss": max(run.loss for run in runs),
-        "loss_scale": 1.0 / (settings.n_classes**2 * settings.samples_per_class),
+        "squares": max(run.squares for run in runs),
         "converged": all(run.converged for run in runs),
         "engine": runs[0].engine,
         "why": runs[0].why,
@@ -215,6 +216,7 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_R
             compression=CompressionDisplay.from_trajectory(run).compression,
             steps=int(run.steps[-1]),
             loss=float(run.loss[-1]),
+            squares=float(run.loss[-1]) / problem.loss_scale,
             converged=run.config["outcome"] == "converged",
             engine=run.engine,
             why=str(run.certificate),
@@ -273,6 +275,7 @@ def _train_relu(settings: Settings, network: _Network, progress: bool) -> Iterat
             compression=np.array([layer.compression for layer in layers]),
             steps=found.steps,
             loss=float(found.loss[-1]),
+            squares=float(found.loss[-1]) / problem.loss_scale,
             converged=found.converged,
             engine="torch",
             why="ReLU networks are trained by PyTorch",
@@ -295,7 +298,7 @@ def _line(record: dict[str, Any]) -> str:
     text += f"; {record['engine']} engine, {steps:.0f} steps in {milliseconds:.2g} ms"
     if record["converged"]:
         return text
-    return f"{text}; NOT CONVERGED, sum of squares {record['final_loss'] / record['loss_scale']:.1e}"
+    return f"{text}; NOT CONVERGED, sum of squares {record['squares']:.1e}"
 
 
 def draw(settings: Settings, result: Result) -> Figure:

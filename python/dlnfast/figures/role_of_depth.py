@@ -19,6 +19,7 @@ from .._arrays import check_count
 from ..plots import LineDisplay, linear_fit
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
+from ._images import images_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,11 +73,6 @@ class Settings:
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train every network with every seed, and measure its hidden layers in evaluation mode."""
-    from ..torch import load_images
-    from ..torch.descent import find_device
-
-    find_device(settings.device, np.float32)
-
     check_count(settings.depth, "depth", minimum=2)
     check_count(settings.runs, "runs")
     for name in ("nonlinear", "totals", "added_to"):
@@ -86,12 +82,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     records: dict[str, list[dict[str, Any]]] = {}
     start = time.perf_counter()
     for dataset in settings.datasets:
-        data = load_images(
-            dataset,
-            path=settings.data or None,
-            per_class=settings.per_class,
-            test_per_class=settings.test_per_class,
-        )
+        data = images_for(settings, dataset)
         records[dataset] = []
         for nonlinear, depth in _shown(networks, progress, dataset):
             runs = [

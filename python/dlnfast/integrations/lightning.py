@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 try:
     from lightning.pytorch import Callback
@@ -15,14 +15,12 @@ except ModuleNotFoundError as error:
         name="lightning",
     ) from error
 
-from ..torch.layers import LayerChoice
-from ..torch.track import Of, SpectralTracker, track
-from ..trajectory import Trajectory
+from ._spectra import Spectra
 
 __all__ = ["SpectralCallback"]
 
 
-class SpectralCallback(Callback):  # type: ignore[misc, unused-ignore]
+class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     """Follow the singular values of a LightningModule's weights during ``trainer.fit``.
 
     Its state is part of Lightning's checkpoints, so that a resumed fit goes on with the same records.
@@ -52,28 +50,17 @@ class SpectralCallback(Callback):  # type: ignore[misc, unused-ignore]
     >>> spectra.trajectory().singular_values(1)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        layers: LayerChoice = None,
-        *,
-        k: int | Literal["all"] = 8,
-        every: int = 10,
-        **settings: Any,
-    ) -> None:
-        super().__init__()
-        self.tracker: SpectralTracker | None = None
-        self._settings = {"layers": layers, "k": k, "every": every, **settings}
-        self._restored: Mapping[str, Any] | None = None
+    _starter = "trainer.fit"
+    #: What a checkpoint kept, until the fit starts.
+    _restored: Mapping[str, Any] | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the record of step 0, or go on where a checkpoint was."""
         if not trainer.is_global_zero:
             return
-        if self.tracker is not None:
-            self.tracker.close()
-        self.tracker = track(pl_module, **self._settings)
+        tracker = self._begin(pl_module)
         if self._restored is not None:
-            self.tracker.load_state_dict(self._restored)
+            tracker.load_state_dict(self._restored)
             self._restored = None
 
     def on_train_batch_end(
@@ -89,8 +76,7 @@ class SpectralCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record."""
         del trainer, pl_module
-        if self.tracker is not None:
-            self.tracker.close()
+        self._end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -99,15 +85,3 @@ class SpectralCallback(Callback):  # type: ignore[misc, unused-ignore]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what a checkpoint kept; the tracker goes on from it when the fit starts."""
         self._restored = state_dict or None
-
-    def trajectory(self, of: Of = "weights") -> Trajectory:
-        """Return the records so far, as `SpectralTracker.trajectory` does.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first fit, and in processes other than that of rank 0.
-        """
-        if self.tracker is None:
-            raise RuntimeError("there are no records: trainer.fit was not called, or this is not rank 0")
-        return self.tracker.trajectory(of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 try:
     from transformers import TrainerCallback
@@ -18,9 +18,7 @@ except ModuleNotFoundError as error:
 
 import torch
 
-from ..torch.layers import LayerChoice
-from ..torch.track import Of, SpectralTracker, track
-from ..trajectory import Trajectory
+from ._spectra import Spectra
 
 __all__ = ["SpectralCallback"]
 
@@ -28,7 +26,7 @@ __all__ = ["SpectralCallback"]
 FILE_NAME = "dlnfast_tracker.pt"
 
 
-class SpectralCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Follow the singular values of a model's weights during ``Trainer.train``.
 
     Its state is written into every checkpoint's folder, and read when training is resumed from it.
@@ -57,28 +55,17 @@ class SpectralCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     >>> spectra.trajectory(of="change").singular_values(1)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        layers: LayerChoice = None,
-        *,
-        k: int | Literal["all"] = 8,
-        every: int = 10,
-        **settings: Any,
-    ) -> None:
-        self.tracker: SpectralTracker | None = None
-        self._settings = {"layers": layers, "k": k, "every": every, **settings}
+    _starter = "Trainer.train"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
         """Take the record of step 0, or go on where a checkpoint was."""
         del control, rest
         if not state.is_world_process_zero:
             return
-        if self.tracker is not None:
-            self.tracker.close()
-        self.tracker = track(model, **self._settings)
+        tracker = self._begin(model)
         kept = _place(args, state)
         if state.global_step > 0 and kept.is_file():
-            self.tracker.load_state_dict(torch.load(kept, weights_only=True))
+            tracker.load_state_dict(torch.load(kept, weights_only=True))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         """Keep the loss that the Trainer logs."""
@@ -96,20 +83,7 @@ class SpectralCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Take the last record."""
         del args, state, control, rest
-        if self.tracker is not None:
-            self.tracker.close()
-
-    def trajectory(self, of: Of = "weights") -> Trajectory:
-        """Return the records so far, as `SpectralTracker.trajectory` does.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first training, and in processes other than that of rank 0.
-        """
-        if self.tracker is None:
-            raise RuntimeError("there are no records: Trainer.train was not called, or this is not rank 0")
-        return self.tracker.trajectory(of)
+        self._end()
 
 
 def _place(args: Any, state: Any) -> Path:

@@ -23,13 +23,14 @@ from torch import nn
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError
+from ..finetuning import METHODS
+from ..progress import ProgressBar
 from ..tasks import TextTask
 from .deep_lora import DeepLoRA
 from .layers import LayerChoice, weight_matrices
 
-__all__ = ["METHODS", "FineTuning", "Outcome", "Run", "find_model"]
+__all__ = ["FineTuning", "Outcome", "Run", "find_model"]
 
-METHODS: Final = ("lora", "deep-lora")
 #: Samples whose predictions are computed at a time.
 _EVALUATED_AT_ONCE: Final = 64
 
@@ -169,8 +170,11 @@ class FineTuning:
         max_length: int = 128,
         device: torch.device | str = "cpu",
     ) -> None:
-        transformers = _transformers()
+        if "" in parts:
+            raise ValueError("parts has an empty name")
+        transformers = _needed("transformers", "fine-tuning")
         self._path = find_model(model)
+        self._no_dropout = dict.fromkeys(_dropouts(transformers, self._path), 0.0)
         self._device = torch.device(device)
         self._layers = layers
         self.train, self.parts = train, dict(parts)
@@ -180,13 +184,10 @@ class FineTuning:
         self._tokens = {
             name: _tokenised(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
         }
-        for name in self.parts:
-            if not name:
-                raise ValueError("parts has an empty name")
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
         """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
-        transformers = _transformers()
+        transformers = _needed("transformers", "fine-tuning")
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]), _quiet(transformers):
             torch.manual_seed(seed)
@@ -195,7 +196,7 @@ class FineTuning:
                 num_labels=1 if classes is None else len(classes),
                 problem_type="regression" if classes is None else "single_label_classification",
                 output_loading_info=True,
-                **dict.fromkeys(_dropouts(self._path), 0.0),
+                **self._no_dropout,
             )
         model = model.to(self._device)
         return model, sorted(info["missing_keys"])
@@ -222,7 +223,11 @@ class FineTuning:
         return chosen[: run.n_examples]
 
     def run(
-        self, run: Run, *, after_step: Callable[[int, nn.Module, DeepLoRA | None], None] | None = None
+        self,
+        run: Run,
+        *,
+        after_step: Callable[[int, nn.Module, DeepLoRA | None], None] | None = None,
+        progress: bool = False,
     ) -> Outcome:
         """Train, and evaluate all parts.
 
@@ -231,6 +236,8 @@ class FineTuning:
         run : Run
         after_step : callable, optional
             ``after_step(step, model, adapter)``, step 0 before the first one; the adapter is None for "lora".
+        progress : bool
+            A bar on a terminal, once the training has taken a second.
 
         Raises
         ------
@@ -259,20 +266,21 @@ class FineTuning:
             after_step(0, model, adapter)
         losses: list[float] = []
         model.eval()  # no dropout; nothing else depends on the mode
-        for step, batch in enumerate(self.batches(run), 1):
-            optimizer.zero_grad(set_to_none=True)
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                text = (
-                    f"the loss is {losses[-1]} at step {step}: lower learning_rate, now {run.learning_rate:g}"
-                )
-                raise DivergedError(text, step=step, layer=0)
-            if after_step is not None:
-                after_step(step, model, adapter)
+        with ProgressBar(run.steps, progress) as bar:
+            for step, batch in enumerate(self.batches(run), 1):
+                optimizer.zero_grad(set_to_none=True)
+                loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    text = f"the loss is {losses[-1]} at step {step}: lower learning_rate, now "
+                    raise DivergedError(text + f"{run.learning_rate:g}", step=step, layer=0)
+                if bar.listener is not None:
+                    bar.listener(step, losses[-1])
+                if after_step is not None:
+                    after_step(step, model, adapter)
         updates = _updates(model, adapter)
         return Outcome(
             scores={name: self.score(model, name) for name in self.parts},
@@ -303,7 +311,7 @@ class FineTuning:
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
         if run.method == "lora":
-            peft = _peft()
+            peft = _needed("peft", "method 'lora'")
             config = peft.LoraConfig(
                 r=run.rank, lora_alpha=run.rank, lora_dropout=0.0, target_modules=names, bias="none"
             )
@@ -312,12 +320,7 @@ class FineTuning:
                 wrapped = peft.get_peft_model(model, config)
             factors = [p for name, p in wrapped.named_parameters() if ".lora_" in name]
             return wrapped, [{"params": factors, "lr": run.learning_rate}], None
-        settings: dict[str, Any] = {
-            "depth": run.depth,
-            "scale": run.scale,
-            "init": run.init,
-            "seed": run.seed,
-        }
+        settings: dict[str, Any] = {name: getattr(run, name) for name in ("depth", "scale", "init", "seed")}
         if run.init != "full":
             settings["rank"] = run.rank
         if run.init == "gradient":
@@ -341,25 +344,14 @@ class FineTuning:
         return batch
 
 
-def _transformers() -> Any:
+def _needed(package: str, what: str) -> Any:
+    """Return a package, or say what needs it."""
     try:
-        import transformers
+        return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "fine-tuning needs transformers, which is not installed: pip install transformers",
-            name="transformers",
+            f"{what} needs {package}, which is not installed: pip install {package}", name=package
         ) from error
-    return transformers
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "method 'lora' needs peft, which is not installed: pip install peft", name="peft"
-        ) from error
-    return peft
 
 
 @contextmanager
@@ -377,9 +369,9 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _dropouts(path: str) -> list[str]:
+def _dropouts(transformers: Any, path: str) -> list[str]:
     """Return the settings of a model that are probabilities of dropout."""
-    config = _transformers().AutoConfig.from_pretrained(path)
+    config = transformers.AutoConfig.from_pretrained(path)
     return [
         name
         for name, value in config.to_dict().items()

@@ -142,10 +142,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     """
     if layers is None or (isinstance(layers, str) and layers == "penultimate"):
         hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-        plain = (m for m in weight_matrices(model, layers) if id(m.module) not in hidden)
-        return {
-            _path(m): m.module for m in plain if not isinstance(m.module, parametrize.ParametrizationList)
-        }
+        return {_path(m): m.module for m in weight_matrices(model, layers) if id(m.module) not in hidden}
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     modules: list[tuple[tuple[str, ...], nn.Module, tuple[str, nn.Module]]] = [
@@ -234,15 +231,19 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
         yield WeightMatrix(path or "weight", module)
     if _is_matrix(module, "in_proj_weight"):
         for part, letter in enumerate(_ATTENTION_PARTS):
-            yield WeightMatrix(f"{path}.{letter}" if path else letter, module, "in_proj_weight", part)
+            yield WeightMatrix(_inside(path, letter), module, "in_proj_weight", part)
     for letter in _ATTENTION_PARTS:
         # Attention whose keys or values have other widths than its queries holds them apart.
         if _is_matrix(module, f"{letter}_proj_weight"):
-            yield WeightMatrix(f"{path}.{letter}" if path else letter, module, f"{letter}_proj_weight")
+            yield WeightMatrix(_inside(path, letter), module, f"{letter}_proj_weight")
     for attribute, parameter in module._parameters.items():
         # Recurrent layers, and parameters of no layer.
         if parameter is not None and parameter.ndim == 2 and attribute not in _KNOWN:
-            yield WeightMatrix(f"{path}.{attribute}" if path else attribute, module, attribute)
+            yield WeightMatrix(_inside(path, attribute), module, attribute)
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _is_matrix(module: nn.Module, attribute: str) -> bool:

@@ -22,10 +22,14 @@ def precision(dtype: torch.dtype) -> np.dtype[Any]:
     return _EXACT.get(dtype, np.dtype(np.float32))
 
 
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """Return the same as PyTorch's precision."""
+    return dtype if dtype in _EXACT else torch.float32
+
+
 def host_matrix(matrix: torch.Tensor) -> FloatArray:
     """Return a tensor as an array, half precisions as float32; no copy where the layout allows."""
-    exact = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    result: FloatArray = matrix.detach().to("cpu", exact).numpy()
+    result: FloatArray = matrix.detach().to("cpu", exact(matrix.dtype)).numpy()
     return result
 
 
@@ -44,8 +48,7 @@ class DeviceMatrix:
 
     def __init__(self, matrix: torch.Tensor, start: torch.Tensor | None = None) -> None:
         self.dtype = precision(matrix.dtype)
-        self._torch_dtype = torch.float64 if self.dtype == np.float64 else torch.float32
-        values = matrix.detach().to(self._torch_dtype)
+        values = matrix.detach().to(exact(matrix.dtype))
         self._values = values if start is None else values - start.detach().to(values)
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 

@@ -27,7 +27,7 @@ from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
-from .operators import DeviceMatrix, host_matrix, precision
+from .operators import DeviceMatrix, host_matrix
 
 Of = Literal["weights", "change"]
 
@@ -279,12 +279,10 @@ class SpectralTracker:
         return self._start[i]
 
     def _update(self, tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
-        if weight.device.type != "cpu":
-            if min(weight.shape) > max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"])):
-                return self._by_products(tracker, weight, start)
-            weight, start = weight.cpu(), None if start is None else start.cpu()
-        exact = torch.float64 if precision(weight.dtype) == np.float64 else torch.float32
-        values = weight.to(exact).numpy()
+        whole = min(weight.shape) <= max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"]))
+        if weight.device.type != "cpu" and not whole:
+            return self._by_products(tracker, weight, start)
+        values = host_matrix(weight)
         if start is None:
             return tracker.update(values)
         buffer = self._buffers.get(threading.get_ident())
@@ -292,7 +290,7 @@ class SpectralTracker:
             buffer = self._buffers[threading.get_ident()] = np.empty(values.size, dtype=values.dtype)
         moved = buffer[: values.size].reshape(values.shape)
         # By NumPy: every thread that calls PyTorch would have a team of its own.
-        return tracker.update(np.subtract(values, start.to(exact).numpy(), out=moved))
+        return tracker.update(np.subtract(values, host_matrix(start), out=moved))
 
     @staticmethod
     def _by_products(tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
@@ -304,7 +302,7 @@ class SpectralTracker:
         """Return whether steps of this model's optimizer are counted."""
         modules = set(model.modules())
         held = any(matrix.module in modules for matrix in self.matrices)
-        return bool(self._hook.is_active) and held
+        return self._hook.is_active and held
 
     def is_recorded(self, step: int) -> bool:
         """Return whether there is a record of this step."""
@@ -370,10 +368,8 @@ class SpectralTracker:
         config = {
             "engine": "tracked",
             "of": of,
-            "layers": [m.name for m in self.matrices],
             "aliases": [list(m.aliases) for m in self.matrices],
-            "shapes": [list(m.shape) for m in self.matrices],
-            "k": self._k,
+            **self._identity(),
             "every": self._every,
             "steps": self.step,
             "reference_steps": [f.reference_step for f in followed],
@@ -420,9 +416,7 @@ class SpectralTracker:
         """
         return {
             "version": _STATE_VERSION,
-            "layers": [m.name for m in self.matrices],
-            "shapes": [list(m.shape) for m in self.matrices],
-            "k": self._k,
+            **self._identity(),
             "step": self.step,
             "steps": list(self._steps),
             "loss": dict(self._loss),
@@ -430,6 +424,14 @@ class SpectralTracker:
             "start": None if self._start is None else [s.clone() for s in self._start],
             "norms": self._norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same in a tracker that goes on."""
+        return {
+            "layers": [m.name for m in self.matrices],
+            "shapes": [list(m.shape) for m in self.matrices],
+            "k": self._k,
         }
 
     def _norms(self) -> list[float]:
@@ -460,12 +462,7 @@ class SpectralTracker:
             raise ValueError(
                 f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
             )
-        mine = {
-            "layers": [m.name for m in self.matrices],
-            "shapes": [list(m.shape) for m in self.matrices],
-            "k": self._k,
-            "what is followed": sorted(self._followed),
-        }
+        mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
         for name, value in mine.items():
             if theirs[name] != value:

@@ -257,8 +257,9 @@ class Trainer:
             device=self.device,
             join_single=True,
         )
+        samples = "" if self._checkpoint is None else _digest(inputs, labels)
         if self._checkpoint is not None and self._checkpoint.is_file():
-            self._resume(self._checkpoint, _digest(inputs, labels))
+            self._resume(self._checkpoint, samples)
         taken = len(self.history.loss)
         with self._own_random_numbers(), self._bar(taken) as bar:
             for epoch in range(taken, self.epochs):
@@ -272,12 +273,12 @@ class Trainer:
                 if test is not None and (last or (test_every and done % test_every == 0)):
                     self._test(test, done)
                 if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
-                    self._save(self._checkpoint, _digest(inputs, labels))
+                    self._save(self._checkpoint, samples)
                 stop = after_epoch is not None and after_epoch(done) is True
                 if stop and test is not None and self.history.test_epochs[-1:] != [done]:
                     self._test(test, done)
                 if self._checkpoint is not None and stop:
-                    self._save(self._checkpoint, _digest(inputs, labels))
+                    self._save(self._checkpoint, samples)
                 if stop:
                     break
         return self.history

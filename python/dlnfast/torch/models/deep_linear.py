@@ -13,7 +13,7 @@ from ..._arrays import FloatArray, as_layers
 from ...initial import check_widths
 from ...trajectory import Trajectory
 from ..initial import Scale
-from ..operators import precision
+from ..operators import exact
 from ._construction import Device, construction, flattened
 
 
@@ -132,7 +132,7 @@ class DeepLinear(nn.Module):
     def to_weights(self) -> list[FloatArray]:
         """Return copies of ``W_1 .. W_L``, as `dlnfast.train` takes them; half precisions as float32."""
         return [
-            np.array(layer.weight.detach().cpu().to(_exact(layer.weight.dtype)).numpy(), order="C")
+            np.array(layer.weight.detach().cpu().to(exact(layer.weight.dtype)).numpy(), order="C")
             for layer in self._linear_layers()
         ]
 
@@ -143,7 +143,3 @@ class DeepLinear(nn.Module):
 
     def _linear_layers(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if precision(dtype) == np.float64 else torch.float32
