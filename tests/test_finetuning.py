@@ -268,6 +268,7 @@ except ModuleNotFoundError as error:
 def test_the_figure_of_few_examples(folder, tmp_path, capsys):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
     options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--learning-rates", "1e-3", "1e-2"]
+    options += ["--deep-learning-rates", "1e-3", "1e-2"]
     options += ["--steps", "3", "--evaluated", "12", "--max-length", "16", "--results", str(tmp_path)]
     numbers = run_figure(tmp_path, "deep-lora-fewshot", *options)["numbers"]
     assert [(row["n_examples"], row["method"]) for row in numbers["rows"]] == [

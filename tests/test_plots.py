@@ -19,6 +19,7 @@ from dlnfast.plots import (
     DiscriminationDisplay,
     LineDisplay,
     LossDisplay,
+    RankDisplay,
     SingularValueDisplay,
     linear_fit,
     log_linear_fit,
@@ -390,3 +391,19 @@ def test_wrong_projection(run, style, projection):
 def test_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_ranks_are_counted_and_drawn(run):
+    display = RankDisplay({"a": [0, 2, 2], "b": [1]}).plot()
+    assert display.numbers()["counts"] == {"a": [1, 0, 2], "b": [0, 1, 0]}
+    assert [bar.get_height() for bar in display.ax_.patches] == [1, 0, 2, 0, 1, 0]
+    assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
+    draw(display.figure_)
+    (label, ranks), *_ = RankDisplay.from_trajectory(run, 0.5).ranks.items()
+    assert label == "above 0.5 of the largest"
+    top = max(run.singular_values(layer)[-1, 0] for layer in range(1, DEPTH + 1))
+    assert ranks == [int(np.sum(run.singular_values(i)[-1] > 0.5 * top)) for i in range(1, DEPTH + 1)]
+    with pytest.raises(ValueError, match="ranks is empty"):
+        RankDisplay({})
+    with pytest.raises(ValueError, match=r"ranks\['a'\] is -1"):
+        RankDisplay({"a": [-1]})

@@ -16,6 +16,7 @@ import numpy as np
 from .sections import (
     Key,
     SpecError,
+    boolean,
     check_names,
     check_section,
     choice,
@@ -75,12 +76,14 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "steps": integer(required=True),
         "batch_size": integer(16),
         "final_rate": number(0.1),
+        "train_head": boolean(True),
     },
     "deep-lora": {
         "depth": integer(3),
         "scale": number(1e-3),
         "init": choice("gradient", "gradient", "random", "full"),
         "outer": number(1e-2),
+        "learning_rates": Key(is_list_of(is_number), "a list of numbers, in place of the grid's"),
     },
     "output": {"directory": string()},
 }
@@ -96,7 +99,11 @@ class Grid:
         """Return the runs, those of one seed together, so that a grid cut short has whole seeds."""
         from .torch.finetune import Run
 
-        grid, training, deep = (self.sections[name] for name in ("grid", "training", "deep-lora"))
+        grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
+        rates = dict.fromkeys(grid["methods"], grid["learning_rates"])
+        own = deep.pop("learning_rates")
+        if own is not None and "deep-lora" in rates:
+            rates["deep-lora"] = own
         return [
             Run(
                 method=method,
@@ -107,9 +114,10 @@ class Grid:
                 **training,
                 **(deep if method == "deep-lora" else {}),
             )
-            for seed, n, rank, rate, method in itertools.product(
-                grid["seeds"], grid["examples"], grid["ranks"], grid["learning_rates"], grid["methods"]
+            for seed, n, rank, method in itertools.product(
+                grid["seeds"], grid["examples"], grid["ranks"], grid["methods"]
             )
+            for rate in rates[method]
         ]
 
     def tuning(self) -> FineTuning:
@@ -307,7 +315,7 @@ class Row:
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a row for every method, number of examples and rank, at the rate with the best selection score.
 
-    The rate is the one whose mean over the seeds is best; all methods have the same rates to choose from.
+    The rate is the one whose mean over the seeds is best.
     """
     groups: dict[tuple[int, int, str], dict[float, list[Mapping[str, Any]]]] = {}
     for record in records:

@@ -34,6 +34,7 @@ __all__ = [
     "LineDisplay",
     "LossDisplay",
     "PathDisplay",
+    "RankDisplay",
     "SeriesDisplay",
     "SingularValueDisplay",
     "linear_fit",
@@ -1003,6 +1004,72 @@ class SeriesDisplay(_Labelled):
 
 def _positive(values: _Array) -> _Array:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+class RankDisplay(_Display):
+    """How many layers have which rank: a histogram, with bars side by side for several runs.
+
+    Parameters
+    ----------
+    ranks : mapping of str to sequence of int
+        Label -> one rank for each layer.
+
+    Attributes
+    ----------
+    counts : dict of str to list of int
+        Label -> how many layers have rank 0, 1, 2, ..
+    ax_, figure_
+        Where it was drawn.
+
+    Examples
+    --------
+    >>> from dlnfast.plots import RankDisplay
+    >>> RankDisplay({"LoRA": [2, 2, 2], "Deep LoRA": [0, 1, 1]}).counts
+    {'LoRA': [0, 0, 3], 'Deep LoRA': [1, 2, 0]}
+    """
+
+    def __init__(self, ranks: Mapping[str, Sequence[int]]) -> None:
+        self.ranks = {
+            label: [check_count(rank, f"ranks[{label!r}]", minimum=0) for rank in each]
+            for label, each in ranks.items()
+        }
+        if not any(self.ranks.values()):
+            raise ValueError("ranks is empty; wanted the ranks of some layers")
+        largest = max(max(each, default=0) for each in self.ranks.values())
+        self.counts = {
+            label: [each.count(rank) for rank in range(largest + 1)] for label, each in self.ranks.items()
+        }
+
+    @classmethod
+    def from_trajectory(cls, run: Trajectory, threshold: float = 0.01, step: int = -1) -> RankDisplay:
+        """Take the ranks of a run's layers at a record, as by `Trajectory.ranks`."""
+        return cls({f"above {threshold:g} of the largest": list(run.ranks(threshold, step=step).values())})
+
+    def plot(
+        self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **bar: Any
+    ) -> RankDisplay:
+        """Draw on `ax`, or on a new figure; further keywords go to ``ax.bar``."""
+        ax = _axes(ax)
+        width = 0.8 / len(self.counts)
+        style: dict[str, Any] = {"width": width} | bar
+        for place, (label, counts) in enumerate(self.counts.items()):
+            shift = (place - (len(self.counts) - 1) / 2) * width
+            x = np.arange(len(counts)) + shift
+            ax.bar(x, counts, color=colors[place % len(colors)], label=label, **style)
+        n_ranks = len(next(iter(self.counts.values())))
+        if n_ranks <= _MOST_LINES:
+            ax.set_xticks(range(n_ranks))
+        ax.set_xlabel("rank")
+        ax.set_ylabel("layers")
+        if legend:
+            ax.legend(frameon=False)
+        _tidy(ax)
+        self._drawn_on(ax)
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn."""
+        return {"ranks": self.ranks, "counts": self.counts}
 
 
 class PathDisplay(_Display):

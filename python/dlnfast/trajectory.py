@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from . import measures
 from . import reference as plain
-from ._arrays import FloatArray, as_matrix, check_count
+from ._arrays import FloatArray, as_matrix, check_count, check_scale
 from ._dispatch import core
 from ._errors import ShapeError
 from ._version import __version__
@@ -770,6 +772,98 @@ class Trajectory:
         angles: npt.NDArray[np.float64] = found[:, int(_side(side) == 2)]
         return angles
 
+    def subspace_cosines(
+        self, layer: int | str, rank: int | None = None, side: str = "left", step: int = -1
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Return how well the leading singular subspaces at the records agree with that of one record.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or a name.
+        rank : int, optional
+            Dimension of the subspaces; by default all vectors that were recorded.
+        side : {"left", "right"}
+            Of the u_i or of the v_i.
+        step : int
+            The record to compare with, or -1 for the last.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (n_records,)
+            ``minimum``, ``mean``, ``maximum``, ``overlap`` and ``baseline`` of `measures.subspace_cosine`.
+
+        Raises
+        ------
+        ValueError
+            If no vectors, or fewer than `rank`, were recorded.
+
+        Notes
+        -----
+        Cost: O(n_records d rank^2).
+        """
+        last = self.singular_vectors(layer, side, step)
+        count = last.shape[1] if rank is None else check_count(rank, "rank", maximum=last.shape[1])
+        found = [
+            measures.subspace_cosine(self.singular_vectors(layer, side, int(at))[:, :count], last[:, :count])
+            for at in self.steps
+        ]
+        return {
+            name: np.array([getattr(cosine, name) for cosine in found])
+            for name in measures.SubspaceCosine._fields
+        }
+
+    def ranks(
+        self, threshold: float = 0.01, *, step: int = -1, relative_to: Literal["all", "layer"] = "all"
+    ) -> dict[str, int]:
+        """Return how many singular values of each layer are above a threshold, at a record.
+
+        Parameters
+        ----------
+        threshold : float
+            Relative to the largest singular value.
+        step : int
+            A recorded step, or -1 for the last.
+        relative_to : {"all", "layer"}
+            The largest of all layers, so that one that hardly moved has rank 0, or of each layer.
+
+        Returns
+        -------
+        dict of str to int
+            By the names of the layers.
+
+        Raises
+        ------
+        ValueError
+            If more values may be above the threshold than were recorded.
+        """
+        level = check_scale(threshold, "threshold")
+        if relative_to not in ("all", "layer"):
+            raise ValueError(f"relative_to is {relative_to!r}; wanted 'all' or 'layer'")
+        record = self._record(step)
+        names = self.layer_names
+        values = [self.singular_values(i + 1)[record].astype(np.float64) for i in range(len(names))]
+        largest = max(float(v[0]) for v in values)
+        found = {}
+        for i, (name, v) in enumerate(zip(names, values, strict=True)):
+            least = level * (largest if relative_to == "all" else float(v[0]))
+            found[name] = int(np.sum(v > least))
+            if found[name] == len(v) < min(self.shapes[i]) and self._rest(i, record, v) > least:
+                raise ValueError(
+                    f"layer {name} may have more than the {len(v)} recorded singular values above "
+                    f"{threshold:g} of the largest: record more (k)"
+                )
+        return found
+
+    def _rest(self, index: int, record: int, values: npt.NDArray[np.float64]) -> float:
+        """Return a bound on the singular values that were not recorded."""
+        norm = self.tracking(index + 1).get("norm")
+        if norm is None or not np.isfinite(norm[record]):
+            return math.inf
+        rounding = len(values) * float(np.finfo(self.singular_values(index + 1).dtype).eps)
+        rest = float(norm[record]) ** 2 - float(np.sum(values**2))
+        return math.sqrt(max(rest - rounding * float(norm[record]) ** 2, 0.0))
+
     def _limit_in_core(self, states: ReducedStates, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         cores = [core[0].astype(np.float64) for core in states.cores]
         gram = None if states.input_gram is None else states.input_gram.astype(np.float64)
@@ -1020,7 +1114,7 @@ class Trajectory:
         assert isinstance(self.states, DenseStates)
         vectors = self.states.left if _side(side) == 0 else self.states.right
         if not vectors:
-            raise ValueError("no singular vectors were recorded: train(..., vectors=True)")
+            raise ValueError("no singular vectors were recorded: train or track with vectors=True")
         return vectors
 
     def _core_spectra(self, index: int) -> Spectra:

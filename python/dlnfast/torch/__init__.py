@@ -25,6 +25,7 @@ from .probes import RidgeProbes, SGDProbes
 from .statistics import ClassGeometry, ClassStatistics
 from .track import SpectralTracker, track
 from .trainer import Evaluation, History, Trainer
+from .updates import UpdateMatrix, adapter_updates
 
 __all__ = [
     "MLP",
@@ -48,8 +49,10 @@ __all__ = [
     "SpectralTracker",
     "Trainer",
     "Truncation",
+    "UpdateMatrix",
     "ViT",
     "WeightMatrix",
+    "adapter_updates",
     "balance",
     "collapse",
     "descend",

@@ -28,6 +28,7 @@ from ..progress import ProgressBar
 from ..tasks import TextTask
 from .deep_lora import DeepLoRA
 from .layers import LayerChoice, weight_matrices
+from .updates import adapter_updates
 
 __all__ = ["FineTuning", "Outcome", "Run", "find_model"]
 
@@ -399,16 +400,8 @@ def _encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
 
 def _updates(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
     """Return the singular values of every layer's update."""
-    if adapter is not None:
-        return {name: adapter.singular_values(name) for name in adapter.layer_names}
-    found = {}
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and "default" in module.lora_A:
-            # The product of two thin factors has the singular values of that of their triangles.
-            left = torch.linalg.qr(module.lora_B["default"].weight.detach().double())[1]
-            right = torch.linalg.qr(module.lora_A["default"].weight.detach().double().T)[1]
-            found[name] = torch.linalg.svdvals(left @ right.T).cpu().numpy()
-    return found
+    updates = adapter_updates(model) if adapter is None else adapter.updates()
+    return {update.name: update.singular_values() for update in updates}
 
 
 def _ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:

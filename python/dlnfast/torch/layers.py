@@ -12,9 +12,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-#: Names, globs, a regular expression, a rule, "penultimate", or None for all.
+from .operators import DeviceMatrix, ProductMatrix
+
+#: Names, globs, a regular expression, a rule, "penultimate", matrices that were found, or None for all.
 LayerChoice = (
-    str | re.Pattern[str] | Callable[[str, nn.Module], bool] | Sequence["str | re.Pattern[str]"] | None
+    str
+    | re.Pattern[str]
+    | Callable[[str, nn.Module], bool]
+    | Sequence["str | re.Pattern[str]"]
+    | Sequence["WeightMatrix"]
+    | None
 )
 
 _T = TypeVar("_T")
@@ -73,6 +80,33 @@ class WeightMatrix:
         rows, columns = self.matrix().shape
         return int(rows), int(columns)
 
+    @property
+    def highest_rank(self) -> int:
+        """How many singular values can differ from zero."""
+        return min(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.matrix().device
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the matrix is made of others, and formed by `matrix` only."""
+        return False
+
+    def copy(self) -> tuple[torch.Tensor, ...]:
+        """Return the matrix as it is now, for `operator` to subtract later."""
+        return (self.matrix().clone(),)
+
+    def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return what `copy` returned as a matrix."""
+        return start[0]
+
+    def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
+        """Return the matrix, less what `copy` returned, by its products with blocks of vectors."""
+        return DeviceMatrix(self.matrix(), None if start is None else start[0])
+
 
 def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[WeightMatrix]:
     """Return the weights of the chosen layers, each once.
@@ -83,7 +117,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     layers : str, regular expression, callable, sequence of them, or None
         A name as in ``model.named_modules()``; a glob (``"encoder.*.query"``); a compiled regular expression,
         searched for in the names; a rule ``(name, module) -> bool``; a sequence of names, globs and
-        expressions; "penultimate", the weight before the last one, in the order of registration. None: the
+        expressions; "penultimate", the weight before the last one, in the order of registration; or matrices
+        that were found before, with updates of adapters (`DeepLoRA.updates`) among them. None: the
         weights with two axes or more of linear, convolutional, attention and recurrent layers. Embeddings and
         parameters with two axes that are no layer's weight are followed where they are chosen by name.
 
@@ -102,6 +137,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+    if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
+        return _found_before(model, layers)
     everything = list(_all_matrices(model))
     if isinstance(layers, str) and layers == "penultimate":
         plain = [m for m in everything if _by_default(m)]
@@ -117,6 +154,21 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
         there = _listed([m.name for m in everything]) or "it has none"
         raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {there}")
     return chosen
+
+
+def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatrix]:
+    """Return matrices that are given as such, checked."""
+    modules = set(model.modules())
+    found: dict[str, WeightMatrix] = {}
+    for entry in layers:
+        if not isinstance(entry, WeightMatrix):
+            raise TypeError(f"layers holds a WeightMatrix and {type(entry).__name__}; wanted one kind")
+        if entry.module not in modules:
+            raise ValueError(f"layers: {entry.name!r} is no weight of this model")
+        if entry.name in found:
+            raise ValueError(f"layers holds {entry.name!r} twice")
+        found[entry.name] = entry
+    return list(found.values())
 
 
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
@@ -154,7 +206,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
 def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerChoice, what: str) -> list[_T]:
     """Return the items of which some name, or the module, is chosen."""
     if isinstance(layers, (str, re.Pattern)):
-        choices: Iterable[str | re.Pattern[str]] = (layers,)
+        choices: Iterable[object] = (layers,)
     elif callable(layers):
         return [item for names, module, item in named if layers(names[0], module)]
     elif isinstance(layers, Sequence):
@@ -175,7 +227,7 @@ def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerCho
     return [named[i][2] for i in sorted(kept)]
 
 
-def _fits(name: str, choice: str | re.Pattern[str]) -> bool:
+def _fits(name: str, choice: object) -> bool:
     if isinstance(choice, re.Pattern):
         return choice.search(name) is not None
     if not isinstance(choice, str):

@@ -1,4 +1,4 @@
-"""A matrix on a torch device, as the tracker sees it: products with thin blocks, nothing else."""
+"""Matrices on torch devices, as the tracker sees them: products with thin blocks, nothing else."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def host_matrix(matrix: torch.Tensor) -> FloatArray:
     return result
 
 
+def _to_device(X: npt.ArrayLike, dtype: np.dtype[Any], device: torch.device) -> torch.Tensor:
+    array = np.array(X, dtype=dtype)  # a copy: what comes may be a view that is read-only
+    return torch.from_numpy(array).to(device)
+
+
+def _to_host(block: torch.Tensor) -> FloatArray:
+    result: FloatArray = np.ascontiguousarray(block.cpu().numpy())
+    return result
+
+
 class DeviceMatrix:
     """``W - W_0`` for tensors on any device, by its products (`SVDTracker.update` takes it for a matrix).
 
@@ -54,21 +64,53 @@ class DeviceMatrix:
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
         """Return ``(W - W_0) X`` for X of shape (n, p)."""
-        return self._host(self._values @ self._block(X))
+        return _to_host(self._values @ _to_device(X, self.dtype, self._values.device))
 
     def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
         """Return ``(W - W_0)^T Y`` for Y of shape (m, p)."""
-        return self._host(self._values.T @ self._block(Y))
+        return _to_host(self._values.T @ _to_device(Y, self.dtype, self._values.device))
 
     def squared_norm(self) -> float:
         """Return ``||W - W_0||_F^2``, summed in float64."""
         return float(torch.sum(self._values.to(torch.float64).square()))
 
-    def _block(self, X: npt.ArrayLike) -> torch.Tensor:
-        array = np.array(X, dtype=self.dtype)  # a copy: what comes may be a view that is read-only
-        return torch.from_numpy(array).to(self._values.device)
 
-    @staticmethod
-    def _host(block: torch.Tensor) -> FloatArray:
-        result: FloatArray = np.ascontiguousarray(block.cpu().numpy())
-        return result
+class ProductMatrix:
+    """``A B - A_0 B_0`` for thin factors on any device, by products with these; the matrix is never formed.
+
+    Parameters
+    ----------
+    left, right : Tensor, shape (m, r) and (r, n)
+        A and B. Half precisions are read as float32.
+    start : (Tensor, Tensor), optional
+        A_0 and B_0, of any inner size; zero by default.
+    """
+
+    def __init__(
+        self,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        start: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self.dtype = precision(left.dtype)
+        kind = exact(left.dtype)
+        self._left, self._right = left.detach().to(kind), right.detach().to(kind)
+        if start is not None:
+            first, second = (tensor.detach().to(self._left) for tensor in start)
+            self._left = torch.cat([self._left, -first], dim=1)
+            self._right = torch.cat([self._right, second])
+        self.shape = (int(left.shape[0]), int(right.shape[1]))
+
+    def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
+        """Return ``M X`` for X of shape (n, p)."""
+        return _to_host(self._left @ (self._right @ _to_device(X, self.dtype, self._left.device)))
+
+    def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
+        """Return ``M^T Y`` for Y of shape (m, p)."""
+        return _to_host(self._right.T @ (self._left.T @ _to_device(Y, self.dtype, self._left.device)))
+
+    def squared_norm(self) -> float:
+        """Return ``||M||_F^2``, in float64: that of the product of two triangles, O((m + n) r^2)."""
+        above = torch.linalg.qr(self._left.double(), mode="r")[1]
+        below = torch.linalg.qr(self._right.T.double(), mode="r")[1]
+        return float(torch.sum((above @ below.T).square()))

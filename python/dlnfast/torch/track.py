@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 import time
 import weakref
@@ -27,12 +28,14 @@ from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
-from .operators import DeviceMatrix, host_matrix
+from .operators import host_matrix
 
 Of = Literal["weights", "change"]
 
 _STATE_VERSION = 1
 _WHAT: tuple[Of, ...] = ("weights", "change")
+#: Rows of a record that are there on demand.
+_VECTORS = ("left", "right")
 #: Numbers in a matrix from which on it takes all threads. Smaller ones take one each, side by side.
 _LARGE = 2**22
 #: Smaller sides up to which a matrix on a device is brought to the host: it is decomposed as a whole.
@@ -46,6 +49,7 @@ def track(
     k: int | Literal["all"] = 8,
     every: int = 10,
     change: bool = True,
+    vectors: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     tolerance: float = DEFAULTS["tolerance"],
     seed: int = 0,
@@ -62,13 +66,17 @@ def track(
     model : Module
         Any. Convolutions count as matrices (out, in kh kw); an attention's joint projection as three.
     layers : str, regular expression, callable, sequence of them, or None
-        Which: as for `weight_matrices`; "penultimate"; None for all.
+        Which: as for `weight_matrices`; "penultimate"; None for all. Or the updates of adapters, by
+        `DeepLoRA.updates` or `adapter_updates`.
     k : int or "all"
         How many singular values; at most all that a matrix has.
     every : int
         Records at steps 0, every, 2 every, .. and when tracking ends.
     change : bool
         Also follow W(t) - W(0), which takes a copy of W(0).
+    vectors : bool
+        Keep the singular vectors of every record, for `Trajectory.singular_vectors` and
+        `Trajectory.subspace_cosines`: k (m + n) numbers each.
     optimizer : Optimizer, optional
         Whose steps count. By default the first one that steps and holds one of the weights.
     tolerance : float
@@ -99,6 +107,9 @@ def track(
     Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
     5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
 
+    The update of an adapter is followed as the product of its thin factors, without being formed where its
+    sides are above 128; all its singular values are r.
+
     Under data parallelism every process tracks its own copy: start it in one.
 
     Examples
@@ -122,6 +133,7 @@ def track(
         k=k,
         every=every,
         change=change,
+        vectors=vectors,
         optimizer=optimizer,
         tolerance=tolerance,
         seed=seed,
@@ -150,6 +162,7 @@ class SpectralTracker:
         k: int | Literal["all"] = 8,
         every: int = 10,
         change: bool = True,
+        vectors: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
         tolerance: float = DEFAULTS["tolerance"],
         seed: int = 0,
@@ -160,8 +173,10 @@ class SpectralTracker:
             dtype = matrix.matrix().dtype
             if not dtype.is_floating_point:
                 raise TypeError(f"layer {matrix.name} is {dtype}; wanted real floating-point numbers")
-        if not isinstance(change, bool):
-            raise TypeError(f"change is {change!r}; wanted True or False")
+        for name, value in (("change", change), ("vectors", vectors)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}; wanted True or False")
+        self._vectors = vectors
         self.step = 0
         self.seconds = 0.0
         self._failed = False
@@ -176,7 +191,7 @@ class SpectralTracker:
         }
         self._steps: list[int] = []
         self._loss: dict[int, float] = {}
-        self._start = [m.matrix().clone() for m in self.matrices] if change else None
+        self._start = [m.copy() for m in self.matrices] if change else None
         #: Where each thread computes changes.
         self._buffers: dict[int, npt.NDArray[Any]] = {}
         self._followed: dict[Of, list[_Followed]] = {
@@ -192,9 +207,9 @@ class SpectralTracker:
         return f"SpectralTracker({len(self.matrices)} layers, {self.step} steps, {len(self._steps)} records)"
 
     def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
-        smaller = min(matrix.shape)
+        most = matrix.highest_rank
         settings = self._settings | ({} if _is_large(matrix) else {"n_threads": 1})
-        return SVDTracker(smaller if self._k == "all" else min(self._k, smaller), **settings)
+        return SVDTracker(most if self._k == "all" else min(self._k, most), **settings)
 
     # ------------------------------------------------------------------------------------- records
 
@@ -223,7 +238,7 @@ class SpectralTracker:
                 raise ValueError(f"layer {self.matrices[i].name} at step {self.step}: {error}") from error
         for i, of in jobs:
             followed = self._followed[of][i]
-            followed.append(found[i, of])
+            followed.append(found[i, of], self._vectors)
             if followed.reference is None and _is_split(found[i, of]):
                 followed.refer_to(found[i, of], self.step, self._host(i, of))
         self._steps.append(self.step)
@@ -231,13 +246,13 @@ class SpectralTracker:
 
     def _host(self, i: int, of: Of) -> FloatArray:
         """Return a weight or its change in float64."""
-        now = host_matrix(self.matrices[i].matrix()).astype(np.float64)
-        start = self._start_of(of, i, self.matrices[i].matrix())
-        return now if start is None else now - host_matrix(start)
+        matrix = self.matrices[i]
+        now = host_matrix(matrix.matrix()).astype(np.float64)
+        start = self._start_of(of, i)
+        return now if start is None else now - host_matrix(matrix.start_matrix(start))
 
     def _find(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
         """Return what each tracker finds, or the error that it raises."""
-        weights = [matrix.matrix() for matrix in self.matrices]
         found: dict[tuple[int, Of], Any] = {}
         n_threads = self._settings["n_threads"] or torch.get_num_threads()
 
@@ -248,15 +263,19 @@ class SpectralTracker:
                 except IndexError:  # another thread was faster
                     return
                 try:
-                    followed, start = self._followed[of][i], self._start_of(of, i, weights[i])
-                    found[i, of] = self._update(followed.tracker, weights[i], start)
+                    tracker, start = self._followed[of][i].tracker, self._start_of(of, i)
+                    found[i, of] = self._update(tracker, self.matrices[i], start)
                 except ValueError as error:
                     found[i, of] = error
 
-        alone = {i for i, w in enumerate(weights) if w.device.type != "cpu" or _is_large(self.matrices[i])}
+        alone = {
+            i
+            for i, matrix in enumerate(self.matrices)
+            if matrix.device.type != "cpu" or matrix.is_product or _is_large(matrix)
+        }
         work(deque(job for job in jobs if job[0] in alone))
         # The largest first, so that no thread is left with one of them at the end.
-        by_size = sorted(jobs, key=lambda job: -weights[job[0]].numel())
+        by_size = sorted(jobs, key=lambda job: -math.prod(self.matrices[job[0]].shape))
         rest = deque(job for job in by_size if job[0] not in alone)
         n_others = min(n_threads, len(rest)) - 1
         if n_others > 0:
@@ -270,19 +289,22 @@ class SpectralTracker:
         self._buffers.clear()  # the threads are gone
         return found
 
-    def _start_of(self, of: Of, i: int, weight: torch.Tensor) -> torch.Tensor | None:
+    def _start_of(self, of: Of, i: int) -> tuple[torch.Tensor, ...] | None:
         if of == "weights":
             return None
         assert self._start is not None
-        if self._start[i].device != weight.device:  # the model has moved
-            self._start[i] = self._start[i].to(weight.device)
+        device = self.matrices[i].device
+        if self._start[i][0].device != device:  # the model has moved
+            self._start[i] = tuple(tensor.to(device) for tensor in self._start[i])
         return self._start[i]
 
-    def _update(self, tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
-        whole = min(weight.shape) <= max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"]))
-        if weight.device.type != "cpu" and not whole:
-            return self._by_products(tracker, weight, start)
-        values = host_matrix(weight)
+    def _update(
+        self, tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
+    ) -> TrackerRecord:
+        whole = min(matrix.shape) <= max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"]))
+        if not whole and (matrix.is_product or matrix.device.type != "cpu"):
+            return self._by_products(tracker, matrix, start)
+        values = host_matrix(matrix.matrix())
         if start is None:
             return tracker.update(values)
         buffer = self._buffers.get(threading.get_ident())
@@ -290,12 +312,14 @@ class SpectralTracker:
             buffer = self._buffers[threading.get_ident()] = np.empty(values.size, dtype=values.dtype)
         moved = buffer[: values.size].reshape(values.shape)
         # By NumPy: every thread that calls PyTorch would have a team of its own.
-        return tracker.update(np.subtract(values, host_matrix(start), out=moved))
+        return tracker.update(np.subtract(values, host_matrix(matrix.start_matrix(start)), out=moved))
 
     @staticmethod
-    def _by_products(tracker: SVDTracker, weight: torch.Tensor, start: torch.Tensor | None) -> TrackerRecord:
+    def _by_products(
+        tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
+    ) -> TrackerRecord:
         """Leave the matrix where it is, and let blocks of vectors travel."""
-        operator = DeviceMatrix(weight, start)
+        operator = matrix.operator(start)
         return tracker.update(operator, squared_norm=operator.squared_norm())
 
     def follows(self, model: nn.Module) -> bool:
@@ -356,8 +380,8 @@ class SpectralTracker:
         followed = self._followed[of]
         states = DenseStates(
             values=tuple(f.values() for f in followed),
-            left=(),
-            right=(),
+            left=self._recorded(followed, "left"),
+            right=self._recorded(followed, "right"),
             snapshots=(),
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
@@ -388,6 +412,9 @@ class SpectralTracker:
             config=config,
             wall_time=self.seconds,
         )
+
+    def _recorded(self, followed: list[_Followed], side: str) -> tuple[FloatArray, ...]:
+        return tuple(np.array(each.rows[side]) for each in followed) if self._vectors else ()
 
     # ----------------------------------------------------------------------------------- end, resume
 
@@ -421,7 +448,7 @@ class SpectralTracker:
             "steps": list(self._steps),
             "loss": dict(self._loss),
             "seconds": self.seconds,
-            "start": None if self._start is None else [s.clone() for s in self._start],
+            "start": None if self._start is None else [[t.clone() for t in s] for s in self._start],
             "norms": self._norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
         }
@@ -432,6 +459,7 @@ class SpectralTracker:
             "layers": [m.name for m in self.matrices],
             "shapes": [list(m.shape) for m in self.matrices],
             "k": self._k,
+            "vectors": self._vectors,
         }
 
     def _norms(self) -> list[float]:
@@ -475,7 +503,9 @@ class SpectralTracker:
                 )
         if self._start is not None:
             pairs = zip(self._start, state["start"], strict=True)
-            self._start = [theirs_.to(own.device, own.dtype) for own, theirs_ in pairs]
+            self._start = [
+                tuple(tensor.to(own[0].device, own[0].dtype) for tensor in kept) for own, kept in pairs
+            ]
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self._steps = [int(step) for step in state["steps"]]
         self._loss = {int(step): float(value) for step, value in state["loss"].items()}
@@ -483,8 +513,7 @@ class SpectralTracker:
             for i, matrix in enumerate(self.matrices):
                 fresh = _Followed(self._new_tracker(matrix))
                 fresh.load_state_dict(state["followed"][of][i])
-                weight = matrix.matrix()
-                self._update(fresh.tracker, weight, self._start_of(of, i, weight))
+                self._update(fresh.tracker, matrix, self._start_of(of, i))
                 fresh.join()
                 followed[i] = fresh
 
@@ -532,7 +561,7 @@ class _Followed:
     names: dict[int, int] = field(default_factory=dict)
     next_name: int | None = None
 
-    def append(self, found: TrackerRecord) -> None:
+    def append(self, found: TrackerRecord, with_vectors: bool) -> None:
         vectors = self.tracker.left_vectors, self.tracker.right_vectors
         self.last = vectors
         k = len(found.singular_values)
@@ -552,8 +581,10 @@ class _Followed:
             "angles": angles,
             "block_angles": block,
         }
+        if with_vectors:
+            row |= dict(zip(_VECTORS, vectors, strict=True))
         for name, array in row.items():
-            self.rows[name].append(array)
+            self.rows.setdefault(name, []).append(array)
 
     def refer_to(self, found: TrackerRecord, step: int, matrix: FloatArray) -> None:
         """Measure angles to the vectors of this record, computed to rounding over their gaps."""
@@ -577,7 +608,8 @@ class _Followed:
         return np.array(self.rows["values"], dtype=self.tracker._dtype)
 
     def tracking(self) -> LayerTracking:
-        return LayerTracking(**{name: np.array(rows) for name, rows in self.rows.items() if name != "values"})
+        held = {name: np.array(rows) for name, rows in self.rows.items() if name not in ("values", *_VECTORS)}
+        return LayerTracking(**held)
 
     def state_dict(self) -> dict[str, Any]:
         def tensors(pair: tuple[FloatArray, FloatArray] | None) -> list[torch.Tensor] | None:

@@ -16,6 +16,7 @@ from torch import nn
 from ..._arrays import check_count, check_scale, random_generator
 from ..._errors import ShapeError
 from ..layers import LayerChoice
+from ..updates import UpdateMatrix, thin_svd
 from . import files
 from .gradient import Loss, draw_frames, first_factors, leading_gradients
 from .layers import (
@@ -371,7 +372,33 @@ class DeepLoRA:
 
     def singular_values(self, layer: str) -> npt.NDArray[np.float64]:
         """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2)."""
-        return _thin_svd(self._branch(layer).factors())[1].cpu().numpy()
+        return thin_svd(*self._branch(layer).factors().double().as_pair())[1].cpu().numpy()
+
+    def updates(self) -> list[UpdateMatrix]:
+        """Return the updates of all layers' weights as matrices for `track`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import dlnfast as dln
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> adapter = dln.torch.DeepLoRA(model, rank=2, init="random")
+        >>> optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+        >>> with dln.torch.track(model, adapter.updates(), every=1, change=False) as tracked:
+        ...     model(torch.ones(1, 4)).sum().backward()
+        ...     optimizer.step()
+        >>> tracked.trajectory().singular_values("0").shape
+        (2, 2)
+        """
+        return [
+            UpdateMatrix(
+                name,
+                branch,
+                pair=lambda branch=branch: branch.factors().as_pair(),  # type: ignore[misc]
+                size=(self._targets[name].d_out, self._targets[name].d_in),
+            )
+            for name, branch in self._attached().items()
+        ]
 
     def compress(self, rank: int | None = None, *, tolerance: float | None = None) -> dict[str, Truncation]:
         r"""Replace the update of each layer by its best approximation of lower rank.
@@ -408,7 +435,7 @@ class DeepLoRA:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
         result = {}
         for name, branch in branches.items():
-            left, values, right = _thin_svd(branch.factors())
+            left, values, right = thin_svd(*branch.factors().double().as_pair())
             # tails[k] is what is left out at rank k.
             tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
             kept = len(values)
@@ -576,16 +603,6 @@ class DeepLoRA:
         if layer not in branches:
             raise ValueError(f"layer is {layer!r}; wanted one of {', '.join(list(branches)[:12])}")
         return branches[layer]
-
-
-def _thin_svd(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return U, s, V^T of the product, in float64."""
-    cores = None if factors.cores is None else factors.cores.double()
-    factors = Factors(factors.right.double(), cores, factors.left.double(), factors.framed)
-    q_left, r_left = torch.linalg.qr(factors.map_above())
-    q_right, r_right = torch.linalg.qr(factors.right.T)
-    u, s, vt = torch.linalg.svd(r_left @ r_right.T)
-    return q_left @ u, s, vt @ q_right.T
 
 
 def _check_floating(target: Target) -> None:

@@ -214,8 +214,8 @@ class DeepFactors(nn.Module):
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """Return what the branch stands for as a change of the weight, in the weight's layout."""
-        factors = self.factors()
-        product = factors.map_above() @ factors.right
+        above, right = self.factors().as_pair()
+        product = above @ right
         return product if self.kind == "linear" else product.T
 
     def extra_repr(self) -> str:
@@ -236,6 +236,15 @@ class Factors:
     def map_above(self) -> torch.Tensor:
         """Return ``left C_k .. C_1``."""
         return self.left if self.cores is None else self.left @ _product(self.cores.unbind(0))
+
+    def double(self) -> Factors:
+        """Return them in float64."""
+        cores = None if self.cores is None else self.cores.double()
+        return Factors(self.right.double(), cores, self.left.double(), self.framed)
+
+    def as_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``left C_k .. C_1`` and right, whose product is the update, one row per output."""
+        return self.map_above(), self.right
 
     def as_parameters(self) -> list[torch.Tensor]:
         """Return them in the order in which a `DeepFactors` has its parameters."""

@@ -1,0 +1,164 @@
+"""What adapters add to weights, as matrices that are products of two thin factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from .layers import WeightMatrix
+from .operators import DeviceMatrix, ProductMatrix
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateMatrix(WeightMatrix):
+    """The update ``dW = left right`` of a layer's weight by an adapter, one row per output.
+
+    Attributes
+    ----------
+    name : str
+        Of the layer.
+    module : Module
+        Whose parameters the factors are.
+    pair : callable
+        Returns left (d_out, r) and right (r, d_in) as they are now, detached.
+    size : (int, int)
+        d_out and d_in.
+    """
+
+    pair: Callable[[], Pair] = field(kw_only=True)
+    size: tuple[int, int] = field(kw_only=True)
+
+    def matrix(self) -> torch.Tensor:
+        """Return the update as it is now, dense."""
+        left, right = self.pair()
+        return left @ right
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.size
+
+    @property
+    def highest_rank(self) -> int:
+        """The inner size r, or the smaller side."""
+        return min(*self.size, int(self.pair()[0].shape[1]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def is_product(self) -> bool:
+        """True."""
+        return True
+
+    def copy(self) -> tuple[torch.Tensor, ...]:
+        """Return the factors as they are now."""
+        left, right = self.pair()
+        return left.clone(), right.clone()
+
+    def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return what `copy` returned, dense."""
+        return start[0] @ start[1]
+
+    def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
+        """Return the update, less what `copy` returned, by its products with blocks of vectors."""
+        left, right = self.pair()
+        rows, columns = self.size
+        inner = left.shape[1] + (0 if start is None else start[0].shape[1])
+        if 2 * inner * (rows + columns) < rows * columns:
+            return ProductMatrix(left, right, None if start is None else (start[0], start[1]))
+        return DeviceMatrix(left @ right, None if start is None else self.start_matrix(start))
+
+    def singular_values(self) -> npt.NDArray[np.float64]:
+        """Return all that can differ from zero, descending, computed in float64; O((d_out + d_in) r^2)."""
+        values: npt.NDArray[np.float64] = thin_svd(*self.pair())[1].cpu().numpy()
+        return values
+
+
+def thin_svd(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return U, s, V^T of ``left right``, in float64; O((m + n) r^2)."""
+    q_left, r_left = torch.linalg.qr(left.double())
+    q_right, r_right = torch.linalg.qr(right.T.double())
+    u, s, vt = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return q_left @ u, s, vt @ q_right.T
+
+
+def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[UpdateMatrix]:
+    """Return the updates of a model that PEFT adapted, by LoRA or Deep LoRA, for `track`.
+
+    Parameters
+    ----------
+    model : Module
+        What ``peft.get_peft_model`` returned.
+    adapter_name : str
+
+    Returns
+    -------
+    list of UpdateMatrix
+        In the order of registration, named as in ``model.named_modules()``, with the factor alpha / r of
+        LoRA. Updates count whether the adapter is active, merged or neither.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such adapter, or it is one whose update is no product of two factors (DoRA).
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> updates = dln.torch.adapter_updates(peft_model)  # doctest: +SKIP
+    >>> with dln.torch.track(peft_model, updates, every=10, change=False) as tracked:  # doctest: +SKIP
+    ...     train(peft_model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
+    found = list(_updates_of(model, adapter_name))
+    if not found:
+        raise ValueError(f"model has no LoRA or Deep LoRA layers with an adapter {adapter_name!r}")
+    return found
+
+
+def _updates_of(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
+    for name, module in model.named_modules():
+        pair = _deep_pair(module, adapter) or _lora_pair(module, adapter, name)
+        if pair is not None:
+            left, right = pair()
+            yield UpdateMatrix(name, module, pair=pair, size=(int(left.shape[0]), int(right.shape[1])))
+
+
+def _deep_pair(module: Any, adapter: str) -> Callable[[], Pair] | None:
+    held = getattr(module, "deep_lora_factors", None)
+    if held is None or adapter not in held:
+        return None
+    return lambda: held[adapter].factors().as_pair()
+
+
+def _lora_pair(module: Any, adapter: str, name: str) -> Callable[[], Pair] | None:
+    """Return the factors of a layer of PEFT's LoRA, whose update is ``scaling B A``."""
+    for below, above in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        if adapter not in getattr(module, below, {}):
+            continue
+        if adapter in getattr(module, "lora_variant", {}):
+            raise ValueError(
+                f"the update of layer {name!r} is not a product of two factors: "
+                f"{type(module.lora_variant[adapter]).__name__}"
+            )
+
+        def pair(below: str = below, above: str = above) -> Pair:
+            a, b = (getattr(module, key)[adapter] for key in (below, above))
+            right, left = (getattr(x, "weight", x).detach() for x in (a, b))
+            scale = float(module.scaling[adapter])
+            return scale * left.reshape(left.shape[0], -1), right.reshape(right.shape[0], -1)
+
+        return pair
+    return None
