@@ -291,14 +291,14 @@ def test_adapters_beside_each_other(capsys):
     step, *setups = result["rows"]
     assert step["n_matrices"] == 6
     assert step["ratio"] == step["seconds"]["deep-lora"]["median"] / step["seconds"]["lora"]["median"]
-    assert [(row["samples"], row["checkpointing"]) for row in setups] == [(16, False), (16, True), (4, False)]
+    assert [(row["parts"], row["checkpointing"]) for row in setups] == [(1, False), (1, True), (4, False)]
     for row in setups:
         assert row["n_matrices"] == 6
         assert row["seconds"] > 0
-        assert row["bytes"] >= 0
+        assert min(row["bytes"], row["pass_bytes"], row["lora_step_bytes"]) >= 0
     printed = capsys.readouterr().out
     assert "Deep LoRA" in printed
-    assert "set-up, 6 matrices, batch 4 x 32" in printed
+    assert "set-up, 6 matrices, 16 x 32 tokens in 4 batches" in printed
 
 
 def test_cases_that_need_torch_are_skipped_without_it(monkeypatch, capsys):

@@ -49,23 +49,26 @@ def deep_lora(options: Options) -> dict[str, Any]:
         flush=True,
     )
     rows = [{"what": "step"} | step["row"]]
-    for samples, checkpointing in ((16, False), (16, True), (4, False)):
+    for parts, checkpointing in ((1, False), (1, True), (4, False)):
         arguments = {
             "sizes": _TINY if options.quick else _BASE,
             "rank": rank,
-            "samples": samples,
+            "parts": parts,
             "checkpointing": checkpointing,
         }
         # In processes of their own: what one frees the other would find.
-        alone = record.in_process("adapter_setup", arguments | {"alone": True})
-        found = record.in_process("adapter_setup", arguments | {"alone": False})
-        found |= {f"plain_{name}": alone[name] for name in ("seconds", "bytes")}
-        rows.append({"what": "set-up"} | found)
+        found = record.in_process("adapter_setup", arguments | {"what": "set-up"})
+        for other in ("pass", "lora step"):
+            beside = record.in_process("adapter_setup", arguments | {"what": other})
+            found |= {f"{other.replace(' ', '_')}_{name}": beside[name] for name in ("seconds", "bytes")}
+        rows.append(found)
         print(
-            f"set-up, {found['n_matrices']} matrices, batch {samples} x {_BATCH[1]}"
+            f"set-up, {found['n_matrices']} matrices, {_BATCH[0]} x {_BATCH[1]} tokens"
+            f"{f' in {parts} batches' if parts > 1 else ''}"
             f"{', gradient checkpointing' if checkpointing else ''}: {found['seconds']:.2f} s, "
-            f"{found['bytes'] / 1e6:.0f} MB beyond the model (a forward and backward pass alone: "
-            f"{found['plain_seconds']:.2f} s, {found['plain_bytes'] / 1e6:.0f} MB)",
+            f"{found['bytes'] / 1e6:.0f} MB beyond the model (of one batch alone, forward and backward: "
+            f"{found['pass_seconds']:.2f} s, {found['pass_bytes'] / 1e6:.0f} MB; a training step of PEFT's "
+            f"LoRA: {found['lora_step_seconds']:.2f} s, {found['lora_step_bytes'] / 1e6:.0f} MB)",
             flush=True,
         )
     return {"case": "deep-lora", "rows": rows, "machine": step["machine"]}
@@ -144,50 +147,63 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
 
 
 def adapter_setup(
-    sizes: dict[str, Any], rank: int, samples: int, checkpointing: bool, alone: bool
+    sizes: dict[str, Any], rank: int, parts: int, checkpointing: bool, what: str
 ) -> dict[str, Any]:
-    """Set up Deep LoRA from one batch; return its time, and what it adds to the memory of this process.
+    """Do one thing with a model; return its time, and what it adds to the memory of this process.
 
     Parameters
     ----------
     sizes : dict
         Of a `BertConfig`.
-    rank, samples : int
-        r, and samples of the batch.
+    rank, parts : int
+        r, and into how many batches the samples are split.
     checkpointing : bool
         Whether the model recomputes its activations.
-    alone : bool
-        Only pass forward and backward once, with respect to the embeddings.
+    what : {"set-up", "pass", "lora step"}
+        Set up Deep LoRA; or, with the first batch, only pass forward and backward, with respect to the
+        embeddings; or take a step of AdamW with PEFT's LoRA.
 
     Returns
     -------
     dict
     """
+    import peft
     import torch
 
     from ..torch import DeepLoRA
 
     model = _model(sizes)
     names = _layers(model)
+    if what == "lora step":
+        model = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names))
     if checkpointing:
         model.gradient_checkpointing_enable()
-    batch = _batch(samples)
+    batch = _batch(_BATCH[0])
+    size = _BATCH[0] // parts
+    batches = [{key: x[i : i + size] for key, x in batch.items()} for i in range(0, _BATCH[0], size)]
     with torch.no_grad():
         model(**_batch(1))  # what is loaded once
+    if what == "lora step":
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def work() -> None:
-        if not alone:
-            DeepLoRA(model, names, rank=rank, batches=batch)
+        if what == "set-up":
+            DeepLoRA(model, names, rank=rank, batches=batches)
             return
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        model.bert.embeddings.word_embeddings.register_forward_hook(lambda m, x, y: y.requires_grad_(True))
-        model(**batch).loss.backward()
+        if what == "pass":
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            embeddings = model.bert.embeddings.word_embeddings
+            embeddings.register_forward_hook(lambda m, x, y: y.requires_grad_(True))
+        model(**batches[0]).loss.backward()
+        if what == "lora step":
+            optimizer.step()
 
     seconds, added = _watched(work)
     return {
+        "what": what,
         "n_matrices": len(names),
-        "samples": samples,
+        "parts": parts,
         "checkpointing": checkpointing,
         "seconds": seconds,
         "bytes": added,

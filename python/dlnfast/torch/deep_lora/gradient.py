@@ -152,16 +152,17 @@ class _GradientSum:
                 "checkpoint of a shared layer); pass the batch twice, in a list"
             )
         rows = grad.reshape(-1, self.target.d_out).to(self.target.dtype)
-        if self._sum is None:
-            self._sum = rows.new_zeros(self.target.d_out, self.target.d_in)
         if self.target.kind == "embedding":
+            if self._sum is None:
+                self._sum = rows.new_zeros(self.target.d_out, self.target.d_in)
             padding = getattr(self.target.module, "padding_idx", None)
             tokens = x.reshape(-1)
             if padding is not None:
                 rows = rows.masked_fill((tokens == padding)[:, None], 0.0)
             self._sum.index_add_(1, tokens, rows.T)
         else:
-            self._sum.addmm_(rows.T, x.reshape(-1, self.target.d_in).to(self.target.dtype))
+            inputs = x.reshape(-1, self.target.d_in).to(self.target.dtype)
+            self._sum = rows.T @ inputs if self._sum is None else self._sum.addmm_(rows.T, inputs)
         self.n_calls -= 1
         if self._at_once and self.n_calls == 0:
             self.reduce()
@@ -170,7 +171,7 @@ class _GradientSum:
         if self.found is not None:
             return
         total, self._sum = self._sum, None
-        size = 0.0 if total is None else float(total.abs().max())
+        size = 0.0 if total is None else float(torch.linalg.vector_norm(total, torch.inf))
         if total is None or size == 0.0:
             raise ValueError(
                 f"the loss does not depend on layer {self.target.name!r}, or its gradient vanishes there; "
