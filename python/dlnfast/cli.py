@@ -353,9 +353,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         folder / "summary.json",
         {
             "spec": grid.sections,
-            "rows": [
-                dataclasses.asdict(row) | {"mean": row.mean, "deviation": row.deviation} for row in rows
-            ],
+            "rows": [row.to_dict() for row in rows],
             "paired": finetuning.paired(rows),
             "environment": environment(),
         },

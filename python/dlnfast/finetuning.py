@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -288,8 +288,8 @@ class Row:
         Seed -> score on the half that is reported.
     selection : float
         Mean score on the half where the rate was chosen.
-    mean_rank : float
-        Mean rank of the updates of all layers.
+    ranks : list of int
+        Of the updates of all layers, seed by seed.
     """
 
     method: str
@@ -298,7 +298,7 @@ class Row:
     learning_rate: float
     scores: dict[int, float]
     selection: float
-    mean_rank: float
+    ranks: list[int]
 
     @property
     def mean(self) -> float:
@@ -306,10 +306,20 @@ class Row:
         return float(np.mean(list(self.scores.values())))
 
     @property
+    def mean_rank(self) -> float:
+        """Mean rank of the updates."""
+        return float(np.mean(self.ranks))
+
+    @property
     def deviation(self) -> float:
         """Standard deviation over the seeds, n - 1 in the denominator; NaN for a single one."""
         values = list(self.scores.values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        beside = {"mean": self.mean, "deviation": self.deviation, "mean_rank": self.mean_rank}
+        return asdict(self) | beside
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -339,7 +349,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
                 learning_rate=best,
                 scores={r["run"]["seed"]: float(r["scores"]["report"]) for r in rates[best]},
                 selection=means[best],
-                mean_rank=float(np.mean([np.mean(list(r["ranks"].values())) for r in rates[best]])),
+                ranks=[int(rank) for record in rates[best] for rank in record["ranks"].values()],
             )
         )
     return rows

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .. import finetuning
-from ..plots import COLOURS, LineDisplay
+from ..plots import COLOURS, LineDisplay, RankDisplay
 from ..tasks import TASKS
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
@@ -100,26 +100,21 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             grid = _grid(settings, (fewest,), settings.ranks, method, rate)
             finetuning.run_grid(grid, results, progress=progress)
             wide += _rows(grid, results)
-    displays = {
+    displays: dict[str, LineDisplay | RankDisplay] = {
         "examples": _over(rows, "n_examples", settings.examples, "training samples", PUBLISHED),
         "ranks": _over(wide, "rank", settings.ranks, "rank r of the adapter", PUBLISHED_RANKS),
-        "learned": LineDisplay(
-            settings.examples,
+        "learned": RankDisplay(
             {
-                method: [_row(rows, method, "n_examples", n).mean_rank for n in settings.examples]
-                for method in _LABELS
-            },
-            x_label="training samples",
-            y_label="mean over the layers",
+                label: _row(rows, method, "n_examples", max(settings.examples)).ranks
+                for method, label in _LABELS.items()
+            }
         ),
     }
     claims = _claims(rows, wide)
     numbers = {
-        "rows": [asdict(row) | {"mean": row.mean, "deviation": _finite(row.deviation)} for row in rows],
-        "paired": [
-            {**gap, "standard_error": _finite(gap["standard_error"])} for gap in finetuning.paired(rows)
-        ],
-        "ranks": [asdict(row) | {"mean": row.mean, "deviation": _finite(row.deviation)} for row in wide],
+        "rows": [row.to_dict() for row in rows],
+        "paired": finetuning.paired(rows),
+        "ranks": [row.to_dict() for row in wide],
         "published": {"examples": PUBLISHED, "ranks": PUBLISHED_RANKS},
         "claims": as_numbers(claims),
         "panels": {name: display.numbers() for name, display in displays.items()},
@@ -219,28 +214,25 @@ def _claims(rows: Sequence[finetuning.Row], wide: Sequence[finetuning.Row]) -> l
     return claims
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def draw(settings: Settings, result: Result) -> Figure:
     """Draw scores over examples and over ranks, and the rank of the updates."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15.0, 6.2), layout="constrained")
     axes = figure.subplots(1, 3)
-    titles = (
-        f"r = {settings.rank}",
-        f"{min(settings.examples)} examples",
-        "singular values of the update above 1 % of the largest",
-    )
-    for ax, name, title in zip(axes, ("examples", "ranks", "learned"), titles, strict=True):
+    colours = COLOURS[1], COLOURS[0]
+    titles = f"r = {settings.rank}", f"{min(settings.examples)} examples"
+    for ax, name, title in zip(axes, ("examples", "ranks"), titles, strict=False):
         display = result.displays[name]
-        display.plot(ax, marker="o", colors=(COLOURS[1], COLOURS[0]), legend=name != "learned")
+        display.plot(ax, marker="o", colors=colours)
         ax.set_xscale("log", base=2)
         ax.set_xticks(display.x, [f"{value:g}" for value in display.x])
         ax.minorticks_off()
         ax.set_title(title, fontsize=11)
+    result.displays["learned"].plot(axes[2], colors=colours)
+    axes[2].set_xlabel("singular values of the update above 1 % of the largest of all layers")
+    axes[2].set_ylabel(f"layers, {settings.seeds} seeds")
+    axes[2].set_title(f"{max(settings.examples)} examples", fontsize=11)
     write_below(figure, result.displays["claims"])
     figure.suptitle(
         f"Few-shot fine-tuning on {settings.task}, {settings.model}: {settings.steps} steps, mean and "
