@@ -42,7 +42,7 @@ QUICK: Final = {
     "examples": (16,),
     "ranks": (8, 32),
     "seeds": 2,
-    "learning_rates": (1e-3, 3e-3),
+    "learning_rates": (3e-4, 1e-3),
     "deep_learning_rates": (1e-2, 3e-2),
     "steps": 20,
     "evaluated": 100,
@@ -65,7 +65,7 @@ class Settings:
     rank: int = setting(8, "r of the first panel")
     ranks: tuple[int, ...] = setting((8, 16, 32, 64), "r of the second panel, with the fewest samples")
     seeds: int = setting(5, "draws of the samples and the head")
-    learning_rates: tuple[float, ...] = setting((3e-4, 1e-3, 3e-3), "for LoRA to choose from")
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "for LoRA to choose from")
     deep_learning_rates: tuple[float, ...] = setting((3e-3, 1e-2, 3e-2), "for Deep LoRA to choose from")
     train_head: bool = setting(False, "train the new head along, at the same rate")
     steps: int = setting(200, "of AdamW (published: 500)")
