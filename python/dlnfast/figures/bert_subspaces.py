@@ -9,12 +9,10 @@ PyTorch and transformers.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import measures
 from .._arrays import check_count
@@ -25,9 +23,6 @@ from ._claims import Claim, as_numbers, write_below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ..torch import SpectralTracker
-    from ..trajectory import Trajectory
 
 #: Step -> training loss, averaged exponentially with 0.9; bert-base-cased.
 PUBLISHED_LOSS: Final = {1: 7.56, 100: 0.83, 500: 0.44, 2000: 0.20}
@@ -92,20 +87,14 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         after_step=watched,
         progress=progress,
     )
-    run = watched.trajectory()
-    names = run.layer_names
+    cosines = watched.cosines()
     loss = _smoothed(outcome.loss)
-    # The first record, of updates that have not moved, says nothing.
-    cosines = {
-        name: {kind: values[1:] for kind, values in run.subspace_cosines(name, settings.rank).items()}
-        for name in names
-    }
-    displays = _displays(settings, run, cosines, loss)
-    claims = _claims(settings, run, cosines)
+    displays = _displays(settings, watched, cosines, loss)
+    claims = _claims(settings, watched, cosines)
     numbers = {
-        "layers": names,
-        "singular_values": {name: _last(run, name)[: settings.shown] for name in names},
-        "steps": run.steps[1:],
+        "layers": list(watched.values),
+        "singular_values": {name: values[: settings.shown] for name, values in watched.values.items()},
+        "steps": watched.steps,
         "cosines": cosines,
         "loss": outcome.loss,
         "loss_averaged": loss,
@@ -117,7 +106,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         "seconds": time.perf_counter() - start,
     }
     highlights = [
-        f"{len(names)} maps, {outcome.n_parameters:,} parameters, {settings.steps} steps in "
+        f"{len(watched.values)} maps, {outcome.n_parameters:,} parameters, {settings.steps} steps in "
         f"{outcome.seconds:.0f} s: loss {loss[0]:.3g} -> {loss[-1]:.3g}, {train.metric} "
         f"{outcome.scores['dev']:.4f} "
         f"(published, bert-base-cased: {PUBLISHED_SCORE})",
@@ -127,30 +116,41 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
 
 
 class _Watch:
-    """Follows the updates from the first step on."""
+    """Keeps the leading left singular vectors of every update at the records.
+
+    By whole decompositions: the eighth value is 1e-4 of the first, and a tracker's vectors are as good as its
+    errors, which are relative to the first.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.steps: list[int] = []
+        self.subspaces: dict[str, list[Any]] = {}
+        self.values: dict[str, Any] = {}
+        self._settings = settings
         self._every = max(settings.steps // settings.records, 1)
-        self._k = max(settings.shown, settings.rank)
-        self._tracker: SpectralTracker | None = None
 
     def __call__(self, step: int, model: Any, adapter: Any) -> None:
-        from ..torch import track
+        last = step == self._settings.steps
+        if not (last or (step > 0 and step % self._every == 0)):
+            return
+        self.steps.append(step)
+        for name in adapter.layer_names:
+            update = adapter.delta_weight(name).double().cpu().numpy()
+            left, values, _ = np.linalg.svd(update, full_matrices=False)
+            self.subspaces.setdefault(name, []).append(left[:, : self._settings.rank])
+            if last:
+                self.values[name] = values
 
-        if step == 0:
-            self._tracker = track(
-                model, adapter.updates(), k=self._k, every=self._every, change=False, vectors=True
-            )
-
-    def trajectory(self) -> Trajectory:
-        """Return the records, with one of the last step."""
-        assert self._tracker is not None
-        self._tracker.close()
-        return self._tracker.trajectory()
-
-
-def _last(run: Trajectory, name: str) -> npt.NDArray[np.float64]:
-    return np.asarray(run.singular_values(name)[-1], dtype=np.float64)
+    def cosines(self) -> dict[str, dict[str, list[float]]]:
+        """Return, for every layer, statistics of the cosines to the last subspace at the records."""
+        found = {}
+        for name, subspaces in self.subspaces.items():
+            each = [measures.subspace_cosine(now, subspaces[-1]) for now in subspaces]
+            found[name] = {
+                kind: [getattr(cosine, kind) for cosine in each]
+                for kind in ("minimum", "mean", "maximum", "overlap", "baseline")
+            }
+        return found
 
 
 def _smoothed(loss: list[float]) -> list[float]:
@@ -160,19 +160,17 @@ def _smoothed(loss: list[float]) -> list[float]:
     return averaged
 
 
-Cosines = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
-
-
-def _displays(settings: Settings, run: Trajectory, cosines: Cosines, loss: list[float]) -> dict[str, Any]:
+def _displays(
+    settings: Settings, watched: _Watch, cosines: dict[str, dict[str, list[float]]], loss: list[float]
+) -> dict[str, Any]:
     index = list(range(1, settings.shown + 1))
-    spectra = {}
-    for name in run.layer_names:
-        values = _last(run, name)[: settings.shown]
-        spectra[name] = (index[: len(values)], values)
+    spectra = {
+        name: (index[: len(values)], values[: settings.shown]) for name, values in watched.values.items()
+    }
     layers = list(cosines.values())
 
     def over(kind: str, pick: Any) -> list[float]:
-        return [float(pick([layer[kind][i] for layer in layers])) for i in range(len(run.steps) - 1)]
+        return [float(pick([layer[kind][i] for layer in layers])) for i in range(len(watched.steps))]
 
     # E sum of squares of r cosines is r^2 / d for a random subspace: the root of its mean.
     random = float(np.sqrt(np.mean([layer["baseline"][0] for layer in layers])))
@@ -181,7 +179,7 @@ def _displays(settings: Settings, run: Trajectory, cosines: Cosines, loss: list[
             spectra, x_label="index $i$", y_label=r"$\sigma_i$ of $\Delta W$ at the end"
         ),
         "cosines": LineDisplay(
-            run.steps[1:],
+            watched.steps,
             {
                 "largest, mean of layers": over("maximum", np.mean),
                 "mean, mean of layers": over("mean", np.mean),
@@ -202,15 +200,15 @@ def _displays(settings: Settings, run: Trajectory, cosines: Cosines, loss: list[
     }
 
 
-def _claims(settings: Settings, run: Trajectory, cosines: Cosines) -> list[Claim]:
-    spectra = [_last(run, name) for name in run.layer_names]
-    ranks = [measures.numerical_rank(v, "threshold", threshold=0.05) if v[0] > 0 else 0 for v in spectra]
-    energies = [
-        run.energy_share(name, min(settings.rank, len(v)))[-1]
-        for name, v in zip(run.layer_names, spectra, strict=True)
+def _claims(settings: Settings, watched: _Watch, cosines: dict[str, dict[str, list[float]]]) -> list[Claim]:
+    ranks = [
+        measures.numerical_rank(values, "threshold", threshold=0.05) if values[0] > 0 else 0
+        for values in watched.values.values()
     ]
-    most = f"at most {max(ranks)}" if max(ranks) < max(map(len, spectra)) else f"{max(ranks)} or more"
-    text = f"median {np.median(ranks):.0f}, {most} above 5 % of the layer's largest; "
+    energies = [
+        measures.energy_share(values, settings.rank) for values in watched.values.values() if values[0] > 0
+    ]
+    text = f"median {np.median(ranks):.0f}, at most {max(ranks)} above 5 % of the layer's largest; "
     text += f"{100 * float(np.median(energies)):.1f} % of the energy in {settings.rank} (median layer)"
     claims = [
         Claim(
@@ -219,12 +217,11 @@ def _claims(settings: Settings, run: Trajectory, cosines: Cosines) -> list[Claim
             text,
         )
     ]
-    steps = run.steps[1:]
-    half = len(steps) // 2
+    half = len(watched.steps) // 2
     mean = float(np.mean([layer["mean"][half] for layer in cosines.values()]))
     largest = float(np.mean([layer["maximum"][half] for layer in cosines.values()]))
     baseline = float(np.sqrt(np.mean([layer["baseline"][0] for layer in cosines.values()])))
-    text = f"at step {steps[half]} largest {largest:.2f}, mean {mean:.2f}, random {baseline:.2f}"
+    text = f"at step {watched.steps[half]} largest {largest:.2f}, mean {mean:.2f}, random {baseline:.2f}"
     claims.append(Claim("their leading subspaces are found early", mean > 0.5 and mean > 3 * baseline, text))
     return claims
 
