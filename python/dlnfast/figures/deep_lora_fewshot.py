@@ -38,6 +38,9 @@ PUBLISHED_RANKS: Final[Mapping[int, tuple[float, float]]] = {
     64: (0.175, 0.667),
 }
 
+#: What may become of the new head.
+_HEADS: Final = ("as drawn", "trained")
+
 QUICK: Final = {
     "examples": (16,),
     "ranks": (8, 32),
@@ -67,7 +70,7 @@ class Settings:
     seeds: int = setting(5, "draws of the samples and the head")
     learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "for LoRA to choose from")
     deep_learning_rates: tuple[float, ...] = setting((3e-3, 1e-2, 3e-2), "for Deep LoRA to choose from")
-    train_head: bool = setting(False, "train the new head along, at the same rate")
+    head: str = setting("as drawn", "the new head, trained along at the same rate or not", choices=_HEADS)
     steps: int = setting(200, "of AdamW (published: 500)")
     batch_size: int = setting(16, "samples of a step")
     epsilon: float = setting(1e-6, "of AdamW; smaller ones let Deep LoRA start sooner")
@@ -152,7 +155,7 @@ def _grid(
             "steps": settings.steps,
             "batch_size": settings.batch_size,
             "epsilon": settings.epsilon,
-            "train_head": settings.train_head,
+            "train_head": settings.head == "trained",
         },
         deep_lora={
             "depth": settings.depth,
