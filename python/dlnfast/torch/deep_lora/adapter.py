@@ -405,7 +405,7 @@ class DeepLoRA:
             UpdateMatrix(
                 name,
                 branch,
-                pair=lambda branch=branch: branch.factors().as_pair(),  # type: ignore[misc]
+                pair=branch.pair,
                 size=(self._targets[name].d_out, self._targets[name].d_in),
             )
             for name, branch in self._attached().items()

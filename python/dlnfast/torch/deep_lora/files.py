@@ -16,8 +16,6 @@ from .layers import Factors, Target
 
 _KEY: Final = "dlnfast.deep_lora"
 _VERSION: Final = 1
-
-
 #: Entries of PEFT's configuration that change nothing of the function.
 _FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
 

@@ -211,10 +211,14 @@ class DeepFactors(nn.Module):
             return torch.addmm(rows, inner, left.T).view(output.shape)
         return output + F.linear(inner, left).to(output.dtype).view(output.shape)
 
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two factors as they are now, whose product is the update, one row per output."""
+        return self.factors().as_pair()
+
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """Return what the branch stands for as a change of the weight, in the weight's layout."""
-        above, right = self.factors().as_pair()
+        above, right = self.pair()
         product = above @ right
         return product if self.kind == "linear" else product.T
 
