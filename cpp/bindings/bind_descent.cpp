@@ -24,7 +24,7 @@ struct Arguments {
   int n_threads;
   py::array loss, record_steps, counts, rate;
   py::object on_record, on_progress, on_drain;
-  py::list velocity, carry, search;
+  py::tuple velocity, carry, search;  // of their own: a callback may empty the caller's lists
 
   explicit Arguments(const py::dict& d)
       : target(d["target"]),
@@ -84,8 +84,9 @@ struct Arguments {
 
   template <class T>
   Motion<T> motion(const std::vector<MatrixRef<T>>& weights) const {
-    Motion<T> m{writable_matrices<T>(velocity, "velocity"), writable_matrices<T>(carry, "carry"), {}};
-    for (std::size_t l = 0; l < search.size(); ++l) {
+    Motion<T> m{
+        writable_matrices<T>(velocity, "velocity"), writable_matrices<T>(carry, "carry"), {}};
+    for (py::size_t l = 0; l < search.size(); ++l) {
       const auto at = "search[" + std::to_string(l) + "]";
       py::array array = writable_array<T>(search[l], 1, at);
       if (l >= weights.size() || array.shape(0) != weights[l].cols) {
@@ -239,8 +240,9 @@ py::tuple reduced(const py::list& cores, const py::dict& d) {
   const auto objective = a.objective<T>();
   const auto progress = a.progress();
   const auto motion = a.motion<T>(c);
+  const py::object held_scalars = d["scalars"];
   MatrixRef<double> scalars;
-  if (!d["scalars"].is_none()) scalars = writable_matrix<double>(d["scalars"], "scalars");
+  if (!held_scalars.is_none()) scalars = writable_matrix<double>(held_scalars, "scalars");
   Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
   Result result{};
   {

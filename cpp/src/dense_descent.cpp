@@ -427,7 +427,8 @@ class DenseDescent<T>::Impl {
     write_back();
     if (small_) small_->store_motion(motion_);
     if (motion_.search.empty()) return;
-    for (std::size_t l = 0; l < largest_value_.size(); ++l) largest_value_[l].store(motion_.search[l]);
+    for (std::size_t l = 0; l < largest_value_.size(); ++l)
+      largest_value_[l].store(motion_.search[l]);
   }
 
   bool is_thin(Index layer) const {
@@ -530,22 +531,6 @@ class DenseDescent<T>::Impl {
     if (!behind_) return;
     for (Index l = 0; l < n_layers(); ++l) small_->store_weight(l, weights_[l]);
     behind_ = false;
-  }
-
-  static void check_motion(const Motion<T>& motion, const std::vector<MatrixRef<T>>& weights) {
-    const auto check = [&](const std::vector<MatrixRef<T>>& list, const std::string& name) {
-      if (list.empty()) return;
-      require_length(static_cast<Index>(list.size()), static_cast<Index>(weights.size()), name);
-      for (std::size_t l = 0; l < list.size(); ++l) {
-        require_shape(list[l], weights[l].rows, weights[l].cols, name + "[" + std::to_string(l) + "]");
-      }
-    };
-    check(motion.velocity, "velocity");
-    check(motion.carry, "carry");
-    if (!motion.search.empty()) {
-      require_length(static_cast<Index>(motion.search.size()), static_cast<Index>(weights.size()),
-                     "search");
-    }
   }
 
   static std::vector<Index> checked_widths(const std::vector<MatrixRef<T>>& weights,

@@ -46,7 +46,8 @@ class Scalars {
     if (state.absent()) return;
     require_shape(state, 3, static_cast<Index>(rho_.size()), "scalars");
     std::vector<double>* rows[3] = {&rho_, &velocity_, &carry_};
-    for (Index i = 0; i < 3; ++i) std::copy(state.row(i), state.row(i) + state.cols, rows[i]->begin());
+    for (Index i = 0; i < 3; ++i)
+      std::copy(state.row(i), state.row(i) + state.cols, rows[i]->begin());
   }
 
   void store(const MatrixRef<double>& state) const {
@@ -131,6 +132,7 @@ class ReducedDescent<T>::Impl {
         scalar_state_(scalar_state),
         scalars_((check_shapes(objective, rates), std::move(families)), rates,
                  objective.loss_scale) {
+    check_motion(motion, cores_);
     scalars_.load(scalar_state_);
     Index size = 0;
     for (const auto& core : cores_) size = std::max({size, core.rows, core.cols});
@@ -210,8 +212,8 @@ ReducedDescent<T>::ReducedDescent(std::vector<MatrixRef<T>> cores, const Objecti
                                   std::vector<Family> families, const Rates& rates,
                                   const Context& context, const Motion<T>& motion,
                                   MatrixRef<double> scalars)
-    : impl_(std::make_unique<Impl>(std::move(cores), objective, std::move(families), rates,
-                                   context, motion, scalars)) {}
+    : impl_(std::make_unique<Impl>(std::move(cores), objective, std::move(families), rates, context,
+                                   motion, scalars)) {}
 
 template <class T>
 ReducedDescent<T>::~ReducedDescent() = default;

@@ -24,7 +24,7 @@ from ._threads import build_info
 from ._version import __version__
 from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
-from .descent import train
+from .descent import resume, train
 from .trajectory import Trajectory
 
 __all__ = ["main"]
@@ -91,7 +91,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_specification(training)
+    training.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep the run there while it goes on; the same command, or dlnfast resume, goes on with it",
+    )
     training.set_defaults(run=_train)
+
+    resuming = commands.add_parser(
+        "resume",
+        help="go on with a run that was kept in a folder",
+        description="Go on with a run that train(.., checkpoint=DIR) or dlnfast train --checkpoint DIR has\n"
+        "written to a folder, to its end. dlnfast.load(DIR) reads it, also while it goes on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    resuming.add_argument("directory", metavar="DIR", type=Path)
+    resuming.set_defaults(run=_resume)
 
     tuning = commands.add_parser(
         "finetune",
@@ -270,7 +286,13 @@ def _train(arguments: argparse.Namespace) -> int:
     summary: dict[str, Any] = {"spec": chosen.to_dict(), "problem": problem.describe(), "seconds": seconds}
     print(f"problem:  {problem!r}, {_white_text(problem)}; made in {seconds['problem']:.2f} s")
     try:
-        run = train(problem, weights, progress=True, **spec.train_arguments(chosen))
+        run = train(
+            problem,
+            weights,
+            progress=True,
+            checkpoint=arguments.checkpoint,
+            **spec.train_arguments(chosen),
+        )
     except (DivergedError, KeyboardInterrupt) as error:
         partial = getattr(error, "trajectory", None)
         if partial is not None:
@@ -289,6 +311,13 @@ def _train(arguments: argparse.Namespace) -> int:
     if accuracies:
         summary["accuracy"] = accuracies
     _write_run(folder, run, chosen, summary)
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    run = resume(arguments.directory, progress=True)
+    _print_run(run)
+    print(f"kept in:  {arguments.directory}")
     return 0
 
 

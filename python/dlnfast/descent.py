@@ -182,7 +182,8 @@ def train(
         no memory for it, and every ten seconds or so the state. The same call goes on where the run was, to
         the same bits with the same number of threads, or returns a run that has ended; so does `resume`. A
         crash loses what came after the last writing; Ctrl-C and SIGTERM lose nothing. What follows singular
-        values starts anew: branches then have new numbers. For the reduced and the dense engine.
+        values starts anew: branches then have new numbers. With the torch engine Ctrl-C loses what
+        came after the last state.
     callback : callable, optional
         ``callback(step, loss)`` at every record; returning True ends the run.
     optimizer : {"gd"}
@@ -268,6 +269,8 @@ def train(
     kept = None if checkpoint is None else Checkpoint.of(checkpoint)
     job: _Job
     if engine == "torch":
+        if kept is not None:
+            request = replace(request, drain_every=kept.every or _steps_between_drains(request, None))
         request, job, certificate = _on_device(request, device)
     else:
         if request.adaptive is not None and engine == "auto" and not isinstance(initial, ImplicitWeights):
@@ -646,12 +649,11 @@ class _ReducedJob:
         return {} if found is None else {"core_least_squares": found}
 
     def within(self, arrays: Mapping[str, npt.NDArray[Any]]) -> _ReducedJob:
-        """Return the job inside the subspaces that an earlier process has written."""
-        if "basis_0" not in arrays:  # they follow from a law
-            return self
-        bases = tuple(arrays[f"basis_{i}"] for i in range(len(self.space.bases)))
-        if all(np.array_equal(a, b) for a, b in zip(bases, self.space.bases, strict=True)):
-            return self
+        """Return the job inside the subspaces that are written: another process finds others, by rounding."""
+        if "basis_0" in arrays:
+            bases: Sequence[FloatArray] = [arrays[f"basis_{i}"] for i in range(len(self.space.bases))]
+        else:  # they follow from a law
+            bases = self.space.bases
         space = replace(
             self.space,
             bases=bases,

@@ -11,9 +11,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "dlnfast/completion.hpp"
+#include "dlnfast/errors.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -46,6 +48,35 @@ struct AdaptiveRate {
   double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
 };
 
+// What moves beside the weights, so that a run that goes on is the run that was: arrays of the
+// caller, read at the start, written by Stepper::store. Empty lists: zeros, and nobody wants them.
+template <class T>
+struct Motion {
+  std::vector<MatrixRef<T>> velocity;  // as the weights
+  std::vector<MatrixRef<T>> carry;  // what compensated sums have rounded away (small_descent.cpp)
+  std::vector<T*>
+      search;  // d_{l-1}: where AdaptiveRate looks for the largest values; zeros: anywhere
+};
+
+// Throws ShapeError where arrays do not go with the weights.
+template <class T>
+void check_motion(const Motion<T>& motion, const std::vector<MatrixRef<T>>& weights) {
+  const Index n = static_cast<Index>(weights.size());
+  const auto check = [&](const std::vector<MatrixRef<T>>& list, const std::string& name) {
+    if (list.empty()) return;
+    require_length(static_cast<Index>(list.size()), n, name);
+    for (std::size_t l = 0; l < list.size(); ++l) {
+      require_shape(list[l], weights[l].rows, weights[l].cols,
+                    name + "[" + std::to_string(l) + "]");
+    }
+  };
+  check(motion.velocity, "velocity");
+  check(motion.carry, "carry");
+  if (!motion.search.empty()) {
+    require_length(static_cast<Index>(motion.search.size()), n, "search");
+  }
+}
+
 // One value per layer.
 struct Rates {
   std::vector<double> learning_rate;
@@ -68,15 +99,6 @@ struct Schedule {
   Index first = 0;          // the step that the weights are at; recorded like step 0
   // Between two calls of Monitor::drain, whose caller takes away what was recorded; 0: never.
   Index drain_every = 0;
-};
-
-// What moves beside the weights, so that a run that goes on is the run that was: arrays of the
-// caller, read at the start, written by Stepper::store. Empty lists: zeros, and nobody wants them.
-template <class T>
-struct Motion {
-  std::vector<MatrixRef<T>> velocity;  // as the weights
-  std::vector<MatrixRef<T>> carry;     // what compensated sums have rounded away (small_descent.cpp)
-  std::vector<T*> search;  // d_{l-1}: where AdaptiveRate looks for the largest values; zeros: anywhere
 };
 
 enum class Outcome { finished, converged, stopped, diverged };
