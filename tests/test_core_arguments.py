@@ -236,8 +236,6 @@ def common(dtype=F64, steps=3, n_layers=2):
         "velocity": [],
         "carry": [],
         "search": [],
-        "velocity_norms": [],
-        "scalars": None,
         "on_record": None,
         "on_progress": None,
     }
@@ -261,6 +259,7 @@ def dense_arguments(dtype=F64, steps=3):
         "tracking": [np.zeros((steps + 1, N_COLUMNS)) for _ in layers],
         "tracker": TRACKER_DEFAULTS | {"n_values": 1},
         "factored": True,
+        "velocity_norms": [],
         "initial": [np.ones((2, 2), dtype) for _ in layers],
         "left": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
         "right": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
@@ -271,6 +270,7 @@ def dense_arguments(dtype=F64, steps=3):
 def reduced_arguments(dtype=F64, steps=3):
     return common(dtype, steps) | {
         "families": [(0, 3.0, 1.0, [0.5, 0.5])],
+        "scalars": None,
         "core_records": [np.zeros((steps + 1, 2, 2), dtype) for _ in range(2)],
         "rho_records": np.zeros((steps + 1, 2)),
     }
@@ -424,7 +424,7 @@ def test_descent_of_bad_weights(core, entry, weights, error, text):
         ({"tracking": [np.zeros((4, 3))] * 2}, ValueError, r"tracking\[0\] has the wrong shape"),
         ({"tracker": {}}, KeyError, None),
         ({"tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": "none"}}, ValueError, "mode is 'none'"),
-        ({"initial": []}, ValueError, "initial has 0 values; wanted 2"),
+        ({"initial": [np.ones((2, 2))]}, ValueError, "initial has 1 values; wanted 2"),
         ({"initial": [np.ones((3, 2))] * 2}, ValueError, "origin"),
         ({"initial": [np.ones((2, 2), np.float32)] * 2}, TypeError, r"initial\[0\] has dtype float32"),
         ({"left": [np.zeros((4, 2, 2))]}, (ValueError, IndexError), None),
