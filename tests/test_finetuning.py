@@ -13,7 +13,17 @@ from test_figures import run_figure  # noqa: E402
 
 from dlnfast import finetuning  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
-from dlnfast.finetuning import Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
+from dlnfast.finetuning import (  # noqa: E402
+    Grid,
+    Results,
+    Row,
+    make_grid,
+    paired,
+    read_grid,
+    run_grid,
+    summarise,
+    table,
+)
 from dlnfast.sections import SpecError  # noqa: E402
 from dlnfast.torch.finetune import Outcome, Run, find_model  # noqa: E402
 
@@ -218,15 +228,42 @@ def test_damaged_results(tmp_path):
         Results(tmp_path / "results.jsonl")
 
 
-def test_outcomes_are_on_the_disk_at_once(tmp_path):
+def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
-    run = Run("lora", 2, 8, 0, 1e-3, 3)
-    assert run not in results
-    results.append(run, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1))
-    assert run in Results(tmp_path / "results.jsonl")
-    assert Run("lora", 2, 8, 1, 1e-3, 3) not in results
+    grid = specification(folder, methods=["lora"], seeds=[0, 1])
+    first, second = grid.runs()
+    assert results.missing(grid) == [first, second]
+    results.append(grid, first, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1))
+    again = Results(tmp_path / "results.jsonl")
+    assert again.missing(grid) == results.missing(grid) == [second]
+    assert [record["run"]["seed"] for record in again.of(grid)] == [0]
+    # Runs of another model, length, choice of layers or samples are others.
+    for section, key, value in (
+        ("model", "path", "other"),
+        ("model", "max_length", 17),
+        ("model", "layers", ["*.query"]),
+        ("task", "evaluated", 8),
+    ):
+        sections = {name: dict(entries) for name, entries in grid.sections.items()}
+        sections[section][key] = value
+        assert again.missing(Grid(sections)) == [first, second]
     # What Deep LoRA alone knows does not tell runs of LoRA apart.
-    assert Run("lora", 2, 8, 0, 1e-3, 3, outer=0.5) in results
+    sections = {name: dict(entries) for name, entries in grid.sections.items()}
+    sections["deep-lora"]["outer"] = 0.5
+    assert again.missing(Grid(sections)) == [second]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_runs_that_diverge_are_kept_as_such(folder, tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    grid = specification(folder, methods=["lora"], learning_rates=[1e12, 1e-3])
+    said = []
+    run_grid(grid, results, report=said.append)
+    assert "rate 1e+12: the loss is" in said[0]
+    assert Results(tmp_path / "results.jsonl").missing(grid) == []
+    (row,) = summarise(results.of(grid))
+    assert row.learning_rate == 1e-3
+    assert summarise(results.of(grid)[:1]) == []
 
 
 def test_runs_are_checked():
@@ -235,6 +272,9 @@ def test_runs_are_checked():
         ({"rank": 0}, "rank is 0"),
         ({"steps": 0}, "steps is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"depth": 7}, "depth is 7"),
+        ({"init": "svd"}, "init is 'svd'"),
+        ({"epsilon": -1.0}, "epsilon is -1"),
     ):
         values = {"method": "lora", "rank": 2, "n_examples": 8, "seed": 0, "learning_rate": 1e-3, "steps": 1}
         with pytest.raises(ValueError, match=message):

@@ -115,7 +115,7 @@ def small_bert():
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_the_branch_is_the_product_of_its_factors(d_out, d_in, rank, depth, init, kind, n, dtype):
-    rank = min(rank, d_out, d_in)
+    rank = min(rank + (init == "gradient"), d_out, d_in)
     if kind == "embedding":
         layer, x = nn.Embedding(d_in, d_out, dtype=dtype), torch.randint(d_in, (2, n))
     else:
@@ -324,7 +324,7 @@ def contained(vectors, frame):
     return float((vectors - frame @ (frame.T @ vectors)).norm())
 
 
-@pytest.mark.parametrize(("rank", "d_in", "d_out"), [(4, 12, 10), (5, 10, 10), (1, 3, 7), (2, 300, 270)])
+@pytest.mark.parametrize(("rank", "d_in", "d_out"), [(4, 12, 10), (5, 10, 10), (1, 1, 7), (2, 300, 270)])
 def test_frames_hold_the_leading_singular_vectors_of_the_gradient(rank, d_in, d_out):
     model = nn.Sequential(nn.Linear(d_in, d_out, dtype=torch.float64))
     # Few samples, so that the spectrum of the gradient decays.
@@ -972,3 +972,34 @@ def test_a_pretrained_model_learns_through_the_adapter_and_is_given_back():
         assert off(model(**batch).logits, output) <= 1e-5
         adapter.remove()
         assert torch.equal(model(**batch).logits, plain)
+
+
+def test_what_would_be_wrong_in_silence_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 6))
+    batch = torch.randn(4, 6), torch.randn(4, 6)
+    with pytest.raises(ValueError, match=r"rank is 1; wanted at least 2 for init=\"gradient\""):
+        dt.DeepLoRA(model, "0", rank=1, batches=batch, loss=squared)
+    adapter = dt.DeepLoRA(model, "0", rank=2, batches=batch, loss=squared)
+    for options in ({"lr": 1.0}, {"params": []}):
+        with pytest.raises(TypeError, match="is made here"):
+            adapter.param_groups(1e-2, **options)
+    with pytest.raises(ValueError, match="tolerance is 2; wanted a share"):
+        adapter.compress(tolerance=2.0)
+    pytest.importorskip("safetensors", reason="safetensors is optional")
+    for settings_ in ({"lora_alpha": 16}, {"use_rslora": True}, {"peft_type": "IA3"}, {"r": 3}):
+        with pytest.raises(TypeError, match="follows from the adapter; wanted base_model_name_or_path"):
+            adapter.export_lora(tmp_path / "lora", **settings_)
+
+
+def test_a_tracker_follows_an_adapter_through_compress():
+    model = nn.Sequential(nn.Linear(9, 9))
+    adapter = dt.DeepLoRA(model, "0", rank=4, init="random", scale=0.5)
+    with dt.track(model, adapter.updates(), every=1, change=False) as tracked:
+        for _ in range(2):
+            optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+            model(torch.ones(2, 9)).square().sum().backward()
+            optimizer.step()
+            adapter.compress(2)
+    assert tracked.step == 2
+    found = tracked.trajectory().singular_values("0")[-1]
+    assert found[:2] == pytest.approx(adapter.singular_values("0"), rel=1e-4)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ._errors import DivergedError
 from .sections import (
     Key,
     SpecError,
@@ -76,6 +77,7 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "steps": integer(required=True),
         "batch_size": integer(16),
         "final_rate": number(0.1),
+        "epsilon": number(1e-8),
         "train_head": boolean(True),
     },
     "deep-lora": {
@@ -119,6 +121,12 @@ class Grid:
             )
             for rate in rates[method]
         ]
+
+    def about(self) -> dict[str, Any]:
+        """Return what else a result depends on: without it a run is another one."""
+        model, task = self.sections["model"], self.sections["task"]
+        kept = {name: model[name] for name in ("path", "layers", "max_length")}
+        return kept | {"task": task["name"], "evaluated": task["evaluated"]}
 
     def tuning(self) -> FineTuning:
         """Return the model and the task, with the development split in two halves."""
@@ -212,20 +220,30 @@ class Results:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
 
-    def __contains__(self, run: Run) -> bool:
-        """Return whether this run is done."""
-        wanted = run.to_dict()
-        return any(record["run"] == wanted for record in self.records)
+    def missing(self, grid: Grid) -> list[Run]:
+        """Return the runs of a grid that are not done."""
+        done = [record["run"] for record in self._with(grid)]
+        return [run for run in grid.runs() if run.to_dict() not in done]
 
     def of(self, grid: Grid) -> list[dict[str, Any]]:
         """Return the records of a grid's runs."""
         wanted = [run.to_dict() for run in grid.runs()]
-        return [record for record in self.records if record["run"] in wanted]
+        return [record for record in self._with(grid) if record["run"] in wanted]
 
-    def append(self, run: Run, outcome: Outcome) -> None:
+    def _with(self, grid: Grid) -> list[dict[str, Any]]:
+        """Return the records of the same model, layers, length and samples."""
+        about = grid.about()
+        return [record for record in self.records if record.get("about") == about]
+
+    def append_diverged(self, grid: Grid, run: Run, error: DivergedError) -> None:
+        """Add a run whose loss did not stay finite."""
+        self._write({"run": run.to_dict(), "about": grid.about(), "diverged": str(error)})
+
+    def append(self, grid: Grid, run: Run, outcome: Outcome) -> None:
         """Add a run; the line is on the disk when this returns."""
         record = {
             "run": run.to_dict(),
+            "about": grid.about(),
             "scores": outcome.scores,
             "first_loss": outcome.loss[0],
             "final_loss": float(np.mean(outcome.loss[-5:])),
@@ -233,6 +251,9 @@ class Results:
             "ranks": outcome.ranks,
             "seconds": outcome.seconds,
         }
+        self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
@@ -262,18 +283,24 @@ def run_grid(
     """
     from tqdm import tqdm
 
-    todo = [run for run in grid.runs() if run not in results]
+    todo = results.missing(grid)
     if not todo:
         return
     tuning = grid.tuning()
     for run in tqdm(todo, unit="run", disable=None if progress else True, leave=False):
-        outcome = tuning.run(run)
-        results.append(run, outcome)
-        if report is not None:
+        try:
+            outcome = tuning.run(run)
+        except DivergedError as error:
+            results.append_diverged(grid, run, error)
+            text = str(error)
+        else:
+            results.append(grid, run, outcome)
             scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scores.items())
+            text = f"{scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
+        if report is not None:
             report(
                 f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
-                f"{run.learning_rate:g}: {scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
+                f"{run.learning_rate:g}: {text}"
             )
 
 
@@ -325,7 +352,8 @@ class Row:
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a row for every method, number of examples and rank, at the rate with the best selection score.
 
-    The rate is the one whose mean over the seeds is best.
+    The rate is the one whose mean over the seeds is best, among those at which no run diverged; where there
+    is none there is no row.
     """
     groups: dict[tuple[int, int, str], dict[float, list[Mapping[str, Any]]]] = {}
     for record in records:
@@ -334,6 +362,9 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
         groups.setdefault(key, {}).setdefault(run["learning_rate"], []).append(record)
     rows = []
     for (n_examples, rank, method), rates in sorted(groups.items(), key=lambda item: _order(item[0])):
+        rates = {rate: found for rate, found in rates.items() if not any("diverged" in r for r in found)}
+        if not rates:
+            continue
         most = max(map(len, rates.values()))
         means = {
             rate: float(np.mean([record["scores"]["selection"] for record in found]))

@@ -51,6 +51,7 @@ class Settings:
     learning_rate: float = setting(1e-4, "eta of AdamW")
     steps: int = setting(2000, "of AdamW")
     batch_size: int = setting(16, "samples of a step")
+    epsilon: float = setting(1e-6, "of AdamW")
     max_length: int = setting(128, "tokens of a sample")
     rank: int = setting(8, "dimension of the subspaces that are compared")
     shown: int = setting(16, "singular values that are drawn")
@@ -82,6 +83,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             learning_rate=settings.learning_rate,
             steps=settings.steps,
             batch_size=settings.batch_size,
+            epsilon=settings.epsilon,
             depth=settings.depth,
             scale=settings.scale,
             init="full",

@@ -42,7 +42,7 @@ QUICK: Final = {
     "examples": (16,),
     "ranks": (8, 32),
     "seeds": 2,
-    "learning_rates": (1e-3, 3e-3),
+    "learning_rates": (3e-4, 1e-3),
     "deep_learning_rates": (1e-2, 3e-2),
     "steps": 20,
     "evaluated": 100,
@@ -65,11 +65,12 @@ class Settings:
     rank: int = setting(8, "r of the first panel")
     ranks: tuple[int, ...] = setting((8, 16, 32, 64), "r of the second panel, with the fewest samples")
     seeds: int = setting(5, "draws of the samples and the head")
-    learning_rates: tuple[float, ...] = setting((3e-4, 1e-3, 3e-3), "for LoRA to choose from")
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "for LoRA to choose from")
     deep_learning_rates: tuple[float, ...] = setting((3e-3, 1e-2, 3e-2), "for Deep LoRA to choose from")
     train_head: bool = setting(False, "train the new head along, at the same rate")
     steps: int = setting(200, "of AdamW (published: 500)")
     batch_size: int = setting(16, "samples of a step")
+    epsilon: float = setting(1e-6, "of AdamW; smaller ones let Deep LoRA start sooner")
     max_length: int = setting(64, "tokens of a sample")
     evaluated: int = setting(1000, "development samples, in two halves")
     depth: int = setting(3, "factors of Deep LoRA")
@@ -150,6 +151,7 @@ def _grid(
         training={
             "steps": settings.steps,
             "batch_size": settings.batch_size,
+            "epsilon": settings.epsilon,
             "train_head": settings.train_head,
         },
         deep_lora={
@@ -230,7 +232,7 @@ def draw(settings: Settings, result: Result) -> Figure:
         ax.minorticks_off()
         ax.set_title(title, fontsize=11)
     result.displays["learned"].plot(axes[2], colors=colours)
-    axes[2].set_xlabel("singular values of the update above 1 % of the largest of all layers")
+    axes[2].set_xlabel("rank: values above 1 % of the largest of all layers")
     axes[2].set_ylabel(f"layers, {settings.seeds} seeds")
     axes[2].set_title(f"{max(settings.examples)} examples", fontsize=11)
     write_below(figure, result.displays["claims"])

@@ -127,6 +127,8 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Make an adapter."""
         name, narrow = self.target.name, min(self.target.d_out, self.target.d_in)
         rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+        if config.init == "gradient" and rank < min(2, narrow):
+            raise ValueError(f'r is {rank}; wanted at least 2 for init="gradient"')
         if rank > narrow:
             raise ValueError(
                 f"r is {rank}; wanted at most {narrow}, the smaller side of layer {name!r} "
@@ -234,6 +236,7 @@ def initialize_from_gradients(
     loss: Loss | None = None,
     *,
     adapter_name: str = "default",
+    overwrite: bool = False,
     gradient_memory: int = 2**26,
 ) -> None:
     """Start an adapter with ``init="gradient"`` from the gradient of a loss.
@@ -245,17 +248,25 @@ def initialize_from_gradients(
     batches, loss, gradient_memory
         As for `dlnfast.torch.DeepLoRA`. The gradient is that of the model without adapters.
     adapter_name : str
+    overwrite : bool
+        Start an adapter again that has started, or was loaded.
 
     Raises
     ------
     ValueError
-        If there is no such adapter with ``init="gradient"``; and for gradients that vanish or are not finite.
+        If there is no such adapter with ``init="gradient"``, or it has started already; and for gradients
+        that vanish or are not finite.
     """
     config = _configs(model).get(adapter_name)
     if not isinstance(config, DeepLoraConfig) or config.init != "gradient":
         raise ValueError(f'adapter_name is {adapter_name!r}, which is no Deep LoRA with init="gradient"')
     adapted = [m for m in model.modules() if isinstance(m, DeepLoraLayer)]
     layers = [layer for layer in adapted if adapter_name in layer.deep_lora_factors]
+    if not overwrite and not all(layer.deep_lora_drawn[adapter_name] for layer in layers):
+        raise ValueError(
+            f"adapter {adapter_name!r} has started already, or was loaded: what it has learned would be lost "
+            "(overwrite=True)"
+        )
     targets = [layer.target for layer in layers]
     ranks = [(layer._factors(adapter_name).rank + 1) // 2 for layer in layers]
     memory = check_count(gradient_memory, "gradient_memory", minimum=0)

@@ -27,6 +27,7 @@ from ..finetuning import METHODS
 from ..progress import ProgressBar
 from ..tasks import TextTask
 from .deep_lora import DeepLoRA
+from .deep_lora.adapter import INITS
 from .layers import LayerChoice, weight_matrices
 from .updates import adapter_updates
 
@@ -53,6 +54,9 @@ class Run:
         Of AdamW, falling linearly to `final_rate` of it.
     steps, batch_size : int
     final_rate : float
+    epsilon : float
+        Of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` of the weight's: far below
+        epsilon they start late.
     depth, scale, init, outer
         Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
     train_head : bool
@@ -67,6 +71,7 @@ class Run:
     steps: int
     batch_size: int = 16
     final_rate: float = 0.1
+    epsilon: float = 1e-8
     depth: int = 3
     scale: float = 1e-3
     init: str = "gradient"
@@ -80,7 +85,10 @@ class Run:
         for name in ("rank", "n_examples", "steps", "batch_size"):
             check_count(getattr(self, name), name)
         check_count(self.seed, "seed", minimum=0)
-        for name in ("learning_rate", "final_rate", "scale", "outer"):
+        check_count(self.depth, "depth", minimum=2, maximum=5)
+        if self.init not in INITS:
+            raise ValueError(f"init is {self.init!r}; wanted one of {', '.join(INITS)}")
+        for name in ("learning_rate", "final_rate", "epsilon", "scale", "outer"):
             check_scale(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,7 +267,7 @@ class FineTuning:
             for parameter in trained:
                 parameter.requires_grad_(True)
             groups.append({"params": trained, "lr": run.learning_rate})
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=run.epsilon, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 1.0 - (1.0 - run.final_rate) * min(step / run.steps, 1.0)
         )

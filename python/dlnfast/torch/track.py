@@ -625,7 +625,6 @@ class _Hook:
         self._handle: Any = None
         # Weak, so that a tracker that is forgotten takes its hook along.
         self._tracker = weakref.ref(tracker, lambda _: self.remove())
-        self._parameters = {id(p) for m in tracker.matrices for p in m.module.parameters()}
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if optimizer is not None:
             if not isinstance(optimizer, torch.optim.Optimizer):
@@ -656,11 +655,18 @@ class _Hook:
             tracker.advance()
 
     def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
-        return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
+        tracker = self._tracker()
+        assert tracker is not None
+        # As they are now: an adapter that was compressed has new ones.
+        held = {id(p) for m in tracker.matrices for p in m.module.parameters()}
+        return any(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
     def _is_meant(self, optimizer: torch.optim.Optimizer) -> bool:
-        if self._optimizer is not None and self._optimizer() is not None:
-            return self._optimizer() is optimizer
+        known = None if self._optimizer is None else self._optimizer()
+        if known is optimizer:
+            return True
+        if known is not None and self._holds(known):
+            return False
         if optimizer in self._strangers:
             return False
         if not self._holds(optimizer):

@@ -74,11 +74,14 @@ class DeepLoRA:
         Linear, Embedding or Conv1D (as in GPT-2) layers, chosen as by `weight_matrices`; None: all linear
         ones that share their weight with no other.
     rank : int, optional
-        r, 8 by default; at most the smaller side of each weight. Not for "full".
+        r, 8 by default; at most the smaller side of each weight, and at least 2 for "gradient". Not for
+        "full".
     depth : int
         L, from 2 to 5.
     scale : float
-        eps.
+        eps. The first gradients of the cores are about ``eps^(L-1)`` of the weight's: Adam, whose own epsilon
+        is 1e-8 by default, moves them as soon as that is not far below it. For L = 4 and 5 take a larger
+        scale, such as 0.05, or a smaller epsilon.
     init : {"gradient", "random", "full"}
         "gradient": half of the frames are the leading singular vectors of the loss's gradient with respect to
         the weight, the other half their images under a random rotation. "random": L factors of width r, each
@@ -125,7 +128,9 @@ class DeepLoRA:
     approximation, in which the frames turn, more slowly than the cores learn: see `param_groups`.
 
     A hook with a submodule is used, not a wrapper: the layers keep their class, attributes and names in the
-    ``state_dict``, to which the factors are added; ``model.parameters()`` has them, so that optimisers,
+    ``state_dict``, to which the factors are added, as ``<layer>.deep_lora.<name>.right`` and so on. For files
+    that go without this package: ``remove(merge=True)`` first, or `export_lora`. Save no ``state_dict`` while
+    merged: it has the update twice. ``model.parameters()`` has them, so that optimisers,
     trainers and data parallelism find them; the hook gets the layer as an argument, so that deep copies and
     checkpoints work. Only layers that are called see the branch.
 
@@ -181,6 +186,10 @@ class DeepLoRA:
         targets = find_targets(model, layers)
         for target in targets if init != "full" else []:
             narrow = min(target.d_out, target.d_in)
+            if init == "gradient" and width < min(2, narrow):
+                raise ValueError(
+                    'rank is 1; wanted at least 2 for init="gradient", a direction on either side'
+                )
             if width > narrow:
                 raise ValueError(
                     f"rank is {width}; wanted at most {narrow}, the smaller side of layer {target.name!r} "
@@ -255,6 +264,8 @@ class DeepLoRA:
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
+        for key in options.keys() & {"params", "lr"}:
+            raise TypeError(f"{key} is made here; wanted other settings of the optimiser")
         inner: list[nn.Parameter] = []
         frames: list[nn.Parameter] = []
         for branch in self._branches.values():
@@ -430,6 +441,8 @@ class DeepLoRA:
             raise ValueError("compress needs a rank or a tolerance")
         most = None if rank is None else check_count(rank, "rank")
         share = None if tolerance is None else check_scale(tolerance, "tolerance")
+        if share is not None and share >= 1.0:
+            raise ValueError(f"tolerance is {share:g}; wanted a share of the update's norm, below 1")
         branches = self._attached()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
@@ -557,8 +570,8 @@ class DeepLoRA:
         modules_to_save : sequence of str
             Names of further modules that were trained, such as a new head; they are written as they are.
         **settings
-            Further entries of PEFT's ``adapter_config.json``, such as ``base_model_name_or_path`` and
-            ``task_type``.
+            Further entries of PEFT's ``adapter_config.json``: ``base_model_name_or_path``, ``revision``,
+            ``task_type``, ``inference_mode``, ``auto_mapping``.
 
         Notes
         -----

@@ -18,6 +18,10 @@ _KEY: Final = "dlnfast.deep_lora"
 _VERSION: Final = 1
 
 
+#: Entries of PEFT's configuration that change nothing of the function.
+_FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
+
+
 def write(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write tensors and what they are to a safetensors file."""
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -58,6 +62,9 @@ def write_lora(
     settings: Mapping[str, Any],
 ) -> None:
     """Write a folder as PEFT does for LoRA."""
+    for key in settings:
+        if key not in _FREE:
+            raise TypeError(f"{key} follows from the adapter; wanted {', '.join(_FREE)}")
     tensors: dict[str, torch.Tensor] = {}
     for name, (target, factors) in layers.items():
         key = f"base_model.model.{name}"
