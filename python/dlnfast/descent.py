@@ -254,7 +254,7 @@ def train(
     certificate = with_caution(certificate, request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress) as bar:
-        return _run(job, request, certificate, bar, start)
+        return run_job(job, request, certificate, bar, start)
 
 
 def gradients(
@@ -575,7 +575,10 @@ class DenseJob:
         )
 
 
-def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float) -> Trajectory:
+def run_job(
+    job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float
+) -> Trajectory:
+    """Let a job run, and return its trajectory or raise the error that holds it."""
     outputs = _Outputs(request)
     arguments = {
         "loss_scale": request.problem.loss_scale,
