@@ -351,7 +351,8 @@ class RowSharded:
 
     def local_norm(self) -> torch.Tensor:
         """Return the Frobenius norm of this process's rows, in float64."""
-        return torch.linalg.vector_norm(self.rows, dtype=torch.float64)
+        norm: torch.Tensor = torch.linalg.vector_norm(self.rows, dtype=torch.float64)
+        return norm
 
 
 def _checked_rows(rows: object) -> torch.Tensor:

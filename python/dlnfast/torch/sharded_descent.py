@@ -19,16 +19,19 @@ from ..closure import Certificate
 from ..descent import Adaptive, Callback, PerLayer, Request, run_job, with_caution
 from ..problem import LowRank, Problem
 from ..progress import ProgressBar
-from ..svd_tracker import SVDTracker, TrackerRecord
+from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
 from ..theory import default_learning_rate
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .descent import exact_products
+from .operators import to_host
 from .sharded import Peers, RowSharded
 
 logger = logging.getLogger("dlnfast")
 
 #: Seconds between two looks of the progress bar, as in the core.
 _BREATH = 0.05
+#: Smaller sides up to which a layer is gathered at records: its tracker decomposes it as a whole.
+_DECOMPOSED = 128
 #: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
 _SCRATCH = 2**18
 
@@ -115,7 +118,8 @@ def train_sharded(
     of 2^18 numbers with weight decay, its rows of Phi. A layer beside the split is a block of this kind
     itself, so that networks without a narrow width gain nothing.
     *At records*, per layer: one all-reduce of two numbers, and one message for each product that the tracker
-    asks for. How far a layer has moved meanwhile is bounded by the sum of its steps, so no copy is kept.
+    asks for; how far the layer has moved meanwhile is bounded by the sum of its steps, so no copy is kept. A
+    layer with a side of at most 128, or 3 (singular_values + 8), is gathered and decomposed.
     *Flops*: those of the dense engine, divided by the number of processes.
 
     Yaras et al., arXiv 2306.01154, for what the engines have in common.
@@ -257,6 +261,9 @@ class _ShardedJob:
         with torch.no_grad(), exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
             tracked = [_TrackedLayer(layer, request) for layer in descent.layers if request.n_values != 0]
+            for layer in tracked:
+                if not layer.whole:
+                    layer.layer.measure_path()
             self.found = [layer.found for layer in tracked]
             if request.vectors:
                 self.left = [layer.left for layer in tracked]
@@ -348,9 +355,7 @@ def _tracking(found: list[TrackerRecord]) -> LayerTracking:
 class _Layer:
     """A process's rows of a layer, with its rates, its velocity, and how far they have moved."""
 
-    def __init__(
-        self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float], tracked: bool
-    ) -> None:
+    def __init__(self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float]) -> None:
         self.shard = shard
         self.weight = shard.rows
         self.scale = loss_scale
@@ -368,9 +373,11 @@ class _Layer:
         #: where nobody asks. On the device, so that no step waits for the host.
         self.norm: torch.Tensor | None = None
         self.path: torch.Tensor | None = None
-        if tracked:
-            self.norm = shard.local_norm()
-            self.path = torch.zeros_like(self.norm)
+
+    def measure_path(self) -> None:
+        """Begin to sum up the steps, for `drift`."""
+        self.norm = self.shard.local_norm()
+        self.path = torch.zeros_like(self.norm)
 
     def step_along(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Step along ``c left right^T``."""
@@ -451,16 +458,20 @@ class _TrackedLayer:
         assert request.n_values is not None
         # One thread: what the tracker does besides the products is the same on all processes, to the bit.
         self.tracker = SVDTracker(min(request.n_values, most), n_threads=1)
+        #: Whether it is as thin as the blocks that the tracker works with.
+        self.whole = most <= max(_DECOMPOSED, 3 * (self.tracker.k + DEFAULTS["n_guards"]))
         self.found: list[TrackerRecord] = []
         self.left: list[FloatArray] = []
         self.right: list[FloatArray] = []
 
     def record(self) -> None:
         """Find the singular values as they are now."""
-        squared_norm, moved = self.layer.drift()
-        found = self.tracker.update(
-            self.layer.shard, drift=moved if self.found else None, squared_norm=squared_norm
-        )
+        shard = self.layer.shard
+        if self.whole:
+            found = self.tracker.update(to_host(shard.peers.gather_rows(shard.rows, shard.counts)))
+        else:
+            squared_norm, moved = self.layer.drift()
+            found = self.tracker.update(shard, drift=moved if self.found else None, squared_norm=squared_norm)
         self.found.append(found)
         if self._vectors:
             self.left.append(self.tracker.left_vectors)
@@ -483,8 +494,7 @@ class _Descent:
             strict=True,
         )
         self.layers = [
-            _Layer(shard, problem.loss_scale, rate, request.n_values != 0)
-            for shard, rate in zip(shards, rates, strict=True)
+            _Layer(shard, problem.loss_scale, rate) for shard, rate in zip(shards, rates, strict=True)
         ]
         self._shards = shards
         self._peers: Peers = shards[0].peers
