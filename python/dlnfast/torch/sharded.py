@@ -237,7 +237,7 @@ class RowSharded:
         Returns
         -------
         RowSharded
-            On memory of its own.
+            On memory of its own; an array that a callable returns is kept where it is no view.
 
         Raises
         ------
@@ -268,14 +268,14 @@ class RowSharded:
                 read = source(start, stop) if stop > start else np.empty((0, n), dtype or np.float64)
             else:
                 read = source[start:stop]
-            local = torch.as_tensor(read).detach()
+            local = _own(read, fresh=callable(source))
             if tuple(local.shape) != (stop - start, n):
                 raise ShapeError(
                     f"rows {start} to {stop} of source have shape {tuple(local.shape)}; "
                     f"wanted ({stop - start}, {n})"
                 )
             wanted = local.dtype if dtype is None else torch.from_numpy(np.empty(0, dtype=dtype)).dtype
-            local = local.to(device=device, dtype=wanted, copy=True, memory_format=torch.contiguous_format)
+            local = local.to(device=device, dtype=wanted)
         except Exception as raised:  # whatever a source may raise: the other processes wait for this one
             error = raised
         peers.agree(error, {})
@@ -365,6 +365,18 @@ def _checked_rows(rows: object) -> torch.Tensor:
         raise ShapeError(f"rows has shape {tuple(rows.shape)}; wanted a matrix (2 axes) with columns")
     checked: torch.Tensor = rows.detach().to(exact(rows.dtype))
     return checked
+
+
+def _own(read: Any, fresh: bool) -> torch.Tensor:
+    """Return rows on memory that nobody else writes to: without a copy where they were made for this."""
+    if isinstance(read, torch.Tensor):
+        detached: torch.Tensor = read.detach()
+        return detached.contiguous() if fresh else detached.clone(memory_format=torch.contiguous_format)
+    array = np.asarray(read)
+    kept = fresh and array.flags.owndata and array.flags.c_contiguous and array.flags.writeable
+    if not (kept and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array)
 
 
 def _build() -> dict[str, str]:

@@ -168,9 +168,8 @@ def train_sharded(
     peers.agree_on(error, facts)
     if automatic:
         request = replace(request, learning_rate=_automatic_rates(request, layers))
-    certificate = with_caution(
-        Certificate("sharded", f"rows of every layer on {peers.size} processes", None), request
-    )
+    where = f"{peers.size} processes" if peers.size > 1 else "one process"
+    certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
         return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
