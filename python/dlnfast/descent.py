@@ -267,7 +267,7 @@ def train(
         callback=callback,
     )
     kept = None if checkpoint is None else Checkpoint.of(checkpoint)
-    job: _Job
+    job: _KeptJob
     if engine == "torch":
         if kept is not None:
             request = replace(request, drain_every=kept.every or _steps_between_drains(request, None))
@@ -287,7 +287,7 @@ def train(
     with ProgressBar(request.steps, progress) as bar:
         if kept is not None:
             return _run_kept(job, request, certificate, bar, kept)
-        return _run(job, request, certificate, bar, start)
+        return run_job(job, request, certificate, bar, start)
 
 
 def resume(
@@ -590,12 +590,16 @@ def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 class _Job(Protocol):
     """One engine's preparation for a run, and the reading of what it left."""
 
-    #: What moves beside the weights.
-    motion: _Motion
-
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 
     def states(self, outputs: _Outputs, complete: bool) -> ReducedStates | DenseStates: ...
+
+
+class _KeptJob(_Job, Protocol):
+    """One whose run can be written to a folder, and go on from there."""
+
+    #: What moves beside the weights.
+    motion: _Motion
 
     def moving(self) -> dict[str, FloatArray]: ...
 
@@ -665,6 +669,7 @@ class _ReducedJob:
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         space = self.space
+        arguments |= self.motion.arguments()
         arguments |= {
             "target": space.target,
             "input_gram": space.input_gram,
@@ -739,6 +744,7 @@ class DenseJob:
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
+        arguments |= self.motion.arguments()
         arguments |= {
             "snapshot_every": self.request.weights_every or 0,
             "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
@@ -826,14 +832,17 @@ def _trajectory(
     )
 
 
-def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float) -> Trajectory:
+def run_job(
+    job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float
+) -> Trajectory:
+    """Let a job run, and return its trajectory or raise the error that holds it."""
     outputs = _Outputs(request)
 
     def trajectory(outcome: str) -> Trajectory:
         return _trajectory(job, request, certificate, outputs, outcome, time.perf_counter() - start)
 
     try:
-        outcome, step, layer = job.run(_arguments(request, outputs, bar) | job.motion.arguments())
+        outcome, step, layer = job.run(_arguments(request, outputs, bar))
     except BaseException as error:
         if outputs.n_records > 0:
             partial = trajectory("interrupted")
@@ -858,7 +867,7 @@ def _initial_of(states: ReducedStates | DenseStates) -> Any:
 
 
 def _run_kept(
-    job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
+    job: _KeptJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
 ) -> Trajectory:
     """Run with everything written to a folder, or go on with what is there."""
     outputs = _Outputs(request)
@@ -902,7 +911,7 @@ def _run_kept(
             keep(step)
         outputs.empty()
 
-    arguments = _arguments(request, outputs, bar) | {"on_drain": drain} | job.motion.arguments()
+    arguments = _arguments(request, outputs, bar) | {"on_drain": drain}
     try:
         with terminating():
             outcome, step, layer = job.run(arguments)

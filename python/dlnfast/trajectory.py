@@ -180,7 +180,7 @@ class Trajectory:
     loss_steps : ndarray of int64
         The steps that they belong to.
     engine : str
-        "reduced", "dense" or "torch"; "tracked" where another program trained.
+        "reduced", "dense", "torch" or "sharded"; "tracked" where another program trained.
     certificate : Certificate
         Why this engine, and what was measured of its assumptions.
     config : dict

@@ -72,7 +72,7 @@ class TorchJob(DenseJob):
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        with torch.no_grad(), _exact_products(self.device), _team(self.request.n_threads):
+        with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
             descent = _Descent(self.weights, arguments, self.device)
             for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
                 layer.go_on_with(velocity)
@@ -483,7 +483,7 @@ def _placed(host: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
+def exact_products(device: torch.device) -> Iterator[None]:
     """Multiply in the precision of the matrices, whatever PyTorch is set to outside."""
     settings: Any = torch.backends
     with torch.autocast(device.type, enabled=False):
