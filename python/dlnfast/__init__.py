@@ -19,6 +19,7 @@ from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .svd_tracker import SVDTracker, TrackerRecord
+from .sweep import SweepGrid, SweepResults, sweep
 from .trajectory import Trajectory, load
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "SweepGrid",
+    "SweepResults",
     "TrackerRecord",
     "Trajectory",
     "__version__",
@@ -67,6 +70,7 @@ __all__ = [
     "plots",
     "reference",
     "set_num_threads",
+    "sweep",
     "theory",
     "torch",
     "train",
