@@ -1,4 +1,4 @@
-"""The command line: ``dlnfast figure``, ``dlnfast train``, ``dlnfast bench`` and ``dlnfast info``."""
+"""The command line: ``dlnfast figure``, ``train``, ``sweep``, ``finetune``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import platform
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
 from .descent import train
 from .runs import PACKAGES, environment, version, write_json
+from .sweep import SweepGrid, sweep
 from .trajectory import Trajectory
 
 __all__ = ["main"]
@@ -36,7 +38,7 @@ _OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0; 1 for a run that diverged, 2 for a wrong request, 130 after Ctrl-C.
+    0; 1 for a run that diverged, or failed in a sweep; 2 for a wrong request, 130 after Ctrl-C.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -86,6 +88,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_specification(training)
     training.set_defaults(run=_train)
+
+    sweeping = commands.add_parser(
+        "sweep",
+        help="train a grid of specifications on all cores, as a TOML file says",
+        description="Train all runs of a grid. SPEC.toml is that of dlnfast train with a section [sweep] of\n"
+        '"section.key" = [values], whose product is the grid, or an array of tables [[sweep]] with the\n'
+        "changes of one run each. Writes a folder for every run, named by what it runs, with spec.json and\n"
+        "summary.json, and results.csv in the end. Runs that are finished are skipped: start it again to go\n"
+        "on, after Ctrl-C or worse.",
+        epilog=spec.describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_specification(sweeping)
+    sweeping.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    sweeping.add_argument("--keep-runs", action="store_true", help="write run.npz for every run too")
+    sweeping.add_argument("--retry-failed", action="store_true", help="run again what failed or diverged")
+    sweeping.add_argument("--table", action="store_true", help="print a table of all runs")
+    sweeping.set_defaults(run=_sweep)
 
     tuning = commands.add_parser(
         "finetune",
@@ -304,6 +324,47 @@ def _write_run(
     run.save(places[0], weights=chosen.output["weights"])
     write_json(places[1], {**summary, **runs.summarise(run)})
     print(f"written:  {places[0]}, {places[1]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast sweep
+# --------------------------------------------------------------------------------------------------
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a sweep as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    grid = SweepGrid(arguments.spec, changes=arguments.changes)
+    folder = _folder(arguments, grid.output["directory"])
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        results = sweep(
+            grid,
+            directory=folder,
+            keep_runs=arguments.keep_runs,
+            retry_failed=arguments.retry_failed,
+            n_workers=arguments.workers,
+            progress=True,
+        )
+    except KeyboardInterrupt as interrupt:
+        status = 143 if isinstance(interrupt, _Terminated) else 130
+        return _complain(": ".join([_INTERRUPTED, *getattr(interrupt, "__notes__", [])]), status)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if arguments.table:
+        print(results.to_markdown())
+    usage = results.usage
+    print(f"sweep:    {results.counted()}")
+    print(f"started:  {usage['started']} in {usage['wall']:.3g} s, {usage['workers']} workers")
+    print(f"written:  {folder / 'results.csv'}")
+    failed = [row for row in results if row["outcome"] == "failed"]
+    return _complain(f"{len(failed)} runs failed, one of them: {failed[0]['error']}", 1) if failed else 0
 
 
 # --------------------------------------------------------------------------------------------------
