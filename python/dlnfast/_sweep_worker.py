@@ -52,6 +52,8 @@ _WRITERS: Final = 16
 _GRACE: Final = 2.0
 
 _stopping = threading.Event()
+#: The default executor's workers keep their threads from job to job.
+_writers: ThreadPoolExecutor | None = None
 #: What a run of a kind of batch took in this process, in seconds.
 _pace: dict[Any, float] = {}
 
@@ -128,6 +130,8 @@ def start(reader: Any) -> None:
 
     The other end of that pipe is closed when the sweep stops, or by the parent's death, of whatever kind.
     """
+    global _writers
+    _writers = ThreadPoolExecutor(_WRITERS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
@@ -265,7 +269,7 @@ class _Work:
         self.run_seconds = 0.0
         self.waiting: dict[Any, list[tuple[_Begun, Plan]]] = {}
         self.written: deque[Future[None]] = deque()
-        self.writers = ThreadPoolExecutor(_WRITERS) if job.directory is not None else None
+        self.writers = _writers or ThreadPoolExecutor(_WRITERS)
 
     def report(self) -> Report:
         try:
@@ -273,7 +277,7 @@ class _Work:
             while self.written:
                 self.written.popleft().result()
         finally:
-            if self.writers is not None:
+            if self.writers is not _writers:
                 self.writers.shutdown()
         return Report(
             rows=self.rows,
@@ -445,7 +449,7 @@ class _Work:
         """Have the run written while the next ones run."""
         summary = runs.plain(summary)
         self.rows.append((item.hash, row_of(summary)))
-        if self.writers is None or self.job.directory is None:
+        if self.job.directory is None:
             return
         self.written.append(self.writers.submit(record, self.job.directory, item, summary, run))
         while run is not None and len(self.written) > _WRITERS:  # which may be large

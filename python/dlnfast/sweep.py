@@ -36,6 +36,8 @@ _RESULTS: Final = "results.csv"
 _HASHED: Final = ("problem", "weights", "train")
 #: Chunks take this share of the runs that are left, divided by the number of workers.
 _SHARE: Final = 1 / 3
+#: Seconds that a chunk is worth: far more than handing it out takes, and waiting for its last file.
+_LEAST: Final = 0.05
 #: Chunks in flight per worker: one runs, one waits.
 _IN_FLIGHT: Final = 2
 #: Seconds between looks at futures that cannot be waited for: at first and at most.
@@ -401,7 +403,7 @@ def sweep(
     keep_runs: bool = False,
     retry_failed: bool = False,
     n_workers: int | None = None,
-    chunk_seconds: float = 1.0,
+    chunk_seconds: float = 2.0,
     progress: bool = False,
 ) -> SweepResults:
     """Run every specification of a grid.
@@ -640,8 +642,13 @@ class _Sweep:
         while self.suspects and not self.flying:
             self._submit((self.suspects.popleft(),))
         while self.queue and not self.suspects and len(self.flying) < _IN_FLIGHT * self.workers:
-            size = math.ceil(_SHARE * len(self.queue) / self.workers)
-            self._submit(tuple(self.queue.popleft() for _ in range(size)))
+            self._submit(tuple(self.queue.popleft() for _ in range(self._size())))
+
+    def _size(self) -> int:
+        """Return how many runs to hand out: less and less, so that all workers end together."""
+        left, usage = len(self.queue), self.usage
+        worth = _LEAST * usage["started"] / usage["jobs"] if usage["jobs"] > 0 else 1.0
+        return math.ceil(min(max(_SHARE * left, worth * self.workers), left) / self.workers)
 
     def _submit(self, items: tuple[Item, ...]) -> None:
         job = Job(
