@@ -117,7 +117,10 @@ def main() -> None:
             partial += len(before) < len(after) < len(wanted)
             before = after
             if done:
-                assert numbers(folder) == wanted, "not the numbers of the sweep left alone"
+                found = numbers(folder)
+                assert found.keys() == wanted.keys(), "not the runs of the sweep left alone"
+                for name, values in wanted.items():
+                    assert found[name] == values, f"other numbers: {found[name][0]} instead of {values[0]}"
                 shutil.rmtree(folder)
                 before = {}
                 sweeps += 1

@@ -494,14 +494,18 @@ def sweep(
             if summary is not None:
                 rows[name] = _sweep_worker.row_of(summary)
     todo = sorted((item for name, item in unique.items() if name not in rows), key=_order)
-    workers = max(1, min(workers, len(todo))) if executor is None else workers
+    n_threads = 0
+    if executor is None:
+        # By the whole grid: threads must not depend on what is done already, for the bits of the rest.
+        n_threads = max(1, cores // min(workers, len(unique)))
+        workers = max(1, min(workers, len(todo)))
     sweeping = _Sweep(
         rows=rows,
         total=len(unique),
         directory=None if folder is None else str(folder),
         keep=keep_runs,
         retry=retry_failed,
-        n_threads=max(1, cores // workers) if executor is None else 0,
+        n_threads=n_threads,
         workers=workers,
         seconds=budget,
         executor=executor,
