@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,6 +415,12 @@ def test_the_default_executor(tmp_path, wanted):
     assert results.usage["workers"] == 2
     assert results.load(0).config["n_threads"] == max(1, cores // 2)
     assert 0 < results.usage["runs"] <= results.usage["jobs"]
+    # A sweep that lacks one run has one worker, with as many threads as before: the bits depend on them.
+    shutil.rmtree(tmp_path / results[0]["hash"])
+    again = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
+    assert (again.usage["workers"], again.usage["started"]) == (1, 1)
+    assert again.load(0).config == results.load(1).config | {"weight_decay": [0.0] * 3}
+    assert losses(again) == wanted
 
 
 def test_a_worker_that_dies_is_replaced(wanted):

@@ -606,8 +606,6 @@ class _Sweep:
 
     def run(self, todo: Sequence[Item], progress: bool) -> None:
         """Run all of them."""
-        from tqdm import tqdm
-
         self.queue.extend(todo)
         begin = time.perf_counter()
         with contextlib.ExitStack() as stack:
@@ -615,15 +613,14 @@ class _Sweep:
                 stack.callback(self.local.close)
                 self.local.open()
                 self.usage["start"] = time.perf_counter() - begin
-            bar = stack.enter_context(
-                tqdm(
-                    total=self.total,
-                    initial=len(self.rows),
-                    unit="run",
-                    disable=None if progress else True,
-                    leave=False,
+            bar = None
+            if progress:
+                from tqdm import tqdm
+
+                done = len(self.rows)
+                bar = stack.enter_context(
+                    tqdm(total=self.total, initial=done, unit="run", disable=None, leave=False)
                 )
-            )
             try:
                 self._work_off(bar)
             except BaseException:
@@ -640,7 +637,8 @@ class _Sweep:
                     self._collect(future)
             except _Broken as error:
                 self._start_again(error)
-            bar.update(len(self.rows) - bar.n)
+            if bar is not None:
+                bar.update(len(self.rows) - bar.n)
 
     def _hand_out(self) -> None:
         while self.suspects and not self.flying:
