@@ -20,6 +20,7 @@ from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .svd_tracker import SVDTracker, TrackerRecord
+from .sweep import SweepGrid, SweepResults, sweep
 from .trajectory import Trajectory, load
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "SweepGrid",
+    "SweepResults",
     "TrackerRecord",
     "Trajectory",
     "__version__",
@@ -70,6 +73,7 @@ __all__ = [
     "reference",
     "resume",
     "set_num_threads",
+    "sweep",
     "theory",
     "torch",
     "train",

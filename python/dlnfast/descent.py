@@ -242,7 +242,7 @@ def train(
         raise TypeError(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     if engine not in ("auto", "reduced", "dense", "torch"):
         raise ValueError(
             f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
@@ -854,7 +854,7 @@ def run_job(
     if outcome == "diverged":
         partial_run = trajectory("diverged") if outputs.n_records > 0 else None
         raise DivergedError(
-            _divergence_text(request, step, layer), step=step, layer=layer, trajectory=partial_run
+            divergence_text(request, step, layer), step=step, layer=layer, trajectory=partial_run
         )
     return trajectory(outcome)
 
@@ -939,7 +939,7 @@ def _ended(folder: RunFolder, request: Request, ending: dict[str, Any]) -> Traje
     run = load_folder(folder, request.problem)
     if ending["outcome"] == "diverged":
         step, layer = ending["step"], ending["layer"]
-        text = _divergence_text(request, step, layer)
+        text = divergence_text(request, step, layer)
         raise DivergedError(text, step=step, layer=layer, trajectory=run)
     return run
 
@@ -988,7 +988,8 @@ def _steps_between_drains(request: Request, space: Closure | None) -> int:
     return int(np.clip(min(by_time, by_memory), 1, 2**20))
 
 
-def _divergence_text(request: Request, step: int, layer: int) -> str:
+def divergence_text(request: Request, step: int, layer: int) -> str:
+    """Return what an error says of a run whose loss left the finite numbers at this step."""
     text = (
         f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
         f"now {_span(request.learning_rate)}"
@@ -1022,7 +1023,8 @@ def _span(values: npt.NDArray[np.float64]) -> str:
     return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
 
 
-def _check_optimizer(optimizer: str) -> None:
+def check_optimizer(optimizer: str) -> None:
+    """Raise, with the reason, for all but gradient descent."""
     if optimizer == "gd":
         return
     if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
