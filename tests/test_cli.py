@@ -345,8 +345,11 @@ def test_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("place", sorted(EXAMPLES.glob("*.toml")), ids=lambda place: place.stem)
 def test_examples_are_valid(place):
-    if "[grid]" in place.read_text():
+    text = place.read_text()
+    if "[grid]" in text:
         assert len(finetuning.read_grid(place).sections["grid"]["seeds"]) >= 5
+    elif "[sweep]" in text:
+        assert len(dln.SweepGrid(place)) > 50
     else:
         assert spec.read_spec(place).train["steps"] > 0
 

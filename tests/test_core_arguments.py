@@ -229,7 +229,13 @@ def common(dtype=F64, steps=3, n_layers=2):
         "n_threads": 1,
         "loss": np.zeros(steps + 1),
         "record_steps": np.zeros(steps + 1, np.int64),
-        "counts": np.zeros(3, np.int64),
+        "counts": np.zeros(5, np.int64),
+        "first": 0,
+        "drain_every": 0,
+        "on_drain": None,
+        "velocity": [],
+        "carry": [],
+        "search": [],
         "on_record": None,
         "on_progress": None,
     }
@@ -253,6 +259,7 @@ def dense_arguments(dtype=F64, steps=3):
         "tracking": [np.zeros((steps + 1, N_COLUMNS)) for _ in layers],
         "tracker": TRACKER_DEFAULTS | {"n_values": 1},
         "factored": True,
+        "velocity_norms": [],
         "initial": [np.ones((2, 2), dtype) for _ in layers],
         "left": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
         "right": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
@@ -263,6 +270,7 @@ def dense_arguments(dtype=F64, steps=3):
 def reduced_arguments(dtype=F64, steps=3):
     return common(dtype, steps) | {
         "families": [(0, 3.0, 1.0, [0.5, 0.5])],
+        "scalars": None,
         "core_records": [np.zeros((steps + 1, 2, 2), dtype) for _ in range(2)],
         "rho_records": np.zeros((steps + 1, 2)),
     }
@@ -323,8 +331,18 @@ COMMON_CHANGES = [
     ({"loss": frozen(np.zeros(4))}, ValueError, "loss is read-only"),
     ({"record_steps": np.zeros(3, np.int64)}, ValueError, "record_steps"),
     ({"record_steps": np.zeros(4, np.int32)}, TypeError, "record_steps has dtype int32"),
-    ({"counts": np.zeros(2, np.int64)}, ValueError, "counts"),
-    ({"counts": frozen(np.zeros(3, np.int64))}, ValueError, "counts is read-only"),
+    ({"counts": np.zeros(4, np.int64)}, ValueError, "counts"),
+    ({"first": -1}, ValueError, "the first step is negative"),
+    ({"first": 4}, ValueError, "beyond the last one"),
+    ({"drain_every": -1}, ValueError, "drain_every is negative"),
+    ({"velocity": [np.zeros((2, 2))]}, ValueError, "velocity"),
+    ({"velocity": [np.zeros((2, 2)), np.zeros((2, 3))]}, ValueError, r"velocity\[1\] has shape"),
+    ({"carry": [np.zeros((2, 2))] * 3}, ValueError, "carry"),
+    ({"carry": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"carry\[0\] has dtype float32"),
+    ({"carry": [frozen(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
+    ({"search": [np.zeros(2)]}, ValueError, "search"),
+    ({"search": [np.zeros(3), np.zeros(2)]}, ValueError, r"search\[0\] has the wrong length"),
+    ({"counts": frozen(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
 ]
 
 
@@ -406,7 +424,7 @@ def test_descent_of_bad_weights(core, entry, weights, error, text):
         ({"tracking": [np.zeros((4, 3))] * 2}, ValueError, r"tracking\[0\] has the wrong shape"),
         ({"tracker": {}}, KeyError, None),
         ({"tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": "none"}}, ValueError, "mode is 'none'"),
-        ({"initial": []}, ValueError, "initial has 0 values; wanted 2"),
+        ({"initial": [np.ones((2, 2))]}, ValueError, "initial has 1 values; wanted 2"),
         ({"initial": [np.ones((3, 2))] * 2}, ValueError, "origin"),
         ({"initial": [np.ones((2, 2), np.float32)] * 2}, TypeError, r"initial\[0\] has dtype float32"),
         ({"left": [np.zeros((4, 2, 2))]}, (ValueError, IndexError), None),

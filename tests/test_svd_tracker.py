@@ -574,3 +574,63 @@ class TestRuns:
                 np.testing.assert_array_equal(again.tracking(layer)[name], column)
         with pytest.raises(ValueError, match="tracking is 'fast'"):
             dln.train(problem, weights, learning_rate=0.1, steps=1, tracking="fast")
+
+
+# ------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("mode", ["auto", "dense"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tracker_goes_on_where_another_was(mode, dtype):
+    """The same values within the errors, and the same branches through a crossing after the change."""
+    rng = np.random.default_rng(3)
+    m, n, k = 170, 150, 3
+    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
+    rest = 1e-3 * rng.standard_normal((m, n))
+
+    def matrix(t):
+        return (((u * [3.0 - t, 2.0, 1.0]) @ v.T) + rest).astype(dtype)
+
+    times = np.linspace(0.0, 1.6, 33)
+    whole = dln.SVDTracker(k, mode=mode)
+    records = [whole.update(matrix(t)) for t in times]
+    first = dln.SVDTracker(k, mode=mode)
+    for t in times[:9]:
+        first.update(matrix(t))
+    state = first.state_dict()
+    again = dln.SVDTracker.from_state_dict(state)
+    for t, wanted in zip(times[9:], records[9:], strict=True):
+        found = again.update(matrix(t))
+        assert found.event == wanted.event
+        gap = np.abs(found.singular_values - wanted.singular_values)
+        assert np.all(gap <= found.errors + wanted.errors)
+        assert sorted(found.branches) == [0, 1, 2]
+        np.testing.assert_array_equal(found.branches, wanted.branches)
+    assert again.n_events == whole.n_events == len(times)
+    # And once more, from one that went on.
+    third = dln.SVDTracker.from_state_dict(again.state_dict())
+    np.testing.assert_array_equal(third.update(matrix(times[-1])).branches, records[-1].branches)
+
+
+def test_new_branches_get_new_numbers_after_a_change():
+    tracker = dln.SVDTracker(1, guards=2)
+    d = np.zeros((200, 200))
+    d[0, 0], d[1, 1] = 2.0, 1.0
+    assert tracker.update(d).branches.tolist() == [0]
+    again = dln.SVDTracker.from_state_dict(tracker.state_dict())
+    d[0, 0], d[1, 1] = 0.5, 3.0
+    assert again.update(d).branches.tolist() == [1]
+    assert again.state_dict()["next_branch"] == 2
+
+
+def test_bad_states_of_a_tracker():
+    with pytest.raises(ValueError, match="state_dict needs an earlier event"):
+        dln.SVDTracker(2).state_dict()
+    with pytest.raises(TypeError, match="state is list; wanted what state_dict returned"):
+        dln.SVDTracker.from_state_dict([])
+    with pytest.raises(ValueError, match=r"state has the keys \['a'\]"):
+        dln.SVDTracker.from_state_dict({"a": 1})
+    tracker = dln.SVDTracker(2)
+    tracker.update(np.eye(5))
+    with pytest.raises(ValueError, match="state has version 9; this dlnfast reads up to 1"):
+        dln.SVDTracker.from_state_dict(tracker.state_dict() | {"version": 9})

@@ -208,6 +208,7 @@ def test_deep_reduced_runs_listen_in_between(core):
         "target": np.eye(size),
         "record_every": steps,
         "families": [(0, 1.0, 1.0, [0.5] * n_layers)],
+        "scalars": None,
         "core_records": [np.zeros((2, size, size)) for _ in cores],
         "rho_records": np.zeros((2, n_layers)),
     }

@@ -61,7 +61,7 @@ MatrixRef<const T> optional_matrix(py::handle object, const std::string& name) {
 }
 
 template <class T>
-std::vector<MatrixRef<T>> writable_matrices(const py::list& list, const std::string& name) {
+std::vector<MatrixRef<T>> writable_matrices(const py::sequence& list, const std::string& name) {
   std::vector<MatrixRef<T>> result;
   for (py::size_t i = 0; i < list.size(); ++i) {
     result.push_back(writable_matrix<T>(list[i], name + "[" + std::to_string(i) + "]"));

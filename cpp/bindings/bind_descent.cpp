@@ -23,7 +23,8 @@ struct Arguments {
   Schedule schedule;
   int n_threads;
   py::array loss, record_steps, counts, rate;
-  py::object on_record, on_progress;
+  py::object on_record, on_progress, on_drain;
+  py::tuple velocity, carry, search;  // of their own: a callback may empty the caller's lists
 
   explicit Arguments(const py::dict& d)
       : target(d["target"]),
@@ -35,13 +36,18 @@ struct Arguments {
               d["weight_decay"].cast<std::vector<double>>(),
               d["momentum"].cast<std::vector<double>>(), AdaptiveRate{}},
         schedule{d["steps"].cast<Index>(), d["record_every"].cast<Index>(),
-                 d["tolerance"].cast<double>()},
+                 d["tolerance"].cast<double>(), d["first"].cast<Index>(),
+                 d["drain_every"].cast<Index>()},
         n_threads(d["n_threads"].cast<int>()),
         loss(d["loss"].cast<py::array>()),
         record_steps(d["record_steps"].cast<py::array>()),
         counts(d["counts"].cast<py::array>()),
         on_record(d["on_record"]),
-        on_progress(d["on_progress"]) {
+        on_progress(d["on_progress"]),
+        on_drain(d["on_drain"]),
+        velocity(d["velocity"]),
+        carry(d["carry"]),
+        search(d["search"]) {
     n_records(schedule);  // checks the schedule before any size follows from it
     if (d.contains("adaptive")) {
       const py::object adaptive = d["adaptive"];
@@ -56,17 +62,44 @@ struct Arguments {
 
   Progress progress() const {
     Progress p;
-    p.loss = records<double>(loss, schedule.steps + 1, {}, "loss");
+    p.loss = records<double>(loss, dlnfast::n_losses(schedule), {}, "loss");
     p.record_steps = records<std::int64_t>(record_steps, n_records(schedule), {}, "record_steps");
-    if (rates.adaptive.safety > 0.0) p.rate = records<double>(rate, schedule.steps, {}, "rate");
-    auto* c = records<std::int64_t>(counts, 3, {}, "counts");
-    std::fill(c, c + 3, 0);
+    if (rates.adaptive.safety > 0.0) {
+      // A step follows every loss but the last.
+      const Index n = dlnfast::n_losses(schedule);
+      p.rate = records<double>(rate, schedule.drain_every > 0 ? n : n - 1, {}, "rate");
+    }
+    auto* c = records<std::int64_t>(counts, n_counts, {}, "counts");
+    std::fill(c, c + n_counts, 0);
     p.n_losses = c;
     p.n_records = c + 1;
+    p.n_rates = c + 3;
+    p.between_steps = c + 4;
     return p;
   }
 
-  std::int64_t* n_snapshots() const { return records<std::int64_t>(counts, 3, {}, "counts") + 2; }
+  std::int64_t* n_snapshots() const {
+    return records<std::int64_t>(counts, n_counts, {}, "counts") + 2;
+  }
+
+  template <class T>
+  Motion<T> motion(const std::vector<MatrixRef<T>>& weights) const {
+    Motion<T> m{
+        writable_matrices<T>(velocity, "velocity"), writable_matrices<T>(carry, "carry"), {}};
+    for (py::size_t l = 0; l < search.size(); ++l) {
+      const auto at = "search[" + std::to_string(l) + "]";
+      py::array array = writable_array<T>(search[l], 1, at);
+      if (l >= weights.size() || array.shape(0) != weights[l].cols) {
+        throw py::value_error(at + " has the wrong length");
+      }
+      m.search.push_back(static_cast<T*>(array.mutable_data()));
+    }
+    return m;
+  }
+
+  bool drains() const { return schedule.drain_every > 0; }
+
+  static constexpr Index n_counts = 5;
 
   template <class T>
   Objective<T> objective() const {
@@ -80,6 +113,20 @@ struct Arguments {
   }
 };
 
+// Where records are drained, the caller's arrays hold the state whatever ends the run.
+Result descend_and_store(Stepper& stepper, Recorder& recorder, const Arguments& a,
+                         const Progress& progress, Monitor& monitor) {
+  if (!a.drains()) return descend(stepper, recorder, a.schedule, progress, monitor);
+  try {
+    const Result result = descend(stepper, recorder, a.schedule, progress, monitor);
+    stepper.store();
+    return result;
+  } catch (...) {
+    stepper.store();
+    throw;
+  }
+}
+
 template <class T>
 py::tuple dense(const py::list& weights, const py::dict& d) {
   const Arguments a(d);
@@ -90,7 +137,8 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   out.snapshot_every = d["snapshot_every"].cast<Index>();
   if (out.snapshot_every < 0) throw py::value_error("snapshot_every is negative");
   out.n_snapshots = a.n_snapshots();
-  const Index n_snapshots = out.snapshot_every > 0 ? a.schedule.steps / out.snapshot_every + 1 : 0;
+  const Index n_snapshots =
+      out.snapshot_every > 0 ? n_multiples(a.schedule, out.snapshot_every) : 0;
   const py::list values = d["values"], errors = d["errors"], signs = d["signs"],
                  branches = d["branches"], clusters = d["clusters"], tracking = d["tracking"],
                  left = d["left"], right = d["right"], snapshots = d["snapshots"],
@@ -122,10 +170,17 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     following.settings = tracker_settings(d["tracker"]);
     following.factored = d["factored"].cast<bool>();
     following.record_every = a.schedule.record_every;
+    following.velocity = d["velocity_norms"].cast<std::vector<double>>();
+    if (!following.velocity.empty()) {
+      require_length(static_cast<Index>(following.velocity.size()), static_cast<Index>(w.size()),
+                     "velocity_norms");
+    }
     for (std::size_t l = 0; l < initial.size(); ++l) {
       following.initial.push_back(matrix<T>(initial[l], "initial[" + std::to_string(l) + "]"));
     }
-    require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
+    if (initial.size() > 0) {
+      require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
+    }
   }
   auto objective = a.objective<T>();
   ObservedEntries<T> entries;
@@ -141,14 +196,15 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
     objective.measured = &measured;
   }
   const auto progress = a.progress();
-  Monitor monitor = reporting(a.on_record, a.on_progress);
+  const auto motion = a.motion<T>(w);
+  Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
   Result result{};
   {
     const py::gil_scoped_release release;
     const Context context{a.n_threads, &monitor};
-    DenseDescent<T> stepper(w, objective, a.rates, context);
+    DenseDescent<T> stepper(w, objective, a.rates, context, 32, motion);
     DenseRecorder<T> recorder(stepper, out, following, objective, a.rates, context);
-    result = descend(stepper, recorder, a.schedule, progress, monitor);
+    result = descend_and_store(stepper, recorder, a, progress, monitor);
   }
   return as_tuple(result);
 }
@@ -183,14 +239,18 @@ py::tuple reduced(const py::list& cores, const py::dict& d) {
   out.rho = records<double>(d["rho_records"], n, {n_scalars}, "rho_records");
   const auto objective = a.objective<T>();
   const auto progress = a.progress();
-  Monitor monitor = reporting(a.on_record, a.on_progress);
+  const auto motion = a.motion<T>(c);
+  const py::object held_scalars = d["scalars"];
+  MatrixRef<double> scalars;
+  if (!held_scalars.is_none()) scalars = writable_matrix<double>(held_scalars, "scalars");
+  Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
   Result result{};
   {
     const py::gil_scoped_release release;
     const Context context{a.n_threads, &monitor};
-    ReducedDescent<T> stepper(c, objective, families, a.rates, context);
+    ReducedDescent<T> stepper(c, objective, families, a.rates, context, motion, scalars);
     ReducedRecorder<T> recorder(stepper, out);
-    result = descend(stepper, recorder, a.schedule, progress, monitor);
+    result = descend_and_store(stepper, recorder, a, progress, monitor);
   }
   return as_tuple(result);
 }

@@ -32,15 +32,25 @@ inline bool is_true(const py::object& answer) {
   return (type == "numpy.bool" || type == "numpy.bool_") && PyObject_IsTrue(answer.ptr()) == 1;
 }
 
-// A monitor that also calls on_record(step, loss) at records (True stops the run) and
-// on_progress(step, loss) from time to time. Either may be None.
-inline Monitor reporting(const py::object& on_record, const py::object& on_progress) {
+// A monitor that also calls on_record(step, loss) at records (True stops the run), on_progress(step,
+// loss) from time to time, and on_drain(step) when records are to be taken away. Each may be None.
+inline Monitor reporting(const py::object& on_record, const py::object& on_progress,
+                         const py::object& on_drain) {
   const bool records = !on_record.is_none();
   const bool progress = !on_progress.is_none();
   // The objects outlive the call that holds them; handles need no GIL to be copied.
   const py::handle record_handle = on_record;
   const py::handle progress_handle = on_progress;
-  return Monitor([=](Index step, double loss, bool at_record) {
+  const py::handle drain_handle = on_drain;
+  Monitor::Drain drain;
+  if (!on_drain.is_none()) {
+    drain = [=](Index step) {
+      const py::gil_scoped_acquire acquire;
+      check_signals();
+      drain_handle(step);
+    };
+  }
+  const auto ask = [=](Index step, double loss, bool at_record) {
     if (at_record && !records) return Answer::go_on;
     const py::gil_scoped_acquire acquire;
     check_signals();
@@ -50,7 +60,8 @@ inline Monitor reporting(const py::object& on_record, const py::object& on_progr
     }
     if (progress) progress_handle(step, loss);
     return Answer::go_on;
-  });
+  };
+  return Monitor(ask, drain);
 }
 
 }  // namespace dlnfast::python

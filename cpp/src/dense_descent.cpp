@@ -24,14 +24,24 @@ constexpr double sparse_penalty = 4.0;
 template <class T>
 class LargestValue {
  public:
-  explicit LargestValue(const MatrixRef<T>& w) : w_(w), right_(w.cols), left_(w.rows) {
+  // Starts from `search` (w.cols), unless that is missing or zero.
+  LargestValue(const MatrixRef<T>& w, const T* search)
+      : w_(w), right_(w.cols), left_(w.rows), started_(w.cols) {
+    if (search != nullptr) std::copy(search, search + w.cols, right_.data());
+    if (search != nullptr && right_.any()) return;
     Random random(1);
     random.fill(MatrixRef<T>(right_.data(), 1, w.cols));
+  }
+
+  // Where the last look started: a run that goes on looks once more.
+  void store(T* search) const {
+    std::copy(started_.data(), started_.data() + started_.size(), search);
   }
 
   // Two sweeps on from the vector of the last look.
   double look() {
     double value = 0.0;
+    started_ = right_;
     for (int sweep = 0; sweep < 2; ++sweep) {
       const T length = right_.norm();
       if (!(length > T(0))) return 0.0;
@@ -46,7 +56,7 @@ class LargestValue {
  private:
   using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
   MatrixRef<T> w_;
-  Column right_, left_;
+  Column right_, left_, started_;
 };
 
 // One weight matrix with its rates and, where it has momentum, its velocity.
@@ -54,7 +64,7 @@ template <class T>
 struct Layer {
   Index index = 0;
   MatrixRef<T> weight;
-  Matrix<T> velocity;
+  Matrix<T> velocity;  // where the caller holds none
   Descent<T> descent;
 
   Layer(Index l, MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
@@ -63,12 +73,13 @@ struct Layer {
     descent.learning_rate = static_cast<T>(rate);
     descent.weight_decay = static_cast<T>(decay);
     descent.momentum = static_cast<T>(momentum);
-    if (momentum != 0.0) velocity = Matrix<T>::Zero(w.rows, w.cols);
   }
 
   // Not in the constructor: layers move while the list of them grows.
-  void bind_velocity() {
-    if (descent.momentum != T(0)) descent.velocity = MatrixRef<T>(velocity);
+  void bind_velocity(const MatrixRef<T>& given) {
+    if (descent.momentum == T(0)) return;
+    if (given.absent()) velocity = Matrix<T>::Zero(weight.rows, weight.cols);
+    descent.velocity = given.absent() ? MatrixRef<T>(velocity) : given;
   }
 
   bool has_momentum() const { return !descent.velocity.absent(); }
@@ -92,7 +103,7 @@ void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
   const Descent<T>& d = layer.descent;
   auto w = layer.weight.map().row(i).array();
   if (layer.has_momentum()) {
-    auto v = layer.velocity.row(i).array();
+    auto v = d.velocity.map().row(i).array();
     v = d.momentum * v + d.scale * gradient + d.weight_decay * w;
     w -= d.learning_rate * v;
   } else {
@@ -113,7 +124,7 @@ void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b
     multiply<T>(d.scale, a, Op::transpose, b, Op::none, d.momentum, d.velocity, context);
     for_rows(weight.rows, weight.cols, context, [&](Index i) {
       auto w = weight.map().row(i);
-      auto v = layer.velocity.row(i);
+      auto v = d.velocity.map().row(i);
       v += d.weight_decay * w;
       w -= d.learning_rate * v;
     });
@@ -314,16 +325,18 @@ template <class T>
 class DenseDescent<T>::Impl {
  public:
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
-       const Context& context, Index small)
-      : weights_(weights), objective_(objective), context_(context) {
+       const Context& context, Index small, const Motion<T>& motion)
+      : weights_(weights), motion_(motion), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
+    check_motion(motion, weights);
     const bool adapts = rates.adaptive.safety > 0.0;
     if (objective.has_target() && !adapts && better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
       small_ =
           small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
       for (Index l = 0; l < n; ++l) small_->load_weight(l, weights_[l]);
+      small_->load_motion(motion_);
       return;
     }
     chooses_team_ = context.n_threads == 0;
@@ -331,13 +344,15 @@ class DenseDescent<T>::Impl {
     if (adapts) {
       rates_ = rates;
       largest_.resize(weights.size());
-      for (const MatrixRef<T>& w : weights) largest_value_.emplace_back(w);
+      for (std::size_t l = 0; l < weights.size(); ++l) {
+        largest_value_.emplace_back(weights[l], motion.search.empty() ? nullptr : motion.search[l]);
+      }
     }
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
       layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
                            rates.weight_decay[l], rates.momentum[l]);
-      layers_.back().bind_velocity();
+      layers_.back().bind_velocity(motion.velocity.empty() ? MatrixRef<T>() : motion.velocity[l]);
     }
     const Index d_out = widths.back();
     const Index d_in = widths.front();
@@ -406,6 +421,14 @@ class DenseDescent<T>::Impl {
   const std::vector<MatrixRef<T>>& weights() {
     write_back();
     return weights_;
+  }
+
+  void store() {
+    write_back();
+    if (small_) small_->store_motion(motion_);
+    if (motion_.search.empty()) return;
+    for (std::size_t l = 0; l < largest_value_.size(); ++l)
+      largest_value_[l].store(motion_.search[l]);
   }
 
   bool is_thin(Index layer) const {
@@ -603,6 +626,7 @@ class DenseDescent<T>::Impl {
   }
 
   std::vector<MatrixRef<T>> weights_;
+  Motion<T> motion_;
   std::unique_ptr<SmallDescent<T>> small_;
   bool behind_ = false;  // whether the caller's weights are older than the small ones
   bool chooses_team_ = false;
@@ -624,8 +648,9 @@ class DenseDescent<T>::Impl {
 
 template <class T>
 DenseDescent<T>::DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
-                              const Rates& rates, const Context& context, Index small)
-    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small)) {}
+                              const Rates& rates, const Context& context, Index small,
+                              const Motion<T>& motion)
+    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small, motion)) {}
 
 template <class T>
 DenseDescent<T>::~DenseDescent() = default;
@@ -658,6 +683,11 @@ double DenseDescent<T>::rate() const {
 template <class T>
 Index DenseDescent<T>::steps_per_breath() const {
   return impl_->steps_per_breath();
+}
+
+template <class T>
+void DenseDescent<T>::store() {
+  impl_->store();
 }
 
 template <class T>

@@ -1,7 +1,9 @@
 #include "dlnfast/descent.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 namespace dlnfast {
 
@@ -11,8 +13,27 @@ Index n_records(const Schedule& schedule) {
     throw std::invalid_argument("steps is negative or beyond any memory");
   }
   if (schedule.record_every < 1) throw std::invalid_argument("record_every is below 1");
-  const Index whole = schedule.steps / schedule.record_every + 1;
-  return schedule.steps % schedule.record_every == 0 ? whole : whole + 1;
+  if (schedule.first < 0 || schedule.first > schedule.steps) {
+    throw std::invalid_argument("the first step is negative or beyond the last one");
+  }
+  if (schedule.drain_every < 0) throw std::invalid_argument("drain_every is negative");
+  const Index multiples = n_multiples(schedule, schedule.record_every);
+  if (schedule.drain_every > 0) return multiples + 2;
+  const bool extra_first = schedule.first % schedule.record_every != 0;
+  const bool extra_last =
+      schedule.steps % schedule.record_every != 0 && schedule.steps != schedule.first;
+  return multiples + (extra_first ? 1 : 0) + (extra_last ? 1 : 0);
+}
+
+Index n_losses(const Schedule& schedule) {
+  const Index whole = schedule.steps - schedule.first + 1;
+  return schedule.drain_every > 0 ? std::min(schedule.drain_every + 1, whole) : whole;
+}
+
+Index n_multiples(const Schedule& schedule, Index every) {
+  if (schedule.drain_every > 0) return std::min(schedule.drain_every, schedule.steps) / every + 2;
+  const Index before = schedule.first == 0 ? 0 : (schedule.first - 1) / every + 1;
+  return schedule.steps / every + 1 - before;
 }
 
 Index largest_layer(const Stepper& stepper) {
@@ -31,14 +52,16 @@ Index largest_layer(const Stepper& stepper) {
 Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
                const Progress& progress, Monitor& monitor) {
   n_records(schedule);  // checks the schedule
+  const bool drains = schedule.drain_every > 0;
   const Index breath = stepper.steps_per_breath();
   Index until_record = 0;
   Index until_breath = breath;
-  for (Index step = 0;; ++step) {
+  for (Index step = schedule.first;; ++step) {
     const double loss = stepper.evaluate();
     if (!std::isfinite(loss)) return {Outcome::diverged, step, largest_layer(stepper)};
-    progress.loss[step] = loss;
-    *progress.n_losses = step + 1;
+    if (progress.between_steps != nullptr) *progress.between_steps = 1;
+    progress.loss[*progress.n_losses] = loss;
+    *progress.n_losses += 1;
 
     const bool converged = loss <= schedule.tolerance;
     const bool last = converged || step == schedule.steps;
@@ -48,7 +71,7 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       recorder.record(record, step);
       progress.record_steps[record] = step;
       *progress.n_records = record + 1;
-      until_record = schedule.record_every;
+      until_record = schedule.record_every - step % schedule.record_every;
     }
     recorder.after_step(step, loss, last);
     const bool go_on = monitor.at_step(step, loss, at_record);
@@ -58,12 +81,23 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       return {Outcome::stopped, step, 0};
     }
     --until_record;
+    if (drains && step % schedule.drain_every == 0 && step != schedule.first) {
+      stepper.store();
+      monitor.drain(step);
+      if (*progress.n_losses != 0 || *progress.n_records != 0) {
+        throw std::logic_error("a drain left something behind");
+      }
+    }
     if (--until_breath == 0) {
-      monitor.breathe();
+      monitor.breathe_between_steps();
       until_breath = breath;
     }
+    if (progress.between_steps != nullptr) *progress.between_steps = 0;
     stepper.update();
-    if (progress.rate != nullptr) progress.rate[step] = stepper.rate();
+    if (progress.rate != nullptr) {
+      progress.rate[*progress.n_rates] = stepper.rate();
+      *progress.n_rates += 1;
+    }
   }
 }
 

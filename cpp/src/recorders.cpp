@@ -62,7 +62,8 @@ void DenseRecorder<T>::start() {
     const Index between = thin_updates ? 1 : std::min<Index>(tracking_.record_every, 8);
     settings.certificate_share = 0.12 * static_cast<double>(between);
     settings.measure_angles = false;  // the trajectory does, from the vectors
-    Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, 0.0, 0.0};
+    const double velocity = tracking_.velocity.empty() ? 0.0 : tracking_.velocity[l];
+    Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, velocity, 0.0};
     if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
     const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&
                       !tracking_.initial.empty() && thin_updates && smaller > 2 * frame_limit &&

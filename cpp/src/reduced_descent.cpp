@@ -42,6 +42,20 @@ class Scalars {
 
   const std::vector<double>& rho() const { return rho_; }
 
+  void load(const MatrixRef<double>& state) {
+    if (state.absent()) return;
+    require_shape(state, 3, static_cast<Index>(rho_.size()), "scalars");
+    std::vector<double>* rows[3] = {&rho_, &velocity_, &carry_};
+    for (Index i = 0; i < 3; ++i)
+      std::copy(state.row(i), state.row(i) + state.cols, rows[i]->begin());
+  }
+
+  void store(const MatrixRef<double>& state) const {
+    if (state.absent()) return;
+    const std::vector<double>* rows[3] = {&rho_, &velocity_, &carry_};
+    for (Index i = 0; i < 3; ++i) std::copy(rows[i]->begin(), rows[i]->end(), state.row(i));
+  }
+
   double size(Index layer) const {
     double largest = 0.0;
     for (std::size_t i = 0; i < rho_.size(); ++i) {
@@ -111,20 +125,38 @@ template <class T>
 class ReducedDescent<T>::Impl {
  public:
   Impl(std::vector<MatrixRef<T>> cores, const Objective<T>& objective, std::vector<Family> families,
-       const Rates& rates, const Context& context)
+       const Rates& rates, const Context& context, const Motion<T>& motion,
+       MatrixRef<double> scalar_state)
       : cores_(std::move(cores)),
+        motion_(motion),
+        scalar_state_(scalar_state),
         scalars_((check_shapes(objective, rates), std::move(families)), rates,
                  objective.loss_scale) {
+    check_motion(motion, cores_);
+    scalars_.load(scalar_state_);
     Index size = 0;
     for (const auto& core : cores_) size = std::max({size, core.rows, core.cols});
     small_ = small_descent<T>(size, static_cast<Index>(cores_.size()), objective, rates);
     if (small_ == nullptr) {
-      large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context);
+      large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context, 0, motion_);
       return;
     }
     for (std::size_t l = 0; l < cores_.size(); ++l) {
       small_->load_weight(static_cast<Index>(l), cores_[l]);
     }
+    small_->load_motion(motion_);
+  }
+
+  void store() {
+    scalars_.store(scalar_state_);
+    if (large_) {
+      large_->store();
+      return;
+    }
+    for (std::size_t l = 0; l < cores_.size(); ++l) {
+      small_->store_weight(static_cast<Index>(l), cores_[l]);
+    }
+    small_->store_motion(motion_);
   }
 
   Stepper& stepper() const {
@@ -168,6 +200,8 @@ class ReducedDescent<T>::Impl {
   }
 
   std::vector<MatrixRef<T>> cores_;
+  Motion<T> motion_;
+  MatrixRef<double> scalar_state_;
   Scalars scalars_;
   std::unique_ptr<SmallDescent<T>> small_;
   std::unique_ptr<DenseDescent<T>> large_;
@@ -176,9 +210,10 @@ class ReducedDescent<T>::Impl {
 template <class T>
 ReducedDescent<T>::ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                                   std::vector<Family> families, const Rates& rates,
-                                  const Context& context)
-    : impl_(std::make_unique<Impl>(std::move(cores), objective, std::move(families), rates,
-                                   context)) {}
+                                  const Context& context, const Motion<T>& motion,
+                                  MatrixRef<double> scalars)
+    : impl_(std::make_unique<Impl>(std::move(cores), objective, std::move(families), rates, context,
+                                   motion, scalars)) {}
 
 template <class T>
 ReducedDescent<T>::~ReducedDescent() = default;
@@ -202,6 +237,11 @@ double ReducedDescent<T>::largest_entry(Index layer) const {
 template <class T>
 Index ReducedDescent<T>::steps_per_breath() const {
   return impl_->stepper().steps_per_breath();
+}
+
+template <class T>
+void ReducedDescent<T>::store() {
+  impl_->store();
 }
 
 template <class T>

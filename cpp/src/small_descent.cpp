@@ -86,10 +86,18 @@ class FixedDescent final : public SmallDescent<T> {
   }
 
   void store_weight(Index layer, const MatrixRef<T>& weight) const override {
-    for (Index i = 0; i < weight.rows; ++i) {
-      const T* from = weight_[layer].a + i * stride;
-      std::copy(from, from + weight.cols, weight.row(i));
-    }
+    store(weight_[layer], weight);
+  }
+
+  void load_motion(Index layer, const MatrixRef<T>& velocity, const MatrixRef<T>& carry) override {
+    if (has_momentum_ && !velocity.absent()) load<const T>(velocity, velocity_[layer]);
+    if (!carry.absent()) load<const T>(carry, carry_[layer]);
+  }
+
+  void store_motion(Index layer, const MatrixRef<T>& velocity,
+                    const MatrixRef<T>& carry) const override {
+    if (has_momentum_ && !velocity.absent()) store(velocity_[layer], velocity);
+    if (!carry.absent()) store(carry_[layer], carry);
   }
 
   double evaluate() override {
@@ -159,6 +167,13 @@ class FixedDescent final : public SmallDescent<T> {
   static void load(const MatrixRef<U>& m, Block& block) {
     block = Block();
     for (Index i = 0; i < m.rows; ++i) std::copy(m.row(i), m.row(i) + m.cols, block.a + i * stride);
+  }
+
+  static void store(const Block& block, const MatrixRef<T>& m) {
+    for (Index i = 0; i < m.rows; ++i) {
+      const T* from = block.a + i * stride;
+      std::copy(from, from + m.cols, m.row(i));
+    }
   }
 
   static auto into(Block& c) {

@@ -14,6 +14,25 @@ class SmallDescent : public Stepper {
  public:
   virtual void load_weight(Index layer, const MatrixRef<T>& weight) = 0;
   virtual void store_weight(Index layer, const MatrixRef<T>& weight) const = 0;
+  // Of the layer; what has no data is left out.
+  virtual void load_motion(Index layer, const MatrixRef<T>& velocity,
+                           const MatrixRef<T>& carry) = 0;
+  virtual void store_motion(Index layer, const MatrixRef<T>& velocity,
+                            const MatrixRef<T>& carry) const = 0;
+
+  void load_motion(const Motion<T>& motion) {
+    for (Index l = 0; l < this->n_layers(); ++l)
+      load_motion(l, of(motion.velocity, l), of(motion.carry, l));
+  }
+  void store_motion(const Motion<T>& motion) const {
+    for (Index l = 0; l < this->n_layers(); ++l)
+      store_motion(l, of(motion.velocity, l), of(motion.carry, l));
+  }
+
+ private:
+  static MatrixRef<T> of(const std::vector<MatrixRef<T>>& matrices, Index layer) {
+    return matrices.empty() ? MatrixRef<T>() : matrices[static_cast<std::size_t>(layer)];
+  }
 };
 
 inline constexpr Index small_limit = 32;

@@ -9,16 +9,18 @@ from ._errors import AssumptionError, CopyWarning, DivergedError, ShapeError
 from ._threads import build_info, set_num_threads
 from ._version import __version__
 from .batch import Batch, train_batch
+from .checkpoint import Checkpoint
 from .closure import Certificate, Closure, Family, closure
 from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
 from .compressed import compressed_weights, train_compressed
 from .compression import CompressedNetwork, compress
 from .data import Ratings, load_cifar10, load_fashion_mnist, load_movielens, one_hot
-from .descent import Adaptive, gradients, train
+from .descent import Adaptive, gradients, resume, train
 from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .svd_tracker import SVDTracker, TrackerRecord
+from .sweep import SweepGrid, SweepResults, sweep
 from .trajectory import Trajectory, load
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "AssumptionError",
     "Batch",
     "Certificate",
+    "Checkpoint",
     "Closure",
     "Completion",
     "CompressedNetwork",
@@ -42,6 +45,8 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "SweepGrid",
+    "SweepResults",
     "TrackerRecord",
     "Trajectory",
     "__version__",
@@ -66,7 +71,9 @@ __all__ = [
     "orthogonal",
     "plots",
     "reference",
+    "resume",
     "set_num_threads",
+    "sweep",
     "theory",
     "torch",
     "train",

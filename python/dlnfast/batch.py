@@ -174,21 +174,18 @@ def train_batch(
     for i, plan in enumerate(plans):
         groups.setdefault(plan.shape, []).append(i)
     for members in groups.values():
-        begin = time.perf_counter()
-        results = _descend([plans[i] for i in members])
-        seconds = (time.perf_counter() - begin) / len(members)
-        for i, result in zip(members, results, strict=True):
-            n_losses = len(result.loss)
-            loss[i, :n_losses] = result.loss
-            if result.outcome == "converged":
-                loss[i, n_losses:] = result.loss[-1]
-            outcomes[i] = result.outcome
-            if n_losses:
-                runs[i] = _trajectory(plans[i], result, seconds)
+        for i, end in zip(members, descend_together([plans[i] for i in members]), strict=True):
+            outcomes[i], runs[i] = end.outcome, end.trajectory
+            if end.trajectory is None:
+                continue
+            n_losses = len(end.trajectory.loss)
+            loss[i, :n_losses] = end.trajectory.loss
+            if end.outcome == "converged":
+                loss[i, n_losses:] = end.trajectory.loss[-1]
     return Batch(runs, loss, outcomes, time.perf_counter() - start)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """One run, checked, in its active subspaces."""
 
     request: Request
@@ -207,10 +204,21 @@ class _Plan(NamedTuple):
         )
 
 
+class End(NamedTuple):
+    """How one run of a batch ended; one that diverged at step 0 has no trajectory."""
+
+    outcome: str
+    step: int
+    layer: int
+    trajectory: Trajectory | None
+
+
 class _Result(NamedTuple):
     """What one run left."""
 
     outcome: str
+    step: int
+    layer: int
     loss: npt.NDArray[np.float64]
     n_records: int
     cores: tuple[FloatArray, ...]
@@ -224,7 +232,7 @@ def _plan(
     weight_decay: PerRun,
     momentum: PerRun,
     **common: Any,
-) -> list[_Plan]:
+) -> list[Plan]:
     many_problems = None if isinstance(problems, Problem) else list(problems)
     many_weights: list[Any] | None = None if _is_one_network(weights) else list(weights)
     rates: list[Any] = [learning_rate, weight_decay, momentum]
@@ -261,7 +269,7 @@ def _plan_one(
     momentum: Any,
     common: dict[str, Any],
     closures: dict[tuple[int, int], tuple[Certificate, Closure | None]],
-) -> _Plan:
+) -> Plan:
     """Check one run; `closures` holds what is known of the pairs of objects that came before."""
     if not isinstance(problem, Problem):
         raise TypeError(f"problems holds {type(problem).__name__}; wanted dlnfast.Problem")
@@ -280,7 +288,7 @@ def _plan_one(
     certificate, space = closures[pair]
     if space is None:
         raise AssumptionError(f"train_batch runs the reduced engine; here: {certificate}")
-    return _Plan(request, with_caution(certificate, request), space)
+    return Plan(request, with_caution(certificate, request), space)
 
 
 def _is_per_run(rate: Any) -> bool:
@@ -302,8 +310,18 @@ def _axes(value: Any) -> int:
     return 3 if isinstance(value, ImplicitWeights) else 0
 
 
-def _descend(plans: list[_Plan]) -> list[_Result]:
-    """Run plans of equal shape in one call of the core."""
+def descend_together(plans: list[Plan]) -> list[End]:
+    """Run plans of equal shape and schedule in one call of the core."""
+    begin = time.perf_counter()
+    results = _descend(plans)
+    seconds = (time.perf_counter() - begin) / len(plans)
+    return [
+        End(r.outcome, r.step, r.layer, _trajectory(plan, r, seconds) if len(r.loss) else None)
+        for plan, r in zip(plans, results, strict=True)
+    ]
+
+
+def _descend(plans: list[Plan]) -> list[_Result]:
     request, spaces = plans[0].request, [plan.space for plan in plans]
     n, n_layers, dtype = len(plans), len(spaces[0].cores), request.dtype
     families = spaces[0].families
@@ -341,13 +359,13 @@ def _descend(plans: list[_Plan]) -> list[_Result]:
     )
     return [
         _Result(
-            outcome,
+            *result,
             loss[i, : counts[i, 0]],
             int(counts[i, 1]),
             tuple(records[i, : counts[i, 1]] for records in core_records),
             rho_records[i, : counts[i, 1]],
         )
-        for i, (outcome, _, _) in enumerate(results)
+        for i, result in enumerate(results)
     ]
 
 
@@ -359,7 +377,7 @@ def _table(rows: list[list[float]]) -> npt.NDArray[np.float64]:
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]))
 
 
-def _trajectory(plan: _Plan, result: _Result, seconds: float) -> Trajectory:
+def _trajectory(plan: Plan, result: _Result, seconds: float) -> Trajectory:
     request, last = plan.request, len(result.loss) - 1
     steps = np.minimum(np.arange(result.n_records, dtype=np.int64) * request.record_every, last)
     return Trajectory(

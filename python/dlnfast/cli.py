@@ -1,30 +1,28 @@
-"""The command line: ``dlnfast figure``, ``dlnfast train``, ``dlnfast bench`` and ``dlnfast info``."""
+"""The command line: ``dlnfast figure``, ``train``, ``sweep``, ``finetune``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import importlib
-import importlib.metadata
-import json
-import math
 import platform
+import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from . import figures, finetuning, spec
+from . import figures, finetuning, runs, spec
 from ._arrays import check_count
 from ._errors import DivergedError
 from ._threads import build_info
 from ._version import __version__
 from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
-from .descent import train
+from .descent import resume, train
+from .runs import PACKAGES, environment, version, write_json
+from .sweep import SweepGrid, sweep
 from .trajectory import Trajectory
 
 __all__ = ["main"]
@@ -34,15 +32,13 @@ _INTERRUPTED: Final = "interrupted"
 _DIVERGED: Final = "diverged"
 #: Keeps the names of settings apart from the command line's own.
 _SETTING: Final = "setting "
-#: Packages whose versions stand in every record, if they are there.
-_PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
 _OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0; 1 for a run that diverged, 2 for a wrong request, 130 after Ctrl-C.
+    0; 1 for a run that diverged, or failed in a sweep; 2 for a wrong request, 130 after Ctrl-C.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -91,7 +87,41 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_specification(training)
+    training.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep the run there while it goes on; the same command, or dlnfast resume, goes on with it",
+    )
     training.set_defaults(run=_train)
+
+    resuming = commands.add_parser(
+        "resume",
+        help="go on with a run that was kept in a folder",
+        description="Go on with a run that train(.., checkpoint=DIR) or dlnfast train --checkpoint DIR has\n"
+        "written to a folder, to its end. dlnfast.load(DIR) reads it, also while it goes on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    resuming.add_argument("directory", metavar="DIR", type=Path)
+    resuming.set_defaults(run=_resume)
+
+    sweeping = commands.add_parser(
+        "sweep",
+        help="train a grid of specifications on all cores, as a TOML file says",
+        description="Train all runs of a grid. SPEC.toml is that of dlnfast train with a section [sweep] of\n"
+        '"section.key" = [values], whose product is the grid, or an array of tables [[sweep]] with the\n'
+        "changes of one run each. Writes a folder for every run, named by what it runs, with spec.json and\n"
+        "summary.json, and results.csv in the end. Runs that are finished are skipped: start it again to go\n"
+        "on, after Ctrl-C or worse.",
+        epilog=spec.describe_settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_specification(sweeping)
+    sweeping.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    sweeping.add_argument("--keep-runs", action="store_true", help="write run.npz for every run too")
+    sweeping.add_argument("--retry-failed", action="store_true", help="run again what failed or diverged")
+    sweeping.add_argument("--table", action="store_true", help="print a table of all runs")
+    sweeping.set_defaults(run=_sweep)
 
     tuning = commands.add_parser(
         "finetune",
@@ -260,17 +290,20 @@ def _folder(arguments: argparse.Namespace, directory: str | None) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    start = time.perf_counter()
     chosen = spec.read_spec(arguments.spec, arguments.changes)
     folder = _folder(arguments, chosen.output["directory"])
-    problem, samples = spec.make_problem(chosen)
-    seconds = {"problem": time.perf_counter() - start}
-    weights = spec.make_weights(chosen, problem)
-    seconds["weights"] = time.perf_counter() - start - seconds["problem"]
+    prepared = runs.prepare(chosen)
+    problem, seconds = prepared.problem, prepared.seconds
     summary: dict[str, Any] = {"spec": chosen.to_dict(), "problem": problem.describe(), "seconds": seconds}
     print(f"problem:  {problem!r}, {_white_text(problem)}; made in {seconds['problem']:.2f} s")
     try:
-        run = train(problem, weights, progress=True, **spec.train_arguments(chosen))
+        run = train(
+            problem,
+            prepared.weights,
+            progress=True,
+            checkpoint=arguments.checkpoint,
+            **spec.train_arguments(chosen),
+        )
     except (DivergedError, KeyboardInterrupt) as error:
         partial = getattr(error, "trajectory", None)
         if partial is not None:
@@ -279,16 +312,20 @@ def _train(arguments: argparse.Namespace) -> int:
             _write_run(folder, partial, chosen, summary | {"error": str(error) or _INTERRUPTED}, name)
         raise
     _print_run(run)
-    matrices = {"network": run.end_to_end(), "least squares": spec.dense_least_squares(problem)}
-    accuracies = {}
-    for split, part in samples.items():
-        accuracies[split] = spec.accuracy(problem, matrices, part)
-        found = accuracies[split]
+    accuracies = runs.accuracies(prepared, run)
+    for split, found in accuracies.items():
         label = f"accuracy ({split}):"
         print(f"{label:<18}{found['network']:.4f} (least squares {found['least squares']:.4f})")
     if accuracies:
         summary["accuracy"] = accuracies
     _write_run(folder, run, chosen, summary)
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    run = resume(arguments.directory, progress=True)
+    _print_run(run)
+    print(f"kept in:  {arguments.directory}")
     return 0
 
 
@@ -314,22 +351,49 @@ def _write_run(
     """Write the run and its summary; `ending` names the files of a run that ended early."""
     places = [folder / f"{ending or 'run'}.npz", folder / f"{ending or 'summary'}.json"]
     run.save(places[0], weights=chosen.output["weights"])
-    write_json(
-        places[1],
-        {
-            **summary,
-            "engine": run.engine,
-            "why": str(run.certificate),
-            "config": {key: value for key, value in run.config.items() if key != "problem"},
-            "steps": len(run.loss) - 1,
-            "first_loss": run.loss[0],
-            "final_loss": run.loss[-1],
-            "loss_floor": None if run.problem is None else run.problem.loss_floor,
-            "training_seconds": run.wall_time,
-            "environment": environment(),
-        },
-    )
+    write_json(places[1], {**summary, **runs.summarise(run)})
     print(f"written:  {places[0]}, {places[1]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# dlnfast sweep
+# --------------------------------------------------------------------------------------------------
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a sweep as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    grid = SweepGrid(arguments.spec, changes=arguments.changes)
+    folder = _folder(arguments, grid.output["directory"])
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        results = sweep(
+            grid,
+            directory=folder,
+            keep_runs=arguments.keep_runs,
+            retry_failed=arguments.retry_failed,
+            n_workers=arguments.workers,
+            progress=True,
+        )
+    except KeyboardInterrupt as interrupt:
+        status = 143 if isinstance(interrupt, _Terminated) else 130
+        return _complain(": ".join([_INTERRUPTED, *getattr(interrupt, "__notes__", [])]), status)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if arguments.table:
+        print(results.to_markdown())
+    usage = results.usage
+    print(f"sweep:    {results.counted()}")
+    print(f"started:  {usage['started']} in {usage['wall']:.3g} s, {usage['workers']} workers")
+    print(f"written:  {folder / 'results.csv'}")
+    failed = [row for row in results if row["outcome"] == "failed"]
+    return _complain(f"{len(failed)} runs failed, one of them: {failed[0]['error']}", 1) if failed else 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -413,7 +477,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     rows = [(key, ", ".join(v) if isinstance(v, list) else v) for key, v in build_info().items()]
     rows.append(("python", platform.python_version()))
-    rows += [(package, _version(package) or "not installed") for package in (*_PACKAGES, *_OPTIONAL)]
+    rows += [(package, version(package) or "not installed") for package in (*PACKAGES, *_OPTIONAL)]
     try:
         threadpoolctl = importlib.import_module("threadpoolctl")
     except ModuleNotFoundError:
@@ -424,46 +488,3 @@ def _info(arguments: argparse.Namespace) -> int:
     for name, value in rows:
         print(f"{name + ':':<14} {value}")
     return 0
-
-
-# --------------------------------------------------------------------------------------------------
-# Records
-# --------------------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its settings: versions, build and machine."""
-    return {
-        "dlnfast": build_info(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain JSON; NaN and infinity, which JSON does not have, become null."""
-    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value

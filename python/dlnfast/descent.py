@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from ._arrays import FloatArray, aligned_copy, as_layers, check_count, check_sca
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
+from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .closure import LARGEST_SHARE, Assumptions, Certificate, Closure, breaks_no_assumption, find_closure
 from .completion import Observations
 from .curvature import constant_rate, layer_curvatures
@@ -24,7 +27,16 @@ from .problem import LowRank, Problem
 from .progress import ProgressBar
 from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, stability_threshold
-from .trajectory import DenseStates, LayerTracking, ReducedStates, Trajectory
+from .trajectory import (
+    COMPLETE,
+    DenseStates,
+    LayerTracking,
+    ReducedStates,
+    Trajectory,
+    load,
+    load_folder,
+    record_arrays,
+)
 
 logger = logging.getLogger("dlnfast")
 
@@ -77,6 +89,12 @@ _ALL_VALUES = 2**62
 
 _ADAPTIVE_RATE = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
 
+#: What may be computed, and held, before a run that is kept writes it.
+_DRAIN_FLOPS, _DRAIN_BYTES = 1e10, 2.0**28
+
+#: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
+_COMPENSATED = 32
+
 _ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion", "muon", "shampoo")
 
 
@@ -98,6 +116,7 @@ def train(
     tolerance: float | None = None,
     n_threads: int = 0,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     callback: Callback | None = None,
     optimizer: str = "gd",
 ) -> Trajectory:
@@ -158,6 +177,13 @@ def train(
         torch engine: as many as PyTorch is set to). A positive number is taken literally.
     progress : bool
         A bar on a terminal, once the run has taken a second.
+    checkpoint : path or Checkpoint, optional
+        A folder of this run's own: what is recorded is written there while the run goes on, which then needs
+        no memory for it, and every ten seconds or so the state. The same call goes on where the run was, to
+        the same bits with the same number of threads, or returns a run that has ended; so does `resume`. A
+        crash loses what came after the last writing; Ctrl-C and SIGTERM lose nothing. What follows singular
+        values starts anew: branches then have new numbers. With the torch engine Ctrl-C loses what
+        came after the last state.
     callback : callable, optional
         ``callback(step, loss)`` at every record; returning True ends the run.
     optimizer : {"gd"}
@@ -216,7 +242,7 @@ def train(
         raise TypeError(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     if engine not in ("auto", "reduced", "dense", "torch"):
         raise ValueError(
             f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
@@ -240,8 +266,11 @@ def train(
         n_threads=n_threads,
         callback=callback,
     )
-    job: _Job
+    kept = None if checkpoint is None else Checkpoint.of(checkpoint)
+    job: _KeptJob
     if engine == "torch":
+        if kept is not None:
+            request = replace(request, drain_every=kept.every or _steps_between_drains(request, None))
         request, job, certificate = _on_device(request, device)
     else:
         if request.adaptive is not None and engine == "auto" and not isinstance(initial, ImplicitWeights):
@@ -250,11 +279,59 @@ def train(
             certificate, space = choose_engine(engine, problem, initial)
         if request.adaptive is not None and space is not None:
             raise ValueError(_ADAPTIVE_RATE)
+        if kept is not None:
+            request = replace(request, drain_every=kept.every or _steps_between_drains(request, space))
         job = DenseJob(request) if space is None else _ReducedJob(request, space)
     certificate = with_caution(certificate, request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress) as bar:
-        return _run(job, request, certificate, bar, start)
+        if kept is not None:
+            return _run_kept(job, request, certificate, bar, kept)
+        return run_job(job, request, certificate, bar, start)
+
+
+def resume(
+    directory: str | os.PathLike[str], *, progress: bool = False, callback: Callback | None = None
+) -> Trajectory:
+    """Go on with a run that `train` has written to a folder, to its end.
+
+    Parameters
+    ----------
+    directory : path
+        What was ``checkpoint`` then.
+    progress, callback
+        As for `train`.
+
+    Returns
+    -------
+    Trajectory
+        The whole run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run.
+    ValueError
+        If the folder is damaged, or was written by a newer version.
+    DivergedError
+        As `train`.
+    """
+    folder = RunFolder(directory)
+    about, _ = folder.request()
+    begun = load(folder.path)
+    settings = about["settings"]
+    adaptive = settings.pop("adaptive")
+    if adaptive is not None:
+        settings["learning_rate"] = Adaptive(**adaptive)
+    assert begun.problem is not None
+    return train(
+        begun.problem,
+        _initial_of(begun.states),
+        **settings,
+        checkpoint=Checkpoint(directory, **about["checkpoint"]),
+        progress=progress,
+        callback=callback,
+    )
 
 
 def gradients(
@@ -310,6 +387,7 @@ class Request:
     n_threads: int
     callback: Callback | None
     device: str | None = None  # engine="torch" only
+    drain_every: int = 0  # steps between two writings of what was recorded; 0: nothing is written
 
     @classmethod
     def checked(
@@ -374,10 +452,28 @@ class Request:
             callback=callback,
         )
 
+    # Room, as in cpp/src/descent.cpp: for a run that takes all its steps, or from drain to drain.
+
     @property
     def n_records(self) -> int:
-        """Records of a run that takes all its steps."""
-        return self.steps // self.record_every + 1 + (self.steps % self.record_every != 0)
+        """Records: step 0, multiples of record_every, the last step."""
+        extra = 2 if self.drain_every else self.steps % self.record_every != 0
+        return self._n_multiples(self.record_every) + extra
+
+    @property
+    def n_losses(self) -> int:
+        """Losses, one for each step."""
+        return min(self.drain_every, self.steps) + 1 if self.drain_every else self.steps + 1
+
+    @property
+    def n_snapshots(self) -> int:
+        """Whole weights, at multiples of weights_every."""
+        return self._n_multiples(self.weights_every) if self.weights_every else 0
+
+    def _n_multiples(self, every: int) -> int:
+        if self.drain_every:
+            return min(self.drain_every, self.steps) // every + 2
+        return self.steps // every + 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -390,6 +486,28 @@ class Request:
         if isinstance(self.weights, ImplicitWeights):
             return list(self.weights.widths)
         return [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)]
+
+    def settings(self, engine: str) -> dict[str, Any]:
+        """Return the keywords of `train` that make this request, in values that JSON knows."""
+        law = self.adaptive
+        return {
+            "learning_rate": self.learning_rate.tolist(),
+            "adaptive": None
+            if law is None
+            else {"safety": law.safety, "ratios": self.learning_rate.tolist(), "curvature": law.curvature},
+            "steps": self.steps,
+            "weight_decay": self.weight_decay.tolist(),
+            "momentum": self.momentum.tolist(),
+            "engine": engine,
+            "record_every": self.record_every,
+            "singular_values": "all" if self.n_values is None else self.n_values or None,
+            "vectors": self.vectors,
+            "tracking": self.tracking,
+            "weights_every": self.weights_every,
+            "tolerance": self.tolerance,
+            "n_threads": self.n_threads,
+            **({} if self.device is None else {"device": self.device}),
+        }
 
     def describe(self, engine: str, outcome: str) -> dict[str, Any]:
         """Return all settings of the run in values that JSON knows."""
@@ -418,11 +536,13 @@ class _Outputs:
     """The arrays that the core fills while it runs; readable after any interruption."""
 
     def __init__(self, request: Request) -> None:
-        self.loss = allocate_records((request.steps + 1,), np.dtype(np.float64))
+        self.loss = allocate_records((request.n_losses,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
-        self.counts = np.zeros(3, dtype=np.int64)
-        n_rates = 0 if request.adaptive is None else request.steps
+        self.counts = np.zeros(5, dtype=np.int64)
+        n_rates = 0 if request.adaptive is None else request.n_losses
         self.rate = allocate_records((n_rates,), np.dtype(np.float64))
+        #: Step of the first loss.
+        self.begin = 0
 
     @property
     def n_losses(self) -> int:
@@ -435,6 +555,25 @@ class _Outputs:
     @property
     def n_snapshots(self) -> int:
         return int(self.counts[2])
+
+    @property
+    def n_rates(self) -> int:
+        return int(self.counts[3])
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last loss."""
+        return self.begin + self.n_losses - 1
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether the weights belong to the last loss."""
+        return bool(self.counts[4])
+
+    def empty(self) -> None:
+        """Make room for what comes after the last loss."""
+        self.begin = self.last_step + 1
+        self.counts[:4] = 0
 
 
 def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -456,6 +595,45 @@ class _Job(Protocol):
     def states(self, outputs: _Outputs, complete: bool) -> ReducedStates | DenseStates: ...
 
 
+class _KeptJob(_Job, Protocol):
+    """One whose run can be written to a folder, and go on from there."""
+
+    #: What moves beside the weights.
+    motion: _Motion
+
+    def moving(self) -> dict[str, FloatArray]: ...
+
+
+class _Motion:
+    """Velocities, what compensated sums have rounded away, and vectors that a search goes on from.
+
+    Zeros at the start; written by the core where the run is kept.
+    """
+
+    def __init__(self, request: Request, weights: Sequence[FloatArray]) -> None:
+        kept = request.drain_every > 0
+        size = max(max(w.shape) for w in weights)
+        self.velocity = [np.zeros_like(w) for w in weights] if kept and request.momentum.any() else []
+        self.carry = [np.zeros_like(w) for w in weights] if kept and size <= _COMPENSATED else []
+        adapts = kept and request.adaptive is not None
+        self.search = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
+        #: Whether the run goes on from somewhere.
+        self.is_given = False
+
+    def arguments(self) -> dict[str, Any]:
+        norms = [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
+        return {
+            "velocity": self.velocity,
+            "carry": self.carry,
+            "search": self.search,
+            "velocity_norms": norms if self.is_given else [],
+        }
+
+    def arrays(self) -> dict[str, FloatArray]:
+        lists = {"velocity": self.velocity, "carry": self.carry, "search": self.search}
+        return {f"{name}_{i}": array for name, each in lists.items() for i, array in enumerate(each)}
+
+
 class _ReducedJob:
     def __init__(self, request: Request, space: Closure) -> None:
         self.request = request
@@ -463,10 +641,35 @@ class _ReducedJob:
         self.cores = [core_.copy() for core_ in space.cores]
         self.core_records = [allocate_records((request.n_records, *c.shape), c.dtype) for c in self.cores]
         n_scalars = sum(len(family.rho) for family in space.families)
+        self.motion = _Motion(request, self.cores)
+        #: rho, velocities and carries of all families.
+        self.scalars = np.zeros((3, n_scalars))
+        self.scalars[0] = [rho for family in space.families for rho in family.rho]
         self.rho_records = allocate_records((request.n_records, n_scalars), np.dtype(np.float64))
+
+    def space_arrays(self) -> dict[str, FloatArray]:
+        """Return what the core learns from, where it is not among the records anyway."""
+        found = self.space.least_squares
+        return {} if found is None else {"core_least_squares": found}
+
+    def within(self, arrays: Mapping[str, npt.NDArray[Any]]) -> _ReducedJob:
+        """Return the job inside the subspaces that are written: another process finds others, by rounding."""
+        if "basis_0" in arrays:
+            bases: Sequence[FloatArray] = [arrays[f"basis_{i}"] for i in range(len(self.space.bases))]
+        else:  # they follow from a law
+            bases = self.space.bases
+        space = replace(
+            self.space,
+            bases=bases,
+            target=arrays["core_target"],
+            input_gram=arrays.get("core_gram"),
+            least_squares=arrays.get("core_least_squares"),
+        )
+        return _ReducedJob(self.request, space)
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         space = self.space
+        arguments |= self.motion.arguments()
         arguments |= {
             "target": space.target,
             "input_gram": space.input_gram,
@@ -475,8 +678,14 @@ class _ReducedJob:
             "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
             "core_records": self.core_records,
             "rho_records": self.rho_records,
+            "scalars": self.scalars if self.request.drain_every else None,
         }
         return core.reduced_descent(self.cores, arguments)
+
+    def moving(self) -> dict[str, FloatArray]:
+        """Return the arrays that change while the run goes on, its state."""
+        cores = {f"weight_{i}": core_ for i, core_ in enumerate(self.cores)}
+        return cores | {"scalars": self.scalars} | self.motion.arrays()
 
     def states(self, outputs: _Outputs, complete: bool) -> ReducedStates:
         n = outputs.n_records
@@ -511,6 +720,7 @@ class DenseJob:
         self.initial = tuple(request.weights)
         # The working copies; W_l(0) stays with the caller.
         self.weights = [aligned_copy(w) for w in self.initial]
+        self.motion = _Motion(request, self.weights)
         n, dtype = request.n_records, request.dtype
         shapes = [w.shape for w in self.weights]
         kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
@@ -529,13 +739,12 @@ class DenseJob:
             self.left = [allocate_records((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
             self.right = [allocate_records((n, s[1], k), dtype) for s, k in zip(shapes, kept, strict=True)]
         every = request.weights_every
-        self.snapshots = (
-            [allocate_records((request.steps // every + 1, *s), dtype) for s in shapes] if every else []
-        )
+        self.snapshots = [allocate_records((request.n_snapshots, *s), dtype) for s in shapes] if every else []
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
+        arguments |= self.motion.arguments()
         arguments |= {
             "snapshot_every": self.request.weights_every or 0,
             "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
@@ -546,18 +755,24 @@ class DenseJob:
             "clusters": self.clusters,
             "tracking": self.tracking,
             "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
-            "factored": self.request.tracking == "auto",
-            "initial": [np.ascontiguousarray(w) for w in self.initial],
+            # What starts from W(0) cannot go on from other weights.
+            "factored": self.request.tracking == "auto" and not self.motion.is_given,
+            "initial": [] if self.motion.is_given else [np.ascontiguousarray(w) for w in self.initial],
             "left": self.left,
             "right": self.right,
             "snapshots": self.snapshots,
         }
         return core.dense_descent(self.weights, arguments)
 
+    def moving(self) -> dict[str, FloatArray]:
+        """Return the arrays that change while the run goes on, its state."""
+        return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.motion.arrays()
+
     def states(self, outputs: _Outputs, complete: bool) -> DenseStates:
         """Return what was recorded so far, with the weights at the end where the run came to one."""
         n = outputs.n_records
         every = self.request.weights_every or 1
+        first = -(-outputs.begin // every)
         return DenseStates(
             values=tuple(v[:n] for v in self.values),
             tracking=tuple(
@@ -569,15 +784,15 @@ class DenseJob:
             left=tuple(v[:n] for v in self.left),
             right=tuple(v[:n] for v in self.right),
             snapshots=tuple(s[: outputs.n_snapshots] for s in self.snapshots),
-            snapshot_steps=np.arange(outputs.n_snapshots, dtype=np.int64) * every,
+            snapshot_steps=(first + np.arange(outputs.n_snapshots, dtype=np.int64)) * every,
             initial=self.initial,
             final=tuple(self.weights) if complete else None,
         )
 
 
-def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float) -> Trajectory:
-    outputs = _Outputs(request)
-    arguments = {
+def _arguments(request: Request, outputs: _Outputs, bar: ProgressBar) -> dict[str, Any]:
+    """Return what both engines of the core take."""
+    return {
         "loss_scale": request.problem.loss_scale,
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
@@ -595,22 +810,39 @@ def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar
         "rate": outputs.rate,
         "on_record": request.callback,
         "on_progress": bar.listener,
+        "on_drain": None,
+        "first": outputs.begin,
+        "drain_every": request.drain_every,
     }
 
+
+def _trajectory(
+    job: _Job, request: Request, certificate: Certificate, outputs: _Outputs, outcome: str, seconds: float
+) -> Trajectory:
+    """Return what is in the outputs."""
+    return Trajectory(
+        steps=outputs.record_steps[: outputs.n_records],
+        loss=outputs.loss[: outputs.n_losses],
+        states=job.states(outputs, complete=outcome in COMPLETE),
+        certificate=certificate,
+        problem=request.problem,
+        config=request.describe(certificate.engine, outcome),
+        wall_time=seconds,
+        rates=None if request.adaptive is None else outputs.rate[: outputs.n_rates],
+    )
+
+
+def run_job(
+    job: _Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float
+) -> Trajectory:
+    """Let a job run, and return its trajectory or raise the error that holds it."""
+    outputs = _Outputs(request)
+
     def trajectory(outcome: str) -> Trajectory:
-        return Trajectory(
-            steps=outputs.record_steps[: outputs.n_records],
-            loss=outputs.loss[: outputs.n_losses],
-            states=job.states(outputs, complete=outcome in ("finished", "converged", "stopped")),
-            certificate=certificate,
-            problem=request.problem,
-            config=request.describe(certificate.engine, outcome),
-            wall_time=time.perf_counter() - start,
-            rates=None if request.adaptive is None else outputs.rate[: max(outputs.n_losses - 1, 0)],
-        )
+        return _trajectory(job, request, certificate, outputs, outcome, time.perf_counter() - start)
 
     try:
-        outcome, step, layer = job.run(arguments)
+        outcome, step, layer = job.run(_arguments(request, outputs, bar))
     except BaseException as error:
         if outputs.n_records > 0:
             partial = trajectory("interrupted")
@@ -622,12 +854,142 @@ def _run(job: _Job, request: Request, certificate: Certificate, bar: ProgressBar
     if outcome == "diverged":
         partial_run = trajectory("diverged") if outputs.n_records > 0 else None
         raise DivergedError(
-            _divergence_text(request, step, layer), step=step, layer=layer, trajectory=partial_run
+            divergence_text(request, step, layer), step=step, layer=layer, trajectory=partial_run
         )
     return trajectory(outcome)
 
 
-def _divergence_text(request: Request, step: int, layer: int) -> str:
+def _initial_of(states: ReducedStates | DenseStates) -> Any:
+    """Return what a run started from, as `train` takes it."""
+    if isinstance(states, DenseStates):
+        return states.initial
+    return states.layers.weights if isinstance(states.layers, ExplicitLayers) else states.layers
+
+
+def _run_kept(
+    job: _KeptJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
+) -> Trajectory:
+    """Run with everything written to a folder, or go on with what is there."""
+    outputs = _Outputs(request)
+    about, arrays = _trajectory(job, request, certificate, outputs, "unfinished", 0.0).to_arrays()
+    settings = request.settings(certificate.engine)
+    # Subspaces follow from the rest, to rounding.
+    given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
+    folder = RunFolder(kept.directory, identity_of(settings, given))
+    beside = {"every": kept.every, "seconds": kept.seconds}
+    if isinstance(job, _ReducedJob):
+        arrays |= job.space_arrays()
+    folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
+    if isinstance(job, _ReducedJob):
+        job = job.within(folder.request()[1])
+    ending = folder.ending()
+    if ending is not None:
+        return _ended(folder, request, ending)
+    state = folder.newest()
+    folder.go_back_to(-1 if state is None else state.step)
+    outputs.begin = 0 if state is None else state.step
+    if state is not None:
+        job.motion.is_given = True
+        for name, array in job.moving().items():
+            array[...] = state.arrays[name]
+    start = time.perf_counter() - (0.0 if state is None else state.seconds)
+    repeated = state is not None  # the first loss is that of the state, which the records have
+
+    def write() -> None:
+        nonlocal repeated
+        if outputs.n_losses > int(repeated):
+            found = _trajectory(job, request, certificate, outputs, "unfinished", 0.0)
+            folder.write_records(outputs.last_step, _records(found, repeated))
+        repeated = False
+
+    def keep(step: int) -> None:
+        folder.write_state(State(step, time.perf_counter() - start, job.moving()))
+
+    def drain(step: int) -> None:
+        write()
+        if folder.is_due(kept.seconds):
+            keep(step)
+        outputs.empty()
+
+    arguments = _arguments(request, outputs, bar) | {"on_drain": drain}
+    try:
+        with terminating():
+            outcome, step, layer = job.run(arguments)
+    except BaseException as error:
+        if outputs.between_steps and outputs.n_losses > 0:
+            step = outputs.last_step
+            write()
+            keep(step)
+            error.trajectory = load_folder(folder, request.problem)  # type: ignore[attr-defined]
+            error.add_note(
+                f"the run up to step {step} is kept in {folder.path}: train(.., checkpoint=..) or "
+                "dlnfast resume goes on with it"
+            )
+        raise
+    write()
+    if outcome != "diverged":
+        keep(step)
+    folder.end({"outcome": outcome, "step": step, "layer": layer, "seconds": time.perf_counter() - start})
+    ending = folder.ending()
+    assert ending is not None
+    return _ended(folder, request, ending)
+
+
+def _ended(folder: RunFolder, request: Request, ending: dict[str, Any]) -> Trajectory:
+    run = load_folder(folder, request.problem)
+    if ending["outcome"] == "diverged":
+        step, layer = ending["step"], ending["layer"]
+        text = divergence_text(request, step, layer)
+        raise DivergedError(text, step=step, layer=layer, trajectory=run)
+    return run
+
+
+def _records(run: Trajectory, repeated: bool) -> dict[str, npt.NDArray[Any]]:
+    """Return what was recorded, without what a run that goes on has recorded again."""
+    first = int(repeated)
+    arrays = {
+        name: array if name.startswith("snapshot") else array[first:]
+        for name, array in record_arrays(run.states).items()
+    }
+    arrays |= {"steps": run.steps[first:], "loss": run.loss[first:]}
+    if run.rates is not None:
+        arrays["rates"] = run.rates
+    if repeated and "snapshot_steps" in arrays:
+        again = int(np.sum(arrays["snapshot_steps"] == run.steps[0]))
+        for name in arrays:
+            if name.startswith("snapshot"):
+                arrays[name] = arrays[name][again:]
+    return arrays
+
+
+def _steps_between_drains(request: Request, space: Closure | None) -> int:
+    """Return how many steps take about a second, or fill a quarter of a gigabyte."""
+    if space is None:
+        widths = request.widths
+        flops = core.step_flops(widths, core.best_pivot(widths)) + 4.0 * sum(
+            map(math.prod, zip(widths[1:], widths[:-1], strict=True))
+        )
+        kept = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
+        sizes = [k if request.n_values is None else min(k, request.n_values) for k in kept]
+        per_record = 8.0 * sum(5 * k + 14 for k in sizes)
+        if request.vectors:
+            per_record += 8.0 * sum(
+                (a + b) * k for a, b, k in zip(widths[1:], widths[:-1], sizes, strict=True)
+            )
+    else:
+        flops = 6.0 * sum(core_.shape[0] * core_.size for core_ in space.cores)
+        per_record = 8.0 * sum(core_.size for core_ in space.cores)
+    per_snapshot = 8.0 * sum(
+        math.prod(shape) for shape in zip(request.widths[1:], request.widths[:-1], strict=True)
+    )
+    per_step = 16.0 + per_record / request.record_every
+    per_step += per_snapshot / request.weights_every if request.weights_every else 0.0
+    by_time, by_memory = _DRAIN_FLOPS / (flops + 1e3), _DRAIN_BYTES / per_step
+    return int(np.clip(min(by_time, by_memory), 1, 2**20))
+
+
+def divergence_text(request: Request, step: int, layer: int) -> str:
+    """Return what an error says of a run whose loss left the finite numbers at this step."""
     text = (
         f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
         f"now {_span(request.learning_rate)}"
@@ -661,7 +1023,8 @@ def _span(values: npt.NDArray[np.float64]) -> str:
     return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
 
 
-def _check_optimizer(optimizer: str) -> None:
+def check_optimizer(optimizer: str) -> None:
+    """Raise, with the reason, for all but gradient descent."""
     if optimizer == "gd":
         return
     if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:

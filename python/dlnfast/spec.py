@@ -42,6 +42,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "accuracy",
+    "check_spec",
     "dense_least_squares",
     "describe_settings",
     "make_problem",
@@ -163,7 +164,7 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
     OSError
         If the file cannot be read.
     """
-    return _checked(read_toml(path, changes, paths=["problem.path"]))
+    return check_spec(read_toml(path, changes, paths=["problem.path"]))
 
 
 def describe_settings() -> str:
@@ -177,7 +178,8 @@ def describe_settings() -> str:
     return "\n".join(lines)
 
 
-def _checked(raw: Mapping[str, Any]) -> Spec:
+def check_spec(raw: Mapping[str, Any]) -> Spec:
+    """Return the specification of sections as a file has them, or raise `SpecError`."""
     check_names(raw, ("problem", *_SECTIONS))
     problem = dict(raw.get("problem", {}))
     kind = problem.pop("kind", None)

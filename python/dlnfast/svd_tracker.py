@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from ._threads import MAX_THREADS
 _TIERS = ("reduced", "factored", "dense", "full")
 _COMPLETENESS = ("none", "probabilistic", "rigorous")
 _MODES = ("auto", "dense", "full")
+_STATE_VERSION = 1
 #: Frames of the factored form hold at most so many vectors.
 _FRAME_LIMIT = 64
 #: How far W_0 may be from an isometry for the factored form, in units of the precision's epsilon.
@@ -265,6 +266,9 @@ class SVDTracker:
         self._factored = False
         self._products: _LowRankSum | None = None
         self.record: TrackerRecord | None = None
+        self._before = 0  # events of the tracker that this one goes on from
+        self._names: _Names | None = None
+        self._next_branch = 0  # what no branch has been called
 
     def __repr__(self) -> str:
         """Return what is tracked, and the last event."""
@@ -471,6 +475,74 @@ class SVDTracker:
         v = as_matrix(right, "right", shape=(self._shape[1], u.shape[1]), dtype=self._dtype)
         self._tracker.set_reference(np.ascontiguousarray(u.T), np.ascontiguousarray(v.T))
 
+    # --------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what another tracker needs to go on from the last event: arrays and plain values.
+
+        Returns
+        -------
+        dict
+            For `from_state_dict`. k values and vectors; W is not kept, nor are bounds: the next event builds
+            its own.
+
+        Raises
+        ------
+        ValueError
+            Before the first event.
+        """
+        if self.record is None or self._shape is None or self._dtype is None:
+            raise ValueError("state_dict needs an earlier event")
+        return {
+            "version": _STATE_VERSION,
+            "settings": dict(self._settings),
+            "n_threads": self._n_threads,
+            "shape": list(self._shape),
+            "dtype": self._dtype.name,
+            "events": self.n_events,
+            "values": np.array(self.record.singular_values),
+            "branches": np.array(self.record.branches, dtype=np.int64),
+            "next_branch": self._next_branch,
+            "left": np.array(self.left_vectors),
+            "right": np.array(self.right_vectors),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], *, n_threads: int | None = None) -> SVDTracker:
+        """Return a tracker that goes on where another one was.
+
+        The next event starts from its vectors; branches keep their numbers, by the overlaps of the vectors.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` returned.
+        n_threads : int, optional
+            By default what the other one had.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no such state, or a newer version wrote it.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
+        if "version" not in state or "right" not in state:
+            raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
+        if state["version"] > _STATE_VERSION:
+            raise ValueError(
+                f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
+            )
+        threads = state["n_threads"] if n_threads is None else n_threads
+        tracker = cls(int(state["settings"]["n_values"]), n_threads=threads)
+        tracker._settings = dict(state["settings"])
+        rows, columns = state["shape"]
+        tracker._begin((int(rows), int(columns)), np.dtype(state["dtype"]))
+        tracker._tracker.seed(np.ascontiguousarray(np.asarray(state["right"], dtype=tracker._dtype).T))
+        tracker._before = int(state["events"])
+        tracker._names = _Names(state)
+        return tracker
+
     # ------------------------------------------------------------------------------------- helpers
 
     def _begin(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
@@ -484,8 +556,14 @@ class SVDTracker:
             raise TypeError(f"W is {dtype}; wanted {self._dtype}, as before")
 
     def _finish(self, raw: dict[str, Any]) -> TrackerRecord:
-        self.record = _record(raw)
-        return self.record
+        found = _record(raw)
+        if self._names is not None:
+            tolerance = self._settings["cluster_tolerance"]
+            branches = self._names.of(found, self.left_vectors, self.right_vectors, tolerance)
+            found = replace(found, event=found.event + self._before, branches=branches)
+        self.record = found
+        self._next_branch = max(self._next_branch, int(found.branches.max(initial=-1)) + 1)
+        return found
 
     def _vectors(self, left: bool) -> FloatArray:
         found = None if self._tracker is None else self._tracker.vectors(left)
@@ -500,6 +578,50 @@ class SVDTracker:
         columns = array[:, None] if array.ndim == 1 else array
         matrix = as_matrix(columns, name, shape=(size, None), dtype=self._dtype, empty=True)
         return np.ascontiguousarray(matrix.T)
+
+
+class _Names:
+    """What the branches of a tracker are called that goes on from another one."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.next = int(state["next_branch"])
+        self._last: Mapping[str, Any] | None = state
+        self._known: dict[int, int] = {}
+
+    def of(
+        self, found: TrackerRecord, left: FloatArray, right: FloatArray, cluster_tolerance: float
+    ) -> npt.NDArray[np.int64]:
+        """Return the branches of a record under the names that they had before, or new ones."""
+        if self._last is not None:
+            self._join(found, left, right, cluster_tolerance)
+            self._last = None
+        return np.array([self._name(int(branch)) for branch in found.branches], dtype=np.int64)
+
+    def _join(
+        self, found: TrackerRecord, left: FloatArray, right: FloatArray, cluster_tolerance: float
+    ) -> None:
+        """Find out which branch of the first record is which of the last one before."""
+        assert self._last is not None
+        last = self._last
+        # Two records, one after the other: in the first the branches are 0, 1, .. in their order.
+        pairs = ((np.asarray(last["left"]), left), (np.asarray(last["right"]), right))
+        before, now = (
+            np.ascontiguousarray(np.stack([then.T, here.T]), dtype=np.float64) for then, here in pairs
+        )
+        values = np.abs([last["values"], found.singular_values]).astype(np.float64)
+        ids, clusters = (np.empty(values.shape, dtype=np.int64) for _ in range(2))
+        core.follow_branches(values, before, now, 0.0, cluster_tolerance, ids, clusters)
+        for here, there in zip(found.branches, ids[1], strict=True):
+            if there < len(last["branches"]) and last["branches"][there] >= 0:
+                self._known[int(here)] = int(last["branches"][there])
+
+    def _name(self, branch: int) -> int:
+        if branch < 0:
+            return branch
+        if branch not in self._known:
+            self._known[branch] = self.next
+            self.next += 1
+        return self._known[branch]
 
 
 class _LowRankSum:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +18,19 @@ from . import reference as plain
 from ._arrays import FloatArray, as_matrix, check_count, check_scale
 from ._dispatch import core
 from ._errors import ShapeError
-from ._version import __version__
+from .checkpoint import RunFolder
 from .closure import Certificate, Family, drawn_again, multiply
 from .completion import Completion, Observations, Sensing
+from .files import Arrays, read_whole, write_whole
 from .implicit import ImplicitWeights
 from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
 from .svd_tracker import TrackerRecord
 
 FORMAT_VERSION = 1
+_FORMAT = "dlnfast trajectory"
+#: Outcomes of runs that came to an end of their own.
+COMPLETE = ("finished", "converged", "stopped")
 
 #: What `LayerTracking.columns` holds.
 COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
@@ -178,7 +180,7 @@ class Trajectory:
     loss_steps : ndarray of int64
         The steps that they belong to.
     engine : str
-        "reduced", "dense" or "torch"; "tracked" where another program trained.
+        "reduced", "dense", "torch" or "sharded"; "tracked" where another program trained.
     certificate : Certificate
         Why this engine, and what was measured of its assumptions.
     config : dict
@@ -1061,26 +1063,49 @@ class Trajectory:
         FileNotFoundError
             If the folder does not exist.
         """
-        meta = {
-            "format": "dlnfast trajectory",
-            "format_version": FORMAT_VERSION,
-            "version": __version__,
-            "config": self.config,
-            "certificate": self.certificate.to_dict(),
-            "wall_time": self.wall_time,
-        }
-        arrays: dict[str, npt.NDArray[Any]] = {"steps": self.steps, "loss": self.loss}
+        about, arrays = self.to_arrays(weights=weights)
+        write_whole(Path(path), _FORMAT, FORMAT_VERSION, about, arrays)
+
+    def to_arrays(self, *, weights: bool = True) -> tuple[dict[str, Any], Arrays]:
+        """Return the run as values that JSON knows, and arrays: what `save` writes."""
+        arrays: Arrays = {"steps": self.steps, "loss": self.loss}
         if self.rates is not None:
             arrays["rates"] = self.rates
         if self.is_tracked:
             arrays["loss_steps"] = self.loss_steps
-        meta["problem"] = _pack_problem(self.problem, arrays)
+        about = {
+            "config": self.config,
+            "certificate": self.certificate.to_dict(),
+            "wall_time": self.wall_time,
+            "problem": _pack_problem(self.problem, arrays),
+        }
         if isinstance(self.states, ReducedStates):
-            meta["states"] = _pack_reduced(self.states, arrays, weights)
+            about["states"] = _pack_reduced(self.states, arrays, weights)
         else:
-            meta["states"] = _pack_dense(self.states, arrays, weights)
-        arrays["meta"] = np.array(json.dumps(meta))
-        _write_whole(Path(path), arrays)
+            about["states"] = _pack_dense(self.states, arrays, weights)
+        return about, arrays
+
+    @classmethod
+    def from_arrays(
+        cls, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+    ) -> Trajectory:
+        """Return the run that `to_arrays` took apart; with the problem that is given, or the one it has."""
+        readers: dict[str, Callable[..., ReducedStates | DenseStates]]
+        readers = {"reduced": _unpack_reduced, "dense": _unpack_dense}
+        if problem is None:
+            described = about["config"].get("problem", {})
+            problem = _unpack_problem(about["problem"], arrays, described)
+        return cls(
+            steps=arrays["steps"],
+            loss=arrays["loss"],
+            states=readers[about["states"]["engine"]](about["states"], arrays),
+            certificate=Certificate.from_dict(about["certificate"]),
+            problem=problem,
+            config=about["config"],
+            wall_time=about["wall_time"],
+            rates=arrays.get("rates"),
+            loss_steps=arrays.get("loss_steps"),
+        )
 
     # --------------------------------------------------------------------------------------- helpers
 
@@ -1127,12 +1152,12 @@ class Trajectory:
 
 
 def load(path: str | os.PathLike[str]) -> Trajectory:
-    """Read a run that `Trajectory.save` wrote.
+    """Read a run that `Trajectory.save` wrote, or what a run has written to its checkpoint's folder so far.
 
     Parameters
     ----------
     path : path
-        The file.
+        The file, or the folder.
 
     Returns
     -------
@@ -1149,59 +1174,57 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         If the file is not such a run, is damaged, or was written by a newer version.
     """
     place = Path(path)
-    with place.open("rb") as stream:  # opened here, because numpy.load leaves a damaged file open
-        try:
-            if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
-                raise ValueError("it is not an .npz file")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                if "meta" not in file.files:
-                    raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(str(arrays["meta"]))
-            if meta["format"] != "dlnfast trajectory":
-                raise ValueError(f"its format is {meta['format']!r}")
-            if int(meta["format_version"]) <= FORMAT_VERSION:
-                return _unpack(meta, arrays)
-        except Exception as error:  # what damage makes the readers raise is not foreseeable
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            text = f"{place} is not a complete file of a dlnfast trajectory: {reason}"
-            raise ValueError(text) from error
-    raise ValueError(
-        f"{place} has format {meta['format_version']}, written by dlnfast {meta['version']}; "
-        f"this is dlnfast {__version__}, which reads formats up to {FORMAT_VERSION}"
-    )
+    if place.is_dir():
+        return load_folder(RunFolder(place))
+    about, arrays = read_whole(place, _FORMAT, FORMAT_VERSION)
+    return _from_file(place, about, arrays)
 
 
-def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajectory:
-    readers: dict[str, Callable[..., ReducedStates | DenseStates]]
-    readers = {"reduced": _unpack_reduced, "dense": _unpack_dense}
-    return Trajectory(
-        steps=arrays["steps"],
-        loss=arrays["loss"],
-        states=readers[meta["states"]["engine"]](meta["states"], arrays),
-        certificate=Certificate.from_dict(meta["certificate"]),
-        problem=_unpack_problem(meta["problem"], arrays, meta["config"].get("problem", {})),
-        config=meta["config"],
-        wall_time=meta["wall_time"],
-        rates=arrays.get("rates"),
-        loss_steps=arrays.get("loss_steps"),
-    )
+def load_folder(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
+    """Return what a run has written to its folder so far."""
+    about, arrays = folder.request()
+    run, states = dict(about["run"]), dict(about["run"]["states"])
+    parts = list(folder.records())
+    for name in parts[0] if parts else ():
+        arrays[name] = np.concatenate([part[name] for part in parts])
+    ending = folder.ending()
+    run["config"] = run["config"] | {"outcome": "unfinished" if ending is None else ending["outcome"]}
+    if ending is not None:
+        run["wall_time"] = ending["seconds"]
+    if states["engine"] == "dense" and ending is not None and ending["outcome"] in COMPLETE:
+        state = folder.newest()
+        if state is None:
+            raise ValueError(f"{folder.path} has no state that can be read")
+        final = state.arrays
+        n_layers = len(states["initial"])
+        arrays |= {f"final_{i}": final[f"weight_{i}"] for i in range(n_layers)}
+        states["final"] = [True] * n_layers
+    if states["engine"] == "dense" and parts:
+        # How many layers keep what does not depend on whether something is kept already.
+        for name in (*_DENSE_LISTS, "snapshots"):
+            states[name] = [True] * len(states[name] or ())
+    return _from_file(folder.path, run | {"states": states}, arrays, problem)
 
 
-def _write_whole(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write beside the final place and rename, so that no half file ever has the name."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _from_file(
+    path: Path, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+) -> Trajectory:
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return Trajectory.from_arrays(about, arrays, problem)
+    except Exception as error:  # what damage makes the readers raise is not foreseeable
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a complete file of a {_FORMAT}: {reason}") from error
+
+
+def record_arrays(states: ReducedStates | DenseStates) -> Arrays:
+    """Return what grows while a run goes on, under the names that it has in files."""
+    arrays: Arrays = {}
+    if isinstance(states, ReducedStates):
+        arrays["rho"] = states.rho
+        _pack_list("core", states.cores, arrays)
+        return arrays
+    _pack_dense(replace(states, initial=None, final=None), arrays, True)
+    return arrays
 
 
 def _pack_list(

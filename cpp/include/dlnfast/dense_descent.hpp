@@ -46,7 +46,7 @@ template <class T>
 class DenseDescent final : public Stepper {
  public:
   DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective, const Rates& rates,
-               const Context& context, Index small = 32);
+               const Context& context, Index small = 32, const Motion<T>& motion = {});
   ~DenseDescent() override;
 
   double evaluate() override;
@@ -55,6 +55,7 @@ class DenseDescent final : public Stepper {
   double largest_entry(Index layer) const override;
   double rate() const override;
   Index steps_per_breath() const override;
+  void store() override;
 
   // The arrays of the caller, up to date.
   const std::vector<MatrixRef<T>>& weights() const;

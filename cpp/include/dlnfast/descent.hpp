@@ -11,9 +11,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "dlnfast/completion.hpp"
+#include "dlnfast/errors.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -46,6 +48,35 @@ struct AdaptiveRate {
   double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
 };
 
+// What moves beside the weights, so that a run that goes on is the run that was: arrays of the
+// caller, read at the start, written by Stepper::store. Empty lists: zeros, and nobody wants them.
+template <class T>
+struct Motion {
+  std::vector<MatrixRef<T>> velocity;  // as the weights
+  std::vector<MatrixRef<T>> carry;  // what compensated sums have rounded away (small_descent.cpp)
+  std::vector<T*>
+      search;  // d_{l-1}: where AdaptiveRate looks for the largest values; zeros: anywhere
+};
+
+// Throws ShapeError where arrays do not go with the weights.
+template <class T>
+void check_motion(const Motion<T>& motion, const std::vector<MatrixRef<T>>& weights) {
+  const Index n = static_cast<Index>(weights.size());
+  const auto check = [&](const std::vector<MatrixRef<T>>& list, const std::string& name) {
+    if (list.empty()) return;
+    require_length(static_cast<Index>(list.size()), n, name);
+    for (std::size_t l = 0; l < list.size(); ++l) {
+      require_shape(list[l], weights[l].rows, weights[l].cols,
+                    name + "[" + std::to_string(l) + "]");
+    }
+  };
+  check(motion.velocity, "velocity");
+  check(motion.carry, "carry");
+  if (!motion.search.empty()) {
+    require_length(static_cast<Index>(motion.search.size()), n, "search");
+  }
+}
+
 // One value per layer.
 struct Rates {
   std::vector<double> learning_rate;
@@ -65,6 +96,9 @@ struct Schedule {
   Index steps = 0;
   Index record_every = 1;
   double tolerance = -1.0;  // stop once the loss is at most this
+  Index first = 0;          // the step that the weights are at; recorded like step 0
+  // Between two calls of Monitor::drain, whose caller takes away what was recorded; 0: never.
+  Index drain_every = 0;
 };
 
 enum class Outcome { finished, converged, stopped, diverged };
@@ -75,17 +109,24 @@ struct Result {
   Index layer;  // counted from 1; only where it diverged
 };
 
-// What the caller may read while the loop runs, or after an exception.
+// What the caller may read while the loop runs, or after an exception. Counts start at zero; where
+// there is a drain, its caller sets them back to that.
 struct Progress {
-  double* loss = nullptr;                // steps + 1 values
+  double* loss = nullptr;                // n_losses(schedule) values
   std::int64_t* record_steps = nullptr;  // n_records(schedule) values
   std::int64_t* n_losses = nullptr;
   std::int64_t* n_records = nullptr;
-  double* rate = nullptr;  // steps values of Stepper::rate, or nobody wants them
+  double* rate = nullptr;  // as many values of Stepper::rate, or nobody wants them
+  std::int64_t* n_rates = nullptr;
+  std::int64_t* between_steps = nullptr;  // 1 unless an exception came out of the middle of a step
 };
 
-// Records of a whole run: 0, record_every, 2 record_every, .. and the last step.
+// Room for the records of a whole run, or of what comes between two drains: `first`, multiples of
+// record_every, and the last step.
 Index n_records(const Schedule& schedule);
+Index n_losses(const Schedule& schedule);
+// The same for what is kept at multiples of `every` only.
+Index n_multiples(const Schedule& schedule, Index every);
 
 // One run's state: weights at the current step.
 class Stepper {
@@ -100,6 +141,8 @@ class Stepper {
   virtual double largest_entry(Index layer) const = 0;
   // What the layers' learning rates are multiplied by in the step that `evaluate` prepared.
   virtual double rate() const { return 1.0; }
+  // Brings weights and motion to the caller's arrays.
+  virtual void store() {}
   // How many steps may pass between two looks at the clock.
   virtual Index steps_per_breath() const { return 1; }
 };

@@ -59,6 +59,7 @@ struct Tracking {
   Index record_every =
       1;  // steps: the rarer events are, the more of their time certificates may take
   std::vector<MatrixRef<const T>> initial;  // W_l(0), for that; empty: none
+  std::vector<double> velocity;  // norms of what the layers' velocities start from; empty: zeros
 };
 
 // Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are,

@@ -26,7 +26,7 @@ from .. import batch as batches
 from .. import descent
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
-from . import adapters, completion, networks, ratings, record, tracking
+from . import adapters, completion, networks, ratings, record, sweeps, tracking
 from .adapters import adapter_setup, adapter_steps
 from .networks import tracked_training
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
@@ -633,6 +633,7 @@ CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "reduced-step": reduced_step,
     "wide-run": wide_run,
     "batch": batch,
+    "sweep-usage": sweeps.usage,
     "tracking-bounds": tracking.bounds,
     "tracking-peers": tracking.peers,
     "tracking-share": tracking.share,

@@ -22,6 +22,8 @@ from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
 from .probes import RidgeProbes, SGDProbes
+from .sharded import RowSharded
+from .sharded_descent import train_sharded
 from .statistics import ClassGeometry, ClassStatistics
 from .track import SpectralTracker, track
 from .trainer import Evaluation, History, Trainer
@@ -44,6 +46,7 @@ __all__ = [
     "LayerMeasures",
     "LayerOutputs",
     "RidgeProbes",
+    "RowSharded",
     "SGDProbes",
     "Samples",
     "SpectralTracker",
@@ -64,5 +67,6 @@ __all__ = [
     "overparameterize",
     "select_modules",
     "track",
+    "train_sharded",
     "weight_matrices",
 ]

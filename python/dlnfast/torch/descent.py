@@ -72,38 +72,47 @@ class TorchJob(DenseJob):
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        with torch.no_grad(), _exact_products(self.device), _team(self.request.n_threads):
+        with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
             descent = _Descent(self.weights, arguments, self.device)
-            result = self._follow(descent, arguments)
-            for layer in descent.layers:
-                layer.bring_home()
-        return result
+            for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
+                layer.go_on_with(velocity)
+            try:
+                return self._follow(descent, arguments)
+            finally:
+                self._store(descent)
+
+    def _store(self, descent: _Descent) -> None:
+        """Bring weights and velocities to the host."""
+        for layer in descent.layers:
+            layer.bring_home()
 
     def _follow(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         steps, every, kept_every = self.request.steps, self.request.record_every, self.request.weights_every
         loss, counts = arguments["loss"], arguments["counts"]
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
+        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
         tracked = [self._tracked(i, descent.layers[i]) for i in range(len(self.values))]
         losses = _Losses(self.steps_ahead, arguments, descent)
         looked = time.perf_counter()
         descent.evaluate(losses.squares[0])
-        step, n_new = 0, 1  # losses that are not read yet, the last of them at `step`
+        step, n_new = first, 1  # losses that are not read yet, the last of them at `step`
         while True:
             begin = step + 1 - n_new
             new = losses.read(n_new)
             n_finite = n_new if np.isfinite(new).all() else int(np.argmin(np.isfinite(new)))
-            loss[begin : begin + n_finite] = new[:n_finite]
-            counts[0] = begin + n_finite
+            loss[counts[0] : counts[0] + n_finite] = new[:n_finite]
+            counts[0] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
                     descent.return_to(n_finite + 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
+            counts[4] = 1
             now = float(new[-1])
             converged = now <= arguments["tolerance"]
             last = converged or step == steps
-            at_record = last or step % every == 0
+            at_record = last or step % every == 0 or step == first
             if at_record:
                 for layer in tracked:
                     layer.record(int(counts[1]))
@@ -118,6 +127,9 @@ class TorchJob(DenseJob):
                 return "converged" if converged else "finished", step, 0
             if isinstance(answer, (bool, np.bool_)) and answer:
                 return "stopped", step, 0
+            if drain_every and step % drain_every == 0 and step != first:
+                self._store(descent)
+                on_drain(step)
             if on_progress is not None and time.perf_counter() - looked >= _BREATH:
                 on_progress(step, now)
                 looked = time.perf_counter()
@@ -125,7 +137,10 @@ class TorchJob(DenseJob):
             until = min(steps, step + self.steps_ahead, _next_multiple(step, every))
             if kept_every is not None:
                 until = min(until, _next_multiple(step, kept_every))
+            if drain_every:
+                until = min(until, _next_multiple(step, drain_every))
             n_new = until - step
+            counts[4] = 0
             if n_new > 1:
                 descent.remember()
             for i in range(n_new):
@@ -181,6 +196,7 @@ class _Layer:
         self.moves = self.rate != 0.0
         inert = self.moves and self.momentum != 0.0
         self.velocity = torch.zeros_like(self.weight) if inert else None
+        self.host_velocity: torch.Tensor | None = None
         # As the core: 0 where decay takes all of W, so that exactly -rate G remains.
         number = host.dtype.type
         takes_all = not inert and number(self.rate) * number(self.decay) == 1
@@ -189,10 +205,18 @@ class _Layer:
         #: same direction at every step of a slow phase.
         self.adds_decay = self.moves and not inert and self.decay != 0.0 and not takes_all
 
+    def go_on_with(self, velocity: npt.NDArray[Any]) -> None:
+        """Start from a velocity, which `bring_home` then writes."""
+        self.host_velocity = torch.from_numpy(velocity)
+        if self.velocity is not None:
+            self.velocity.copy_(self.host_velocity)
+
     def bring_home(self) -> None:
-        """Bring the weights to the host."""
+        """Bring the weights, and a velocity that was given, to the host."""
         if self.host is not self.weight:
             self.host.copy_(self.weight)
+        if self.velocity is not None and self.host_velocity is not None:
+            self.host_velocity.copy_(self.velocity)
 
 
 class _Descending:
@@ -459,7 +483,7 @@ def _placed(host: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
+def exact_products(device: torch.device) -> Iterator[None]:
     """Multiply in the precision of the matrices, whatever PyTorch is set to outside."""
     settings: Any = torch.backends
     with torch.autocast(device.type, enabled=False):

@@ -33,12 +33,14 @@ def host_matrix(matrix: torch.Tensor) -> FloatArray:
     return result
 
 
-def _to_device(X: npt.ArrayLike, dtype: np.dtype[Any], device: torch.device) -> torch.Tensor:
+def to_device(X: npt.ArrayLike, dtype: np.dtype[Any], device: torch.device) -> torch.Tensor:
+    """Return a block as a tensor of its own."""
     array = np.array(X, dtype=dtype)  # a copy: what comes may be a view that is read-only
     return torch.from_numpy(array).to(device)
 
 
-def _to_host(block: torch.Tensor) -> FloatArray:
+def to_host(block: torch.Tensor) -> FloatArray:
+    """Return a block as a C-contiguous array."""
     result: FloatArray = np.ascontiguousarray(block.cpu().numpy())
     return result
 
@@ -64,11 +66,11 @@ class DeviceMatrix:
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
         """Return ``(W - W_0) X`` for X of shape (n, p)."""
-        return _to_host(self._values @ _to_device(X, self.dtype, self._values.device))
+        return to_host(self._values @ to_device(X, self.dtype, self._values.device))
 
     def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
         """Return ``(W - W_0)^T Y`` for Y of shape (m, p)."""
-        return _to_host(self._values.T @ _to_device(Y, self.dtype, self._values.device))
+        return to_host(self._values.T @ to_device(Y, self.dtype, self._values.device))
 
     def squared_norm(self) -> float:
         """Return ``||W - W_0||_F^2``, summed in float64."""
@@ -103,11 +105,11 @@ class ProductMatrix:
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
         """Return ``M X`` for X of shape (n, p)."""
-        return _to_host(self._left @ (self._right @ _to_device(X, self.dtype, self._left.device)))
+        return to_host(self._left @ (self._right @ to_device(X, self.dtype, self._left.device)))
 
     def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
         """Return ``M^T Y`` for Y of shape (m, p)."""
-        return _to_host(self._right.T @ (self._left.T @ _to_device(Y, self.dtype, self._left.device)))
+        return to_host(self._right.T @ (self._left.T @ to_device(Y, self.dtype, self._left.device)))
 
     def squared_norm(self) -> float:
         """Return ``||M||_F^2``, in float64: that of the product of two triangles, O((m + n) r^2)."""

@@ -21,7 +21,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import reference as plain
 from .._arrays import FloatArray, check_count, check_scale
-from .._dispatch import core
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
@@ -511,11 +510,8 @@ class SpectralTracker:
         self._loss = {int(step): float(value) for step, value in state["loss"].items()}
         for of, followed in self._followed.items():
             for i, matrix in enumerate(self.matrices):
-                fresh = _Followed(self._new_tracker(matrix))
-                fresh.load_state_dict(state["followed"][of][i])
-                self._update(fresh.tracker, matrix, self._start_of(of, i))
-                fresh.join()
-                followed[i] = fresh
+                n_threads = 0 if _is_large(matrix) else 1
+                followed[i] = _Followed.from_state_dict(state["followed"][of][i], n_threads)
 
 
 def _is_split(found: TrackerRecord) -> bool:
@@ -555,15 +551,9 @@ class _Followed:
     #: Left and right vectors of the first record that has some, and its step.
     reference: tuple[FloatArray, FloatArray] | None = None
     reference_step: int = -1
-    #: Left and right vectors of the last record.
-    last: tuple[FloatArray, FloatArray] | None = None
-    #: What this tracker's branches are called, and the next new one, where an earlier tracker began.
-    names: dict[int, int] = field(default_factory=dict)
-    next_name: int | None = None
 
     def append(self, found: TrackerRecord, with_vectors: bool) -> None:
         vectors = self.tracker.left_vectors, self.tracker.right_vectors
-        self.last = vectors
         k = len(found.singular_values)
         angles, block = np.zeros((2, k)), np.zeros(2)
         if self.reference is not None:
@@ -575,7 +565,7 @@ class _Followed:
             "values": np.abs(found.singular_values),
             "errors": found.errors,
             "signs": np.where(found.singular_values < 0, -1.0, 1.0),
-            "branches": np.array([self._name(int(b)) for b in found.branches], dtype=np.int64),
+            "branches": found.branches,
             "clusters": found.clusters,
             "columns": tracking_columns(found),
             "angles": angles,
@@ -595,14 +585,6 @@ class _Followed:
         factors = leading_factors(DenseMap(matrix), len(found.singular_values))
         self.reference = factors.U, factors.V
 
-    def _name(self, branch: int) -> int:
-        if branch < 0 or self.next_name is None:
-            return branch
-        if branch not in self.names:
-            self.names[branch] = self.next_name
-            self.next_name += 1
-        return self.names[branch]
-
     def values(self) -> FloatArray:
         assert self.tracker._dtype is not None
         return np.array(self.rows["values"], dtype=self.tracker._dtype)
@@ -612,44 +594,26 @@ class _Followed:
         return LayerTracking(**held)
 
     def state_dict(self) -> dict[str, Any]:
-        def tensors(pair: tuple[FloatArray, FloatArray] | None) -> list[torch.Tensor] | None:
-            return None if pair is None else [torch.from_numpy(np.array(x)) for x in pair]
+        def tensor(value: Any) -> Any:
+            return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
+        pair = self.reference
         return {
-            "rows": {name: torch.from_numpy(np.array(rows)) for name, rows in self.rows.items()},
-            "reference": tensors(self.reference),
+            "rows": {name: tensor(np.array(rows)) for name, rows in self.rows.items()},
+            "reference": None if pair is None else [tensor(x) for x in pair],
             "reference_step": self.reference_step,
-            "last": tensors(self.last),
+            "tracker": {name: tensor(value) for name, value in self.tracker.state_dict().items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows = {name: list(rows.numpy()) for name, rows in state["rows"].items()}
-        self.reference_step = int(state["reference_step"])
-        self.reference, self.last = (
-            None if state[name] is None else (state[name][0].numpy(), state[name][1].numpy())
-            for name in ("reference", "last")
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int) -> _Followed:
+        pair = state["reference"]
+        return cls(
+            SVDTracker.from_state_dict(state["tracker"], n_threads=n_threads),
+            rows={name: list(rows.numpy()) for name, rows in state["rows"].items()},
+            reference=None if pair is None else (pair[0].numpy(), pair[1].numpy()),
+            reference_step=int(state["reference_step"]),
         )
-
-    def join(self) -> None:
-        """Call the branches of a tracker that begins anew what those of the last record were called."""
-        if self.last is None:
-            return
-        assert self.tracker.record is not None
-        self.next_name = 1 + int(max(row.max(initial=-1) for row in self.rows["branches"]))
-        known = self.rows["branches"][-1]
-        # Two records, one after the other: in the first the branches are 0, 1, .. in their order.
-        left, right = (
-            np.ascontiguousarray(np.stack([then.T, now.T]), dtype=np.float64)
-            for then, now in zip(
-                self.last, (self.tracker.left_vectors, self.tracker.right_vectors), strict=True
-            )
-        )
-        values = np.abs([self.rows["values"][-1], self.tracker.record.singular_values]).astype(np.float64)
-        ids, clusters = (np.empty(values.shape, dtype=np.int64) for _ in range(2))
-        core.follow_branches(values, left, right, 0.0, DEFAULTS["cluster_tolerance"], ids, clusters)
-        for here, there in zip(self.tracker.record.branches, ids[1], strict=True):
-            if there < len(known):
-                self.names[int(here)] = int(known[there])
 
 
 class _Hook:

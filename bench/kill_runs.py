@@ -1,0 +1,101 @@
+"""Kill runs that are kept in a folder at random moments, go on with them, and compare the bits.
+
+    python bench/kill_runs.py [--kills 100] [--engine reduced|dense|torch]
+
+Every kill is a SIGKILL of a process of its own. What it left is read, and has to be the beginning of the run
+that nobody killed; then `dlnfast resume` goes on with it in another process, and the end has to be the same
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import dlnfast as dln
+
+PROGRAM = """
+import sys
+import dlnfast as dln
+engine = sys.argv[2]
+problem = dln.low_rank_recovery(60, 3)
+dln.train(problem, dln.orthogonal([60] * 4), engine=engine, learning_rate=0.2, momentum=0.5, n_threads=1,
+          steps={"reduced": 400_000, "dense": 20_000, "torch": 4_000}[engine], record_every=100,
+          singular_values=2, checkpoint=dln.Checkpoint(sys.argv[1], every=100, seconds=0.05))
+"""
+
+
+def start(folder: Path, engine: str) -> subprocess.Popen[bytes]:
+    """Run the program in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), engine])
+
+
+def final(run: dln.Trajectory) -> list[np.ndarray]:
+    """Return the arrays at the end of a run."""
+    if run.engine == "reduced":
+        return [core[-1] for core in run.states.cores] + [run.states.rho[-1]]
+    return list(run.states.final)
+
+
+def main() -> int:
+    """Kill, read, go on, compare; print what came of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--engine", default="dense", choices=["reduced", "dense", "torch"])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    generator = np.random.default_rng(arguments.seed)
+    kills = unread = 0
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        whole_folder = Path(scratch) / "whole"
+        took = time.perf_counter()
+        start(whole_folder, arguments.engine).wait()
+        took = time.perf_counter() - took
+        whole = dln.load(whole_folder)
+        parts: list[float] = []
+        while kills < arguments.kills:
+            folder = Path(scratch) / f"run{kills}"
+            process = start(folder, arguments.engine)
+            while not (folder / "run.npz").exists():
+                time.sleep(0.002)
+            try:
+                process.wait(generator.uniform(0.0, 0.8 * took))
+                continue  # it was faster
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, 9)
+                process.wait()
+            kills += 1
+            try:
+                part = dln.load(folder)
+            except ValueError as error:
+                unread += 1
+                print(f"kill {kills}: {error}")
+                continue
+            np.testing.assert_array_equal(part.loss, whole.loss[: len(part.loss)])
+            parts.append(len(part.loss) / len(whole.loss))
+            subprocess.run([sys.executable, "-m", "dlnfast", "resume", str(folder)], check=True, stdout=-3)
+            run = dln.load(folder)
+            np.testing.assert_array_equal(run.loss, whole.loss)
+            np.testing.assert_array_equal(run.steps, whole.steps)
+            for x, y in zip(final(run), final(whole), strict=True):
+                np.testing.assert_array_equal(x, y)
+    print(
+        f"{arguments.engine}: {kills} kills, {unread} folders that could not be read, {kills - unread} runs "
+        f"that went on to the same bits; killed at {min(parts):.0%} to {max(parts):.0%} of the run, "
+        f"median {np.median(parts):.0%}; {time.perf_counter() - begun:.0f} s"
+    )
+    return 1 if unread else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

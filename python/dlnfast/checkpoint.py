@@ -1,0 +1,238 @@
+"""Runs that survive: a folder to which a run writes its records and its state, and from which it goes on.
+
+The folder holds ``run.npz`` (the request: problem, W(0), settings; written once), ``records-<step>.npz``
+(what was recorded up to that step since the file before), ``state-<step>.npz`` (everything that moves, of the
+last two checkpoints) and, at the end, ``end.json``. Every file appears whole or not at all, so that the run
+can be killed at any moment and read at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._arrays import check_count, check_scale
+from ._version import __version__
+from .files import read_whole, write_text_whole, write_whole
+
+__all__ = ["Checkpoint", "RunFolder", "State", "terminating"]
+
+FORMAT_VERSION: Final = 1
+_KEPT: Final = 2
+_STATE, _RECORDS = "state-", "records-"
+_RUN, _END = "run.npz", "end.json"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often a run is kept.
+
+    Parameters
+    ----------
+    directory : path
+        A folder for this run alone; it is made where it is missing. If it holds the same run already, that
+        goes on; if it has ended, it is read.
+    every : int, optional
+        Steps between two writings of records, the most that a crash loses. By default what takes some
+        seconds, as far as that can be told from the sizes.
+    seconds : float
+        Least time between two writings of the state, from which a run goes on.
+
+    Notes
+    -----
+    The last two states are kept. Where the newest is damaged, the run goes on from the other.
+    """
+
+    directory: str | os.PathLike[str]
+    every: int | None = None
+    seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not isinstance(self.directory, (str, os.PathLike)):
+            raise TypeError(f"checkpoint is {type(self.directory).__name__}; wanted a path or a Checkpoint")
+        if self.every is not None:
+            check_count(self.every, "checkpoint.every")
+        check_scale(self.seconds, "checkpoint.seconds")
+
+    @classmethod
+    def of(cls, given: Any) -> Checkpoint:
+        """Return what was given, a path as a Checkpoint."""
+        return given if isinstance(given, cls) else cls(given)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that moves, before the step that follows `step`.
+
+    Attributes
+    ----------
+    step : int
+        Of the weights; its loss is among the records already.
+    seconds : float
+        That the run has taken so far.
+    arrays : dict of str to ndarray
+    """
+
+    step: int
+    seconds: float
+    arrays: Arrays
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    directory : path
+    identity : str
+        Of the request: a folder that holds another run is refused.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or one of a newer version.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], identity: str | None = None) -> None:
+        self.path = Path(directory)
+        self.identity = identity
+        self._written = 0.0
+
+    # -------------------------------------------------------------------------------- begin and end
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return (self.path / _RUN).is_file()
+
+    def begin(self, about: Mapping[str, Any], arrays: Arrays) -> None:
+        """Write the request, or check that it is the one that is there."""
+        if self.exists:
+            meta, _ = self.request()
+            if meta["identity"] != self.identity:
+                raise ValueError(
+                    f"checkpoint: {self.path} holds another run (begun by dlnfast {meta['version']}); wanted "
+                    "the same problem, weights and settings, or another folder"
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        strangers = [p.name for p in self.path.iterdir() if p.name.startswith((_STATE, _RECORDS, _END))]
+        if strangers:
+            raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
+        about = {"identity": self.identity, **about}
+        write_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION, about, arrays)
+
+    def request(self) -> tuple[dict[str, Any], Arrays]:
+        """Return what `begin` wrote."""
+        if not self.exists:
+            raise FileNotFoundError(f"{self.path} holds no run: there is no {_RUN}")
+        return read_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION)
+
+    def end(self, about: Mapping[str, Any]) -> None:
+        """Say how the run ended."""
+        write_text_whole(self.path / _END, json.dumps({"version": __version__, **about}, indent=1) + "\n")
+
+    def ending(self) -> dict[str, Any] | None:
+        """Return how it ended; None while it has not."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / _END).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
+
+    # -------------------------------------------------------------------------- states and records
+
+    def newest(self) -> State | None:
+        """Return the newest state that can be read."""
+        for path in reversed(self._files(_STATE)):
+            try:
+                meta, arrays = read_whole(path, "dlnfast state", FORMAT_VERSION)
+            except ValueError as error:
+                warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
+                continue
+            return State(int(meta["step"]), float(meta["seconds"]), arrays)
+        return None
+
+    def go_back_to(self, step: int) -> None:
+        """Remove what comes after a step: it will be computed again."""
+        for prefix in (_RECORDS, _STATE):
+            for path in self._files(prefix):
+                if _step_of(path) > step:
+                    path.unlink()
+
+    def write_records(self, step: int, arrays: Arrays) -> None:
+        """Add what was recorded since the file before, up to `step`."""
+        path = self.path / f"{_RECORDS}{step:015d}.npz"
+        write_whole(path, "dlnfast records", FORMAT_VERSION, {"step": step}, arrays)
+
+    def write_state(self, state: State) -> None:
+        """Write a state and remove all but the last two."""
+        about = {"step": state.step, "seconds": state.seconds}
+        path = self.path / f"{_STATE}{state.step:015d}.npz"
+        write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
+        for old in self._files(_STATE)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        self._written = time.monotonic()
+
+    def is_due(self, seconds: float) -> bool:
+        """Return whether the last state is so old."""
+        return time.monotonic() - self._written >= seconds
+
+    def records(self) -> Iterator[Arrays]:
+        """Yield what was recorded, file by file."""
+        for path in self._files(_RECORDS):
+            try:
+                yield read_whole(path, "dlnfast records", FORMAT_VERSION)[1]
+            except FileNotFoundError:  # a run that goes on has removed it
+                return
+
+    def _files(self, prefix: str) -> list[Path]:
+        return sorted(p for p in self.path.glob(f"{prefix}*.npz") if p.stem[len(prefix) :].isdigit())
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
+    """Return a hash of settings and arrays that is the same for the same run only."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Let SIGTERM end the block like Ctrl-C does, by an exception: SystemExit with the code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

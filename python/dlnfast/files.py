@@ -1,0 +1,98 @@
+"""Files of arrays that appear whole or not at all: .npz and JSON, no pickle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._version import __version__
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write beside the final place, put it on the disk and rename, so that no half file ever has the name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put the name on the disk too; not every system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_whole(path: Path, kind: str, version: int, about: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write arrays and what is known about them, of a format with a name and a version."""
+    meta = {"format": kind, "format_version": version, "version": __version__, **about}
+    with replacing(path) as file:
+        np.savez(file, **arrays, meta=np.array(json.dumps(meta)))  # type: ignore[arg-type]
+
+
+def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arrays]:
+    """Return what `write_whole` wrote: what is known about the arrays, and the arrays.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is another kind of file, is damaged, or was written by a newer version.
+    """
+    with path.open("rb") as stream:  # opened here, because numpy.load leaves a damaged file open
+        try:
+            if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
+                raise ValueError("it is not an .npz file")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                if "meta" not in file.files:
+                    raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
+                arrays = {name: file[name] for name in file.files}
+            meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
+            if meta["format"] != kind:
+                raise ValueError(f"its format is {meta['format']!r}")
+            if int(meta["format_version"]) <= version:
+                return meta, arrays
+        except Exception as error:  # what damage makes the readers raise is not foreseeable
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is not a complete file of a {kind}: {reason}") from error
+    raise ValueError(
+        f"{path} has format {meta['format_version']}, written by dlnfast {meta['version']}; this is dlnfast "
+        f"{__version__}, which reads formats up to {version}"
+    )

@@ -1,0 +1,347 @@
+"""Runs that are kept in a folder: the same bits, whatever ends them, whatever happens to the files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dlnfast as dln
+from dlnfast import Checkpoint
+from dlnfast.checkpoint import RunFolder
+from dlnfast.cli import main
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def callback(now, loss):
+        del loss
+        if now >= step:
+            raise Stop
+
+    return callback
+
+
+def same(a, b):
+    """Compare what two runs hold, but for times and for what follows singular values."""
+    assert a.engine == b.engine
+    np.testing.assert_array_equal(a.loss, b.loss)
+    np.testing.assert_array_equal(a.steps, b.steps)
+    if a.rates is not None:
+        np.testing.assert_array_equal(a.rates, b.rates)
+    if a.engine == "reduced":
+        for x, y in zip(a.states.cores, b.states.cores, strict=True):
+            np.testing.assert_array_equal(x, y)
+        np.testing.assert_array_equal(a.states.rho, b.states.rho)
+        return
+    for name in ("final", "snapshots", "snapshot_steps", "initial"):
+        left, right = getattr(a.states, name), getattr(b.states, name)
+        assert (left is None) == (right is None)
+        for x, y in zip(left, right, strict=True) if left is not None else ():
+            np.testing.assert_array_equal(x, y)
+    for layer in range(1, a.n_layers + 1) if a.states.values else ():
+        gap = np.abs(a.singular_values(layer).astype(float) - b.singular_values(layer))
+        bound = a.singular_value_errors(layer) + b.singular_value_errors(layer)
+        assert np.all(gap <= bound + 1e-5 * a.singular_values(layer)[:, :1])
+
+
+CASES = {
+    "reduced": (30, {"learning_rate": 1.0}),
+    "reduced, momentum, decay": (
+        30,
+        {"learning_rate": [0.5, 0.4, 0.3], "momentum": 0.5, "weight_decay": 1e-3, "record_every": 3},
+    ),
+    "reduced, wide core": (90, {"learning_rate": 0.5, "momentum": 0.9, "rank": 20}),
+    "small dense": (20, {"engine": "dense", "learning_rate": 1.0, "record_every": 4, "momentum": 0.3}),
+    "dense": (
+        50,
+        {
+            "engine": "dense",
+            "learning_rate": 0.5,
+            "momentum": 0.6,
+            "weights_every": 5,
+            "singular_values": 4,
+            "vectors": True,
+        },
+    ),
+    "dense, all values": (40, {"engine": "dense", "learning_rate": 0.5, "record_every": 10}),
+    "adaptive": (50, {"learning_rate": "adaptive", "singular_values": None, "record_every": 7}),
+    "float32": (40, {"engine": "dense", "learning_rate": 0.5, "dtype": "float32", "singular_values": 2}),
+}
+
+
+def setting(name):
+    dim, options = CASES[name]
+    options = dict(options)
+    problem = dln.low_rank_recovery(dim, options.pop("rank", 3))
+    weights = dln.orthogonal([dim] * 4, dtype=options.pop("dtype", "float64"))
+    return problem, weights, {"steps": 60, "n_threads": 1, **options}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
+    problem, weights, options = setting(name)
+    plain = dln.train(problem, weights, **options)
+    for cut in (0, 17, 60):
+        kept = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
+        with pytest.raises(Stop) as caught:
+            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+        partial = caught.value.trajectory
+        n = len(partial.loss)
+        assert n - 1 >= cut
+        np.testing.assert_array_equal(partial.loss, plain.loss[:n])
+        assert partial.config["outcome"] == "unfinished"
+        run = dln.resume(kept.directory)
+        same(plain, run)
+        assert run.config["outcome"] == "finished"
+        same(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
+        same(plain, dln.load(kept.directory))
+    uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
+    same(plain, uninterrupted)
+    assert uninterrupted.problem is problem
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    every=st.integers(1, 50),
+    record_every=st.integers(1, 50),
+    weights_every=st.one_of(st.none(), st.integers(1, 50)),
+)
+def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    problem = dln.low_rank_recovery(9, 2)
+    weights = dln.orthogonal([9] * 3)
+    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record_every": record_every}
+    options |= {"engine": "dense", "weights_every": weights_every, "n_threads": 1}
+    plain = dln.train(problem, weights, **options)
+    kept = Checkpoint(folder, every=every, seconds=0)
+    for cut in cuts:
+        with contextlib.suppress(Stop):
+            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+    same(plain, dln.train(problem, weights, **options, checkpoint=kept))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
+def test_runs_of_torch_go_on(options, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    problem = dln.low_rank_recovery(20, 2)
+    weights = dln.orthogonal([20] * 3)
+    options = {"engine": "torch", "learning_rate": 0.5, "steps": 40, "n_threads": 1} | options
+    plain = dln.train(problem, weights, **options)
+    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+    same(plain, dln.resume(tmp_path / "run"))
+
+
+def test_completions_go_on(tmp_path):
+    problem = dln.low_rank_completion(40, 2, observed=0.5)
+    weights = dln.gaussian([40, 30, 40], 0.1)
+    options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
+    plain = dln.train(problem, weights, **options)
+    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+    same(plain, dln.resume(tmp_path / "run"))
+
+
+def test_laws_go_on(tmp_path):
+    problem = dln.low_rank_recovery(400, 12)
+    law = dln.orthogonal([400] * 4, implicit=True)
+    options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
+    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, law, **options, checkpoint=kept, callback=stop_at(20))
+    # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
+    same(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
+
+
+def test_outcomes_are_kept(tmp_path):
+    problem, weights, options = setting("reduced")
+    run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
+    assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
+    stopped = dln.train(
+        problem, weights, **options, checkpoint=tmp_path / "b", callback=lambda step, loss: step == 5
+    )
+    assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
+    options["learning_rate"] = 1e6
+    for _ in range(2):  # the second time it is read
+        with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
+            dln.train(problem, weights, **options, checkpoint=tmp_path / "c")
+        assert caught.value.trajectory is not None
+        assert caught.value.step == len(caught.value.trajectory.loss)
+
+
+def test_the_command_line_goes_on(tmp_path, capsys):
+    problem, weights, options = setting("reduced")
+    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+    assert main(["resume", str(kept.directory)]) == 0
+    assert "training: 60 steps" in capsys.readouterr().out
+    same(dln.train(problem, weights, **options), dln.load(kept.directory))
+    assert main(["resume", str(tmp_path / "nothing")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def cut_short(tmp_path):
+    problem, weights, options = setting("small dense")
+    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(32))
+    return kept, problem, weights, options
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
+    kept, problem, weights, options = cut_short
+    states = sorted(kept.directory.glob("state-*.npz"))
+    assert [path.stem[-2:] for path in states] == ["30", "32"]
+    states[-1].write_bytes(states[-1].read_bytes()[:300])
+    plain = dln.train(problem, weights, **options)
+    with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
+        run = dln.train(problem, weights, **options, checkpoint=kept)
+    same(plain, run)
+
+
+def test_without_a_state_the_run_starts_again(cut_short):
+    kept, problem, weights, options = cut_short
+    for path in kept.directory.glob("state-*.npz"):
+        path.unlink()
+    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+
+
+def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
+    kept, problem, weights, options = cut_short
+    for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
+        with pytest.raises(ValueError, match="holds another run"):
+            dln.train(problem, weights, **options | changed, checkpoint=kept)
+    with pytest.raises(ValueError, match="holds another run"):
+        dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=kept)
+    (kept.directory / "run.npz").unlink()
+    with pytest.raises(ValueError, match=r"has (state|records)-\d+.npz but no run.npz"):
+        dln.train(problem, weights, **options, checkpoint=kept)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        dln.resume(kept.directory)
+    with pytest.raises(FileNotFoundError):
+        dln.load(tmp_path / "nothing")
+    with pytest.raises(TypeError, match="checkpoint is int; wanted a path or a Checkpoint"):
+        dln.train(problem, weights, **options, checkpoint=3)
+    with pytest.raises(ValueError, match=r"checkpoint.every is 0"):
+        Checkpoint("x", every=0)
+
+
+def test_foreign_and_newer_files_are_named(cut_short):
+    kept, *_ = cut_short
+    place = kept.directory / "run.npz"
+    content = place.read_bytes()
+    for damage, text in (
+        (b"no zip", "it is not an .npz file"),
+        (content[: len(content) // 2], "is not a complete file of a dlnfast run"),
+    ):
+        place.write_bytes(damage)
+        with pytest.raises(ValueError, match=text):
+            dln.resume(kept.directory)
+    np.savez(place, a=np.zeros(3))
+    with pytest.raises(ValueError, match="other arrays"):
+        dln.resume(kept.directory)
+    np.savez(place, meta=np.array('{"format": "dlnfast run", "format_version": 99, "version": "9.9"}'))
+    with pytest.raises(ValueError, match=r"has format 99, written by dlnfast 9.9"):
+        dln.resume(kept.directory)
+
+
+def test_no_file_holds_a_pickle(cut_short):
+    kept, *_ = cut_short
+    for path in kept.directory.glob("*.npz"):
+        with zipfile.ZipFile(path) as file:
+            for name in file.namelist():
+                assert file.read(name)[:6] == b"\x93NUMPY"
+                assert b"'|O'" not in file.read(name)[:200]
+
+
+# -------------------------------------------------------------------------------- signals and kills
+
+PROGRAM = """
+import sys
+import dlnfast as dln
+problem = dln.low_rank_recovery(60, 3)
+dln.train(problem, dln.orthogonal([60] * 4), learning_rate=0.2, momentum=0.5, steps=%d, n_threads=1,
+          engine="dense", singular_values=2, record_every=50,
+          checkpoint=dln.Checkpoint(sys.argv[1], every=50, seconds=0.02))
+print("done")
+"""
+
+
+def start(folder, steps):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM % steps, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(pattern, folder, process):
+    for _ in range(1500):
+        if list(folder.glob(pattern)) or process.poll() is not None:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_write_a_state(number, tmp_path):
+    steps = 10**6
+    process = start(tmp_path / "run", steps)
+    wait_for("state-*.npz", tmp_path / "run", process)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), error
+    so_far = dln.load(tmp_path / "run")
+    state = RunFolder(tmp_path / "run").newest()
+    assert state is not None
+    assert state.step == len(so_far.loss) - 1 < steps
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_kills_cost_nothing_but_time(tmp_path):
+    steps = 6000
+    process = start(tmp_path / "whole", steps)
+    assert process.communicate(timeout=120)[0] == "done\n"
+    whole = dln.load(tmp_path / "whole")
+    generator = np.random.default_rng(0)
+    kills = 0
+    for _ in range(200):
+        process = start(tmp_path / "run", steps)
+        wait_for("run.npz", tmp_path / "run", process)
+        try:
+            process.wait(generator.uniform(0.0, 0.3) if kills < 5 else 120)
+        except subprocess.TimeoutExpired:
+            # A reader finds a part of the run at any moment.
+            part = dln.load(tmp_path / "run").loss
+            np.testing.assert_array_equal(part, whole.loss[: len(part)])
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    same(whole, dln.load(tmp_path / "run"))

@@ -1,0 +1,599 @@
+"""Sweeps: grids that are checked, runs that are those of `train`, executors, sweeps that are cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tolerances import tolerance
+
+import dlnfast as dln
+from dlnfast.sections import SpecError
+from dlnfast.sweep import _environment, _LocalProcesses, available_cores
+
+BENCH = Path(__file__).parent.parent / "bench"
+DIM, STEPS = 12, 60
+BASE = {
+    "problem": {"kind": "low-rank-recovery", "dim": DIM, "rank": 2},
+    "weights": {"depth": 3, "scale": 0.5},
+    "train": {"learning_rate": 1.0, "steps": STEPS, "record_every": 20},
+}
+#: Runs side by side, runs alone, one that diverges and, with decay, another recursion.
+AXES = {
+    "train.learning_rate": [0.5, 1e9],
+    "weights.seed": range(3),
+    "train.engine": ["auto", "dense"],
+    "train.weight_decay": [0.0, 0.01],
+}
+TOML = """
+[problem]
+kind = "low-rank-recovery"
+dim = 12
+rank = 2
+[weights]
+depth = 3
+[train]
+learning_rate = 1.0
+steps = 60
+"""
+
+
+class Inline:
+    """An executor that runs every call at once, in this thread."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Polled:
+    """A job as submitit has them: no `concurrent.futures.Future`, done some time later."""
+
+    def __init__(self, function, *arguments):
+        self.call, self.looks = (function, arguments), 0
+
+    def done(self):
+        self.looks += 1
+        return self.looks > 2
+
+    def result(self):
+        return self.call[0](*self.call[1])
+
+    def cancel(self):
+        pass
+
+
+class Polling:
+    def submit(self, function, *arguments):
+        return Polled(function, *arguments)
+
+
+def losses(results):
+    return [(row["hash"], row["outcome"], row["final_loss"], row["error"]) for row in results]
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline()))
+
+
+# Grids.
+
+
+def test_a_grid_is_the_product_of_its_axes_in_their_order():
+    grid = dln.SweepGrid(BASE, {"weights.seed": np.arange(2), "train.learning_rate": (0.5, 1.0, 2.0)})
+    assert len(grid) == 6
+    assert grid.names == ["weights.seed", "train.learning_rate"]
+    assert grid[1] == {"weights.seed": 0, "train.learning_rate": 1.0}
+    assert grid[3:5] == [
+        {"weights.seed": 1, "train.learning_rate": 0.5},
+        {"weights.seed": 1, "train.learning_rate": 1.0},
+    ]
+    assert repr(grid) == "SweepGrid(6 runs over weights.seed, train.learning_rate)"
+    assert grid.items[4].sections["train"]["learning_rate"] == 1.0
+    assert len({item.hash for item in grid.items}) == 6
+
+
+def test_a_grid_may_be_a_list_of_changes():
+    grid = dln.SweepGrid(BASE, [{"weights.depth": 2, "train.steps": 5}, {"weights.seed": 3}, {}])
+    assert [item.sections["weights"]["depth"] for item in grid.items] == [2, 3, 3]
+    assert grid.names == ["weights.depth", "train.steps", "weights.seed"]
+    assert len(dln.SweepGrid(BASE)) == 1
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '[sweep]\n"weights.seed" = [0, 1]\n"train.learning_rate" = [0.5, 1]',
+        "[sweep]\nweights.seed = [0, 1]\ntrain.learning_rate = [0.5, 1]",
+        "[[sweep]]\nweights.seed = 0\ntrain.learning_rate = 0.5\n"
+        "[[sweep]]\nweights.seed = 0\ntrain.learning_rate = 1\n"
+        "[[sweep]]\nweights.seed = 1\ntrain.learning_rate = 0.5\n"
+        "[[sweep]]\nweights.seed = 1\ntrain.learning_rate = 1",
+    ],
+)
+def test_a_grid_from_a_file(tmp_path, table):
+    place = tmp_path / "spec.toml"
+    place.write_text(TOML + table)
+    grid = dln.SweepGrid(place)
+    base = {**BASE, "weights": {"depth": 3}, "train": {"learning_rate": 1, "steps": STEPS}}
+    same = dln.SweepGrid(base, {"weights.seed": [0, 1], "train.learning_rate": [0.5, 1.0]})
+    assert list(grid) == list(same)
+    assert [item.hash for item in grid.items] == [item.hash for item in same.items]
+    changed = dln.SweepGrid(place, changes=["train.steps=7", "output.directory=x"])
+    assert {item.sections["train"]["steps"] for item in changed.items} == {7}
+    assert changed.output["directory"] == "x"
+
+
+def test_the_hash_is_of_what_a_run_gives(tmp_path):
+    def name(**changes):
+        sections = {section: {**BASE[section], **changes.get(section, {})} for section in BASE}
+        return dln.SweepGrid({**sections, "output": changes.get("output", {})}).items[0].hash
+
+    # Part of the format: results of a sweep are found by it.
+    assert name() == "b61143e3ac23b5e4"
+    assert name(train={"learning_rate": 1}) == name(train={"momentum": 0}) == name()
+    assert name(output={"directory": "elsewhere", "weights": False}) == name()
+    assert name(train={"momentum": 0.5}) != name()
+    assert name(weights={"seed": 1}) != name()
+
+
+def test_paths_count_from_the_file_and_do_not_depend_on_the_folder(tmp_path, monkeypatch):
+    np.savez(tmp_path / "data.npz", X=np.eye(3), Y=np.eye(3))
+    rest = TOML.partition("rank = 2")[2]
+    (tmp_path / "spec.toml").write_text(f"[problem]\nkind = 'npz'\npath = 'data.npz'{rest}")
+    one = dln.SweepGrid(tmp_path / "spec.toml").items[0]
+    monkeypatch.chdir(tmp_path)
+    other = dln.SweepGrid("spec.toml", {"problem.path": ["data.npz"]}).items[0]
+    assert one == other
+    assert one.sections["problem"]["path"] == str(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"train.learning_rate": 0.5}, "sweep.train.learning_rate is 0.5; wanted a list of values"),
+        ({"train.learning_rate": "auto"}, "wanted a list of values"),
+        ({"train.learning_rate": []}, "sweep.train.learning_rate is empty"),
+        ({"learning_rate": [1]}, "sweep.learning_rate is no entry of a specification"),
+        ({"output.directory": ["a"]}, "sweep.output.directory is no entry"),
+        ([], "axes is empty"),
+        ({"train.rate": [1]}, r"run 0 of the sweep \(train.rate = 1\): train.rate is not a setting"),
+        ({"train.steps": [1, 2.5]}, r"run 1 of the sweep \(train.steps = 2.5\): train.steps is 2.5"),
+        ({"train.steps": [1, -1]}, "run 1 .*steps is -1"),
+        ({"train.momentum": [0.0, 1.0]}, r"run 1 .*momentum \(mu\) is 1"),
+        ({"train.learning_rate": [[1.0, 1.0]]}, r"learning_rate \(eta\) has 2 values"),
+        ({"train.record_every": [0]}, "record_every"),
+        ({"train.optimizer": ["adam"]}, "adam"),
+        ({"train.device": ["cpu"]}, "train.device is 'cpu'"),
+        ({"weights.scale": [-1.0]}, "scale"),
+        ({"weights.scale": [[1.0, 1.0]]}, "scale"),
+        ({"weights.seed": [-1]}, "seed is -1"),
+        ({"problem.rank": [1, 13]}, "run 1 .*problem.rank is 13; wanted at most problem.dim = 12"),
+        ({"problem.kind": ["npz"]}, "problem.dim is not a setting"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(axes, message):
+    with pytest.raises(SpecError, match=message):
+        dln.SweepGrid(BASE, axes)
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(TypeError, match="base is int"):
+        dln.SweepGrid(3)
+    with pytest.raises(TypeError, match="axes is int"):
+        dln.SweepGrid(BASE, 3)
+    with pytest.raises(TypeError, match="axes holds int"):
+        dln.SweepGrid(BASE, [3])
+    with pytest.raises(ValueError, match="changes are for a file"):
+        dln.SweepGrid(BASE, changes=["train.steps=3"])
+    with pytest.raises(TypeError, match="executor is str; wanted an object with submit"):
+        dln.sweep(BASE, "threads")
+    with pytest.raises(ValueError, match="n_workers is 0"):
+        dln.sweep(BASE, Inline(), n_workers=0)
+    with pytest.raises(ValueError, match="chunk_seconds is 0"):
+        dln.sweep(BASE, Inline(), chunk_seconds=0)
+    with pytest.raises(SpecError, match="sweep is 3; wanted a section"):
+        dln.sweep({**BASE, "sweep": 3}, Inline())
+    problem = {"kind": "npz", "path": str(tmp_path / "none.npz")}
+    with pytest.raises(SpecError, match="which is no file"):
+        dln.sweep({**BASE, "problem": problem}, Inline())
+
+
+# What runs give.
+
+
+def test_runs_are_those_of_train():
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+    assert len(results) == 24
+    problem = dln.low_rank_recovery(DIM, 2)
+    for row in results:
+        start = dln.orthogonal([DIM] * 4, 0.5, row["weights.seed"])
+        arguments = {name: row[f"train.{name}"] for name in ("learning_rate", "engine", "weight_decay")}
+        if row["train.learning_rate"] > 1:
+            with pytest.raises(dln.DivergedError) as caught:
+                dln.train(problem, start, steps=STEPS, **arguments)
+            assert (row["outcome"], row["final_loss"], row["error"]) == ("diverged", None, str(caught.value))
+            continue
+        run = dln.train(problem, start, steps=STEPS, **arguments)
+        assert (row["outcome"], row["engine"], row["steps"]) == ("finished", run.engine, STEPS)
+        assert row["error"] is None
+        assert row["final_loss"] == pytest.approx(run.loss[-1], rel=tolerance(np.float64, DIM, STEPS))
+    assert results.counted() == "24 runs: 12 diverged, 12 finished"
+
+
+def test_a_run_has_the_same_bits_whatever_runs_beside_it(wanted):
+    for i in (0, 5, 11):
+        change = dln.SweepGrid(BASE, AXES)[i]
+        assert losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline())) == [wanted[i]]
+    # A chunk that may begin one run only hands the others back.
+    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), chunk_seconds=1e-9)) == wanted
+
+
+def test_momentum_beside_none_changes_no_bit():
+    axes = {"train.momentum": [0.0, 0.9], "weights.seed": range(4), "train.weight_decay": [0.0, 0.1]}
+    grid = dln.SweepGrid(BASE, axes)
+    together = losses(dln.sweep(grid, Inline()))
+    alone = [losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline()))[0] for change in grid]
+    assert together == alone
+
+
+def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
+    grid = dln.SweepGrid(BASE, {"train.steps": [10, 10**15], "train.engine": ["auto", "dense"]})
+    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
+    for row in results[2:]:
+        assert row["error"].startswith("MemoryError: ")
+        assert json.loads((tmp_path / row["hash"] / "summary.json").read_text())["error"] == row["error"]
+    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
+    again = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    assert again.usage["started"] == 2
+    assert losses(again) == losses(results)
+
+
+def test_equal_runs_run_once():
+    results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), Inline())
+    assert results.usage["started"] == 2
+    assert results[0]["hash"] == results[1]["hash"] != results[2]["hash"]
+
+
+def test_accuracies_are_columns():
+    base = {**BASE, "problem": {"kind": "classification", "n_classes": 3, "samples_per_class": 4, "dim": DIM}}
+    results = dln.sweep(dln.SweepGrid(base, {"weights.seed": [0, 1]}), Inline())
+    assert all(0 <= row["accuracy_train"] <= 1 for row in results)
+
+
+# Folders.
+
+
+def test_folders_hold_what_was_run(tmp_path):
+    grid = dln.SweepGrid(BASE, AXES)
+    results = dln.sweep(grid, Inline(), directory=tmp_path, keep_runs=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
+    for i, (item, row) in enumerate(zip(grid.items, results, strict=True)):
+        folder = tmp_path / item.hash
+        run_file = "diverged.npz" if row["outcome"] == "diverged" else "run.npz"
+        assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json", run_file}
+        assert json.loads((folder / "spec.json").read_text()) == item.sections
+        summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+        assert summary["spec"] == item.sections
+        run = results.load(i)
+        assert summary["final_loss"] == run.loss[-1]
+        assert summary["steps"] == row["steps"] == len(run.loss) - 1
+        assert summary["why"].startswith(run.engine)
+        assert summary["environment"]["dlnfast"]["version"] == dln.__version__
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["hash"] for row in table] == [item.hash for item in grid.items]
+    assert float(table[0]["final_loss"]) == results[0]["final_loss"]
+
+
+def test_finished_runs_are_not_run_again(tmp_path):
+    part = dln.SweepGrid(BASE, {**AXES, "weights.seed": range(2)})
+    dln.sweep(part, Inline(), directory=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path)
+    assert results.usage["started"] == 8
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(ValueError, match=r"run 0 \(finished\) has no trajectory"):
+        results.load(0)
+    # Asking for trajectories runs what has none.
+    kept = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path, keep_runs=True)
+    assert kept.usage["started"] == 12  # what diverged has told all
+    assert losses(kept) == losses(results)
+    assert kept.load(0).loss[-1] == kept[0]["final_loss"]
+
+
+def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, wanted):
+    grid = dln.SweepGrid(BASE, AXES)
+    folder = tmp_path / grid.items[0].hash
+    folder.mkdir()
+    (folder / "summary.json").write_text('{"hash": ')
+    assert losses(dln.sweep(grid, Inline(), directory=tmp_path)) == wanted
+
+
+def test_the_directory_of_the_specification(tmp_path):
+    results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, Inline())
+    assert results.directory == tmp_path / "there"
+    assert (tmp_path / "there" / "results.csv").is_file()
+
+
+# Tables.
+
+
+def test_tables():
+    results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), Inline())
+    lines = results.to_markdown().splitlines()
+    assert lines[0].startswith("| weights.scale | outcome | engine | steps | final_loss | seconds | error |")
+    assert lines[2].startswith("| [0.5, 0.5, 1.0] | finished | reduced | 60 |")
+    row = next(csv.DictReader(results.to_csv().splitlines()))
+    assert json.loads(row["weights.scale"]) == [0.5, 0.5, 1.0]
+    assert repr(results) == "SweepResults(1 runs: 1 finished)"
+
+
+def test_to_pandas():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+    frame = results.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == results.columns
+    assert frame["hash"].tolist() == [row["hash"] for row in results]
+
+
+def test_without_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    results = dln.sweep(BASE, Inline())
+    with pytest.raises(ModuleNotFoundError, match="to_pandas needs pandas"):
+        results.to_pandas()
+
+
+# Executors.
+
+
+def test_threads(wanted):
+    with ThreadPoolExecutor(3) as executor:
+        results = dln.sweep(dln.SweepGrid(BASE, AXES), executor, n_workers=3, chunk_seconds=0.01)
+        assert losses(results) == wanted
+        assert executor.submit(int, 3).result() == 3  # it stays open
+
+
+def test_futures_that_have_done_and_result_only(wanted):
+    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == wanted
+
+
+def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
+    grid = dln.SweepGrid(BASE, AXES)
+    bad = grid.items[7].hash
+
+    class Breaking(Inline):
+        def submit(self, function, job):
+            if any(item.hash == bad for item in job.items):
+                function = [].pop
+                return super().submit(lambda: function())
+            return super().submit(function, job)
+
+    results = dln.sweep(grid, Breaking(), directory=tmp_path)
+    assert losses(results[:7]) == wanted[:7]
+    assert losses(results[8:]) == wanted[8:]
+    assert results[7]["outcome"] == "failed"
+    assert results[7]["error"] == "IndexError: pop from empty list"
+    assert losses(dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)) == wanted
+
+
+def test_an_executor_that_is_closed(tmp_path):
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown") as caught:
+        dln.sweep(BASE, executor, directory=tmp_path)
+    assert "0 of 1 runs of the sweep are finished" in caught.value.__notes__[-1]
+    assert caught.value.results[0]["outcome"] is None
+
+
+def test_the_default_executor(tmp_path, wanted):
+    before = dict(os.environ)
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
+    assert losses(results) == wanted
+    assert dict(os.environ) == before
+    cores = available_cores()
+    assert results.usage["workers"] == 2
+    assert results.load(0).config["n_threads"] == max(1, cores // 2)
+    assert 0 < results.usage["runs"] <= results.usage["jobs"]
+    # A sweep that lacks one run has one worker, with as many threads as before: the bits depend on them.
+    shutil.rmtree(tmp_path / results[0]["hash"])
+    again = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
+    assert (again.usage["workers"], again.usage["started"]) == (1, 1)
+    assert again.load(0).config == results.load(1).config | {"weight_decay": [0.0] * 3}
+    assert losses(again) == wanted
+
+
+def test_a_worker_that_dies_is_replaced(wanted):
+    """One of the processes is killed while runs are under way: all runs are there in the end."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("finds the workers in /proc")
+
+    def kill_one():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for path in Path("/proc/self/task").glob("*/children"):
+                for child in path.read_text().split():
+                    command = Path("/proc", child, "cmdline").read_bytes()
+                    if b"spawn_main" in command:
+                        killed.append(int(child))
+                        time.sleep(0.3)
+                        os.kill(int(child), signal.SIGKILL)
+                        return
+            time.sleep(0.005)
+
+    killed: list[int] = []
+    grid = dln.SweepGrid(BASE, {"train.engine": ["dense"], "weights.seed": range(8), "train.steps": [20_000]})
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    try:
+        results = dln.sweep(grid, n_workers=1)
+    except RuntimeError as error:  # killed before it was ready
+        assert "did not start" in str(error)
+        results = dln.sweep(grid, n_workers=1)
+    finally:
+        thread.join()
+    assert killed
+    assert losses(results) == losses(dln.sweep(grid, Inline()))
+
+
+def test_dask(tmp_path, wanted):
+    if importlib.util.find_spec("distributed") is None:
+        pytest.skip("dask.distributed is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import json, sys
+import dlnfast as dln
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        grid = dln.SweepGrid({BASE!r}, {AXES!r})
+        results = dln.sweep(grid, client.get_executor(), n_workers=2, chunk_seconds=0.02)
+    print(json.dumps([[r["hash"], r["outcome"], r["final_loss"], r["error"]] for r in results]))
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [tuple(row) for row in json.loads(done.stdout)] == wanted
+
+
+def test_a_script_without_a_guard_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import dlnfast as dln\ndln.sweep({BASE!r}, n_workers=1)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert 'needs if __name__ == "__main__"' in done.stderr
+
+
+def test_threads_of_workers(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("MKL_NUM_THREADS", "many")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    limits = _LocalProcesses(1, 4).limits
+    assert limits["OMP_NUM_THREADS"] == "2"  # what the user has set, where that is less
+    assert limits["MKL_NUM_THREADS"] == limits["OPENBLAS_NUM_THREADS"] == "4"
+    with _environment(limits):
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "4"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert available_cores() >= 1
+
+
+# Sweeps that are cut short.
+
+
+def command(spec, folder):
+    return [sys.executable, "-m", "dlnfast", "sweep", str(spec), "--out", str(folder), "--workers", "2"]
+
+
+@pytest.fixture
+def long_sweep(tmp_path):
+    """A sweep of 400 runs that take some hundredths of a second each."""
+    place = tmp_path / "spec.toml"
+    text = TOML.replace("steps = 60", 'steps = 20_000\nrecord_every = 20_000\nengine = "dense"')
+    place.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
+    return place
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_stopped_says_how_to_go_on(long_sweep, tmp_path, sent, status):
+    folder = tmp_path / "out"
+    process = subprocess.Popen(command(long_sweep, folder), stderr=subprocess.PIPE, start_new_session=True)
+    while not any(folder.glob("*/summary.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    # Ctrl-C on a terminal reaches the workers too; what ends a service reaches its parent only.
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else os.kill(process.pid, sent)
+    message = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == status, message
+    n_finished = len(list(folder.glob("*/summary.json")))
+    assert 0 < n_finished < 400
+    assert message.startswith(f"dlnfast: interrupted: {n_finished} of 400 runs of the sweep are finished")
+    assert message.rstrip().endswith("start it again to go on")
+    assert not list(folder.glob("*/*.part"))
+    deadline = time.monotonic() + 30
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(process.pid)
+
+
+def alive(group):
+    """Return the processes of a group; none that only wait to be forgotten."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+def test_kills_lose_nothing():
+    """Few kills here; ``python bench/kill_sweep.py`` makes fifty."""
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "kill_sweep.py"), "--kills", "2", "--seeds", "2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 kills")
+    assert "all numbers equal to the last bit" in done.stdout
+
+
+def test_two_processes_may_run_one_sweep(tmp_path):
+    place, folder = tmp_path / "spec.toml", tmp_path / "out"
+    place.write_text(
+        TOML + f'[sweep]\n"weights.seed" = {list(range(60))}\n"train.engine" = ["auto", "dense"]'
+    )
+    both = [subprocess.Popen(command(place, folder), stdout=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        assert b"120 runs: 120 finished" in process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+    assert len(list(folder.glob("*/summary.json"))) == 120
+    assert not list(folder.glob("**/*.part"))
+    again = dln.sweep(place, Inline(), directory=folder)
+    assert again.usage["started"] == 0
+    assert losses(again) == losses(dln.sweep(place, Inline()))
+
+
+# The command line.
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    from dlnfast import cli
+
+    place = tmp_path / "spec.toml"
+    place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
+
+    def inline(grid, **settings):
+        return dln.sweep(grid, Inline(), **settings)
+
+    monkeypatch.setattr(cli, "sweep", inline)
+    arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "| 5 | finished | reduced | 5 |" in printed.out
+    assert "sweep:    2 runs: 1 failed, 1 finished" in printed.out
+    assert printed.err.startswith("dlnfast: 1 runs failed, one of them: MemoryError")
+    assert cli.main(["sweep", str(place), "--set", "train.momentum=2"]) == 2
+    assert "run 0 of the sweep (train.steps = 5): momentum (mu) is 2" in capsys.readouterr().err

@@ -1,0 +1,672 @@
+"""Layers of which every process holds some rows: what one process finds, the same on all, no process waits.
+
+One start of two processes and one of three run all the cases; each case is a test that reads what came of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import traceback
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+import torch.distributed as dist  # noqa: E402
+from tolerances import tolerance  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import dlnfast as dln  # noqa: E402
+from dlnfast.descent import Request  # noqa: E402
+from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
+from dlnfast.torch.sharded import Peers  # noqa: E402
+from dlnfast.trajectory import COLUMNS  # noqa: E402
+
+if not dist.is_available() or not dist.is_gloo_available():
+    pytest.skip("PyTorch has no Gloo here", allow_module_level=True)
+
+F32, F64 = np.float32, np.float64
+#: Seconds that a message may take before the processes give up.
+PATIENCE = 120
+
+# What the processes run.
+
+
+def draw_problem(widths, seed=0, white=True, loss_scale=0.3):
+    rng = np.random.default_rng(seed)
+    target = rng.standard_normal((widths[-1], widths[0])) / np.sqrt(widths[0])
+    if white:
+        return dln.Problem(target, loss_scale=loss_scale)
+    root = rng.standard_normal((widths[0], widths[0] + 3)) / np.sqrt(widths[0])
+    return dln.Problem(target @ root @ root.T, root @ root.T, loss_scale)
+
+
+def cut(matrix, counts=None, seed=0):
+    """Return this process's rows: a share, or as many as are drawn, which may be none."""
+    if counts is None:
+        places = np.random.default_rng(seed).integers(0, len(matrix) + 1, dist.get_world_size() - 1)
+        counts = np.diff([0, *sorted(places), len(matrix)])
+    start = int(np.sum(counts[: dist.get_rank()]))
+    return RowSharded(torch.tensor(matrix[start : start + int(counts[dist.get_rank()])]))
+
+
+def whole(shard):
+    """Return the matrix, on every process."""
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, shard.rows.numpy())
+    return np.concatenate(parts)
+
+
+def assert_same_bits(*arrays):
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+    digests = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, digest)
+    assert len(set(digests)) == 1
+
+
+def recorded(run):
+    arrays = [run.loss, run.steps, *run.states.values, *run.states.left, *run.states.right]
+    seconds = COLUMNS.index("seconds")
+    for layer in run.states.tracking:
+        arrays += [layer.errors, layer.signs, layer.branches, layer.clusters]
+        arrays.append(np.delete(layer.columns, seconds, axis=1))
+    return arrays
+
+
+def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
+    """Train in one process and in all, with rates of all kinds, and compare everything."""
+    rng = np.random.default_rng([seed, *widths])
+    n_layers = len(widths) - 1
+    problem = draw_problem(widths, seed, white)
+    weights = dln.gaussian(widths, 0.7, seed, dtype=dtype)
+    rate = dln.train(problem, weights, learning_rate="auto", steps=0).config["learning_rate"][0]
+    momentum = rng.choice([0.0, 0.5], n_layers)
+    options = {
+        "learning_rate": rate * rng.choice([0.0, 0.3, 1.0, 1.0], n_layers) * (1 - momentum.max()),
+        "weight_decay": rng.choice([0.0, 0.01], n_layers),
+        "momentum": momentum,
+        "steps": steps,
+        "record_every": 4,
+    }
+    wanted = dln.train(problem, weights, engine="dense", singular_values=2, **options)
+    shards = [RowSharded.from_rows(w) if even else cut(w, seed=[seed, i]) for i, w in enumerate(weights)]
+    run = train_sharded(problem, shards, singular_values=2, **options)
+    assert_same_bits(*recorded(run))
+    assert run.steps.tolist() == wanted.steps.tolist()
+    limit = tolerance(dtype, max(widths), steps)
+    scale = wanted.loss[0] + problem.loss_scale * np.sum(problem.dense_target() ** 2)
+    # Losses are squares: their roots are as good as the end-to-end matrix.
+    assert np.abs(np.sqrt(run.loss) - np.sqrt(wanted.loss)).max() <= limit * np.sqrt(scale)
+    for layer, shard in enumerate(shards, 1):
+        expected, size = wanted.weights(layer), np.linalg.norm(weights[layer - 1])
+        assert shard.shape == expected.shape
+        assert np.linalg.norm(whole(shard) - expected) <= limit * size
+        values = run.singular_values(layer)
+        assert values.dtype == dtype
+        off = np.abs(values - wanted.singular_values(layer))
+        assert np.all(off <= run.singular_value_errors(layer) + limit * size)
+    return run
+
+
+def case_runs_of_all_shapes():
+    rng = np.random.default_rng(7)
+    for seed in range(8):
+        widths = rng.choice([1, 2, 3, 5, 7, 11, 13, 16], 1 + seed % 4 + 1).tolist()
+        assert_same_run(widths, seed, white=seed % 3 != 0)
+
+
+def case_runs_split_at_either_end_and_inside():
+    chains = [[3, 17, 17, 17], [17, 17, 17, 3], [17, 17, 2, 17, 17], [5, 3, 5], [1, 1, 1], [8, 8]]
+    for number, widths in enumerate(chains):
+        assert_same_run(widths, 1, white=number % 2 == 0, even=True)
+
+
+def case_runs_in_single_precision():
+    for widths in ([3, 17, 13], [13, 17, 2, 17, 7]):
+        assert_same_run(widths, 2, False, dtype=F32)
+
+
+def case_automatic_rates():
+    widths = [6, 19, 19, 4]
+    problem, weights = draw_problem(widths, 3), dln.orthogonal(widths, 0.5, seed=3)
+    options = {"learning_rate": "auto", "steps": 30, "weight_decay": 0.01, "tolerance": 0.6}
+    wanted = dln.train(problem, weights, engine="dense", **options)
+    run = train_sharded(problem, [cut(w) for w in weights], **options)
+    assert np.allclose(run.config["learning_rate"], wanted.config["learning_rate"], rtol=1e-12)
+    assert run.config["outcome"] == wanted.config["outcome"]
+    assert len(run.loss) == len(wanted.loss)
+
+
+def case_products_and_values_of_a_matrix():
+    rng = np.random.default_rng(5)
+    shapes = [(1, 1), (1, 9), (9, 1), (2, 200), (150, 140), (140, 150)]
+    for number, (m, n) in enumerate(shapes):
+        for dtype in (F64, F32):
+            W = rng.standard_normal((m, n)).astype(dtype)
+            shard = cut(W, seed=number)
+            assert shard.shape == (m, n)
+            assert shard.dtype == dtype
+            assert sum(shard.counts) == m
+            X, Y = rng.standard_normal((n, 3)).astype(dtype), rng.standard_normal((m, 3)).astype(dtype)
+            limit = tolerance(dtype, max(m, n))
+            size = np.linalg.norm(W)
+            for got, expected, block in ((shard.matmat(X), W @ X, X), (shard.rmatmat(Y), W.T @ Y, Y)):
+                assert_same_bits(got)
+                assert got.dtype == dtype
+                assert np.linalg.norm(got - expected) <= limit * size * np.linalg.norm(block)
+            assert shard.squared_norm() == pytest.approx(size**2, rel=limit)
+
+
+def case_tracker_over_a_drifting_matrix():
+    rng = np.random.default_rng(6)
+    for dtype in (F64, F32):
+        W = np.linalg.qr(rng.standard_normal((180, 150)))[0].astype(dtype)
+        shard = cut(W, counts=[len(W) - 7] + [0] * (dist.get_world_size() - 2) + [7])
+        tracker = dln.SVDTracker(k=4)
+        for event in range(3):
+            move = np.outer(rng.standard_normal(180), rng.standard_normal(150)).astype(dtype) / 150
+            W += move
+            shard.rows.add_(torch.tensor(move[shard.start : shard.stop]))
+            drift = None if event == 0 else float(np.linalg.norm(move)) * (1 + 1e-5)
+            found = tracker.update(shard, drift=drift, squared_norm=shard.squared_norm())
+            exact = np.linalg.svd(W.astype(F64), compute_uv=False)[:4]
+            assert_same_bits(found.singular_values, found.errors, tracker.left_vectors, tracker.right_vectors)
+            off = np.abs(found.singular_values - exact)
+            assert np.all(off <= found.errors + tolerance(dtype, 180) * exact[0])
+            assert dtype == F32 or found.completeness == "probabilistic"
+
+
+def case_records_hold_true_values():
+    """Drift is bounded by the steps alone: errors must hold, and values be good, through a whole run."""
+    widths = [4, 160, 150, 3]
+    problem = draw_problem(widths, 4)
+    for momentum, decay, dtype in ((0.0, 0.0, F64), (0.6, 0.02, F64), (0.0, 0.02, F32)):
+        weights = dln.orthogonal(widths, 0.5, seed=4, dtype=dtype)
+        options = {"learning_rate": 0.3, "momentum": momentum, "weight_decay": decay, "steps": 40}
+        options |= {"singular_values": 3, "vectors": True, "record_every": 10}
+        wanted = dln.train(problem, weights, engine="dense", tracking="full", **options)
+        run = train_sharded(problem, [cut(w) for w in weights], **options)
+        for layer in (1, 2, 3):
+            expected, errors = wanted.singular_values(layer), run.singular_value_errors(layer)
+            off = np.abs(run.singular_values(layer) - expected)
+            assert np.all(off <= errors + tolerance(dtype, 160, 40) * expected[:, :1])
+            # The middle layer is iterated on: its tracker works to 5 % of the largest value at worst.
+            assert np.all(off <= 0.05 * expected[:, :1])
+        held = run.tracking(2)
+        if decay == 0:  # decay moves all of W: bounds are renewed at each record
+            assert not held["refreshed"][1:].all()
+            assert np.any(held["drift"] > 0)
+        vectors = run.singular_vectors(2, "left", -1)
+        lengths = np.linalg.norm(wanted.weights(2).T @ vectors, axis=0)
+        assert np.abs(lengths - run.singular_values(2)[-1]).max() <= 0.01 * lengths[0]
+
+
+def case_the_sum_of_steps_bounds_the_drift():
+    """Every layer's drift, beside the true one, whatever its rates."""
+    widths = [3, 14, 12, 5]
+    problem, weights = draw_problem(widths, 8), dln.gaussian(widths, 0.7, 8)
+    for dtype in (F64, F32):
+        options = {
+            "learning_rate": [0.1, 0.0, 0.2],
+            "weight_decay": [0.02, 0.0, 5.0],  # the last takes all of W
+            "momentum": [0.5, 0.0, 0.0],
+        }
+        for change in ({}, {"momentum": 0.0, "weight_decay": 0.03, "learning_rate": 0.1}):
+            shards = [cut(w.astype(dtype)) for w in weights]
+            request = Request.checked(
+                problem,
+                [w.astype(dtype) for w in weights],
+                steps=1,
+                record_every=1,
+                singular_values=1,
+                vectors=False,
+                weights_every=None,
+                tolerance=None,
+                n_threads=1,
+                callback=None,
+                **options | change,
+            )
+            descent = sharded_descent._Descent(shards, request)
+            before = [whole(shard) for shard in shards]
+            for layer in descent.layers:
+                layer.measure_path()
+            for _ in range(4):
+                descent.evaluate()
+                descent.update()
+            for layer, shard, start in zip(descent.layers, shards, before, strict=True):
+                squared_norm, bound = layer.drift()
+                now = whole(shard)
+                moved = np.linalg.norm(now.astype(F64) - start.astype(F64))
+                assert squared_norm == pytest.approx(np.linalg.norm(now) ** 2, rel=1e-5)
+                assert moved <= bound
+                if layer.kept:  # otherwise W turns round at every step
+                    assert bound <= 4 * moved + 1e-6  # or it would be of no use
+
+
+def case_messages_of_a_step():
+    """For each l but the split there is one message of (d_l, k) numbers on the way to the loss, one back."""
+    size = dist.get_world_size()
+    sent = []
+    originals = dist.all_reduce, dist.all_gather
+
+    def all_reduce(tensor, *args, **kwargs):
+        sent.append(("sum", tuple(tensor.shape)))
+        return originals[0](tensor, *args, **kwargs)
+
+    def all_gather(parts, tensor, *args, **kwargs):
+        sent.append(("rows", (sum(len(p) for p in parts), tensor.shape[1])))
+        return originals[1](parts, tensor, *args, **kwargs)
+
+    d = 6 * size  # even shards, so that gathers are not padded
+    loss, summed, gathered = ("sum", ()), ("sum", (d, 2)), ("rows", (d, 2))
+    for widths, wanted in (
+        # The split at the inputs: forward P_1, P_2; back B_2, B_1.
+        ([2, d, d, d], [gathered, gathered, loss, summed, summed]),
+        # Inside: W_2 = T_1^T and T_0, P_3; F_0, B_3, F_1.
+        (
+            [d, d, 2, d, d],
+            [("rows", (2, d)), summed, gathered, loss, summed, summed, gathered],
+        ),
+        # At the outputs: W_3 = T_2^T, T_1, T_0; F_1, F_2.
+        (
+            [d, d, d, 2],
+            [("rows", (2, d)), summed, summed, loss, gathered, gathered],
+        ),
+    ):
+        problem, weights = draw_problem(widths, 1), dln.gaussian(widths, 0.5, 1)
+        counts = []
+        for steps in (0, 3, 5):
+            shards = [RowSharded.from_rows(w) for w in weights]
+            sent.clear()
+            dist.all_reduce, dist.all_gather = all_reduce, all_gather
+            try:
+                train_sharded(problem, shards, learning_rate=0.01, steps=steps, record_every=9)
+            finally:
+                dist.all_reduce, dist.all_gather = originals
+            counts.append(list(sent))
+        # Two rows are fewer than three processes: that gather is padded.
+        wanted = [("rows", (size, d)) if each == ("rows", (2, d)) else each for each in wanted]
+        step = counts[2][len(counts[1]) :]
+        assert len(step) == 2 * len(wanted)
+        # From a loss on: the way back of a step, and the way to the loss of the next.
+        begin = wanted.index(loss) + 1
+        assert step == 2 * (wanted[begin:] + wanted[:begin])
+        n_layers = len(widths) - 1
+        assert len(wanted) == 2 * n_layers - (widths[-1] > 2)
+
+
+class _Largest(TorchDispatchMode):
+    """Sees the largest tensor that anything returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.numel())
+        return result
+
+
+def case_no_process_forms_a_layer():
+    d, k = 240, 3
+    widths = [k, d, d, k]
+    problem, weights = draw_problem(widths, 1), dln.orthogonal(widths, 0.5, seed=1)
+    for momentum, values in ((0.0, 2), (0.5, None)):
+        shards = [RowSharded.from_rows(w) for w in weights]
+        with _Largest() as seen:
+            options = {"weight_decay": 0.01, "momentum": momentum, "singular_values": values}
+            train_sharded(problem, shards, learning_rate=0.1, steps=2, record_every=2, **options)
+        own = max(shard.rows.numel() for shard in shards)
+        assert own < d * d
+        assert seen.size == own
+
+
+def case_sources_of_rows():
+    def row(i):
+        return np.random.default_rng([3, i]).standard_normal(11)
+
+    expected = np.stack([row(i) for i in range(17)])
+    asked = []
+
+    def rows(start, stop):
+        asked.append((start, stop))
+        return np.stack([row(i) for i in range(start, stop)])
+
+    class Held:
+        """Tells which rows were read, as a file would."""
+
+        shape, dtype = expected.shape, expected.dtype
+
+        def __getitem__(self, where):
+            assert 0 < where.stop - where.start < 17
+            return expected[where]
+
+    for source, shape in ((expected, None), (Held(), None), (rows, (17, 11)), (torch.tensor(expected), None)):
+        shard = RowSharded.from_rows(source, shape)
+        assert max(shard.counts) - min(shard.counts) <= 1
+        assert np.array_equal(whole(shard), expected)
+    assert asked == [(shard.start, shard.stop)]
+    before = expected.copy()
+    RowSharded.from_rows(expected).rows.zero_()
+    assert np.array_equal(expected, before)
+    assert RowSharded.from_rows(rows, (17, 11), dtype=F32).dtype == F32
+    few = RowSharded.from_rows(rows, (1, 11))
+    assert few.shape == (1, 11)
+    assert np.array_equal(whole(few), expected[:1])
+
+
+def case_divergence_is_an_error_on_all():
+    widths = [4, 9, 9, 3]
+    problem = draw_problem(widths, 1)
+    shards = [cut(w) for w in dln.gaussian(widths, 1.0, 1)]
+    with pytest.raises(dln.DivergedError, match="lower learning_rate") as raised:
+        train_sharded(problem, shards, learning_rate=1e3, steps=100, singular_values=1)
+    run = raised.value.trajectory
+    assert run.config["outcome"] == "diverged"
+    assert len(run.loss) == raised.value.step
+    assert np.isfinite(run.loss).all()
+    assert_same_bits(run.loss, np.array([raised.value.step, raised.value.layer]))
+
+
+def case_callbacks_of_some():
+    rank = dist.get_rank()
+    widths = [4, 9, 3]
+    problem = draw_problem(widths, 1)
+
+    def shards():
+        return [cut(w) for w in dln.gaussian(widths, 0.5, 1)]
+
+    heard = []
+    stops = {"callback": (lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None}
+    run = train_sharded(problem, shards(), learning_rate=0.01, steps=20, record_every=2, **stops)
+    assert run.config["outcome"] == "stopped"
+    assert run.steps.tolist() == [0, 2, 4]
+    assert heard == ([0, 2, 4] if rank == 1 else [])
+
+    def fails(step, loss):
+        if rank == 1 and step == 3:
+            raise KeyError("mine")
+
+    kind, text = (KeyError, "mine") if rank == 1 else (RuntimeError, "another process raised at step 3")
+    with pytest.raises(kind, match=text) as raised:
+        train_sharded(problem, shards(), learning_rate=0.01, steps=20, callback=fails)
+    assert len(raised.value.trajectory.loss) == 4
+
+
+def case_errors_of_one_are_errors_of_all():
+    rank = dist.get_rank()
+    widths = [4, 9, 3]
+    problem, weights = draw_problem(widths, 1), dln.gaussian(widths, 0.5, 1)
+
+    def raises(mine, text, call):
+        """On process 1 its own error, on the others one that quotes it."""
+        with pytest.raises(mine if rank == 1 else RuntimeError, match=text):
+            call()
+
+    raises(TypeError, "wanted a tensor", lambda: RowSharded("rows" if rank == 1 else torch.zeros(2, 2)))
+    raises(dln.ShapeError, "wanted a matrix", lambda: RowSharded(torch.zeros((2,) if rank == 1 else (2, 2))))
+
+    def unreadable(start, stop):
+        if rank == 1:
+            raise OSError("no such disk")
+        return np.zeros((stop - start, 3))
+
+    raises(OSError, "no such disk", lambda: RowSharded.from_rows(unreadable, (8, 3)))
+
+    shards = [cut(w) for w in weights]
+    options = {"learning_rate": 0.01, "steps": 2}
+    wrong = options | ({"steps": -1} if rank == 1 else {})
+    raises(ValueError, "steps is -1", lambda: train_sharded(problem, shards, **wrong))
+    if rank == 1:
+        shards[1] = RowSharded(torch.full_like(shards[1].rows, torch.nan))
+    else:
+        shards[1] = RowSharded(shards[1].rows)
+    if min(shards[1].counts) > 0:
+        raises(ValueError, r"W_2.* not finite", lambda: train_sharded(problem, shards, **options))
+
+    # What differs is an error of all.
+    with pytest.raises(ValueError, match="steps is"):
+        train_sharded(problem, [cut(w) for w in weights], learning_rate=0.01, steps=2 + rank)
+    with pytest.raises(dln.ShapeError, match="columns is"):
+        RowSharded(torch.zeros(2, 2 + rank))
+    with pytest.raises(TypeError, match="dtype is"):
+        RowSharded(torch.zeros(2, 2, dtype=torch.float64 if rank else torch.float32))
+    with pytest.raises(dln.ShapeError, match="empty on all"):
+        RowSharded(torch.zeros(0, 2))
+
+
+def case_distributed_tensors():
+    dtensor = pytest.importorskip("torch.distributed.tensor")
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    matrix = torch.arange(35.0, dtype=torch.float64).reshape(7, 5)
+    placed = dtensor.distribute_tensor(matrix, mesh, [dtensor.Shard(0)])
+    shard = RowSharded.from_dtensor(placed)
+    assert np.array_equal(whole(shard), matrix.numpy())
+    assert shard.rows.data_ptr() == placed.to_local().data_ptr()
+    for placement in (dtensor.Replicate(), dtensor.Shard(1)):
+        with pytest.raises(ValueError, match=r"wanted \(Shard"):
+            RowSharded.from_dtensor(dtensor.distribute_tensor(matrix, mesh, [placement]))
+    with pytest.raises(TypeError, match="wanted a DTensor"):
+        RowSharded.from_dtensor(matrix)
+    with pytest.raises(TypeError, match="from_dtensor"):
+        RowSharded(placed)
+
+
+def case_parameters_under_fsdp():
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        return
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 160), torch.nn.Tanh(), torch.nn.Linear(160, 150)).double()
+    fsdp.fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker = dln.SVDTracker(k=2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(4, 6, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+        shard = RowSharded.from_dtensor(model[2].weight)
+        found = tracker.update(shard, squared_norm=shard.squared_norm())
+        exact = np.linalg.svd(whole(shard), compute_uv=False)[:2]
+        assert np.all(np.abs(found.singular_values - exact) <= found.errors)
+        assert_same_bits(found.singular_values, found.errors)
+
+    # And trained in place: a linear network is its weights.
+    net = torch.nn.Sequential(torch.nn.Linear(3, 20, bias=False), torch.nn.Linear(20, 4, bias=False)).double()
+    start = [layer.weight.detach().numpy().copy() for layer in net]
+    fsdp.fully_shard(net, mesh=mesh)
+    problem = draw_problem([3, 20, 4], 1)
+    train_sharded(
+        problem, [RowSharded.from_dtensor(layer.weight) for layer in net], learning_rate=0.1, steps=9
+    )
+    expected = dln.train(problem, start, engine="dense", learning_rate=0.1, steps=9)
+    for layer, weight in zip(net, expected.all_weights(), strict=True):
+        moved = layer.weight.full_tensor().detach().numpy()
+        assert np.linalg.norm(moved - weight) <= tolerance(F64, 20, 9) * np.linalg.norm(weight)
+
+
+def case_groups():
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group([size - 2, size - 1])
+    alone = dist.new_group([0])
+    if rank == 0:
+        shard = RowSharded(torch.ones(3, 2), group=alone)
+        assert shard.shape == (3, 2)
+    if rank >= size - 2:
+        W = np.random.default_rng(1).standard_normal((12, 9))
+        shard = RowSharded.from_rows(W, group=group)
+        assert shard.counts == [6, 6]
+        problem = draw_problem([9, 12], 1)
+        run = train_sharded(problem, [shard], learning_rate=0.1, steps=3)
+        wanted = dln.train(problem, [W], engine="dense", learning_rate=0.1, steps=3)
+        assert np.abs(run.loss - wanted.loss).max() <= tolerance(F64, 12, 3) * wanted.loss[0]
+    else:
+        with pytest.raises(ValueError, match="does not hold this process"):
+            RowSharded(torch.ones(3, 2), group=group)
+
+
+def case_a_process_that_is_away_is_noticed():
+    """Process 0 does not take part: it waits for the others behind the case."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    shard = RowSharded(torch.ones(3, 2))
+    shard.peers = Peers(group)
+    if dist.get_rank() > 0:
+        with pytest.raises(RuntimeError):
+            shard.rmatmat(np.ones((shard.shape[0], 1)))
+
+
+CASES = {name.removeprefix("case_"): case for name, case in globals().items() if name.startswith("case_")}
+
+
+def work(rank, size, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=PATIENCE),
+    )
+    found = {}
+    for name, case in CASES.items():
+        try:
+            case()
+            found[name] = ""
+        except pytest.skip.Exception as reason:
+            found[name] = f"skipped: {reason}"
+        except BaseException:
+            found[name] = traceback.format_exc()
+        said = [None] * size
+        dist.all_gather_object(said, found[name])
+        if rank == 0:
+            with open(folder / "found.json", "w") as file:
+                found[name] = next((each for each in said if each), "")
+                json.dump(found, file)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
+def found(request, tmp_path_factory):
+    """Return what came of the cases, by name: nothing, or what went wrong on a process."""
+    folder = tmp_path_factory.mktemp("processes")
+    crash = ""
+    try:
+        torch.multiprocessing.spawn(work, (request.param, folder), request.param)
+    except Exception as error:
+        crash = str(error)
+    results = json.loads((folder / "found.json").read_text()) if (folder / "found.json").exists() else {}
+    return {name: results.get(name, f"not run: {crash}") for name in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes(found, case):
+    if found[case].startswith("skipped"):
+        pytest.skip(found[case])
+    assert not found[case], found[case]
+
+
+# Alone, without any process group.
+
+
+def test_one_process_needs_no_group(tmp_path):
+    widths = [5, 30, 20, 4]
+    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+    wanted = dln.train(problem, weights, engine="dense", learning_rate=0.05, steps=20, weight_decay=0.01)
+    shards = [RowSharded.from_rows(w) for w in weights]
+    run = train_sharded(
+        problem, shards, learning_rate=0.05, steps=20, weight_decay=0.01, singular_values=2, vectors=True
+    )
+    assert np.abs(run.loss - wanted.loss).max() <= tolerance(F64, 30, 20) * wanted.loss[0]
+    for shard, weight in zip(shards, wanted.all_weights(), strict=True):
+        assert np.linalg.norm(shard.rows.numpy() - weight) <= tolerance(F64, 30, 20) * np.linalg.norm(weight)
+    assert run.engine == run.config["engine"] == "sharded"
+    assert run.widths == widths
+    assert "on one process" in run.certificate.reason
+    run.save(tmp_path / "run.npz")
+    again = dln.load(tmp_path / "run.npz")
+    assert again.engine == "sharded"
+    for a, b in zip(recorded(again), recorded(run), strict=True):
+        assert np.array_equal(a, b, equal_nan=True)
+    with pytest.raises(ValueError, match="the weights were kept at"):
+        run.weights(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"weights": []}, dln.ShapeError, "weights is empty"),
+        ({"weights": [np.ones((3, 4))]}, TypeError, r"weights\[0\] .* wanted a RowSharded"),
+        ({"problem": "problem"}, TypeError, "wanted a dlnfast.Problem"),
+        ({"problem": draw_problem([5, 4])}, dln.ShapeError, "wanted 5 columns, the problem's d_x"),
+        ({"problem": draw_problem([4, 5])}, dln.ShapeError, "has 3 rows; wanted 5, the problem's d_y"),
+        ({"learning_rate": "adaptive"}, TypeError, "wanted numbers"),
+        ({"learning_rate": dln.Adaptive()}, TypeError, "wanted numbers"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate"),
+        ({"momentum": 1.0}, ValueError, "momentum"),
+        ({"singular_values": "all"}, TypeError, "wanted a number or None"),
+        ({"vectors": True}, ValueError, "singular_values asks for none"),
+        ({"callback": 3}, TypeError, "callable"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, match):
+    shards = [RowSharded.from_rows(w) for w in dln.gaussian([4, 6, 3], 1.0, 0)]
+    arguments = {
+        "problem": draw_problem([4, 3]),
+        "weights": shards,
+        "learning_rate": 0.1,
+        "steps": 2,
+    } | change
+    with pytest.raises(error, match=match):
+        train_sharded(**arguments)
+
+
+def test_bad_rows_are_named():
+    with pytest.raises(TypeError, match="wanted a tensor"):
+        RowSharded(np.ones((2, 2)))
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        RowSharded(torch.ones(2, 2, dtype=torch.int64))
+    with pytest.raises(dln.ShapeError, match="wanted a matrix"):
+        RowSharded(torch.ones(2))
+    with pytest.raises(ValueError, match="init_process_group"):
+        RowSharded(torch.ones(2, 2), group=object())
+    with pytest.raises(TypeError, match="wanted the shape"):
+        RowSharded.from_rows(lambda start, stop: np.ones((stop - start, 2)))
+    with pytest.raises(dln.ShapeError, match=r"wanted \(4, 2\)"):
+        RowSharded.from_rows(lambda start, stop: np.ones((1, 2)), (4, 2))
+    with pytest.raises(dln.ShapeError, match="wanted a matrix"):
+        RowSharded.from_rows(np.ones(3))
+
+
+def test_rows_are_on_memory_of_their_own(tmp_path):
+    expected = np.random.default_rng(0).standard_normal((9, 5))
+    file = np.memmap(tmp_path / "rows", dtype=F64, mode="w+", shape=(9, 5))
+    file[:] = expected
+    file.flush()
+    read_only = np.memmap(tmp_path / "rows", dtype=F64, mode="r", shape=(9, 5))
+    mine, tensor = expected.copy(), torch.tensor(expected)
+    flipped = np.ascontiguousarray(expected[::-1])[::-1]
+    for source in (read_only, mine, tensor, lambda start, stop: mine[start:stop], flipped, mine.T.copy().T):
+        shard = RowSharded.from_rows(source, (9, 5))
+        assert np.array_equal(shard.rows.numpy(), expected)
+        shard.rows.zero_()
+        for untouched in (read_only, mine, tensor.numpy(), flipped):
+            assert np.array_equal(untouched, expected)
+    made = expected.copy()  # for this alone: kept
+    shard = RowSharded.from_rows(lambda start, stop: made, (9, 5))
+    assert shard.rows.data_ptr() == made.ctypes.data
+    assert np.array_equal(RowSharded.from_rows(expected.astype(">f8")).rows.numpy(), expected)
+
+
+def test_half_precisions_are_read_as_float32():
+    W = torch.randn(140, 150, generator=torch.Generator().manual_seed(0)).bfloat16()
+    shard = RowSharded(W)
+    found = dln.SVDTracker(k=2).update(shard, squared_norm=shard.squared_norm())
+    exact = np.linalg.svd(W.float().numpy(), compute_uv=False)[:2]
+    assert shard.dtype == F32
+    assert np.all(np.abs(found.singular_values - exact) <= found.errors + tolerance(F32, 150) * exact[0])
