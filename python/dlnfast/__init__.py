@@ -18,6 +18,7 @@ from .descent import Adaptive, gradients, train
 from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
+from .statistics import SufficientStatistics
 from .svd_tracker import SVDTracker, TrackerRecord
 from .trajectory import Trajectory, load
 
@@ -42,6 +43,7 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "SufficientStatistics",
     "TrackerRecord",
     "Trajectory",
     "__version__",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ from . import reference as plain
 from ._arrays import FloatArray, as_matrix, check_count, check_scale
 from ._dispatch import core
 from ._errors import ShapeError
+from ._files import read_whole, write_whole
 from ._version import __version__
 from .closure import Certificate, Family, drawn_again, multiply
 from .completion import Completion, Observations, Sensing
@@ -1080,7 +1080,7 @@ class Trajectory:
         else:
             meta["states"] = _pack_dense(self.states, arrays, weights)
         arrays["meta"] = np.array(json.dumps(meta))
-        _write_whole(Path(path), arrays)
+        write_whole(Path(path), arrays)
 
     # --------------------------------------------------------------------------------------- helpers
 
@@ -1148,29 +1148,7 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
     ValueError
         If the file is not such a run, is damaged, or was written by a newer version.
     """
-    place = Path(path)
-    with place.open("rb") as stream:  # opened here, because numpy.load leaves a damaged file open
-        try:
-            if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
-                raise ValueError("it is not an .npz file")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                if "meta" not in file.files:
-                    raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(str(arrays["meta"]))
-            if meta["format"] != "dlnfast trajectory":
-                raise ValueError(f"its format is {meta['format']!r}")
-            if int(meta["format_version"]) <= FORMAT_VERSION:
-                return _unpack(meta, arrays)
-        except Exception as error:  # what damage makes the readers raise is not foreseeable
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            text = f"{place} is not a complete file of a dlnfast trajectory: {reason}"
-            raise ValueError(text) from error
-    raise ValueError(
-        f"{place} has format {meta['format_version']}, written by dlnfast {meta['version']}; "
-        f"this is dlnfast {__version__}, which reads formats up to {FORMAT_VERSION}"
-    )
+    return read_whole(Path(path), "dlnfast trajectory", FORMAT_VERSION, _unpack)
 
 
 def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajectory:
@@ -1187,21 +1165,6 @@ def _unpack(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Trajec
         rates=arrays.get("rates"),
         loss_steps=arrays.get("loss_steps"),
     )
-
-
-def _write_whole(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write beside the final place and rename, so that no half file ever has the name."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pack_list(
@@ -1342,6 +1305,8 @@ def _pack_problem(
         arrays["input_gram"] = problem.input_gram
     if problem.whitening is not None and problem.whitening.matrix is not None:
         arrays["whitening"] = problem.whitening.matrix
+    if problem.input_mean is not None:
+        arrays["input_mean"] = problem.input_mean
     if problem.classes is not None:
         arrays["classes"] = problem.classes
     return {
@@ -1364,7 +1329,7 @@ def _unpack_problem(
         meta["loss_scale"],
         output_norm_squared=meta["output_norm_squared"],
     )
-    problem._restore(description, meta.get("loss_floor"), arrays.get("whitening"), arrays.get("classes"))
+    problem._restore(description, meta.get("loss_floor"), arrays)
     return problem
 
 
