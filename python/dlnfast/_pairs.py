@@ -8,6 +8,7 @@ by using fast routines of matrix multiplication and its applications", Numerical
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -70,6 +71,10 @@ class Pair:
     def rounded(self) -> FloatArray:
         """Return the numbers as float64, a new array."""
         return self.value.copy() if self.correction is None else self.value + self.correction
+
+    def total(self) -> float:
+        """Return the sum of a vector, rounded once."""
+        return math.fsum([*self.value, *(() if self.correction is None else self.correction)])
 
     def copy(self) -> Pair:
         """Return a pair of copies."""

@@ -381,6 +381,9 @@ class Moments(Protocol):
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
         """Return a first T with T S T^T = I, and the share of ||X||_F^2 that it discards."""
 
+    def squared_residual(self, matrix: FloatArray) -> float:
+        """Return ||M X - Y||_F^2, without cancellation."""
+
 
 def whiten_inputs(
     moments: Moments, method: str, rank_tolerance: float | None = None

@@ -307,7 +307,7 @@ class Problem:
         >>> problem.target.shape, problem.whitened, problem.classes
         ((3, 4), True, array([0, 1, 2]))
         """
-        _check_settings(whiten, reduction, rank_tolerance)
+        check_settings(whiten, reduction, rank_tolerance)
         samples = Samples(X, Y, layout, center)
         problem = cls._of_moments(samples, whiten, reduction, rank_tolerance)
         problem._samples = samples
@@ -351,8 +351,6 @@ class Problem:
         -----
         ``SufficientStatistics(layout).add_batches(batches).problem(whiten, ...)``; see
         `SufficientStatistics` for what is summed, how accurately, and for sums that several processes make.
-        `loss_floor` is a difference here, known to rounding of ||Y||^2 and of its explained part; from
-        data it is summed over residuals.
 
         Examples
         --------
@@ -364,7 +362,7 @@ class Problem:
         >>> problem.target.shape, problem.n_samples, problem.classes
         ((3, 4), 500, array([0, 1, 2]))
         """
-        _check_settings(whiten, reduction, rank_tolerance)
+        check_settings(whiten, reduction, rank_tolerance)
         statistics = SufficientStatistics(layout).add_batches(batches)
         return statistics.problem(
             whiten=whiten, center=center, reduction=reduction, rank_tolerance=rank_tolerance
@@ -491,14 +489,21 @@ class Problem:
     def loss_floor(self) -> float:
         """The loss that no W removes: ``c/2 (||Y||_F^2 - tr(M* Phi^T))``, not negative.
 
-        With data at hand, after `from_data`, it is summed as ``c/2 ||M* X - Y||_F^2``, which does not cancel.
+        From data or batches it is ``c/2 ||M* X - Y||_F^2``, which does not cancel.
         """
         if self._samples is not None:
-            fit = _dense(self.least_squares)
-            if self.whitening is not None and self.whitening.matrix is not None:
-                fit = fit @ self.whitening.matrix
-            return self.loss_scale / 2 * self._samples.squared_residual(fit)
+            return self._least_loss(self._samples)
         return self.loss_scale / 2 * max(self.output_norm_squared - self._explained, 0.0)
+
+    def _least_loss(self, moments: Moments) -> float:
+        fit = _dense(self.least_squares)
+        if self.whitening is not None and self.whitening.matrix is not None:
+            fit = fit @ self.whitening.matrix
+        return self.loss_scale / 2 * moments.squared_residual(fit)
+
+    def _keep_loss_floor(self, moments: Moments) -> None:
+        """Take the least loss from what is only at hand now."""
+        self.__dict__["loss_floor"] = self._least_loss(moments)
 
     @np.errstate(over="ignore", invalid="ignore")
     def loss(self, W: npt.ArrayLike) -> float:
@@ -741,7 +746,7 @@ def _found_white(gram: FloatArray) -> Whitening | None:
     return Whitening(None, None, rank=gram.shape[0], condition_number=1.0, error=deviation, discarded=0.0)
 
 
-def _check_settings(whiten: str | None, reduction: str, rank_tolerance: float | None) -> None:
+def check_settings(whiten: str | None, reduction: str, rank_tolerance: float | None) -> None:
     """Refuse wrong settings before any pass over the data."""
     if whiten is None and rank_tolerance is not None:
         raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
@@ -801,7 +806,7 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     dim, rank = check_count(dim, "dim"), check_count(rank, "rank", minimum=0)
     if rank > dim:
         raise ValueError(f"rank is {rank}; wanted at most dim = {dim}")
-    _check_settings(None, reduction, None)
+    check_settings(None, reduction, None)
     loss_scale = _loss_scale(reduction, dim, dim)
     draw = _truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _truncated_gaussian_factors
     problem = Problem(draw(dim, rank, seed), loss_scale=loss_scale)

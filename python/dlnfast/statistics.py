@@ -280,8 +280,7 @@ class SufficientStatistics:
     @property
     def output_norm_squared(self) -> float:
         """||Y||_F^2."""
-        norms = self._some("output_norms_squared")
-        return math.fsum([*norms.value, *(() if norms.correction is None else norms.correction)])
+        return self._some("output_norms_squared").total()
 
     @property
     def input_mean(self) -> FloatArray:
@@ -323,9 +322,12 @@ class SufficientStatistics:
         -----
         O(d_x^3).
         """
-        from .problem import Problem
+        from .problem import Problem, check_settings
 
-        problem = Problem._of_moments(_Moments(self, center), whiten, reduction, rank_tolerance)
+        check_settings(whiten, reduction, rank_tolerance)
+        moments = _Moments(self, center)
+        problem = Problem._of_moments(moments, whiten, reduction, rank_tolerance)
+        problem._keep_loss_floor(moments)
         problem._describe_source("from_batches", self.layout, whiten, center, rank_tolerance)
         return problem
 
@@ -442,7 +444,7 @@ class _Moments:
 
     def __init__(self, statistics: SufficientStatistics, center: bool) -> None:
         self._gram, self._target = statistics._some("input_gram"), statistics._some("target")
-        self._output_norm_squared = statistics.output_norm_squared
+        self._output_norms_squared = statistics._some("output_norms_squared")
         self.dim_in, self.dim_out = statistics.dim_in, statistics.dim_out
         self.n_samples, self.classes = statistics.n_samples, statistics.classes
         self.mean: FloatArray | None = None
@@ -483,8 +485,18 @@ class _Moments:
         target = self._target
         if transform is not None:
             target = product(split(target.normalised()), split(transform))
-        return Statistics(self.transformed_gram(transform), target.rounded(), self._output_norm_squared)
+        return Statistics(
+            self.transformed_gram(transform), target.rounded(), self._output_norms_squared.total()
+        )
 
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
         """Return T from the eigenvectors of S, and what it discards."""
         return whitener_of_gram(self.transformed_gram(), squared_tolerance)
+
+    def squared_residual(self, matrix: FloatArray) -> float:
+        """Return ||M X - Y||_F^2 = <M S - 2 Phi, M> + ||Y||_F^2, to about eps / 2^21 of ||Y||_F^2."""
+        M = split(matrix)
+        half = product(M, split(self._gram.normalised())).minus(self._target.mapped(lambda part: 2 * part))
+        rows = product(split(half), M).mapped(lambda part: np.diag(part).copy())
+        rows.add(self._output_norms_squared)
+        return max(rows.total(), 0.0)
