@@ -19,6 +19,7 @@ from .descent import Adaptive, gradients, resume, train
 from .estimator import MatrixCompletion
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
+from .statistics import SufficientStatistics
 from .svd_tracker import SVDTracker, TrackerRecord
 from .sweep import SweepGrid, SweepResults, sweep
 from .trajectory import Trajectory, load
@@ -45,6 +46,7 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "SufficientStatistics",
     "SweepGrid",
     "SweepResults",
     "TrackerRecord",

@@ -25,6 +25,7 @@ from ._errors import DivergedError
 from .batch import Plan, descend_together
 from .closure import Certificate, Closure
 from .descent import Request, choose_engine, divergence_text, train, with_caution
+from .files import write_text_whole
 from .problem import Problem
 from .trajectory import Trajectory
 
@@ -172,10 +173,10 @@ def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajecto
     folder = Path(directory, item.hash)
     folder.mkdir(parents=True, exist_ok=True)
     # The summary has the specification too: this copy need not be on the disk before it.
-    runs.write_whole(folder / SPEC, _json(item.sections), durable=False)
+    write_text_whole(folder / SPEC, _json(item.sections), durable=False)
     if run is not None:
         run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
-    runs.write_whole(folder / SUMMARY, _json(summary))
+    write_text_whole(folder / SUMMARY, _json(summary))
 
 
 def _json(content: Mapping[str, Any]) -> str:

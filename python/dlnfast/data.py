@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -108,10 +108,16 @@ def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntegerArray | None:
 # --------------------------------------------------------------------------------------------------
 
 
-def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
-    """Return raw samples as columns, (d, N): a view of `x` in its own precision wherever possible."""
+def check_layout(layout: str) -> str:
+    """Return the layout if it is one."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; wanted one of {', '.join(map(repr, LAYOUTS))}")
+    return layout
+
+
+def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
+    """Return raw samples as columns, (d, N): a view of `x` in its own precision wherever possible."""
+    check_layout(layout)
     raw = np.asarray(x) if _is_real_matrix(x) else as_matrix(x, name, symbol=symbol)
     columns: npt.NDArray[Any] = raw.T if layout == "rows" else raw
     return columns
@@ -123,8 +129,8 @@ def _is_real_matrix(x: object) -> bool:
     return x.dtype.kind in "biu" or x.dtype in (np.float32, np.float64)
 
 
-def _parts(n_samples: int, dim: int) -> Iterator[slice]:
-    width = max(1, _CHUNK_VALUES // dim)
+def _parts(n_samples: int, dim: int, max_samples: int | None = None) -> Iterator[slice]:
+    width = min(max(1, _CHUNK_VALUES // dim), max_samples or n_samples)
     for start in range(0, n_samples, width):
         yield slice(start, min(start + width, n_samples))
 
@@ -140,14 +146,30 @@ def _as_float64(raw: npt.NDArray[Any], part: slice, name: str) -> FloatArray:
     return chunk
 
 
-def map_columns(raw: npt.NDArray[Any], name: str, matrix: FloatArray | None) -> FloatArray:
-    """Return `matrix` times the raw columns, or the columns themselves, as C-contiguous float64."""
-    if matrix is None:
+def map_columns(
+    raw: npt.NDArray[Any], name: str, matrix: FloatArray | None, mean: FloatArray | None = None
+) -> FloatArray:
+    """Return ``matrix (raw - mean)`` column by column, as C-contiguous float64; None for I and 0."""
+    if matrix is None and mean is None:
         return np.ascontiguousarray(_as_float64(raw, slice(0, raw.shape[1]), name))
-    result = np.empty((matrix.shape[0], raw.shape[1]))
+    result = np.empty((raw.shape[0] if matrix is None else matrix.shape[0], raw.shape[1]))
     for part in _parts(raw.shape[1], raw.shape[0]):
-        result[:, part] = matrix @ _as_float64(raw, part, name)
+        columns = _less_mean(_as_float64(raw, part, name), mean)
+        result[:, part] = columns if matrix is None else matrix @ columns
     return result
+
+
+def _less_mean(columns: FloatArray, mean: FloatArray | None) -> FloatArray:
+    return columns if mean is None else columns - mean[:, np.newaxis]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What gradient descent needs to know of the data: S = X X^T, Phi = Y X^T and ||Y||_F^2."""
+
+    input_gram: FloatArray
+    target: FloatArray
+    output_norm_squared: float
 
 
 class Samples:
@@ -161,9 +183,11 @@ class Samples:
         Y, not copied; None where labels were given, whose one-hot columns are made as they are read.
     labels, classes : ndarray of int64 or None
         Where Y is one-hot: the class of every sample, and the class that each row of Y stands for.
+    mean : ndarray, shape (d_x,), or None
+        What is subtracted from every input as it is read: the mean of X where `center` is true.
     """
 
-    def __init__(self, X: object, Y: object, layout: str) -> None:
+    def __init__(self, X: object, Y: object, layout: str, center: bool = False) -> None:
         self.inputs = sample_columns(X, "X", layout, "raw inputs")
         self.outputs: npt.NDArray[Any] | None = None
         self.labels: IntegerArray | None
@@ -188,14 +212,24 @@ class Samples:
                 other = next(name for name in LAYOUTS if name != layout)
                 text += f' (layout="{other}" would fit: {other_outputs} samples)'
             raise ShapeError(text)
+        self.mean: FloatArray | None = None  # while it is summed
+        self.mean = self._mean() if center else None
 
-    def parts(self) -> Iterator[slice]:
+    @np.errstate(over="ignore")
+    def _mean(self) -> FloatArray:
+        total = np.zeros(self.dim_in)
+        for part in self.parts():
+            total += np.sum(self.read_inputs(part), axis=1)
+        mean: FloatArray = without_overflow(total, "X", "the sum of X") / self.n_samples
+        return mean
+
+    def parts(self, max_samples: int | None = None) -> Iterator[slice]:
         """Yield ranges of samples whose inputs and outputs together make one chunk."""
-        return _parts(self.n_samples, self.dim_in + self.dim_out)
+        return _parts(self.n_samples, self.dim_in + self.dim_out, max_samples)
 
     def read_inputs(self, part: slice, transform: FloatArray | None = None) -> FloatArray:
         """Return the inputs of some samples, or their images under `transform`."""
-        chunk = _as_float64(self.inputs, part, "X")
+        chunk = _less_mean(_as_float64(self.inputs, part, "X"), self.mean)
         return chunk if transform is None else transform @ chunk
 
     def read_outputs(self, part: slice) -> FloatArray:
@@ -204,6 +238,49 @@ class Samples:
             assert self.labels is not None
             return one_hot(self.labels[part], self.classes)
         return _as_float64(self.outputs, part, "Y")
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def transformed_gram(self, transform: FloatArray | None = None) -> FloatArray:
+        """Return (T X)(T X)^T, summed over chunks; T = I where `transform` is None."""
+        dim = self.dim_in if transform is None else transform.shape[0]
+        gram = np.zeros((dim, dim))
+        for part in self.parts():
+            inputs = self.read_inputs(part, transform)
+            gram += inputs @ inputs.T
+        return without_overflow(gram, "X", "X X^T")
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def statistics(self, transform: FloatArray | None = None) -> Statistics:
+        """Return the sufficient statistics of (T X, Y) from one pass over the data."""
+        dim = self.dim_in if transform is None else transform.shape[0]
+        gram, target, norm_squared = np.zeros((dim, dim)), np.zeros((self.dim_out, dim)), 0.0
+        for part in self.parts():
+            inputs, outputs = self.read_inputs(part, transform), self.read_outputs(part)
+            gram += inputs @ inputs.T
+            target += outputs @ inputs.T
+            norm_squared += float(np.sum(outputs * outputs))
+        without_overflow(gram, "X", "X X^T")
+        without_overflow(np.array(norm_squared), "Y", "||Y||^2")
+        return Statistics(gram, target, norm_squared)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
+        """Return ``diag(lambda)^(-1/2) E^T`` over the kept eigenpairs of S, and the discarded energy."""
+        if self.n_samples >= self.dim_in:
+            return whitener_of_gram(self.transformed_gram(), squared_tolerance)
+        # S has no more than N nonzero eigenvalues: those of X^T X, which is the smaller matrix here.
+        inputs = self.read_inputs(slice(0, self.n_samples))
+        small = without_overflow(inputs.T @ inputs, "X", "X^T X")
+        keep, eigenvalues, vectors, discarded = _kept_eigenpairs(small, squared_tolerance)
+        return (inputs @ (vectors[:, keep] / eigenvalues[keep])).T, discarded
+
+    def squared_residual(self, matrix: FloatArray) -> float:
+        """Return ||M X - Y||_F^2, X less its mean where that is subtracted, from one pass over the data."""
+        total = 0.0
+        for part in self.parts():
+            residual = self.read_inputs(part, matrix) - self.read_outputs(part)
+            total += float(np.sum(residual * residual))
+        return total
 
 
 def _labels_of_vector(Y: object, layout: str) -> IntegerArray:
@@ -224,58 +301,10 @@ def _is_vector(x: object) -> bool:
         return False
 
 
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """What gradient descent needs to know of the data: S = X X^T, Phi = Y X^T and ||Y||_F^2."""
-
-    input_gram: FloatArray
-    target: FloatArray
-    output_norm_squared: float
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def input_gram(samples: Samples, transform: FloatArray | None = None) -> FloatArray:
-    """Return (T X)(T X)^T, summed over chunks; T = I where `transform` is None."""
-    dim = samples.dim_in if transform is None else transform.shape[0]
-    gram = np.zeros((dim, dim))
-    for part in samples.parts():
-        inputs = samples.read_inputs(part, transform)
-        gram += inputs @ inputs.T
-    return _without_overflow(gram, "X", "X X^T")
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _sample_gram(inputs: FloatArray) -> FloatArray:
-    return _without_overflow(inputs.T @ inputs, "X", "X^T X")
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def sufficient_statistics(samples: Samples, transform: FloatArray | None = None) -> Statistics:
-    """Return the sufficient statistics of (T X, Y) from one pass over the data."""
-    dim = samples.dim_in if transform is None else transform.shape[0]
-    gram, target, norm_squared = np.zeros((dim, dim)), np.zeros((samples.dim_out, dim)), 0.0
-    for part in samples.parts():
-        inputs, outputs = samples.read_inputs(part, transform), samples.read_outputs(part)
-        gram += inputs @ inputs.T
-        target += outputs @ inputs.T
-        norm_squared += float(np.sum(outputs * outputs))
-    _without_overflow(gram, "X", "X X^T")
-    _without_overflow(np.array(norm_squared), "Y", "||Y||^2")
-    return Statistics(gram, target, norm_squared)
-
-
-def _without_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
+def without_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
+    """Return `total` if it is finite; otherwise say what is too large."""
     if not is_finite(total):
         raise ValueError(f"{name} is too large: {formula} overflows float64; divide {name} by a constant")
-    return total
-
-
-def squared_residual(samples: Samples, matrix: FloatArray) -> float:
-    """Return ||M X - Y||_F^2 on the raw inputs, from one pass over the data."""
-    total = 0.0
-    for part in samples.parts():
-        residual = samples.read_inputs(part, matrix) - samples.read_outputs(part)
-        total += float(np.sum(residual * residual))
     return total
 
 
@@ -331,15 +360,40 @@ def gram_resolution(dim: int) -> float:
     return float(4 * (dim + 1000) * np.finfo(np.float64).eps)
 
 
-def whiten_samples(
-    samples: Samples, method: str, rank_tolerance: float | None = None
+class Moments(Protocol):
+    """Samples, or sums over them: what whitening and a problem are made from.
+
+    `mean` is what has been subtracted from the inputs, None for 0.
+    """
+
+    dim_in: int
+    dim_out: int
+    n_samples: int
+    mean: FloatArray | None
+    classes: IntegerArray | None
+
+    def transformed_gram(self, transform: FloatArray) -> FloatArray:
+        """Return T S T^T, of which T S T^T - I has to be accurate."""
+
+    def statistics(self, transform: FloatArray | None = None) -> Statistics:
+        """Return the sufficient statistics of (T X, Y), T = I where `transform` is None."""
+
+    def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
+        """Return a first T with T S T^T = I, and the share of ||X||_F^2 that it discards."""
+
+    def squared_residual(self, matrix: FloatArray) -> float:
+        """Return ||M X - Y||_F^2, without cancellation."""
+
+
+def whiten_inputs(
+    moments: Moments, method: str, rank_tolerance: float | None = None
 ) -> tuple[Whitening, Statistics]:
     """Find T with T S T^T = I, S = X X^T, and the statistics of the whitened samples.
 
     Parameters
     ----------
-    samples : Samples
-        Raw data, X of shape (d_x, N). Neither centred nor divided by N.
+    moments : Samples or SufficientStatistics
+        Of X, (d_x, N), less its mean where that is subtracted. Sums, not divided by N.
     method : {"zca", "pca", "cholesky"}
         With S = E diag(lambda) E^T: ``T = E diag(lambda)^(-1/2) E^T``, ``diag(lambda)^(-1/2) E^T``, or
         the inverse of the lower triangular factor of S = L L^T. They differ by a rotation from the left.
@@ -356,14 +410,15 @@ def whiten_samples(
     Raises
     ------
     ValueError
-        Unknown method, X = 0, or a `rank_tolerance` so small that a kept direction is rounding noise.
+        X = 0, or a `rank_tolerance` so small that a kept direction is rounding noise.
 
     Notes
     -----
     The eigenvectors of S whiten X up to an error of about cond(S) eps, because S is rounded. The
     whitened data have a Gram matrix near I, which is factored without that loss; folding its factor
     into T leaves sqrt(cond(S)) eps, that of rounding T X. Three passes over the data, the last of
-    which measures the error; O(N d^2) time and one chunk beyond the data themselves.
+    which measures the error; O(N d^2) time and one chunk beyond the data themselves. From
+    `SufficientStatistics`, which hold S beyond float64, no pass over the data is needed.
 
     Where the rank q is below d_x, the problem is posed in the q principal coordinates of X. S is
     diagonal there, so that the three methods coincide.
@@ -371,21 +426,19 @@ def whiten_samples(
     Names as in Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American
     Statistician 72 (2018); their Cholesky whitening orders the features the other way round.
     """
-    if method not in WHITENING_METHODS:
-        raise ValueError(f"whiten is {method!r}; wanted None or one of {', '.join(WHITENING_METHODS)}")
-    squared_tolerance = _squared_tolerance(rank_tolerance, samples.dim_in)
-    first, discarded = _principal_whitener(samples, squared_tolerance)
-    nearly_identity = input_gram(samples, first)
+    tolerance = squared_tolerance(rank_tolerance, moments.dim_in)
+    first, discarded = moments.principal_whitener(tolerance)
+    nearly_identity = moments.transformed_gram(first)
     if np.linalg.eigvalsh(nearly_identity)[0] < 0.1:
         # The data have less along some direction than its eigenvalue had promised.
         raise ValueError(
-            f"rank_tolerance is {math.sqrt(squared_tolerance):.1e}, which keeps directions of X that are "
-            f"rounding noise; wanted about {math.sqrt(gram_resolution(samples.dim_in)):.1e} or more"
+            f"rank_tolerance is {math.sqrt(tolerance):.1e}, which keeps directions of X that are "
+            f"rounding noise; wanted about {math.sqrt(gram_resolution(moments.dim_in)):.1e} or more"
         )
     refined = np.linalg.solve(np.linalg.cholesky(nearly_identity), first)
     matrix, condition_number = _canonical_whitener(refined, method)
     rank = matrix.shape[0]
-    result = sufficient_statistics(samples, matrix)
+    result = moments.statistics(matrix)
     error = distance_from_identity(result.input_gram)
     return Whitening(method, matrix, rank, condition_number, error, discarded), result
 
@@ -395,7 +448,8 @@ def distance_from_identity(gram: FloatArray) -> float:
     return float(np.linalg.norm(gram - np.eye(gram.shape[0])) / math.sqrt(gram.shape[0]))
 
 
-def _squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
+def squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
+    """Return the share of the largest eigenvalue of S up to which an eigenvalue counts as zero."""
     if rank_tolerance is None:
         return gram_resolution(dim)
     tolerance = check_scale(rank_tolerance, "rank_tolerance")
@@ -406,20 +460,21 @@ def _squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
     return tolerance**2
 
 
-def _principal_whitener(samples: Samples, squared_tolerance: float) -> tuple[FloatArray, float]:
+def whitener_of_gram(gram: FloatArray, squared_tolerance: float) -> tuple[FloatArray, float]:
     """Return ``diag(lambda)^(-1/2) E^T`` over the kept eigenpairs of S, and the discarded energy."""
-    few = samples.n_samples < samples.dim_in
-    # S has no more than N nonzero eigenvalues: those of X^T X, which is the smaller matrix here.
-    inputs = samples.read_inputs(slice(0, samples.n_samples)) if few else None
-    eigenvalues, vectors = np.linalg.eigh(input_gram(samples) if inputs is None else _sample_gram(inputs))
+    keep, eigenvalues, vectors, discarded = _kept_eigenpairs(gram, squared_tolerance)
+    return (vectors[:, keep] / np.sqrt(eigenvalues[keep])).T, discarded
+
+
+def _kept_eigenpairs(
+    gram: FloatArray, squared_tolerance: float
+) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray, float]:
+    eigenvalues, vectors = np.linalg.eigh(gram)
     keep = eigenvalues > max(squared_tolerance * eigenvalues[-1], 0.0)
     if not keep.any():
         raise ValueError("X (raw inputs) is zero: there is nothing to whiten")
     energy = np.maximum(eigenvalues, 0.0)
-    discarded = float(energy[~keep].sum() / energy.sum())
-    if inputs is None:
-        return (vectors[:, keep] / np.sqrt(eigenvalues[keep])).T, discarded
-    return (inputs @ (vectors[:, keep] / eigenvalues[keep])).T, discarded
+    return keep, eigenvalues, vectors, float(energy[~keep].sum() / energy.sum())
 
 
 def _canonical_whitener(whitener: FloatArray, method: str) -> tuple[FloatArray, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,15 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write beside the final place, put it on the disk and rename, so that no half file ever has the name.
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Write beside the final place and rename, so that no half file ever has the name.
+
+    Parameters
+    ----------
+    path : Path
+    durable : bool
+        Have the content on the disk before it gets its name: then the name is there only with the content,
+        whatever happens to the machine.
 
     Raises
     ------
@@ -29,14 +37,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,9 +62,19 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text_whole(path: Path, text: str) -> None:
+@contextmanager
+def naming_damage(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a reader raises in the block into a ValueError that names the file and its kind."""
+    try:
+        yield
+    except Exception as error:  # what damage makes the readers raise is not foreseeable
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a complete file of a {kind}: {reason}") from error
+
+
+def write_text_whole(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a text file whole."""
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         file.write(text.encode())
 
 
@@ -75,23 +95,20 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
     ValueError
         If it is another kind of file, is damaged, or was written by a newer version.
     """
-    with path.open("rb") as stream:  # opened here, because numpy.load leaves a damaged file open
-        try:
-            if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
-                raise ValueError("it is not an .npz file")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                if "meta" not in file.files:
-                    raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
-                arrays = {name: file[name] for name in file.files}
-            meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
-            if meta["format"] != kind:
-                raise ValueError(f"its format is {meta['format']!r}")
-            if int(meta["format_version"]) <= version:
-                return meta, arrays
-        except Exception as error:  # what damage makes the readers raise is not foreseeable
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path} is not a complete file of a {kind}: {reason}") from error
+    # Opened here, because numpy.load leaves a damaged file open.
+    with path.open("rb") as stream, naming_damage(path, kind):
+        if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
+            raise ValueError("it is not an .npz file")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as file:
+            if "meta" not in file.files:
+                raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
+            arrays = {name: file[name] for name in file.files}
+        meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
+        if meta["format"] != kind:
+            raise ValueError(f"its format is {meta['format']!r}")
+        if int(meta["format_version"]) <= version:
+            return meta, arrays
     raise ValueError(
         f"{path} has format {meta['format_version']}, written by dlnfast {meta['version']}; this is dlnfast "
         f"{__version__}, which reads formats up to {version}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -13,17 +13,19 @@ import numpy.typing as npt
 from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
 from ._errors import ShapeError
 from .data import (
+    WHITENING_METHODS,
     IntegerArray,
+    Moments,
     Samples,
     Whitening,
     distance_from_identity,
     gram_resolution,
     map_columns,
     sample_columns,
-    squared_residual,
-    sufficient_statistics,
-    whiten_samples,
+    squared_tolerance,
+    whiten_inputs,
 )
+from .statistics import SufficientStatistics
 
 REDUCTIONS: Final = ("sum", "mean")
 
@@ -147,7 +149,8 @@ class Problem:
     """Least squares over linear maps: ``l(W) = c/2 ||W X - Y||_F^2``, held as sufficient statistics.
 
     Gradient descent sees the data only through ``S = X X^T`` and ``Phi = Y X^T``, because the gradient
-    with respect to W is ``c (W S - Phi)``. Made from statistics here, from data with `from_data`.
+    with respect to W is ``c (W S - Phi)``. Made from statistics here, from data with `from_data`, from data
+    larger than memory with `from_batches`.
 
     Parameters
     ----------
@@ -176,6 +179,8 @@ class Problem:
         N, where known.
     whitening : Whitening or None
         How the inputs became white, for problems made from data.
+    input_mean : ndarray, shape (d_x,), or None
+        What was subtracted from the raw inputs, where they were centred.
 
     Raises
     ------
@@ -221,6 +226,7 @@ class Problem:
         self.reduction: str | None = None
         self.n_samples: int | None = None
         self.whitening: Whitening | None = None
+        self.input_mean: FloatArray | None = None
         self._samples: Samples | None = None
         self._layout = "columns"
         self._classes: IntegerArray | None = None
@@ -241,6 +247,7 @@ class Problem:
         Y: npt.ArrayLike,
         *,
         whiten: str | None = None,
+        center: bool = False,
         reduction: str = "mean",
         layout: str = "columns",
         rank_tolerance: float | None = None,
@@ -251,13 +258,16 @@ class Problem:
         ----------
         X : array_like, shape (d_x, N)
             Inputs of any real precision; integers such as pixels are welcome and are not converted as a
-            whole. Not centred.
+            whole.
         Y : array_like, shape (d_y, N), or of int, shape (N,)
             Targets, or labels, which stand for their one-hot columns.
         whiten : {None, "zca", "pca", "cholesky"}
             Replace X by T X with ``T X (T X)^T = I``, a sum, not a mean. A rank-deficient X is reduced
             to its numerical rank q: the problem then has dim_in = q. `problem.whitening` says how white
-            the inputs became; see `dlnfast.data.whiten_samples`.
+            the inputs became; see `dlnfast.data.whiten_inputs`.
+        center : bool
+            Subtract the mean of the inputs first, `problem.input_mean`. Y stays as it is: Phi is the same
+            whether its mean is subtracted or not, once that of X is.
         reduction : {"mean", "sum"}
             c = 1 / (d_y N) or c = 1.
         layout : {"columns", "rows"}
@@ -282,8 +292,8 @@ class Problem:
 
         Notes
         -----
-        One pass over the data (three when whitening), in float64, a chunk of 32 MB at a time:
-        O(N d_x (d_x + d_y)) time, O(d_x^2) memory.
+        One pass over the data (three when whitening, one more when centring), in float64, a chunk of 32 MB
+        at a time: O(N d_x (d_x + d_y)) time, O(d_x^2) memory.
 
         Without whitening, data that are white already, ``||S - I||_F <= 1e-12 sqrt(d_x)``, count as such:
         `input_gram` is then None, and `problem.whitening.error` keeps the measured deviation.
@@ -297,34 +307,107 @@ class Problem:
         >>> problem.target.shape, problem.whitened, problem.classes
         ((3, 4), True, array([0, 1, 2]))
         """
-        if whiten is None and rank_tolerance is not None:
-            raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
-        samples = Samples(X, Y, layout)
-        loss_scale = _loss_scale(reduction, samples.dim_out, samples.n_samples)
+        check_settings(whiten, reduction, rank_tolerance)
+        samples = Samples(X, Y, layout, center)
+        problem = cls._of_moments(samples, whiten, reduction, rank_tolerance)
+        problem._samples = samples
+        problem._describe_source("from_data", layout, whiten, center, rank_tolerance)
+        return problem
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]],
+        *,
+        whiten: str | None = None,
+        center: bool = False,
+        reduction: str = "mean",
+        layout: str = "columns",
+        rank_tolerance: float | None = None,
+    ) -> Problem:
+        """Return the problem of `from_data` from one pass over batches of samples, in constant memory.
+
+        Parameters
+        ----------
+        batches : iterable of (X, Y)
+            X is (d_x, n) and Y is (d_y, n), or a vector of n integer labels; n may differ and may be 0.
+            NumPy arrays, memory-mapped ones, CPU tensors; a list, a generator, a PyTorch ``DataLoader``. A
+            batch may lack classes that others have.
+        whiten, center, reduction, layout, rank_tolerance
+            As in `from_data`.
+
+        Returns
+        -------
+        Problem
+            The one that `from_data` makes of all batches side by side, without `inputs`, `outputs` and
+            `labels`.
+
+        Raises
+        ------
+        TypeError, ShapeError, ValueError
+            As from `from_data`, naming the batch by its index from 0; ValueError where there are no samples.
+
+        Notes
+        -----
+        ``SufficientStatistics(layout).add_batches(batches).problem(whiten, ...)``; see
+        `SufficientStatistics` for what is summed, how accurately, and for sums that several processes make.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dlnfast import Problem
+        >>> generator = np.random.default_rng(0)
+        >>> batches = ((generator.standard_normal((4, 50)), np.arange(50) % 3) for _ in range(10))
+        >>> problem = Problem.from_batches(batches, whiten="zca")
+        >>> problem.target.shape, problem.n_samples, problem.classes
+        ((3, 4), 500, array([0, 1, 2]))
+        """
+        check_settings(whiten, reduction, rank_tolerance)
+        statistics = SufficientStatistics(layout).add_batches(batches)
+        return statistics.problem(
+            whiten=whiten, center=center, reduction=reduction, rank_tolerance=rank_tolerance
+        )
+
+    @classmethod
+    def _of_moments(
+        cls, moments: Moments, whiten: str | None, reduction: str, rank_tolerance: float | None
+    ) -> Problem:
+        loss_scale = _loss_scale(reduction, moments.dim_out, moments.n_samples)
         if whiten is None:
-            statistics = sufficient_statistics(samples)
+            statistics = moments.statistics()
             whitening = _found_white(statistics.input_gram)
         else:
-            whitening, statistics = whiten_samples(samples, whiten, rank_tolerance)
+            whitening, statistics = whiten_inputs(moments, whiten, rank_tolerance)
+        norm_squared = statistics.output_norm_squared
+        if whitening is not None:
+            # ||Phi||^2 may exceed ||Y||^2 by as much as T S T^T exceeds I, where W X fits Y.
+            explained = float(np.sum(statistics.target**2))
+            if explained <= norm_squared * (1 + 4 * math.sqrt(whitening.rank) * whitening.error):
+                norm_squared = max(norm_squared, explained)
         problem = cls(
             statistics.target,
             statistics.input_gram if whitening is None else None,
             loss_scale,
-            output_norm_squared=statistics.output_norm_squared,
+            output_norm_squared=norm_squared,
         )
         problem.reduction = reduction
-        problem.n_samples = samples.n_samples
+        problem.n_samples = moments.n_samples
         problem.whitening = whitening
-        problem._samples = samples
-        problem._classes = samples.classes
-        problem._layout = layout
-        problem._source = {
-            "name": "from_data",
+        problem.input_mean = moments.mean
+        problem._classes = moments.classes
+        return problem
+
+    def _describe_source(
+        self, name: str, layout: str, whiten: str | None, center: bool, rank_tolerance: float | None
+    ) -> None:
+        self._layout = layout
+        self._source = {
+            "name": name,
             "layout": layout,
             "whiten": whiten,
+            "center": bool(center),
             "rank_tolerance": None if rank_tolerance is None else float(rank_tolerance),
         }
-        return problem
 
     # ------------------------------------------------------------------------------------------ data
 
@@ -335,7 +418,7 @@ class Problem:
 
     @cached_property
     def inputs(self) -> FloatArray | None:
-        """The inputs in problem coordinates, T X, float64 of shape (dim_in, N); made on first access.
+        """The inputs in problem coordinates, T (X - mean), float64, (dim_in, N); made on first access.
 
         None for a problem without samples, such as that of a run read from a file.
         """
@@ -359,12 +442,12 @@ class Problem:
         return self._classes
 
     def transform(self, X: npt.ArrayLike) -> FloatArray:
-        """Return raw inputs in problem coordinates, T X, such as those of a test set.
+        """Return raw inputs in problem coordinates, T (X - mean), such as those of a test set.
 
         Parameters
         ----------
         X : array_like, shape (d_x, n)
-            In the layout given to `from_data`: (n, d_x) where that was "rows".
+            In the layout given to `from_data` or `from_batches`: (n, d_x) where that was "rows".
 
         Returns
         -------
@@ -392,7 +475,8 @@ class Problem:
         return self._transformed(columns)
 
     def _transformed(self, columns: npt.NDArray[Any]) -> FloatArray:
-        return map_columns(columns, "X", None if self.whitening is None else self.whitening.matrix)
+        matrix = None if self.whitening is None else self.whitening.matrix
+        return map_columns(columns, "X", matrix, self.input_mean)
 
     # ------------------------------------------------------------------------------------------ loss
 
@@ -405,14 +489,21 @@ class Problem:
     def loss_floor(self) -> float:
         """The loss that no W removes: ``c/2 (||Y||_F^2 - tr(M* Phi^T))``, not negative.
 
-        With data at hand it is summed as ``c/2 ||M* X - Y||_F^2``, which does not cancel.
+        From data or batches it is ``c/2 ||M* X - Y||_F^2``, which does not cancel.
         """
         if self._samples is not None:
-            fit = _dense(self.least_squares)
-            if self.whitening is not None and self.whitening.matrix is not None:
-                fit = fit @ self.whitening.matrix
-            return self.loss_scale / 2 * squared_residual(self._samples, fit)
+            return self._least_loss(self._samples)
         return self.loss_scale / 2 * max(self.output_norm_squared - self._explained, 0.0)
+
+    def _least_loss(self, moments: Moments) -> float:
+        fit = _dense(self.least_squares)
+        if self.whitening is not None and self.whitening.matrix is not None:
+            fit = fit @ self.whitening.matrix
+        return self.loss_scale / 2 * moments.squared_residual(fit)
+
+    def _keep_loss_floor(self, moments: Moments) -> None:
+        """Take the least loss from what is only at hand now."""
+        self.__dict__["loss_floor"] = self._least_loss(moments)
 
     @np.errstate(over="ignore", invalid="ignore")
     def loss(self, W: npt.ArrayLike) -> float:
@@ -585,16 +676,15 @@ class Problem:
         self,
         description: Mapping[str, Any],
         loss_floor: float | None,
-        transform: FloatArray | None,
-        classes: IntegerArray | None,
+        arrays: Mapping[str, npt.NDArray[Any]],
     ) -> None:
         """Take back what `describe` said, and what else a file keeps of the samples that it does not hold."""
         self.reduction, self.n_samples = description.get("reduction"), description.get("n_samples")
         self._source = dict(description.get("source", self._source))
         self._layout = self._source.get("layout", self._layout)
         white = description.get("whitening")
-        self.whitening = None if white is None else Whitening(matrix=transform, **white)
-        self._classes = classes
+        self.whitening = None if white is None else Whitening(matrix=arrays.get("whitening"), **white)
+        self.input_mean, self._classes = arrays.get("input_mean"), arrays.get("classes")
         if loss_floor is not None:
             self.__dict__["loss_floor"] = loss_floor  # summed over the samples, without cancellation
 
@@ -656,9 +746,18 @@ def _found_white(gram: FloatArray) -> Whitening | None:
     return Whitening(None, None, rank=gram.shape[0], condition_number=1.0, error=deviation, discarded=0.0)
 
 
-def _loss_scale(reduction: str, dim_out: int, n_samples: int) -> float:
+def check_settings(whiten: str | None, reduction: str, rank_tolerance: float | None) -> None:
+    """Refuse wrong settings before any pass over the data."""
+    if whiten is None and rank_tolerance is not None:
+        raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
+    if whiten is not None and whiten not in WHITENING_METHODS:
+        raise ValueError(f"whiten is {whiten!r}; wanted None or one of {', '.join(WHITENING_METHODS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; wanted one of {', '.join(map(repr, REDUCTIONS))}")
+    squared_tolerance(rank_tolerance, 1)
+
+
+def _loss_scale(reduction: str, dim_out: int, n_samples: int) -> float:
     return 1.0 if reduction == "sum" else 1.0 / (dim_out * n_samples)
 
 
@@ -707,6 +806,7 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     dim, rank = check_count(dim, "dim"), check_count(rank, "rank", minimum=0)
     if rank > dim:
         raise ValueError(f"rank is {rank}; wanted at most dim = {dim}")
+    check_settings(None, reduction, None)
     loss_scale = _loss_scale(reduction, dim, dim)
     draw = _truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _truncated_gaussian_factors
     problem = Problem(draw(dim, rank, seed), loss_scale=loss_scale)

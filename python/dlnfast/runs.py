@@ -9,9 +9,7 @@ import functools
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,7 +35,6 @@ __all__ = [
     "summarise",
     "version",
     "write_json",
-    "write_whole",
 ]
 
 #: Packages whose versions stand in every record, if they are there.
@@ -128,29 +125,6 @@ def version(package: str) -> str | None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain JSON; NaN and infinity, which JSON does not have, become null."""
     path.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write beside the final place and rename, so that no half file ever has the name.
-
-    Parameters
-    ----------
-    path : Path
-    text : str
-    durable : bool
-        Have the content on the disk before it gets its name: then the name is there only with the content,
-        whatever happens to the machine.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode())
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ mistake costs no training time. An example is ``examples/fashion_mnist.toml``.
 
 from __future__ import annotations
 
+import glob
 import os
 import zipfile
 import zlib
@@ -58,6 +59,7 @@ _CHUNK: Final = 8192
 _REDUCTION: Final = choice("mean", *REDUCTIONS)
 _WHITENING: Final = {
     "whiten": choice("none", "none", *data.WHITENING_METHODS),
+    "center": boolean(False),
     "rank_tolerance": number(),
     "reduction": _REDUCTION,
 }
@@ -82,6 +84,13 @@ _PROBLEMS: Final[dict[str, dict[str, Key]]] = {
         "outputs": string("Y"),
         "test_inputs": string(),
         "test_outputs": string(),
+        "layout": choice("columns", *data.LAYOUTS),
+        **_WHITENING,
+    },
+    "npz-shards": {
+        "path": string(required=True),
+        "inputs": string("X"),
+        "outputs": string("Y"),
         "layout": choice("columns", *data.LAYOUTS),
         **_WHITENING,
     },
@@ -247,6 +256,8 @@ def make_problem(spec: Spec) -> tuple[Problem, dict[str, Samples]]:
         assert problem.inputs is not None
         assert problem.labels is not None
         return problem, {"train": Samples(problem.inputs, problem.labels, transformed=True)}
+    if kind == "npz-shards":
+        return _npz_shards(settings), {}
     return _fashion_mnist(settings) if kind == "fashion-mnist" else _npz(settings)
 
 
@@ -278,6 +289,16 @@ def _npz(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
     return problem, samples
 
 
+def _npz_shards(settings: Mapping[str, Any]) -> Problem:
+    """Read files one after the other, each a batch."""
+    files = sorted(glob.glob(settings["path"]))
+    if not files:
+        raise SpecError(f"problem.path is {settings['path']}, which no file matches")
+    names = {key: settings[key] for key in ("inputs", "outputs")}
+    batches = ((arrays["inputs"], arrays["outputs"]) for arrays in (_read_arrays(f, names) for f in files))
+    return Problem.from_batches(batches, layout=settings["layout"], **_whitening(settings))
+
+
 def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
     """Return arrays of an .npz file; `names` says for each key of [problem] what its array is called."""
     try:
@@ -305,14 +326,13 @@ def _labels(outputs: npt.NDArray[Any], layout: str) -> npt.NDArray[np.int64]:
 
 
 def _from_data(settings: Mapping[str, Any], X: npt.ArrayLike, Y: npt.ArrayLike, layout: str) -> Problem:
-    return Problem.from_data(
-        X,
-        Y,
-        whiten=None if settings["whiten"] == "none" else settings["whiten"],
-        reduction=settings["reduction"],
-        layout=layout,
-        rank_tolerance=settings["rank_tolerance"],
-    )
+    return Problem.from_data(X, Y, layout=layout, **_whitening(settings))
+
+
+def _whitening(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `_WHITENING` as arguments."""
+    chosen = {key: settings[key] for key in _WHITENING}
+    return {**chosen, "whiten": None if chosen["whiten"] == "none" else chosen["whiten"]}
 
 
 def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:

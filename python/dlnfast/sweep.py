@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
-from . import _sweep_worker, runs, spec
+from . import _sweep_worker, spec
 from ._arrays import check_count, check_scale, random_generator
 from ._sweep_worker import Item, Job, Report
 from .descent import Request, check_optimizer
@@ -521,7 +521,7 @@ def sweep(
         _sweep_worker.forget()
     results = _results(grid, rows, folder, sweeping.usage)
     if folder is not None:
-        runs.write_whole(folder / _RESULTS, results.to_csv())
+        write_text_whole(folder / _RESULTS, results.to_csv())
     return results
 
 

@@ -21,7 +21,7 @@ from ._errors import ShapeError
 from .checkpoint import RunFolder
 from .closure import Certificate, Family, drawn_again, multiply
 from .completion import Completion, Observations, Sensing
-from .files import Arrays, read_whole, write_whole
+from .files import Arrays, naming_damage, read_whole, write_whole
 from .implicit import ImplicitWeights
 from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
@@ -1209,11 +1209,8 @@ def load_folder(folder: RunFolder, problem: Problem | Observations | None = None
 def _from_file(
     path: Path, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
 ) -> Trajectory:
-    try:
+    with naming_damage(path, _FORMAT):
         return Trajectory.from_arrays(about, arrays, problem)
-    except Exception as error:  # what damage makes the readers raise is not foreseeable
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is not a complete file of a {_FORMAT}: {reason}") from error
 
 
 def record_arrays(states: ReducedStates | DenseStates) -> Arrays:
@@ -1365,6 +1362,8 @@ def _pack_problem(
         arrays["input_gram"] = problem.input_gram
     if problem.whitening is not None and problem.whitening.matrix is not None:
         arrays["whitening"] = problem.whitening.matrix
+    if problem.input_mean is not None:
+        arrays["input_mean"] = problem.input_mean
     if problem.classes is not None:
         arrays["classes"] = problem.classes
     return {
@@ -1387,7 +1386,7 @@ def _unpack_problem(
         meta["loss_scale"],
         output_norm_squared=meta["output_norm_squared"],
     )
-    problem._restore(description, meta.get("loss_floor"), arrays.get("whitening"), arrays.get("classes"))
+    problem._restore(description, meta.get("loss_floor"), arrays)
     return problem
 
 
