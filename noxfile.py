@@ -124,7 +124,8 @@ def asan(session: nox.Session) -> None:
     """The suite on modules with AddressSanitizer and UndefinedBehaviorSanitizer."""
     install_sanitized(session, *requirements("test"))
     deselected = [f"--deselect={test}" for test in NOT_UNDER_ASAN]
-    session.run("pytest", "-q", *deselected, *session.posargs, env=sanitizer_environment())
+    # Reports are written to the process's own standard error, which pytest would keep.
+    session.run("pytest", "-q", "--capture=sys", *deselected, *session.posargs, env=sanitizer_environment())
 
 
 @nox.session(requires=["sanitized"])

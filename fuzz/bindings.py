@@ -31,8 +31,12 @@ from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 # What a call may raise: LookupError where a list is too short or a named argument is missing.
 KNOWN_ERRORS = (TypeError, ValueError, MemoryError, ArithmeticError, LookupError)
-# RuntimeErrors about the state of a tracker.
-KNOWN_STATES = ("already at work in another thread", "no factored form to append to")
+# RuntimeErrors about the state of a tracker, and about a callback that does not do its part.
+KNOWN_STATES = (
+    "already at work in another thread",
+    "no factored form to append to",
+    "a drain left something behind",
+)
 
 SIZES = (3, 1, 2, 4, 5, 7, 8, 16, 17, 31, 33, 64, 65, 0)
 FLOATS = (np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, 1e-45, 1e-310, 1e308, -1e308, 3e38, 1e19, 1.0)

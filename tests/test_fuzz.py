@@ -194,4 +194,53 @@ def test_products_into_a_factor(core):
 def test_drains_further_apart_than_steps(core, entry):
     """One more than the most that 64 bits count was a number of losses that any array had room for."""
     with pytest.raises(ValueError, match="loss has the wrong shape"):
-        call(core, entry, drain_every=2**63 - 1, loss=np.zeros(0))
+        call(core, entry, drain_every=2**63 - 1, record_every=100, loss=np.zeros(0))
+
+
+@pytest.mark.parametrize("shape", [(7, 65), (65, 7), (40, 60)])
+def test_trackers_without_guards(core, shape):
+    """All that is tracked may stand above the value that a closed Krylov space shares: nothing follows it."""
+    rng = np.random.default_rng(0)
+    w = np.eye(*shape) if shape[0] == 40 else rng.standard_normal(shape)
+    w[:2, :2] += 5.0 * np.eye(2)
+    settings = TRACKER_DEFAULTS | {"n_values": 2, "n_guards": 0, "mode": "dense"}
+    tracker = core.SvdTracker64(*shape, settings)
+    for _ in range(3):
+        record = tracker.update_operator(w.__matmul__, w.T.__matmul__, np.sum(w**2), np.inf)
+        assert np.all(np.abs(record["values"] - np.linalg.svd(w)[1][:2]) <= record["errors"])
+
+
+def test_factored_forms_that_are_begun_anew(core):
+    """Vectors of the last event are made of the frames then, whatever became of them."""
+    rng = np.random.default_rng(0)
+    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    a, b = rng.standard_normal((2, 40)), rng.standard_normal((2, 40))
+    moved = w + a.T @ b
+    for bad in (np.full((40, 40), np.nan), np.ones((40, 41)), w[::2], None):
+        tracker = core.SvdTracker64(40, 40, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
+        tracker.update(w, np.inf)
+        tracker.begin_factored(w, 8)
+        record = tracker.append(1.0, 1.0, a, b)
+        with pytest.raises((TypeError, ValueError)):
+            tracker.begin_factored(w if bad is None else bad, -1)
+        tracker.begin_factored(w.copy(), 8)
+        left, right = tracker.vectors(True), tracker.vectors(False)
+        np.testing.assert_allclose(left.T @ moved @ right, np.diag(record["values"]), atol=1e-9)
+
+
+def test_more_frames_than_a_tracker_takes(core):
+    """The event is refused, and the vectors are still those of the event before."""
+    rng = np.random.default_rng(0)
+    n = 280
+    w = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    tracker = core.SvdTracker64(n, n, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
+    tracker.update(w, np.inf)
+    tracker.begin_factored(w, n)
+    with pytest.raises(ValueError, match="frames of .* vectors; wanted at most"):  # noqa: PT012
+        for _ in range(100):
+            a, b = rng.standard_normal((4, n)), rng.standard_normal((4, n))
+            record = tracker.append(1.0, 0.1, a, b)
+            assert record is not None
+            w = w + 0.1 * a.T @ b
+    left, right = tracker.vectors(True), tracker.vectors(False)
+    np.testing.assert_allclose(left.T @ w @ right, np.diag(record["values"]), atol=1e-6)

@@ -82,11 +82,11 @@ import dlnfast as dln
 from dlnfast._dispatch import core
 
 rng = np.random.default_rng(0)
-n = 700
+n = 400
 dense = dln.low_rank_recovery(dim=n, rank=2, seed=0)
 completion = dln.low_rank_completion(dim=n, rank=2, observed=0.2, seed=0)
 weights = [rng.standard_normal((n, n)) / 30 for _ in range(3)]
-big = rng.standard_normal((1000, 1000))
+big = rng.standard_normal((3000, 300))
 settings = dict(learning_rate=1e-3, steps=1, record_every=1, n_threads=1)
 
 CALLS = {
@@ -94,7 +94,7 @@ CALLS = {
     "completion": lambda: dln.train(completion, weights, singular_values=2, **settings).loss,
     "gradients": lambda: dln.gradients(dense, weights, n_threads=1)[0],
     "orthogonal": lambda: dln.orthogonal([n] * 4)[0],
-    "tracker": lambda: dln.SVDTracker(k=4, n_threads=1).update(big).singular_values,
+    "tracker": lambda: dln.SVDTracker(k=32, n_threads=1).update(big).singular_values,
     "full tracker": lambda: dln.SVDTracker(k=4, mode="full", n_threads=1).update(big).singular_values,
     "entries": lambda: np.array([low_rank.density for low_rank in [dln.low_rank_completion(n, 2, seed=1)]]),
 }
@@ -106,7 +106,7 @@ call = CALLS[sys.argv[1]]
 wanted = call()
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
 failed = 0
-for megabytes in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+for megabytes in (0, 1, 2, 4, 8, 16, 512):
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + megabytes * 2**20, hard))
     try:
         got = call()
@@ -129,7 +129,8 @@ print(failed)
 )
 def test_little_memory(call, run_python):
     """At some limits the call raises MemoryError; after each it gives what it gave before."""
-    assert int(run_python(LITTLE_MEMORY, call)) > 0
+    # What is freed goes back at once: the next call has to ask for it again.
+    assert int(run_python(LITTLE_MEMORY, call, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")) > 0
 
 
 # In a build for fuzzing, every allocation of the core in turn.
@@ -176,4 +177,4 @@ def test_each_allocation_fails_once(name):
                 break
         np.testing.assert_equal(proper_call(core, name, seed), wanted)
     core.set_num_threads(0)
-    assert n_failed > 0 or name in ("build_info", "max_threads", "set_num_threads")
+    assert n_failed > 0 or name in ("build_info", "max_threads", "set_num_threads", "follow_branches")

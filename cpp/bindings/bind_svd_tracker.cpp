@@ -6,7 +6,6 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 
 #include "array_view.hpp"
@@ -120,7 +119,9 @@ class Tracker {
     run([&](const Context& context) {
       require_shape(input, tracker_.rows(), tracker_.cols(), "W");
       isometry = measure_isometry<T>(input, context);
-      factored_.emplace(input, isometry, limit);
+      auto next = std::make_unique<LowRankDrift<T>>(input, isometry, limit);
+      tracker_.left();  // made of the old frames, if they are not yet
+      factored_ = std::move(next);
     });
     initial_ = w;
     return py::make_tuple(isometry.scale, isometry.departure, isometry.rigorous);
@@ -188,7 +189,7 @@ class Tracker {
   SvdTracker<T> tracker_;
   int n_threads_;
   std::mutex busy_;
-  std::optional<LowRankDrift<T>> factored_;
+  std::unique_ptr<LowRankDrift<T>> factored_;
   py::object initial_;
 };
 

@@ -47,8 +47,9 @@ int max_threads() {
 }
 
 int team_size(int requested, double work, double work_per_thread) {
+  checked(requested);
   if (single_threaded || !has_openmp()) return 1;
-  if (requested > 0) return checked(requested);
+  if (requested > 0) return requested;
   const int most =
       requested < 0 ? std::min(-std::max(requested, -most_threads), max_threads()) : max_threads();
   const double useful = std::max(1.0, work / work_per_thread);
