@@ -349,6 +349,10 @@ class SvdTracker<T>::Impl {
       block->conservativeResize(p_, Eigen::NoChange);
       block->bottomRows(p_ - old).setZero();
     }
+    // No vector of before has a part in the new ones.
+    rotation_.conservativeResizeLike(Matrix<double>::Identity(p_, p_));
+    rotation_.bottomRows(p_ - old).leftCols(old).setZero();
+    rotation_.topRows(old).rightCols(p_ - old).setZero();
     scratch_.resize(1, p_ * std::max(m_, n_));
     for (auto* list : {&values_, &pair_values_, &residual_}) {
       list->resize(static_cast<std::size_t>(p_), 0.0);
