@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from ._arrays import check_count, check_scale
 from ._version import __version__
 from .files import read_whole, write_text_whole, write_whole
 
-__all__ = ["Checkpoint", "RunFolder", "State", "terminating"]
+__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
 
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
@@ -87,11 +87,14 @@ class State:
     seconds : float
         That the run has taken so far.
     arrays : dict of str to ndarray
+    about : dict
+        What else there is to know, in values that JSON knows.
     """
 
     step: int
     seconds: float
     arrays: Arrays
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -102,6 +105,8 @@ class RunFolder:
     directory : path
     identity : str
         Of the request: a folder that holds another run is refused.
+    kind : str
+        What it holds, if not a run of `train`: something longer that goes on in pieces.
 
     Raises
     ------
@@ -109,9 +114,12 @@ class RunFolder:
         If the folder holds another run, or one of a newer version.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: str | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: str | None = None, kind: str = "dlnfast run"
+    ) -> None:
         self.path = Path(directory)
         self.identity = identity
+        self.kind = kind
         self._written = 0.0
 
     # -------------------------------------------------------------------------------- begin and end
@@ -136,13 +144,13 @@ class RunFolder:
         if strangers:
             raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
         about = {"identity": self.identity, **about}
-        write_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION, about, arrays)
+        write_whole(self.path / _RUN, self.kind, FORMAT_VERSION, about, arrays)
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return what `begin` wrote."""
         if not self.exists:
             raise FileNotFoundError(f"{self.path} holds no run: there is no {_RUN}")
-        return read_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION)
+        return read_whole(self.path / _RUN, self.kind, FORMAT_VERSION)
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Say how the run ended."""
@@ -166,7 +174,7 @@ class RunFolder:
             except ValueError as error:
                 warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
                 continue
-            return State(int(meta["step"]), float(meta["seconds"]), arrays)
+            return State(int(meta["step"]), float(meta["seconds"]), arrays, meta)
         return None
 
     def go_back_to(self, step: int) -> None:
@@ -183,7 +191,7 @@ class RunFolder:
 
     def write_state(self, state: State) -> None:
         """Write a state and remove all but the last two."""
-        about = {"step": state.step, "seconds": state.seconds}
+        about = {**state.about, "step": state.step, "seconds": state.seconds}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
         write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
         for old in self._files(_STATE)[:-_KEPT]:
