@@ -184,10 +184,20 @@ class RunFolder:
                 if _step_of(path) > step:
                     path.unlink()
 
-    def write_records(self, step: int, arrays: Arrays) -> None:
+    def write_records(self, step: int, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
         """Add what was recorded since the file before, up to `step`."""
-        path = self.path / f"{_RECORDS}{step:015d}.npz"
-        write_whole(path, "dlnfast records", FORMAT_VERSION, {"step": step}, arrays)
+        known = {**(about or {}), "step": step}
+        write_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION, known, arrays)
+
+    def read_records(self, step: int) -> tuple[dict[str, Any], Arrays] | None:
+        """Return what one such file holds; None where it is not there."""
+        try:
+            return read_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION)
+        except FileNotFoundError:
+            return None
+
+    def _records_file(self, step: int) -> Path:
+        return self.path / f"{_RECORDS}{step:015d}.npz"
 
     def write_state(self, state: State) -> None:
         """Write a state and remove all but the last two."""

@@ -880,7 +880,8 @@ def _run_kept(
     settings = request.settings(certificate.engine)
     # Subspaces follow from the rest, to rounding.
     given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-    folder = RunFolder(kept.directory, identity_of(settings, given))
+    identity = identity_of(settings | {"problem": about["problem"]}, given)
+    folder = RunFolder(kept.directory, identity)
     beside = {"every": kept.every, "seconds": kept.seconds}
     if isinstance(job, _ReducedJob):
         arrays |= job.space_arrays()

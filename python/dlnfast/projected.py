@@ -323,7 +323,7 @@ class _KeptTurns:
     def __init__(self, checkpoint: Checkpoint, turns: _Turns, rules: dict[str, Any]) -> None:
         self.turns, self.seconds = turns, checkpoint.seconds
         arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(turns.narrow)}
-        pack_problem(turns.problem, arrays)
+        rules["problem"] = pack_problem(turns.problem, arrays)
         rules |= {"outer": turns.outer, "decay": turns.decay, "steps": turns.n_steps}
         rules["record_every"] = turns.record_every
         self._folder = RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
