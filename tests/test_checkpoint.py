@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import dlnfast as dln
 import dlnfast.batch
+import dlnfast.estimator
 from dlnfast import Checkpoint
 from dlnfast.checkpoint import RunFolder
 from dlnfast.cli import main
@@ -264,6 +265,55 @@ def test_batches_go_on(tmp_path, monkeypatch):
         dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=kept)
     with pytest.raises(ValueError, match="holds another run"):
         dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=kept)
+
+
+def ratings():
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, [40, 30], (500, 2)), axis=0)
+    left, right = rng.standard_normal((40, 2)), rng.standard_normal((30, 2))
+    known = np.sum(left[pairs[:, 0]] * right[pairs[:, 1]], axis=1)
+    return pairs, known + 0.1 * rng.standard_normal(len(pairs))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
+def test_fits_go_on(cut, tmp_path, monkeypatch):
+    pairs, known = ratings()
+    options = {"steps": 200, "n_threads": 1, "rank": 4}
+    plain = dln.MatrixCompletion(**options).fit(pairs, known)
+    whole, calls = dln.estimator.train, []
+
+    def counted(*arguments, **settings):
+        calls.append(settings["steps"])
+        if len(calls) == cut or (cut == -1 and settings["steps"] > 10):
+            settings["callback"] = stop_at(5)
+        return whole(*arguments, **settings)
+
+    model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
+    monkeypatch.setattr(dln.estimator, "train", counted)
+    with pytest.raises(Stop):
+        model.fit(pairs, known)
+    before = len(calls)
+    monkeypatch.setattr(dln.estimator, "train", whole)
+    again = dln.MatrixCompletion(**options, checkpoint=tmp_path)
+    repeated = []
+    monkeypatch.setattr(
+        dln.estimator, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1]
+    )
+    again.fit(pairs, known)
+    assert again.validation_ == plain.validation_
+    assert (again.n_steps_, again.weight_decay_) == (plain.n_steps_, plain.weight_decay_)
+    for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
+    for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
+        same(one, other)
+    # What had ended was not done again.
+    rerun, once = len(repeated), []
+    monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
+    dln.MatrixCompletion(**options).fit(pairs, known)
+    assert before - 1 + rerun <= len(once) + 1
+    # Another fit has a folder of its own.
+    dln.MatrixCompletion(**options | {"rank": 3}, checkpoint=tmp_path).fit(pairs, known)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
