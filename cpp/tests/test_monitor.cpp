@@ -354,7 +354,7 @@ void every_long_call_listens() {
   Matrix<double> w1 = random_matrix<double>(40, 40), w2 = w1, target = w1;
   Objective<double> objective;
   objective.target = target;
-  const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}};
+  const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}, {}};
   leaves_at_once([&](const Context& c) {
     DenseDescent<double> descent({w1, w2}, objective, rates, c);
     for (int t = 0; t < 10; ++t) {

@@ -230,7 +230,7 @@ void diverged_scalars_show_in_the_loss() {
   objective.target = target;
   for (const bool coupled : {true, false}) {
     const Family family{0, 1.0, coupled ? 1.0 : 0.0, {0.5, coupled ? 1e100 : 1e300}};
-    Rates rates{{1.0, 1.0}, {0.0, 1e250}, {0.0, 0.0}};
+    Rates rates{{1.0, 1.0}, {0.0, 1e250}, {0.0, 0.0}, {}};
     ReducedDescent<double> reduced(cores, objective, {family}, rates, Context{});
     reduced.evaluate();
     CHECK(largest_layer(reduced) == 2);
@@ -278,7 +278,7 @@ void goes_on(Index width, bool momentum) {
   for (Index l = 0; l < n_layers; ++l) {
     start.push_back(random_matrix<T>(width, width, 0.9 * std::sqrt(1.5 / double(width))));
   }
-  const Matrix<T> target = random_matrix<T>(width, width);
+  Matrix<T> target = random_matrix<T>(width, width);
   Objective<T> objective;
   objective.target = target;
   const Rates rates = some_rates(n_layers, momentum);
