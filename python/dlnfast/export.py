@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,8 @@ def _beside(arrays: Sequence[Array]) -> Array:
     filler = np.nan if dtype.kind == "f" else -1
     result = np.full((len(arrays[0]), len(arrays), *shape), filler, dtype=dtype)
     for i, array in enumerate(arrays):
-        result[(slice(None), i, *(slice(size) for size in array.shape[1:]))] = array
+        place: tuple[Any, ...] = (slice(None), i, *(slice(size) for size in array.shape[1:]))
+        result[place] = array
     return result
 
 
@@ -451,7 +452,7 @@ def _dimension(name: str) -> str:
 
 
 def _write(store: _Store, head: Trajectory, parts: Iterable[Arrays], names: Sequence[str] | None) -> None:
-    """Write the variables of the parts, in blocks."""
+    """Write the variables of the parts, and empty these."""
     empty = {name: array[:0] for name, array in grown_arrays(head).items()}
     first: Arrays = {}
     sizes: dict[str, dict[str, int]] = {}
@@ -461,24 +462,47 @@ def _write(store: _Store, head: Trajectory, parts: Iterable[Arrays], names: Sequ
             first = {name: array[:1].copy() for name, array in part.items()}
             sizes = _create(store, with_records(head, empty | first), names)
         for dim, size in sizes.items():
-            group = {name: array for name, array in part.items() if _dimension(name) == dim}
-            count = len(group[_LENGTHS[dim]])
-            row = sum(size.values()) + sum(array.nbytes for array in group.values()) // max(count, 1)
-            for begin in range(0, count, rows := max(_BLOCK_BYTES // row, 1)):
-                block = {name: array[begin : begin + rows] for name, array in group.items()}
-                # Angles are to the first record: it goes before each block that lacks it.
-                before = int(dim == _STEP and written[dim] > 0)
-                if before:
-                    block = {name: np.concatenate([first[name], array]) for name, array in block.items()}
-                run = with_records(head, empty | block)
-                offered = _offered(run)
-                for name in size:
-                    store.append(name, offered[name].read()[before:])
-                coordinate = _coordinate(run, dim, written[dim])[before:]
-                store.append(dim, coordinate)
-                written[dim] += len(coordinate)
+            group = {name: part.pop(name) for name in list(part) if _dimension(name) == dim}
+            written[dim] += _append(store, head, first, dim, size, group, written[dim])
+            del group
     if not sizes:
         _create(store, with_records(head, empty), names)
+
+
+def _append(
+    store: _Store,
+    head: Trajectory,
+    first: Arrays,
+    dim: str,
+    sizes: Mapping[str, int],
+    group: Arrays,
+    begin: int,
+) -> int:
+    """Write the variables that grow along a dimension, in blocks of what a part holds; return how much."""
+    empty = {name: array[:0] for name, array in first.items()}
+    count = len(group[_LENGTHS[dim]])
+    place = begin
+    for block in _blocks(group, count, sum(sizes.values())):
+        # Angles are to the first record: it goes before each block that lacks it.
+        before = int(dim == _STEP and place > 0)
+        if before:
+            block = {name: np.concatenate([first[name], array]) for name, array in block.items()}
+        run = with_records(head, empty | block)
+        offered = _offered(run)
+        for name in sizes:
+            store.append(name, offered[name].read()[before:])
+        coordinate = _coordinate(run, dim, place)[before:]
+        store.append(dim, coordinate)
+        place += len(coordinate)
+    return count
+
+
+def _blocks(arrays: Arrays, count: int, row: int) -> Iterator[Arrays]:
+    """Cut arrays of `count` rows into blocks, so that `row` bytes per row beside them stay few."""
+    row += sum(array.nbytes for array in arrays.values()) // max(count, 1)
+    step = max(_BLOCK_BYTES // row, 1)
+    for begin in range(0, count, step):
+        yield {name: array[begin : begin + step] for name, array in arrays.items()}
 
 
 def _create(store: _Store, run: Trajectory, names: Sequence[str] | None) -> dict[str, dict[str, int]]:

@@ -1284,7 +1284,10 @@ def with_records(run: Trajectory, arrays: Arrays) -> Trajectory:
 
 
 def thinned(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
-    """Yield the parts with every so-many-th record and snapshot, from the first, and the last of both."""
+    """Yield the parts with every so-many-th record and snapshot, from the first, and the last of both.
+
+    The parts are emptied: two of them need not fit the memory.
+    """
     if every == 1:
         yield from parts
         return
@@ -1303,6 +1306,8 @@ def thinned(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
                 last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
             else:
                 last.setdefault(name, array)
+        part.clear()
+        del array
         yield kept
     if any(map(len, last.values())):
         yield last
