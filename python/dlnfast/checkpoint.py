@@ -18,7 +18,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from ._arrays import check_count, check_scale
 from ._version import __version__
 from .files import naming_damage, read_whole, write_text_whole, write_whole
 
-__all__ = ["Checkpoint", "RunFolder", "State", "terminating"]
+__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
 
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
@@ -89,11 +89,14 @@ class State:
     seconds : float
         That the run has taken so far.
     arrays : dict of str to ndarray
+    about : dict
+        What else there is to know, in values that JSON knows.
     """
 
     step: int
     seconds: float
     arrays: Arrays
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -104,6 +107,8 @@ class RunFolder:
     directory : path
     identity : str
         Of the request: a folder that holds another run is refused.
+    kind : str
+        What it holds, if not a run of `train`: something longer that goes on in pieces.
 
     Raises
     ------
@@ -111,9 +116,12 @@ class RunFolder:
         If the folder holds another run, or one of a newer version.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: str | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: str | None = None, kind: str = "dlnfast run"
+    ) -> None:
         self.path = Path(directory)
         self.identity = identity
+        self.kind = kind
         self._written = 0.0
 
     # -------------------------------------------------------------------------------- begin and end
@@ -138,13 +146,13 @@ class RunFolder:
         if strangers:
             raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
         about = {"identity": self.identity, **about}
-        write_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION, about, arrays)
+        write_whole(self.path / _RUN, self.kind, FORMAT_VERSION, about, arrays)
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return what `begin` wrote."""
         if not self.exists:
             raise FileNotFoundError(f"{self.path} holds no run: there is no {_RUN}")
-        meta, arrays = read_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION)
+        meta, arrays = read_whole(self.path / _RUN, self.kind, FORMAT_VERSION)
         if self.identity is None:
             self.identity = meta["identity"]
         return meta, arrays
@@ -185,7 +193,7 @@ class RunFolder:
             except ValueError as error:
                 warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
                 continue
-            return State(int(meta["step"]), float(meta["seconds"]), arrays)
+            return State(int(meta["step"]), float(meta["seconds"]), arrays, meta)
         return None
 
     def go_back_to(self, step: int) -> None:
@@ -195,15 +203,24 @@ class RunFolder:
                 if _step_of(path) > step:
                     path.unlink()
 
-    def write_records(self, step: int, arrays: Arrays) -> None:
+    def write_records(self, step: int, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
         """Add what was recorded since the file before, up to `step`."""
-        path = self.path / f"{_RECORDS}{step:015d}.npz"
-        about = {"step": step, "identity": self.identity}
-        write_whole(path, "dlnfast records", FORMAT_VERSION, about, arrays)
+        known = {**(about or {}), "step": step, "identity": self.identity}
+        write_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION, known, arrays)
+
+    def read_records(self, step: int) -> tuple[dict[str, Any], Arrays] | None:
+        """Return what one such file holds; None where it is not there."""
+        try:
+            return self._read(self._records_file(step), "dlnfast records")
+        except FileNotFoundError:
+            return None
+
+    def _records_file(self, step: int) -> Path:
+        return self.path / f"{_RECORDS}{step:015d}.npz"
 
     def write_state(self, state: State) -> None:
         """Write a state and remove all but the last two."""
-        about = {"step": state.step, "seconds": state.seconds, "identity": self.identity}
+        about = {**state.about, "step": state.step, "seconds": state.seconds, "identity": self.identity}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
         write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
         for old in self._files(_STATE)[:-_KEPT]:
@@ -223,16 +240,19 @@ class RunFolder:
             If a file is damaged, of another run, or missing among the others.
         """
         n_losses = 0
+        ending = self.ending()  # before the files are looked for: then all of them are there
         for path in self._files(_RECORDS):
             try:
                 meta, arrays = self._read(path, "dlnfast records")
             except FileNotFoundError:  # a run that goes on has removed it
-                return
+                break
             with naming_damage(path, "dlnfast records"):
                 n_losses += len(arrays["loss"])
                 if n_losses != meta["step"] + 1:
                     raise ValueError(f"it ends at step {meta['step']}, but a file before it is missing")
             yield arrays
+        if ending is not None and n_losses != ending["step"] + (ending["outcome"] != "diverged"):
+            raise ValueError(f"{self.path} lacks the last of the files of its records, {_RECORDS}<step>.npz")
 
     def _read(self, path: Path, kind: str) -> tuple[dict[str, Any], Arrays]:
         meta, arrays = read_whole(path, kind, FORMAT_VERSION)

@@ -19,6 +19,7 @@ from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
 from .projected import project, train_in_turns, train_projected
+from .stopping import Plateau
 from .trajectory import Trajectory
 
 BASES: Final = ("gradient", "surrogate")
@@ -284,8 +285,6 @@ def train_compressed(
 #: What `steps=None` stands for.
 _MOST_STEPS: Final = 200_000
 _ENOUGH: Final = 1e-14
-_LEAST_WINDOW: Final = 500
-_STALLED: Final = 1e-5
 
 
 def _steps_as_needed(
@@ -298,17 +297,7 @@ def _steps_as_needed(
     start = problem.loss_scale / 2 * known
     options.setdefault("tolerance", _ENOUGH * start)
     options.setdefault("record_every", 100)
-    watched = options.get("callback")
-    losses: dict[int, float] = {}
-
-    def stalled(step: int, loss: float) -> bool:
-        losses[step] = loss
-        window = max(_LEAST_WINDOW, step // 5)
-        before = max((s for s in losses if s <= step - window), default=None)
-        ended = watched is not None and watched(step, loss) is True
-        return ended or (before is not None and loss > (1 - _STALLED) * losses[before])
-
-    options["callback"] = stalled
+    options["callback"] = Plateau(options.get("callback"))
     return _MOST_STEPS
 
 

@@ -25,6 +25,7 @@ from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
 from .progress import ProgressBar
+from .stopping import Plateau
 from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, stability_threshold
 from .trajectory import (
@@ -185,7 +186,8 @@ def train(
         values starts anew: branches then have new numbers. With the torch engine Ctrl-C loses what
         came after the last state.
     callback : callable, optional
-        ``callback(step, loss)`` at every record; returning True ends the run.
+        ``callback(step, loss)`` at every record; returning True ends the run. Where a run goes on, it first
+        hears of the records that are written already, so that a rule for stopping finds what it knew.
     optimizer : {"gd"}
         Gradient descent, with or without momentum. Others are refused with the reason.
 
@@ -323,6 +325,8 @@ def resume(
     adaptive = settings.pop("adaptive")
     if adaptive is not None:
         settings["learning_rate"] = Adaptive(**adaptive)
+    if settings.pop("plateau"):
+        callback = Plateau(callback)
     assert begun.problem is not None
     return train(
         begun.problem,
@@ -506,6 +510,7 @@ class Request:
             "weights_every": self.weights_every,
             "tolerance": self.tolerance,
             "n_threads": self.n_threads,
+            "plateau": isinstance(self.callback, Plateau),
             **({} if self.device is None else {"device": self.device}),
         }
 
@@ -875,7 +880,8 @@ def _run_kept(
     settings = request.settings(certificate.engine)
     # Subspaces follow from the rest, to rounding.
     given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-    folder = RunFolder(kept.directory, identity_of(settings, given))
+    identity = identity_of(settings | {"problem": about["problem"]}, given)
+    folder = RunFolder(kept.directory, identity)
     beside = {"every": kept.every, "seconds": kept.seconds}
     if isinstance(job, _ReducedJob):
         arrays |= job.space_arrays()
@@ -892,6 +898,8 @@ def _run_kept(
         job.motion.is_given = True
         for name, array in job.moving().items():
             array[...] = state.arrays[name]
+    if state is not None and request.callback is not None:
+        request = replace(request, callback=_told(request.callback, folder, state.step))
     start = time.perf_counter() - (0.0 if state is None else state.seconds)
     repeated = state is not None  # the first loss is that of the state, which the records have
 
@@ -933,6 +941,24 @@ def _run_kept(
     ending = folder.ending()
     assert ending is not None
     return _ended(folder, request, ending)
+
+
+def _told(callback: Callback, folder: RunFolder, begin: int) -> Callback:
+    """Tell a callback of the records that are written, and return it as the rest of the run calls it."""
+    answer: bool | None = None
+    n_before = 0
+    for part in folder.records():
+        for step in part["steps"].tolist():
+            answer = callback(step, float(part["loss"][step - n_before]))
+            known = step
+        n_before += len(part["loss"])
+    ended = answer is True and known == begin
+
+    def rest(step: int, loss: float) -> bool | None:
+        # The run begins with the last loss that was written.
+        return ended if step == begin else callback(step, loss)
+
+    return rest
 
 
 def _ended(folder: RunFolder, request: Request, ending: dict[str, Any]) -> Trajectory:

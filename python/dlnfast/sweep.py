@@ -23,6 +23,7 @@ from . import _sweep_worker, spec
 from ._arrays import check_count, check_scale, random_generator
 from ._sweep_worker import Item, Job, Report
 from .descent import Request, check_optimizer
+from .files import write_text_whole
 from .initial import check_law
 from .problem import Problem
 from .sections import SpecError, read_toml

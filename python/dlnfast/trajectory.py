@@ -1082,7 +1082,7 @@ class Trajectory:
             "config": self.config,
             "certificate": self.certificate.to_dict(),
             "wall_time": self.wall_time,
-            "problem": _pack_problem(self.problem, arrays),
+            "problem": pack_problem(self.problem, arrays),
         }
         if isinstance(self.states, ReducedStates):
             about["states"] = _pack_reduced(self.states, arrays, weights)
@@ -1462,9 +1462,10 @@ def _unpack_observations(
     return problem
 
 
-def _pack_problem(
+def pack_problem(
     problem: Problem | Observations | None, arrays: dict[str, npt.NDArray[Any]]
 ) -> dict[str, Any] | None:
+    """Put what the problem holds beside the other arrays, and return what else defines it."""
     if problem is None:
         return None
     if isinstance(problem, Observations):
