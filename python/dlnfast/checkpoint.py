@@ -159,7 +159,7 @@ class RunFolder:
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Say how the run ended."""
-        said = {"format_version": FORMAT_VERSION, "version": __version__, **about}
+        said = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity, **about}
         text = json.dumps(said | {_CHECKSUM: _checksum(said)}, indent=1)
         write_text_whole(self.path / _END, text + "\n")
 
@@ -181,6 +181,7 @@ class RunFolder:
                 raise ValueError(f"it lacks {sorted(missing)}")
         if newer:
             raise ValueError(f"{path} was written by a newer version; this is dlnfast {__version__}")
+        self._check_identity(path, found)
         return found
 
     # -------------------------------------------------------------------------- states and records
@@ -256,10 +257,13 @@ class RunFolder:
 
     def _read(self, path: Path, kind: str) -> tuple[dict[str, Any], Arrays]:
         meta, arrays = read_whole(path, kind, FORMAT_VERSION)
-        # The first folders said nothing of it.
-        if self.identity is not None and meta.get("identity", self.identity) != self.identity:
-            raise ValueError(f"{path} belongs to another run")
+        self._check_identity(path, meta)
         return meta, arrays
+
+    def _check_identity(self, path: Path, about: Mapping[str, Any]) -> None:
+        # The first folders said nothing of it.
+        if self.identity is not None and about.get("identity", self.identity) != self.identity:
+            raise ValueError(f"{path} belongs to another run than {_RUN}")
 
     def _files(self, prefix: str) -> list[Path]:
         return sorted(p for p in self.path.glob(f"{prefix}*.npz") if p.stem[len(prefix) :].isdigit())
