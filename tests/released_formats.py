@@ -78,7 +78,7 @@ def stop(step, loss):
 
 
 def write(folder: Path) -> None:
-    """Write a file of every kind and two folders for each engine: of a run that ended, and one that did not."""
+    """Write a file of every kind, and folders of runs that ended and of runs that were stopped."""
     for name, make in RUNS.items():
         make().save(folder / f"{name}.npz")
     statistics().save(folder / "statistics.npz")

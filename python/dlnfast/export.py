@@ -51,7 +51,13 @@ _HDF5: Final = (".h5", ".hdf5", ".nc")
 Array = npt.NDArray[Any]
 
 #: Dimensions that grow while a run goes on. Each has a coordinate of its own name.
-_STEP, _LOSS_STEP, _RATE_STEP, _WEIGHT_STEP = _GROWING = ("step", "loss_step", "rate_step", "weight_step")
+_STEP, _LOSS_STEP, _RATE_STEP, _WEIGHT_STEP = ("step", "loss_step", "rate_step", "weight_step")
+_GROWING: Final = {
+    _STEP: "steps t of the records",
+    _LOSS_STEP: "steps t of the loss",
+    _RATE_STEP: "steps t that the rates were taken for",
+    _WEIGHT_STEP: "steps t of the weights",
+}
 _LAYER: Final = (_STEP, "layer")
 _VALUE: Final = (*_LAYER, "index")
 _ACTIVE: Final = (*_LAYER, "active_index")
@@ -190,6 +196,10 @@ def _coordinate(run: Trajectory, dim: str, begin: int = 0) -> Array:
     return begin + np.arange(len(run.loss) if dim == _LOSS_STEP else count, dtype=np.int64)
 
 
+def _along(run: Trajectory, dim: str) -> _Variable:
+    return _Variable((dim,), _GROWING[dim], partial(_coordinate, run, dim))
+
+
 def _fixed(run: Trajectory) -> dict[str, tuple[str, Array]]:
     """Return the coordinates that do not grow, with their dimensions."""
     found: dict[str, tuple[str, Array]] = {
@@ -229,7 +239,9 @@ def to_xarray(run: Trajectory, variables: Sequence[str] | None = None) -> xarray
     held = {name: (v.dims, v.read(), v.attributes) for name, v in _chosen(run, variables).items()}
     held = {name: entry for name, entry in held.items() if 0 not in entry[1].shape[1:]}
     used = {dim for dims, *_ in held.values() for dim in dims}
-    coordinates: dict[str, Any] = {dim: (dim, _coordinate(run, dim)) for dim in _GROWING if dim in used}
+    coordinates: dict[str, Any] = {
+        dim: (dim, _coordinate(run, dim), _along(run, dim).attributes) for dim in _GROWING if dim in used
+    }
     coordinates |= {name: entry for name, entry in _fixed(run).items() if entry[0] in used}
     found: xarray.Dataset = library.Dataset(held, coordinates, _attributes(run))
     return found
@@ -518,7 +530,8 @@ def _create(store: _Store, run: Trajectory, names: Sequence[str] | None) -> dict
         made.setdefault(variable.dims[0], {})[name] = size
         dims.update(variable.dims)
     for dim in made:
-        store.create(dim, _Variable((dim,), "t", partial(_coordinate, run, dim)), _coordinate(run, dim))
+        along = _along(run, dim)
+        store.create(dim, along, along.read())
     for name, (dim, values) in _fixed(run).items():
         if dim in dims:
             store.fix(name, dim, values)
