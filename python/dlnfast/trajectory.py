@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,13 @@ from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
 from .svd_tracker import TrackerRecord
 
+if TYPE_CHECKING:
+    import xarray
+
 FORMAT_VERSION = 1
 _FORMAT = "dlnfast trajectory"
+#: What grows by the step, not by the record.
+SERIES = ("loss", "loss_steps", "rates")
 #: Outcomes of runs that came to an end of their own.
 COMPLETE = ("finished", "converged", "stopped")
 
@@ -1107,6 +1112,30 @@ class Trajectory:
             loss_steps=arrays.get("loss_steps"),
         )
 
+    def to_xarray(self, variables: Sequence[str] | None = None) -> xarray.Dataset:
+        """Return what was recorded as an xarray.Dataset, with named dimensions, coordinates and attributes.
+
+        Parameters
+        ----------
+        variables : sequence of str, optional
+            Which of the variables; by default all that the run has.
+
+        Returns
+        -------
+        xarray.Dataset
+            `export` says what is in it.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without xarray.
+        ValueError
+            For a variable that the run does not have.
+        """
+        from .export import to_xarray
+
+        return to_xarray(self, variables)
+
     # --------------------------------------------------------------------------------------- helpers
 
     def _index(self, layer: int | str) -> int:
@@ -1151,13 +1180,16 @@ class Trajectory:
         return self._spectra[index]
 
 
-def load(path: str | os.PathLike[str]) -> Trajectory:
+def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
     """Read a run that `Trajectory.save` wrote, or what a run has written to its checkpoint's folder so far.
 
     Parameters
     ----------
     path : path
         The file, or the folder.
+    every : int
+        Hold every so-many-th record and snapshot of the weights only, from the first, and the last of both.
+        The loss is held at every step.
 
     Returns
     -------
@@ -1172,38 +1204,118 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         If there is no such file.
     ValueError
         If the file is not such a run, is damaged, or was written by a newer version.
+
+    Notes
+    -----
+    Memory, for a folder: what the run was asked for (problem and W(0)), 8 bytes per step (16 where the
+    learning rate adapts), the records that are held, and one of its files. `export` holds no more than the
+    first and the last of these.
     """
+    interval = check_count(every, "every")
     place = Path(path)
     if place.is_dir():
-        return load_folder(RunFolder(place))
-    about, arrays = read_whole(place, _FORMAT, FORMAT_VERSION)
-    return _from_file(place, about, arrays)
+        return load_folder(RunFolder(place), every=interval)
+    run = _from_file(place, *read_whole(place, _FORMAT, FORMAT_VERSION))
+    return run if interval == 1 else with_records(run, joined(list(thinned([grown_arrays(run)], interval))))
 
 
-def load_folder(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
-    """Return what a run has written to its folder so far."""
+def load_folder(
+    folder: RunFolder, problem: Problem | Observations | None = None, every: int = 1
+) -> Trajectory:
+    """Return what a run has written to its folder so far, with every so-many-th record."""
+    run = begun(folder, problem)
+    parts = list(thinned(folder.records(), every))
+    if not parts:
+        return run
+    with naming_damage(folder.path, _FORMAT):
+        return with_records(run, joined(parts))
+
+
+def begun(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
+    """Return the run of a folder without its records."""
     about, arrays = folder.request()
     run, states = dict(about["run"]), dict(about["run"]["states"])
-    parts = list(folder.records())
-    for name in parts[0] if parts else ():
-        arrays[name] = np.concatenate([part[name] for part in parts])
-    ending = folder.ending()
+    ending = folder.ending()  # before the records are looked for: then all of them are there
     run["config"] = run["config"] | {"outcome": "unfinished" if ending is None else ending["outcome"]}
     if ending is not None:
         run["wall_time"] = ending["seconds"]
     if states["engine"] == "dense" and ending is not None and ending["outcome"] in COMPLETE:
         state = folder.newest()
-        if state is None:
-            raise ValueError(f"{folder.path} has no state that can be read")
+        if state is None or state.step != ending["step"]:
+            raise ValueError(
+                f"{folder.path} has no state of its last step, {ending['step']}, that can be read; without "
+                "end.json the run goes on from what there is"
+            )
         final = state.arrays
         n_layers = len(states["initial"])
         arrays |= {f"final_{i}": final[f"weight_{i}"] for i in range(n_layers)}
         states["final"] = [True] * n_layers
-    if states["engine"] == "dense" and parts:
-        # How many layers keep what does not depend on whether something is kept already.
-        for name in (*_DENSE_LISTS, "snapshots"):
-            states[name] = [True] * len(states[name] or ())
     return _from_file(folder.path, run | {"states": states}, arrays, problem)
+
+
+def grown_arrays(run: Trajectory) -> Arrays:
+    """Return all that grows while a run goes on, under the names that it has in files."""
+    series = {"loss": run.loss, "loss_steps": run.loss_steps, "rates": run.rates}
+    found = {name: array for name, array in series.items() if array is not None}
+    return record_arrays(run.states) | {"steps": run.steps} | found
+
+
+def with_records(run: Trajectory, arrays: Arrays) -> Trajectory:
+    """Return a run with other `grown_arrays`; what is not among them is empty."""
+    states: ReducedStates | DenseStates
+    if isinstance(run.states, ReducedStates):
+        cores = tuple(arrays[f"core_{i}"] for i in range(run.n_layers))
+        states = replace(run.states, cores=cores, rho=arrays["rho"])
+    else:
+        held: Arrays = {}
+        about = _pack_dense(run.states, held, True)
+        states = _unpack_dense(about, held | arrays)
+    return Trajectory(
+        steps=arrays["steps"],
+        loss=arrays["loss"],
+        states=states,
+        certificate=run.certificate,
+        problem=run.problem,
+        config=run.config,
+        wall_time=run.wall_time,
+        rates=arrays.get("rates"),
+        loss_steps=arrays.get("loss_steps"),
+    )
+
+
+def thinned(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
+    """Yield the parts with every so-many-th record and snapshot, from the first, and the last of both.
+
+    The parts are emptied: two of them need not fit the memory.
+    """
+    if every == 1:
+        yield from parts
+        return
+    seen: dict[str, int] = {}
+    last: Arrays = {}
+    for part in parts:
+        kept = {}
+        for name, array in part.items():
+            if name in SERIES:
+                kept[name], last[name] = array, array[:0].copy()
+                continue
+            place = seen.get(name, 0)
+            seen[name] = place + len(array)
+            kept[name] = array[-place % every :: every].copy()  # a view would hold the part
+            if len(array):
+                last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
+            else:
+                last.setdefault(name, array)
+        part.clear()
+        del array
+        yield kept
+    if any(map(len, last.values())):
+        yield last
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Return the arrays of all parts, one after the other, and empty the parts: nothing is held twice."""
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 def _from_file(
