@@ -11,7 +11,10 @@ from typing import Any, Final, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ._arrays import (
+    FloatArray,
+    as_list,
+)
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
 from .checkpoint import Checkpoint, RunFolder, identity_of, terminating
@@ -348,8 +351,9 @@ def _plan(
     momentum: PerRun,
     **common: Any,
 ) -> list[Plan]:
-    many_problems = None if isinstance(problems, Problem) else list(problems)
-    many_weights: list[Any] | None = None if _is_one_network(weights) else list(weights)
+    several = "one for all runs, or a list with one for each"
+    many_problems = None if isinstance(problems, Problem) else as_list(problems, "problems", several)
+    many_weights = None if _is_one_network(weights) else as_list(weights, "weights", several)
     rates: list[Any] = [learning_rate, weight_decay, momentum]
     lengths = {
         "problems": None if many_problems is None else len(many_problems),

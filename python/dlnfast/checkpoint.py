@@ -25,7 +25,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import check_count, check_scale
+from ._arrays import (
+    check_count,
+    check_path,
+    check_scale,
+)
 from ._version import __version__
 from .files import naming_damage, read_whole, write_text_whole, write_whole
 
@@ -119,7 +123,7 @@ class RunFolder:
     def __init__(
         self, directory: str | os.PathLike[str], identity: str | None = None, kind: str = "dlnfast run"
     ) -> None:
-        self.path = Path(directory)
+        self.path = check_path(directory, "directory")
         self.identity = identity
         self.kind = kind
         self._written = 0.0

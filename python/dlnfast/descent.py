@@ -13,7 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, aligned_copy, as_layers, check_count, check_scale, per_layer
+from ._arrays import (
+    FloatArray,
+    aligned_copy,
+    as_layers,
+    check_choice,
+    check_count,
+    check_flag,
+    check_scale,
+    per_layer,
+)
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
@@ -245,7 +254,7 @@ def train(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
     check_optimizer(optimizer)
-    if engine not in ("auto", "reduced", "dense", "torch"):
+    if not isinstance(engine, str) or engine not in ("auto", "reduced", "dense", "torch"):
         raise ValueError(
             f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
         )
@@ -424,11 +433,11 @@ class Request:
         n_steps = check_count(steps, "steps", minimum=0)
         kept_every = weights_every
         if weights_every is not None:
-            kept_every = min(check_count(weights_every, "weights_every"), max(n_steps, 1))
-        if vectors and n_values == 0:
+            kept_every = min(check_count(weights_every, "weights_every", maximum=None), max(n_steps, 1))
+        with_vectors = check_flag(vectors, "vectors")
+        if with_vectors and n_values == 0:
             raise ValueError("vectors is True but singular_values asks for none")
-        if tracking not in ("auto", "dense", "full"):
-            raise ValueError(f'tracking is {tracking!r}; wanted "auto", "dense" or "full"')
+        check_choice(tracking, "tracking", ("auto", "dense", "full"))
         adaptive = None
         if isinstance(learning_rate, Adaptive) or (
             isinstance(learning_rate, str) and learning_rate == "adaptive"
@@ -446,9 +455,9 @@ class Request:
             momentum=inertia,
             steps=n_steps,
             # Intervals longer than the run are all alike.
-            record_every=min(check_count(record_every, "record_every"), max(n_steps, 1)),
+            record_every=min(check_count(record_every, "record_every", maximum=None), max(n_steps, 1)),
             n_values=n_values,
-            vectors=bool(vectors),
+            vectors=with_vectors,
             tracking=tracking,
             weights_every=kept_every,
             tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
@@ -1051,7 +1060,7 @@ def _span(values: npt.NDArray[np.float64]) -> str:
 
 def check_optimizer(optimizer: str) -> None:
     """Raise, with the reason, for all but gradient descent."""
-    if optimizer == "gd":
+    if isinstance(optimizer, str) and optimizer == "gd":
         return
     if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
         raise AssumptionError(
@@ -1137,7 +1146,7 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
         if singular_values == "all":
             return None
         raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
-    return min(check_count(singular_values, "singular_values", minimum=0), _ALL_VALUES)
+    return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), _ALL_VALUES)
 
 
 def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:

@@ -15,7 +15,17 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_vector, check_count, check_scale, random_generator
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_vector,
+    check_choice,
+    check_count,
+    check_flag,
+    check_precision,
+    check_scale,
+    random_generator,
+)
 from ._errors import ShapeError
 from ._threads import MAX_THREADS
 from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
@@ -625,7 +635,7 @@ class MatrixCompletion:
     def _clipped(self, values: FloatArray) -> FloatArray:
         if self.clip is None:
             return values
-        low, high = self._clip_range if self.clip == "range" else _check_clip(self.clip)
+        low, high = self._clip_range if _is_range(self.clip) else _check_clip(self.clip)
         return np.clip(values, low, high)
 
     def _check_fitted(self) -> None:
@@ -665,12 +675,8 @@ class _Settings:
     @classmethod
     def checked(cls, given: MatrixCompletion) -> _Settings:
         """Return them, or raise what names the one that is wrong."""
-        for name, value, wanted in (
-            ("biases", given.biases, BIASES),
-            ("duplicates", given.duplicates, DUPLICATES),
-        ):
-            if not any(value is w or (isinstance(value, str) and value == w) for w in wanted):
-                raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, wanted))}")
+        check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
+        check_choice(given.duplicates, "duplicates", DUPLICATES)
         fraction = check_scale(given.validation_fraction, "validation_fraction")
         if fraction >= 1:
             raise ValueError(f"validation_fraction is {fraction:g}; wanted a number in [0, 1)")
@@ -680,11 +686,9 @@ class _Settings:
                 'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
                 "wanted a number for weight_decay, or a fraction above 0"
             )
-        if given.clip is not None and given.clip != "range":
+        if given.clip is not None and not _is_range(given.clip):
             _check_clip(given.clip)
-        dtype = np.dtype(given.dtype)
-        if dtype not in (np.float64, np.float32):
-            raise TypeError(f"dtype is {given.dtype!r}; wanted float64 or float32")
+        dtype = check_precision(given.dtype)
         penalty = given.bias_penalty
         if isinstance(penalty, (tuple, list, np.ndarray)):
             both = _pair_of_numbers(penalty, "bias_penalty")
@@ -693,7 +697,7 @@ class _Settings:
         return cls(
             width=None if given.rank is None else check_count(given.rank, "rank"),
             depth=check_count(given.depth, "depth", minimum=2),
-            compress=bool(given.compress),
+            compress=check_flag(given.compress, "compress"),
             outer=check_scale(given.outer, "outer", strict=True),
             scale=check_scale(given.scale, "scale", strict=True),
             learning_rate=_check_rate(given.learning_rate),
@@ -741,6 +745,10 @@ def _check_rate(rate: Any) -> float | Adaptive:
             return Adaptive()
         raise ValueError(f'learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0')
     return check_scale(rate, "learning_rate", strict=True)
+
+
+def _is_range(clip: Any) -> bool:
+    return isinstance(clip, str) and clip == "range"
 
 
 def _check_clip(clip: Any) -> tuple[float, float]:
@@ -797,10 +805,7 @@ def _entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> 
 
 
 def _known_of_array(X: Any) -> tuple[_Places, _Places, FloatArray, tuple[int, int]]:
-    try:
-        array = np.asarray(X)
-    except ValueError as error:
-        raise ShapeError(f"X is not a rectangular array: {error}") from None
+    array = as_array(X, "X")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"X has dtype {array.dtype}; wanted real numbers, NaN where they are not known")
     if array.ndim != 2:
@@ -821,7 +826,7 @@ def _are_places(array: npt.NDArray[Any]) -> bool:
 
 
 def _pairs(X: Any) -> tuple[_Places, _Places]:
-    array = np.asarray(X)
+    array = as_array(X, "X")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted pairs (row, column) of shape (n, 2)")
     if array.dtype.kind not in "iu" and array.size > 0:
@@ -979,9 +984,11 @@ class _Network:
         ]
         self._empty = [count == 0 for count in counts]
         self._weights = [
-            np.maximum(count, 1.0) ** (-power / 2)
+            _power(np.maximum(count, 1.0), -power / 2)
             for count, power in zip(counts, settings.weighting, strict=True)
         ]
+        if not all(np.isfinite(each).all() and each.all() for each in self._weights):
+            raise ValueError(f"weighting is {settings.weighting}; with these numbers of entries it overflows")
         residual *= self._weights[0][entries.rows] * self._weights[1][entries.columns]
         self._size = math.sqrt(float(np.mean(residual**2)))
         largest = float(np.max(np.abs(entries.values)))
@@ -1005,6 +1012,8 @@ class _Network:
         found = leading_factors(problem.backprojection(), width if settings.compress else 1, _START_TOLERANCE)
         self._leading = float(found.s[0])
         scale = (settings.scale * self._leading / problem.density) ** (1 / depth)
+        if not 0.0 < scale**depth < math.inf or not math.isfinite(scale):
+            raise ValueError(f"scale is {settings.scale:g}: layers that large, or small, leave the numbers")
         if settings.compress:
             inner = [scale * np.eye(width)] * (depth - 2)
             start = [scale * found.V.T, *inner, scale * found.U]
@@ -1153,6 +1162,11 @@ def _watch_again(
     watch.go_on_from(state.about, state.arrays, n_layers)
     network.curvature = state.about["curvature"]
     return state.about["ended"], (state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)])
+
+
+@np.errstate(over="ignore")
+def _power(base: FloatArray, exponent: float) -> FloatArray:
+    return np.asarray(base**exponent)
 
 
 def _last_snapshot(run: Trajectory) -> int:

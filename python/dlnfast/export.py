@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import check_count
+from ._arrays import (
+    as_list,
+    check_count,
+    check_flag,
+    check_path,
+)
 from ._version import __version__
 from .checkpoint import RunFolder
 from .files import Arrays, placing
@@ -176,12 +181,15 @@ def _add_dense(run: Trajectory, states: DenseStates, add: Callable[..., None]) -
 def _chosen(run: Trajectory, names: Sequence[str] | None) -> dict[str, _Variable]:
     """Return the variables of these names."""
     offered = _offered(run)
+    if names is None:
+        return offered
     if isinstance(names, str):
         raise TypeError(f"variables is {names!r}; wanted a list of names")
-    unknown = [name for name in names or () if name not in offered]
-    if unknown:
-        raise ValueError(f"variables has {unknown[0]!r}; this run has {', '.join(offered)}")
-    return offered if names is None else {name: offered[name] for name in names}
+    wanted = as_list(names, "variables", "a list of names")
+    for name in wanted:
+        if not isinstance(name, str) or name not in offered:
+            raise ValueError(f"variables has {name!r}; this run has {', '.join(offered)}")
+    return {name: offered[name] for name in wanted}
 
 
 def _coordinate(run: Trajectory, dim: str, begin: int = 0) -> Array:
@@ -414,7 +422,7 @@ def export(
     very wide layers and the reduced engine, `variables` without ``singular_values`` is much smaller: the rest
     does not grow with the width.
     """
-    place = Path(path)
+    place = check_path(path, "path")
     interval = check_count(every, "every")
     store: Callable[[Path, dict[str, Any]], _ZarrStore | _HDF5Store]
     if place.suffix in _ZARR:
@@ -423,7 +431,7 @@ def export(
         store = _HDF5Store
     else:
         raise ValueError(f"path is {place}; wanted an ending of {', '.join(_ZARR + _HDF5)}")
-    _check_room(place, overwrite)
+    _check_room(place, check_flag(overwrite, "overwrite"))
     run, parts = _opened(source)
     about = _attributes(run) | {"coordinates": " ".join(name for name in _fixed(run) if name != "layer")}
     with placing(place) as temporary:
@@ -445,11 +453,13 @@ def _check_room(place: Path, overwrite: bool) -> None:
 
 def _opened(source: Trajectory | str | os.PathLike[str]) -> tuple[Trajectory, Iterable[Arrays]]:
     """Return a run, with or without its records, and these part by part."""
-    if not isinstance(source, Trajectory) and Path(source).is_dir():
-        folder = RunFolder(source)
-        return begun(folder), folder.records()
-    run = source if isinstance(source, Trajectory) else load(source)
-    return run, [grown_arrays(run)]
+    if not isinstance(source, Trajectory):
+        place = check_path(source, "source")
+        if place.is_dir():
+            folder = RunFolder(place)
+            return begun(folder), folder.records()
+        source = load(place)
+    return source, [grown_arrays(source)]
 
 
 #: For each dimension that grows, the array of a part that is as long.

@@ -59,6 +59,8 @@ def placing(path: Path) -> Iterator[Path]:
     FileNotFoundError
         If the folder does not exist.
     """
+    if not path.name or path.name == "..":
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")

@@ -140,8 +140,9 @@ def train_in_turns(
         raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
     n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
     record_every, weights_every = (
-        -(-check_count(wanted.pop(name, None) or max(n_steps, 1), name) // turn) * turn
+        -(-check_count(max(n_steps, 1) if every is None else every, name) // turn) * turn
         for name in ("record_every", "weights_every")
+        for every in [wanted.pop(name, None)]
     )
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
     watched = wanted.pop("callback", None)

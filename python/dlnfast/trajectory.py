@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from . import measures
 from . import reference as plain
-from ._arrays import FloatArray, as_matrix, check_count, check_scale
+from ._arrays import (
+    FloatArray,
+    as_matrix,
+    check_choice,
+    check_count,
+    check_flag,
+    check_path,
+    check_scale,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from .checkpoint import RunFolder
@@ -579,7 +587,7 @@ class Trajectory:
                 f"layer {layer} ({self.widths[layer]} x {self.widths[layer - 1]}) is active as a whole: "
                 "there is no rho"
             )
-        chosen = next(iter(columns)) if family is None else family
+        chosen = next(iter(columns)) if family is None else check_count(family, "family", minimum=0)
         if chosen not in columns:
             raise ValueError(f"family is {family}; those in layer {layer} are {list(columns)}")
         return states.rho[:, columns[chosen]]
@@ -687,7 +695,7 @@ class Trajectory:
     ) -> npt.NDArray[np.float64]:
         vectors = self._core_spectra(index)[part].astype(np.float64)
         start = 0
-        if reference == "first_step":
+        if isinstance(reference, str) and reference == "first_step":
             chosen, start = vectors[self._record(1)], 1
         elif _named(reference) and self._is_isometry(states.cores[index][0]):
             chosen, start = self._limit_in_core(states, index)[part], 1
@@ -845,8 +853,7 @@ class Trajectory:
             If more values may be above the threshold than were recorded.
         """
         level = check_scale(threshold, "threshold")
-        if relative_to not in ("all", "layer"):
-            raise ValueError(f"relative_to is {relative_to!r}; wanted 'all' or 'layer'")
+        check_choice(relative_to, "relative_to", ("all", "layer"))
         record = self._record(step)
         names = self.layer_names
         values = [self.singular_values(i + 1)[record].astype(np.float64) for i in range(len(names))]
@@ -1033,7 +1040,7 @@ class Trajectory:
         if self.is_tracked:
             raise ValueError("a tracked run keeps no weights: the model has them")
         last = len(self.loss) - 1
-        wanted = last if step == -1 else step
+        wanted = last if check_count(step, "step", minimum=-1) == -1 else step
         if wanted == last and states.final is not None:
             return states.final[index]
         if wanted == 0 and states.initial is not None:
@@ -1068,8 +1075,9 @@ class Trajectory:
         FileNotFoundError
             If the folder does not exist.
         """
-        about, arrays = self.to_arrays(weights=weights)
-        write_whole(Path(path), _FORMAT, FORMAT_VERSION, about, arrays)
+        place = check_path(path, "path")
+        about, arrays = self.to_arrays(weights=check_flag(weights, "weights"))
+        write_whole(place, _FORMAT, FORMAT_VERSION, about, arrays)
 
     def to_arrays(self, *, weights: bool = True) -> tuple[dict[str, Any], Arrays]:
         """Return the run as values that JSON knows, and arrays: what `save` writes."""
@@ -1150,7 +1158,7 @@ class Trajectory:
         return number - 1
 
     def _record(self, step: int) -> int:
-        if step == -1:
+        if check_count(step, "step", minimum=-1) == -1:
             return len(self.steps) - 1
         found = int(np.searchsorted(self.steps, step))
         if found == len(self.steps) or self.steps[found] != step:
@@ -1212,7 +1220,7 @@ def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
     first and the last of these.
     """
     interval = check_count(every, "every")
-    place = Path(path)
+    place = check_path(path, "path")
     if place.is_dir():
         return load_folder(RunFolder(place), every=interval)
     run = _from_file(place, *read_whole(place, _FORMAT, FORMAT_VERSION))
@@ -1504,13 +1512,12 @@ def _unpack_problem(
 
 
 def _side(side: str) -> int:
-    if side not in ("left", "right"):
-        raise ValueError(f'side is {side!r}; wanted "left" or "right"')
+    check_choice(side, "side", ("left", "right"))
     return 0 if side == "left" else 2
 
 
 def _named(reference: str) -> bool:
-    if reference != "limit":
+    if not isinstance(reference, str) or reference != "limit":
         raise ValueError(f'reference is {reference!r}; wanted "limit", "first_step" or an array')
     return True
 
