@@ -247,9 +247,8 @@ def check_precision(x: object, name: str = "dtype") -> np.dtype[Any]:
         dtype = np.dtype(x)  # type: ignore[call-overload]
     # NumPy takes None for float64.
     if x is None or dtype is None or dtype not in (np.dtype(np.float64), np.dtype(np.float32)):
-        raise TypeError(
-            f"{name} is {dtype if x is not None and dtype else repr(x)}; wanted float64 or float32"
-        )
+        found = repr(x) if x is None or dtype is None else dtype
+        raise TypeError(f"{name} is {found}; wanted float64 or float32")
     return dtype
 
 

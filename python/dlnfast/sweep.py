@@ -11,8 +11,8 @@ import json
 import math
 import operator
 import os
-import signal
 import secrets
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
