@@ -13,9 +13,21 @@ namespace dlnfast::python {
 
 namespace py = pybind11;
 
+// What a run reads and writes, held from here on: a callback, a signal handler or another thread may
+// empty the caller's dictionary and lists meanwhile. Lists in it are held as tuples.
+inline py::dict held(const py::dict& arguments) {
+  py::dict d;
+  for (const auto& [key, value] : arguments) {
+    d[key] = py::isinstance<py::list>(value)
+                 ? py::object(py::tuple(py::reinterpret_borrow<py::list>(value)))
+                 : py::reinterpret_borrow<py::object>(value);
+  }
+  return d;
+}
+
 inline bool is_single(const py::array& array) { return py::isinstance<py::array_t<float>>(array); }
 
-// A C-contiguous array of T with n axes, or a TypeError that names the argument.
+// A C-contiguous, aligned array of T with n axes, or a TypeError that names the argument.
 template <class T>
 py::array checked_array(py::handle object, py::ssize_t n_axes, const std::string& name) {
   if (!py::isinstance<py::array>(object)) throw py::type_error(name + " is not a NumPy array");
@@ -30,6 +42,9 @@ py::array checked_array(py::handle object, py::ssize_t n_axes, const std::string
   }
   if ((array.flags() & py::array::c_style) == 0) {
     throw py::type_error(name + " is not C-contiguous");
+  }
+  if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    throw py::type_error(name + " is not aligned");
   }
   return array;
 }

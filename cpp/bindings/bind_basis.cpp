@@ -1,6 +1,7 @@
 #include "array_view.hpp"
 #include "bindings.hpp"
 #include "dlnfast/basis.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 
 namespace dlnfast::python {
@@ -12,6 +13,11 @@ Index extend(const py::array& basis, Index n_basis, const py::array& block, doub
   const auto rows = writable_matrix<T>(basis, "basis");
   const auto extra = writable_matrix<T>(block, "block");
   auto* out = records<double>(lengths, extra.rows, {}, "lengths");
+  Footprints()
+      .writes(basis, "basis")
+      .writes(block, "block")
+      .writes(lengths, "lengths")
+      .require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   return extend_basis<T>(rows, n_basis, extra, tolerance, out, Context{n_threads, &monitor});

@@ -3,6 +3,7 @@
 #include "array_view.hpp"
 #include "bindings.hpp"
 #include "dlnfast/batch_descent.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 #include "outcome.hpp"
 
@@ -30,10 +31,10 @@ Stack<T> record_stack(py::handle object, const std::string& name) {
 }
 
 template <class T>
-py::list run_batch(const py::list& cores, const py::dict& d) {
+py::list run_batch(const py::tuple& cores, const py::dict& d) {
   Batch<T> batch;
   BatchRecords<T> records;
-  const py::list core_records = d["core_records"];
+  const py::tuple core_records = d["core_records"];
   if (core_records.size() != cores.size())
     throw py::value_error("core_records has the wrong length");
   for (py::size_t l = 0; l < cores.size(); ++l) {
@@ -65,6 +66,17 @@ py::list run_batch(const py::list& cores, const py::dict& d) {
                  rho.shape(2)};
   records.counts = writable_matrix<std::int64_t>(d["counts"], "counts");
   const int n_threads = d["n_threads"].cast<int>();
+  Footprints footprints;
+  footprints.reads(cores, "cores");
+  for (const char* name :
+       {"target", "input_gram", "least_squares", "rho", "multiplicity", "coupling", "learning_rate",
+        "weight_decay", "momentum", "loss_scale", "loss_floor"}) {
+    footprints.reads(d[name], name);
+  }
+  for (const char* name : {"loss", "core_records", "rho_records", "counts"}) {
+    footprints.writes(d[name], name);
+  }
+  footprints.require_apart();
 
   Monitor monitor = listening();
   std::vector<Result> results;
@@ -82,9 +94,11 @@ py::list run_batch(const py::list& cores, const py::dict& d) {
 void bind_batch_descent(py::module_& m) {
   m.def(
       "batch_descent",
-      [](const py::list& cores, const py::dict& arguments) {
+      [](const py::list& list, const py::dict& arguments) {
+        const py::tuple cores(list);
         const bool single = cores.size() > 0 && py::isinstance<py::array_t<float>>(cores[0]);
-        return single ? run_batch<float>(cores, arguments) : run_batch<double>(cores, arguments);
+        return single ? run_batch<float>(cores, held(arguments))
+                      : run_batch<double>(cores, held(arguments));
       },
       py::arg("cores"), py::arg("arguments"),
       "Descent of many reduced runs of equal shape; returns (outcome, step, layer) of each.");

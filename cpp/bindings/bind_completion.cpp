@@ -3,6 +3,7 @@
 #include "array_view.hpp"
 #include "bindings.hpp"
 #include "dlnfast/completion.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 #include "observations.hpp"
 
@@ -22,6 +23,9 @@ Index sort(const py::array& row, const py::array& col, const py::array& value, I
   auto* s = records<std::int64_t>(start, n_starts(rows, "rows"), {}, "start");
   auto* to = records<std::int32_t>(index, n, {}, "index");
   auto* w = records<T>(values, n, {}, "values");
+  Footprints footprints;
+  footprints.reads(row, "row").reads(col, "col").reads(value, "value");
+  footprints.writes(start, "start").writes(index, "index").writes(values, "values").require_apart();
   const py::gil_scoped_release release;
   return sort_entries<T>(n, static_cast<const std::int64_t*>(i.data()),
                          static_cast<const std::int64_t*>(j.data()),
@@ -35,6 +39,9 @@ void transpose(const py::tuple& by_rows, Index cols, const py::array& start, con
   auto* s = records<std::int64_t>(start, n_starts(cols, "cols"), {}, "start");
   auto* to = records<std::int32_t>(index, from.size, {}, "index");
   auto* w = records<T>(values, from.size, {}, "values");
+  Footprints footprints;
+  footprints.reads(by_rows, "by_rows").writes(start, "start").writes(index, "index");
+  footprints.writes(values, "values").require_apart();
   const py::gil_scoped_release release;
   transpose_entries<T>(from, s, to, w);
 }
@@ -47,6 +54,9 @@ double residuals(const py::tuple& observed, const py::array& x, const py::array&
   MatrixRef<T> l, r;
   if (!left.is_none()) l = writable_matrix<T>(left, "left");
   if (!right.is_none()) r = writable_matrix<T>(right, "right");
+  Footprints footprints;
+  footprints.reads(observed, "observed").reads(x, "x").reads(y, "y");
+  footprints.writes(left, "left").writes(right, "right").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   check_entries(entries);
@@ -59,6 +69,7 @@ double masked(const py::tuple& observed, const py::array& m, const py::array& er
   const auto entries = observed_entries<T>(observed, "observed");
   const auto w = matrix<T>(m, "m");
   const auto e = writable_matrix<T>(error, "error");
+  Footprints().reads(observed, "observed").reads(m, "m").writes(error, "error").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   check_entries(entries);
@@ -70,6 +81,7 @@ double measured(const py::tuple& given, const py::array& m, const py::array& err
   const auto all = measurements<T>(given, "measurements");
   const auto w = matrix<T>(m, "m");
   const auto e = writable_matrix<T>(error, "error");
+  Footprints().reads(given, "measurements").reads(m, "m").writes(error, "error").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   return measured_residual<T>(all, w, e, Context{n_threads, &monitor});

@@ -7,6 +7,7 @@
 #include "dlnfast/dense_descent.hpp"
 #include "dlnfast/recorders.hpp"
 #include "dlnfast/reduced_descent.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 #include "observations.hpp"
 #include "outcome.hpp"
@@ -24,7 +25,7 @@ struct Arguments {
   int n_threads;
   py::array loss, record_steps, counts, rate;
   py::object on_record, on_progress, on_drain;
-  py::tuple velocity, carry, search;  // of their own: a callback may empty the caller's lists
+  py::tuple velocity, carry, search;
 
   explicit Arguments(const py::dict& d)
       : target(d["target"]),
@@ -113,6 +114,23 @@ struct Arguments {
   }
 };
 
+// Beside the layers, whose motion and records they hold; what is not there has no footprint.
+void require_apart(const py::tuple& layers, const char* layers_name, const py::dict& d) {
+  Footprints footprints;
+  footprints.writes(layers, layers_name);
+  for (const auto& [key, value] : d) {
+    const auto name = key.cast<std::string>();
+    const auto is = [&](const char* other) { return name == other; };
+    if (is("target") || is("input_gram") || is("least_squares") || is("observed") ||
+        is("measurements") || is("initial")) {
+      footprints.reads(value, name);
+    } else {
+      footprints.writes(value, name);
+    }
+  }
+  footprints.require_apart();
+}
+
 // Where records are drained, the caller's arrays hold the state whatever ends the run.
 Result descend_and_store(Stepper& stepper, Recorder& recorder, const Arguments& a,
                          const Progress& progress, Monitor& monitor) {
@@ -128,9 +146,8 @@ Result descend_and_store(Stepper& stepper, Recorder& recorder, const Arguments& 
 }
 
 template <class T>
-py::tuple dense(const py::list& weights, const py::dict& d) {
+py::tuple dense(const py::tuple& weights, const py::dict& d) {
   const Arguments a(d);
-  const py::tuple held(weights);  // a callback may empty the list while the run goes on
   const auto w = writable_matrices<T>(weights, "weights");
   const Index n = n_records(a.schedule);
   DenseRecords<T> out;
@@ -139,10 +156,10 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   out.n_snapshots = a.n_snapshots();
   const Index n_snapshots =
       out.snapshot_every > 0 ? n_multiples(a.schedule, out.snapshot_every) : 0;
-  const py::list values = d["values"], errors = d["errors"], signs = d["signs"],
-                 branches = d["branches"], clusters = d["clusters"], tracking = d["tracking"],
-                 left = d["left"], right = d["right"], snapshots = d["snapshots"],
-                 initial = d["initial"];
+  const py::tuple values = d["values"], errors = d["errors"], signs = d["signs"],
+                  branches = d["branches"], clusters = d["clusters"], tracking = d["tracking"],
+                  left = d["left"], right = d["right"], snapshots = d["snapshots"],
+                  initial = d["initial"];
   for (std::size_t l = 0; l < w.size(); ++l) {
     const Index m = w[l].rows, k = w[l].cols;
     const Index kept = std::min({std::max<Index>(d["n_values"].cast<Index>(), 0), m, k});
@@ -185,7 +202,6 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   auto objective = a.objective<T>();
   ObservedEntries<T> entries;
   Measurements<T> measured;
-  // Held here: a callback may empty the dictionary while the run goes on.
   const py::object observed = d["observed"], given = d["measurements"];
   if (!observed.is_none()) {
     entries = observed_entries<T>(observed, "observed");
@@ -197,6 +213,7 @@ py::tuple dense(const py::list& weights, const py::dict& d) {
   }
   const auto progress = a.progress();
   const auto motion = a.motion<T>(w);
+  require_apart(weights, "weights", d);
   Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
   Result result{};
   {
@@ -221,16 +238,15 @@ std::vector<Family> families_of(const py::list& list) {
 }
 
 template <class T>
-py::tuple reduced(const py::list& cores, const py::dict& d) {
+py::tuple reduced(const py::tuple& cores, const py::dict& d) {
   const Arguments a(d);
-  const py::tuple held(cores);
   const auto c = writable_matrices<T>(cores, "cores");
   const Index n = n_records(a.schedule);
   const std::vector<Family> families = families_of(d["families"]);
   Index n_scalars = 0;
   for (const Family& family : families) n_scalars += static_cast<Index>(family.rho.size());
   ReducedRecords<T> out;
-  const py::list core_records = d["core_records"];
+  const py::tuple core_records = d["core_records"];
   for (std::size_t l = 0; l < c.size(); ++l) {
     const auto at = "core_records[" + std::to_string(l) + "]";
     out.core_sizes.push_back(c[l].rows * c[l].cols);
@@ -240,9 +256,9 @@ py::tuple reduced(const py::list& cores, const py::dict& d) {
   const auto objective = a.objective<T>();
   const auto progress = a.progress();
   const auto motion = a.motion<T>(c);
-  const py::object held_scalars = d["scalars"];
   MatrixRef<double> scalars;
-  if (!held_scalars.is_none()) scalars = writable_matrix<double>(held_scalars, "scalars");
+  if (!d["scalars"].is_none()) scalars = writable_matrix<double>(d["scalars"], "scalars");
+  require_apart(cores, "cores", d);
   Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
   Result result{};
   {
@@ -255,7 +271,7 @@ py::tuple reduced(const py::list& cores, const py::dict& d) {
   return as_tuple(result);
 }
 
-bool holds_single(const py::list& matrices) {
+bool holds_single(const py::tuple& matrices) {
   return matrices.size() > 0 && py::isinstance<py::array_t<float>>(matrices[0]);
 }
 
@@ -264,17 +280,19 @@ bool holds_single(const py::list& matrices) {
 void bind_descent(py::module_& m) {
   m.def(
       "dense_descent",
-      [](const py::list& weights, const py::dict& arguments) {
-        return holds_single(weights) ? dense<float>(weights, arguments)
-                                     : dense<double>(weights, arguments);
+      [](const py::list& list, const py::dict& arguments) {
+        const py::tuple weights(list);
+        return holds_single(weights) ? dense<float>(weights, held(arguments))
+                                     : dense<double>(weights, held(arguments));
       },
       py::arg("weights"), py::arg("arguments"),
       "Gradient descent on whole matrices, in place; returns (outcome, step, layer).");
   m.def(
       "reduced_descent",
-      [](const py::list& cores, const py::dict& arguments) {
-        return holds_single(cores) ? reduced<float>(cores, arguments)
-                                   : reduced<double>(cores, arguments);
+      [](const py::list& list, const py::dict& arguments) {
+        const py::tuple cores(list);
+        return holds_single(cores) ? reduced<float>(cores, held(arguments))
+                                   : reduced<double>(cores, held(arguments));
       },
       py::arg("cores"), py::arg("arguments"),
       "Gradient descent on cores and scalars; returns (outcome, step, layer).");

@@ -2,6 +2,7 @@
 #include "bindings.hpp"
 #include "dlnfast/product.hpp"
 #include "dlnfast/thin_product.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 
 namespace dlnfast::python {
@@ -13,6 +14,7 @@ void multiply_arrays(const py::array& a, bool transpose_a, const py::array& b, b
   const auto lhs = matrix<T>(a, "a");
   const auto rhs = matrix<T>(b, "b");
   const auto result = writable_matrix<T>(out, "out");
+  Footprints().reads(a, "a").reads(b, "b").writes(out, "out").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   multiply<T>(lhs, transpose_a ? Op::transpose : Op::none, rhs,
@@ -25,6 +27,7 @@ void thin_arrays(const py::array& x, const py::array& w, bool transpose, const p
   const auto thin = matrix<T>(x, "x");
   const auto wide = matrix<T>(w, "w");
   const auto result = writable_matrix<T>(out, "out");
+  Footprints().reads(x, "x").reads(w, "w").writes(out, "out").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   const Context context{n_threads, &monitor};
@@ -50,7 +53,13 @@ void thin_descend_arrays(const py::array& left, const py::array& right, const py
   descent.momentum = static_cast<T>(momentum);
   if (!velocity.is_none()) descent.velocity = writable_matrix<T>(velocity, "velocity");
   MatrixRef<T> y;
-  if (result != "none") y = writable_matrix<T>(out, "out");
+  Footprints footprints;
+  footprints.reads(left, "left").reads(right, "right").writes(w, "w").writes(velocity, "velocity");
+  if (result != "none") {
+    y = writable_matrix<T>(out, "out");
+    footprints.writes(out, "out");
+  }
+  footprints.require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   const Context context{n_threads, &monitor};

@@ -3,6 +3,7 @@
 #include "array_view.hpp"
 #include "bindings.hpp"
 #include "dlnfast/singular_values.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 
 namespace dlnfast::python {
@@ -21,6 +22,9 @@ void decompose(const py::array& w, const py::array& values, const py::object& le
   const auto s = writable_matrix<T>(values, "values");
   const auto u = optional_writable<T>(left, "left");
   const auto v = optional_writable<T>(right, "right");
+  Footprints footprints;
+  footprints.reads(w, "w").writes(values, "values").writes(left, "left").writes(right, "right");
+  footprints.require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   singular_values<T>(input, s, u, v, Context{0, &monitor});

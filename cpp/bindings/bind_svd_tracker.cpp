@@ -6,11 +6,11 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 
 #include "array_view.hpp"
 #include "bindings.hpp"
+#include "footprints.hpp"
 #include "interrupt.hpp"
 #include "tracker_settings.hpp"
 
@@ -44,7 +44,9 @@ class PythonOperator final : public LinearOperator<T> {
     const py::gil_scoped_acquire acquire;
     py::array_t<T> columns({x.cols, x.rows});
     MatrixRef<T>(columns.mutable_data(), x.cols, x.rows).map() = x.map().transpose();
-    const py::array_t<T, py::array::c_style | py::array::forcecast> result = function(columns);
+    constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    const py::array_t<T, py::array::c_style | py::array::forcecast | aligned> result =
+        function(columns);
     if (result.ndim() != 2 || result.shape(0) != y.cols || result.shape(1) != y.rows) {
       throw ShapeError(std::string(name) + " returned an array of another shape; wanted (" +
                        std::to_string(y.cols) + ", " + std::to_string(y.rows) + ")");
@@ -117,7 +119,9 @@ class Tracker {
     run([&](const Context& context) {
       require_shape(input, tracker_.rows(), tracker_.cols(), "W");
       isometry = measure_isometry<T>(input, context);
-      factored_.emplace(input, isometry, limit);
+      auto next = std::make_unique<LowRankDrift<T>>(input, isometry, limit);
+      tracker_.left();  // made of the old frames, if they are not yet
+      factored_ = std::move(next);
     });
     initial_ = w;
     return py::make_tuple(isometry.scale, isometry.departure, isometry.rigorous);
@@ -185,7 +189,7 @@ class Tracker {
   SvdTracker<T> tracker_;
   int n_threads_;
   std::mutex busy_;
-  std::optional<LowRankDrift<T>> factored_;
+  std::unique_ptr<LowRankDrift<T>> factored_;
   py::object initial_;
 };
 
@@ -224,6 +228,9 @@ void follow_branches(const py::array& values, const py::array& left, const py::a
   auto* right_rows = records<double>(right, n, {p, b}, "right");
   auto* id = records<std::int64_t>(ids, n, {p}, "ids");
   auto* cluster = records<std::int64_t>(clusters, n, {p}, "clusters");
+  Footprints footprints;
+  footprints.reads(values, "values").writes(left, "left").writes(right, "right");
+  footprints.writes(ids, "ids").writes(clusters, "clusters").require_apart();
   Monitor monitor = listening();
   const py::gil_scoped_release release;
   const Context context{1, &monitor};

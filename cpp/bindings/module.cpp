@@ -1,7 +1,23 @@
+#include <exception>
+
 #include "bindings.hpp"
+
+namespace {
+
+// What a dictionary holds is an argument like any other: of the wrong type, it is a TypeError.
+void translate(std::exception_ptr failure) {
+  try {
+    if (failure) std::rethrow_exception(failure);
+  } catch (const pybind11::cast_error& error) {
+    pybind11::set_error(PyExc_TypeError, error.what());
+  }
+}
+
+}  // namespace
 
 PYBIND11_MODULE(DLNFAST_MODULE, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The compiled core of dlnfast. Use the functions of the package dlnfast instead.";
+  pybind11::register_local_exception_translator(&translate);
   dlnfast::python::bind_basis(m);
   dlnfast::python::bind_batch_descent(m);
   dlnfast::python::bind_build_info(m);

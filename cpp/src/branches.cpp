@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 
 #include "dlnfast/errors.hpp"
@@ -81,6 +82,7 @@ std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows
           next = j;
         }
       }
+      if (next == 0) throw std::domain_error("the gains of an assignment are not finite");
       for (Index j = 0; j <= n; ++j) {
         if (done[j]) {
           u[row_of[j]] += step;

@@ -27,7 +27,7 @@ Index n_records(const Schedule& schedule) {
 
 Index n_losses(const Schedule& schedule) {
   const Index whole = schedule.steps - schedule.first + 1;
-  return schedule.drain_every > 0 ? std::min(schedule.drain_every + 1, whole) : whole;
+  return schedule.drain_every > 0 ? std::min(schedule.drain_every, whole - 1) + 1 : whole;
 }
 
 Index n_multiples(const Schedule& schedule, Index every) {

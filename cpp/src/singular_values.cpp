@@ -1,5 +1,6 @@
 #include "dlnfast/singular_values.hpp"
 
+#include <Eigen/QR>
 #include <Eigen/SVD>
 #include <algorithm>
 #include <cmath>
@@ -23,9 +24,25 @@ struct Decomposition {
   Eigen::MatrixXd transposed;
   bool vectors = false;
   Eigen::BDCSVD<Eigen::MatrixXd> svd;
+  double scale = 1.0;
+  Eigen::MatrixXd frame;  // Q, where R of W^T = Q R is decomposed
 
+  // Eigen hands a tall matrix of few columns to JacobiSVD, which frees its QR factors twice where there
+  // was no memory for them: so it gets R.
   void compute() {
-    svd.compute(transposed, vectors ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0);
+    const int options = vectors ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0;
+    const Index n = transposed.cols();
+    if (n >= 16 || transposed.rows() <= n) {
+      svd.compute(transposed, options);
+      return;
+    }
+    scale = transposed.cwiseAbs().maxCoeff();
+    if (scale == 0.0) scale = 1.0;
+    const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr(transposed / scale);
+    Eigen::MatrixXd r = qr.matrixR().topRows(n).triangularView<Eigen::Upper>();
+    r *= qr.colsPermutation().transpose();
+    if (vectors) frame = qr.householderQ() * Eigen::MatrixXd::Identity(transposed.rows(), n);
+    svd.compute(r, options);
   }
 };
 
@@ -66,9 +83,15 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> lef
   } else {
     compute_patiently(d, context);
   }
-  values.map() = d->svd.singularValues().head(k).transpose().template cast<T>();
+  values.map() = (d->scale * d->svd.singularValues().head(k)).transpose().template cast<T>();
   if (!left.absent()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
-  if (!right.absent()) right.map() = d->svd.matrixU().leftCols(k).template cast<T>();
+  if (right.absent()) return;
+  const auto leading = d->svd.matrixU().leftCols(k);
+  if (d->frame.size() > 0) {
+    right.map() = (d->frame * leading).template cast<T>();
+  } else {
+    right.map() = leading.template cast<T>();
+  }
 }
 
 template void singular_values<float>(MatrixRef<const float>, MatrixRef<float>, MatrixRef<float>,

@@ -720,11 +720,11 @@ class SvdTracker<T>::Impl {
       }
       std::reverse(below.begin(), below.end());
       const Index n_above = j + static_cast<Index>(above.size());
-      closed_split_ = std::min(n_above, k_);
       const Index n_shared = std::clamp<Index>(k_ - n_above, 0, static_cast<Index>(shared.size()));
       const Index needed = n_above + n_shared + static_cast<Index>(below.size());
       const Index most = std::min(std::max(p_, thin_limit), smaller_ / 3);
       if (needed > p_) grow(std::min(needed, std::max(most, p_)));
+      closed_split_ = std::min({n_above, k_, p_ - 1});
       wanted = p_ - j;
       chosen = above;
       chosen.insert(chosen.end(), shared.begin(), shared.begin() + n_shared);
@@ -1193,8 +1193,11 @@ void SvdTracker<T>::Impl::make_vectors() {
     image *= inverse;
     spare_is_current_ = true;
   }
-  const auto combine = [&](const Matrix<double>& coordinates, MatrixRef<const T> frame,
+  const auto combine = [&](const Matrix<double>& coordinates, MatrixRef<const T> whole,
                            const Matrix<T>& spare, Matrix<T>& out) {
+    // Frames that have grown since the event, perhaps beyond the room, have no part in it.
+    const MatrixRef<const T> frame =
+        whole.block(0, 0, std::min(whole.rows, coordinate_room), whole.cols);
     const Matrix<T> turn = coordinates.leftCols(frame.rows).template cast<T>();
     const Matrix<T> rest = coordinates.middleCols(coordinate_room, spare.rows()).template cast<T>();
     out.setZero();

@@ -2,12 +2,25 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
+#include <string>
 
 namespace dlnfast {
 namespace {
 
 std::atomic<int> default_threads{0};
 std::atomic<bool> single_threaded{false};
+
+// A larger team is taken for a mistake: OpenMP ends the process where it cannot start one.
+constexpr int most_threads = 4096;
+
+int checked(int n) {
+  if (n > most_threads) {
+    throw std::invalid_argument(std::to_string(n) + " threads are asked for; wanted at most " +
+                                std::to_string(most_threads));
+  }
+  return n;
+}
 
 }  // namespace
 
@@ -19,7 +32,7 @@ bool has_openmp() {
 #endif
 }
 
-void set_num_threads(int n) { default_threads = std::max(n, 0); }
+void set_num_threads(int n) { default_threads = std::max(checked(n), 0); }
 
 void forbid_threads() { single_threaded = true; }
 
@@ -34,9 +47,11 @@ int max_threads() {
 }
 
 int team_size(int requested, double work, double work_per_thread) {
+  checked(requested);
   if (single_threaded || !has_openmp()) return 1;
   if (requested > 0) return requested;
-  const int most = requested < 0 ? std::min(-requested, max_threads()) : max_threads();
+  const int most =
+      requested < 0 ? std::min(-std::max(requested, -most_threads), max_threads()) : max_threads();
   const double useful = std::max(1.0, work / work_per_thread);
   return static_cast<int>(std::min<double>(most, useful));
 }

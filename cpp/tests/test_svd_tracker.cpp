@@ -1,6 +1,8 @@
 #include "dlnfast/svd_tracker.hpp"
 
 #include <Eigen/SVD>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "check.hpp"
@@ -210,6 +212,13 @@ void signed_branches() {
   }
 }
 
+void assignment_without_numbers() {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double bad : {infinity, std::nan("")}) {
+    CHECK_THROWS(best_assignment(std::vector<double>(6, bad), 2, 3), std::domain_error);
+  }
+}
+
 void assignment() {
   for (int trial = 0; trial < 200; ++trial) {
     const Index m = 1 + check::pick(5), n = 1 + check::pick(5);
@@ -320,6 +329,7 @@ void input_is_checked() {
 
 int main() {
   assignment();
+  assignment_without_numbers();
   shapes<double>();
   shapes<float>();
   isometry_plus_low_rank();

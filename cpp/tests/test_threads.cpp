@@ -1,6 +1,7 @@
 #include "dlnfast/threads.hpp"
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <thread>
@@ -128,6 +129,11 @@ void team_sizes() {
   CHECK(team_size(0, 1e300, 1e-300) == 5);
   CHECK(team_size(2, 1e9, 1e6) == 2);
   CHECK(team_size(-3, 1e9, 1e6) == 3);
+  CHECK(team_size(std::numeric_limits<int>::min(), 1e9, 1e6) == 5);
+  // OpenMP would end the process.
+  CHECK(team_size(4096, 1.0, 1.0) == 4096);
+  CHECK_THROWS(team_size(4097, 1.0, 1.0), std::invalid_argument);
+  CHECK_THROWS(set_num_threads(4097), std::invalid_argument);
   CHECK(team_size(-3, 2e6, 1e6) == 2);
   CHECK(team_size(-9, 1e9, 1e6) == 5);
   set_num_threads(-3);

@@ -67,7 +67,7 @@ def _checked_array(
         raise ShapeError(f"{title} has shape {array.shape}; wanted ({text}{',' if n_axes == 1 else ''})")
     if array.size == 0 and not empty:
         raise ShapeError(f"{title} is empty: shape {array.shape}")
-    result = np.ascontiguousarray(array, dtype=wanted)
+    result: FloatArray = np.require(array, wanted, ["C_CONTIGUOUS", "ALIGNED"])
     if isinstance(x, np.ndarray) and not np.shares_memory(result, array) and result.nbytes > LARGE_COPY_BYTES:
         warnings.warn(
             f"{title}: {result.nbytes / 2**20:.0f} MB copied to a C-contiguous {wanted} array "

@@ -652,7 +652,7 @@ class Sensing(Observations):
             whole = (left[:, :, np.newaxis] * right[:, np.newaxis, :]).reshape(len(left), -1)
         else:
             whole = self._sparse.toarray()
-        operators = np.ascontiguousarray(whole, dtype=dtype)
+        operators = np.require(whole, dtype, ["C_CONTIGUOUS", "ALIGNED"])
         return _NO_STATISTICS | {
             "loss_floor": self.loss_floor,
             "observed": None,
@@ -701,7 +701,7 @@ def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[n
         raise ShapeError(f"{name} has shape {array.shape}; wanted a vector (1 axis)")
     if length is not None and array.size != length:
         raise ShapeError(f"{name} has {array.size} entries; wanted {length}, as many as values")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def _sorted(
