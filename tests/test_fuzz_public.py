@@ -751,8 +751,8 @@ def test_odd_arguments_are_named_or_harmless(data, tmp_path_factory):
     try:
         call, arguments = CALLS[name]()
         count = data.draw(st.integers(1, min(2, len(arguments))), label="count")
-        for _ in range(count):
-            key = data.draw(st.sampled_from(sorted(arguments)), label="argument")
+        keys = st.lists(st.sampled_from(sorted(arguments)), min_size=count, max_size=count, unique=True)
+        for key in data.draw(keys, label="arguments"):
             odd = oddities(arguments[key])
             choice = data.draw(st.sampled_from(sorted(odd)), label="oddity")
             try:
