@@ -193,7 +193,7 @@ def test_products_into_a_factor(core):
 @pytest.mark.parametrize("entry", ARGUMENTS)
 def test_drains_further_apart_than_steps(core, entry):
     """One more than the most that 64 bits count was a number of losses that any array had room for."""
-    with pytest.raises(ValueError, match="loss has the wrong shape"):
+    with pytest.raises(ValueError, match=r"(loss|snapshots.0.) has the wrong shape"):
         call(core, entry, drain_every=2**63 - 1, record_every=100, loss=np.zeros(0))
 
 
