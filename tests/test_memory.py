@@ -130,7 +130,9 @@ print(failed)
 def test_little_memory(call, run_python):
     """At some limits the call raises MemoryError; after each it gives what it gave before."""
     # What is freed goes back at once: the next call has to ask for it again.
-    assert int(run_python(LITTLE_MEMORY, call, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")) > 0
+    assert (
+        int(run_python(LITTLE_MEMORY, call, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")) > 0
+    )
 
 
 # In a build for fuzzing, every allocation of the core in turn.
