@@ -1,4 +1,7 @@
-"""The examples of README and docs run, page by page, each as one program."""
+"""The examples of README and docs run, page by page, each as one program.
+
+Those that need a cluster are marked as ``py``, not ``python``, and are read only.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,8 @@ def test_the_examples_run(page, tmp_path):
     program = tmp_path / f"{page.stem}.py"
     program.write_text("\n".join(examples(page)), encoding="utf-8")
     variables = os.environ | {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, program.name],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, program.name]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
