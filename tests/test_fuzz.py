@@ -236,7 +236,7 @@ def test_more_frames_than_a_tracker_takes(core):
     tracker = core.SvdTracker64(n, n, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
     tracker.update(w, np.inf)
     tracker.begin_factored(w, n)
-    with pytest.raises(ValueError, match="frames of .* vectors; wanted at most"):  # noqa: PT012
+    with pytest.raises(ValueError, match=r"frames of .* vectors; wanted at most"):  # noqa: PT012
         for _ in range(100):
             a, b = rng.standard_normal((4, n)), rng.standard_normal((4, n))
             record = tracker.append(1.0, 0.1, a, b)
