@@ -37,6 +37,12 @@ def start(folder: Path, engine: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), engine])
 
 
+def await_begin(folder: Path) -> None:
+    """Wait until a run has written what it was asked for."""
+    while not (folder / "run.npz").exists():
+        time.sleep(0.002)
+
+
 def final(run: dln.Trajectory) -> list[np.ndarray]:
     """Return the arrays at the end of a run."""
     if run.engine == "reduced":
@@ -58,16 +64,17 @@ def main() -> int:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         whole_folder = Path(scratch) / "whole"
+        process = start(whole_folder, arguments.engine)
+        await_begin(whole_folder)
         took = time.perf_counter()
-        start(whole_folder, arguments.engine).wait()
+        process.wait()
         took = time.perf_counter() - took
         whole = dln.load(whole_folder)
         parts: list[float] = []
         while kills < arguments.kills:
             folder = Path(scratch) / f"run{kills}"
             process = start(folder, arguments.engine)
-            while not (folder / "run.npz").exists():
-                time.sleep(0.002)
+            await_begin(folder)
             try:
                 process.wait(generator.uniform(0.0, 0.8 * took))
                 continue  # it was faster

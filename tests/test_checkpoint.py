@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlnfast as dln
+import dlnfast.batch
+import dlnfast.estimator
 from dlnfast import Checkpoint
 from dlnfast.checkpoint import RunFolder
 from dlnfast.cli import main
@@ -135,6 +138,184 @@ def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_pa
     same(plain, dln.train(problem, weights, **options, checkpoint=kept))
 
 
+class Patience:
+    """A rule that needs to know the records before."""
+
+    def __init__(self, count, cut=None):
+        self.count, self.cut, self.seen = count, cut, []
+
+    def __call__(self, step, loss):
+        self.seen.append((step, loss))
+        if step == self.cut:
+            raise Stop
+        return len(self.seen) >= self.count
+
+
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+@pytest.mark.parametrize("record_every", [1, 3])
+@pytest.mark.parametrize("cut", [0, 6, 12])
+def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_path):
+    problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
+    options = {"learning_rate": 0.5, "steps": 60, "record_every": record_every, "engine": engine}
+    options["n_threads"] = 1
+    plain_rule = Patience(13)
+    plain = dln.train(problem, weights, **options, callback=plain_rule)
+    assert plain.config["outcome"] == "stopped"
+    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
+    rule = Patience(13)
+    same(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    assert rule.seen == plain_rule.seen
+
+
+class TestTurns:
+    """Runs whose outer layers move once in some steps."""
+
+    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record_every": 10, "weights_every": 20}
+
+    def train(self, **more):
+        problem = dln.low_rank_completion(60, 2, observed=0.4)
+        law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+        return dln.train_compressed(problem, law, rank=2, **self.OPTIONS, n_threads=1, **more)
+
+    @pytest.mark.parametrize("rate", ["adaptive", 0.05])
+    @pytest.mark.parametrize("cut", [0, 30, 90])
+    def test_they_go_on(self, cut, rate, tmp_path):
+        plain_rule = Patience(100)
+        plain = self.train(learning_rate=rate, callback=plain_rule)
+        kept = Checkpoint(tmp_path / "run", seconds=0)
+        with pytest.raises(Stop):
+            self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
+        rule = Patience(100)
+        run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
+        same(plain, run)
+        assert rule.seen == plain_rule.seen
+        same(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
+        assert plain.config == run.config
+        with pytest.raises(ValueError, match="holds another run"):
+            self.train(learning_rate=0.01, checkpoint=kept)
+        with pytest.raises(ValueError, match="its format is 'dlnfast run in turns'"):
+            dln.load(kept.directory)
+
+    def test_those_that_converge_or_stop_are_read(self, tmp_path):
+        for name, more, outcome in (
+            ("a", {"tolerance": 1e-3}, "converged"),
+            ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
+        ):
+            first = self.train(checkpoint=tmp_path / name, **more)
+            assert first.config["outcome"] == outcome
+            same(first, self.train(checkpoint=tmp_path / name, **more))
+
+
+def test_compressed_runs_go_on(tmp_path):
+    problem = dln.low_rank_completion(60, 2, observed=0.5)
+    law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+    for outer in (0.0, 0.01):  # projected, and with outer layers that learn
+        options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
+        plain = dln.train_compressed(problem, law, **options)
+        kept = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
+        with pytest.raises(Stop):
+            dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
+        other = tmp_path / f"copy {outer}"
+        shutil.copytree(kept.directory, other)
+        same(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
+        # The command line knows the rule that ends such runs.
+        np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
+
+
+def test_batches_go_on(tmp_path, monkeypatch):
+    problem = dln.low_rank_recovery(12, 2)
+    law = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
+    starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [law]
+    rates = [0.5, 0.5, 1e6, 0.4, 0.3, 0.2]  # one diverges
+    options = {"learning_rate": rates, "steps": 40, "record_every": 10, "n_threads": 1}
+    plain = dln.train_batch(problem, starts, **options)
+    assert "diverged" in plain.outcomes
+    calls = []
+    whole = dln.batch.descend_together
+
+    def counted(plans, limit):
+        if len(calls) == limit:
+            raise Stop
+        calls.append(len(plans))
+        return whole(plans)
+
+    kept = Checkpoint(tmp_path / "batch", every=2)
+    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
+    with pytest.raises(Stop):
+        dln.train_batch(problem, starts, **options, checkpoint=kept)
+    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
+    batch = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    assert sum(calls) == len(starts)  # none ran twice
+    again = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    assert sum(calls) == len(starts)
+    for other in (batch, again):
+        assert other.outcomes == plain.outcomes
+        np.testing.assert_array_equal(other.loss[:-1], plain.loss[:-1])
+        # A law is drawn anew, to rounding, where it is not read.
+        np.testing.assert_allclose(other.loss[-1], plain.loss[-1], rtol=1e-12)
+        for a, b in zip(plain[:-1], other[:-1], strict=True):
+            assert a.problem is b.problem
+            np.testing.assert_array_equal(a.singular_values(2), b.singular_values(2))
+            np.testing.assert_array_equal(a.weights(1), b.weights(1))
+    np.testing.assert_array_equal(again[-1].loss, batch[-1].loss)
+    np.testing.assert_array_equal(again[-1].singular_values(1), batch[-1].singular_values(1))
+    with pytest.raises(ValueError, match="holds another run"):
+        dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=kept)
+    with pytest.raises(ValueError, match="holds another run"):
+        dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=kept)
+
+
+def ratings():
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, [40, 30], (500, 2)), axis=0)
+    left, right = rng.standard_normal((40, 2)), rng.standard_normal((30, 2))
+    known = np.sum(left[pairs[:, 0]] * right[pairs[:, 1]], axis=1)
+    return pairs, known + 0.1 * rng.standard_normal(len(pairs))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
+def test_fits_go_on(cut, tmp_path, monkeypatch):
+    pairs, known = ratings()
+    options = {"steps": 200, "n_threads": 1, "rank": 4}
+    plain = dln.MatrixCompletion(**options).fit(pairs, known)
+    whole, calls = dln.estimator.train, []
+
+    def counted(*arguments, **settings):
+        calls.append(settings["steps"])
+        if len(calls) == cut or (cut == -1 and settings["steps"] > 10):
+            settings["callback"] = stop_at(5)
+        return whole(*arguments, **settings)
+
+    model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
+    monkeypatch.setattr(dln.estimator, "train", counted)
+    with pytest.raises(Stop):
+        model.fit(pairs, known)
+    before = len(calls)
+    monkeypatch.setattr(dln.estimator, "train", whole)
+    again = dln.MatrixCompletion(**options, checkpoint=tmp_path)
+    repeated = []
+    monkeypatch.setattr(
+        dln.estimator, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1]
+    )
+    again.fit(pairs, known)
+    assert again.validation_ == plain.validation_
+    assert (again.n_steps_, again.weight_decay_) == (plain.n_steps_, plain.weight_decay_)
+    for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
+    for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
+        same(one, other)
+    # What had ended was not done again.
+    rerun, once = len(repeated), []
+    monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
+    dln.MatrixCompletion(**options).fit(pairs, known)
+    assert before - 1 + rerun <= len(once) + 1
+    # Another fit has a folder of its own.
+    dln.MatrixCompletion(**options | {"rank": 3}, checkpoint=tmp_path).fit(pairs, known)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
 def test_runs_of_torch_go_on(options, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is optional")
@@ -237,6 +418,9 @@ def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
             dln.train(problem, weights, **options | changed, checkpoint=kept)
     with pytest.raises(ValueError, match="holds another run"):
         dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=kept)
+    rescaled = dln.Problem(problem.target, loss_scale=0.5)
+    with pytest.raises(ValueError, match="holds another run"):
+        dln.train(rescaled, weights, **options, checkpoint=kept)
     (kept.directory / "run.npz").unlink()
     with pytest.raises(ValueError, match=r"has (state|records)-\d+.npz but no run.npz"):
         dln.train(problem, weights, **options, checkpoint=kept)

@@ -155,7 +155,7 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
 
 
 def test_split_is_checked(tmp_path):
-    with pytest.raises(ValueError, match="split is 'validation'; wanted 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split is 'validation'; wanted one of 'train', 'test'"):
         load_fashion_mnist(tmp_path, "validation")
 
 
@@ -378,7 +378,7 @@ def test_cifar_missing(tmp_path, monkeypatch):
 
 def test_cifar_arguments_are_checked(tmp_path):
     write_binaries(tmp_path)
-    with pytest.raises(ValueError, match="split is 'valid'; wanted 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split is 'valid'; wanted one of 'train', 'test'"):
         load_cifar10(tmp_path, "valid")
     with pytest.raises(ValueError, match="per_class is 0; wanted an integer of at least 1"):
         load_cifar10(tmp_path, per_class=0)

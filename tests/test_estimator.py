@@ -404,7 +404,7 @@ def test_a_sparse_matrix_holds_its_own_ratings():
         ({"duplicates": "last"}, ValueError, "duplicates is 'last'; wanted one of 'error', 'mean'"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"n_threads": -1}, ValueError, "n_threads is -1"),
-        ({"dtype": "float16"}, TypeError, "dtype is 'float16'; wanted float64 or float32"),
+        ({"dtype": "float16"}, TypeError, "dtype is float16; wanted float64 or float32"),
     ],
     ids=str,
 )

@@ -441,7 +441,7 @@ def test_spectral_measures_refuse(measure: Callable[[Any], float]) -> None:
 
 
 def test_spectral_measures_refuse_bad_levels() -> None:
-    with pytest.raises(ValueError, match=r"kind is 'numerical'; wanted 'machine'"):
+    with pytest.raises(ValueError, match=r"kind is 'numerical'; wanted one of 'machine'"):
         measures.numerical_rank([1.0], "numerical")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mass is 1\.5"):
         measures.numerical_rank([1.0], "nuclear", mass=1.5)
@@ -542,7 +542,7 @@ def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measures.sharpness(problem, [[[0.0, 0.0]]]) == pytest.approx(1.0)
     assert measures.sharpness(Problem([[0.0]]), [[[0.0]]] * 3) == 0.0
     assert measures.sharpness(Problem([[1.0]]), [[[0.0]]] * 2) == pytest.approx(1.0)  # a saddle
-    with pytest.raises(ShapeError, match="weights end with no layers; wanted 1 rows"):
+    with pytest.raises(ShapeError, match="weights is empty; wanted at least one layer"):
         measures.sharpness(problem, [])
     with pytest.raises(ShapeError, match="weights end with 3 rows"):
         measures.sharpness(problem, [np.ones((3, 2))])

@@ -353,6 +353,101 @@ void recorder() {
   }
 }
 
+// What `store` leaves is all there is: a stepper that starts from it takes the same steps, bit for bit.
+template <class T>
+void goes_on(const Widths& widths, bool momentum, bool adaptive) {
+  Problem p(widths, false, momentum);
+  if (adaptive) {
+    AdaptiveRate law;
+    law.safety = 1.5;
+    law.curvature.assign(p.weights.size(), 1.0);
+    p.rates.adaptive = law;
+  }
+  const auto motion_of = [&](std::vector<Matrix<T>>& velocity, std::vector<Matrix<T>>& carry,
+                             std::vector<std::vector<T>>& search) {
+    Motion<T> motion;
+    for (const auto& w : p.weights) {
+      velocity.push_back(Matrix<T>::Zero(w.rows(), w.cols()));
+      carry.push_back(Matrix<T>::Zero(w.rows(), w.cols()));
+      search.emplace_back(static_cast<std::size_t>(w.cols()), T(0));
+    }
+    for (std::size_t l = 0; l < p.weights.size(); ++l) {
+      if (momentum) motion.velocity.emplace_back(velocity[l]);
+      if (*std::max_element(widths.begin(), widths.end()) <= 32) {
+        motion.carry.emplace_back(carry[l]);
+      }
+      if (adaptive) motion.search.push_back(search[l].data());
+    }
+    return motion;
+  };
+  std::vector<Matrix<T>> velocity, carry, weights;
+  std::vector<std::vector<T>> search;
+  Fast<T> fast(p, 1);
+  const Motion<T> motion = motion_of(velocity, carry, search);
+  DenseDescent<T> first(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, motion);
+  std::vector<double> losses;
+  for (int t = 0; t < 9; ++t) {
+    losses.push_back(first.evaluate());
+    if (t == 4) {
+      first.store();
+      weights = fast.weights;
+    }
+    // The arrays of the motion stay as they were stored.
+    first.update();
+  }
+  first.store();
+  std::vector<Matrix<T>> velocity_end = velocity, carry_end = carry, again_velocity, again_carry;
+  std::vector<std::vector<T>> again_search;
+  // Once more to the fifth step, for the motion as it was there.
+  Fast<T> other(p, 1);
+  const Motion<T> there = motion_of(again_velocity, again_carry, again_search);
+  DenseDescent<T> short_run(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32, there);
+  for (int t = 0; t < 4; ++t) {
+    short_run.evaluate();
+    short_run.update();
+  }
+  short_run.evaluate();
+  short_run.store();
+  for (std::size_t l = 0; l < weights.size(); ++l) CHECK(other.weights[l] == weights[l]);
+  DenseDescent<T> second(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32, there);
+  for (int t = 4; t < 9; ++t) {
+    CHECK(second.evaluate() == losses[static_cast<std::size_t>(t)]);
+    second.update();
+  }
+  second.store();
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    CHECK(other.weights[l] == fast.weights[l]);
+    CHECK(again_velocity[l] == velocity_end[l] && again_carry[l] == carry_end[l]);
+  }
+}
+
+void runs_go_on() {
+  for (const Widths& widths : {Widths{6, 6, 6, 6},
+                               {9, 8, 7, 2},
+                               {32, 31, 32},
+                               {40, 41, 42, 5},
+                               {66, 80, 90, 85},
+                               {3, 5, 0, 4, 2}}) {
+    for (const bool momentum : {false, true}) {
+      for (const bool adaptive : {false, true}) {
+        goes_on<double>(widths, momentum, adaptive);
+        goes_on<float>(widths, momentum, adaptive);
+      }
+    }
+  }
+  Problem p({4, 3, 2}, false, true);
+  Fast<double> fast(p, 1);
+  Matrix<double> wrong(3, 3);
+  Motion<double> motion;
+  motion.velocity = {wrong, wrong};
+  const auto made = [&] {
+    DenseDescent<double>(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, motion);
+  };
+  CHECK_THROWS(made(), ShapeError);
+  motion.velocity.pop_back();
+  CHECK_THROWS(made(), ShapeError);
+}
+
 void sizes_are_checked() {
   const Problem problem({3, 4, 2}, true, false);
   Matrix<double> w1(4, 3), w2(2, 4), target(2, 3), gram(3, 3), wrong(3, 4), none;
@@ -401,6 +496,7 @@ int main() {
   large_layers_on_every_team<float>();
   layer_that_grew_most();
   recorder();
+  runs_go_on();
   sizes_are_checked();
   return check::result();
 }

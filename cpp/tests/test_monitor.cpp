@@ -60,6 +60,35 @@ class Notes final : public Recorder {
   Index n_steps = 0, last_step = -1;
 };
 
+// Records of a run that is drained: their numbers begin anew.
+class Drained final : public Recorder {
+ public:
+  void record(Index /*record*/, Index /*step*/) override {}
+  void after_step(Index /*step*/, double /*loss*/, bool /*last*/) override {}
+};
+
+// Steps of 60 ms that look up halfway.
+class Breathing final : public Stepper {
+ public:
+  explicit Breathing(Monitor& monitor) : monitor_(&monitor) {}
+  double evaluate() override { return 1.0; }
+  void update() override {
+    ++n_begun;
+    pause(60);
+    monitor_->breathe();
+    ++n_whole;
+  }
+  Index n_layers() const override { return 1; }
+  double largest_entry(Index /*layer*/) const override { return 1.0; }
+  // Never between two steps.
+  Index steps_per_breath() const override { return Index(1) << 40; }
+
+  Index n_begun = 0, n_whole = 0;
+
+ private:
+  Monitor* monitor_;
+};
+
 struct Run {
   std::vector<double> loss;
   std::vector<std::int64_t> record_steps;
@@ -184,6 +213,92 @@ void interruptions() {
                std::out_of_range);
 }
 
+// A run whose caller takes away what was recorded, from whatever step it begins at.
+void drained_runs() {
+  for (const Index first : {0, 5, 6, 11}) {
+    for (const Index every : {1, 4, 11, 50}) {
+      Halving stepper;
+      Schedule s = schedule(11, 3);
+      s.first = first;
+      s.drain_every = every;
+      std::vector<double> loss(static_cast<std::size_t>(n_losses(s)), -1.0), losses;
+      std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)), -1), all_steps;
+      std::int64_t n_kept = 0, n_recorded = 0, between = 0;
+      const Progress progress{loss.data(), steps.data(), &n_kept, &n_recorded,
+                              nullptr,     nullptr,      &between};
+      std::vector<Index> drained;
+      const auto take = [&](Index step) {
+        drained.push_back(step);
+        losses.insert(losses.end(), loss.begin(), loss.begin() + n_kept);
+        all_steps.insert(all_steps.end(), steps.begin(), steps.begin() + n_recorded);
+        n_kept = n_recorded = 0;
+      };
+      Monitor monitor({}, take);
+      Drained notes;
+      const Result result = descend(stepper, notes, s, progress, monitor);
+      CHECK(result.outcome == Outcome::finished && result.step == 11 && between == 1);
+      take(11);
+      std::vector<Index> wanted_drains;
+      for (Index t = first + 1; t < 11; ++t) {
+        if (t % every == 0) wanted_drains.push_back(t);
+      }
+      wanted_drains.push_back(11);
+      CHECK(drained == wanted_drains);
+      CHECK(static_cast<Index>(losses.size()) == 11 - first + 1);
+      for (std::size_t t = 0; t < losses.size(); ++t) {
+        CHECK(losses[t] == std::ldexp(1.0, -int(t)));
+      }
+      std::vector<std::int64_t> wanted_steps{first};
+      for (Index t = first + 1; t <= 11; ++t) {
+        if (t % 3 == 0 || t == 11) wanted_steps.push_back(t);
+      }
+      CHECK(all_steps == wanted_steps);
+    }
+  }
+  Schedule s = schedule(9, 1);
+  s.first = 10;
+  CHECK_THROWS(n_records(s), std::invalid_argument);
+  s.first = 0;
+  s.drain_every = -1;
+  CHECK_THROWS(n_records(s), std::invalid_argument);
+  // Somebody who takes nothing away is found out before anything is written beyond the arrays.
+  s.drain_every = 2;
+  Halving stepper;
+  Drained notes;
+  std::vector<double> loss(static_cast<std::size_t>(n_losses(s)));
+  std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)));
+  std::int64_t n_kept = 0, n_recorded = 0;
+  Monitor idle({}, [](Index) {});
+  CHECK_THROWS(
+      descend(stepper, notes, s, Progress{loss.data(), steps.data(), &n_kept, &n_recorded}, idle),
+      std::logic_error);
+}
+
+// With a drain, what is thrown inside a step comes out after it.
+void interruptions_wait_for_whole_steps() {
+  for (const bool drains : {false, true}) {
+    Monitor monitor;
+    Breathing stepper(monitor);
+    Schedule s = schedule(1000, 1000);
+    s.drain_every = drains ? 1000 : 0;
+    std::vector<double> loss(1001);
+    std::vector<std::int64_t> steps(3);
+    std::int64_t n_kept = 0, n_recorded = 0, between = 0;
+    const Progress progress{loss.data(), steps.data(), &n_kept, &n_recorded,
+                            nullptr,     nullptr,      &between};
+    const auto ask = [](Index, double, bool at_record) -> Answer {
+      if (at_record) return Answer::go_on;
+      throw std::out_of_range("mine");
+    };
+    monitor = Monitor(ask, drains ? Monitor::Drain([](Index) {}) : Monitor::Drain());
+    Drained notes;
+    CHECK_THROWS(descend(stepper, notes, s, progress, monitor), std::out_of_range);
+    CHECK(between == (drains ? 1 : 0));
+    CHECK(stepper.n_whole == stepper.n_begun - (drains ? 0 : 1));
+    CHECK(n_kept == stepper.n_whole + 1);
+  }
+}
+
 void not_asked_too_often() {
   int asked = 0;
   Monitor monitor([&](Index, double, bool) {
@@ -239,7 +354,7 @@ void every_long_call_listens() {
   Matrix<double> w1 = random_matrix<double>(40, 40), w2 = w1, target = w1;
   Objective<double> objective;
   objective.target = target;
-  const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}};
+  const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}, {}};
   leaves_at_once([&](const Context& c) {
     DenseDescent<double> descent({w1, w2}, objective, rates, c);
     for (int t = 0; t < 10; ++t) {
@@ -262,6 +377,8 @@ int main() {
   records_of_a_run();
   ends_of_a_run();
   interruptions();
+  drained_runs();
+  interruptions_wait_for_whole_steps();
   not_asked_too_often();
   long_product();
   every_long_call_listens();

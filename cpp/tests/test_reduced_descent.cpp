@@ -230,7 +230,7 @@ void diverged_scalars_show_in_the_loss() {
   objective.target = target;
   for (const bool coupled : {true, false}) {
     const Family family{0, 1.0, coupled ? 1.0 : 0.0, {0.5, coupled ? 1e100 : 1e300}};
-    Rates rates{{1.0, 1.0}, {0.0, 1e250}, {0.0, 0.0}};
+    Rates rates{{1.0, 1.0}, {0.0, 1e250}, {0.0, 0.0}, {}};
     ReducedDescent<double> reduced(cores, objective, {family}, rates, Context{});
     reduced.evaluate();
     CHECK(largest_layer(reduced) == 2);
@@ -267,6 +267,72 @@ void recorder() {
     CHECK(std::equal(first.begin(), first.begin() + 2 * size, first_core[0].data()));
     const auto last = core(reduced, 1, 4, size);
     CHECK(std::equal(second.begin() + 4 * size, second.end(), last.data()));
+  }
+}
+
+// A stepper that starts from what `store` left takes the same steps, bit for bit.
+template <class T>
+void goes_on(Index width, bool momentum) {
+  const Index n_layers = 3;
+  std::vector<Matrix<T>> start;
+  for (Index l = 0; l < n_layers; ++l) {
+    start.push_back(random_matrix<T>(width, width, 0.9 * std::sqrt(1.5 / double(width))));
+  }
+  Matrix<T> target = random_matrix<T>(width, width);
+  Objective<T> objective;
+  objective.target = target;
+  const Rates rates = some_rates(n_layers, momentum);
+  std::vector<Family> families;
+  std::vector<double> rho;
+  for (const auto& s : some_families(n_layers)) {
+    families.push_back(s.family);
+    rho.insert(rho.end(), s.rho.begin(), s.rho.end());
+  }
+  struct Kept {
+    std::vector<Matrix<T>> cores, velocity, carry;
+    Matrix<double> scalars;
+  };
+  const auto begin = [&] {
+    Kept kept;
+    kept.cores = start;
+    for (const auto& core : start)
+      kept.velocity.push_back(Matrix<T>::Zero(core.rows(), core.cols()));
+    kept.carry = kept.velocity;
+    kept.scalars = Matrix<double>::Zero(3, static_cast<Index>(rho.size()));
+    for (std::size_t i = 0; i < rho.size(); ++i) kept.scalars(0, static_cast<Index>(i)) = rho[i];
+    return kept;
+  };
+  const auto go = [&](Kept& kept, int steps) {
+    Motion<T> motion;
+    if (momentum) motion.velocity = refs(kept.velocity);
+    if (width <= 32) motion.carry = refs(kept.carry);
+    ReducedDescent<T> descent(refs(kept.cores), objective, families, rates, Context{1, nullptr},
+                              motion, MatrixRef<double>(kept.scalars));
+    double loss = 0.0;
+    for (int t = 0; t < steps; ++t) {
+      loss = descent.evaluate();
+      descent.update();
+    }
+    descent.store();
+    return loss;
+  };
+  Kept whole = begin(), parts = begin();
+  const double loss = go(whole, 11);
+  go(parts, 4);
+  CHECK(go(parts, 7) == loss);
+  CHECK(parts.scalars == whole.scalars);
+  for (std::size_t l = 0; l < start.size(); ++l) {
+    CHECK(parts.cores[l] == whole.cores[l]);
+    CHECK(parts.velocity[l] == whole.velocity[l] && parts.carry[l] == whole.carry[l]);
+  }
+}
+
+void runs_go_on() {
+  for (const Index width : {1, 5, 8, 20, 32, 40}) {
+    for (const bool momentum : {false, true}) {
+      goes_on<double>(width, momentum);
+      goes_on<float>(width, momentum);
+    }
   }
 }
 
@@ -327,6 +393,7 @@ int main() {
   }
   diverged_scalars_show_in_the_loss();
   recorder();
+  runs_go_on();
   sizes_are_checked();
   return check::result();
 }

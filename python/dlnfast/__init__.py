@@ -17,6 +17,7 @@ from .compression import CompressedNetwork, compress
 from .data import Ratings, load_cifar10, load_fashion_mnist, load_movielens, one_hot
 from .descent import Adaptive, gradients, resume, train
 from .estimator import MatrixCompletion
+from .export import export
 from .initial import aligned, gaussian, orthogonal, uniform
 from .problem import LowRank, Problem, classification, low_rank_recovery
 from .statistics import SufficientStatistics
@@ -58,6 +59,7 @@ __all__ = [
     "closure",
     "compress",
     "compressed_weights",
+    "export",
     "figures",
     "gaussian",
     "gradients",

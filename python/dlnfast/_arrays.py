@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+import os
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 #: Copies of an argument above this size are announced with a `CopyWarning`.
 LARGE_COPY_BYTES = 64 * 2**20
+
+#: The largest integer that the core takes.
+LARGEST_COUNT: Final = 2**63 - 1
 
 
 def _titled(name: str, symbol: str | None) -> str:
@@ -47,10 +53,7 @@ def _checked_array(
     title = _titled(name, symbol)
     if getattr(x, "requires_grad", False) is True:
         raise TypeError(f"{title} is a tensor that requires grad; wanted its values alone: pass x.detach()")
-    try:
-        array = np.asarray(x)
-    except ValueError as error:  # rows of different lengths
-        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+    array = as_array(x, title)
     if array.dtype == object:
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
     wanted = _float_dtype(array, title) if dtype is None else np.dtype(dtype)
@@ -77,6 +80,24 @@ def _checked_array(
         place = tuple(int(i) for i in where)
         raise ValueError(f"{title} has a value that is not finite: {result[place]} at {place}")
     return result
+
+
+def as_array(x: object, title: str) -> npt.NDArray[Any]:
+    """Return any array, or say what has none."""
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+    except TypeError:  # of objects that promise an array and break their word
+        raise TypeError(f"{title} is not numeric: got {type(x).__name__}") from None
+
+
+def as_list(x: object, name: str, wanted: str) -> list[Any]:
+    """Return the items of an iterable, or say what was wanted."""
+    try:
+        return list(x)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:
@@ -148,10 +169,7 @@ def as_layers(
     """
     if isinstance(weights, np.ndarray) and weights.ndim == 2:
         raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
-    try:
-        given = list(weights)  # type: ignore[call-overload]
-    except TypeError:
-        raise TypeError(f"{name} is {type(weights).__name__}; wanted {wanted}") from None
+    given = as_list(weights, name, wanted)
     if not given:
         raise ShapeError(f"{name} is empty; wanted W_1 .. W_L, at least one")
     layers: list[FloatArray] = []
@@ -169,8 +187,8 @@ def as_layers(
     return layers
 
 
-def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = None) -> int:
-    """Return `n` as an int of at least `minimum`, and at most `maximum` where there is one."""
+def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = LARGEST_COUNT) -> int:
+    """Return `n` as an int of at least `minimum` and at most `maximum`; None for what only is a limit."""
     if isinstance(n, (bool, np.bool_)):
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
     try:
@@ -198,6 +216,40 @@ def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = Fa
     if not np.isfinite(value) or value < minimum or (strict and value == minimum):
         raise ValueError(f"{name} is {value:g}; wanted a finite number{bound}")
     return value
+
+
+def check_choice(x: object, name: str, choices: Sequence[str], *, optional: bool = False) -> Any:
+    """Return `x` if it is one of the words, or None where that is one of the choices."""
+    if (isinstance(x, str) and x in choices) or (optional and x is None):
+        return x
+    wanted = [*map(repr, choices), *(["None"] if optional else [])]
+    raise ValueError(f"{name} is {x!r}; wanted one of {', '.join(wanted)}")
+
+
+def check_flag(x: object, name: str) -> bool:
+    """Return `x` as a bool if it is one."""
+    if isinstance(x, (bool, np.bool_)):
+        return bool(x)
+    raise TypeError(f"{name} is {x!r}; wanted True or False")
+
+
+def check_path(x: object, name: str) -> Path:
+    """Return `x` as a path if it names one."""
+    if isinstance(x, (str, os.PathLike)):
+        return Path(x)
+    raise TypeError(f"{name} is {x!r}; wanted a path")
+
+
+def check_precision(x: object, name: str = "dtype") -> np.dtype[Any]:
+    """Return float64 or float32, of whichever the name or type is given."""
+    dtype: np.dtype[Any] | None = None
+    with suppress(TypeError, ValueError):
+        dtype = np.dtype(x)  # type: ignore[call-overload]
+    # NumPy takes None for float64.
+    if x is None or dtype is None or dtype not in (np.dtype(np.float64), np.dtype(np.float32)):
+        found = repr(x) if x is None or dtype is None else dtype
+        raise TypeError(f"{name} is {found}; wanted float64 or float32")
+    return dtype
 
 
 def aligned_copy(array: FloatArray) -> FloatArray:
@@ -235,8 +287,6 @@ def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Gen
     stream : sequence of int or str
         What the numbers are for, such as ``("orthogonal", layer)``; each use has its own stream.
     """
-    number = check_count(seed, "seed", minimum=0)
-    if number >= 2**64:
-        raise ValueError(f"seed is {number}; wanted an integer below 2**64")
+    number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
     use = zlib.crc32(repr(tuple(stream)).encode())
     return np.random.Generator(np.random.Philox(key=np.array([number, use], dtype=np.uint64)))

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ._arrays import (
+    FloatArray,
+    as_list,
+)
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
+from .checkpoint import Checkpoint, RunFolder, identity_of, terminating
 from .closure import Certificate, Closure
 from .descent import Request, allocate_records, check_initial, choose_engine, reduced_states, with_caution
+from .files import Arrays
 from .implicit import ImplicitWeights
+from .operators import ExplicitLayers
 from .problem import Problem
-from .trajectory import Trajectory
+from .trajectory import ReducedStates, Trajectory, pack_problem
 
 Layers = Sequence[npt.ArrayLike] | ImplicitWeights
 #: One value for all, one per run, or one per run and layer.
 PerRun = float | Sequence[float] | npt.NDArray[np.float64]
+
+#: What is computed between two writings of a batch that is kept.
+_PORTION_FLOPS: Final = 1e9
 
 
 class Batch(Sequence[Trajectory]):
@@ -90,6 +101,7 @@ def train_batch(
     singular_values: str | int | None = "all",
     tolerance: float | None = None,
     n_threads: int = 0,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Batch:
     r"""Train many networks by the reduced engine in one call: seeds, scales, rates, depths, targets.
 
@@ -116,6 +128,10 @@ def train_batch(
         A run stops as soon as its loss is at most this.
     n_threads : int
         As in `train`.
+    checkpoint : path or Checkpoint, optional
+        A folder of this batch's own, to which groups of runs are written as they end: some seconds' worth, or
+        ``Checkpoint(.., every=n_runs)``. The same call goes on with the runs that are missing. (`sweep` keeps
+        every run in a folder of its own.)
 
     Returns
     -------
@@ -173,8 +189,9 @@ def train_batch(
     groups: dict[Any, list[int]] = {}
     for i, plan in enumerate(plans):
         groups.setdefault(plan.shape, []).append(i)
+    kept = None if checkpoint is None else _KeptRuns(Checkpoint.of(checkpoint), plans)
     for members in groups.values():
-        for i, end in zip(members, descend_together([plans[i] for i in members]), strict=True):
+        for i, end in _ends(members, plans, kept):
             outcomes[i], runs[i] = end.outcome, end.trajectory
             if end.trajectory is None:
                 continue
@@ -183,6 +200,20 @@ def train_batch(
             if end.outcome == "converged":
                 loss[i, n_losses:] = end.trajectory.loss[-1]
     return Batch(runs, loss, outcomes, time.perf_counter() - start)
+
+
+def _ends(members: list[int], plans: list[Plan], kept: _KeptRuns | None) -> Iterator[tuple[int, End]]:
+    """Yield how the runs of one shape end, with their numbers."""
+    if kept is None:
+        yield from zip(members, descend_together([plans[i] for i in members]), strict=True)
+        return
+    with terminating():
+        for some in kept.portions(members):
+            ends = kept.read(some)
+            if ends is None:
+                ends = descend_together([plans[i] for i in some])
+                kept.write(some, ends)
+            yield from zip(some, ends, strict=True)
 
 
 class Plan(NamedTuple):
@@ -213,6 +244,93 @@ class End(NamedTuple):
     trajectory: Trajectory | None
 
 
+class _KeptRuns:
+    """The runs of a batch that have ended, in a folder; files are named by the first run they hold."""
+
+    def __init__(self, checkpoint: Checkpoint, plans: list[Plan]) -> None:
+        self._plans = plans
+        self._every = checkpoint.every
+        arrays: Arrays = {}
+        runs, problems = [], dict[int, Any]()
+        seen: dict[int, int] = {}
+        for plan in plans:
+            request = plan.request
+            pair = []
+            for thing in (request.problem, request.weights):
+                # The requests hold what they were given, so addresses name it; lists are made anew.
+                parts = list(thing) if isinstance(thing, list) else [thing]
+                for part in parts:
+                    if id(part) not in seen:
+                        seen[id(part)] = len(seen)
+                        known = _add(part, f"{seen[id(part)]}_", arrays)
+                        if known is not None:
+                            problems[seen[id(part)]] = known
+                    pair.append(seen[id(part)])
+            law = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
+            runs.append({**request.settings("reduced"), "holds": pair, "law": law})
+        settings = {"runs": runs, "problems": problems, "every": self._every}
+        identity = identity_of(settings, arrays)
+        self._folder = RunFolder(checkpoint.directory, identity, "dlnfast batch")
+        self._folder.begin({"n_runs": len(plans)}, {})
+
+    def portions(self, members: list[int]) -> Iterator[list[int]]:
+        """Yield the runs of one shape in groups that are written together."""
+        plan = self._plans[members[0]]
+        flops = 6.0 * sum(core_.shape[0] * core_.size for core_ in plan.space.cores)
+        whole = max(1.0, plan.request.steps * (flops + 100.0))
+        # Whole registers, and both threads of a small machine, are full with multiples of 32.
+        count = self._every or int(np.clip(_PORTION_FLOPS / whole // 32, 1, 32)) * 32
+        return (members[i : i + count] for i in range(0, len(members), count))
+
+    def write(self, members: list[int], ends: list[End]) -> None:
+        """Keep how these runs ended."""
+        about, arrays = [], Arrays()
+        for n, (i, end) in enumerate(zip(members, ends, strict=True)):
+            found = None
+            if end.trajectory is not None:
+                problem = end.trajectory.problem
+                if not isinstance(self._plans[i].request.weights, ImplicitWeights):
+                    end.trajectory.problem = None  # the caller has it
+                found, its_own = end.trajectory.to_arrays(weights=False)
+                end.trajectory.problem = problem
+                arrays |= {f"{n}:{name}": array for name, array in its_own.items()}
+            about.append({"outcome": end.outcome, "step": end.step, "layer": end.layer, "run": found})
+        self._folder.write_records(members[0], arrays, {"members": members, "runs": about})
+
+    def read(self, members: list[int]) -> list[End] | None:
+        """Return how these runs ended, if that was written."""
+        found = self._folder.read_records(members[0])
+        if found is None:
+            return None
+        about, arrays = found
+        if about["members"] != members:
+            raise ValueError(f"{self._folder.path} holds runs {about['members']}; wanted {members}")
+        ends = []
+        for n, (i, end) in enumerate(zip(members, about["runs"], strict=True)):
+            run = None
+            if end["run"] is not None:
+                own = {name.partition(":")[2]: a for name, a in arrays.items() if name.startswith(f"{n}:")}
+                request = self._plans[i].request
+                run = Trajectory.from_arrays(end["run"], own, request.problem)
+                if not isinstance(request.weights, ImplicitWeights):
+                    assert isinstance(run.states, ReducedStates)
+                    run.states = replace(run.states, layers=ExplicitLayers(request.weights))
+            ends.append(End(end["outcome"], end["step"], end["layer"], run))
+        return ends
+
+
+def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:
+    """Put a problem or matrix among the arrays that identify a batch; return what else defines it."""
+    if isinstance(part, Problem):
+        own: Arrays = {}
+        known = pack_problem(part, own)
+        arrays |= {name + key: array for key, array in own.items()}
+        return known
+    if not isinstance(part, ImplicitWeights):  # a law is described elsewhere
+        arrays[name] = part
+    return None
+
+
 class _Result(NamedTuple):
     """What one run left."""
 
@@ -233,8 +351,9 @@ def _plan(
     momentum: PerRun,
     **common: Any,
 ) -> list[Plan]:
-    many_problems = None if isinstance(problems, Problem) else list(problems)
-    many_weights: list[Any] | None = None if _is_one_network(weights) else list(weights)
+    several = "one for all runs, or a list with one for each"
+    many_problems = None if isinstance(problems, Problem) else as_list(problems, "problems", several)
+    many_weights = None if _is_one_network(weights) else as_list(weights, "weights", several)
     rates: list[Any] = [learning_rate, weight_decay, momentum]
     lengths = {
         "problems": None if many_problems is None else len(many_problems),

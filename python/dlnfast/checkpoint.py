@@ -15,25 +15,31 @@ import signal
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import check_count, check_scale
+from ._arrays import (
+    check_count,
+    check_path,
+    check_scale,
+)
 from ._version import __version__
-from .files import read_whole, write_text_whole, write_whole
+from .files import naming_damage, read_whole, write_text_whole, write_whole
 
-__all__ = ["Checkpoint", "RunFolder", "State", "terminating"]
+__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
 
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
 _STATE, _RECORDS = "state-", "records-"
 _RUN, _END = "run.npz", "end.json"
+_CHECKSUM: Final = "checksum"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -87,11 +93,14 @@ class State:
     seconds : float
         That the run has taken so far.
     arrays : dict of str to ndarray
+    about : dict
+        What else there is to know, in values that JSON knows.
     """
 
     step: int
     seconds: float
     arrays: Arrays
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -102,6 +111,8 @@ class RunFolder:
     directory : path
     identity : str
         Of the request: a folder that holds another run is refused.
+    kind : str
+        What it holds, if not a run of `train`: something longer that goes on in pieces.
 
     Raises
     ------
@@ -109,9 +120,12 @@ class RunFolder:
         If the folder holds another run, or one of a newer version.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: str | None = None) -> None:
-        self.path = Path(directory)
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: str | None = None, kind: str = "dlnfast run"
+    ) -> None:
+        self.path = check_path(directory, "directory")
         self.identity = identity
+        self.kind = kind
         self._written = 0.0
 
     # -------------------------------------------------------------------------------- begin and end
@@ -136,24 +150,42 @@ class RunFolder:
         if strangers:
             raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
         about = {"identity": self.identity, **about}
-        write_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION, about, arrays)
+        write_whole(self.path / _RUN, self.kind, FORMAT_VERSION, about, arrays)
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return what `begin` wrote."""
         if not self.exists:
             raise FileNotFoundError(f"{self.path} holds no run: there is no {_RUN}")
-        return read_whole(self.path / _RUN, "dlnfast run", FORMAT_VERSION)
+        meta, arrays = read_whole(self.path / _RUN, self.kind, FORMAT_VERSION)
+        if self.identity is None:
+            self.identity = meta["identity"]
+        return meta, arrays
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Say how the run ended."""
-        write_text_whole(self.path / _END, json.dumps({"version": __version__, **about}, indent=1) + "\n")
+        said = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity, **about}
+        text = json.dumps(said | {_CHECKSUM: _checksum(said)}, indent=1)
+        write_text_whole(self.path / _END, text + "\n")
 
     def ending(self) -> dict[str, Any] | None:
         """Return how it ended; None while it has not."""
+        path = self.path / _END
         try:
-            found: dict[str, Any] = json.loads((self.path / _END).read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
+        with naming_damage(path, "dlnfast run"):
+            found: dict[str, Any] = json.loads(content)
+            newer = found.get("format_version", FORMAT_VERSION) > FORMAT_VERSION  # the first files had none
+            expected = found.pop(_CHECKSUM, None)
+            if not newer and expected not in (None, _checksum(found)):
+                raise ValueError("its checksum is another")
+            missing = {"outcome", "step", "layer", "seconds"} - found.keys()
+            if not newer and missing:
+                raise ValueError(f"it lacks {sorted(missing)}")
+        if newer:
+            raise ValueError(f"{path} was written by a newer version; this is dlnfast {__version__}")
+        self._check_identity(path, found)
         return found
 
     # -------------------------------------------------------------------------- states and records
@@ -162,28 +194,38 @@ class RunFolder:
         """Return the newest state that can be read."""
         for path in reversed(self._files(_STATE)):
             try:
-                meta, arrays = read_whole(path, "dlnfast state", FORMAT_VERSION)
+                meta, arrays = self._read(path, "dlnfast state")
             except ValueError as error:
                 warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
                 continue
-            return State(int(meta["step"]), float(meta["seconds"]), arrays)
+            return State(int(meta["step"]), float(meta["seconds"]), arrays, meta)
         return None
 
     def go_back_to(self, step: int) -> None:
         """Remove what comes after a step: it will be computed again."""
         for prefix in (_RECORDS, _STATE):
-            for path in self._files(prefix):
+            for path in reversed(self._files(prefix)):  # so that readers never find a gap
                 if _step_of(path) > step:
                     path.unlink()
 
-    def write_records(self, step: int, arrays: Arrays) -> None:
+    def write_records(self, step: int, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
         """Add what was recorded since the file before, up to `step`."""
-        path = self.path / f"{_RECORDS}{step:015d}.npz"
-        write_whole(path, "dlnfast records", FORMAT_VERSION, {"step": step}, arrays)
+        known = {**(about or {}), "step": step, "identity": self.identity}
+        write_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION, known, arrays)
+
+    def read_records(self, step: int) -> tuple[dict[str, Any], Arrays] | None:
+        """Return what one such file holds; None where it is not there."""
+        try:
+            return self._read(self._records_file(step), "dlnfast records")
+        except FileNotFoundError:
+            return None
+
+    def _records_file(self, step: int) -> Path:
+        return self.path / f"{_RECORDS}{step:015d}.npz"
 
     def write_state(self, state: State) -> None:
         """Write a state and remove all but the last two."""
-        about = {"step": state.step, "seconds": state.seconds}
+        about = {**state.about, "step": state.step, "seconds": state.seconds, "identity": self.identity}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
         write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
         for old in self._files(_STATE)[:-_KEPT]:
@@ -195,12 +237,37 @@ class RunFolder:
         return time.monotonic() - self._written >= seconds
 
     def records(self) -> Iterator[Arrays]:
-        """Yield what was recorded, file by file."""
+        """Yield what was recorded, file by file.
+
+        Raises
+        ------
+        ValueError
+            If a file is damaged, of another run, or missing among the others.
+        """
+        n_losses = 0
+        ending = self.ending()  # before the files are looked for: then all of them are there
         for path in self._files(_RECORDS):
             try:
-                yield read_whole(path, "dlnfast records", FORMAT_VERSION)[1]
+                meta, arrays = self._read(path, "dlnfast records")
             except FileNotFoundError:  # a run that goes on has removed it
-                return
+                break
+            with naming_damage(path, "dlnfast records"):
+                n_losses += len(arrays["loss"])
+                if n_losses != meta["step"] + 1:
+                    raise ValueError(f"it ends at step {meta['step']}, but a file before it is missing")
+            yield arrays
+        if ending is not None and n_losses != ending["step"] + (ending["outcome"] != "diverged"):
+            raise ValueError(f"{self.path} lacks the last of the files of its records, {_RECORDS}<step>.npz")
+
+    def _read(self, path: Path, kind: str) -> tuple[dict[str, Any], Arrays]:
+        meta, arrays = read_whole(path, kind, FORMAT_VERSION)
+        self._check_identity(path, meta)
+        return meta, arrays
+
+    def _check_identity(self, path: Path, about: Mapping[str, Any]) -> None:
+        # The first folders said nothing of it.
+        if self.identity is not None and about.get("identity", self.identity) != self.identity:
+            raise ValueError(f"{path} belongs to another run than {_RUN}")
 
     def _files(self, prefix: str) -> list[Path]:
         return sorted(p for p in self.path.glob(f"{prefix}*.npz") if p.stem[len(prefix) :].isdigit())
@@ -208,6 +275,10 @@ class RunFolder:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+def _checksum(found: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
 
 
 def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``dlnfast figure``, ``train``, ``sweep``, ``finetune``, ``bench`` and ``info``."""
+"""The command line: ``dlnfast figure``, ``train``, ``resume``, ``export``, ``sweep`` and others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ._version import __version__
 from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
 from .descent import resume, train
+from .export import export
 from .runs import PACKAGES, environment, version, write_json
 from .sweep import SweepGrid, sweep
 from .trajectory import Trajectory
@@ -32,7 +33,7 @@ _INTERRUPTED: Final = "interrupted"
 _DIVERGED: Final = "diverged"
 #: Keeps the names of settings apart from the command line's own.
 _SETTING: Final = "setting "
-_OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow")
+_OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow", "xarray", "zarr", "h5netcdf", "h5py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +105,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     resuming.add_argument("directory", metavar="DIR", type=Path)
     resuming.set_defaults(run=_resume)
+
+    exporting = commands.add_parser(
+        "export",
+        help="write a run as named arrays for other programs: zarr or HDF5",
+        description="Write what a run has recorded, also while it goes on, as a zarr group of format 3 or\n"
+        "as HDF5 that xarray and netCDF 4 read. Memory does not grow with the length of a run in a folder.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    exporting.add_argument(
+        "source", metavar="RUN", type=Path, help="run.npz, or the folder of train --checkpoint"
+    )
+    exporting.add_argument("path", metavar="OUT", type=Path, help="ends in .zarr, .h5, .hdf5 or .nc")
+    exporting.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every N-th record only, and the last"
+    )
+    exporting.add_argument(
+        "--variables", nargs="+", metavar="NAME", help="which variables (default: all that the run has)"
+    )
+    exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
+    exporting.set_defaults(run=_export)
 
     sweeping = commands.add_parser(
         "sweep",
@@ -326,6 +347,18 @@ def _resume(arguments: argparse.Namespace) -> int:
     run = resume(arguments.directory, progress=True)
     _print_run(run)
     print(f"kept in:  {arguments.directory}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    export(
+        arguments.source,
+        arguments.path,
+        every=arguments.every,
+        variables=arguments.variables,
+        overwrite=arguments.overwrite,
+    )
+    print(f"written:  {arguments.path}")
     return 0
 
 

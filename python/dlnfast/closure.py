@@ -23,7 +23,7 @@ from ._arrays import FloatArray, check_scale, random_generator
 from ._dispatch import core
 from .data import gram_resolution
 from .implicit import ImplicitWeights
-from .problem import LowRank, Problem
+from .problem import LowRank, Problem, check_problem
 
 #: Random directions on which a layer is found to be a multiple of an isometry.
 N_PROBES = 8
@@ -310,6 +310,7 @@ def closure(
     """
     from .descent import check_initial
 
+    check_problem(problem)
     share = check_scale(largest_share, "largest_share", strict=True)
     return find_closure(problem, check_initial(weights, problem), largest_share=min(share, 1.0))
 

@@ -11,7 +11,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_matrix,
+    as_vector,
+    check_choice,
+    check_count,
+    check_scale,
+    random_generator,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from .factors import (
@@ -127,10 +136,7 @@ class Observations(ABC):
         -----
         The literature reports all three. O((d_y + d_x) (k + r)^2) for k-wide layers and a truth of rank r.
         """
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization is {normalization!r}; wanted one of {', '.join(map(repr, NORMALIZATIONS))}"
-            )
+        check_choice(normalization, "normalization", NORMALIZATIONS)
         if self.truth is None:
             raise ValueError("the truth is not known: make the problem with truth=...")
         square = squared_distance(as_factors(W, self.shape), self.truth)
@@ -295,7 +301,7 @@ class Completion(Observations):
         **options
             As of the class.
         """
-        array = np.asarray(matrix)
+        array = as_array(matrix, "matrix")
         if array.ndim != 2:
             raise ShapeError(f"matrix has shape {array.shape}; wanted a matrix (2 axes)")
         if mask is None:
@@ -303,7 +309,7 @@ class Completion(Observations):
                 raise TypeError(f"matrix has dtype {array.dtype}; wanted real numbers")
             known = ~np.isnan(array)
         else:
-            known = np.asarray(mask)
+            known = as_array(mask, "mask")
             if known.dtype != np.bool_:
                 raise TypeError(f"mask has dtype {known.dtype}; wanted bool")
             if known.shape != array.shape:
@@ -526,7 +532,7 @@ class Sensing(Observations):
             self._rank_one = left, right
             self.dim_out, self.dim_in = left.shape[1], right.shape[1]
         else:
-            array = np.asarray(operators)
+            array = as_array(operators, "operators")
             if array.ndim != 3 or array.shape[0] != m:
                 raise ShapeError(
                     f"operators has shape {array.shape}; wanted ({m}, d_y, d_x), or for rank one the pair of "
@@ -534,7 +540,7 @@ class Sensing(Observations):
                 )
             self.dim_out, self.dim_in = array.shape[1:]
             self._dense = as_matrix(array.reshape(m, -1), "operators", dtype=np.float64)
-        if shape is not None and tuple(shape) != self.shape:
+        if shape is not None and _check_shape(shape) != self.shape:
             raise ShapeError(f"shape is {tuple(shape)}; the operators have {self.shape}")
         self.reduction = reduction if loss_scale is None else None
         self.loss_scale = _scale(reduction, loss_scale, self.shape, m, "sum")
@@ -688,7 +694,7 @@ def _check_shape(shape: Any) -> tuple[int, int]:
 
 
 def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[np.int64]:
-    array = np.asarray(x)
+    array = as_array(x, name)
     if array.dtype.kind not in "iu" and array.size > 0:
         raise TypeError(f"{name} has dtype {array.dtype}; wanted integers")
     if array.ndim != 1:
@@ -729,8 +735,7 @@ def _scale(
     reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int, default: str
 ) -> float:
     scales = {"mean": 1.0 / (shape[0] * shape[1]), "observed": 1.0 / n_observations, "sum": 1.0}
-    if reduction not in scales:
-        raise ValueError(f"reduction is {reduction!r}; wanted one of {', '.join(map(repr, scales))}")
+    check_choice(reduction, "reduction", tuple(scales))
     if loss_scale is None:
         return scales[reduction]
     return check_scale(loss_scale, "loss_scale", strict=True)

@@ -10,7 +10,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, check_count, check_scale
+from ._arrays import (
+    FloatArray,
+    check_choice,
+    check_count,
+    check_scale,
+)
 from ._errors import AssumptionError
 from .closure import find_closure
 from .completion import Observations
@@ -19,6 +24,7 @@ from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
 from .projected import project, train_in_turns, train_projected
+from .stopping import Plateau
 from .trajectory import Trajectory
 
 BASES: Final = ("gradient", "surrogate")
@@ -86,10 +92,10 @@ def compressed_weights(
     >>> [w.shape for w in narrow]
     [(4, 100), (4, 4), (4, 4), (4, 4), (100, 4)]
     """
-    if not isinstance(problem, (Observations, Problem)):
-        raise TypeError(f"problem is {type(problem).__name__}; wanted a Completion, Sensing or Problem")
+    _check_kind(problem)
     if problem.input_gram is not None:
         raise AssumptionError("compressed factorisations need white inputs: Problem.from_data(whiten=...)")
+    check_choice(basis, "basis", BASES)
     smaller = min(problem.dim_out, problem.dim_in)
     if isinstance(rank, str):
         count = _automatic_rank(rank, problem, basis)
@@ -106,8 +112,6 @@ def compressed_weights(
                 'weights are needed for basis="gradient": dln.orthogonal([d] * (L + 1), scale=...)'
             )
         return _gradient_basis(problem, check_initial(weights, problem), count)
-    if basis != "surrogate":
-        raise ValueError(f"basis is {basis!r}; wanted one of {', '.join(map(repr, BASES))}")
     if weights is not None:
         raise ValueError('basis="surrogate" takes depth and scale, not weights')
     n_layers = check_count(depth, "depth", minimum=2)
@@ -115,6 +119,11 @@ def compressed_weights(
     factors = _surrogate(problem, count)
     inner = [eps * np.eye(count) for _ in range(n_layers - 2)]
     return [np.ascontiguousarray(eps * factors.V.T), *inner, np.ascontiguousarray(eps * factors.U)]
+
+
+def _check_kind(problem: object) -> None:
+    if not isinstance(problem, (Observations, Problem)):
+        raise TypeError(f"problem is {type(problem).__name__}; wanted a Completion, Sensing or Problem")
 
 
 def _automatic_rank(rank: str, problem: Observations | Problem, basis: str) -> int:
@@ -244,6 +253,7 @@ def train_compressed(
     True
     """
     start = time.perf_counter()
+    _check_kind(problem)
     ratio = check_scale(outer, "outer (gamma)")
     turn = check_count(outer_every, "outer_every")
     if turn > 1 and ratio > 0 and isinstance(problem, Problem):
@@ -284,31 +294,19 @@ def train_compressed(
 #: What `steps=None` stands for.
 _MOST_STEPS: Final = 200_000
 _ENOUGH: Final = 1e-14
-_LEAST_WINDOW: Final = 500
-_STALLED: Final = 1e-5
 
 
 def _steps_as_needed(
     problem: Observations | Problem, learning_rate: float | str | Adaptive, options: dict[str, Any]
 ) -> int:
     """Put the default rules for stopping among the options, and return the most steps."""
-    if learning_rate != "adaptive" and not isinstance(learning_rate, Adaptive):
+    if not isinstance(learning_rate, Adaptive) and not _is_word(learning_rate, "adaptive"):
         raise ValueError("steps is needed with a constant learning_rate: a plateau looks like an end")
     known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
     start = problem.loss_scale / 2 * known
     options.setdefault("tolerance", _ENOUGH * start)
     options.setdefault("record_every", 100)
-    watched = options.get("callback")
-    losses: dict[int, float] = {}
-
-    def stalled(step: int, loss: float) -> bool:
-        losses[step] = loss
-        window = max(_LEAST_WINDOW, step // 5)
-        before = max((s for s in losses if s <= step - window), default=None)
-        ended = watched is not None and watched(step, loss) is True
-        return ended or (before is not None and loss > (1 - _STALLED) * losses[before])
-
-    options["callback"] = stalled
+    options["callback"] = Plateau(options.get("callback"))
     return _MOST_STEPS
 
 
@@ -321,15 +319,19 @@ def _rates(
     ratios = [outer, *[1.0] * (len(narrow) - 2), outer]
     if isinstance(learning_rate, Adaptive):
         return replace(learning_rate, ratios=ratios)
-    if learning_rate == "adaptive":
+    if _is_word(learning_rate, "adaptive"):
         return Adaptive(ratios=ratios)
-    if learning_rate == "auto" and isinstance(problem, Observations):
+    if _is_word(learning_rate, "auto") and isinstance(problem, Observations):
         none = np.zeros(len(ratios))
         return list(automatic_rates(problem, list(narrow), np.array(ratios), none, none))
     if isinstance(learning_rate, str):
         raise ValueError(f'learning_rate (eta) is {learning_rate!r}; wanted a number, "adaptive" or "auto"')
     eta = check_scale(learning_rate, "learning_rate (eta)")
     return [eta * ratio for ratio in ratios]
+
+
+def _is_word(x: object, word: str) -> bool:
+    return isinstance(x, str) and x == word
 
 
 def _pays(problem: Observations, narrow: Sequence[FloatArray]) -> bool:

@@ -10,7 +10,17 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_layers, as_matrix, check_count, check_scale, is_finite, random_generator
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_layers,
+    as_matrix,
+    check_count,
+    check_flag,
+    check_scale,
+    is_finite,
+    random_generator,
+)
 from .closure import multiply
 from .factors import split_layers
 from .trajectory import ReducedStates, Trajectory
@@ -113,7 +123,7 @@ class CompressedNetwork:
         TypeError, ShapeError, ValueError
             If X is not numeric, does not fit d_0, or is not finite.
         """
-        given: Any = X if hasattr(X, "ndim") else np.asarray(X)
+        given: Any = X if hasattr(X, "ndim") and not isinstance(X, memoryview) else as_array(X, "X")
         single = given.ndim == 1
         first = self.layers[0]
         block = as_matrix(
@@ -202,8 +212,7 @@ def compress(
     [(3, 30), (3, 3), (30, 3)]
     >>> more = dln.train(problem, list(small), learning_rate=1.0, steps=100)
     """
-    if not isinstance(balanced, (bool, np.bool_)):
-        raise TypeError(f"balanced is {balanced!r}; wanted True or False")
+    check_flag(balanced, "balanced")
     if rank is not None and tol is not None:
         raise ValueError(f"rank is {rank!r} and tol is {tol!r}; wanted one of them, or neither")
     if isinstance(weights, Trajectory):

@@ -18,7 +18,16 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count, check_scale, is_finite
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_matrix,
+    check_choice,
+    check_count,
+    check_path,
+    check_scale,
+    is_finite,
+)
 from ._errors import ShapeError
 
 IntegerArray = npt.NDArray[np.int64]
@@ -83,7 +92,7 @@ def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> Floa
 
 def as_labels(labels: object, name: str) -> IntegerArray:
     """Return integer labels as a non-empty int64 vector."""
-    array = np.asarray(labels)
+    array = as_array(labels, name)
     if array.ndim != 1 or array.size == 0:
         raise ShapeError(f"{name} has shape {array.shape}; wanted a non-empty vector (N,)")
     if array.dtype.kind not in "biu":
@@ -110,9 +119,8 @@ def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntegerArray | None:
 
 def check_layout(layout: str) -> str:
     """Return the layout if it is one."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; wanted one of {', '.join(map(repr, LAYOUTS))}")
-    return layout
+    found: str = check_choice(layout, "layout", LAYOUTS)
+    return found
 
 
 def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
@@ -284,7 +292,7 @@ class Samples:
 
 
 def _labels_of_vector(Y: object, layout: str) -> IntegerArray:
-    array = np.asarray(Y)
+    array = as_array(Y, "Y (a vector, so labels)")
     if array.dtype.kind == "f":
         shape, code = ("(N, 1)", "Y[:, None]") if layout == "rows" else ("(1, N)", "Y[None, :]")
         raise TypeError(
@@ -593,8 +601,7 @@ def _some_images(
 
 
 def _check_split(split: str) -> None:
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; wanted 'train' or 'test'")
+    check_choice(split, "split", ("train", "test"))
 
 
 def _npz_file(root: Path, name: str) -> Path:
@@ -614,12 +621,12 @@ _FASHION_FILES: Final = f"{_NPZ_NAME}, FashionMNIST/raw/*-ubyte(.gz) or the parq
 def data_root(path: str | os.PathLike[str] | None, holds: str = _FASHION_FILES) -> Path:
     """Return the folder or file that is meant: the environment variable ``DLNFAST_DATA`` by default."""
     chosen = os.environ.get("DLNFAST_DATA") if path is None else path
-    if not chosen:
+    if chosen is None or (isinstance(chosen, str) and not chosen):
         raise FileNotFoundError(
             "path is not given and the environment variable DLNFAST_DATA is not set: name the folder that "
             f"holds {holds}"
         )
-    return Path(chosen)
+    return check_path(chosen, "path")
 
 
 def _places(root: Path, split: str) -> list[str]:

@@ -13,7 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, aligned_copy, as_layers, check_count, check_scale, per_layer
+from ._arrays import (
+    FloatArray,
+    aligned_copy,
+    as_layers,
+    check_choice,
+    check_count,
+    check_flag,
+    check_scale,
+    per_layer,
+)
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
@@ -25,6 +34,7 @@ from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
 from .progress import ProgressBar
+from .stopping import Plateau
 from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, stability_threshold
 from .trajectory import (
@@ -185,7 +195,8 @@ def train(
         values starts anew: branches then have new numbers. With the torch engine Ctrl-C loses what
         came after the last state.
     callback : callable, optional
-        ``callback(step, loss)`` at every record; returning True ends the run.
+        ``callback(step, loss)`` at every record; returning True ends the run. Where a run goes on, it first
+        hears of the records that are written already, so that a rule for stopping finds what it knew.
     optimizer : {"gd"}
         Gradient descent, with or without momentum. Others are refused with the reason.
 
@@ -243,7 +254,7 @@ def train(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
     check_optimizer(optimizer)
-    if engine not in ("auto", "reduced", "dense", "torch"):
+    if not isinstance(engine, str) or engine not in ("auto", "reduced", "dense", "torch"):
         raise ValueError(
             f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
         )
@@ -323,6 +334,8 @@ def resume(
     adaptive = settings.pop("adaptive")
     if adaptive is not None:
         settings["learning_rate"] = Adaptive(**adaptive)
+    if settings.pop("plateau"):
+        callback = Plateau(callback)
     assert begun.problem is not None
     return train(
         begun.problem,
@@ -420,11 +433,11 @@ class Request:
         n_steps = check_count(steps, "steps", minimum=0)
         kept_every = weights_every
         if weights_every is not None:
-            kept_every = min(check_count(weights_every, "weights_every"), max(n_steps, 1))
-        if vectors and n_values == 0:
+            kept_every = min(check_count(weights_every, "weights_every", maximum=None), max(n_steps, 1))
+        with_vectors = check_flag(vectors, "vectors")
+        if with_vectors and n_values == 0:
             raise ValueError("vectors is True but singular_values asks for none")
-        if tracking not in ("auto", "dense", "full"):
-            raise ValueError(f'tracking is {tracking!r}; wanted "auto", "dense" or "full"')
+        check_choice(tracking, "tracking", ("auto", "dense", "full"))
         adaptive = None
         if isinstance(learning_rate, Adaptive) or (
             isinstance(learning_rate, str) and learning_rate == "adaptive"
@@ -442,9 +455,9 @@ class Request:
             momentum=inertia,
             steps=n_steps,
             # Intervals longer than the run are all alike.
-            record_every=min(check_count(record_every, "record_every"), max(n_steps, 1)),
+            record_every=min(check_count(record_every, "record_every", maximum=None), max(n_steps, 1)),
             n_values=n_values,
-            vectors=bool(vectors),
+            vectors=with_vectors,
             tracking=tracking,
             weights_every=kept_every,
             tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
@@ -506,6 +519,7 @@ class Request:
             "weights_every": self.weights_every,
             "tolerance": self.tolerance,
             "n_threads": self.n_threads,
+            "plateau": isinstance(self.callback, Plateau),
             **({} if self.device is None else {"device": self.device}),
         }
 
@@ -875,7 +889,8 @@ def _run_kept(
     settings = request.settings(certificate.engine)
     # Subspaces follow from the rest, to rounding.
     given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-    folder = RunFolder(kept.directory, identity_of(settings, given))
+    identity = identity_of(settings | {"problem": about["problem"]}, given)
+    folder = RunFolder(kept.directory, identity)
     beside = {"every": kept.every, "seconds": kept.seconds}
     if isinstance(job, _ReducedJob):
         arrays |= job.space_arrays()
@@ -892,6 +907,8 @@ def _run_kept(
         job.motion.is_given = True
         for name, array in job.moving().items():
             array[...] = state.arrays[name]
+    if state is not None and request.callback is not None:
+        request = replace(request, callback=_told(request.callback, folder, state.step))
     start = time.perf_counter() - (0.0 if state is None else state.seconds)
     repeated = state is not None  # the first loss is that of the state, which the records have
 
@@ -933,6 +950,24 @@ def _run_kept(
     ending = folder.ending()
     assert ending is not None
     return _ended(folder, request, ending)
+
+
+def _told(callback: Callback, folder: RunFolder, begin: int) -> Callback:
+    """Tell a callback of the records that are written, and return it as the rest of the run calls it."""
+    answer: bool | None = None
+    n_before = 0
+    for part in folder.records():
+        for step in part["steps"].tolist():
+            answer = callback(step, float(part["loss"][step - n_before]))
+            known = step
+        n_before += len(part["loss"])
+    ended = answer is True and known == begin
+
+    def rest(step: int, loss: float) -> bool | None:
+        # The run begins with the last loss that was written.
+        return ended if step == begin else callback(step, loss)
+
+    return rest
 
 
 def _ended(folder: RunFolder, request: Request, ending: dict[str, Any]) -> Trajectory:
@@ -1025,7 +1060,7 @@ def _span(values: npt.NDArray[np.float64]) -> str:
 
 def check_optimizer(optimizer: str) -> None:
     """Raise, with the reason, for all but gradient descent."""
-    if optimizer == "gd":
+    if isinstance(optimizer, str) and optimizer == "gd":
         return
     if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
         raise AssumptionError(
@@ -1111,7 +1146,7 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
         if singular_values == "all":
             return None
         raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
-    return min(check_count(singular_values, "singular_values", minimum=0), _ALL_VALUES)
+    return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), _ALL_VALUES)
 
 
 def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:

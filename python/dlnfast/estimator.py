@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_vector, check_count, check_scale, random_generator
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_vector,
+    check_choice,
+    check_count,
+    check_flag,
+    check_precision,
+    check_scale,
+    random_generator,
+)
 from ._errors import ShapeError
 from ._threads import MAX_THREADS
+from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .completion import Completion
 from .descent import Adaptive, train
 from .factors import entries_of_product, leading_factors
+from .files import Arrays
 from .initial import orthogonal
 from .trajectory import Trajectory
 
@@ -55,6 +70,8 @@ _SNAPSHOTS: Final = 8
 _LARGEST_WHOLE: Final = 2**27
 #: Residuals below this share of the largest rating are rounding.
 _ROUNDING: Final = 1e-12
+#: Hexadecimal digits of a fit's identity that name its folder.
+_NAME_LENGTH: Final = 16
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -209,6 +226,10 @@ class MatrixCompletion:
         A bar on a terminal for the last run.
     dtype : {"float64", "float32"}
         Precision of the layers.
+    checkpoint : path or Checkpoint, optional
+        A folder in which every `fit` keeps what it has done, under a name that follows from the entries and
+        the settings: after a kill the same `fit` goes on, to the same bits with the same number of threads.
+        So do those of a search over many settings. `every` counts steps.
 
     Attributes
     ----------
@@ -305,6 +326,7 @@ class MatrixCompletion:
         n_threads: int = 0,
         progress: bool = False,
         dtype: npt.DTypeLike = "float64",
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.rank = rank
         self.depth = depth
@@ -328,6 +350,7 @@ class MatrixCompletion:
         self.n_threads = n_threads
         self.progress = progress
         self.dtype = dtype
+        self.checkpoint = checkpoint
 
     # --------------------------------------------------------------------------------------- settings
 
@@ -413,6 +436,7 @@ class MatrixCompletion:
         settings = _Settings.checked(self)
         entries = _unique(_entries(X, y, self.shape), settings.duplicates)
         settings.check_width(entries.shape)
+        kept = None if self.checkpoint is None else _KeptFit(self.checkpoint, settings, entries)
         parts = _split(settings, entries)
         settings = replace(settings, biases=_worthwhile_biases(settings, parts))
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
@@ -423,35 +447,38 @@ class MatrixCompletion:
         biases = fit_biases(entries, settings.biases, settings.penalty)
         self._keep(biases, None, entries.shape)
         try:
-            plan = None if parts is None else self._search(settings, *parts)
-            if plan is None:
-                plan = [_Phase(settings.decay or 0.0, settings.steps)]
-            network = _Network(settings, entries, biases)
-            self.weight_decay_, self.n_steps_ = plan[0].decay, 0
-            self._keep(network.biases, None, entries.shape)
-            if not network.nothing_left:
-                self._carry_out(plan, network)
+            with nullcontext() if kept is None else terminating():
+                plan = None if parts is None else self._search(settings, *parts, kept)
+                if plan is None:
+                    plan = [_Phase(settings.decay or 0.0, settings.steps)]
+                network = _Network(settings, entries, biases)
+                self.weight_decay_, self.n_steps_ = plan[0].decay, 0
+                self._keep(network.biases, None, entries.shape)
+                if not network.nothing_left:
+                    self._carry_out(plan, network, kept)
         finally:
             self.fit_seconds_ = time.perf_counter() - start
         return self
 
-    def _search(self, settings: _Settings, kept: Entries, held_out: Entries) -> list[_Phase]:
+    def _search(
+        self, settings: _Settings, seen: Entries, held_out: Entries, kept: _KeptFit | None
+    ) -> list[_Phase]:
         """Return the decay and the steps that suit held-out entries."""
-        network = _Network(settings, kept, fit_biases(kept, settings.biases, settings.penalty))
-        self._keep(network.biases, None, kept.shape)
+        network = _Network(settings, seen, fit_biases(seen, settings.biases, settings.penalty))
+        self._keep(network.biases, None, seen.shape)
         if network.nothing_left:
             return [_Phase(self.weight_decay_, 0)]
-        exact = _EXACT * float(np.std(np.concatenate([kept.values, held_out.values])))
+        exact = _EXACT * float(np.std(np.concatenate([seen.values, held_out.values])))
         best, plan = math.inf, [_Phase(self.weight_decay_, 0)]
         poorer, least = 0, math.inf
         for decay in DECAYS if settings.decay is None else (settings.decay,):
-            first = self._watched(network, held_out, network.start, decay, best)
+            first = self._watched(network, held_out, network.start, decay, best, kept)
             if first.error < best:
                 best, plan = first.error, [first.phase(settings.steps)]
                 self.weight_decay_ = decay
             if decay > 0 and first.step > 0 and not first.rises:
                 assert first.layers is not None
-                second = self._watched(network, held_out, first.layers, 0.0, best)
+                second = self._watched(network, held_out, first.layers, 0.0, best, kept)
                 if second.step > 0 and second.error < best:
                     best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
                     self.weight_decay_ = decay
@@ -463,32 +490,58 @@ class MatrixCompletion:
         return plan
 
     def _watched(
-        self, network: _Network, held_out: Entries, start: list[FloatArray], decay: float, best: float
+        self,
+        network: _Network,
+        held_out: Entries,
+        start: list[FloatArray],
+        decay: float,
+        best: float,
+        kept: _KeptFit | None,
     ) -> _Watch:
         """Run until held-out entries gain no more; keep what is better than the best so far."""
         watch = _Watch(network.settings.patience, decay)
         known = network.biases.at(held_out.rows, held_out.columns)
-        for step, layers in network.records(start, decay):
-            alone = step == 0 and layers is network.start  # of which the layers know nothing yet
-            low = 0.0 if alone else network.entries_of(layers, held_out.rows, held_out.columns)
-            error = _rmse(self._clipped(known + low), held_out.values)
-            if watch.sees(step, error, layers) and error < best and step > 0:
-                self.n_steps_ = step
-                self._keep(network.biases, network.factors(layers), network.shape)
-            if watch.is_over:
-                break
+
+        def keep(step: int, layers: list[FloatArray]) -> None:
+            self.n_steps_ = step
+            self._keep(network.biases, network.factors(layers), network.shape)
+
+        ended, begin = False, None
+        folder = None if kept is None else kept.watch(len(self.validation_))
+        if folder is not None:
+            ended, begin = _watch_again(folder, watch, network)
+            if watch.layers is not None and watch.error < best and watch.step > 0:
+                keep(watch.step, watch.layers)
+        last = begin
+        try:
+            for step, layers in () if ended else network.records(start, decay, begin):
+                alone = step == 0 and layers is network.start  # of which the layers know nothing yet
+                low = 0.0 if alone else network.entries_of(layers, held_out.rows, held_out.columns)
+                error = _rmse(self._clipped(known + low), held_out.values)
+                if watch.sees(step, error, layers) and error < best and step > 0:
+                    keep(step, layers)
+                last = step, layers
+                if watch.is_over:
+                    break
+                if kept is not None and folder is not None and folder.is_due(kept.seconds):
+                    _write_watch(folder, watch, network, last, ended=False)
+            ended = True
+        finally:
+            if folder is not None and last is not None:
+                _write_watch(folder, watch, network, last, ended=ended)
         self.validation_.append((decay, watch.step, watch.error))
         return watch
 
-    def _carry_out(self, plan: list[_Phase], network: _Network) -> None:
+    def _carry_out(self, plan: list[_Phase], network: _Network, kept: _KeptFit | None) -> None:
         """Run the phases on all entries, one from where the other ended."""
         layers = network.start
-        for phase in plan:
+        for i, phase in enumerate(plan):
             if phase.steps == 0:
                 continue
             done = self.n_steps_
+            checkpoint = None if kept is None else kept.run(i)
             try:
-                run = network.run(layers, phase, progress=self.progress)
+                run = network.run(layers, phase, progress=self.progress, checkpoint=checkpoint)
             except KeyboardInterrupt as interrupt:
                 partial = getattr(interrupt, "trajectory", None)
                 if isinstance(partial, Trajectory):
@@ -582,7 +635,7 @@ class MatrixCompletion:
     def _clipped(self, values: FloatArray) -> FloatArray:
         if self.clip is None:
             return values
-        low, high = self._clip_range if self.clip == "range" else _check_clip(self.clip)
+        low, high = self._clip_range if _is_range(self.clip) else _check_clip(self.clip)
         return np.clip(values, low, high)
 
     def _check_fitted(self) -> None:
@@ -622,12 +675,8 @@ class _Settings:
     @classmethod
     def checked(cls, given: MatrixCompletion) -> _Settings:
         """Return them, or raise what names the one that is wrong."""
-        for name, value, wanted in (
-            ("biases", given.biases, BIASES),
-            ("duplicates", given.duplicates, DUPLICATES),
-        ):
-            if not any(value is w or (isinstance(value, str) and value == w) for w in wanted):
-                raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, wanted))}")
+        check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
+        check_choice(given.duplicates, "duplicates", DUPLICATES)
         fraction = check_scale(given.validation_fraction, "validation_fraction")
         if fraction >= 1:
             raise ValueError(f"validation_fraction is {fraction:g}; wanted a number in [0, 1)")
@@ -637,11 +686,9 @@ class _Settings:
                 'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
                 "wanted a number for weight_decay, or a fraction above 0"
             )
-        if given.clip is not None and given.clip != "range":
+        if given.clip is not None and not _is_range(given.clip):
             _check_clip(given.clip)
-        dtype = np.dtype(given.dtype)
-        if dtype not in (np.float64, np.float32):
-            raise TypeError(f"dtype is {given.dtype!r}; wanted float64 or float32")
+        dtype = check_precision(given.dtype)
         penalty = given.bias_penalty
         if isinstance(penalty, (tuple, list, np.ndarray)):
             both = _pair_of_numbers(penalty, "bias_penalty")
@@ -650,7 +697,7 @@ class _Settings:
         return cls(
             width=None if given.rank is None else check_count(given.rank, "rank"),
             depth=check_count(given.depth, "depth", minimum=2),
-            compress=bool(given.compress),
+            compress=check_flag(given.compress, "compress"),
             outer=check_scale(given.outer, "outer", strict=True),
             scale=check_scale(given.scale, "scale", strict=True),
             learning_rate=_check_rate(given.learning_rate),
@@ -698,6 +745,10 @@ def _check_rate(rate: Any) -> float | Adaptive:
             return Adaptive()
         raise ValueError(f'learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0')
     return check_scale(rate, "learning_rate", strict=True)
+
+
+def _is_range(clip: Any) -> bool:
+    return isinstance(clip, str) and clip == "range"
 
 
 def _check_clip(clip: Any) -> tuple[float, float]:
@@ -754,10 +805,7 @@ def _entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> 
 
 
 def _known_of_array(X: Any) -> tuple[_Places, _Places, FloatArray, tuple[int, int]]:
-    try:
-        array = np.asarray(X)
-    except ValueError as error:
-        raise ShapeError(f"X is not a rectangular array: {error}") from None
+    array = as_array(X, "X")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"X has dtype {array.dtype}; wanted real numbers, NaN where they are not known")
     if array.ndim != 2:
@@ -778,7 +826,7 @@ def _are_places(array: npt.NDArray[Any]) -> bool:
 
 
 def _pairs(X: Any) -> tuple[_Places, _Places]:
-    array = np.asarray(X)
+    array = as_array(X, "X")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted pairs (row, column) of shape (n, 2)")
     if array.dtype.kind not in "iu" and array.size > 0:
@@ -896,6 +944,23 @@ class _Watch:
         # Between one direction and the next small layers stand still for a while.
         return self._waited >= self._patience * (1 if self.rises else _FLAT)
 
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return what it has seen: values that JSON knows, and arrays."""
+        about = {
+            "error": self.error,
+            "best_step": self.step,
+            "rises": self.rises,
+            "reference": self._reference,
+            "waited": self._waited,
+        }
+        return about, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
+
+    def go_on_from(self, about: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
+        """Take over what `state` returned."""
+        self.error, self.step, self.rises = about["error"], about["best_step"], about["rises"]
+        self._reference, self._waited = about["reference"], about["waited"]
+        self.layers = [arrays[f"best_{i}"] for i in range(n_layers)] if "best_0" in arrays else None
+
     def phase(self, steps: int) -> _Phase:
         """Return what to do with all entries: as long, or to the end where nothing had cut it short."""
         return _Phase(self._decay, self.step if self.is_over else steps)
@@ -919,9 +984,11 @@ class _Network:
         ]
         self._empty = [count == 0 for count in counts]
         self._weights = [
-            np.maximum(count, 1.0) ** (-power / 2)
+            _power(np.maximum(count, 1.0), -power / 2)
             for count, power in zip(counts, settings.weighting, strict=True)
         ]
+        if not all(np.isfinite(each).all() and each.all() for each in self._weights):
+            raise ValueError(f"weighting is {settings.weighting}; with these numbers of entries it overflows")
         residual *= self._weights[0][entries.rows] * self._weights[1][entries.columns]
         self._size = math.sqrt(float(np.mean(residual**2)))
         largest = float(np.max(np.abs(entries.values)))
@@ -933,7 +1000,8 @@ class _Network:
             entries.rows, entries.columns, residual / self._size, entries.shape, reduction="observed"
         )
         self.start, self._layer_scale = self._first_layers()
-        self._curvature: Sequence[float] | None = None
+        #: What the first run with an adaptive rate has measured.
+        self.curvature: Sequence[float] | None = None
 
     def _first_layers(self) -> tuple[list[FloatArray], float]:
         settings, problem = self.settings, self.problem
@@ -944,6 +1012,8 @@ class _Network:
         found = leading_factors(problem.backprojection(), width if settings.compress else 1, _START_TOLERANCE)
         self._leading = float(found.s[0])
         scale = (settings.scale * self._leading / problem.density) ** (1 / depth)
+        if not 0.0 < scale**depth < math.inf or not math.isfinite(scale):
+            raise ValueError(f"scale is {settings.scale:g}: layers that large, or small, leave the numbers")
         if settings.compress:
             inner = [scale * np.eye(width)] * (depth - 2)
             start = [scale * found.V.T, *inner, scale * found.U]
@@ -959,7 +1029,7 @@ class _Network:
         rate: Any
         if isinstance(settings.learning_rate, Adaptive):
             law = settings.learning_rate
-            curvature = law.curvature if self._curvature is None else self._curvature
+            curvature = law.curvature if self.curvature is None else self.curvature
             rate = replace(law, ratios=ratios, curvature=curvature)
         else:
             rate = [settings.learning_rate * ratio for ratio in ratios]
@@ -978,13 +1048,18 @@ class _Network:
     def _remember(self, run: Trajectory) -> None:
         # Measured once: it takes as long as dozens of steps.
         if run.config["adaptive"] is not None:
-            self._curvature = run.config["adaptive"]["curvature"]
+            self.curvature = run.config["adaptive"]["curvature"]
 
-    def records(self, start: list[FloatArray], decay: float) -> Iterator[tuple[int, list[FloatArray]]]:
-        """Yield the layers at step 0 and at every record, for as long as they are asked for."""
-        layers = start
-        yield 0, layers
-        step = 0
+    def records(
+        self, start: list[FloatArray], decay: float, begin: tuple[int, list[FloatArray]] | None = None
+    ) -> Iterator[tuple[int, list[FloatArray]]]:
+        """Yield the layers at step 0 and at every record, for as long as they are asked for.
+
+        Or from a record on that is known already.
+        """
+        step, layers = (0, start) if begin is None else begin
+        if begin is None:
+            yield step, layers
         while step < self.settings.steps:
             few = min(self.settings.record_every, self.settings.steps - step)
             run = train(self.problem, layers, steps=few, record_every=few, **self._options(decay))
@@ -997,7 +1072,9 @@ class _Network:
             if taken < few:
                 return
 
-    def run(self, start: list[FloatArray], phase: _Phase, *, progress: bool) -> Trajectory:
+    def run(
+        self, start: list[FloatArray], phase: _Phase, *, progress: bool, checkpoint: Checkpoint | None
+    ) -> Trajectory:
         """Return a run of one phase."""
         run = train(
             self.problem,
@@ -1006,6 +1083,7 @@ class _Network:
             record_every=self.settings.record_every,
             weights_every=math.ceil(phase.steps / _SNAPSHOTS),
             progress=progress,
+            checkpoint=checkpoint,
             **self._options(phase.decay),
         )
         self._remember(run)
@@ -1038,6 +1116,57 @@ class _Network:
         kept = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
         root = np.sqrt(s[:kept])
         return q_left @ u[:, :kept] * root, q_right @ vt[:kept].T * root, s[:kept]
+
+
+class _KeptFit:
+    """The folder of one fit: of its runs on held-out entries, and of those on all."""
+
+    def __init__(self, checkpoint: Any, settings: _Settings, entries: Entries) -> None:
+        given = Checkpoint.of(checkpoint)
+        self.every, self.seconds = given.every, given.seconds
+        known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
+        arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
+        self._identity = identity_of(known | {"shape": entries.shape}, arrays)
+        self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
+
+    def watch(self, number: int) -> RunFolder:
+        """Return the folder of a run on held-out entries."""
+        folder = RunFolder(
+            self._path / f"held-out-{number}", self._identity, "dlnfast run on held-out entries"
+        )
+        folder.begin({}, {})
+        return folder
+
+    def run(self, number: int) -> Checkpoint:
+        """Return that of a run on all of them."""
+        return Checkpoint(self._path / f"run-{number}", self.every, self.seconds)
+
+
+def _write_watch(
+    folder: RunFolder, watch: _Watch, network: _Network, last: tuple[int, list[FloatArray]], *, ended: bool
+) -> None:
+    about, arrays = watch.state()
+    arrays |= {f"layer_{i}": layer for i, layer in enumerate(last[1])}
+    about |= {"ended": ended, "curvature": network.curvature}
+    folder.write_state(State(last[0], 0.0, arrays, about))
+
+
+def _watch_again(
+    folder: RunFolder, watch: _Watch, network: _Network
+) -> tuple[bool, tuple[int, list[FloatArray]] | None]:
+    """Let a watch know what it has seen; return whether its run has ended, and where it was."""
+    state = folder.newest()
+    if state is None:
+        return False, None
+    n_layers = network.settings.depth
+    watch.go_on_from(state.about, state.arrays, n_layers)
+    network.curvature = state.about["curvature"]
+    return state.about["ended"], (state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)])
+
+
+@np.errstate(over="ignore")
+def _power(base: FloatArray, exponent: float) -> FloatArray:
+    return np.asarray(base**exponent)
 
 
 def _last_snapshot(run: Trajectory) -> int:

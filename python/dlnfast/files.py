@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import secrets
+import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,20 +37,41 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     FileNotFoundError
         If the folder does not exist.
     """
+    with placing(path) as temporary, temporary.open("wb") as file:
+        yield file
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    if durable:
+        _flush_folder(path.parent)
+
+
+@contextmanager
+def placing(path: Path) -> Iterator[Path]:
+    """Yield a name beside the final place; the file or folder of that name is renamed, or removed on errors.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    """
+    if not path.name or path.name == "..":
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
-        if durable:
-            _flush_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -95,15 +118,14 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
     ValueError
         If it is another kind of file, is damaged, or was written by a newer version.
     """
-    # Opened here, because numpy.load leaves a damaged file open.
     with path.open("rb") as stream, naming_damage(path, kind):
-        if stream.read(4) != b"PK\x03\x04":  # numpy.load would take any other file for a pickle
+        if stream.read(4) != b"PK\x03\x04":
             raise ValueError("it is not an .npz file")
         stream.seek(0)
-        with np.load(stream, allow_pickle=False) as file:
-            if "meta" not in file.files:
-                raise ValueError(f"it is an .npz file of other arrays ({', '.join(file.files)})")
-            arrays = {name: file[name] for name in file.files}
+        with zipfile.ZipFile(stream) as file:
+            arrays = {name.removesuffix(".npy"): _member(file, name) for name in file.namelist()}
+        if "meta" not in arrays:
+            raise ValueError(f"it is an .npz file of other arrays ({', '.join(arrays)})")
         meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
         if meta["format"] != kind:
             raise ValueError(f"its format is {meta['format']!r}")
@@ -113,3 +135,16 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
         f"{path} has format {meta['format_version']}, written by dlnfast {meta['version']}; this is dlnfast "
         f"{__version__}, which reads formats up to {version}"
     )
+
+
+def _member(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """Return an array of an .npz file.
+
+    numpy.load stops where the array ends that the header declares. A header that a flipped bit has made
+    shorter then goes unnoticed: the checksum is compared at the end of the member only.
+    """
+    with file.open(name) as member:
+        array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise ValueError(f"{name} is longer than its array")
+    return array

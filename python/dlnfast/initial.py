@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, check_count, per_layer, random_generator
+from ._arrays import (
+    FloatArray,
+    as_list,
+    check_count,
+    check_flag,
+    check_precision,
+    per_layer,
+    random_generator,
+)
 from ._errors import ShapeError
 
 if TYPE_CHECKING:
@@ -94,7 +102,7 @@ def orthogonal(
     >>> bool(abs(w1.T @ w1 - 0.25 * np.eye(4)).max() < 1e-15)
     True
     """
-    if implicit:
+    if check_flag(implicit, "implicit"):
         from .implicit import ImplicitWeights
 
         return ImplicitWeights(widths, scale, seed, dtype=dtype)
@@ -150,8 +158,10 @@ def aligned(
     ShapeError
         If the widths do not fit the problem or a layer is narrower than the target's rank.
     """
+    from .problem import check_problem
+
     sizes = check_widths(widths)
-    factors = problem.target_factors()
+    factors = check_problem(problem).target_factors()
     if (sizes[0], sizes[-1]) != (problem.dim_in, problem.dim_out):
         raise ShapeError(
             f"widths (d_0, .., d_L) go from {sizes[0]} to {sizes[-1]}; "
@@ -177,7 +187,8 @@ def aligned(
 
 def check_widths(widths: Sequence[int]) -> list[int]:
     """Return d_0 .. d_L as ints, at least two and none below 1."""
-    sizes = [check_count(d, f"widths[{i}] (d_{i})") for i, d in enumerate(widths)]
+    given = as_list(widths, "widths", "a list of integers, d_0 .. d_L")
+    sizes = [check_count(d, f"widths[{i}] (d_{i})") for i, d in enumerate(given)]
     if len(sizes) < 2:
         raise ShapeError(f"widths has {len(sizes)} entries; wanted d_0 .. d_L, at least two")
     return sizes
@@ -189,10 +200,7 @@ def check_law(
     """Return d_0 .. d_L, one scale per layer and the precision: what every law of weights starts from."""
     sizes = check_widths(widths)
     scales = per_layer(scale, "scale (eps)", len(sizes) - 1)
-    precision = np.dtype(dtype)
-    if precision not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype is {precision}; wanted float64 or float32")
-    return sizes, scales, precision
+    return sizes, scales, check_precision(dtype)
 
 
 def haar(rows: int, cols: int, generator: np.random.Generator) -> FloatArray:

@@ -13,9 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from . import reference as plain
-from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_list,
+    as_matrix,
+    as_vector,
+    check_choice,
+    check_count,
+    check_scale,
+    random_generator,
+)
 from ._errors import ShapeError
-from .problem import Problem
+from .problem import Problem, check_problem
 
 __all__ = [
     "SubspaceCosine",
@@ -165,7 +175,7 @@ def _samples(
 ) -> tuple[FloatArray, dict[Any, npt.NDArray[np.intp]]]:
     """Return the features and, class by class, the columns that belong to it."""
     matrix = as_matrix(features, "features", symbol="Z")
-    names = np.asarray(labels)
+    names = as_array(labels, "labels")
     if names.shape != (matrix.shape[1],):
         raise ShapeError(
             f"labels has shape {names.shape}; wanted one label per column of features, ({matrix.shape[1]},)"
@@ -395,7 +405,7 @@ def mode_strengths(problem: Problem, W: npt.ArrayLike) -> FloatArray:
     >>> mode_strengths(Problem([[3.0, 0.0], [0.0, 2.0]]), [[1.0, 9.0], [0.0, 2.5]])
     array([1. , 2.5])
     """
-    factors = problem.target_factors()
+    factors = check_problem(problem).target_factors()
     matrix = as_matrix(W, "W", shape=(problem.dim_out, problem.dim_in), dtype=np.float64)
     return np.asarray(np.sum(factors.U * (matrix @ factors.V), axis=0))
 
@@ -449,6 +459,7 @@ def numerical_rank(
     >>> [numerical_rank([1.0, 0.5, 0.01, 0.0], kind) for kind in ("machine", "nuclear", "threshold")]
     [3, 2, 2]
     """
+    check_choice(kind, "kind", ("machine", "nuclear", "threshold"))
     share, level = check_scale(mass, "mass", strict=True), check_scale(threshold, "threshold")
     if share > 1.0:
         raise ValueError(f"mass is {share:g}; wanted a share in (0, 1]")
@@ -463,9 +474,7 @@ def numerical_rank(
     if kind == "nuclear":
         cumulative = np.cumsum(relative)
         return int(np.searchsorted(cumulative, share * cumulative[-1])) + 1
-    if kind == "threshold":
-        return int(np.sum(relative > level))
-    raise ValueError(f"kind is {kind!r}; wanted 'machine', 'nuclear' or 'threshold'")
+    return int(np.sum(relative > level))
 
 
 def stable_rank(matrix: npt.ArrayLike) -> float:
@@ -660,10 +669,16 @@ def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
     """
     values, _, _ = _spectrum(matrix)
     largest = float(values[0])
-    if p == np.inf or largest == 0.0:
+    if isinstance(p, float) and p == np.inf:
         return largest
     exponent = check_scale(p, "p", strict=True)
-    return float(largest * np.sum((values / largest) ** exponent) ** (1 / exponent))
+    if largest == 0.0:
+        return 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        norm = float(largest * np.sum((values / largest) ** exponent) ** (1 / exponent))
+    if not np.isfinite(norm):
+        raise ValueError(f"p is {exponent:g}, for which the norm of this matrix overflows")
+    return norm
 
 
 def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
@@ -699,13 +714,7 @@ def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
     >>> balancedness([[[2.0]], [[1.0]]])
     array([3.])
     """
-    layers: list[FloatArray] = []
-    for number, weight in enumerate(weights, start=1):
-        shape = (None, layers[-1].shape[0] if layers else None)
-        name, symbol = f"weights[{number - 1}]", f"W_{number}"
-        layers.append(as_matrix(weight, name, shape=shape, dtype=np.float64, symbol=symbol))
-    if not layers:
-        raise ShapeError("weights is empty; wanted at least one layer")
+    layers = _double_layers(weights)
     pairs = zip(layers[1:], layers[:-1], strict=True)
     return np.array([np.linalg.norm(above.T @ above - below @ below.T) for above, below in pairs])
 
@@ -754,14 +763,11 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
     48.0
     """
     limit = check_scale(tolerance, "tolerance", strict=True)
-    layers: list[FloatArray] = []
-    for number, weight in enumerate(weights, start=1):
-        shape = (None, layers[-1].shape[0] if layers else problem.dim_in)
-        name = f"weights[{number - 1}]"
-        layers.append(as_matrix(weight, name, shape=shape, dtype=np.float64, symbol=f"W_{number}"))
-    if not layers or layers[-1].shape[0] != problem.dim_out:
-        found = f"{layers[-1].shape[0]} rows" if layers else "no layers"
-        raise ShapeError(f"weights end with {found}; wanted {problem.dim_out} rows, the problem's d_y")
+    layers = _double_layers(weights, check_problem(problem).dim_in)
+    if layers[-1].shape[0] != problem.dim_out:
+        raise ShapeError(
+            f"weights end with {layers[-1].shape[0]} rows; wanted {problem.dim_out} rows, the problem's d_y"
+        )
     target, gram, loss_scale = problem.dense_target(), problem.input_gram, problem.loss_scale
     sizes = np.cumsum([layer.size for layer in layers])[:-1]
 
@@ -796,9 +802,21 @@ def _largest_eigenvalue(product: Callable[[FloatArray], FloatArray], size: int, 
     raise ValueError(f"tolerance is {tolerance:g}: not reached after {len(basis)} iterations")
 
 
+def _double_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None) -> list[FloatArray]:
+    """Return W_1 .. W_L as float64 matrices that follow on each other."""
+    layers: list[FloatArray] = []
+    for number, weight in enumerate(as_list(weights, "weights", "a list of matrices, W_1 .. W_L"), start=1):
+        shape = (None, layers[-1].shape[0] if layers else columns)
+        name, symbol = f"weights[{number - 1}]", f"W_{number}"
+        layers.append(as_matrix(weight, name, shape=shape, dtype=np.float64, symbol=symbol))
+    if not layers:
+        raise ShapeError("weights is empty; wanted at least one layer")
+    return layers
+
+
 def _spectrum(matrix: npt.ArrayLike) -> tuple[FloatArray, float, Sequence[int]]:
     """Return the singular values, descending, the machine eps of the input and its shape."""
-    if np.ndim(matrix) == 2:
+    if as_array(matrix, "matrix (W)").ndim == 2:
         array = as_matrix(matrix, "matrix", symbol="W")
         precision = float(np.finfo(array.dtype).eps)
         return plain.singular_values(array.astype(np.float64)), precision, array.shape

@@ -8,7 +8,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_matrix,
+    check_count,
+)
 from .closure import Family, multiply
 
 #: Entries of the largest array that implicit layers are revealed to.
@@ -236,7 +241,7 @@ class LayerOperator:
         return update
 
     def _product(self, X: npt.ArrayLike, length: int, by: object) -> FloatArray:
-        given = np.asarray(X)
+        given = as_array(X, "X")
         block = as_matrix(
             given[:, None] if given.ndim == 1 else given, "X", shape=(length, None), dtype=self.dtype
         )

@@ -10,7 +10,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, random_generator
+from ._arrays import (
+    FloatArray,
+    as_matrix,
+    as_vector,
+    check_choice,
+    check_count,
+    check_flag,
+    check_scale,
+    random_generator,
+)
 from ._errors import ShapeError
 from .data import (
     WHITENING_METHODS,
@@ -110,9 +119,10 @@ class LowRank:
 
     def truncated(self, rank: int) -> LowRank:
         """Return the best approximation of at most the given rank: the leading factors."""
-        if rank >= self.rank:
+        count = check_count(rank, "rank", minimum=0)
+        if count >= self.rank:
             return self
-        return LowRank(self.U[:, :rank], self.s[:rank], self.V[:, :rank])
+        return LowRank(self.U[:, :count], self.s[:count], self.V[:, :count])
 
     def astype(self, dtype: npt.DTypeLike) -> LowRank:
         """Return the same matrix with factors that are orthonormal to rounding in another precision."""
@@ -307,7 +317,7 @@ class Problem:
         >>> problem.target.shape, problem.whitened, problem.classes
         ((3, 4), True, array([0, 1, 2]))
         """
-        check_settings(whiten, reduction, rank_tolerance)
+        check_settings(whiten, center, reduction, rank_tolerance)
         samples = Samples(X, Y, layout, center)
         problem = cls._of_moments(samples, whiten, reduction, rank_tolerance)
         problem._samples = samples
@@ -362,7 +372,7 @@ class Problem:
         >>> problem.target.shape, problem.n_samples, problem.classes
         ((3, 4), 500, array([0, 1, 2]))
         """
-        check_settings(whiten, reduction, rank_tolerance)
+        check_settings(whiten, center, reduction, rank_tolerance)
         statistics = SufficientStatistics(layout).add_batches(batches)
         return statistics.problem(
             whiten=whiten, center=center, reduction=reduction, rank_tolerance=rank_tolerance
@@ -547,7 +557,13 @@ class Problem:
         keep = eigenvalues > resolution * largest
         coordinates = _dense(self.target) @ vectors
         self._check_range(coordinates, keep, largest)
-        self.least_squares = (coordinates[:, keep] / eigenvalues[keep]) @ vectors[:, keep].T
+        with np.errstate(over="ignore", invalid="ignore"):
+            solution = (coordinates[:, keep] / eigenvalues[keep]) @ vectors[:, keep].T
+        if not np.isfinite(solution).all():
+            raise ValueError(
+                f"input_gram (S) has eigenvalues down to {eigenvalues[keep][0]:.1e}: Phi S^-1 overflows"
+            )
+        self.least_squares = solution
         self._gram_eigen = np.maximum(eigenvalues, 0.0), vectors
         return largest / float(eigenvalues[keep][0]) if keep.any() else 1.0
 
@@ -746,14 +762,20 @@ def _found_white(gram: FloatArray) -> Whitening | None:
     return Whitening(None, None, rank=gram.shape[0], condition_number=1.0, error=deviation, discarded=0.0)
 
 
-def check_settings(whiten: str | None, reduction: str, rank_tolerance: float | None) -> None:
+def check_problem(problem: object) -> Problem:
+    """Return the problem if it is one."""
+    if isinstance(problem, Problem):
+        return problem
+    raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
+
+
+def check_settings(whiten: str | None, center: bool, reduction: str, rank_tolerance: float | None) -> None:
     """Refuse wrong settings before any pass over the data."""
     if whiten is None and rank_tolerance is not None:
         raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
-    if whiten is not None and whiten not in WHITENING_METHODS:
-        raise ValueError(f"whiten is {whiten!r}; wanted None or one of {', '.join(WHITENING_METHODS)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; wanted one of {', '.join(map(repr, REDUCTIONS))}")
+    check_choice(whiten, "whiten", WHITENING_METHODS, optional=True)
+    check_choice(reduction, "reduction", REDUCTIONS)
+    check_flag(center, "center")
     squared_tolerance(rank_tolerance, 1)
 
 
@@ -806,7 +828,7 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     dim, rank = check_count(dim, "dim"), check_count(rank, "rank", minimum=0)
     if rank > dim:
         raise ValueError(f"rank is {rank}; wanted at most dim = {dim}")
-    check_settings(None, reduction, None)
+    check_settings(None, False, reduction, None)
     loss_scale = _loss_scale(reduction, dim, dim)
     draw = _truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _truncated_gaussian_factors
     problem = Problem(draw(dim, rank, seed), loss_scale=loss_scale)

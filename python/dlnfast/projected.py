@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._arrays import FloatArray, check_count, check_scale
+from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .closure import Certificate
 from .completion import Completion, Observations, Sensing
 from .descent import train
-from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory
+from .files import Arrays
+from .trajectory import COLUMNS, DenseStates, LayerTracking, Trajectory, pack_problem
 
 
 def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
@@ -128,45 +133,67 @@ def train_in_turns(
 ) -> Trajectory:
     """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
     wanted = dict(settings)
+    checkpoint = wanted.pop("checkpoint", None)
     if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
         raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
     if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
         raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
     n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
     record_every, weights_every = (
-        -(-check_count(wanted.pop(name, None) or max(n_steps, 1), name) // turn) * turn
+        -(-check_count(max(n_steps, 1) if every is None else every, name) // turn) * turn
         for name in ("record_every", "weights_every")
+        for every in [wanted.pop(name, None)]
     )
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
     watched = wanted.pop("callback", None)
     turns = _Turns(problem, narrow, outer, decay, n_steps, record_every)
+    kept = None
+    if checkpoint is not None:
+        rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
+        kept = _KeptTurns(Checkpoint.of(checkpoint), turns, rules | {k: repr(v) for k, v in wanted.items()})
+        if kept.outcome is not None:
+            return turns.trajectory(kept.outcome, kept.last_loss)
+        if watched is not None:
+            for step, loss in turns.told():
+                watched(step, loss)
+
+    def ended_as(outcome: str, last_loss: FloatArray) -> Trajectory:
+        if kept is not None:
+            kept.write(outcome, last_loss)
+        return turns.trajectory(outcome, last_loss)
+
     try:
-        while True:
-            first, *cores, last = turns.layers
-            count = min(turn, n_steps - turns.step)
-            inner = train(
-                project(problem, last, first.T),
-                cores,
-                learning_rate=learning_rate,
-                engine="dense",
-                steps=count,
-                record_every=max(count, 1),
-                singular_values=None,
-                **wanted,
-            )
-            if settings["weights_every"] is not None and turns.step % weights_every == 0:
-                turns.keep_layers()
-            converged = inner.config["outcome"] == "converged"
-            ended = converged or count == 0
-            if turns.step % record_every == 0 or ended:
-                turns.records.append(turns.step)
-                if watched is not None and watched(turns.step, float(inner.loss[0])) is True:
-                    return turns.trajectory("stopped", inner.loss[:1])
-            turns.add(inner, move=not ended)
-            if ended:
-                turns.records[-1:] = sorted({turns.records[-1], turns.step})
-                return turns.trajectory("converged" if converged else "finished", inner.loss[-1:])
+        with terminating() if kept is not None else nullcontext():
+            while True:
+                if kept is not None and kept.is_due:
+                    kept.write()
+                first, *cores, last = turns.layers
+                count = min(turn, n_steps - turns.step)
+                inner = train(
+                    project(problem, last, first.T),
+                    cores,
+                    learning_rate=learning_rate,
+                    engine="dense",
+                    steps=count,
+                    record_every=max(count, 1),
+                    singular_values=None,
+                    **wanted,
+                )
+                if settings["weights_every"] is not None and turns.step % weights_every == 0:
+                    turns.keep_layers()
+                converged = inner.config["outcome"] == "converged"
+                ended = converged or count == 0
+                if turns.step % record_every == 0 or ended:
+                    turns.records.append(turns.step)
+                    if watched is not None and watched(turns.step, float(inner.loss[0])) is True:
+                        return ended_as("stopped", inner.loss[:1])
+                turns.add(inner, move=not ended)
+                if ended:
+                    turns.records[-1:] = sorted({turns.records[-1], turns.step})
+                    return ended_as("converged" if converged else "finished", inner.loss[-1:])
     except BaseException as error:
+        if kept is not None:
+            kept.write()
         if hasattr(error, "trajectory"):  # that of the inner layers alone
             error.trajectory = turns.so_far()
         raise
@@ -189,9 +216,10 @@ class _Turns:
         self.layers = [layer.copy() for layer in narrow]
         self.step = 0
         self.records: list[int] = []
-        self.inner: Trajectory | None = None  # the last piece
+        self.config: dict[str, Any] | None = None  # of the last piece
         self._losses: list[FloatArray] = []
         self._rates: list[FloatArray] = []
+        self._adapts = False
         self._snapshots: list[list[FloatArray]] = []
         self._snapshot_steps: list[int] = []
 
@@ -202,33 +230,63 @@ class _Turns:
 
     def add(self, inner: Trajectory, *, move: bool) -> None:
         """Go on to the end of a piece, and move the outer layers there."""
-        self.inner = inner
         taken = len(inner.loss) - 1
-        self._losses.append(inner.loss[:-1])
         eta = inner.config["learning_rate"][0]
         moved = inner.rates if inner.rates is not None else np.full(taken, eta)
-        self._rates.append(moved)
         if move:
             rate = self.outer * float(np.sum(moved))
-            self.layers = _move_outer(self.problem, self.layers, inner, rate, self.decay)
+            layers = _move_outer(self.problem, self.layers, inner, rate, self.decay)
         else:
-            self.layers[1:-1] = inner.all_weights()
+            layers = [self.layers[0], *inner.all_weights(), self.layers[-1]]
+        self._losses.append(inner.loss[:-1])
+        self._rates.append(moved)
+        self.config, self._adapts = inner.config, inner.rates is not None
+        self.layers = layers
         self.step += taken
+
+    def told(self) -> Iterator[tuple[int, float]]:
+        """Yield step and loss at the records before this step."""
+        losses = np.concatenate([*self._losses, np.empty(0)])
+        return ((step, float(losses[step])) for step in self.records if step < self.step)
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return everything that moves: values that JSON knows, and arrays."""
+        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(self.layers)}
+        for i, kept in enumerate(zip(*self._snapshots, strict=True)):
+            arrays[f"snapshots_{i}"] = np.array(kept)
+        arrays["loss"] = np.concatenate([*self._losses, np.empty(0)])
+        arrays["rates"] = np.concatenate([*self._rates, np.empty(0)])
+        about = {
+            "config": self.config,
+            "adapts": self._adapts,
+            "records": self.records,
+            "snapshot_steps": self._snapshot_steps,
+        }
+        return about, arrays
+
+    def go_on_from(self, step: int, about: dict[str, Any], arrays: Arrays, *, ended: bool) -> None:
+        """Take over what `state` returned."""
+        n_layers = len(self.layers)
+        self.step, self.config, self._adapts = step, about["config"], about["adapts"]
+        self.layers = [arrays[f"layer_{i}"] for i in range(n_layers)]
+        # What is due at this step comes again, but after the last one.
+        self.records = [record for record in about["records"] if ended or record < step]
+        self._losses, self._rates = [arrays["loss"]], [arrays["rates"]]
+        self._snapshot_steps = [kept for kept in about["snapshot_steps"] if ended or kept < step]
+        kept = [arrays[f"snapshots_{i}"] for i in range(n_layers)] if self._snapshot_steps else []
+        self._snapshots = [[layer[n] for layer in kept] for n in range(len(self._snapshot_steps))]
 
     def so_far(self) -> Trajectory | None:
         """Return the run up to the last step of the outer layers; None before the first."""
-        if self.inner is None:
+        if self.config is None:
             return None
         return self.trajectory("interrupted", np.array([self.problem.loss(self.layers)]))
 
     def trajectory(self, outcome: str, last_loss: FloatArray) -> Trajectory:
         """Return what there is, in the layout of a run in one piece."""
-        if self.inner is None:  # stopped before the first step
-            config: dict[str, Any] = {"learning_rate": [0.0] * (len(self.narrow) - 2)}
-        else:
-            config = self.inner.config
+        # Stopped before the first step, if there is none.
+        config = self.config or {"learning_rate": [0.0] * (len(self.narrow) - 2)}
         eta = config["learning_rate"][0]
-        adapts = self.inner is not None and self.inner.rates is not None
         return Trajectory(
             steps=np.array(self.records, dtype=np.int64),
             loss=np.concatenate([*self._losses, last_loss]),
@@ -256,8 +314,44 @@ class _Turns:
                 "widths": [self.problem.dim_in, *(layer.shape[0] for layer in self.layers)],
             },
             wall_time=0.0,
-            rates=np.concatenate(self._rates) if adapts else None,
+            rates=np.concatenate(self._rates) if self._adapts else None,
         )
+
+
+class _KeptTurns:
+    """Such a run in a folder: its state, from which it goes on between two pieces."""
+
+    def __init__(self, checkpoint: Checkpoint, turns: _Turns, rules: dict[str, Any]) -> None:
+        self.turns, self.seconds = turns, checkpoint.seconds
+        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(turns.narrow)}
+        rules["problem"] = pack_problem(turns.problem, arrays)
+        rules |= {"outer": turns.outer, "decay": turns.decay, "steps": turns.n_steps}
+        rules["record_every"] = turns.record_every
+        self._folder = RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
+        self._folder.begin({"rules": rules}, {})
+        self.outcome: str | None = None
+        self.last_loss: FloatArray = np.empty(0)
+        self._before = 0.0
+        self._begin = time.perf_counter()
+        state = self._folder.newest()
+        if state is not None:
+            about, arrays = state.about, state.arrays
+            self.outcome, self.last_loss, self._before = about["outcome"], arrays["last_loss"], state.seconds
+            turns.go_on_from(state.step, about, arrays, ended=self.outcome is not None)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last state is old enough."""
+        return self._folder.is_due(self.seconds)
+
+    def write(self, outcome: str | None = None, last_loss: FloatArray | None = None) -> None:
+        """Keep everything up to the step that the outer layers have reached."""
+        about, arrays = self.turns.state()
+        if len(arrays["loss"]) != self.turns.step:  # interrupted while a piece was added
+            return
+        arrays["last_loss"] = np.empty(0) if last_loss is None else last_loss
+        seconds = self._before + time.perf_counter() - self._begin
+        self._folder.write_state(State(self.turns.step, seconds, arrays, about | {"outcome": outcome}))
 
 
 def _move_outer(

@@ -6,13 +6,15 @@ import math
 import os
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray
+from ._arrays import (
+    FloatArray,
+    check_path,
+)
 from ._errors import ShapeError
 from ._pairs import (
     MAX_INNER_SIZE,
@@ -151,7 +153,12 @@ class SufficientStatistics:
         TypeError, ShapeError, ValueError
             As from `add`, naming the batch by its index from 0; the batches before it have been added.
         """
-        for index, batch in enumerate(batches):
+        try:
+            numbered = enumerate(batches)
+        except TypeError:
+            name = type(batches).__name__
+            raise TypeError(f"batches is {name}; wanted an iterable of pairs (X, Y)") from None
+        for index, batch in numbered:
             try:
                 X, Y = batch
             except (TypeError, ValueError):
@@ -323,7 +330,7 @@ class SufficientStatistics:
         """
         from .problem import Problem, check_settings
 
-        check_settings(whiten, reduction, rank_tolerance)
+        check_settings(whiten, center, reduction, rank_tolerance)
         moments = _Moments(self, center)
         problem = Problem._of_moments(moments, whiten, reduction, rank_tolerance)
         problem._keep_loss_floor(moments)
@@ -357,7 +364,7 @@ class SufficientStatistics:
             "n_samples": self.n_samples,
             "labelled": self._labelled,
         }
-        write_whole(Path(path), _FORMAT, _FORMAT_VERSION, about, arrays)
+        write_whole(check_path(path, "path"), _FORMAT, _FORMAT_VERSION, about, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SufficientStatistics:
@@ -370,8 +377,9 @@ class SufficientStatistics:
         ValueError
             If the file is not one of these, is damaged, or was written by a newer version.
         """
-        meta, arrays = read_whole(Path(path), _FORMAT, _FORMAT_VERSION)
-        with naming_damage(Path(path), _FORMAT):
+        place = check_path(path, "path")
+        meta, arrays = read_whole(place, _FORMAT, _FORMAT_VERSION)
+        with naming_damage(place, _FORMAT):
             return cls._unpack(meta, arrays)
 
     @classmethod

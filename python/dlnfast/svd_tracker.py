@@ -9,7 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_matrix, check_count, check_scale
+from ._arrays import (
+    LARGEST_COUNT,
+    FloatArray,
+    as_array,
+    as_matrix,
+    check_choice,
+    check_count,
+    check_flag,
+    check_scale,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from ._threads import MAX_THREADS
@@ -157,7 +166,7 @@ class TrackerRecord:
 
     def branch(self, number: int) -> float:
         """Return the singular value of one branch; NaN where it is not among the k largest."""
-        found = np.flatnonzero(self.branches == number)
+        found = np.flatnonzero(self.branches == check_count(number, "number", minimum=-LARGEST_COUNT))
         return float(self.singular_values[found[0]]) if len(found) else float("nan")
 
 
@@ -240,8 +249,7 @@ class SVDTracker:
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
-        if mode not in _MODES:
-            raise ValueError(f'mode is {mode!r}; wanted "auto", "dense" or "full"')
+        check_choice(mode, "mode", tuple(_MODES))
         self.k = check_count(k, "k")
         probability = check_scale(failure, "failure", strict=True)
         if probability >= 1.0:
@@ -254,9 +262,9 @@ class SVDTracker:
             "failure": probability,
             "max_sweeps": check_count(max_sweeps, "max_sweeps"),
             "refresh_every": 0 if refresh_every is None else check_count(refresh_every, "refresh_every"),
-            "seed": check_count(seed, "seed", minimum=0, maximum=2**63 - 1),
+            "seed": check_count(seed, "seed", minimum=0),
             "cluster_tolerance": check_scale(cluster_tolerance, "cluster_tolerance"),
-            "signed_values": bool(signed),
+            "signed_values": check_flag(signed, "signed"),
         }
         self._n_threads = check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS)
         self._tracker: Any = None
@@ -574,7 +582,7 @@ class SVDTracker:
 
     def _factor(self, x: npt.ArrayLike, name: str, size: int) -> FloatArray:
         """Return a factor with its columns as rows."""
-        array = np.asarray(x)
+        array = as_array(x, name)
         columns = array[:, None] if array.ndim == 1 else array
         matrix = as_matrix(columns, name, shape=(size, None), dtype=self._dtype, empty=True)
         return np.ascontiguousarray(matrix.T)
@@ -663,9 +671,10 @@ class _LowRankSum:
             self._base_square = float(np.linalg.norm(self.base)) ** 2
         cross = float(np.sum((self.left @ self.base) * self.right, dtype=np.float64))
         inner = float(np.sum((self.left @ self.left.T) * (self.right @ self.right.T), dtype=np.float64))
-        total = self.factor**2 * self._base_square + 2 * self.factor * cross + inner
+        base = self.factor * self.factor * self._base_square
+        total = base + 2 * self.factor * cross + inner
         # What cancelled is not known: the norm is used as a bound from above.
-        largest = self.factor**2 * self._base_square + abs(2 * self.factor * cross) + abs(inner)
+        largest = base + abs(2 * self.factor * cross) + abs(inner)
         return max(total, 0.0) + 64 * float(np.finfo(self.base.dtype).eps) * largest
 
     def _compress(self) -> None:

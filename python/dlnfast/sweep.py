@@ -9,8 +9,10 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import secrets
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +22,16 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 
 from . import _sweep_worker, spec
-from ._arrays import check_count, check_scale, random_generator
+from ._arrays import (
+    as_list,
+    check_count,
+    check_path,
+    check_scale,
+    random_generator,
+)
 from ._sweep_worker import Item, Job, Report
 from .descent import Request, check_optimizer
+from .files import write_text_whole
 from .initial import check_law
 from .problem import Problem
 from .sections import SpecError, read_toml
@@ -121,7 +130,7 @@ class SweepGrid(Sequence[dict[str, Any]]):
         folder = Path()
         if isinstance(base, Mapping):
             raw = {str(name): _values(section) for name, section in base.items()}
-            if list(changes):
+            if as_list(changes, "changes", "a list of key=value"):
                 raise ValueError("changes are for a file; wanted them in the mapping itself")
         elif isinstance(base, (str, os.PathLike)):
             raw = read_toml(base, changes, paths=["problem.path"])
@@ -201,10 +210,10 @@ def _expanded(axes: Any) -> list[dict[str, Any]]:
                 raise SpecError(f"sweep.{name} is empty; wanted at least one value")
         names = [_entry(name) for name in axes]
         return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
-    if isinstance(axes, (str, bytes)) or not isinstance(axes, Iterable):
+    if isinstance(axes, (str, bytes)):
         raise TypeError(f"axes is {type(axes).__name__}; wanted a mapping, or a sequence of mappings")
     changes = []
-    for change in axes:
+    for change in as_list(axes, "axes", "a mapping, or a sequence of mappings"):
         if not isinstance(change, Mapping):
             raise TypeError(f"axes holds {type(change).__name__}; wanted mappings of section.key to a value")
         changes.append({_entry(name): _values(value) for name, value in change.items()})
@@ -335,7 +344,10 @@ class SweepResults(Sequence[dict[str, Any]]):
         ValueError
             Where none was kept.
         """
-        row = self.rows[index]
+        try:
+            row = self.rows[operator.index(index)]
+        except (TypeError, IndexError, OverflowError):
+            raise ValueError(f"index is {index!r}; wanted one of {len(self.rows)} runs, from 0") from None
         if self.directory is not None:
             folder = self.directory / row["hash"]
             for name in (_sweep_worker.RUN, _sweep_worker.DIVERGED_RUN):
@@ -483,7 +495,7 @@ def sweep(
     workers = cores if n_workers is None else check_count(n_workers, "n_workers")
     budget = check_scale(chunk_seconds, "chunk_seconds", strict=True)
     place = directory if directory is not None else grid.output["directory"]
-    folder = None if place is None else Path(place).absolute()
+    folder = None if place is None else check_path(place, "directory").absolute()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     unique = {item.hash: item for item in grid.items}
@@ -775,7 +787,7 @@ class _LocalProcesses:
         from concurrent.futures import BrokenExecutor
 
         # A process that is started now reads these before NumPy loads its BLAS.
-        with _environment(self.limits):
+        with _environment(self.limits), _no_interrupts():
             try:
                 return self.pool.submit(function, *arguments)
             except BrokenExecutor as error:
@@ -790,6 +802,19 @@ class _LocalProcesses:
         self.pool.shutdown(wait=True, cancel_futures=True)
         reader.close()
         self.pool = None
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait: processes that are started here never hear of it, which is for their parent."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _least(given: str | None, n_threads: int) -> int:

@@ -14,9 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from . import reference as plain
-from ._arrays import FloatArray, as_matrix, as_vector, check_count, check_scale, per_layer
+from ._arrays import (
+    FloatArray,
+    as_array,
+    as_list,
+    as_matrix,
+    as_vector,
+    check_count,
+    check_scale,
+    per_layer,
+)
 from ._errors import AssumptionError, ShapeError
-from .problem import LowRank, Problem
+from .problem import LowRank, Problem, check_problem
 
 __all__ = [
     "FirstOrderSplit",
@@ -76,7 +85,10 @@ def rho_flow(
     >>> round(float(rho_flow(50, scale=1.0, n_layers=3, loss_scale=1 / 900, learning_rate=1.0)), 4)
     0.9511
     """
-    times = np.asarray(time, dtype=np.float64)
+    raw = as_array(time, "time (t)")
+    if raw.dtype.kind not in "biuf":
+        raise TypeError(f"time (t) has dtype {raw.dtype}; wanted numbers")
+    times = raw.astype(np.float64)
     if not np.all(np.isfinite(times) & (times >= 0.0)):
         raise ValueError("time (t) has a value that is negative or not finite")
     eps = check_scale(scale, "scale")
@@ -84,7 +96,10 @@ def rho_flow(
     exponent = 2 * check_count(n_layers, "n_layers") - 2
     # rho = eps exp(-log1p(x) / (2L - 2)) with x = (2L - 2) c eta t eps^(2L - 2): log1p(x) / (2L - 2) keeps
     # its digits for small x, and tends to c eta t for L = 1.
-    growth = rate * times * eps**exponent
+    with np.errstate(over="ignore", invalid="ignore"):
+        growth = rate * times * np.float64(eps) ** exponent
+    if not np.isfinite(growth).all():
+        raise ValueError(f"scale (eps) is {eps:g}: its power {exponent}, times the time, overflows")
     decay = growth if exponent == 0 else np.log1p(exponent * growth) / exponent
     return np.asarray(eps * np.exp(-decay))
 
@@ -169,7 +184,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     >>> split.n_rising, split.multiplicity, split.n_falling, round(1 + split.rest, 6)
     (3, 24, 3, 0.998889)
     """
-    if problem.input_gram is not None:
+    if check_problem(problem).input_gram is not None:
         raise AssumptionError("input_gram (S) is not the identity; wanted white inputs")
     matrices = _layers(problem, weights)
     index = check_count(layer, "layer", maximum=len(matrices)) - 1
@@ -177,6 +192,8 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     if index == len(matrices) - 1 and not square:
         raise ValueError(f"layer is {layer}, the wide last one; wanted a square layer")
     scales = [float(np.linalg.norm(weight)) / float(np.sqrt(min(weight.shape))) for weight in matrices]
+    if 0.0 in scales or not np.isfinite(scales).all():
+        raise AssumptionError(f"weights have scales {scales}; wanted layers that are scaled rotations")
     target = problem.dense_target()
     bases = plain.active_subspaces(matrices, scales, target)
     cores = [above.T @ w @ below for above, w, below in zip(bases[1:], matrices, bases[:-1], strict=True)]
@@ -200,7 +217,8 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
 
 def _layers(problem: Problem, weights: Sequence[npt.ArrayLike]) -> list[FloatArray]:
     """Return W_1 .. W_L as float64: d x d, the last one d_L x d with d_L <= d."""
-    count, dim = len(weights), problem.dim_in
+    given = as_list(weights, "weights", "a list of matrices, W_1 .. W_L")
+    count, dim = len(given), problem.dim_in
     if count == 0 or problem.dim_out > dim:
         raise ShapeError(
             f"weights holds {count} layers from {dim} to {problem.dim_out}; wanted at least one, and no more "
@@ -209,7 +227,7 @@ def _layers(problem: Problem, weights: Sequence[npt.ArrayLike]) -> list[FloatArr
     rows = [dim] * (count - 1) + [problem.dim_out]
     return [
         as_matrix(weight, f"weights[{i}]", shape=(rows[i], dim), dtype=np.float64, symbol=f"W_{i + 1}")
-        for i, weight in enumerate(weights)
+        for i, weight in enumerate(given)
     ]
 
 
@@ -359,7 +377,7 @@ def compression_law(
     (np.float64(11.25), np.float64(0.1875))
     """
     depth = check_count(n_layers, "n_layers")
-    layers = np.asarray(layer)
+    layers = as_array(layer, "layer (l)")
     if layers.dtype.kind not in "iu":
         raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
     if not np.all((layers >= 0) & (layers < depth)):
@@ -368,8 +386,13 @@ def compression_law(
     total = count * check_count(n_classes, "n_classes", minimum=2)
     multiplier = check_scale(output_multiplier, "output_multiplier", strict=True)
     initial = (1 - 1 / count) / (1 / count - 1 / total)
-    rate = check_scale(scale, "scale") ** 2 * (multiplier**2 / count) ** (1 / depth)
-    return np.asarray(initial * rate ** layers.astype(np.float64))
+    with np.errstate(over="ignore"):
+        ratio = np.float64(multiplier) ** 2 / count
+        rate = np.float64(check_scale(scale, "scale")) ** 2 * ratio ** (1 / depth)
+        law = np.asarray(initial * rate ** layers.astype(np.float64))
+    if not np.isfinite(law).all():
+        raise ValueError("scale or output_multiplier is so large that the law overflows")
+    return law
 
 
 def discrimination_law(
@@ -422,7 +445,7 @@ def discrimination_law(
     [0.9335, 0.9667, 1.0]
     """
     depth = check_count(n_layers, "n_layers")
-    layers = np.asarray(layer)
+    layers = as_array(layer, "layer (l)")
     if layers.dtype.kind not in "iu":
         raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
     if not np.all((layers >= 1) & (layers <= depth)):
@@ -558,6 +581,7 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
     """
     depth = check_count(n_layers, "n_layers")
     eps = check_scale(scale, "scale")
+    check_problem(problem)
     with np.errstate(over="ignore"):
         sharpness = max(_minimum_sharpness(problem, depth), _initial_sharpness(problem, depth, eps))
     if sharpness == 0.0:  # nothing to learn and nowhere to go
@@ -661,6 +685,6 @@ def plateau_bounds(
     depth = check_count(n_layers, "n_layers", minimum=3)
     prefactor = check_scale(loss_scale, "loss_scale", strict=True)
     eta = check_scale(learning_rate, "learning_rate", strict=True)
-    with np.errstate(over="ignore"):  # longer than any number of steps: infinite
+    with np.errstate(over="ignore", divide="ignore"):  # longer than any number of steps: infinite
         shortest = float(np.float64(eps) ** (2 - depth) / ((depth - 2) * prefactor * eta * value))
     return PlateauBounds(shortest, 2 * shortest)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import measures
 from . import reference as plain
-from ._arrays import FloatArray, as_matrix, check_count, check_scale
+from ._arrays import (
+    FloatArray,
+    as_matrix,
+    check_choice,
+    check_count,
+    check_flag,
+    check_path,
+    check_scale,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from .checkpoint import RunFolder
@@ -27,8 +35,13 @@ from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
 from .svd_tracker import TrackerRecord
 
+if TYPE_CHECKING:
+    import xarray
+
 FORMAT_VERSION = 1
 _FORMAT = "dlnfast trajectory"
+#: What grows by the step, not by the record.
+SERIES = ("loss", "loss_steps", "rates")
 #: Outcomes of runs that came to an end of their own.
 COMPLETE = ("finished", "converged", "stopped")
 
@@ -574,7 +587,7 @@ class Trajectory:
                 f"layer {layer} ({self.widths[layer]} x {self.widths[layer - 1]}) is active as a whole: "
                 "there is no rho"
             )
-        chosen = next(iter(columns)) if family is None else family
+        chosen = next(iter(columns)) if family is None else check_count(family, "family", minimum=0)
         if chosen not in columns:
             raise ValueError(f"family is {family}; those in layer {layer} are {list(columns)}")
         return states.rho[:, columns[chosen]]
@@ -682,7 +695,7 @@ class Trajectory:
     ) -> npt.NDArray[np.float64]:
         vectors = self._core_spectra(index)[part].astype(np.float64)
         start = 0
-        if reference == "first_step":
+        if isinstance(reference, str) and reference == "first_step":
             chosen, start = vectors[self._record(1)], 1
         elif _named(reference) and self._is_isometry(states.cores[index][0]):
             chosen, start = self._limit_in_core(states, index)[part], 1
@@ -840,8 +853,7 @@ class Trajectory:
             If more values may be above the threshold than were recorded.
         """
         level = check_scale(threshold, "threshold")
-        if relative_to not in ("all", "layer"):
-            raise ValueError(f"relative_to is {relative_to!r}; wanted 'all' or 'layer'")
+        check_choice(relative_to, "relative_to", ("all", "layer"))
         record = self._record(step)
         names = self.layer_names
         values = [self.singular_values(i + 1)[record].astype(np.float64) for i in range(len(names))]
@@ -1028,7 +1040,7 @@ class Trajectory:
         if self.is_tracked:
             raise ValueError("a tracked run keeps no weights: the model has them")
         last = len(self.loss) - 1
-        wanted = last if step == -1 else step
+        wanted = last if check_count(step, "step", minimum=-1) == -1 else step
         if wanted == last and states.final is not None:
             return states.final[index]
         if wanted == 0 and states.initial is not None:
@@ -1063,8 +1075,9 @@ class Trajectory:
         FileNotFoundError
             If the folder does not exist.
         """
-        about, arrays = self.to_arrays(weights=weights)
-        write_whole(Path(path), _FORMAT, FORMAT_VERSION, about, arrays)
+        place = check_path(path, "path")
+        about, arrays = self.to_arrays(weights=check_flag(weights, "weights"))
+        write_whole(place, _FORMAT, FORMAT_VERSION, about, arrays)
 
     def to_arrays(self, *, weights: bool = True) -> tuple[dict[str, Any], Arrays]:
         """Return the run as values that JSON knows, and arrays: what `save` writes."""
@@ -1077,7 +1090,7 @@ class Trajectory:
             "config": self.config,
             "certificate": self.certificate.to_dict(),
             "wall_time": self.wall_time,
-            "problem": _pack_problem(self.problem, arrays),
+            "problem": pack_problem(self.problem, arrays),
         }
         if isinstance(self.states, ReducedStates):
             about["states"] = _pack_reduced(self.states, arrays, weights)
@@ -1107,6 +1120,30 @@ class Trajectory:
             loss_steps=arrays.get("loss_steps"),
         )
 
+    def to_xarray(self, variables: Sequence[str] | None = None) -> xarray.Dataset:
+        """Return what was recorded as an xarray.Dataset, with named dimensions, coordinates and attributes.
+
+        Parameters
+        ----------
+        variables : sequence of str, optional
+            Which of the variables; by default all that the run has.
+
+        Returns
+        -------
+        xarray.Dataset
+            `export` says what is in it.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without xarray.
+        ValueError
+            For a variable that the run does not have.
+        """
+        from .export import to_xarray
+
+        return to_xarray(self, variables)
+
     # --------------------------------------------------------------------------------------- helpers
 
     def _index(self, layer: int | str) -> int:
@@ -1121,7 +1158,7 @@ class Trajectory:
         return number - 1
 
     def _record(self, step: int) -> int:
-        if step == -1:
+        if check_count(step, "step", minimum=-1) == -1:
             return len(self.steps) - 1
         found = int(np.searchsorted(self.steps, step))
         if found == len(self.steps) or self.steps[found] != step:
@@ -1151,13 +1188,16 @@ class Trajectory:
         return self._spectra[index]
 
 
-def load(path: str | os.PathLike[str]) -> Trajectory:
+def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
     """Read a run that `Trajectory.save` wrote, or what a run has written to its checkpoint's folder so far.
 
     Parameters
     ----------
     path : path
         The file, or the folder.
+    every : int
+        Hold every so-many-th record and snapshot of the weights only, from the first, and the last of both.
+        The loss is held at every step.
 
     Returns
     -------
@@ -1172,38 +1212,118 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         If there is no such file.
     ValueError
         If the file is not such a run, is damaged, or was written by a newer version.
+
+    Notes
+    -----
+    Memory, for a folder: what the run was asked for (problem and W(0)), 8 bytes per step (16 where the
+    learning rate adapts), the records that are held, and one of its files. `export` holds no more than the
+    first and the last of these.
     """
-    place = Path(path)
+    interval = check_count(every, "every")
+    place = check_path(path, "path")
     if place.is_dir():
-        return load_folder(RunFolder(place))
-    about, arrays = read_whole(place, _FORMAT, FORMAT_VERSION)
-    return _from_file(place, about, arrays)
+        return load_folder(RunFolder(place), every=interval)
+    run = _from_file(place, *read_whole(place, _FORMAT, FORMAT_VERSION))
+    return run if interval == 1 else with_records(run, joined(list(thinned([grown_arrays(run)], interval))))
 
 
-def load_folder(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
-    """Return what a run has written to its folder so far."""
+def load_folder(
+    folder: RunFolder, problem: Problem | Observations | None = None, every: int = 1
+) -> Trajectory:
+    """Return what a run has written to its folder so far, with every so-many-th record."""
+    run = begun(folder, problem)
+    parts = list(thinned(folder.records(), every))
+    if not parts:
+        return run
+    with naming_damage(folder.path, _FORMAT):
+        return with_records(run, joined(parts))
+
+
+def begun(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
+    """Return the run of a folder without its records."""
     about, arrays = folder.request()
     run, states = dict(about["run"]), dict(about["run"]["states"])
-    parts = list(folder.records())
-    for name in parts[0] if parts else ():
-        arrays[name] = np.concatenate([part[name] for part in parts])
-    ending = folder.ending()
+    ending = folder.ending()  # before the records are looked for: then all of them are there
     run["config"] = run["config"] | {"outcome": "unfinished" if ending is None else ending["outcome"]}
     if ending is not None:
         run["wall_time"] = ending["seconds"]
     if states["engine"] == "dense" and ending is not None and ending["outcome"] in COMPLETE:
         state = folder.newest()
-        if state is None:
-            raise ValueError(f"{folder.path} has no state that can be read")
+        if state is None or state.step != ending["step"]:
+            raise ValueError(
+                f"{folder.path} has no state of its last step, {ending['step']}, that can be read; without "
+                "end.json the run goes on from what there is"
+            )
         final = state.arrays
         n_layers = len(states["initial"])
         arrays |= {f"final_{i}": final[f"weight_{i}"] for i in range(n_layers)}
         states["final"] = [True] * n_layers
-    if states["engine"] == "dense" and parts:
-        # How many layers keep what does not depend on whether something is kept already.
-        for name in (*_DENSE_LISTS, "snapshots"):
-            states[name] = [True] * len(states[name] or ())
     return _from_file(folder.path, run | {"states": states}, arrays, problem)
+
+
+def grown_arrays(run: Trajectory) -> Arrays:
+    """Return all that grows while a run goes on, under the names that it has in files."""
+    series = {"loss": run.loss, "loss_steps": run.loss_steps, "rates": run.rates}
+    found = {name: array for name, array in series.items() if array is not None}
+    return record_arrays(run.states) | {"steps": run.steps} | found
+
+
+def with_records(run: Trajectory, arrays: Arrays) -> Trajectory:
+    """Return a run with other `grown_arrays`; what is not among them is empty."""
+    states: ReducedStates | DenseStates
+    if isinstance(run.states, ReducedStates):
+        cores = tuple(arrays[f"core_{i}"] for i in range(run.n_layers))
+        states = replace(run.states, cores=cores, rho=arrays["rho"])
+    else:
+        held: Arrays = {}
+        about = _pack_dense(run.states, held, True)
+        states = _unpack_dense(about, held | arrays)
+    return Trajectory(
+        steps=arrays["steps"],
+        loss=arrays["loss"],
+        states=states,
+        certificate=run.certificate,
+        problem=run.problem,
+        config=run.config,
+        wall_time=run.wall_time,
+        rates=arrays.get("rates"),
+        loss_steps=arrays.get("loss_steps"),
+    )
+
+
+def thinned(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
+    """Yield the parts with every so-many-th record and snapshot, from the first, and the last of both.
+
+    The parts are emptied: two of them need not fit the memory.
+    """
+    if every == 1:
+        yield from parts
+        return
+    seen: dict[str, int] = {}
+    last: Arrays = {}
+    for part in parts:
+        kept = {}
+        for name, array in part.items():
+            if name in SERIES:
+                kept[name], last[name] = array, array[:0].copy()
+                continue
+            place = seen.get(name, 0)
+            seen[name] = place + len(array)
+            kept[name] = array[-place % every :: every].copy()  # a view would hold the part
+            if len(array):
+                last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
+            else:
+                last.setdefault(name, array)
+        part.clear()
+        del array
+        yield kept
+    if any(map(len, last.values())):
+        yield last
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Return the arrays of all parts, one after the other, and empty the parts: nothing is held twice."""
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 def _from_file(
@@ -1350,9 +1470,10 @@ def _unpack_observations(
     return problem
 
 
-def _pack_problem(
+def pack_problem(
     problem: Problem | Observations | None, arrays: dict[str, npt.NDArray[Any]]
 ) -> dict[str, Any] | None:
+    """Put what the problem holds beside the other arrays, and return what else defines it."""
     if problem is None:
         return None
     if isinstance(problem, Observations):
@@ -1391,13 +1512,12 @@ def _unpack_problem(
 
 
 def _side(side: str) -> int:
-    if side not in ("left", "right"):
-        raise ValueError(f'side is {side!r}; wanted "left" or "right"')
+    check_choice(side, "side", ("left", "right"))
     return 0 if side == "left" else 2
 
 
 def _named(reference: str) -> bool:
-    if reference != "limit":
+    if not isinstance(reference, str) or reference != "limit":
         raise ValueError(f'reference is {reference!r}; wanted "limit", "first_step" or an array')
     return True
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .._arrays import check_count
+from .._arrays import (
+    LARGEST_COUNT,
+    check_count,
+)
 from ..benchmarks import cases
 from ..benchmarks.peers import LABELS, PEERS
 from . import Result, setting
@@ -144,11 +147,11 @@ def _measure(settings: Settings) -> dict[str, Any]:
     for name, size in sizes.items():
         check_count(size, name)
     for name, minimum, maximum in (
-        ("widths", settings.n_outputs, None),
-        ("memory_widths", settings.n_outputs, None),
-        ("depths", 2, None),
+        ("widths", settings.n_outputs, LARGEST_COUNT),
+        ("memory_widths", settings.n_outputs, LARGEST_COUNT),
+        ("depths", 2, LARGEST_COUNT),
         ("outputs", 1, settings.dim),
-        ("samples", settings.dim, None),
+        ("samples", settings.dim, LARGEST_COUNT),
     ):
         for place, value in enumerate(getattr(settings, name)):
             check_count(value, f"{name}[{place}]", minimum=minimum, maximum=maximum)

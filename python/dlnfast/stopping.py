@@ -1,0 +1,35 @@
+"""Rules that end a run: callbacks of `train` that know when to say True."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["Plateau"]
+
+_LEAST_WINDOW: Final = 500
+_STALLED: Final = 1e-5
+
+
+class Plateau:
+    """End a run whose loss fell by less than 1e-5 of itself in the last fifth of all steps, 500 at least.
+
+    Parameters
+    ----------
+    callback : callable, optional
+        Another one, which is asked first.
+    """
+
+    def __init__(self, callback: Callable[[int, float], bool | None] | None = None) -> None:
+        self.callback = callback
+        self._steps: list[int] = []
+        self._losses: list[float] = []
+
+    def __call__(self, step: int, loss: float) -> bool:
+        """Take note of a record; return whether the run ends."""
+        self._steps.append(step)
+        self._losses.append(loss)
+        ended = self.callback is not None and self.callback(step, loss) is True
+        before = bisect_right(self._steps, step - max(_LEAST_WINDOW, step // 5)) - 1
+        return ended or (before >= 0 and loss > (1 - _STALLED) * self._losses[before])

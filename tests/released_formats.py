@@ -1,0 +1,99 @@
+"""Small runs of every kind of file: what `tests/data/format-<n>` holds, and how it was written.
+
+    python tests/released_formats.py FOLDER
+
+writes them with the version that is imported. A format that was released is never written again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import dlnfast as dln
+
+DATA = Path(__file__).parent / "data"
+STOPPED_AT = 25
+
+
+def reduced(**options):
+    problem = dln.low_rank_recovery(6, 1, seed=1)
+    weights = dln.orthogonal([6] * 3, seed=2)
+    return dln.train(problem, weights, learning_rate=0.5, steps=40, record_every=8, n_threads=1, **options)
+
+
+def dense(**options):
+    problem = dln.low_rank_recovery(5, 1, seed=3)
+    weights = dln.gaussian([5, 4, 5], 0.3, seed=4)
+    options = {"engine": "dense", "singular_values": 2, "vectors": True, "weights_every": 20} | options
+    return dln.train(problem, weights, learning_rate=0.2, steps=40, record_every=10, n_threads=1, **options)
+
+
+def law(**options):
+    problem = dln.low_rank_recovery(30, 1, seed=5)
+    weights = dln.orthogonal([30] * 3, seed=6, implicit=True)
+    options = {"singular_values": 3, "learning_rate": 0.5, "steps": 20, "record_every": 10} | options
+    return dln.train(problem, weights, n_threads=1, **options)
+
+
+def completion(**options):
+    problem = dln.low_rank_completion(8, 1, observed=0.6, seed=7)
+    weights = dln.gaussian([8, 3, 8], 0.3, seed=8)
+    options = {"singular_values": 2, "learning_rate": "adaptive", "steps": 20, "record_every": 10} | options
+    return dln.train(problem, weights, n_threads=1, **options)
+
+
+def samples():
+    generator = np.random.default_rng(9)
+    inputs = generator.standard_normal((5, 30))
+    labels = np.arange(30) % 3
+    return inputs, labels
+
+
+def whitened(**options):
+    inputs, labels = samples()
+    problem = dln.Problem.from_data(inputs, dln.one_hot(labels), whiten="zca", center=True)
+    weights = dln.orthogonal([5, 5, 3], seed=10)
+    return dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=10, n_threads=1, **options)
+
+
+def statistics():
+    return dln.SufficientStatistics().add(*samples())
+
+
+RUNS = {f.__name__: f for f in (reduced, dense, law, completion, whitened)}
+FOLDERS = {"reduced": reduced, "dense": dense, "completion": completion}
+
+
+class Stop(Exception):
+    """Ends a run as Ctrl-C does."""
+
+
+def stop(step, loss):
+    del loss
+    if step >= STOPPED_AT - 10:
+        raise Stop
+
+
+def write(folder: Path) -> None:
+    """Write a file of every kind, and folders of runs that ended and of runs that were stopped."""
+    for name, make in RUNS.items():
+        make().save(folder / f"{name}.npz")
+    statistics().save(folder / "statistics.npz")
+    for name, make in FOLDERS.items():
+        make(checkpoint=dln.Checkpoint(folder / f"{name}-ended", every=15, seconds=60))
+        try:
+            make(checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60), callback=stop)
+        except Stop:
+            continue
+        raise AssertionError(f"{name} was not stopped")
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True)
+    write(target)
+    for path in sorted(target.rglob("*")):
+        print(f"{path.stat().st_size:8} {path.relative_to(target)}")

@@ -1,0 +1,321 @@
+"""Runs in xarray, zarr and HDF5: the same content everywhere, part by part, in bounded memory."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import dlnfast as dln
+from dlnfast import Checkpoint
+from dlnfast.cli import main
+
+module = importlib.import_module("dlnfast.export")
+
+
+@pytest.fixture
+def xarray():
+    return pytest.importorskip("xarray", reason="xarray is optional")
+
+
+@pytest.fixture(params=["zarr", "h5"])
+def store(request, xarray):
+    """Return an ending, and a function that opens what has it."""
+    pytest.importorskip({"zarr": "zarr", "h5": "h5netcdf"}[request.param], reason="stores are optional")
+    if request.param == "zarr":
+        return request.param, lambda path: xarray.open_zarr(path).load()
+    return request.param, lambda path: xarray.load_dataset(path, engine="h5netcdf")
+
+
+def square(**options):
+    options = {"learning_rate": 0.5, "steps": 60, "record_every": 4, "n_threads": 1} | options
+    dtype = options.pop("dtype", "float64")
+    return dln.train(dln.low_rank_recovery(12, 2), dln.orthogonal([12] * 4, dtype=dtype), **options)
+
+
+def uneven(**options):
+    options = {
+        "learning_rate": 0.1,
+        "steps": 60,
+        "record_every": 4,
+        "engine": "dense",
+        "n_threads": 1,
+    } | options
+    problem = dln.Problem.from_data(np.eye(6), np.diag([3.0, 2, 1, 0, 0, 0])[:4], whiten=None)
+    return dln.train(problem, dln.gaussian([6, 5, 4], 0.3), **options)
+
+
+def completion(**options):
+    problem = dln.low_rank_completion(12, 1, observed=0.6)
+    options = {"learning_rate": "adaptive", "steps": 40, "record_every": 5, "singular_values": 3} | options
+    options |= {"n_threads": 1}
+    return dln.train(problem, dln.gaussian([12, 4, 12], 0.3), **options)
+
+
+CASES = {
+    "reduced": (square, {}),
+    "reduced, few values": (square, {"singular_values": 2}),
+    "reduced, no values": (square, {"singular_values": None}),
+    "dense": (square, {"engine": "dense"}),
+    "vectors, weights": (
+        square,
+        {"engine": "dense", "vectors": True, "singular_values": 3, "weights_every": 7},
+    ),
+    "uneven": (uneven, {"vectors": True, "weights_every": 7}),
+    "float32": (square, {"dtype": "float32", "engine": "dense", "singular_values": 2}),
+    "nothing but the loss": (uneven, {"singular_values": None}),
+    "completion": (completion, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folders_files_and_runs_export_to_the_same(name, store, tmp_path, xarray, monkeypatch):
+    ending, opened = store
+    make, options = CASES[name]
+    run = make(**options, steps=30, checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
+    run.save(tmp_path / "run.npz")
+    wanted = run.to_xarray()
+    path = tmp_path / f"a.{ending}"
+    for source, block in ((run, 2**24), (tmp_path / "run.npz", 10_000), (tmp_path / "run", 1)):
+        monkeypatch.setattr(module, "_BLOCK_BYTES", block)  # in the end a record at a time
+        dln.export(source, path, overwrite=True)
+        xarray.testing.assert_identical(opened(path), wanted)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_dataset_is_the_run(xarray):
+    run = square()
+    found = run.to_xarray()
+    np.testing.assert_array_equal(found.loss, run.loss)
+    np.testing.assert_array_equal(found.step, run.steps)
+    np.testing.assert_array_equal(found.layer_name, ["W_1", "W_2", "W_3"])
+    for layer in (1, 2, 3):
+        of_layer = found.sel(layer=layer)
+        np.testing.assert_array_equal(of_layer.singular_values, run.singular_values(layer))
+        np.testing.assert_array_equal(of_layer.singular_value_errors, run.singular_value_errors(layer))
+        np.testing.assert_array_equal(of_layer.active_singular_values, run.active_singular_values(layer))
+        np.testing.assert_array_equal(of_layer.active_right_angles, run.active_angles(layer))
+        np.testing.assert_array_equal(of_layer.active_left_angles, run.active_angles(layer, "left"))
+        np.testing.assert_array_equal(of_layer.rho.isel(family=0), run.rho(layer))
+        assert int(found.family_multiplicity[0]) == run.multiplicity(layer)
+    assert found.active_right_angles.attrs["units"] == "rad"
+    assert json.loads(found.attrs["config"]) == json.loads(json.dumps(run.config))
+    assert json.loads(found.attrs["certificate"])["engine"] == found.attrs["engine"] == "reduced"
+    assert found.attrs["dlnfast_version"] == dln.__version__
+    assert found.attrs["format_version"] == 1
+    assert set(run.to_xarray(["loss"]).sizes) == {"loss_step"}
+
+
+def test_layers_of_different_widths_are_filled_up(xarray):
+    run = uneven(vectors=True, weights_every=20)
+    found = run.to_xarray()
+    assert found.singular_values.shape == (16, 2, 5)
+    np.testing.assert_array_equal(found.singular_values[:, 1, :4], run.singular_values(2))
+    assert np.isnan(found.singular_values[:, 1, 4]).all()
+    assert (found.clusters[:, 1, 4] == -1).all()
+    np.testing.assert_array_equal(found.branches[:, 1, :4], run.branches(2))
+    np.testing.assert_array_equal(found.right_angles[:, 1, :4], run.angles(2))
+    np.testing.assert_array_equal(found.left_vectors[-1, 0, :5, :5], run.singular_vectors(1, "left"))
+    assert found.weights.dims == ("weight_step", "layer", "row", "column")
+    np.testing.assert_array_equal(found.weight_step, [0, 20, 40, 60])
+    np.testing.assert_array_equal(found.weights.sel(weight_step=20)[1, :4, :5], run.weights(2, 20))
+    assert np.isnan(found.weights[:, 1, 4]).all()
+    np.testing.assert_array_equal(found.tracking_norm[:, 0], run.tracking(1)["norm"])
+
+
+def test_rates_have_steps_of_their_own(xarray):
+    run = completion()
+    found = run.to_xarray()
+    np.testing.assert_array_equal(found.rates, run.rates)
+    assert found.rates.dims == ("rate_step",)
+    assert "right_angles" not in found  # whose order the rank decides, which nobody knows
+
+
+def test_tracked_models_keep_their_names(xarray):
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    from dlnfast.torch import track
+
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracked = track(model, k=2, optimizer=optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model(torch.eye(6)).square().mean()
+        loss.backward()
+        optimizer.step()
+    run = tracked.trajectory()
+    found = run.to_xarray()
+    assert list(found.layer_name.values) == run.layer_names
+    np.testing.assert_array_equal(found.singular_values[:, 0], run.singular_values(1))
+    np.testing.assert_array_equal(found.right_angles[:, 1], run.angles(2))
+    np.testing.assert_array_equal(found.left_block_angles[:, 1], run.block_angles(2, "left"))
+    np.testing.assert_array_equal(found.loss_step, run.loss_steps)
+
+
+# --------------------------------------------------------------------------------------- long runs
+
+
+def test_unfinished_runs_export_too(store, tmp_path):
+    ending, opened = store
+
+    def stop(step, loss):
+        if step == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0), callback=stop)
+    dln.export(tmp_path / "run", tmp_path / f"a.{ending}")
+    found = opened(tmp_path / f"a.{ending}")
+    assert json.loads(found.attrs["config"])["outcome"] == "unfinished"
+    np.testing.assert_array_equal(found.loss, dln.load(tmp_path / "run").loss)
+    for path in (tmp_path / "run").glob("records-*.npz"):
+        path.unlink()
+    dln.export(tmp_path / "run", tmp_path / f"b.{ending}")
+    assert opened(tmp_path / f"b.{ending}").sizes["step"] == 0
+
+
+@pytest.mark.parametrize("name", ["reduced", "vectors, weights", "completion"])
+@pytest.mark.parametrize("every", [2, 3, 7, 1000])
+def test_every_so_many_records_are_held(name, every, tmp_path):
+    make, options = CASES[name]
+    run = make(**options, checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
+    run.save(tmp_path / "run.npz")
+    last = len(run.steps) - 1
+    kept = [i for i in range(last + 1) if i % every == 0 or i == last]
+    for path in (tmp_path / "run", tmp_path / "run.npz"):
+        found = dln.load(path, every=every)
+        np.testing.assert_array_equal(found.steps, run.steps[kept])
+        np.testing.assert_array_equal(found.loss, run.loss)
+        np.testing.assert_array_equal(found.singular_values(2), run.singular_values(2)[kept])
+        np.testing.assert_array_equal(found.weights(1), run.weights(1))
+        if run.engine == "dense" and run.states.snapshots:
+            steps = run.states.snapshot_steps
+            wanted = steps[[i for i in range(len(steps)) if i % every == 0 or i == len(steps) - 1]]
+            np.testing.assert_array_equal(found.states.snapshot_steps, wanted)
+            np.testing.assert_array_equal(found.weights(2, int(wanted[-1])), run.weights(2, int(wanted[-1])))
+    with pytest.raises(ValueError, match="every is 0"):
+        dln.load(tmp_path / "run", every=0)
+
+
+def test_thinned_exports(store, tmp_path):
+    ending, opened = store
+    run = square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
+    dln.export(tmp_path / "run", tmp_path / f"a.{ending}", every=4, variables=["loss", "rho"])
+    found = opened(tmp_path / f"a.{ending}")
+    assert set(found.data_vars) == {"loss", "rho"}
+    np.testing.assert_array_equal(found.step, [0, 16, 32, 48, 60])
+    np.testing.assert_array_equal(found.rho[:, 1, 0], run.rho(2)[[0, 4, 8, 12, 15]])
+    np.testing.assert_array_equal(found.loss, run.loss)
+
+
+def peak(action):
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("h5netcdf", reason="stores are optional")
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 2**18)
+    problem, weights = dln.low_rank_recovery(32, 1), dln.orthogonal([32] * 3)
+    chosen = ["loss", "singular_values", "left_vectors", "right_vectors"]
+    held, exported, thinned = [], [], []
+    for steps in (60, 480):
+        folder = tmp_path / str(steps)
+        kept = Checkpoint(folder, every=30, seconds=60)
+        options = {"engine": "dense", "vectors": True, "n_threads": 1, "learning_rate": 0.1}
+        dln.train(problem, weights, steps=steps, **options, checkpoint=kept)
+        held.append(peak(lambda folder=folder: dln.load(folder)))
+        out = folder.with_suffix(".h5")
+        exported.append(peak(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
+        thinned.append(peak(lambda folder=folder: dln.load(folder, every=60)))
+    assert held[1] > 5 * held[0]
+    assert exported[1] < 1.2 * exported[0]
+    assert thinned[1] < 1.3 * thinned[0]
+    assert exported[1] < held[1] / 2
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+def test_what_is_there_stays(store, tmp_path):
+    ending, opened = store
+    run, path = square(), tmp_path / f"a.{ending}"
+    dln.export(run, path, variables=["loss"])
+    with pytest.raises(FileExistsError, match="is there already; wanted a new name, or overwrite=True"):
+        dln.export(run, path)
+    with pytest.raises(ValueError, match=r"variables has 'weights'; this run has loss, singular_values"):
+        dln.export(run, path, variables=["weights"], overwrite=True)
+    assert set(opened(path).data_vars) == {"loss"}
+    dln.export(run, path, variables=["rho"], overwrite=True)
+    assert set(opened(path).data_vars) == {"rho"}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_folders_of_something_else_stay(tmp_path):
+    for name in ("a.zarr", "b.h5"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(FileExistsError, match="is a folder, but no zarr group"):
+            dln.export(square(), tmp_path / name, overwrite=True)
+
+
+def test_wrong_requests(tmp_path, xarray):
+    run = square()
+    with pytest.raises(ValueError, match=r"path is .*a.csv; wanted an ending of .zarr, .h5, .hdf5, .nc"):
+        dln.export(run, tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError):
+        dln.export(tmp_path / "nothing", tmp_path / "a.zarr")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        dln.export(tmp_path / "folder", tmp_path / "a.zarr")
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        dln.export(run, tmp_path / "none" / "a.zarr")
+    with pytest.raises(ValueError, match="every is 0"):
+        dln.export(run, tmp_path / "a.zarr", every=0)
+    with pytest.raises(TypeError, match="variables is 'loss'; wanted a list of names"):
+        run.to_xarray("loss")
+
+
+@pytest.mark.parametrize(
+    ("package", "ending", "extra"),
+    [("zarr", "a.zarr", "zarr"), ("h5netcdf", "a.h5", "hdf5"), ("xarray", None, "xarray")],
+)
+def test_missing_packages_are_named(package, ending, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    run = square()
+    with pytest.raises(ModuleNotFoundError, match=rf'needs {package}: pip install "dlnfast\[{extra}\]"'):
+        run.to_xarray() if ending is None else dln.export(run, tmp_path / ending)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_in_the_middle_leaves_nothing(store, tmp_path):
+    ending, _ = store
+    square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
+    path = sorted((tmp_path / "run").glob("records-*.npz"))[2]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"{path.name} is not a complete file"):
+        dln.export(tmp_path / "run", tmp_path / f"a.{ending}")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_command_line_exports(store, tmp_path, capsys):
+    ending, opened = store
+    run = square(checkpoint=tmp_path / "run")
+    out = tmp_path / f"a.{ending}"
+    request = ["export", str(tmp_path / "run"), str(out), "--every", "5", "--variables", "loss", "rho"]
+    assert main(request) == 0
+    assert f"written:  {out}" in capsys.readouterr().out
+    np.testing.assert_array_equal(opened(out).loss, run.loss)
+    assert main(request) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*request, "--overwrite"]) == 0
+    shutil.rmtree(tmp_path / "run")
+    assert main([*request, "--overwrite"]) == 2

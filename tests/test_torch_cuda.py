@@ -1,0 +1,145 @@
+"""What runs on a CUDA device gives what runs on the processor; skipped where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tolerances import tolerance
+
+import dlnfast as dln
+
+torch = pytest.importorskip("torch", reason="PyTorch is optional")
+if not torch.cuda.is_available():
+    pytest.skip("there is no CUDA device", allow_module_level=True)
+
+from torch import nn  # noqa: E402
+
+from dlnfast.torch import DeepLinear, DeepLoRA, Trainer, track  # noqa: E402
+
+STEPS = 60
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(step, loss):
+    del loss
+    if step >= 30:
+        raise Stop
+
+
+def network(dim, dtype, seed=0):
+    return dln.low_rank_recovery(dim, 3, seed=seed), dln.orthogonal([dim] * 4, 0.5, seed, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dim", [1, 7, 64, 301])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.6, "weight_decay": 1e-3},
+        {"singular_values": 1, "record_every": 7, "weights_every": 20},
+        {"singular_values": "all", "vectors": True, "record_every": 20},
+    ],
+)
+def test_the_device_takes_the_steps_of_the_dense_engine(dim, dtype, options):
+    problem, weights = network(dim, dtype) if dim > 3 else one_number(dtype)
+    options = {"learning_rate": 0.5, "steps": STEPS, "singular_values": None} | options
+    wanted = dln.train(problem, weights, engine="dense", **options)
+    run = dln.train(problem, weights, engine="torch", device="cuda", **options)
+    assert run.config["device"] == "cuda:0"
+    np.testing.assert_array_equal(run.steps, wanted.steps)
+    # Products on the device come in another order than any here: twice the usual allowance. A product in
+    # TF32 would be off by 1e-3.
+    allowed = 2 * tolerance(dtype, dim, STEPS)
+    np.testing.assert_allclose(run.loss, wanted.loss, rtol=0, atol=2 * allowed * wanted.loss[0])
+    for step in [*run.states.snapshot_steps.tolist(), -1]:
+        for layer in range(1, run.n_layers + 1):
+            error = np.linalg.norm(run.weights(layer, step) - wanted.weights(layer, step))
+            assert error <= allowed * np.linalg.norm(wanted.weights(layer, 0))
+    if options["singular_values"]:
+        for layer in range(1, run.n_layers + 1):
+            gap = np.abs(run.singular_values(layer) - wanted.singular_values(layer))
+            bound = run.singular_value_errors(layer) + wanted.singular_value_errors(layer)
+            assert np.all(gap <= bound + allowed * wanted.singular_values(layer)[:, :1])
+
+
+def one_number(dtype):
+    return dln.Problem(np.full((1, 1), 0.7)), [np.full((1, 1), 0.9, dtype=dtype)] * 2
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
+    problem, weights = network(64, "float64")
+    options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch"}
+    options |= {"device": "cuda", "singular_values": 2, "record_every": 5}
+    plain = dln.train(problem, weights, **options)
+    kept = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop)
+    run = dln.resume(kept.directory)
+    np.testing.assert_array_equal(run.loss, plain.loss)
+    for one, other in zip(run.all_weights(), plain.all_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_divergence_is_an_error():
+    problem, weights = network(20, "float64")
+    with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
+        dln.train(problem, weights, engine="torch", device="cuda", learning_rate=1e6, steps=100)
+    with pytest.raises(dln.DivergedError) as wanted:
+        dln.train(problem, weights, engine="dense", learning_rate=1e6, steps=100)
+    assert caught.value.step == wanted.value.step
+
+
+def samples(device):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 12, generator=generator)
+    return x.to(device), (x[:, :3].argmax(dim=1)).to(device)
+
+
+def test_trained_and_tracked_as_on_the_processor():
+    runs, values = [], []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)).to(device)
+        with track(model, k=3, every=5) as tracked:
+            trainer = Trainer(model, learning_rate=0.1, batch_size=50, epochs=5, device=device)
+            history = trainer.fit(*samples(device))
+        runs.append(tracked.trajectory())
+        values.append(history.loss)
+        exact = torch.linalg.svdvals(model[0].weight.detach().double()).cpu().numpy()[:3]
+        last = runs[-1].singular_values("0")[-1]
+        assert np.all(np.abs(last - exact) <= runs[-1].singular_value_errors("0")[-1] + 1e-5)
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-3)  # 20 steps in float32 (TF32 is off there)
+    np.testing.assert_array_equal(runs[0].steps, runs[1].steps)
+    np.testing.assert_allclose(runs[0].singular_values("2"), runs[1].singular_values("2"), rtol=1e-3)
+
+
+def test_deep_linear_keeps_its_weights_there():
+    model = DeepLinear([9] * 4, scale=0.5, dtype=torch.float64).to("cuda")
+    x = torch.randn(5, 9, dtype=torch.float64)
+    product = np.linalg.multi_dot(model.to_weights()[::-1])
+    found = model(x.cuda()).detach().cpu().numpy()
+    np.testing.assert_allclose(found, x.numpy() @ product.T, atol=tolerance(np.float64, 9, 3))
+
+
+def test_adapters_start_learn_and_merge_there():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)).to("cuda")
+    x, y = samples("cuda")
+    loss = nn.CrossEntropyLoss()
+    adapted = DeepLoRA(model, "0", rank=4, batches=(x, y), loss=lambda net, pair: loss(net(pair[0]), pair[1]))
+    optimizer = torch.optim.Adam(adapted.param_groups(1e-2))
+    first = loss(model(x), y)
+    for _ in range(30):
+        optimizer.zero_grad()
+        value = loss(model(x), y)
+        value.backward()
+        optimizer.step()
+    assert value < first
+    before = model(x).detach()
+    adapted.merge()
+    torch.testing.assert_close(model(x).detach(), before, rtol=1e-4, atol=1e-4)
