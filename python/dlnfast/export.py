@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from ._arrays import (
     check_flag,
     check_path,
 )
+from ._optional import imported
 from ._version import __version__
 from .checkpoint import RunFolder
 from .files import Arrays, placing
@@ -232,18 +232,9 @@ def _attributes(run: Trajectory) -> dict[str, Any]:
     }
 
 
-def _imported(package: str, extra: str, what: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'{what} needs {package}: pip install "dlnfast[{extra}]"', name=package
-        ) from error
-
-
 def to_xarray(run: Trajectory, variables: Sequence[str] | None = None) -> xarray.Dataset:
     """Return a run as an xarray.Dataset: see `Trajectory.to_xarray`."""
-    library = _imported("xarray", "xarray", "to_xarray")
+    library = imported("xarray", "to_xarray", "xarray")
     held = {name: (v.dims, v.read(), v.attributes) for name, v in _chosen(run, variables).items()}
     held = {name: entry for name, entry in held.items() if 0 not in entry[1].shape[1:]}
     used = {dim for dims, *_ in held.values() for dim in dims}
@@ -284,7 +275,7 @@ class _ZarrStore:
     """A zarr group of format 3."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self._library = _imported("zarr", "zarr", "exporting to zarr")
+        self._library = imported("zarr", "exporting to zarr", "zarr")
         self._path = path
         self._group = self._library.open_group(path, mode="w", zarr_format=3, attributes=attributes)
 
@@ -317,7 +308,7 @@ class _HDF5Store:
     """An HDF5 file with named dimensions, as netCDF 4 has them."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self._file = _imported("h5netcdf", "hdf5", "exporting to HDF5").File(path, "w")
+        self._file = imported("h5netcdf", "exporting to HDF5", "hdf5").File(path, "w")
         self._file.attrs.update(attributes)
         self._lengths: dict[str, int] = {}
 
@@ -342,7 +333,7 @@ class _HDF5Store:
     def fix(self, name: str, dim: str, values: Array) -> None:
         self._file.dimensions.setdefault(dim, len(values))
         text = values.dtype.kind == "U"
-        dtype = _imported("h5py", "hdf5", "exporting to HDF5").string_dtype() if text else values.dtype
+        dtype = imported("h5py", "exporting to HDF5", "hdf5").string_dtype() if text else values.dtype
         self._file.create_variable(name, (dim,), dtype)[:] = values.astype(object) if text else values
 
     def close(self) -> None:

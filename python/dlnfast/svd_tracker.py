@@ -533,14 +533,7 @@ class SVDTracker:
         TypeError, ValueError
             If it is no such state, or a newer version wrote it.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
-        if "version" not in state or "right" not in state:
-            raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-        if state["version"] > _STATE_VERSION:
-            raise ValueError(
-                f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
-            )
+        check_state(state, "right", _STATE_VERSION)
         threads = state["n_threads"] if n_threads is None else n_threads
         tracker = cls(int(state["settings"]["n_values"]), n_threads=threads)
         tracker._settings = dict(state["settings"])
@@ -685,6 +678,16 @@ class _LowRankSum:
         kept = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
         self.left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
         self.right = np.ascontiguousarray((q_right @ vt[kept].T).T)
+
+
+def check_state(state: object, key: str, version: int) -> None:
+    """Raise if this is not what `state_dict` returned, with such a key, or of a newer version."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
+    if "version" not in state or key not in state:
+        raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
+    if state["version"] > version:
+        raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")
 
 
 def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Callable[[FloatArray], Any]:

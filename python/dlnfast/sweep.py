@@ -29,6 +29,7 @@ from ._arrays import (
     check_scale,
     random_generator,
 )
+from ._optional import imported
 from ._sweep_worker import Item, Job, Report
 from .descent import Request, check_optimizer
 from .files import write_text_whole
@@ -366,13 +367,7 @@ class SweepResults(Sequence[dict[str, Any]]):
         ModuleNotFoundError
             Without pandas.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'to_pandas needs pandas: pip install "dlnfast[sweep]"; rows has the same as a list of dicts',
-                name="pandas",
-            ) from error
+        pandas = imported("pandas", "to_pandas (rows has the same as a list of dicts)", "sweep")
         return pandas.DataFrame(self.rows, columns=self.columns)
 
     def to_markdown(self) -> str:

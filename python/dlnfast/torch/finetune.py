@@ -23,6 +23,7 @@ from torch import nn
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError
+from .._optional import imported
 from ..finetuning import METHODS
 from ..progress import ProgressBar
 from ..tasks import TextTask
@@ -181,7 +182,7 @@ class FineTuning:
     ) -> None:
         if "" in parts:
             raise ValueError("parts has an empty name")
-        transformers = _needed("transformers", "fine-tuning")
+        transformers = imported("transformers", "fine-tuning", "transformers")
         self._path = find_model(model)
         self._no_dropout = dict.fromkeys(_dropouts(transformers, self._path), 0.0)
         self._device = torch.device(device)
@@ -196,7 +197,7 @@ class FineTuning:
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
         """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
-        transformers = _needed("transformers", "fine-tuning")
+        transformers = imported("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]), _quiet(transformers):
             torch.manual_seed(seed)
@@ -320,7 +321,7 @@ class FineTuning:
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
         if run.method == "lora":
-            peft = _needed("peft", "method 'lora'")
+            peft = imported("peft", "method 'lora'", "peft")
             config = peft.LoraConfig(
                 r=run.rank, lora_alpha=run.rank, lora_dropout=0.0, target_modules=names, bias="none"
             )
@@ -351,16 +352,6 @@ class FineTuning:
         kind = torch.float32 if task.classes is None else torch.int64
         batch["labels"] = torch.tensor(targets, dtype=kind, device=self._device)
         return batch
-
-
-def _needed(package: str, what: str) -> Any:
-    """Return a package, or say what needs it."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{what} needs {package}, which is not installed: pip install {package}", name=package
-        ) from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .._arrays import FloatArray, check_count, check_scale
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
-from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
+from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 from .operators import host_matrix
@@ -481,14 +481,7 @@ class SpectralTracker:
             If it is no such state, the layers, their shapes or k are not the same, the model has other
             weights than it had, or a newer version wrote it.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
-        if "version" not in state or "followed" not in state:
-            raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-        if state["version"] > _STATE_VERSION:
-            raise ValueError(
-                f"state has version {state['version']}; this dlnfast reads up to {_STATE_VERSION}"
-            )
+        check_state(state, "followed", _STATE_VERSION)
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
         for name, value in mine.items():

@@ -1,0 +1,33 @@
+"""Packages that only some users need, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["imported"]
+
+
+def imported(package: str, what: str, extra: str | None = None) -> Any:
+    """Return a package, or say what needs it and how to get it.
+
+    Parameters
+    ----------
+    package : str
+    what : str
+        What needs it.
+    extra : str, optional
+        The extra of dlnfast that brings it; by default the package itself is named.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        install = package if extra is None else f'"dlnfast[{extra}]"'
+        raise ModuleNotFoundError(
+            f"{what} needs {package}, which is not installed: pip install {install}", name=package
+        ) from error
