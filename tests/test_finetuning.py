@@ -298,7 +298,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    assert "pip install transformers" in run_python(program)
+    assert 'pip install "dlnfast[transformers]"' in run_python(program)
 
 
 # ------------------------------------------------------------------------------------------ the figures
