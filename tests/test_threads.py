@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,10 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast._dispatch import core as chosen_core
+
+
+ROOT = Path(__file__).parents[1]
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
 def dense_problem(widths, seed=0):
@@ -145,6 +152,113 @@ def test_two_threads_may_train_at_once():
             np.testing.assert_array_equal(together[i], losses)
 
 
+class Product:
+    """A B as an operator, whose products are Python's."""
+
+    def __init__(self, A, B):
+        self.A, self.B = A, B
+        self.shape, self.dtype = (A.shape[0], B.shape[1]), A.dtype
+
+    def matmat(self, X):
+        return self.A @ (self.B @ X)
+
+    def rmatmat(self, Y):
+        return self.B.T @ (self.A.T @ Y)
+
+
+def kinds_of_calls():
+    """Return {name: call}; a call returns arrays. Calls share problems, which keep what they derive."""
+    rng = np.random.default_rng(1)
+    problem, weights = dense_problem([60, 60, 60, 5])
+    recovery, orthogonal = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
+    completion = dln.low_rank_completion(40, 2, observed=0.4)
+    sensing = dln.low_rank_sensing(12, 1, 80)
+    matrix, step = rng.standard_normal((150, 200)), rng.standard_normal((150, 200))
+    left, right = rng.standard_normal((300, 6)), rng.standard_normal((6, 200))
+
+    def train(problem, weights, **settings):
+        run = dln.train(problem, weights, **settings)
+        return [run.loss, run.singular_values(1), *run.all_weights()]
+
+    def dense(dtype, n_threads):
+        return lambda: train(
+            problem,
+            [w.astype(dtype) for w in weights],
+            learning_rate=0.5,
+            momentum=0.3,
+            steps=20,
+            engine="dense",
+            n_threads=n_threads,
+        )
+
+    def batch():
+        rates = [0.5, 0.7, 0.9, 1.1, 1.3]
+        runs = dln.train_batch(
+            recovery, orthogonal, learning_rate=rates, steps=60, weight_decay=1e-3, n_threads=2
+        )
+        return [runs.loss, *(run.singular_values(1) for run in runs)]
+
+    def track(matrices, **about):
+        tracker = dln.SVDTracker(k=4, n_threads=1)
+        records = [tracker.update(W, **about) for W in matrices]
+        return [part for r in records for part in (r.singular_values, r.errors, r.branches)]
+
+    def listen():
+        heard = []
+        run = dln.train(
+            problem,
+            weights,
+            learning_rate=0.5,
+            steps=20,
+            record_every=2,
+            engine="dense",
+            n_threads=1,
+            callback=lambda step, loss: heard.append(loss),
+        )
+        return [run.loss, np.array(heard)]
+
+    return {
+        "float64": dense(np.float64, 1),
+        "float32, two threads": dense(np.float32, 2),
+        "reduced": lambda: train(recovery, orthogonal, learning_rate=1.0, steps=100, weight_decay=1e-3),
+        "batch": batch,
+        "completion": lambda: train(
+            completion, dln.gaussian([40] * 3, scale=0.5), learning_rate=1.0, steps=20, n_threads=2
+        ),
+        "sensing": lambda: train(
+            sensing, dln.gaussian([12] * 3, scale=0.5), learning_rate=1e-3, steps=20, n_threads=1
+        ),
+        "tracker": lambda: track([matrix + 1e-3 * i * step for i in range(4)]),
+        "tracker of an operator": lambda: track([Product(left * (1 + 0.01 * i), right) for i in range(3)]),
+        "callback": listen,
+    }
+
+
+@pytest.fixture(scope="module")
+def results_alone():
+    return {name: call() for name, call in kinds_of_calls().items()}
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_calls_of_many_threads_give_the_bits_of_calls_alone(n, results_alone):
+    """Every thread makes all calls, each in another order, on problems that nobody has used before."""
+    calls = kinds_of_calls()
+    names = list(calls)
+    begin = threading.Barrier(n)
+
+    def work(i):
+        begin.wait(timeout=60)
+        return {name: calls[name]() for name in names[i:] + names[:i]}
+
+    with ThreadPoolExecutor(n) as pool:
+        found = list(pool.map(work, range(n)))
+    for of_thread in found:
+        for name, alone in results_alone.items():
+            assert len(of_thread[name]) == len(alone)
+            for one, other in zip(of_thread[name], alone, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=name)
+
+
 INTERRUPTED = """
 import os, signal, threading, time, sys
 import numpy as np
@@ -225,6 +339,50 @@ def test_ctrl_c_ends_a_run_within_half_a_second(run_python, case):
     assert (finite, again) == ("True", "6")
 
 
+INTERRUPTED_BESIDE_WORKERS = """
+import os, signal, threading, time
+import numpy as np
+import dlnfast as dln
+rng = np.random.default_rng(0)
+problem = dln.Problem(rng.standard_normal((80, 80)), loss_scale=1e-3)
+weights = dln.gaussian([80] * 3)
+settings = dict(learning_rate=0.1, engine="dense", singular_values=None, n_threads=1, record_every=5)
+alone = dln.train(problem, weights, steps=200, **settings).loss
+caught, runs = threading.Event(), [None, None]
+main = time.pthread_getcpuclockid(threading.get_ident())
+def work(i):
+    # At its record of step 100, whatever that takes: it is at work when Ctrl-C comes.
+    runs[i] = dln.train(problem, weights, steps=200, callback=lambda step, loss: (
+        step == 100 and caught.wait(60) and None), **settings).loss
+def interrupt():
+    global sent
+    time.sleep(0.5)
+    sent = time.clock_gettime(main)
+    os.kill(os.getpid(), signal.SIGINT)
+workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+for thread in [*workers, threading.Thread(target=interrupt)]:
+    thread.start()
+try:
+    dln.train(problem, weights, steps=10**9, **settings | dict(record_every=10**8))
+    print("was not interrupted")
+except KeyboardInterrupt:
+    late = time.clock_gettime(main) - sent
+    at_work = all(thread.is_alive() for thread in workers)
+    caught.set()
+    for thread in workers:
+        thread.join()
+    print(late, at_work, all(np.array_equal(loss, alone) for loss in runs))
+"""
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of single threads")
+def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
+    """Late by computing time of the main thread: it has to share the cores."""
+    late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS).split()
+    assert float(late) < 0.5
+    assert (at_work, as_alone) == ("True", "True")
+
+
 def test_an_exception_of_the_callback_travels_out_with_the_trajectory():
     problem, weights = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
 
@@ -288,6 +446,238 @@ print(bool(np.array_equal(after.loss, run.loss)))
 """
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
+@needs_fork
 def test_a_fork_after_use_does_not_hang(run_python):
     assert run_python(FORK).split() == ["0", "True"]
+
+
+FORKS = """
+import multiprocessing, os, signal, sys, threading, warnings
+from concurrent.futures import ProcessPoolExecutor
+warnings.simplefilter("ignore", DeprecationWarning)
+import numpy as np
+import dlnfast as dln
+rng = np.random.default_rng(0)
+problem = dln.Problem(rng.standard_normal((100, 100)), loss_scale=1e-3)
+weights = dln.gaussian([100] * 3)
+
+def run(n_threads=2, steps=20, **settings):
+    return dln.train(problem, weights, learning_rate=0.1, steps=steps, engine="dense",
+                     singular_values=2, n_threads=n_threads, **settings).loss
+
+alone = run(1)
+
+def right():
+    signal.alarm(30)
+    tracked = dln.SVDTracker(k=2).update(weights[0]).singular_values
+    exact = np.linalg.svd(weights[0], compute_uv=False)[:2]
+    return bool(np.allclose(run(), alone, rtol=1e-10) and np.allclose(tracked, exact, rtol=1e-6))
+
+def status(body):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if body() else 3)
+    return os.waitpid(child, 0)[1]
+
+run()  # the parent is warm
+stop, beside = threading.Event(), []
+def train_on():
+    while not stop.is_set():
+        beside.append(np.allclose(run(), alone, rtol=1e-10))
+trainer = threading.Thread(target=train_on)
+trainer.start()
+found = [status(right) for _ in range(3)]  # while another thread trains
+forker = threading.Thread(target=lambda: found.append(status(right)))  # and from a thread
+forker.start()
+forker.join()
+found.append(status(lambda: status(right) == 0))  # a fork of a fork
+context = multiprocessing.get_context("fork")
+process = context.Process(target=lambda: sys.exit(0 if right() else 3))
+process.start()
+process.join()
+found.append(process.exitcode)
+with ProcessPoolExecutor(2, mp_context=context) as pool:
+    found += [0 if f.result(60) else 3 for f in [pool.submit(right) for _ in range(4)]]
+stop.set()
+trainer.join()
+print(found, all(beside))
+
+parent = os.getpid()
+def fork_within(step, loss):
+    if step == 10 and os.getpid() == parent:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+        else:
+            print(os.waitpid(child, 0)[1])
+loss = run(callback=fork_within, record_every=5)
+if os.getpid() != parent:
+    os._exit(0 if np.allclose(loss, alone, rtol=1e-10) else 3)
+print(bool(np.allclose(loss, alone, rtol=1e-10)))
+"""
+
+
+@needs_fork
+def test_forks_beside_and_within_runs(run_python):
+    """NumPy on one thread: a fork while OpenBLAS's threads multiply hangs without dlnfast too."""
+    first, within, after = run_python(FORKS, OPENBLAS_NUM_THREADS="1").splitlines()
+    assert first == f"{[0] * 10} True"
+    assert (within, after) == ("0", "True")
+
+
+WORKER = """
+import numpy as np
+import dlnfast as dln
+
+def run(n_threads):
+    rng = np.random.default_rng(0)
+    problem = dln.Problem(rng.standard_normal((60, 60)), loss_scale=1e-3)
+    weights = dln.gaussian([60] * 3)
+    return dln.train(problem, weights, learning_rate=0.1, steps=20, engine="dense", n_threads=n_threads)
+
+def loss(n_threads):
+    return run(n_threads).loss
+"""
+
+STARTED_AFRESH = """
+import multiprocessing, sys, threading
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+import worker
+
+if __name__ == "__main__":
+    alone = worker.loss(2)
+    context = multiprocessing.get_context(sys.argv[1])
+    stop = threading.Event()
+    def train_on():
+        while not stop.is_set():
+            worker.loss(2)
+    trainer = threading.Thread(target=train_on)
+    trainer.start()
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        for n_threads in (1, 2):
+            print(np.array_equal(pool.submit(worker.loss, n_threads).result(50), worker.loss(n_threads)))
+    stop.set()
+    trainer.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_start_afresh(run_python, tmp_path, method):
+    """They have all their threads, and give the bits of the parent, which trains meanwhile."""
+    if method == "forkserver" and not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    (tmp_path / "worker.py").write_text(WORKER)
+    assert run_python(STARTED_AFRESH, method, tmp_path).split() == ["True", "True"]
+
+
+NUMPY_BESIDE = """
+import threading
+import numpy as np
+import dlnfast as dln
+rng = np.random.default_rng(0)
+problem = dln.Problem(rng.standard_normal((100, 100)), loss_scale=1e-3)
+weights = dln.gaussian([100] * 3)
+A = rng.standard_normal((300, 300))
+
+def run():
+    found = dln.train(problem, weights, learning_rate=0.1, steps=20, n_threads=2)
+    return [found.loss, *found.all_weights()]
+
+def same(one, other):
+    return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
+
+alone, square = run(), A @ A
+stop, products, runs = threading.Event(), [], []
+def multiply():
+    while not stop.is_set():
+        products.append(np.array_equal(A @ A, square))
+threads = [threading.Thread(target=multiply) for _ in range(2)]
+for thread in threads:
+    thread.start()
+runs = [same(run(), alone) for _ in range(4)]
+stop.set()
+for thread in threads:
+    thread.join()
+within = []
+dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=2, n_threads=2,
+          callback=lambda step, loss: within.append(np.array_equal(A @ A, square)))
+print(all(runs), len(products) > 0 and all(products), len(within) == 11 and all(within))
+"""
+
+
+def test_numpy_multiplies_beside_and_within_runs(run_python):
+    assert run_python(NUMPY_BESIDE, OPENBLAS_NUM_THREADS="2").split() == ["True"] * 3
+
+
+TORCH_BESIDE = """
+import os, signal, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+if sys.argv[1] == "torch":
+    import torch
+import numpy as np
+import dlnfast as dln
+import torch
+torch.set_num_threads(2)
+rng = np.random.default_rng(0)
+problem = dln.Problem(rng.standard_normal((100, 100)), loss_scale=1e-3)
+weights = dln.gaussian([100] * 3)
+A = torch.from_numpy(rng.standard_normal((200, 200)))
+
+def run(**settings):
+    found = dln.train(problem, weights, **dict(learning_rate=0.1, steps=20, n_threads=2) | settings)
+    return [found.loss, *found.all_weights()]
+
+def same(one, other):
+    return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
+
+def gradient():
+    W = A.clone().requires_grad_()
+    (W @ W).tanh().sum().backward()
+    return W.grad
+
+before = run()  # before PyTorch's pool starts
+wanted = gradient()
+print(same(run(), before))  # after it did
+
+stop, gradients = threading.Event(), []
+def differentiate():
+    while not stop.is_set():
+        gradients.append(torch.equal(gradient(), wanted))
+thread = threading.Thread(target=differentiate)
+thread.start()
+print(all(same(run(), before) for _ in range(3)))  # beside it
+stop.set()
+thread.join()
+print(len(gradients) > 0 and all(gradients))
+
+within = []
+run(record_every=5, callback=lambda step, loss: within.append(torch.equal(gradient(), wanted)))
+W = A.clone().requires_grad_()
+W.register_hook(lambda grad: within.append(same(run(), before)))  # and training within its backward
+(W @ W).tanh().sum().backward()
+print(within == [True] * 6)
+print(torch.get_num_threads() == 2)
+
+if hasattr(os, "fork"):
+    reference = run(engine="torch", singular_values=None)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        good = np.allclose(run()[0], before[0], rtol=1e-10)
+        for n_threads in (0, 2):
+            again = run(engine="torch", singular_values=None, n_threads=n_threads)
+            good = good and np.allclose(again[0], reference[0], rtol=1e-10)
+        os._exit(0 if good else 3)
+    print(os.waitpid(child, 0)[1] == 0)
+else:
+    print(True)
+"""
+
+
+@pytest.mark.parametrize("first", ["torch", "dlnfast"])
+def test_torch_before_beside_and_within_runs(run_python, first):
+    """In both orders of import; and after a fork, which PyTorch's pool does not survive."""
+    pytest.importorskip("torch", reason="PyTorch's pool beside ours")
+    assert run_python(TORCH_BESIDE, first, timeout=120).split() == ["True"] * 6

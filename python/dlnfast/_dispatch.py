@@ -15,8 +15,9 @@ from . import _cpu
 if TYPE_CHECKING:
     from . import _core as core
 
-__all__ = ["available_levels", "core"]
+__all__ = ["available_levels", "core", "is_forked"]
 
+_PROCESS = os.getpid()
 _MODULES = {"baseline": "_core", "v3": "_core_v3", "v4": "_core_v4"}
 
 
@@ -34,6 +35,11 @@ def available_levels() -> list[str]:
             continue
         present.append(level)
     return present
+
+
+def is_forked() -> bool:
+    """Return whether this process is the child of a fork that came after the import."""
+    return os.getpid() != _PROCESS
 
 
 def _load() -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._dispatch import core
+from .._dispatch import core, is_forked
 from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
 from ..trajectory import LayerTracking, tracking_columns
@@ -508,12 +508,16 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _team(n_threads: int) -> Iterator[None]:
-    """Take a positive number of threads literally."""
-    if n_threads == 0:
+    """Take a positive number of threads literally, and one after a fork.
+
+    PyTorch's threads do not survive a fork, and a team of them would be waited for without end.
+    """
+    wanted = 1 if is_forked() else n_threads
+    if wanted == 0:
         yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:
