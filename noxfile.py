@@ -141,3 +141,10 @@ def fuzz(session: nox.Session) -> None:
     install_sanitized(session, *requirements(), *requirements("fuzz"))
     environment = sanitizer_environment(max_allocation_size_mb="256")
     session.run("python", "fuzz/bindings.py", *session.posargs, env=environment)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site in build/docs; warnings are errors."""
+    session.install(*CONSTRAINTS, ".[docs]")
+    session.run("python", "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "docs", "build/docs")

@@ -21,6 +21,7 @@ NEEDED = {
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "networks": ["torch"],
+    "pytorch": ["torch"],
     "runs": ["xarray", "zarr", "h5netcdf"],
     "sharded": ["torch"],
     "sweeps": ["pandas", "distributed"],

@@ -210,7 +210,7 @@ class Observations(ABC):
 
 
 class Completion(Observations):
-    r"""Deep matrix completion: ``l = c/2 ||Omega * (W_L ... W_1 - Phi)||_F^2``, Omega the observed entries.
+    r"""Deep matrix completion: ``l = c/2 ||Omega * (W_{L:1} - Phi)||_F^2``, Omega the observed entries.
 
     Parameters
     ----------
@@ -463,7 +463,7 @@ class Completion(Observations):
 
 
 class Sensing(Observations):
-    r"""Deep matrix sensing: ``l = c/2 sum_i (<A_i, W_L ... W_1> - y_i)^2``.
+    r"""Deep matrix sensing: ``l = c/2 sum_i (<A_i, W_{L:1}> - y_i)^2``.
 
     Parameters
     ----------

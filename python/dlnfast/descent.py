@@ -130,7 +130,7 @@ def train(
     callback: Callback | None = None,
     optimizer: str = "gd",
 ) -> Trajectory:
-    r"""Run full-batch gradient descent on ``l = c/2 ||W_L ... W_1 X - Y||_F^2``.
+    r"""Run full-batch gradient descent on ``l = c/2 ||W_{L:1} X - Y||_F^2``.
 
     All layers move at once, with heavy-ball momentum where it is asked for:
     ``V_l <- mu_l V_l + G_l + lambda_l W_l`` and ``W_l <- W_l - eta_l V_l``, where

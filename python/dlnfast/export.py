@@ -391,11 +391,11 @@ def export(
 
     =================================== ================================================================
     loss (loss_step), rates (rate_step) `Trajectory.loss`, `Trajectory.rates`
-    singular_values, .._errors          (step, layer, index)
+    singular_values, their _errors      (step, layer, index)
     branches, clusters, signs           (step, layer, index), where the dense engine or `track` recorded
     left_angles, right_angles           (step, layer, index), radians, to the limit; where vectors, or
                                         angles, were recorded
-    left_block_angles, right_..         (step, layer), radians, of a tracked model
+    left_block_angles, and right        (step, layer), radians, of a tracked model
     left_vectors, right_vectors         (step, layer, row or column, index)
     tracking_<column>                   (step, layer), see `Trajectory.tracking`
     active_singular_values              (step, layer, active_index), reduced engine; so are

@@ -6,12 +6,9 @@ where the mathematics counts from 1: ``weights[l - 1]`` is W_l, a d_l x d_{l-1} 
 ``learning_rate`` (eta_l), ``weight_decay`` (lambda_l), ``momentum`` (mu_l) and ``scales`` (epsilon_l) are
 sequences with one number per layer.
 
-References
-----------
-.. [1] Yaras, Wang, Hu, Zhu, Balzano, Qu. The Law of Parsimony in Gradient Descent for Learning Deep
-   Linear Networks. arXiv:2306.01154, Theorem 1.
-.. [2] Yaras, Wang, Balzano, Qu. Compressible Dynamics in Deep Overparameterized Low-Rank Learning &
-   Adaptation. ICML 2024, arXiv:2406.04112.
+Sources: Yaras, Wang, Hu, Zhu, Balzano, Qu. The Law of Parsimony in Gradient Descent for Learning Deep Linear
+Networks. arXiv:2306.01154, Theorem 1. Yaras, Wang, Balzano, Qu. Compressible Dynamics in Deep
+Overparameterized Low-Rank Learning & Adaptation. ICML 2024, arXiv:2406.04112.
 """
 
 from __future__ import annotations
@@ -417,7 +414,8 @@ def limit_vectors(weight0: Array, gradient0: Array, scale: float) -> tuple[Array
 def angle(vectors: Array, others: Array) -> Array:
     """Return the angle in [0, pi/2] between the lines along x and y, column by column, for unit columns.
 
-    2 atan2(||x - s y||, ||x + s y||) with s the sign of <x, y>; arccos |<x, y>| would lose half the digits.
+    ``2 atan2(||x - s y||, ||x + s y||)`` with s the sign of <x, y>; ``arccos |<x, y>|`` would lose half the
+    digits.
     """
     sign = np.where(np.sum(vectors * others, axis=0) < 0, -1.0, 1.0)
     difference = np.linalg.norm(vectors - sign * others, axis=0)

@@ -167,8 +167,8 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     ``rest`` = -c P^2 / eps_l, slowly: above or below that is what is counted.
 
     *Wide last layer.* With y = M^T x in R^K and z = Phi x,
-    x^T (..) x = <y, z> - P |y|^2 = |z|^2 / (4 P) - P |y - z / (2 P)|^2, where z takes r dimensions and y all
-    K: r singular values rise, K fall and d - r - K do not move at all, ``rest`` = 0.
+    ``x^T (..) x = <y, z> - P |y|^2 = |z|^2 / (4 P) - P |y - z / (2 P)|^2``, where z takes r dimensions and
+    y all K: r singular values rise, K fall and d - r - K do not move at all, ``rest`` = 0.
 
     In both cases this takes V and Q_{L:1}^T U (or all rows of Q_{L:1}) as independent, which aligned weights
     are not: there no more than r values move in square layers, and all of them rise. Weight decay subtracts

@@ -30,7 +30,7 @@ def overparameterize(
     scale: Scale | None = None,
     seed: int = 0,
 ) -> _Module:
-    r"""Make weights products ``W_L .. W_1``, in place: their factors become what is trained.
+    r"""Make weights products W_{L:1}, in place: their factors become what is trained.
 
     Optimisers hold parameters, and these change: make the optimiser after this call.
 

@@ -22,9 +22,9 @@ class ClassGeometry(NamedTuple):
 
     #: Standard deviation of the lengths relative to their mean.
     norm_variation: float
-    #: Mean of |cos + 1 / (K - 1)| over all pairs of classes.
+    #: Mean of ``|cos + 1 / (K - 1)|`` over all pairs of classes.
     mean_deviation: float
-    #: Largest |cos + 1 / (K - 1)|.
+    #: Largest ``|cos + 1 / (K - 1)|``.
     largest_deviation: float
 
 

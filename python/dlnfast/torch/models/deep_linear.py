@@ -18,7 +18,7 @@ from ._construction import Device, construction, flattened
 
 
 class DeepLinear(nn.Module):
-    """``x -> W_L .. W_1 x``: linear layers without biases and with nothing between them.
+    """The map of x to W_{L:1} x: linear layers without biases and with nothing between them.
 
     Parameters
     ----------
