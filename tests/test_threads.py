@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast._dispatch import core as chosen_core
-
 
 ROOT = Path(__file__).parents[1]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
