@@ -457,10 +457,10 @@ def test_descent_along_observations(core, kind):
         ({"observed": (DIAGONAL, DIAGONAL), "measurements": (np.eye(4), np.ones(4))}, ValueError, "both"),
         ({"observed": (by_rows(), by_columns())}, ValueError, "observed has 3 values; wanted 2"),
         ({"observed": 3}, TypeError, "observed is not"),
-        ({"observed": [DIAGONAL, DIAGONAL]}, TypeError, "observed is not"),
+        ({"observed": {0: DIAGONAL, 1: DIAGONAL}}, TypeError, "observed is not"),
         ({"observed": (DIAGONAL, list(DIAGONAL))}, TypeError, r"observed\[1\] is not"),
         ({"measurements": (np.ones((2, 5)), np.ones(2))}, ValueError, "measurements has shape"),
-        ({"measurements": [np.eye(4), np.ones(4)]}, TypeError, "measurements is not"),
+        ({"measurements": np.eye(4)}, TypeError, "measurements is not"),
         (
             OBSERVATIONS["observed"] | {"input_gram": np.eye(2), "least_squares": np.eye(2)},
             ValueError,
