@@ -288,3 +288,17 @@ def test_trackers_that_grow_between_events():
             off = np.abs(record.singular_values - np.linalg.svd(matrix)[1][:3])
             assert np.all(off <= record.errors)
             assert not record.vector_error < 0.0
+
+
+def test_updates_that_are_refused_change_nothing(core):
+    rng = np.random.default_rng(0)
+    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    a, b = rng.standard_normal((2, 2, 40)) / 7
+    tracker = core.SvdTracker64(40, 40, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
+    tracker.update(w, np.inf)
+    tracker.begin_factored(w, 8)
+    with pytest.raises(ValueError, match="block of an update"):
+        tracker.append(0.5, 1.0, a, b[:1])
+    record = tracker.append(1.0, 1.0, a, b)
+    off = np.abs(record["values"] - np.linalg.svd(w + a.T @ b)[1][:2])
+    assert np.all(off <= record["errors"])

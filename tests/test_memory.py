@@ -140,32 +140,28 @@ def test_little_memory(call, run_python):
 DRIVER = SimpleNamespace(**run_path(str(Path(__file__).parents[1] / "fuzz" / "bindings.py")))
 
 
-def tracker_events(core, draw):
-    tracker = core.SvdTracker64(40, 30, TRACKER_DEFAULTS | {"n_values": 3}, 2)
-    w = draw.array(40, 30)
-    tracker.update(w, np.inf)
-    tracker.begin_factored(w, 8)
-    tracker.append(1.0, 0.1, np.ones((1, 40)), np.ones((1, 30)))
-
-
 def proper_call(core, name, seed):
     """Make a call that is the same every time."""
     draw = DRIVER.Draw(np.random.default_rng(seed).bytes(64))
-    if name == "tracker":
-        return tracker_events(core, draw)
     arguments = DRIVER.FUNCTIONS[name][0](draw)
     DRIVER.bind_callbacks(arguments, getattr(core, name), DRIVER.Memory())
     return getattr(core, name)(**arguments)
 
 
-@pytest.mark.parametrize("name", ["tracker", *sorted(DRIVER.FUNCTIONS.keys() - {"forbid_threads"})])
-def test_each_allocation_fails_once(name):
+@pytest.fixture
+def fail():
+    """Return a function that lets the allocation after n more fail, and says what was left of the last n."""
     library = ctypes.CDLL(core.__file__)
     if not hasattr(library, "dlnfast_fail_allocation"):
         pytest.skip("not a build for fuzzing (DLNFAST_FUZZ)")
     fail = library.dlnfast_fail_allocation
     fail.argtypes, fail.restype = (ctypes.c_long, ctypes.c_size_t), ctypes.c_long
-    least = DRIVER.LEAST_WITH_SVD if name in {"tracker", *DRIVER.WITH_SVD} else 0
+    return fail
+
+
+@pytest.mark.parametrize("name", sorted(DRIVER.FUNCTIONS.keys() - {"forbid_threads"}))
+def test_each_allocation_fails_once(name, fail):
+    least = DRIVER.LEAST_WITH_SVD if name in DRIVER.WITH_SVD else 0
     n_failed = 0
     for seed in range(5):
         wanted = proper_call(core, name, seed)
@@ -180,3 +176,58 @@ def test_each_allocation_fails_once(name):
         np.testing.assert_equal(proper_call(core, name, seed), wanted)
     core.set_num_threads(0)
     assert n_failed > 0 or name in ("build_info", "max_threads", "set_num_threads", "follow_branches")
+
+
+def events(tracker, w, moves):
+    """Yield functions that make an event each, with the matrix that it is for."""
+    total = w.copy()
+    for a, b in moves[:3]:
+        total = total + a.T @ b
+        for drift in (np.inf, float(np.linalg.norm(a.T @ b))):
+            yield (
+                total,
+                lambda m=total, d=drift: tracker.update_operator(
+                    m.__matmul__, m.T.__matmul__, float(np.sum(m**2)), d
+                ),
+            )
+    yield w, lambda: tracker.update(w, np.inf)
+    yield (
+        w,
+        lambda: (tracker.begin_factored(w, 40), tracker.append(1.0, 1.0, *(0.0 * x for x in moves[0])))[1],
+    )
+    total = w.copy()
+    for a, b in moves:
+        total = total + a.T @ b
+        yield total, lambda a=a, b=b: tracker.append(1.0, 1.0, a, b)
+        yield total, lambda: (tracker.vectors(True), tracker.vectors(False), None)[2]
+    yield w, lambda: tracker.update(w, np.inf)
+
+
+@pytest.mark.parametrize("mode", ["dense", "full"])
+def test_trackers_go_on_after_each_failure(mode, fail):
+    """The event is made once more; the factored form, which may have lost an update, says so instead."""
+    rng = np.random.default_rng(0)
+    w = np.linalg.qr(rng.standard_normal((90, 80)))[0]
+    moves = [(rng.standard_normal((2, 90)) / 9, rng.standard_normal((2, 80)) / 9) for _ in range(4)]
+    settings = TRACKER_DEFAULTS | {"n_values": 6, "n_guards": 2, "mode": mode}
+    n_failed = before = 0
+    for n in range(400):
+        tracker = core.SvdTracker64(90, 80, settings, 2)
+        for matrix, event in events(tracker, w, moves):
+            if mode == "full" and matrix is not w:
+                continue
+            fail(n, DRIVER.LEAST_WITH_SVD)
+            try:
+                record = event()
+            except MemoryError:
+                n_failed += 1
+                fail(-1, 0)
+                record = event()
+            fail(-1, 0)
+            if record is not None:
+                exact = np.linalg.svd(matrix)[1][:6]
+                assert np.all(np.abs(record["values"] - exact) <= record["errors"] + 1e-12)
+        if n > 40 and n_failed == before:
+            break
+        before = n_failed
+    assert n_failed > 10

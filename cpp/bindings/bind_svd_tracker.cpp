@@ -122,21 +122,25 @@ class Tracker {
       auto next = std::make_unique<LowRankDrift<T>>(input, isometry, limit);
       tracker_.left();  // made of the old frames, if they are not yet
       factored_ = std::move(next);
+      behind_ = false;
     });
     initial_ = w;
     return py::make_tuple(isometry.scale, isometry.departure, isometry.rigorous);
   }
 
-  // Returns None where the frames no longer close.
+  // Returns None where the frames no longer close, or an update was taken in but its event failed.
   py::object append(double factor, double scale, const py::array& left, const py::array& right) {
     if (!factored_) throw std::logic_error("there is no factored form to append to");
     const auto l = matrix<T>(left, "A");
     const auto r = matrix<T>(right, "B");
+    if (behind_) return py::none();
     bool closed = false;
     py::dict record = run([&](const Context& context) {
       factored_->update(factor, scale, l, r, context);
+      behind_ = true;
       closed = factored_->flush(context);
       if (closed) tracker_.update(*factored_, context);
+      behind_ = false;
     });
     // The tracker still refers to it, until its next event.
     if (!closed) return py::none();
@@ -190,6 +194,7 @@ class Tracker {
   int n_threads_;
   std::mutex busy_;
   std::unique_ptr<LowRankDrift<T>> factored_;
+  bool behind_ = false;
   py::object initial_;
 };
 

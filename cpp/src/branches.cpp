@@ -9,6 +9,7 @@
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
+#include "dlnfast/renew.hpp"
 #include "dlnfast/singular_values.hpp"
 
 namespace dlnfast {
@@ -255,14 +256,12 @@ void Branches<T>::follow(const std::vector<double>& values, const std::vector<do
     }
   }
   values_ = values;
-  left_ = left.map();
-  right_ = right.map();
+  renew_both(left_, left.map(), right_, right.map());
 }
 
 template <class T>
 void Branches<T>::set_reference() {
-  reference_left_ = left_;
-  reference_right_ = right_;
+  renew_both(reference_left_, left_, reference_right_, right_);
   reference_ids_ = ids_;
   has_reference_ = true;
   reference_given_ = false;
@@ -271,8 +270,7 @@ void Branches<T>::set_reference() {
 template <class T>
 void Branches<T>::set_reference(MatrixRef<const T> left, MatrixRef<const T> right) {
   require_shape(right, left.rows, right.cols, "the reference's right vectors");
-  reference_left_ = left.map();
-  reference_right_ = right.map();
+  renew_both(reference_left_, left.map(), reference_right_, right.map());
   has_reference_ = true;
   reference_given_ = true;
 }

@@ -7,6 +7,7 @@
 
 #include "dlnfast/basis.hpp"
 #include "dlnfast/errors.hpp"
+#include "dlnfast/renew.hpp"
 
 namespace dlnfast {
 namespace {
@@ -25,6 +26,13 @@ double outside_tolerance(Index size) {
   return 64.0 * epsilon<T>() * std::sqrt(static_cast<double>(size));
 }
 
+// Before anything is changed.
+template <class T>
+void require_blocks(MatrixRef<const T> left, MatrixRef<const T> right, MatrixRef<const T> initial) {
+  require_shape(left, left.rows, initial.rows, "the left block of an update");
+  require_shape(right, left.rows, initial.cols, "the right block of an update");
+}
+
 }  // namespace
 
 template <class T>
@@ -41,8 +49,8 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   const Index across = tall ? w.rows : w.cols;
   Matrix<T> image, product;
   const auto gram_times = [&](MatrixRef<const T> x) {
-    image.resize(x.rows, across);
-    product.resize(x.rows, n);
+    renew(image, x.rows, across);
+    renew(product, x.rows, n);
     if (tall) {
       block_times_transpose<T>(x, w, MatrixRef<T>(image), context);
       block_times<T>(MatrixRef<T>(image), w, MatrixRef<T>(product), context);
@@ -94,6 +102,7 @@ LowRankDrift<T>::LowRankDrift(MatrixRef<const T> initial, const Isometry& isomet
   if (limit_ < 0) throw ShapeError("the limit of frames is negative");
   left_.resize(limit_, initial.rows);
   right_.resize(limit_, initial.cols);
+  pending_.reserve(static_cast<std::size_t>(most_pending));
   pending_left_.resize(most_pending, initial.rows);
   pending_right_.resize(most_pending, initial.cols);
   if (!(isometry.scale > 0.0) || !std::isfinite(isometry.departure)) closed_ = false;
@@ -108,6 +117,8 @@ Matrix<double> LowRankDrift<T>::core() const {
 // (W, V) <- (ww W + wv V, vw W + vv V).
 template <class T>
 void LowRankDrift<T>::take(double ww, double wv, double vw, double vv) {
+  const Matrix<double> before =
+      core_;  // first: nothing has changed where there is no memory for it
   const auto mix = [&](auto& w, auto& v) {
     const auto old = w;
     w = ww * old + wv * v;
@@ -118,9 +129,8 @@ void LowRankDrift<T>::take(double ww, double wv, double vw, double vv) {
   truncated_ = std::abs(ww) * lost + std::abs(wv) * velocity_truncated_;
   velocity_truncated_ = std::abs(vw) * lost + std::abs(vv) * velocity_truncated_;
   if (core_.size() > 0) {
-    const Matrix<double> old = core_;
-    core_ = ww * old + wv * velocity_core_;
-    velocity_core_ = vw * old + vv * velocity_core_;
+    core_ = ww * before + wv * velocity_core_;
+    velocity_core_ = vw * before + vv * velocity_core_;
   }
   for (Pending& p : pending_) mix(p.weight, p.velocity);
 }
@@ -129,8 +139,6 @@ template <class T>
 void LowRankDrift<T>::append(double weight, double velocity, MatrixRef<const T> left,
                              MatrixRef<const T> right, const Context& context) {
   const Index k = left.rows;
-  require_shape(left, k, initial_.rows, "the left block of an update");
-  require_shape(right, k, initial_.cols, "the right block of an update");
   if (!closed_) return;
   for (Index begin = 0; begin < k; begin += most_pending) {
     const Index size = std::min(most_pending, k - begin);
@@ -146,6 +154,7 @@ void LowRankDrift<T>::append(double weight, double velocity, MatrixRef<const T> 
 template <class T>
 void LowRankDrift<T>::update(double factor, double scale, MatrixRef<const T> left,
                              MatrixRef<const T> right, const Context& context) {
+  require_blocks(left, right, initial_);
   take(factor, 0.0, 0.0, 1.0);
   append(scale, 0.0, left, right, context);
 }
@@ -154,6 +163,7 @@ template <class T>
 void LowRankDrift<T>::descend(double scale, double learning_rate, double weight_decay,
                               double momentum, MatrixRef<const T> left, MatrixRef<const T> right,
                               const Context& context) {
+  require_blocks(left, right, initial_);
   // V' = momentum V + weight_decay W + G; W' = W - learning_rate V'.
   take(1.0 - learning_rate * weight_decay, -learning_rate * momentum, weight_decay, momentum);
   append(-learning_rate * scale, scale, left, right, context);
@@ -197,8 +207,8 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest,
     const Index added_right = extend_basis<T>(right, n_right, new_right, outside_tolerance<T>(n),
                                               lengths.data(), context);
     if (n_left + added_left > limit_ || n_right + added_right > limit_) return false;
-    new_right.resize(added_left, n);
-    new_left.resize(added_right, m);
+    renew(new_right, added_left, n);
+    renew(new_left, added_right, m);
     if (added_left > 0) {
       block_times<T>(MatrixRef<T>(left).block(n_left, 0, added_left, m), initial_,
                      MatrixRef<T>(new_right), context);
@@ -227,7 +237,7 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest,
   // K_0, and how well the frames close: both images, which also bounds what the frames leave out of W_0.
   Matrix<T> image(n_right, m), back(n_left, n);
   double open = 0.0;
-  initial_core_ = Matrix<double>::Zero(n_left, n_right);
+  renew_as(initial_core_, Matrix<double>::Zero(n_left, n_right));
   if (n_right > 0) {
     block_times_transpose<T>(right_frame(), initial_, MatrixRef<T>(image), context);
     initial_core_ =
@@ -248,6 +258,7 @@ template <class T>
 bool LowRankDrift<T>::flush(const Context& context) {
   if (!closed_) return false;
   if (n_pending_ == 0) return true;
+  closed_ = false;  // until all is done: an exception leaves halves
   const auto left_block = [&] {
     return MatrixRef<T>(pending_left_.data(), n_pending_, initial_.rows);
   };
@@ -302,7 +313,6 @@ bool LowRankDrift<T>::flush(const Context& context) {
       if (!is_new[2 * i + 1]) right_new.row(i).setZero();
     }
     if (!extend(MatrixRef<T>(left_new), MatrixRef<T>(right_new), context)) {
-      closed_ = false;
       truncated_ = std::numeric_limits<double>::infinity();
       return false;
     }
@@ -313,6 +323,7 @@ bool LowRankDrift<T>::flush(const Context& context) {
   if (n_left_ == 0 || n_right_ == 0) {  // updates of zeros
     pending_.clear();
     n_pending_ = 0;
+    closed_ = true;
     return true;
   }
   for (const Pending& p : pending_) {
@@ -332,6 +343,7 @@ bool LowRankDrift<T>::flush(const Context& context) {
   }
   pending_.clear();
   n_pending_ = 0;
+  closed_ = true;
   return true;
 }
 

@@ -14,6 +14,7 @@
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
 #include "dlnfast/random.hpp"
+#include "dlnfast/renew.hpp"
 #include "dlnfast/singular_values.hpp"
 #include "dlnfast/workspace.hpp"
 
@@ -218,9 +219,10 @@ class SvdTracker<T>::Impl {
       try {
         iterate(ScaledOperator<T>(w, factor_), matrix);
       } catch (...) {  // the blocks may hold anything: the next event begins anew
-        seeded_ = false;
+        seeded_ = has_vectors_ = false;
         anchor_ = {};
         upcoming_.resize(0, 0);
+        right_next_.resize(0, 0);
         throw;
       }
     }
@@ -333,12 +335,13 @@ class SvdTracker<T>::Impl {
 
   void allocate() {
     if (right_next_.rows() == p_) return;
-    left_.resize(p_, m_);
-    right_.resize(p_, n_);
-    left_next_.resize(p_, m_);
-    right_next_.resize(p_, n_);
-    scratch_.resize(1, p_ * std::max(m_, n_));
+    renew(left_, p_, m_);
+    renew(right_, p_, n_);
+    renew(left_next_, p_, m_);
+    renew(scratch_, 1, p_ * std::max(m_, n_));
+    values_.resize(static_cast<std::size_t>(p_), 0.0);
     residual_.assign(static_cast<std::size_t>(p_), 0.0);
+    renew(right_next_, p_, n_);  // last: its size tells that all have theirs
   }
 
   void grow(Index p) {
@@ -353,7 +356,7 @@ class SvdTracker<T>::Impl {
     rotation_.conservativeResizeLike(Matrix<double>::Identity(p_, p_));
     rotation_.bottomRows(p_ - old).leftCols(old).setZero();
     rotation_.topRows(old).rightCols(p_ - old).setZero();
-    scratch_.resize(1, p_ * std::max(m_, n_));
+    renew(scratch_, 1, p_ * std::max(m_, n_));
     for (auto* list : {&values_, &pair_values_, &residual_}) {
       list->resize(static_cast<std::size_t>(p_), 0.0);
     }
@@ -371,7 +374,7 @@ class SvdTracker<T>::Impl {
     const SmallDecomposition d(r, context_);
     rotate(y, d.b);
     rotate(x, d.a);
-    rotation_ = d.a;
+    renew_as(rotation_, d.a);
     for (Index i = 0; i < p; ++i) values[i] = d.s(0, i);
   }
 
@@ -392,7 +395,7 @@ class SvdTracker<T>::Impl {
     pair_values_.resize(static_cast<std::size_t>(p_));
     diagonalize(right_, left_, pair_values_);
     w.apply_transpose(MatrixRef<T>(left_), MatrixRef<T>(right_next_), context_);
-    if (compares_) image_ = right_next_;
+    if (compares_) renew_as(image_, right_next_);
     record_.n_columns += 2 * p_;
     credit_ += settings_.certificate_share * 2.0 * static_cast<double>(p_);
     for (Index i = 0; i < p_; ++i) {
@@ -400,7 +403,7 @@ class SvdTracker<T>::Impl {
       residual_[i] =
           square(static_cast<double>((right_next_.row(i) - value * right_.row(i)).norm()));
     }
-    left_next_ = left_;
+    renew_as(left_next_, left_);
     diagonalize(left_next_, right_next_, values_);
     slack_ = rounding_beside(values_[0]);
   }
@@ -475,14 +478,14 @@ class SvdTracker<T>::Impl {
           Matrix<T> old = image;
           multiply<T>(top(turn, p), Op::none, top(old, p), Op::none, MatrixRef<T>(image),
                       tracker.context_);
-          vectors = x;
+          renew_as(vectors, x);
           error += outside + 8.0 * epsilon<T>();
           return error;
         }
       }
       apply(x, image);
       tracker.record_.n_columns += p;
-      vectors = x;
+      renew_as(vectors, x);
       error = 0.0;
       return error;
     }
@@ -497,12 +500,12 @@ class SvdTracker<T>::Impl {
   void compare_with_origin() {
     // || x W_0 - (what is used for it) ||_F, relative to |W_0|.
     double outside = origin_of_left_.find(left_, *this, [&](const Matrix<T>& x, Matrix<T>& y) {
-      y.resize(p_, n_);
+      renew(y, p_, n_);
       block_times<T>(top(x, p_), origin_, MatrixRef<T>(y), context_);
       y *= static_cast<T>(factor_);
     });
     outside += origin_of_right_.find(right_, *this, [&](const Matrix<T>& x, Matrix<T>& y) {
-      y.resize(p_, m_);
+      renew(y, p_, m_);
       block_times_transpose<T>(top(x, p_), origin_, MatrixRef<T>(y), context_);
       y *= static_cast<T>(factor_);
     });
@@ -533,8 +536,7 @@ class SvdTracker<T>::Impl {
   void set_anchor(const Bound& bound, Index j) {
     anchor_ = bound;
     anchor_rank_ = j;
-    anchor_left_ = left_.topRows(j);
-    anchor_right_ = right_.topRows(j);
+    renew_both(anchor_left_, left_.topRows(j), anchor_right_, right_.topRows(j));
     anchor_top_ = pair_values_[0];
     anchor_residual_ = j > 0 ? residual(0, j) : 0.0;
     anchor_is_pair_ = true;
@@ -618,8 +620,8 @@ class SvdTracker<T>::Impl {
     const Index dims = n_ - j;
     const Index b = std::min(n_starts, dims);
     const Index room = std::min(b * most_steps, dims);
-    basis_.resize(room + 2 * b, n_);
-    images_.resize(room + b, m_);
+    renew(basis_, room + 2 * b, n_);
+    renew(images_, room + b, m_);
     Matrix<double> gram = Matrix<double>::Zero(room + b, room + b);
     const MatrixRef<const T> u = top(left_, j), v = top(right_, j);
 
@@ -742,7 +744,7 @@ class SvdTracker<T>::Impl {
     for (Index i = 0; i < kept; ++i) {
       turn.row(i) = eigen.eigenvectors().col(chosen[i]).transpose().template cast<T>();
     }
-    ritz_.resize(kept, n_);
+    renew(ritz_, kept, n_);
     multiply<T>(top(turn, kept), Op::none, top(basis_, size), Op::none, MatrixRef<T>(ritz_),
                 context_);
   }
@@ -775,7 +777,7 @@ class SvdTracker<T>::Impl {
       n += extend_basis<T>(MatrixRef<T>(basis), n, block, 1e-3, lengths.data(), context_);
     }
     const Index kept = std::min(n, p_);
-    block_out.resize(p_, n_);
+    renew(block_out, p_, n_);
     block_out.topRows(kept) = basis.topRows(kept);
     if (kept < p_) random_.fill(MatrixRef<T>(block_out).block(kept, 0, p_ - kept, n_));
     orthonormalize<T>(block_out, random_, context_);
@@ -792,7 +794,7 @@ class SvdTracker<T>::Impl {
       orthonormalize<T>(right_next_, random_, context_);
       seeded_ = true;
     } else if (upcoming_.rows() == p_) {
-      right_next_ = upcoming_;
+      renew_as(right_next_, upcoming_);
       upcoming_.resize(0, 0);
     }
     sweep(w);
@@ -886,8 +888,7 @@ class SvdTracker<T>::Impl {
     if (k_ == smaller_) measure_cluster();
     if (settings_.follow) {
       allocate();
-      left_next_ = left.transpose();
-      right_next_ = right.transpose();
+      renew_both(left_next_, left.transpose(), right_next_, right.transpose());
       record_.vector_error = 0.0;
       seeded_ = true;
     }
@@ -918,7 +919,7 @@ class SvdTracker<T>::Impl {
   // directions that W stretches most, and lose the least ones. For layers from an orthogonal start it is
   // the subspace in which they move for good.
   void keep_invariant_block() {
-    if (residual(0, p_) <= 1e-8 * values_[0] + 4.0 * slack_) upcoming_ = right_;
+    if (residual(0, p_) <= 1e-8 * values_[0] + 4.0 * slack_) renew_as(upcoming_, right_);
   }
 
   // ------------------------------------------------------------------------------------- records
@@ -1093,8 +1094,7 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
   std::vector<double> core_values;
   if (inside > 0) {
     const SmallDecomposition d(core, context_);
-    core_left_ = d.a.transpose();
-    core_right_ = d.b.transpose();
+    renew_both(core_left_, d.a.transpose(), core_right_, d.b.transpose());
     core_values.assign(d.s.data(), d.s.data() + inside);
   }
   // Branches in the coordinates of the frames, which only grow.
@@ -1140,8 +1140,8 @@ const TrackerRecord& SvdTracker<T>::Impl::update(const LowRankDrift<T>& drift,
     factored_ = &drift;
     spare_is_current_ = spare_is_current_ && spare_frame_ == inside;
     spare_frame_ = inside;
-    coordinates_left_ = Matrix<double>::Zero(p_, coordinate_room + p_);
-    coordinates_right_ = coordinates_left_;
+    const Matrix<double> none = Matrix<double>::Zero(p_, coordinate_room + p_);
+    renew_both(coordinates_left_, none, coordinates_right_, none);
     const double sign = drift.shrink() < 0.0 ? -1.0 : 1.0;
     for (Index i = 0; i < p; ++i) {
       const Index place = items[i].place;
@@ -1176,8 +1176,8 @@ void SvdTracker<T>::Impl::make_vectors() {
   const T inverse = static_cast<T>(1.0 / drift.isometry().scale);
   if (!spare_is_current_) {
     const Index n_spare = std::min({p_, n_ - right_frame.rows, m_ - left_frame.rows});
-    spare_right_.resize(n_spare, n_);
-    spare_left_.resize(n_spare, m_);
+    renew(spare_right_, n_spare, n_);
+    renew(spare_left_, n_spare, m_);
     // Chosen on the side where W_0 keeps lengths.
     const bool from_right = n_ <= m_;
     Matrix<T>& chosen = from_right ? spare_right_ : spare_left_;
