@@ -1,8 +1,7 @@
-"""The package as installed: names, version, stub, docstrings, examples."""
+"""The package as installed: names, version, docstrings, examples. Its stubs: test_stubs.py."""
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import importlib.metadata
@@ -36,37 +35,6 @@ def test_all_names_are_there_and_sorted():
         assert getattr(dlnfast, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dlnfast.nonsense
-
-
-@pytest.mark.parametrize("stem", ["_core", "_cpu"])
-def test_the_stub_names_what_the_module_has(stem, core):
-    module = core if stem == "_core" else importlib.import_module("dlnfast._cpu")
-    tree = ast.parse((PACKAGE / f"{stem}.pyi").read_text())
-    declared = {
-        node.target.id if isinstance(node, ast.AnnAssign) else node.name
-        for node in tree.body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AnnAssign))
-    }
-    declared = {name for name in declared if not name.startswith("_")}
-    present = {name for name in vars(module) if not name.startswith("_")}
-    assert declared == present
-
-
-def arguments_of(function):
-    """Return the names in a compiled function's signature, the first line of its docstring."""
-    node = ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0]
-    return [argument.arg for argument in node.args.args], len(node.args.defaults)
-
-
-def test_the_stub_has_the_arguments_of_the_module(core):
-    for node in ast.parse((PACKAGE / "_core.pyi").read_text()).body:
-        if isinstance(node, ast.FunctionDef):
-            declared = [argument.arg for argument in node.args.args], len(node.args.defaults)
-            assert declared == arguments_of(getattr(core, node.name)), node.name
-
-
-def test_typed_marker_travels_along():
-    assert (PACKAGE / "py.typed").exists()
 
 
 def public_functions():

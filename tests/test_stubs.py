@@ -1,0 +1,142 @@
+"""The stubs say what the compiled modules say of themselves: pybind11 writes signatures into docstrings."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dlnfast
+from dlnfast import _cpu
+
+PACKAGE = Path(dlnfast.__file__).parent
+
+# What an argument of a kind may be declared as: the beginning of the annotation in the stub. Where the
+# binding takes any object it looks at it itself, and the stub says more.
+DECLARED = {
+    "numpy.ndarray": ("_Array", "npt.NDArray"),
+    "numpy.typing.NDArray[numpy.float64]": ("npt.NDArray[np.float64]",),
+    "typing.SupportsInt | typing.SupportsIndex": ("int",),
+    "typing.SupportsFloat | typing.SupportsIndex": ("float",),
+    "collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]": ("list[int]",),
+    "list[int]": ("list[int]",),
+    "list[str]": ("list[str]",),
+    "bool": ("bool",),
+    "int": ("int",),
+    "float": ("float",),
+    "str": ("str",),
+    "list": ("list[",),
+    "dict": ("dict[",),
+    "tuple": ("tuple[", "_SparseRows"),
+    "None": ("None",),
+}
+
+
+def parse_stub(stem):
+    return ast.parse((PACKAGE / f"{stem}.pyi").read_text(encoding="utf-8"))
+
+
+def is_public(name):
+    return name == "__init__" or not name.startswith("_")
+
+
+def members(body):
+    """Return {name: node} of what a stub, or a class of it, declares to the outside."""
+    found = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.AnnAssign):
+            found[node.target.id] = node
+    return {name: node for name, node in found.items() if is_public(name)}
+
+
+def class_members(tree, node):
+    """Return the members of a class and of its bases in the stub."""
+    classes = {other.name: other for other in tree.body if isinstance(other, ast.ClassDef)}
+    found = {}
+    for base in node.bases:
+        found |= class_members(tree, classes[base.id])
+    return found | members(node.body)
+
+
+def present(owner):
+    return {name: thing for name, thing in vars(owner).items() if is_public(name)}
+
+
+def signature_of(thing):
+    """Return the signature that pybind11 wrote, as a function of the syntax tree."""
+    lines = thing.__doc__.splitlines()
+    assert "Overloaded" not in thing.__doc__, "a second signature: the comparison knows one only"
+    return ast.parse(f"def {lines[0]}: ...").body[0]
+
+
+def parameters(function):
+    """Return (name, default) of the parameters, without self."""
+    arguments = function.args
+    others = arguments.vararg, arguments.kwarg, *arguments.kwonlyargs, *arguments.posonlyargs
+    assert not any(others)
+    defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + arguments.defaults
+    listed = zip(arguments.args, defaults, strict=True)
+    return [(a.arg, d and ast.literal_eval(d)) for a, d in listed if a.arg != "self"]
+
+
+def annotations(function):
+    listed = {a.arg: ast.unparse(a.annotation) for a in function.args.args if a.arg != "self"}
+    return {**listed, "return": ast.unparse(function.returns)}
+
+
+def compare(name, declared, thing):
+    written = signature_of(thing)
+    assert parameters(declared) == parameters(written), name
+    kinds, found = annotations(written), annotations(declared)
+    for argument, kind in kinds.items():
+        if kind != "object":
+            assert found[argument].startswith(DECLARED[kind]), (name, argument, kind)
+
+
+def pairs(core):
+    """Yield (name, declaration, compiled thing) of all that is called."""
+    tree = parse_stub("_core")
+    for name, node in members(tree.body).items():
+        thing = getattr(core, name)
+        if isinstance(node, ast.FunctionDef):
+            yield name, node, thing
+        elif isinstance(node, ast.ClassDef):
+            for entry, declaration in class_members(tree, node).items():
+                yield f"{name}.{entry}", declaration, vars(thing)[entry]
+
+
+@pytest.mark.parametrize("stem", ["_core", "_cpu"])
+def test_the_stub_names_what_the_module_has(stem, core):
+    module = core if stem == "_core" else _cpu
+    tree = parse_stub(stem)
+    declared = members(tree.body)
+    assert set(declared) == set(present(module))
+    for name, node in declared.items():
+        assert isinstance(node, ast.ClassDef) == isinstance(getattr(module, name), type), name
+        if isinstance(node, ast.ClassDef):
+            assert set(class_members(tree, node)) == set(present(getattr(module, name))), name
+
+
+def test_the_stub_has_the_signatures_of_the_module(core):
+    checked = 0
+    for name, declaration, thing in pairs(core):
+        is_property = isinstance(thing, property)
+        assert is_property == bool(declaration.decorator_list), name
+        if is_property:
+            assert thing.fset is None, f"{name} can be set; the stub says it cannot"
+        else:
+            compare(name, declaration, thing)
+            checked += 1
+    assert checked > 30
+
+
+def test_the_stub_of_the_probe_has_its_signatures():
+    for name, declaration in members(parse_stub("_cpu").body).items():
+        compare(name, declaration, getattr(_cpu, name))
+
+
+def test_typed_marker_travels_along():
+    assert (PACKAGE / "py.typed").exists()
