@@ -16,7 +16,18 @@ PACKAGE = Path(dlnfast.__file__).parent
 # stands for the modules below it too, where they have no line of their own. "dlnfast" is what users import.
 LAYERS = (
     # What runs and what is on disk, without mathematics.
-    ("_cpu", "_core", "_core_v3", "_core_v4", "_errors", "_version", "progress", "sections", "stopping"),
+    (
+        "_cpu",
+        "_core",
+        "_core_v3",
+        "_core_v4",
+        "_errors",
+        "_optional",
+        "_version",
+        "progress",
+        "sections",
+        "stopping",
+    ),
     ("_arrays", "_dispatch", "files"),
     ("_pairs", "_threads", "checkpoint"),
     # Data, problems, weights; what is true of them.
