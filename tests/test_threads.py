@@ -17,7 +17,8 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast._dispatch import core as chosen_core
 
-ROOT = Path(__file__).parents[1]
+#: For programs with more threads at work than cores: members of a team that wait do not hold a core.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
@@ -351,7 +352,7 @@ main = time.pthread_getcpuclockid(threading.get_ident())
 def work(i):
     # At its record of step 100, whatever that takes: it is at work when Ctrl-C comes.
     runs[i] = dln.train(problem, weights, steps=200, callback=lambda step, loss: (
-        step == 100 and caught.wait(60) and None), **settings).loss
+        step == 100 and caught.wait(100) and None), **settings).loss
 def interrupt():
     global sent
     time.sleep(0.5)
@@ -376,7 +377,7 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of single threads")
 def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
     """Late by computing time of the main thread: it has to share the cores."""
-    late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS).split()
+    late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS, timeout=120).split()
     assert float(late) < 0.5
     assert (at_work, as_alone) == ("True", "True")
 
@@ -466,14 +467,15 @@ def run(n_threads=2, steps=20, **settings):
 alone = run(1)
 
 def right():
-    signal.alarm(30)
     tracked = dln.SVDTracker(k=2).update(weights[0]).singular_values
     exact = np.linalg.svd(weights[0], compute_uv=False)[:2]
-    return bool(np.allclose(run(), alone, rtol=1e-10) and np.allclose(tracked, exact, rtol=1e-6))
+    # On one thread, whatever was asked for.
+    return bool(np.array_equal(run(), alone) and np.allclose(tracked, exact, rtol=1e-6))
 
 def status(body):
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # a child that hangs is ended, and leaves the signal as its status
         os._exit(0 if body() else 3)
     return os.waitpid(child, 0)[1]
 
@@ -490,12 +492,12 @@ forker.start()
 forker.join()
 found.append(status(lambda: status(right) == 0))  # a fork of a fork
 context = multiprocessing.get_context("fork")
-process = context.Process(target=lambda: sys.exit(0 if right() else 3))
+process = context.Process(target=lambda: signal.alarm(60) or sys.exit(0 if right() else 3))
 process.start()
 process.join()
 found.append(process.exitcode)
-with ProcessPoolExecutor(2, mp_context=context) as pool:
-    found += [0 if f.result(60) else 3 for f in [pool.submit(right) for _ in range(4)]]
+with ProcessPoolExecutor(2, mp_context=context, initializer=signal.alarm, initargs=(60,)) as pool:
+    found += [0 if f.result(60) else 3 for f in [pool.submit(right) for _ in range(2)]]
 stop.set()
 trainer.join()
 print(found, all(beside))
@@ -505,7 +507,7 @@ def fork_within(step, loss):
     if step == 10 and os.getpid() == parent:
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(60)
         else:
             print(os.waitpid(child, 0)[1])
 loss = run(callback=fork_within, record_every=5)
@@ -518,8 +520,8 @@ print(bool(np.allclose(loss, alone, rtol=1e-10)))
 @needs_fork
 def test_forks_beside_and_within_runs(run_python):
     """NumPy on one thread: a fork while OpenBLAS's threads multiply hangs without dlnfast too."""
-    first, within, after = run_python(FORKS, OPENBLAS_NUM_THREADS="1").splitlines()
-    assert first == f"{[0] * 10} True"
+    first, within, after = run_python(FORKS, timeout=120, OPENBLAS_NUM_THREADS="1", **PATIENT).splitlines()
+    assert first == f"{[0] * 8} True"
     assert (within, after) == ("0", "True")
 
 
@@ -555,7 +557,7 @@ if __name__ == "__main__":
     trainer.start()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         for n_threads in (1, 2):
-            print(np.array_equal(pool.submit(worker.loss, n_threads).result(50), worker.loss(n_threads)))
+            print(np.array_equal(pool.submit(worker.loss, n_threads).result(100), worker.loss(n_threads)))
     stop.set()
     trainer.join()
 """
@@ -567,7 +569,7 @@ def test_processes_that_start_afresh(run_python, tmp_path, method):
     if method == "forkserver" and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     (tmp_path / "worker.py").write_text(WORKER)
-    assert run_python(STARTED_AFRESH, method, tmp_path).split() == ["True", "True"]
+    assert run_python(STARTED_AFRESH, method, tmp_path, timeout=120, **PATIENT).split() == ["True", "True"]
 
 
 NUMPY_BESIDE = """
@@ -577,7 +579,7 @@ import dlnfast as dln
 rng = np.random.default_rng(0)
 problem = dln.Problem(rng.standard_normal((100, 100)), loss_scale=1e-3)
 weights = dln.gaussian([100] * 3)
-A = rng.standard_normal((300, 300))
+A = rng.standard_normal((200, 200))
 
 def run():
     found = dln.train(problem, weights, learning_rate=0.1, steps=20, n_threads=2)
@@ -587,14 +589,14 @@ def same(one, other):
     return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
 
 alone, square = run(), A @ A
-stop, products, runs = threading.Event(), [], []
+stop, products = threading.Event(), []
 def multiply():
     while not stop.is_set():
         products.append(np.array_equal(A @ A, square))
 threads = [threading.Thread(target=multiply) for _ in range(2)]
 for thread in threads:
     thread.start()
-runs = [same(run(), alone) for _ in range(4)]
+runs = [same(run(), alone) for _ in range(2)]
 stop.set()
 for thread in threads:
     thread.join()
@@ -606,7 +608,7 @@ print(all(runs), len(products) > 0 and all(products), len(within) == 11 and all(
 
 
 def test_numpy_multiplies_beside_and_within_runs(run_python):
-    assert run_python(NUMPY_BESIDE, OPENBLAS_NUM_THREADS="2").split() == ["True"] * 3
+    assert run_python(NUMPY_BESIDE, timeout=120, OPENBLAS_NUM_THREADS="2", **PATIENT).split() == ["True"] * 3
 
 
 TORCH_BESIDE = """
@@ -645,7 +647,7 @@ def differentiate():
         gradients.append(torch.equal(gradient(), wanted))
 thread = threading.Thread(target=differentiate)
 thread.start()
-print(all(same(run(), before) for _ in range(3)))  # beside it
+print(all(same(run(), before) for _ in range(2)))  # beside it
 stop.set()
 thread.join()
 print(len(gradients) > 0 and all(gradients))
@@ -662,7 +664,7 @@ if hasattr(os, "fork"):
     reference = run(engine="torch", singular_values=None)
     child = os.fork()
     if child == 0:
-        signal.alarm(30)
+        signal.alarm(60)
         good = np.allclose(run()[0], before[0], rtol=1e-10)
         for n_threads in (0, 2):
             again = run(engine="torch", singular_values=None, n_threads=n_threads)
@@ -678,4 +680,10 @@ else:
 def test_torch_before_beside_and_within_runs(run_python, first):
     """In both orders of import; and after a fork, which PyTorch's pool does not survive."""
     pytest.importorskip("torch", reason="PyTorch's pool beside ours")
-    assert run_python(TORCH_BESIDE, first, timeout=120).split() == ["True"] * 6
+    assert run_python(TORCH_BESIDE, first, timeout=120, **PATIENT).split() == ["True"] * 6
+
+
+def test_free_threading_is_not_declared():
+    """Nobody has tested it: an interpreter without the lock turns it on when the modules are imported."""
+    for source in (Path(__file__).parents[1] / "cpp" / "bindings").glob("*.cpp"):
+        assert "mod_gil_not_used" not in source.read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ std::vector<std::string> supported_levels() {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Instruction-set levels of this processor.";
   m.def("supported_levels", &supported_levels, "Levels that this processor runs, lowest first.");
 }

@@ -15,7 +15,7 @@ void translate(std::exception_ptr failure) {
 
 }  // namespace
 
-PYBIND11_MODULE(DLNFAST_MODULE, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(DLNFAST_MODULE, m) {
   m.doc() = "The compiled core of dlnfast. Use the functions of the package dlnfast instead.";
   pybind11::register_local_exception_translator(&translate);
   dlnfast::python::bind_basis(m);
