@@ -106,7 +106,7 @@ call = CALLS[sys.argv[1]]
 wanted = call()
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
 failed = 0
-for megabytes in (0, 1, 2, 4, 8, 16, 512):
+for megabytes in (1, 2, 4, 8, 16, 512):
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + megabytes * 2**20, hard))
     try:
         got = call()
@@ -129,10 +129,15 @@ print(failed)
 )
 def test_little_memory(call, run_python):
     """At some limits the call raises MemoryError; after each it gives what it gave before."""
-    # What is freed goes back at once: the next call has to ask for it again.
-    assert (
-        int(run_python(LITTLE_MEMORY, call, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")) > 0
-    )
+    variables = {
+        # What is freed goes back at once: the next call has to ask for it again.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        # OpenBLAS ends the process where it has no memory for the work of several threads.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    assert int(run_python(LITTLE_MEMORY, call, **variables)) > 0
 
 
 # In a build for fuzzing, every allocation of the core in turn.
