@@ -19,9 +19,16 @@ def set_num_threads(n: int) -> None:
     n : int
         0 restores OpenMP's own maximum, which obeys OMP_NUM_THREADS and threadpoolctl.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no number of threads: an integer, 0 to 4096.
+
     Notes
     -----
     Changes nothing outside dlnfast: neither OpenMP's settings nor those of NumPy's BLAS.
+
+    Cost: O(1).
     """
     core.set_num_threads(check_count(n, "n", minimum=0, maximum=MAX_THREADS))
 
@@ -34,5 +41,9 @@ def build_info() -> dict[str, Any]:
     dict
         version, level (instruction set in use), levels (all that could be), compiler, eigen, openmp,
         vector_bytes and max_threads.
+
+    Notes
+    -----
+    Cost: O(1).
     """
     return {**core.build_info(), "levels": available_levels()}

@@ -78,7 +78,17 @@ class Checkpoint:
 
     @classmethod
     def of(cls, given: Any) -> Checkpoint:
-        """Return what was given, a path as a Checkpoint."""
+        """Return what was given, a path as a Checkpoint.
+
+        Parameters
+        ----------
+        given : path or Checkpoint
+            Where to write.
+
+        Returns
+        -------
+        Checkpoint
+        """
         return given if isinstance(given, cls) else cls(given)
 
 

@@ -146,7 +146,17 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Certificate:
-        """Return the certificate that `to_dict` described."""
+        """Return the certificate that `to_dict` described.
+
+        Parameters
+        ----------
+        values : dict
+            What `to_dict` returned.
+
+        Returns
+        -------
+        Certificate
+        """
         found = values["assumptions"]
         if found is not None:
             checks = tuple(Check(**check) for check in found["checks"])
@@ -290,6 +300,13 @@ def closure(
     -------
     Closure
         With ``holds`` False, and the reasons in ``report()``, where there is no small closure.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For layers that do not fit each other or the problem, and of two precisions.
+    ValueError
+        For a share that is not above 0.
 
     Notes
     -----

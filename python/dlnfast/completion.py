@@ -300,6 +300,17 @@ class Completion(Observations):
             True where Phi is observed; what stands elsewhere is not looked at.
         **options
             As of the class.
+
+        Returns
+        -------
+        Completion
+
+        Raises
+        ------
+        ShapeError
+            For what is no matrix, and a mask of another shape.
+        TypeError, ValueError
+            For entries that are not real numbers, or not finite where they count.
         """
         array = as_array(matrix, "matrix")
         if array.ndim != 2:
@@ -327,6 +338,17 @@ class Completion(Observations):
             Of any format. Entries that are stored twice are refused.
         **options
             As of the class.
+
+        Returns
+        -------
+        Completion
+
+        Raises
+        ------
+        TypeError
+            For what is no SciPy sparse matrix or array.
+        ValueError
+            For entries that are stored twice or are not finite.
         """
         if not hasattr(matrix, "tocoo"):
             raise TypeError(f"matrix is {type(matrix).__name__}; wanted a SciPy sparse matrix or array")
@@ -371,7 +393,18 @@ class Completion(Observations):
         return np.flatnonzero(np.diff(self._by_columns[0]) == 0)
 
     def entries(self, dtype: npt.DTypeLike = np.float64) -> tuple[SparseRows, SparseRows]:
-        """Return the entries by rows and by columns, each as (start, index, values)."""
+        """Return the entries by rows and by columns, each as (start, index, values).
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        pair of SparseRows
+            By rows and by columns, n entries each; kept where the precision is float64, else O(n).
+        """
         if np.dtype(dtype) == np.float64:
             return self._by_rows, self._by_columns
         if self._single is None:
@@ -382,7 +415,24 @@ class Completion(Observations):
         return self._single
 
     def replaced(self, values: npt.ArrayLike) -> Completion:
-        """Return the same places with other values, in the order of `rows` and `columns`; no truth."""
+        """Return the same places with other values, in the order of `rows` and `columns`; no truth.
+
+        Parameters
+        ----------
+        values : array_like, shape (n,)
+            The new values.
+
+        Returns
+        -------
+        Completion
+
+        Raises
+        ------
+        ShapeError
+            For another number of values.
+        TypeError, ValueError
+            For values that are not real and finite numbers.
+        """
         known = as_vector(values, "values", length=self.n_observations, dtype=np.float64)
         other = object.__new__(Completion)
         other.__dict__.update(self.__dict__)
@@ -401,14 +451,39 @@ class Completion(Observations):
     def from_arrays(
         cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
     ) -> Completion:
-        """Return the problem that `to_arrays` described."""
+        """Return the problem that `to_arrays` described.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            What `to_arrays` returned.
+        shape : (int, int)
+            (d_y, d_x).
+        **options
+            As of the class: `reduction` or `loss_scale`, and others.
+
+        Returns
+        -------
+        Completion
+        """
         rows = np.repeat(np.arange(shape[0]), np.diff(arrays["observed_start"]))
         return cls(rows, arrays["observed_index"], arrays["observed_values"], shape, **options)
 
     # ------------------------------------------------------------------------------------------- loss
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from."""
+        """Return what the dense engine learns from.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        dict
+            Keywords of the core's dense descent.
+        """
         return _NO_STATISTICS | {"observed": self.entries(dtype), "measurements": None}
 
     def predict(
@@ -426,6 +501,13 @@ class Completion(Observations):
         Returns
         -------
         ndarray, shape (n,)
+
+        Raises
+        ------
+        ShapeError
+            For a matrix, or layers, that do not fit.
+        ValueError
+            For rows without columns, or places outside.
         """
         factors = as_factors(W, self.shape)
         if rows is None or columns is None:
@@ -443,7 +525,21 @@ class Completion(Observations):
         return entries_of_product(factors, i, j)
 
     def loss(self, W: MatrixOrLayers) -> float:
-        """Return ``c/2 ||Omega * (W - Phi)||_F^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
+        """Return ``c/2 ||Omega * (W - Phi)||_F^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``.
+
+        Parameters
+        ----------
+        W : array_like, LowRank or sequence of array_like
+            An end-to-end matrix (d_y, d_x), or layers ``W_1 .. W_L``.
+
+        Returns
+        -------
+        float
+
+        Notes
+        -----
+        Cost: O(n r) for layers whose narrowest width is r; the matrix is not formed.
+        """
         return self.loss_scale / 2 * self._squares(W, self.values)
 
     def _observed_distance(self, W: MatrixOrLayers) -> float:
@@ -456,7 +552,18 @@ class Completion(Observations):
         return float(difference @ difference)
 
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap:
-        """Return ``Omega * (Phi - W_{L:1})`` as a linear map; ``Omega * Phi`` without `weights`."""
+        """Return ``Omega * (Phi - W_{L:1})`` as a linear map; ``Omega * Phi`` without `weights`.
+
+        Parameters
+        ----------
+        weights : sequence of array_like, optional
+            ``W_1 .. W_L``.
+
+        Returns
+        -------
+        LinearMap, shape (d_y, d_x)
+            Minus the gradient of the loss in W_{L:1}, over c.
+        """
         if weights is None:
             return SparseMap(self.entries(), self.shape)
         return SparseMap(self.replaced(self.values - self.predict(weights)).entries(), self.shape)
@@ -583,7 +690,21 @@ class Sensing(Observations):
         return 1.1 * size
 
     def apply(self, W: MatrixOrLayers) -> FloatArray:
-        """Return ``<A_i, W>`` for i = 1 .. m."""
+        """Return ``<A_i, W>`` for i = 1 .. m.
+
+        Parameters
+        ----------
+        W : array_like, LowRank or sequence of array_like
+            An end-to-end matrix (d_y, d_x), or layers ``W_1 .. W_L``.
+
+        Returns
+        -------
+        ndarray, shape (m,)
+
+        Notes
+        -----
+        Cost: O(m d_y d_x); O(m (d_y + d_x) r) for rank-one operators and factors of width r.
+        """
         if self._rank_one is not None:
             left, right = as_factors(W, self.shape)
             a, b = self._rank_one
@@ -593,7 +714,26 @@ class Sensing(Observations):
         return np.asarray((self._sparse if self._dense is None else self._dense) @ vector)
 
     def adjoint(self, r: npt.ArrayLike) -> FloatArray:
-        """Return ``sum_i r_i A_i``, (d_y, d_x)."""
+        """Return ``sum_i r_i A_i``, (d_y, d_x).
+
+        Parameters
+        ----------
+        r : array_like, shape (m,)
+            One number for every measurement.
+
+        Returns
+        -------
+        ndarray, shape (d_y, d_x)
+
+        Raises
+        ------
+        ShapeError
+            For another number of them.
+
+        Notes
+        -----
+        Cost: O(m d_y d_x).
+        """
         weights = as_vector(r, "r", length=self.n_observations, dtype=np.float64)
         if self._rank_one is not None:
             left, right = self._rank_one
@@ -611,6 +751,15 @@ class Sensing(Observations):
         V : array_like, shape (d_x, b)
         which : slice
             Of which measurements; all by default.
+
+        Returns
+        -------
+        ndarray, shape (m, a, b)
+
+        Raises
+        ------
+        ShapeError
+            For U and V that do not fit.
         """
         left = as_matrix(U, "U", shape=(self.dim_out, None), dtype=np.float64)
         right = as_matrix(V, "V", shape=(self.dim_in, None), dtype=np.float64)
@@ -638,13 +787,38 @@ class Sensing(Observations):
     def from_arrays(
         cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
     ) -> Sensing:
-        """Return the problem that `to_arrays` described."""
+        """Return the problem that `to_arrays` described.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            What `to_arrays` returned.
+        shape : (int, int)
+            (d_y, d_x).
+        **options
+            As of the class: `reduction` or `loss_scale`, and others.
+
+        Returns
+        -------
+        Sensing
+        """
         problem = cls(arrays["operators"].reshape(-1, *shape), arrays["measured"], **options)
         problem.loss_floor = float(arrays["measured_floor"])
         return problem
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from."""
+        """Return what the dense engine learns from.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        dict
+            Keywords of the core's dense descent.
+        """
         if self._dense is not None:
             whole = self._dense
         elif self._rank_one is not None:
@@ -660,12 +834,37 @@ class Sensing(Observations):
         }
 
     def loss(self, W: MatrixOrLayers) -> float:
-        """Return ``c/2 sum_i (<A_i, W> - y_i)^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``."""
+        """Return ``c/2 sum_i (<A_i, W> - y_i)^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``.
+
+        Parameters
+        ----------
+        W : array_like, LowRank or sequence of array_like
+            An end-to-end matrix (d_y, d_x), or layers ``W_1 .. W_L``.
+
+        Returns
+        -------
+        float
+
+        Notes
+        -----
+        Cost: that of `apply`.
+        """
         residual = self.apply(W) - self.values
         return self.loss_scale / 2 * float(residual @ residual) + self.loss_floor
 
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> DenseMap:
-        """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; with W_{L:1} = 0 without `weights`."""
+        """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; with W_{L:1} = 0 without `weights`.
+
+        Parameters
+        ----------
+        weights : sequence of array_like, optional
+            ``W_1 .. W_L``.
+
+        Returns
+        -------
+        DenseMap, shape (d_y, d_x)
+            Minus the gradient of the loss in W_{L:1}, over c.
+        """
         return DenseMap(self.adjoint(self.values if weights is None else self.values - self.apply(weights)))
 
 
@@ -779,6 +978,11 @@ def low_rank_completion(
     Completion
         With its truth.
 
+    Raises
+    ------
+    ValueError
+        For a probability outside (0, 1], a rank above d and an unknown reduction.
+
     Notes
     -----
     O(p d^2) memory beyond d = 1024, where Phi is drawn as factors: row by row, the number of entries is
@@ -837,9 +1041,16 @@ def low_rank_sensing(
     Sensing
         With its truth. Holds 8 m d^2 bytes.
 
+    Raises
+    ------
+    ValueError
+        For a rank above d, no measurements and an unknown reduction.
+
     Notes
     -----
     The setting of Yaras et al. 2024, arXiv 2406.04112.
+
+    Cost: the m operators take 8 m d^2 bytes of memory.
 
     Examples
     --------

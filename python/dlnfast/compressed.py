@@ -84,6 +84,9 @@ def compressed_weights(
     Yaras et al. 2024, arXiv 2406.04112, and Kwon et al. 2024, arXiv 2311.05061. The authors of the first take
     three full d x d decompositions to the same space.
 
+    Cost: the leading singular vectors of the gradient at the start, or of the surrogate, by thin products;
+    no d x d decomposition.
+
     Examples
     --------
     >>> import dlnfast as dln

@@ -326,6 +326,10 @@ def resume(
         If the folder is damaged, or was written by a newer version.
     DivergedError
         As `train`.
+
+    Notes
+    -----
+    Cost: that of the steps that are left; those since the last state are computed again.
     """
     folder = RunFolder(directory)
     about, _ = folder.request()

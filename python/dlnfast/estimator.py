@@ -359,11 +359,31 @@ class MatrixCompletion:
         return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return all settings by name; `deep` makes no difference, as none is an estimator."""
+        """Return all settings by name; `deep` makes no difference, as none is an estimator.
+
+        Parameters
+        ----------
+        deep : bool
+            Accepted for scikit-learn.
+
+        Returns
+        -------
+        dict
+        """
         return {name: getattr(self, name) for name in self._parameter_names()}
 
     def set_params(self, **params: Any) -> Self:
         """Change settings by name.
+
+        Parameters
+        ----------
+        **params
+            Settings and their new values.
+
+        Returns
+        -------
+        MatrixCompletion
+            Itself.
 
         Raises
         ------
@@ -613,6 +633,22 @@ class MatrixCompletion:
         """Return R^2 on known entries, given as to `fit`: 1 less the share of the variance that is missed.
 
         Of ratings that are all alike it is 1 where they are met, else 0, as scikit-learn has it.
+
+        Parameters
+        ----------
+        X : array_like, sparse matrix, or pairs of ids
+            Known entries, as for `fit`.
+        y : array_like, shape (n,), optional
+            Their values, where X holds pairs.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            Before `fit`, and for entries that `fit` would refuse.
         """
         self._check_fitted()
         entries = _entries(X, y, None)
@@ -624,7 +660,24 @@ class MatrixCompletion:
         return 1.0 - missed / total
 
     def rmse(self, X: Any, y: npt.ArrayLike | None = None) -> float:
-        """Return the root of the mean squared error on known entries, given as to `fit`."""
+        """Return the root of the mean squared error on known entries, given as to `fit`.
+
+        Parameters
+        ----------
+        X : array_like, sparse matrix, or pairs of ids
+            Known entries, as for `fit`.
+        y : array_like, shape (n,), optional
+            Their values, where X holds pairs.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            Before `fit`, and for entries that `fit` would refuse.
+        """
         self._check_fitted()
         error = self._errors(_entries(X, y, None))
         return math.sqrt(float(error @ error) / error.size)

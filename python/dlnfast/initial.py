@@ -117,14 +117,66 @@ def orthogonal(
 def gaussian(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
-    """Draw Gaussian layers with the Frobenius norm of orthogonal ones; see `orthogonal`."""
+    """Draw Gaussian layers with the Frobenius norm of orthogonal ones; see `orthogonal`.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        d_0 .. d_L.
+    scale : float or sequence of float
+        eps, for all layers or one per layer: ``||W_l||_F = eps sqrt(min(d_l, d_{l-1}))``.
+    seed : int
+        Not below 0. Equal seeds, widths and precisions give equal layers.
+    dtype : dtype
+        float64 or float32.
+
+    Returns
+    -------
+    list of ndarray
+        ``W_1 .. W_L``, W_l of shape (d_l, d_{l-1}).
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For widths, scales and seeds that are none.
+
+    Notes
+    -----
+    Cost: O(sum_l d_l d_{l-1}).
+    """
     return _draw_independent("gaussian", np.random.Generator.standard_normal, widths, scale, seed, dtype)
 
 
 def uniform(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
-    """Draw layers uniform on an interval around 0, with the norm of orthogonal ones; see `orthogonal`."""
+    """Draw layers uniform on an interval around 0, with the norm of orthogonal ones; see `orthogonal`.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        d_0 .. d_L.
+    scale : float or sequence of float
+        eps, for all layers or one per layer: ``||W_l||_F = eps sqrt(min(d_l, d_{l-1}))``.
+    seed : int
+        Not below 0. Equal seeds, widths and precisions give equal layers.
+    dtype : dtype
+        float64 or float32.
+
+    Returns
+    -------
+    list of ndarray
+        ``W_1 .. W_L``, W_l of shape (d_l, d_{l-1}).
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For widths, scales and seeds that are none.
+
+    Notes
+    -----
+    Cost: O(sum_l d_l d_{l-1}).
+    """
 
     def entries(generator: np.random.Generator, shape: tuple[int, int]) -> FloatArray:
         return generator.uniform(-1.0, 1.0, shape)
@@ -153,10 +205,19 @@ def aligned(
     widths, scale, seed, dtype
         As for `orthogonal`. No width may be below the target's rank.
 
+    Returns
+    -------
+    list of ndarray
+        ``W_1 .. W_L``, W_l of shape (d_l, d_{l-1}).
+
     Raises
     ------
     ShapeError
         If the widths do not fit the problem or a layer is narrower than the target's rank.
+
+    Notes
+    -----
+    Cost: O(L d^3), and the decomposition of Phi.
     """
     from .problem import check_problem
 

@@ -332,6 +332,11 @@ class LossDisplay(_Display):
     ax_, figure_
         Where it was drawn.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import LossDisplay
@@ -350,14 +355,42 @@ class LossDisplay(_Display):
 
     @classmethod
     def from_trajectory(cls, run: Trajectory) -> LossDisplay:
-        """Take the loss of a run, and the floor of its problem where the run knows it."""
+        """Take the loss of a run, and the floor of its problem where the run knows it.
+
+        Parameters
+        ----------
+        run : Trajectory
+            Of `train`, `track` or a file.
+
+        Returns
+        -------
+        LossDisplay
+
+        Raises
+        ------
+        ValueError
+            If the run has no losses.
+        """
         if not run.loss.size:
             raise ValueError("run has no losses: none were reported to the tracker, see log_loss")
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
 
     def plot(self, ax: Axes | None = None, **line: Any) -> LossDisplay:
-        """Draw on `ax`, or on a new figure; further keywords go to ``ax.plot``."""
+        """Draw on `ax`, or on a new figure; further keywords go to ``ax.plot``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        **line
+            Keywords of ``ax.plot``.
+
+        Returns
+        -------
+        LossDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         values = np.where(self.loss > 0, self.loss, np.nan)
         style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.8}
@@ -409,6 +442,11 @@ class SingularValueDisplay(_CurvesDisplay):
     multiplicity : int
         How many singular values the band stands for.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Notes
     -----
     The waterfall follows Yaras et al. 2023, arXiv:2306.01154, Figure 1.
@@ -443,7 +481,19 @@ class SingularValueDisplay(_CurvesDisplay):
 
     @classmethod
     def from_trajectory(cls, run: Trajectory, layer: int | str = 1) -> SingularValueDisplay:
-        """Take the recorded singular values of a layer, by number from 1 or by name, with their errors."""
+        """Take the recorded singular values of a layer, by number from 1 or by name, with their errors.
+
+        Parameters
+        ----------
+        run : Trajectory
+            Of `train`, `track` or a file.
+        layer : int or str
+            From 1, or a name.
+
+        Returns
+        -------
+        SingularValueDisplay
+        """
         values = run.singular_values(layer)
         rank = _drawn_rank(run, layer, values.shape[1])
         if run.engine == "reduced":
@@ -467,6 +517,11 @@ class SingularValueDisplay(_CurvesDisplay):
             that the band stands for.
         legend : bool
             Whether to say on the axes which lines are which.
+
+        Returns
+        -------
+        SingularValueDisplay
+            Itself, with `ax_` and `figure_`.
         """
         self._plot(ax, style, legend, r"\sigma_i(t)", "")
         if style != "waterfall":
@@ -536,6 +591,11 @@ class AngleDisplay(_CurvesDisplay):
     multiplicity : int
         How many vectors the band stands for; theirs is the largest principal angle of the subspace that
         they span.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
     """
 
     def __init__(
@@ -557,7 +617,23 @@ class AngleDisplay(_CurvesDisplay):
     def from_trajectory(
         cls, run: Trajectory, layer: int | str = 1, side: Side = "right", reference: Any = "limit"
     ) -> AngleDisplay:
-        """Take the angles of a layer, by number or name; `reference` as in `Trajectory.angles`."""
+        """Take the angles of a layer, by number or name; `reference` as in `Trajectory.angles`.
+
+        Parameters
+        ----------
+        run : Trajectory
+            Of `train`, `track` or a file.
+        layer : int or str
+            From 1, or a name.
+        side : {"left", "right"}
+            Of which singular vectors.
+        reference : str, int or array_like
+            As of `Trajectory.angles`.
+
+        Returns
+        -------
+        AngleDisplay
+        """
         angles = run.angles(layer, side=side, reference=reference)
         return cls(
             run.steps,
@@ -569,7 +645,22 @@ class AngleDisplay(_CurvesDisplay):
         )
 
     def plot(self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True) -> AngleDisplay:
-        """Draw on `ax`, or on a new figure; parameters as in `SingularValueDisplay.plot`."""
+        """Draw on `ax`, or on a new figure; parameters as in `SingularValueDisplay.plot`.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        style : {"flat", "waterfall"}
+            As for `SingularValueDisplay.plot`.
+        legend : bool
+            Whether to name the curves.
+
+        Returns
+        -------
+        AngleDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         vector = "v" if self.side == "right" else "u"
         start = _REFERENCES.get(self.reference)
         origin = rf"{vector}_i^{{\mathrm{{ref}}}}" if start is None else f"{vector}_i({start})"
@@ -628,6 +719,11 @@ class CompressionDisplay(_Display):
     fit : LogLinearFit or None
         ``C_l ~ start * ratio^l``.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import CompressionDisplay
@@ -672,12 +768,31 @@ class CompressionDisplay(_Display):
             Default: those of the problem.
         theory : array_like, shape (L,), optional
             Drawn beside them.
+
+        Returns
+        -------
+        CompressionDisplay
         """
         values = _measured(run, measures.compression, step, X, labels)
         return cls(range(run.n_layers), values, theory=theory)
 
     def plot(self, ax: Axes | None = None, *, label: str | None = None, **line: Any) -> CompressionDisplay:
-        """Draw on `ax`, or on a new figure; `label` names the markers, keywords go to ``ax.plot``."""
+        """Draw on `ax`, or on a new figure; `label` names the markers, keywords go to ``ax.plot``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        label : str, optional
+            Of the markers.
+        **line
+            Keywords of ``ax.plot``.
+
+        Returns
+        -------
+        CompressionDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5} | line
         if label is None and self.fit is not None:
@@ -729,6 +844,11 @@ class DiscriminationDisplay(_Display):
     fit : LinearFit or None
         ``D_l ~ start + slope l``.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import DiscriminationDisplay
@@ -760,12 +880,45 @@ class DiscriminationDisplay(_Display):
         labels: npt.ArrayLike | None = None,
         theory: npt.ArrayLike | None = None,
     ) -> DiscriminationDisplay:
-        """Measure the features of layers 0 (the inputs) to L - 1; parameters as for `CompressionDisplay`."""
+        """Measure the features of layers 0 (the inputs) to L - 1; parameters as for `CompressionDisplay`.
+
+        Parameters
+        ----------
+        run : Trajectory
+            Of `train`, `track` or a file.
+        step : int
+            A recorded step; -1 for the last.
+        X : array_like, shape (d_x, N), optional
+            Inputs in problem coordinates. Default: those of the problem.
+        labels : array_like, shape (N,), optional
+            Default: those of the problem.
+        theory : array_like, shape (L,), optional
+            Drawn beside them.
+
+        Returns
+        -------
+        DiscriminationDisplay
+        """
         values = _measured(run, measures.discrimination, step, X, labels)
         return cls(range(run.n_layers), values, theory=theory)
 
     def plot(self, ax: Axes | None = None, *, label: str | None = None, **line: Any) -> DiscriminationDisplay:
-        """Draw on `ax`, or on a new figure; `label` names the markers, keywords go to ``ax.plot``."""
+        """Draw on `ax`, or on a new figure; `label` names the markers, keywords go to ``ax.plot``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        label : str, optional
+            Of the markers.
+        **line
+            Keywords of ``ax.plot``.
+
+        Returns
+        -------
+        DiscriminationDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5} | line
         if label is None and self.fit is not None:
@@ -839,6 +992,11 @@ class LineDisplay(_Labelled):
     ax_, figure_
         Where it was drawn.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import LineDisplay
@@ -884,7 +1042,24 @@ class LineDisplay(_Labelled):
     def plot(
         self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **line: Any
     ) -> LineDisplay:
-        """Draw on `ax`, or on a new figure; curve i in colour i, further keywords go to ``ax.plot``."""
+        """Draw on `ax`, or on a new figure; curve i in colour i, further keywords go to ``ax.plot``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        colors : sequence of str
+            Of the curves, one after the other.
+        legend : bool
+            Whether to name the curves.
+        **line
+            Keywords of ``ax.plot``.
+
+        Returns
+        -------
+        LineDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         style: dict[str, Any] = {"linewidth": 1.6, "zorder": 3} | line
         for place, (label, values) in enumerate(self.curves.items()):
@@ -937,6 +1112,11 @@ class SeriesDisplay(_Labelled):
     ax_, figure_
         Where it was drawn.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import SeriesDisplay
@@ -982,6 +1162,11 @@ class SeriesDisplay(_Labelled):
             Whether to name the curves on the axes.
         **line
             Keywords of ``ax.plot`` for all of them.
+
+        Returns
+        -------
+        SeriesDisplay
+            Itself, with `ax_` and `figure_`.
         """
         ax = _axes(ax)
         for place, (label, (x, y)) in enumerate(self.series.items()):
@@ -1021,6 +1206,11 @@ class RankDisplay(_Display):
     ax_, figure_
         Where it was drawn.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import RankDisplay
@@ -1042,13 +1232,44 @@ class RankDisplay(_Display):
 
     @classmethod
     def from_trajectory(cls, run: Trajectory, threshold: float = 0.01, step: int = -1) -> RankDisplay:
-        """Take the ranks of a run's layers at a record, as by `Trajectory.ranks`."""
+        """Take the ranks of a run's layers at a record, as by `Trajectory.ranks`.
+
+        Parameters
+        ----------
+        run : Trajectory
+            Of `train`, `track` or a file.
+        threshold : float
+            Share of the largest singular value above which others count.
+        step : int
+            A recorded step; -1 for the last.
+
+        Returns
+        -------
+        RankDisplay
+        """
         return cls({f"above {threshold:g} of the largest": list(run.ranks(threshold, step=step).values())})
 
     def plot(
         self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **bar: Any
     ) -> RankDisplay:
-        """Draw on `ax`, or on a new figure; further keywords go to ``ax.bar``."""
+        """Draw on `ax`, or on a new figure; further keywords go to ``ax.bar``.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        colors : sequence of str
+            Of the curves, one after the other.
+        legend : bool
+            Whether to name the curves.
+        **bar
+            Keywords of ``ax.bar``.
+
+        Returns
+        -------
+        RankDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         width = 0.8 / len(self.counts)
         style: dict[str, Any] = {"width": width} | bar
@@ -1089,6 +1310,11 @@ class PathDisplay(_Display):
     shares : ndarray
         Which share of the variance each component has.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Notes
     -----
     From the inner products alone: O(n^2 D) for n matrices of D entries, none of which is copied.
@@ -1126,7 +1352,19 @@ class PathDisplay(_Display):
 
     @classmethod
     def from_trajectories(cls, runs: Mapping[str, Trajectory], steps: Sequence[int]) -> PathDisplay:
-        """Take the end-to-end matrices of runs at steps that all of them recorded."""
+        """Take the end-to-end matrices of runs at steps that all of them recorded.
+
+        Parameters
+        ----------
+        runs : mapping of str to Trajectory
+            Label -> run.
+        steps : sequence of int
+            Those whose end-to-end matrices are taken.
+
+        Returns
+        -------
+        PathDisplay
+        """
         return cls({label: [run.end_to_end(step) for step in steps] for label, run in runs.items()})
 
     def plot(
@@ -1136,7 +1374,22 @@ class PathDisplay(_Display):
         styles: Mapping[str, Mapping[str, Any]] | None = None,
         legend: bool = True,
     ) -> PathDisplay:
-        """Draw on `ax`, which has ``projection="3d"``, or on a new figure; `styles` as `SeriesDisplay`."""
+        """Draw on `ax`, which has ``projection="3d"``, or on a new figure; `styles` as `SeriesDisplay`.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        styles : mapping of str to mapping, optional
+            Label -> keywords of ``ax.plot`` for this curve.
+        legend : bool
+            Whether to name the curves.
+
+        Returns
+        -------
+        PathDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         from matplotlib.ticker import MaxNLocator
 
         ax = _axes(ax, "waterfall")
@@ -1184,6 +1437,11 @@ class BifurcationDisplay(_Display):
     ax_, figure_
         Where it was drawn.
 
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        For arrays that do not fit each other, or hold no real numbers.
+
     Examples
     --------
     >>> from dlnfast.plots import BifurcationDisplay
@@ -1217,7 +1475,20 @@ class BifurcationDisplay(_Display):
         return {label: [len(row) for row in rows] for label, rows in self.values.items()}
 
     def plot(self, ax: Axes | None = None, *, legend: bool = True) -> BifurcationDisplay:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Where to draw; by default on a new figure.
+        legend : bool
+            Whether to name the curves.
+
+        Returns
+        -------
+        BifurcationDisplay
+            Itself, with `ax_` and `figure_`.
+        """
         ax = _axes(ax)
         for place, (label, rows) in enumerate(self.values.items()):
             colour = COLOURS[place % len(COLOURS)]
@@ -1298,6 +1569,15 @@ def linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LinearFit | None
     LinearFit or None
         Named tuple ``(slope, start, r_squared)``; None where fewer than two values are left.
 
+    Raises
+    ------
+    ShapeError
+        For vectors of different lengths.
+
+    Notes
+    -----
+    Cost: O(n).
+
     Examples
     --------
     >>> from dlnfast.plots import linear_fit
@@ -1337,6 +1617,15 @@ def log_linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LogLinearFit
     -------
     LogLinearFit or None
         Named tuple ``(ratio, start)``; None where fewer than two values are left.
+
+    Raises
+    ------
+    ShapeError
+        For vectors of different lengths.
+
+    Notes
+    -----
+    Cost: O(n).
 
     Examples
     --------

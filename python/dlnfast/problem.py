@@ -118,14 +118,41 @@ class LowRank:
         return product
 
     def truncated(self, rank: int) -> LowRank:
-        """Return the best approximation of at most the given rank: the leading factors."""
+        """Return the best approximation of at most the given rank: the leading factors.
+
+        Parameters
+        ----------
+        rank : int
+            At least 0.
+
+        Returns
+        -------
+        LowRank
+            Views of the factors; this one where its rank is no larger.
+
+        Raises
+        ------
+        ValueError
+            For a negative rank.
+        """
         count = check_count(rank, "rank", minimum=0)
         if count >= self.rank:
             return self
         return LowRank(self.U[:, :count], self.s[:count], self.V[:, :count])
 
     def astype(self, dtype: npt.DTypeLike) -> LowRank:
-        """Return the same matrix with factors that are orthonormal to rounding in another precision."""
+        """Return the same matrix with factors that are orthonormal to rounding in another precision.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        LowRank
+            This one where the precision is the same; else O((d_y + d_x) r^2).
+        """
         if self.dtype == np.dtype(dtype):
             return self
         # A mere cast would leave U and V as far from orthonormal as the coarser precision had them.
@@ -528,6 +555,13 @@ class Problem:
         -------
         float
             Infinity where it overflows.
+
+        Raises
+        ------
+        ShapeError
+            For another shape.
+        ValueError
+            For entries that are not finite.
         """
         matrix = as_matrix(W, "W", shape=(self.dim_out, self.dim_in), symbol="end-to-end matrix")
         error = matrix - _dense(self.least_squares)
@@ -609,6 +643,11 @@ class Problem:
         -------
         LowRank
 
+        Raises
+        ------
+        ValueError
+            For a negative tolerance.
+
         Notes
         -----
         A dense target is decomposed once, O(d_x d_y min(d_x, d_y)); a large one of low rank from random
@@ -630,7 +669,21 @@ class Problem:
         return float(values[rank] / values[0]) if rank < len(values) and rank > 0 else 0.0
 
     def rank_exceeds(self, limit: int) -> bool:
-        """Return whether the rank of Phi is above `limit`, without decomposing a large Phi of high rank."""
+        """Return whether the rank of Phi is above `limit`, without decomposing a large Phi of high rank.
+
+        Parameters
+        ----------
+        limit : int
+            At least 0.
+
+        Returns
+        -------
+        bool
+
+        Notes
+        -----
+        Cost: O(d_y d_x limit), unless Phi is decomposed already.
+        """
         decomposed = "_decomposed_target" in self.__dict__ or isinstance(self.target, LowRank)
         if not decomposed and limit < min(self.target.shape) and min(self.target.shape) > _SMALL_TARGET:
             assert not isinstance(self.target, LowRank)
@@ -647,11 +700,32 @@ class Problem:
         return _decomposed(self.target)
 
     def dense_target(self, dtype: npt.DTypeLike = np.float64) -> FloatArray:
-        """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits."""
+        """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        ndarray, shape (d_y, d_x)
+        """
         return _dense(self.target).astype(dtype, copy=False)
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from."""
+        """Return what the dense engine learns from.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 or float32.
+
+        Returns
+        -------
+        dict
+            Keywords of the core's dense descent: S, Phi, c and the least-squares solution.
+        """
         white = self.input_gram is None
         return {
             "target": np.ascontiguousarray(self.dense_target(dtype)),
@@ -807,6 +881,11 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     Problem
         Its target is a `LowRank`.
 
+    Raises
+    ------
+    ValueError
+        For a rank above d, and an unknown reduction.
+
     Notes
     -----
     Up to d = 1024 the Gaussian is drawn and decomposed. Beyond, no d x d array is formed, and the law of
@@ -892,10 +971,17 @@ def classification(
     Problem
         With `inputs`, `outputs`, `labels` (sorted by class) and `classes`.
 
+    Raises
+    ------
+    ValueError
+        For numbers below 1, a d_x that does not fit N, and an unknown reduction.
+
     Notes
     -----
     The setting of Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via
     Layerwise Feature Compression and Discrimination" (arXiv 2311.02960).
+
+    Cost: a QR decomposition of a d_x x N matrix.
 
     Examples
     --------

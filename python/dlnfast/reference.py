@@ -28,12 +28,46 @@ Value = TypeVar("Value", float, Array)
 
 
 def end_to_end(weights: Sequence[Array]) -> Array:
-    """Return W_{L:1} = W_L ... W_1, a d_L x d_0 matrix."""
+    """Return W_{L:1} = W_L ... W_1, a d_L x d_0 matrix.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+
+    Returns
+    -------
+    (d_L, d_0) array
+
+    Notes
+    -----
+    Cost: O(L d^3).
+    """
     return _product(weights, weights[0].shape[1])
 
 
 def loss_from_data(weights: Sequence[Array], inputs: Array, outputs: Array, loss_scale: float) -> float:
-    """Return c/2 ||W_{L:1} X - Y||_F^2 for X (d_0, N) and Y (d_L, N)."""
+    """Return c/2 ||W_{L:1} X - Y||_F^2 for X (d_0, N) and Y (d_L, N).
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    inputs : (d_0, N) array
+        X.
+    outputs : (d_L, N) array
+        Y.
+    loss_scale : float
+        c.
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    Cost: O(L d^3 + d^2 N).
+    """
     return loss_scale / 2 * _squared_norm(end_to_end(weights) @ inputs - outputs)
 
 
@@ -49,6 +83,27 @@ def loss(
     With the least-squares solution M, M S = Phi, the loss is
     c/2 <(W_{L:1} - M) S, W_{L:1} - M> + c/2 (||Y||_F^2 - <M, Phi>). Without `output_norm_squared` the
     second term, which no W removes, is taken as 0; `input_gram` None stands for S = I.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    loss_scale : float
+        c.
+    output_norm_squared : float, optional
+        ``||Y||_F^2``.
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    Cost: O(L d^3). (For S other than the identity a pseudoinverse.)
     """
     solution = least_squares(target, input_gram)
     excess = _excess_loss(end_to_end(weights), solution, input_gram, loss_scale)
@@ -56,7 +111,24 @@ def loss(
 
 
 def least_squares(target: Array, input_gram: Array | None) -> Array:
-    """Return the M of least norm with M S = Phi."""
+    """Return the M of least norm with M S = Phi.
+
+    Parameters
+    ----------
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+
+    Returns
+    -------
+    (d_L, d_0) array
+        M = Phi S^+; Phi where S is the identity.
+
+    Notes
+    -----
+    Cost: O(d_0^3).
+    """
     if input_gram is None:
         return target
     cutoff = len(input_gram) * float(np.finfo(np.float64).eps)
@@ -66,7 +138,27 @@ def least_squares(target: Array, input_gram: Array | None) -> Array:
 def gradients(
     weights: Sequence[Array], target: Array, input_gram: Array | None, loss_scale: float
 ) -> list[Array]:
-    """Return G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T for l = 1..L."""
+    """Return G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T for l = 1..L.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    loss_scale : float
+        c.
+
+    Returns
+    -------
+    list of (d_l, d_{l-1}) arrays
+
+    Notes
+    -----
+    Cost: O(L d^3). arXiv:2306.01154, equation of the gradient under Theorem 1.
+    """
     product = end_to_end(weights)
     residual = (product if input_gram is None else product @ input_gram) - target
     result: list[Array] = []
@@ -88,6 +180,27 @@ def hessian_product(
 
     With A_l = W_{L:l+1}, B_l = W_{l-1:1}, R = W_{L:1} S - Phi and a dot for the derivative,
     c (dot A_l^T R B_l^T + A_l^T dot R B_l^T + A_l^T R dot B_l^T).
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    directions : sequence of (d_l, d_{l-1}) arrays
+        D_1 .. D_L.
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    loss_scale : float
+        c.
+
+    Returns
+    -------
+    list of (d_l, d_{l-1}) arrays
+
+    Notes
+    -----
+    Cost: O(L d^3).
     """
     below = [np.eye(weights[0].shape[1])]
     below_dot = [np.zeros_like(below[0])]
@@ -142,6 +255,16 @@ def train_dense(
         Number of updates.
     output_norm_squared : float or None
         ||Y||_F^2, for the part of the loss that no weights remove.
+
+    Yields
+    ------
+    loss : float
+    weights : list of arrays
+        At t = 0 .. `steps`.
+
+    Notes
+    -----
+    Cost: O(L d^3) per step.
     """
     weights = [np.array(weight, dtype=np.float64) for weight in weights]
     velocities = [np.zeros_like(weight) for weight in weights]
@@ -160,12 +283,46 @@ def train_dense(
 
 
 def observed_residual(product: Array, target: Array, mask: Array) -> Array:
-    """Return E = Omega * (W_{L:1} - Phi); the loss is c/2 ||E||_F^2. Phi is not looked at elsewhere."""
+    """Return E = Omega * (W_{L:1} - Phi); the loss is c/2 ||E||_F^2. Phi is not looked at elsewhere.
+
+    Parameters
+    ----------
+    product, target : (d_L, d_0) array
+        W_{L:1} and Phi.
+    mask : (d_L, d_0) array
+        Nonzero where Phi is observed.
+
+    Returns
+    -------
+    (d_L, d_0) array
+
+    Notes
+    -----
+    Cost: O(d_L d_0).
+    """
     return np.where(mask != 0, product - np.where(mask != 0, target, 0.0), 0.0)
 
 
 def measured_residual(product: Array, operators: Array, values: Array) -> Array:
-    """Return r_i = <A_i, W_{L:1}> - y_i for A of shape (m, d_L, d_0); the loss is c/2 ||r||^2."""
+    """Return r_i = <A_i, W_{L:1}> - y_i for A of shape (m, d_L, d_0); the loss is c/2 ||r||^2.
+
+    Parameters
+    ----------
+    product : (d_L, d_0) array
+        W_{L:1}.
+    operators : (m, d_L, d_0) array
+        A_i.
+    values : (m,) array
+        y_i.
+
+    Returns
+    -------
+    (m,) array
+
+    Notes
+    -----
+    Cost: O(m d_L d_0).
+    """
     residual: Array = np.einsum("mij,ij->m", operators, product) - values
     return residual
 
@@ -181,7 +338,31 @@ def train_observed(
     weight_decay: Sequence[float],
     momentum: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Yield (loss, weights) as `train_dense` does, of descent on c/2 ||Omega * (W_{L:1} - Phi)||_F^2."""
+    """Yield (loss, weights) as `train_dense` does, of descent on c/2 ||Omega * (W_{L:1} - Phi)||_F^2.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0).
+    target, mask : (d_L, d_0) array
+        Phi, and where it is observed.
+    loss_scale : float
+        c.
+    learning_rate, weight_decay, momentum : sequence of float
+        eta_l, lambda_l, mu_l.
+    steps : int
+        Number of updates.
+
+    Yields
+    ------
+    loss : float
+    weights : list of arrays
+        At t = 0 .. `steps`.
+
+    Notes
+    -----
+    Cost: O(L d^3) per step.
+    """
 
     def residual(product: Array) -> tuple[float, Array]:
         error = observed_residual(product, target, mask)
@@ -201,7 +382,33 @@ def train_measured(
     weight_decay: Sequence[float],
     momentum: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Yield (loss, weights) as `train_dense` does, of descent on c/2 sum_i (<A_i, W_{L:1}> - y_i)^2."""
+    """Yield (loss, weights) as `train_dense` does, of descent on c/2 sum_i (<A_i, W_{L:1}> - y_i)^2.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0).
+    operators : (m, d_L, d_0) array
+        A_i.
+    values : (m,) array
+        y_i.
+    loss_scale : float
+        c.
+    learning_rate, weight_decay, momentum : sequence of float
+        eta_l, lambda_l, mu_l.
+    steps : int
+        Number of updates.
+
+    Yields
+    ------
+    loss : float
+    weights : list of arrays
+        At t = 0 .. `steps`.
+
+    Notes
+    -----
+    Cost: O(L d^3 + m d^2) per step.
+    """
 
     def residual(product: Array) -> tuple[float, Array]:
         misfit = measured_residual(product, operators, values)
@@ -260,6 +467,24 @@ def active_subspaces(weights0: Sequence[Array], scales: Sequence[float], target:
 
     With Phi = U Sigma V^T of rank r: A_0 = orth[V, Q_{L:1}^T U] in case 1, orth[V, Q_{L:1}^T] in case 2;
     A_l = Q_l A_{l-1}, except A_L = I in case 2.
+
+    Parameters
+    ----------
+    weights0 : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0).
+    scales : sequence of float
+        epsilon_l.
+    target : (d_L, d_0) array
+        Phi.
+
+    Returns
+    -------
+    list of (d_l, a_l) arrays
+        A_0 .. A_L, orthonormal columns.
+
+    Notes
+    -----
+    Cost: O(L d^3). arXiv:2306.01154, Theorem 1.
     """
     rotations = _rotations(weights0, scales)
     whole = end_to_end(rotations)
@@ -283,6 +508,26 @@ def closed_subspaces(
     They contain the row and column spaces of Phi, and W_l(0) A_{l-1} lies in A_l, W_l(0)^T A_l in A_{l-1},
     S A_0 in A_0: images are added until no dimension changes. Directions below `tolerance`, relative to
     their map, do not count.
+
+    Parameters
+    ----------
+    weights0 : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0).
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    tolerance : float
+        Relative to the norm of each map.
+
+    Returns
+    -------
+    list of (d_l, a_l) arrays
+        A_0 .. A_L, orthonormal columns.
+
+    Notes
+    -----
+    Cost: O(L d^3) for each direction that is found.
     """
     left, values, right_t = np.linalg.svd(target, full_matrices=False)
     rank = _rank(values, target.shape)
@@ -337,6 +582,18 @@ def train_reduced(
         A_0 .. A_L from `active_subspaces`.
     loss_scale, learning_rate, steps, weight_decay, momentum
         As in `train_dense`.
+
+    Yields
+    ------
+    loss : float
+    cores : list of (a_l, a_{l-1}) arrays
+    rho : list of float
+        At t = 0 .. `steps`.
+
+    Notes
+    -----
+    Cost: O(L a^3) per step for active dimension a, and O(L d^2 a) before the first. arXiv:2306.01154,
+    Theorem 1.
     """
     square = _is_square(weights0)
     dim, active_dim = bases[0].shape
@@ -369,6 +626,27 @@ def reconstruct(
     """Return W_1(t) .. W_L(t) from the cores Wt_l(t) and the scalars rho_l(t).
 
     W_l = (rho_l / epsilon_l) W_l(0) + A_l (Wt_l - rho_l I) A_{l-1}^T, except W_L = Wt_L A_{L-1}^T in case 2.
+
+    Parameters
+    ----------
+    weights0 : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0).
+    scales : sequence of float
+        epsilon_l.
+    bases : sequence of (d_l, a_l) arrays
+        A_0 .. A_L.
+    cores : sequence of (a_l, a_{l-1}) arrays
+        Wt_l(t).
+    rho : sequence of float
+        rho_l(t).
+
+    Returns
+    -------
+    list of (d_l, d_{l-1}) arrays
+
+    Notes
+    -----
+    Cost: O(L d^2 a). arXiv:2306.01154, Theorem 1.
     """
     weights: list[Array] = []
     for layer, core in enumerate(cores):
@@ -390,7 +668,21 @@ def _rho_slope(rho: Sequence[float], layer: int, loss_scale: float) -> float:
 
 
 def singular_values(weight: Array) -> Array:
-    """Return the singular values of W, descending."""
+    """Return the singular values of W, descending.
+
+    Parameters
+    ----------
+    weight : (m, n) array
+        W.
+
+    Returns
+    -------
+    (min(m, n),) array
+
+    Notes
+    -----
+    Cost: O(m n min(m, n)).
+    """
     return np.linalg.svd(weight, compute_uv=False)
 
 
@@ -402,6 +694,23 @@ def limit_vectors(weight0: Array, gradient0: Array, scale: float) -> tuple[Array
     orthonormal rows the left ones are those of sym(-G Q^T), and v = Q^T u. Weight decay only shifts the
     eigenvalues. Both have min(d_l, d_{l-1}) columns, ordered by descending eigenvalue, as the singular
     values will be; signs, and bases of repeated eigenvalues, are arbitrary.
+
+    Parameters
+    ----------
+    weight0, gradient0 : (m, n) array
+        W_l(0) and G_l(0).
+    scale : float
+        epsilon_l.
+
+    Returns
+    -------
+    left : (m, k) array
+    right : (n, k) array
+        Columns u_i and v_i, k = min(m, n).
+
+    Notes
+    -----
+    Cost: O(d^3).
     """
     rotation = weight0 / scale
     if weight0.shape[0] >= weight0.shape[1]:
@@ -416,6 +725,20 @@ def angle(vectors: Array, others: Array) -> Array:
 
     ``2 atan2(||x - s y||, ||x + s y||)`` with s the sign of <x, y>; ``arccos |<x, y>|`` would lose half the
     digits.
+
+    Parameters
+    ----------
+    vectors, others : (d, k) array
+        Unit columns x and y.
+
+    Returns
+    -------
+    (k,) array
+        Radians.
+
+    Notes
+    -----
+    Cost: O(d k).
     """
     sign = np.where(np.sum(vectors * others, axis=0) < 0, -1.0, 1.0)
     difference = np.linalg.norm(vectors - sign * others, axis=0)
@@ -428,6 +751,22 @@ def principal_angles(basis: Array, other: Array) -> Array:
 
     The cosines are the singular values of U^T V, the sines those of (I - U U^T) V, where U has at least
     as many columns as V. Cosines alone lose half the digits of small angles, sines of those near pi/2.
+
+    Parameters
+    ----------
+    basis : (d, k) array
+        U, orthonormal columns.
+    other : (d, j) array
+        V, likewise.
+
+    Returns
+    -------
+    (min(k, j),) array
+        Radians.
+
+    Notes
+    -----
+    Cost: O(d k j).
     """
     if basis.shape[1] < other.shape[1]:
         basis, other = other, basis
@@ -442,6 +781,22 @@ def vector_angles(vectors: Array, reference: Array, rank: int) -> Array:
 
     The first r and the last r vectors are compared one by one; those between belong to one repeated
     singular value, so they share the largest principal angle between the two subspaces that they span.
+
+    Parameters
+    ----------
+    vectors, reference : (d, k) array
+        Orthonormal columns.
+    rank : int
+        r.
+
+    Returns
+    -------
+    (k,) array
+        Radians.
+
+    Notes
+    -----
+    Cost: O(d k^2).
     """
     angles = angle(vectors, reference)
     middle = slice(rank, len(angles) - rank)

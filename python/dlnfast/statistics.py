@@ -63,6 +63,11 @@ class SufficientStatistics:
         N so far.
     layout : {"columns", "rows"}
 
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that are not among those named.
+
     Notes
     -----
     **Accuracy.** All sums are pairs of float64 numbers, value and correction. Products are split so that
@@ -117,6 +122,11 @@ class SufficientStatistics:
         Y : array_like, shape (d_y, n), or of int, shape (n,)
             Targets, or labels, of which a batch may lack some: classes are those of all batches.
 
+        Returns
+        -------
+        SufficientStatistics
+            Itself.
+
         Raises
         ------
         TypeError, ShapeError
@@ -148,6 +158,16 @@ class SufficientStatistics:
     def add_batches(self, batches: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> SufficientStatistics:
         """Add every pair (X, Y) of an iterable, in one pass, and return self.
 
+        Parameters
+        ----------
+        batches : iterable of (X, Y)
+            Each as for `add`.
+
+        Returns
+        -------
+        SufficientStatistics
+            Itself.
+
         Raises
         ------
         TypeError, ShapeError, ValueError
@@ -174,6 +194,16 @@ class SufficientStatistics:
 
         ``a + b`` does the same to a copy of a. It is ``b + a`` bit for bit; other orders of several merges
         agree as far as the sums are known.
+
+        Parameters
+        ----------
+        other : SufficientStatistics
+            Of the same layout and dimensions.
+
+        Returns
+        -------
+        SufficientStatistics
+            Itself.
 
         Raises
         ------
@@ -347,6 +377,11 @@ class SufficientStatistics:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything, corrections included, as an .npz file without pickle, whole or not at all.
 
+        Parameters
+        ----------
+        path : path
+            Of the file.
+
         Raises
         ------
         FileNotFoundError
@@ -369,6 +404,15 @@ class SufficientStatistics:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SufficientStatistics:
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            Of the file.
+
+        Returns
+        -------
+        SufficientStatistics
 
         Raises
         ------

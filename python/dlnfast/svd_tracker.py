@@ -165,7 +165,22 @@ class TrackerRecord:
         return self.norm**2 / top**2 if top > 0 else 0.0
 
     def branch(self, number: int) -> float:
-        """Return the singular value of one branch; NaN where it is not among the k largest."""
+        """Return the singular value of one branch; NaN where it is not among the k largest.
+
+        Parameters
+        ----------
+        number : int
+            As in `branches`.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError
+            For what is no integer.
+        """
         found = np.flatnonzero(self.branches == check_count(number, "number", minimum=-LARGEST_COUNT))
         return float(self.singular_values[found[0]]) if len(found) else float("nan")
 
@@ -212,6 +227,11 @@ class SVDTracker:
         Of the random vectors.
     n_threads : int
         0: as many as OpenMP allows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings out of their range.
 
     Notes
     -----
@@ -527,6 +547,10 @@ class SVDTracker:
             What `state_dict` returned.
         n_threads : int, optional
             By default what the other one had.
+
+        Returns
+        -------
+        SVDTracker
 
         Raises
         ------

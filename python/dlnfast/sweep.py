@@ -340,6 +340,15 @@ class SweepResults(Sequence[dict[str, Any]]):
     def load(self, index: int) -> Trajectory:
         """Return the trajectory of a run; of one that diverged, what was recorded before.
 
+        Parameters
+        ----------
+        index : int
+            Of the run, from 0, in the grid's order.
+
+        Returns
+        -------
+        Trajectory
+
         Raises
         ------
         ValueError

@@ -545,6 +545,11 @@ class Trajectory:
     def active_singular_values(self, layer: int) -> FloatArray:
         """Return the singular values of W_l that belong to the active subspace (reduced engine).
 
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
         Returns
         -------
         ndarray, shape (n_records, a)
@@ -598,7 +603,17 @@ class Trajectory:
         return self._reduced("families").families
 
     def multiplicity(self, layer: int) -> int:
-        """Return how many singular values of layer l are scalars of families (reduced engine)."""
+        """Return how many singular values of layer l are scalars of families (reduced engine).
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        int
+        """
         self._index(layer)
         return self._reduced("multiplicity").complement_of(layer)
 
@@ -990,7 +1005,17 @@ class Trajectory:
         return Complement(states.layers, states.bases, states.families, eigen)
 
     def end_to_end(self, step: int = -1) -> FloatArray:
-        """Return ``W_{L:1} = W_L .. W_1`` at a recorded step; O(L d^3), or O(L K d^2) for a thin end."""
+        """Return ``W_{L:1} = W_L .. W_1`` at a recorded step; O(L d^3), or O(L K d^2) for a thin end.
+
+        Parameters
+        ----------
+        step : int
+            As for `weights`; -1 is the last.
+
+        Returns
+        -------
+        ndarray, shape (d_L, d_0)
+        """
         chain = self.all_weights(step)
         if self.widths[-1] <= self.widths[0]:
             result = chain[-1]
@@ -1018,6 +1043,13 @@ class Trajectory:
         -------
         ndarray, shape (d_l, N)
             Costs what `weights` costs for each layer, and a product with it: O(d^2 N).
+
+        Raises
+        ------
+        ShapeError
+            For an X that does not fit.
+        ValueError
+            For a layer outside 0 .. L, a step that was not recorded, and no X where the problem holds none.
         """
         depth = check_count(layer, "layer", minimum=0)
         if X is None:
@@ -1080,7 +1112,20 @@ class Trajectory:
         write_whole(place, _FORMAT, FORMAT_VERSION, about, arrays)
 
     def to_arrays(self, *, weights: bool = True) -> tuple[dict[str, Any], Arrays]:
-        """Return the run as values that JSON knows, and arrays: what `save` writes."""
+        """Return the run as values that JSON knows, and arrays: what `save` writes.
+
+        Parameters
+        ----------
+        weights : bool
+            Whether with whole weights.
+
+        Returns
+        -------
+        about : dict
+            What JSON can hold.
+        arrays : dict of str to ndarray
+            The rest.
+        """
         arrays: Arrays = {"steps": self.steps, "loss": self.loss}
         if self.rates is not None:
             arrays["rates"] = self.rates
@@ -1102,7 +1147,19 @@ class Trajectory:
     def from_arrays(
         cls, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
     ) -> Trajectory:
-        """Return the run that `to_arrays` took apart; with the problem that is given, or the one it has."""
+        """Return the run that `to_arrays` took apart; with the problem that is given, or the one it has.
+
+        Parameters
+        ----------
+        about, arrays : mapping
+            What `to_arrays` returned.
+        problem : Problem, Completion or Sensing, optional
+            What was learned.
+
+        Returns
+        -------
+        Trajectory
+        """
         readers: dict[str, Callable[..., ReducedStates | DenseStates]]
         readers = {"reduced": _unpack_reduced, "dense": _unpack_dense}
         if problem is None:

@@ -291,6 +291,30 @@ def param_groups(
 
     See `dlnfast.torch.DeepLoRA.param_groups`; what else is trained, such as a new head, learns at
     `learning_rate`.
+
+    Parameters
+    ----------
+    model : PeftModel
+        With Deep LoRA adapters.
+    learning_rate : float
+        Of cores and other parameters.
+    outer : float
+        gamma, the frames' share of it.
+    **options
+        Further settings of each group.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    ValueError
+        For rates that are negative or not finite.
+
+    Notes
+    -----
+    Cost: O(number of parameters' arrays).
     """
     rate = check_scale(learning_rate, "learning_rate")
     ratio = check_scale(outer, "outer (gamma)")

@@ -44,6 +44,8 @@ def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str
     -----
     Computed in float64 on the host, `dlnfast.measures.balancedness` pair by pair.
 
+    Cost: O(d^3) for each pair of neighbours.
+
     Examples
     --------
     >>> from dlnfast.torch import DeepLinear, balance

@@ -186,6 +186,8 @@ def layer_outputs(
     mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a generator of
     its own draws from PyTorch's, at the start of each pass.)
 
+    Cost: a forward pass, and memory for the features of one batch.
+
     Examples
     --------
     >>> import torch

@@ -74,6 +74,10 @@ def descend(
     DivergedError
         If the loss is not finite.
 
+    Notes
+    -----
+    Cost: a forward and a backward pass over all samples per step.
+
     Examples
     --------
     >>> import torch

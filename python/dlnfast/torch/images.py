@@ -29,7 +29,13 @@ DATA_SETS: Final[dict[str, tuple[_Loader, tuple[int, int, int]]]] = {
 
 
 class Samples(NamedTuple):
-    """Inputs, one sample along the first axis, and labels 0 .. K - 1."""
+    """Inputs, one sample along the first axis, and labels 0 .. K - 1.
+
+    Attributes
+    ----------
+    inputs : Tensor, shape (N, ..)
+    labels : Tensor of int64, shape (N,)
+    """
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -87,6 +93,9 @@ def load_images(
     Notes
     -----
     Every channel is shifted and scaled to mean 0 and variance 1 over the training images that were kept.
+
+    Cost: 614 MB of memory for all training images of CIFAR-10, 188 MB of Fashion-MNIST, and more while they
+    are read.
     """
     if name not in DATA_SETS:
         raise ValueError(f"name is {name!r}; wanted one of {', '.join(DATA_SETS)}")

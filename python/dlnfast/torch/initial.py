@@ -26,7 +26,24 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def orthogonal_(model: _Module, scale: Scale = 1.0, seed: int = 0, *, layers: LayerChoice = None) -> _Module:
-    """Make the chosen weights eps times matrices with orthonormal rows or columns; see `initialize_`."""
+    """Make the chosen weights eps times matrices with orthonormal rows or columns; see `initialize_`.
+
+    Parameters
+    ----------
+    model : Module
+        Changed in place.
+    scale, seed, layers
+        As of `initialize_`.
+
+    Returns
+    -------
+    Module
+        The model.
+
+    Notes
+    -----
+    Cost: a QR decomposition of each weight, O(d^3).
+    """
     return initialize_(model, "orthogonal", scale, seed, layers=layers)
 
 

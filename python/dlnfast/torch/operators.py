@@ -65,11 +65,29 @@ class DeviceMatrix:
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
-        """Return ``(W - W_0) X`` for X of shape (n, p)."""
+        """Return ``(W - W_0) X`` for X of shape (n, p).
+
+        Parameters
+        ----------
+        X : array_like, shape (n, p)
+
+        Returns
+        -------
+        ndarray, shape (m, p)
+        """
         return to_host(self._values @ to_device(X, self.dtype, self._values.device))
 
     def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
-        """Return ``(W - W_0)^T Y`` for Y of shape (m, p)."""
+        """Return ``(W - W_0)^T Y`` for Y of shape (m, p).
+
+        Parameters
+        ----------
+        Y : array_like, shape (m, p)
+
+        Returns
+        -------
+        ndarray, shape (n, p)
+        """
         return to_host(self._values.T @ to_device(Y, self.dtype, self._values.device))
 
     def squared_norm(self) -> float:

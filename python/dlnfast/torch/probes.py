@@ -127,6 +127,11 @@ class RidgeProbes(_LinearProbes):
         For features as they come, float64; empty before `fit`.
     intercepts : dict of str to Tensor, shape (K,)
 
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of their range.
+
     Notes
     -----
     Solved by QR from the triangular factor that `ClassStatistics` keeps, not from the normal equations: the
@@ -151,6 +156,16 @@ class RidgeProbes(_LinearProbes):
     def fit(self, batches: FeatureBatches) -> Self:
         """Fit from one pass over batches as `layer_outputs` yields them; return the object.
 
+        Parameters
+        ----------
+        batches : iterable of (dict of str to Tensor, Tensor)
+            Features by layer and labels.
+
+        Returns
+        -------
+        RidgeProbes
+            Itself.
+
         Raises
         ------
         ShapeError, TypeError, ValueError
@@ -160,6 +175,16 @@ class RidgeProbes(_LinearProbes):
 
     def fit_statistics(self, statistics: Mapping[str, ClassStatistics]) -> Self:
         """Fit from statistics that have been gathered already; return the object.
+
+        Parameters
+        ----------
+        statistics : mapping of str to ClassStatistics
+            Of every layer.
+
+        Returns
+        -------
+        RidgeProbes
+            Itself.
 
         Raises
         ------
@@ -331,6 +356,16 @@ class SGDProbes(_LinearProbes):
 
     def fit(self, batches: FeatureBatches) -> Self:
         """Train on batches as `layer_outputs` yields them; return the object.
+
+        Parameters
+        ----------
+        batches : iterable of (dict of str to Tensor, Tensor)
+            Features by layer and labels.
+
+        Returns
+        -------
+        SGDProbes
+            Itself.
 
         Raises
         ------

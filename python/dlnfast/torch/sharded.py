@@ -327,20 +327,58 @@ class RowSharded:
     # ------------------------------------------------------------------------------------- products
 
     def times(self, block: torch.Tensor) -> torch.Tensor:
-        """Return ``W X``, (m, p) on all processes, for X of shape (n, p): one all-gather."""
+        """Return ``W X``, (m, p) on all processes, for X of shape (n, p): one all-gather.
+
+        Parameters
+        ----------
+        block : Tensor, shape (n, p)
+            X, the same on all processes.
+
+        Returns
+        -------
+        Tensor, shape (m, p)
+        """
         return self.peers.gather_rows(self.rows @ block, self.counts)
 
     def transposed_times(self, local: torch.Tensor) -> torch.Tensor:
-        """Return ``W^T Y``, (n, p) on all processes, for this one's rows of Y: one all-reduce."""
+        """Return ``W^T Y``, (n, p) on all processes, for this one's rows of Y: one all-reduce.
+
+        Parameters
+        ----------
+        local : Tensor, shape (rows of this process, p)
+            This process's rows of Y.
+
+        Returns
+        -------
+        Tensor, shape (n, p)
+        """
         return self.peers.sum_(self.rows.T @ local)
 
     def matmat(self, X: npt.ArrayLike, /) -> FloatArray:
-        """Return ``W X`` for X of shape (n, p), the same on all processes: one all-gather."""
+        """Return ``W X`` for X of shape (n, p), the same on all processes: one all-gather.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, p)
+
+        Returns
+        -------
+        ndarray, shape (m, p)
+        """
         with torch.no_grad():
             return to_host(self.times(to_device(X, self.dtype, self.rows.device)))
 
     def rmatmat(self, Y: npt.ArrayLike, /) -> FloatArray:
-        """Return ``W^T Y`` for Y of shape (m, p), the same on all processes: one all-reduce."""
+        """Return ``W^T Y`` for Y of shape (m, p), the same on all processes: one all-reduce.
+
+        Parameters
+        ----------
+        Y : array_like, shape (m, p)
+
+        Returns
+        -------
+        ndarray, shape (n, p)
+        """
         local = np.asarray(Y)[self.start : self.stop]
         with torch.no_grad():
             return to_host(self.transposed_times(to_device(local, self.dtype, self.rows.device)))

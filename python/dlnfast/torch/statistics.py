@@ -50,6 +50,11 @@ class ClassStatistics:
     n_samples : int
         N, samples shown so far.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that are none, or below 1.
+
     Notes
     -----
     Means and scatter are merged as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for

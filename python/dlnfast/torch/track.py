@@ -322,13 +322,32 @@ class SpectralTracker:
         return tracker.update(operator, squared_norm=operator.squared_norm())
 
     def follows(self, model: nn.Module) -> bool:
-        """Return whether steps of this model's optimizer are counted."""
+        """Return whether steps of this model's optimizer are counted.
+
+        Parameters
+        ----------
+        model : Module
+
+        Returns
+        -------
+        bool
+        """
         modules = set(model.modules())
         held = any(matrix.module in modules for matrix in self.matrices)
         return self._hook.is_active and held
 
     def is_recorded(self, step: int) -> bool:
-        """Return whether there is a record of this step."""
+        """Return whether there is a record of this step.
+
+        Parameters
+        ----------
+        step : int
+            Steps of the optimizer so far.
+
+        Returns
+        -------
+        bool
+        """
         place = bisect.bisect_left(self._steps, step)
         return place < len(self._steps) and self._steps[place] == step
 
@@ -342,6 +361,11 @@ class SpectralTracker:
         step : int, optional
             The step that it belongs to: by default the number of steps taken, so that a loss computed before
             ``optimizer.step()`` belongs to the weights that gave it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a loss that is no finite number, and a negative step.
         """
         value = (
             float(loss.detach())

@@ -60,7 +60,15 @@ class History:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and share of samples classified right, in evaluation mode."""
+    """Mean loss and share of samples classified right, in evaluation mode.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over the samples.
+    accuracy : float
+        Share classified right, 0 to 1.
+    """
 
     loss: float
     accuracy: float
@@ -286,6 +294,19 @@ class Trainer:
     def evaluate(self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 512) -> Evaluation:
         """Return mean loss and accuracy in evaluation mode; the model's mode is as before afterwards.
 
+        Parameters
+        ----------
+        inputs : Tensor, shape (N, ..)
+            One sample along the first axis.
+        labels : Tensor of int, shape (N,)
+            Classes.
+        batch_size : int
+            Samples at a time.
+
+        Returns
+        -------
+        Evaluation
+
         Raises
         ------
         TypeError, ShapeError, ValueError
@@ -307,7 +328,18 @@ class Trainer:
         return Evaluation(loss / len(labels), right / len(labels))
 
     def rate(self, epoch: int) -> float:
-        """Return the share of the learning rate at an epoch, counted from 0."""
+        """Return the share of the learning rate at an epoch, counted from 0.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0.
+
+        Returns
+        -------
+        float
+            1 at the start.
+        """
         if self._schedule == "constant" or self.epochs == 0:
             return 1.0
         share = 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))

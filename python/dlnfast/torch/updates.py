@@ -31,6 +31,8 @@ class UpdateMatrix(WeightMatrix):
         Returns left (d_out, r) and right (r, d_in) as they are now, detached.
     size : (int, int)
         d_out and d_in.
+    attribute, part, aliases
+        As of `WeightMatrix`.
     """
 
     pair: Callable[[], Pair] = field(kw_only=True)
@@ -67,11 +69,31 @@ class UpdateMatrix(WeightMatrix):
         return left.clone(), right.clone()
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return what `copy` returned, dense."""
+        """Return what `copy` returned, dense.
+
+        Parameters
+        ----------
+        start : tuple of Tensor
+            What `copy` returned.
+
+        Returns
+        -------
+        Tensor, shape (m, n)
+        """
         return start[0] @ start[1]
 
     def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
-        """Return the update, less what `copy` returned, by its products with blocks of vectors."""
+        """Return the update, less what `copy` returned, by its products with blocks of vectors.
+
+        Parameters
+        ----------
+        start : tuple of Tensor, optional
+            What `copy` returned.
+
+        Returns
+        -------
+        DeviceMatrix or ProductMatrix
+        """
         left, right = self.pair()
         rows, columns = self.size
         inner = left.shape[1] + (0 if start is None else start[0].shape[1])
@@ -112,6 +134,10 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
     ------
     ValueError
         If the model has no such adapter, or it is one whose update is no product of two factors (DoRA).
+
+    Notes
+    -----
+    Cost: no copies; O(number of modules).
 
     Examples
     --------

@@ -261,6 +261,18 @@ class DeepLoRA:
             gamma: the frames learn at ``outer * learning_rate``. 0 keeps them.
         **options
             Further settings for each group, such as ``weight_decay``.
+
+        Returns
+        -------
+        list of dict
+            For ``torch.optim``: parameters, ``lr`` and the options.
+
+        Raises
+        ------
+        TypeError
+            For settings that are made here.
+        ValueError
+            For rates that are negative or not finite.
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
@@ -371,6 +383,15 @@ class DeepLoRA:
         ----------
         layer : str
             Its name, as in `layer_names`.
+
+        Returns
+        -------
+        list of Tensor
+
+        Raises
+        ------
+        ValueError
+            For a name that is not among them.
         """
         return self._branch(layer).factors().as_list()
 
@@ -378,11 +399,30 @@ class DeepLoRA:
         """Return the update of a layer's weight, dense, in the layout of that weight.
 
         For Linear (d_out, d_in); for Embedding and Conv1D (d_in, d_out).
+
+        Parameters
+        ----------
+        layer : str
+            Its name, as in `layer_names`.
+
+        Returns
+        -------
+        Tensor
         """
         return self._branch(layer).delta_weight()
 
     def singular_values(self, layer: str) -> npt.NDArray[np.float64]:
-        """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2)."""
+        """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2).
+
+        Parameters
+        ----------
+        layer : str
+            Its name, as in `layer_names`.
+
+        Returns
+        -------
+        ndarray of float64, shape (r,)
+        """
         return thin_svd(*self._branch(layer).factors().double().as_pair())[1].cpu().numpy()
 
     def updates(self) -> list[UpdateMatrix]:
@@ -494,6 +534,11 @@ class DeepLoRA:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter to a safetensors file, for `load`.
 
+        Parameters
+        ----------
+        path : path-like
+            Of the file.
+
         Raises
         ------
         ModuleNotFoundError
@@ -527,6 +572,10 @@ class DeepLoRA:
             Default: the name that it had.
         freeze : bool
             As for `DeepLoRA`.
+
+        Returns
+        -------
+        DeepLoRA
 
         Raises
         ------

@@ -93,6 +93,10 @@ class DeepLinear(nn.Module):
             ``W_1 .. W_L``, all float64 or all float32: the precision of the network.
         device : device, optional
 
+        Returns
+        -------
+        DeepLinear
+
         Raises
         ------
         TypeError, ShapeError, ValueError
@@ -117,6 +121,10 @@ class DeepLinear(nn.Module):
         step : int
             As for `Trajectory.weights`; -1 is the last.
         device : device, optional
+
+        Returns
+        -------
+        DeepLinear
 
         Raises
         ------

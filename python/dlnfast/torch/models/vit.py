@@ -140,6 +140,15 @@ class ViT(nn.Module):
             Twelve blocks of width 192, 384, 768 with 3, 6, 12 heads.
         **settings
             As for `ViT`; also what the name says may be replaced.
+
+        Returns
+        -------
+        ViT
+
+        Raises
+        ------
+        ValueError
+            For another name.
         """
         if name not in _PRESETS:
             raise ValueError(f"name is {name!r}; wanted one of {', '.join(_PRESETS)}")
