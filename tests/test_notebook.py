@@ -1,0 +1,122 @@
+"""The notebook of the examples: what is kept of its run, and its cells as programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "talk.ipynb"
+BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+CODE = [cell for cell in BOOK["cells"] if cell["cell_type"] == "code"]
+OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
+MOST_BYTES = 1_500_000
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def tagged(cell, tag):
+    return tag in cell["metadata"].get("tags", [])
+
+
+def run_cells(cells, folder, **variables):
+    """Run cells as one program, without a notebook around them."""
+    program = folder / "cells.py"
+    program.write_text("\n\n".join(map(source, cells)), encoding="utf-8")
+    environment = {**os.environ, "MPLBACKEND": "agg", **variables}
+    done = subprocess.run(
+        [sys.executable, program.name],
+        cwd=folder,
+        env={name: value for name, value in environment.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_code_cell_was_run_in_order_and_shows_something():
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert all(cell["outputs"] for cell in CODE)
+
+
+def test_every_code_cell_has_one_picture():
+    for cell in CODE:
+        pictures = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
+        assert len(pictures) == 1, source(cell)
+
+
+def test_outputs_are_printed_lines_and_pictures_only():
+    for output in OUTPUTS:
+        if output["output_type"] == "stream":
+            assert output["name"] == "stdout", output
+        else:
+            assert output["output_type"] == "display_data"
+            assert list(output["data"]) == ["image/png"]
+
+
+def test_the_notebook_is_small():
+    assert NOTEBOOK.stat().st_size < MOST_BYTES
+
+
+def test_nothing_tells_where_and_when_it_was_run():
+    assert BOOK["metadata"] == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    assert all(set(cell["metadata"]) <= {"tags"} for cell in BOOK["cells"])
+    text = "".join(source(cell) for cell in BOOK["cells"])
+    text += "".join("".join(output.get("text", "")) for output in OUTPUTS)
+    assert not re.search(r"(?<![\w.:/])/(home|root|tmp|Users|usr|work)\b|[A-Z]:\\", text)
+
+
+def test_links_lead_somewhere():
+    text = "".join(source(cell) for cell in BOOK["cells"] if cell["cell_type"] == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
+    assert links
+    for link in links:
+        assert (NOTEBOOK.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_style(command):
+    if importlib.util.find_spec("ruff") is None:
+        pytest.skip("ruff is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", NOTEBOOK.name],
+        cwd=NOTEBOOK.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_cells_without_torch_run(tmp_path):
+    printed = run_cells([cell for cell in CODE if not tagged(cell, "torch")], tmp_path)
+    # 2 layers of d = 30 and 10^6, plateaus, features; Gaussian weights, the edge and three completions.
+    assert printed.count("reduced engine: the closure holds") == 4
+    assert printed.count("dense engine: ") == 5
+
+
+@pytest.mark.parametrize("data", ["as it is set", "unset"])
+def test_the_cells_with_torch_run(tmp_path, data):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    cells = [cell for cell in CODE if tagged(cell, "setup") or tagged(cell, "torch")]
+    if data == "unset":
+        cells = [cell for cell in cells if tagged(cell, "setup") or "DLNFAST_DATA" in source(cell)]
+        printed = run_cells(cells, tmp_path, DLNFAST_DATA=None)
+        assert "Gaussian classes" in printed
+    else:
+        printed = run_cells(cells, tmp_path)
+        assert "Deep LoRA: error" in printed
+    assert "energy of the change" in printed
