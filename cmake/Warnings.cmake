@@ -1,6 +1,8 @@
 function(dlnfast_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # What is in an anonymous namespace stays in one unit, though it is not the main file of it.
+    target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
     # GCC 12 reports hundreds of false ones from its own AVX-512 header, more with sanitizers.
     target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-uninitialized)
   endif()

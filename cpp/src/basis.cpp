@@ -3,11 +3,11 @@
 #include <Eigen/Cholesky>
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 template <class T>
@@ -119,8 +119,7 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
 
   scratch = block.map();
   std::vector<double> lengths(static_cast<std::size_t>(k));
-  const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
-  const double tolerance = 16.0 * epsilon * std::sqrt(static_cast<double>(k));
+  const double tolerance = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(k));
   const Index rank =
       extend_basis<T>(block, 0, MatrixRef<T>(scratch), tolerance, lengths.data(), context);
   for (Index n = rank; n < k;) {

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,8 +18,6 @@ namespace {
 
 // Wider cores fill vectors well enough one by one.
 constexpr Index widest_in_lanes = 8;
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
 
 template <class T>
 void require_stack(const Stack<T>& stack, Index n, Index rows, Index cols,

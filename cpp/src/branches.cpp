@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -11,11 +10,11 @@
 #include "dlnfast/product.hpp"
 #include "dlnfast/renew.hpp"
 #include "dlnfast/singular_values.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 namespace {
 
-constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 // Above this many vectors without a clear partner, the best assignment gives way to a greedy one.
 constexpr Index assignment_limit = 256;
 // An overlap below this is no sign of identity.
@@ -73,12 +72,12 @@ std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows
   for (Index i = 1; i <= n; ++i) {
     row_of[0] = i;
     Index column = 0;
-    std::fill(shortest.begin(), shortest.end(), std::numeric_limits<double>::infinity());
+    std::fill(shortest.begin(), shortest.end(), infinity);
     std::fill(done.begin(), done.end(), 0);
     do {
       done[column] = 1;
       const Index row = row_of[column];
-      double step = std::numeric_limits<double>::infinity();
+      double step = infinity;
       Index next = 0;
       for (Index j = 1; j <= n; ++j) {
         if (done[j]) continue;
@@ -120,7 +119,7 @@ void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> l
                                MatrixRef<T> right, Matrix<T>& left_overlap,
                                Matrix<T>& right_overlap, const Context& context) {
   // Only values that rounding makes equal: of others each pair of vectors means something.
-  const double equal = 1024.0 * static_cast<double>(std::numeric_limits<T>::epsilon()) * values[0];
+  const double equal = 1024.0 * epsilon<T>() * values[0];
   const Index p = left.rows;
   const Index n_before = left_overlap.cols();
   for (Index begin = 0; begin < p;) {

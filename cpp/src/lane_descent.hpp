@@ -18,12 +18,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "dlnfast/batch_descent.hpp"
 #include "dlnfast/simd.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 
@@ -169,7 +169,7 @@ class LaneDescent final : public LaneCores<T> {
     double largest = 0.0;
     for (int entry = 0; entry < n_entries; ++entry) {
       const double x = std::abs(static_cast<double>(weight_[layer]->at(entry)[lane]));
-      if (!std::isfinite(x)) return std::numeric_limits<double>::infinity();
+      if (!std::isfinite(x)) return infinity;
       largest = std::max(largest, x);
     }
     return largest;
@@ -252,37 +252,38 @@ class LaneDescent final : public LaneCores<T> {
   DLNFAST_INLINE static void sweep(const Block& a, const Block& b, int i, int j,
                                    Vector (&sums)[tile.rows][tile.cols], Sink& sink) {
     constexpr int stagger = Size / tile.rows;
-    simd::unroll<tile.rows>([&](auto lot) DLNFAST_INLINE {
-      const auto active = [&](auto r) DLNFAST_INLINE {
-        return std::bool_constant<(r <= lot) ? !last : !first>{};
-      };
-      const auto row = [&](auto r) DLNFAST_INLINE { return r <= lot ? i + r : i + r - tile.rows; };
+    constexpr int rows = tile.rows, cols = tile.cols;
+    simd::unroll<rows>([&](auto lot) DLNFAST_INLINE {
+      // Rows up to `lot` are of those that begin, the others of those that end.
+      constexpr int from = first ? 0 : last ? lot + 1 : 0;
+      constexpr int to = first ? lot + 1 : rows;
+      const auto row = [&](int r) DLNFAST_INLINE { return r <= lot ? i + r : i + r - rows; };
       if constexpr (!last) {
-        simd::unroll<tile.cols>([&](auto c) DLNFAST_INLINE { sums[lot][c] = Vector{}; });
+        DLNFAST_UNROLL
+        for (int c = 0; c < cols; ++c) sums[lot][c] = Vector{};
       }
-      if constexpr (!last || lot + 1 < tile.rows) {
+      if constexpr (from < to) {
         for (int k = lot * stagger; k < (lot + 1) * stagger; ++k) {
-          Vector ak[tile.rows];
-          simd::unroll<tile.rows>([&](auto r) DLNFAST_INLINE {
-            if constexpr (active(r)) {
-              ak[r] = P::load(a.at(TransposeA ? k * Size + row(r) : row(r) * Size + k));
-              simd::keep(ak[r]);
-            }
-          });
-          simd::unroll<tile.cols>([&](auto c) DLNFAST_INLINE {
+          Vector ak[rows];
+          DLNFAST_UNROLL
+          for (int r = from; r < to; ++r) {
+            ak[r] = P::load(a.at(TransposeA ? k * Size + row(r) : row(r) * Size + k));
+            simd::keep(ak[r]);
+          }
+          DLNFAST_UNROLL
+          for (int c = 0; c < cols; ++c) {
             Vector bk = P::load(b.at(TransposeB ? (j + c) * Size + k : k * Size + j + c));
             simd::keep(bk);
-            simd::unroll<tile.rows>([&](auto r) DLNFAST_INLINE {
-              if constexpr (active(r)) sums[r][c] += ak[r] * bk;
-            });
-          });
+            DLNFAST_UNROLL
+            for (int r = from; r < to; ++r) sums[r][c] += ak[r] * bk;
+          }
         }
       }
       // The row that has seen all terms by now.
-      constexpr auto done = std::integral_constant<int, (lot + 1) % tile.rows>{};
-      if constexpr (active(done)) {
-        simd::unroll<tile.cols>(
-            [&](auto c) DLNFAST_INLINE { sink(c, row(done) * Size + j + c, sums[done][c]); });
+      constexpr int done = (lot + 1) % rows;
+      if constexpr (done <= lot ? !last : !first) {
+        DLNFAST_UNROLL
+        for (int c = 0; c < cols; ++c) sink(c, row(done) * Size + j + c, sums[done][c]);
       }
     });
   }

@@ -2,23 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "dlnfast/basis.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/renew.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 namespace {
 
 // Updates wait until so many rows have come together.
 constexpr Index most_pending = 64;
-
-template <class T>
-double epsilon() {
-  return static_cast<double>(std::numeric_limits<T>::epsilon());
-}
 
 // What of a unit vector may lie outside the frames: rounding of the products that it came from.
 template <class T>
@@ -42,7 +37,7 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   if (n == 0) return result;
   const double square = squared_norm<T>(w, context) / static_cast<double>(n);
   result.scale = std::sqrt(square);
-  result.departure = std::numeric_limits<double>::infinity();
+  result.departure = infinity;
   if (!(square > 0.0) || !std::isfinite(square)) return result;
   const bool tall = w.rows >= w.cols;
   // G applied to a block of rows of length n, G = W^T W or W W^T.
@@ -313,7 +308,7 @@ bool LowRankDrift<T>::flush(const Context& context) {
       if (!is_new[2 * i + 1]) right_new.row(i).setZero();
     }
     if (!extend(MatrixRef<T>(left_new), MatrixRef<T>(right_new), context)) {
-      truncated_ = std::numeric_limits<double>::infinity();
+      truncated_ = infinity;
       return false;
     }
     again(left, left_block(), left_frame());

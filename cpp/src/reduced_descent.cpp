@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "dlnfast/dense_descent.hpp"
+#include "numbers.hpp"
 #include "small_descent.hpp"
 
 namespace dlnfast {
@@ -61,7 +61,7 @@ class Scalars {
     for (std::size_t i = 0; i < rho_.size(); ++i) {
       if (layer_[i] != layer) continue;
       const double r = std::abs(rho_[i]);
-      largest = std::isfinite(r) ? std::max(largest, r) : std::numeric_limits<double>::infinity();
+      largest = std::isfinite(r) ? std::max(largest, r) : infinity;
     }
     return largest;
   }

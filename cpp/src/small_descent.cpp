@@ -209,20 +209,25 @@ class FixedDescent final : public SmallDescent<T> {
       Vector sums[rows][vectors] = {};
       for (int k = 0; k < n; ++k, bk += stride) {
         Vector bv[vectors];
-        simd::unroll<vectors>([&](auto v) DLNFAST_INLINE {
+        DLNFAST_UNROLL
+        for (int v = 0; v < vectors; ++v) {
           bv[v] = P::load(bk + v * P::size);
           if constexpr (vectors > 1) simd::keep(bv[v]);
-        });
-        simd::unroll<rows>([&](auto r) DLNFAST_INLINE {
+        }
+        DLNFAST_UNROLL
+        for (int r = 0; r < rows; ++r) {
           const T coefficient = transpose_a ? a.a[k * stride + i + r] : a.a[(i + r) * stride + k];
-          simd::unroll<vectors>([&](auto v) DLNFAST_INLINE { sums[r][v] += bv[v] * coefficient; });
-        });
+          DLNFAST_UNROLL
+          for (int v = 0; v < vectors; ++v) sums[r][v] += bv[v] * coefficient;
+        }
       }
-      simd::unroll<rows>([&](auto r) DLNFAST_INLINE {
-        simd::unroll<vectors>([&](auto v) DLNFAST_INLINE {
+      DLNFAST_UNROLL
+      for (int r = 0; r < rows; ++r) {
+        DLNFAST_UNROLL
+        for (int v = 0; v < vectors; ++v) {
           store((i + r) * stride + (first + v) * P::size, sums[r][v]);
-        });
-      });
+        }
+      }
     }
   }
 
@@ -230,11 +235,11 @@ class FixedDescent final : public SmallDescent<T> {
     for (int i = 0; i < size(); i += P::size) {
       for (int j = 0; j < size(); j += P::size) {
         Vector v[P::size];
-        simd::unroll<P::size>([&](auto r)
-                                  DLNFAST_INLINE { v[r] = P::load(a.a + (i + r) * stride + j); });
+        DLNFAST_UNROLL
+        for (int r = 0; r < P::size; ++r) v[r] = P::load(a.a + (i + r) * stride + j);
         simd::transpose<P>(v);
-        simd::unroll<P::size>([&](auto r)
-                                  DLNFAST_INLINE { P::store(b.a + (j + r) * stride + i, v[r]); });
+        DLNFAST_UNROLL
+        for (int r = 0; r < P::size; ++r) P::store(b.a + (j + r) * stride + i, v[r]);
       }
     }
   }

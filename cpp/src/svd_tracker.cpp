@@ -17,13 +17,12 @@
 #include "dlnfast/renew.hpp"
 #include "dlnfast/singular_values.hpp"
 #include "dlnfast/workspace.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
 // Smaller matrices are decomposed as a whole: that takes no longer than a few sweeps.
 constexpr Index full_size = 128;
@@ -35,11 +34,6 @@ constexpr Index most_steps = 16;
 constexpr Index coordinate_room = 256;
 
 double square(double x) { return x * x; }
-
-template <class T>
-double epsilon() {
-  return static_cast<double>(std::numeric_limits<T>::epsilon());
-}
 
 template <class T>
 MatrixRef<const T> top(const Matrix<T>& m, Index k) {

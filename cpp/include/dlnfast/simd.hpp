@@ -12,6 +12,10 @@
 // For functions and lambdas whose arguments must end up in registers.
 #define DLNFAST_INLINE __attribute__((always_inline))
 
+// Before a loop of constant bounds, up to 32 passes: unrolled early enough that arrays with its index stay
+// in registers.
+#define DLNFAST_UNROLL _Pragma("GCC unroll 32")
+
 namespace dlnfast::simd {
 
 #if defined(__AVX512F__)

@@ -1,0 +1,17 @@
+// Names for the odd values of floating-point arithmetic.
+#pragma once
+
+#include <limits>
+
+namespace dlnfast {
+
+inline constexpr double infinity = std::numeric_limits<double>::infinity();
+inline constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+// The distance from 1 to the next number of type T.
+template <class T>
+constexpr double epsilon() {
+  return static_cast<double>(std::numeric_limits<T>::epsilon());
+}
+
+}  // namespace dlnfast
