@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sessions of checks: ``nox --list``, ``nox -s NAME``. They need Python and g++, nothing else.
 
 ``DLNFAST_SIMD`` is the instruction-set level of the builds with sanitizers: native unless it is set.

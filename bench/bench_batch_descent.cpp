@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Many small runs in one call beside the same runs one by one, per run and step:
 //   bench_batch_descent [--size 6] [--layers 3] [--runs 1000] [--steps 2000]
 // and the options of harness.hpp. Their losses are compared first. Below each group: how many times

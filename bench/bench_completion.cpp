@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The products with the residual of a matrix of which some entries are observed, random ones
 // (dlnfast/completion.hpp):
 //   bench_completion [--rows 1000,100,610,100000] [--cols 1000,100,9724,100000]

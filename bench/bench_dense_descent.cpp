@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Whole steps (evaluate and update) of gradient descent on L layers (dlnfast/dense_descent.hpp):
 //   bench_dense_descent [--thin 2048,4096] [--outputs 10] [--thin-layers 3,4]
 //                       [--square 512,1024,2048] [--small 10,30,64,100,256]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products of square matrices (dlnfast/product.hpp), each operand as it is (N) or transposed (T):
 //   bench_product [--d 256,512,1024,2048]
 // and the options of harness.hpp. Bytes are those of two operands and the result, once each.

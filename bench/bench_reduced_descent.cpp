@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A step of the reduced engine (dlnfast/reduced_descent.hpp) as a run takes it, loss included: L
 // cores of 2 r x 2 r and one family of scalars through all layers. The width of the network does not
 // enter.

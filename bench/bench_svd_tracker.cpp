@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // An event of the tracker (dlnfast/svd_tracker.hpp) on a d x d matrix of noise with k values above it,
 // which moves a little between events:
 //   bench_svd_tracker [--d 256,1024,4096] [--k 16]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The five passes over a d x d matrix W with a thin block of K rows (dlnfast/thin_product.hpp):
 //   bench_thin_product [--d 2048,4096] [--k 1,10,64]
 // and the options of harness.hpp. Bytes are those of W alone: in float64 8 d^2 where it is read, 16

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the native benchmarks share: options, peers that take turns, the machine's own peaks, and a
 // report. Options of all of them, each followed by a value:
 //   --threads    size of the team; 0, mostly the default, is all of them, and leaves small work to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kill runs that are kept in a folder at random moments, go on with them, and compare the bits.
 
     python bench/kill_runs.py [--kills 100] [--engine reduced|dense|torch]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kill a sweep at random moments, start it again until it is done, and compare with one left alone.
 
     python bench/kill_sweep.py --kills 50

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Work that shows what a team of threads can do at best: multiply-adds that never leave the
 // registers, the package's own product of matrices, and a = b + s c beyond the caches.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One step of gradient descent by plain products, to check the engines against.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run benchmark cases: ``python -m bench.run [--case NAME] [--out FILE.json]`` is ``dlnfast bench``.
 
 The cases live in the package, `dlnfast.benchmarks`; the native benchmarks beside this file need CMake.

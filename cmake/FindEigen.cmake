@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Eigen >= 3.4 as Eigen3::Eigen. No version is asked for in find_package, because Eigen 5 refuses a
 # request for 3.4; the suffix is where the PyPI package cmeel-eigen keeps its CMake files.
 find_package(Eigen3 CONFIG QUIET PATH_SUFFIXES cmeel.prefix/share/eigen3/cmake)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Instruction-set levels: which ones are built, and with which flags.
 
 # The levels of this build, lowest first.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 function(dlnfast_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")

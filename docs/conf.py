@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The documentation site: ``nox -s docs`` builds it into build/docs, and takes warnings for errors."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Train a linear network of depth 4 on all of Fashion-MNIST and draw what its first layer did.
 
     python examples/fashion_mnist.py FOLDER

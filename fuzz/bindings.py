@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calls every binding of the compiled core with what nobody should pass: it returns or raises.
 
 An input is a string of bytes that a call is drawn from: a binding, a proper call of it, and changes to

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a build for fuzzing adds to an extension module (DLNFAST_FUZZ): counters of the places that a
 // call reaches, in libFuzzer's format, and allocations that fail on request.
 //

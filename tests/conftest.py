@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the report starts with, and the compiled modules that the tests share."""
 
 from __future__ import annotations

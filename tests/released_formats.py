@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Small runs of every kind of file: what `tests/data/format-<n>` holds, and how it was written.
 
     python tests/released_formats.py FOLDER

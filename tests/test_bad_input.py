@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whatever comes in, a typed error that names the argument comes out, or a correct result."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every run of a batch is the run of its own, whatever its neighbours do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Peers compute the same before they are timed, and every number stands beside the machine it is from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs that are kept in a folder: the same bits, whatever ends them, whatever happens to the files."""
 
 from __future__ import annotations

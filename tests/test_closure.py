@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Do invariant subspaces close here, and where? What is measured, what is said about it, what follows."""
 
 from __future__ import annotations

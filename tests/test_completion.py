@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrices known in part: the problems, their losses, and the dense engine on them."""
 
 from __future__ import annotations

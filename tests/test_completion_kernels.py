@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Entries of a matrix and measurements of it in the compiled core: against NumPy, and called badly."""
 
 from __future__ import annotations

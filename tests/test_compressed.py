@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compressed factorisations: the space they start in, where they end, and what freezing them saves."""
 
 from __future__ import annotations

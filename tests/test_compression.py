@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Networks brought to the dimension they use: exact errors, the nearest of that rank, the smallest rank."""
 
 from __future__ import annotations

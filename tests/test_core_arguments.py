@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The entries of the compiled core, called as nobody should: they raise, they never crash."""
 
 from __future__ import annotations

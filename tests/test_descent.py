@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `train` promises beside its numbers: records, stopping, callbacks, the update rule, the gradients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The examples of README and docs run, page by page, each as one program.
 
 Those that need a cluster are marked as ``py``, not ``python``, and are read only.

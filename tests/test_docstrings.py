@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Docstrings of all that is public: NumPy's sections, complete."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`MatrixCompletion`: what it recovers, what it takes, what it refuses, and its place in scikit-learn."""
 
 from __future__ import annotations

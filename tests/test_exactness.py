@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Both engines against the plain NumPy reference and against each other, at every recorded step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs in xarray, zarr and HDF5: the same content everywhere, part by part, in bounded memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The figures that train with PyTorch, on small made-up images in the layouts of the real data sets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Grids of fine-tuning runs: what is run, resumed, chosen and reported."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Files of every format load; damaged, foreign and newer ones are named; there is no pickle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sufficient statistics of batches: exact sums, merges in any order, and the problems made of them."""
 
 from __future__ import annotations

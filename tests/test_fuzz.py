@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fuzzer of the bindings, for a moment; and what it found."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every public function with arguments that are not what it wants: a typed error, or a finite result.
 
 A call that is right is written down for each function; in every example one or two of its arguments are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The same records through Lightning's and Hugging Face's training loops."""
 
 from __future__ import annotations

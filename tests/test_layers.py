@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Modules import downwards only: `LAYERS`, lowest first. Read from the sources, nothing is run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """All instruction-set levels give the same answers, and each holds only its own instructions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures against formulas written out by brute force, against invariances and at their edges."""
 
 from __future__ import annotations

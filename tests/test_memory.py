@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Memory that is not there: a MemoryError, and everything goes on."""
 
 from __future__ import annotations

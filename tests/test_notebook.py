@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The notebook of the examples: what is kept of its run, and its cells as programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is imported when, and what works without the packages that are not always there."""
 
 from __future__ import annotations

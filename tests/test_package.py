@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The package as installed: names, version, docstrings, examples. Its stubs: test_stubs.py."""
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def test_all_names_are_there_and_sorted():
         assert getattr(dlnfast, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dlnfast.nonsense
+
+
+SOURCE_KINDS = {"*.py": "#", "*.pyi": "#", "*.cmake": "#", "CMakeLists.txt": "#", "*.hpp": "//", "*.cpp": "//"}
+
+
+def test_every_source_file_names_its_licence():
+    tree = Path(__file__).parents[1]
+    looked_at = 0
+    for folder in ("python", "cpp", "cmake", "tests", "bench", "fuzz"):
+        for kind, mark in SOURCE_KINDS.items():
+            for path in (tree / folder).rglob(kind):
+                first = [line for line in path.read_text(encoding="utf-8").split("\n") if line[:2] != "#!"][0]
+                assert first == f"{mark} SPDX-License-Identifier: MIT", path
+                looked_at += 1
+    assert looked_at > 200
 
 
 def public_functions():

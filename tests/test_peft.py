@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep LoRA beside PEFT: the LoRA that it exports, and the type that PEFT trains and saves."""
 
 from __future__ import annotations

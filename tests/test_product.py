@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every product and decomposition of the core against NumPy, at every level and any thread count."""
 
 from __future__ import annotations

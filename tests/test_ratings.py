@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ratings from files: every public layout, damaged ones, and the real set where it is at hand."""
 
 from __future__ import annotations

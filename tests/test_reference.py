@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The plain NumPy reference against the data it stands for, and the theorem against full training."""
 
 from __future__ import annotations

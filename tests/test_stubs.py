@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The stubs say what the compiled modules say of themselves: pybind11 writes signatures into docstrings."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SVDTracker: bounds that hold, branches that keep their names, and every way to hand it a matrix."""
 
 from __future__ import annotations

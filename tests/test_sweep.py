@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sweeps: grids that are checked, runs that are those of `train`, executors, sweeps that are cut short."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Text tasks from the layouts of their files."""
 
 from __future__ import annotations

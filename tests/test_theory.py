@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The closed forms against runs, and the figures published for them."""
 
 from __future__ import annotations

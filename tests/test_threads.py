@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Threads, signals, forks: what a long call may not do to the rest of the process."""
 
 from __future__ import annotations

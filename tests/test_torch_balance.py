@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Balance of neighbouring layers: conserved by small steps, measured like that of arrays."""
 
 from __future__ import annotations

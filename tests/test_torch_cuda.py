@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What runs on a CUDA device gives what runs on the processor; skipped where there is none."""
 
 from __future__ import annotations

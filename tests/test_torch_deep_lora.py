@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep LoRA: the full-width factors it stands for, what it leaves alone, its files."""
 
 from __future__ import annotations

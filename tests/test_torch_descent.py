@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The torch engine against the dense one: the same numbers, records, endings and errors."""
 
 from __future__ import annotations

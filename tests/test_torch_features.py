@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Features of layers: hooks that leave nothing behind, and statistics that agree with those of all data."""
 
 from __future__ import annotations

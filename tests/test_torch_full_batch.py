@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`descend` takes the steps of `train`, and stops where it is told to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Image data sets as tensors, and batches of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which weights of a model are meant, and how they are seen as matrices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """PyTorch models: the C++ engine's steps, published sizes, features where they are said to be, seeds."""
 
 from __future__ import annotations

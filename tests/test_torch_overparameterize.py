@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep products for weights: nothing changes by it, the engine's steps, and back to the bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Linear probes against NumPy's least squares, scikit-learn's ridge and data of known separability."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Layers of which every process holds some rows: what one process finds, the same on all, no process waits.
 
 One start of two processes and one of three run all the cases; each case is a test that reads what came of it.

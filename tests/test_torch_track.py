@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`track`: what is followed is true, whoever trains, whatever the weights are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`Trainer`: the steps of a loop written by hand, and the same ones after an interruption."""
 
 from __future__ import annotations

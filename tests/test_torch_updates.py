@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Updates of adapters as matrices: what they are, and following them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run knows of itself: angles, features, reconstruction, files."""
 
 from __future__ import annotations

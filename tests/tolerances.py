@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The one place where the suite's tolerances come from."""
 
 from __future__ import annotations

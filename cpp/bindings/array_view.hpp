@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // NumPy arrays as views for the core: checked, never copied.
 #pragma once
 

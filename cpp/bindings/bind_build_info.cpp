@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "bindings.hpp"
 #include "dlnfast/build_info.hpp"
 #include "dlnfast/threads.hpp"

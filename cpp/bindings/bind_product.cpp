@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "array_view.hpp"
 #include "bindings.hpp"
 #include "dlnfast/product.hpp"

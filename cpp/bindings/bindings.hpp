@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parts of the extension module. Each converts, releases the GIL and hands on to the core.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A probe that runs on any processor: which instruction-set levels does this one have?
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

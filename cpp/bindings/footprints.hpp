@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where the arrays of a call lie. Indices, counts and pieces of work are checked once and then trusted,
 // so what a call writes may share memory with nothing else that it uses.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How a long call hears Python: signals, callbacks, progress.
 #pragma once
 

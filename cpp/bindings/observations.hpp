@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Observed entries and measurements, as Python hands them over.
 #pragma once
 

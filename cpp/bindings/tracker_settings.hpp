@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A tracker's settings, as Python hands them over.
 #pragma once
 

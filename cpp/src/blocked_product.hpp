@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products of matrices in blocks. Only for product.cpp.
 //
 // op(A) is packed into tiles of `tile_rows` rows, op(B) into tiles of `tile_vectors` vectors of

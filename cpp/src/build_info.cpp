@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/build_info.hpp"
 
 #include <Eigen/Core>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/dense_descent.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/descent.hpp"
 
 #include <algorithm>

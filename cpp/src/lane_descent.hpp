@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Descent of as many small square networks at once as a vector has lanes. Only for
 // batch_descent.cpp.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/linear_operator.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/low_rank_drift.hpp"
 
 #include <algorithm>

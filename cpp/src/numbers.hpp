@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Names for the odd values of floating-point arithmetic.
 #pragma once
 

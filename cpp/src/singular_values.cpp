@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/singular_values.hpp"
 
 #include <Eigen/QR>

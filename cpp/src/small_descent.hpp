@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Descent of networks so small that everything stays in registers and the first-level cache.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/svd_tracker.hpp"
 
 #include <Eigen/Eigenvalues>

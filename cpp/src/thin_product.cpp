@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/thin_product.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks that count their failures, and the matrices that the tests share.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A step allocates nothing once the first one has sized its workspace, neither through operator new
 // nor inside Eigen (whose watch is compiled in and ends the program). Only products so narrow that
 // they are left to Eigen, of large matrices, pack blocks of their operands on the heap.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/batch_descent.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "dlnfast/completion.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Exact and fast training dynamics of deep linear networks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m dlnfast``: build information and a self-check; with arguments, the command line."""
 
 from __future__ import annotations

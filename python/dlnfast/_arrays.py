@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks and conversions of what users pass in: the one place where an argument may be copied."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Chooses the extension module for this processor.
 
 The same core is compiled once per instruction-set level (`_core`, `_core_v3`, `_core_v4`); the best

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The exceptions and warnings of dlnfast."""
 
 from __future__ import annotations

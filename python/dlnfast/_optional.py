@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Packages that only some users need, imported where they are used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sums and products of float64 matrices beyond float64, as pairs of arrays that stand for their sum.
 
 Products are made of BLAS products. A factor is cut in two, row by row: leading bits, so few that sums of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a worker of `dlnfast.sweep` does: some runs of a grid, one after the other or side by side.
 
 Nothing here knows of executors: a job goes in, a report comes out, and both are plain values.

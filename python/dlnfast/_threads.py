@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Thread counts and build information."""
 
 from __future__ import annotations

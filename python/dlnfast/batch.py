@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`train_batch`: many small reduced runs in one call, as phase diagrams need them."""
 
 from __future__ import annotations

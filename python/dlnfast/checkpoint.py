@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs that survive: a folder to which a run writes its records and its state, and from which it goes on.
 
 The folder holds ``run.npz`` (the request: problem, W(0), settings; written once), ``records-<step>.npz``

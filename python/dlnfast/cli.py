@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line: ``dlnfast figure``, ``train``, ``resume``, ``export``, ``sweep`` and others."""
 
 from __future__ import annotations

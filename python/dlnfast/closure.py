@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The invariant subspaces of gradient descent: found, certified, and what is left outside them.
 
 The active subspaces A_0 .. A_L are the smallest with

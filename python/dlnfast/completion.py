@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrices known in part: completion from observed entries, sensing from linear measurements."""
 
 from __future__ import annotations

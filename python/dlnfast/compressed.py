@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compressed factorisations: networks as narrow as what they learn, trained like any other."""
 
 from __future__ import annotations

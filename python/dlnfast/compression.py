@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Trained networks brought to the dimension that they use, with the error of it stated."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How sharply the loss of a partly known matrix bends: what learning rates are derived from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Samples, whitening, one-hot targets and the loaders of real data sets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`train`: checks the request, chooses the engine, runs it, and hands back a `Trajectory`."""
 
 from __future__ import annotations

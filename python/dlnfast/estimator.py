@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`MatrixCompletion`: a matrix known in part, such as ratings, completed with one call of `fit`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs for other programs: named arrays in xarray, zarr and HDF5, written part by part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Products of layers without the product: entries, distances, leading singular vectors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Files of arrays that appear whole or not at all: .npz and JSON, no pickle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`dlnfast finetune`: a grid of fine-tuning runs from a TOML file, resumable, and a table of the outcome."""
 
 from __future__ import annotations

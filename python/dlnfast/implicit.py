@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Orthogonal layers of any width, of which only what is asked for is drawn.
 
 The layers are those of `orthogonal`, ``W_l = eps_l Q_l`` with independent Haar isometries, exactly in

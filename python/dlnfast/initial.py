@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Initial weights W_1 .. W_L: orthogonal, Gaussian, uniform and aligned.
 
 All are scaled alike: ``||W_l||_F = scale_l * sqrt(min(d_l, d_{l-1}))``, which an orthogonal layer has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures of features, of subspaces and of weights.
 
 All of them compute in float64, whatever the precision of what comes in, and return Python floats or

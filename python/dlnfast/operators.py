@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Layers as operators: W_l(0) however it is held, and W_l(t) of a reduced run without forming it."""
 
 from __future__ import annotations

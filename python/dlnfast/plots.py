@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Displays of a trajectory, on matplotlib, which is imported when something is drawn.
 
 A display holds the numbers that it draws. `from_trajectory` takes them from a run, `plot` draws them on
@@ -398,7 +399,7 @@ class LossDisplay(_Display):
         if self.loss_floor > _ROUNDING * self.loss[0]:
             label = f"least possible: {self.loss_floor:.4g}"
             ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
-            ax.legend(frameon=False)
+            ax.legend(frameon=False, loc="upper right")  # where a loss has fallen
         if np.any(self.loss > 0):
             ax.set_yscale("log")
         ax.set_xlim(0, max(self.steps[-1], 1))

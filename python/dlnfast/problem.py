@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The problem that gradient descent solves: its sufficient statistics and where they came from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A progress bar over the steps of a run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Observations projected onto bases, and runs on what is left of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Training of deep linear networks in plain NumPy: the definition of correct.
 
 Every function is the formula of the papers, written down once, for float64 arrays and without regard to

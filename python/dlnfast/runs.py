@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What follows a checked specification: its problem and weights, a summary of its run, and JSON on the disk.
 
 `dlnfast train` and `dlnfast.sweep` share it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sections of TOML files: what may stand in them, and messages that name section.key where it does not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Specifications of runs: TOML files with the sections [problem], [weights], [train] and [output].
 
 Reading a specification checks every key and every type before any data are touched, so that a spelling

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sufficient statistics of data that come in batches, on one machine or on many."""
 
 from __future__ import annotations

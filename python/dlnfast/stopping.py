@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rules that end a run: callbacks of `train` that know when to say True."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`SVDTracker`: the leading singular values and vectors of a matrix that drifts, with error bounds."""
 
 from __future__ import annotations

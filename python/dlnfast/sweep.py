@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`sweep`: many runs of specifications that differ in some entries, on any executor, resumable."""
 
 from __future__ import annotations

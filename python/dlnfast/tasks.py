@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Text tasks from local files: the sentence pairs of STS-B and the layout of GLUE; nothing is downloaded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Closed forms for gradient descent on deep linear networks, to draw beside what was measured.
 
 Symbols: L layers, initial scale eps (W_l(0) = eps Q_l), loss c/2 ||W_{L:1} - Phi||_F^2 for whitened inputs,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`Trajectory`: what a run recorded, and everything that follows from it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Orthonormal bases: of a block, and bases that grow by what a block adds to their span.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Many small reduced runs of equal shape in one call.
 //
 // The runs have in common their widths, the layers of their families and their schedule; all else is

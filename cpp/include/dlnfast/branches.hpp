@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Who is who among singular values from record to record: clusters, branches, signs and reference angles.
 //
 // Sorted order says nothing about identity: values cross. A branch is a singular value with its pair of

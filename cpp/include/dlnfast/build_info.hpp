@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How this copy of the core was built.
 #pragma once
 

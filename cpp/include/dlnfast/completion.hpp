@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Residuals of a matrix that is not known as a whole: on its observed entries, or through linear
 // measurements.
 //

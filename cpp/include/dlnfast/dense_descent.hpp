@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Gradient descent on whole weight matrices of any widths.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Gradient descent as a loop over steps, whatever computes a step.
 //
 // The model is W_{L:1} = W_L ... W_1 with loss c/2 <(W - M*) S, W - M*> + floor, where M* S = Phi.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A matrix known by its products with thin blocks; blocks of vectors stand as rows.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A matrix as what it was and what came to it: W = s W_0 + P^T Q, kept in a small closed frame.
 //
 // Frames U (a x m) and V (b x n) have orthonormal rows, and W_0 maps each into the other: W_0 V^T lies in

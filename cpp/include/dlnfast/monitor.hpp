@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The thread of communication between a long computation and its caller.
 #pragma once
 

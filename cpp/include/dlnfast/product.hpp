@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Matrix products: C = beta C + alpha op(A) op(B), multi-threaded.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Gaussian numbers for random starts: the same on every machine, from a seed alone.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a run keeps at its records, written to arrays of the caller.
 #pragma once
 

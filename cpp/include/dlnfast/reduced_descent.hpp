@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Gradient descent inside the invariant subspaces: small cores, and scalars for all the rest.
 //
 // W_l(t) = A_l C_l(t) A_{l-1}^T + sum_f rho_{f,l}(t) J_{f,l} with isometries J_{f,l} that do not move.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // New sizes for matrices that have some already. Eigen 3.4 frees first and forgets only afterwards:
 // where there is no memory for the new sizes, the matrix would be freed once more with its owner.
 #pragma once

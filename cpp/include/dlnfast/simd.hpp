@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Vectors of the instruction set that this translation unit is compiled for (GCC and Clang).
 #pragma once
 

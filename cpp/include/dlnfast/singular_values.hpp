@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Singular values and vectors of whole matrices.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The leading singular values and vectors of a matrix that drifts, with bounds on their errors.
 //
 // A block of p = k + guards right vectors is kept from event to event. One sweep multiplies it by W and

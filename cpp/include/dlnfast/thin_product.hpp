@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products of a large matrix W (m x n) with a thin block of k rows, and updates of W fused into them.
 //
 // The thin blocks are stored as k rows (k x m or k x n). A pass reads W once; a fused pass reads and

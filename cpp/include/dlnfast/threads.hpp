@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Who runs how much: team sizes, and parallel regions that exceptions can leave.
 //
 // Policy: a request of 0 asks OpenMP for its own maximum (so OMP_NUM_THREADS and threadpoolctl are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The matrix types of the core. Everything is row-major, every size is 64 bits wide.
 #pragma once
 

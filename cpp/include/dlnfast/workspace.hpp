@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Memory that a computation writes before it reads it, kept from call to call.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How fast: peers side by side, with the machine and its thread pools on record.
 
 ``dlnfast bench`` runs the cases; `peers` holds the programs that are compared, `cases` the sizes, `record`

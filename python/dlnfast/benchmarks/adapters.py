@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cases about Deep LoRA: what a step costs beside PEFT's LoRA, and what setting it up takes."""
 
 from __future__ import annotations

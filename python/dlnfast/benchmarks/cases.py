@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The benchmark cases: what is measured at which sizes, and where.
 
 A case is a function of `Options` that prints what it measured and returns plain values for JSON. Peers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cases about low-rank training: factorisation, completion and sensing, compressed beside full."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cases about `dlnfast.torch`: what tracking takes beside training."""
 
 from __future__ import annotations

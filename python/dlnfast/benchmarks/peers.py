@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One step of gradient descent by NumPy, PyTorch, JAX and dlnfast, each in the best form natural to it.
 
 Where a library has several good forms (one thread or all, blocks of rows, whole runs or single steps), they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The case `ratings`: held-out error on MovieLens of `MatrixCompletion` beside biases, ALS and the SVD.
 
 Every method has the same number of candidate settings. They are compared on an inner validation part of one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Timing in turns, fresh processes, and the record of the machine that belongs to every number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How busy `dlnfast.sweep` keeps the cores."""
 
 from __future__ import annotations

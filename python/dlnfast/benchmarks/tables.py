@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Markdown tables from the result of a benchmark run."""
 
 from __future__ import annotations

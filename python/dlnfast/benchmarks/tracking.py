@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cases about `SVDTracker`: whether its bounds hold, and what an event takes beside other libraries."""
 
 from __future__ import annotations

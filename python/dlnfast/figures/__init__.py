@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The figures, one file each: settings -> numbers -> picture.
 
 A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two

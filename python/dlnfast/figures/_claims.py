@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a figure claims, whether its numbers show it, and how that is said on the picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The images that a figure's settings name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep overparameterised adaptation of a pretrained BERT: its updates live in small subspaces, found early.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"

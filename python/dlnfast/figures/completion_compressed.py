@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrix completion by networks as narrow as what they learn: what they save, and what frozen ones miss.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"

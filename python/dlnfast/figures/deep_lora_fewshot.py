@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """LoRA beside Deep LoRA on few examples: scores, too large a rank, and the rank of what was learned.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Modes of a deep linear network that do not settle: learning rates around and beyond the threshold.
 
 Ghosh, Kwon, Wang, Ravishankar, Qu, "Learning Dynamics of Deep Linear Networks Beyond the Edge of Stability"

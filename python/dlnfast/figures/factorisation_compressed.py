@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A deep factorisation of a low-rank matrix, whole and compressed: the same descent, step by step.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"

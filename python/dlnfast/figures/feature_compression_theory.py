@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Features of a trained linear classifier: compressed geometrically, discriminated linearly in the layer.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An MLP beside a network whose last layers are linear: separable first, compressed after, in both.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature

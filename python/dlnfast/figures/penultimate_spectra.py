@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The penultimate weight matrix of a linear network, an MLP, a VGG and a ViT: few directions move.
 
 The claim, of the talk behind arXiv 2306.01154 and 2406.04112: training changes weights within a subspace of

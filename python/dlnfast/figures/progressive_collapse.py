@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Features of a deep classifier collapse progressively: by about the same factor in every layer.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Does depth help? Nonlinear layers in a deep network, and linear ones added to a shallow one.
 
 The claim, of Wang, Li, Yaras, Zhu, Balzano, Hu, Qu (arXiv 2311.02960) and the talk: more layers, linear ones

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Time per step against width, depth, outputs, samples and threads, and memory against width.
 
 Every library takes the same steps on the same numbers, in turns on one machine: `dlnfast.benchmarks`. Layers

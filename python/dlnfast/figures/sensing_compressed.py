@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrix sensing by a network as narrow as what it learns, beside the whole one.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"

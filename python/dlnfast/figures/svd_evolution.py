@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the singular values and vectors of one layer move while a deep linear network learns.
 
 The main figure of Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient Descent for Learning

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the callbacks that follow singular values have in common, whichever program calls them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep LoRA as a method of PEFT: `DeepLoraConfig` for ``peft.get_peft_model``.
 
 Importing this module adds the type DEEP_LORA to PEFT, whose own types are a closed list. Adapters are saved

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`SpectralCallback`: `dlnfast.torch.track` as a callback of the Hugging Face Trainer."""
 
 from __future__ import annotations

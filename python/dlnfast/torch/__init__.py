@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """PyTorch models under the same lens as deep linear networks; needs PyTorch, which is optional."""
 
 from __future__ import annotations

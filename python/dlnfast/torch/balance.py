@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`balance`: how far neighbouring layers of a model are from balance."""
 
 from __future__ import annotations

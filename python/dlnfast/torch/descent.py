@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The dense engine's descent on a PyTorch device: what ``train(..., engine="torch")`` runs.
 
 The chain W_L ... W_1 is split where ``cpp/include/dlnfast/dense_descent.hpp`` splits it, so that every

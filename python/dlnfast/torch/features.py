@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Features of the layers of a model, batch by batch, and what is measured of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fine-tuning of pretrained transformers on text tasks: LoRA beside Deep LoRA, on equal terms.
 
 One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs.

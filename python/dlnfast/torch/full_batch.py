@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`descend`: full-batch gradient descent on any model, step by step as `train` does on linear ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Image data sets as tensors: standardised by channel, with mini-batches that need no workers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Initial weights of PyTorch models by the laws of `dlnfast.initial`."""
 
 from __future__ import annotations

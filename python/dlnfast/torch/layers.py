@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which layers of a model are meant, and their weights as matrices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrices on torch devices, as the tracker sees them: products with thin blocks, nothing else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Weights as products of several factors, which are trained instead, and back."""
 
 from __future__ import annotations

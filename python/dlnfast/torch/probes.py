@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Linear classifiers of the features of layers: how well one could classify from there."""
 
 from __future__ import annotations

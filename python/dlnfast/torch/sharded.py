@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrices of which every process holds some rows, as the tracker and the descent see them."""
 
 from __future__ import annotations

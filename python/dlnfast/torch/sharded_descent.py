@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`train_sharded`: the dense engine's descent on layers of which every process holds some rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Class statistics and spectra of features, from one pass over them."""
 
 from __future__ import annotations

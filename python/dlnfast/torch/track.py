@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`track`: the singular values of a model's layers while any program trains it."""
 
 from __future__ import annotations

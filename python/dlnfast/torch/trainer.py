@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`Trainer`: a plain training loop for classifiers, reproducible by seed and resumable."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What adapters add to weights, as matrices that are products of two thin factors."""
 
 from __future__ import annotations

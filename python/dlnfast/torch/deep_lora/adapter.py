@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`DeepLoRA`: adapters with more than two factors for chosen layers of any model."""
 
 from __future__ import annotations

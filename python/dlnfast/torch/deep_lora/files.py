@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Files of adapters: their own, and plain LoRA for PEFT."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where to start: the leading singular vectors of the gradient, and frames that go with them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Layers that can be adapted, and the thin branch beside each of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Networks of linear maps with more and more between them."""
 
 from __future__ import annotations

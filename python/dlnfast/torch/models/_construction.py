@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What all models share: how they are made from a seed, and hidden layers whose output is the feature."""
 
 from __future__ import annotations

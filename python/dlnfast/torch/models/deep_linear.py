@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deep linear networks as PyTorch modules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Multilayer perceptrons, and those of which the deeper layers are linear."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Convolutional networks of Simonyan and Zisserman, for small images by default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Vision transformers."""
 
 from __future__ import annotations
