@@ -190,16 +190,23 @@ import numpy as np, torch
 import dlnfast as dln
 dln.set_num_threads(2)
 torch.set_num_threads(2)
-problem, weights = dln.low_rank_recovery(dim=300, rank=3), dln.orthogonal([300] * 3, scale=0.5)
+problem, weights = dln.low_rank_recovery(dim=300, rank=3), dln.orthogonal([300] * 4, scale=0.5)
 run = dln.train(problem, weights, learning_rate=1.0, steps=20, engine="dense")
 layers = [torch.tensor(w, requires_grad=True) for w in weights]
-target = torch.tensor(problem.target)
+target = torch.tensor(problem.target.dense())
 loss = 0.5 * problem.loss_scale * ((layers[2] @ layers[1] @ layers[0] - target) ** 2).sum()
 loss.backward()
 for layer, gradient in zip(layers, dln.gradients(problem, weights)):
     np.testing.assert_allclose(layer.grad.numpy(), gradient, atol=1e-12)
 np.testing.assert_allclose(loss.item(), run.loss[0], rtol=1e-12)
 print(" then ".join(order), "agree:", dln.build_info()["level"], dln.build_info()["openmp"])
+"""
+
+IMPORT_TIME = """
+import statistics, subprocess, sys
+program = "import time; t = time.perf_counter(); import dlnfast; print(time.perf_counter() - t)"
+times = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(9)]
+print(f"import dlnfast: {statistics.median(times):.3f} s")
 """
 
 
@@ -250,6 +257,7 @@ def wheel(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, str(the_one("*.whl")), "torch")
     with session.chdir(without_files(session)):
         session.run("python", "-m", "dlnfast")
+        session.run("python", "-c", IMPORT_TIME)
         for order in ("dlnfast,torch", "torch,dlnfast"):
             session.run("python", "-c", BESIDE_TORCH, order)
 
