@@ -399,7 +399,7 @@ class LossDisplay(_Display):
         if self.loss_floor > _ROUNDING * self.loss[0]:
             label = f"least possible: {self.loss_floor:.4g}"
             ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
-            ax.legend(frameon=False, loc="upper right")  # where a loss has fallen
+            ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
         if np.any(self.loss > 0):
             ax.set_yscale("log")
         ax.set_xlim(0, max(self.steps[-1], 1))
