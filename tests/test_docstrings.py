@@ -43,7 +43,10 @@ def public(name):
         return
     names = getattr(module, "__all__", None)
     for entry in names or [n for n, o in vars(module).items() if getattr(o, "__module__", "") == name]:
-        found = getattr(module, entry)
+        try:
+            found = getattr(module, entry)
+        except ModuleNotFoundError:  # a part that needs an optional package
+            continue
         if callable(found) and not entry.startswith("_"):
             yield entry, found
 
