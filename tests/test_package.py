@@ -57,7 +57,8 @@ def test_every_source_file_names_its_licence():
     for folder in ("python", "cpp", "cmake", "tests", "bench", "fuzz"):
         for kind, mark in SOURCE_KINDS.items():
             for path in (tree / folder).rglob(kind):
-                first = [line for line in path.read_text(encoding="utf-8").split("\n") if line[:2] != "#!"][0]
+                lines = path.read_text(encoding="utf-8").split("\n")
+                first = lines[1] if lines[0].startswith("#!") else lines[0]
                 assert first == f"{mark} SPDX-License-Identifier: MIT", path
                 looked_at += 1
     assert looked_at > 200
