@@ -796,10 +796,10 @@ OTHERS = {
 def public():
     """Yield the names of all that users call with arguments."""
     for name in dln.__all__:
+        if name in NOT_CALLED:
+            continue
         thing = getattr(dln, name)
         if isinstance(thing, types.ModuleType):
-            if name in NOT_CALLED:
-                continue
             for inner in thing.__all__:
                 if name != "plots" or not inspect.isclass(getattr(thing, inner)):  # see test_plots.py
                     found = getattr(thing, inner)

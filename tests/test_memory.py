@@ -88,6 +88,8 @@ dense = dln.low_rank_recovery(dim=n, rank=2, seed=0)
 completion = dln.low_rank_completion(dim=n, rank=2, observed=0.2, seed=0)
 weights = [rng.standard_normal((n, n)) / 30 for _ in range(3)]
 big = rng.standard_normal((3000, 300))
+seen = rng.random((1000, 1000)) < 0.5
+values = rng.standard_normal(np.count_nonzero(seen))
 settings = dict(learning_rate=1e-3, steps=1, record_every=1, n_threads=1)
 
 CALLS = {
@@ -97,7 +99,7 @@ CALLS = {
     "orthogonal": lambda: dln.orthogonal([n] * 4)[0],
     "tracker": lambda: dln.SVDTracker(k=32, n_threads=1).update(big).singular_values,
     "full tracker": lambda: dln.SVDTracker(k=4, mode="full", n_threads=1).update(big).singular_values,
-    "entries": lambda: np.array([low_rank.density for low_rank in [dln.low_rank_completion(n, 2, seed=1)]]),
+    "entries": lambda: np.array([dln.Completion(*np.nonzero(seen), values, seen.shape).density]),
 }
 
 def address_space():

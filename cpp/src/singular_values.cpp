@@ -8,6 +8,7 @@
 #include <future>
 #include <limits>
 #include <memory>
+#include <system_error>
 #include <thread>
 
 #include "dlnfast/errors.hpp"
@@ -50,9 +51,13 @@ struct Decomposition {
 // Runs the decomposition on a thread of its own, which owns its data, so that an interrupted caller
 // can leave at once; the thread then ends by itself.
 void compute_patiently(const std::shared_ptr<Decomposition>& d, const Context& context) {
-  std::packaged_task<void()> task([d] { d->compute(); });
-  std::future<void> done = task.get_future();
-  std::thread(std::move(task)).detach();
+  const auto task = std::make_shared<std::packaged_task<void()>>([d] { d->compute(); });
+  std::future<void> done = task->get_future();
+  try {
+    std::thread([task] { (*task)(); }).detach();
+  } catch (const std::system_error&) {
+    (*task)();  // no room for another thread: here, then, and deaf
+  }
   while (done.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
     context.breathe();
   }

@@ -206,7 +206,7 @@ def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None =
 def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = False) -> float:
     """Return `x` as a finite float of at least `minimum` (above it where `strict`)."""
     bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
-    if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)):
+    if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or getattr(x, "ndim", 0) > 0:
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
     try:
         value = float(x)  # type: ignore[arg-type]
