@@ -26,7 +26,7 @@ class DivergedError(ArithmeticError):
     step : int
         First step at which the loss was no longer finite.
     layer : int
-        Layer, counted from 1, whose weights had grown most by then.
+        Layer, counted from 1, whose weights had grown most by then; 0 where that is not known.
     trajectory : Trajectory or None
         Everything recorded before that step.
     """

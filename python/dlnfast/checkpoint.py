@@ -55,8 +55,8 @@ class Checkpoint:
         A folder for this run alone; it is made where it is missing. If it holds the same run already, that
         goes on; if it has ended, it is read.
     every : int, optional
-        Steps between two writings of records, the most that a crash loses. By default what takes some
-        seconds, as far as that can be told from the sizes.
+        Steps between two writings of records, the most that a crash loses. By default what takes about
+        a second, as far as that can be told from the sizes, or fills a quarter of a gigabyte.
     seconds : float
         Least time between two writings of the state, from which a run goes on.
 
@@ -120,15 +120,16 @@ class RunFolder:
     Parameters
     ----------
     directory : path
-    identity : str
-        Of the request: a folder that holds another run is refused.
+    identity : str, optional
+        Of the request: a folder that holds another run is refused, where it is read or begun. None: that of
+        the folder, once read.
     kind : str
         What it holds, if not a run of `train`: something longer that goes on in pieces.
 
     Raises
     ------
-    ValueError
-        If the folder holds another run, or one of a newer version.
+    TypeError
+        If `directory` is no path.
     """
 
     def __init__(

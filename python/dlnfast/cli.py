@@ -40,7 +40,8 @@ _OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow", "xarray", "za
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0; 1 for a run that diverged, or failed in a sweep; 2 for a wrong request, 130 after Ctrl-C.
+    0; 1 for a run that diverged, or failed in a sweep; 2 for a wrong request, 130 after Ctrl-C,
+    143 after SIGTERM.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -261,10 +262,10 @@ def _figure(arguments: argparse.Namespace) -> int:
     if changed:
         figures.mark_quick(picture, changed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    image, record = (arguments.out / f"{arguments.name}{ending}" for ending in (".png", ".json"))
+    image, notes = (arguments.out / f"{arguments.name}{ending}" for ending in (".png", ".json"))
     picture.savefig(image, dpi=150, facecolor="white")
     write_json(
-        record,
+        notes,
         {
             "figure": arguments.name,
             "quick": bool(changed),
@@ -274,7 +275,7 @@ def _figure(arguments: argparse.Namespace) -> int:
             "environment": environment(),
         },
     )
-    print("\n".join([*result.highlights, f"written: {image}, {record}"]))
+    print("\n".join([*result.highlights, f"written: {image}, {notes}"]))
     return 0
 
 

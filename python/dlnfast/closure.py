@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ._arrays import FloatArray, check_scale, random_generator
 from ._dispatch import core
-from .data import gram_resolution
+from .data import distance_from_identity, gram_resolution
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem, check_problem
 
@@ -125,7 +125,7 @@ class Certificate:
     Attributes
     ----------
     engine : str
-        "reduced" or "dense".
+        "reduced", "dense", "torch" or "sharded"; "tracked" where another program trained.
     reason : str
         One line.
     assumptions : Assumptions or None
@@ -905,9 +905,7 @@ def _check_white(problem: Problem) -> Check:
         error = 0.0 if problem.whitening is None else problem.whitening.error
         text = f"input_gram (S) is the identity (error {error:.1e})"
         return Check("whitened inputs", 0.0, 0.0, text, "", ERROR_PER_DEPARTURE * error)
-    distance = float(np.linalg.norm(problem.input_gram - np.eye(problem.dim_in))) / float(
-        np.sqrt(problem.dim_in)
-    )
+    distance = distance_from_identity(problem.input_gram)
     return Check(
         name="whitened inputs",
         measured=distance,

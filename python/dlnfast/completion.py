@@ -279,7 +279,7 @@ class Completion(Observations):
         self._by_rows = _sorted(i, j, known, self.shape)
         self._by_columns = _transposed(self._by_rows, self.dim_in)
         self.reduction = reduction if loss_scale is None else None
-        self.loss_scale = _scale(reduction, loss_scale, self.shape, known.size, "observed")
+        self.loss_scale = _scale(reduction, loss_scale, self.shape, known.size)
         self.truth = _as_truth(truth, self.shape)
         self._single: tuple[SparseRows, SparseRows] | None = None
         self._source = {"name": "entries"}
@@ -651,7 +651,7 @@ class Sensing(Observations):
         if shape is not None and _check_shape(shape) != self.shape:
             raise ShapeError(f"shape is {tuple(shape)}; the operators have {self.shape}")
         self.reduction = reduction if loss_scale is None else None
-        self.loss_scale = _scale(reduction, loss_scale, self.shape, m, "sum")
+        self.loss_scale = _scale(reduction, loss_scale, self.shape, m)
         self.truth = _as_truth(truth, self.shape)
         self._source = {"name": "measurements"}
 
@@ -931,9 +931,7 @@ def _transposed(by_rows: SparseRows, n_columns: int) -> SparseRows:
     return start, index, values
 
 
-def _scale(
-    reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int, default: str
-) -> float:
+def _scale(reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int) -> float:
     scales = {"mean": 1.0 / (shape[0] * shape[1]), "observed": 1.0 / n_observations, "sum": 1.0}
     check_choice(reduction, "reduction", tuple(scales))
     if loss_scale is None:

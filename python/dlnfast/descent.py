@@ -236,8 +236,7 @@ def train(
     hundred steps. ``run.certificate.reason`` says so; its expected error holds for as long as that growth is
     small.
 
-    After Ctrl-C the KeyboardInterrupt carries the
-    trajectory recorded so far as its attribute ``trajectory``.
+    After Ctrl-C the KeyboardInterrupt carries the trajectory recorded so far as its attribute ``trajectory``.
 
     Yaras et al., arXiv 2306.01154, Theorem 1.
 

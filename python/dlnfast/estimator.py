@@ -193,10 +193,9 @@ class MatrixCompletion:
     tolerance : float
         Stop where the mean square of the residuals is at most this share of what the biases left.
     biases : {"auto", "both", "rows", "columns", "mean", None}
-        "auto": "both" where they predict held-out entries better than zero does, else None; "both" where too
-        few are held out. Of a matrix without noise whose rows and columns have no levels of their own, biases
-        spoil the low rank.
-        What is fitted before the layers. None: nothing, not even the mean.
+        What is fitted before the layers. None: nothing, not even the mean. "auto": "both" where they predict
+        held-out entries better than zero does, else None; "both" where too few are held out. Of a matrix
+        without noise whose rows and columns have no levels of their own, biases spoil the low rank.
     bias_penalty : float or (float, float)
         Ridge penalty of the biases, or one for rows and one for columns: a row of n ratings keeps the share
         ``n / (n + bias_penalty)`` of what its ratings say.

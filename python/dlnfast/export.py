@@ -28,10 +28,9 @@ from ._version import __version__
 from .checkpoint import RunFolder
 from .files import Arrays, placing
 from .problem import Problem
+from .svd_tracker import COMPLETENESS, TIERS
 from .trajectory import (
     COLUMNS,
-    COMPLETENESS,
-    TIERS,
     DenseStates,
     ReducedStates,
     Trajectory,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Products of layers without the product: entries, distances, leading singular vectors."""
+"""Products of layers without the product, and matrices known by their products: entries, singular vectors."""
 
 from __future__ import annotations
 

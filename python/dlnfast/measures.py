@@ -247,7 +247,7 @@ class SubspaceCosine(NamedTuple):
     maximum: float
     #: ||U^T V||_F^2 / r, the mean squared cosine.
     overlap: float
-    #: Expected `overlap` of a random subspace, r / d.
+    #: Expected `overlap` of a random subspace, max(p, q) / d.
     baseline: float
 
 

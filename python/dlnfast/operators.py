@@ -99,10 +99,6 @@ class Complement:
             return np.zeros_like(X)
         return X - basis @ (basis.T @ X)
 
-    def in_layer(self, layer: int) -> list[int]:
-        """Return the indices of the families that run through a layer."""
-        return [i for i, f in enumerate(self.families) if f.first <= layer <= f.last]
-
     def split(self, node: int, X: FloatArray) -> dict[int, FloatArray]:
         """Return the parts of X, orthogonal to A_j, in the families at node j, by index."""
         here = [i for i, f in enumerate(self.families) if f.first - 1 <= node <= f.last]

@@ -244,9 +244,10 @@ def _axes(ax: Axes | None, style: str = "flat") -> Axes:
     if ax is None:
         import matplotlib.pyplot as plt
 
-        if style == "waterfall":  # whose labels older matplotlibs cannot measure
-            return plt.figure().add_subplot(projection="3d")
-        return plt.figure(layout="constrained").add_subplot()
+        if style == "flat":
+            return plt.figure(layout="constrained").add_subplot()
+        new: Axes = plt.figure().add_subplot(projection="3d")  # older matplotlibs cannot measure its labels
+        return new
     if (ax.name == "3d") != (style == "waterfall"):
         wanted = "projection='3d'" if style == "waterfall" else "two dimensions"
         raise ValueError(f"ax has projection {ax.name!r}; style {style!r} wanted an axes with {wanted}")

@@ -35,6 +35,7 @@ from .data import (
     squared_tolerance,
     whiten_inputs,
 )
+from .initial import haar
 from .statistics import SufficientStatistics
 
 REDUCTIONS: Final = ("sum", "mean")
@@ -725,7 +726,7 @@ class Problem:
         Returns
         -------
         dict
-            Keywords of the core's dense descent: S, Phi, c and the least-squares solution.
+            Keywords of the core's dense descent: Phi, S and the least-squares solution.
         """
         white = self.input_gram is None
         return {
@@ -935,17 +936,9 @@ def _truncated_gaussian_factors(dim: int, rank: int, seed: int) -> LowRank:
     # are those of Airy functions): what follows this many rows changes no bit of the values.
     rows = min(dim, int((40 + 10 * rank ** (2 / 3)) * dim ** (1 / 3)))
     values = core.bidiagonal_singular_values(diagonal[:rows], superdiagonal[: rows - 1], rank)
-    left = _haar_frame(dim, rank, random_generator(seed, ("low_rank_recovery", "left")))
-    right = _haar_frame(dim, rank, random_generator(seed, ("low_rank_recovery", "right")))
+    left = haar(dim, rank, random_generator(seed, ("low_rank_recovery", "left")))
+    right = haar(dim, rank, random_generator(seed, ("low_rank_recovery", "right")))
     return LowRank(left, values, right)
-
-
-def _haar_frame(dim: int, n_columns: int, generator: np.random.Generator) -> FloatArray:
-    """Return (dim, n_columns) orthonormal columns from the rotation-invariant law."""
-    frame, triangle = np.linalg.qr(generator.standard_normal((dim, n_columns)))
-    # QR is unique, and its Q Haar, only once the signs of the diagonal are fixed.
-    signed: FloatArray = frame * np.where(np.diag(triangle) < 0, -1.0, 1.0)
-    return signed
 
 
 def classification(
@@ -997,7 +990,7 @@ def classification(
     dim = n_samples if dim is None else check_count(dim, "dim")
     labels = np.repeat(np.arange(n_classes), samples_per_class)
     generator = random_generator(seed, ("classification",))
-    frame = _haar_frame(max(dim, n_samples), min(dim, n_samples), generator)
+    frame = haar(max(dim, n_samples), min(dim, n_samples), generator)
     problem = Problem.from_data(frame.T if n_samples >= dim else frame, labels, reduction=reduction)
     problem._source = {
         "name": "classification",

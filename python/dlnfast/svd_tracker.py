@@ -24,8 +24,9 @@ from ._dispatch import core
 from ._errors import ShapeError
 from ._threads import MAX_THREADS
 
-_TIERS = ("reduced", "factored", "dense", "full")
-_COMPLETENESS = ("none", "probabilistic", "rigorous")
+#: What the numbers stand for that the core gives as tier and completeness.
+TIERS = ("reduced", "factored", "dense", "full")
+COMPLETENESS = ("none", "probabilistic", "rigorous")
 _MODES = ("auto", "dense", "full")
 _STATE_VERSION = 1
 #: Frames of the factored form hold at most so many vectors.
@@ -188,8 +189,8 @@ class TrackerRecord:
 
 def _record(raw: dict[str, Any]) -> TrackerRecord:
     values = raw.pop("values") * raw.pop("signs")
-    raw["tier"] = _TIERS[raw["tier"]]
-    raw["completeness"] = _COMPLETENESS[raw["completeness"]]
+    raw["tier"] = TIERS[raw["tier"]]
+    raw["completeness"] = COMPLETENESS[raw["completeness"]]
     for side in ("left_block", "right_block"):
         raw[side] = BlockAngle(*raw[side])
     return TrackerRecord(singular_values=values, **raw)
@@ -270,7 +271,7 @@ class SVDTracker:
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
-        check_choice(mode, "mode", tuple(_MODES))
+        check_choice(mode, "mode", _MODES)
         self.k = check_count(k, "k")
         probability = check_scale(failure, "failure", strict=True)
         if probability >= 1.0:

@@ -34,7 +34,7 @@ from .files import Arrays, naming_damage, read_whole, write_whole
 from .implicit import ImplicitWeights
 from .operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .problem import LowRank, Problem
-from .svd_tracker import TrackerRecord
+from .svd_tracker import COMPLETENESS, TIERS, TrackerRecord
 
 if TYPE_CHECKING:
     import xarray
@@ -48,9 +48,6 @@ COMPLETE = ("finished", "converged", "stopped")
 
 #: What `LayerTracking.columns` holds.
 COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
-#: What the first two columns stand for.
-TIERS = ("reduced", "factored", "dense", "full")
-COMPLETENESS = ("none", "probabilistic", "rigorous")
 
 #: Values of a reduced run that differ by less, relative to the largest, count as one cluster.
 _CLUSTER_TOLERANCE = 1e-8
@@ -1101,7 +1098,7 @@ class Trajectory:
             Written as it is; no ending is added.
         weights : bool
             Keep whole weight matrices. Without them a reduced run still has everything but `weights`,
-            `end_to_end` and `features`.
+            `layer`, `end_to_end` and `features`.
 
         Raises
         ------

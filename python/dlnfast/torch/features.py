@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .._arrays import check_count
+from .._arrays import check_choice, check_count
 from .._errors import ShapeError
 from .layers import LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, gather_statistics
@@ -41,10 +41,8 @@ class LayerOutputs:
         of: Literal["output", "input"],
         pool: Pool,
     ) -> None:
-        if mode not in ("eval", "train", "keep"):
-            raise ValueError(f"mode is {mode!r}; wanted 'eval', 'train' or 'keep'")
-        if of not in ("output", "input"):
-            raise ValueError(f"of is {of!r}; wanted 'output' or 'input'")
+        check_choice(mode, "mode", ("eval", "train", "keep"))
+        check_choice(of, "of", ("output", "input"))
         if not callable(pool) and pool not in ("flatten", "mean"):
             raise ValueError(f"pool is {pool!r}; wanted 'flatten', 'mean' or a function of a tensor")
         self._takes_input, self._modules = _input_and_modules(model, layers)

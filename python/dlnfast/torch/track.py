@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import reference as plain
-from .._arrays import FloatArray, check_count, check_scale
+from .._arrays import FloatArray, check_count, check_flag, check_scale
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
@@ -173,10 +173,8 @@ class SpectralTracker:
             dtype = matrix.matrix().dtype
             if not dtype.is_floating_point:
                 raise TypeError(f"layer {matrix.name} is {dtype}; wanted real floating-point numbers")
-        for name, value in (("change", change), ("vectors", vectors)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}; wanted True or False")
-        self._vectors = vectors
+        change = check_flag(change, "change")
+        self._vectors = check_flag(vectors, "vectors")
         self.step = 0
         self.seconds = 0.0
         self._failed = False

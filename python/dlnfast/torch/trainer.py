@@ -20,6 +20,7 @@ from torch import nn
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError
+from ..files import placing
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
 from .statistics import check_labels, exact_device
@@ -445,7 +446,6 @@ class Trainer:
 
     def _save(self, path: Path, samples: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         state = {
             "description": self._describe(samples),
             "model": self.model.state_dict(),
@@ -453,11 +453,8 @@ class Trainer:
             "history": asdict(self.history),
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
-        try:
+        with placing(path) as temporary:
             torch.save(state, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _resume(self, path: Path, samples: str) -> None:
         try:
