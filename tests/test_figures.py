@@ -518,10 +518,11 @@ def test_quick_is_said_on_the_picture():
     assert picture.get_suptitle() == "title\nquick, smaller than the default: runs 5; widths 50, 100"
 
 
-def test_figures_that_are_quick_anyway_have_no_option(capsys):
-    with pytest.raises(SystemExit):
-        main(["figure", "svd-evolution", "--quick"])
-    assert "unrecognized arguments: --quick" in capsys.readouterr().err
+def test_quick_changes_nothing_where_the_figure_is_quick_anyway(tmp_path):
+    assert main(["figure", "svd-evolution", "--quick", "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "svd-evolution.json").read_text())
+    assert written["quick"] is False
+    assert written["settings"]["steps"] == 50
 
 
 def test_help_names_the_defaults(capsys):

@@ -216,9 +216,11 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
         "--out", type=Path, metavar="DIR", default=Path(_DEFAULT_FOLDER), help="where to write"
     )
     module = figures.load(name)
-    if figures.quick_settings(module):
-        takes = figures.quick_takes(module)
-        parser.add_argument("--quick", action="store_true", help=f"a smaller setting, {takes}")
+    takes = figures.quick_takes(module)
+    quick = (
+        f"a smaller setting, {takes}" if figures.quick_settings(module) else "the same: it is quick anyway"
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
     for option in figures.options(module.Settings):
         default = " ".join(map(str, option.default)) if option.many else option.default
         if default == "":

@@ -824,7 +824,7 @@ def _not_closed(
             limit=float(limit),
             text=f"the active subspaces of widths {_short(widths)} do not close within {limit} dimensions "
             f"({reached})",
-            remedy='mend what fails above, take a target of lower rank, or use engine="dense"',
+            remedy='mend what fails above, if anything, take a target of lower rank, or use engine="dense"',
         )
     )
     nothing = np.empty((0, 0), dtype=weights[0].dtype)

@@ -142,7 +142,10 @@ def compress(
     *,
     balanced: bool = False,
 ) -> CompressedNetwork:
-    r"""Compress a trained network to the dimension that it uses.
+    r"""Compress a trained linear network to the dimension that it uses.
+
+    The layers are taken as one product, W_L .. W_1. What stands between the layers of other networks,
+    activations and biases, is not seen: of those, compress each layer by itself, or use low-rank adapters.
 
     Parameters
     ----------

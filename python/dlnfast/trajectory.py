@@ -1225,7 +1225,8 @@ class Trajectory:
     def _reduced(self, what: str) -> ReducedStates:
         if isinstance(self.states, ReducedStates):
             return self.states
-        raise ValueError(f"{what} belongs to the reduced engine; this run: {self.certificate}")
+        every = "; every engine has singular_values(layer)"
+        raise ValueError(f"{what} belongs to the reduced engine{every}. This run: {self.certificate}")
 
     def _recorded_vectors(self, side: str) -> tuple[FloatArray, ...]:
         assert isinstance(self.states, DenseStates)
