@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -134,6 +134,32 @@ def as_matrix(
         For NaN or infinity, unless `finite` is false.
     """
     return _checked_array(x, name, 2, shape, dtype, finite, symbol, empty)
+
+
+@overload
+def as_vector(
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: type[np.float64],
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> npt.NDArray[np.float64]: ...
+
+
+@overload
+def as_vector(
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> FloatArray: ...
 
 
 def as_vector(

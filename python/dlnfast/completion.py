@@ -436,7 +436,7 @@ class Completion(Observations):
         """
         known = as_vector(values, "values", length=self.n_observations, dtype=np.float64)
         other = object.__new__(Completion)
-        other.__dict__.update(self.__dict__)
+        vars(other).update(vars(self))
         other.truth, other._single = None, None
         other._by_rows = (*self._by_rows[:2], known)
         other._by_columns = _transposed(other._by_rows, self.dim_in)
@@ -666,7 +666,7 @@ class Sensing(Observations):
         return int(self.values.size)
 
     @cached_property
-    def density(self) -> float:
+    def density(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The mean square of an entry of the A_i times m."""
         if self._rank_one is not None:
             left, right = self._rank_one
@@ -677,7 +677,7 @@ class Sensing(Observations):
         return total / (self.dim_out * self.dim_in)
 
     @cached_property
-    def error_scale(self) -> float:
+    def error_scale(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The norm ``||B||_2`` of the m x (d_y d_x) operator, by power iteration, and a tenth more."""
         vector: FloatArray = random_generator(0, ("sensing norm",)).standard_normal(self.shape)
         size = 0.0

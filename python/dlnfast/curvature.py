@@ -164,7 +164,11 @@ def constant_rate(
     at_end = gauss_newton(np.sqrt(scales**2 + m * low))
     error = problem.error_scale * math.sqrt(2 * problem.loss(list(weights)) / problem.loss_scale)
     rows = [
-        sum(math.sqrt(m[i] * m[j]) * np.prod(np.delete(scales, [i, j])) for j in range(len(m)) if j != i)
+        sum(
+            math.sqrt(m[i] * m[j]) * float(np.prod(np.delete(scales, [i, j])))
+            for j in range(len(m))
+            if j != i
+        )
         for i in range(len(m))
     ]
     sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + max(rows) * error)

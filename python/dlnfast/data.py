@@ -387,15 +387,19 @@ class Moments(Protocol):
 
     def transformed_gram(self, transform: FloatArray) -> FloatArray:
         """Return T S T^T, of which T S T^T - I has to be accurate."""
+        ...
 
     def statistics(self, transform: FloatArray | None = None) -> Statistics:
         """Return the sufficient statistics of (T X, Y), T = I where `transform` is None."""
+        ...
 
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
         """Return a first T with T S T^T = I, and the share of ||X||_F^2 that it discards."""
+        ...
 
     def squared_residual(self, matrix: FloatArray) -> float:
         """Return ||M X - Y||_F^2, without cancellation."""
+        ...
 
 
 def whiten_inputs(

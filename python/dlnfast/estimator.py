@@ -746,7 +746,8 @@ class _Settings:
         if isinstance(penalty, (tuple, list, np.ndarray)):
             both = _pair_of_numbers(penalty, "bias_penalty")
         else:
-            both = (check_scale(penalty, "bias_penalty"),) * 2
+            one = check_scale(penalty, "bias_penalty")
+            both = (one, one)
         return cls(
             width=None if given.rank is None else check_count(given.rank, "rank"),
             depth=check_count(given.depth, "depth", minimum=2),
@@ -920,7 +921,7 @@ def _unique(entries: Entries, duplicates: str) -> Entries:
                 f"X has ({rows[again]}, {columns[again]}) twice, rated {values[again - 1]:g} and "
                 f'{values[again]:g}; wanted each place once, or duplicates="mean"'
             )
-        counts = np.diff([*start, key.size])
+        counts = np.diff(np.append(start, key.size))
         values = np.add.reduceat(values, start) / counts
         rows, columns = rows[start], columns[start]
     return Entries(rows, columns, values, entries.shape)

@@ -26,6 +26,7 @@ class Layered(Protocol):
 
     def all_weights(self, step: int = -1) -> list[FloatArray]:
         """Return ``W_1 .. W_L``."""
+        ...
 
 
 #: A matrix as an array, or as the layers W_1 .. W_L whose product it is, or what holds them.

@@ -103,7 +103,8 @@ class Grid:
         from .torch.finetune import Run
 
         grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
-        rates = dict.fromkeys(grid["methods"], grid["learning_rates"])
+        shared: Sequence[float] = grid["learning_rates"]
+        rates = dict.fromkeys(grid["methods"], shared)
         own = deep.pop("learning_rates")
         if own is not None and "deep-lora" in rates:
             rates["deep-lora"] = own

@@ -797,11 +797,12 @@ class CompressionDisplay(_Display):
             Itself, with `ax_` and `figure_`.
         """
         ax = _axes(ax)
-        style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5} | line
+        style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5, **line}
+        style["linestyle"] = "none"
         if label is None and self.fit is not None:
             label = f"$C_l$; fit: ratio {self.fit.ratio:.4f}"
         drawn = np.where(np.isfinite(self.compression) & (self.compression > 0), self.compression, np.nan)
-        ax.plot(self.layers, drawn, label=label, zorder=3, **(style | {"linestyle": "none"}))
+        ax.plot(self.layers, drawn, label=label, zorder=3, **style)
         if self.fit is not None:
             fitted = self.fit.start * self.fit.ratio**self.layers
             ax.plot(self.layers, fitted, color=style["color"], linewidth=1.5, zorder=2)
@@ -923,10 +924,11 @@ class DiscriminationDisplay(_Display):
             Itself, with `ax_` and `figure_`.
         """
         ax = _axes(ax)
-        style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5} | line
+        style: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 5.5, **line}
+        style["linestyle"] = "none"
         if label is None and self.fit is not None:
             label = f"$D_l$; fit: slope {self.fit.slope:.4g}"
-        ax.plot(self.layers, self.discrimination, label=label, zorder=3, **(style | {"linestyle": "none"}))
+        ax.plot(self.layers, self.discrimination, label=label, zorder=3, **style)
         if self.fit is not None:
             fitted = self.fit.start + self.fit.slope * self.layers
             ax.plot(self.layers, fitted, color=style["color"], linewidth=1.5, zorder=2)

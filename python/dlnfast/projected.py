@@ -196,7 +196,7 @@ def train_in_turns(
         if kept is not None:
             kept.write()
         if hasattr(error, "trajectory"):  # that of the inner layers alone
-            error.trajectory = turns.so_far()
+            error.trajectory = turns.so_far()  # pyright: ignore[reportAttributeAccessIssue]
         raise
 
 
@@ -290,7 +290,7 @@ class _Turns:
         eta = config["learning_rate"][0]
         return Trajectory(
             steps=np.array(self.records, dtype=np.int64),
-            loss=np.concatenate([*self._losses, last_loss]),
+            loss=np.concatenate([*self._losses, last_loss], dtype=np.float64),
             states=DenseStates(
                 values=(),
                 left=(),
@@ -315,7 +315,7 @@ class _Turns:
                 "widths": [self.problem.dim_in, *(layer.shape[0] for layer in self.layers)],
             },
             wall_time=0.0,
-            rates=np.concatenate(self._rates) if self._adapts else None,
+            rates=np.concatenate(self._rates, dtype=np.float64) if self._adapts else None,
         )
 
 

@@ -267,16 +267,16 @@ def train_dense(
     -----
     Cost: O(L d^3) per step.
     """
-    weights = [np.array(weight, dtype=np.float64) for weight in weights]
-    velocities = [np.zeros_like(weight) for weight in weights]
+    now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
+    velocities: list[Array] = [np.zeros_like(weight) for weight in now]
     settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
     solution = least_squares(target, input_gram)
     floor = _loss_floor(solution, target, loss_scale, output_norm_squared)
     for step in range(steps + 1):
         if step > 0:
-            slopes = gradients(weights, target, input_gram, loss_scale)
-            weights, velocities = _heavy_ball(weights, velocities, slopes, settings)
-        yield _excess_loss(end_to_end(weights), solution, input_gram, loss_scale) + floor, weights
+            slopes = gradients(now, target, input_gram, loss_scale)
+            now, velocities = _heavy_ball(now, velocities, slopes, settings)
+        yield _excess_loss(end_to_end(now), solution, input_gram, loss_scale) + floor, now
 
 
 # Matrices known in part: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for observed entries
@@ -426,20 +426,20 @@ def _train_on(
     *rates: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
     """Descend on c/2 of a sum of squares, given with half its gradient with respect to W_{L:1}."""
-    weights = [np.array(weight, dtype=np.float64) for weight in weights]
-    velocities = [np.zeros_like(weight) for weight in weights]
+    now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
+    velocities: list[Array] = [np.zeros_like(weight) for weight in now]
     settings = list(zip(*rates, strict=True))
     for step in range(steps + 1):
-        squares, error = residual(end_to_end(weights))
-        yield loss_scale / 2 * squares, weights
+        squares, error = residual(end_to_end(now))
+        yield loss_scale / 2 * squares, now
         if step == steps:
             return
         slopes = []
-        for index, weight in enumerate(weights):
-            above = _product(weights[index + 1 :], weight.shape[0])
-            below = _product(weights[:index], weights[0].shape[1])
+        for index, weight in enumerate(now):
+            above = _product(now[index + 1 :], weight.shape[0])
+            below = _product(now[:index], now[0].shape[1])
             slopes.append(loss_scale * above.T @ error @ below.T)
-        weights, velocities = _heavy_ball(weights, velocities, slopes, settings)
+        now, velocities = _heavy_ball(now, velocities, slopes, settings)
 
 
 def _heavy_ball(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +56,15 @@ class Operator(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and columns."""
+        ...
 
     def matmat(self, X: Any, /) -> Any:
         """Return W X for X (n, p)."""
+        ...
 
     def rmatmat(self, Y: Any, /) -> Any:
         """Return W^T Y for Y (m, p)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -339,11 +342,12 @@ class SVDTracker:
         """
         moved = float("inf") if drift is None else check_scale(drift, "drift")
         if hasattr(W, "matmat") and hasattr(W, "rmatmat"):
+            operator = cast(Operator, W)
             self._begin(_shape_of(W), _precision(W))
             norm = -1.0 if squared_norm is None else check_scale(squared_norm, "squared_norm")
             m, n = _shape_of(W)
             raw = self._tracker.update_operator(
-                _checked(W.matmat, "matmat", m), _checked(W.rmatmat, "rmatmat", n), norm, moved
+                _checked(operator.matmat, "matmat", m), _checked(operator.rmatmat, "rmatmat", n), norm, moved
             )
             self._last = None
         else:

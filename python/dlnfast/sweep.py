@@ -564,7 +564,7 @@ def _order(item: Item) -> tuple[Any, ...]:
 def available_cores() -> int:
     """Return how many cores this process may use: its affinity, or a container's quota where that is less."""
     if hasattr(os, "process_cpu_count"):
-        cores = int(os.process_cpu_count() or 1)
+        cores = int(os.process_cpu_count() or 1)  # pyright: ignore[reportAttributeAccessIssue]
     elif hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -693,10 +693,10 @@ class _Sweep:
             raise RuntimeError("the executor cancelled runs") from error
         except Exception as error:
             del self.flying[future]
-            if len(items) > 1:  # which of them it was?
-                self.suspects.extend(items)
-            else:
+            if len(items) == 1:
                 self._fail(items[0], f"{type(error).__name__}: {error}")
+            else:  # which of them it was?
+                self.suspects.extend(items)
             return
         del self.flying[future]
         self.rows.update(report.rows)

@@ -254,7 +254,7 @@ def _fit_estimator(entries: Entries, settings: _Settings, _: Entries | None) -> 
     model.fit(np.column_stack([entries.rows, entries.columns]), entries.values)
 
     def predict(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> _Array:
-        return np.asarray(model.predict(np.column_stack([i, j])))
+        return np.asarray(model.predict(np.column_stack([i, j])), np.float64)
 
     return predict, settings
 

@@ -149,7 +149,7 @@ class _Count:
 
 
 def _exact(W: npt.NDArray[Any]) -> _Array:
-    return np.asarray(np.linalg.svd(W.astype(np.float64), compute_uv=False))
+    return np.asarray(np.linalg.svd(W.astype(np.float64), compute_uv=False), np.float64)
 
 
 def _count_run(name: str, run: Trajectory, every: int) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def _scipy(k: int) -> dict[str, Callable[[_Array], _Array]]:
     from scipy.sparse.linalg import svds
 
     def values(W: _Array, tolerance: float) -> _Array:
-        return np.asarray(np.sort(svds(W, k=k, tol=tolerance)[1])[::-1])
+        found = svds(W, k=k, tol=tolerance)  # pyright: ignore[reportArgumentType]
+        return np.asarray(np.sort(found[1])[::-1])
 
     return {f"scipy svds, tol={t:g}": partial(values, tolerance=t) for t in (1e-2, 1e-4)}
 
@@ -220,7 +221,14 @@ def _sklearn(k: int) -> dict[str, Callable[[_Array], _Array]]:
     from sklearn.utils.extmath import randomized_svd
 
     def values(W: _Array, n_iter: int) -> _Array:
-        return np.asarray(randomized_svd(W, k, n_iter=n_iter, n_oversamples=8, random_state=0)[1])
+        found = randomized_svd(
+            W,
+            k,
+            n_iter=n_iter,  # pyright: ignore[reportArgumentType]
+            n_oversamples=8,
+            random_state=0,
+        )
+        return np.asarray(found[1])
 
     return {f"sklearn randomized_svd, n_iter={n}": partial(values, n_iter=n) for n in (2, 4, 8)}
 

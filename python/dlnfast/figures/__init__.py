@@ -95,9 +95,11 @@ class FigureModule(Protocol):
 
     def compute(self, settings: Any, *, progress: bool = False) -> Result:
         """Run what the figure shows."""
+        ...
 
     def draw(self, settings: Any, result: Result) -> Figure:
         """Return the picture."""
+        ...
 
 
 class Clock:

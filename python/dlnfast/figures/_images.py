@@ -15,18 +15,22 @@ class ImageSettings(Protocol):
     @property
     def device(self) -> str:
         """Where PyTorch trains."""
+        ...
 
     @property
     def data(self) -> str:
         """Folder of the data sets; empty for the default."""
+        ...
 
     @property
     def per_class(self) -> int:
         """Training images of each class."""
+        ...
 
     @property
     def test_per_class(self) -> int:
         """Test images of each class."""
+        ...
 
 
 def images_for(settings: ImageSettings, name: str) -> ImageData:

@@ -215,7 +215,7 @@ def _claims(rows: Sequence[finetuning.Row], wide: Sequence[finetuning.Row]) -> l
     )
     learned = {method: [row.mean_rank for row in rows if row.method == method] for method in _LABELS}
     shown = max(learned["deep-lora"]) < min(learned["lora"])
-    text = ", ".join(f"{_LABELS[m]} {min(v):.1f} to {max(v):.1f}" for m, v in learned.items())
+    text = ", ".join(f"{name} {min(learned[m]):.1f} to {max(learned[m]):.1f}" for m, name in _LABELS.items())
     claims.append(Claim("Deep LoRA's updates have lower rank", shown, text))
     return claims
 

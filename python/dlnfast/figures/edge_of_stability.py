@@ -115,7 +115,8 @@ def _initial(settings: Settings) -> tuple[list[float], list[_Array]]:
 
 def _strengths(problem: Problem, run: Trajectory, steps: range) -> _Array:
     """Return the strength of every mode at recorded steps, shape (n, r)."""
-    return np.array([measures.mode_strengths(problem, run.end_to_end(int(step))) for step in steps])
+    found = [measures.mode_strengths(problem, run.end_to_end(int(step))) for step in steps]
+    return np.array(found, dtype=np.float64)
 
 
 def _column(

@@ -127,7 +127,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
         """Make an adapter."""
         name, narrow = self.target.name, min(self.target.d_out, self.target.d_in)
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+        rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
         if config.init == "gradient" and rank < min(2, narrow):
             raise ValueError(f'r is {rank}; wanted at least 2 for init="gradient"')
         if rank > narrow:
@@ -197,7 +197,9 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         assert isinstance(factors, DeepFactors)
         return factors
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+    ) -> None:
         for name in self.deep_lora_factors:
             if f"{prefix}deep_lora_factors.{name}.right" in state_dict:
                 self.deep_lora_drawn[name] = False
@@ -211,7 +213,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
     tuner_layer_cls = DeepLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _create_and_replace(
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         peft_config: DeepLoraConfig,
         adapter_name: str,
@@ -363,13 +365,13 @@ def _register() -> None:
         raise ImportError(f"PEFT {peft.__version__} has a type {_NAME} already, of another implementation")
     member = str.__new__(PeftType, _NAME)
     member._name_, member._value_ = _NAME, _NAME
-    member._sort_order_ = len(PeftType)
+    member._sort_order_ = len(PeftType)  # pyright: ignore[reportAttributeAccessIssue]
     type.__setattr__(PeftType, _NAME, member)
     PeftType._member_names_.append(_NAME)
     PeftType._member_map_[_NAME] = member
     PeftType._value2member_map_[_NAME] = member
     register_peft_method(name=_NAME.lower(), config_cls=DeepLoraConfig, model_cls=DeepLoraModel)
-    if PEFT_TYPE_TO_CONFIG_MAPPING.get(_NAME) is not DeepLoraConfig:
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(member) is not DeepLoraConfig:
         raise ImportError(f"PEFT {peft.__version__} did not take the type {_NAME}")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -47,7 +47,8 @@ class LayerOutputs:
             raise ValueError(f"pool is {pool!r}; wanted 'flatten', 'mean' or a function of a tensor")
         self._takes_input, self._modules = _input_and_modules(model, layers)
         self._model, self._batches = model, batches
-        self._mode, self._of, self._pool = mode, of, pool
+        self._mode: Mode = mode
+        self._of, self._pool = of, pool
         self._device = _device_of(model) if device is None else torch.device(device)
 
     @property
@@ -382,7 +383,7 @@ def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dic
     if not isinstance(listed, (list, tuple)) or INPUT not in listed or INPUT in dict(model.named_children()):
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
-    return True, select_modules(model, others) if others else {}
+    return True, select_modules(model, cast(LayerChoice, others)) if others else {}
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -151,7 +151,8 @@ def collapse(module: _Module) -> _Module:
         # PyTorch takes the weight's property off the class, which copies of the layer share.
         kind = type(layer)
         members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(kind.__name__, kind.__bases__, members)
+        own = type(kind.__name__, kind.__bases__, members)
+        layer.__class__ = own  # pyright: ignore[reportAttributeAccessIssue]
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         # Of a product whose factors were frozen PyTorch makes a buffer; and the weight has to come first, so

@@ -206,8 +206,8 @@ class SpectralTracker:
 
     def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
-        settings = self._settings | ({} if _is_large(matrix) else {"n_threads": 1})
-        return SVDTracker(most if self._k == "all" else min(self._k, most), **settings)
+        settings: dict[str, Any] = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
+        return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
 
     # ------------------------------------------------------------------------------------- records
 
@@ -228,7 +228,7 @@ class SpectralTracker:
         if self._steps and self._steps[-1] == self.step:
             return
         start = time.perf_counter()
-        jobs = [(i, of) for i in range(len(self.matrices)) for of in self._followed]
+        jobs: list[tuple[int, Of]] = [(i, of) for i in range(len(self.matrices)) for of in self._followed]
         found = self._find(jobs)
         for i, of in jobs:  # all of them or none
             if isinstance(error := found[i, of], ValueError):

@@ -197,7 +197,7 @@ class _Tap(torch.autograd.Function):
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.entry.add(ctx.saved_tensors[0], grad)
         return grad, None, None
 
