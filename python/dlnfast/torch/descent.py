@@ -191,7 +191,7 @@ class _Layer:
     ) -> None:
         self.host = torch.from_numpy(host)
         #: The same memory where the device is the host.
-        self.weight = self.host.to(device)  # itself where that is the host
+        self.weight = _placed(self.host, device)
         self.scale = loss_scale
         self.rate, self.decay, self.momentum = rates
         self.moves = self.rate != 0.0
@@ -476,6 +476,11 @@ class _TrackedLayer:
         moved = float(torch.linalg.vector_norm(self.before.sub_(weight), dtype=torch.float64))
         self.before.copy_(weight)
         return moved * (1.0 + 1e-6)  # more than rounding can take from it
+
+
+def _placed(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device: itself where that is the host, unless a test replaces this."""
+    return host.to(device)
 
 
 @contextmanager
