@@ -256,7 +256,7 @@ class LaneDescent final : public LaneCores<T> {
     constexpr int rows = tile.rows, cols = tile.cols;
     simd::unroll<rows>([&](auto lot) DLNFAST_INLINE {
       // Rows up to `lot` are of those that begin, the others of those that end.
-      constexpr int from = first ? 0 : last ? lot + 1 : 0;
+      constexpr int from = last ? lot + 1 : 0;
       constexpr int to = first ? lot + 1 : rows;
       const auto row = [&](int r) DLNFAST_INLINE { return r <= lot ? i + r : i + r - rows; };
       if constexpr (!last) {
