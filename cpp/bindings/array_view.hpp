@@ -69,6 +69,14 @@ MatrixRef<T> writable_matrix(py::handle object, const std::string& name) {
   return {static_cast<T*>(array.mutable_data()), array.shape(0), array.shape(1)};
 }
 
+// y = x^T
+template <class T>
+void copy_transposed(MatrixRef<const T> x, MatrixRef<T> y) {
+  for (Index i = 0; i < y.rows; ++i) {
+    for (Index j = 0; j < y.cols; ++j) y.row(i)[j] = x.row(j)[i];
+  }
+}
+
 // A matrix, or nothing for None.
 template <class T>
 MatrixRef<const T> optional_matrix(py::handle object, const std::string& name) {

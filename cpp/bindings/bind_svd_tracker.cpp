@@ -44,7 +44,7 @@ class PythonOperator final : public LinearOperator<T> {
                    const char* name) {
     const py::gil_scoped_acquire acquire;
     py::array_t<T> columns({x.cols, x.rows});
-    MatrixRef<T>(columns.mutable_data(), x.cols, x.rows).map() = x.map().transpose();
+    copy_transposed<T>(x, {columns.mutable_data(), x.cols, x.rows});
     constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     const py::array_t<T, py::array::c_style | py::array::forcecast | aligned> result =
         function(columns);
@@ -52,7 +52,7 @@ class PythonOperator final : public LinearOperator<T> {
       throw ShapeError(std::string(name) + " returned an array of another shape; wanted (" +
                        std::to_string(y.cols) + ", " + std::to_string(y.rows) + ")");
     }
-    y.map() = MatrixRef<const T>(result.data(), y.cols, y.rows).map().transpose();
+    copy_transposed<T>({result.data(), y.cols, y.rows}, y);
   }
 
   Index rows_, cols_;
@@ -153,7 +153,7 @@ class Tracker {
     const MatrixRef<const T> rows = left ? tracker_.left() : tracker_.right();
     if (rows.absent()) return py::none();
     py::array_t<T> columns({rows.cols, rows.rows});
-    MatrixRef<T>(columns.mutable_data(), rows.cols, rows.rows).map() = rows.map().transpose();
+    copy_transposed<T>(rows, {columns.mutable_data(), rows.cols, rows.rows});
     return std::move(columns);
   }
 

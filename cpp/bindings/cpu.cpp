@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
 // A probe that runs on any processor: which instruction-set levels does this one have?
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <string>
-#include <vector>
 
 namespace {
 
-std::vector<std::string> supported_levels() {
-  std::vector<std::string> levels{"baseline"};
+pybind11::list supported_levels() {
+  pybind11::list levels;
+  levels.append("baseline");
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   __builtin_cpu_init();
 #if (defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12)
@@ -22,8 +19,8 @@ std::vector<std::string> supported_levels() {
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
 #endif
-  if (v3) levels.emplace_back("v3");
-  if (v4) levels.emplace_back("v4");
+  if (v3) levels.append("v3");
+  if (v4) levels.append("v4");
 #endif
   return levels;
 }

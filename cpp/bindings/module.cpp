@@ -16,7 +16,7 @@ void translate(std::exception_ptr failure) {
 
 }  // namespace
 
-PYBIND11_MODULE(DLNFAST_MODULE, m) {
+PYBIND11_MODULE(bindings, m) {
   m.doc() = "The compiled core of dlnfast. Use the functions of the package dlnfast instead.";
   pybind11::register_local_exception_translator(&translate);
   dlnfast::python::bind_basis(m);

@@ -116,6 +116,22 @@ std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows
 }
 
 template <class T>
+Branches<T>::Branches(const BranchSettings& settings) : settings_(settings) {}
+
+template <class T>
+Branches<T>::~Branches() = default;
+
+template <class T>
+void Branches<T>::adopt(const Branches<double>& other, MatrixRef<const T> left,
+                        MatrixRef<const T> right) {
+  left_ = left.map();
+  right_ = right.map();
+  values_ = other.values();
+  ids_ = other.ids();
+  next_id_ = other.n_branches();
+}
+
+template <class T>
 void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> left,
                                MatrixRef<T> right, Matrix<T>& left_overlap,
                                Matrix<T>& right_overlap, const Context& context) {

@@ -37,6 +37,16 @@ Index n_multiples(const Schedule& schedule, Index every) {
   return schedule.steps / every + 1 - before;
 }
 
+template <class T>
+double largest_magnitude(MatrixRef<const T> m) {
+  if (m.rows == 0 || m.cols == 0) return 0.0;
+  if (!m.map().allFinite()) return std::numeric_limits<double>::infinity();
+  return static_cast<double>(m.map().cwiseAbs().maxCoeff());
+}
+
+template double largest_magnitude(MatrixRef<const float> m);
+template double largest_magnitude(MatrixRef<const double> m);
+
 Index largest_layer(const Stepper& stepper) {
   Index largest = 0;
   double most = -1.0;

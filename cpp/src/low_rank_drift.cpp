@@ -105,6 +105,9 @@ LowRankDrift<T>::LowRankDrift(MatrixRef<const T> initial, const Isometry& isomet
 }
 
 template <class T>
+LowRankDrift<T>::~LowRankDrift() = default;
+
+template <class T>
 Matrix<double> LowRankDrift<T>::core() const {
   if (n_left_ == 0 || n_right_ == 0) return Matrix<double>::Zero(n_left_, n_right_);
   return shrink_ * initial_core_ + core_;

@@ -39,7 +39,8 @@ std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows
 template <class T>
 class Branches {
  public:
-  explicit Branches(const BranchSettings& settings) : settings_(settings) {}
+  explicit Branches(const BranchSettings& settings);
+  ~Branches();
 
   // Compares with the record before, and remembers these vectors for the next. Within groups of equal
   // values (to rounding) u and v are rotated by one common rotation towards the vectors
@@ -50,14 +51,7 @@ class Branches {
               MatrixRef<T> left, MatrixRef<T> right, const Context& context);
 
   // Goes on from what another has followed, in other coordinates: these are the vectors of its last record.
-  template <class S>
-  void adopt(const Branches<S>& other, MatrixRef<const T> left, MatrixRef<const T> right) {
-    left_ = left.map();
-    right_ = right.map();
-    values_ = other.values();
-    ids_ = other.ids();
-    next_id_ = other.n_branches();
-  }
+  void adopt(const Branches<double>& other, MatrixRef<const T> left, MatrixRef<const T> right);
 
   // Of the last record, in its order. Ids count from 0 in the order of their appearance.
   const std::vector<std::int64_t>& ids() const { return ids_; }

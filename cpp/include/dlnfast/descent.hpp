@@ -153,11 +153,7 @@ Index largest_layer(const Stepper& stepper);
 
 // The largest absolute entry of a matrix, infinity if one is not finite.
 template <class T>
-double largest_magnitude(MatrixRef<const T> m) {
-  if (m.rows == 0 || m.cols == 0) return 0.0;
-  if (!m.map().allFinite()) return std::numeric_limits<double>::infinity();
-  return static_cast<double>(m.map().cwiseAbs().maxCoeff());
-}
+double largest_magnitude(MatrixRef<const T> m);
 
 // Keeps what a record step shows.
 class Recorder {

@@ -36,6 +36,7 @@ class LowRankDrift {
  public:
   // W_0 stays where it is and must not change. Frames of at most `limit` vectors.
   LowRankDrift(MatrixRef<const T> initial, const Isometry& isometry, Index limit);
+  ~LowRankDrift();
 
   // W <- factor W + scale L^T R, for L (k x m), R (k x n). Copied; put into the frames by `flush`.
   void update(double factor, double scale, MatrixRef<const T> left, MatrixRef<const T> right,

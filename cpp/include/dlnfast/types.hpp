@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The matrix types of the core. Everything is row-major, every size is 64 bits wide.
+//
+// The bindings see views only (DLNFAST_VIEWS_ONLY): they are compiled once for all instruction-set levels,
+// and what Eigen's inline functions do, such as where they put memory and how it is freed, depends on these.
 #pragma once
 
 #include <Eigen/Core>
@@ -25,7 +28,9 @@ struct MatrixRef {
   MatrixRef(T* data_, Index rows_, Index cols_) : MatrixRef(data_, rows_, cols_, cols_) {}
   MatrixRef(T* data_, Index rows_, Index cols_, Index stride_)
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
+#ifndef DLNFAST_VIEWS_ONLY
   MatrixRef(Matrix<std::remove_const_t<T>>& m) : MatrixRef(m.data(), m.rows(), m.cols()) {}
+#endif
 
   operator MatrixRef<const T>() const { return {data, rows, cols, stride}; }
 
@@ -35,12 +40,14 @@ struct MatrixRef {
   MatrixRef block(Index i, Index j, Index n_rows, Index n_cols) const {
     return {data + i * stride + j, n_rows, n_cols, stride};
   }
+#ifndef DLNFAST_VIEWS_ONLY
   auto map() const {
     using Plain = Matrix<std::remove_const_t<T>>;
     using Target = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
     return Eigen::Map<Target, 0, Eigen::OuterStride<>>(data, rows, cols,
                                                        Eigen::OuterStride<>(stride));
   }
+#endif
 };
 
 }  // namespace dlnfast
