@@ -108,7 +108,7 @@ BAD_WEIGHTS = {
     "wrong input width": (
         with_layer(0, np.ones((DIM, 5))),
         dln.ShapeError,
-        r"weights\[0\] \(W_1\).*6 columns, the problem's d_x",
+        r"weights\[0\] \(W_1\).*6 columns, problem.dim_in",
     ),
     "wrong inner width": (
         with_layer(1, np.ones((DIM, 5))),

@@ -12,6 +12,7 @@ import pytest
 import dlnfast as dln
 from dlnfast import cli, finetuning, spec
 from dlnfast.cli import main
+from dlnfast.problem import as_dense
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECOVERY = """
@@ -196,7 +197,7 @@ def test_npz(tmp_path, layout):
 def test_accuracy_in_chunks(monkeypatch):
     problem = dln.classification(3, 7)
     samples = spec.Samples(problem.inputs, problem.labels, transformed=True)
-    best = spec.dense_least_squares(problem)
+    best = as_dense(problem.least_squares)
     shifted = np.roll(best, 1, axis=0)
     monkeypatch.setattr(spec, "_CHUNK", 4)
     assert spec.accuracy(problem, {"a": best, "b": shifted}, samples) == {"a": 1.0, "b": 0.0}
@@ -320,7 +321,7 @@ def test_wrong_files(tmp_path, capsys, text, message):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["path = 'none.npz'"], "No such file"),
+        (["path = 'none.npz'"], "no such file"),
         (["path = 'bad.npz'"], "not a readable .npz file"),
         (["path = 'one.npy'"], "a single array; wanted an .npz archive"),
         (["path = 'set.npz'", "inputs = 'Z'"], "problem.inputs is 'Z', which is not in"),

@@ -22,8 +22,9 @@ import pytest
 from tolerances import tolerance
 
 import dlnfast as dln
+from dlnfast._threads import available_cores
 from dlnfast.sections import SpecError
-from dlnfast.sweep import _environment, _LocalProcesses, available_cores
+from dlnfast.sweep import _environment, _LocalProcesses
 
 BENCH = Path(__file__).parent.parent / "bench"
 DIM, STEPS = 12, 60

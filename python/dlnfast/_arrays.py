@@ -196,6 +196,11 @@ def as_layers(
     """
     if isinstance(weights, np.ndarray) and weights.ndim == 2:
         raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
+    if hasattr(weights, "named_parameters"):
+        raise TypeError(
+            f"{name} is {type(weights).__name__}, a torch.nn.Module; wanted {wanted}: those of a DeepLinear "
+            "are model.to_weights(), and dlnfast.torch.track follows any model"
+        )
     given = as_list(weights, name, wanted)
     if not given:
         raise ShapeError(f"{name} is empty; wanted W_1 .. W_L, at least one")
@@ -229,9 +234,21 @@ def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None =
     return count
 
 
-def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = False) -> float:
-    """Return `x` as a finite float of at least `minimum` (above it where `strict`)."""
-    bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
+def check_scale(
+    x: object,
+    name: str,
+    *,
+    minimum: float = 0.0,
+    strict: bool = False,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return `x` as a finite float within these bounds; at `minimum` itself unless `strict`."""
+    if below is not None or at_most is not None:
+        upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
+        bound = f" in {'(' if strict else '['}{minimum:g}, {upper}"
+    else:
+        bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
     if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or getattr(x, "ndim", 0) > 0:
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
     try:
@@ -240,17 +257,25 @@ def check_scale(x: object, name: str, *, minimum: float = 0.0, strict: bool = Fa
         value = np.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}") from None
-    if not np.isfinite(value) or value < minimum or (strict and value == minimum):
+    too_small = value < minimum or (strict and value == minimum)
+    too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
+    if not np.isfinite(value) or too_small or too_large:
         raise ValueError(f"{name} is {value:g}; wanted a finite number{bound}")
     return value
 
 
-def check_choice(x: object, name: str, choices: Sequence[str], *, optional: bool = False) -> Any:
-    """Return `x` if it is one of the words, or None where that is one of the choices."""
-    if (isinstance(x, str) and x in choices) or (optional and x is None):
+def check_choice(
+    x: object, name: str, choices: Iterable[str], *, optional: bool = False, also: str | None = None
+) -> Any:
+    """Return `x` if it is one of the words, or None where that is one of the choices.
+
+    `also` says what else the caller takes.
+    """
+    words = list(choices)
+    if (isinstance(x, str) and x in words) or (optional and x is None):
         return x
-    wanted = [*map(repr, choices), *(["None"] if optional else [])]
-    raise ValueError(f"{name} is {x!r}; wanted one of {', '.join(wanted)}")
+    wanted = [*map(repr, words), *(["None"] if optional else [])]
+    raise ValueError(f"{name} is {x!r}; wanted one of {', '.join(wanted)}{f', or {also}' if also else ''}")
 
 
 def check_flag(x: object, name: str) -> bool:
@@ -289,18 +314,40 @@ def aligned_copy(array: FloatArray) -> FloatArray:
     return copy
 
 
+def widths_of(weights: Sequence[Any]) -> list[int]:
+    """Return the widths d_0 .. d_L that the matrices W_1 .. W_L lead from and to."""
+    return [weights[0].shape[1], *(w.shape[0] for w in weights)]
+
+
+def scale_of(weight: FloatArray) -> float:
+    """Return ||W||_F / sqrt(min(m, n)): of eps times an isometry, eps."""
+    return float(np.linalg.norm(weight)) / float(np.sqrt(min(weight.shape)))
+
+
 def per_layer(
-    x: object, name: str, n_layers: int, *, minimum: float = 0.0, strict: bool = False
+    x: object,
+    name: str,
+    n_layers: int,
+    *,
+    minimum: float = 0.0,
+    strict: bool = False,
+    below: float | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`."""
+    """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`.
+
+    The bounds are those of `check_scale`.
+    """
     single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
     if single or (isinstance(x, np.ndarray) and x.ndim == 0):
-        return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict))
+        return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
     values = list(x)  # type: ignore[call-overload]
     if len(values) != n_layers:
         raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
     return np.array(
-        [check_scale(v, f"{name}[{i}]", minimum=minimum, strict=strict) for i, v in enumerate(values)]
+        [
+            check_scale(v, f"{name}[{i}]", minimum=minimum, strict=strict, below=below)
+            for i, v in enumerate(values)
+        ]
     )
 
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Thread counts and build information."""
+"""Thread counts, cores and build information."""
 
 from __future__ import annotations
 
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ._arrays import check_count
@@ -48,3 +52,18 @@ def build_info() -> dict[str, Any]:
     Cost: O(1).
     """
     return {**core.build_info(), "levels": available_levels()}
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, or a container's quota where that is less."""
+    if hasattr(os, "process_cpu_count"):
+        cores = int(os.process_cpu_count() or 1)  # pyright: ignore[reportAttributeAccessIssue]
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import platform
 import signal
 import sys
@@ -51,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except DivergedError as error:
         return _complain(str(error), 1)
+    except FileNotFoundError as error:
+        return _complain(f"{error.filename}: no such file" if error.filename else str(error), 2)
     except (ValueError, TypeError, OSError, ImportError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -67,21 +68,42 @@ def _parser() -> argparse.ArgumentParser:
         prog="dlnfast", description="Exact gradient descent on deep linear networks, from data to figure."
     )
     parser.add_argument("--version", action="version", version=f"dlnfast {__version__}")
-    parser.set_defaults(timed=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(timed=False, run=lambda _: _complain_of_no_command(parser))
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for add in (
+        _add_figures,
+        _add_train,
+        _add_resume,
+        _add_export,
+        _add_sweep,
+        _add_finetune,
+        _add_bench,
+        _add_info,
+    ):
+        add(commands)
+    return parser
 
-    figure = commands.add_parser(
+
+def _complain_of_no_command(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _add_figures(commands: Any) -> None:
+    parser = commands.add_parser(
         "figure",
         help="compute and draw a published figure",
-        epilog="dlnfast figure NAME --help lists the settings of a figure.",
+        epilog="dlnfast figure NAME --help lists the settings of a parser.",
     )
-    figure.add_argument("--list", action="store_true", help="name all figures and exit")
-    figure.set_defaults(run=_list_figures)
-    names = figure.add_subparsers(metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="name all figures and exit")
+    parser.set_defaults(run=_list_figures)
+    names = parser.add_subparsers(metavar="NAME")
     for name, summary in figures.FIGURES.items():
         _add_figure(names, name, summary)
 
-    training = commands.add_parser(
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
         "train",
         help="train as a TOML file says",
         description="Train as a TOML file says. Writes run.npz and summary.json, or, where the run ended\n"
@@ -89,46 +111,52 @@ def _parser() -> argparse.ArgumentParser:
         epilog=spec.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_specification(training)
-    training.add_argument(
+    _add_specification(parser)
+    parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="DIR",
         help="keep the run there while it goes on; the same command, or dlnfast resume, goes on with it",
     )
-    training.set_defaults(run=_train)
+    parser.set_defaults(run=_train)
 
-    resuming = commands.add_parser(
+
+def _add_resume(commands: Any) -> None:
+    parser = commands.add_parser(
         "resume",
         help="go on with a run that was kept in a folder",
         description="Go on with a run that train(.., checkpoint=DIR) or dlnfast train --checkpoint DIR has\n"
         "written to a folder, to its end. dlnfast.load(DIR) reads it, also while it goes on.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    resuming.add_argument("directory", metavar="DIR", type=Path)
-    resuming.set_defaults(run=_resume)
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.set_defaults(run=_resume)
 
-    exporting = commands.add_parser(
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
         "export",
         help="write a run as named arrays for other programs: zarr or HDF5",
         description="Write what a run has recorded, also while it goes on, as a zarr group of format 3 or\n"
         "as HDF5 that xarray and netCDF 4 read. Memory does not grow with the length of a run in a folder.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    exporting.add_argument(
+    parser.add_argument(
         "source", metavar="RUN", type=Path, help="run.npz, or the folder of train --checkpoint"
     )
-    exporting.add_argument("path", metavar="OUT", type=Path, help="ends in .zarr, .h5, .hdf5 or .nc")
-    exporting.add_argument(
+    parser.add_argument("path", metavar="OUT", type=Path, help="ends in .zarr, .h5, .hdf5 or .nc")
+    parser.add_argument(
         "--every", type=int, default=1, metavar="N", help="every N-th record only, and the last"
     )
-    exporting.add_argument(
+    parser.add_argument(
         "--variables", nargs="+", metavar="NAME", help="which variables (default: all that the run has)"
     )
-    exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
-    exporting.set_defaults(run=_export)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=_export)
 
-    sweeping = commands.add_parser(
+
+def _add_sweep(commands: Any) -> None:
+    parser = commands.add_parser(
         "sweep",
         help="train a grid of specifications on all cores, as a TOML file says",
         description="Train all runs of a grid. SPEC.toml is that of dlnfast train with a section [sweep] of\n"
@@ -139,14 +167,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog=spec.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_specification(sweeping)
-    sweeping.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    sweeping.add_argument("--keep-runs", action="store_true", help="write run.npz for every run too")
-    sweeping.add_argument("--retry-failed", action="store_true", help="run again what failed or diverged")
-    sweeping.add_argument("--table", action="store_true", help="print a table of all runs")
-    sweeping.set_defaults(run=_sweep)
+    _add_specification(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--keep-runs", action="store_true", help="write run.npz for every run too")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what failed or diverged")
+    parser.add_argument("--table", action="store_true", help="print a table of all runs")
+    parser.set_defaults(run=_sweep)
 
-    tuning = commands.add_parser(
+
+def _add_finetune(commands: Any) -> None:
+    parser = commands.add_parser(
         "finetune",
         help="fine-tune a pretrained transformer by LoRA and Deep LoRA, as a TOML file says",
         description="Train a grid of methods, ranks, numbers of examples, seeds and learning rates. Writes\n"
@@ -155,13 +185,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=finetuning.describe_settings(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_specification(tuning)
-    tuning.add_argument(
+    _add_specification(parser)
+    parser.add_argument(
         "--table", action="store_true", help="train nothing, print the table of what is there"
     )
-    tuning.set_defaults(run=_finetune)
+    parser.set_defaults(run=_finetune)
 
-    bench = commands.add_parser(
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
         "bench",
         help="time dlnfast beside NumPy, PyTorch and JAX",
         description="Time dlnfast beside NumPy and, where they are installed, PyTorch and JAX, in turns.\n"
@@ -169,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join(["cases:", *_case_lines()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bench.add_argument(
+    parser.add_argument(
         "--case",
         dest="cases",
         choices=list(cases.CASES),
@@ -178,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         help=f"what to measure, from the list below (default: {' '.join(cases.DEFAULT)})",
     )
-    bench.add_argument(
+    parser.add_argument(
         "--peers",
         choices=list(PEERS),
         metavar="PEER",
@@ -186,18 +218,19 @@ def _parser() -> argparse.ArgumentParser:
         default=list(PEERS),
         help=f"who takes part: {', '.join(PEERS)} (default: all)",
     )
-    bench.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
-    bench.add_argument("--repeats", type=int, metavar="N", help="rounds of turns (default: 5, quick 2)")
-    bench.add_argument(
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of turns (default: 5, quick 2)")
+    parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="where to write results, machine and versions"
     )
-    bench.add_argument("--read", type=Path, metavar="FILE.json", help="measure nothing, take such a file")
-    bench.add_argument("--table", action="store_true", help="print Markdown tables of the results too")
-    bench.set_defaults(run=_bench, timed=True)
+    parser.add_argument("--read", type=Path, metavar="FILE.json", help="measure nothing, take such a file")
+    parser.add_argument("--table", action="store_true", help="print Markdown tables of the results too")
+    parser.set_defaults(run=_bench, timed=True)
 
-    info = commands.add_parser("info", help="print version, build, threads and packages")
-    info.set_defaults(run=_info)
-    return parser
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="print version, build, threads and packages")
+    parser.set_defaults(run=_info)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -515,12 +548,7 @@ def _info(arguments: argparse.Namespace) -> int:
     rows = [(key, ", ".join(v) if isinstance(v, list) else v) for key, v in build_info().items()]
     rows.append(("python", platform.python_version()))
     rows += [(package, version(package) or "not installed") for package in (*PACKAGES, *_OPTIONAL)]
-    try:
-        threadpoolctl = importlib.import_module("threadpoolctl")
-    except ModuleNotFoundError:
-        pools = []
-    else:
-        pools = threadpoolctl.threadpool_info()
+    pools = record.thread_pools() or []
     rows += [("thread pool", f"{p['internal_api']}, {p['num_threads']} threads") for p in pools]
     for name, value in rows:
         print(f"{name + ':':<14} {value}")

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, check_scale, random_generator
+from ._arrays import FloatArray, check_scale, random_generator, scale_of, widths_of
 from ._dispatch import core
 from .data import distance_from_identity, gram_resolution
 from .implicit import ImplicitWeights
-from .problem import LowRank, Problem, check_problem
+from .problem import LowRank, Problem, as_dense, check_problem
 
 #: Random directions on which a layer is found to be a multiple of an isometry.
 N_PROBES = 8
@@ -343,7 +343,7 @@ def find_closure(
     """Return what `closure` does, of weights that were checked."""
     if isinstance(weights, ImplicitWeights):
         return _closure_of_law(problem, weights, largest_share)
-    widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
+    widths = tuple(widths_of(weights))
     limit = int(largest_share * max(widths))
     if problem.rank_exceeds(limit):
         return _not_closed(problem, weights, (0,) * len(widths), limit, rank_exceeds=True)
@@ -462,7 +462,7 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
 
 def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> bool:
     """Return whether inputs, shapes and layers are such that only a high rank can make a closure large."""
-    widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
+    widths = tuple(widths_of(weights))
     checks = [_check_widths(widths), _check_white(problem)]
     layers = list(enumerate(weights, start=1))
     if widths[-1] < widths[-2]:
@@ -501,12 +501,12 @@ class _Growth:
         self.weights = weights
         self.dtype = weights[0].dtype
         self.tolerance = _tolerance(self.dtype)
-        self.widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+        self.widths = widths_of(weights)
         self.rows = [np.empty((0, d), dtype=self.dtype) for d in self.widths]
         # How uncertain each direction is: rounding, divided by the length of what it was made from.
         self.noise = [np.empty(0) for _ in self.widths]
         self.sent = [0] * len(self.widths)  # how many rows of each node have gone to its neighbours
-        self.norms = [float(np.linalg.norm(w)) / float(np.sqrt(min(w.shape))) for w in weights]
+        self.norms = [scale_of(w) for w in weights]
         self.gram = None if problem.input_gram is None else problem.input_gram.astype(self.dtype, copy=False)
         eigen = problem.gram_eigen
         self.gram_norm = 1.0 if eigen is None else max(float(eigen[0][-1]), np.finfo(np.float64).tiny)
@@ -784,8 +784,7 @@ def _closed(problem: Problem, weights: Sequence[FloatArray], bases: list[FloatAr
         gram = first.T @ image
         outside_gram = _outside(image, first, gram) / growth.gram_norm
         gram = np.ascontiguousarray((gram + gram.T) / 2)
-        best = problem.least_squares
-        dense = best.dense() if isinstance(best, LowRank) else best
+        dense = as_dense(problem.least_squares)
         least_squares = np.ascontiguousarray(last.T @ multiply(dense.astype(first.dtype, copy=False), first))
     found = Residuals(forward, backward, residuals[0], residuals[1], outside_gram)
     dims, widths = growth.dims, tuple(growth.widths)
@@ -812,7 +811,7 @@ def _not_closed(
     rank_exceeds: bool = False,
 ) -> Closure:
     """Return a closure without bases, with every condition that is broken."""
-    widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
+    widths = tuple(widths_of(weights))
     checks = [_check_widths(widths), _check_white(problem)]
     checks += [_check_rotation(weight, layer) for layer, weight in enumerate(weights, start=1)]
     checks.append(_check_target(problem, limit, rank_exceeds))

@@ -21,6 +21,7 @@ from ._arrays import (
     check_scale,
     is_finite,
     random_generator,
+    widths_of,
 )
 from .closure import multiply
 from .factors import split_layers
@@ -249,9 +250,7 @@ class _Wanted(NamedTuple):
                     f"{ends[1]} x {ends[0]} product"
                 )
         if tol is not None:
-            tol = check_scale(tol, "tol (relative error)")
-            if tol >= 1:
-                raise ValueError(f"tol (relative error) is {tol:g}; wanted a number in [0, 1)")
+            tol = check_scale(tol, "tol (relative error)", below=1.0)
         return cls(rank, tol)
 
     def rank_of(self, values: FloatArray, resolution: float) -> int:
@@ -356,7 +355,7 @@ def _spectrum(weights: Sequence[FloatArray]) -> _Spectrum:
     size = float(values[0])
     if left is not None and right is not None:
         size = float(np.linalg.norm(left, 2)) * float(np.linalg.norm(right, 2))
-    widest = max(weights[0].shape[1], *(len(w) for w in weights))
+    widest = max(widths_of(weights))
     rounding = widest * float(np.finfo(dtype).eps) * size
     return _Spectrum(
         u if left_basis is None else multiply(left_basis, u),

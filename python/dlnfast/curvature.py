@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ._arrays import FloatArray, random_generator
+from ._arrays import FloatArray, random_generator, scale_of
 from ._dispatch import core
 from .completion import Completion, Observations, Sensing
 from .factors import leading_factors, orthonormal_rows, threads_beside_numpy
@@ -147,7 +147,7 @@ def constant_rate(
     ``c sum_l m_l q_l prod_{k != l} s_k^2``; at the start the residual adds to it as in
     `theory.default_learning_rate`.
     """
-    scales = np.array([np.linalg.norm(w) / math.sqrt(min(w.shape)) for w in weights], dtype=np.float64)
+    scales = np.array([scale_of(w) for w in weights])
     m, q = np.asarray(ratios, dtype=np.float64), np.asarray(curvature)
     sigma = float(problem.target_values(1)[0])
 

@@ -101,7 +101,9 @@ def as_labels(labels: object, name: str) -> IntegerArray:
     if array.ndim != 1 or array.size == 0:
         raise ShapeError(f"{name} has shape {array.shape}; wanted a non-empty vector (N,)")
     if array.dtype.kind not in "biu":
-        raise TypeError(f"{name} has dtype {array.dtype}; wanted integers")
+        text = array.dtype.kind in "USO"
+        numbers = ": classes, numbers = np.unique(labels, return_inverse=True)" if text else ""
+        raise TypeError(f"{name} has dtype {array.dtype}; wanted integers{numbers}")
     return array.astype(np.int64)
 
 
@@ -221,6 +223,8 @@ class Samples:
                 f"X has {self.n_samples} samples and Y has {n_outputs}; wanted as many in layout {layout!r}"
             )
             other_outputs = n_outputs if self.outputs is None else self.outputs.shape[0]
+            if self.n_samples == other_outputs and n_outputs == 1:
+                raise ShapeError(text + "; labels come as a vector: Y.ravel()")
             if self.inputs.shape[0] == other_outputs:
                 other = next(name for name in LAYOUTS if name != layout)
                 text += f' (layout="{other}" would fit: {other_outputs} samples)'
@@ -469,12 +473,7 @@ def squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
     """Return the share of the largest eigenvalue of S up to which an eigenvalue counts as zero."""
     if rank_tolerance is None:
         return gram_resolution(dim)
-    tolerance = check_scale(rank_tolerance, "rank_tolerance")
-    if tolerance >= 1:
-        raise ValueError(
-            f"rank_tolerance is {tolerance:g}; wanted a share of the largest singular value, below 1"
-        )
-    return tolerance**2
+    return check_scale(rank_tolerance, "rank_tolerance (share of sigma_1)", below=1.0) ** 2
 
 
 def whitener_of_gram(gram: FloatArray, squared_tolerance: float) -> tuple[FloatArray, float]:

@@ -23,6 +23,8 @@ from ._arrays import (
     check_flag,
     check_scale,
     per_layer,
+    scale_of,
+    widths_of,
 )
 from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
@@ -254,10 +256,7 @@ def train(
             f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
         )
     check_optimizer(optimizer)
-    if not isinstance(engine, str) or engine not in ("auto", "reduced", "dense", "torch"):
-        raise ValueError(
-            f'engine is {engine!r}; wanted "auto", "reduced" or "dense", or "torch", which needs PyTorch'
-        )
+    check_choice(engine, "engine", ("auto", "reduced", "dense", "torch"))
     if device is not None and engine != "torch":
         raise ValueError(f'device is {device!r} but engine is {engine!r}; wanted engine="torch" beside it')
     initial = check_initial(weights, problem)
@@ -427,9 +426,7 @@ class Request:
     ) -> Request:
         """Return the request, or raise what `train` promises."""
         n_layers = len(weights)
-        inertia = per_layer(momentum, "momentum (mu)", n_layers)
-        if np.any(inertia >= 1.0):
-            raise ValueError(f"momentum (mu) is {inertia.max():g}; wanted a number in [0, 1)")
+        inertia = per_layer(momentum, "momentum (mu)", n_layers, below=1.0)
         if callback is not None and not callable(callback):
             raise TypeError(f"callback is {type(callback).__name__}; wanted a callable of (step, loss)")
         decay = per_layer(weight_decay, "weight_decay (lambda)", n_layers)
@@ -502,7 +499,7 @@ class Request:
         """d_0, .., d_L."""
         if isinstance(self.weights, ImplicitWeights):
             return list(self.weights.widths)
-        return [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)]
+        return widths_of(self.weights)
 
     def settings(self, engine: str) -> dict[str, Any]:
         """Return the keywords of `train` that make this request, in values that JSON knows."""
@@ -1089,12 +1086,9 @@ def _learning_rates(
         raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, "auto" or "adaptive"')
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
-    if isinstance(weights, ImplicitWeights):
-        scale = max(weights.scales)
-    else:
-        scale = max(float(np.linalg.norm(w)) / np.sqrt(min(w.shape)) for w in weights)
+    scales = weights.scales if isinstance(weights, ImplicitWeights) else map(scale_of, weights)
     # Weight decay makes everything sharper by lambda.
-    sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=scale) + float(weight_decay.max())
+    sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=max(scales)) + float(weight_decay.max())
     return np.full(n_layers, (1.0 - float(momentum.max())) / sharpness)
 
 
@@ -1158,7 +1152,7 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observat
     if len(layers[-1]) != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
-            f"wanted {problem.dim_out}, the problem's d_y"
+            f"wanted {problem.dim_out}, problem.dim_out"
         )
     return layers
 
@@ -1166,8 +1160,8 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observat
 def _input_dimension(problem: Problem | Observations) -> str:
     white = problem.whitening
     if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
-        return "the problem's d_x"
-    return f"the problem's d_x: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
+        return "problem.dim_in"
+    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
 
 
 def check_initial(

@@ -730,9 +730,7 @@ class _Settings:
         """Return them, or raise what names the one that is wrong."""
         check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
         check_choice(given.duplicates, "duplicates", DUPLICATES)
-        fraction = check_scale(given.validation_fraction, "validation_fraction")
-        if fraction >= 1:
-            raise ValueError(f"validation_fraction is {fraction:g}; wanted a number in [0, 1)")
+        fraction = check_scale(given.validation_fraction, "validation_fraction", below=1.0)
         decay = _check_decay(given.weight_decay)
         if decay is None and fraction == 0:
             raise ValueError(

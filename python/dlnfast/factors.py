@@ -10,11 +10,11 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_layers, as_matrix, check_count, random_generator
+from ._arrays import FloatArray, as_layers, as_matrix, check_count, random_generator, widths_of
 from ._dispatch import core
 from ._errors import ShapeError
 from .closure import multiply
-from .problem import LowRank
+from .problem import LowRank, as_dense
 
 #: Entries in one order: where each row starts, the column of each entry, its value.
 SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
@@ -48,7 +48,7 @@ def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, Floa
 
     Multiplied from there outwards, so that every product has p as one of its sides.
     """
-    widths = [weights[0].shape[1], *(len(w) for w in weights)]
+    widths = widths_of(weights)
     pivot = int(np.argmin(widths))
     above: FloatArray | None = None
     below: FloatArray | None = None
@@ -108,8 +108,7 @@ def squared_distance(factors: Factors, truth: LowRank | FloatArray) -> float:
         a = np.linalg.qr(np.hstack([left, -truth.U * truth.s]), mode="r")
         b = np.linalg.qr(np.hstack([right, truth.V]), mode="r")
         return float(np.linalg.norm(np.asarray(a) @ np.asarray(b).T) ** 2)
-    whole = truth.dense() if isinstance(truth, LowRank) else truth
-    return float(np.linalg.norm(dense_product(factors) - whole) ** 2)
+    return float(np.linalg.norm(dense_product(factors) - as_dense(truth)) ** 2)
 
 
 def threads_beside_numpy(entries: tuple[SparseRows, SparseRows], k: int) -> int:

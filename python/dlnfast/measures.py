@@ -461,11 +461,8 @@ def numerical_rank(
     [3, 2, 2]
     """
     check_choice(kind, "kind", ("machine", "nuclear", "threshold"))
-    share, level = check_scale(mass, "mass", strict=True), check_scale(threshold, "threshold")
-    if share > 1.0:
-        raise ValueError(f"mass is {share:g}; wanted a share in (0, 1]")
-    if level >= 1.0:
-        raise ValueError(f"threshold is {level:g}; wanted a number in [0, 1), relative to sigma_1")
+    share = check_scale(mass, "mass", strict=True, at_most=1.0)
+    level = check_scale(threshold, "threshold", below=1.0)
     values, precision, matrix_shape = _spectrum(matrix)
     if values[0] == 0.0:
         return 0
@@ -767,7 +764,7 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
     layers = _double_layers(weights, check_problem(problem).dim_in)
     if layers[-1].shape[0] != problem.dim_out:
         raise ShapeError(
-            f"weights end with {layers[-1].shape[0]} rows; wanted {problem.dim_out} rows, the problem's d_y"
+            f"weights end with {layers[-1].shape[0]} rows; wanted {problem.dim_out} rows, problem.dim_out"
         )
     target, gram, loss_scale = problem.dense_target(), problem.input_gram, problem.loss_scale
     sizes = np.cumsum([layer.size for layer in layers])[:-1]

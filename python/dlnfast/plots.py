@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import measures
-from ._arrays import as_matrix, as_vector, check_count
+from ._arrays import as_matrix, as_vector, check_choice, check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -239,8 +239,7 @@ def _tidy(ax: Axes) -> None:
 
 def _axes(ax: Axes | None, style: str = "flat") -> Axes:
     """Return the axes given, or those of a new figure, with the projection that the style needs."""
-    if style not in ("flat", "waterfall"):
-        raise ValueError(f"style is {style!r}; wanted 'flat' or 'waterfall'")
+    check_choice(style, "style", ("flat", "waterfall"))
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -611,8 +610,7 @@ class AngleDisplay(_CurvesDisplay):
         side: Side = "right",
         reference: str = "limit",
     ) -> None:
-        if side not in ("right", "left"):
-            raise ValueError(f"side is {side!r}; wanted 'right' or 'left'")
+        check_choice(side, "side", ("right", "left"))
         super().__init__(steps, angles, "angles", rank, layer)
         self.side, self.reference = side, reference
 

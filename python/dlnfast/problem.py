@@ -535,7 +535,7 @@ class Problem:
         return self.loss_scale / 2 * max(self.output_norm_squared - self._explained, 0.0)
 
     def _least_loss(self, moments: Moments) -> float:
-        fit = _dense(self.least_squares)
+        fit = as_dense(self.least_squares)
         if self.whitening is not None and self.whitening.matrix is not None:
             fit = fit @ self.whitening.matrix
         return self.loss_scale / 2 * moments.squared_residual(fit)
@@ -566,7 +566,7 @@ class Problem:
             For entries that are not finite.
         """
         matrix = as_matrix(W, "W", shape=(self.dim_out, self.dim_in), symbol="end-to-end matrix")
-        error = matrix - _dense(self.least_squares)
+        error = matrix - as_dense(self.least_squares)
         if self._gram_eigen is not None:
             eigenvalues, vectors = self._gram_eigen
             error = (error @ vectors) * np.sqrt(eigenvalues)
@@ -578,7 +578,7 @@ class Problem:
         """tr(M* Phi^T), the least ||Y||_F^2 that Phi and S allow."""
         if isinstance(self.least_squares, LowRank):
             return float(np.sum(self.least_squares.s**2))
-        return float(np.sum(self.least_squares * _dense(self.target)))
+        return float(np.sum(self.least_squares * as_dense(self.target)))
 
     def _solve_least_squares(self, gram: FloatArray) -> float:
         """Set M* and the eigenvalues and eigenvectors of S; return its condition number on its range."""
@@ -591,7 +591,7 @@ class Problem:
                 f"{eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}"
             )
         keep = eigenvalues > resolution * largest
-        coordinates = _dense(self.target) @ vectors
+        coordinates = as_dense(self.target) @ vectors
         self._check_range(coordinates, keep, largest)
         with np.errstate(over="ignore", invalid="ignore"):
             solution = (coordinates[:, keep] / eigenvalues[keep]) @ vectors[:, keep].T
@@ -713,7 +713,7 @@ class Problem:
         -------
         ndarray, shape (d_y, d_x)
         """
-        return _dense(self.target).astype(dtype, copy=False)
+        return as_dense(self.target).astype(dtype, copy=False)
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
         """Return what the dense engine learns from.
@@ -728,11 +728,14 @@ class Problem:
         dict
             Keywords of the core's dense descent: Phi, S and the least-squares solution.
         """
-        white = self.input_gram is None
+        gram = best = None
+        if self.input_gram is not None:
+            gram = np.ascontiguousarray(self.input_gram, dtype=dtype)
+            best = np.ascontiguousarray(as_dense(self.least_squares), dtype=dtype)
         return {
             "target": np.ascontiguousarray(self.dense_target(dtype)),
-            "input_gram": None if white else np.ascontiguousarray(self.input_gram, dtype=dtype),
-            "least_squares": None if white else np.ascontiguousarray(_dense(self.least_squares), dtype=dtype),
+            "input_gram": gram,
+            "least_squares": best,
             "loss_floor": self.loss_floor,
             "observed": None,
             "measurements": None,
@@ -810,7 +813,8 @@ def _within_range(matrix: FloatArray, n_columns: int) -> LowRank | None:
     return LowRank(basis @ left, values, np.ascontiguousarray(right.T))
 
 
-def _dense(matrix: FloatArray | LowRank) -> FloatArray:
+def as_dense(matrix: FloatArray | LowRank) -> FloatArray:
+    """Return the matrix as an array, itself where it is one."""
     return matrix.dense() if isinstance(matrix, LowRank) else matrix
 
 

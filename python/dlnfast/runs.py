@@ -22,7 +22,7 @@ import numpy as np
 from . import spec
 from ._arrays import FloatArray
 from ._threads import build_info
-from .problem import Problem
+from .problem import Problem, as_dense
 from .spec import Samples, Spec
 from .trajectory import Trajectory
 
@@ -85,7 +85,7 @@ def accuracies(prepared: Prepared, run: Trajectory) -> dict[str, dict[str, float
     if not prepared.samples:
         return {}
     problem = prepared.problem
-    matrices = {"network": run.end_to_end(), "least squares": spec.dense_least_squares(problem)}
+    matrices = {"network": run.end_to_end(), "least squares": as_dense(problem.least_squares)}
     return {split: spec.accuracy(problem, matrices, part) for split, part in prepared.samples.items()}
 
 

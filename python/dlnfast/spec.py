@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import data, initial
 from ._arrays import FloatArray
-from .problem import REDUCTIONS, LowRank, Problem, classification, low_rank_recovery
+from .problem import REDUCTIONS, Problem, classification, low_rank_recovery
 from .sections import (
     Key,
     SpecError,
@@ -45,7 +45,6 @@ __all__ = [
     "SpecError",
     "accuracy",
     "check_spec",
-    "dense_least_squares",
     "describe_settings",
     "make_problem",
     "make_weights",
@@ -385,9 +384,3 @@ def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samp
             predicted = problem.classes[(matrix @ inputs).argmax(axis=0)]
             hits[name] += int(np.count_nonzero(predicted == samples.labels[part]))
     return {name: count / n_samples for name, count in hits.items()}
-
-
-def dense_least_squares(problem: Problem) -> FloatArray:
-    """Return the problem's least-squares solution as an array."""
-    best = problem.least_squares
-    return best.dense() if isinstance(best, LowRank) else best

@@ -276,9 +276,7 @@ class SVDTracker:
     ) -> None:
         check_choice(mode, "mode", _MODES)
         self.k = check_count(k, "k")
-        probability = check_scale(failure, "failure", strict=True)
-        if probability >= 1.0:
-            raise ValueError(f"failure is {probability:g}; wanted a probability below 1")
+        probability = check_scale(failure, "failure", strict=True, below=1.0)
         self._settings: dict[str, Any] = {
             "n_values": self.k,
             "n_guards": check_count(guards, "guards", minimum=0),

@@ -32,6 +32,7 @@ from ._arrays import (
 )
 from ._optional import imported
 from ._sweep_worker import Item, Job, Report
+from ._threads import available_cores
 from .descent import Request, check_optimizer
 from .files import write_text_whole
 from .initial import check_law
@@ -39,7 +40,7 @@ from .problem import Problem
 from .sections import SpecError, read_toml
 from .trajectory import Trajectory, load
 
-__all__ = ["SweepGrid", "SweepResults", "available_cores", "sweep"]
+__all__ = ["SweepGrid", "SweepResults", "sweep"]
 
 _SWEEP: Final = "sweep"
 _RESULTS: Final = "results.csv"
@@ -559,21 +560,6 @@ def _order(item: Item) -> tuple[Any, ...]:
     text = [json.dumps(part, sort_keys=True) for part in (problem, weights, train)]
     shape = (str(weights["depth"]), str(weights["widths"]), weights["dtype"], str(train["momentum"]))
     return (-train["steps"], problem["kind"], *shape, *text)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use: its affinity, or a container's quota where that is less."""
-    if hasattr(os, "process_cpu_count"):
-        cores = int(os.process_cpu_count() or 1)  # pyright: ignore[reportAttributeAccessIssue]
-    elif hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
 
 
 class _Broken(RuntimeError):

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import check_choice
 from .data import data_root, missing_data
 
 __all__ = ["TASKS", "TextTask", "load_task"]
@@ -145,10 +146,8 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, split: str 
     Fields are separated by tabs and not quoted. GLUE: Wang et al., arXiv 1804.07461; STS-B: Cer et al.,
     SemEval-2017 task 1.
     """
-    if name not in _LAYOUTS:
-        raise ValueError(f"name is {name!r}; wanted one of {', '.join(TASKS)}")
-    if split not in _SPLITS:
-        raise ValueError(f"split is {split!r}; wanted one of {', '.join(_SPLITS)}")
+    check_choice(name, "name", TASKS)
+    check_choice(split, "split", _SPLITS)
     layout = _LAYOUTS[name]
     root = data_root(path, f"{_OPEN_STSB} or GLUE's folder {layout.folder}")
     places: list[Path] = []

@@ -24,9 +24,10 @@ from ._arrays import (
     check_count,
     check_scale,
     per_layer,
+    scale_of,
 )
 from ._errors import AssumptionError, ShapeError
-from .problem import LowRank, Problem, check_problem
+from .problem import LowRank, Problem, as_dense, check_problem
 
 __all__ = [
     "FirstOrderSplit",
@@ -192,7 +193,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     square = problem.dim_out == problem.dim_in
     if index == len(matrices) - 1 and not square:
         raise ValueError(f"layer is {layer}, the wide last one; wanted a square layer")
-    scales = [float(np.linalg.norm(weight)) / float(np.sqrt(min(weight.shape))) for weight in matrices]
+    scales = [scale_of(weight) for weight in matrices]
     if 0.0 in scales or not np.isfinite(scales).all():
         raise AssumptionError(f"weights have scales {scales}; wanted layers that are scaled rotations")
     target = problem.dense_target()
@@ -298,9 +299,7 @@ def aligned_modes(
     rate = check_scale(loss_scale, "loss_scale", strict=True)
     eta = per_layer(learning_rate, "learning_rate (eta)", depth)[:, np.newaxis]
     decay = per_layer(weight_decay, "weight_decay (lambda)", depth)[:, np.newaxis]
-    inertia = per_layer(momentum, "momentum (mu)", depth)[:, np.newaxis]
-    if np.any(inertia >= 1.0):
-        raise ValueError(f"momentum (mu) is {inertia.max():g}; wanted a number in [0, 1)")
+    inertia = per_layer(momentum, "momentum (mu)", depth, below=1.0)[:, np.newaxis]
     modes = np.empty((check_count(steps, "steps", minimum=0) + 1, depth, sigma.size))
     modes[0] = per_layer(scale, "scale (eps)", depth)[:, np.newaxis]
     velocity = np.zeros((depth, sigma.size))
@@ -599,9 +598,7 @@ def _minimum_sharpness(problem: Problem, depth: int) -> float:
         factors = problem.target_factors()
         largest = float(factors.s[0]) if factors.rank else 0.0
         return problem.loss_scale * depth * float(np.float64(largest) ** (2 - 2 / depth))
-    solution = problem.least_squares
-    dense = solution.dense() if isinstance(solution, LowRank) else solution
-    _, values, right_t = np.linalg.svd(dense, full_matrices=False)
+    _, values, right_t = np.linalg.svd(as_dense(problem.least_squares), full_matrices=False)
     m1 = values[0]
     if m1 == 0.0:
         return 0.0 if depth > 1 else problem.loss_scale * float(np.linalg.norm(problem.input_gram, 2))

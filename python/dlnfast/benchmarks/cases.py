@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from .. import batch as batches
 from .. import descent
+from .._threads import available_cores
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
 from . import adapters, completion, networks, ratings, record, sweeps, tracking
@@ -175,7 +176,7 @@ def _triad(dim: int) -> Callable[[], float]:
     NumPy on all cores, 24 bytes per entry; what a processor reads before it writes is not counted.
     """
     del dim  # the arrays are beyond the caches whatever the layers are
-    n_threads = record.n_cores()
+    n_threads = available_cores()
     a, b, c = np.zeros(_TRIAD), np.ones(_TRIAD), np.ones(_TRIAD)
     pool = ThreadPoolExecutor(n_threads)
     ends = np.linspace(0, _TRIAD, n_threads + 1).astype(int).tolist()
@@ -446,7 +447,7 @@ def _memory_over_width(
 
 def thread_counts() -> list[int]:
     """Return 1, 2, 4, .. and all the cores that this process may use."""
-    cores = record.n_cores()
+    cores = available_cores()
     return [2**power for power in range(cores.bit_length()) if 2**power < cores] + [cores]
 
 

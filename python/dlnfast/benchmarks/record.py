@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+from .._threads import available_cores
+from ..runs import version
 
 __all__ = [
     "CAPS",
@@ -138,30 +140,16 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": processor(),
-        "cores": n_cores(),
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "dlnfast": dlnfast.build_info(),
         "thread_pools": thread_pools(),
         "variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
         "caps": {name: os.environ[name] for name in CAPS if name in os.environ},
     }
-
-
-def n_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def thread_pools() -> list[dict[str, Any]] | None:

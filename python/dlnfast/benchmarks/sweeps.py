@@ -6,7 +6,8 @@ from __future__ import annotations
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
-from ..sweep import SweepGrid, available_cores, sweep
+from .._threads import available_cores
+from ..sweep import SweepGrid, sweep
 
 if TYPE_CHECKING:
     from .cases import Options

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from .._arrays import check_count, check_scale
+from .._arrays import check_choice, check_count, check_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,8 +161,7 @@ def load(name: str) -> FigureModule:
     ValueError
         For a name that is not in `FIGURES`.
     """
-    if name not in FIGURES:
-        raise ValueError(f"figure is {name!r}; wanted one of {', '.join(FIGURES)}")
+    check_choice(name, "figure", FIGURES)
     return cast(FigureModule, importlib.import_module(f".{name.replace('-', '_')}", __package__))
 
 
@@ -240,9 +239,7 @@ def mark_quick(picture: Figure, changed: Mapping[str, Any]) -> None:
 
 def _check(value: Any, name: str, option: Option) -> Any:
     if option.choices is not None:
-        if value not in option.choices:
-            raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(option.choices)}")
-        return value
+        return check_choice(value, name, option.choices)
     if option.kind is str:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {type(value).__name__}; wanted a str")

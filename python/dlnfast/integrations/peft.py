@@ -31,7 +31,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftT
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .._arrays import check_count, check_scale, random_generator
+from .._arrays import check_choice, check_count, check_scale, random_generator
 from ..torch.deep_lora.gradient import Loss, draw_frames, first_factors, leading_gradients
 from ..torch.deep_lora.layers import DeepFactors, add_to, as_target
 
@@ -91,8 +91,7 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
         self.r = check_count(self.r, "r")
         self.depth = check_count(self.depth, "depth", minimum=2, maximum=5)
         self.scale = check_scale(self.scale, "scale (eps)", strict=True)
-        if self.init not in _INITS:
-            raise ValueError(f"init is {self.init!r}; wanted one of {', '.join(_INITS)}")
+        check_choice(self.init, "init", _INITS)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._arrays import widths_of
 from .._dispatch import core, is_forked
 from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
@@ -346,7 +347,7 @@ class _Descent:
         ]
         self._remembered: list[torch.Tensor] = []
 
-        widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+        widths = widths_of(weights)
         split = core.best_pivot(widths)
         below, above = self.layers[:split][::-1], self.layers[split:]
         new = self.layers[0].weight.new_empty

@@ -43,8 +43,8 @@ class LayerOutputs:
     ) -> None:
         check_choice(mode, "mode", ("eval", "train", "keep"))
         check_choice(of, "of", ("output", "input"))
-        if not callable(pool) and pool not in ("flatten", "mean"):
-            raise ValueError(f"pool is {pool!r}; wanted 'flatten', 'mean' or a function of a tensor")
+        if not callable(pool):
+            check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
         self._takes_input, self._modules = _input_and_modules(model, layers)
         self._model, self._batches = model, batches
         self._mode: Mode = mode

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .._arrays import check_count, check_scale
+from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
 from .._optional import imported
 from ..finetuning import METHODS
@@ -82,14 +82,12 @@ class Run:
 
     def __post_init__(self) -> None:
         """Check what the parts that take the settings would not name."""
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; wanted one of {', '.join(METHODS)}")
+        check_choice(self.method, "method", METHODS)
         for name in ("rank", "n_examples", "steps", "batch_size"):
             check_count(getattr(self, name), name)
         check_count(self.seed, "seed", minimum=0)
         check_count(self.depth, "depth", minimum=2, maximum=5)
-        if self.init not in INITS:
-            raise ValueError(f"init is {self.init!r}; wanted one of {', '.join(INITS)}")
+        check_choice(self.init, "init", INITS)
         for name in ("learning_rate", "final_rate", "epsilon", "scale", "outer"):
             check_scale(getattr(self, name), name)
 

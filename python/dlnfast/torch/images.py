@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import check_count
+from .._arrays import check_choice, check_count
 from ..data import load_cifar10, load_fashion_mnist
 
 __all__ = ["Batches", "ImageData", "Samples", "load_images"]
@@ -98,8 +98,7 @@ def load_images(
     Cost: 614 MB of memory for all training images of CIFAR-10, 188 MB of Fashion-MNIST, and more while they
     are read.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"name is {name!r}; wanted one of {', '.join(DATA_SETS)}")
+    check_choice(name, "name", DATA_SETS)
     loader, shape = DATA_SETS[name]
     splits = {}
     for split, count in (("train", per_class), ("test", test_per_class)):

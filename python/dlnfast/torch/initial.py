@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import initial as laws
-from .._arrays import FloatArray, per_layer
+from .._arrays import FloatArray, check_choice, per_layer
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
 Scale = laws.Scale
@@ -97,7 +97,7 @@ def initialize_(
     >>> torch.allclose(layer.weight @ layer.weight.T, 0.25 * torch.eye(3))
     True
     """
-    check_law(initial)
+    check_choice(initial, "initial", LAWS)
     chosen = weight_matrices(model, layers)
     scales = per_layer(scale, "scale (eps)", len(chosen))
     for matrix in chosen:
@@ -116,15 +116,6 @@ def initialize_(
                 if bias is not None:
                     bias.zero_()
     return model
-
-
-def check_law(initial: object, *others: str) -> None:
-    """Refuse what names none of the laws, nor of the `others`."""
-    known = (*LAWS, *others)
-    if not isinstance(initial, str):
-        raise TypeError(f"initial is {type(initial).__name__}; wanted one of {', '.join(known)}")
-    if initial not in known:
-        raise ValueError(f"initial is {initial!r}; wanted one of {', '.join(known)}")
 
 
 def draw(initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0) -> list[FloatArray]:

@@ -251,7 +251,10 @@ def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerCho
         if not found:
             wanted = choice.pattern if isinstance(choice, re.Pattern) else choice
             there = [names[0] for names, _, _ in named]
-            raise ValueError(f"layers: {wanted!r} fits none of the model's {what}: {_listed(there)}")
+            raise ValueError(
+                f"layers: {wanted!r} fits none of the model's {what}, by their "
+                f"names in model.named_modules(): {_listed(there)}"
+            )
         kept |= found
     return [named[i][2] for i in sorted(kept)]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .._arrays import FloatArray, as_matrix, check_count
+from .._arrays import FloatArray, as_matrix, check_choice, check_count
 from .initial import Scale, draw
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
@@ -96,8 +96,7 @@ def overparameterize(
     """
     n_factors = check_count(depth, "depth", minimum=2)
     inner = None if width is None else check_count(width, "width")
-    if initial not in ("balanced", "orthogonal"):
-        raise ValueError(f'initial is {initial!r}; wanted "balanced" or "orthogonal"')
+    check_choice(initial, "initial", ("balanced", "orthogonal"))
     if initial == "balanced" and scale is not None:
         raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
     chosen = _choose(module, layers)

@@ -347,9 +347,7 @@ class SGDProbes(_LinearProbes):
         self.epochs = check_count(epochs, "epochs")
         self.batch_size = check_count(batch_size, "batch_size")
         self.learning_rate = check_scale(learning_rate, "learning_rate", strict=True)
-        self.momentum = check_scale(momentum, "momentum")
-        if self.momentum >= 1.0:
-            raise ValueError(f"momentum is {self.momentum:g}; wanted a number in [0, 1)")
+        self.momentum = check_scale(momentum, "momentum", below=1.0)
         self.weight_decay = check_scale(weight_decay, "weight_decay")
         self.standardise = bool(standardise)
         self.shuffle = bool(shuffle)

@@ -193,7 +193,7 @@ def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
 def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
-    columns, whose = problem.dim_in, "the problem's d_x"
+    columns, whose = problem.dim_in, "problem.dim_in"
     for i, layer in enumerate(layers):
         title = f"weights[{i}] (W_{i + 1})"
         if layer.shape[1] != columns:
@@ -214,7 +214,7 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
     if columns != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {columns} rows; wanted {problem.dim_out}, "
-            "the problem's d_y"
+            "problem.dim_out"
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._arrays import check_count, check_scale
+from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
 from ..files import placing
 from .descent import find_device
@@ -171,9 +171,9 @@ class Trainer:
             ("optimizer", optimizer, _OPTIMIZERS),
             ("schedule", schedule, _SCHEDULES),
         ):
-            if not (value in known or (callable(value) and name != "schedule")):
-                also = "" if name == "schedule" else ", or a callable"
-                raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(known)}{also}")
+            takes_callables = name != "schedule"
+            if not (takes_callables and callable(value)):
+                check_choice(value, name, known, also="a callable" if takes_callables else None)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
         if next(model.parameters(), None) is None:
@@ -190,11 +190,9 @@ class Trainer:
         self.history = History()
         self._loss = loss
         self._output_scale = check_scale(output_scale, "output_scale (a)", strict=True)
-        self._schedule, self._final_rate = schedule, check_scale(final_rate, "final_rate")
-        if self._final_rate > 1.0:
-            raise ValueError(f"final_rate is {final_rate:g}; wanted a share in [0, 1]")
-        if check_scale(momentum, "momentum (mu)") >= 1.0:
-            raise ValueError(f"momentum (mu) is {momentum:g}; wanted a number in [0, 1)")
+        self._schedule = schedule
+        self._final_rate = check_scale(final_rate, "final_rate", at_most=1.0)
+        check_scale(momentum, "momentum (mu)", below=1.0)
         self._seed = check_count(seed, "seed", minimum=0)
         self._tracker = tracker
         self._checkpoint = None if checkpoint is None else Path(checkpoint)

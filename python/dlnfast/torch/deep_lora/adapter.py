@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..._arrays import check_count, check_scale, random_generator
+from ..._arrays import check_choice, check_count, check_scale, random_generator
 from ..._errors import ShapeError
 from ..layers import LayerChoice
 from ..updates import UpdateMatrix, thin_svd
@@ -173,8 +173,7 @@ class DeepLoRA:
         freeze: bool = True,
         gradient_memory: int = 2**26,
     ) -> None:
-        if init not in INITS:
-            raise ValueError(f"init is {init!r}; wanted one of {', '.join(INITS)}")
+        check_choice(init, "init", INITS)
         if init == "full" and rank is not None:
             raise ValueError(f'rank is {rank}, but init="full" takes the whole width')
         if init != "gradient" and (batches is not None or loss is not None):
@@ -481,9 +480,9 @@ class DeepLoRA:
         if rank is None and tolerance is None:
             raise ValueError("compress needs a rank or a tolerance")
         most = None if rank is None else check_count(rank, "rank")
-        share = None if tolerance is None else check_scale(tolerance, "tolerance")
-        if share is not None and share >= 1.0:
-            raise ValueError(f"tolerance is {share:g}; wanted a share of the update's norm, below 1")
+        share = None
+        if tolerance is not None:
+            share = check_scale(tolerance, "tolerance (share of the update's norm)", below=1.0)
         branches = self._attached()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")

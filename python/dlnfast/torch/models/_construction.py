@@ -11,9 +11,9 @@ from typing import Final
 import torch
 from torch import nn
 
-from ..._arrays import check_count, check_scale, per_layer
+from ..._arrays import check_choice, check_count, per_layer
 from ..._errors import ShapeError
-from ..initial import Scale, check_law, initialize_
+from ..initial import LAWS, Scale, initialize_
 from ..layers import weight_matrices
 
 Device = torch.device | str | None
@@ -38,7 +38,7 @@ def construction(
     Everything is drawn on the CPU, so that a seed means the same numbers on every device, and PyTorch's own
     generators keep their state. On the meta device nothing is drawn.
     """
-    check_law(initial, "torch")
+    check_choice(initial, "initial", (*LAWS, "torch"))
     number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
     # An empty tensor is where the device of the surrounding context, or the default one, is found.
     place = torch.empty(0, device=device).device
@@ -66,23 +66,6 @@ def hidden_layer(
     if activation is not None:
         parts["activation"] = ACTIVATIONS[activation]()
     return nn.Sequential(parts)
-
-
-def check_activation(activation: object) -> str:
-    """Return the name of an activation that is known."""
-    if not isinstance(activation, str):
-        raise TypeError(f"activation is {type(activation).__name__}; wanted one of {', '.join(ACTIVATIONS)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; wanted one of {', '.join(ACTIVATIONS)}")
-    return activation
-
-
-def check_dropout(dropout: object) -> float:
-    """Return a probability below 1."""
-    value = check_scale(dropout, "dropout")
-    if value >= 1.0:
-        raise ValueError(f"dropout is {value:g}; wanted a probability below 1")
-    return value
 
 
 def flattened(x: torch.Tensor, dim_in: int) -> torch.Tensor:

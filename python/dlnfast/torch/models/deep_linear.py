@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..._arrays import FloatArray, as_layers
+from ..._arrays import FloatArray, as_layers, widths_of
 from ...initial import check_widths
 from ...trajectory import Trajectory
 from ..initial import Scale
@@ -105,7 +105,7 @@ class DeepLinear(nn.Module):
         """
         arrays = as_layers(weights)
         dtype = torch.float64 if arrays[0].dtype == np.float64 else torch.float32
-        model = cls([arrays[0].shape[1], *(len(w) for w in arrays)], dtype=dtype, device="meta")
+        model = cls(widths_of(arrays), dtype=dtype, device="meta")
         model.to_empty(device=torch.empty(0, device=device).device)
         with torch.no_grad():
             for layer, array in zip(model._linear_layers(), arrays, strict=True):

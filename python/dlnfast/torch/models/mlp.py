@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..._arrays import check_count
+from ..._arrays import check_choice, check_count
 from ...initial import check_widths
 from ..initial import Scale
-from ._construction import Device, check_activation, construction, flattened, hidden_layer
+from ._construction import ACTIVATIONS, Device, construction, flattened, hidden_layer
 
 
 class MLP(nn.Module):
@@ -83,7 +83,7 @@ class MLP(nn.Module):
         if n_nonlinear is None:
             n_nonlinear = n_hidden
         check_count(n_nonlinear, "n_nonlinear", minimum=0, maximum=n_hidden)
-        check_activation(activation)
+        check_choice(activation, "activation", ACTIVATIONS)
         with construction(self, initial, scale, seed, dtype, device):
             self.layers = nn.Sequential()
             for i in range(n_hidden):

@@ -10,9 +10,9 @@ from typing import Final
 import torch
 from torch import nn
 
-from ..._arrays import check_count, check_scale
+from ..._arrays import check_choice, check_count, check_scale
 from ..initial import Scale
-from ._construction import Device, check_dropout, check_images, construction, hidden_layer
+from ._construction import Device, check_images, construction, hidden_layer
 
 #: Convolutions of each stage; arXiv 1409.1556, table 1, configurations A, B, D, E.
 _STAGES: Final = {
@@ -93,11 +93,10 @@ class VGG(nn.Module):
         device: Device = None,
     ) -> None:
         super().__init__()
-        if name not in _STAGES:
-            raise ValueError(f"name is {name!r}; wanted one of {', '.join(_STAGES)}")
+        check_choice(name, "name", _STAGES)
         check_count(n_classes, "n_classes")
         check_scale(width, "width", strict=True)
-        dropout = check_dropout(dropout)
+        dropout = check_scale(dropout, "dropout", below=1.0)
         self.image_size = check_count(image_size, "image_size", minimum=2 ** len(_CHANNELS))
         self.in_channels = check_count(in_channels, "in_channels")
         channels = [max(1, round(c * width)) for c in _CHANNELS]

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..._arrays import check_count, check_scale
+from ..._arrays import check_choice, check_count, check_scale
 from ..initial import Scale
-from ._construction import Device, check_dropout, check_images, construction
+from ._construction import Device, check_images, construction
 
 #: arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
 _PRESETS: Final = {
@@ -115,9 +115,8 @@ class ViT(nn.Module):
         if dim % check_count(n_heads, "n_heads"):
             raise ValueError(f"n_heads is {n_heads}, which does not divide dim ({dim})")
         hidden = max(1, round(dim * check_scale(mlp_ratio, "mlp_ratio", strict=True)))
-        if pool not in ("cls", "mean"):
-            raise ValueError(f'pool is {pool!r}; wanted "cls" or "mean"')
-        dropout = check_dropout(dropout)
+        check_choice(pool, "pool", ("cls", "mean"))
+        dropout = check_scale(dropout, "dropout", below=1.0)
         self.pool = pool
         n_tokens = (image_size // patch_size) ** 2 + (pool == "cls")
         with construction(self, initial, scale, seed, dtype, device):
@@ -151,8 +150,7 @@ class ViT(nn.Module):
         ValueError
             For another name.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"name is {name!r}; wanted one of {', '.join(_PRESETS)}")
+        check_choice(name, "name", _PRESETS)
         return cls(**{**_PRESETS[name], **settings})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
