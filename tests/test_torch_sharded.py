@@ -242,7 +242,7 @@ def case_the_sum_of_steps_bounds_the_drift():
                 moved = np.linalg.norm(now.astype(F64) - start.astype(F64))
                 assert squared_norm == pytest.approx(np.linalg.norm(now) ** 2, rel=1e-5)
                 assert moved <= bound
-                if layer.kept:  # otherwise W turns round at every step
+                if layer.rule.kept:  # otherwise W turns round at every step
                     assert bound <= 4 * moved + 1e-6  # or it would be of no use
 
 

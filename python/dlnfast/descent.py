@@ -1086,7 +1086,18 @@ def _learning_rates(
         raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, "auto" or "adaptive"')
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
-    scales = weights.scales if isinstance(weights, ImplicitWeights) else map(scale_of, weights)
+    scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
+    return rates_at(problem, scales, weight_decay, momentum)
+
+
+def rates_at(
+    problem: Problem,
+    scales: Sequence[float],
+    weight_decay: npt.NDArray[np.float64],
+    momentum: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the learning rates of "auto" for layers of these scales (eps)."""
+    n_layers = len(scales)
     # Weight decay makes everything sharper by lambda.
     sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=max(scales)) + float(weight_decay.max())
     return np.full(n_layers, (1.0 - float(momentum.max())) / sharpness)

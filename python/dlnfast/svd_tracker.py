@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -197,6 +197,18 @@ def _record(raw: dict[str, Any]) -> TrackerRecord:
     for side in ("left_block", "right_block"):
         raw[side] = BlockAngle(*raw[side])
     return TrackerRecord(singular_values=values, **raw)
+
+
+#: Smaller sides up to which mode "auto" decomposes a matrix as a whole, whatever k is.
+_DECOMPOSED: Final = 128
+
+
+def is_decomposed(shape: tuple[int, ...], k: int) -> bool:
+    """Tell whether a tracker of k values decomposes such a matrix as a whole, unless told otherwise.
+
+    It does where a side is as short as the blocks that it would work with.
+    """
+    return bool(min(shape) <= max(_DECOMPOSED, 3 * (k + DEFAULTS["n_guards"])))
 
 
 class SVDTracker:

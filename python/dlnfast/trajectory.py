@@ -148,6 +148,17 @@ def tracking_columns(found: TrackerRecord) -> npt.NDArray[np.float64]:
     return np.array([named[name].index(v) if name in named else v for name, v in values], dtype=np.float64)
 
 
+def tracking_rows(found: TrackerRecord) -> dict[str, npt.NDArray[Any]]:
+    """Return a tracker's record as one row of each array of a `LayerTracking` without angles."""
+    return {
+        "errors": found.errors,
+        "signs": np.where(np.signbit(found.singular_values), -1.0, 1.0),
+        "branches": found.branches,
+        "clusters": found.clusters,
+        "columns": tracking_columns(found),
+    }
+
+
 @dataclass(frozen=True)
 class DenseStates:
     """Records of the dense engine; empty tuples where nothing was asked for.

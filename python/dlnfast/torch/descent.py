@@ -20,13 +20,14 @@ from .._arrays import widths_of
 from .._dispatch import core, is_forked
 from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
-from ..trajectory import LayerTracking, tracking_columns
+from ..trajectory import LayerTracking, tracking_rows
+from ._rule import Rule
 from .operators import DeviceMatrix
 
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
 #: Seconds between two looks of the progress bar, as in the core.
-_BREATH = 0.05
+BREATH = 0.05
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -132,7 +133,7 @@ class TorchJob(DenseJob):
             if drain_every and step % drain_every == 0 and step != first:
                 self._store(descent)
                 on_drain(step)
-            if on_progress is not None and time.perf_counter() - looked >= _BREATH:
+            if on_progress is not None and time.perf_counter() - looked >= BREATH:
                 on_progress(step, now)
                 looked = time.perf_counter()
 
@@ -193,19 +194,9 @@ class _Layer:
         self.host = torch.from_numpy(host)
         #: The same memory where the device is the host.
         self.weight = _placed(self.host, device)
-        self.scale = loss_scale
-        self.rate, self.decay, self.momentum = rates
-        self.moves = self.rate != 0.0
-        inert = self.moves and self.momentum != 0.0
-        self.velocity = torch.zeros_like(self.weight) if inert else None
+        self.rule = Rule(loss_scale, rates, host.dtype)
+        self.velocity = torch.zeros_like(self.weight) if self.rule.inert else None
         self.host_velocity: torch.Tensor | None = None
-        # As the core: 0 where decay takes all of W, so that exactly -rate G remains.
-        number = host.dtype.type
-        takes_all = not inert and number(self.rate) * number(self.decay) == 1
-        self.kept = 0.0 if takes_all else 1.0
-        #: Whether W moves along a sum, which is rounded once: a factor 1 - rate decay would be rounded in the
-        #: same direction at every step of a slow phase.
-        self.adds_decay = self.moves and not inert and self.decay != 0.0 and not takes_all
 
     def go_on_with(self, velocity: npt.NDArray[Any]) -> None:
         """Start from a velocity, which `bring_home` then writes."""
@@ -238,34 +229,15 @@ class _Descending:
 
     def along_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Step along ``c left right``."""
-        layer = self.layer
-        if self.velocity is not None:
-            self.velocity.addmm_(left, right, beta=layer.momentum, alpha=layer.scale)
-            self._along_velocity(self.velocity)
-        elif self.gradient is not None:
-            torch.addmm(self.matrix, left, right, beta=layer.decay, alpha=layer.scale, out=self.gradient)
-            self.matrix.add_(self.gradient, alpha=-layer.rate)
+        rule = self.layer.rule
+        if self.gradient is not None:
+            rule.along_sum(self.matrix, left, right, out=self.gradient)
         else:
-            self.matrix.addmm_(left, right, beta=layer.kept, alpha=-layer.rate * layer.scale)
+            rule.along_product(self.matrix, self.velocity, left, right)
 
     def along(self, block: torch.Tensor) -> None:
         """Step along ``c block``, which is overwritten."""
-        layer = self.layer
-        if self.velocity is not None:
-            self.velocity.mul_(layer.momentum).add_(block, alpha=layer.scale)
-            self._along_velocity(self.velocity)
-        elif layer.adds_decay:
-            block.mul_(layer.scale).add_(self.matrix, alpha=layer.decay)
-            self.matrix.add_(block, alpha=-layer.rate)
-        elif layer.kept == 0.0:
-            torch.mul(block, -layer.rate * layer.scale, out=self.matrix)
-        else:
-            self.matrix.add_(block, alpha=-layer.rate * layer.scale)
-
-    def _along_velocity(self, velocity: torch.Tensor) -> None:
-        if self.layer.decay != 0.0:
-            velocity.add_(self.matrix, alpha=self.layer.decay)
-        self.matrix.add_(velocity, alpha=-self.layer.rate)
+        self.layer.rule.along(self.matrix, self.velocity, block, out=block)
 
 
 class _Side:
@@ -288,11 +260,11 @@ class _Side:
             self._forward.append((self.product, factor.matrix, result))
             self.product = result
 
-        moving = [i for i, layer in enumerate(layers) if layer.moves]
+        moving = [i for i, layer in enumerate(layers) if layer.rule.moves]
         #: Whether any layer steps at all; nothing goes further inwards than to the innermost that does.
         self.moves = bool(moving)
         end = moving[0] if moving else len(factors)
-        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.adds_decay), default=0)
+        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.rule.adds_decay), default=0)
         scratch = new(largest)
         turns = new(2, k * max((f.outer for f in factors[:-1]), default=0))
         #: The layer, X_{i-1}^T, Y_i, A_i^T and Y_{i-1}.
@@ -301,7 +273,7 @@ class _Side:
         ] = []
         for i in range(len(factors) - 1, max(end, 1) - 1, -1):
             factor = factors[i]
-            if factor.layer.adds_decay:
+            if factor.layer.rule.adds_decay:
                 factor.use(scratch)
             inner = turns[i % 2][: k * factor.inner].view(k, factor.inner) if i > end else None
             self._backward.append((factor, self._forward[i - 1][0].T, error, factor.matrix.T, inner))
@@ -318,7 +290,7 @@ class _Side:
         for factor, prefix, error, transpose, inner in self._backward:
             if inner is not None:
                 torch.mm(error, transpose, out=inner)
-            if factor.layer.moves:
+            if factor.layer.rule.moves:
                 factor.along_product(prefix, error)
         if self._innermost is not None:
             factor, error = self._innermost
@@ -458,11 +430,8 @@ class _TrackedLayer:
             matrix = DeviceMatrix(layer.weight)
             found = self.tracker.update(matrix, drift=drift, squared_norm=matrix.squared_norm())
         self.values[number] = np.abs(found.singular_values)
-        self.arrays.signs[number] = np.where(np.signbit(found.singular_values), -1.0, 1.0)
-        self.arrays.errors[number] = found.errors
-        self.arrays.branches[number] = found.branches
-        self.arrays.clusters[number] = found.clusters
-        self.arrays.columns[number] = tracking_columns(found)
+        for name, row in tracking_rows(found).items():
+            getattr(self.arrays, name)[number] = row
         if self.vectors is not None:
             left, right = self.vectors
             left[number] = self.tracker.left_vectors

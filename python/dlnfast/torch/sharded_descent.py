@@ -17,22 +17,18 @@ from .._arrays import FloatArray
 from .._dispatch import core
 from .._errors import ShapeError
 from ..closure import Certificate
-from ..descent import Adaptive, Callback, PerLayer, Request, run_job, with_caution
+from ..descent import Adaptive, Callback, PerLayer, Request, rates_at, run_job, with_caution
 from ..problem import LowRank, Problem
 from ..progress import ProgressBar
-from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord
-from ..theory import default_learning_rate
-from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
-from .descent import exact_products
+from ..svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from ._rule import Rule
+from .descent import BREATH, exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
 
 logger = logging.getLogger("dlnfast")
 
-#: Seconds between two looks of the progress bar, as in the core.
-_BREATH = 0.05
-#: Smaller sides up to which a layer is gathered at records: its tracker decomposes it as a whole.
-_DECOMPOSED = 128
 #: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
 _SCRATCH = 2**18
 
@@ -234,11 +230,9 @@ def _facts(request: Request, automatic: bool) -> dict[str, Any]:
 
 def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
     """Return what ``train(learning_rate="auto")`` takes."""
-    scale = max(np.sqrt(layer.squared_norm() / min(layer.shape)) for layer in layers)
     assert isinstance(request.problem, Problem)
-    sharpness = 1.0 / default_learning_rate(request.problem, len(layers), scale=float(scale))
-    sharpness += float(request.weight_decay.max())
-    return np.full(len(layers), (1.0 - float(request.momentum.max())) / sharpness)
+    scales = [float(np.sqrt(layer.squared_norm() / min(layer.shape))) for layer in layers]
+    return rates_at(request.problem, scales, request.weight_decay, request.momentum)
 
 
 class _ShardedJob:
@@ -296,7 +290,7 @@ class _ShardedJob:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if on_progress is not None and time.perf_counter() - looked >= _BREATH:
+            if on_progress is not None and time.perf_counter() - looked >= BREATH:
                 on_progress(step, now)
                 looked = time.perf_counter()
             descent.update()
@@ -343,13 +337,8 @@ class _ShardedJob:
 
 
 def _tracking(found: list[TrackerRecord]) -> LayerTracking:
-    return LayerTracking(
-        errors=np.array([each.errors for each in found]),
-        signs=np.array([np.where(np.signbit(each.singular_values), -1.0, 1.0) for each in found]),
-        branches=np.array([each.branches for each in found]),
-        clusters=np.array([each.clusters for each in found]),
-        columns=np.array([tracking_columns(each) for each in found]),
-    )
+    rows = [tracking_rows(each) for each in found]
+    return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
 
 
 class _Layer:
@@ -358,17 +347,8 @@ class _Layer:
     def __init__(self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float]) -> None:
         self.shard = shard
         self.weight = shard.rows
-        self.scale = loss_scale
-        self.rate, self.decay, self.momentum = rates
-        self.moves = self.rate != 0.0
-        inert = self.moves and self.momentum != 0.0
-        self.velocity = torch.zeros_like(self.weight) if inert else None
-        # As the core: 0 where decay takes all of W, so that exactly -rate G remains.
-        number = shard.dtype.type
-        takes_all = not inert and number(self.rate) * number(self.decay) == 1
-        self.kept = 0.0 if takes_all else 1.0
-        #: Whether W moves along a sum, which is rounded once.
-        self.adds_decay = self.moves and not inert and self.decay != 0.0 and not takes_all
+        self.rule = Rule(loss_scale, rates, shard.dtype)
+        self.velocity = torch.zeros_like(self.weight) if self.rule.inert else None
         #: The norm of these rows at the last record, and the sum of the norms of the steps since then; None
         #: where nobody asks. On the device, so that no step waits for the host.
         self.norm: torch.Tensor | None = None
@@ -383,34 +363,18 @@ class _Layer:
         """Step along ``c left right^T``."""
         before = self._gradient_norm(left, right)
         across = right.T
-        if self.velocity is not None:
-            self.velocity.addmm_(left, across, beta=self.momentum, alpha=self.scale)
-            if self.decay != 0.0:
-                self.velocity.add_(self.weight, alpha=self.decay)
-            self.weight.add_(self.velocity, alpha=-self.rate)
-        elif self.adds_decay:
+        if self.rule.adds_decay:
             n = max(1, _SCRATCH // self.weight.shape[1])
             for rows, own in zip(torch.split(self.weight, n), torch.split(left, n), strict=True):
-                gradient = torch.addmm(rows, own, across, beta=self.decay, alpha=self.scale)
-                rows.add_(gradient, alpha=-self.rate)
+                self.rule.along_sum(rows, own, across)
         else:
-            self.weight.addmm_(left, across, beta=self.kept, alpha=-self.rate * self.scale)
+            self.rule.along_product(self.weight, self.velocity, left, across)
         self._advance(before)
 
     def step_along_block(self, block: torch.Tensor) -> None:
         """Step along ``c block``, which is as thin as the layer."""
         before = None if self.path is None else torch.linalg.vector_norm(block, dtype=torch.float64)
-        if self.velocity is not None:
-            self.velocity.mul_(self.momentum).add_(block, alpha=self.scale)
-            if self.decay != 0.0:
-                self.velocity.add_(self.weight, alpha=self.decay)
-            self.weight.add_(self.velocity, alpha=-self.rate)
-        elif self.adds_decay:
-            self.weight.add_((self.scale * block).add_(self.weight, alpha=self.decay), alpha=-self.rate)
-        elif self.kept == 0.0:
-            torch.mul(block, -self.rate * self.scale, out=self.weight)
-        else:
-            self.weight.add_(block, alpha=-self.rate * self.scale)
+        self.rule.along(self.weight, self.velocity, block)
         self._advance(before)
 
     def _gradient_norm(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
@@ -430,10 +394,11 @@ class _Layer:
             return
         reach = self.norm + self.path  # no larger was W before the step
         if self.velocity is not None:
-            moved = self.rate * torch.linalg.vector_norm(self.velocity, dtype=torch.float64)
+            moved = self.rule.rate * torch.linalg.vector_norm(self.velocity, dtype=torch.float64)
         else:
             assert gradient_norm is not None
-            moved = self.rate * (self.scale * gradient_norm + self.decay * reach)
+            rule = self.rule
+            moved = rule.rate * (rule.scale * gradient_norm + rule.decay * reach)
         # W is rounded after the step, as is the sum that it moves along.
         rounding = 2 * torch.finfo(self.weight.dtype).eps * (reach + moved)
         self.path = self.path + moved + rounding
@@ -458,8 +423,8 @@ class _TrackedLayer:
         assert request.n_values is not None
         # One thread: what the tracker does besides the products is the same on all processes, to the bit.
         self.tracker = SVDTracker(min(request.n_values, most), n_threads=1)
-        #: Whether it is as thin as the blocks that the tracker works with.
-        self.whole = most <= max(_DECOMPOSED, 3 * (self.tracker.k + DEFAULTS["n_guards"]))
+        #: Gathered at records, because its tracker decomposes it anyway.
+        self.whole = is_decomposed(layer.shard.shape, self.tracker.k)
         self.found: list[TrackerRecord] = []
         self.left: list[FloatArray] = []
         self.right: list[FloatArray] = []
@@ -501,7 +466,7 @@ class _Descent:
         self._half_scale, self._floor = 0.5 * problem.loss_scale, problem.loss_floor
         self._n = len(shards)
         self._split = int(core.best_pivot(request.widths))
-        moving = [layer for layer, held in enumerate(self.layers, 1) if held.moves]
+        moving = [layer for layer, held in enumerate(self.layers, 1) if held.rule.moves]
         #: The innermost layers that step, below the split and above it; errors go no further.
         self._last_below = max((layer for layer in moving if layer <= self._split), default=0)
         self._last_above = min((layer for layer in moving if layer > self._split), default=self._n + 1)
@@ -576,7 +541,7 @@ class _Descent:
             held, right, own = self.layers[layer - 1], self._upper[layer - 1 - self._split], error
             if layer > self._last_above:
                 error = self._own_rows(held.shard.transposed_times(own), layer - 1)
-            if not held.moves:
+            if not held.rule.moves:
                 continue
             if right is None:
                 held.step_along_block(own)
@@ -588,7 +553,7 @@ class _Descent:
             held, left, right = self.layers[layer - 1], self._lower[layer], error
             if layer < self._last_below:
                 error = held.shard.times(right)
-            if not held.moves:
+            if not held.rule.moves:
                 continue
             if left is None:
                 held.step_along_block(right.T[held.shard.start : held.shard.stop])

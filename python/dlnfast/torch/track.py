@@ -25,8 +25,8 @@ from .._arrays import FloatArray, check_count, check_flag, check_scale
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
-from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state
-from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_columns
+from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
+from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 from .operators import host_matrix
 
@@ -38,8 +38,6 @@ _WHAT: tuple[Of, ...] = ("weights", "change")
 _VECTORS = ("left", "right")
 #: Numbers in a matrix from which on it takes all threads. Smaller ones take one each, side by side.
 _LARGE = 2**22
-#: Smaller sides up to which a matrix on a device is brought to the host: it is decomposed as a whole.
-_DECOMPOSED = 128
 
 
 def track(
@@ -299,8 +297,8 @@ class SpectralTracker:
     def _update(
         self, tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
     ) -> TrackerRecord:
-        whole = min(matrix.shape) <= max(_DECOMPOSED, 3 * (tracker.k + DEFAULTS["n_guards"]))
-        if not whole and (matrix.is_product or matrix.device.type != "cpu"):
+        # One that is decomposed anyway is brought to the host.
+        if not is_decomposed(matrix.shape, tracker.k) and (matrix.is_product or matrix.device.type != "cpu"):
             return self._by_products(tracker, matrix, start)
         values = host_matrix(matrix.matrix())
         if start is None:
@@ -579,11 +577,7 @@ class _Followed:
                 block[side] = plain.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
-            "errors": found.errors,
-            "signs": np.where(found.singular_values < 0, -1.0, 1.0),
-            "branches": found.branches,
-            "clusters": found.clusters,
-            "columns": tracking_columns(found),
+            **tracking_rows(found),
             "angles": angles,
             "block_angles": block,
         }
