@@ -64,12 +64,7 @@ BatchSizes check_sizes(const Batch<T>& batch, const Schedule& schedule,
     require_stack(batch.least_squares, n, width, d_in, "least_squares");
   }
   for (const FamilySpan& family : batch.families) {
-    if (family.first < 0 || family.first >= sizes.layers || family.length < 1 ||
-        family.length > sizes.layers - family.first) {
-      throw ShapeError("a family of families begins at layer " + std::to_string(family.first + 1) +
-                       " and runs through " + std::to_string(family.length) +
-                       " layers; there are " + std::to_string(sizes.layers));
-    }
+    require_layers(family.first, family.length, sizes.layers);
     sizes.scalars += family.length;
   }
   const Index n_families = static_cast<Index>(batch.families.size());

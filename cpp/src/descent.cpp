@@ -47,6 +47,12 @@ double largest_magnitude(MatrixRef<const T> m) {
 template double largest_magnitude(MatrixRef<const float> m);
 template double largest_magnitude(MatrixRef<const double> m);
 
+void require_layers(Index first, Index length, Index n_layers) {
+  if (first >= 0 && length >= 1 && length <= n_layers && first <= n_layers - length) return;
+  throw ShapeError("a family begins with layer [" + std::to_string(first) + "] and runs through " +
+                   std::to_string(length) + " of them; there are " + std::to_string(n_layers));
+}
+
 Index largest_layer(const Stepper& stepper) {
   Index largest = 0;
   double most = -1.0;

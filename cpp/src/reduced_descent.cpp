@@ -19,11 +19,7 @@ class Scalars {
     const Index n_layers = static_cast<Index>(rates.learning_rate.size());
     for (const Family& family : families_) {
       const Index length = static_cast<Index>(family.rho.size());
-      if (family.first < 0 || length < 1 || family.first + length > n_layers) {
-        throw ShapeError("a family runs through layers " + std::to_string(family.first + 1) +
-                         " to " + std::to_string(family.first + length) + "; there are " +
-                         std::to_string(n_layers));
-      }
+      require_layers(family.first, length, n_layers);
       if (family.coupling != 0.0 && length != n_layers) {
         throw ShapeError("a family that does not run through all layers is coupled");
       }

@@ -148,6 +148,9 @@ class Stepper {
   virtual Index steps_per_breath() const { return 1; }
 };
 
+// That a family of directions (reduced_descent.hpp) runs through layers that there are.
+void require_layers(Index first, Index length, Index n_layers);
+
 // The layer, counted from 1, that holds the largest entry.
 Index largest_layer(const Stepper& stepper);
 
