@@ -450,7 +450,11 @@ def test_records_of_the_dense_engine(core, changes, error, text):
             ValueError,
             "does not run through all layers",
         ),
-        ({"families": [(1, 3.0, 0.0, [0.5, 0.5])]}, ValueError, r"begins with layer \[1\] and runs through 2 of"),
+        (
+            {"families": [(1, 3.0, 0.0, [0.5, 0.5])]},
+            ValueError,
+            r"begins with layer \[1\] and runs through 2 of",
+        ),
         ({"families": [(-1, 3.0, 0.0, [0.5, 0.5])]}, ValueError, r"begins with layer \[-1\]"),
         ({"families": [(2**62, 3.0, 0.0, [0.5, 0.5])]}, ValueError, "there are 2"),
         ({"families": [(2**63 - 1, 3.0, 0.0, [0.5, 0.5])]}, ValueError, "there are 2"),

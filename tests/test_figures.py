@@ -561,7 +561,7 @@ def test_every_figure_describes_its_settings(name):
         ({"colour": 1}, ValueError, "colour is not a setting"),
         ({"dim": 1.5}, TypeError, "dim is 1.5"),
         ({"scale": -1.0}, ValueError, "scale is -1"),
-        ({"inputs": "grey"}, ValueError, "inputs is 'grey'; wanted one of white, gaussian"),
+        ({"inputs": "grey"}, ValueError, "inputs is 'grey'; wanted one of 'white', 'gaussian'"),
     ],
 )
 def test_wrong_settings(values, error, message):
@@ -572,7 +572,7 @@ def test_wrong_settings(values, error, message):
 def test_wrong_lists_and_names():
     with pytest.raises(ValueError, match="depths is empty"):
         figures.make_settings(figures.load("progressive-collapse").Settings, {"depths": ()})
-    with pytest.raises(ValueError, match="figure is 'mona-lisa'; wanted one of svd-evolution"):
+    with pytest.raises(ValueError, match="figure is 'mona-lisa'; wanted one of 'svd-evolution'"):
         figures.load("mona-lisa")
 
 

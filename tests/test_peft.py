@@ -290,7 +290,7 @@ def test_bad_settings_are_refused_by_name(batch):
         ({"r": 0}, ValueError, "r is 0"),
         ({"depth": 6}, ValueError, "depth is 6"),
         ({"scale": 0}, ValueError, "scale"),
-        ({"init": "full"}, ValueError, "init is 'full'; wanted one of gradient, random"),
+        ({"init": "full"}, ValueError, "init is 'full'; wanted one of 'gradient', 'random'"),
         ({"target_modules": "a", "layers_to_transform": 1}, ValueError, "layers_to_transform goes with"),
         ({"layers_pattern": "layer"}, ValueError, "layers_pattern goes with layers_to_transform"),
     ]:

@@ -543,8 +543,11 @@ def test_data_that_are_not_finite_are_located(value, whiten, monkeypatch):
         ({"reduction": "max"}, "reduction is 'max'; wanted one of 'sum', 'mean'"),
         ({"layout": "row"}, "layout is 'row'; wanted one of 'columns', 'rows'"),
         ({"rank_tolerance": 1e-3}, "rank_tolerance is given, but whiten is None"),
-        ({"whiten": "zca", "rank_tolerance": -1.0}, "rank_tolerance is -1"),
-        ({"whiten": "zca", "rank_tolerance": 1.0}, "rank_tolerance is 1; wanted a share .* below 1"),
+        ({"whiten": "zca", "rank_tolerance": -1.0}, "rank_tolerance .* is -1"),
+        (
+            {"whiten": "zca", "rank_tolerance": 1.0},
+            r"rank_tolerance \(share of sigma_1\) is 1; wanted a number in \[0, 1\)",
+        ),
     ],
 )
 def test_bad_settings(settings, message):

@@ -825,7 +825,7 @@ def test_bad_settings_are_refused_by_name():
     model = network()
     batch = batch_for(model)
     cases = [
-        ({"init": "svd"}, ValueError, "init is 'svd'; wanted one of gradient, random, full"),
+        ({"init": "svd"}, ValueError, "init is 'svd'; wanted one of 'gradient', 'random', 'full'"),
         ({"init": "full", "rank": 2}, ValueError, 'rank is 2, but init="full"'),
         ({"init": "random", "batches": batch}, ValueError, 'for init="gradient"; init is'),
         ({"init": "random", "depth": 1}, ValueError, "depth is 1"),
@@ -984,7 +984,7 @@ def test_what_would_be_wrong_in_silence_is_refused(tmp_path):
     for options in ({"lr": 1.0}, {"params": []}):
         with pytest.raises(TypeError, match="is made here"):
             adapter.param_groups(1e-2, **options)
-    with pytest.raises(ValueError, match="tolerance is 2; wanted a share"):
+    with pytest.raises(ValueError, match=r"tolerance .* is 2; wanted a number in"):
         adapter.compress(tolerance=2.0)
     pytest.importorskip("safetensors", reason="safetensors is optional")
     for settings_ in ({"lora_alpha": 16}, {"use_rslora": True}, {"peft_type": "IA3"}, {"r": 3}):

@@ -121,7 +121,7 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
 
 def test_wrong_requests_for_images(generated):
     name, folder, *_ = generated
-    with pytest.raises(ValueError, match="name is 'mnist'; wanted one of cifar10, fashion-mnist"):
+    with pytest.raises(ValueError, match="name is 'mnist'; wanted one of 'cifar10', 'fashion-mnist'"):
         load_images("mnist")
     with pytest.raises(ValueError, match="per_class is 5, but"):
         load_images(name, path=folder, per_class=5)

@@ -246,8 +246,9 @@ def check_scale(
     """Return `x` as a finite float within these bounds; at `minimum` itself unless `strict`."""
     if below is not None or at_most is not None:
         upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
-        bound = f" in {'(' if strict else '['}{minimum:g}, {upper}"
+        bound, finite = f" in {'(' if strict else '['}{minimum:g}, {upper}", ""
     else:
+        finite = "finite "
         bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
     if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or getattr(x, "ndim", 0) > 0:
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
@@ -260,7 +261,7 @@ def check_scale(
     too_small = value < minimum or (strict and value == minimum)
     too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
     if not np.isfinite(value) or too_small or too_large:
-        raise ValueError(f"{name} is {value:g}; wanted a finite number{bound}")
+        raise ValueError(f"{name} is {value:g}; wanted a {finite}number{bound}")
     return value
 
 

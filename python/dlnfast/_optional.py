@@ -9,16 +9,19 @@ from typing import Any
 __all__ = ["imported"]
 
 
-def imported(package: str, what: str, extra: str | None = None) -> Any:
+def imported(package: str, what: str, extra: str | None = None, *, install: str | None = None) -> Any:
     """Return a package, or say what needs it and how to get it.
 
     Parameters
     ----------
     package : str
+        Or a module of one.
     what : str
         What needs it.
     extra : str, optional
         The extra of dlnfast that brings it; by default the package itself is named.
+    install : str, optional
+        What pip calls it, where that is another name.
 
     Raises
     ------
@@ -28,7 +31,9 @@ def imported(package: str, what: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        install = package if extra is None else f'"dlnfast[{extra}]"'
+        if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
+            raise  # something that it needs itself
+        wanted = install or (package.partition(".")[0] if extra is None else f'"dlnfast[{extra}]"')
         raise ModuleNotFoundError(
-            f"{what} needs {package}, which is not installed: pip install {install}", name=package
+            f"{what} needs {package}, which is not installed: pip install {wanted}", name=package
         ) from error

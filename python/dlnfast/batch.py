@@ -19,7 +19,7 @@ from ._arrays import (
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
 from .checkpoint import Checkpoint, RunFolder, identity_of, terminating
-from .closure import Certificate, Closure
+from .closure import Certificate, Closure, step_flops
 from .descent import Request, allocate_records, check_initial, choose_engine, reduced_states, with_caution
 from .files import Arrays
 from .implicit import ImplicitWeights
@@ -277,7 +277,7 @@ class _KeptRuns:
     def portions(self, members: list[int]) -> Iterator[list[int]]:
         """Yield the runs of one shape in groups that are written together."""
         plan = self._plans[members[0]]
-        flops = 6.0 * sum(core_.shape[0] * core_.size for core_ in plan.space.cores)
+        flops = step_flops(plan.space.cores)
         whole = max(1.0, plan.request.steps * (flops + 100.0))
         # Whole registers, and both threads of a small machine, are full with multiples of 32.
         count = self._every or int(np.clip(_PORTION_FLOPS / whole // 32, 1, 32)) * 32

@@ -13,7 +13,7 @@ rank r, or with a wide last layer) are two of the settings in which this holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, overload
 
@@ -168,6 +168,11 @@ class Certificate:
         """Return the engine, the reason and the expected error in one line."""
         error = f" (expected error {self.expected_error:.0e})" if self.engine == "reduced" else ""
         return f"{self.engine} engine: {self.reason}{error}"
+
+
+def step_flops(cores: Iterable[FloatArray]) -> float:
+    """Return about how many operations a step of these cores takes: three products with each."""
+    return 6.0 * float(sum(core.shape[0] * core.size for core in cores))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import io
 import math
 import os
@@ -30,6 +29,7 @@ from ._arrays import (
     is_finite,
 )
 from ._errors import ShapeError
+from ._optional import imported
 
 IntegerArray = npt.NDArray[np.int64]
 ImageArray = npt.NDArray[np.uint8]
@@ -589,7 +589,7 @@ def load_fashion_mnist(
     root = data_root(path)
     npz = _npz_file(root, _NPZ_NAME)
     if npz.is_file():
-        images, labels = _read_npz(npz, split)
+        images, labels = _read_npz(npz, f"x_{split}", f"y_{split}")
         return _some_images(images, labels, count, npz)
     for folder in _IDX_FOLDERS:
         found = _find_idx(root / folder, split)
@@ -659,13 +659,11 @@ def _plain_or_gzip(path: Path) -> Path | None:
     return next((p for p in (path, compressed) if p.is_file()), None)
 
 
-def _read_npz(path: Path, split: str, names: Sequence[str] = ("x", "y")) -> tuple[npt.NDArray[Any], ...]:
-    """Return the arrays ``{name}_{split}``."""
-    keys = [f"{name}_{split}" for name in names]
+def _read_npz(path: Path, *keys: str) -> tuple[npt.NDArray[Any], ...]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return tuple(arrays[key] for key in keys)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         listed = f"{', '.join(keys[:-1])} and {keys[-1]}"
         raise ValueError(f"{path} cannot be read as an .npz file with {listed}: {error}") from error
 
@@ -707,13 +705,8 @@ def _read_parquet(
     files: Sequence[Path], column: str, per_class: int | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return images, decoded from the bytes in a column, and labels; the first so many of each class."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-        importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise ImportError(
-            f"reading {files[0]} needs pyarrow and Pillow: pip install pyarrow pillow"
-        ) from error
+    parquet = imported("pyarrow.parquet", f"reading {files[0]}", install="pyarrow pillow")
+    imported("PIL.Image", f"reading {files[0]}", install="pillow")
     cells: list[bytes] = []
     labels: list[int] = []
     for file in files:
@@ -732,10 +725,7 @@ def _read_parquet(
 
 def _decode_images(encoded: Sequence[bytes], source: Path) -> npt.NDArray[Any]:
     """Decode PNG or JPEG images of one size, (N, rows, columns) or (N, rows, columns, 3)."""
-    try:
-        pillow = importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise ImportError(f"reading {source} needs Pillow: pip install pillow") from error
+    pillow = imported("PIL.Image", f"reading {source}", install="pillow")
     images: list[npt.NDArray[Any]] = []
     for number, content in enumerate(encoded):
         try:
@@ -906,7 +896,7 @@ def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _read_cifar_jpeg(path: Path, split: str, per_class: int | None) -> tuple[ImageArray, IntegerArray]:
-    content, offsets, labels = _read_npz(path, split, ("jpeg", "offsets", "y"))
+    content, offsets, labels = _read_npz(path, f"jpeg_{split}", f"offsets_{split}", f"y_{split}")
     if content.dtype != np.uint8 or content.ndim != 1:
         raise ValueError(
             f"{path} holds jpeg_{split} of shape {content.shape}, {content.dtype}; wanted (n,), uint8"
@@ -1111,13 +1101,7 @@ def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:
 
 
 def _read_movielens_npz(path: Path) -> Ratings:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            users, items, doubled, user_ids, item_ids = (arrays[name] for name in _MOVIELENS_KEYS)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an .npz file with {', '.join(_MOVIELENS_KEYS)}: {error}"
-        ) from error
+    users, items, doubled, user_ids, item_ids = _read_npz(path, *_MOVIELENS_KEYS)
     n = doubled.size
     for name, array in zip(_MOVIELENS_KEYS, (users, items, doubled, user_ids, item_ids), strict=True):
         if array.dtype.kind not in "iu" or array.ndim != 1 or array.size == 0:

@@ -30,7 +30,15 @@ from ._dispatch import core
 from ._errors import AssumptionError, DivergedError, ShapeError
 from ._threads import MAX_THREADS
 from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
-from .closure import LARGEST_SHARE, Assumptions, Certificate, Closure, breaks_no_assumption, find_closure
+from .closure import (
+    LARGEST_SHARE,
+    Assumptions,
+    Certificate,
+    Closure,
+    breaks_no_assumption,
+    find_closure,
+    step_flops,
+)
 from .completion import Observations
 from .curvature import constant_rate, layer_curvatures
 from .implicit import ImplicitWeights
@@ -1013,7 +1021,7 @@ def _steps_between_drains(request: Request, space: Closure | None) -> int:
                 (a + b) * k for a, b, k in zip(widths[1:], widths[:-1], sizes, strict=True)
             )
     else:
-        flops = 6.0 * sum(core_.shape[0] * core_.size for core_ in space.cores)
+        flops = step_flops(space.cores)
         per_record = 8.0 * sum(core_.size for core_ in space.cores)
     per_snapshot = 8.0 * sum(
         math.prod(shape) for shape in zip(request.widths[1:], request.widths[:-1], strict=True)

@@ -278,13 +278,17 @@ def signed_q(matrix: FloatArray) -> FloatArray:
     return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0).astype(q.dtype))
 
 
+def joined(frame: FloatArray, others: FloatArray) -> FloatArray:
+    """Return `frame` and the part of `others` outside of it, all orthonormal."""
+    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
+        others = signed_q(others - frame @ (frame.T @ others))
+    return np.hstack([frame, others])
+
+
 def _completed(frame: FloatArray, n_columns: int, generator: np.random.Generator) -> FloatArray:
     """Return `frame` with orthonormal random columns added up to `n_columns`."""
     missing = n_columns - frame.shape[1]
-    fresh: FloatArray = generator.standard_normal((frame.shape[0], missing))
-    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
-        fresh = signed_q(fresh - frame @ (frame.T @ fresh))
-    return np.hstack([frame, fresh])
+    return joined(frame, generator.standard_normal((frame.shape[0], missing)))
 
 
 def _draw(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -377,11 +377,7 @@ def compression_law(
     11.25 0.1875
     """
     depth = check_count(n_layers, "n_layers")
-    layers = as_array(layer, "layer (l)")
-    if layers.dtype.kind not in "iu":
-        raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
-    if not np.all((layers >= 0) & (layers < depth)):
-        raise ValueError(f"layer (l) has a value outside 0 .. {depth - 1}, the inputs of the {depth} layers")
+    layers = _layer_numbers(layer, 0, depth - 1, f", the inputs of the {depth} layers")
     count = check_count(samples_per_class, "samples_per_class")
     total = count * check_count(n_classes, "n_classes", minimum=2)
     multiplier = check_scale(output_multiplier, "output_multiplier", strict=True)
@@ -445,11 +441,7 @@ def discrimination_law(
     [0.9335, 0.9667, 1.0]
     """
     depth = check_count(n_layers, "n_layers")
-    layers = as_array(layer, "layer (l)")
-    if layers.dtype.kind not in "iu":
-        raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
-    if not np.all((layers >= 1) & (layers <= depth)):
-        raise ValueError(f"layer (l) has a value outside 1 .. {depth}")
+    layers = _layer_numbers(layer, 1, depth)
     matrix = least_squares.dense() if isinstance(least_squares, LowRank) else least_squares
     solution = as_matrix(matrix, "least_squares", dtype=np.float64, symbol="M")
     if solution.shape[0] < 2:
@@ -686,3 +678,13 @@ def plateau_bounds(
     with np.errstate(over="ignore", divide="ignore"):  # longer than any number of steps: infinite
         shortest = float(np.float64(eps) ** (2 - depth) / ((depth - 2) * prefactor * eta * value))
     return PlateauBounds(shortest, 2 * shortest)
+
+
+def _layer_numbers(layer: npt.ArrayLike, first: int, last: int, what: str = "") -> npt.NDArray[Any]:
+    """Return l, one or many, if they lie in a range."""
+    layers = as_array(layer, "layer (l)")
+    if layers.dtype.kind not in "iu":
+        raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
+    if not np.all((layers >= first) & (layers <= last)):
+        raise ValueError(f"layer (l) has a value outside {first} .. {last}{what}")
+    return layers

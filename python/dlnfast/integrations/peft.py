@@ -125,15 +125,9 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
         """Make an adapter."""
-        name, narrow = self.target.name, min(self.target.d_out, self.target.d_in)
+        name = self.target.name
         rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
-        if config.init == "gradient" and rank < min(2, narrow):
-            raise ValueError(f'r is {rank}; wanted at least 2 for init="gradient"')
-        if rank > narrow:
-            raise ValueError(
-                f"r is {rank}; wanted at most {narrow}, the smaller side of layer {name!r} "
-                f"({self.target.d_out} x {self.target.d_in})"
-            )
+        self.target.check_rank(rank, config.init, "r")
         waits = config.init == "gradient"
         generator = random_generator(config.seed, ("deep lora", name))
         frames = draw_frames(None, self.target, rank, generator) if waits else None

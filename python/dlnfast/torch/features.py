@@ -14,7 +14,7 @@ from torch import nn
 from .._arrays import check_choice, check_count
 from .._errors import ShapeError
 from .layers import LayerChoice, select_modules
-from .probes import RidgeProbes, SGDProbes, gather_statistics
+from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
 
 Mode = Literal["eval", "train", "keep"]
@@ -296,10 +296,8 @@ def measure_layers(
     (0.5, 1.0, 1.0)
     """
     for name, given in (("batches", batches), ("test_batches", test_batches)):
-        if given is not None and iter(given) is given:
-            raise TypeError(
-                f"{name} is an iterator, which ends after one pass; wanted a list or a DataLoader"
-            )
+        if given is not None:
+            check_repeatable(given, name)
     outputs = layer_outputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
     count = _count_classes(batches) if n_classes is None else check_count(n_classes, "n_classes", minimum=2)
     probes = _probes(probe, count)

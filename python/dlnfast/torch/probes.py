@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -375,10 +375,8 @@ class SGDProbes(_LinearProbes):
         DivergedError
             Where the learning rate is too large for float32.
         """
-        if not self.shuffle and iter(batches) is batches:
-            raise TypeError(
-                "batches is an iterator, which ends after one pass; wanted a list or a DataLoader"
-            )
+        if not self.shuffle:
+            check_repeatable(batches, "batches")
         self.weights, self.intercepts = {}, {}
         held: dict[str, list[torch.Tensor]] = {}
         held_labels: list[torch.Tensor] = []
@@ -500,3 +498,9 @@ class _Moments:
             return self._mean, torch.where(varies, 1 / (spread * math.sqrt(n_varying)), 0.0)
         length = float(torch.linalg.vector_norm(spread))
         return self._mean, torch.full_like(spread, 1 / length if length else 0.0)
+
+
+def check_repeatable(batches: Iterable[Any], name: str) -> None:
+    """Refuse what ends after one pass."""
+    if iter(batches) is batches:
+        raise TypeError(f"{name} is an iterator, which ends after one pass; wanted a list or a DataLoader")

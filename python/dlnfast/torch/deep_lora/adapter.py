@@ -185,16 +185,7 @@ class DeepLoRA:
         memory = check_count(gradient_memory, "gradient_memory", minimum=0)
         targets = find_targets(model, layers)
         for target in targets if init != "full" else []:
-            narrow = min(target.d_out, target.d_in)
-            if init == "gradient" and width < min(2, narrow):
-                raise ValueError(
-                    'rank is 1; wanted at least 2 for init="gradient", a direction on either side'
-                )
-            if width > narrow:
-                raise ValueError(
-                    f"rank is {width}; wanted at most {narrow}, the smaller side of layer {target.name!r} "
-                    f"({target.d_out} x {target.d_in})"
-                )
+            target.check_rank(width, init)
         self._check_name(name, targets)
         generators = [random_generator(seed, ("deep lora", target.name)) for target in targets]
         frames: list[Any] = [None] * len(targets)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ..._optional import imported
 from .layers import Factors, Target
 
 _KEY: Final = "dlnfast.deep_lora"
@@ -121,13 +122,4 @@ def _names(model: nn.Module, names: list[str]) -> list[str] | str:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("safetensors"):
-            raise
-        raise ModuleNotFoundError(
-            "files of adapters need safetensors, which is not installed: pip install safetensors",
-            name="safetensors",
-        ) from error
-    return safetensors.torch
+    return imported("safetensors.torch", "files of adapters", install="safetensors")

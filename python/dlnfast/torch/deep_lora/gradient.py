@@ -13,7 +13,7 @@ from torch import nn
 
 from ..._arrays import FloatArray
 from ...factors import LinearMap, leading_factors
-from ...initial import haar, signed_q
+from ...initial import haar, joined, signed_q
 from ...problem import LowRank
 from .layers import Factors, Target
 
@@ -78,8 +78,8 @@ def draw_frames(
     n_right = v.shape[1]
     image = haar(target.d_out, n_right, generator)
     n_left = rank - n_right
-    right = _joined(v, generator.standard_normal((target.d_in, n_left)))
-    left = _joined(image, u[:, :n_left])
+    right = joined(v, generator.standard_normal((target.d_in, n_left)))
+    left = joined(image, u[:, :n_left])
     return np.ascontiguousarray(right.T), left
 
 
@@ -103,13 +103,6 @@ def first_factors(
         return torch.as_tensor(array, dtype=target.dtype, device=target.weight.device)
 
     return Factors(tensor(frames[0]), tensor(cores) if len(cores) else None, tensor(frames[1]), framed)
-
-
-def _joined(frame: FloatArray, others: FloatArray) -> FloatArray:
-    """Return `frame` and the part of `others` outside of it, all orthonormal."""
-    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
-        others = signed_q(others - frame @ (frame.T @ others))
-    return np.hstack([frame, others])
 
 
 class _GradientSum:

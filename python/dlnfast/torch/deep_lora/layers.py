@@ -39,6 +39,19 @@ class Target:
     d_out: int
     d_in: int
 
+    def check_rank(self, rank: int, init: str, name: str = "rank") -> None:
+        """Refuse a rank that an adapter of this layer cannot have."""
+        narrow = min(self.d_out, self.d_in)
+        if init == "gradient" and rank < min(2, narrow):
+            raise ValueError(
+                f'{name} is {rank}; wanted at least 2 for init="gradient", a direction on either side'
+            )
+        if rank > narrow:
+            raise ValueError(
+                f"{name} is {rank}; wanted at most {narrow}, the smaller side of layer {self.name!r} "
+                f"({self.d_out} x {self.d_in})"
+            )
+
     @property
     def weight(self) -> torch.Tensor:
         """The layer's own weight."""
