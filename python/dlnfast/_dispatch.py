@@ -31,10 +31,10 @@ def available_levels() -> list[str]:
     present = []
     for level in _cpu.supported_levels():
         try:
-            _import_level(level)
+            module = _import_level(level)
         except ModuleNotFoundError:
             continue
-        present.append(level)
+        present.append(str(module.build_info()["level"]))
     return present
 
 
