@@ -964,6 +964,7 @@ def _run_kept(
 def _told(callback: Callback, folder: RunFolder, begin: int) -> Callback:
     """Tell a callback of the records that are written, and return it as the rest of the run calls it."""
     answer: bool | None = None
+    known: int | None = None  # the last step that it was told of
     n_before = 0
     for part in folder.records():
         for step in part["steps"].tolist():

@@ -203,6 +203,7 @@ def leading_factors(matrix: LinearMap, rank: int, tolerance: float = 1e-10) -> L
         return LowRank(left[:, :count], values[:count], right_t[:count].T)
     width = min(2 * count + 8, m, n)
     right = orthonormal_rows(random_generator(0, ("leading factors",)).standard_normal((width, n)))
+    left = image = right  # of no sweep
     before = np.full(count, np.inf)
     for _ in range(_MOST_SWEEPS):
         left = orthonormal_rows(matrix.apply(right))

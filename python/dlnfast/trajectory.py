@@ -1382,7 +1382,7 @@ def thinned(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
             else:
                 last.setdefault(name, array)
         part.clear()
-        del array
+        array = np.empty(0)  # the last one goes, too
         yield kept
     if any(map(len, last.values())):
         yield last

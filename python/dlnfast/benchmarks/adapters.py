@@ -184,6 +184,7 @@ def adapter_setup(
     batches = [{key: x[i : i + size] for key, x in batch.items()} for i in range(0, _BATCH[0], size)]
     with torch.no_grad():
         model(**_batch(1))  # what is loaded once
+    optimizer = None
     if what == "lora step":
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
@@ -197,7 +198,7 @@ def adapter_setup(
             embeddings = model.bert.embeddings.word_embeddings
             embeddings.register_forward_hook(lambda m, x, y: y.requires_grad_(True))
         model(**batches[0]).loss.backward()
-        if what == "lora step":
+        if optimizer is not None:
             optimizer.step()
 
     seconds, added = _watched(work)

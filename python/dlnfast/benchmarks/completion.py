@@ -31,11 +31,13 @@ def _apart(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 
 def _timed(job: Callable[[], Trajectory], repeats: int = 1) -> tuple[Trajectory, float]:
     """Return the run, and the median of its times."""
+    run: Trajectory | None = None
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run = job()
         seconds.append(time.perf_counter() - start)
+    assert run is not None
     return run, float(np.median(seconds))
 
 

@@ -555,6 +555,7 @@ def _jax_peer(
             state["weights"] = tuple(jax.numpy.asarray(w) for w in setting.weights())
 
     def by_steps(n: int) -> float:
+        loss = float("nan")
         with jax.enable_x64(True):
             for _ in range(n):
                 state["weights"], loss = single(state["weights"], *constants)

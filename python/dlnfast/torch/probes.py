@@ -381,6 +381,8 @@ class SGDProbes(_LinearProbes):
         held: dict[str, list[torch.Tensor]] = {}
         held_labels: list[torch.Tensor] = []
         training = self._begin(batches, held, held_labels)
+        features: dict[str, torch.Tensor] = {}
+        labels = torch.empty(0, dtype=torch.int64)
         if self.shuffle:
             # Layer by layer, so that no more than one is there twice.
             features = {name: probe.normalised(torch.cat(held.pop(name))) for name, probe in training.items()}

@@ -180,6 +180,7 @@ class RowSharded:
         self.peers = Peers(group)
         error: Exception | None = None
         facts: dict[str, Any] = {}
+        checked: torch.Tensor | None = None
         count = 0
         try:
             checked = _checked_rows(rows)
@@ -189,6 +190,7 @@ class RowSharded:
             error = raised
         said = self.peers.agree(error, {"rows": count, **facts})
         self.counts = [int(each["rows"]) for each in said]
+        assert checked is not None
         self._check_alike(said)
         if sum(self.counts) == 0:
             raise ShapeError("rows are empty on all processes; wanted a matrix with entries")

@@ -134,6 +134,7 @@ def train_sharded(
     layers = _sharded_layers(weights)
     peers = layers[0].peers
     automatic = isinstance(learning_rate, str) and learning_rate == "auto"
+    request: Request | None = None
     error: Exception | None = None
     facts: dict[str, Any] = {}
     try:
@@ -163,6 +164,7 @@ def train_sharded(
     except (TypeError, ValueError) as raised:
         error = raised
     peers.agree_on(error, facts)
+    assert request is not None
     if automatic:
         request = replace(request, learning_rate=_automatic_rates(request, layers))
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
