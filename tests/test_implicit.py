@@ -11,7 +11,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import implicit
-from dlnfast.implicit import ImplicitWeights, orthogonal_law
+from dlnfast.implicit import ImplicitWeights
 
 F64 = np.float64
 PRECISIONS = [np.float32, F64]
@@ -327,9 +327,6 @@ def test_the_same_questions_get_the_same_numbers():
     for one, two, other in zip(ask(7), ask(7), ask(8), strict=True):
         np.testing.assert_array_equal(one, two)
         assert np.linalg.norm(one - other) > 0.1
-    assert orthogonal_law([9, 14], 0.5, 7).column(1, 0) == pytest.approx(
-        ImplicitWeights([9, 14], 0.5, 7).column(1, 0), abs=0
-    )
 
 
 def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
@@ -567,10 +564,9 @@ def test_whole_matrices_have_haars_law(shape):
         (([5, 5],), {"dtype": np.float16}, TypeError, "dtype is float16"),
     ],
 )
-@pytest.mark.parametrize("make", [ImplicitWeights, orthogonal_law])
-def test_bad_laws_are_named(make, arguments, options, error, text):
+def test_bad_laws_are_named(arguments, options, error, text):
     with pytest.raises(error, match=text):
-        make(*arguments, **options)
+        ImplicitWeights(*arguments, **options)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ._errors import CopyWarning, ShapeError
 
 FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
 
 #: Copies of an argument above this size are announced with a `CopyWarning`.
 LARGE_COPY_BYTES = 64 * 2**20

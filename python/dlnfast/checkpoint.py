@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ._arrays import (
     check_count,
@@ -32,7 +31,7 @@ from ._arrays import (
     check_scale,
 )
 from ._version import __version__
-from .files import naming_damage, read_whole, write_text_whole, write_whole
+from .files import Arrays, naming_damage, read_whole, write_text_whole, write_whole
 
 __all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
 
@@ -41,8 +40,6 @@ _KEPT: Final = 2
 _STATE, _RECORDS = "state-", "records-"
 _RUN, _END = "run.npz", "end.json"
 _CHECKSUM: Final = "checksum"
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

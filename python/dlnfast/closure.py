@@ -670,9 +670,9 @@ class _Rest:
         values = eigen[0]
         rows = self.growth.rows[0].astype(np.float64)
         inside = np.linalg.eigvalsh(multiply(multiply(rows, self._gram()), rows, transpose_b=True))
-        resolution = _gram_clusters(values)
+        clusters = _gram_clusters(values)
         found = []
-        for low, high in resolution:
+        for low, high in clusters:
             middle, width = (low + high) / 2, max((high - low) / 2, 1e-9 * float(values[-1]))
             count = int(np.sum((values >= low) & (values <= high)))
             count -= int(np.sum(np.abs(inside - middle) <= 2 * width))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ._arrays import (
     FloatArray,
+    IntArray,
     as_array,
     as_matrix,
     check_choice,
@@ -31,7 +32,6 @@ from ._arrays import (
 from ._errors import ShapeError
 from ._optional import imported
 
-IntegerArray = npt.NDArray[np.int64]
 ImageArray = npt.NDArray[np.uint8]
 
 LAYOUTS: Final = ("columns", "rows")
@@ -95,7 +95,7 @@ def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> Floa
     return member.astype(np.float64)
 
 
-def as_labels(labels: object, name: str) -> IntegerArray:
+def as_labels(labels: object, name: str) -> IntArray:
     """Return integer labels as a non-empty int64 vector."""
     array = as_array(labels, name)
     if array.ndim != 1 or array.size == 0:
@@ -107,7 +107,7 @@ def as_labels(labels: object, name: str) -> IntegerArray:
     return array.astype(np.int64)
 
 
-def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntegerArray | None:
+def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntArray | None:
     """Return the row of the single 1 in every column, or None where `outputs` is not one-hot."""
     labels = np.empty(outputs.shape[1], dtype=np.int64)
     for part in _parts(outputs.shape[1], outputs.shape[0]):
@@ -205,8 +205,8 @@ class Samples:
     def __init__(self, X: object, Y: object, layout: str, center: bool = False) -> None:
         self.inputs = sample_columns(X, "X", layout, "raw inputs")
         self.outputs: npt.NDArray[Any] | None = None
-        self.labels: IntegerArray | None
-        self.classes: IntegerArray | None = None
+        self.labels: IntArray | None
+        self.classes: IntArray | None = None
         if _is_vector(Y):
             self.labels = _labels_of_vector(Y, layout)
             self.classes = np.unique(self.labels)
@@ -300,7 +300,7 @@ class Samples:
         return total
 
 
-def _labels_of_vector(Y: object, layout: str) -> IntegerArray:
+def _labels_of_vector(Y: object, layout: str) -> IntArray:
     array = as_array(Y, "Y (a vector, so labels)")
     if array.dtype.kind == "f":
         shape, code = ("(N, 1)", "Y[:, None]") if layout == "rows" else ("(1, N)", "Y[None, :]")
@@ -387,7 +387,7 @@ class Moments(Protocol):
     dim_out: int
     n_samples: int
     mean: FloatArray | None
-    classes: IntegerArray | None
+    classes: IntArray | None
 
     def transformed_gram(self, transform: FloatArray) -> FloatArray:
         """Return T S T^T, of which T S T^T - I has to be accurate."""
@@ -534,7 +534,7 @@ _FASHION_SOURCE: Final = (
 
 def load_fashion_mnist(
     path: str | os.PathLike[str] | None = None, split: str = "train", *, per_class: int | None = None
-) -> tuple[ImageArray, IntegerArray]:
+) -> tuple[ImageArray, IntArray]:
     """Read Fashion-MNIST from a local copy; nothing is downloaded.
 
     Parameters
@@ -604,7 +604,7 @@ def load_fashion_mnist(
 
 def _some_images(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], per_class: int | None, source: Path
-) -> tuple[ImageArray, IntegerArray]:
+) -> tuple[ImageArray, IntArray]:
     checked, known = _checked_images(images, labels, source, _FASHION_SHAPE)
     rows = _first_of_each_class(known, per_class, source)
     return checked[rows], known[rows]
@@ -739,7 +739,7 @@ def _decode_images(encoded: Sequence[bytes], source: Path) -> npt.NDArray[Any]:
     return np.array(images)
 
 
-def _first_of_each_class(labels: npt.NDArray[Any], per_class: int | None, source: Path) -> IntegerArray:
+def _first_of_each_class(labels: npt.NDArray[Any], per_class: int | None, source: Path) -> IntArray:
     """Return the rows of the first `per_class` samples of each class, ascending; all rows for None."""
     if per_class is None:
         return np.arange(len(labels))
@@ -755,7 +755,7 @@ def _first_of_each_class(labels: npt.NDArray[Any], per_class: int | None, source
 
 def _checked_images(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], source: Path, shape: tuple[int, ...]
-) -> tuple[ImageArray, IntegerArray]:
+) -> tuple[ImageArray, IntArray]:
     n_images = len(images)
     if images.dtype != np.uint8 or images.shape[1:] != shape or n_images == 0:
         wanted = ", ".join(map(str, shape))
@@ -794,7 +794,7 @@ _CIFAR_SOURCE: Final = (
 
 def load_cifar10(
     path: str | os.PathLike[str] | None = None, split: str = "train", *, per_class: int | None = None
-) -> tuple[ImageArray, IntegerArray]:
+) -> tuple[ImageArray, IntArray]:
     """Read CIFAR-10 from a local copy; nothing is downloaded.
 
     The order of the images is that of the files, and some files are sorted by class: shuffle before making
@@ -895,7 +895,7 @@ def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if images.ndim == 4 else images
 
 
-def _read_cifar_jpeg(path: Path, split: str, per_class: int | None) -> tuple[ImageArray, IntegerArray]:
+def _read_cifar_jpeg(path: Path, split: str, per_class: int | None) -> tuple[ImageArray, IntArray]:
     content, offsets, labels = _read_npz(path, f"jpeg_{split}", f"offsets_{split}", f"y_{split}")
     if content.dtype != np.uint8 or content.ndim != 1:
         raise ValueError(
@@ -1031,11 +1031,11 @@ class Ratings(NamedTuple):
         What the data set calls them: user u is ``user_ids[u]``. Ascending.
     """
 
-    users: IntegerArray
-    items: IntegerArray
+    users: IntArray
+    items: IntArray
     ratings: npt.NDArray[np.float64]
-    user_ids: IntegerArray
-    item_ids: IntegerArray
+    user_ids: IntArray
+    item_ids: IntArray
 
 
 def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:

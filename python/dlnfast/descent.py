@@ -641,7 +641,7 @@ class _Motion:
         adapts = kept and request.adaptive is not None
         self.search = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
         #: Whether the run goes on from somewhere.
-        self.is_given = False
+        self.resumes = False
 
     def arguments(self) -> dict[str, Any]:
         norms = [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
@@ -649,7 +649,7 @@ class _Motion:
             "velocity": self.velocity,
             "carry": self.carry,
             "search": self.search,
-            "velocity_norms": norms if self.is_given else [],
+            "velocity_norms": norms if self.resumes else [],
         }
 
     def arrays(self) -> dict[str, FloatArray]:
@@ -779,8 +779,8 @@ class DenseJob:
             "tracking": self.tracking,
             "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
             # What starts from W(0) cannot go on from other weights.
-            "factored": self.request.tracking == "auto" and not self.motion.is_given,
-            "initial": [] if self.motion.is_given else [np.ascontiguousarray(w) for w in self.initial],
+            "factored": self.request.tracking == "auto" and not self.motion.resumes,
+            "initial": [] if self.motion.resumes else [np.ascontiguousarray(w) for w in self.initial],
             "left": self.left,
             "right": self.right,
             "snapshots": self.snapshots,
@@ -913,7 +913,7 @@ def _run_kept(
     folder.go_back_to(-1 if state is None else state.step)
     outputs.begin = 0 if state is None else state.step
     if state is not None:
-        job.motion.is_given = True
+        job.motion.resumes = True
         for name, array in job.moving().items():
             array[...] = state.arrays[name]
     if state is not None and request.callback is not None:

@@ -364,13 +364,6 @@ class ImplicitWeights:
         return target.node.combine(self.scales[index] * target.image(source, coordinates))
 
 
-def orthogonal_law(
-    widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
-) -> ImplicitWeights:
-    """Return layers with the law of `orthogonal` that are revealed by questions; see `ImplicitWeights`."""
-    return ImplicitWeights(widths, scale, seed, dtype=dtype)
-
-
 class _Streams:
     """Independent generators of one use, by their number: 2**128 counter values apart."""
 

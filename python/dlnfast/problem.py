@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ._arrays import (
     FloatArray,
+    IntArray,
     as_matrix,
     as_vector,
     check_choice,
@@ -21,10 +22,10 @@ from ._arrays import (
     check_scale,
     random_generator,
 )
+from ._dispatch import core
 from ._errors import ShapeError
 from .data import (
     WHITENING_METHODS,
-    IntegerArray,
     Moments,
     Samples,
     Whitening,
@@ -268,7 +269,7 @@ class Problem:
         self.input_mean: FloatArray | None = None
         self._samples: Samples | None = None
         self._layout = "columns"
-        self._classes: IntegerArray | None = None
+        self._classes: IntArray | None = None
         self._source: dict[str, Any] = {"name": "statistics"}
         self._output_norm_squared = output_norm_squared
         if output_norm_squared is not None:
@@ -471,12 +472,12 @@ class Problem:
         return np.ascontiguousarray(self._samples.read_outputs(slice(0, self._samples.n_samples)))
 
     @property
-    def labels(self) -> IntegerArray | None:
+    def labels(self) -> IntArray | None:
         """The class of every sample, (N,), where Y is one-hot. None without samples."""
         return None if self._samples is None else self._samples.labels
 
     @property
-    def classes(self) -> IntegerArray | None:
+    def classes(self) -> IntArray | None:
         """The class that each row of Y stands for, (K,), where Y is one-hot."""
         return self._classes
 
@@ -930,8 +931,6 @@ def _truncated_gaussian(dim: int, rank: int, seed: int) -> LowRank:
 
 
 def _truncated_gaussian_factors(dim: int, rank: int, seed: int) -> LowRank:
-    from ._dispatch import core
-
     generator = random_generator(seed, ("low_rank_recovery", "singular values"))
     degrees = np.arange(dim, 0, -1)
     diagonal = np.sqrt(generator.chisquare(degrees))

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import (
-    FloatArray,
-    check_path,
-)
+from ._arrays import FloatArray, IntArray, check_path
 from ._errors import ShapeError
 from ._pairs import (
     MAX_INNER_SIZE,
@@ -28,7 +25,6 @@ from ._pairs import (
     squared_row_norms,
 )
 from .data import (
-    IntegerArray,
     Samples,
     Statistics,
     check_layout,
@@ -108,7 +104,7 @@ class SufficientStatistics:
         self.layout = check_layout(layout)
         self.n_samples = 0
         self._sums: dict[str, Pair] = {}
-        self._classes: IntegerArray | None = None
+        self._classes: IntArray | None = None
         self._labelled = False
 
     # ---------------------------------------------------------------------------------------- summing
@@ -300,7 +296,7 @@ class SufficientStatistics:
         return len(self._sums["output_sum"].value) if self._sums else 0
 
     @property
-    def classes(self) -> IntegerArray | None:
+    def classes(self) -> IntArray | None:
         """The class that each row of Y stands for, (K,), ascending, where Y is one-hot in every batch."""
         return self._classes
 
@@ -474,7 +470,7 @@ def _checked(part: npt.NDArray[Any], name: str, shape: tuple[int, ...]) -> Float
     return np.ascontiguousarray(part)
 
 
-def _with_classes(sums: dict[str, Pair], classes: IntegerArray, union: IntegerArray) -> dict[str, Pair]:
+def _with_classes(sums: dict[str, Pair], classes: IntArray, union: IntArray) -> dict[str, Pair]:
     """Return the sums with a row for each class of the union, zero for those that were not there."""
     if classes.size == union.size:
         return sums

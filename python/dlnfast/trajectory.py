@@ -18,6 +18,7 @@ from . import measures
 from . import reference as plain
 from ._arrays import (
     FloatArray,
+    IntArray,
     as_matrix,
     check_choice,
     check_count,
@@ -54,7 +55,6 @@ _CLUSTER_TOLERANCE = 1e-8
 
 _NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
 
-IntArray = npt.NDArray[np.int64]
 #: Left vectors (n, d_l, k), values (n, k) and right vectors (n, d_{l-1}, k), per record.
 Spectra = tuple[FloatArray, FloatArray, FloatArray]
 
@@ -1579,6 +1579,7 @@ def _unpack_problem(
 
 
 def _side(side: str) -> int:
+    """Return where the vectors of a side stand in a decomposition (U, values, V)."""
     check_choice(side, "side", ("left", "right"))
     return 0 if side == "left" else 2
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from .._arrays import FloatArray, check_count
 from .._errors import ShapeError
+from .._threads import build_info
 from .operators import exact, precision, to_device, to_host
 
 #: What a process puts in place of its own error where another one has failed.
@@ -421,8 +422,6 @@ def _own(read: Any, fresh: bool) -> torch.Tensor:
 
 
 def _build() -> dict[str, str]:
-    from .. import build_info
-
     info = build_info()
     return {"core": f"{info['version']}, {info['level']}"}
 
