@@ -7,7 +7,6 @@ import doctest
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import pkgutil
 from pathlib import Path
 
@@ -71,28 +70,6 @@ def load(module_name):
     except ModuleNotFoundError as error:
         assert not str(error.name).startswith("dlnfast"), error
         return None
-
-
-def public_functions():
-    for module_name in SOURCES:
-        if module_name.split(".")[-1].startswith("_"):
-            continue
-        module = load(module_name)
-        if module is None:
-            skip = pytest.mark.skip(reason=f"{module_name} needs a package that is not installed")
-            yield pytest.param(None, id=module_name, marks=skip)
-            continue
-        for name, thing in vars(module).items():
-            if name.startswith("_") or getattr(thing, "__module__", None) != module_name:
-                continue
-            if inspect.isfunction(thing) or inspect.isclass(thing):
-                yield pytest.param(thing, id=f"{module_name}.{name}")
-
-
-@pytest.mark.parametrize("thing", list(public_functions()))
-def test_public_things_are_documented(thing):
-    assert thing.__doc__
-    assert len(thing.__doc__.strip()) > 10
 
 
 @pytest.mark.parametrize("module_name", SOURCES)

@@ -889,11 +889,10 @@ def _initial_of(states: ReducedStates | DenseStates) -> Any:
     return states.layers.weights if isinstance(states.layers, ExplicitLayers) else states.layers
 
 
-def _run_kept(
-    job: _KeptJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
-) -> Trajectory:
-    """Run with everything written to a folder, or go on with what is there."""
-    outputs = _Outputs(request)
+def _folder_of(
+    job: _KeptJob, request: Request, certificate: Certificate, outputs: _Outputs, kept: Checkpoint
+) -> RunFolder:
+    """Return the folder of the run, which is written if it is not there, and refused if it is another's."""
     about, arrays = _trajectory(job, request, certificate, outputs, "unfinished", 0.0).to_arrays()
     settings = request.settings(certificate.engine)
     # Subspaces follow from the rest, to rounding.
@@ -904,6 +903,15 @@ def _run_kept(
     if isinstance(job, _ReducedJob):
         arrays |= job.space_arrays()
     folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
+    return folder
+
+
+def _run_kept(
+    job: _KeptJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
+) -> Trajectory:
+    """Run with everything written to a folder, or go on with what is there."""
+    outputs = _Outputs(request)
+    folder = _folder_of(job, request, certificate, outputs, kept)
     if isinstance(job, _ReducedJob):
         job = job.within(folder.request()[1])
     ending = folder.ending()
