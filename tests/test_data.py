@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnfast._errors import ShapeError
-from dlnfast.data import load_cifar10, load_fashion_mnist, one_hot
+from dlnfast.data import one_hot
+from dlnfast.datasets import load_cifar10, load_fashion_mnist
 from dlnfast.problem import Problem
 
 # ---------------------------------------------------------------------------------------------- one-hot

@@ -32,7 +32,7 @@ LAYERS = (
     ("_arrays", "_dispatch", "files"),
     ("_pairs", "_threads", "checkpoint"),
     # Data, problems, weights; what is true of them.
-    ("data", "initial", "reference"),
+    ("data", "datasets", "initial", "reference"),
     ("statistics", "svd_tracker", "tasks"),
     ("finetuning", "problem"),
     ("implicit", "measures", "spec", "theory"),

@@ -15,7 +15,8 @@ from .closure import Certificate, Closure, Family, closure
 from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
 from .compressed import compressed_weights, train_compressed
 from .compression import CompressedNetwork, compress
-from .data import Ratings, load_cifar10, load_fashion_mnist, load_movielens, one_hot
+from .data import one_hot
+from .datasets import Ratings, load_cifar10, load_fashion_mnist, load_movielens
 from .descent import Adaptive, gradients, resume, train
 from .estimator import MatrixCompletion
 from .export import export

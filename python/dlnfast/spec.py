@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from . import data, initial
 from ._arrays import FloatArray
+from .datasets import load_fashion_mnist
 from .problem import REDUCTIONS, Problem, classification, low_rank_recovery
 from .sections import (
     Key,
@@ -264,7 +265,7 @@ def make_problem(spec: Spec) -> tuple[Problem, dict[str, Samples]]:
 def _fashion_mnist(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
     samples = {}
     for split in ("train", "test"):
-        images, labels = data.load_fashion_mnist(settings["path"], split)
+        images, labels = load_fashion_mnist(settings["path"], split)
         samples[split] = Samples(images, labels, "rows")
     return _from_data(settings, samples["train"].inputs, samples["train"].labels, "rows"), samples
 

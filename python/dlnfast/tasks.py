@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import check_choice
-from .data import data_root, missing_data
+from .datasets import data_root, missing_data
 
 __all__ = ["TASKS", "TextTask", "load_task"]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data import load_movielens
+from ..datasets import load_movielens
 from ..estimator import Entries, MatrixCompletion, fit_biases
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from .._arrays import check_choice, check_count
-from ..data import load_cifar10, load_fashion_mnist
+from ..datasets import load_cifar10, load_fashion_mnist
 
 __all__ = ["Batches", "ImageData", "Samples", "load_images"]
 
