@@ -93,7 +93,7 @@ def _add_figures(commands: Any) -> None:
     parser = commands.add_parser(
         "figure",
         help="compute and draw a published figure",
-        epilog="dlnfast figure NAME --help lists the settings of a parser.",
+        epilog="dlnfast figure NAME --help lists the settings of a figure.",
     )
     parser.add_argument("--list", action="store_true", help="name all figures and exit")
     parser.set_defaults(run=_list_figures)
