@@ -25,6 +25,9 @@ LayerChoice = (
     | None
 )
 
+#: The choice of the weight before the last one.
+PENULTIMATE = "penultimate"
+
 _T = TypeVar("_T")
 _GLOB = re.compile(r"[*?\[]")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -138,7 +141,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     layers : str, regular expression, callable, sequence of them, or None
         A name as in ``model.named_modules()``; a glob (``"encoder.*.query"``); a compiled regular expression,
         searched for in the names; a rule ``(name, module) -> bool``; a sequence of names, globs and
-        expressions; "penultimate", the weight before the last one, in the order of registration; or matrices
+        expressions; "penultimate", the weight before the last one, in the order of registration (`track` and
+        `layer_outputs`, which see the model run, go by the order of its layers there); or matrices
         that were found before, with updates of adapters (`DeepLoRA.updates`) among them. None: the
         weights with two axes or more of linear, convolutional, attention and recurrent layers. Embeddings and
         parameters with two axes that are no layer's weight are followed where they are chosen by name.
@@ -165,7 +169,7 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
         return _found_before(model, layers)
     everything = list(every_matrix(model))
-    if isinstance(layers, str) and layers == "penultimate":
+    if isinstance(layers, str) and layers == PENULTIMATE:
         plain = [m for m in everything if _by_default(m)]
         if len(plain) < 2:
             raise ValueError(f"layers is 'penultimate', but the model has {len(plain)} weight matrices")
@@ -196,6 +200,45 @@ def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatr
     return list(found.values())
 
 
+def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
+    """Return the weight before the last one in the order of the forward pass; None where that is not known.
+
+    A backward pass gives the last layer its gradients first. A weight that is shared by layers gets its
+    gradient late, when all of them have contributed: where the last one by registration is such a weight, as
+    the head of a language model that shares its embedding, it is taken for the last one.
+
+    Parameters
+    ----------
+    matrices : list of WeightMatrix
+        In the order of registration.
+    gradient_order : list of int
+        Parameters, by ``id``, in the order in which they received their first gradients.
+
+    Returns
+    -------
+    WeightMatrix or None
+    """
+    arrival = {number: i for i, number in enumerate(gradient_order)}
+    shared = bool(matrices[-1].aliases)
+    found = []
+    for i, matrix in enumerate(matrices[:-1] if shared else matrices):
+        arrivals = [arrival[number] for number in _parameters_behind(matrix) if number in arrival]
+        if arrivals:
+            found.append((min(arrivals), -i))  # parts of one parameter: the last one first
+    if len(found) < 2 - shared:
+        return None
+    return matrices[-sorted(found)[1 - shared][1]]
+
+
+def _parameters_behind(matrix: WeightMatrix) -> list[int]:
+    """Return the parameters that hold a weight, or from which it is computed, by ``id``."""
+    own = matrix.module._parameters.get(matrix.attribute)
+    if own is None and parametrize.is_parametrized(matrix.module, matrix.attribute):
+        lists: nn.ModuleDict = matrix.module.parametrizations  # type: ignore[assignment, unused-ignore]
+        return [id(parameter) for parameter in lists[matrix.attribute].parameters()]
+    return [] if own is None else [id(own)]
+
+
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
     """Return the chosen modules by name, in the order of registration: whose outputs are meant.
 
@@ -221,7 +264,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     -----
     Cost: O(number of modules).
     """
-    if layers is None or (isinstance(layers, str) and layers == "penultimate"):
+    if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
         hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         return {_path(m): m.module for m in weight_matrices(model, layers) if id(m.module) not in hidden}
     if not isinstance(model, nn.Module):
