@@ -253,7 +253,7 @@ def find_weights(
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
         return _found_before(model, layers)
-    everything = list(_all_matrices(model))
+    everything = list(_named_matrices(model))
     if layers is None or (isinstance(layers, str) and layers == "penultimate"):
         chosen = [m for m, _ in everything if _by_default(m)]
         chosen = chosen if with_unreadable else _readable(chosen, ())
@@ -442,8 +442,13 @@ def _by_default(matrix: WeightMatrix) -> bool:
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
-def _all_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
-    """Yield every weight with two axes or more, those that are shared once, and its names with wrappers'."""
+def every_matrix(model: nn.Module) -> Iterator[WeightMatrix]:
+    """Yield every weight with two axes or more, those that are shared once."""
+    yield from (matrix for matrix, _ in _named_matrices(model))
+
+
+def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
+    """Yield what `every_matrix` yields, and all names of the weight with the parts of wrappers in them."""
     raw_names: dict[WeightMatrix, str] = {}
     for name, path, module in named_layers(model):
         for matrix in _matrices_of(name, module):
