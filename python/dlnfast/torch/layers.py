@@ -437,6 +437,8 @@ def _path(matrix: WeightMatrix) -> str:
 
 
 def _by_default(matrix: WeightMatrix) -> bool:
+    if ".parametrizations." in f".{matrix.name}":  # layers that compute a weight
+        return False
     if matrix.attribute not in _KNOWN:
         return isinstance(matrix.module, (nn.RNNBase, nn.RNNCellBase))
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))

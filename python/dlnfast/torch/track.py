@@ -28,6 +28,8 @@ from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from ._names import match_names
+from ._reading import unreadable
 from ._steps import StepMonitor
 from .layers import LayerChoice, WeightMatrix, every_matrix, weight_matrices
 from .operators import host_matrix
@@ -667,6 +669,9 @@ class SpectralTracker:
         check_state(state, "followed", _STATE_VERSION)
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
+        # A wrapper around the model changes no layer.
+        same = match_names(theirs["layers"], mine["layers"])
+        theirs["layers"] = [same.get(name, name) for name in theirs["layers"]]
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
@@ -694,6 +699,9 @@ class SpectralTracker:
 
 def _check_followed(matrix: WeightMatrix) -> None:
     """Refuse weights that cannot be read as one matrix of real numbers."""
+    reason = None if matrix.is_product else unreadable(matrix.module, matrix.attribute)
+    if reason is not None:
+        raise TypeError(f"layer {matrix.name} {reason}; wanted real floating-point numbers")
     values = matrix.matrix()
     if hasattr(values, "device_mesh"):  # a DTensor, without importing what few installations have
         raise TypeError(
@@ -701,8 +709,8 @@ def _check_followed(matrix: WeightMatrix) -> None:
             "a whole weight: follow a model that is not sharded, or give the rows of each process to "
             "dlnfast.torch.RowSharded"
         )
-    if not values.dtype.is_floating_point:
-        raise TypeError(f"layer {matrix.name} is {values.dtype}; wanted real floating-point numbers")
+    if values.is_meta:
+        raise ValueError(f"layer {matrix.name} is on the meta device, where weights have no values")
 
 
 def _is_split(found: TrackerRecord) -> bool:
