@@ -168,10 +168,11 @@ def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def state_kept(model: nn.Module) -> Iterator[None]:
-    """Let a model run; afterwards buffers, and tensors, numbers and generators among attributes, are as before.
+    """Let a model run, and put back buffers, random states, and what modules have as attributes.
 
-    So are the global random states. Parameters and train or eval modes are left to the caller. Only values that have
-    changed are written, as writing to a tensor makes backward passes fail that need it.
+    Of attributes, tensors, numbers and generators of random numbers. Parameters and train or eval modes are
+    left to the caller. Only values that have changed are written, as writing to a tensor makes backward
+    passes fail that need it.
     """
     buffers = [(module._buffers, *entry) for module in model.modules() for entry in module._buffers.items()]
     attributes = [

@@ -384,7 +384,8 @@ def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dic
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
-    if not isinstance(listed, (list, tuple)) or INPUT not in listed or INPUT in dict(unwrapped(model).named_children()):
+    is_child = INPUT in dict(unwrapped(model).named_children())
+    if not isinstance(listed, (list, tuple)) or INPUT not in listed or is_child:
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}

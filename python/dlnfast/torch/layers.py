@@ -87,7 +87,7 @@ class WeightMatrix:
         A weight that is computed from other tensors is computed anew, without a trace in the model. Which
         matrix it is for every kind of layer says the table "The matrix of a layer" in the guide to networks.
         """
-        return self._reshape(read_weight(self.module, self.attribute))
+        return self._outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
 
     @torch.no_grad()
     def write(self, values: torch.Tensor) -> None:
@@ -132,18 +132,17 @@ class WeightMatrix:
         convolution = isinstance(self.module, nn.modules.conv._ConvNd) and self.attribute == "weight"
         return int(self.module.groups) if convolution else 1  # type: ignore[arg-type]
 
-    def _reshape(self, weight: torch.Tensor) -> torch.Tensor:
-        view = self._outputs_first(weight)
-        n_leading = 2 if isinstance(self.module, _TRANSPOSED) and self.groups > 1 else 1
-        return view.reshape(math.prod(view.shape[:n_leading]), -1)
-
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         held = stand_in(self.module, self.attribute)
-        stored = self._computed_shape if held is None else held.shape
-        rows, columns = self._reshape(torch.empty(stored, device="meta")).shape
-        return int(rows), int(columns)
+        first, *rest = self._computed_shape if held is None else held.shape
+        if self.part is not None:
+            return first // len(_ATTENTION_PARTS), math.prod(rest)
+        if isinstance(self.module, _TRANSPOSED):
+            return rest[0] * self.groups, first // self.groups * math.prod(rest[1:])
+        rows, columns = first, math.prod(rest)
+        return (columns, rows) if type(self.module).__name__ in _INPUTS_FIRST else (rows, columns)
 
     @cached_property
     def _computed_shape(self) -> torch.Size:

@@ -67,7 +67,8 @@ def track(
     Parameters
     ----------
     model : Module
-        Any. Convolutions count as matrices (out, in kh kw); an attention's joint projection as three.
+        Any. Which matrix is followed for every kind of layer says the table "The matrix of a layer" in the
+        guide to networks.
     layers : str, regular expression, callable, sequence of them, or None
         Which: as for `weight_matrices`; "penultimate"; None for all. Or the updates of adapters, by
         `DeepLoRA.updates` or `adapter_updates`.
