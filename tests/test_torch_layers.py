@@ -160,7 +160,7 @@ def test_balance_of_convolutions_with_groups_is_refused():
 def test_only_what_is_a_parameter_is_written():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
     with pytest.raises(
-        TypeError, match=r"the weight of 'weight' is computed by a parametrization \(WeightNorm"
+        TypeError, match=r"the weight of layer weight is computed by a parametrization \(WeightNorm"
     ):
         weight_matrices(layer)[0].write(torch.eye(3))
     attention = nn.MultiheadAttention(4, 2)

@@ -362,11 +362,11 @@ def test_weights_without_real_numbers_are_skipped_with_a_note_and_refused_by_nam
             assert [m.name for m in listing(model)] == ["0", "2"]
         assert len(said) == 1
     for look in (dt.weight_matrices, dt.track, dt.orthogonal_, dt.balance):
-        with pytest.raises(TypeError, match=rf"layers: the weight of '1' {text}.*wanted a matrix of real"):
+        with pytest.raises(TypeError, match=rf"layers: the weight of layer 1 {text}.*wanted a matrix of real"):
             look(model, layers="1")
-    with pytest.raises(TypeError, match=f"the weight of '1' {text}"):
+    with pytest.raises(TypeError, match=f"the weight of layer 1 {text}"):
         dt.weight_matrices(model, ["0", "1"])
-    with pytest.raises(TypeError, match=f"the weight of '1' {text}"):  # a pattern that fits nothing else
+    with pytest.raises(TypeError, match=f"the weight of layer 1 {text}"):  # a pattern that fits nothing else
         dt.weight_matrices(model, "1*")
     with pytest.warns(UserWarning, match="are skipped: 1"):
         assert len(dt.weight_matrices(model, "*")) == 2
@@ -384,7 +384,7 @@ def test_one_note_for_all_and_an_error_where_nothing_is_left():
     with pytest.warns(UserWarning, match="0 is torch.int8, 1 is torch.int8, 2 is torch.int8") as said:
         dt.weight_matrices(model)
     assert len(said) == 1
-    with pytest.raises(TypeError, match=r"the weight of '0' is torch\.int8"):
+    with pytest.raises(TypeError, match=r"the weight of layer 0 is torch\.int8"):
         dt.weight_matrices(model[:3])
 
 

@@ -107,7 +107,7 @@ class WeightMatrix:
         if reason is None and (how := computed_by(self.module, self.attribute)) is not None:
             reason = f"is computed by {how}"
         if reason is not None:
-            raise TypeError(f"the weight of {self.name!r} {reason}; wanted a parameter that can be written")
+            raise TypeError(f"the weight of layer {self.name} {reason}; wanted a parameter that can be written")
         view = self._outputs_first(read_weight(self.module, self.attribute))
         view.copy_(values.reshape(view.shape))
 
@@ -298,7 +298,7 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
     for matrix in named if len(reasons) < len(matrices) else matrices:
         if matrix in reasons:
             raise TypeError(
-                f"layers: the weight of {matrix.name!r} {reasons[matrix]}; wanted a matrix of real "
+                f"layers: the weight of layer {matrix.name} {reasons[matrix]}; wanted a matrix of real "
                 "floating-point numbers"
             )
     if reasons:
