@@ -362,7 +362,7 @@ def test_weights_without_real_numbers_are_skipped_with_a_note_and_refused_by_nam
             assert [m.name for m in listing(model)] == ["0", "2"]
         assert len(said) == 1
     for look in (dt.weight_matrices, dt.track, dt.orthogonal_, dt.balance):
-        with pytest.raises(TypeError, match=rf"layers: the weight of layer 1 {text}.*wanted a matrix of real"):
+        with pytest.raises(TypeError, match=rf"layers: the weight of layer 1 {text}.*wanted a matrix"):
             look(model, layers="1")
     with pytest.raises(TypeError, match=f"the weight of layer 1 {text}"):
         dt.weight_matrices(model, ["0", "1"])

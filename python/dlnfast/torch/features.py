@@ -16,7 +16,7 @@ from .._arrays import check_choice, check_count
 from .._errors import ShapeError
 from ._names import unwrapped
 from ._reading import state_kept
-from .layers import LayerChoice, select_modules
+from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
 
@@ -49,6 +49,10 @@ class LayerOutputs:
         if not callable(pool):
             check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
         self._takes_input, self._modules = _input_and_modules(model, layers)
+        #: For "penultimate", until the model has run: the modules among which it is.
+        self._candidates = (
+            select_modules(model, None) if isinstance(layers, str) and layers == PENULTIMATE else {}
+        )
         self._model, self._batches = model, batches
         self._mode: Mode = mode
         self._of, self._pool = of, pool
@@ -68,6 +72,10 @@ class LayerOutputs:
             features: dict[str, torch.Tensor] = {}
             if self._takes_input:
                 features[INPUT] = self._rows(moved, INPUT)
+            if self._candidates:
+                with torch.no_grad(), _as_it_was(self._model, self._mode):
+                    self._modules = _last_but_one(self._model, self._candidates, moved)
+                self._candidates = {}
             if self._modules:
                 with torch.no_grad(), _as_it_was(self._model, self._mode):
                     features |= self._collected(moved)
@@ -157,7 +165,8 @@ def layer_outputs(
         arguments of the model. Labels: integers, (B,).
     layers : str, regular expression, callable, sequence of them, or None
         As for `select_modules`; "input", alone or in a sequence, is what goes into the model (unless a module
-        is called so). None: the modules that own a weight matrix.
+        is called so). None: the modules that own a weight matrix. "penultimate": the last but one of these in
+        the order of the forward pass, as the first batch tells it, which runs twice then.
     mode : {"eval", "train", "keep"}
         In which mode the model runs. "eval": batch normalisation takes its running statistics, dropout does
         nothing. "train": batch normalisation takes the statistics of each batch, and its running ones are put
@@ -389,6 +398,29 @@ def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dic
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}
+
+
+def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any) -> dict[str, nn.Module]:
+    """Run the model, and return the last but one of the modules that it calls."""
+    called: dict[str, nn.Module] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, *rest: Any) -> None:
+            called.pop(name, None)  # where it is called twice, the last time counts
+            called[name] = module
+
+        return note
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with _uncompiled():
+            _call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(called) < 2:
+        raise ValueError(f"layers is 'penultimate', but the model calls {len(called)} modules with a weight")
+    return dict([list(called.items())[-2]])
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -378,6 +378,8 @@ class Trainer:
                 self._tracker.log_loss(loss)
             try:
                 self.optimizer.step()
+                if self._tracker is not None:
+                    self._tracker.finish_step()
             except ValueError as error:  # a record of the tracker
                 if self._is_finite():
                     raise
