@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from .._arrays import check_choice, check_count
 from .._errors import ShapeError
+from ._names import unwrapped
+from ._reading import state_kept
 from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
@@ -97,7 +100,8 @@ class LayerOutputs:
                 else:
                     hook = self._input_hook(found, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            _call(self._model, inputs)
+            with _uncompiled():
+                _call(self._model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -149,7 +153,9 @@ def layer_outputs(
     """Return the features of the chosen layers, batch by batch, without gradients.
 
     Measuring leaves nothing behind: between two batches the model has the hooks, the train or eval mode of
-    each module, and, for all modes but "eval", the buffers that it had before; PyTorch's random state, too.
+    each module, the buffers, and the tensors and numbers among its modules' attributes that it had before. So
+    have the random states of PyTorch, NumPy and Python. A compiled model runs uncompiled, as compiled code
+    does not call new hooks.
 
     Parameters
     ----------
@@ -387,7 +393,8 @@ def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dic
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
-    if not isinstance(listed, (list, tuple)) or INPUT not in listed or INPUT in dict(model.named_children()):
+    is_child = INPUT in dict(unwrapped(model).named_children())
+    if not isinstance(listed, (list, tuple)) or INPUT not in listed or is_child:
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}
@@ -406,7 +413,8 @@ def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: An
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        _call(model, inputs)
+        with _uncompiled():
+            _call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -437,6 +445,14 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(inputs)
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled models as they are written: compiled code does not call hooks that were added since."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean" and values.ndim > 3:
         return values.flatten(2).mean(dim=2)
@@ -447,11 +463,9 @@ def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
 
 @contextmanager
 def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Set the mode; put back modes, buffers and the random state afterwards."""
+    """Set the mode; put back modes, buffers and the random states afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [] if mode == "eval" else _saved_buffers(model)
-    on_gpu = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=on_gpu):
+    with state_kept(model):
         try:
             if mode != "keep":
                 model.train(mode == "train")
@@ -462,15 +476,3 @@ def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
                 model.train(flags[0][1])
                 for module, training in flags:
                     module.training = training
-            for module, name, buffer, values in buffers:
-                buffer.copy_(values)
-                module._buffers[name] = buffer
-
-
-def _saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
-    return [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]

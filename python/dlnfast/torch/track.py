@@ -28,6 +28,8 @@ from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from ._names import match_names
+from ._reading import unreadable
 from ._steps import StepMonitor
 from .layers import PENULTIMATE, LayerChoice, WeightMatrix, every_matrix, penultimate, weight_matrices
 from .operators import host_matrix
@@ -65,7 +67,8 @@ def track(
     Parameters
     ----------
     model : Module
-        Any. Convolutions count as matrices (out, in kh kw); an attention's joint projection as three.
+        Any. Which matrix is followed for every kind of layer says the table "The matrix of a layer" in the
+        guide to networks.
     layers : str, regular expression, callable, sequence of them, or None
         Which: as for `weight_matrices`; None for all; "penultimate", the weight before the last one in the
         order of the forward pass, as the first gradients tell it (until then, and where the optimizers step
@@ -191,9 +194,9 @@ class SpectralTracker:
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
-        chosen = weight_matrices(model, layers)
         #: For "penultimate", until gradients tell the order of the layers.
         self._candidates = weight_matrices(model) if isinstance(layers, str) and layers == PENULTIMATE else []
+        chosen = weight_matrices(model, self._candidates[-2:-1] or layers)
         self._change = check_flag(change, "change")
         self._vectors = check_flag(vectors, "vectors")
         self.step = 0
@@ -705,10 +708,13 @@ class SpectralTracker:
         check_state(state, "followed", _STATE_VERSION)
         self._candidates, candidates = [], self._candidates
         for matrix in candidates:
-            if [matrix.name] == state["layers"]:
+            if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
                 self._follow([matrix])
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
+        # A wrapper around the model changes no layer.
+        same = match_names(theirs["layers"], mine["layers"])
+        theirs["layers"] = [same.get(name, name) for name in theirs["layers"]]
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
@@ -736,6 +742,9 @@ class SpectralTracker:
 
 def _check_followed(matrix: WeightMatrix) -> None:
     """Refuse weights that cannot be read as one matrix of real numbers."""
+    reason = None if matrix.is_product else unreadable(matrix.module, matrix.attribute)
+    if reason is not None:
+        raise TypeError(f"layer {matrix.name} {reason}; wanted real floating-point numbers")
     values = matrix.matrix()
     if hasattr(values, "device_mesh"):  # a DTensor, without importing what few installations have
         raise TypeError(
@@ -743,8 +752,8 @@ def _check_followed(matrix: WeightMatrix) -> None:
             "a whole weight: follow a model that is not sharded, or give the rows of each process to "
             "dlnfast.torch.RowSharded"
         )
-    if not values.dtype.is_floating_point:
-        raise TypeError(f"layer {matrix.name} is {values.dtype}; wanted real floating-point numbers")
+    if values.is_meta:
+        raise ValueError(f"layer {matrix.name} is on the meta device, where weights have no values")
 
 
 def _is_split(found: TrackerRecord) -> bool:

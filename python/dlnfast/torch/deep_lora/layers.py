@@ -10,9 +10,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from ..layers import LayerChoice, WeightMatrix, weight_matrices
+from .._names import named_layers
+from .._reading import computed_by
+from ..layers import LayerChoice, WeightMatrix, find_weights
 
 Kind = Literal["linear", "inputs first", "embedding"]
 
@@ -76,10 +77,10 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
     """
     attention = {
         f"{path}.out_proj".lstrip(".")
-        for path, module in model.named_modules()
+        for path, _, module in named_layers(model)
         if isinstance(module, nn.MultiheadAttention)
     }
-    chosen = weight_matrices(model, layers)
+    chosen = find_weights(model, layers, with_unreadable=True)
     if layers is None:
         chosen = [
             m
@@ -89,7 +90,7 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
             and not m.aliases
             and m.name not in attention
             and _kind(m.module) in ("linear", "inputs first")
-            and not parametrize.is_parametrized(m.module, "weight")
+            and computed_by(m.module) is None
         ]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
@@ -103,8 +104,8 @@ def as_target(name: str, module: nn.Module) -> Target:
         raise TypeError(
             f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
         )
-    if parametrize.is_parametrized(module, "weight"):
-        raise ValueError(f"layers: the weight of {name!r} is computed by a parametrization")
+    if (how := computed_by(module)) is not None:
+        raise ValueError(f"layers: the weight of {name!r} is computed by {how}")
     if getattr(module, "max_norm", None) is not None:
         raise ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
     if isinstance(module, nn.Linear):
