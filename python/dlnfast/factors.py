@@ -10,7 +10,16 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_layers, as_matrix, check_count, random_generator, widths_of
+from ._arrays import (
+    FloatArray,
+    as_layers,
+    as_matrix,
+    axes_of,
+    check_count,
+    is_sparse,
+    random_generator,
+    widths_of,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from .closure import multiply
@@ -67,7 +76,7 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
         W = W.all_weights()
     if isinstance(W, LowRank):
         left, right = W.U * W.s, W.V
-    elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
+    elif isinstance(W, (list, tuple)) and len(W) > 0 and _is_matrix(W[0]):
         layers = as_layers(W, "W")
         head, tail = split_layers(layers)
         left = np.asarray(tail if head is None else head)
@@ -78,6 +87,10 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
     if found != shape:
         raise ShapeError(f"W has shape {found}; wanted {shape}")
     return left, right
+
+
+def _is_matrix(x: object) -> bool:
+    return is_sparse(x) or axes_of(x, "W[0]") == 2  # `as_layers` says what is wrong with a sparse one
 
 
 def dense_product(factors: Factors) -> FloatArray:
