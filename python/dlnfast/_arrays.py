@@ -7,6 +7,7 @@ that tensors, masked arrays, sparse matrices and tables mean the same everywhere
 
 from __future__ import annotations
 
+import array
 import operator
 import os
 import sys
@@ -150,21 +151,22 @@ def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDAr
         return _read_items(x, title, level)
     if is_sparse(x):
         raise TypeError(f"{title} is a sparse {type(x).__name__}; wanted a dense array")
+    if _is_of(x, "torch", "Tensor"):
+        return _read_tensor(x, title)
     try:
-        if _is_of(x, "torch", "Tensor"):
-            return _read_masked(_values_of_tensor(x))
         if any(_is_of(x, "pandas", kind) for kind in ("DataFrame", "Series", "Index")) or (
             _is_of(x, "pandas.api.extensions", "ExtensionArray")
         ):
             return _read_table(x)
-        return _read_masked(np.asanyarray(x))
+        foreign = hasattr(x, "__dlpack__") and not hasattr(x, "__array__")
+        return _read_masked(np.from_dlpack(x) if foreign else np.asanyarray(x))  # type: ignore[arg-type]
     except MemoryError:
         raise
     except ValueError as error:  # rows of different lengths
         raise ShapeError(f"{title} is not a rectangular array: {error}") from None
     except TypeError:  # of objects that promise an array and break their word
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}") from None
-    except Exception as error:  # such as a tensor without values, or an array on a device of its own
+    except Exception as error:  # such as an array on a device of its own
         raise TypeError(f"{title} is {type(x).__name__}, which NumPy cannot read: {error}") from error
 
 
@@ -173,7 +175,7 @@ def _read_items(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Read a list whose items may be masked arrays, tensors or tables, which NumPy would flatten."""
     if all(type(item) is np.ndarray for item in items):
-        return _read_masked(_stacked(list(items), title))
+        return _stacked(list(items), title), None
     read = [(item, None) if isinstance(item, _PLAIN) else _read(item, title, level + 1) for item in items]
     values = _stacked([value for value, _ in read], title)
     if all(gaps is None for _, gaps in read):
@@ -199,29 +201,33 @@ def _read_masked(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None
 
 
 def _read_table(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Read a pandas object; columns of nullable types may come as Python objects otherwise."""
+    """Read a pandas object, whose nullable columns would come as Python objects, or with NaN for NA."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-    values = np.asarray(x)
-    if values.dtype != object:
-        return values, None  # NaN marks what is missing in floats
-    kinds = list(x.dtypes) if values.ndim == 2 else [x.dtype]
-    if not all(is_numeric_dtype(kind) or is_bool_dtype(kind) for kind in kinds):
-        return values, None
+    kinds = list(x.dtypes) if x.ndim == 2 else [x.dtype]
+    simple = all(isinstance(kind, np.dtype) for kind in kinds)
+    if simple or not all(is_numeric_dtype(kind) or is_bool_dtype(kind) for kind in kinds):
+        return np.asarray(x), None
     gaps = np.asarray(x.isna(), dtype=np.bool_)
     if gaps.any():
-        return x.to_numpy(dtype=np.float64, na_value=np.nan), gaps
-    return x.to_numpy(dtype=np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in kinds))), None
+        filled = x.astype("Float64")  # by which every kind of column knows NA
+        return filled.to_numpy(dtype=np.float64, na_value=np.nan), gaps
+    plain = [getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind)) for kind in kinds]
+    return np.asarray(x, dtype=np.result_type(*plain)), None
 
 
-def _values_of_tensor(x: Any) -> Any:
-    """Return what a PyTorch tensor holds, as an array; of a masked tensor as a masked one."""
+def _read_tensor(x: Any, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a PyTorch tensor: detached, on the host, half precision as float32."""
     if type(x).__name__ == "MaskedTensor":
-        return np.ma.array(_values_of_tensor(x.get_data()), mask=~_values_of_tensor(x.get_mask()))
-    values = x.detach()
-    if str(values.dtype) in ("torch.float16", "torch.bfloat16"):
-        values = values.float()  # exactly
-    return values.cpu().resolve_conj().resolve_neg().numpy()
+        gaps = ~_read_tensor(x.get_mask(), title)[0]
+        return _read_tensor(x.get_data(), title)[0], gaps if gaps.any() else None
+    try:
+        values = x.detach()
+        if str(values.dtype) in ("torch.float16", "torch.bfloat16"):
+            values = values.float()  # exactly
+        return values.cpu().resolve_conj().resolve_neg().numpy(), None
+    except (RuntimeError, TypeError) as error:  # such as one without values, or of a type of its own
+        raise TypeError(f"{title} is a tensor of {x.dtype} that NumPy cannot read: {error}") from error
 
 
 def _is_of(x: object, module: str, name: str) -> bool:
@@ -280,8 +286,9 @@ def _stored_in_tensor(x: Any, name: str, shape: tuple[int, int]) -> StoredEntrie
 def known_values(x: object, name: str) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
     """Return the values of a vector that are neither masked nor NA, which they are, and how many came."""
     array, gaps = read_array(x, name)
-    which = slice(None) if gaps is None or array.ndim != 1 else ~gaps
-    return as_vector(array[which], name, dtype=np.float64, empty=True), which, array.size
+    if gaps is None or array.ndim != 1:
+        return as_vector(array, name, dtype=np.float64, empty=True), slice(None), array.size
+    return as_vector(array[~gaps], name, dtype=np.float64, empty=True), ~gaps, array.size
 
 
 def axes_of(x: object, title: str) -> int:
@@ -315,11 +322,18 @@ def as_integers(x: object, title: str) -> IntArray:
 
 
 def as_list(x: object, name: str, wanted: str) -> list[Any]:
-    """Return the items of an iterable, or say what was wanted."""
+    """Return the items of an iterable or an array, or say what was wanted."""
+    # Of a table the items would be the names of its columns; a mask would be lost.
+    items = as_array(x, name) if is_array(x) else x
     try:
-        return list(np.asarray(x) if isinstance(x, memoryview) else x)  # type: ignore[call-overload]
-    except (TypeError, NotImplementedError):
+        return list(items)  # type: ignore[call-overload]
+    except TypeError:
         raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
+
+
+def is_array(x: object) -> bool:
+    """Tell whether this is an array of any kind, a scalar of NumPy included, not a list or a number."""
+    return hasattr(x, "__array__") or isinstance(x, (memoryview, array.array)) or is_sparse(x)
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:
@@ -566,11 +580,9 @@ def per_layer(
     The bounds are those of `check_scale`.
     """
     single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
-    if single or getattr(x, "ndim", None) == 0:
+    if single if not is_array(x) else axes_of(x, name) == 0:
         return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
-    # Of a table the items would be the names of its columns.
-    given = as_array(x, name) if hasattr(x, "ndim") else x
-    values = as_list(given, name, "one number or one per layer")
+    values = as_list(x, name, "one number or one per layer")
     if len(values) != n_layers:
         raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
     return np.array(

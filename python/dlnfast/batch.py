@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from ._arrays import (
     FloatArray,
-    as_array,
     as_list,
+    axes_of,
+    is_array,
 )
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
@@ -362,7 +363,8 @@ def _plan(
     }
     by_name = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
     rates: list[Any] = [
-        list(as_array(rate, name)) if getattr(rate, "ndim", 0) > 0 else rate for name, rate in by_name.items()
+        as_list(rate, name, several) if is_array(rate) and axes_of(rate, name) > 0 else rate
+        for name, rate in by_name.items()
     ]
     for name, rate in zip(by_name, rates, strict=True):
         lengths[name] = len(rate) if _is_per_run(rate) else None

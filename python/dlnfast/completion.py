@@ -18,7 +18,6 @@ from ._arrays import (
     as_integers,
     as_matrix,
     as_vector,
-    axes_of,
     check_choice,
     check_count,
     check_scale,
@@ -31,6 +30,7 @@ from ._dispatch import core
 from ._errors import ShapeError
 from .factors import (
     DenseMap,
+    Factors,
     LinearMap,
     MatrixOrLayers,
     SparseMap,
@@ -38,6 +38,7 @@ from .factors import (
     as_factors,
     dense_product,
     entries_of_product,
+    is_matrix,
     leading_factors,
     squared_distance,
 )
@@ -575,7 +576,9 @@ class Completion(Observations):
         """
         if weights is None:
             return SparseMap(self.entries(), self.shape)
-        return SparseMap(self.replaced(self.values - self.predict(weights)).entries(), self.shape)
+        factors = as_factors(weights, self.shape, "weights")
+        known = entries_of_product(factors, self.rows, self.columns)
+        return SparseMap(self.replaced(self.values - known).entries(), self.shape)
 
 
 class Sensing(Observations):
@@ -637,7 +640,11 @@ class Sensing(Observations):
                 raise ValueError("shape is needed for sparse operators: (d_y, d_x)")
             self.dim_out, self.dim_in = _check_shape(shape)
             self._sparse = _as_csr(operators, (m, self.dim_out * self.dim_in))
-        elif isinstance(operators, (tuple, list)) and len(operators) == 2 and _is_matrix(operators[0]):
+        elif (
+            isinstance(operators, (tuple, list))
+            and len(operators) == 2
+            and is_matrix(operators[0], "operators")
+        ):
             left = as_matrix(operators[0], "operators[0]", shape=(m, None), dtype=np.float64)
             right = as_matrix(operators[1], "operators[1]", shape=(m, None), dtype=np.float64)
             self._rank_one = left, right
@@ -709,12 +716,15 @@ class Sensing(Observations):
         -----
         Cost: O(m d_y d_x); O(m (d_y + d_x) r) for rank-one operators and factors of width r.
         """
+        return self._measured(as_factors(W, self.shape))
+
+    def _measured(self, factors: Factors) -> FloatArray:
         if self._rank_one is not None:
-            left, right = as_factors(W, self.shape)
+            left, right = factors
             a, b = self._rank_one
             product: FloatArray = np.einsum("ik,ik->i", a @ left, b if right is None else b @ right)
             return product
-        vector = dense_product(as_factors(W, self.shape)).reshape(-1)
+        vector = dense_product(factors).reshape(-1)
         return np.asarray((self._sparse if self._dense is None else self._dense) @ vector)
 
     def adjoint(self, r: npt.ArrayLike) -> FloatArray:
@@ -869,7 +879,10 @@ class Sensing(Observations):
         DenseMap, shape (d_y, d_x)
             Minus the gradient of the loss in W_{L:1}, over c.
         """
-        return DenseMap(self.adjoint(self.values if weights is None else self.values - self.apply(weights)))
+        if weights is None:
+            return DenseMap(self.adjoint(self.values))
+        measured = self._measured(as_factors(weights, self.shape, "weights"))
+        return DenseMap(self.adjoint(self.values - measured))
 
 
 _NO_STATISTICS: Final[dict[str, Any]] = {
@@ -903,10 +916,6 @@ def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[n
     if length is not None and array.size != length:
         raise ShapeError(f"{name} has {array.size} entries; wanted {length}, as many as values")
     return array
-
-
-def _is_matrix(x: object) -> bool:
-    return is_sparse(x) or axes_of(x, "operators[0]") == 2  # `as_matrix` says what is wrong with a sparse one
 
 
 def _as_csr(operators: Any, wanted: tuple[int, int]) -> Any:
