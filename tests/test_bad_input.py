@@ -405,12 +405,22 @@ def test_engines_are_named(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["adam", "Adam", "AdamW", "RMSprop", "adagrad"])
+@pytest.mark.parametrize("name", ["adam", "Adam", "AdamW", "RMSprop", "adagrad", "Lion", "rprop", "signsgd"])
 def test_adaptive_optimizers_are_refused_with_the_reason(name, engine):
     with pytest.raises(
         dln.AssumptionError, match=f"optimizer is '{name}'.*destroy the invariant subspaces.*momentum"
     ):
         train(optimizer=name, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["muon", "Muon", "shampoo", "nesterov", "Nesterov"])
+def test_optimizers_that_keep_the_subspaces_are_refused_as_not_there_yet(name, engine):
+    with pytest.raises(ValueError, match=f"optimizer is '{name}', which no engine runs yet") as raised:
+        train(optimizer=name, engine=engine)
+    assert "keeps the invariant subspaces" in str(raised.value)
+    assert "destroy" not in str(raised.value)
+    assert not isinstance(raised.value, dln.AssumptionError)
 
 
 @pytest.mark.parametrize("name", ["sgd", "", None, 3])

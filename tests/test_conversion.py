@@ -775,7 +775,7 @@ def test_numbers_of_every_kind():
 def test_predictions_of_a_task_are_any_array():
     from dlnfast.tasks import TextTask
 
-    task = TextTask("sst-2", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))
+    task = TextTask("mnli", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))
     for found in ([0, 1, 0], tensor([0, 1, 0]), pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):
         assert task.score(found) == pytest.approx(2 / 3, abs=0)
     with pytest.raises(ValueError, match="predictions has missing values"):
