@@ -326,7 +326,7 @@ def as_list(x: object, name: str, wanted: str) -> list[Any]:
     # Of a table the items would be the names of its columns; a mask would be lost.
     items = as_array(x, name) if is_array(x) else x
     try:
-        return list(items)  # type: ignore[call-overload]
+        return list(items)  # type: ignore[call-overload, no-any-return]
     except TypeError:
         raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
 
