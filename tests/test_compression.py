@@ -283,8 +283,8 @@ def test_tensors():
     np.testing.assert_array_equal(found.end_to_end(), wanted.end_to_end())
     x = torch.ones(6, dtype=torch.float64)
     np.testing.assert_array_equal(found.apply(x), wanted.apply(np.ones(6)))
-    with pytest.raises(TypeError, match=r"weights\[0\] \(W_1\) is a tensor that requires grad"):
-        dln.compress([torch.nn.Parameter(torch.from_numpy(w)) for w in layers])
+    found = dln.compress([torch.nn.Parameter(torch.from_numpy(w)) for w in layers], rank=2)
+    np.testing.assert_array_equal(found.end_to_end(), wanted.end_to_end())
 
 
 # Trained networks.

@@ -15,6 +15,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast.curvature import minimum_sharpness
 
 F64 = np.float64
 ENGINES = ["reduced", "dense"]
@@ -469,6 +470,126 @@ def test_dense_targets_have_the_threshold_too():
         assert "trajectories can part" in recovery_certificate(30.0, problem, engine=engine).reason
         assert "part" not in recovery_certificate(28.0, problem, engine=engine).reason
         assert "part" not in recovery_certificate(30.0, problem, engine=engine, steps=1).reason
+
+
+def not_white():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((8, 200)) * np.linspace(1, 2, 8)[:, np.newaxis]
+    return dln.Problem.from_data(X, generator.standard_normal((4, 8)) @ X)
+
+
+def of_rank_one_inputs():
+    """Inputs of which all but three dimensions are zero."""
+    X = np.random.default_rng(1).standard_normal((6, 50)) * np.array([[3.0, 2.0, 1.0, 0.0, 0.0, 0.0]]).T
+    return dln.Problem.from_data(X, X[:3] + X[3:])
+
+
+def at_the_balanced_minimum(problem, depth):
+    """Return layers of equal singular values whose product is the least-squares solution."""
+    left, values, right_t = np.linalg.svd(problem.least_squares, full_matrices=False)
+    root = np.diag(values ** (1 / depth))
+    return [root @ right_t, *[root] * (depth - 2), left @ root]
+
+
+@pytest.mark.parametrize("make", [not_white, of_rank_one_inputs])
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_sharpness_of_the_balanced_minimum_is_that_of_its_hessian(make, depth):
+    problem = make()
+    found = dln.theory.minimum_sharpness(problem, depth)
+    wanted = dln.measures.sharpness(problem, at_the_balanced_minimum(problem, depth), tolerance=1e-8)
+    # The eigenvalue of a Lanczos iteration is right to its tolerance.
+    assert found == pytest.approx(wanted, rel=1e-7)
+
+
+@pytest.mark.parametrize("make", [not_white, of_rank_one_inputs])
+@pytest.mark.parametrize("engine", ["auto", "dense"])
+def test_rates_above_the_threshold_are_named_for_inputs_that_are_not_white(make, engine):
+    problem = make()
+    bound = 2 / dln.theory.minimum_sharpness(problem, 3)
+    assert "rounding" not in recovery_certificate(0.999 * bound, problem, engine=engine).reason
+    reason = recovery_certificate(1.001 * bound, problem, engine=engine).reason
+    assert f"learning_rate (eta) {1.001 * bound:.3g} is above {bound:.3g}" in reason
+    assert "rounding may grow, so that trajectories can part" in reason
+    assert "part" not in recovery_certificate(1.4 * bound, problem, engine=engine, momentum=0.5).reason
+    assert "part" not in recovery_certificate(1.4 * bound, problem, engine=engine, steps=1).reason
+
+
+def runs_from_nearly_equal_weights(problem, weights, rate, steps):
+    """Return how far two runs part that start 1e-13 apart, relative to the weights, and the first run."""
+    near = [w * (1 + 1e-13 * np.sign(np.sin(np.arange(w.size))).reshape(w.shape)) for w in weights]
+    one, other = (
+        dln.train(problem, w, learning_rate=rate, steps=steps, engine="dense", singular_values=None)
+        for w in (weights, near)
+    )
+    ends = zip(one.all_weights(), other.all_weights(), strict=True)
+    return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in ends), one
+
+
+OBSERVED = {
+    "completion": lambda: dln.low_rank_completion(40, 2, 0.6),
+    "sensing": lambda: dln.low_rank_sensing(16, 2, 200),
+}
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+def test_rates_above_the_threshold_are_named_for_matrices_known_in_part(kind):
+    problem = OBSERVED[kind]()
+    weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
+    bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
+    apart, run = runs_from_nearly_equal_weights(problem, weights, 0.5 * bound, 500)
+    assert apart < 1e-12
+    assert "rounding" not in run.certificate.reason
+    apart, run = runs_from_nearly_equal_weights(problem, weights, 1.3 * bound, 1500)
+    assert apart > 1e-12
+    assert f"learning_rate (eta) {1.3 * bound:.3g} is above {bound:.3g}" in run.certificate.reason
+    assert "by an estimate from the observations" in run.certificate.reason
+    assert "rounding may grow, so that trajectories can part" in run.certificate.reason
+    for options in ({"learning_rate": "auto"}, {"learning_rate": "adaptive"}, {"learning_rate": 0.0}):
+        assert "part;" not in dln.train(problem, weights, steps=2, **options).certificate.reason
+        assert "rounding" not in dln.train(problem, weights, steps=2, **options).certificate.reason
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_estimated_sharpness_is_near_that_of_the_truth(kind, depth):
+    problem = OBSERVED[kind]()
+    root = np.diag(problem.truth.s ** (1 / depth))
+    layers = [root @ problem.truth.V.T, *[root] * (depth - 2), problem.truth.U @ root]
+    # Gauss-Newton is the whole Hessian where the residual is zero.
+    rows = []
+    for index, layer in enumerate(layers):
+        for entry in range(layer.size):
+            unit = np.zeros(layer.size)
+            unit[entry] = 1.0
+            changed = [*layers[:index], unit.reshape(layer.shape), *layers[index + 1 :]]
+            product = changed[0]
+            for factor in changed[1:]:
+                product = factor @ product
+            rows.append(problem.apply(product) if kind == "sensing" else problem.predict(product))
+    wanted = problem.loss_scale * np.linalg.norm(np.array(rows), 2) ** 2
+    # An estimate: the spread of the observations over rows and columns is not looked at.
+    assert minimum_sharpness(problem, [1e-3] * depth, [1.0] * depth) == pytest.approx(wanted, rel=0.5)
+
+
+def test_one_layer_of_a_matrix_known_in_part_has_an_exact_threshold():
+    problem = dln.low_rank_completion(10, 2, 0.5, reduction="sum")
+    start = [np.zeros((10, 10))]
+    for rate, named in ((1.99, False), (2.01, True)):
+        reason = dln.train(problem, start, learning_rate=rate, steps=2).certificate.reason
+        assert ("is above 2, where" in reason) == named
+
+
+@pytest.mark.parametrize(
+    "options", [{"outer": 0.0}, {}, {"outer_every": 3}], ids=["frozen", "outer", "turns"]
+)
+def test_compressed_runs_name_rates_above_the_threshold(options):
+    problem = dln.low_rank_completion(60, 2, 0.5)
+    given = {"rank": 2, "steps": 6, "singular_values": None, **options}
+    weights = dln.orthogonal([60] * 4, 0.1)
+    for rate, named in ((1e-3, False), (1e3, True)):
+        reason = dln.train_compressed(problem, weights, learning_rate=rate, **given).certificate.reason
+        assert reason.startswith("compressed to 4 dimensions by the gradient")
+        assert ("rounding may grow, so that trajectories can part" in reason) == named
 
 
 # The default learning rate.

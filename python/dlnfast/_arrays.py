@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Checks and conversions of what users pass in: the one place where an argument may be copied."""
+"""Checks and conversions of arguments: the one place where input becomes arrays and may be copied.
+
+Every array argument of the package goes through `as_array`, or through a function here that calls it, so
+that tensors, masked arrays, sparse matrices and tables mean the same everywhere.
+"""
 
 from __future__ import annotations
 
+import array
 import operator
 import os
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +31,11 @@ LARGE_COPY_BYTES = 64 * 2**20
 
 #: The largest integer that the core takes.
 LARGEST_COUNT: Final = 2**63 - 1
+
+#: Items that NumPy takes into an array as they are.
+_PLAIN: Final = (float, int, complex, str, bytes, np.generic)
+#: Lists nested more deeply are left to NumPy.
+_DEEPEST: Final = 8
 
 
 def _titled(name: str, symbol: str | None) -> str:
@@ -53,8 +64,6 @@ def _checked_array(
     empty: bool,
 ) -> FloatArray:
     title = _titled(name, symbol)
-    if getattr(x, "requires_grad", False) is True:
-        raise TypeError(f"{title} is a tensor that requires grad; wanted its values alone: pass x.detach()")
     array = as_array(x, title)
     if array.dtype == object:
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
@@ -84,22 +93,247 @@ def _checked_array(
     return result
 
 
-def as_array(x: object, title: str) -> npt.NDArray[Any]:
-    """Return any array, or say what has none."""
+class StoredEntries(NamedTuple):
+    """The entries that a sparse matrix stores, zeros included, in any order."""
+
+    rows: npt.NDArray[Any]
+    columns: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+    shape: tuple[int, int]
+
+
+def as_array(x: object, title: str, *, missing: bool = False) -> npt.NDArray[Any]:
+    """Return the values of any array-like object, without a copy where possible.
+
+    Parameters
+    ----------
+    x : object
+        Arrays, nested lists, buffers, PyTorch tensors (detached, moved to the host, half precision as
+        float32), pandas objects of nullable types, and whatever else NumPy reads.
+    title : str
+        Name of the argument, for messages.
+    missing : bool
+        Return NaN for masked entries and pandas' NA. By default they are refused, because the values below
+        a mask mean nothing.
+
+    Raises
+    ------
+    ShapeError
+        For rows of different lengths.
+    TypeError
+        For sparse matrices, and for objects that are no arrays.
+    ValueError
+        For masked entries and NA, unless `missing`.
+    """
+    array, gaps = read_array(x, title)
+    if gaps is None:
+        return array
+    if not missing:
+        place = tuple(int(i) for i in np.argwhere(gaps)[0])
+        raise ValueError(
+            f"{title} has missing values: {int(gaps.sum())} masked or NA, the first at {place}; wanted all "
+            "values"
+        )
+    if array.dtype.kind not in "biuf":
+        return array
+    filled = array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
+    filled[gaps] = np.nan
+    return filled
+
+
+def read_array(x: object, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Return the values, and where they are masked or NA; None where none is. Raises as `as_array`."""
+    return _read(x, title, 0)
+
+
+def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    if isinstance(x, (list, tuple)) and level < _DEEPEST and not all(isinstance(i, _PLAIN) for i in x):
+        return _read_items(x, title, level)
+    if is_sparse(x):
+        raise TypeError(f"{title} is a sparse {type(x).__name__}; wanted a dense array")
+    if _is_of(x, "torch", "Tensor"):
+        return _read_tensor(x, title)
     try:
-        return np.asarray(x)
+        if any(_is_of(x, "pandas", kind) for kind in ("DataFrame", "Series", "Index")) or (
+            _is_of(x, "pandas.api.extensions", "ExtensionArray")
+        ):
+            return _read_table(x)
+        foreign = hasattr(x, "__dlpack__") and not hasattr(x, "__array__")
+        return _read_masked(np.from_dlpack(x) if foreign else np.asanyarray(x))  # type: ignore[arg-type]
+    except MemoryError:
+        raise
     except ValueError as error:  # rows of different lengths
         raise ShapeError(f"{title} is not a rectangular array: {error}") from None
     except TypeError:  # of objects that promise an array and break their word
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}") from None
+    except Exception as error:  # such as an array on a device of its own
+        raise TypeError(f"{title} is {type(x).__name__}, which NumPy cannot read: {error}") from error
+
+
+def _read_items(
+    items: Sequence[object], title: str, level: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a list whose items may be masked arrays, tensors or tables, which NumPy would flatten."""
+    if all(type(item) is np.ndarray for item in items):
+        return _stacked(list(items), title), None
+    read = [(item, None) if isinstance(item, _PLAIN) else _read(item, title, level + 1) for item in items]
+    values = _stacked([value for value, _ in read], title)
+    if all(gaps is None for _, gaps in read):
+        return values, None
+    return values, _stacked(
+        [np.zeros(np.shape(value), np.bool_) if gaps is None else gaps for value, gaps in read], title
+    )
+
+
+def _stacked(items: list[Any], title: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(items)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+
+
+def _read_masked(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    values = np.asarray(x)
+    if not isinstance(x, np.ma.MaskedArray) or values.dtype.names is not None:
+        return values, None
+    gaps = np.ma.getmaskarray(x)
+    return values, gaps if gaps.any() else None
+
+
+def _read_table(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a pandas object, whose nullable columns would come as Python objects, or with NaN for NA."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    kinds = list(x.dtypes) if x.ndim == 2 else [x.dtype]
+    simple = all(isinstance(kind, np.dtype) for kind in kinds)
+    if simple or not all(is_numeric_dtype(kind) or is_bool_dtype(kind) for kind in kinds):
+        return np.asarray(x), None
+    gaps = np.asarray(x.isna(), dtype=np.bool_)
+    if gaps.any():
+        filled = x.astype("Float64")  # by which every kind of column knows NA
+        return filled.to_numpy(dtype=np.float64, na_value=np.nan), gaps
+    plain = [getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind)) for kind in kinds]
+    return np.asarray(x, dtype=np.result_type(*plain)), None
+
+
+def _read_tensor(x: Any, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a PyTorch tensor: detached, on the host, half precision as float32."""
+    if type(x).__name__ == "MaskedTensor":
+        gaps = ~_read_tensor(x.get_mask(), title)[0]
+        return _read_tensor(x.get_data(), title)[0], gaps if gaps.any() else None
+    try:
+        values = x.detach()
+        if str(values.dtype) in ("torch.float16", "torch.bfloat16"):
+            values = values.float()  # exactly
+        return values.cpu().resolve_conj().resolve_neg().numpy(), None
+    except (RuntimeError, TypeError) as error:  # such as one without values, or of a type of its own
+        raise TypeError(f"{title} is a tensor of {x.dtype} that NumPy cannot read: {error}") from error
+
+
+def _is_of(x: object, module: str, name: str) -> bool:
+    """Tell whether `x` is an instance of a class of a package, without importing the package."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(x, kind)
+
+
+def is_sparse(x: object) -> bool:
+    """Tell whether this is a SciPy sparse matrix or array, or a PyTorch tensor of a sparse layout."""
+    if _is_of(x, "torch", "Tensor"):
+        return str(x.layout) != "torch.strided"  # type: ignore[attr-defined]
+    return hasattr(x, "tocoo")
+
+
+def stored_entries(x: Any, name: str) -> StoredEntries:
+    """Return the entries that a sparse matrix stores, zeros included.
+
+    A format that stores whole diagonals (DIA) or blocks (BSR) stores the zeros in them.
+
+    Raises
+    ------
+    ShapeError
+        For other than two axes.
+    TypeError
+        For what is no sparse matrix.
+    """
+    if not is_sparse(x):
+        raise TypeError(f"{name} is {type(x).__name__}; wanted a SciPy sparse matrix or array")
+    if len(x.shape) != 2:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; wanted a matrix (2 axes)")
+    shape = int(x.shape[0]), int(x.shape[1])
+    if _is_of(x, "torch", "Tensor"):
+        return _stored_in_tensor(x, name, shape)
+    if getattr(x, "format", None) == "dia":  # whose tocoo leaves out zeros
+        columns = np.broadcast_to(np.arange(x.data.shape[1]), x.data.shape)
+        rows = columns - np.asarray(x.offsets)[:, np.newaxis]
+        inside = (rows >= 0) & (rows < shape[0]) & (columns < shape[1])
+        return StoredEntries(rows[inside], columns[inside], x.data[inside], shape)
+    entries = x.tocoo()
+    return StoredEntries(entries.row, entries.col, entries.data, shape)
+
+
+def _stored_in_tensor(x: Any, name: str, shape: tuple[int, int]) -> StoredEntries:
+    try:
+        entries = x.detach().to_sparse_coo()
+        if entries.dense_dim():
+            raise TypeError(f"{name} is a hybrid sparse tensor; wanted one number for every entry")
+        # Of a tensor that is not coalesced, `indices` would refuse and `coalesce` would add duplicates up.
+        places = as_array(entries._indices(), name)
+        return StoredEntries(places[0], places[1], as_array(entries._values(), name), shape)
+    except RuntimeError as error:  # of a layout or data type that PyTorch does not convert
+        raise TypeError(f"{name} is a tensor of layout {x.layout}, which cannot be read: {error}") from error
+
+
+def known_values(x: object, name: str) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
+    """Return the values of a vector that are neither masked nor NA, which they are, and how many came."""
+    array, gaps = read_array(x, name)
+    if gaps is None or array.ndim != 1:
+        return as_vector(array, name, dtype=np.float64, empty=True), slice(None), array.size
+    return as_vector(array[~gaps], name, dtype=np.float64, empty=True), ~gaps, array.size
+
+
+def axes_of(x: object, title: str) -> int:
+    """Return the number of axes, without a conversion where the object knows it."""
+    return len(shape_of(x, title))
+
+
+def shape_of(x: object, title: str) -> tuple[int, ...]:
+    """Return the shape, without a conversion where the object knows it."""
+    shape = getattr(x, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) else as_array(x, title).shape
+
+
+def as_integers(x: object, title: str) -> IntArray:
+    """Return integers as an int64 array of any shape; an empty array may be of any type.
+
+    Raises
+    ------
+    TypeError
+        For what is no integer.
+    ValueError
+        For integers above 2**63 - 1, and as `as_array`.
+    """
+    array = as_array(x, title)
+    if array.dtype.kind not in "iu" and array.size > 0:
+        raise TypeError(f"{title} has dtype {array.dtype}; wanted integers")
+    if array.dtype.kind == "u" and array.size > 0 and int(array.max()) > LARGEST_COUNT:
+        place = tuple(int(i) for i in np.argwhere(array > LARGEST_COUNT)[0])
+        raise ValueError(f"{title} is {int(array[place])} at {place}; wanted integers of at most 2**63 - 1")
+    return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def as_list(x: object, name: str, wanted: str) -> list[Any]:
-    """Return the items of an iterable, or say what was wanted."""
+    """Return the items of an iterable or an array, or say what was wanted."""
+    # Of a table the items would be the names of its columns; a mask would be lost.
+    items = as_array(x, name) if is_array(x) else x
     try:
-        return list(x)  # type: ignore[call-overload, no-any-return]
+        return list(items)  # type: ignore[call-overload, no-any-return]
     except TypeError:
         raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
+
+
+def is_array(x: object) -> bool:
+    """Tell whether this is an array of any kind, a scalar of NumPy included, not a list or a number."""
+    return hasattr(x, "__array__") or isinstance(x, (memoryview, array.array)) or is_sparse(x)
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:
@@ -195,7 +429,7 @@ def as_layers(
     ShapeError
         For an empty list, a single matrix, and sizes that do not fit.
     """
-    if isinstance(weights, np.ndarray) and weights.ndim == 2:
+    if getattr(weights, "ndim", None) == 2:
         raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
     if hasattr(weights, "named_parameters"):
         raise TypeError(
@@ -220,13 +454,18 @@ def as_layers(
     return layers
 
 
+def _is_masked(x: object) -> bool:
+    """Tell whether this is a scalar of a masked array that is masked."""
+    return isinstance(x, np.ma.MaskedArray) and x.ndim == 0 and bool(np.ma.getmaskarray(x))
+
+
 def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = LARGEST_COUNT) -> int:
     """Return `n` as an int of at least `minimum` and at most `maximum`; None for what only is a limit."""
-    if isinstance(n, (bool, np.bool_)):
+    if isinstance(n, (bool, np.bool_)) or _is_masked(n):
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
     try:
         count = operator.index(n)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, RuntimeError):
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}") from None
     if count < minimum:
         raise ValueError(f"{name} is {count}; wanted an integer of at least {minimum}")
@@ -251,13 +490,14 @@ def check_scale(
     else:
         finite = "finite "
         bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
-    if isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or getattr(x, "ndim", 0) > 0:
+    odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
+    if odd or getattr(x, "ndim", 0) > 0:
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
     try:
-        value = float(x)  # type: ignore[arg-type]
+        value = float(x.detach() if hasattr(x, "detach") else x)  # type: ignore[arg-type]
     except OverflowError:
         value = np.inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}") from None
     too_small = value < minimum or (strict and value == minimum)
     too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
@@ -340,9 +580,9 @@ def per_layer(
     The bounds are those of `check_scale`.
     """
     single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
-    if single or (isinstance(x, np.ndarray) and x.ndim == 0):
+    if single if not is_array(x) else axes_of(x, name) == 0:
         return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
-    values = list(x)  # type: ignore[call-overload]
+    values = as_list(x, name, "one number or one per layer")
     if len(values) != n_layers:
         raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
     return np.array(

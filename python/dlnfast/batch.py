@@ -15,6 +15,8 @@ import numpy.typing as npt
 from ._arrays import (
     FloatArray,
     as_list,
+    axes_of,
+    is_array,
 )
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
@@ -355,13 +357,16 @@ def _plan(
     several = "one for all runs, or a list with one for each"
     many_problems = None if isinstance(problems, Problem) else as_list(problems, "problems", several)
     many_weights = None if _is_one_network(weights) else as_list(weights, "weights", several)
-    rates: list[Any] = [learning_rate, weight_decay, momentum]
     lengths = {
         "problems": None if many_problems is None else len(many_problems),
         "weights": None if many_weights is None else len(many_weights),
     }
-    names = ("learning_rate", "weight_decay", "momentum")
-    for name, rate in zip(names, rates, strict=True):
+    by_name = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
+    rates: list[Any] = [
+        as_list(rate, name, several) if is_array(rate) and axes_of(rate, name) > 0 else rate
+        for name, rate in by_name.items()
+    ]
+    for name, rate in zip(by_name, rates, strict=True):
         lengths[name] = len(rate) if _is_per_run(rate) else None
     counts = {n for n in lengths.values() if n is not None}
     if len(counts) > 1:
@@ -412,8 +417,8 @@ def _plan_one(
 
 
 def _is_per_run(rate: Any) -> bool:
-    """Return whether a rate has an entry per run: a list, whose entries may be lists, or an array."""
-    return isinstance(rate, (list, tuple)) or getattr(rate, "ndim", 0) > 0
+    """Return whether a rate has an entry per run: a list, whose entries may be lists."""
+    return isinstance(rate, (list, tuple))
 
 
 def _is_one_network(weights: Any) -> bool:

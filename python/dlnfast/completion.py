@@ -15,17 +15,22 @@ import numpy.typing as npt
 from ._arrays import (
     FloatArray,
     as_array,
+    as_integers,
     as_matrix,
     as_vector,
     check_choice,
     check_count,
     check_scale,
+    is_sparse,
+    known_values,
     random_generator,
+    stored_entries,
 )
 from ._dispatch import core
 from ._errors import ShapeError
 from .factors import (
     DenseMap,
+    Factors,
     LinearMap,
     MatrixOrLayers,
     SparseMap,
@@ -33,6 +38,7 @@ from .factors import (
     as_factors,
     dense_product,
     entries_of_product,
+    is_matrix,
     leading_factors,
     squared_distance,
 )
@@ -218,7 +224,7 @@ class Completion(Observations):
     rows, columns : array_like of int, shape (n,)
         Where the entries are, from 0, in any order.
     values : array_like, shape (n,)
-        Phi there.
+        Phi there. Masked values and pandas' NA are entries that are not known; they are left out.
     shape : (int, int)
         (d_y, d_x). Rows and columns without any entry are allowed: they see no gradient but weight decay's;
         `empty_rows` and `empty_columns` name them.
@@ -272,10 +278,10 @@ class Completion(Observations):
         truth: npt.ArrayLike | LowRank | None = None,
     ) -> None:
         self.dim_out, self.dim_in = _check_shape(shape)
-        known = as_vector(values, "values", dtype=np.float64, empty=True)
+        known, which, count = known_values(values, "values")
         if known.size == 0:
             raise ValueError("values is empty: no entry is known; wanted at least one")
-        i, j = _as_places(rows, "rows", known.size), _as_places(columns, "columns", known.size)
+        i, j = (_as_places(x, name, count)[which] for x, name in ((rows, "rows"), (columns, "columns")))
         self._by_rows = _sorted(i, j, known, self.shape)
         self._by_columns = _transposed(self._by_rows, self.dim_in)
         self.reduction = reduction if loss_scale is None else None
@@ -296,7 +302,8 @@ class Completion(Observations):
         Parameters
         ----------
         matrix : array_like, shape (d_y, d_x)
-            Phi. Without `mask` its NaNs are the unknown entries.
+            Phi. Without `mask`, the unknown entries are its NaNs, the masked entries of a masked array and
+            the NAs of a pandas DataFrame.
         mask : array_like of bool, shape (d_y, d_x), optional
             True where Phi is observed; what stands elsewhere is not looked at.
         **options
@@ -313,12 +320,13 @@ class Completion(Observations):
         TypeError, ValueError
             For entries that are not real numbers, or not finite where they count.
         """
-        array = as_array(matrix, "matrix")
-        if array.ndim != 2:
-            raise ShapeError(f"matrix has shape {array.shape}; wanted a matrix (2 axes)")
+        if is_sparse(matrix):
+            raise TypeError(
+                f"matrix is a sparse {type(matrix).__name__}; wanted a dense array: Completion.from_sparse "
+                "takes its stored entries"
+            )
+        array = as_matrix(as_array(matrix, "matrix", missing=True), "matrix", finite=False, empty=True)
         if mask is None:
-            if array.dtype.kind not in "fiub":
-                raise TypeError(f"matrix has dtype {array.dtype}; wanted real numbers")
             known = ~np.isnan(array)
         else:
             known = as_array(mask, "mask")
@@ -327,7 +335,8 @@ class Completion(Observations):
             if known.shape != array.shape:
                 raise ShapeError(f"mask has shape {known.shape}; wanted that of matrix, {array.shape}")
         rows, columns = np.nonzero(known)
-        return cls(rows, columns, array[rows, columns], (array.shape[0], array.shape[1]), **options)
+        values = as_vector(array[rows, columns], "matrix (known entries)", empty=True)
+        return cls(rows, columns, values, (array.shape[0], array.shape[1]), **options)
 
     @classmethod
     def from_sparse(cls, matrix: Any, **options: Any) -> Completion:
@@ -336,7 +345,8 @@ class Completion(Observations):
         Parameters
         ----------
         matrix : scipy.sparse array or matrix, shape (d_y, d_x)
-            Of any format. Entries that are stored twice are refused.
+            Of any format, or a sparse PyTorch tensor. Entries that are stored twice are refused. DIA stores
+            whole diagonals and BSR whole blocks, so that zeros in them are entries too.
         **options
             As of the class.
 
@@ -351,10 +361,9 @@ class Completion(Observations):
         ValueError
             For entries that are stored twice or are not finite.
         """
-        if not hasattr(matrix, "tocoo"):
-            raise TypeError(f"matrix is {type(matrix).__name__}; wanted a SciPy sparse matrix or array")
-        entries = matrix.tocoo()
-        return cls(entries.row, entries.col, entries.data, entries.shape, **options)
+        entries = stored_entries(matrix, "matrix")
+        values = as_vector(entries.values, "matrix (stored entries)", empty=True)
+        return cls(entries.rows, entries.columns, values, entries.shape, **options)
 
     # ----------------------------------------------------------------------------------------- entries
 
@@ -567,7 +576,9 @@ class Completion(Observations):
         """
         if weights is None:
             return SparseMap(self.entries(), self.shape)
-        return SparseMap(self.replaced(self.values - self.predict(weights)).entries(), self.shape)
+        factors = as_factors(weights, self.shape, "weights")
+        known = entries_of_product(factors, self.rows, self.columns)
+        return SparseMap(self.replaced(self.values - known).entries(), self.shape)
 
 
 class Sensing(Observations):
@@ -624,17 +635,16 @@ class Sensing(Observations):
         self._sparse: Any = None
         self._rank_one: tuple[FloatArray, FloatArray] | None = None
         self._dense: FloatArray | None = None
-        if hasattr(operators, "tocsr"):
+        if is_sparse(operators):
             if shape is None:
                 raise ValueError("shape is needed for sparse operators: (d_y, d_x)")
             self.dim_out, self.dim_in = _check_shape(shape)
-            self._sparse = operators.tocsr()
-            wanted = (m, self.dim_out * self.dim_in)
-            if self._sparse.shape != wanted:
-                raise ShapeError(f"operators has shape {self._sparse.shape}; wanted {wanted}, (m, d_y d_x)")
-            if not np.isfinite(self._sparse.data).all():
-                raise ValueError("operators has a value that is not finite")
-        elif isinstance(operators, (tuple, list)) and len(operators) == 2 and np.ndim(operators[0]) == 2:
+            self._sparse = _as_csr(operators, (m, self.dim_out * self.dim_in))
+        elif (
+            isinstance(operators, (tuple, list))
+            and len(operators) == 2
+            and is_matrix(operators[0], "operators")
+        ):
             left = as_matrix(operators[0], "operators[0]", shape=(m, None), dtype=np.float64)
             right = as_matrix(operators[1], "operators[1]", shape=(m, None), dtype=np.float64)
             self._rank_one = left, right
@@ -706,12 +716,15 @@ class Sensing(Observations):
         -----
         Cost: O(m d_y d_x); O(m (d_y + d_x) r) for rank-one operators and factors of width r.
         """
+        return self._measured(as_factors(W, self.shape))
+
+    def _measured(self, factors: Factors) -> FloatArray:
         if self._rank_one is not None:
-            left, right = as_factors(W, self.shape)
+            left, right = factors
             a, b = self._rank_one
             product: FloatArray = np.einsum("ik,ik->i", a @ left, b if right is None else b @ right)
             return product
-        vector = dense_product(as_factors(W, self.shape)).reshape(-1)
+        vector = dense_product(factors).reshape(-1)
         return np.asarray((self._sparse if self._dense is None else self._dense) @ vector)
 
     def adjoint(self, r: npt.ArrayLike) -> FloatArray:
@@ -866,7 +879,10 @@ class Sensing(Observations):
         DenseMap, shape (d_y, d_x)
             Minus the gradient of the loss in W_{L:1}, over c.
         """
-        return DenseMap(self.adjoint(self.values if weights is None else self.values - self.apply(weights)))
+        if weights is None:
+            return DenseMap(self.adjoint(self.values))
+        measured = self._measured(as_factors(weights, self.shape, "weights"))
+        return DenseMap(self.adjoint(self.values - measured))
 
 
 _NO_STATISTICS: Final[dict[str, Any]] = {
@@ -894,14 +910,23 @@ def _check_shape(shape: Any) -> tuple[int, int]:
 
 
 def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[np.int64]:
-    array = as_array(x, name)
-    if array.dtype.kind not in "iu" and array.size > 0:
-        raise TypeError(f"{name} has dtype {array.dtype}; wanted integers")
+    array = as_integers(x, name)
     if array.ndim != 1:
         raise ShapeError(f"{name} has shape {array.shape}; wanted a vector (1 axis)")
     if length is not None and array.size != length:
         raise ShapeError(f"{name} has {array.size} entries; wanted {length}, as many as values")
-    return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
+    return array
+
+
+def _as_csr(operators: Any, wanted: tuple[int, int]) -> Any:
+    """Return sparse operators as a float64 array of SciPy, without a place that is stored twice."""
+    from scipy.sparse import csr_array
+
+    rows, columns, values, shape = stored_entries(operators, "operators")
+    if shape != wanted:
+        raise ShapeError(f"operators has shape {shape}; wanted {wanted}, (m, d_y d_x)")
+    known = as_vector(values, "operators (stored entries)", dtype=np.float64, empty=True)
+    return csr_array((known, (rows, columns)), shape=shape)
 
 
 def _sorted(

@@ -16,11 +16,12 @@ from ._arrays import (
     check_choice,
     check_count,
     check_scale,
+    scale_of,
 )
 from ._errors import AssumptionError
 from .closure import find_closure
 from .completion import Observations
-from .descent import Adaptive, automatic_rates, check_initial, train
+from .descent import Adaptive, automatic_rates, check_initial, rate_caution, train
 from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem
@@ -279,11 +280,20 @@ def train_compressed(
     elif isinstance(problem, Observations) and turn > 1 and ratio > 0 and _pays(problem, narrow):
         run = train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
-        rates = _rates(problem, narrow, learning_rate, ratio)
-        run = train(problem, narrow, learning_rate=rates, engine="dense", **settings)
+        run = train(
+            problem,
+            narrow,
+            learning_rate=_rates(problem, narrow, learning_rate, ratio),
+            engine="dense",
+            **settings,
+        )
     text = (
         f"compressed to {narrow[0].shape[0]} dimensions by the {basis}, outer layers at {ratio:g} times eta"
     )
+    if not isinstance(learning_rate, (str, Adaptive)) and steps > 1:  # "auto" stays below what is stable
+        rates = np.array(_rates(problem, narrow, learning_rate, ratio))
+        momentum = np.array(run.config.get("momentum", [0.0]))
+        text += rate_caution(problem, [scale_of(w) for w in narrow], rates, momentum)
     run.certificate = replace(run.certificate, reason=text)
     run.config["compressed"] = {
         "rank": narrow[0].shape[0] // (2 if basis == "gradient" else 1),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -125,7 +125,7 @@ class CompressedNetwork:
         TypeError, ShapeError, ValueError
             If X is not numeric, does not fit d_0, or is not finite.
         """
-        given: Any = X if hasattr(X, "ndim") and not isinstance(X, memoryview) else as_array(X, "X")
+        given = as_array(X, "X")
         single = given.ndim == 1
         first = self.layers[0]
         block = as_matrix(

@@ -155,13 +155,7 @@ def constant_rate(
         others = [np.prod(np.delete(values, i)) ** 2 for i in range(len(values))]
         return float(np.sum(m * q * others))
 
-    low, high = 0.0, 1.0
-    while np.prod(scales**2 + m * high) < sigma**2 and m.any():
-        high *= 2.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.prod(scales**2 + m * middle) < sigma**2 else (low, middle)
-    at_end = gauss_newton(np.sqrt(scales**2 + m * low))
+    at_end = gauss_newton(np.sqrt(_layer_squares(sigma, scales, m)))
     error = problem.error_scale * math.sqrt(2 * problem.loss(list(weights)) / problem.loss_scale)
     rows = [
         sum(
@@ -173,3 +167,50 @@ def constant_rate(
     ]
     sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + max(rows) * error)
     return 1.0 / sharpness if sharpness > 0 else 1.0 / problem.loss_scale
+
+
+@np.errstate(over="ignore")
+def minimum_sharpness(problem: Observations, scales: Sequence[float], ratios: Sequence[float]) -> float:
+    r"""Return an estimate of the largest eigenvalue of the Hessian at the minimum.
+
+    .. math:: c\, p \sum_l m_l \prod_{k \ne l} s_k^2
+
+    with the density p of the observations, and layers of largest singular values s_l that descent has brought
+    to the sigma_1 of the surrogate (see `constant_rate`, whose curvatures are bounds). Within a third where
+    the observations are many and nothing stands out of the matrix.
+
+    Parameters
+    ----------
+    problem : Observations
+        The entries or measurements.
+    scales : sequence of float
+        Initial scale of every layer: `scale_of`.
+    ratios : sequence of float
+        m_l: the learning rate of every layer over the one that the sharpness is for.
+
+    Returns
+    -------
+    float
+        0 where the observations are zeros.
+    """
+    m = np.asarray(ratios, dtype=np.float64)
+    if m.size == 1:
+        return float(problem.loss_scale * m[0] * problem.error_scale**2)
+    sigma = float(problem.target_values(1)[0])
+    if sigma == 0.0:
+        return 0.0
+    squares = _layer_squares(sigma, np.asarray(scales, dtype=np.float64), m)
+    others = [float(np.prod(np.delete(squares, i))) for i in range(m.size)]
+    return float(problem.loss_scale * problem.density * np.sum(m * others))
+
+
+def _layer_squares(sigma: float, scales: FloatArray, m: FloatArray) -> FloatArray:
+    """Return the largest singular values of the layers, squared, when their product has become sigma."""
+    low, high = 0.0, 1.0
+    while np.prod(scales**2 + m * high) < sigma**2 and m.any():
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.prod(scales**2 + m * middle) < sigma**2 else (low, middle)
+    squares: FloatArray = scales**2 + m * low
+    return squares

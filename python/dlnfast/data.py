@@ -15,7 +15,9 @@ from ._arrays import (
     FloatArray,
     IntArray,
     as_array,
+    as_integers,
     as_matrix,
+    axes_of,
     check_choice,
     check_scale,
     is_finite,
@@ -92,7 +94,7 @@ def as_labels(labels: object, name: str) -> IntArray:
         text = array.dtype.kind in "USO"
         numbers = ": classes, numbers = np.unique(labels, return_inverse=True)" if text else ""
         raise TypeError(f"{name} has dtype {array.dtype}; wanted integers{numbers}")
-    return array.astype(np.int64)
+    return as_integers(array.astype(np.int64) if array.dtype.kind == "b" else array, name)
 
 
 def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntArray | None:
@@ -121,13 +123,14 @@ def check_layout(layout: str) -> str:
 def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
     """Return raw samples as columns, (d, N): a view of `x` in its own precision wherever possible."""
     check_layout(layout)
-    raw = np.asarray(x) if _is_real_matrix(x) else as_matrix(x, name, symbol=symbol)
+    array = as_array(x, f"{name} ({symbol})" if symbol else name)
+    raw = array if _is_real_matrix(array) else as_matrix(array, name, symbol=symbol)
     columns: npt.NDArray[Any] = raw.T if layout == "rows" else raw
     return columns
 
 
-def _is_real_matrix(x: object) -> bool:
-    if not isinstance(x, np.ndarray) or x.ndim != 2 or x.size == 0:
+def _is_real_matrix(x: npt.NDArray[Any]) -> bool:
+    if x.ndim != 2 or x.size == 0:
         return False
     return x.dtype.kind in "biu" or x.dtype in (np.float32, np.float64)
 
@@ -301,7 +304,7 @@ def _labels_of_vector(Y: object, layout: str) -> IntArray:
 
 def _is_vector(x: object) -> bool:
     try:
-        return np.ndim(x) == 1  # type: ignore[arg-type]
+        return axes_of(x, "Y") == 1
     except ValueError:  # rows of different lengths, which `sample_columns` explains
         return False
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,14 @@ from .closure import (
 )
 from .completion import Observations
 from .curvature import constant_rate, layer_curvatures
+from .curvature import minimum_sharpness as minimum_sharpness_of_observed
 from .implicit import ImplicitWeights
 from .operators import ExplicitLayers
 from .problem import LowRank, Problem
 from .progress import ProgressBar
 from .stopping import Plateau
 from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
-from .theory import default_learning_rate, stability_threshold
+from .theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .trajectory import (
     COMPLETE,
     DenseStates,
@@ -116,7 +117,15 @@ _DRAIN_FLOPS, _DRAIN_BYTES = 1e10, 2.0**28
 #: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
 _COMPENSATED = 32
 
-_ADAPTIVE = ("adam", "adamw", "adagrad", "adadelta", "rmsprop", "nadam", "lion", "muon", "shampoo")
+#: Smaller side up to which a target is decomposed for a message alone.
+_SMALL_TARGET: Final = 512
+
+#: Optimizers whose update acts on each entry by itself.
+_ENTRYWISE: Final = (
+    "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "rprop", "lion", "signsgd",
+)  # fmt: skip
+#: Optimizers whose update is made of gradients by sums, products and functions of singular values.
+_KEEPS_SUBSPACES: Final = ("muon", "shampoo", "nesterov")
 
 
 def train(
@@ -209,7 +218,9 @@ def train(
         ``callback(step, loss)`` at every record; returning True ends the run. Where a run goes on, it first
         hears of the records that are written already, so that a rule for stopping finds what it knew.
     optimizer : {"gd"}
-        Gradient descent, with or without momentum. Others are refused with the reason.
+        Gradient descent, with or without momentum. Others are refused with the reason: entry-by-entry rules
+        such as Adam do not keep the invariant subspaces; Muon, Shampoo and Nesterov do, but no engine runs
+        them yet.
 
     Returns
     -------
@@ -222,7 +233,7 @@ def train(
         Weights that do not fit each other or the problem.
     AssumptionError
         ``engine="reduced"`` where the theorem does not hold, a law of weights for an engine that needs whole
-        layers, or an adaptive optimizer.
+        layers, or an optimizer that acts entry by entry.
     DivergedError
         The loss stopped being finite; the exception holds the trajectory up to there.
     ModuleNotFoundError
@@ -240,11 +251,13 @@ def train(
     twice to find the step of a divergence, three times where k singular values are followed. float32 is
     not rounded to TF32 or bfloat16, whatever PyTorch is set to.
 
-    White inputs and rates above `dlnfast.theory.stability_threshold` of the target's largest singular value:
-    both engines still follow the recursion to rounding at every step, but descent may amplify rounding at
-    every step too, so that the trajectories of the two, or of one on two machines, can part after some
-    hundred steps. ``run.certificate.reason`` says so; its expected error holds for as long as that growth is
-    small.
+    At rates above two over the sharpness of the minimum both engines still follow the recursion to rounding
+    at every step, but descent may amplify rounding at every step too, so that the trajectories of the two, or
+    of one on two machines, can part after some hundred steps. ``run.certificate.reason`` says so, with the
+    bound; its expected error holds for as long as that growth is small. The bound is that of the balanced
+    minimum (`dlnfast.theory.stability_threshold` for white inputs); of a matrix known in part it is
+    estimated from the observations. Where the smaller side of a dense target is above 512, it is known to
+    the reduced engine alone.
 
     After Ctrl-C the KeyboardInterrupt carries the trajectory recorded so far as its attribute ``trajectory``.
 
@@ -1068,7 +1081,7 @@ def _largest_target_value(problem: Problem | Observations) -> float:
         return 0.0
     if isinstance(problem.target, LowRank):
         return float(problem.target.s[0]) if problem.target.rank else 0.0
-    return float(np.linalg.norm(problem.target, 2)) if min(problem.target.shape) <= 512 else 0.0
+    return float(np.linalg.norm(problem.target, 2)) if min(problem.target.shape) <= _SMALL_TARGET else 0.0
 
 
 def _span(values: npt.NDArray[np.float64]) -> str:
@@ -1080,11 +1093,17 @@ def check_optimizer(optimizer: str) -> None:
     """Raise, with the reason, for all but gradient descent."""
     if isinstance(optimizer, str) and optimizer == "gd":
         return
-    if isinstance(optimizer, str) and optimizer.lower() in _ADAPTIVE:
+    if isinstance(optimizer, str) and optimizer.lower() in _ENTRYWISE:
         raise AssumptionError(
             f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant "
             "subspaces (the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
             'wanted "gd", with momentum=... for heavy ball'
+        )
+    if isinstance(optimizer, str) and optimizer.lower() in _KEEPS_SUBSPACES:
+        raise ValueError(
+            f"optimizer is {optimizer!r}, which no engine runs yet. It keeps the invariant subspaces, as "
+            "does every update made of gradients by sums, products, transposes and functions of singular "
+            'values; wanted "gd", with momentum=... for heavy ball'
         )
     raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
 
@@ -1261,32 +1280,76 @@ def choose_engine(
     return Certificate("dense", f"the theorem does not apply: {failure}", found), None
 
 
-@np.errstate(over="ignore")
 def with_caution(certificate: Certificate, request: Request) -> Certificate:
-    """Add to the reason that rounding may grow, where the rate is above what a balanced minimum bears."""
-    problem, n_layers = request.problem, len(request.weights)
+    """Add to the reason that rounding may grow, where the rate is above what the minimum bears."""
     if request.steps < 2 or request.adaptive is not None:
         return certificate
-    if isinstance(problem, Observations) or problem.input_gram is not None:
-        return certificate
-
-    def bound(sigma: float) -> float:
-        # Heavy ball bears 1 + mu times as much; layers with rates of their own add up to their mean.
-        return (1 + float(request.momentum.min())) * stability_threshold(sigma, n_layers, problem.loss_scale)
-
-    rate = float(request.learning_rate.mean())
-    norm = float(np.linalg.norm(problem.target.s if isinstance(problem.target, LowRank) else problem.target))
-    if norm == 0 or (np.isfinite(norm) and rate <= bound(norm)):  # the largest singular value is no larger
-        return certificate
-    reduced = certificate.engine == "reduced"  # which has decomposed the target, however large
-    sigma = float(problem.target_factors().s[0]) if reduced else _largest_target_value(problem)
-    if sigma == 0 or rate <= bound(sigma):
-        return certificate
-    caution = (
-        f"learning_rate (eta) {rate:.3g} is above {bound(sigma):.3g}, where the balanced minimum is "
-        "unstable: each step is exact to rounding, but rounding may grow, so that trajectories can part"
+    weights = request.weights
+    caution = rate_caution(
+        request.problem,
+        weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights],
+        request.learning_rate,
+        request.momentum,
+        decomposed=certificate.engine == "reduced",  # which has decomposed the target, however large
     )
-    return replace(certificate, reason=f"{certificate.reason}; {caution}")
+    return replace(certificate, reason=f"{certificate.reason}{caution}") if caution else certificate
+
+
+@np.errstate(over="ignore")
+def rate_caution(
+    problem: Problem | Observations,
+    scales: Sequence[float],
+    learning_rate: npt.NDArray[np.float64],
+    momentum: npt.NDArray[np.float64],
+    *,
+    decomposed: bool = False,
+) -> str:
+    """Return what to add to the reason of a run whose rates are above what the minimum bears, else ""."""
+    # Layers with rates of their own add up to their mean; heavy ball bears 1 + mu times as much.
+    rate, bears = float(learning_rate.mean()), 1 + float(momentum.min())
+    if rate == 0:
+        return ""
+    bound = bears * _largest_stable_rate(problem, scales, learning_rate / rate, rate / bears, decomposed)
+    if rate <= bound:
+        return ""
+    where = "the balanced minimum"
+    if isinstance(problem, Observations):
+        where = "by an estimate from the observations the minimum"
+    return (
+        f"; learning_rate (eta) {rate:.3g} is above {bound:.3g}, where {where} is unstable: each step is "
+        "exact to rounding, but rounding may grow, so that trajectories can part"
+    )
+
+
+def _largest_stable_rate(
+    problem: Problem | Observations,
+    scales: Sequence[float],
+    ratios: npt.NDArray[np.float64],
+    rate: float,
+    decomposed: bool,
+) -> float:
+    """Return the rate above which the minimum is unstable, infinity where it is clear that `rate` is not."""
+    n_layers = len(scales)
+    if isinstance(problem, Observations):
+        return _twice_over(minimum_sharpness_of_observed(problem, scales, ratios.tolist()))
+    # A Frobenius norm bounds the largest singular value; where that is enough nothing is decomposed.
+    gram = 1.0 if problem.gram_eigen is None else float(problem.gram_eigen[0][-1])
+    best = problem.least_squares
+    norm = float(np.linalg.norm(best.s if isinstance(best, LowRank) else best))
+    scale = problem.loss_scale * gram
+    if norm == 0 or scale == 0:
+        return math.inf
+    if math.isfinite(norm + scale) and rate <= stability_threshold(norm, n_layers, scale):
+        return math.inf
+    if problem.input_gram is not None:
+        few = decomposed or min(problem.target.shape) <= _SMALL_TARGET
+        return _twice_over(minimum_sharpness(problem, n_layers)) if few else math.inf
+    sigma = float(problem.target_factors().s[0]) if decomposed else _largest_target_value(problem)
+    return stability_threshold(sigma, n_layers, problem.loss_scale) if sigma > 0 else math.inf
+
+
+def _twice_over(sharpness: float) -> float:
+    return 2.0 / sharpness if sharpness > 0 else math.inf
 
 
 def _on_device(request: Request, device: object) -> tuple[Request, DenseJob, Certificate]:

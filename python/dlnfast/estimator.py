@@ -19,13 +19,18 @@ import numpy.typing as npt
 from ._arrays import (
     FloatArray,
     as_array,
+    as_integers,
+    as_matrix,
     as_vector,
     check_choice,
     check_count,
     check_flag,
     check_precision,
     check_scale,
+    is_sparse,
+    known_values,
     random_generator,
+    stored_entries,
 )
 from ._errors import ShapeError
 from ._threads import MAX_THREADS
@@ -430,10 +435,11 @@ class MatrixCompletion:
         Parameters
         ----------
         X : array_like of int, shape (n, 2), or array_like, shape (n_rows, n_columns), or SciPy sparse matrix
-            With `y`: the row and column of every entry, from 0. Without: the matrix, NaN where it is not
-            known, or a sparse one, whose stored entries are the known ones, zeros included.
+            With `y`: the row and column of every entry, from 0. Without: the matrix, NaN, masked or NA where
+            it is not known, or a sparse one, whose stored entries are the known ones, zeros included.
         y : array_like, shape (n,), optional
-            The ratings.
+            The ratings. Those that are masked, or pandas' NA, are not known: their pairs only count for the
+            shape.
 
         Returns
         -------
@@ -830,21 +836,21 @@ def _pair_of_numbers(x: Any, name: str, minimum: float = 0.0) -> tuple[float, fl
 
 def _entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> Entries:
     """Return the known entries from any of the three forms."""
-    if hasattr(X, "tocoo"):
+    if is_sparse(X):
         if y is not None:
             raise TypeError("y is given with a sparse matrix X, which holds its values itself; wanted y=None")
-        stored = X.tocoo()
-        rows, columns, values, found = stored.row, stored.col, stored.data, stored.shape
+        rows, columns, values, found = stored_entries(X, "X")
     elif y is None:
         rows, columns, values, found = _known_of_array(X)
     else:
         rows, columns = _pairs(X)
-        values = as_vector(y, "y (ratings)", dtype=np.float64, empty=True)
-        if values.size != rows.size:
-            raise ShapeError(f"y (ratings) has {values.size} values; wanted {rows.size}, one for each pair")
+        values, which, count = known_values(y, "y (ratings)")
+        if count != rows.size:
+            raise ShapeError(f"y (ratings) has {count} values; wanted {rows.size}, one for each pair")
         found = (int(rows.max(initial=-1)) + 1, int(columns.max(initial=-1)) + 1)
         if shape is not None:
             found = _check_fits(shape, found)
+        rows, columns = rows[which], columns[which]
     if values.size == 0:
         raise ValueError("X has no known entries; wanted at least one")
     known = as_vector(values, "X (known entries)", dtype=np.float64)
@@ -857,18 +863,17 @@ def _entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> 
 
 
 def _known_of_array(X: Any) -> tuple[_Places, _Places, FloatArray, tuple[int, int]]:
-    array = as_array(X, "X")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"X has dtype {array.dtype}; wanted real numbers, NaN where they are not known")
+    array = as_array(X, "X", missing=True)
     if array.ndim != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted a matrix (2 axes), or pairs (n, 2) and y")
-    if array.shape[1] in (2, 3) and len(array) > 3 and _are_places(array[:, :2]):
+    whole = as_matrix(array, "X", finite=False, empty=True)
+    if whole.shape[1] in (2, 3) and len(whole) > 3 and _are_places(whole[:, :2]):
         raise ValueError(
-            f"X has shape {array.shape} and no gap, and y is not given: it looks like places, not like a "
+            f"X has shape {whole.shape} and no gap, and y is not given: it looks like places, not like a "
             "matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
         )
-    rows, columns = np.nonzero(~np.isnan(array))
-    return rows, columns, array[rows, columns].astype(np.float64), (array.shape[0], array.shape[1])
+    rows, columns = np.nonzero(~np.isnan(whole))
+    return rows, columns, whole[rows, columns], (whole.shape[0], whole.shape[1])
 
 
 def _are_places(array: npt.NDArray[Any]) -> bool:
@@ -881,9 +886,7 @@ def _pairs(X: Any) -> tuple[_Places, _Places]:
     array = as_array(X, "X")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted pairs (row, column) of shape (n, 2)")
-    if array.dtype.kind not in "iu" and array.size > 0:
-        raise TypeError(f"X has dtype {array.dtype}; wanted integers: pairs (row, column)")
-    pairs = array.astype(np.int64)
+    pairs = as_integers(array, "X")
     if pairs.size > 0 and pairs.min() < 0:
         n = int(np.argmax(pairs.min(axis=1) < 0))
         raise ValueError(f"X[{n}] is ({pairs[n, 0]}, {pairs[n, 1]}); wanted places from 0")

@@ -10,7 +10,16 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, as_layers, as_matrix, check_count, random_generator, widths_of
+from ._arrays import (
+    FloatArray,
+    as_layers,
+    as_matrix,
+    axes_of,
+    check_count,
+    is_sparse,
+    random_generator,
+    widths_of,
+)
 from ._dispatch import core
 from ._errors import ShapeError
 from .closure import multiply
@@ -59,7 +68,7 @@ def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, Floa
     return above, below
 
 
-def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
+def as_factors(W: MatrixOrLayers, shape: tuple[int, int], name: str = "W") -> Factors:
     """Return the factors of a matrix, or of the product of layers, that has this shape."""
     left: FloatArray
     right: FloatArray | None
@@ -67,17 +76,22 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int]) -> Factors:
         W = W.all_weights()
     if isinstance(W, LowRank):
         left, right = W.U * W.s, W.V
-    elif isinstance(W, (list, tuple)) and len(W) > 0 and np.ndim(W[0]) == 2:
-        layers = as_layers(W, "W")
+    elif isinstance(W, (list, tuple)) and len(W) > 0 and is_matrix(W[0], name):
+        layers = as_layers(W, name)
         head, tail = split_layers(layers)
         left = np.asarray(tail if head is None else head)
         right = None if head is None or tail is None else tail.T
     else:
-        left, right = as_matrix(W, "W", symbol="end-to-end matrix"), None
+        left, right = as_matrix(W, name, symbol="end-to-end matrix"), None
     found = left.shape[0], left.shape[1] if right is None else right.shape[0]
     if found != shape:
-        raise ShapeError(f"W has shape {found}; wanted {shape}")
+        raise ShapeError(f"{name} has shape {found}; wanted {shape}")
     return left, right
+
+
+def is_matrix(first: object, name: str) -> bool:
+    """Tell whether the first item of a list is a matrix; a sparse one is, which its reader refuses."""
+    return is_sparse(first) or axes_of(first, f"{name}[0]") == 2
 
 
 def dense_product(factors: Factors) -> FloatArray:

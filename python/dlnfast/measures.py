@@ -177,6 +177,8 @@ def _samples(
     """Return the features and, class by class, the columns that belong to it."""
     matrix = as_matrix(features, "features", symbol="Z")
     names = as_array(labels, "labels")
+    if names.dtype == object and all(isinstance(label, str) for label in names.flat):
+        names = names.astype(np.str_)  # as tables hold text
     if names.shape != (matrix.shape[1],):
         raise ShapeError(
             f"labels has shape {names.shape}; wanted one label per column of features, ({matrix.shape[1]},)"
@@ -814,11 +816,12 @@ def _double_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None)
 
 def _spectrum(matrix: npt.ArrayLike) -> tuple[FloatArray, float, Sequence[int]]:
     """Return the singular values, descending, the machine eps of the input and its shape."""
-    if as_array(matrix, "matrix (W)").ndim == 2:
-        array = as_matrix(matrix, "matrix", symbol="W")
+    held = as_array(matrix, "matrix (W)")
+    if held.ndim == 2:
+        array = as_matrix(held, "matrix", symbol="W")
         precision = float(np.finfo(array.dtype).eps)
         return plain.singular_values(array.astype(np.float64)), precision, array.shape
-    given = as_vector(matrix, "matrix", symbol="singular values")
+    given = as_vector(held, "matrix", symbol="singular values")
     if np.min(given) < 0.0:
         raise ValueError(f"matrix (singular values) has a negative value, {np.min(given):g}")
     values = np.sort(given.astype(np.float64))[::-1]

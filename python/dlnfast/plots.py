@@ -1333,7 +1333,9 @@ class PathDisplay(_Display):
 
     def __init__(self, paths: Mapping[str, Sequence[npt.ArrayLike]]) -> None:
         rows = [
-            np.asarray(matrix, dtype=np.float64).reshape(-1) for path in paths.values() for matrix in path
+            as_matrix(matrix, f"paths[{label!r}][{i}]", dtype=np.float64).reshape(-1)
+            for label, path in paths.items()
+            for i, matrix in enumerate(path)
         ]
         if len({row.size for row in rows}) != 1:
             raise ValueError("paths has matrices of several sizes, or none; wanted one shape for all")

@@ -511,7 +511,8 @@ class Problem:
         dim = self.dim_in if white is None or white.matrix is None else white.matrix.shape[1]
         if columns.shape[0] != dim:
             wanted = f"(n, {dim})" if self._layout == "rows" else f"({dim}, n)"
-            raise ShapeError(f"X (raw inputs) has shape {np.shape(X)}; wanted {wanted}")
+            found = columns.shape[::-1] if self._layout == "rows" else columns.shape
+            raise ShapeError(f"X (raw inputs) has shape {found}; wanted {wanted}")
         return self._transformed(columns)
 
     def _transformed(self, columns: npt.NDArray[Any]) -> FloatArray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, IntArray, check_path
+from ._arrays import FloatArray, IntArray, check_path, shape_of
 from ._errors import ShapeError
 from ._pairs import (
     MAX_INNER_SIZE,
@@ -259,7 +259,7 @@ class SufficientStatistics:
     def _is_empty(self, X: npt.ArrayLike, Y: npt.ArrayLike) -> bool:
         """Tell whether a batch has no samples; raise where its shapes do not fit for all that."""
         try:
-            shape, shape_of_outputs = np.shape(X), np.shape(Y)
+            shape, shape_of_outputs = shape_of(X, "X (raw inputs)"), shape_of(Y, "Y (targets)")
         except ValueError:  # rows of different lengths, which `Samples` explains
             return False
         axis = 1 if self.layout == "columns" else 0

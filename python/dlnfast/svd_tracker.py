@@ -18,6 +18,7 @@ from ._arrays import (
     check_choice,
     check_count,
     check_flag,
+    check_precision,
     check_scale,
 )
 from ._dispatch import core
@@ -579,7 +580,8 @@ class SVDTracker:
         tracker._settings = dict(state["settings"])
         rows, columns = state["shape"]
         tracker._begin((int(rows), int(columns)), np.dtype(state["dtype"]))
-        tracker._tracker.seed(np.ascontiguousarray(np.asarray(state["right"], dtype=tracker._dtype).T))
+        right = as_matrix(state["right"], "state['right']", shape=(int(columns), None), dtype=tracker._dtype)
+        tracker._tracker.seed(np.ascontiguousarray(right.T))
         tracker._before = int(state["events"])
         tracker._names = _Names(state)
         return tracker
@@ -734,7 +736,9 @@ def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Ca
     """Return the product, which then says what is wrong with its result."""
 
     def call(X: FloatArray) -> FloatArray:
-        result = np.asarray(product(X))
+        result = as_array(product(X), f"W.{name}(X)")
+        if result.dtype.kind not in "biuf":
+            raise TypeError(f"W.{name}(X) has dtype {result.dtype}; wanted real numbers")
         if result.shape != (length, X.shape[1]):
             raise ShapeError(f"W.{name} returned shape {result.shape}; wanted ({length}, {X.shape[1]})")
         return result
@@ -743,14 +747,14 @@ def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Ca
 
 
 def _shape_of(operator: Any) -> tuple[int, int]:
-    shape = tuple(int(n) for n in operator.shape)
+    try:
+        shape = tuple(int(n) for n in operator.shape)
+    except (AttributeError, TypeError, ValueError):
+        raise TypeError(f"W is {type(operator).__name__} without a shape; wanted (m, n)") from None
     if len(shape) != 2 or min(shape) < 1:
         raise ShapeError(f"W has shape {shape}; wanted a matrix (2 axes) with entries")
     return shape[0], shape[1]
 
 
 def _precision(operator: Any) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(operator.dtype)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"W has dtype {dtype}; wanted float64 or float32")
-    return dtype
+    return check_precision(getattr(operator, "dtype", None), "W.dtype")

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import check_choice
+from ._arrays import as_array, as_integers, check_choice
 from .datasets import data_root, missing_data
 
 __all__ = ["TASKS", "TextTask", "load_task"]
@@ -56,7 +56,7 @@ class TextTask:
             self.name,
             tuple(self.first[i] for i in rows),
             None if self.second is None else tuple(self.second[i] for i in rows),
-            self.targets[np.asarray(rows, dtype=np.int64)],
+            self.targets[as_integers(rows, "rows")],
             self.classes,
         )
 
@@ -66,7 +66,7 @@ class TextTask:
         Pearson's correlation for scores; Matthews' for CoLA, which is Pearson's of the two binary vectors; 0
         where predictions are all the same. Otherwise the share of samples classified right.
         """
-        found = np.asarray(predictions)
+        found = as_array(predictions, "predictions")
         if found.shape != self.targets.shape:
             raise ValueError(f"predictions has shape {found.shape}; wanted {self.targets.shape}")
         if self.metric == "accuracy":

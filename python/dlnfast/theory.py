@@ -575,7 +575,7 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
     eps = check_scale(scale, "scale")
     check_problem(problem)
     with np.errstate(over="ignore"):
-        sharpness = max(_minimum_sharpness(problem, depth), _initial_sharpness(problem, depth, eps))
+        sharpness = max(minimum_sharpness(problem, depth), _initial_sharpness(problem, depth, eps))
     if sharpness == 0.0:  # nothing to learn and nowhere to go
         return 1.0 / problem.loss_scale
     rate = 1.0 / sharpness
@@ -584,8 +584,8 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
     return rate
 
 
-def _minimum_sharpness(problem: Problem, depth: int) -> float:
-    """Return the largest eigenvalue of the Hessian at the balanced minimum."""
+def minimum_sharpness(problem: Problem, depth: int) -> float:
+    """Return the largest eigenvalue of the Hessian at the balanced minimum; see `default_learning_rate`."""
     if problem.input_gram is None:
         factors = problem.target_factors()
         largest = float(factors.s[0]) if factors.rank else 0.0
@@ -597,7 +597,7 @@ def _minimum_sharpness(problem: Problem, depth: int) -> float:
     # The sum is m1^(2 - 2/L) (I + V diag(extra) V^T); its root is as simple.
     extra = sum(((values / m1) ** (2 * (layer - 1) / depth) for layer in range(2, depth + 1)), np.zeros(1))
     root = np.eye(problem.dim_in) + (right_t.T * (np.sqrt(1 + extra) - 1)) @ right_t
-    largest = float(np.linalg.norm(root @ problem.input_gram @ root, 2))
+    largest = float(np.linalg.eigvalsh(root @ problem.input_gram @ root)[-1])
     return problem.loss_scale * float(m1 ** (2 - 2 / depth)) * largest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import FloatArray
+from .._arrays import FloatArray, as_array
 
 #: Precisions in which singular values are computed; all others are read as float32.
 _EXACT: dict[torch.dtype, np.dtype[Any]] = {
@@ -36,7 +36,7 @@ def host_matrix(matrix: torch.Tensor) -> FloatArray:
 
 def to_device(X: npt.ArrayLike, dtype: np.dtype[Any], device: torch.device) -> torch.Tensor:
     """Return a block as a tensor of its own."""
-    array = np.array(X, dtype=dtype)  # a copy: what comes may be a view that is read-only
+    array = np.array(as_array(X, "X"), dtype=dtype)  # a copy: what comes may be a view that is read-only
     return torch.from_numpy(array).to(device)
 
 

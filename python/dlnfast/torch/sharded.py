@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from .._arrays import FloatArray, check_count
+from .._arrays import FloatArray, as_array, check_count
 from .._errors import ShapeError
 from .._threads import build_info
 from .operators import exact, precision, to_device, to_host
@@ -383,7 +383,7 @@ class RowSharded:
         -------
         ndarray, shape (n, p)
         """
-        local = np.asarray(Y)[self.start : self.stop]
+        local = as_array(Y, "Y")[self.start : self.stop]
         with torch.no_grad():
             return to_host(self.transposed_times(to_device(local, self.dtype, self.rows.device)))
 
@@ -414,7 +414,7 @@ def _own(read: Any, fresh: bool) -> torch.Tensor:
     if isinstance(read, torch.Tensor):
         detached: torch.Tensor = read.detach()
         return detached.contiguous() if fresh else detached.clone(memory_format=torch.contiguous_format)
-    array = np.asarray(read)
+    array = as_array(read, "source")
     kept = fresh and array.flags.owndata and array.flags.c_contiguous and array.flags.writeable
     if not (kept and array.dtype.isnative):
         array = array.astype(array.dtype.newbyteorder("="), order="C")
