@@ -349,19 +349,19 @@ class DeepLoRA:
         """Set `enabled` or `merged` of all branches, and write the weights that change by it; or none."""
         branches = self._attached()
         for name in branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].weight)
+            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         changed = []
         try:
             for name, branch in branches.items():
                 if getattr(branch, attribute) != value:
                     changed.append(name)
                     setattr(branch, attribute, value)
-                    self._adapters(name).write_weight(self._targets[name].weight)
+                    self._adapters(name).write_weight(self._targets[name].module)
         except BaseException:
             for name in changed:
                 setattr(branches[name], attribute, not value)
-                self._adapters(name).merged_weight.restore(self._targets[name].weight)
-                self._adapters(name).write_weight(self._targets[name].weight)
+                self._adapters(name).merged_weight.restore(self._targets[name].module)
+                self._adapters(name).write_weight(self._targets[name].module)
             raise
 
     def _adapters(self, layer: str) -> Adapters:
@@ -386,10 +386,10 @@ class DeepLoRA:
         """
         branches = self._attached()
         for name in branches:
-            self._adapters(name).check_removal(self.name, self._targets[name].weight, merge)
+            self._adapters(name).check_removal(self.name, self._targets[name].module, merge)
         for name in list(branches):
             target = self._targets[name]
-            self._adapters(name).settle(self.name, target.weight, merge)
+            self._adapters(name).settle(self.name, target.module, merge)
             detach(target.module, self.name)
             del branches[name], self._targets[name]
         _thaw(self.model)
@@ -578,12 +578,12 @@ class DeepLoRA:
                     f"state: {key!r} has shape {tuple(state[key].shape)}; wanted {tuple(tensor.shape)}"
                 )
         for name in self._branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].weight)
+            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
         for name in self._branches:
-            self._adapters(name).write_weight(self._targets[name].weight)
+            self._adapters(name).write_weight(self._targets[name].module)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter to a safetensors file, for `load`.

@@ -10,10 +10,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from torch.nn.parameter import is_lazy
 
-from ..layers import LayerChoice, WeightMatrix, weight_matrices
-from ..weight_use import WeightUse, find_weight_use
+from .._names import match_names
+from .._reading import computed_by, unreadable
+from .._weight_use import WeightUse, find_weight_use
+from ..layers import LayerChoice, WeightMatrix, find_weights
 
 Kind = Literal["linear", "inputs first", "embedding"]
 
@@ -76,7 +78,7 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
     ValueError
         If nothing is chosen; for a weight that is shared or computed.
     """
-    chosen = weight_matrices(model, layers)
+    chosen = find_weights(model, layers, with_unreadable=True)
     use = find_weight_use(model)
     if layers is None:
         chosen = [m for m in chosen if m.attribute == "weight" and obstacle(m.name, m.module, use) is None]
@@ -87,12 +89,15 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
 
 def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     """Return the layers of the given names, which are taken literally; see `find_targets` for the errors."""
-    found = {matrix.name: matrix for matrix in weight_matrices(model, lambda *_: True)}
+    there = {matrix.name: matrix for matrix in find_weights(model, lambda *_: True, with_unreadable=True)}
+    found = match_names(names, there)
     for name in names:
         if name not in found:
-            raise ValueError(f"layers: {name!r} fits none of the model's weight matrices: {', '.join(found)}")
+            raise ValueError(f"layers: {name!r} fits none of the model's weight matrices: {', '.join(there)}")
+    if len(set(found.values())) < len(found):
+        raise ValueError(f"layers: {', '.join(map(repr, names))} name one layer twice")
     use = find_weight_use(model)
-    return [_target(found[name], use) for name in names]
+    return [_target(there[found[name]], use) for name in names]
 
 
 def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
@@ -124,16 +129,11 @@ def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueE
         return TypeError(
             f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
         )
-    if parametrize.is_parametrized(module, "weight"):
-        return ValueError(f"layers: the weight of {name!r} is computed by a parametrization")
+    if (how := computed_by(module)) is not None:
+        return ValueError(f"layers: the weight of {name!r} is computed by {how}; wanted a parameter")
     weight = module._parameters.get("weight")
-    if weight is None:
-        return ValueError(
-            f"layers: the weight of {name!r} is computed at each call, as by weight_norm, spectral_norm or "
-            "pruning; wanted a weight that is a parameter"
-        )
-    if nn.parameter.is_lazy(weight):
-        return ValueError(f"layers: {name!r} has no weight before its first call")
+    if weight is None or is_lazy(weight):
+        return ValueError(f"layers: {name!r} has no parameter 'weight', or none before its first call")
     if getattr(module, "max_norm", None) is not None:
         return ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
     reader = use.readers.get(id(module))
@@ -304,9 +304,14 @@ class Factors:
         """Return ``left C_k .. C_1`` and right, whose product is the update, one row per output."""
         return self.map_above(), self.right
 
+    def by_name(self) -> dict[str, torch.Tensor]:
+        """Return them as a `DeepFactors` names its parameters."""
+        cores = {} if self.cores is None else {"cores": self.cores}
+        return {"right": self.right, **cores, "left": self.left}
+
     def as_parameters(self) -> list[torch.Tensor]:
         """Return them in the order in which a `DeepFactors` has its parameters."""
-        return [self.right, *([] if self.cores is None else [self.cores]), self.left]
+        return list(self.by_name().values())
 
     def as_list(self) -> list[torch.Tensor]:
         """Return ``right, C_1, .., C_k, left``."""
@@ -340,73 +345,79 @@ class MergedWeight:
         self._checksum = 0
 
     @torch.no_grad()
-    def write(self, weight: torch.Tensor, merged: Mapping[str, DeepFactors]) -> None:
-        """Write the original weight plus the updates of the adapters `merged` into the layer's weight.
+    def write(self, layer: nn.Module, merged: Mapping[str, DeepFactors]) -> None:
+        """Write the original weight plus the updates of the adapters `merged` into a layer.
 
         Where this raises, the weight is as it was.
 
         Raises
         ------
-        TypeError, ValueError
-            As `merged_sum`.
-        RuntimeError
-            As `check_unchanged`.
+        TypeError, ValueError, RuntimeError
+            As `sum` and `check_unchanged`.
         """
-        self.check_unchanged(weight)
-        original = weight.detach().clone() if self.original is None else self.original
-        if merged:
-            weight.copy_(merged_sum(self.name, original, merged))
-            self.original, self._checksum = original, _checksum(weight)
-        else:
-            self.restore(weight)
-
-    def check_unchanged(self, weight: torch.Tensor) -> None:
-        """Raise a RuntimeError if something else was written into the weight since updates were merged."""
-        if self.original is None or weight.dtype != self.original.dtype:
+        self.check_unchanged(layer)
+        if not merged:
+            self.restore(layer)
             return
-        if _checksum(weight) != self._checksum:
-            raise RuntimeError(
-                f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates were "
-                "merged into it; to bring back the weight from before would lose that change"
-            )
+        total = self.sum(layer, merged)
+        weight = layer.get_parameter("weight")
+        if self.original is None:
+            self.original = weight.detach().clone()
+        self._checksum = _checksum(total)
+        weight.copy_(total)
 
     @torch.no_grad()
-    def restore(self, weight: torch.Tensor) -> None:
+    def sum(self, layer: nn.Module, merged: Mapping[str, DeepFactors]) -> torch.Tensor:
+        """Return the original weight of a layer plus the updates of adapters, rounded once.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is no matrix of floating-point numbers, such as a quantised one.
+        ValueError
+            If a factor or the sum is not finite.
+        """
+        weight = self.own(layer)
+        if (reason := unreadable(layer)) is not None:
+            raise TypeError(f"the weight of layer {self.name!r} {reason}, which takes no update")
+        total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        for adapter, branch in merged.items():
+            branch.check_finite(self.name, adapter)
+            total = total + branch.delta_weight().to(total)
+        total = total.to(weight.dtype)
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError(
+                f"the weight of layer {self.name!r} with the update of {', '.join(map(repr, merged))} is not "
+                f"finite in {weight.dtype}"
+            )
+        return total
+
+    def own(self, layer: nn.Module) -> torch.Tensor:
+        """Return the weight of a layer without what is merged into it, not a copy."""
+        return layer.get_parameter("weight") if self.original is None else self.original
+
+    def check_unchanged(self, layer: nn.Module) -> None:
+        """Raise a RuntimeError if something else was written into the weight since updates were merged."""
+        weight = layer.get_parameter("weight")
+        # A model that is moved to another precision changes nothing else.
+        if self.original is not None and weight.dtype == self.original.dtype:
+            if _checksum(weight) != self._checksum:
+                raise RuntimeError(
+                    f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates "
+                    "were merged into it; to bring back the weight from before would lose that change"
+                )
+
+    @torch.no_grad()
+    def restore(self, layer: nn.Module) -> None:
         """Bring the original weight back, if updates are merged, and forget it."""
         if self.original is not None:
-            weight.copy_(self.original)
+            layer.get_parameter("weight").copy_(self.original)
             self.original = None
 
     def put_original(self, state: dict[str, Any], key: str) -> None:
         """Put the original weight into a state_dict in the place of the merged one."""
         if self.original is not None and key in state:
             state[key] = self.original.to(state[key].device, state[key].dtype, copy=True)
-
-
-@torch.no_grad()
-def merged_sum(name: str, weight: torch.Tensor, merged: Mapping[str, DeepFactors]) -> torch.Tensor:
-    """Return the weight of a layer plus the updates of adapters, rounded once.
-
-    Raises
-    ------
-    TypeError
-        For a weight that holds no floating-point numbers, such as a quantised one.
-    ValueError
-        If a factor or the sum is not finite.
-    """
-    if not weight.dtype.is_floating_point:
-        raise TypeError(f"the weight of layer {name!r} is {weight.dtype}, which takes no update")
-    total = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    for adapter, branch in merged.items():
-        branch.check_finite(name, adapter)
-        total = total + branch.delta_weight().to(total)
-    total = total.to(weight.dtype)
-    if not bool(torch.isfinite(total).all()):
-        raise ValueError(
-            f"the weight of layer {name!r} with the update of {', '.join(map(repr, merged))} is not finite in "
-            f"{weight.dtype}"
-        )
-    return total
 
 
 def _checksum(weight: torch.Tensor) -> int:
@@ -438,34 +449,29 @@ class Adapters(nn.ModuleDict):
         """Return the adapters by name."""
         return {name: branch for name, branch in self.items() if isinstance(branch, DeepFactors)}
 
-    def write_weight(self, weight: torch.Tensor) -> None:
+    def write_weight(self, layer: nn.Module) -> None:
         """Make the layer's weight contain the adapters that are merged and enabled; see `MergedWeight`."""
         merged = {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
-        self.merged_weight.write(weight, merged)
+        self.merged_weight.write(layer, merged)
 
-    def check_removal(self, name: str, weight: torch.Tensor, stays: bool) -> None:
+    def check_removal(self, name: str, layer: nn.Module, stays: bool) -> None:
         """Raise what `settle` would, before anything is changed."""
         if stays and self._is_alone_in_weight(name):
             return
-        self.merged_weight.check_unchanged(weight)
+        self.merged_weight.check_unchanged(layer)
         if stays:
-            merged_sum(self.merged_weight.name, self._own(weight), {name: self.branches()[name]})
+            self.merged_weight.sum(layer, {name: self.branches()[name]})
 
     @torch.no_grad()
-    def settle(self, name: str, weight: torch.Tensor, stays: bool) -> None:
+    def settle(self, name: str, layer: nn.Module, stays: bool) -> None:
         """Take the update of an adapter out of the weight, or leave it there for good with `stays`."""
         branch = self.branches()[name]
         if stays and self._is_alone_in_weight(name):
             self.merged_weight.original = None
         elif stays:
-            own = self._own(weight)
-            own.copy_(merged_sum(self.merged_weight.name, own, {name: branch}))
+            self.merged_weight.own(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
         branch.merged = False
-        self.write_weight(weight)
-
-    def _own(self, weight: torch.Tensor) -> torch.Tensor:
-        original = self.merged_weight.original
-        return weight if original is None else original
+        self.write_weight(layer)
 
     def _is_alone_in_weight(self, name: str) -> bool:
         return [n for n, b in self.branches().items() if b.merged and b.enabled] == [name]
@@ -482,10 +488,9 @@ def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *res
     """Bring the layer's own weight back, before values from a state_dict are copied into it."""
     del rest
     merged_weight = adapters_of(module).merged_weight
-    weight = module.get_parameter("weight")
     if f"{prefix}weight" not in state:
-        merged_weight.check_unchanged(weight)
-    merged_weight.restore(weight)
+        merged_weight.check_unchanged(module)
+    merged_weight.restore(module)
 
 
 def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
@@ -493,7 +498,7 @@ def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
     del incompatible
     adapters = adapters_of(module)
     try:
-        adapters.write_weight(module.get_parameter("weight"))
+        adapters.write_weight(module)
     except BaseException:
         for branch in adapters.branches().values():
             branch.merged = False

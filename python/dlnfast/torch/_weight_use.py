@@ -14,6 +14,8 @@ from typing import Final
 import torch
 from torch import nn
 
+from ._names import named_layers
+
 #: Attributes of a weight that say nothing about its values: ``self.fc.weight.dtype`` is no use of it.
 _PROPERTIES: Final = frozenset(
     {"data_ptr", "device", "dim", "dtype", "element_size", "get_device", "is_cuda", "is_floating_point"}
@@ -65,7 +67,7 @@ def find_weight_use(model: nn.Module) -> WeightUse:
 
 def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
     found: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
+    for path, _, module in named_layers(model):
         for name, child in module._modules.items():
             if child is not None:
                 found[id(child)].append(f"{path}.{name}".lstrip("."))
@@ -76,7 +78,7 @@ def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
     """Return for each module with a weight what shares memory with it."""
     tensors = [
         (path, module, name, tensor)
-        for path, module in model.named_modules()
+        for path, _, module in named_layers(model)
         for name, tensor in _tensors_of(module)
     ]
     groups: dict[tuple[torch.device, int], list[tuple[int, int, str, nn.Module, str]]] = defaultdict(list)
