@@ -29,7 +29,7 @@ LAYERS = (
         "sections",
         "stopping",
     ),
-    ("_arrays", "_dispatch", "files"),
+    ("_arrays", "_dispatch", "_locks", "files"),
     ("_pairs", "_threads", "checkpoint"),
     # Data, problems, weights; what is true of them.
     ("data", "datasets", "initial", "reference"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import zipfile
@@ -20,6 +21,13 @@ import numpy.typing as npt
 from ._version import __version__
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+#: A name that `placing` yields: that of the final place, the process, and a random number.
+_PART = re.compile(r"(?P<name>.+)\.\d+\.[0-9a-f]{8}\.part")
+
+
+class DamagedFileError(ValueError):
+    """What a file holds is not what was written; reading it again would not help."""
 
 
 @contextmanager
@@ -86,14 +94,47 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_parts(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the unfinished files that killed writers have left in a folder.
+
+    Only for who holds the lock of the folder: an unfinished file may be that of a living writer.
+
+    Parameters
+    ----------
+    folder : Path
+    names : Pattern
+        Matches the names of the files that only the owner of the folder writes.
+    """
+    for name in os.listdir(folder):
+        found = _PART.fullmatch(name)
+        if found is not None and names.fullmatch(found["name"]):
+            (folder / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def naming_damage(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a reader raises in the block into a ValueError that names the file and its kind."""
+    """Turn what a reader raises in the block into a `DamagedFileError` that names the file and its kind.
+
+    Errors of the machine pass as they are: the same file may be read well a moment later.
+    """
     try:
         yield
     except Exception as error:  # what damage makes the readers raise is not foreseeable
+        if is_of_the_machine(error):
+            raise
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is not a complete file of a {kind}: {reason}") from error
+        raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Return whether an error says something of the machine, not of the file or the request.
+
+    Such are full disks, failing or unreachable ones, missing rights, and too little memory.
+    """
+    if isinstance(error, OSError):
+        # Readers of damaged files seek to impossible places (EINVAL), or raise OSErrors of their own.
+        return error.errno not in (None, errno.EINVAL)
+    return isinstance(error, MemoryError)
 
 
 def write_text_whole(path: Path, text: str, *, durable: bool = True) -> None:
