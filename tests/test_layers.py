@@ -28,7 +28,7 @@ LAYERS = (
         "progress",
         "stopping",
     ),
-    ("_arrays", "_dispatch", "files"),
+    ("_arrays", "_dispatch", "_locks", "files"),
     ("_pairs", "_stored", "_threads", "checkpoint", "sections"),
     # Data, problems, weights; what is true of them.
     ("data", "datasets", "initial", "reference"),

@@ -184,9 +184,8 @@ def _read_npz(path: Path, *keys: str) -> tuple[npt.NDArray[Any], ...]:
 
 def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: magic number, big-endian sizes, values."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     try:
-        with opened as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             return _read_idx_values(stream, path, n_axes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Read and write files: .npz archives of arrays and JSON without pickle, and text.
 
-Writing: a file appears whole or not at all (`placing`). Reading: sizes are checked before memory is taken, and
-the content of an archive is compared with the digest that it was written with (`read_whole`).
+Writing: a file appears whole or not at all (`placing`). Reading: sizes are checked before memory is taken,
+and the content of an archive is compared with the digest that it was written with (`read_whole`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -59,6 +60,12 @@ ARCHIVE_ERRORS: Final = (
 #: Under this name the metadata hold the digest of all members.
 _DIGEST: Final = "digest"
 _CHECKSUM: Final = "checksum"
+#: A name that `placing` yields: that of the final place, the process, and a random number.
+_PART = re.compile(r"(?P<name>.+)\.\d+\.[0-9a-f]{8}\.part")
+
+
+class DamagedFileError(ValueError):
+    """What a file holds is not what was written; reading it again would not help."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -257,6 +264,23 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_parts(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the unfinished files that killed writers have left in a folder.
+
+    Only for who holds the lock of the folder: an unfinished file may be that of a living writer.
+
+    Parameters
+    ----------
+    folder : Path
+    names : Pattern
+        Matches the names of the files that only the owner of the folder writes.
+    """
+    for name in os.listdir(folder):
+        found = _PART.fullmatch(name)
+        if found is not None and names.fullmatch(found["name"]):
+            (folder / name).unlink(missing_ok=True)
+
+
 def write_text_whole(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a text file whole."""
     with replacing(path, durable=durable) as file:
@@ -296,20 +320,28 @@ def _digest(meta: Mapping[str, Any], sums: Mapping[str, int]) -> str:
 
 @contextmanager
 def naming_damage(path: Path, kind: str) -> Iterator[None]:
-    """Turn the error of a reader in the block into a ValueError that names the file and its kind.
+    """Turn what a reader raises in the block into a `DamagedFileError` that names the file and its kind.
 
-    A file that cannot be read at the moment is not damaged: errors of the system pass, and so does a want of
-    memory, which sizes that were checked before do not cause.
+    Errors of the machine pass as they are: the same file may be read well a moment later.
     """
     try:
         yield
     except Exception as error:  # what damage makes the readers raise is not foreseeable
-        # Damaged positions make the readers seek to impossible ones.
-        is_damage = getattr(error, "errno", None) == errno.EINVAL or isinstance(error, ValueError)
-        if isinstance(error, (OSError, MemoryError)) and not is_damage:
+        if is_of_the_machine(error):
             raise
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error or type(error).__name__
-        raise ValueError(f"{path} is not a complete file of a {kind}: {reason}") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Return whether an error says something of the machine, not of the file or the request.
+
+    Such are full disks, failing or unreachable ones, missing rights, and too little memory.
+    """
+    if isinstance(error, OSError):
+        # Readers of damaged files seek to impossible places (EINVAL), or raise OSErrors of their own.
+        return error.errno not in (None, errno.EINVAL)
+    return isinstance(error, MemoryError)
 
 
 def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arrays]:
@@ -324,32 +356,28 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
     ValueError
         If it is another kind of file, is damaged or was changed, or was written by a newer version.
     """
-    with path.open("rb") as stream, naming_damage(path, kind):
-        with open_archive(stream) as archive:
-            strangers = [info.filename for info in archive.infolist() if not info.filename.endswith(".npy")]
-            if strangers:
-                raise ValueError(f"it holds {strangers[0]!r}, which is no array")
-            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-            if "meta" not in names:
-                raise ValueError(f"it is an .npz file of other arrays ({', '.join(names[:20])})")
-            check_expansion(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
-            meta = parsed_object(str(read_member(archive, "meta")[()]))
-            if meta["format"] != kind:
-                raise ValueError(f"its format is {meta['format']!r}")
-            is_newer = int(meta["format_version"]) > version
-            arrays = {}
-            if not is_newer:
-                arrays = {name: read_member(archive, name) for name in names if name != "meta"}
-                sums = {name: archive.getinfo(f"{name}.npy").CRC for name in arrays}
-                # Files of dlnfast 0.1.0 have no digest.
-                if meta.pop(_DIGEST, None) not in (None, _digest(meta, sums)):
-                    raise ValueError("an array or a setting in it is not the one that was written")
-    if is_newer:
-        raise ValueError(
-            f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is "
-            f"dlnfast {__version__}, which reads formats up to {version}"
-        )
-    return meta, arrays
+    with path.open("rb") as stream, naming_damage(path, kind), open_archive(stream) as archive:
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        strangers = [info.filename for info in archive.infolist() if not info.filename.endswith(".npy")]
+        if strangers:
+            raise ValueError(f"it holds {strangers[0]!r}, which is no array")
+        if "meta" not in names:
+            raise ValueError(f"it is an .npz file of other arrays ({', '.join(names[:20])})")
+        check_expansion(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
+        meta = parsed_object(str(read_member(archive, "meta")[()]))
+        if meta["format"] != kind:
+            raise ValueError(f"its format is {meta['format']!r}")
+        if int(meta["format_version"]) <= version:
+            arrays = {name: read_member(archive, name) for name in names if name != "meta"}
+            sums = {name: archive.getinfo(f"{name}.npy").CRC for name in arrays}
+            # Files of dlnfast 0.1.0 have no digest.
+            if meta.pop(_DIGEST, None) not in (None, _digest(meta, sums)):
+                raise ValueError("an array or a setting in it is not the one that was written")
+            return meta, arrays
+    raise ValueError(
+        f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is dlnfast "
+        f"{__version__}, which reads formats up to {version}"
+    )
 
 
 def read_arrays(path: Path, names: Sequence[str], *, bounded: bool = True) -> Arrays:
