@@ -26,11 +26,10 @@ LAYERS = (
         "_optional",
         "_version",
         "progress",
-        "sections",
         "stopping",
     ),
-    ("_arrays", "_dispatch", "files"),
-    ("_pairs", "_threads", "checkpoint"),
+    ("_arrays", "_dispatch", "_locks", "files"),
+    ("_pairs", "_stored", "_threads", "checkpoint", "sections"),
     # Data, problems, weights; what is true of them.
     ("data", "datasets", "initial", "reference"),
     ("statistics", "svd_tracker", "tasks"),
