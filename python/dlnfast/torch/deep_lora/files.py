@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,9 @@ def check_factor(value: object, what: str, dtype: torch.dtype) -> None:
         raise ValueError(f"{what} is not finite in {dtype}")
 
 
-def write(path: str | os.PathLike[str], settings: Mapping[str, Any], layers: Mapping[str, SavedLayer]) -> None:
+def write(
+    path: str | os.PathLike[str], settings: Mapping[str, Any], layers: Mapping[str, SavedLayer]
+) -> None:
     """Write an adapter to a safetensors file, with a checksum, whole or not at all."""
     about = {
         "version": _VERSION,
@@ -132,7 +133,7 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the checksum of an adapter's metadata, and the names, types, shapes and values of its tensors."""
+    """Return the checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -207,7 +208,7 @@ def write_lora(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": _names(model, list(layers)),
+        "target_modules": expression_for(model, list(layers)),
         "modules_to_save": list(modules) or None,
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -224,7 +225,7 @@ def write_lora(
     _place_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
 
 
-def _names(model: nn.Module, names: list[str]) -> list[str] | str:
+def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
     """Return what PEFT's target_modules has to be: names, which fit ends of others too, or an expression."""
     wanted = set(names)
     others = [other for other, _ in model.named_modules() if other not in wanted]
@@ -234,8 +235,37 @@ def _names(model: nn.Module, names: list[str]) -> list[str] | str:
 
 
 def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of an export: all of them, or none."""
+    """Write the files of an export: all of them, or none. Other files in the folder stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and any(entry.name not in files for entry in folder.iterdir()):
+        _replace_files(folder, files)
+        return
+    with placing(folder, durable=True) as temporary:
+        temporary.mkdir()
+        for name, content in files.items():
+            with replacing(temporary / name) as file:
+                file.write(content)
+
+
+def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files of a folder; if one cannot be, those from before come back."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as place:
+        before = Path(place)
+        for name, content in files.items():
+            with replacing(before / f"new-{name}") as file:
+                file.write(content)
+            if (folder / name).exists():
+                os.link(folder / name, before / name)
+        try:
+            for name in files:
+                (before / f"new-{name}").replace(folder / name)
+        except BaseException:
+            for name in files:
+                if (before / name).exists():
+                    (before / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            raise
 
 
 def _safetensors() -> Any:

@@ -139,8 +139,8 @@ def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueE
     reader = use.readers.get(id(module))
     if reader is not None:
         return TypeError(
-            f"layers: the weight of {name!r} is read by a {type(reader).__name__}, past the layer's own call; "
-            "wanted a layer that is used by calling it only"
+            f"layers: the weight of {name!r} is read by a {type(reader).__name__}, past the layer's own "
+            "forward pass, which alone has the update; wanted a layer that is used by calling it only"
         )
     sharing = use.sharing.get(id(module))
     if sharing is not None:
@@ -400,12 +400,13 @@ class MergedWeight:
         """Raise a RuntimeError if something else was written into the weight since updates were merged."""
         weight = layer.get_parameter("weight")
         # A model that is moved to another precision changes nothing else.
-        if self.original is not None and weight.dtype == self.original.dtype:
-            if _checksum(weight) != self._checksum:
-                raise RuntimeError(
-                    f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates "
-                    "were merged into it; to bring back the weight from before would lose that change"
-                )
+        if self.original is None or weight.dtype != self.original.dtype:
+            return
+        if _checksum(weight) != self._checksum:
+            raise RuntimeError(
+                f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates "
+                "were merged into it; to bring back the weight from before would lose that change"
+            )
 
     @torch.no_grad()
     def restore(self, layer: nn.Module) -> None:
@@ -451,12 +452,11 @@ class Adapters(nn.ModuleDict):
 
     def write_weight(self, layer: nn.Module) -> None:
         """Make the layer's weight contain the adapters that are merged and enabled; see `MergedWeight`."""
-        merged = {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
-        self.merged_weight.write(layer, merged)
+        self.merged_weight.write(layer, self._in_weight())
 
     def check_removal(self, name: str, layer: nn.Module, stays: bool) -> None:
         """Raise what `settle` would, before anything is changed."""
-        if stays and self._is_alone_in_weight(name):
+        if stays and list(self._in_weight()) == [name]:
             return
         self.merged_weight.check_unchanged(layer)
         if stays:
@@ -466,15 +466,15 @@ class Adapters(nn.ModuleDict):
     def settle(self, name: str, layer: nn.Module, stays: bool) -> None:
         """Take the update of an adapter out of the weight, or leave it there for good with `stays`."""
         branch = self.branches()[name]
-        if stays and self._is_alone_in_weight(name):
+        if stays and list(self._in_weight()) == [name]:
             self.merged_weight.original = None
         elif stays:
             self.merged_weight.own(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
         branch.merged = False
         self.write_weight(layer)
 
-    def _is_alone_in_weight(self, name: str) -> bool:
-        return [n for n, b in self.branches().items() if b.merged and b.enabled] == [name]
+    def _in_weight(self) -> dict[str, DeepFactors]:
+        return {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the factors; the entry of the layer's weight becomes that from before merging."""
