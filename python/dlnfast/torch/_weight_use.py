@@ -160,6 +160,7 @@ def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
 def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
     """Yield ``("a", "b")`` for each ``own.a.b`` in a function, functions inside of it included."""
     chain: list[str] | None = None
+    before: object = None
     for instruction in dis.get_instructions(code):
         name, value = instruction.opname, instruction.argval
         if chain is not None and name in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -167,9 +168,15 @@ def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
             continue
         if chain:
             yield tuple(chain)
-        is_local = name.startswith("LOAD_") and ("FAST" in name or "DEREF" in name)
-        loaded = value[-1] if isinstance(value, tuple) else value
-        chain = [] if is_local and loaded == own else None
+        chain = None
+        # ``isinstance(own.a.b, ..)`` is no use of it.
+        is_asked, before = before == "isinstance", value
+        if is_asked:
+            continue
+        if name.startswith("LOAD_") and ("FAST" in name or "DEREF" in name):
+            # Python 3.13 loads two at once.
+            loaded = value[-1] if isinstance(value, tuple) else value
+            chain = [] if loaded == own else None
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _attributes(constant, own)

@@ -232,6 +232,9 @@ class DeepFactors(nn.Module):
 
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with that of the branch, in the precision of the output."""
+        if output.is_nested:  # TransformerEncoder leaves the padding of a batch out
+            rows = [self(*pair) for pair in zip(x.unbind(), output.unbind(), strict=True)]
+            return torch.nested.as_nested_tensor(rows, layout=output.layout)
         if self.kind == "embedding":
             inner = F.embedding(x, self.right.T, self.padding_idx, None, 2.0, self.by_frequency)
             if self.embedding_scale != 1.0:
