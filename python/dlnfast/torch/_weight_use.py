@@ -59,8 +59,8 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     -----
     Nothing is run. Reads are found in the bytecode of ``forward`` and of the methods that it names:
     ``self.fc.weight`` and longer paths of attributes, but not a weight that is reached through a variable or
-    an index. `torch.nn.TransformerEncoderLayer` calls its linear layers wherever one of them has a hook, and
-    is not counted as their reader.
+    an index. `torch.nn.TransformerEncoderLayer` is not counted as a reader: it calls its layers wherever one
+    of them has a hook.
     """
     return WeightUse(_sharing(model), _readers(model), _places(model))
 
@@ -126,10 +126,10 @@ def _readers(model: nn.Module) -> dict[int, nn.Module]:
     for module in model.modules():
         kind = type(module)
         if kind not in reads:
-            reads[kind] = frozenset(_weights_read(kind))
+            # TransformerEncoderLayer reads weights only where none of its layers has a hook.
+            is_shortcut = kind.forward is nn.TransformerEncoderLayer.forward
+            reads[kind] = frozenset(() if is_shortcut else _weights_read(kind))
         for path in reads[kind]:
-            if isinstance(module, nn.TransformerEncoderLayer) and path in (("linear1",), ("linear2",)):
-                continue
             target: nn.Module | None = module
             for name in path:
                 target = None if target is None else target._modules.get(name)
