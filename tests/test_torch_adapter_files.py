@@ -25,7 +25,7 @@ import dlnfast.torch as dt  # noqa: E402
 from dlnfast.torch.deep_lora import adapter as adapter_module  # noqa: E402
 from dlnfast.torch.deep_lora import files  # noqa: E402
 
-RELEASED = Path(__file__).parent / "data" / "format-1" / "deep-lora.safetensors"
+RELEASED = Path(__file__).parent / "data" / "deep-lora-1.safetensors"
 KEY = "dlnfast.deep_lora"
 
 
