@@ -156,7 +156,7 @@ class TestTransformers:
         run = whole.trajectory()
         assert run.layer_names == ["net.0", "net.2"]
         assert run.steps.tolist() == [0, 2, 4, 6, 7]
-        assert run.loss_steps.tolist() == list(range(1, STEPS + 1))
+        assert run.loss_steps.tolist() == list(range(STEPS))  # of the weights before each step
         exact = torch.linalg.svdvals(trainer.model.net[0].weight.detach()).numpy()[:3]
         np.testing.assert_allclose(run.singular_values("net.0")[-1], exact, rtol=1e-5)
 

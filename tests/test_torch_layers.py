@@ -70,6 +70,104 @@ def test_a_matrix_maps_what_the_module_maps(model):
     assert torch.allclose(torch.einsum("oikl,i->okl", kernel, point[0, :, 0, 0]), output, atol=1e-6)
 
 
+CONVOLUTIONS = {
+    "Conv1d": (lambda: nn.Conv1d(4, 6, 3), (6, 12)),
+    "Conv1d, groups": (lambda: nn.Conv1d(4, 6, 3, groups=2), (6, 6)),
+    "Conv2d, groups": (lambda: nn.Conv2d(4, 6, (3, 2), groups=2), (6, 12)),
+    "Conv2d, depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (4, 9)),
+    "Conv2d, two outputs a channel": (lambda: nn.Conv2d(4, 8, 3, groups=4), (8, 9)),
+    "Conv3d, groups": (lambda: nn.Conv3d(6, 4, (2, 1, 2), groups=2), (4, 12)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 6, 3), (6, 12)),
+    "ConvTranspose1d, groups": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2), (6, 6)),
+    "ConvTranspose2d, groups": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (6, 18)),
+    "ConvTranspose2d, depthwise": (lambda: nn.ConvTranspose2d(4, 4, (3, 2), groups=4), (4, 6)),
+    "ConvTranspose3d, groups": (lambda: nn.ConvTranspose3d(4, 6, (2, 1, 2), groups=2), (6, 8)),
+}
+
+
+def maps_of_groups(layer):
+    """Return the map of each group, found by what the layer makes of unit inputs: one row per output.
+
+    Of a convolution: from a patch of the size of the kernel to a point; of a transposed one, from a point to
+    a patch, whose positions stand with the inputs.
+    """
+    is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    size = [1] * len(layer.kernel_size) if is_transposed else list(layer.kernel_size)
+    n_inputs = layer.in_channels * int(np.prod(size))
+    units = torch.eye(n_inputs).reshape(n_inputs, layer.in_channels, *size)
+    with torch.no_grad():
+        outputs = layer(units) - layer(torch.zeros_like(units[:1]))
+    outputs = outputs.reshape(layer.in_channels, -1, layer.out_channels, int(np.prod(outputs.shape[2:])))
+    whole = outputs.permute(2, 0, 1, 3).reshape(layer.out_channels, layer.in_channels, -1)
+    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    blocks = [
+        whole[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns].reshape(rows, -1)
+        for g in range(layer.groups)
+    ]
+    assert float(whole.square().sum()) == pytest.approx(float(sum(b.square().sum() for b in blocks)))
+    return blocks
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, "channels last"])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutions_have_the_matrices_of_their_groups_maps(kind, layout):
+    torch.manual_seed(0)
+    make, shape = CONVOLUTIONS[kind]
+    layer = make()
+    if layout == "channels last":
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        layer = layer.to(memory_format=formats.get(layer.weight.ndim, torch.contiguous_format))
+    (found,) = weight_matrices(nn.Sequential(layer))
+    assert found.shape == shape == tuple(found.matrix().shape)
+    assert found.groups == layer.groups
+    torch.testing.assert_close(found.matrix(), torch.cat(maps_of_groups(layer)), atol=1e-6, rtol=0)
+
+    strides = layer.weight.stride()
+    dln.torch.orthogonal_(layer, 0.5, seed=1)
+    for block in maps_of_groups(layer):
+        values = torch.linalg.svdvals(block)
+        torch.testing.assert_close(values, torch.full_like(values, 0.5), atol=1e-6, rtol=0)
+    assert layer.weight.stride() == strides
+    start = found.copy()
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    found.write(values)
+    assert torch.equal(found.matrix(), values)
+    torch.testing.assert_close(torch.cat(maps_of_groups(layer)), values, atol=1e-6, rtol=0)
+    change = found.operator(start).matmat(np.eye(shape[1]))
+    np.testing.assert_allclose(change, values - found.start_matrix(start), atol=1e-6)
+    recorded = dln.torch.track(layer, k="all").trajectory().singular_values(1)[0]
+    np.testing.assert_allclose(recorded, torch.linalg.svdvals(values), rtol=1e-5)
+
+
+@pytest.mark.parametrize("initial", ["orthogonal", "gaussian", "uniform"])
+def test_groups_are_drawn_apart_and_the_first_as_a_layer_of_the_seed(initial):
+    layer = dln.torch.initialize_(nn.Conv2d(4, 6, 3, groups=2), initial, 0.5, seed=4)
+    first, second = weight_matrices(layer)[0].matrix().double().split(3)
+    wanted = getattr(dln, initial)([18, 3], 0.5, seed=4)[0]
+    np.testing.assert_allclose(first, wanted, atol=1e-7)
+    assert float((first - second).abs().max()) > 0.01
+    for block in (first, second):
+        assert float(block.norm()) == pytest.approx(0.5 * 3**0.5, rel=1e-6)
+
+
+def test_balance_of_convolutions_with_groups_is_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1))
+    with pytest.raises(ValueError, match=r"'1' is a convolution with 2 groups"):
+        dln.torch.balance(model)
+    assert list(dln.torch.balance(model, ["0", "2"])) == [("0", "2")]
+
+
+def test_only_what_is_a_parameter_is_written():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with pytest.raises(
+        TypeError, match=r"the weight of layer weight is computed by a parametrization \(WeightNorm"
+    ):
+        weight_matrices(layer)[0].write(torch.eye(3))
+    attention = nn.MultiheadAttention(4, 2)
+    weight_matrices(attention, "k")[0].write(torch.eye(4))
+    assert torch.equal(attention.in_proj_weight[4:8], torch.eye(4))
+
+
 def test_attention_with_other_widths_of_keys_has_three_matrices():
     attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=3)
     found = weight_matrices(nn.ModuleDict({"attention": attention}))

@@ -187,6 +187,7 @@ def test_weights_that_another_module_reads_are_refused():
     assert (model(torch.arange(9)) - output).norm() <= BOUND * output.norm()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_layers_of_attention_and_of_transformers():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
     for name in ("layers.0.self_attn.out_proj", "layers.1.self_attn.q"):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What the callbacks that follow singular values have in common, whichever program calls them."""
+"""`Spectra`: the common part of the callbacks that follow singular values."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any, Literal
 
 from torch import nn
@@ -13,7 +15,7 @@ from ..trajectory import Trajectory
 
 
 class Spectra:
-    """The settings of a tracker, and the tracker from the start of a training on."""
+    """Hold the settings of a tracker, and the tracker from the start of a training on."""
 
     #: What starts a training.
     _starter = ""
@@ -29,12 +31,34 @@ class Spectra:
         super().__init__()
         self.tracker: SpectralTracker | None = None
         self._settings = {"layers": layers, "k": k, "every": every, **settings}
+        self._has_warned = False
 
     def _begin(self, model: nn.Module) -> SpectralTracker:
         """Take the record of step 0."""
         self._end()
         self.tracker = track(model, **self._settings)
         return self.tracker
+
+    def _finish_step(self, *, is_last: bool) -> None:
+        """Take the record that is due after a step, and that of the last step in any case."""
+        if self.tracker is not None:
+            self.tracker.finish_step()
+            if is_last:
+                self.tracker.record()
+
+    def _log_loss(self, loss: float, step: int) -> None:
+        """Keep a loss; one that is not finite is left out, as a callback must not end the training."""
+        if self.tracker is None or step < 0:
+            return
+        if math.isfinite(loss):
+            self.tracker.log_loss(loss, step)
+        elif not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the loss at step {step} is {loss}: losses that are not finite are not kept",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _end(self) -> None:
         """Take the last record."""

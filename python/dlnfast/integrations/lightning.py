@@ -40,8 +40,10 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
 
     Notes
     -----
-    The loss that ``training_step`` returned is kept for every record. Where a model has several optimizers,
-    steps of the first one that holds a chosen weight count.
+    For every record the loss that ``training_step`` returned for these weights is kept, as it was returned:
+    the mean over the batches whose gradients are accumulated. Records are taken at the ends of batches,
+    before other callbacks can replace the weights by averages when the fit ends. Steps of several optimizers
+    count as in `dlnfast.torch.track`.
 
     Examples
     --------
@@ -54,6 +56,9 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     _starter = "trainer.fit"
     #: What a checkpoint kept, until the fit starts.
     _restored: Mapping[str, Any] | None = None
+    #: The steps that were taken before the batch under way, and the losses of all batches at these weights.
+    _step = 0
+    _losses: tuple[int, list[float]] = (-1, [])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the record of step 0, or go on where a checkpoint was."""
@@ -64,15 +69,35 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
             tracker.load_state_dict(self._restored)
             self._restored = None
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note which weights this batch meets."""
+        del trainer, pl_module, batch, batch_idx
+        if self.tracker is not None:
+            self._step = self.tracker.step
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss that belongs to the weights before this step, once per record."""
-        del trainer, pl_module, batch, batch_idx
+        """Keep the loss of the weights before this batch, where they are recorded; take records."""
+        del batch, batch_idx
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         tracker = self.tracker
-        if loss is not None and tracker is not None and tracker.is_recorded(tracker.step - 1):
-            tracker.log_loss(loss, tracker.step - 1)
+        if tracker is None:
+            return
+        if loss is not None and tracker.is_recorded(self._step):
+            # Lightning divides what training_step returned, where it steps the optimizers itself.
+            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            if self._losses[0] != self._step:
+                self._losses = (self._step, [])
+            self._losses[1].append(scale * float(loss))
+            self._log_loss(sum(self._losses[1]) / len(self._losses[1]), self._step)
+        self._finish_step(is_last=trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take the last record where this epoch is the last."""
+        del pl_module
+        is_last = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        self._finish_step(is_last=is_last or trainer.should_stop)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from torch import nn
@@ -76,7 +76,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def match_names(wanted: Sequence[str], there: Iterable[str]) -> dict[str, str]:
+def match_names(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     """Return for each wanted name the name that is there for the same layer, where there is one.
 
     The same name, or else the one that is equal without the parts of wrappers (see `canonical_name`).
@@ -86,10 +86,13 @@ def match_names(wanted: Sequence[str], there: Iterable[str]) -> dict[str, str]:
     ValueError
         If several names are equal to a wanted one without the parts of wrappers.
     """
-    known = list(there)
+    known = dict.fromkeys(there)
+    by_canonical: dict[str, list[str]] = {}
+    for name in known:
+        by_canonical.setdefault(canonical_name(name), []).append(name)
     found: dict[str, str] = {}
     for name in wanted:
-        fitting = [name] if name in known else [k for k in known if canonical_name(k) == canonical_name(name)]
+        fitting = [name] if name in known else by_canonical.get(canonical_name(name), [])
         if len(fitting) > 1:
             raise ValueError(f"layer {name!r} can be {' or '.join(map(repr, fitting))}; wanted one of these")
         if fitting:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -152,19 +153,68 @@ def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
         stack.enter_context(random_state_kept(tensors))
         for kind in sorted({tensor.device.type for tensor in tensors} - {"meta"}):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        # Caches would keep what is computed here, without gradients.
-        enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+        stack.enter_context(_without_caches())
         try:
             for module, state in kept:
                 vars(module).update({name: _copied(value, copies) for name, value in state.items()})
                 vars(module)["training"] = False
             yield
         finally:
-            parametrize._cache_enabled = enabled
             for module, state in kept:
                 for name in vars(module).keys() - state.keys():
                     del vars(module)[name]
                 vars(module).update(state)
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Let a model run, and put back buffers, random states, and what modules have as attributes.
+
+    Of attributes, tensors, numbers and generators of random numbers. Parameters and train or eval modes are
+    left to the caller. Only values that have changed are written, as writing to a tensor makes backward
+    passes fail that need it.
+    """
+    buffers = [(module._buffers, *entry) for module in model.modules() for entry in module._buffers.items()]
+    attributes = [
+        (vars(module), name, value)
+        for module in model.modules()
+        if not isinstance(module, LazyModuleMixin)  # which learns its sizes when it runs
+        for name, value in vars(module).items()
+        if name != "training" and (value is None or isinstance(value, (torch.Tensor, int, float, str)))
+    ]
+    generators = [
+        (value, value.get_state())
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Generator)
+    ]
+    kept = [
+        (held, name, value, value.clone() if isinstance(value, torch.Tensor) else value)
+        for held, name, value in buffers + attributes
+    ]
+    # A cache would hand on tensors without gradients to the next forward pass.
+    with random_state_kept([*model.parameters(), *model.buffers()]), _without_caches():
+        try:
+            yield
+        finally:
+            for held, name, value, before in kept:
+                if isinstance(value, torch.Tensor) and not torch.equal(value, before):
+                    with torch.no_grad():
+                        value.copy_(before)
+                if held.get(name) is not value:
+                    held[name] = value
+            for generator, state in generators:
+                generator.set_state(state)
+
+
+@contextmanager
+def _without_caches() -> Iterator[None]:
+    """Switch off ``parametrize.cached()``."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 __all__ = ["StepMonitor"]
 
+#: What PyTorch returns outside of a backward pass.
+_NO_PASS = -1
+
 
 class StepMonitor:
     """Group the calls of ``Optimizer.step`` into training steps, and report these.
@@ -118,6 +121,8 @@ class StepMonitor:
         self._stepped_parameters: set[int] = set()
         self._has_new_gradient = False
         self._is_counted = False
+        #: The backward pass within which the last optimizer stepped.
+        self._pass = _NO_PASS
 
     def remove(self) -> None:
         """Remove all hooks."""
@@ -151,6 +156,7 @@ class StepMonitor:
         self._stepping.discard(id(optimizer))
         self._stepped.add(id(optimizer))
         self._stepped_parameters.update(self._parameters_of(optimizer))
+        self._pass = _backward_pass()
         self._note(optimizer)
         if self._is_counted:
             _call(self._on_step_extended)
@@ -160,8 +166,15 @@ class StepMonitor:
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         number = id(parameter)
-        if number in self._stepped_parameters:
-            self._has_new_gradient = True
+        # Optimizers that step within the backward pass may have been called for this very gradient before.
+        if number in self._stepped_parameters and not _NO_PASS != self._pass == _backward_pass():
+            if self._stepping:  # the closure of the next step, before that moves weights
+                stepping = self._stepping
+                self.restart()
+                self._stepped, self._stepping = set(stepping), stepping
+                _call(self._on_step_over)
+            else:
+                self._has_new_gradient = True
         if not self._seen and number not in self.gradient_order:
             self.gradient_order.append(number)
 
@@ -209,6 +222,11 @@ class StepMonitor:
             if parameter.requires_grad and parameter.is_leaf:
                 handle = parameter.register_post_accumulate_grad_hook(self._on_gradient)
                 self._gradient_handles[number] = (weakref.ref(parameter), handle)
+
+
+def _backward_pass() -> int:
+    """Return the number of the backward pass under way."""
+    return int(torch._C._current_graph_task_id())
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:

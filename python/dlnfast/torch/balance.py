@@ -39,7 +39,7 @@ def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str
         If one weight has not as many columns as the weight before it has rows: choose layers that follow each
         other.
     TypeError, ValueError
-        As for `weight_matrices`.
+        As for `weight_matrices`; for convolutions with groups, and weights on the meta device.
 
     Notes
     -----
@@ -55,7 +55,16 @@ def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str
     ([('layers.0', 'layers.1')], True)
     """
     found: dict[tuple[str, str], float] = {}
-    for below, above in itertools.pairwise(weight_matrices(model, layers)):
+    chosen = weight_matrices(model, layers)
+    for matrix in chosen:
+        if matrix.groups > 1:
+            raise ValueError(
+                f"layers: {matrix.name!r} is a convolution with {matrix.groups} groups, whose map is not one "
+                "matrix; wanted other layers"
+            )
+        if matrix.device.type == "meta":
+            raise ValueError(f"layers: {matrix.name!r} is on the meta device, where weights have no values")
+    for below, above in itertools.pairwise(chosen):
         if above.shape[1] != below.shape[0]:
             raise ShapeError(
                 f"layers: {above.name!r} has shape {above.shape}, but {below.name!r} before it has "

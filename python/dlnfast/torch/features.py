@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from .._arrays import check_choice, check_count
 from .._errors import ShapeError
-from .layers import LayerChoice, select_modules
+from ._names import unwrapped
+from ._reading import state_kept
+from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
 
@@ -46,6 +49,10 @@ class LayerOutputs:
         if not callable(pool):
             check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
         self._takes_input, self._modules = _input_and_modules(model, layers)
+        #: For "penultimate", until the model has run: the modules among which it is.
+        self._candidates = (
+            select_modules(model, None) if isinstance(layers, str) and layers == PENULTIMATE else {}
+        )
         self._model, self._batches = model, batches
         self._mode: Mode = mode
         self._of, self._pool = of, pool
@@ -65,6 +72,10 @@ class LayerOutputs:
             features: dict[str, torch.Tensor] = {}
             if self._takes_input:
                 features[INPUT] = self._rows(moved, INPUT)
+            if self._candidates:
+                with torch.no_grad(), _as_it_was(self._model, self._mode):
+                    self._modules = _last_but_one(self._model, self._candidates, moved)
+                self._candidates = {}
             if self._modules:
                 with torch.no_grad(), _as_it_was(self._model, self._mode):
                     features |= self._collected(moved)
@@ -89,7 +100,8 @@ class LayerOutputs:
                 else:
                     hook = self._input_hook(found, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            _call(self._model, inputs)
+            with _uncompiled():
+                _call(self._model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -141,7 +153,9 @@ def layer_outputs(
     """Return the features of the chosen layers, batch by batch, without gradients.
 
     Measuring leaves nothing behind: between two batches the model has the hooks, the train or eval mode of
-    each module, and, for all modes but "eval", the buffers that it had before; PyTorch's random state, too.
+    each module, the buffers, and the tensors and numbers among its modules' attributes that it had before. So
+    have the random states of PyTorch, NumPy and Python. A compiled model runs uncompiled, as compiled code
+    does not call new hooks.
 
     Parameters
     ----------
@@ -151,7 +165,8 @@ def layer_outputs(
         arguments of the model. Labels: integers, (B,).
     layers : str, regular expression, callable, sequence of them, or None
         As for `select_modules`; "input", alone or in a sequence, is what goes into the model (unless a module
-        is called so). None: the modules that own a weight matrix.
+        is called so). None: the modules that own a weight matrix. "penultimate": the last but one of these in
+        the order of the forward pass, as the first batch tells it, which runs twice then.
     mode : {"eval", "train", "keep"}
         In which mode the model runs. "eval": batch normalisation takes its running statistics, dropout does
         nothing. "train": batch normalisation takes the statistics of each batch, and its running ones are put
@@ -378,10 +393,34 @@ def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dic
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
-    if not isinstance(listed, (list, tuple)) or INPUT not in listed or INPUT in dict(model.named_children()):
+    is_child = INPUT in dict(unwrapped(model).named_children())
+    if not isinstance(listed, (list, tuple)) or INPUT not in listed or is_child:
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}
+
+
+def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any) -> dict[str, nn.Module]:
+    """Run the model, and return the last but one of the modules that it calls."""
+    called: dict[str, nn.Module] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, *rest: Any) -> None:
+            called.pop(name, None)  # where it is called twice, the last time counts
+            called[name] = module
+
+        return note
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with _uncompiled():
+            _call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(called) < 2:
+        raise ValueError(f"layers is 'penultimate', but the model calls {len(called)} modules with a weight")
+    return dict([list(called.items())[-2]])
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -406,6 +445,14 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(inputs)
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled models as they are written: compiled code does not call hooks that were added since."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean" and values.ndim > 3:
         return values.flatten(2).mean(dim=2)
@@ -416,11 +463,9 @@ def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
 
 @contextmanager
 def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Set the mode; put back modes, buffers and the random state afterwards."""
+    """Set the mode; put back modes, buffers and the random states afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [] if mode == "eval" else _saved_buffers(model)
-    on_gpu = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=on_gpu):
+    with state_kept(model):
         try:
             if mode != "keep":
                 model.train(mode == "train")
@@ -431,15 +476,3 @@ def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
                 model.train(flags[0][1])
                 for module, training in flags:
                     module.training = training
-            for module, name, buffer, values in buffers:
-                buffer.copy_(values)
-                module._buffers[name] = buffer
-
-
-def _saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
-    return [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]

@@ -83,12 +83,15 @@ def initialize_(
     ShapeError
         If there is not one scale per chosen weight.
     TypeError, ValueError
-        For a law that is not known, a choice that fits nothing, and a weight that is computed from others.
+        For a law that is not known, a choice that fits nothing, weights that `weight_matrices` refuses, and
+        a weight, or a bias of its layer, that is computed from other tensors. Nothing has been written then.
 
     Notes
     -----
-    A convolution's (out, in, kh, kw) is the matrix (out, in kh kw). Drawn in float64 on the host, O(m n
-    min(m, n)) for an orthogonal weight. Yaras et al., arXiv 2306.01154, section 2.
+    The table "The matrix of a layer" in the guide to networks says which matrix is drawn for every kind of
+    layer. Every group of a convolution is a map of its own: its rows are drawn apart, with the law, the scale
+    and the norm of a weight of that size. Drawn in float64 on the host, O(m n min(m, n)) for an orthogonal
+    weight. Yaras et al., arXiv 2306.01154, section 2.
 
     Examples
     --------

@@ -39,6 +39,9 @@ LayerChoice = (
     | None
 )
 
+#: The choice of the weight before the last one.
+PENULTIMATE = "penultimate"
+
 _T = TypeVar("_T")
 _GLOB = re.compile(r"[*?\[]")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -87,7 +90,7 @@ class WeightMatrix:
         A weight that is computed from other tensors is computed anew, without a trace in the model. Which
         matrix it is for every kind of layer says the table "The matrix of a layer" in the guide to networks.
         """
-        return self._reshape(read_weight(self.module, self.attribute))
+        return self._outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
 
     @torch.no_grad()
     def write(self, values: torch.Tensor) -> None:
@@ -107,7 +110,9 @@ class WeightMatrix:
         if reason is None and (how := computed_by(self.module, self.attribute)) is not None:
             reason = f"is computed by {how}"
         if reason is not None:
-            raise TypeError(f"the weight of {self.name!r} {reason}; wanted a parameter that can be written")
+            raise TypeError(
+                f"the weight of layer {self.name} {reason}; wanted a parameter that can be written"
+            )
         view = self._outputs_first(read_weight(self.module, self.attribute))
         view.copy_(values.reshape(view.shape))
 
@@ -132,18 +137,17 @@ class WeightMatrix:
         convolution = isinstance(self.module, nn.modules.conv._ConvNd) and self.attribute == "weight"
         return int(self.module.groups) if convolution else 1  # type: ignore[arg-type]
 
-    def _reshape(self, weight: torch.Tensor) -> torch.Tensor:
-        view = self._outputs_first(weight)
-        n_leading = 2 if isinstance(self.module, _TRANSPOSED) and self.groups > 1 else 1
-        return view.reshape(math.prod(view.shape[:n_leading]), -1)
-
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         held = stand_in(self.module, self.attribute)
-        stored = self._computed_shape if held is None else held.shape
-        rows, columns = self._reshape(torch.empty(stored, device="meta")).shape
-        return int(rows), int(columns)
+        first, *rest = self._computed_shape if held is None else held.shape
+        if self.part is not None:
+            return first // len(_ATTENTION_PARTS), math.prod(rest)
+        if isinstance(self.module, _TRANSPOSED):
+            return rest[0] * self.groups, first // self.groups * math.prod(rest[1:])
+        rows, columns = first, math.prod(rest)
+        return (columns, rows) if type(self.module).__name__ in _INPUTS_FIRST else (rows, columns)
 
     @cached_property
     def _computed_shape(self) -> torch.Size:
@@ -211,7 +215,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
         ``_orig_mod.``, ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``); a glob
         (``"encoder.*.query"``); a compiled regular expression, searched for in the names; a rule
         ``(name, module) -> bool``; a sequence of names, globs and expressions; "penultimate", the weight
-        before the last one, in the order of registration; or matrices that were found before, with updates of
+        before the last one, in the order of registration (`track` and `layer_outputs`, which see the model
+        run, go by the order of its layers there); or matrices that were found before, with updates of
         adapters (`DeepLoRA.updates`) among them. None: the weights with two axes or more of linear,
         convolutional, attention and recurrent layers. Embeddings and parameters with two axes that are no
         layer's weight are followed where they are chosen by name.
@@ -254,7 +259,7 @@ def find_weights(
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
         return _found_before(model, layers)
     everything = list(_named_matrices(model))
-    if layers is None or (isinstance(layers, str) and layers == "penultimate"):
+    if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
         chosen = [m for m, _ in everything if _by_default(m)]
         chosen = chosen if with_unreadable else _readable(chosen, ())
         if layers is not None:
@@ -299,7 +304,7 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
     for matrix in named if len(reasons) < len(matrices) else matrices:
         if matrix in reasons:
             raise TypeError(
-                f"layers: the weight of {matrix.name!r} {reasons[matrix]}; wanted a matrix of real "
+                f"layers: the weight of layer {matrix.name} {reasons[matrix]}; wanted a matrix of real "
                 "floating-point numbers"
             )
     if reasons:
@@ -311,6 +316,48 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
             stacklevel=4,
         )
     return [matrix for matrix in matrices if matrix not in reasons]
+
+
+def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
+    """Return the weight before the last one in the order of the forward pass; None where that is not known.
+
+    A backward pass gives the last layer its gradients first. A weight that is shared by layers gets its
+    gradient late, when all of them have contributed: where the last one by registration is such a weight, as
+    the head of a language model that shares its embedding, it is taken for the last one.
+
+    Parameters
+    ----------
+    matrices : list of WeightMatrix
+        In the order of registration.
+    gradient_order : list of int
+        Parameters, by ``id``, in the order in which they received their first gradients.
+
+    Returns
+    -------
+    WeightMatrix or None
+    """
+    arrival = {number: i for i, number in enumerate(gradient_order)}
+    shared = bool(matrices[-1].aliases)
+    found = []
+    for i, matrix in enumerate(matrices[:-1] if shared else matrices):
+        arrivals = [arrival[number] for number in _parameters_behind(matrix) if number in arrival]
+        if arrivals:
+            found.append((min(arrivals), -i))  # parts of one parameter: the last one first
+    if len(found) < 2 - shared:
+        return None
+    return matrices[-sorted(found)[1 - shared][1]]
+
+
+def _parameters_behind(matrix: WeightMatrix) -> list[int]:
+    """Return the parameters that hold a weight, or from which it is computed, by ``id``."""
+    own = matrix.module._parameters.get(matrix.attribute)
+    if own is None and parametrize.is_parametrized(matrix.module, matrix.attribute):
+        lists: nn.ModuleDict = matrix.module.parametrizations  # type: ignore[assignment, unused-ignore]
+        return [id(parameter) for parameter in lists[matrix.attribute].parameters()]
+    if own is None and not matrix.is_product:  # computed by a hook
+        raw = [name for name in matrix.module._parameters if is_raw(matrix.module, name)]
+        return [id(matrix.module._parameters[name]) for name in raw]
+    return [] if own is None else [id(own)]
 
 
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
@@ -338,7 +385,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     -----
     Cost: O(number of modules).
     """
-    if layers is None or (isinstance(layers, str) and layers == "penultimate"):
+    if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
         hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         # Outputs are there for packed weights as well.
         found = find_weights(model, layers, with_unreadable=True)
@@ -437,6 +484,8 @@ def _path(matrix: WeightMatrix) -> str:
 
 
 def _by_default(matrix: WeightMatrix) -> bool:
+    if ".parametrizations." in f".{matrix.name}":  # layers that compute a weight
+        return False
     if matrix.attribute not in _KNOWN:
         return isinstance(matrix.module, (nn.RNNBase, nn.RNNCellBase))
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))

@@ -109,6 +109,10 @@ def overparameterize(
         rows, columns = matrix.shape
         widths = [columns, *[inner or min(rows, columns)] * (n_factors - 1), rows]
         if initial == "balanced":
+            if matrix.device.type == "meta":
+                raise ValueError(
+                    f"weight matrix {matrix.name!r} is on the meta device, where weights have no values"
+                )
             factors = _balanced(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
         else:
             factors = draw("orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors)
@@ -220,14 +224,12 @@ def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
         if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
             kind = type(matrix.module).__name__
             raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
-        if _is_deep(matrix.module):
-            raise ValueError(
-                f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
-            )
         if (how := computed_by(matrix.module)) is not None:
             raise ValueError(
-                f"weight matrix {matrix.name!r} has another parametrization: it is computed by {how}; wanted "
-                "a plain weight"
+                f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
+                if _is_deep(matrix.module)
+                else f"weight matrix {matrix.name!r} has another parametrization: it is computed by {how}; "
+                "wanted a plain weight"
             )
         if sharing := use.sharing.get(id(matrix.module)):
             raise ValueError(

@@ -28,8 +28,10 @@ from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
 from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from ._names import match_names
+from ._reading import unreadable
 from ._steps import StepMonitor
-from .layers import LayerChoice, WeightMatrix, every_matrix, weight_matrices
+from .layers import PENULTIMATE, LayerChoice, WeightMatrix, every_matrix, penultimate, weight_matrices
 from .operators import host_matrix
 
 Of = Literal["weights", "change"]
@@ -65,9 +67,12 @@ def track(
     Parameters
     ----------
     model : Module
-        Any. Convolutions count as matrices (out, in kh kw); an attention's joint projection as three.
+        Any. Which matrix is followed for every kind of layer says the table "The matrix of a layer" in the
+        guide to networks.
     layers : str, regular expression, callable, sequence of them, or None
-        Which: as for `weight_matrices`; "penultimate"; None for all. Or the updates of adapters, by
+        Which: as for `weight_matrices`; None for all; "penultimate", the weight before the last one in the
+        order of the forward pass, as the first gradients tell it (until then, and where the optimizers step
+        within the backward pass, in the order of registration). Or the updates of adapters, by
         `DeepLoRA.updates` or `adapter_updates`.
     k : int or "all"
         How many singular values; at most all that a matrix has.
@@ -189,10 +194,10 @@ class SpectralTracker:
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
-        self.matrices = weight_matrices(model, layers)
-        for matrix in self.matrices:
-            _check_followed(matrix)
-        change = check_flag(change, "change")
+        #: For "penultimate", until gradients tell the order of the layers.
+        self._candidates = weight_matrices(model) if isinstance(layers, str) and layers == PENULTIMATE else []
+        chosen = weight_matrices(model, self._candidates[-2:-1] or layers)
+        self._change = check_flag(change, "change")
         self._vectors = check_flag(vectors, "vectors")
         self.step = 0
         self.seconds = 0.0
@@ -206,16 +211,10 @@ class SpectralTracker:
             "seed": seed,
             "n_threads": check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         }
-        self._steps: list[int] = []
         self._loss: dict[int, float] = {}
-        self._start = [m.copy() for m in self.matrices] if change else None
         #: Where each thread computes changes.
         self._buffers: dict[int, npt.NDArray[Any]] = {}
-        self._followed: dict[Of, list[_Followed]] = {
-            of: [_Followed(self._new_tracker(m)) for m in self.matrices]
-            for of in _WHAT
-            if change or of == "weights"
-        }
+        self._follow(chosen)
         self._model = weakref.ref(model)
         #: Whether the record of the last step is to be taken once that step is over.
         self._is_due = False
@@ -226,7 +225,7 @@ class SpectralTracker:
             self._watched_modules,
             self._count_step,
             self._extend_step,
-            self._take_due,
+            self._end_step,
             optimizer,
         )
         self.record()
@@ -236,6 +235,19 @@ class SpectralTracker:
         names = " and ".join(self._monitor.optimizer_names)
         steps = f"{self.step} steps" + (f" of {names}" if names else "")
         return f"SpectralTracker({len(self.matrices)} layers, {steps}, {len(self._steps)} records)"
+
+    def _follow(self, matrices: list[WeightMatrix]) -> None:
+        """Begin with these matrices, as they are now, and no records."""
+        for matrix in matrices:
+            _check_followed(matrix)
+        self.matrices = matrices
+        self._steps: list[int] = []
+        self._start = [m.copy() for m in matrices] if self._change else None
+        self._followed: dict[Of, list[_Followed]] = {
+            of: [_Followed(self._new_tracker(m)) for m in matrices]
+            for of in _WHAT
+            if self._change or of == "weights"
+        }
 
     def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
@@ -262,6 +274,25 @@ class SpectralTracker:
         """
         self._take_due()
         self._finished = self._versions()
+
+    def start_at(self, step: int) -> None:
+        """Count steps from another one than 0, for a training that is resumed without its records.
+
+        Parameters
+        ----------
+        step : int
+            Steps that were taken before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a number that is no step, and once steps were taken.
+        """
+        if self._steps != [0] or self.step:
+            raise ValueError(f"start_at is for the start, but {self.step} steps were taken")
+        self.step = check_count(step, "step", minimum=0)
+        self._follow(self.matrices)
+        self.record()
 
     def record(self) -> None:
         """Take a record of the weights as they are now, unless there is one of this step.
@@ -337,7 +368,7 @@ class SpectralTracker:
             )
 
     def _watched_modules(self) -> Iterable[nn.Module]:
-        return dict.fromkeys(matrix.module for matrix in self.matrices)
+        return dict.fromkeys(matrix.module for matrix in (*self.matrices, *self._candidates))
 
     def _count_step(self) -> None:
         """Count a training step; its record is taken when it is over."""
@@ -351,6 +382,16 @@ class SpectralTracker:
         if self.step and self._steps[-1] == self.step:
             self._drop_last()
             self._is_due = True
+
+    def _end_step(self) -> None:
+        """Take a record that is due; before the first step, find the penultimate layer."""
+        if self._candidates:
+            candidates, self._candidates = self._candidates, []
+            last_but_one = penultimate(candidates, self._monitor.gradient_order)
+            if last_but_one is not None and last_but_one.name != self.matrices[0].name:
+                self._follow([last_but_one])  # no weight has moved since the start
+                self.record()
+        self._take_due()
 
     def _host(self, i: int, of: Of) -> FloatArray:
         """Return a weight or its change in float64."""
@@ -576,7 +617,7 @@ class SpectralTracker:
         self._monitor.remove()
         if self._failed:  # the weight that is not finite has been named
             return
-        if self.step == 0:
+        if self._steps == [self.step]:
             self._warn_if_trained()
         is_there = self._steps[-1] == self.step
         if not is_there and averaging is not None:
@@ -665,8 +706,15 @@ class SpectralTracker:
             weights than it had, or a newer version wrote it.
         """
         check_state(state, "followed", _STATE_VERSION)
+        self._candidates, candidates = [], self._candidates
+        for matrix in candidates:
+            if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
+                self._follow([matrix])
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
+        # A wrapper around the model changes no layer.
+        same = match_names(theirs["layers"], mine["layers"])
+        theirs["layers"] = [same.get(name, name) for name in theirs["layers"]]
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
@@ -694,6 +742,9 @@ class SpectralTracker:
 
 def _check_followed(matrix: WeightMatrix) -> None:
     """Refuse weights that cannot be read as one matrix of real numbers."""
+    reason = None if matrix.is_product else unreadable(matrix.module, matrix.attribute)
+    if reason is not None:
+        raise TypeError(f"layer {matrix.name} {reason}; wanted real floating-point numbers")
     values = matrix.matrix()
     if hasattr(values, "device_mesh"):  # a DTensor, without importing what few installations have
         raise TypeError(
@@ -701,8 +752,8 @@ def _check_followed(matrix: WeightMatrix) -> None:
             "a whole weight: follow a model that is not sharded, or give the rows of each process to "
             "dlnfast.torch.RowSharded"
         )
-    if not values.dtype.is_floating_point:
-        raise TypeError(f"layer {matrix.name} is {values.dtype}; wanted real floating-point numbers")
+    if values.is_meta:
+        raise ValueError(f"layer {matrix.name} is on the meta device, where weights have no values")
 
 
 def _is_split(found: TrackerRecord) -> bool:

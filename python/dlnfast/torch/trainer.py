@@ -21,6 +21,7 @@ from torch import nn
 from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
 from ..files import placing
+from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
 from .statistics import check_labels, exact_device
@@ -377,6 +378,8 @@ class Trainer:
                 self._tracker.log_loss(loss)
             try:
                 self.optimizer.step()
+                if self._tracker is not None:
+                    self._tracker.finish_step()
             except ValueError as error:  # a record of the tracker
                 if self._is_finite():
                     raise
@@ -463,7 +466,11 @@ class Trainer:
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
-        for name, here in self._describe(samples).items():
+        mine = self._describe(samples)
+        if "parameters" in theirs:  # a wrapper around the model changes no parameter
+            same = match_names(*([name for name, _ in told["parameters"]] for told in (theirs, mine)))
+            theirs["parameters"] = [[same.get(name, name), shape] for name, shape in theirs["parameters"]]
+        for name, here in mine.items():
             there = theirs.get(name, here)  # other versions of PyTorch keep other settings
             if here != there:
                 if name == "parameters":
@@ -472,7 +479,9 @@ class Trainer:
         taken = len(state["history"]["loss"])
         if taken > self.epochs:
             raise ValueError(f"{path} has taken {taken} epochs; epochs is {self.epochs}")
-        self.model.load_state_dict(state["model"])
+        weights = state["model"]
+        same = match_names(weights, self.model.state_dict())
+        self.model.load_state_dict({same.get(name, name): tensor for name, tensor in weights.items()})
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         if self._tracker is not None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ._names import named_layers
 from .layers import WeightMatrix
 from .operators import DeviceMatrix, ProductMatrix
 
@@ -128,7 +129,7 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
     Returns
     -------
     list of UpdateMatrix
-        In the order of registration, named as in ``model.named_modules()``, with the factor alpha / r of
+        In the order of registration, named as by `weight_matrices`, with the factor alpha / r of
         LoRA. Updates count whether the adapter is active, merged or neither.
 
     Raises
@@ -156,7 +157,7 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
 
 
 def _updates_of(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
-    for name, module in model.named_modules():
+    for name, _, module in named_layers(model):
         pair = _deep_pair(module, adapter) or _lora_pair(module, adapter, name)
         if pair is not None:
             left, right = pair()

@@ -748,7 +748,7 @@ def _freeze(model: nn.Module) -> None:
     }
     setattr(model, _FROZEN, [*getattr(model, _FROZEN, []), *free])
     for parameter in free.values():
-        parameter.requires_grad_(False)
+        parameter.requires_grad = False  # lazy ones have no requires_grad_
 
 
 def _thaw(model: nn.Module) -> None:
@@ -758,6 +758,6 @@ def _thaw(model: nn.Module) -> None:
     frozen = set(getattr(model, _FROZEN, []))
     for name, parameter in model.named_parameters():
         if name in frozen:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
     if hasattr(model, _FROZEN):
         delattr(model, _FROZEN)

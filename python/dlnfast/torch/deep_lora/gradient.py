@@ -15,6 +15,7 @@ from ..._arrays import FloatArray
 from ...factors import LinearMap, leading_factors
 from ...initial import haar, joined, signed_q
 from ...problem import LowRank
+from .._reading import state_kept
 from .layers import Factors, Target
 
 #: Of a batch, the loss: a scalar tensor.
@@ -270,9 +271,7 @@ def _check_loss(value: Any) -> None:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Let the model compute gradients but not of its own; afterwards all is as it was, random state too."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+    with state_kept(model):
         try:
             for p in trained:
                 p.requires_grad_(False)
@@ -280,6 +279,3 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         finally:
             for p in trained:
                 p.requires_grad_(True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
