@@ -333,3 +333,337 @@ except ModuleNotFoundError as error:
     print(error)
 """
     assert "pip install peft" in run_python(program)
+
+
+# ----------------------------------------------------------------------- names of adapters
+
+
+def small():
+    torch.manual_seed(3)
+    block = torch.nn.ModuleDict({"query": torch.nn.Linear(8, 8), "default": torch.nn.Linear(8, 8)})
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), block)
+
+
+def two():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+
+
+def config(**settings):
+    return deep.DeepLoraConfig(
+        **{"r": 2, "init": "random", "scale": 0.6, "target_modules": ["0"], **settings}
+    )
+
+
+def changed_by(call, model):
+    """Return whether a call that raises has left a trace in a model."""
+    before = copy.deepcopy(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    kinds = [type(m) for m in model.modules()]
+    call()
+    after = model.state_dict()
+    same = list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    return not (
+        same
+        and [p.requires_grad for p in model.parameters()] == flags
+        and [type(m) for m in model.modules()] == kinds
+    )
+
+
+NAMES = ["right", "cores", "left", "weight", "bias", "base_layer", "deep_lora_factors", "modules_to_save"]
+NAMES += ["original_module", "model", "base_model", "query", "0", "", "a.b", "a/b", "..", "keys", "training"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
+def test_names_that_files_would_confuse_are_refused(name):
+    model = small()
+
+    def first():
+        with pytest.raises(ValueError, match="adapter_name is"):
+            peft.get_peft_model(model, config(), adapter_name=name)
+
+    assert not changed_by(first, model)
+    wrapped_model = peft.get_peft_model(model, config(), adapter_name="one")
+
+    def second():
+        with pytest.raises(ValueError, match="adapter_name is"):
+            wrapped_model.add_adapter(name, config())
+
+    assert not changed_by(second, wrapped_model)
+    assert list(wrapped_model.peft_config) == ["one"]
+
+
+def test_default_is_refused_where_a_layer_has_that_name():
+    with pytest.raises(ValueError, match="adapter_name is 'default', which is also a part of the names"):
+        peft.get_peft_model(small(), config())
+    with pytest.raises(ValueError, match="'deep_lora_' in its name"):
+        peft.get_peft_model(
+            torch.nn.ModuleDict({"deep_lora_x": torch.nn.Linear(4, 4)}),
+            config(target_modules=["deep_lora_x"]),
+        )
+
+
+@pytest.mark.parametrize("names", [("a", "ab", "b"), ("rights", "left_", "core"), ("lora", "deep", "peft")])
+@pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
+def test_adapters_of_other_names_come_back_one_by_one(names, tmp_path):
+    model = peft.get_peft_model(two(), config(seed=0, target_modules=["0", "2"]), adapter_name=names[0])
+    for seed, name in enumerate(names[1:], 1):
+        model.add_adapter(name, config(seed=seed, target_modules=["0", "2"][: 1 + seed % 2]))
+    model.save_pretrained(tmp_path)
+    x = torch.randn(4, 8)
+    for name in names:
+        model.set_adapter(name)
+        again = peft.PeftModel.from_pretrained(two(), tmp_path / name)
+        assert torch.equal(again(x), model(x))
+    again = peft.PeftModel.from_pretrained(two(), tmp_path / names[0], adapter_name=names[1])
+    model.set_adapter(names[0])
+    assert torch.equal(again(x), model(x))
+
+
+def test_files_that_lack_factors_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    peft.get_peft_model(two(), config(target_modules=["0", "2"])).save_pretrained(tmp_path)
+    place = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(place)
+    assert len(tensors) == 6
+    key = next(key for key in tensors if key.endswith("2.deep_lora_factors.cores"))
+    for change, match in [
+        ({}, "adapter 'default' is incomplete: 1 of 6 factors are missing"),
+        (
+            {key: tensors[key] * torch.nan},
+            "the file of adapter 'default' is not finite: see .*2.deep_lora_factors",
+        ),
+    ]:
+        save_file({k: t for k, t in tensors.items() if k != key} | change, place)
+        with pytest.raises(ValueError, match=match):
+            peft.PeftModel.from_pretrained(two(), tmp_path)
+
+
+# -------------------------------------------------------------------------- what is adapted
+
+
+class Odd(torch.nn.Module):
+    """Layers of which some cannot be adapted, each for a reason of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb = torch.nn.Embedding(9, 8)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.read = torch.nn.Linear(8, 8)
+        self.normed = torch.nn.utils.spectral_norm(torch.nn.Linear(8, 8))
+        self.twice = torch.nn.Linear(8, 8)
+        self.again = self.twice
+        self.free = torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, 9, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, tokens):
+        h = self.emb(tokens)
+        h = self.attention(h, h, h)[0]
+        h = torch.nn.functional.linear(h, self.read.weight)
+        return self.head(self.free(self.again(self.twice(self.normed(h)))))
+
+
+REASONS = {
+    "emb": (ValueError, "'emb' shares its weight with 'head'"),
+    "head": (ValueError, "'head' shares its weight with 'emb'"),
+    "attention.out_proj": (TypeError, "'attention.out_proj' is read by a MultiheadAttention"),
+    "read": (TypeError, "'read' is read by a Odd"),
+    "normed": (ValueError, "'normed' is computed by a hook"),
+    "twice": (ValueError, "'twice' is registered as 'twice' and 'again', and PEFT replaces one of them only"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_layers_that_cannot_be_adapted_are_refused_as_by_the_package(name):
+    model = Odd()
+    error, match = REASONS[name]
+
+    def call():
+        # "free" comes first or later: what was replaced already is taken back.
+        with pytest.raises(error, match=match):
+            peft.get_peft_model(model, config(target_modules=["free", name]))
+
+    assert not changed_by(call, model)
+    if name != "twice":
+        with pytest.raises(error, match=match if name != "emb" else "'head' shares its weight with 'emb'"):
+            dt.DeepLoRA(model, ["free", name], rank=2, init="random")
+
+
+@pytest.mark.parametrize("choice", ["all-linear", "All-Linear"])
+def test_all_linear_are_those_that_can_be_adapted(choice, tmp_path):
+    model, tokens = Odd().eval(), torch.arange(9)[None]
+    with torch.no_grad():
+        model(tokens)
+    twin = copy.deepcopy(model)
+    wrapped_model = peft.get_peft_model(model, config(target_modules=choice)).eval()
+    assert wrapped_model.targeted_module_names == ["free"]
+    output = wrapped_model(tokens)
+    output.sum().backward()
+    assert all(p.grad is not None for p in wrapped_model.parameters() if p.requires_grad)
+    wrapped_model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(twin, tmp_path).eval()
+    assert torch.equal(again(tokens), output)
+    assert off(wrapped_model.merge_and_unload()(tokens).detach(), output.detach()) <= BOUND
+    with pytest.raises(ValueError, match="'all-linear', but the model has no linear layer to adapt"):
+        peft.get_peft_model(torch.nn.Sequential(torch.nn.ReLU()), config(target_modules=choice))
+
+
+def test_all_linear_for_a_second_adapter():
+    model = peft.get_peft_model(two(), config(target_modules=["0"]))
+    model.add_adapter("other", config(target_modules="all-linear"))
+    assert {n for n, m in model.named_modules() if "other" in getattr(m, "deep_lora_factors", {})} == {
+        "base_model.model.0",
+        "base_model.model.2",
+    }
+
+
+def test_a_rank_that_fits_some_layers_changes_none():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+
+    def call():
+        with pytest.raises(ValueError, match="r is 4; wanted at most 3, the smaller side of layer '1'"):
+            peft.get_peft_model(model, config(r=4, target_modules=["0", "1"]))
+
+    assert not changed_by(call, model)
+    assert peft.get_peft_model(model, config(r=3, target_modules=["0", "1"])).targeted_module_names == [
+        "0",
+        "1",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_transformer_layers_see_the_branches_in_their_fast_path():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2).eval()
+    x = torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    twin = copy.deepcopy(model)
+    ours = dt.DeepLoRA(twin, rank=2, init="random", scale=1.0)
+    wrapped_model = peft.get_peft_model(model, config(scale=1.0, target_modules="all-linear")).eval()
+    assert wrapped_model.targeted_module_names == ours.layer_names
+    with torch.no_grad():
+        for mask in (None, padding):
+            found = wrapped_model(x, src_key_padding_mask=mask)
+            wanted = twin(x, src_key_padding_mask=mask)
+            assert off(found[~padding], wanted[~padding]) <= BOUND
+        merged = wrapped_model.merge_and_unload()
+        assert off(merged(x), twin(x)) <= BOUND
+
+
+def test_names_of_compiled_models_are_those_of_plain_ones():
+    plain = peft.get_peft_model(two(), config())
+    compiled = peft.get_peft_model(torch.compile(two(), backend="eager"), config())
+    wanted = dict(plain.base_model.model[0].deep_lora_factors["default"].named_parameters())
+    found = compiled.base_model.model._orig_mod[0].deep_lora_factors["default"]
+    assert all(torch.equal(factor, wanted[key]) for key, factor in found.named_parameters())
+
+
+# ------------------------------------------------------------------------------- merging
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.filterwarnings("ignore:Already following adapters were merged:UserWarning")
+@pytest.mark.filterwarnings("ignore:All adapters are already merged:UserWarning")
+def test_unmerging_brings_the_weight_back_bit_for_bit(dtype):
+    base = two().to(dtype)
+    before = base[0].weight.detach().clone()
+    model = peft.get_peft_model(base, config(scale=2.0))
+    model.add_adapter("other", config(scale=2.0, seed=1))
+    layer = model.base_model.model[0]
+    first, second = (layer.get_delta_weight(name) for name in ("default", "other"))
+    model.merge_adapter()
+    model.merge_adapter(["other"])
+    assert torch.equal(layer.base_layer.weight, (before.float() + first + second).to(dtype))
+    model.merge_adapter(["other"])
+    assert layer.merged_adapters == ["default", "other"]
+    with torch.no_grad():
+        layer.deep_lora_factors["default"].left.mul_(2)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
+    with pytest.warns(UserWarning, match="no adapter is merged"):
+        model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
+
+
+def test_a_state_dict_has_the_weights_from_before_merging(batch, tmp_path):
+    model = wrapped(batch, init="random")
+    output = logits(model, batch)
+    state = copy.deepcopy(model.state_dict())
+    model.merge_adapter()
+    assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
+    # Files have those of adapted embeddings.
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(bert(), tmp_path).eval()
+    assert torch.equal(logits(again, batch), output)
+    # What is loaded while merged is merged.
+    other = wrapped(batch, init="random", seed=4)
+    with torch.no_grad():
+        other.base_model.model.bert.encoder.layer[0].attention.self.query.base_layer.weight.neg_()
+    model.load_state_dict(other.state_dict())
+    assert off(logits(model, batch), logits(other, batch)) <= BOUND
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, batch), logits(other, batch))
+
+
+def test_adapters_that_are_not_merged_stay_active():
+    model, x = peft.get_peft_model(two(), config()), torch.randn(3, 8)
+    model.add_adapter("other", config(seed=1))
+    model.base_model.set_adapter(["default", "other"])
+    both = model(x)
+    model.merge_adapter(["default"])
+    assert off(model(x).detach(), both.detach()) <= BOUND
+    with pytest.raises(ValueError, match="merged"):
+        model.delete_adapter("default")
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_sums_that_are_not_finite_are_merged_nowhere(safe):
+    base = two().half()
+    model = peft.get_peft_model(base, config(target_modules=["0", "2"]))
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model.base_model.model[2].deep_lora_factors["default"].left.mul_(1e6)
+    for call in (
+        lambda: model.merge_adapter(safe_merge=safe),
+        lambda: model.merge_and_unload(safe_merge=safe),
+    ):
+        with pytest.raises(
+            ValueError, match=r"layer '2' with the update of 'default' is not finite in torch\.float16"
+        ):
+            call()
+        assert not any(getattr(m, "merged", False) for m in model.modules())
+        assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items() if "left" not in k)
+    with torch.no_grad():
+        model.base_model.model[2].deep_lora_factors["default"].left.fill_(torch.nan)
+    with pytest.raises(ValueError, match="adapter 'default' of layer '2' is not finite: see left"):
+        model.merge_adapter()
+
+
+def test_changes_of_a_merged_weight_are_not_lost_in_silence():
+    model = peft.get_peft_model(two(), config())
+    model.merge_adapter()
+    weight = model.base_model.model[0].base_layer.weight
+    with torch.no_grad():
+        weight.add_(1)
+    changed = weight.detach().clone()
+    with pytest.raises(RuntimeError, match="the weight of layer '0' was changed"):
+        model.unmerge_adapter()
+    assert torch.equal(weight, changed)
+
+
+@pytest.mark.filterwarnings("ignore:All adapters are already merged:UserWarning")
+def test_unloading_gives_the_base_model_back_bit_for_bit():
+    x = torch.randn(3, 8)
+    plain = two()(x)
+    model = peft.get_peft_model(two(), config())
+    output = model(x)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(model(x), plain)
+    assert torch.equal(model(x), output)
+    model.merge_adapter()
+    assert torch.equal(copy.deepcopy(model).unload()(x), plain)
+    assert off(model.merge_and_unload()(x).detach(), output.detach()) <= BOUND

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,33 @@ class DivergedError(ArithmeticError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes hand the error back: its arguments are keywords, which pickle leaves out."""
         return partial(type(self), step=self.step, layer=self.layer), self.args, self.__dict__
+
+
+class FolderInUseError(RuntimeError):
+    """Another process, or another object of this one, writes to the folder.
+
+    Attributes
+    ----------
+    directory : Path
+        The folder.
+    pid : int or None
+        Id of the process that owns the folder; None where the lock does not say.
+    host : str or None
+        Name of the machine on which that process runs.
+    """
+
+    def __init__(
+        self, message: str, *, directory: Path, pid: int | None = None, host: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.directory = directory
+        self.pid = pid
+        self.host = host
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes hand the error back, as for `DivergedError`."""
+        rebuild = partial(type(self), directory=self.directory, pid=self.pid, host=self.host)
+        return rebuild, self.args, self.__dict__
 
 
 class CopyWarning(UserWarning):

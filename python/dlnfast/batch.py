@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, overload
 
@@ -192,16 +193,19 @@ def train_batch(
     groups: dict[Any, list[int]] = {}
     for i, plan in enumerate(plans):
         groups.setdefault(plan.shape, []).append(i)
-    kept = None if checkpoint is None else _KeptRuns(Checkpoint.of(checkpoint), plans)
-    for members in groups.values():
-        for i, end in _ends(members, plans, kept):
-            outcomes[i], runs[i] = end.outcome, end.trajectory
-            if end.trajectory is None:
-                continue
-            n_losses = len(end.trajectory.loss)
-            loss[i, :n_losses] = end.trajectory.loss
-            if end.outcome == "converged":
-                loss[i, n_losses:] = end.trajectory.loss[-1]
+    with ExitStack() as stack:
+        kept = None
+        if checkpoint is not None:
+            kept = stack.enter_context(_KeptRuns(Checkpoint.of(checkpoint), plans))
+        for members in groups.values():
+            for i, end in _ends(members, plans, kept):
+                outcomes[i], runs[i] = end.outcome, end.trajectory
+                if end.trajectory is None:
+                    continue
+                n_losses = len(end.trajectory.loss)
+                loss[i, :n_losses] = end.trajectory.loss
+                if end.outcome == "converged":
+                    loss[i, n_losses:] = end.trajectory.loss[-1]
     return Batch(runs, loss, outcomes, time.perf_counter() - start)
 
 
@@ -210,13 +214,15 @@ def _ends(members: list[int], plans: list[Plan], kept: _KeptRuns | None) -> Iter
     if kept is None:
         yield from zip(members, descend_together([plans[i] for i in members]), strict=True)
         return
-    with terminating():
-        for some in kept.portions(members):
-            ends = kept.read(some)
-            if ends is None:
-                ends = descend_together([plans[i] for i in some])
-                kept.write(some, ends)
-            yield from zip(some, ends, strict=True)
+    for some in kept.portions(members):
+        ends = kept.read(some)
+        if ends is None:
+            kept.own()
+            ends = kept.read(some)  # another owner may just have written it
+        if ends is None:
+            ends = descend_together([plans[i] for i in some])
+            kept.write(some, ends)
+        yield from zip(some, ends, strict=True)
 
 
 class Plan(NamedTuple):
@@ -274,7 +280,27 @@ class _KeptRuns:
         settings = {"runs": runs, "problems": problems, "every": self._every}
         identity = identity_of(settings, arrays)
         self._folder = RunFolder(checkpoint.directory, identity, "dlnfast batch")
-        self._folder.begin({"n_runs": len(plans)}, {})
+        self._owning: ExitStack | None = None
+        if self._folder.exists:
+            self._folder.check_request()
+
+    def __enter__(self) -> _KeptRuns:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._owning is not None:
+            self._owning.close()
+        else:
+            self._folder.tidy()
+
+    def own(self) -> None:
+        """Own the folder from now on: a batch that is only read needs no lock."""
+        if self._owning is None:
+            with ExitStack() as stack:
+                stack.enter_context(terminating())
+                stack.enter_context(self._folder.owned())
+                self._folder.begin({"n_runs": len(self._plans)}, {})
+                self._owning = stack.pop_all()
 
     def portions(self, members: list[int]) -> Iterator[list[int]]:
         """Yield the runs of one shape in groups that are written together."""

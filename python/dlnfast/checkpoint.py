@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,8 +30,22 @@ from ._arrays import (
     check_path,
     check_scale,
 )
+from ._errors import FolderInUseError
+from ._locks import LOCK, FolderLock
 from ._version import __version__
-from .files import Arrays, naming_damage, read_whole, write_text_whole, write_whole
+from .files import (
+    Arrays,
+    DamagedFileError,
+    decoded,
+    naming_damage,
+    parsed_object,
+    read_whole,
+    remove_parts,
+    with_checksum,
+    without_checksum,
+    write_text_whole,
+    write_whole,
+)
 
 __all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
 
@@ -39,7 +53,10 @@ FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
 _STATE, _RECORDS = "state-", "records-"
 _RUN, _END = "run.npz", "end.json"
-_CHECKSUM: Final = "checksum"
+#: Names of the files that the owner of a folder writes.
+_OWN: Final = re.compile(
+    rf"{re.escape(_RUN)}|{re.escape(_END)}|({_STATE}|{_RECORDS})\d+\.npz|{re.escape(LOCK)}"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,9 @@ class Checkpoint:
 
     Notes
     -----
-    The last two states are kept. Where the newest is damaged, the run goes on from the other.
+    The last two states are kept. Where the newest is damaged, the run goes on from the other. A folder has
+    one owner at a time: a second run that writes to it gets a `FolderInUseError`. A folder whose owner was
+    killed is free.
     """
 
     directory: str | os.PathLike[str]
@@ -136,26 +155,71 @@ class RunFolder:
         self.identity = identity
         self.kind = kind
         self._written = 0.0
+        self._lock = FolderLock(self.path)
+
+    # ------------------------------------------------------------------------------------- ownership
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder in the block: hold its lock, and remove unfinished files of killed owners.
+
+        Raises
+        ------
+        FolderInUseError
+            If another owner is alive.
+        OSError
+            If the folder or its lock cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            remove_parts(self.path, _OWN)
+            yield
+
+    def tidy(self) -> None:
+        """Remove what killed owners have left of a run that has ended, where that is possible."""
+        with suppress(FolderInUseError, OSError):
+            if any(name == LOCK or name.endswith(".part") for name in os.listdir(self.path)):
+                with self.owned():
+                    pass
+
+    def note_loss(self, error: BaseException, failure: Exception) -> None:
+        """Say on the error that ended a run that its last steps could not be written."""
+        error.add_note(
+            f"what the run computed since its last state in {self.path} is lost ({type(failure).__name__}: "
+            f"{failure}); the same call computes it again"
+        )
+
+    def _check_owned(self) -> None:
+        if not self._lock.is_held:
+            raise FolderInUseError(f"{self.path} is not owned by this process", directory=self.path)
 
     # -------------------------------------------------------------------------------- begin and end
 
     @property
     def exists(self) -> bool:
         """Whether there is a run."""
-        return (self.path / _RUN).is_file()
+        try:
+            os.stat(self.path / _RUN)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def check_request(self) -> None:
+        """Refuse a folder that holds another run."""
+        meta, _ = self.request()
+        if meta["identity"] != self.identity:
+            raise ValueError(
+                f"checkpoint: {self.path} holds another run (begun by dlnfast {meta['version']}); wanted "
+                "the same problem, weights and settings, or another folder"
+            )
 
     def begin(self, about: Mapping[str, Any], arrays: Arrays) -> None:
         """Write the request, or check that it is the one that is there."""
         if self.exists:
-            meta, _ = self.request()
-            if meta["identity"] != self.identity:
-                raise ValueError(
-                    f"checkpoint: {self.path} holds another run (begun by dlnfast {meta['version']}); wanted "
-                    "the same problem, weights and settings, or another folder"
-                )
+            self.check_request()
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        strangers = [p.name for p in self.path.iterdir() if p.name.startswith((_STATE, _RECORDS, _END))]
+        self._check_owned()
+        strangers = [name for name in os.listdir(self.path) if name.startswith((_STATE, _RECORDS, _END))]
         if strangers:
             raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
         about = {"identity": self.identity, **about}
@@ -172,9 +236,9 @@ class RunFolder:
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Say how the run ended."""
+        self._check_owned()
         said = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity, **about}
-        text = json.dumps(said | {_CHECKSUM: _checksum(said)}, indent=1)
-        write_text_whole(self.path / _END, text + "\n")
+        write_text_whole(self.path / _END, json.dumps(with_checksum(said), indent=1) + "\n")
 
     def ending(self) -> dict[str, Any] | None:
         """Return how it ended; None while it has not."""
@@ -184,11 +248,10 @@ class RunFolder:
         except FileNotFoundError:
             return None
         with naming_damage(path, "dlnfast run"):
-            found: dict[str, Any] = json.loads(content)
+            found = parsed_object(decoded(content, "it"))
             newer = found.get("format_version", FORMAT_VERSION) > FORMAT_VERSION  # the first files had none
-            expected = found.pop(_CHECKSUM, None)
-            if not newer and expected not in (None, _checksum(found)):
-                raise ValueError("its checksum is another")
+            if not newer:
+                found = without_checksum(found)
             missing = {"outcome", "step", "layer", "seconds"} - found.keys()
             if not newer and missing:
                 raise ValueError(f"it lacks {sorted(missing)}")
@@ -200,11 +263,19 @@ class RunFolder:
     # -------------------------------------------------------------------------- states and records
 
     def newest(self) -> State | None:
-        """Return the newest state that can be read."""
+        """Return the newest state that is not damaged.
+
+        Raises
+        ------
+        OSError
+            If a state cannot be read at present.
+        ValueError
+            If it was written by a newer version.
+        """
         for path in reversed(self._files(_STATE)):
             try:
                 meta, arrays = self._read(path, "dlnfast state")
-            except ValueError as error:
+            except DamagedFileError as error:
                 warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
                 continue
             return State(int(meta["step"]), float(meta["seconds"]), arrays, meta)
@@ -212,6 +283,7 @@ class RunFolder:
 
     def go_back_to(self, step: int) -> None:
         """Remove what comes after a step: it will be computed again."""
+        self._check_owned()
         for prefix in (_RECORDS, _STATE):
             for path in reversed(self._files(prefix)):  # so that readers never find a gap
                 if _step_of(path) > step:
@@ -219,6 +291,7 @@ class RunFolder:
 
     def write_records(self, step: int, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
         """Add what was recorded since the file before, up to `step`."""
+        self._check_owned()
         known = {**(about or {}), "step": step, "identity": self.identity}
         write_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION, known, arrays)
 
@@ -234,6 +307,7 @@ class RunFolder:
 
     def write_state(self, state: State) -> None:
         """Write a state and remove all but the last two."""
+        self._check_owned()
         about = {**state.about, "step": state.step, "seconds": state.seconds, "identity": self.identity}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
         write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
@@ -276,18 +350,16 @@ class RunFolder:
     def _check_identity(self, path: Path, about: Mapping[str, Any]) -> None:
         # The first folders said nothing of it.
         if self.identity is not None and about.get("identity", self.identity) != self.identity:
-            raise ValueError(f"{path} belongs to another run than {_RUN}")
+            raise DamagedFileError(f"{path} belongs to another run than {_RUN}")
 
     def _files(self, prefix: str) -> list[Path]:
-        return sorted(p for p in self.path.glob(f"{prefix}*.npz") if p.stem[len(prefix) :].isdigit())
+        # os.listdir raises where pathlib's glob takes a folder that cannot be read for an empty one.
+        names = (name for name in os.listdir(self.path) if name.startswith(prefix) and name.endswith(".npz"))
+        return sorted(self.path / name for name in names if name[len(prefix) : -len(".npz")].isdigit())
 
 
 def _step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
-
-
-def _checksum(found: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
 
 
 def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
@@ -302,8 +374,12 @@ def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C does, by an exception: SystemExit with the code 143."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let SIGTERM end the block like Ctrl-C does, by an exception: SystemExit with the code 143.
+
+    A handler that was not installed by Python stays as it is: Python could not put it back.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is None:
         yield
         return
 

@@ -574,11 +574,20 @@ class _Outputs:
     def __init__(self, request: Request) -> None:
         self.loss = allocate_records((request.n_losses,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
-        self.counts = np.zeros(5, dtype=np.int64)
+        self._numbers = np.zeros(6, dtype=np.int64)
+        #: What the core counts: losses, records, snapshots, rates, and whether it is between two steps.
+        self.counts = self._numbers[1:]
         n_rates = 0 if request.adaptive is None else request.n_losses
         self.rate = allocate_records((n_rates,), np.dtype(np.float64))
-        #: Step of the first loss.
-        self.begin = 0
+
+    @property
+    def begin(self) -> int:
+        """Step of the first loss."""
+        return int(self._numbers[0])
+
+    @begin.setter
+    def begin(self, step: int) -> None:
+        self._numbers[0] = step
 
     @property
     def n_losses(self) -> int:
@@ -608,8 +617,8 @@ class _Outputs:
 
     def empty(self) -> None:
         """Make room for what comes after the last loss."""
-        self.begin = self.last_step + 1
-        self.counts[:4] = 0
+        # In one statement, which no signal divides: `last_step` is right at any moment.
+        self._numbers[:5] = self.last_step + 1, 0, 0, 0, 0
 
 
 def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -902,84 +911,122 @@ def _initial_of(states: ReducedStates | DenseStates) -> Any:
     return states.layers.weights if isinstance(states.layers, ExplicitLayers) else states.layers
 
 
-def _folder_of(
-    job: _KeptJob, request: Request, certificate: Certificate, outputs: _Outputs, kept: Checkpoint
-) -> RunFolder:
-    """Return the folder of the run, which is written if it is not there, and refused if it is another's."""
-    about, arrays = _trajectory(job, request, certificate, outputs, "unfinished", 0.0).to_arrays()
-    settings = request.settings(certificate.engine)
-    # Subspaces follow from the rest, to rounding.
-    given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-    identity = identity_of(settings | {"problem": about["problem"]}, given)
-    folder = RunFolder(kept.directory, identity)
-    beside = {"every": kept.every, "seconds": kept.seconds}
-    if isinstance(job, _ReducedJob):
-        arrays |= job.space_arrays()
-    folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
-    return folder
-
-
 def _run_kept(
     job: _KeptJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
 ) -> Trajectory:
     """Run with everything written to a folder, or go on with what is there."""
     outputs = _Outputs(request)
-    folder = _folder_of(job, request, certificate, outputs, kept)
+    about, arrays = _trajectory(job, request, certificate, outputs, "unfinished", 0.0).to_arrays()
+    settings = request.settings(certificate.engine)
+    # Subspaces follow from the rest, to rounding.
+    given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
+    folder = RunFolder(kept.directory, identity_of(settings | {"problem": about["problem"]}, given))
+    if folder.exists:
+        folder.check_request()
+        if folder.ending() is not None:  # it is read, which needs no lock
+            folder.tidy()
+            return _ended(folder, request)
     if isinstance(job, _ReducedJob):
-        job = job.within(folder.request()[1])
-    ending = folder.ending()
-    if ending is not None:
-        return _ended(folder, request, ending)
+        arrays |= job.space_arrays()
+    beside = {"every": kept.every, "seconds": kept.seconds}
+    with terminating(), folder.owned():
+        folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
+        if folder.ending() is None:
+            if isinstance(job, _ReducedJob):
+                job = job.within(folder.request()[1])
+            _run_owned(job, request, certificate, bar, outputs, folder, kept.seconds)
+    return _ended(folder, request)
+
+
+def _run_owned(
+    job: _KeptJob,
+    request: Request,
+    certificate: Certificate,
+    bar: ProgressBar,
+    outputs: _Outputs,
+    folder: RunFolder,
+    seconds: float,
+) -> None:
+    """Go on from the newest state of a folder that this process owns, to the end of the run."""
     state = folder.newest()
     folder.go_back_to(-1 if state is None else state.step)
-    outputs.begin = 0 if state is None else state.step
     if state is not None:
+        outputs.begin = state.step
         job.motion.resumes = True
         for name, array in job.moving().items():
             array[...] = state.arrays[name]
-    if state is not None and request.callback is not None:
-        request = replace(request, callback=_told(request.callback, folder, state.step))
-    start = time.perf_counter() - (0.0 if state is None else state.seconds)
-    repeated = state is not None  # the first loss is that of the state, which the records have
-
-    def write() -> None:
-        nonlocal repeated
-        if outputs.n_losses > int(repeated):
-            found = _trajectory(job, request, certificate, outputs, "unfinished", 0.0)
-            folder.write_records(outputs.last_step, _records(found, repeated))
-        repeated = False
-
-    def keep(step: int) -> None:
-        folder.write_state(State(step, time.perf_counter() - start, job.moving()))
+        if request.callback is not None:
+            request = replace(request, callback=_told(request.callback, folder, state.step))
+    writer = _Writer(job, request, certificate, outputs, folder, state)
 
     def drain(step: int) -> None:
-        write()
-        if folder.is_due(kept.seconds):
-            keep(step)
+        writer.write_records()
+        if folder.is_due(seconds):
+            writer.write_state(step)
         outputs.empty()
 
-    arguments = _arguments(request, outputs, bar) | {"on_drain": drain}
     try:
-        with terminating():
-            outcome, step, layer = job.run(arguments)
+        outcome, step, layer = job.run(_arguments(request, outputs, bar) | {"on_drain": drain})
+        writer.write_records()
+        if outcome != "diverged":
+            writer.write_state(step)
+        folder.end({"outcome": outcome, "step": step, "layer": layer, "seconds": writer.seconds})
     except BaseException as error:
-        if outputs.between_steps and outputs.n_losses > 0:
-            step = outputs.last_step
-            write()
-            keep(step)
-            error.trajectory = load_folder(folder, request.problem)  # type: ignore[attr-defined]
+        if outputs.between_steps:
+            writer.save(error)
+        raise
+
+
+class _Writer:
+    """Writes what a run computes to its folder."""
+
+    def __init__(
+        self,
+        job: _KeptJob,
+        request: Request,
+        certificate: Certificate,
+        outputs: _Outputs,
+        folder: RunFolder,
+        state: State | None,
+    ) -> None:
+        self.job, self.request, self.certificate = job, request, certificate
+        self.outputs, self.folder = outputs, folder
+        self.start = time.perf_counter() - (0.0 if state is None else state.seconds)
+        #: Step of the last loss in the folder. A run that goes on computes the loss of its state once more.
+        self.written = -1 if state is None else state.step
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, those before a resumption included."""
+        return time.perf_counter() - self.start
+
+    def write_records(self) -> None:
+        """Write what was recorded since the last time; may be called again after any interruption."""
+        outputs = self.outputs
+        if outputs.last_step > self.written:
+            found = _trajectory(self.job, self.request, self.certificate, outputs, "unfinished", 0.0)
+            records = _records(found, repeated=outputs.begin <= self.written)
+            self.folder.write_records(outputs.last_step, records)
+            self.written = outputs.last_step
+
+    def write_state(self, step: int) -> None:
+        """Write everything that moves."""
+        self.folder.write_state(State(step, self.seconds, self.job.moving()))
+
+    def save(self, error: BaseException) -> None:
+        """Write everything up to the last step, and say on the error whether that worked."""
+        step = self.outputs.last_step
+        try:
+            self.write_records()
+            self.write_state(step)
+            error.trajectory = load_folder(self.folder, self.request.problem)  # type: ignore[attr-defined]
+        except Exception as failure:  # what ended the run is the error to raise
+            self.folder.note_loss(error, failure)
+        else:
             error.add_note(
-                f"the run up to step {step} is kept in {folder.path}: train(.., checkpoint=..) or "
+                f"the run up to step {step} is kept in {self.folder.path}: train(.., checkpoint=..) or "
                 "dlnfast resume goes on with it"
             )
-        raise
-    write()
-    if outcome != "diverged":
-        keep(step)
-    folder.end({"outcome": outcome, "step": step, "layer": layer, "seconds": time.perf_counter() - start})
-    ending = folder.ending()
-    assert ending is not None
-    return _ended(folder, request, ending)
 
 
 def _told(callback: Callback, folder: RunFolder, begin: int) -> Callback:
@@ -1001,8 +1048,11 @@ def _told(callback: Callback, folder: RunFolder, begin: int) -> Callback:
     return rest
 
 
-def _ended(folder: RunFolder, request: Request, ending: dict[str, Any]) -> Trajectory:
+def _ended(folder: RunFolder, request: Request) -> Trajectory:
+    """Return the run of a folder that has ended, or raise the error that holds it."""
     run = load_folder(folder, request.problem)
+    ending = folder.ending()
+    assert ending is not None
     if ending["outcome"] == "diverged":
         step, layer = ending["step"], ending["layer"]
         text = divergence_text(request, step, layer)

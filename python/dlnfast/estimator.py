@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -473,7 +473,7 @@ class MatrixCompletion:
         biases = fit_biases(entries, settings.biases, settings.penalty)
         self._keep(biases, None, entries.shape)
         try:
-            with nullcontext() if kept is None else terminating():
+            with nullcontext() if kept is None else kept.owned():
                 plan = None if parts is None else self._search(settings, *parts, kept)
                 if plan is None:
                     plan = [_Phase(settings.decay or 0.0, settings.steps)]
@@ -532,29 +532,28 @@ class MatrixCompletion:
             self.n_steps_ = step
             self._keep(network.biases, network.factors(layers), network.shape)
 
-        ended, begin = False, None
-        folder = None if kept is None else kept.watch(len(self.validation_))
-        if folder is not None:
-            ended, begin = _watch_again(folder, watch, network)
-            if watch.layers is not None and watch.error < best and watch.step > 0:
-                keep(watch.step, watch.layers)
-        last = begin
-        try:
-            for step, layers in () if ended else network.records(start, decay, begin):
+        def follow(begin: tuple[int, list[FloatArray]] | None, folder: _WatchFolder | None = None) -> None:
+            for step, layers in network.records(start, decay, begin):
                 alone = step == 0 and layers is network.start  # of which the layers know nothing yet
                 low = 0.0 if alone else network.entries_of(layers, held_out.rows, held_out.columns)
                 error = _rmse(self._clipped(known + low), held_out.values)
                 if watch.sees(step, error, layers) and error < best and step > 0:
                     keep(step, layers)
-                last = step, layers
+                if folder is not None:
+                    folder.note(watch, network, step, layers)
                 if watch.is_over:
-                    break
-                if kept is not None and folder is not None and folder.is_due(kept.seconds):
-                    _write_watch(folder, watch, network, last, ended=False)
-            ended = True
-        finally:
-            if folder is not None and last is not None:
-                _write_watch(folder, watch, network, last, ended=ended)
+                    return
+
+        if kept is None:
+            follow(None)
+        else:
+            with kept.watch(len(self.validation_)) as folder:
+                begin = folder.go_on(watch, network)
+                if watch.layers is not None and watch.error < best and watch.step > 0:
+                    keep(watch.step, watch.layers)
+                if not (folder.has_ended or watch.is_over):
+                    follow(begin, folder)
+                folder.end()
         self.validation_.append((decay, watch.step, watch.error))
         return watch
 
@@ -1184,39 +1183,83 @@ class _KeptFit:
         self._identity = identity_of(known | {"shape": entries.shape}, arrays)
         self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
 
-    def watch(self, number: int) -> RunFolder:
-        """Return the folder of a run on held-out entries."""
-        folder = RunFolder(
-            self._path / f"held-out-{number}", self._identity, "dlnfast run on held-out entries"
-        )
-        folder.begin({}, {})
-        return folder
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder of the fit in the block."""
+        with terminating(), RunFolder(self._path).owned():
+            yield
+
+    @contextmanager
+    def watch(self, number: int) -> Iterator[_WatchFolder]:
+        """Own the folder of a run on held-out entries in the block."""
+        kind = "dlnfast run on held-out entries"
+        folder = RunFolder(self._path / f"held-out-{number}", self._identity, kind)
+        with folder.owned():
+            folder.begin({}, {})
+            watched = _WatchFolder(folder, self.seconds)
+            try:
+                yield watched
+            except BaseException as error:
+                watched.save(error)
+                raise
 
     def run(self, number: int) -> Checkpoint:
         """Return that of a run on all of them."""
         return Checkpoint(self._path / f"run-{number}", self.every, self.seconds)
 
 
-def _write_watch(
-    folder: RunFolder, watch: _Watch, network: _Network, last: tuple[int, list[FloatArray]], *, ended: bool
-) -> None:
-    about, arrays = watch.state()
-    arrays |= {f"layer_{i}": layer for i, layer in enumerate(last[1])}
-    about |= {"ended": ended, "curvature": network.curvature}
-    folder.write_state(State(last[0], 0.0, arrays, about))
+class _WatchFolder:
+    """The folder of a run on held-out entries: its last record, and what its watch had seen by then."""
 
+    def __init__(self, folder: RunFolder, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        #: The state of the last record; None before the first.
+        self._last: State | None = None
+        #: The state in the folder.
+        self._written: State | None = None
 
-def _watch_again(
-    folder: RunFolder, watch: _Watch, network: _Network
-) -> tuple[bool, tuple[int, list[FloatArray]] | None]:
-    """Let a watch know what it has seen; return whether its run has ended, and where it was."""
-    state = folder.newest()
-    if state is None:
-        return False, None
-    n_layers = network.settings.depth
-    watch.go_on_from(state.about, state.arrays, n_layers)
-    network.curvature = state.about["curvature"]
-    return state.about["ended"], (state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)])
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is over."""
+        return self._last is not None and bool(self._last.about["ended"])
+
+    def go_on(self, watch: _Watch, network: _Network) -> tuple[int, list[FloatArray]] | None:
+        """Let a watch know what it has seen; return where its run was, None before its first record."""
+        self._last = self._written = state = self._folder.newest()
+        if state is None:
+            return None
+        n_layers = network.settings.depth
+        watch.go_on_from(state.about, state.arrays, n_layers)
+        network.curvature = state.about["curvature"]
+        return state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)]
+
+    def note(self, watch: _Watch, network: _Network, step: int, layers: list[FloatArray]) -> None:
+        """Take note of a record, and write it where that is due."""
+        about, arrays = watch.state()
+        arrays |= {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        about |= {"ended": False, "curvature": network.curvature}
+        self._last = State(step, 0.0, arrays, about)  # whole at any moment, for `save`
+        if self._folder.is_due(self._seconds):
+            self._write()
+
+    def end(self) -> None:
+        """Write that the run is over."""
+        if self._last is not None and not self.has_ended:
+            self._last = replace(self._last, about=self._last.about | {"ended": True})
+        self._write()
+
+    def save(self, error: BaseException) -> None:
+        """Write the last record after an error, and say on the error where that fails."""
+        try:
+            self._write()
+        except Exception as failure:  # what ended the run is the error to raise
+            self._folder.note_loss(error, failure)
+
+    def _write(self) -> None:
+        state = self._last
+        if state is not None and state is not self._written:
+            self._folder.write_state(state)
+            self._written = state
 
 
 @np.errstate(over="ignore")

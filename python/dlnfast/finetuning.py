@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ._arrays import check_choice, check_count, check_scale
 from ._errors import DivergedError
+from .files import decoded, parsed_object, with_checksum, without_checksum
 from .sections import (
     Key,
     SpecError,
@@ -203,24 +205,32 @@ class Results:
     Parameters
     ----------
     path : path
-        The file; what it holds already is read. A last line that was cut off is dropped.
+        The file; what it holds already is read. A last line that was cut off is not, and goes when the next
+        one is written.
+
+    Raises
+    ------
+    ValueError
+        If a line is damaged, or is not what `append` wrote.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.records: list[dict[str, Any]] = []
+        #: Where a line that was cut off begins and ends.
+        self._cut_off: tuple[int, int] | None = None
         if not self.path.is_file():
             return
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        for number_, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        # Not splitlines: JSON may hold other characters that end lines.
+        for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
             try:
-                self.records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                self.records.append(_checked_record(without_checksum(parsed_object(line))))
+            except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
         if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+            self._cut_off = len(whole), len(content)
 
     def missing(self, grid: Grid) -> list[Run]:
         """Return the runs of a grid that are not done."""
@@ -257,10 +267,31 @@ class Results:
 
     def _write(self, record: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            if self._cut_off is not None and file.tell() == self._cut_off[1]:
+                file.truncate(self._cut_off[0])
+            self._cut_off = None
+            file.write(json.dumps(with_checksum(record)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
+
+
+def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of results, or raise where it lacks what a grid's table needs."""
+    if "about" not in record:  # of no grid
+        return record
+    run = record["run"]
+    check_choice(run["method"], "run.method", METHODS)
+    for name in ("rank", "n_examples", "seed"):
+        check_count(run[name], f"run.{name}", minimum=0)
+    check_scale(run["learning_rate"], "run.learning_rate")
+    if "diverged" not in record:
+        for part in PARTS:
+            if not is_number(record["scores"].get(part, 0.0)):
+                raise ValueError(f"scores.{part} is {record['scores'][part]!r}; wanted a number")
+        for layer, rank in record["ranks"].items():
+            check_count(rank, f"ranks.{layer}", minimum=0)
+    return record
 
 
 def run_grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -148,23 +148,27 @@ def train_in_turns(
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
     watched = wanted.pop("callback", None)
     turns = _Turns(problem, narrow, outer, decay, n_steps, record_every)
-    kept = None
-    if checkpoint is not None:
-        rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
-        kept = _KeptTurns(Checkpoint.of(checkpoint), turns, rules | {k: repr(v) for k, v in wanted.items()})
-        if kept.outcome is not None:
-            return turns.trajectory(kept.outcome, kept.last_loss)
-        if watched is not None:
-            for step, loss in turns.told():
-                watched(step, loss)
+    with ExitStack() as stack:
+        kept = None
+        if checkpoint is not None:
+            rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
+            rules |= {name: repr(value) for name, value in wanted.items()}
+            kept = _KeptTurns(Checkpoint.of(checkpoint), turns, rules)
+            if kept.outcome is None:
+                stack.enter_context(terminating())
+                stack.enter_context(kept.owned())
+            if kept.outcome is not None:
+                return turns.trajectory(kept.outcome, kept.last_loss)
+            if watched is not None:
+                for step, loss in turns.told():
+                    watched(step, loss)
 
-    def ended_as(outcome: str, last_loss: FloatArray) -> Trajectory:
-        if kept is not None:
-            kept.write(outcome, last_loss)
-        return turns.trajectory(outcome, last_loss)
+        def ended_as(outcome: str, last_loss: FloatArray) -> Trajectory:
+            if kept is not None:
+                kept.write(outcome, last_loss)
+            return turns.trajectory(outcome, last_loss)
 
-    try:
-        with terminating() if kept is not None else nullcontext():
+        try:
             while True:
                 if kept is not None and kept.is_due:
                     kept.write()
@@ -192,12 +196,12 @@ def train_in_turns(
                 if ended:
                     turns.records[-1:] = sorted({turns.records[-1], turns.step})
                     return ended_as("converged" if converged else "finished", inner.loss[-1:])
-    except BaseException as error:
-        if kept is not None:
-            kept.write()
-        if hasattr(error, "trajectory"):  # that of the inner layers alone
-            error.trajectory = turns.so_far()  # pyright: ignore[reportAttributeAccessIssue]
-        raise
+        except BaseException as error:
+            if kept is not None:
+                kept.save(error)
+            if hasattr(error, "trajectory"):  # that of the inner layers alone
+                error.trajectory = turns.so_far()  # pyright: ignore[reportAttributeAccessIssue]
+            raise
 
 
 class _Turns:
@@ -329,12 +333,28 @@ class _KeptTurns:
         rules |= {"outer": turns.outer, "decay": turns.decay, "steps": turns.n_steps}
         rules["record_every"] = turns.record_every
         self._folder = RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
-        self._folder.begin({"rules": rules}, {})
+        self._rules = rules
         self.outcome: str | None = None
         self.last_loss: FloatArray = np.empty(0)
         self._before = 0.0
         self._begin = time.perf_counter()
-        state = self._folder.newest()
+        if self._folder.exists:
+            self._folder.check_request()
+            self._go_on()
+            if self.outcome is not None:
+                self._folder.tidy()
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder in the block, and go on from what it holds then."""
+        with self._folder.owned():
+            self._folder.begin({"rules": self._rules}, {})
+            self._go_on()
+            yield
+
+    def _go_on(self) -> None:
+        """Take over the newest state."""
+        turns, state = self.turns, self._folder.newest()
         if state is not None:
             about, arrays = state.about, state.arrays
             self.outcome, self.last_loss, self._before = about["outcome"], arrays["last_loss"], state.seconds
@@ -350,9 +370,18 @@ class _KeptTurns:
         about, arrays = self.turns.state()
         if len(arrays["loss"]) != self.turns.step:  # interrupted while a piece was added
             return
-        arrays["last_loss"] = np.empty(0) if last_loss is None else last_loss
+        if outcome is not None and last_loss is not None:  # as it is then, should this have to be repeated
+            self.outcome, self.last_loss = outcome, last_loss
+        arrays["last_loss"] = self.last_loss
         seconds = self._before + time.perf_counter() - self._begin
-        self._folder.write_state(State(self.turns.step, seconds, arrays, about | {"outcome": outcome}))
+        self._folder.write_state(State(self.turns.step, seconds, arrays, about | {"outcome": self.outcome}))
+
+    def save(self, error: BaseException) -> None:
+        """Write the state after an error, and say on the error where that fails."""
+        try:
+            self.write()
+        except Exception as failure:  # what ended the run is the error to raise
+            self._folder.note_loss(error, failure)
 
 
 def _move_outer(
