@@ -364,11 +364,8 @@ class SpectralTracker:
         TypeError, ValueError
             For a loss that is no finite number, and a negative step.
         """
-        value = (
-            float(loss.detach())
-            if isinstance(loss, torch.Tensor)
-            else check_scale(loss, "loss", minimum=-np.inf)
-        )
+        number = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
+        value = check_scale(number, "loss", minimum=-np.inf)
         self._loss[self.step if step is None else check_count(step, "step", minimum=0)] = value
 
     def trajectory(self, of: Of = "weights") -> Trajectory:
