@@ -675,14 +675,16 @@ class _Rest:
         values = eigen[0]
         rows = self.growth.rows[0].astype(np.float64)
         inside = np.linalg.eigvalsh(multiply(multiply(rows, self._gram()), rows, transpose_b=True))
-        clusters = _gram_clusters(values)
+        clusters = np.array(_gram_clusters(values))
+        middles = clusters.mean(axis=1)
+        # Each of those inside is one of S, to the precision of the rows.
+        taken = np.argmin(np.abs(inside[:, None] - middles), axis=1)
         found = []
-        for low, high in clusters:
-            middle, width = (low + high) / 2, max((high - low) / 2, 1e-9 * float(values[-1]))
-            count = int(np.sum((values >= low) & (values <= high)))
-            count -= int(np.sum(np.abs(inside - middle) <= 2 * width))
+        for i, (low, high) in enumerate(clusters.tolist()):
+            count = int(np.sum((values >= low) & (values <= high)) - np.sum(taken == i))
             if count > 0:
-                found.append((middle, count))
+                counts = middles[i] > gram_resolution(self.problem.dim_in) * values[-1]
+                found.append((float(middles[i]) if counts else 0.0, count))
         if len(found) == 1:
             return [(found[0][0], through)]
         return sorted(found, reverse=True)
