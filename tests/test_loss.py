@@ -261,8 +261,9 @@ def descend(core, weights, factor, target, steps, n_threads):
         "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "drain_every": 0,
         "on_drain": None, "velocity": (), "carry": (), "search": (), "on_record": None, "on_progress": None,
         "observed": None, "measurements": None, "snapshot_every": 0, "n_values": 0, "values": [],
-        "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [], "snapshots": [],
-        "tracker": dln.svd_tracker.DEFAULTS | {"n_values": 1}, "factored": False, "initial": [],
+        "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [],
+        "snapshots": [], "tracker": dln.svd_tracker.DEFAULTS | {"n_values": 1}, "factored": False,
+        "initial": [],
     }  # fmt: skip
     assert core.dense_descent(weights, arguments)[0] == "finished"
     return loss

@@ -445,7 +445,7 @@ class TestLowRankUpdates:
         """Where `update` decomposes W, so do updates of it: equal values are no harder than others."""
         tracker, plain = dln.SVDTracker(k, mode=mode), dln.SVDTracker(k, mode=mode)
         W = np.zeros((m, n), dtype=dtype)
-        tracker.update(W)
+        tracker.update(W.copy())  # which must not change
         for i in range(min(m, n, 12)):
             a, b = np.eye(m, dtype=dtype)[i], np.eye(n, dtype=dtype)[i]
             W[i, i] = 1
@@ -602,6 +602,20 @@ class TestScales:
         tracker.update(np.eye(200))
         with pytest.raises(ValueError, match="norm overflows"):
             tracker.update_low_rank(np.full(200, 1e155), np.full(200, 1e152))
+
+    @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e200), (np.float32, 1e25)])
+    def test_factors_far_from_one_beside_each_other(self, dtype, size):
+        """Of their product nothing is lost: it is of size 1."""
+        tracker = dln.SVDTracker(3)
+        tracker.update(np.eye(150, dtype=dtype))
+        a, b = np.zeros((2, 150), dtype=dtype)
+        a[:4], b[:4] = size, 1 / size
+        for i in range(3):
+            record = tracker.update_low_rank(a, b)
+            assert record.tier == "factored"
+            # I + c 1 1^T on four coordinates.
+            apart = abs(record.singular_values[0] - (1 + 4 * (i + 1)))
+            assert apart <= record.errors[0] + 8 * tolerance(dtype, 4)
 
     def test_shares_and_ranks_of_a_run(self):
         """What a trajectory makes of norms and values is free of the scale, too."""

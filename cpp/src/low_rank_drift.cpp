@@ -298,8 +298,8 @@ bool LowRankDrift<T>::take_in(const Context& context) {
   // Rows of length 1: directions count by what they are, not by the size of a gradient.
   std::vector<double> left_length(static_cast<std::size_t>(n_pending_)), right_length(left_length);
   for (Index i = 0; i < n_pending_; ++i) {
-    left_length[i] = static_cast<double>(pending_left_.row(i).norm());
-    right_length[i] = static_cast<double>(pending_right_.row(i).norm());
+    left_length[i] = norm<T>(left_block().block(i, 0, 1, initial_.rows), context);
+    right_length[i] = norm<T>(right_block().block(i, 0, 1, initial_.cols), context);
     if (left_length[i] > 0.0) pending_left_.row(i) /= static_cast<T>(left_length[i]);
     if (right_length[i] > 0.0) pending_right_.row(i) /= static_cast<T>(right_length[i]);
   }

@@ -467,7 +467,8 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
             "what fails above, or draw the layers (implicit=False)",
         )
     )
-    return Closure(dims, (), (), nothing, None, None, (), None, Assumptions(tuple(checks), dims, widths))
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
 
 
 def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> bool:
@@ -853,7 +854,8 @@ def _not_closed(
         )
     )
     nothing = np.empty((0, 0), dtype=weights[0].dtype)
-    return Closure(dims, (), (), nothing, None, None, (), None, Assumptions(tuple(checks), dims, widths))
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
 
 
 def _outside(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:
