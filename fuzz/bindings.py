@@ -348,8 +348,7 @@ def engine(draw, dtype, chain):
 
     arguments = {
         "target": draw.array(d_out, d_in, dtype=dtype),
-        "input_gram": None,
-        "least_squares": None,
+        "input_factor": None,
         "loss_scale": draw.choose((0.5, 1.0)),
         "loss_floor": draw.choose((0.0, -1.0)),
         "learning_rate": per_layer(0.01, 0.1, 1e3),
@@ -374,8 +373,9 @@ def engine(draw, dtype, chain):
         "rate": np.zeros(n),
     }
     if draw.choose((False, True)):
-        arguments["input_gram"] = np.eye(d_in, dtype=dtype)
-        arguments["least_squares"] = draw.array(d_out, d_in, dtype=dtype)
+        rank = draw.choose((d_in, max(d_in - 1, 0), d_in + 1))
+        arguments["input_factor"] = draw.array(d_in, rank, dtype=dtype)
+        arguments["target"] = draw.array(d_out, rank, dtype=dtype)
     return arguments, [draw.array(*s, dtype=dtype) for s in shapes], n
 
 
@@ -403,7 +403,7 @@ def dense_descent(draw):
         tracked["tracking"] = records(np.float64, lambda w, k: len(core.TRACKING_COLUMNS))
     seen = draw.choose(("target", "target", "observed", "measurements"))
     if seen != "target":
-        arguments |= {"target": None, "input_gram": None, "least_squares": None}
+        arguments |= {"target": None, "input_factor": None}
     arguments |= tracked | {
         "observed": observed(draw, chain[-1], chain[0], dtype) if seen == "observed" else None,
         "measurements": measurements(draw, chain[-1], chain[0], dtype) if seen == "measurements" else None,
@@ -446,8 +446,7 @@ def batch_descent(draw):
         "cores": [draw.array(n_runs, *s, dtype=dtype) for s in shapes],
         "arguments": {
             "target": draw.array(n_runs, chain[-1], chain[0], dtype=dtype),
-            "input_gram": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
-            "least_squares": np.ones((n_runs, chain[-1], chain[0]), dtype) if gram else None,
+            "input_factor": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
             "families": [(0, n_layers)],
             "rho": np.full((n_runs, n_layers), 0.5),
             "multiplicity": np.full((n_runs, 1), 3.0),

@@ -148,6 +148,7 @@ def test_tracked_models_keep_their_names(xarray):
         optimizer.zero_grad()
         loss = model(torch.eye(6)).square().mean()
         loss.backward()
+        tracked.log_loss(loss)
         optimizer.step()
     run = tracked.trajectory()
     found = run.to_xarray()
@@ -320,3 +321,98 @@ def test_the_command_line_exports(store, tmp_path, capsys):
     assert main([*request, "--overwrite"]) == 0
     shutil.rmtree(tmp_path / "run")
     assert main([*request, "--overwrite"]) == 2
+
+
+@pytest.fixture
+def pandas():
+    return pytest.importorskip("pandas", reason="pandas is optional")
+
+
+def test_a_table_has_a_row_for_every_value(pandas):
+    run = uneven(singular_values=3, vectors=True)
+    table = run.to_dataframe()
+    counts = [run.singular_values(layer).shape[1] for layer in (1, 2)]
+    assert len(table) == len(run.steps) * sum(counts)
+    assert not table.singular_values.isna().any()
+    for layer, count in zip((1, 2), counts, strict=True):
+        part = table[table.layer == layer].set_index(["step", "index"]).sort_index()
+        for name, read in {
+            "singular_values": run.singular_values,
+            "singular_value_errors": run.singular_value_errors,
+            "branches": run.branches,
+        }.items():
+            np.testing.assert_array_equal(part[name].to_numpy().reshape(-1, count), read(layer))
+        norms = part["tracking_norm"].to_numpy().reshape(-1, count)
+        np.testing.assert_array_equal(norms, np.repeat(run.tracking(layer)["norm"][:, None], count, axis=1))
+        assert set(part.layer_name) == {run.layer_names[layer - 1]}
+    np.testing.assert_array_equal(table.groupby("step").loss.first(), run.loss[run.steps])
+    assert (table.groupby("step").loss.nunique() == 1).all()
+
+
+def test_a_table_of_a_layer_with_fewer_values_has_fewer_rows(pandas):
+    problem = dln.Problem(np.ones((2, 7)))
+    run = dln.train(problem, dln.gaussian([7, 5, 2], 0.3), learning_rate=0.01, steps=4, record_every=2)
+    table = run.to_dataframe()
+    assert table.groupby("layer").size().tolist() == [3 * 5, 3 * 2]
+    assert table[table.layer == 2]["index"].max() == 1
+
+
+def test_tables_of_other_runs(pandas):
+    reduced = square()
+    table = reduced.to_dataframe()
+    assert len(table) == len(reduced.steps) * 3 * 12
+    np.testing.assert_array_equal(
+        table[table.layer == 3].singular_values.to_numpy().reshape(-1, 12), reduced.singular_values(3)
+    )
+    adaptive = completion()
+    rates = adaptive.to_dataframe().groupby("step").rates.first()
+    np.testing.assert_array_equal(rates.iloc[:-1], adaptive.rates[adaptive.steps[:-1]])
+    assert np.isnan(rates.iloc[-1])  # no step was taken from the last record
+    nothing = square(engine="dense", singular_values=None, steps=8).to_dataframe()
+    assert len(nothing) in (3 * 3, 3 * 3 * 12)
+    none = square(engine="dense", singular_values=0, steps=8).to_dataframe()
+    assert len(none) == 3 * 3
+    assert "index" not in none
+
+
+def tracked_model(log_loss):
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with dln.torch.track(model, k=2, every=5) as tracked:
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 20)).square().mean()
+            loss.backward()
+            if log_loss:
+                tracked.log_loss(loss)
+            optimizer.step()
+    return tracked.trajectory()
+
+
+@pytest.mark.parametrize("log_loss", [True, False])
+def test_a_table_of_a_tracked_model(pandas, log_loss):
+    run = tracked_model(log_loss)
+    table = run.to_dataframe()
+    assert len(table) == 11 * 2 * 2
+    assert set(table.layer_name) == {"0", "2"}
+    assert ("loss" in table) == log_loss
+    if log_loss:
+        known = table.groupby("step").loss.first()
+        np.testing.assert_array_equal(known.loc[run.loss_steps[::5]], run.loss[::5])
+        assert np.isnan(known.loc[50])  # the weights after the last step have none yet
+
+
+def test_a_tracked_model_without_losses_has_no_empty_axis(xarray, pandas):
+    found = tracked_model(False).to_xarray()
+    assert "loss" not in found
+    assert "loss_step" not in found.sizes
+    assert len(found.to_dataframe()) == 11 * 2 * 2
+    assert set(tracked_model(True).to_xarray().loss.dims) == {"loss_step"}
+
+
+def test_pandas_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match=r"to_dataframe needs pandas.*pip install pandas"):
+        square().to_dataframe()

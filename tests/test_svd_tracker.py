@@ -404,7 +404,7 @@ class TestLowRankUpdates:
             truth.T @ u, v * few.record.singular_values, atol=20 * tolerance(dtype, max(shape))
         )
 
-    def test_frames_that_outgrow_their_limit_go_on_by_products(self):
+    def test_frames_that_outgrow_their_limit_go_on_in_a_copy(self):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([150, 150], 0.4, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -435,6 +435,198 @@ class TestLowRankUpdates:
             record = tracker.update_low_rank(A, B, scale=0.002, factor=0.999)
             assert_within_bounds(record, truth)
         np.testing.assert_allclose(tracker.current(), truth, atol=tolerance(np.float64, 140, 40))
+
+    @pytest.mark.parametrize("mode", ["auto", "full"])
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    @pytest.mark.parametrize(
+        ("m", "n", "k"), [(60, 60, 20), (1, 7, 1), (13, 5, 9), (128, 300, 4), (140, 150, 60)]
+    )
+    def test_decomposed_sizes_are_as_exact_as_update(self, mode, dtype, m, n, k):
+        """Where `update` decomposes W, so do updates of it: equal values are no harder than others."""
+        tracker, plain = dln.SVDTracker(k, mode=mode), dln.SVDTracker(k, mode=mode)
+        W = np.zeros((m, n), dtype=dtype)
+        tracker.update(W.copy())  # which must not change
+        for i in range(min(m, n, 12)):
+            a, b = np.eye(m, dtype=dtype)[i], np.eye(n, dtype=dtype)[i]
+            W[i, i] = 1
+            record = tracker.update_low_rank(a, b)
+            assert (record.tier, record.completeness) == ("full", "rigorous")
+            wanted = plain.update(W)
+            np.testing.assert_array_equal(record.singular_values, wanted.singular_values)
+            np.testing.assert_array_equal(record.errors, wanted.errors)
+            assert_within_bounds(record, W)
+        np.testing.assert_array_equal(tracker.current(), W)
+
+    def test_the_array_of_the_caller_is_left_alone(self):
+        rng = np.random.default_rng(0)
+        for n in (20, 150):
+            W = rng.standard_normal((n, n))
+            before = W.copy()
+            tracker = dln.SVDTracker(3)
+            tracker.update(W)
+            for _ in range(3):
+                tracker.update_low_rank(rng.standard_normal(n), rng.standard_normal(n), factor=0.5)
+            np.testing.assert_array_equal(W, before)
+
+    def test_weights_that_decay_are_followed_to_their_own_precision(self):
+        """What the frames leave out is small beside the W of now, not beside the one of the start."""
+        rng = np.random.default_rng(0)
+        truth = dln.orthogonal([150, 150], 1.0, 0)[0]
+        tracker = dln.SVDTracker(4)
+        tracker.update(truth)
+        for _ in range(12):
+            A, B = (np.linalg.norm(truth, 2) * rng.standard_normal((150, 1)) / 150 for _ in range(2))
+            B /= np.linalg.norm(truth, 2)
+            truth = 0.05 * truth + 0.05 * A @ B.T
+            record = tracker.update_low_rank(A, B, scale=0.05, factor=0.05)
+            assert_within_bounds(record, truth)
+            assert record.errors.max() <= 1e-11 * record.singular_values[0]
+        assert record.singular_values[0] < 1e-14
+
+
+LEVELS = {
+    np.float64: [1e-320, 1e-310, 1e-300, 1e-170, 1e-150, 1e-20, 1e100, 1e155, 1e300],
+    np.float32: [1e-44, 1e-40, 1e-30, 1e-20, 1e-8, 1e10, 1e19, 1e35],
+}
+AT_LEVELS = [(dtype, level) for dtype, levels in LEVELS.items() for level in levels]
+
+
+class TestScales:
+    """Whatever W's size: bounds hold, and norms are right."""
+
+    @staticmethod
+    def scaled(W, dtype, level):
+        """Return a W of this size in the precision, and its values and norm by way of units."""
+        held = (W * level).astype(dtype)
+        # A power of two takes it to sizes at which NumPy loses nothing.
+        exponent = int(np.frexp(level)[1])
+        up = np.ldexp(held.astype(np.float64), -exponent)
+        return held, np.ldexp(exact(up), exponent), np.ldexp(np.linalg.norm(up), exponent)
+
+    @staticmethod
+    def assert_right(record, sigma, norm, dtype, share=None):
+        least = np.nextafter(0.0, 1.0)
+        k = len(record.singular_values)
+        # The comparison rounds, too: subnormal numbers are multiples of the least one.
+        rounding = 4 * np.finfo(np.float64).eps * sigma[0] + least
+        assert np.all(np.abs(record.singular_values - sigma[:k]) <= record.errors + rounding)
+        assert np.all(record.errors > 0)
+        assert np.isclose(record.norm, norm, rtol=4 * np.finfo(np.float64).eps * 100, atol=least)
+        if k < len(sigma):
+            assert record.tail >= sigma[k] * (1 - 1e-6 if dtype == np.float32 else 1 - 1e-13) - least
+        if share is not None:
+            assert record.errors.max() <= share * sigma[0] + least
+        assert record.stable_rank == pytest.approx((norm / sigma[0]) ** 2, rel=1e-4 + 4 * least / sigma[0])
+
+    @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
+    @pytest.mark.parametrize("mode", ["auto", "dense", "full"])
+    @pytest.mark.parametrize(("m", "n", "k"), [(300, 150, 3), (40, 23, 23), (1, 5, 1)])
+    def test_arrays(self, dtype, level, mode, m, n, k):
+        rng = np.random.default_rng(0)
+        W = rng.standard_normal((m, n)) / np.sqrt(m)
+        W[:, : min(n, 5)] *= 4.0
+        tracker = dln.SVDTracker(k, mode=mode, n_threads=1)
+        for _ in range(3):
+            held, sigma, norm = self.scaled(W, dtype, level)
+            self.assert_right(tracker.update(held), sigma, norm, dtype)
+            W = W + 1e-4 * rng.standard_normal((m, n)) / np.sqrt(m)
+
+    @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
+    def test_operators(self, dtype, level):
+        rng = np.random.default_rng(0)
+        W = with_values([5, 4, 3] + [1] * 60, 150)
+
+        class Operator:
+            def __init__(self, matrix):
+                self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
+
+            def matmat(self, X):
+                return self.matrix @ X
+
+            def rmatmat(self, Y):
+                return self.matrix.T @ Y
+
+        tracker = dln.SVDTracker(3, n_threads=1)
+        for _ in range(2):
+            held, sigma, _ = self.scaled(W, dtype, level)
+            with np.errstate(under="ignore"):
+                record = tracker.update(Operator(held))
+            assert np.isnan(record.norm)
+            apart = np.abs(record.singular_values - sigma[:3])
+            assert np.all(apart <= record.errors + 4e-16 * sigma[0] + np.nextafter(0.0, 1.0))
+            W = W + 1e-4 * rng.standard_normal((150, 150))
+
+    @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
+    @pytest.mark.parametrize("isometry", [True, False])
+    @pytest.mark.parametrize("n", [150, 11])
+    def test_low_rank_updates(self, dtype, level, isometry, n):
+        rng = np.random.default_rng(0)
+        W = dln.orthogonal([n, n], 1.0, 0)[0] if isometry else rng.standard_normal((n, n)) / np.sqrt(n)
+        W = (W * level).astype(dtype)
+        tracker = dln.SVDTracker(3, n_threads=1)
+        tracker.update(W)
+        for _ in range(25):
+            a = (0.02 * level * rng.standard_normal((n, 2)) / np.sqrt(n)).astype(dtype)
+            b = rng.standard_normal((n, 2)).astype(dtype)
+            record = tracker.update_low_rank(a, b)
+            _, sigma, norm = self.scaled(tracker.current().astype(np.float64) / level, np.float64, level)
+            # `current` rounds each sum, which the factored form does not.
+            grain = (
+                25 * np.sqrt(n) * max(np.finfo(dtype).eps * sigma[0], np.finfo(dtype).smallest_subnormal * n)
+            )
+            assert np.all(np.abs(record.singular_values - sigma[:3]) <= record.errors + grain)
+            assert np.isclose(record.norm, norm, atol=grain)
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_a_matrix_that_changes_its_scale(self, dtype):
+        rng = np.random.default_rng(0)
+        W = rng.standard_normal((150, 140))
+        tracker = dln.SVDTracker(4, n_threads=1)
+        levels = (
+            [1e-300, 1.0, 1e200, 1e-5, 0.0, 1e-310] if dtype == np.float64 else [1e-42, 1.0, 1e30, 0.0, 1e-20]
+        )
+        before = np.zeros_like(W, dtype=dtype)
+        for level in levels:
+            held, sigma, norm = self.scaled(W, dtype, level) if level else (before * 0, np.zeros(140), 0.0)
+            moved = (sigma[0] + np.abs(before).max() * 150) * 1.01
+            record = tracker.update(held, drift=moved)
+            assert np.all(np.abs(record.singular_values - sigma[:4]) <= record.errors + 1e-15 * sigma[0])
+            assert record.norm == pytest.approx(norm, rel=1e-12, abs=1e-322)
+            before = held
+
+    def test_what_no_number_can_hold_is_refused(self):
+        W = np.full((200, 200), 1.7e308)
+        with pytest.raises(ValueError, match="not finite, or its norm overflows"):
+            dln.SVDTracker(2).update(W)
+        tracker = dln.SVDTracker(2)
+        tracker.update(np.eye(200))
+        with pytest.raises(ValueError, match="norm overflows"):
+            tracker.update_low_rank(np.full(200, 1e155), np.full(200, 1e152))
+
+    @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e200), (np.float32, 1e25)])
+    def test_factors_far_from_one_beside_each_other(self, dtype, size):
+        """Of their product nothing is lost: it is of size 1."""
+        tracker = dln.SVDTracker(3)
+        tracker.update(np.eye(150, dtype=dtype))
+        a, b = np.zeros((2, 150), dtype=dtype)
+        a[:4], b[:4] = size, 1 / size
+        for i in range(3):
+            record = tracker.update_low_rank(a, b)
+            assert record.tier == "factored"
+            # I + c 1 1^T on four coordinates.
+            apart = abs(record.singular_values[0] - (1 + 4 * (i + 1)))
+            assert apart <= record.errors[0] + 8 * tolerance(dtype, 4)
+
+    def test_shares_and_ranks_of_a_run(self):
+        """What a trajectory makes of norms and values is free of the scale, too."""
+        problem = dln.low_rank_recovery(dim=150, rank=2)
+        runs = [
+            dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1,
+                      engine="dense", singular_values=5)
+            for scale in (1.0, 1e-165)
+        ]  # fmt: skip
+        shares = [run.energy_share(1, 2) for run in runs]
+        np.testing.assert_allclose(shares[0], shares[1], rtol=1e-9)
 
 
 class TestRuns:

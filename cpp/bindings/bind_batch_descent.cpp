@@ -44,8 +44,7 @@ py::list run_batch(const py::tuple& cores, const py::dict& d) {
     records.cores.push_back(record_stack<T>(core_records[l], "core_records" + at));
   }
   batch.target = stack<T>(d["target"], "target");
-  batch.input_gram = optional_stack<T>(d["input_gram"], "input_gram");
-  batch.least_squares = optional_stack<T>(d["least_squares"], "least_squares");
+  batch.input_factor = optional_stack<T>(d["input_factor"], "input_factor");
   for (const py::handle item : py::list(d["families"])) {
     const auto [first, length] = item.cast<std::pair<Index, Index>>();
     batch.families.push_back({first, length});
@@ -70,8 +69,8 @@ py::list run_batch(const py::tuple& cores, const py::dict& d) {
   Footprints footprints;
   footprints.reads(cores, "cores");
   for (const char* name :
-       {"target", "input_gram", "least_squares", "rho", "multiplicity", "coupling", "learning_rate",
-        "weight_decay", "momentum", "loss_scale", "loss_floor"}) {
+       {"target", "input_factor", "rho", "multiplicity", "coupling", "learning_rate", "weight_decay",
+        "momentum", "loss_scale", "loss_floor"}) {
     footprints.reads(d[name], name);
   }
   for (const char* name : {"loss", "core_records", "rho_records", "counts"}) {

@@ -19,7 +19,7 @@ namespace {
 
 // The arguments that both engines share, as Python hands them over.
 struct Arguments {
-  py::object target, input_gram, least_squares;
+  py::object target, input_factor;
   double loss_scale, loss_floor;
   Rates rates;
   Schedule schedule;
@@ -30,8 +30,7 @@ struct Arguments {
 
   explicit Arguments(const py::dict& d)
       : target(d["target"]),
-        input_gram(d["input_gram"]),
-        least_squares(d["least_squares"]),
+        input_factor(d["input_factor"]),
         loss_scale(d["loss_scale"].cast<double>()),
         loss_floor(d["loss_floor"].cast<double>()),
         rates{d["learning_rate"].cast<std::vector<double>>(),
@@ -107,8 +106,7 @@ struct Arguments {
   Objective<T> objective() const {
     Objective<T> o;
     o.target = optional_matrix<T>(target, "target");
-    o.input_gram = optional_matrix<T>(input_gram, "input_gram");
-    o.least_squares = optional_matrix<T>(least_squares, "least_squares");
+    o.input_factor = optional_matrix<T>(input_factor, "input_factor");
     o.loss_scale = loss_scale;
     o.loss_floor = loss_floor;
     return o;
@@ -122,8 +120,8 @@ void require_apart(const py::tuple& layers, const char* layers_name, const py::d
   for (const auto& [key, value] : d) {
     const auto name = key.cast<std::string>();
     const auto is = [&](const char* other) { return name == other; };
-    if (is("target") || is("input_gram") || is("least_squares") || is("observed") ||
-        is("measurements") || is("initial")) {
+    if (is("target") || is("input_factor") || is("observed") || is("measurements") ||
+        is("initial")) {
       footprints.reads(value, name);
     } else {
       footprints.writes(value, name);

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -37,7 +38,11 @@ class PythonOperator final : public LinearOperator<T> {
   void apply_transpose(MatrixRef<const T> x, MatrixRef<T> y, const Context&) const override {
     call(rmatmat_, x, y, "rmatmat");
   }
-  double squared_norm(const Context&) const override { return squared_norm_; }
+  double norm(const Context&) const override {
+    // A square that has all but vanished tells the size, but no longer to its own precision.
+    const bool known = squared_norm_ == 0.0 || is_exact_square(squared_norm_);
+    return known ? std::sqrt(squared_norm_) : std::numeric_limits<double>::quiet_NaN();
+  }
 
  private:
   static void call(const py::object& function, MatrixRef<const T> x, MatrixRef<T> y,
@@ -57,7 +62,7 @@ class PythonOperator final : public LinearOperator<T> {
 
   Index rows_, cols_;
   py::object matmat_, rmatmat_;
-  double squared_norm_;
+  double squared_norm_;  // negative: unknown
 };
 
 py::dict as_dict(const TrackerRecord& r) {

@@ -373,6 +373,7 @@ class DenseDescent<T>::Impl {
 
     if (!sparse_) {
       error_.resize(d_out, d_in);
+      residual_.resize(d_out, objective.input_factor.cols);
       row_loss_.resize(d_out);
     }
     if (!below.empty() && !above.empty()) {
@@ -555,14 +556,10 @@ class DenseDescent<T>::Impl {
       const MatrixRef<const T>& operators = objective.measured->operators;
       require_shape(operators, operators.rows, widths.back() * widths.front(), "measurements");
     } else {
-      require_shape(objective.target, widths.back(), widths.front(), "target");
+      check_statistics(objective, widths.back(), widths.front());
     }
-    if (!objective.input_gram.absent()) {
-      if (!objective.has_target()) {
-        throw ShapeError("input_gram is given beside observations of the matrix itself");
-      }
-      require_shape(objective.input_gram, widths.front(), widths.front(), "input_gram");
-      require_shape(objective.least_squares, widths.back(), widths.front(), "least_squares");
+    if (!objective.input_factor.absent() && !objective.has_target()) {
+      throw ShapeError("input_factor is given beside observations of the matrix itself");
     }
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers, "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers, "weight_decay");
@@ -597,8 +594,8 @@ class DenseDescent<T>::Impl {
                                         above, below, context_));
   }
 
-  // E = M S - Phi, or what takes its place, and the loss. Rows are summed apart and then in order, so that the result does
-  // not depend on the team.
+  // E = (M F - G) F^T, or what takes its place, and the loss. Rows are summed apart and then in order, so
+  // that the result does not depend on the team.
   double residual(MatrixRef<const T> m) {
     if (objective_.observed != nullptr) {
       return loss_of(masked_residual<T>(objective_.observed->by_rows, m, error_, context_));
@@ -606,24 +603,25 @@ class DenseDescent<T>::Impl {
     if (objective_.measured != nullptr) {
       return loss_of(measured_residual<T>(*objective_.measured, m, error_, context_));
     }
-    const bool whitened = objective_.input_gram.absent();
-    if (!whitened) {
-      multiply<T>(m, Op::none, objective_.input_gram, Op::none, MatrixRef<T>(error_), context_);
-    }
-    for_rows(error_.rows(), error_.cols(), context_, [&](Index i) {
-      auto e = error_.row(i);
-      const auto w = m.map().row(i);
-      if (whitened) {
-        e = w - objective_.target.map().row(i);
-        row_loss_[i] = static_cast<double>(e.squaredNorm());
-      } else {
-        e -= objective_.target.map().row(i);
-        row_loss_[i] = static_cast<double>(e.dot(w - objective_.least_squares.map().row(i)));
-      }
+    const MatrixRef<const T>& factor = objective_.input_factor;
+    if (factor.absent()) return loss_of(subtract_target(m, error_));
+    multiply<T>(m, Op::none, factor, Op::none, MatrixRef<T>(residual_), context_);
+    const MatrixRef<const T> product = residual_;
+    const double squares = subtract_target(product, residual_);
+    multiply<T>(product, Op::none, factor, Op::transpose, MatrixRef<T>(error_), context_);
+    return loss_of(squares);
+  }
+
+  // difference = product - G, which may be the product itself; returns its squared norm.
+  double subtract_target(MatrixRef<const T> product, Matrix<T>& difference) {
+    for_rows(difference.rows(), difference.cols(), context_, [&](Index i) {
+      auto row = difference.row(i);
+      row = product.map().row(i) - objective_.target.map().row(i);
+      row_loss_[i] = static_cast<double>(row.squaredNorm());
     });
     double total = 0.0;
     for (const double loss : row_loss_) total += loss;
-    return loss_of(total);
+    return total;
   }
 
   std::vector<MatrixRef<T>> weights_;
@@ -644,6 +642,7 @@ class DenseDescent<T>::Impl {
   std::vector<Layer<T>> layers_;
   std::unique_ptr<Side<T>> lower_, upper_;
   Matrix<T> chain_, error_, lower_error_, upper_error_;
+  Matrix<T> residual_;  // M F - G, where there is an F
   std::vector<double> row_loss_;
 };
 

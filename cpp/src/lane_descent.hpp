@@ -138,8 +138,7 @@ class LaneDescent final : public LaneCores<T> {
     }
     set(target_, lane, batch.target[run]);
     if (!features_.whitened) {
-      set(gram_, lane, batch.input_gram[run]);
-      set(least_squares_, lane, batch.least_squares[run]);
+      set(factor_, lane, batch.input_factor[run]);
     }
     half_scale_.a[lane] = 0.5 * scale;
     floor_.a[lane] = *batch.loss_floor.row(run);
@@ -149,7 +148,7 @@ class LaneDescent final : public LaneCores<T> {
     for (Block& block : blocks_) set(block, lane, {});
     for (Block& block : carry_) set(block, lane, {});
     for (Block& block : velocity_) set(block, lane, {});
-    for (Block* block : {&target_, &gram_, &least_squares_}) set(*block, lane, {});
+    for (Block* block : {&target_, &factor_}) set(*block, lane, {});
     for (Motion& m : motion_) {
       for (PerLane<T>* value : {&m.step, &m.shrink, &m.scale, &m.decay, &m.momentum, &m.rate}) {
         value->a[lane] = T(0);
@@ -197,8 +196,10 @@ class LaneDescent final : public LaneCores<T> {
                               store_in(prefix_[n_layers_ - 1]));
       }
       const Block& m = prefix(n_layers_ - 1);
-      const CompareAll compare{{target_.a, error_->a, {}}, m.a, least_squares_.a};
-      sum = product<false, false>(m, gram_, compare).total();
+      const Compare compare{target_.a, residual_.a, {}};
+      sum = product<false, false>(m, factor_, compare).total();
+      product<false, true>(residual_, factor_, store_in(*error_));
+      breather.spend(Size * n_entries);
     }
     for (int lane = 0; lane < lanes; ++lane) {
       loss[lane] = half_scale_.a[lane] * static_cast<double>(sum[lane]) + floor_.a[lane];
@@ -314,19 +315,6 @@ class LaneDescent final : public LaneCores<T> {
     Vector total() const { return squares[0] + squares[1]; }
   };
 
-  // The same beside a second moment of the inputs: of (M - M*) S, with the product M - M*.
-  struct CompareAll : Compare {
-    const T* m;
-    const T* least_squares;
-
-    DLNFAST_INLINE void operator()(int column, int entry, const Vector& ms) {
-      const int at = entry * lanes;
-      const Vector e = ms - P::load(this->target + at);
-      P::store(this->error + at, e);
-      this->squares[column % 2] += e * (P::load(m + at) - P::load(least_squares + at));
-    }
-  };
-
   // A sink for gradients that moves the weights of layer l, from `from` to `to`.
   template <Rule rule>
   auto move(Index l, const Block& from, Block& to) {
@@ -396,7 +384,7 @@ class LaneDescent final : public LaneCores<T> {
   Block errors_[2];
   Block* error_ = &errors_[0];
   Block* next_error_ = &errors_[1];
-  Block target_, gram_, least_squares_;
+  Block target_, factor_, residual_;
   PerLane<double> half_scale_, floor_;
 };
 

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
+#include "dlnfast/descent.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
@@ -90,6 +92,28 @@ double squared_norm(MatrixRef<const T> w, const Context& context) {
 }
 
 template <class T>
+double norm(MatrixRef<const T> w, const Context& context) {
+  const double square = squared_norm<T>(w, context);
+  if (is_exact_square(square)) return std::sqrt(square);
+  const double largest = largest_magnitude<T>(w);
+  if (largest == 0.0 || !std::isfinite(largest)) return largest;
+  // Powers of two are exact, and so is a product with one; both must be numbers themselves.
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  exponent = std::clamp(exponent, -1000, 1000);
+  const double factor = std::ldexp(1.0, -exponent);
+  const double scaled = sum_over_rows<1>(w.rows, w.cols, context, [&](Index i) {
+    double sum = 0.0;
+    for (Index j = 0; j < w.cols; ++j) {
+      const double x = factor * static_cast<double>(w.row(i)[j]);
+      sum += x * x;
+    }
+    return std::array<double, 1>{sum};
+  })[0];
+  return std::ldexp(std::sqrt(scaled), exponent);
+}
+
+template <class T>
 NormAndProduct norm_and_product(MatrixRef<const T> w, MatrixRef<const T> b,
                                 const Context& context) {
   require_shape(b, w.rows, w.cols, "the second matrix of an inner product");
@@ -105,6 +129,8 @@ template NormAndProduct norm_and_product<float>(MatrixRef<const float>, MatrixRe
                                                 const Context&);
 template NormAndProduct norm_and_product<double>(MatrixRef<const double>, MatrixRef<const double>,
                                                  const Context&);
+template double norm<float>(MatrixRef<const float>, const Context&);
+template double norm<double>(MatrixRef<const double>, const Context&);
 template double inner_product<float>(MatrixRef<const float>, MatrixRef<const float>,
                                      const Context&);
 template double inner_product<double>(MatrixRef<const double>, MatrixRef<const double>,

@@ -22,6 +22,13 @@ double outside_tolerance(Index size) {
   return 64.0 * epsilon<T>() * std::sqrt(static_cast<double>(size));
 }
 
+// Sizes of W at which no square or product of its frames overflows, or loses digits.
+template <class T>
+bool fits_frames(double size) {
+  constexpr double largest = sizeof(T) == 8 ? 1e100 : 1e28;
+  return size >= 1.0 / largest && size <= largest;
+}
+
 // Before anything is changed.
 template <class T>
 void require_blocks(MatrixRef<const T> left, MatrixRef<const T> right, MatrixRef<const T> initial) {
@@ -36,10 +43,14 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   Isometry result;
   const Index n = std::min(w.rows, w.cols);
   if (n == 0) return result;
-  const double square = squared_norm<T>(w, context) / static_cast<double>(n);
-  result.scale = std::sqrt(square);
+  result.scale = norm<T>(w, context) / std::sqrt(static_cast<double>(n));
   result.departure = infinity;
-  if (!(square > 0.0) || !std::isfinite(square)) return result;
+  if (!fits_frames<T>(result.scale)) return result;
+  // Products with both W and W^T, in units in which neither is far from 1.
+  int exponent = 0;
+  std::frexp(result.scale, &exponent);
+  const double unit = std::ldexp(1.0, -exponent);
+  const double square = result.scale * unit * result.scale * unit;
   const bool tall = w.rows >= w.cols;
   // G applied to a block of rows of length n, G = W^T W or W W^T.
   const Index across = tall ? w.rows : w.cols;
@@ -49,11 +60,14 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
     renew(product, x.rows, n);
     if (tall) {
       block_times_transpose<T>(x, w, MatrixRef<T>(image), context);
+      image *= static_cast<T>(unit);
       block_times<T>(MatrixRef<T>(image), w, MatrixRef<T>(product), context);
     } else {
       block_times<T>(x, w, MatrixRef<T>(image), context);
+      image *= static_cast<T>(unit);
       block_times_transpose<T>(MatrixRef<T>(image), w, MatrixRef<T>(product), context);
     }
+    product *= static_cast<T>(unit);
   };
 
   if (n <= exact_limit) {
@@ -101,7 +115,7 @@ LowRankDrift<T>::LowRankDrift(MatrixRef<const T> initial, const Isometry& isomet
   pending_.reserve(static_cast<std::size_t>(most_pending));
   pending_left_.resize(most_pending, initial.rows);
   pending_right_.resize(most_pending, initial.cols);
-  if (!(isometry.scale > 0.0) || !std::isfinite(isometry.departure)) closed_ = false;
+  if (!fits_frames<T>(isometry.scale) || !std::isfinite(isometry.departure)) closed_ = false;
 }
 
 template <class T>
@@ -258,6 +272,23 @@ bool LowRankDrift<T>::flush(const Context& context) {
   if (!closed_) return false;
   if (n_pending_ == 0) return true;
   closed_ = false;  // until all is done: an exception leaves halves
+  if (!take_in(context)) return false;
+  const double now = size();
+  closed_ = now == 0.0 || fits_frames<T>(now);
+  return closed_;
+}
+
+// The size of W as the frames know it.
+template <class T>
+double LowRankDrift<T>::size() const {
+  const double outside = std::abs(shrink_) * isometry_.scale;
+  if (n_left_ == 0 || n_right_ == 0) return outside;
+  return std::max(outside, core().cwiseAbs().maxCoeff());
+}
+
+// All that waits; false where the frames would grow beyond their limit.
+template <class T>
+bool LowRankDrift<T>::take_in(const Context& context) {
   const auto left_block = [&] {
     return MatrixRef<T>(pending_left_.data(), n_pending_, initial_.rows);
   };
@@ -267,8 +298,8 @@ bool LowRankDrift<T>::flush(const Context& context) {
   // Rows of length 1: directions count by what they are, not by the size of a gradient.
   std::vector<double> left_length(static_cast<std::size_t>(n_pending_)), right_length(left_length);
   for (Index i = 0; i < n_pending_; ++i) {
-    left_length[i] = static_cast<double>(pending_left_.row(i).norm());
-    right_length[i] = static_cast<double>(pending_right_.row(i).norm());
+    left_length[i] = norm<T>(left_block().block(i, 0, 1, initial_.rows), context);
+    right_length[i] = norm<T>(right_block().block(i, 0, 1, initial_.cols), context);
     if (left_length[i] > 0.0) pending_left_.row(i) /= static_cast<T>(left_length[i]);
     if (right_length[i] > 0.0) pending_right_.row(i) /= static_cast<T>(right_length[i]);
   }
@@ -278,7 +309,7 @@ bool LowRankDrift<T>::flush(const Context& context) {
   // gradient that all but vanishes the directions are noise.
   const double rounding = 64.0 *
                           std::sqrt(static_cast<double>(std::max(initial_.rows, initial_.cols))) *
-                          epsilon<T>() * isometry_.scale;
+                          epsilon<T>() * size();
   std::vector<double> left_outside(left_length), right_outside(left_length);
   std::vector<char> is_new(2 * left_length.size(), 0);
   const auto look = [&] {
@@ -322,7 +353,6 @@ bool LowRankDrift<T>::flush(const Context& context) {
   if (n_left_ == 0 || n_right_ == 0) {  // updates of zeros
     pending_.clear();
     n_pending_ = 0;
-    closed_ = true;
     return true;
   }
   for (const Pending& p : pending_) {
@@ -342,7 +372,6 @@ bool LowRankDrift<T>::flush(const Context& context) {
   }
   pending_.clear();
   n_pending_ = 0;
-  closed_ = true;
   return true;
 }
 

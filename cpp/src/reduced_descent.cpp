@@ -185,12 +185,7 @@ class ReducedDescent<T>::Impl {
       require_shape(cores_[l], cores_[l].rows, width, "cores[" + std::to_string(l) + "]");
       width = cores_[l].rows;
     }
-    const Index d_in = cores_.front().cols;
-    require_shape(objective.target, width, d_in, "target");
-    if (!objective.input_gram.absent()) {
-      require_shape(objective.input_gram, d_in, d_in, "input_gram");
-      require_shape(objective.least_squares, width, d_in, "least_squares");
-    }
+    check_statistics(objective, width, cores_.front().cols);
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers(), "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers(), "weight_decay");
     require_length(static_cast<Index>(rates.momentum.size()), n_layers(), "momentum");

@@ -64,7 +64,7 @@ class FixedDescent final : public SmallDescent<T> {
         n_layers_(n_layers),
         loss_scale_(objective.loss_scale),
         loss_floor_(objective.loss_floor),
-        whitened_(objective.input_gram.absent()),
+        whitened_(objective.input_factor.absent()),
         has_momentum_(rates.any_momentum()),
         weight_(n_layers),
         carry_(n_layers),
@@ -77,8 +77,8 @@ class FixedDescent final : public SmallDescent<T> {
     }
     load(objective.target, target_);
     if (!whitened_) {
-      load(objective.input_gram, gram_);
-      load(objective.least_squares, least_squares_);
+      load(objective.input_factor, factor_);
+      transpose(factor_, factor_transposed_);
     }
   }
 
@@ -109,24 +109,19 @@ class FixedDescent final : public SmallDescent<T> {
       chain = &product_[l];
     }
     Vector sum = {};
-    const auto add = [&](int at, const Vector& m_gram, const Vector& m, const Block& optimum)
-                         DLNFAST_INLINE {
-                           const Vector e = m_gram - P::load(target_.a + at);
-                           P::store(error_.a + at, e);
-                           sum += e * (m - P::load(optimum.a + at));
-                         };
+    Block& residual = whitened_ ? error_ : residual_;
+    const auto compare = [&](int at, const Vector& product) DLNFAST_INLINE {
+      const Vector e = product - P::load(target_.a + at);
+      P::store(residual.a + at, e);
+      sum += e * e;
+    };
     if (!whitened_) {
-      multiply<false>(*chain, gram_, [&](int at, const Vector& v) DLNFAST_INLINE {
-        add(at, v, P::load(chain->a + at), least_squares_);
-      });
+      multiply<false>(*chain, factor_, compare);
+      multiply<false>(residual, factor_transposed_, into(error_));
     } else if (last > 0) {
-      multiply<false>(weight_[last], *chain,
-                      [&](int at, const Vector& v) DLNFAST_INLINE { add(at, v, v, target_); });
+      multiply<false>(weight_[last], *chain, compare);
     } else {
-      for (int i = 0; i < stride * stride; i += P::size) {
-        const Vector m = P::load(chain->a + i);
-        add(i, m, m, target_);
-      }
+      for (int i = 0; i < stride * stride; i += P::size) compare(i, P::load(chain->a + i));
     }
     return 0.5 * loss_scale_ * static_cast<double>(P::sum(sum)) + loss_floor_;
   }
@@ -289,7 +284,7 @@ class FixedDescent final : public SmallDescent<T> {
   std::vector<Block> weight_, carry_, velocity_;
   std::vector<Block> product_;  // W_{l+1} .. W_1 from the second layer on
   std::vector<T> learning_rate_, weight_decay_, momentum_;
-  Block target_, gram_, least_squares_, error_;
+  Block target_, factor_, factor_transposed_, residual_, error_;
 };
 
 }  // namespace

@@ -61,27 +61,37 @@ struct Bound {
   }
 };
 
-// A matrix times a power of two, so that squares of squares neither overflow nor vanish.
+// A matrix times a power of two, so that squares of squares neither overflow nor vanish. A large factor
+// goes to the vectors, before products with them become subnormal; a small one to the products.
 template <class T>
 class ScaledOperator final : public LinearOperator<T> {
  public:
-  ScaledOperator(const LinearOperator<T>& w, double factor)
-      : w_(w), factor_(static_cast<T>(factor)) {}
+  // `scratch` holds scaled vectors, and serves as long as this does.
+  ScaledOperator(const LinearOperator<T>& w, double factor, Matrix<T>& scratch)
+      : w_(w), factor_(static_cast<T>(factor)), scratch_(scratch) {}
   Index rows() const override { return w_.rows(); }
   Index cols() const override { return w_.cols(); }
   void apply(MatrixRef<const T> x, MatrixRef<T> y, const Context& context) const override {
-    w_.apply(x, y, context);
-    if (factor_ != T(1)) y.map() *= factor_;
+    w_.apply(enlarged(x), y, context);
+    if (factor_ < T(1)) y.map() *= factor_;
   }
   void apply_transpose(MatrixRef<const T> x, MatrixRef<T> y,
                        const Context& context) const override {
-    w_.apply_transpose(x, y, context);
-    if (factor_ != T(1)) y.map() *= factor_;
+    w_.apply_transpose(enlarged(x), y, context);
+    if (factor_ < T(1)) y.map() *= factor_;
   }
 
  private:
+  MatrixRef<const T> enlarged(MatrixRef<const T> x) const {
+    if (!(factor_ > T(1))) return x;
+    renew(scratch_, x.rows, x.cols);
+    scratch_ = factor_ * x.map();
+    return scratch_;
+  }
+
   const LinearOperator<T>& w_;
   T factor_;
+  Matrix<T>& scratch_;
 };
 
 // Decomposes a core in double precision: R = A diag(s) B^T.
@@ -192,27 +202,29 @@ class SvdTracker<T>::Impl {
     leave_factored();
     compares_ = matrix != nullptr && !full_ && origin_norm_.kind != Completeness::none &&
                 event_ >= origin_due_;
+    double norm = nan;
     if (compares_) {
       const NormAndProduct both = norm_and_product<T>(*matrix, origin_, context_);
-      squared_norm_ = both.squared_norm;
+      norm = std::sqrt(both.squared_norm);
       origin_product_ = both.inner_product;
-    } else {
-      squared_norm_ = w.squared_norm(context_);
+      // Products with the origin are not scaled before they are formed.
+      compares_ = is_exact_square(both.squared_norm) &&
+                  norm >= std::sqrt(static_cast<double>(std::numeric_limits<T>::min()));
     }
-    if (matrix != nullptr && !std::isfinite(squared_norm_)) {
-      // Entries beyond the square root of the largest number overflow here although they are finite.
+    if (!compares_) norm = w.norm(context_);
+    if (matrix != nullptr && !std::isfinite(norm)) {
       throw std::domain_error("a matrix to track is not finite, or its norm overflows");
     }
-    const bool whole = full_ && matrix != nullptr;
-    if (!whole) choose_scale(w, matrix);
-    const double moved = drift >= 0.0 ? drift * factor_ : infinity;
+    const bool scale_changed = choose_scale(w, norm, matrix != nullptr);
+    // Nothing of before is in these units.
+    const double moved = drift >= 0.0 && !scale_changed ? drift * factor_ : infinity;
     drift_ += moved;
     begin_record();
-    if (whole) {
+    if (full_ && matrix != nullptr) {
       decompose(*matrix);
     } else {
       try {
-        iterate(ScaledOperator<T>(w, factor_), matrix);
+        iterate(ScaledOperator<T>(w, factor_, enlarged_), matrix);
       } catch (...) {  // the blocks may hold anything: the next event begins anew
         seeded_ = has_vectors_ = false;
         anchor_ = {};
@@ -223,18 +235,16 @@ class SvdTracker<T>::Impl {
     }
     last_drift_ = moved;
     finish_record(start);
-    if (!whole) scale_back();
+    scale_back();
     return record_;
   }
 
-  // Everything of an iteration is in units in which W is of size 1, the same ones from event to event
-  // as long as they fit.
-  void choose_scale(const LinearOperator<T>& w, const MatrixRef<const T>* matrix) {
-    double size = squared_norm_ > 1e-280 ? std::sqrt(squared_norm_) : 0.0;
-    if (size == 0.0 && matrix != nullptr) {  // or smaller than the root of the least number
-      size = largest_magnitude<T>(*matrix);
-      if (size > 0.0) squared_norm_ = -1.0;
-    } else if (size == 0.0) {
+  // Everything of an event is in units in which W is of size 1, the same ones from event to event as long
+  // as they fit. Returns whether they are others than before. The norm of an operator may be unknown, or
+  // its square may have vanished or overflowed: then a product tells the size.
+  bool choose_scale(const LinearOperator<T>& w, double norm, bool is_known) {
+    double size = std::isfinite(norm) ? norm : 0.0;
+    if (!(size > 0.0) && !is_known) {
       Matrix<T> x(1, n_), y(1, m_);
       random_.fill(MatrixRef<T>(x));
       w.apply(MatrixRef<T>(x), MatrixRef<T>(y), context_);
@@ -242,31 +252,40 @@ class SvdTracker<T>::Impl {
         throw std::domain_error("products with the tracked matrix are not finite");
       }
       size = static_cast<double>(y.cwiseAbs().maxCoeff());
-      if (squared_norm_ >= 0.0 && size > 0.0) squared_norm_ = -1.0;
+      if (size > 0.0) norm = nan;
     }
-    if (size > 0.0) {
-      const double now = size * factor_;
-      if (now < 0x1p-24 || now > 0x1p24) {
-        int exponent = 0;
-        std::frexp(size, &exponent);
-        factor_ = std::ldexp(1.0, std::clamp(-exponent, -limit_exponent, limit_exponent));
-        anchor_ = {};
-        origin_norm_ = {};
-        origin_of_left_ = origin_of_right_ = {};
-        compares_ = false;
-        drift_ = infinity;
-      }
+    const double before = factor_;
+    const double now = size * factor_;
+    if (size > 0.0 && (now < 0x1p-24 || now > 0x1p24)) {
+      int exponent = 0;
+      std::frexp(size, &exponent);
+      factor_ = std::ldexp(1.0, std::clamp(-exponent, -limit_exponent, limit_exponent));
     }
-    if (squared_norm_ >= 0.0) squared_norm_ = square(std::sqrt(squared_norm_) * factor_);
+    if (factor_ != before) {
+      anchor_ = {};
+      origin_norm_ = {};
+      origin_of_left_ = origin_of_right_ = {};
+      compares_ = false;
+      drift_ = infinity;
+    }
+    squared_norm_ = std::isfinite(norm) ? square(norm * factor_) : -1.0;
     origin_product_ = origin_product_ * factor_ * factor_;
+    return factor_ != before;
   }
 
   void scale_back() {
+    if (factor_ == 1.0) return;
     const double back = 1.0 / factor_;
     for (auto* list : {&record_.values, &record_.errors, &record_.gaps}) {
       for (double& x : *list) x *= back;
     }
-    for (double* x : {&record_.norm, &record_.tail, &record_.drift}) *x *= back;
+    for (double* x : {&record_.norm, &record_.tail, &record_.drift, &record_.rho,
+                      &record_.rho_spread}) {
+      *x *= back;
+    }
+    // A value that became subnormal was rounded, and so was its bound.
+    for (double& x : record_.errors) x += std::numeric_limits<double>::denorm_min();
+    record_.tail += std::numeric_limits<double>::denorm_min();
   }
 
   const TrackerRecord& update(const LowRankDrift<T>& drift, const Context& context);
@@ -873,7 +892,12 @@ class SvdTracker<T>::Impl {
     Matrix<T> values(1, p_);
     Matrix<T> left(settings_.follow ? m_ : 0, n_vectors),
         right(settings_.follow ? n_ : 0, n_vectors);
+    if (factor_ != 1.0) {
+      renew_as(enlarged_, static_cast<T>(factor_) * w.map());
+      w = enlarged_;
+    }
     singular_values<T>(w, MatrixRef<T>(values), MatrixRef<T>(left), MatrixRef<T>(right), context_);
+    enlarged_.resize(0, 0);
     for (Index i = 0; i < p_; ++i) values_[i] = static_cast<double>(values(0, i));
     slack_ = rounding_beside(values_[0]);
     for (Index i = 0; i < k_; ++i) record_.errors[i] = slack_;
@@ -1026,6 +1050,7 @@ class SvdTracker<T>::Impl {
 
   Matrix<T> left_, right_;  // the pair whose residual is known
   Matrix<T> scratch_, basis_, images_, ritz_;
+  Matrix<T> enlarged_;  // of vectors, or of W, times factor_
   Matrix<T> upcoming_;  // to start the next event from, where it has rows
   bool space_closed_ = false;
   Index closed_split_ = 0;  // how many values stood above the shared one

@@ -44,7 +44,7 @@ template <class T>
 struct Network {
   std::vector<Matrix<T>> weights;
   std::vector<MatrixRef<T>> refs;
-  Matrix<T> target, gram, least_squares;
+  Matrix<T> target, factor;
   Objective<T> objective;
   Rates rates;
   std::vector<Family> families;
@@ -57,10 +57,8 @@ struct Network {
     target = random_matrix<T>(widths.back(), widths.front());
     objective.target = target;
     if (with_gram) {
-      gram = Matrix<T>::Identity(widths.front(), widths.front());
-      least_squares = target;
-      objective.input_gram = gram;
-      objective.least_squares = least_squares;
+      factor = Matrix<T>::Identity(widths.front(), widths.front());
+      objective.input_factor = factor;
     }
     const std::size_t n = weights.size();
     rates.learning_rate.assign(n, 0.01);

@@ -25,7 +25,8 @@ struct Runs {
   std::vector<Index> widths;
   Schedule schedule;
   std::vector<Matrix<T>> cores, core_records;  // one matrix per layer, run under run
-  Matrix<T> target, gram, least_squares;
+  Matrix<T> target, factor;  // the second empty where S = I
+  Index rank = 0;
   std::vector<FamilySpan> families;
   Matrix<double> rho, multiplicity, coupling, learning_rate, weight_decay, momentum, loss_scale,
       loss_floor, loss, rho_records;
@@ -45,16 +46,12 @@ struct Runs {
       cores.push_back(random_matrix<T>(n * rows, cols, scale));
       core_records.push_back(Matrix<T>::Constant(n * n_records * rows, cols, T(-7)));
     }
-    target = random_matrix<T>(n * d_out, d_in);
+    rank = with_gram && d_in > 4 ? d_in - 3 : d_in;
+    target = random_matrix<T>(n * d_out, rank);
     if (with_gram) {
-      gram = Matrix<T>(n * d_in, d_in);
-      least_squares = target;
+      factor = random_matrix<T>(n * d_in, rank, 0.5 / std::sqrt(double(std::max<Index>(1, d_in))));
       for (Index i = 0; i < n; ++i) {
-        const Matrix<T> x = random_matrix<T>(d_in, d_in + 1, 0.5);
-        gram.middleRows(i * d_in, d_in) =
-            Matrix<T>::Identity(d_in, d_in) + x * x.transpose() / T(d_in + 1);
-        target.middleRows(i * d_out, d_out) =
-            (least_squares.middleRows(i * d_out, d_out) * gram.middleRows(i * d_in, d_in)).eval();
+        factor.middleRows(i * d_in, d_in) += Matrix<T>::Identity(d_in, rank);
       }
     }
     families.push_back({0, n_layers});
@@ -84,11 +81,8 @@ struct Runs {
     for (Index l = 0; l < n_layers; ++l) {
       b.cores.push_back({cores[l].data(), n, widths[l + 1], widths[l]});
     }
-    b.target = {target.data(), n, widths.back(), widths.front()};
-    if (gram.size() > 0) {
-      b.input_gram = {gram.data(), n, widths.front(), widths.front()};
-      b.least_squares = {least_squares.data(), n, widths.back(), widths.front()};
-    }
+    b.target = {target.data(), n, widths.back(), rank};
+    if (factor.size() > 0) b.input_factor = {factor.data(), n, widths.front(), rank};
     b.families = families;
     b.rho = MatrixRef<double>(rho);
     b.multiplicity = MatrixRef<double>(multiplicity);
@@ -128,14 +122,12 @@ struct Runs {
     }
     for (auto& m : own) refs.emplace_back(m);
     kept.rho = out.rho_records.data() + i * n_records * n_scalars;
-    Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), g, m;
+    Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), f;
     Objective<T> objective;
     objective.target = t;
-    if (gram.size() > 0) {
-      g = gram.middleRows(i * widths.front(), widths.front());
-      m = least_squares.middleRows(i * widths.back(), widths.back());
-      objective.input_gram = g;
-      objective.least_squares = m;
+    if (factor.size() > 0) {
+      f = factor.middleRows(i * widths.front(), widths.front());
+      objective.input_factor = f;
     }
     objective.loss_scale = loss_scale(i, 0);
     objective.loss_floor = loss_floor(i, 0);
@@ -243,7 +235,7 @@ void interruption() {
 void sizes_are_checked() {
   Schedule schedule;
   schedule.steps = 2;
-  Runs<double> runs(3, {4, 3, 2}, schedule, true, false);
+  Runs<double> runs(3, {6, 3, 2}, schedule, true, false);
   const auto throws = [&](auto&& change) {
     Batch<double> batch = runs.batch();
     BatchRecords<double> records = runs.records();
@@ -256,8 +248,8 @@ void sizes_are_checked() {
   throws([](B b, R) { b.cores[1].cols = 4; });
   throws([](B b, R) { b.cores[1].n = 2; });
   throws([](B b, R) { b.target.rows = 3; });
-  throws([](B b, R) { b.input_gram.n = 2; });
-  throws([](B b, R) { b.least_squares = {}; });
+  throws([](B b, R) { b.input_factor.n = 2; });
+  throws([](B b, R) { b.input_factor = {}; });
   throws([](B b, R) { b.families[0].length = 3; });
   throws([](B b, R) { b.families[1].first = -1; });
   throws([](B b, R) { b.rho.cols = 1; });

@@ -1005,9 +1005,8 @@ void descent_checks_its_observations() {
   measured.operators = narrow;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
   measured.operators = b;
-  Matrix<double> gram = Matrix<double>::Identity(3, 3), star = Matrix<double>::Ones(2, 3);
-  o.input_gram = gram;
-  o.least_squares = star;
+  Matrix<double> factor = Matrix<double>::Identity(3, 3);
+  o.input_factor = factor;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
   o.measured = nullptr;
   o.observed = good.objective.observed;

@@ -21,7 +21,7 @@ namespace {
 
 struct Problem {
   Widths widths;
-  Matrix<double> target, input_gram, least_squares;  // the last two empty where S = I
+  Matrix<double> target, input_factor;  // the last one empty where S = I
   double loss_scale = 0.5;
   double loss_floor = 0.25;
   Rates rates;
@@ -30,11 +30,11 @@ struct Problem {
   Problem(Widths w, bool with_gram, bool with_momentum) : widths(std::move(w)) {
     const Index d_in = widths.front(), d_out = widths.back();
     if (with_gram) {
-      // A positive semidefinite S near the identity, and a target that a linear map reaches.
-      const Matrix<double> x = random_matrix<double>(d_in, d_in + 1, 0.5);
-      input_gram = Matrix<double>::Identity(d_in, d_in) + x * x.transpose() / double(d_in + 1);
-      least_squares = random_matrix<double>(d_out, d_in);
-      target = least_squares * input_gram;
+      // An S of less than full rank where there is room for it, near a projector.
+      const Index rank = d_in > 4 ? d_in - 3 : d_in;
+      input_factor = Matrix<double>::Identity(d_in, rank) +
+                     random_matrix<double>(d_in, rank, 0.5 / std::sqrt(double(d_in)));
+      target = random_matrix<double>(d_out, rank);
     } else {
       target = random_matrix<double>(d_out, d_in);
     }
@@ -67,14 +67,13 @@ struct Naive {
   }
   Matrix<double> error() const {
     const Matrix<double> m = chain(problem.n_layers(), 1);
-    if (problem.input_gram.size() == 0) return m - problem.target;
-    return m * problem.input_gram - problem.target;
+    if (problem.input_factor.size() == 0) return m - problem.target;
+    return (m * problem.input_factor - problem.target) * problem.input_factor.transpose();
   }
   double loss() const {
     const Matrix<double> m = chain(problem.n_layers(), 1);
-    const Matrix<double> away =
-        problem.input_gram.size() == 0 ? m - problem.target : m - problem.least_squares;
-    return 0.5 * problem.loss_scale * error().cwiseProduct(away).sum() + problem.loss_floor;
+    const Matrix<double> product = problem.input_factor.size() == 0 ? m : m * problem.input_factor;
+    return 0.5 * problem.loss_scale * (product - problem.target).squaredNorm() + problem.loss_floor;
   }
   Matrix<double> gradient(Index l) const {
     return problem.loss_scale * chain(problem.n_layers(), l + 1).transpose() * error() *
@@ -94,7 +93,7 @@ struct Naive {
 // The same problem in the precision T, with a stepper on it.
 template <class T>
 struct Fast {
-  Matrix<T> target, input_gram, least_squares;
+  Matrix<T> target, input_factor;
   std::vector<Matrix<T>> weights;
   Objective<T> objective;
   std::unique_ptr<DenseDescent<T>> descent;
@@ -107,12 +106,10 @@ struct Fast {
 
   Fast(const Problem& p, int n_threads, Index small = 32)
       : target(p.target.template cast<T>()),
-        input_gram(p.input_gram.template cast<T>()),
-        least_squares(p.least_squares.template cast<T>()) {
+        input_factor(p.input_factor.template cast<T>()) {
     for (const auto& w : p.weights) weights.push_back(w.template cast<T>());
     objective.target = target;
-    objective.input_gram = input_gram;
-    objective.least_squares = least_squares;
+    objective.input_factor = input_factor;
     objective.loss_scale = p.loss_scale;
     objective.loss_floor = p.loss_floor;
     descent = std::make_unique<DenseDescent<T>>(refs(), objective, p.rates,
@@ -451,7 +448,7 @@ void runs_go_on() {
 
 void sizes_are_checked() {
   const Problem problem({3, 4, 2}, true, false);
-  Matrix<double> w1(4, 3), w2(2, 4), target(2, 3), gram(3, 3), wrong(3, 4), none;
+  Matrix<double> w1(4, 3), w2(2, 4), target(2, 3), factor(3, 3), narrow(3, 2), wrong(3, 4), none;
   Objective<double> good;
   good.target = target;
   const auto build = [](std::vector<MatrixRef<double>> weights, const Objective<double>& objective,
@@ -469,14 +466,12 @@ void sizes_are_checked() {
   o.target = none;
   CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
   o = good;
-  o.input_gram = gram;
-  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);  // without least_squares
-  o.least_squares = wrong;
-  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
-  o.least_squares = target;
+  o.input_factor = factor;
   build({w1, w2}, o, problem.rates);
-  o.input_gram = wrong;
-  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  for (Matrix<double>* bad : {&narrow, &wrong}) {
+    o.input_factor = *bad;
+    CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
+  }
   for (auto list : {&Rates::learning_rate, &Rates::weight_decay, &Rates::momentum}) {
     Rates rates = problem.rates;
     (rates.*list).pop_back();

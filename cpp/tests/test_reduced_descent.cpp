@@ -92,17 +92,16 @@ void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool moment
   }
   std::vector<Matrix<T>> whole = cores;
   const Index d_in = widths.front(), d_out = widths.back();
-  Matrix<T> target = random_matrix<T>(d_out, d_in), gram, least_squares;
+  Matrix<T> target = random_matrix<T>(d_out, d_in), factor;
   if (with_gram) {
-    const Matrix<T> x = random_matrix<T>(d_in, d_in + 1, 0.5);
-    gram = Matrix<T>::Identity(d_in, d_in) + x * x.transpose() / T(d_in + 1);
-    least_squares = target;
-    target = least_squares * gram;
+    const Index rank = d_in > 4 ? d_in - 3 : d_in;
+    factor = Matrix<T>::Identity(d_in, rank) +
+             random_matrix<T>(d_in, rank, 0.5 / std::sqrt(double(std::max<Index>(1, d_in))));
+    target = random_matrix<T>(d_out, rank);
   }
   Objective<T> objective;
   objective.target = target;
-  objective.input_gram = gram;
-  objective.least_squares = least_squares;
+  objective.input_factor = factor;
   objective.loss_scale = 0.5;
   objective.loss_floor = 0.125;
   const Rates rates = some_rates(n_layers, momentum);
@@ -338,7 +337,7 @@ void runs_go_on() {
 }
 
 void sizes_are_checked() {
-  Matrix<double> c1(4, 3), c2(2, 4), target(2, 3), gram(3, 3), wrong(3, 4);
+  Matrix<double> c1(4, 3), c2(2, 4), target(2, 3), factor(3, 3), wrong(3, 4);
   Objective<double> good;
   good.target = target;
   const std::vector<Family> two{{0, 1.0, 1.0, {1.0, 1.0}}};
@@ -366,11 +365,9 @@ void sizes_are_checked() {
   o.target = wrong;
   CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
   o = good;
-  o.input_gram = gram;
-  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
-  o.least_squares = target;
+  o.input_factor = factor;
   build({c1, c2}, o, two, rates);
-  o.input_gram = wrong;
+  o.input_factor = wrong;
   CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
   for (auto list : {&Rates::learning_rate, &Rates::weight_decay, &Rates::momentum}) {
     Rates few = rates;

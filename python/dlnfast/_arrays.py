@@ -506,6 +506,16 @@ def check_scale(
     return value
 
 
+def frobenius_norm(matrix: FloatArray) -> float:
+    """Return ||matrix||_F in double precision, whatever its size: no square overflows or vanishes."""
+    largest = float(np.max(np.abs(matrix), initial=0.0))
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    exponent = int(np.frexp(largest)[1])
+    scaled = np.ldexp(matrix.astype(np.float64, copy=False), -exponent)  # exact
+    return float(np.ldexp(np.linalg.norm(scaled), exponent))
+
+
 def check_choice(
     x: object, name: str, choices: Iterable[str], *, optional: bool = False, also: str | None = None
 ) -> Any:

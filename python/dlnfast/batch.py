@@ -239,7 +239,7 @@ class Plan(NamedTuple):
         return (
             tuple(c.shape for c in space.cores),
             tuple((f.first, f.last) for f in space.families),
-            space.input_gram is None,
+            space.input_factor is None,
             self.request.dtype.name,
         )
 
@@ -477,7 +477,6 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     n, n_layers, dtype = len(plans), len(spaces[0].cores), request.dtype
     families = spaces[0].families
     n_scalars = sum(len(f.rho) for f in families)
-    white = spaces[0].input_gram is None
     loss = allocate_records((n, request.steps + 1), np.dtype(np.float64))
     cores = [np.stack([space.cores[i] for space in spaces]) for i in range(n_layers)]
     core_records = [allocate_records((n, request.n_records, *c.shape[1:]), dtype) for c in cores]
@@ -486,9 +485,7 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     results = core.batch_descent(
         cores,
         {
-            "target": np.stack([space.target for space in spaces]),
-            "input_gram": None if white else _stacked([space.input_gram for space in spaces]),
-            "least_squares": None if white else _stacked([space.least_squares for space in spaces]),
+            **_statistics(spaces),
             "families": [(f.first - 1, len(f.rho)) for f in families],
             "rho": np.array([[r for f in s.families for r in f.rho] for s in spaces]).reshape(n, n_scalars),
             "multiplicity": _table([[float(f.multiplicity) for f in s.families] for s in spaces]),
@@ -520,8 +517,18 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     ]
 
 
-def _stacked(matrices: list[FloatArray | None]) -> FloatArray:
-    return np.stack([m for m in matrices if m is not None])
+def _statistics(spaces: list[Closure]) -> dict[str, FloatArray | None]:
+    """Return what the core learns from, all factors of S with as many columns: zeros add nothing."""
+    if spaces[0].input_factor is None:
+        return {"target": np.stack([space.target for space in spaces]), "input_factor": None}
+    factors = [space.input_factor for space in spaces if space.input_factor is not None]
+    targets = [space.factor_target for space in spaces if space.factor_target is not None]
+    rank = max(factor.shape[1] for factor in factors)
+
+    def stacked(matrices: list[FloatArray]) -> FloatArray:
+        return np.stack([np.pad(m, ((0, 0), (0, rank - m.shape[1]))) for m in matrices])
+
+    return {"target": stacked(targets), "input_factor": stacked(factors)}
 
 
 def _table(rows: list[list[float]]) -> npt.NDArray[np.float64]:

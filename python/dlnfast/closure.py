@@ -24,7 +24,7 @@ from ._arrays import FloatArray, check_scale, random_generator, scale_of, widths
 from ._dispatch import core
 from .data import distance_from_identity, gram_resolution
 from .implicit import ImplicitWeights
-from .problem import LowRank, Problem, as_dense, check_problem
+from .problem import LowRank, Problem, check_problem
 
 #: Random directions on which a layer is found to be a multiple of an isometry.
 N_PROBES = 8
@@ -229,8 +229,11 @@ class Closure:
         ``A_l^T W_l(0) A_{l-1}``.
     target : ndarray, shape (a_L, a_0)
         ``A_L^T Phi A_0``.
-    input_gram, least_squares : ndarray or None
-        ``A_0^T S A_0`` and ``A_L^T M* A_0``; None where S = I.
+    input_gram : ndarray or None
+        ``A_0^T S A_0``; None where S = I.
+    input_factor, factor_target : ndarray or None
+        F and G with ``F F^T = A_0^T S A_0`` and ``G F^T = A_L^T Phi A_0``, of at most a_0 columns; None where
+        S = I.
     families : tuple of Family
         All of the rest.
     residuals : Residuals or None
@@ -244,7 +247,8 @@ class Closure:
     cores: tuple[FloatArray, ...]
     target: FloatArray
     input_gram: FloatArray | None
-    least_squares: FloatArray | None
+    input_factor: FloatArray | None
+    factor_target: FloatArray | None
     families: tuple[Family, ...]
     residuals: Residuals | None
     assumptions: Assumptions = field(repr=False)
@@ -294,7 +298,7 @@ def closure(
     Parameters
     ----------
     problem : Problem
-        Its target, input_gram and least_squares.
+        Its target and input_gram.
     weights : list of ndarray, or ImplicitWeights
         ``W_1(0), .., W_L(0)``, all float64 or all float32; or their law, of which just what the closure
         needs is revealed.
@@ -447,7 +451,8 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
                 ),
                 target=np.ascontiguousarray(target, dtype=law.dtype),
                 input_gram=None,
-                least_squares=None,
+                input_factor=None,
+                factor_target=None,
                 families=families,
                 residuals=None,
                 assumptions=Assumptions(tuple(checks), dims, widths),
@@ -462,7 +467,8 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
             "what fails above, or draw the layers (implicit=False)",
         )
     )
-    return Closure(dims, (), (), nothing, None, None, (), None, Assumptions(tuple(checks), dims, widths))
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
 
 
 def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> bool:
@@ -670,14 +676,16 @@ class _Rest:
         values = eigen[0]
         rows = self.growth.rows[0].astype(np.float64)
         inside = np.linalg.eigvalsh(multiply(multiply(rows, self._gram()), rows, transpose_b=True))
-        clusters = _gram_clusters(values)
+        clusters = np.array(_gram_clusters(values))
+        middles = clusters.mean(axis=1)
+        # Each of those inside is one of S, to the precision of the rows.
+        taken = np.argmin(np.abs(inside[:, None] - middles), axis=1)
         found = []
-        for low, high in clusters:
-            middle, width = (low + high) / 2, max((high - low) / 2, 1e-9 * float(values[-1]))
-            count = int(np.sum((values >= low) & (values <= high)))
-            count -= int(np.sum(np.abs(inside - middle) <= 2 * width))
+        for i, (low, high) in enumerate(clusters.tolist()):
+            count = int(np.sum((values >= low) & (values <= high)) - np.sum(taken == i))
             if count > 0:
-                found.append((middle, count))
+                counts = middles[i] > gram_resolution(self.problem.dim_in) * values[-1]
+                found.append((float(middles[i]) if counts else 0.0, count))
         if len(found) == 1:
             return [(found[0][0], through)]
         return sorted(found, reverse=True)
@@ -782,30 +790,44 @@ def _closed(problem: Problem, weights: Sequence[FloatArray], bases: list[FloatAr
     image, back = _times_target(problem, first), _times_target(problem, last, transpose=True)
     target, size = last.T @ image, max(float(np.linalg.norm(image)), np.finfo(np.float64).tiny)
     residuals = [_outside(image, last, target) / size, _outside(back, first, first.T @ back) / size]
-    gram = least_squares = None
+    gram = None
     outside_gram = 0.0
     if growth.gram is not None:
         image = multiply(growth.gram, first)
         gram = first.T @ image
         outside_gram = _outside(image, first, gram) / growth.gram_norm
         gram = np.ascontiguousarray((gram + gram.T) / 2)
-        dense = as_dense(problem.least_squares)
-        least_squares = np.ascontiguousarray(last.T @ multiply(dense.astype(first.dtype, copy=False), first))
     found = Residuals(forward, backward, residuals[0], residuals[1], outside_gram)
     dims, widths = growth.dims, tuple(growth.widths)
     checks.append(_check_target(problem, max(dims)))
     checks.append(_check_inclusions(found, growth.tolerance, dims, widths))
+    factor, factor_target = factors_within(problem, first, last)
     return Closure(
         dims=dims,
         bases=tuple(bases),
         cores=tuple(cores),
         target=np.ascontiguousarray(target),
         input_gram=gram,
-        least_squares=least_squares,
+        input_factor=factor,
+        factor_target=factor_target,
         families=rest.families(),
         residuals=found,
         assumptions=Assumptions(tuple(checks), dims, widths),
     )
+
+
+def factors_within(
+    problem: Problem, first: FloatArray, last: FloatArray
+) -> tuple[FloatArray, FloatArray] | tuple[None, None]:
+    """Return what `Closure` calls input_factor and factor_target, of the bases A_0 and A_L."""
+    if problem.input_factor is None or problem.factor_target is None:
+        return None, None
+    factor, target = first.T @ problem.input_factor, last.T @ problem.factor_target
+    if factor.shape[1] > len(factor):
+        # W F - G has the norm of (W F - G) Q, but for what no W removes.
+        frame, triangle = np.linalg.qr(factor.T)
+        factor, target = triangle.T, target @ frame
+    return tuple(np.ascontiguousarray(x, dtype=first.dtype) for x in (factor, target))
 
 
 def _not_closed(
@@ -832,7 +854,8 @@ def _not_closed(
         )
     )
     nothing = np.empty((0, 0), dtype=weights[0].dtype)
-    return Closure(dims, (), (), nothing, None, None, (), None, Assumptions(tuple(checks), dims, widths))
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
 
 
 def _outside(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:

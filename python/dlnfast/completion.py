@@ -897,8 +897,7 @@ class Sensing(Observations):
 
 _NO_STATISTICS: Final[dict[str, Any]] = {
     "target": None,
-    "input_gram": None,
-    "least_squares": None,
+    "input_factor": None,
     "loss_floor": 0.0,
 }
 

@@ -36,6 +36,7 @@ from .closure import (
     Certificate,
     Closure,
     breaks_no_assumption,
+    factors_within,
     find_closure,
     step_flops,
 )
@@ -694,8 +695,10 @@ class _ReducedJob:
 
     def space_arrays(self) -> dict[str, FloatArray]:
         """Return what the core learns from, where it is not among the records anyway."""
-        found = self.space.least_squares
-        return {} if found is None else {"core_least_squares": found}
+        factor, target = self.space.input_factor, self.space.factor_target
+        if factor is None or target is None:
+            return {}
+        return {"core_factor": factor, "core_factor_target": target}
 
     def within(self, arrays: Mapping[str, npt.NDArray[Any]]) -> _ReducedJob:
         """Return the job inside the subspaces that are written: another process finds others, by rounding."""
@@ -703,12 +706,17 @@ class _ReducedJob:
             bases: Sequence[FloatArray] = [arrays[f"basis_{i}"] for i in range(len(self.space.bases))]
         else:  # they follow from a law
             bases = self.space.bases
+        assert isinstance(self.request.problem, Problem)
+        factors = arrays.get("core_factor"), arrays.get("core_factor_target")
+        if factors[0] is None:  # a run that an earlier version began, or one of white inputs
+            factors = factors_within(self.request.problem, bases[0], bases[-1])
         space = replace(
             self.space,
             bases=bases,
             target=arrays["core_target"],
             input_gram=arrays.get("core_gram"),
-            least_squares=arrays.get("core_least_squares"),
+            input_factor=factors[0],
+            factor_target=factors[1],
         )
         return _ReducedJob(self.request, space)
 
@@ -716,9 +724,8 @@ class _ReducedJob:
         space = self.space
         arguments |= self.motion.arguments()
         arguments |= {
-            "target": space.target,
-            "input_gram": space.input_gram,
-            "least_squares": space.least_squares,
+            "target": space.target if space.factor_target is None else space.factor_target,
+            "input_factor": space.input_factor,
             "loss_floor": self.request.problem.loss_floor,
             "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
             "core_records": self.core_records,

@@ -42,9 +42,10 @@ from .trajectory import (
 )
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
-__all__ = ["export", "to_xarray"]
+__all__ = ["export", "to_dataframe", "to_xarray"]
 
 FORMAT_VERSION: Final = 1
 _BLOCK_BYTES: Final = 2**24
@@ -96,7 +97,9 @@ def _beside(arrays: Sequence[Array]) -> Array:
 
 def _offered(run: Trajectory) -> dict[str, _Variable]:
     """Return the variables that a run has, by name."""
-    found = {"loss": _Variable((_LOSS_STEP,), "loss of W(t)", lambda: run.loss)}
+    found: dict[str, _Variable] = {}
+    if len(run.loss) or not run.is_tracked:  # a tracked run may have none: an empty axis would hide all else
+        found["loss"] = _Variable((_LOSS_STEP,), "loss of W(t)", lambda: run.loss)
     if run.rates is not None:
         rates = run.rates
         text = "what the learning rates were multiplied by"
@@ -244,6 +247,49 @@ def to_xarray(run: Trajectory, variables: Sequence[str] | None = None) -> xarray
     coordinates |= {name: entry for name, entry in _fixed(run).items() if entry[0] in used}
     found: xarray.Dataset = library.Dataset(held, coordinates, _attributes(run))
     return found
+
+
+def to_dataframe(run: Trajectory) -> pandas.DataFrame:
+    """Return the records of a run as a pandas.DataFrame: see `Trajectory.to_dataframe`."""
+    library = imported("pandas", "to_dataframe")
+    offered = _offered(run)
+    held = {name: v.read() for name, v in offered.items() if v.dims in (_LAYER, _VALUE)}
+    # Layers with fewer values than others have fewer rows.
+    counts = [1] * run.n_layers
+    if "singular_values" in held:
+        counts = [run.singular_values(layer).shape[1] for layer in range(1, run.n_layers + 1)]
+    layers = np.repeat(np.arange(run.n_layers), counts)
+    indices = np.concatenate([np.arange(count) for count in counts])
+    n, rows = len(run.steps), len(layers)
+
+    def over_rows(per_record: Array) -> Array:
+        return np.repeat(per_record, rows)
+
+    columns: dict[str, Array] = {
+        "step": over_rows(run.steps),
+        "layer": np.tile(layers + 1, n),
+        "layer_name": np.tile(np.array(run.layer_names, dtype=object)[layers], n),
+    }
+    if "singular_values" in held:
+        columns["index"] = np.tile(indices, n)
+    for dim, name in ((_LOSS_STEP, "loss"), (_RATE_STEP, "rates")):
+        if name in offered:
+            columns[name] = over_rows(_at_steps(run.steps, _coordinate(run, dim), offered[name].read()))
+    for name, values in held.items():
+        at = (slice(None), layers, indices) if offered[name].dims == _VALUE else (slice(None), layers)
+        columns[name] = values[at].reshape(-1)
+    found: pandas.DataFrame = library.DataFrame(columns)
+    return found
+
+
+def _at_steps(steps: Array, known: Array, values: Array) -> Array:
+    """Return the values of these steps, NaN where there is none; `known` is ascending."""
+    result = np.full(len(steps), np.nan)
+    places = np.searchsorted(known, steps)
+    there = places < len(known)
+    there[there] = known[places[there]] == steps[there]
+    result[there] = values[places[there]]
+    return result
 
 
 # --------------------------------------------------------------------------------------------------

@@ -213,6 +213,11 @@ class Problem:
         d_x and d_y.
     least_squares : ndarray, shape (d_y, d_x), or LowRank
         M*, the minimiser of the loss with least norm: ``M* S = Phi``. The target itself where S = I.
+    input_factor : ndarray, shape (d_x, q), or None
+        F with ``S = F F^T``, q the rank of S: eigenvectors times the roots of their eigenvalues. None where
+        S = I.
+    factor_target : ndarray, shape (d_y, q), or None
+        G with ``Phi = G F^T``: the loss is ``c/2 ||W F - G||_F^2 + loss_floor``.
     reduction : {"sum", "mean"} or None
         What `loss_scale` stands for, where known.
     n_samples : int or None
@@ -233,7 +238,7 @@ class Problem:
 
     Notes
     -----
-    Eigenvalues of S below ``4 (d_x + 1000) eps`` of the largest count as zero; see
+    Eigenvalues of S below ``4 (d_x + 1000) eps`` of the largest count as zero, in M* and in the loss; see
     `dlnfast.data.gram_resolution`. O(d_x^3) where `input_gram` is given, O(1) otherwise.
 
     Model and statistics as in Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient
@@ -275,6 +280,8 @@ class Problem:
         if output_norm_squared is not None:
             self._output_norm_squared = check_scale(output_norm_squared, "output_norm_squared")
         self._gram_eigen: tuple[FloatArray, FloatArray] | None = None
+        self.input_factor: FloatArray | None = None
+        self.factor_target: FloatArray | None = None
         condition_number = 1.0 if self.input_gram is None else self._solve_least_squares(self.input_gram)
         self._check_output_norm(condition_number)
 
@@ -528,13 +535,16 @@ class Problem:
 
     @cached_property
     def loss_floor(self) -> float:
-        """The loss that no W removes: ``c/2 (||Y||_F^2 - tr(M* Phi^T))``, not negative.
+        """The loss that no W removes: ``c/2 (||Y||_F^2 - ||G||_F^2)`` (``||Phi||_F^2`` where S = I).
 
-        From data or batches it is ``c/2 ||M* X - Y||_F^2``, which does not cancel.
+        From data or batches it is ``c/2 ||M* X - Y||_F^2``, which does not cancel. A difference that rounding
+        of the statistics hides, below ``4 (d_x + 1000) eps`` of ``||Y||_F^2``, counts as 0.
         """
         if self._samples is not None:
             return self._least_loss(self._samples)
-        return self.loss_scale / 2 * max(self.output_norm_squared - self._explained, 0.0)
+        known = self.output_norm_squared
+        rest = known - self._explained
+        return self.loss_scale / 2 * rest if rest > gram_resolution(self.dim_in) * known else 0.0
 
     def _least_loss(self, moments: Moments) -> float:
         fit = as_dense(self.least_squares)
@@ -548,7 +558,7 @@ class Problem:
 
     @np.errstate(over="ignore", invalid="ignore")
     def loss(self, W: npt.ArrayLike) -> float:
-        """Return ``l(W) = c/2 <(W - M*) S, W - M*> + loss_floor``, a sum of squares.
+        """Return ``l(W) = c/2 ||(W - M*) F||_F^2 + loss_floor`` with ``S = F F^T``, a sum of squares.
 
         Parameters
         ----------
@@ -566,21 +576,26 @@ class Problem:
             For another shape.
         ValueError
             For entries that are not finite.
+
+        Notes
+        -----
+        Nothing cancels: the part above `loss_floor` is not negative, and exact to rounding of
+        ``(W - M*) F``, about ``(eps ||W|| ||F||)^2 c`` where the loss is as small as that.
         """
         matrix = as_matrix(W, "W", shape=(self.dim_out, self.dim_in), symbol="end-to-end matrix")
         error = matrix - as_dense(self.least_squares)
-        if self._gram_eigen is not None:
-            eigenvalues, vectors = self._gram_eigen
-            error = (error @ vectors) * np.sqrt(eigenvalues)
+        if self.input_factor is not None:
+            error = error @ self.input_factor
         quadratic = float(np.sum(error * error))
         return self.loss_scale / 2 * quadratic + self.loss_floor if math.isfinite(quadratic) else math.inf
 
     @cached_property
     def _explained(self) -> float:
-        """tr(M* Phi^T), the least ||Y||_F^2 that Phi and S allow."""
+        """tr(M* Phi^T) = ||G||_F^2, the least ||Y||_F^2 that Phi and S allow."""
         if isinstance(self.least_squares, LowRank):
             return float(np.sum(self.least_squares.s**2))
-        return float(np.sum(self.least_squares * as_dense(self.target)))
+        target = as_dense(self.target) if self.factor_target is None else self.factor_target
+        return float(np.sum(target**2))
 
     def _solve_least_squares(self, gram: FloatArray) -> float:
         """Set M* and the eigenvalues and eigenvectors of S; return its condition number on its range."""
@@ -603,6 +618,8 @@ class Problem:
             )
         self.least_squares = solution
         self._gram_eigen = np.maximum(eigenvalues, 0.0), vectors
+        roots = np.sqrt(eigenvalues[keep])
+        self.input_factor, self.factor_target = vectors[:, keep] * roots, coordinates[:, keep] / roots
         return largest / float(eigenvalues[keep][0]) if keep.any() else 1.0
 
     def _check_range(self, coordinates: FloatArray, keep: npt.NDArray[np.bool_], largest: float) -> None:
@@ -728,16 +745,15 @@ class Problem:
         Returns
         -------
         dict
-            Keywords of the core's dense descent: Phi, S and the least-squares solution.
+            Keywords of the core's dense descent: G and F, or Phi where S = I.
         """
-        gram = best = None
-        if self.input_gram is not None:
-            gram = np.ascontiguousarray(self.input_gram, dtype=dtype)
-            best = np.ascontiguousarray(as_dense(self.least_squares), dtype=dtype)
+        target, factor = self.dense_target(dtype), self.input_factor
+        if factor is not None:
+            assert self.factor_target is not None
+            target = self.factor_target
         return {
-            "target": np.ascontiguousarray(self.dense_target(dtype)),
-            "input_gram": gram,
-            "least_squares": best,
+            "target": np.ascontiguousarray(target, dtype=dtype),
+            "input_factor": None if factor is None else np.ascontiguousarray(factor, dtype=dtype),
             "loss_floor": self.loss_floor,
             "observed": None,
             "measurements": None,

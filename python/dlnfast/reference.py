@@ -81,9 +81,10 @@ def loss(
 ) -> float:
     """Return the same loss from S = X X^T, Phi = Y X^T and ||Y||_F^2, without cancellation.
 
-    With the least-squares solution M, M S = Phi, the loss is
-    c/2 <(W_{L:1} - M) S, W_{L:1} - M> + c/2 (||Y||_F^2 - <M, Phi>). Without `output_norm_squared` the
-    second term, which no W removes, is taken as 0; `input_gram` None stands for S = I.
+    With the least-squares solution M, M S = Phi, and F F^T = S, the loss is
+    c/2 ||(W_{L:1} - M) F||_F^2 + c/2 (||Y||_F^2 - <M, Phi>): directions in which S vanishes are in neither M
+    nor F. Without `output_norm_squared` the second term, which no W removes, is taken as 0; `input_gram` None
+    stands for S = I.
 
     Parameters
     ----------
@@ -104,10 +105,10 @@ def loss(
 
     Notes
     -----
-    Cost: O(L d^3). (For S other than the identity a pseudoinverse.)
+    Cost: O(L d^3). (For S other than the identity a pseudoinverse and its eigenvectors.)
     """
     solution = least_squares(target, input_gram)
-    excess = _excess_loss(end_to_end(weights), solution, input_gram, loss_scale)
+    excess = _excess_loss(end_to_end(weights), solution, _input_factor(input_gram), loss_scale)
     return excess + _loss_floor(solution, target, loss_scale, output_norm_squared)
 
 
@@ -132,8 +133,7 @@ def least_squares(target: Array, input_gram: Array | None) -> Array:
     """
     if input_gram is None:
         return target
-    cutoff = len(input_gram) * float(np.finfo(np.float64).eps)
-    return target @ np.linalg.pinv(input_gram, rcond=cutoff, hermitian=True)
+    return target @ np.linalg.pinv(input_gram, rcond=_cutoff(input_gram), hermitian=True)
 
 
 def gradients(
@@ -270,13 +270,13 @@ def train_dense(
     now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
     velocities: list[Array] = [np.zeros_like(weight) for weight in now]
     settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
-    solution = least_squares(target, input_gram)
+    solution, factor = least_squares(target, input_gram), _input_factor(input_gram)
     floor = _loss_floor(solution, target, loss_scale, output_norm_squared)
     for step in range(steps + 1):
         if step > 0:
             slopes = gradients(now, target, input_gram, loss_scale)
             now, velocities = _heavy_ball(now, velocities, slopes, settings)
-        yield _excess_loss(end_to_end(now), solution, input_gram, loss_scale) + floor, now
+        yield _excess_loss(end_to_end(now), solution, factor, loss_scale) + floor, now
 
 
 # Matrices known in part: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for observed entries
@@ -821,11 +821,23 @@ def _squared_norm(matrix: Array) -> float:
     return float(np.sum(matrix**2))
 
 
-def _excess_loss(product: Array, solution: Array, input_gram: Array | None, loss_scale: float) -> float:
-    difference = product - solution
+def _cutoff(input_gram: Array) -> float:
+    """Return the share of the largest eigenvalue of S up to which rounding hides the others."""
+    return len(input_gram) * float(np.finfo(np.float64).eps)
+
+
+def _input_factor(input_gram: Array | None) -> Array | None:
+    """Return F with F F^T = S, as many columns as S has rank."""
     if input_gram is None:
-        return loss_scale / 2 * _squared_norm(difference)
-    return loss_scale / 2 * float(np.sum(difference @ input_gram * difference))
+        return None
+    eigenvalues, vectors = np.linalg.eigh(input_gram)
+    kept = eigenvalues > _cutoff(input_gram) * eigenvalues[-1]
+    return vectors[:, kept] * np.sqrt(eigenvalues[kept])
+
+
+def _excess_loss(product: Array, solution: Array, factor: Array | None, loss_scale: float) -> float:
+    difference = product - solution
+    return loss_scale / 2 * _squared_norm(difference if factor is None else difference @ factor)
 
 
 def _loss_floor(
@@ -833,7 +845,7 @@ def _loss_floor(
 ) -> float:
     if output_norm_squared is None:
         return 0.0
-    return loss_scale / 2 * (output_norm_squared - float(np.sum(solution * target)))
+    return loss_scale / 2 * max(output_norm_squared - float(np.sum(solution * target)), 0.0)
 
 
 def _is_square(weights: Sequence[Array]) -> bool:

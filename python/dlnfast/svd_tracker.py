@@ -20,6 +20,7 @@ from ._arrays import (
     check_flag,
     check_precision,
     check_scale,
+    frobenius_norm,
 )
 from ._dispatch import core
 from ._errors import ShapeError
@@ -168,7 +169,7 @@ class TrackerRecord:
     def stable_rank(self) -> float:
         """``||W||_F^2 / sigma_1^2``; 0 for a matrix of zeros."""
         top = float(np.abs(self.singular_values[:1]).max(initial=0.0))
-        return self.norm**2 / top**2 if top > 0 else 0.0
+        return (self.norm / top) ** 2 if top > 0 else 0.0
 
     def branch(self, number: int) -> float:
         """Return the singular value of one branch; NaN where it is not among the k largest.
@@ -258,7 +259,11 @@ class SVDTracker:
     Algebra Appl. 395, 2005) for values from residuals, Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl.
     13, 1992) for the norm of the rest, Weyl for drift, Wedin for the vectors.
 
-    Memory: about 5 (k + guards) + 300 vectors of the lengths of W's sides; no array of W's size.
+    Memory: about 5 (k + guards) + 300 vectors of the lengths of W's sides; no array of W's size, but for a
+    copy of it where `update_low_rank` adds to one, or where W is decomposed.
+
+    W may be of any size that its precision can hold, subnormal numbers included: an event is computed in
+    units in which W is of size 1, powers of two, which are exact.
 
     Examples
     --------
@@ -308,7 +313,7 @@ class SVDTracker:
         self._dtype: np.dtype[Any] | None = None
         self._last: FloatArray | None = None  # W at the last event, for the factored form
         self._factored = False
-        self._products: _LowRankSum | None = None
+        self._sum: _LowRankSum | None = None
         self.record: TrackerRecord | None = None
         self._before = 0  # events of the tracker that this one goes on from
         self._names: _Names | None = None
@@ -349,7 +354,7 @@ class SVDTracker:
         TypeError
             For another precision than before, or a W that is neither an array nor an operator.
         ValueError
-            If W is not finite.
+            If W is not finite, or ``||W||_F`` is beyond the largest number.
         """
         moved = float("inf") if drift is None else check_scale(drift, "drift")
         if hasattr(W, "matmat") and hasattr(W, "rmatmat"):
@@ -366,13 +371,9 @@ class SVDTracker:
                 raise TypeError("squared_norm is for operators; that of an array is computed")
             matrix = as_matrix(W, "W", finite=False)
             self._begin((matrix.shape[0], matrix.shape[1]), matrix.dtype)
-            try:
-                raw = self._tracker.update(matrix, moved)
-            except ValueError:
-                as_matrix(matrix, "W")  # says where W is not finite, if that is it
-                raise
+            raw = self._update_array(matrix, moved)
             self._last = matrix
-        self._factored, self._products = False, None
+        self._factored, self._sum = False, None
         return self._finish(raw)
 
     def update_low_rank(
@@ -382,9 +383,8 @@ class SVDTracker:
 
         If the W of the last `update` was a scaled isometry (orthonormal columns or rows), it is then followed
         in factored form: O((m + n) (k + a)^2) for frames of a <= 64 vectors, of which b new directions take
-        2 b, without reading W again, and
-        ``k = min(m, n)`` gives all singular values. Otherwise, or where the frames outgrow 64, by products
-        with W and the factors.
+        2 b, without reading W again, and ``k = min(m, n)`` gives all singular values. Otherwise, or where the
+        frames outgrow 64, the update is added to a copy of W, 2 m n b flops, which `update` then takes.
 
         Parameters
         ----------
@@ -407,7 +407,7 @@ class SVDTracker:
         Notes
         -----
         The tracker refers to the array of the last `update`, which must not change meanwhile; `current`
-        returns the W that is meant.
+        returns the W that is meant, and a record is never less exact than `update` of that.
         """
         if self._last is None or self._shape is None or self._dtype is None:
             raise ValueError("update_low_rank needs an earlier update(W) with an array")
@@ -419,23 +419,31 @@ class SVDTracker:
         multiplier, shrink = (
             check_scale(x, name, minimum=-np.inf) for x, name in ((scale, "scale"), (factor, "factor"))
         )
-        if self._products is None:
-            self._products = _LowRankSum(self._last)
+        if self._sum is None:
+            self._sum = _LowRankSum(self._last)
             limit = min(_FRAME_LIMIT, *self._shape)
             _, departure, _ = self._tracker.begin_factored(self._last, limit)
             self._factored = departure <= _ISOMETRY * np.finfo(self._dtype).eps
-        products = self._products
-        products.add(shrink, multiplier, left, right)
+        self._sum.add(shrink, multiplier, left, right)
         if self._factored:
             raw = self._tracker.append(shrink, multiplier, left, right)
             if raw is not None:
                 return self._finish(raw)
             self._factored = False
         before = self.record.norm if self.record is not None else float("inf")
-        moved = abs(multiplier) * float(np.linalg.norm(left) * np.linalg.norm(right))
-        moved += abs(1.0 - shrink) * before
-        raw = self._tracker.update_operator(products.matmat, products.rmatmat, products.squared_norm(), moved)
-        return self._finish(raw)
+        added = abs(multiplier) * frobenius_norm(left) * frobenius_norm(right)
+        # Adding them rounds, too.
+        rounding = 4 * float(np.finfo(self._dtype).eps) * (abs(shrink) * before + added)
+        moved = added + abs(1.0 - shrink) * before + rounding
+        return self._finish(self._update_array(self._sum.collect(), moved))
+
+    def _update_array(self, matrix: FloatArray, moved: float) -> dict[str, Any]:
+        try:
+            raw: dict[str, Any] = self._tracker.update(matrix, moved)
+        except ValueError:
+            as_matrix(matrix, "W")  # says where W is not finite, if that is it
+            raise
+        return raw
 
     def current(self) -> FloatArray:
         """Return W as it is after the events so far, a new array; O(m n (columns of the updates)).
@@ -447,7 +455,7 @@ class SVDTracker:
         """
         if self._last is None:
             raise ValueError("the last update was not with an array")
-        return self._last.copy() if self._products is None else self._products.dense()
+        return self._last.copy() if self._sum is None else self._sum.dense()
 
     # ------------------------------------------------------------------------------ what was found
 
@@ -668,58 +676,51 @@ class _Names:
 
 
 class _LowRankSum:
-    """``f W + sum_i c_i A_i B_i^T`` by its products."""
+    """``f W + sum_i c_i A_i B_i^T``: factors beside a W that is not changed, or collected in a copy of it."""
 
     def __init__(self, base: FloatArray) -> None:
-        self.base = base
-        self.factor = 1.0
-        self.left = np.empty((0, base.shape[0]), dtype=base.dtype)  # rows
-        self.right = np.empty((0, base.shape[1]), dtype=base.dtype)
-        self._base_square: float | None = None
+        self._base = base
+        self._is_copy = False
+        self._factor = 1.0
+        self._clear()
+
+    def _clear(self) -> None:
+        m, n = self._base.shape
+        self._left = np.empty((0, m), dtype=self._base.dtype)  # rows
+        self._right = np.empty((0, n), dtype=self._base.dtype)
 
     def add(self, factor: float, scale: float, left: FloatArray, right: FloatArray) -> None:
-        self.factor *= factor
-        dtype = self.base.dtype.type
-        self.left = np.vstack([dtype(factor) * self.left, dtype(scale) * left])
-        self.right = np.vstack([self.right, right])
-        if len(self.left) > 2 * min(_FRAME_LIMIT, *self.base.shape):
+        self._factor *= factor
+        dtype = self._base.dtype.type
+        self._left = np.vstack([dtype(factor) * self._left, dtype(scale) * left])
+        self._right = np.vstack([self._right, right])
+        if not self._is_copy and len(self._left) > 2 * min(_FRAME_LIMIT, *self._base.shape):
             self._compress()
 
-    def matmat(self, X: FloatArray) -> FloatArray:
-        result = self.base @ X
-        result *= self.base.dtype.type(self.factor)
-        result += self.left.T @ (self.right @ X)
-        return np.asarray(result)
-
-    def rmatmat(self, Y: FloatArray) -> FloatArray:
-        result = self.base.T @ Y
-        result *= self.base.dtype.type(self.factor)
-        result += self.right.T @ (self.left @ Y)
-        return np.asarray(result)
-
     def dense(self) -> FloatArray:
-        return np.asarray(self.base.dtype.type(self.factor) * self.base + self.left.T @ self.right)
+        """Return the sum as a new array."""
+        return np.asarray(self._base.dtype.type(self._factor) * self._base + self._left.T @ self._right)
 
-    def squared_norm(self) -> float:
-        """Return ||.||_F^2, every inner product by thin blocks; one product with W."""
-        if self._base_square is None:
-            self._base_square = float(np.linalg.norm(self.base)) ** 2
-        cross = float(np.sum((self.left @ self.base) * self.right, dtype=np.float64))
-        inner = float(np.sum((self.left @ self.left.T) * (self.right @ self.right.T), dtype=np.float64))
-        base = self.factor * self.factor * self._base_square
-        total = base + 2 * self.factor * cross + inner
-        # What cancelled is not known: the norm is used as a bound from above.
-        largest = base + abs(2 * self.factor * cross) + abs(inner)
-        return max(total, 0.0) + 64 * float(np.finfo(self.base.dtype).eps) * largest
+    def collect(self) -> FloatArray:
+        """Return the sum, in an array that goes on to be the W of later ones."""
+        if not self._is_copy:
+            self._base, self._is_copy = self.dense(), True
+        else:
+            if self._factor != 1.0:
+                self._base *= self._base.dtype.type(self._factor)
+            self._base += self._left.T @ self._right
+        self._factor = 1.0
+        self._clear()
+        return self._base
 
     def _compress(self) -> None:
         """Bring the update to its numerical rank, exactly to rounding."""
-        q_left, r_left = np.linalg.qr(self.left.T)
-        q_right, r_right = np.linalg.qr(self.right.T)
+        q_left, r_left = np.linalg.qr(self._left.T)
+        q_right, r_right = np.linalg.qr(self._right.T)
         u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
         kept = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
-        self.left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
-        self.right = np.ascontiguousarray((q_right @ vt[kept].T).T)
+        self._left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
+        self._right = np.ascontiguousarray((q_right @ vt[kept].T).T)
 
 
 def check_state(state: object, key: str, version: int) -> None:

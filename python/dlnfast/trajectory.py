@@ -39,6 +39,7 @@ from .problem import LowRank, Problem
 from .svd_tracker import COMPLETENESS, TIERS, TrackerRecord
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 FORMAT_VERSION = 1
@@ -544,9 +545,13 @@ class Trajectory:
         values = self.singular_values(layer).astype(np.float64)
         count = values.shape[1] if k is None else check_count(k, "k", maximum=values.shape[1])
         complete = values.shape[1] == min(self.shapes[self._index(layer)])
+        # In units of the largest: squares of values far from 1 may overflow or vanish.
+        unit = np.where(values[:, 0] > 0, values[:, 0], 1.0)
+        values = values / unit[:, None]
         norm = np.linalg.norm(values, axis=1) if complete else self.tracking(layer).get("norm")
         if norm is None or np.isnan(norm).any():
             raise ValueError("the norm of the layer was not recorded: wanted all its singular values")
+        norm = norm if complete else norm / unit
         top = np.linalg.norm(values[:, :count], axis=1)
         share = np.divide(top, norm, out=np.zeros_like(top), where=norm > 0)
         result: npt.NDArray[np.float64] = np.minimum(share, 1.0) ** 2
@@ -900,8 +905,11 @@ class Trajectory:
         if norm is None or not np.isfinite(norm[record]):
             return math.inf
         rounding = len(values) * float(np.finfo(self.singular_values(index + 1).dtype).eps)
-        rest = float(norm[record]) ** 2 - float(np.sum(values**2))
-        return math.sqrt(max(rest - rounding * float(norm[record]) ** 2, 0.0))
+        whole = float(norm[record])
+        if whole == 0.0:
+            return 0.0
+        share = float(np.sum((values / whole) ** 2))
+        return whole * math.sqrt(max(1.0 - share - rounding, 0.0))
 
     def _limit_in_core(self, states: ReducedStates, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         cores = [core[0].astype(np.float64) for core in states.cores]
@@ -1222,6 +1230,32 @@ class Trajectory:
         from .export import to_xarray
 
         return to_xarray(self, variables)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return the records as a pandas.DataFrame, a row for every singular value of every layer and record.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``step``, ``layer`` (from 1), ``layer_name``, ``index`` (of the value, from 0) and those
+            variables of `to_xarray` that belong to a value or to a layer: ``singular_values``,
+            ``singular_value_errors``, angles, branches, what the tracker measured. ``loss`` and ``rates`` are
+            those of the record's step, NaN where none is known; the losses of all steps are in `loss`. A run
+            without singular values has a row for every layer and record.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without pandas.
+
+        Notes
+        -----
+        ``to_xarray().to_dataframe()``, xarray's own, has a row for every combination of all dimensions, so
+        that losses of every step, vectors or weights multiply the rows of all else.
+        """
+        from .export import to_dataframe
+
+        return to_dataframe(self)
 
     # --------------------------------------------------------------------------------------- helpers
 

@@ -36,9 +36,8 @@ struct FamilySpan {
 template <class T>
 struct Batch {
   std::vector<Stack<const T>> cores;  // [l]: C_l(0) of every run, a_l x a_{l-1}
-  Stack<const T> target;              // a_L x a_0
-  Stack<const T> input_gram;          // as in Objective, both or neither
-  Stack<const T> least_squares;
+  Stack<const T> target;              // as in Objective, a_L x r
+  Stack<const T> input_factor;        // a_0 x r, or absent; columns of zeros where ranks differ
   std::vector<FamilySpan> families;
   MatrixRef<const double> rho;                     // scalars at the start, family after family
   MatrixRef<const double> multiplicity, coupling;  // one value per family

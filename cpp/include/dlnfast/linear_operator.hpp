@@ -22,8 +22,8 @@ class LinearOperator {
   // Y = X W for X (k x m): W^T times vectors.
   virtual void apply_transpose(MatrixRef<const T> x, MatrixRef<T> y,
                                const Context& context) const = 0;
-  // ||W||_F^2, NaN where only the products are known.
-  virtual double squared_norm(const Context& /*context*/) const {
+  // ||W||_F, NaN where only the products are known.
+  virtual double norm(const Context& /*context*/) const {
     return std::numeric_limits<double>::quiet_NaN();
   }
 };
@@ -53,6 +53,16 @@ void block_times(MatrixRef<const T> x, MatrixRef<const T> w, MatrixRef<T> y,
 template <class T>
 double squared_norm(MatrixRef<const T> w, const Context& context);
 
+// Whether a sum of squares is exact to rounding: none of them overflowed, or vanished beside it.
+inline bool is_exact_square(double square) {
+  return square >= 1e-280 && square <= std::numeric_limits<double>::max();
+}
+
+// ||W||_F whatever its size, subnormal numbers included; infinite where it overflows or W is not finite. A
+// second pass over W only where the squares are out of range.
+template <class T>
+double norm(MatrixRef<const T> w, const Context& context);
+
 // tr(A^T B), in the same way; one pass over both.
 template <class T>
 double inner_product(MatrixRef<const T> a, MatrixRef<const T> b, const Context& context);
@@ -78,9 +88,7 @@ class MatrixOperator final : public LinearOperator<T> {
                        const Context& context) const override {
     block_times<T>(x, w_, y, context);
   }
-  double squared_norm(const Context& context) const override {
-    return dlnfast::squared_norm<T>(w_, context);
-  }
+  double norm(const Context& context) const override { return dlnfast::norm<T>(w_, context); }
   const MatrixRef<const T>& matrix() const { return w_; }
 
  private:
@@ -91,6 +99,8 @@ extern template NormAndProduct norm_and_product<float>(MatrixRef<const float>,
                                                        MatrixRef<const float>, const Context&);
 extern template NormAndProduct norm_and_product<double>(MatrixRef<const double>,
                                                         MatrixRef<const double>, const Context&);
+extern template double norm<float>(MatrixRef<const float>, const Context&);
+extern template double norm<double>(MatrixRef<const double>, const Context&);
 extern template double squared_norm<float>(MatrixRef<const float>, const Context&);
 extern template double squared_norm<double>(MatrixRef<const double>, const Context&);
 extern template double inner_product<float>(MatrixRef<const float>, MatrixRef<const float>,

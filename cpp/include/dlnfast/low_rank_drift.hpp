@@ -47,7 +47,8 @@ class LowRankDrift {
                MatrixRef<const T> left, MatrixRef<const T> right, const Context& context);
 
   // Puts all updates into the frames and extends these where needed. False, for good, where the frames
-  // would need more than `limit` vectors: then W is known up to `truncated` only.
+  // would need more than `limit` vectors, or W has grown or shrunk beyond what they can hold: then W is
+  // known up to `truncated` only.
   bool flush(const Context& context);
 
   bool closed() const { return closed_; }
@@ -73,6 +74,8 @@ class LowRankDrift {
   void append(double weight, double velocity, MatrixRef<const T> left, MatrixRef<const T> right,
               const Context& context);
   void take(double factor_ww, double factor_wv, double factor_vw, double factor_vv);
+  bool take_in(const Context& context);
+  double size() const;
   bool extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest, const Context& context);
 
   MatrixRef<const T> initial_;

@@ -22,7 +22,7 @@ from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
 from ..trajectory import LayerTracking, tracking_rows
 from ._rule import Rule
-from .operators import DeviceMatrix
+from .operators import DeviceMatrix, frobenius_norm
 
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
@@ -168,7 +168,7 @@ class _Losses:
 
     def __init__(self, n: int, arguments: dict[str, Any], descent: _Descent) -> None:
         self._squares = descent.layers[0].weight.new_empty(n)
-        #: Where step after step puts ``<E, W_{L:1} - M*>``.
+        #: Where step after step puts ``||W_{L:1} F - G||^2``.
         self.squares = self._squares.unbind()
         self._half_scale = 0.5 * arguments["loss_scale"]
         self._floor = arguments["loss_floor"]
@@ -309,11 +309,10 @@ class _Descent:
             for host, rate in zip(weights, rates, strict=True)
         ]
         self._target = torch.tensor(arguments["target"], device=device)
-        #: S and M*, where S is not the identity.
-        self._inputs: tuple[torch.Tensor, torch.Tensor] | None = None
-        if arguments["input_gram"] is not None:
-            gram, solution = arguments["input_gram"], arguments["least_squares"]
-            self._inputs = torch.tensor(gram, device=device), torch.tensor(solution, device=device)
+        #: F, where S = F F^T is not the identity.
+        self._factor: torch.Tensor | None = None
+        if arguments["input_factor"] is not None:
+            self._factor = torch.tensor(arguments["input_factor"], device=device)
         self._states = [
             state for layer in self.layers for state in (layer.weight, layer.velocity) if state is not None
         ]
@@ -344,25 +343,24 @@ class _Descent:
                 self._to_split.append((lower.product, self._error.T, ends[1]))
         else:
             self._product = upper.product.T if upper is not None else self._sides[0].product
-        # W_{L:1} - M*: with S = 1 it is E.
-        self._departure = self._error if self._inputs is None else torch.empty_like(self._error)
-        self._pair = (self._error.view(-1), self._departure.view(-1))
+        # W_{L:1} F - G: with S = 1 it is E.
+        self._residual = self._error if self._factor is None else torch.empty_like(self._target)
+        self._residuals = self._residual.view(-1)
 
     def evaluate(self, square: torch.Tensor) -> None:
-        """Put ``<E, W_{L:1} - M*>`` there, E = W_{L:1} S - Phi; `update` needs E."""
+        """Put ``||W_{L:1} F - G||^2`` there; `update` needs ``E = (W_{L:1} F - G) F^T``."""
         for side in self._sides:
             side.forward()
         if self._join is not None:
             above, below, product = self._join
             torch.mm(above, below, out=product)
-        if self._inputs is None:
+        if self._factor is None:
             torch.sub(self._product, self._target, out=self._error)
         else:
-            gram, solution = self._inputs
-            torch.mm(self._product, gram, out=self._error)
-            self._error.sub_(self._target)
-            torch.sub(self._product, solution, out=self._departure)
-        torch.dot(*self._pair, out=square)
+            torch.mm(self._product, self._factor, out=self._residual)
+            self._residual.sub_(self._target)
+            torch.mm(self._residual, self._factor.T, out=self._error)
+        torch.dot(self._residuals, self._residuals, out=square)
 
     def update(self) -> None:
         """Take one step from the weights of the last `evaluate`."""
@@ -443,7 +441,7 @@ class _TrackedLayer:
         if self.before is None:
             self.before = weight.clone()
             return None
-        moved = float(torch.linalg.vector_norm(self.before.sub_(weight), dtype=torch.float64))
+        moved = frobenius_norm(self.before.sub_(weight))
         self.before.copy_(weight)
         return moved * (1.0 + 1e-6)  # more than rounding can take from it
 

@@ -46,6 +46,17 @@ def to_host(block: torch.Tensor) -> FloatArray:
     return result
 
 
+def frobenius_norm(tensor: torch.Tensor) -> float:
+    """Return the Frobenius norm, summed in float64, of entries of any size that float64 holds."""
+    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    if 1e-140 < norm < np.inf:
+        return norm
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    return largest * float(torch.linalg.vector_norm(tensor.double() / largest))
+
+
 class DeviceMatrix:
     """``W - W_0`` for tensors on any device, by its products (`SVDTracker.update` takes it for a matrix).
 

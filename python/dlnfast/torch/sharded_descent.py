@@ -482,12 +482,10 @@ class _Descent:
         def placed(array: FloatArray) -> torch.Tensor:
             return torch.from_numpy(np.array(array, dtype=request.dtype, order="C")).to(device)
 
-        self._target = placed(_rows_of(problem.target, rows))
-        self._gram: torch.Tensor | None = None
-        self._solution = self._target
-        if problem.input_gram is not None:
-            self._gram = placed(problem.input_gram)
-            self._solution = placed(_rows_of(problem.least_squares, rows))
+        target = problem.target if problem.factor_target is None else problem.factor_target
+        self._target = placed(_rows_of(target, rows))
+        #: F, where S = F F^T is not the identity.
+        self._factor = None if problem.input_factor is None else placed(problem.input_factor)
 
     def evaluate(self) -> float:
         """Return the loss, the same on all processes; `update` goes on from the products."""
@@ -515,11 +513,11 @@ class _Descent:
             product = outer
         else:
             product = inner.T if outer is None else outer @ inner.T
-        error = product if self._gram is None else product @ self._gram
-        self._error = error - self._target
-        departure = self._error if self._gram is None else product - self._solution
-        own = self._counted
-        square = torch.dot(self._error[own].reshape(-1), departure[own].reshape(-1)).double()
+        factor = self._factor
+        residual = (product if factor is None else product @ factor) - self._target
+        self._error = residual if factor is None else residual @ factor.T
+        own = residual[self._counted].reshape(-1)
+        square = torch.dot(own, own).double()
         with np.errstate(over="ignore", invalid="ignore"):
             return float(self._half_scale * np.float64(self._peers.sum_(square)) + self._floor)
 

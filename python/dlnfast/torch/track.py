@@ -519,11 +519,8 @@ class SpectralTracker:
         TypeError, ValueError
             For a loss that is no finite number, and a negative step.
         """
-        value = (
-            float(loss.detach())
-            if isinstance(loss, torch.Tensor)
-            else check_scale(loss, "loss", minimum=-np.inf)
-        )
+        number = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
+        value = check_scale(number, "loss", minimum=-np.inf)
         if step is None and self._monitor.is_stepping and self.step in self._loss:
             return
         self._loss[self.step if step is None else check_count(step, "step", minimum=0)] = value

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""The loss of a problem to its own relative accuracy, on all engines, where S has less than full rank.
+
+With S = F F^T and Phi = G F^T the loss is c/2 ||W F - G||_F^2 plus a floor: a sum of squares, so that it is
+never negative, and what W does outside the range of S does not enter it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import tolerance
+
+import dlnfast as dln
+from dlnfast import Problem, reference
+
+F32, F64 = np.float32, np.float64
+SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13, 24])
+
+
+def few_samples(dim, n_samples, n_outputs, seed=0, orthonormal=False, repeated=False):
+    """Return N < d samples of a linear map, which some W fits exactly."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((dim, n_samples))
+    if orthonormal:
+        X = np.linalg.qr(X)[0]
+    if repeated:
+        X[:, -1] = X[:, 0]
+    return X, rng.standard_normal((n_outputs, dim)) @ X / dim
+
+
+def true_loss(problem, weights, X, Y):
+    """Return the loss of the samples in extended precision, and what double precision cannot see of it."""
+    product = np.eye(len(X), dtype=np.longdouble)
+    size = np.linalg.norm(X)
+    for W in weights:
+        product = W.astype(np.longdouble) @ product
+        size *= np.linalg.norm(W, 2)
+    residual = product @ X.astype(np.longdouble) - Y.astype(np.longdouble)
+    unseen = tolerance(weights[0].dtype, max(len(X), len(Y))) * (size + np.linalg.norm(Y))
+    scale = problem.loss_scale / 2
+    return float(scale * np.sum(residual**2)), float(scale * unseen**2)
+
+
+def assert_loss(run, X, Y, step=-1):
+    problem = run.problem
+    weights = [run.weights(layer, int(run.steps[step])) for layer in range(1, run.n_layers + 1)]
+    true, unseen = true_loss(problem, weights, X, Y)
+    # An eigenvalue of S is known to eps times the largest one.
+    values = problem.gram_eigen[0]
+    kept = values[values > 1e-10 * values[-1]]
+    allowed = tolerance(weights[0].dtype, len(X)) * kept[-1] / kept[0]
+    reported = float(run.loss[np.flatnonzero(run.loss_steps == run.steps[step])[0]])
+    assert abs(reported - true) <= allowed * true + unseen + 2 * math.sqrt(true * unseen)
+    return true
+
+
+def start(dim, n_outputs, dtype=F64, depth=3):
+    return dln.orthogonal([dim] * depth + [n_outputs], scale=0.5, seed=0, dtype=dtype)
+
+
+@pytest.mark.parametrize("engine", ["dense", "torch"])
+@pytest.mark.parametrize("dim", [12, 40])
+def test_down_to_the_last_digits(engine, dim):
+    if engine == "torch":
+        pytest.importorskip("torch", reason="PyTorch is optional")
+    X, Y = few_samples(dim, dim // 3, 3)
+    problem = Problem.from_data(X, Y)
+    options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
+    run = dln.train(problem, start(dim, 3), weights_every=500, **options)
+    losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
+    assert np.all(run.loss >= 0)
+    assert min(losses) < 1e-26  # it was followed as far as that
+    assert min(run.loss) < 1e-26
+
+
+def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
+    for dim, depth in ((5, 1), (5, 2), (30, 2), (34, 2)):
+        X, Y = few_samples(dim, max(dim // 2, 1), 2, seed=dim)
+        problem = Problem.from_data(X, Y)
+        run = dln.train(
+            problem, start(dim, 2, depth=depth), learning_rate="auto", steps=3000, engine="dense",
+            record_every=1000, weights_every=1000, n_threads=1,
+        )  # fmt: skip
+        for step in range(len(run.steps)):
+            assert_loss(run, X, Y, step)
+        assert np.all(run.loss >= 0)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_the_reduced_engine_and_batches_of_it(dtype):
+    """Orthonormal samples, fewer than dimensions: S is a projector, and the subspaces close."""
+    weights = dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype)
+    X, Y = few_samples(40, 2, 40, orthonormal=True)
+    Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
+    problem = Problem.from_data(X, Y, reduction="sum")
+    options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
+    run = dln.train(problem, weights, engine="reduced", **options)
+    batch = dln.train_batch([problem] * 3, [weights] * 3, **options)
+    for found in (run, *batch):
+        assert found.engine == "reduced"
+        assert np.all(found.loss >= 0)
+        for step in range(len(found.steps)):
+            assert_loss(found, X, Y, step)
+    assert run.loss[-1] < (1e-26 if dtype == F64 else 1e-10)
+
+
+def test_ranks_may_differ_within_a_batch():
+    problems, data = [], []
+    for n_samples in (3, 4):
+        X, _ = few_samples(40, n_samples, 1, orthonormal=True)
+        Y = np.outer(
+            np.linalg.qr(np.random.default_rng(1).standard_normal((40, 1)))[0][:, 0], np.ones(n_samples)
+        )
+        data.append((X, Y))
+        problems.append(Problem.from_data(X, Y, reduction="sum"))
+    weights = dln.orthogonal([40] * 4, scale=0.5, seed=0)
+    batch = dln.train_batch(problems, weights, learning_rate=0.05, steps=500, record_every=100)
+    for run, problem, (X, Y) in zip(batch, problems, data, strict=True):
+        alone = dln.train(problem, weights, learning_rate=0.05, steps=500, record_every=100, engine="reduced")
+        np.testing.assert_allclose(run.loss, alone.loss, rtol=1e-10)
+        for step in range(len(run.steps)):
+            assert_loss(run, X, Y, step)
+
+
+@pytest.mark.parametrize("engine", ["dense", "torch"])
+def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
+    if engine == "torch":
+        pytest.importorskip("torch", reason="PyTorch is optional")
+    X, Y = few_samples(24, 7, 3, repeated=True)
+    problem = Problem.from_data(X, Y)
+    options = {
+        "learning_rate": "auto",
+        "engine": engine,
+        "tolerance": 1e-22,
+        "record_every": 1,
+        "n_threads": 1,
+    }
+    run = dln.train(problem, start(24, 3), steps=20_000, weights_every=1, **options)
+    assert run.config["outcome"] == "converged"
+    assert assert_loss(run, X, Y, -1) <= 1.001e-22
+    assert assert_loss(run, X, Y, -2) > 0.999e-22
+
+
+def test_sharded_layers(run_python, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is optional")
+    program = f"""
+import sys
+sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
+import numpy as np, torch, torch.distributed as dist
+import dlnfast as dln
+from dlnfast.torch import RowSharded, train_sharded
+from test_loss import few_samples, start, true_loss
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
+for outputs in (3, 12):
+    X, Y = few_samples(12, 4, outputs)
+    problem = dln.Problem.from_data(X, Y)
+    weights = start(12, outputs)
+    shards = [RowSharded(torch.tensor(w)) for w in weights]
+    run = train_sharded(problem, shards, learning_rate=0.3, steps=4000, singular_values=0)
+    true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
+    print(run.loss[-1], true, unseen, run.loss.min())
+dist.destroy_process_group()
+"""
+    for line in run_python(program).splitlines():
+        reported, true, unseen, least = map(float, line.split())
+        assert least >= 0
+        assert abs(reported - true) <= 1e-9 * true + unseen + 2 * math.sqrt(true * unseen)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dim=SIZES,
+    rank=SIZES,
+    outputs=SIZES,
+    seed=st.integers(0, 2**31),
+    size=st.sampled_from([0.0, 1e-14, 1e-7, 1.0, 1e4]),
+)
+def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, size):
+    rng = np.random.default_rng(seed)
+    directions = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    rank = min(rank, dim)
+    X = directions[:, :rank] * (1.1 + rng.random(rank))
+    Y = rng.standard_normal((outputs, dim)) @ X
+    problem = Problem.from_data(X, Y)
+    W = problem.least_squares + size * rng.standard_normal((outputs, dim - rank)) @ directions[:, rank:].T
+    unseen = tolerance(F64, dim) * (np.linalg.norm(W) + np.linalg.norm(problem.least_squares))
+    # Eigenvectors of S, whose smallest eigenvalue is 1/4 of the largest at least.
+    unseen *= 4 * np.linalg.norm(problem.input_factor)
+    allowed = problem.loss_scale / 2 * unseen**2
+    for found in (
+        problem.loss(W) - problem.loss_floor,
+        reference.loss([W], problem.dense_target(), problem.input_gram, problem.loss_scale),
+    ):
+        assert 0 <= found <= allowed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dim=SIZES,
+    rank=st.integers(0, 24),
+    outputs=SIZES,
+    n_layers=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+    single=st.booleans(),
+    n_threads=st.sampled_from([1, 2, 7]),
+)
+def test_the_kernels_take_a_factor_of_any_rank(
+    core_modules, dim, rank, outputs, n_layers, seed, single, n_threads
+):
+    rng = np.random.default_rng(seed)
+    dtype = F32 if single else F64
+    rank = min(rank, dim)
+    widths = [dim] * n_layers + [outputs]
+    G, *weights = (
+        (rng.standard_normal(shape) / math.sqrt(shape[1] or 1)).astype(dtype)
+        for shape in [(outputs, rank), *zip(widths[1:], widths, strict=False)]
+    )
+    F = np.linalg.qr(rng.standard_normal((dim, rank)))[0] * (0.5 + rng.random(rank))
+    F = np.ascontiguousarray(F, dtype=dtype)
+    values, expected = naive_descent(weights, F, G, steps := 4)
+    for core in core_modules.values():
+        ours = [w.copy() for w in weights]
+        loss = descend(core, ours, F, G, steps, n_threads)
+        # Sizes of F, G and the weights enter through products of all of them.
+        size = (1 + max(values)) * (1 + np.linalg.norm(F)) * max(1, *(np.linalg.norm(w) for w in expected))
+        allowed = tolerance(dtype, max(dim, outputs), steps) * size
+        np.testing.assert_allclose(loss, values, atol=allowed)
+        for found, wanted in zip(ours, expected, strict=True):
+            assert np.linalg.norm(found - wanted) <= allowed
+
+
+def naive_descent(weights, factor, target, steps):
+    """Return the losses and the last weights, by `reference` where S = F F^T determines them."""
+    F, G = factor.astype(F64), target.astype(F64)
+    if F.shape[1] == 0:
+        return [0.0] * (steps + 1), [w.astype(F64) for w in weights]
+    rates = {"learning_rate": [0.05] * len(weights), "weight_decay": [0.0] * len(weights)}
+    norm = float(np.sum(G**2))
+    expected = list(
+        reference.train_dense(
+            weights, G @ F.T, input_gram=F @ F.T, loss_scale=0.5, steps=steps,
+            momentum=[0.0] * len(weights), output_norm_squared=norm, **rates,
+        )
+    )  # fmt: skip
+    return [loss for loss, _ in expected], expected[-1][1]
+
+
+def descend(core, weights, factor, target, steps, n_threads):
+    """Descend with the core's dense engine, in place; return the losses."""
+    n_layers = len(weights)
+    loss = np.zeros(steps + 1)
+    arguments = {
+        "target": target, "input_factor": factor, "loss_scale": 0.5, "loss_floor": 0.0,
+        "learning_rate": [0.05] * n_layers, "weight_decay": [0.0] * n_layers, "momentum": [0.0] * n_layers,
+        "steps": steps, "record_every": steps, "tolerance": -1.0, "n_threads": n_threads, "loss": loss,
+        "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "drain_every": 0,
+        "on_drain": None, "velocity": (), "carry": (), "search": (), "on_record": None, "on_progress": None,
+        "observed": None, "measurements": None, "snapshot_every": 0, "n_values": 0, "values": [],
+        "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [],
+        "snapshots": [], "tracker": dln.svd_tracker.DEFAULTS | {"n_values": 1}, "factored": False,
+        "initial": [],
+    }  # fmt: skip
+    assert core.dense_descent(weights, arguments)[0] == "finished"
+    return loss
+
+
+def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
+    """||Y||^2 - ||G||^2 of data that are fitted exactly is rounding, which no tolerance would ever pass."""
+    X, Y = few_samples(30, 9, 3)
+    for norm in (float(np.sum(Y**2)), float(np.sum(Y**2)) * (1 + 1e-15)):
+        problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=norm)
+        assert problem.loss_floor == 0.0
+        assert problem.loss(problem.least_squares) == 0.0
+    # One that is there stays.
+    assert Problem(Y @ X.T, X @ X.T, output_norm_squared=2 * norm).loss_floor == pytest.approx(norm / 2)
+    batches = [(X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:])]
+    found = Problem.from_batches(batches)
+    # Without the samples: to the precision of the sums, beyond that of float64.
+    assert 0 <= found.loss_floor < 1e-25 * norm
+    run = dln.train(
+        found, start(30, 3), learning_rate="auto", steps=20_000, engine="dense", tolerance=1e-20, n_threads=1
+    )
+    assert run.config["outcome"] == "converged"
+
+
+def test_without_inputs_nothing_is_learned():
+    problem = Problem(np.zeros((2, 5)), np.zeros((5, 5)), output_norm_squared=3.0)
+    assert problem.input_factor.shape == (5, 0)
+    run = dln.train(problem, start(5, 2, depth=2), learning_rate=0.1, steps=3, engine="dense")
+    np.testing.assert_array_equal(run.loss, [1.5] * 4)
+
+
+def test_factors_of_the_statistics():
+    X, Y = few_samples(17, 5, 3)
+    problem = Problem.from_data(X, Y)
+    F, G = problem.input_factor, problem.factor_target
+    assert F.shape == (17, 5)
+    assert G.shape == (3, 5)
+    np.testing.assert_allclose(F @ F.T, problem.input_gram, atol=tolerance(F64, 17) * np.linalg.norm(X) ** 2)
+    np.testing.assert_allclose(
+        G @ F.T, problem.target, atol=tolerance(F64, 17) * np.linalg.norm(Y @ X.T) * 10
+    )
+    white = dln.low_rank_recovery(6, 1)
+    assert white.input_factor is None
+    assert white.factor_target is None
