@@ -164,7 +164,7 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
         return _found_before(model, layers)
-    everything = list(_all_matrices(model))
+    everything = list(every_matrix(model))
     if isinstance(layers, str) and layers == "penultimate":
         plain = [m for m in everything if _by_default(m)]
         if len(plain) < 2:
@@ -283,7 +283,7 @@ def _by_default(matrix: WeightMatrix) -> bool:
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
-def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+def every_matrix(model: nn.Module) -> Iterator[WeightMatrix]:
     """Yield every weight with two axes or more, those that are shared once."""
     everything = [m for path, module in model.named_modules() for m in _matrices_of(path, module)]
     groups: dict[tuple[int, int | None], list[WeightMatrix]] = {}
