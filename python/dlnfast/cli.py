@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _SteadyStream:
-    """A stream of text that goes on where it cannot be written: results matter more than what is said of them.
+    """A stream of text that goes on where it cannot be written: results matter more than text about them.
 
     Parameters
     ----------

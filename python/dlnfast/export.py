@@ -318,9 +318,9 @@ class _ZarrStore:
 class _Sink(io.RawIOBase):
     """A new file for the HDF5 library, to which no write ever fails.
 
-    After a failed write the library cannot close its file, and ends the process when Python ends. So the first
-    error is kept for the caller to raise, and what the library writes after it is held in memory, where it
-    can be read again: a few megabytes of metadata and open chunks, until the file is closed and removed.
+    After a failed write the library cannot close its file, and ends the process when Python ends. So the
+    first error is kept for the caller to raise, and what the library writes after it is held in memory, where
+    it can be read again: a few megabytes of metadata and open chunks, until the file is closed and removed.
     """
 
     def __init__(self, path: Path) -> None:

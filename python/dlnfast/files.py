@@ -60,6 +60,7 @@ ARCHIVE_ERRORS: Final = (
 #: Under this name the metadata hold the digest of all members.
 _DIGEST: Final = "digest"
 _CHECKSUM: Final = "checksum"
+_HAS_CHECKSUM: Final = "has_checksum"
 #: A name that `placing` yields: that of the final place, the process, and a random number.
 _PART = re.compile(r"(?P<name>.+)\.\d+\.[0-9a-f]{8}\.part")
 
@@ -191,9 +192,6 @@ def _target_of(path: Path) -> Path:
 
 
 def _check_writable(target: Path) -> None:
-    limit = _longest_name(target.parent)
-    if len(os.fsencode(target.name)) > limit:
-        raise OSError(errno.ENAMETOOLONG, f"its name is longer than {limit} bytes", str(target))
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", str(target.parent))
     if target.is_file() and not os.access(target, os.W_OK):
@@ -375,8 +373,8 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
                 raise ValueError("an array or a setting in it is not the one that was written")
             return meta, arrays
     raise ValueError(
-        f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is dlnfast "
-        f"{__version__}, which reads formats up to {version}"
+        f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is "
+        f"dlnfast {__version__}, which reads formats up to {version}"
     )
 
 
@@ -578,14 +576,16 @@ def checksum_of(content: Mapping[str, Any]) -> int:
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the checksum of the rest as its last entry.
+    """Return a JSON object with the checksum of the rest as its last entry, and a first one that says so.
+
+    Without the first, a changed name of the last would make the object one that never had a checksum.
 
     Raises
     ------
     TypeError
         For values that JSON does not know.
     """
-    known: dict[str, Any] = json.loads(json.dumps(content))
+    known: dict[str, Any] = json.loads(json.dumps({_HAS_CHECKSUM: True, **content}))
     return known | {_CHECKSUM: checksum_of(known)}
 
 
@@ -597,6 +597,7 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         If the checksum is another. Files of dlnfast 0.1.0 have none in some places.
     """
-    if content.get(_CHECKSUM) not in (None, checksum_of(content)):
+    expected = content.get(_CHECKSUM)
+    if expected != checksum_of(content) and (expected is not None or _HAS_CHECKSUM in content):
         raise ValueError("its checksum is another")
-    return {name: value for name, value in content.items() if name != _CHECKSUM}
+    return {name: value for name, value in content.items() if name not in (_CHECKSUM, _HAS_CHECKSUM)}
