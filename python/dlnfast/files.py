@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,11 +118,16 @@ def naming_damage(path: Path, kind: str) -> Iterator[None]:
 
     Errors of the machine pass as they are: the same file may be read well a moment later.
     """
+    outside = sys.exception()
     try:
         yield
     except Exception as error:  # what damage makes the readers raise is not foreseeable
-        if is_of_the_machine(error):
-            raise
+        # zipfile hides an error of the disk behind one of the content.
+        cause: BaseException | None = error
+        while cause is not None and cause is not outside:
+            if is_of_the_machine(cause):
+                raise cause from None
+            cause = cause.__context__
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
 
