@@ -19,6 +19,7 @@ import secrets
 import shutil
 import stat
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -322,11 +323,16 @@ def naming_damage(path: Path, kind: str) -> Iterator[None]:
 
     Errors of the machine pass as they are: the same file may be read well a moment later.
     """
+    outside = sys.exception()
     try:
         yield
     except Exception as error:  # what damage makes the readers raise is not foreseeable
-        if is_of_the_machine(error):
-            raise
+        # zipfile hides an error of the disk behind one of the content.
+        cause: BaseException | None = error
+        while cause is not None and cause is not outside:
+            if is_of_the_machine(cause):
+                raise cause from None
+            cause = cause.__context__
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
 
@@ -500,10 +506,11 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     length = member.read(width)
     if int.from_bytes(length, "little") > _HEADER_BYTES:
         raise ValueError(f"it has an array whose header takes more than {_HEADER_BYTES} bytes")
-    try:
-        return reader(io.BytesIO(length + member.read(int.from_bytes(length, "little"))))
-    except (MemoryError, RecursionError) as error:  # of Python's parser
-        raise ValueError("it has an array whose header is no dictionary") from error
+    content = io.BytesIO(length + member.read(int.from_bytes(length, "little")))
+    # Python's parser says so of headers that nest too deeply: it is no want of memory.
+    with suppress(MemoryError, RecursionError):
+        return reader(content)
+    raise ValueError("it has an array whose header is no dictionary")
 
 
 def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
