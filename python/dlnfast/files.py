@@ -8,6 +8,7 @@ and the content of an archive is compared with the digest that it was written wi
 from __future__ import annotations
 
 import codecs
+import ctypes
 import errno
 import hashlib
 import io
@@ -235,6 +236,8 @@ def _copy_permissions(target: Path, temporary: Path) -> None:
 
 def _exchange_folders(temporary: Path, target: Path) -> None:
     """Put a folder in the place of another one, which is removed when the new one has its name."""
+    if _exchange_names(temporary, target):  # `placing` removes what has the temporary name now
+        return
     before = _temporary_name(target)
     target.rename(before)
     try:
@@ -243,6 +246,16 @@ def _exchange_folders(temporary: Path, target: Path) -> None:
         before.rename(target)
         raise
     shutil.rmtree(before)
+
+
+def _exchange_names(first: Path, second: Path) -> bool:
+    """Exchange two names in one step, which no crash can interrupt; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def _remove(temporary: Path) -> None:
