@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -61,6 +62,7 @@ ARCHIVE_ERRORS: Final = (
 #: Under this name the metadata hold the digest of all members.
 _DIGEST: Final = "digest"
 _CHECKSUM: Final = "checksum"
+_HAS_CHECKSUM: Final = "has_checksum"
 #: A name that `placing` yields: that of the final place, the process, and a random number.
 _PART = re.compile(r"(?P<name>.+)\.\d+\.[0-9a-f]{8}\.part")
 
@@ -192,9 +194,6 @@ def _target_of(path: Path) -> Path:
 
 
 def _check_writable(target: Path) -> None:
-    limit = _longest_name(target.parent)
-    if len(os.fsencode(target.name)) > limit:
-        raise OSError(errno.ENAMETOOLONG, f"its name is longer than {limit} bytes", str(target))
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", str(target.parent))
     if target.is_file() and not os.access(target, os.W_OK):
@@ -337,11 +336,16 @@ def naming_damage(path: Path, kind: str) -> Iterator[None]:
 
     Errors of the machine pass as they are: the same file may be read well a moment later.
     """
+    outside = sys.exception()
     try:
         yield
     except Exception as error:  # what damage makes the readers raise is not foreseeable
-        if is_of_the_machine(error):
-            raise
+        # zipfile hides an error of the disk behind one of the content.
+        cause: BaseException | None = error
+        while cause is not None and cause is not outside:
+            if is_of_the_machine(cause):
+                raise cause from None
+            cause = cause.__context__
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
 
@@ -388,8 +392,8 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
                 raise ValueError("an array or a setting in it is not the one that was written")
             return meta, arrays
     raise ValueError(
-        f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is dlnfast "
-        f"{__version__}, which reads formats up to {version}"
+        f"{path} has format {meta['format_version']}, written by dlnfast {meta.get('version')}; this is "
+        f"dlnfast {__version__}, which reads formats up to {version}"
     )
 
 
@@ -515,10 +519,11 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     length = member.read(width)
     if int.from_bytes(length, "little") > _HEADER_BYTES:
         raise ValueError(f"it has an array whose header takes more than {_HEADER_BYTES} bytes")
-    try:
-        return reader(io.BytesIO(length + member.read(int.from_bytes(length, "little"))))
-    except (MemoryError, RecursionError) as error:  # of Python's parser
-        raise ValueError("it has an array whose header is no dictionary") from error
+    content = io.BytesIO(length + member.read(int.from_bytes(length, "little")))
+    # Python's parser says so of headers that nest too deeply: it is no want of memory.
+    with suppress(MemoryError, RecursionError):
+        return reader(content)
+    raise ValueError("it has an array whose header is no dictionary")
 
 
 def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
@@ -591,14 +596,16 @@ def checksum_of(content: Mapping[str, Any]) -> int:
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the checksum of the rest as its last entry.
+    """Return a JSON object with the checksum of the rest as its last entry, and a first one that says so.
+
+    Without the first, a changed name of the last would make the object one that never had a checksum.
 
     Raises
     ------
     TypeError
         For values that JSON does not know.
     """
-    known: dict[str, Any] = json.loads(json.dumps(content))
+    known: dict[str, Any] = json.loads(json.dumps({_HAS_CHECKSUM: True, **content}))
     return known | {_CHECKSUM: checksum_of(known)}
 
 
@@ -610,6 +617,7 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         If the checksum is another. Files of dlnfast 0.1.0 have none in some places.
     """
-    if content.get(_CHECKSUM) not in (None, checksum_of(content)):
+    expected = content.get(_CHECKSUM)
+    if expected != checksum_of(content) and (expected is not None or _HAS_CHECKSUM in content):
         raise ValueError("its checksum is another")
-    return {name: value for name, value in content.items() if name != _CHECKSUM}
+    return {name: value for name, value in content.items() if name not in (_CHECKSUM, _HAS_CHECKSUM)}

@@ -224,7 +224,11 @@ class Results:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         # Not splitlines: JSON may hold other characters that end lines.
+        known: set[str] = set()
         for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
+            if line in known:  # a copy, of the file or by hand, tells nothing new
+                continue
+            known.add(line)
             try:
                 self.records.append(_checked_record(without_checksum(parsed_object(line))))
             except (ValueError, TypeError, KeyError) as error:

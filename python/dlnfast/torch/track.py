@@ -23,10 +23,18 @@ from torch import nn
 
 from .. import reference as plain
 from .._arrays import FloatArray, check_count, check_flag, check_scale
+from .._stored import naming_parts
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
-from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
+from ..svd_tracker import (
+    DEFAULTS,
+    SVDTracker,
+    TrackerRecord,
+    check_state,
+    is_decomposed,
+    with_state_checksum,
+)
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._names import match_names
 from ._reading import unreadable
@@ -661,7 +669,7 @@ class SpectralTracker:
             ``torch.load(..., weights_only=True)`` reads it.
         """
         self._take_due()
-        return {
+        state = {
             "version": _STATE_VERSION,
             **self._identity(),
             "step": self.step,
@@ -672,6 +680,7 @@ class SpectralTracker:
             "norms": self._norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
         }
+        return with_state_checksum(state)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same in a tracker that goes on."""
@@ -703,6 +712,11 @@ class SpectralTracker:
             weights than it had, or a newer version wrote it.
         """
         check_state(state, "followed", _STATE_VERSION)
+        with naming_parts("state"):
+            self._take_over(state)
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        """Check a state, and take it over once all of it can be read."""
         self._candidates, candidates = [], self._candidates
         for matrix in candidates:
             if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
@@ -721,20 +735,25 @@ class SpectralTracker:
                     f"layer {matrix.name} has the norm {now:.6g}, but had {then:.6g} when the state was "
                     "taken: load the model's weights first"
                 )
-        if self._start is not None:
-            pairs = zip(self._start, state["start"], strict=True)
-            self._start = [
-                tuple(tensor.to(own[0].device, own[0].dtype) for tensor in kept) for own, kept in pairs
+        start = self._start
+        if start is not None:
+            pairs = zip(start, state["start"], strict=True)
+            start = [tuple(tensor.to(own[0].device, own[0].dtype) for tensor in kept) for own, kept in pairs]
+        step, seconds = int(state["step"]), float(state["seconds"])
+        steps = [int(number) for number in state["steps"]]
+        loss = {int(number): float(value) for number, value in state["loss"].items()}
+        followed = {
+            of: [
+                _Followed.from_state_dict(state["followed"][of][i], 0 if _is_large(matrix) else 1, len(steps))
+                for i, matrix in enumerate(self.matrices)
             ]
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self._steps = [int(step) for step in state["steps"]]
-        self._loss = {int(step): float(value) for step, value in state["loss"].items()}
+            for of in self._followed
+        }
+        self._start, self.step, self.seconds, self._steps, self._loss = start, step, seconds, steps, loss
         self._is_due, self._finished = False, None
         self._monitor.restart()
-        for of, followed in self._followed.items():
-            for i, matrix in enumerate(self.matrices):
-                n_threads = 0 if _is_large(matrix) else 1
-                followed[i] = _Followed.from_state_dict(state["followed"][of][i], n_threads)
+        for of, restored in followed.items():
+            self._followed[of][:] = restored
 
 
 def _check_followed(matrix: WeightMatrix) -> None:
@@ -847,8 +866,11 @@ class _Followed:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int) -> _Followed:
+    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int, n_records: int) -> _Followed:
         pair = state["reference"]
+        for name, rows in state["rows"].items():
+            if len(rows) != n_records:
+                raise ValueError(f"state has {len(rows)} records of {name}; wanted {n_records}")
         return cls(
             SVDTracker.from_state_dict(state["tracker"], n_threads=n_threads),
             rows={name: list(rows.numpy()) for name, rows in state["rows"].items()},
