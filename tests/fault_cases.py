@@ -14,7 +14,6 @@ Afterwards
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
 
 import dlnfast as dln

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -452,6 +455,151 @@ def test_module_fails_when_the_engines_disagree(monkeypatch, capsys):
     monkeypatch.setattr(module, "train", different)
     assert not module.self_check()
     assert "FAILED" in capsys.readouterr().out
+
+
+# Output that nobody reads.
+
+
+def finetuning_results(folder):
+    """Write a specification of fine-tuning and the results of its runs."""
+    (folder / "model").mkdir()
+    sections = {
+        "model": {"path": str(folder / "model")},
+        "task": {"path": str(folder)},
+        "grid": {
+            "methods": ["lora"],
+            "ranks": [4],
+            "examples": [16],
+            "seeds": [0],
+            "learning_rates": [1e-3],
+        },
+        "training": {"steps": 3},
+    }
+    lines = []
+    for name, entries in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items())]
+    (folder / "grid.toml").write_text("\n".join(lines))
+    grid = finetuning.read_grid(folder / "grid.toml")
+    (folder / "out").mkdir()
+    results = finetuning.Results(folder / "out" / "results.jsonl")
+    for run in grid.runs():
+        scores = {"selection": 0.5, "report": 0.25}
+        results._write({"run": run.to_dict(), "about": grid.about(), "scores": scores, "ranks": {"a": 4}})
+
+
+def commands(folder):
+    """Return commands, and the files that each of them writes."""
+    (folder / "a.toml").write_text(RECOVERY)
+    (folder / "sweep.toml").write_text(RECOVERY + '[sweep]\n"weights.seed" = [0, 1]\n')
+    run = dln.train(dln.low_rank_recovery(4, 1), dln.orthogonal([4] * 3), learning_rate=0.1, steps=2)
+    run.save(folder / "run.npz")
+    finetuning_results(folder)
+    out = folder / "out"
+    return {
+        "train": (["train", "a.toml", "--out", "out"], [out / "run.npz", out / "summary.json"]),
+        "sweep": (
+            ["sweep", "sweep.toml", "--out", "out", "--workers", "1", "--table"],
+            [out / "results.csv"],
+        ),
+        "finetune": (
+            ["finetune", "grid.toml", "--out", "out", "--table"],
+            [out / "table.md", out / "summary.json"],
+        ),
+        "figure": (
+            ["figure", "svd-evolution", "--quick", "--out", "out"],
+            [out / "svd-evolution.png", out / "svd-evolution.json"],
+        ),
+        "export": (["export", "run.npz", "out/run.h5"], [out / "run.h5"]),
+        "bench": (
+            ["bench", "--case", "small", "--peers", "numpy", "--quick", "--out", "out/bench.json"],
+            [out / "bench.json"],
+        ),
+    }
+
+
+def without_reader(arguments, folder, stdout):
+    """Run a command whose output goes nowhere, unbuffered as in many containers, and return it."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"}
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from dlnfast.cli import main; sys.exit(main())", *arguments],
+        cwd=folder,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and /dev/full are POSIX's")
+@pytest.mark.parametrize("name", ["train", "sweep", "finetune", "export"])
+def test_results_are_written_though_nobody_reads_the_output(name, tmp_path):
+    if name == "export":
+        pytest.importorskip("h5netcdf", reason="stores are optional")
+    arguments, written = commands(tmp_path)[name]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        finished = without_reader(arguments, tmp_path, writer)
+    finally:
+        os.close(writer)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert all(path.stat().st_size > 0 for path in written)
+    for path in written:
+        path.unlink()
+    with open("/dev/full", "wb") as full:
+        finished = without_reader(arguments, tmp_path, full)
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "dlnfast: the output could not be written: [Errno 28] No space left on device\n"
+    )
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+@pytest.mark.parametrize("name", ["figure", "bench"])
+def test_figures_and_measurements_are_written_first(name, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="figures are optional")
+    arguments, written = commands(tmp_path)[name]
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main(arguments) == 0
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_characters_that_the_output_lacks_are_escaped(recovery, tmp_path, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    folder = tmp_path / "\N{SNOWMAN}"
+    assert main(["train", str(recovery), "--out", str(folder)]) == 0
+    assert (folder / "summary.json").is_file()
+    output.flush()
+    assert b"\\u2603" in output.buffer.getvalue()
+
+
+def test_there_may_be_no_output(recovery, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor was closed
+    assert main(["train", str(recovery), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_a_full_disk_keeps_the_last_files(recovery, tmp_path, monkeypatch):
+    train(recovery, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert main(["train", str(recovery), "--out", str(tmp_path / "out"), "--set", "train.steps=5"]) == 2
+    with pytest.raises(OSError, match="No space left"):
+        cli.write_json(tmp_path / "out" / "summary.json", {})
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_json_has_no_nan(tmp_path):

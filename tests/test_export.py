@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 import tracemalloc
 
@@ -283,6 +285,95 @@ def test_wrong_requests(tmp_path, xarray):
         dln.export(run, tmp_path / "a.zarr", every=0)
     with pytest.raises(TypeError, match="variables is 'loss'; wanted a list of names"):
         run.to_xarray("loss")
+
+
+FULL_DISK = """
+import importlib, json, resource, signal, sys
+from pathlib import Path
+import numpy as np
+import dlnfast as dln
+folder, ending, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+run = dln.load(folder.parent / "run.npz")
+importlib.import_module("dlnfast.export")._CHUNK_BYTES = 2**12
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+try:
+    dln.export(run, folder / f"a.{ending}", overwrite=True)
+    print("written")
+except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Return a folder with the file of a run whose export takes a few hundred kilobytes."""
+    folder = tmp_path_factory.mktemp("recorded")
+    weights = dln.gaussian([24] * 3, 0.5)
+    options = {"learning_rate": 0.3, "steps": 60, "engine": "dense", "vectors": True, "n_threads": 1}
+    dln.train(dln.low_rank_recovery(24, 2), weights, **options).save(folder / "run.npz")
+    return folder
+
+
+@pytest.mark.parametrize("limit", [0, 300, 3_000, 10_000, 40_000, 160_000])
+def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, recorded):
+    resource = pytest.importorskip("resource", reason="limits of processes are POSIX's")
+    del resource
+    ending, opened = store
+    folder = recorded / f"{ending} {limit}"
+    folder.mkdir()
+    path = folder / f"a.{ending}"
+    dln.export(dln.load(recorded / "run.npz"), path, variables=["loss"])
+    # A process of its own: the HDF5 library used to end it.
+    finished = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder), ending, str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    written = finished.stdout == "written\n"
+    assert written or finished.stdout == f"{errno.EFBIG}\n"
+    assert not written or limit >= 40_000
+    assert ("singular_values" in opened(path).data_vars) == written
+    assert "loss" in opened(path).data_vars
+    assert [p.name for p in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5, 20, 60, 150])
+def test_any_write_may_fail(nth, store, recorded, tmp_path, monkeypatch):
+    """Ctrl-C comes while the library writes, too."""
+    ending, opened = store
+    if ending != "h5":
+        pytest.skip("of zarr's files each is written whole")
+    run, path = dln.load(recorded / "run.npz"), tmp_path / "a.h5"
+    dln.export(run, path, variables=["loss"])
+    write, count = module._Sink.write, 0
+
+    class Interrupted:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            nonlocal count
+            count += 1
+            if count >= nth:
+                raise KeyboardInterrupt
+            return self.file.write(data)
+
+    def interrupted(self, data):
+        if not isinstance(self._file, Interrupted):
+            self._file = Interrupted(self._file)
+        return write(self, data)
+
+    monkeypatch.setattr(module._Sink, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dln.export(run, path, overwrite=True)
+    assert set(opened(path).data_vars) == {"loss"}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

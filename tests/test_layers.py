@@ -26,11 +26,10 @@ LAYERS = (
         "_optional",
         "_version",
         "progress",
-        "sections",
         "stopping",
     ),
     ("_arrays", "_dispatch", "_locks", "files"),
-    ("_pairs", "_threads", "checkpoint"),
+    ("_pairs", "_stored", "_threads", "checkpoint", "sections"),
     # Data, problems, weights; what is true of them.
     ("data", "datasets", "initial", "reference"),
     ("statistics", "svd_tracker", "tasks"),
@@ -47,8 +46,8 @@ LAYERS = (
     ("sweep",),
     ("dlnfast",),
     # PyTorch, under the same lens.
-    ("torch._rule", "torch.operators", "torch.full_batch"),
-    ("torch.images", "torch.layers", "torch.sharded"),
+    ("torch._names", "torch._reading", "torch._rule", "torch.operators", "torch.full_batch"),
+    ("torch._weight_use", "torch.images", "torch.layers", "torch.sharded"),
     ("torch.initial", "torch.deep_lora.layers", "torch.updates", "torch.balance", "torch.statistics"),
     ("torch.overparameterize", "torch.models._construction", "torch.deep_lora.files"),
     ("torch.deep_lora.gradient", "torch.descent", "torch.models.deep_linear", "torch.models.mlp"),

@@ -592,6 +592,77 @@ def test_two_processes_may_run_one_sweep(tmp_path):
     assert losses(again) == losses(dln.sweep(place, Inline()))
 
 
+class Least:
+    """An executor with no more than `sweep` asks for."""
+
+    class Future:
+        def __init__(self, answer):
+            self.answer = answer
+
+        def done(self):
+            return True
+
+        def result(self):
+            return self.answer()
+
+    def __init__(self, error=None, after=0):
+        self.error, self.left = error, after
+
+    def submit(self, function, *arguments):
+        self.left -= 1
+        if self.error is None or self.left >= 0:
+            return self.Future(lambda: function(*arguments))
+        return self.Future(self.fail)
+
+    def fail(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
+def test_executors_that_cannot_cancel_are_interrupted_too(error, tmp_path):
+    grid = dln.SweepGrid(BASE, {"weights.seed": range(6)})
+    with pytest.raises(type(error)) as caught:
+        dln.sweep(grid, Least(error, after=1), n_workers=1, directory=tmp_path)
+    assert caught.value is error
+    done = [row for row in caught.value.results if row["outcome"] == "finished"]
+    assert 0 < len(done) < 6
+    assert dln.sweep(grid, Least(), directory=tmp_path).counted() == "6 runs: 6 finished"
+
+
+def test_futures_that_fail_to_cancel_do_not_hide_the_error():
+    class Stubborn(Least):
+        class Future(Least.Future):
+            def cancel(self):
+                raise RuntimeError("too late")
+
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dln.sweep(dln.SweepGrid(BASE, {"weights.seed": range(6)}), Stubborn(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.replace('"final_loss": ', '"final_loss": 1'),
+        lambda held: held.replace('"outcome": "finished"', '"outcome": "converged"'),
+        lambda held: held.replace('"checksum"', '"checksom"'),
+        lambda held: "[1, 2]",
+        lambda held: held[: len(held) // 2],
+        lambda held: "\N{BYTE ORDER MARK}" * 2 + held,
+    ],
+)
+def test_summaries_that_were_changed_are_run_again(change, tmp_path):
+    grid = dln.SweepGrid(BASE, {"weights.seed": [0, 1]})
+    first = dln.sweep(grid, Inline(), directory=tmp_path)
+    path = tmp_path / first.rows[0]["hash"] / "summary.json"
+    path.write_text(change(path.read_text()), encoding="utf-8")
+    again = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert again.usage["started"] == 1
+    assert losses(again) == losses(first)
+    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
+
+
 # The command line.
 
 

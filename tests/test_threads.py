@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -46,6 +48,69 @@ def test_any_number_of_threads_gives_the_same(widths, dtype):
         for layer in range(1, len(widths)):
             difference = np.linalg.norm(run.weights(layer) - runs[0].weights(layer))
             assert difference <= limit * np.linalg.norm(runs[0].weights(layer))
+
+
+PROGRAM = """
+import json
+import numpy as np
+import dlnfast as dln
+from dlnfast._dispatch import core
+problem = dln.low_rank_recovery(150, 3, seed=0)
+weights = dln.orthogonal([150] * 3, scale=0.5, seed=1)
+found = {"threads": core.max_threads()}
+run = dln.train(problem, weights, learning_rate=0.1, steps=5, engine="dense", singular_values=2)
+found["loss"] = run.loss.tolist()
+found["values"] = run.singular_values(1)[-1].tolist()
+found["reduced"] = dln.train(problem, weights, learning_rate=0.1, steps=5).end_to_end().tolist()[0][:3]
+found["gradient"] = float(np.abs(dln.gradients(problem, weights)[0]).sum())
+completion = dln.low_rank_completion(60, 2, 0.5)
+start = dln.gaussian([60] * 3, scale=0.5)
+found["completion"] = dln.train(completion, start, learning_rate=0.1, steps=3).loss.tolist()
+found["tracker"] = dln.SVDTracker(3).update(weights[0] + np.arange(150) / 1000).singular_values.tolist()
+runs = dln.train_batch([problem] * 3, [weights] * 3, learning_rate=0.1, steps=3)
+found["batch"] = [run.loss.tolist() for run in runs]
+print(json.dumps(found))
+"""
+
+
+def computed(**environment):
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return json.loads(finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return computed(OMP_NUM_THREADS="2")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMP_NUM_THREADS": str(2**31)},
+        {"OMP_NUM_THREADS": str(2**32)},
+        {"OMP_NUM_THREADS": "3000000000"},
+        {"OMP_NUM_THREADS": "100000"},
+        {"OMP_NUM_THREADS": "0"},
+        {"OMP_NUM_THREADS": "-4"},
+        {"OMP_NUM_THREADS": "2,4"},
+        {"OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "2"},
+        {"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "true"},
+    ],
+    ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
+)
+def test_whatever_openmp_is_told_the_results_are_the_same(environment, wanted):
+    found = computed(**environment)
+    assert 1 <= found.pop("threads") <= 4096
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    assert np.all(np.array(found["values"]) > 0.1)
 
 
 def test_set_num_threads():

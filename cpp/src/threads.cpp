@@ -23,6 +23,16 @@ int checked(int n) {
   return n;
 }
 
+#ifdef _OPENMP
+// OpenMP's own maximum. libgomp keeps OMP_NUM_THREADS in an unsigned long and returns it as an int:
+// for values beyond 2^31 it is negative, zero or as good as random. Kernels divide their work by the
+// team, so that a team below 1 would do none of it.
+int openmp_threads() {
+  const int n = omp_get_max_threads();
+  return n >= 1 && n <= most_threads ? n : std::clamp(omp_get_num_procs(), 1, most_threads);
+}
+#endif
+
 }  // namespace
 
 bool has_openmp() {
@@ -41,7 +51,7 @@ int max_threads() {
   if (single_threaded) return 1;
 #ifdef _OPENMP
   const int n = default_threads;
-  return n > 0 ? n : omp_get_max_threads();
+  return n > 0 ? n : openmp_threads();
 #else
   return 1;
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "dlnfast/threads.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <memory>
@@ -141,6 +142,47 @@ void team_sizes() {
   CHECK(max_threads() == all);
 }
 
+#ifdef _OPENMP
+// Other libraries of the process set OpenMP's maximum as they like.
+void absurd_maxima() {
+  set_num_threads(0);
+  const int before = omp_get_max_threads();
+  const int processors = std::clamp(omp_get_num_procs(), 1, 4096);
+  for (const int n : {std::numeric_limits<int>::max(), 1 << 20, 4097}) {
+    omp_set_num_threads(n);
+    CHECK(max_threads() == processors);
+    CHECK(team_size(0, 1e300, 1.0) == processors);
+    CHECK(team_size(-3, 1e300, 1.0) == std::min(3, processors));
+  }
+  for (const int n : {0, -1, std::numeric_limits<int>::min()}) {
+    omp_set_num_threads(n);
+    CHECK(max_threads() >= 1 && max_threads() <= 4096);
+    CHECK(team_size(0, 1e300, 1.0) == max_threads());
+  }
+  omp_set_num_threads(4096);
+  CHECK(max_threads() == 4096);
+  omp_set_num_threads(before);
+}
+
+// A region may get a smaller team than it asks for: within another region, or by a limit.
+void smaller_teams() {
+  const Matrix<double> a = random_matrix<double>(150, 130), b = random_matrix<double>(130, 140);
+  Matrix<double> alone(150, 140), inside(150, 140);
+  multiply<double>(1.0, a, Op::none, b, Op::none, 0.0, MatrixRef<double>(alone),
+                   Context{1, nullptr});
+  inside.setZero();
+#pragma omp parallel num_threads(2)
+  {
+#pragma omp single
+    {
+      multiply<double>(1.0, a, Op::none, b, Op::none, 0.0, MatrixRef<double>(inside),
+                       Context{64, nullptr});
+    }
+  }
+  CHECK(inside == alone);
+}
+#endif
+
 struct Trained {
   std::vector<Matrix<double>> weights, cores;
   Matrix<double> values;
@@ -231,6 +273,10 @@ int main() {
   share_covers_everything_once();
   members_see_their_numbers();
   team_sizes();
+#ifdef _OPENMP
+  absurd_maxima();
+  smaller_teams();
+#endif
   hammer();
   forbidden_threads();
   return check::result();

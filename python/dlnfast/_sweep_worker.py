@@ -22,13 +22,21 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from . import runs, spec
-from ._arrays import FloatArray
+from ._arrays import FloatArray, check_choice
 from ._errors import DivergedError, FolderInUseError
 from ._locks import FolderLock
 from .batch import Plan, descend_together
 from .closure import Certificate, Closure
 from .descent import Request, choose_engine, divergence_text, train, with_caution
-from .files import is_of_the_machine, remove_parts, write_text_whole
+from .files import (
+    is_of_the_machine,
+    parsed_object,
+    read_text,
+    remove_parts,
+    with_checksum,
+    without_checksum,
+    write_text_whole,
+)
 from .problem import Problem
 from .trajectory import Trajectory
 
@@ -164,15 +172,29 @@ def ready() -> int:
 def finished(
     directory: str | os.PathLike[str], name: str, *, keep: bool, retry: bool
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that is finished, None for one that has to be run."""
+    """Return the summary of a run that is finished, None for one that has to be run.
+
+    That of a file that is damaged, or was changed, has to be run again.
+    """
     try:
-        summary = json.loads(Path(directory, name, SUMMARY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        summary = _checked_summary(parsed_object(read_text(Path(directory, name, SUMMARY))))
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     done = summary["outcome"] in ("finished", "converged")
     if (retry and not done) or (keep and done and summary["file"] is None):
         return None
-    return dict(summary)
+    return summary
+
+
+def _checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary that `record` wrote, or raise."""
+    summary = without_checksum(found)
+    check_choice(summary["outcome"], "outcome", ("finished", "converged", "diverged", "failed"))
+    for key in ("file", "error", "hash"):
+        if not isinstance(summary[key], (str, type(None))):
+            raise TypeError(f"{key} is {summary[key]!r}; wanted text")
+    row_of(summary)
+    return summary
 
 
 def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajectory | None = None) -> None:
@@ -185,7 +207,7 @@ def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajecto
         write_text_whole(folder / SPEC, _json(item.sections), durable=False)
         if run is not None:
             run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
-        write_text_whole(folder / SUMMARY, _json(summary))
+        write_text_whole(folder / SUMMARY, _json(with_checksum(summary)))
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ import signal
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -37,9 +36,13 @@ from ._version import __version__
 from .files import (
     Arrays,
     DamagedFileError,
+    decoded,
     naming_damage,
+    parsed_object,
     read_whole,
     remove_parts,
+    with_checksum,
+    without_checksum,
     write_text_whole,
     write_whole,
 )
@@ -54,7 +57,6 @@ _RUN, _END = "run.npz", "end.json"
 _OWN: Final = re.compile(
     rf"{re.escape(_RUN)}|{re.escape(_END)}|({_STATE}|{_RECORDS})\d+\.npz|{re.escape(LOCK)}"
 )
-_CHECKSUM: Final = "checksum"
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,7 @@ class RunFolder:
         """Say how the run ended."""
         self._check_owned()
         said = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity, **about}
-        text = json.dumps(said | {_CHECKSUM: _checksum(said)}, indent=1)
-        write_text_whole(self.path / _END, text + "\n")
+        write_text_whole(self.path / _END, json.dumps(with_checksum(said), indent=1) + "\n")
 
     def ending(self) -> dict[str, Any] | None:
         """Return how it ended; None while it has not."""
@@ -247,11 +248,10 @@ class RunFolder:
         except FileNotFoundError:
             return None
         with naming_damage(path, "dlnfast run"):
-            found: dict[str, Any] = json.loads(content)
+            found = parsed_object(decoded(content, "it"))
             newer = found.get("format_version", FORMAT_VERSION) > FORMAT_VERSION  # the first files had none
-            expected = found.pop(_CHECKSUM, None)
-            if not newer and expected not in (None, _checksum(found)):
-                raise ValueError("its checksum is another")
+            if not newer:
+                found = without_checksum(found)
             missing = {"outcome", "step", "layer", "seconds"} - found.keys()
             if not newer and missing:
                 raise ValueError(f"it lacks {sorted(missing)}")
@@ -360,10 +360,6 @@ class RunFolder:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
-
-
-def _checksum(found: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
 
 
 def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:

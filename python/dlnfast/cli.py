@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import platform
 import signal
 import sys
@@ -22,6 +24,7 @@ from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
 from .descent import resume, train
 from .export import export
+from .files import naming_damage, placing, write_text_whole
 from .runs import PACKAGES, environment, version, write_json
 from .sweep import SweepGrid, sweep
 from .trajectory import Trajectory
@@ -39,9 +42,70 @@ _OPTIONAL: Final = ("torch", "threadpoolctl", "pyarrow", "pillow", "xarray", "za
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0; 1 for a run that diverged, or failed in a sweep; 2 for a wrong request, 130 after Ctrl-C,
-    143 after SIGTERM.
+    0; 1 for a run that diverged, or failed in a sweep, and where the output cannot be written, to a full disk
+    for example; 2 for a wrong request, 130 after Ctrl-C, 143 after SIGTERM. A reader of the output that goes
+    away, as ``head`` does, changes nothing: the command does what it was asked to.
     """
+    output, errors = _SteadyStream(sys.stdout), _SteadyStream(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+        try:
+            status = _run(argv)
+        finally:
+            output.finish()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):
+            status = _complain(f"the output could not be written: {output.error}", status or 1)
+        errors.finish()
+    return status
+
+
+class _SteadyStream:
+    """A stream of text that goes on where it cannot be written: results matter more than text about them.
+
+    Parameters
+    ----------
+    stream : TextIO or None
+        None, as Python has it where the descriptor was closed, takes no text.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the stream has."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text as far as that can be done; characters that the encoding lacks are escaped."""
+        if self._stream is not None and self.error is None:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            except OSError as error:
+                self.error = error
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if self._stream is not None and self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self.error = error
+
+    def finish(self) -> None:
+        """Write what is buffered; where that failed, let Python's end find a place for it."""
+        self.flush()
+        if self.error is not None:
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if argv is None and arguments.timed:
@@ -298,7 +362,8 @@ def _figure(arguments: argparse.Namespace) -> int:
         figures.mark_quick(picture, changed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     image, notes = (arguments.out / f"{arguments.name}{ending}" for ending in (".png", ".json"))
-    picture.savefig(image, dpi=150, facecolor="white")
+    with placing(image) as temporary:
+        picture.savefig(temporary, dpi=150, facecolor="white", format="png")
     write_json(
         notes,
         {
@@ -367,16 +432,18 @@ def _train(arguments: argparse.Namespace) -> int:
         if partial is not None:
             # Under another name, so that a run that was completed before stays.
             name = _DIVERGED if isinstance(error, DivergedError) else _INTERRUPTED
-            _write_run(folder, partial, chosen, summary | {"error": str(error) or _INTERRUPTED}, name)
+            said = summary | {"error": str(error) or _INTERRUPTED}
+            print(f"written:  {_write_run(folder, partial, chosen, said, name)}")
         raise
-    _print_run(run)
     accuracies = runs.accuracies(prepared, run)
+    if accuracies:
+        summary["accuracy"] = accuracies
+    written = _write_run(folder, run, chosen, summary)
+    _print_run(run)
     for split, found in accuracies.items():
         label = f"accuracy ({split}):"
         print(f"{label:<18}{found['network']:.4f} (least squares {found['least squares']:.4f})")
-    if accuracies:
-        summary["accuracy"] = accuracies
-    _write_run(folder, run, chosen, summary)
+    print(f"written:  {written}")
     return 0
 
 
@@ -417,12 +484,12 @@ def _print_run(run: Trajectory) -> None:
 
 def _write_run(
     folder: Path, run: Trajectory, chosen: spec.Spec, summary: Mapping[str, Any], ending: str | None = None
-) -> None:
-    """Write the run and its summary; `ending` names the files of a run that ended early."""
+) -> str:
+    """Write the run and its summary, and name them; `ending` names the files of a run that ended early."""
     places = [folder / f"{ending or 'run'}.npz", folder / f"{ending or 'summary'}.json"]
     run.save(places[0], weights=chosen.output["weights"])
     write_json(places[1], {**summary, **runs.summarise(run)})
-    print(f"written:  {places[0]}, {places[1]}")
+    return f"{places[0]}, {places[1]}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -481,8 +548,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     if not rows:
         return _complain(f"{results.path} holds no run of this grid", 1)
     text = finetuning.table(rows)
-    print(text)
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text_whole(folder / "table.md", text + "\n")
     write_json(
         folder / "summary.json",
         {
@@ -492,6 +558,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
             "environment": environment(),
         },
     )
+    print(text)
     print(f"written:  {results.path}, {folder / 'table.md'}, {folder / 'summary.json'}")
     return 0
 
@@ -517,7 +584,9 @@ def _bench(arguments: argparse.Namespace) -> int:
                 "--read measures nothing; wanted no --case, --quick, --repeats or --out beside it"
             )
         results = cases.read_results(arguments.read)
-        print(tables.markdown(results))
+        with naming_damage(arguments.read, "dlnfast bench"):
+            text = tables.markdown(results)
+        print(text)
         return 0
     repeats = 2 if arguments.quick else 5
     if arguments.repeats is not None:

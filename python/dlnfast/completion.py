@@ -24,6 +24,7 @@ from ._arrays import (
 )
 from ._dispatch import core
 from ._errors import ShapeError
+from ._stored import check_array
 from .factors import (
     DenseMap,
     LinearMap,
@@ -466,8 +467,17 @@ class Completion(Observations):
         Returns
         -------
         Completion
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit each other.
         """
-        rows = np.repeat(np.arange(shape[0]), np.diff(arrays["observed_start"]))
+        start, index = arrays["observed_start"], arrays["observed_index"]
+        check_array(start, "observed_start", (shape[0] + 1,), "i")
+        if start[0] != 0 or start[-1] != len(index) or np.any(np.diff(start) < 0):
+            raise ValueError(f"observed_start does not rise from 0 to {len(index)}")
+        rows = np.repeat(np.arange(shape[0]), np.diff(start))
         return cls(rows, arrays["observed_index"], arrays["observed_values"], shape, **options)
 
     # ------------------------------------------------------------------------------------------- loss

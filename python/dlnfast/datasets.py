@@ -8,11 +8,10 @@ import io
 import math
 import os
 import pickle
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from ._arrays import (
     check_path,
 )
 from ._optional import imported
+from .files import ARCHIVE_ERRORS, max_content, read_arrays
 
 ImageArray = npt.NDArray[np.uint8]
 
@@ -34,6 +34,9 @@ ImageArray = npt.NDArray[np.uint8]
 
 _FASHION_SHAPE: Final = (28, 28)
 _N_CLASSES: Final = 10
+#: Images of these data sets have 28 x 28 or 32 x 32 pixels.
+_MOST_PIXELS: Final = 2**16
+_BLOCK_BYTES: Final = 2**20
 _NPZ_NAME: Final = "fashion_mnist_full.npz"
 _IDX_FOLDERS: Final = ("FashionMNIST/raw", "raw", ".")
 _PARQUET_FOLDERS: Final = (".", "fashion_mnist", "data")
@@ -172,38 +175,49 @@ def _plain_or_gzip(path: Path) -> Path | None:
 
 def _read_npz(path: Path, *keys: str) -> tuple[npt.NDArray[Any], ...]:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return tuple(arrays[key] for key in keys)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        arrays = read_arrays(path, keys)
+    except ARCHIVE_ERRORS as error:
         listed = f"{', '.join(keys[:-1])} and {keys[-1]}"
         raise ValueError(f"{path} cannot be read as an .npz file with {listed}: {error}") from error
+    return tuple(arrays[key] for key in keys)
 
 
 def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: magic number, big-endian sizes, values."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return _read_idx_values(stream, path, n_axes)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _read_idx_values(stream: IO[bytes], path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
     header = 4 + 4 * n_axes
-    if len(content) < header:
-        raise ValueError(f"{path} is truncated: {len(content)} bytes, shorter than its header of {header}")
+    start = stream.read(header)
+    if len(start) < header:
+        raise ValueError(f"{path} is truncated: {len(start)} bytes, shorter than its header of {header}")
     magic = bytes((0, 0, 8, n_axes))
-    if content[:4] != magic:
+    if start[:4] != magic:
         raise ValueError(
             f"{path} is not an IDX file of unsigned bytes with {n_axes} axes: it starts with "
-            f"0x{content[:4].hex()}; wanted 0x{magic.hex()}"
+            f"0x{start[:4].hex()}; wanted 0x{magic.hex()}"
         )
-    sizes = [int(n) for n in np.frombuffer(content, dtype=">u4", count=n_axes, offset=4)]
-    wanted, got = math.prod(sizes), len(content) - header
+    sizes = [int(n) for n in np.frombuffer(start, dtype=">u4", offset=4)]
+    wanted = math.prod(sizes)
+    # Of more values than memory is taken for, none are kept.
+    most = min(wanted, max_content(path.stat().st_size))
+    content = stream.read(most)
+    got = len(content)
+    while part := stream.read(_BLOCK_BYTES):
+        got += len(part)
     if got != wanted:
         raise ValueError(
             f"{path} is {'truncated' if got < wanted else 'too long'}: {got} bytes of values; its header "
             f"says {' x '.join(map(str, sizes))} = {wanted}"
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes)
+    if most < wanted:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, too few for {wanted} values")
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
 
 
 def _find_parquet(root: Path, folders: Sequence[str], split: str) -> list[Path]:
@@ -240,7 +254,10 @@ def _decode_images(encoded: Sequence[bytes], source: Path) -> npt.NDArray[Any]:
     images: list[npt.NDArray[Any]] = []
     for number, content in enumerate(encoded):
         try:
-            images.append(np.asarray(pillow.open(io.BytesIO(content))))
+            image = pillow.open(io.BytesIO(content))
+            if image.width * image.height > _MOST_PIXELS:  # which is known before it is decoded
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            images.append(np.asarray(image))
         except Exception as error:  # whatever a decoder makes of damaged bytes
             raise ValueError(f"{source}: image {number} cannot be decoded: {error}") from error
         if images[-1].shape != images[0].shape:
@@ -526,7 +543,10 @@ _MOVIELENS_FILES: Final = (
     ("ratings.dat", "::", (".", "ml-1m", "ml-10M100K")),
 )
 #: Characters read at a time, so that the text of 25 million ratings is never held at once.
-_TEXT_BYTES: Final = 2**25
+_TEXT_BYTES: Final = 2**22
+
+
+_LONGEST_LINE: Final = 2**16
 
 
 class Ratings(NamedTuple):
@@ -638,13 +658,13 @@ def _read_ratings(path: Path, separator: str) -> Ratings:
     """Read lines of user, item, rating and, mostly, a time."""
     columns: list[list[npt.NDArray[np.float64]]] = [[], [], []]
     line = 1
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
         if separator == ",":
-            header = stream.readline().strip().lstrip("\ufeff")
+            header = stream.readline(_LONGEST_LINE).strip()
             if not header.startswith(_CSV_HEADER):
                 raise ValueError(f"{path} starts with {header[:60]!r}; wanted {_CSV_HEADER},timestamp")
             line = 2
-        while lines := stream.readlines(_TEXT_BYTES):
+        while lines := _some_lines(stream, path):
             for column, part in zip(columns, _numbers_of(lines, separator, path, line), strict=True):
                 column.append(part)
             line += len(lines)
@@ -658,6 +678,18 @@ def _read_ratings(path: Path, separator: str) -> Ratings:
     user_ids, user = np.unique(users.astype(np.int64), return_inverse=True)
     item_ids, item = np.unique(items.astype(np.int64), return_inverse=True)
     return Ratings(user.astype(np.int64), item.astype(np.int64), stars, user_ids, item_ids)
+
+
+def _some_lines(stream: IO[str], path: Path) -> list[str]:
+    """Return the next lines, of about `_TEXT_BYTES` in all."""
+    lines: list[str] = []
+    count = 0
+    while count < _TEXT_BYTES and (line := stream.readline(_LONGEST_LINE)):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters")
+        lines.append(line)
+        count += len(line)
+    return lines
 
 
 def _numbers_of(

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -298,17 +299,123 @@ class _ZarrStore:
         array[:] = values
 
     def close(self) -> None:
+        self._wait()
         # xarray looks for it; who does not know it reads the group without.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             self._library.consolidate_metadata(self._path)
+
+    def _wait(self) -> None:
+        """Wait for chunks under way: after an error zarr leaves the others to its own thread."""
+
+        async def wait() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self._library.core.sync.sync(wait())
+
+
+class _Sink(io.RawIOBase):
+    """A new file for the HDF5 library, to which no write ever fails.
+
+    After a failed write the library cannot close its file, and ends the process when Python ends. So the
+    first error is kept for the caller to raise, and what the library writes after it is held in memory, where
+    it can be read again: a few megabytes of metadata and open chunks, until the file is closed and removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+        self._file = path.open("w+b", buffering=0)
+        self._position = self._size = 0
+        self._held: list[tuple[int, bytes]] = []
+
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Return whether an action on the file succeeded; none is tried after the first that did not."""
+        if self.error is None:
+            try:
+                action()
+            except BaseException as error:  # Ctrl-C too: the library calls from C
+                self.error = error
+        return self.error is None
+
+    def check(self) -> None:
+        """Raise the first error."""
+        if self.error is not None:
+            raise self.error
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._position if size is None else size
+        self._attempt(lambda: self._file.truncate(self._size))
+        return self._size
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+
+        def write() -> None:
+            self._file.seek(self._position)
+            done = 0
+            while done < len(view):
+                done += self._file.write(view[done:])
+
+        if not self._attempt(write):
+            self._held.append((self._position, bytes(view)))
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(min(len(view), self._size - self._position), 0)
+        begin, end = self._position, self._position + count
+        view[:count] = self._content(begin, count)
+        for place, part in self._held:
+            first, last = max(place, begin), min(place + len(part), end)
+            if first < last:
+                view[first - begin : last - begin] = part[first - place : last - place]
+        self._position = end
+        return count
+
+    def _content(self, begin: int, count: int) -> bytes:
+        try:
+            self._file.seek(begin)
+            content = self._file.read(count) or b""
+        except BaseException as error:
+            self.error = self.error or error
+            content = b""
+        return content.ljust(count, b"\0")
+
+    def close(self) -> None:
+        """Close the file; it is on the disk if there was no error."""
+        if not self.closed:
+            self._attempt(lambda: os.fsync(self._file.fileno()))
+            self._file.close()
+        super().close()
 
 
 class _HDF5Store:
     """An HDF5 file with named dimensions, as netCDF 4 has them."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self._file = imported("h5netcdf", "exporting to HDF5", "hdf5").File(path, "w")
+        library = imported("h5netcdf", "exporting to HDF5", "hdf5")
+        self._sink = _Sink(path)
+        self._file = library.File(self._sink, "w")
         self._file.attrs.update(attributes)
         self._lengths: dict[str, int] = {}
 
@@ -320,6 +427,7 @@ class _HDF5Store:
         )
         made.attrs.update(variable.attributes)
         self._lengths[name] = 0
+        self._sink.check()
 
     def append(self, name: str, values: Array) -> None:
         array = self._file.variables[name]
@@ -329,15 +437,21 @@ class _HDF5Store:
         if len(self._file.dimensions[dim]) < end:
             self._file.resize_dimension(dim, end)
         array[begin:end] = values
+        self._sink.check()
 
     def fix(self, name: str, dim: str, values: Array) -> None:
         self._file.dimensions.setdefault(dim, len(values))
         text = values.dtype.kind == "U"
         dtype = imported("h5py", "exporting to HDF5", "hdf5").string_dtype() if text else values.dtype
         self._file.create_variable(name, (dim,), dtype)[:] = values.astype(object) if text else values
+        self._sink.check()
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            self._sink.close()
+        self._sink.check()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -425,11 +539,8 @@ def export(
     _check_room(place, check_flag(overwrite, "overwrite"))
     run, parts = _opened(source)
     about = _attributes(run) | {"coordinates": " ".join(name for name in _fixed(run) if name != "layer")}
-    with placing(place) as temporary:
-        with closing(store(temporary, about)) as opened:
-            _write(opened, run, thinned(parts, interval), variables)
-        if place.is_dir():
-            shutil.rmtree(place)
+    with placing(place, durable=True) as temporary, closing(store(temporary, about)) as opened:
+        _write(opened, run, thinned(parts, interval), variables)
 
 
 def _check_room(place: Path, overwrite: bool) -> None:

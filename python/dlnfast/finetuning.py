@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ._arrays import check_choice, check_count, check_scale
 from ._errors import DivergedError
 from ._locks import FolderLock
+from .files import decoded, parsed_object, with_checksum, without_checksum
 from .sections import (
     Key,
     SpecError,
@@ -205,8 +207,13 @@ class Results:
     Parameters
     ----------
     path : path
-        The file; what it holds already is read. A last line that was cut off is ignored, and removed by the
-        next line that is added.
+        The file; what it holds already is read. A last line that was cut off is not, and goes when the next
+        one is written.
+
+    Raises
+    ------
+    ValueError
+        If a line is damaged, or is not what `append` wrote.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -221,11 +228,16 @@ class Results:
         except FileNotFoundError:
             return
         whole = content[: content.rfind(b"\n") + 1]
+        # Not splitlines: JSON may hold other characters that end lines.
         records = []
-        for number_, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        known: set[str] = set()
+        for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
+            if line in known:  # a copy, of the file or by hand, tells nothing new
+                continue
+            known.add(line)
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                records.append(_checked_record(without_checksum(parsed_object(line))))
+            except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
         self.records = records
 
@@ -263,7 +275,7 @@ class Results:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
+        line = json.dumps(with_checksum(record)).encode() + b"\n"
         # Without a buffer: what one holds after an error would be written when the file is closed.
         with self.path.open("a+b", buffering=0) as file:
             file.seek(0)
@@ -278,6 +290,24 @@ class Results:
                     file.truncate(end)
                 raise
         self.records.append(record)
+
+
+def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of results, or raise where it lacks what a grid's table needs."""
+    if "about" not in record:  # of no grid
+        return record
+    run = record["run"]
+    check_choice(run["method"], "run.method", METHODS)
+    for name in ("rank", "n_examples", "seed"):
+        check_count(run[name], f"run.{name}", minimum=0)
+    check_scale(run["learning_rate"], "run.learning_rate")
+    if "diverged" not in record:
+        for part in PARTS:
+            if not is_number(record["scores"].get(part, 0.0)):
+                raise ValueError(f"scores.{part} is {record['scores'][part]!r}; wanted a number")
+        for layer, rank in record["ranks"].items():
+            check_count(rank, f"ranks.{layer}", minimum=0)
+    return record
 
 
 def run_grid(

@@ -22,6 +22,7 @@ import numpy as np
 from . import spec
 from ._arrays import FloatArray
 from ._threads import build_info
+from .files import write_text_whole
 from .problem import Problem, as_dense
 from .spec import Samples, Spec
 from .trajectory import Trajectory
@@ -124,8 +125,8 @@ def version(package: str) -> str | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain JSON; NaN and infinity, which JSON does not have, become null."""
-    path.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write plain JSON, whole; NaN and infinity, which JSON does not have, become null."""
+    write_text_whole(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:

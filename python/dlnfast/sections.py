@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import read_text
+
 __all__ = [
     "Key",
     "SpecError",
@@ -117,8 +119,10 @@ def read_toml(
     """
     place = Path(path)
     try:
-        raw = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = tomllib.loads(read_text(place))
+    except RecursionError:
+        raise SpecError(f"{place} is not a TOML file: it is nested too deeply") from None
+    except ValueError as error:  # not TOML, not UTF-8, an integer of more digits than Python reads
         raise SpecError(f"{place} is not a TOML file: {error}") from None
     for entry in paths:
         section, _, key = entry.partition(".")
@@ -178,7 +182,7 @@ def _apply(change: str, raw: dict[str, Any]) -> None:
         raise SpecError(f"--set has {change!r}; wanted section.key=value")
     try:
         value = tomllib.loads(f"value = {text.strip()}\n")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = raw.setdefault(section, {})
     if not isinstance(table, dict):

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import glob
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from . import data, initial
 from ._arrays import FloatArray
 from .datasets import load_fashion_mnist
+from .files import ARCHIVE_ERRORS, read_arrays
 from .problem import REDUCTIONS, Problem, classification, low_rank_recovery
 from .sections import (
     Key,
@@ -302,21 +302,22 @@ def _npz_shards(settings: Mapping[str, Any]) -> Problem:
 
 def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
     """Return arrays of an .npz file; `names` says for each key of [problem] what its array is called."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
+    place = Path(path)
+    with place.open("rb") as stream:
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise SpecError(f"problem.path is {path}, a single array; wanted an .npz archive")
-        with file:
-            for key, name in names.items():
-                if name not in file.files:
-                    raise SpecError(
-                        f"problem.{key} is {name!r}, which is not in {path}; wanted {listed(file.files)}"
-                    )
-            return {key: file[name] for key, name in names.items()}
-    except SpecError:
-        raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    try:
+        # Arrays of the user's own may be compressed as far as they can be.
+        arrays = read_arrays(place, list(dict.fromkeys(names.values())), bounded=False)
+    except KeyError as error:
+        missing, there = error.args
+        key = next(key for key, name in names.items() if name == missing)
+        raise SpecError(
+            f"problem.{key} is {missing!r}, which is not in {path}; wanted {listed(there)}"
+        ) from None
+    except ARCHIVE_ERRORS as error:
         raise SpecError(f"problem.path is {path}, not a readable .npz file: {error}") from None
+    return {key: arrays[name] for key, name in names.items()}
 
 
 def _labels(outputs: npt.NDArray[Any], layout: str) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
@@ -18,10 +19,12 @@ from ._arrays import (
     check_choice,
     check_count,
     check_flag,
+    check_precision,
     check_scale,
 )
 from ._dispatch import core
 from ._errors import ShapeError
+from ._stored import check_array, naming_parts
 from ._threads import MAX_THREADS
 
 #: What the numbers stand for that the core gives as tier and completeness.
@@ -537,7 +540,7 @@ class SVDTracker:
         """
         if self.record is None or self._shape is None or self._dtype is None:
             raise ValueError("state_dict needs an earlier event")
-        return {
+        state = {
             "version": _STATE_VERSION,
             "settings": dict(self._settings),
             "n_threads": self._n_threads,
@@ -550,6 +553,7 @@ class SVDTracker:
             "left": np.array(self.left_vectors),
             "right": np.array(self.right_vectors),
         }
+        return with_state_checksum(state)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], *, n_threads: int | None = None) -> SVDTracker:
@@ -571,12 +575,27 @@ class SVDTracker:
         Raises
         ------
         TypeError, ValueError
-            If it is no such state, or a newer version wrote it.
+            If it is no such state, was changed, or a newer version wrote it.
         """
         check_state(state, "right", _STATE_VERSION)
-        threads = state["n_threads"] if n_threads is None else n_threads
-        tracker = cls(int(state["settings"]["n_values"]), n_threads=threads)
-        tracker._settings = dict(state["settings"])
+        with naming_parts("state"):
+            _check_parts(state)
+            settings = dict(state["settings"])
+            tracker = cls(
+                settings["n_values"],
+                mode=settings["mode"],
+                tolerance=settings["tolerance"],
+                signed=settings["signed_values"],
+                guards=settings["n_guards"],
+                refresh_every=settings["refresh_every"] or None,
+                failure=settings["failure"],
+                cluster_tolerance=settings["cluster_tolerance"],
+                max_sweeps=settings["max_sweeps"],
+                seed=settings["seed"],
+                n_threads=state["n_threads"] if n_threads is None else n_threads,
+            )
+            if settings != tracker._settings:
+                raise ValueError(f"state['settings'] is {settings}; wanted {sorted(tracker._settings)}")
         rows, columns = state["shape"]
         tracker._begin((int(rows), int(columns)), np.dtype(state["dtype"]))
         tracker._tracker.seed(np.ascontiguousarray(np.asarray(state["right"], dtype=tracker._dtype).T))
@@ -720,14 +739,63 @@ class _LowRankSum:
         self.right = np.ascontiguousarray((q_right @ vt[kept].T).T)
 
 
+def _check_parts(state: Mapping[str, Any]) -> None:
+    """Raise unless the parts of a tracker's state fit each other."""
+    rows, columns = (check_count(n, "state['shape']") for n in state["shape"])
+    dtype = check_precision(state["dtype"], "state['dtype']")
+    arrays = {name: np.asarray(state[name]) for name in ("values", "branches", "left", "right")}
+    k = arrays["values"].size
+    check_array(arrays["values"], "state['values']", (k,))
+    check_array(arrays["branches"], "state['branches']", (k,), "i")
+    for name, size in (("left", rows), ("right", columns)):
+        check_array(arrays[name], f"state[{name!r}]", (size, k), dtype=dtype)
+    check_count(state["events"], "state['events']", minimum=0)
+    last = int(arrays["branches"].max(initial=-1))
+    check_count(state["next_branch"], "state['next_branch']", minimum=last + 1)
+
+
+def with_state_checksum(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with a checksum of everything in it, for `check_state`."""
+    return state | {"checksum": _state_checksum(state)}
+
+
+def _state_checksum(state: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            digest.update(f"mapping of {len(value)}".encode())
+            for key in sorted(value, key=str):
+                digest.update(f"{key}:".encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"list of {len(value)}".encode())
+            for item in value:
+                add(item)
+        elif hasattr(value, "detach"):  # a tensor counts as the array that it may be loaded as
+            tensor = value.detach().cpu()
+            add((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(repr(value).encode())
+
+    add({name: value for name, value in state.items() if name != "checksum"})
+    return digest.hexdigest()
+
+
 def check_state(state: object, key: str, version: int) -> None:
     """Raise if this is not what `state_dict` returned, with such a key, or of a newer version."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
     if "version" not in state or key not in state:
         raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-    if state["version"] > version:
+    if check_count(state["version"], "state['version']") > version:
         raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")
+    # States of dlnfast 0.1.0 have no checksum.
+    if "checksum" in state and state["checksum"] != _state_checksum(state):
+        raise ValueError("state is not what state_dict returned: its checksum is another")
 
 
 def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Callable[[FloatArray], Any]:

@@ -741,11 +741,15 @@ class _Sweep:
     def _give_up(self) -> None:
         """Take back what has not begun, and keep what ends yet."""
         for future in self.flying:
-            future.cancel()
+            cancel = getattr(future, "cancel", None)  # an executor need not have it
+            # The error that ended the sweep is the one to be raised, whatever the executor does now.
+            with contextlib.suppress(Exception):
+                if callable(cancel):
+                    cancel()
         if self.local is not None:
             self.local.close()
         for future in list(self.flying):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 if future.done():
                     self._collect(future)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -169,23 +169,22 @@ def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask
     first: list[str] = []
     second: list[str] = []
     targets: list[float] = []
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        header = next(rows, []) if isinstance(layout.first, str) else []
-        header = [field.lstrip("\ufeff") for field in header]
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = _numbered_rows(stream, path)
+        header = next(rows, (1, []))[1] if isinstance(layout.first, str) else []
         places = [
             None if column is None else _place(column, header, path)
             for column in (layout.first, layout.second, layout.target)
         ]
         of_split = None if split is None else _place("split", header, path)
-        for row in rows:
-            if of_split is not None and row[of_split] != split:
-                continue
+        for number, row in rows:
             try:
+                if of_split is not None and row[of_split] != split:
+                    continue
                 fields = [None if place is None else row[place] for place in places]
                 targets.append(_target(fields[2], layout))
             except (IndexError, ValueError) as error:
-                raise ValueError(f"line {rows.line_num} of {path} is damaged: {error}") from error
+                raise ValueError(f"line {number} of {path} is damaged: {error}") from error
             first.append(str(fields[0]))
             if fields[1] is not None:
                 second.append(fields[1])
@@ -199,6 +198,19 @@ def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask
         values if layout.classes is None else values.astype(np.int64),
         layout.classes,
     )
+
+
+def _numbered_rows(stream: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each line, and its number."""
+    rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    while True:
+        try:
+            row = next(rows, None)
+        except (csv.Error, UnicodeDecodeError) as error:  # fields without end, text that is not UTF-8
+            raise ValueError(f"line {rows.line_num + 1} of {path} is damaged: {error}") from error
+        if row is None:
+            return
+        yield rows.line_num, row
 
 
 def _place(column: str | int, header: list[str], path: Path) -> int:

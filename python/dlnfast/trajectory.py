@@ -28,6 +28,7 @@ from ._arrays import (
 )
 from ._dispatch import core
 from ._errors import ShapeError
+from ._stored import check_problem_metadata, check_run, naming_parts
 from .checkpoint import RunFolder
 from .closure import Certificate, Family, drawn_again, multiply
 from .completion import Completion, Observations, Sensing
@@ -1168,23 +1169,35 @@ class Trajectory:
         Returns
         -------
         Trajectory
+
+        Raises
+        ------
+        ValueError
+            If an array or an entry is missing, or does not fit the others; the message names it.
         """
         readers: dict[str, Callable[..., ReducedStates | DenseStates]]
         readers = {"reduced": _unpack_reduced, "dense": _unpack_dense}
-        if problem is None:
-            described = about["config"].get("problem", {})
-            problem = _unpack_problem(about["problem"], arrays, described)
-        return cls(
-            steps=arrays["steps"],
-            loss=arrays["loss"],
-            states=readers[about["states"]["engine"]](about["states"], arrays),
-            certificate=Certificate.from_dict(about["certificate"]),
-            problem=problem,
-            config=about["config"],
-            wall_time=about["wall_time"],
-            rates=arrays.get("rates"),
-            loss_steps=arrays.get("loss_steps"),
-        )
+        with naming_parts("it"):
+            if problem is None and about["problem"] is not None:
+                config = about["config"]
+                check_problem_metadata(about["problem"], config, arrays)
+                problem = _unpack_problem(about["problem"], arrays, config.get("problem", {}))
+            law = about["states"].get("law")
+            if law is not None and law["widths"] != about["config"]["widths"]:
+                raise ShapeError("the widths of lazily sampled weights are not those of the run")
+            run = cls(
+                steps=arrays["steps"],
+                loss=arrays["loss"],
+                states=readers[about["states"]["engine"]](about["states"], arrays),
+                certificate=Certificate.from_dict(about["certificate"]),
+                problem=problem,
+                config=about["config"],
+                wall_time=about["wall_time"],
+                rates=arrays.get("rates"),
+                loss_steps=arrays.get("loss_steps"),
+            )
+        check_run(run)
+        return run
 
     def to_xarray(self, variables: Sequence[str] | None = None) -> xarray.Dataset:
         """Return what was recorded as an xarray.Dataset, with named dimensions, coordinates and attributes.
@@ -1303,7 +1316,9 @@ def load_folder(
     if not parts:
         return run
     with naming_damage(folder.path, _FORMAT):
-        return with_records(run, joined(parts))
+        run = with_records(run, joined(parts))
+        check_run(run)
+    return run
 
 
 def begun(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
@@ -1562,10 +1577,8 @@ def pack_problem(
 
 
 def _unpack_problem(
-    meta: dict[str, Any] | None, arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
-) -> Problem | Observations | None:
-    if meta is None:
-        return None
+    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
+) -> Problem | Observations:
     if "kind" in meta:
         return _unpack_observations(meta, arrays, description)
     problem = Problem(

@@ -21,7 +21,8 @@ namespace dlnfast {
 
 bool has_openmp();
 
-// Default team size where a call asks for 0 threads; 0 restores OpenMP's own maximum.
+// Default team size where a call asks for 0 threads; 0 restores OpenMP's own maximum, or the number of
+// processors where that maximum is below 1 or above 4096. max_threads() is between 1 and 4096.
 void set_num_threads(int n);
 int max_threads();
 

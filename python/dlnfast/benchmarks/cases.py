@@ -24,6 +24,7 @@ import numpy.typing as npt
 from .. import batch as batches
 from .. import descent
 from .._threads import available_cores
+from ..files import parsed_object, read_text
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
 from . import adapters, completion, networks, ratings, record, sweeps, tracking
@@ -666,11 +667,11 @@ def read_results(path: Path) -> dict[str, Any]:
         For a file of another kind.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parsed_object(read_text(path))
         found = {result["case"] for result in results["results"]}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no result; wanted a file that dlnfast bench --out wrote") from None
     unknown = found - set(CASES)
     if unknown:
         raise ValueError(f"{path} has the case {sorted(unknown)[0]!r}; wanted {', '.join(CASES)}")
-    return dict(results)
+    return results

@@ -26,14 +26,22 @@ except ModuleNotFoundError as error:
 import torch
 from packaging.version import Version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_adapters_to_merge,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
 from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale, random_generator
+from ..torch._names import canonical_name, named_layers
+from ..torch._weight_use import WeightUse, find_weight_use
+from ..torch.deep_lora.files import expression_for
 from ..torch.deep_lora.gradient import Loss, draw_frames, first_factors, leading_gradients
-from ..torch.deep_lora.layers import DeepFactors, add_to, as_target
+from ..torch.deep_lora.layers import DeepFactors, MergedWeight, as_target, obstacle
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]
 
@@ -61,7 +69,8 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
     seed : int
         Of the random frames; a layer's depend on it and on the layer's name.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern, modules_to_save
-        As for ``peft.LoraConfig``.
+        As for ``peft.LoraConfig``. "all-linear" leaves out the layers that cannot be adapted; those that are
+        named are refused, by the same rules as those of `dlnfast.torch.DeepLoRA`.
 
     Examples
     --------
@@ -111,7 +120,9 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     set_adapter: Any
     active_adapters: Any
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, name: str, config: DeepLoraConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, name: str, config: DeepLoraConfig, use: WeightUse
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.deep_lora_factors = nn.ModuleDict()
@@ -120,7 +131,9 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.target = as_target(name, self.get_base_layer())
+        self.target = as_target(name, self.get_base_layer(), use)
+        self.merged_weight = MergedWeight(name)
+        self.register_load_state_dict_post_hook(_merge_after_load)
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
@@ -141,22 +154,51 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self._factors(adapter).delta_weight()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of the adapters to the weight."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.deep_lora_factors:
-                continue
-            delta = self.get_delta_weight(name)
-            if safe_merge and not torch.isfinite(delta).all():
-                raise ValueError(f"the update of adapter {name!r} is not finite")
-            add_to(self.get_base_layer().weight, delta)
-            self.merged_adapters.append(name)
+        """Add the updates of adapters to the weight, of which a copy is kept until `unmerge`.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            Has no effect: the sum is tested in any case before it is written.
+        adapter_names : list of str, optional
+            Default: the active ones.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is no matrix of floating-point numbers.
+        ValueError
+            If a factor, or the sum, is not finite; nothing has changed then.
+        RuntimeError
+            If something else changed the weight while adapters were merged into it.
+        """
+        del safe_merge
+        self._write(self._merged_with(check_adapters_to_merge(self, adapter_names)))
 
     def unmerge(self) -> None:
-        """Subtract them again, to rounding."""
+        """Bring the weight back to what it was before `merge`, bit for bit; see there for the errors."""
         if not self.merged:
             warnings.warn("no adapter is merged", stacklevel=2)
-        while self.merged_adapters:
-            add_to(self.get_base_layer().weight, -self.get_delta_weight(self.merged_adapters.pop()))
+        self._write([])
+
+    def check_merge(self, adapter_names: list[str] | None) -> None:
+        """Raise what `merge` would."""
+        names = self._merged_with(self.active_adapters if adapter_names is None else adapter_names)
+        self.merged_weight.check_unchanged(self.target.module)
+        if names:
+            self.merged_weight.sum(self.target.module, self._branches(names))
+
+    def _merged_with(self, names: list[str]) -> list[str]:
+        """Return the adapters of this layer that are merged, or are to be."""
+        added = [n for n in names if n in self.deep_lora_factors and n not in self.merged_adapters]
+        return [*self.merged_adapters, *added]
+
+    def _write(self, names: list[str]) -> None:
+        self.merged_weight.write(self.target.module, self._branches(names))
+        self.merged_adapters = names
+
+    def _branches(self, names: list[str]) -> dict[str, DeepFactors]:
+        return {name: self._factors(name) for name in names}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output with those of the active adapters."""
@@ -165,10 +207,10 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.disable_adapters and self.merged:
             self.unmerge()
         output: torch.Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters:
             return output
         for name in self.active_adapters:
-            if name not in self.deep_lora_factors:
+            if name not in self.deep_lora_factors or name in self.merged_adapters:
                 continue
             if self.training and self.deep_lora_drawn[name]:
                 raise RuntimeError(
@@ -190,13 +232,44 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         assert isinstance(factors, DeepFactors)
         return factors
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; one that is merged is refused, as by PEFT for whole models."""
+        if adapter_name in self.merged_adapters:
+            raise ValueError(f"adapter_name is {adapter_name!r}, which is merged; unmerge it first")
+        super().delete_adapter(adapter_name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the layer's state, with the weight from before merging."""
+        state = super().state_dict(*args, **kwargs)
+        inner = "base_layer."
+        layer = self.base_layer
+        while layer is not self.target.module:
+            inner, layer = f"{inner}base_layer.", layer.base_layer
+        self.merged_weight.put_original(state, f"{kwargs.get('prefix', '')}{inner}weight")
+        return state
+
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *rest: Any
     ) -> None:
+        # What is loaded is the weight without updates; they are merged again afterwards.
+        if f"{prefix}base_layer.weight" not in state_dict:
+            self.merged_weight.check_unchanged(self.target.module)
+        self.merged_weight.restore(self.target.module)
         for name in self.deep_lora_factors:
             if f"{prefix}deep_lora_factors.{name}.right" in state_dict:
                 self.deep_lora_drawn[name] = False
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _merge_after_load(layer: nn.Module, incompatible: Any) -> None:
+    """Merge again, into the weight that was loaded and with the factors that were."""
+    del incompatible
+    assert isinstance(layer, DeepLoraLayer)
+    try:
+        layer._write(layer.merged_adapters)
+    except BaseException:
+        layer.merged_adapters = []
+        raise
 
 
 class DeepLoraModel(BaseTuner):  # type: ignore[misc]
@@ -220,10 +293,216 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         if isinstance(target, DeepLoraLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = DeepLoraLayer(target, adapter_name, current_key, peft_config)
+        self._check_place(current_key, target)
+        name = self._names.get(id(target), current_key)
+        layer = DeepLoraLayer(target, adapter_name, name, peft_config, self._use)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            layer.register_forward_hook(_prevent_fast_path)
         self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Make the layers of an adapter; where one cannot be made, the model is as it was.
+
+        Parameters
+        ----------
+        model : Module
+        adapter_name : str
+        *args, **kwargs
+            As for PEFT's tuners.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For layers that cannot be adapted, as `dlnfast.torch.DeepLoRA`, and for names of adapters that
+            PEFT's files would confuse.
+        """
+        _check_adapter_name(model, adapter_name)
+        self._use = find_weight_use(model)
+        self._names = {id(layer): name for name, _, layer in named_layers(model)}
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        there = {layer for layer in self._layers() if adapter_name in layer.deep_lora_factors}
+        config = self.peft_config[adapter_name]
+        try:
+            self._leave_out_obstacles(model, config)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            self._take_back(model, adapter_name, there)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            raise
+
+    def _leave_out_obstacles(self, model: nn.Module, config: DeepLoraConfig) -> None:
+        """Make "all-linear" an expression for the layers that can be adapted."""
+        choice = config.target_modules
+        if not isinstance(choice, str) or choice.lower() != "all-linear":
+            return
+        linear = _maybe_include_all_linear_layers(config, model).target_modules
+        kept = []
+        for name, layer in model.named_modules():
+            if isinstance(layer, DeepLoraLayer):
+                fits = layer.target.kind != "embedding"
+            else:
+                fits = name in linear and self._can_adapt(name, layer)
+            if fits:
+                kept.append(name)
+        if not kept:
+            raise ValueError("target_modules is 'all-linear', but the model has no linear layer to adapt")
+        config.target_modules = expression_for(model, kept)
+
+    def _can_adapt(self, name: str, layer: nn.Module) -> bool:
+        try:
+            self._check_place(name, layer)
+        except ValueError:
+            return False
+        return obstacle(name, layer, self._use) is None
+
+    def _check_place(self, name: str, layer: nn.Module) -> None:
+        """Refuse a layer that PEFT would replace, or delete an adapter of, in part only."""
+        places = self._use.places.get(id(layer), ())
+        if len(places) > 1:
+            raise ValueError(
+                f"layers: {name!r} is registered as {' and '.join(map(repr, places))}, and PEFT replaces one "
+                "of them only; dlnfast.torch.DeepLoRA adapts them together"
+            )
+        if self.prefix in name:
+            raise ValueError(
+                f"layers: {name!r} has {self.prefix!r} in its name, by which PEFT knows adapters; "
+                "dlnfast.torch.DeepLoRA adapts it"
+            )
+
+    def _take_back(self, model: nn.Module, adapter_name: str, there: set[DeepLoraLayer]) -> None:
+        """Remove the layers and factors of an adapter that could not be made in all layers."""
+        for parent in list(model.modules()):
+            for name, layer in list(parent._modules.items()):
+                if not isinstance(layer, DeepLoraLayer) or layer in there:
+                    continue
+                if adapter_name in layer.deep_lora_factors:
+                    del layer.deep_lora_factors[adapter_name], layer.deep_lora_drawn[adapter_name]
+                    if not layer.deep_lora_factors:
+                        parent._modules[name] = layer.base_layer
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters in all layers or, on an error, in none; see `DeepLoraLayer.merge`."""
+        self._check_merge(adapter_names)
+        before = {layer: layer.merged_adapters for layer in self._layers()}
+        try:
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        except BaseException:
+            for layer, names in before.items():
+                layer.merged_weight.restore(layer.target.module)
+                layer._write(names)
+            raise
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_merge(adapter_names)
+        else:
+            for layer in self._layers():
+                layer._write([])
+        result: nn.Module = super()._unload_and_optionally_merge(
+            merge, progressbar, safe_merge, adapter_names
+        )
+        return result
+
+    def _check_merge(self, adapter_names: list[str] | None) -> None:
+        for layer in self._layers():
+            layer.check_merge(adapter_names)
+
+    def _layers(self) -> list[DeepLoraLayer]:
+        return [module for module in self.model.modules() if isinstance(module, DeepLoraLayer)]
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: DeepLoraConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        found = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        keys = _factor_keys(model, adapter_name)
+        own = {key: tensor for key, tensor in found.items() if canonical_name(key) in keys}
+        _check_complete(own, keys, adapter_name)
+        return own
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: DeepLoraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        keys = _factor_keys(model, adapter_name)
+        _check_complete(remapped, keys, adapter_name)
+        for key, tensor in remapped.items():
+            if canonical_name(key) in keys and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"the file of adapter {adapter_name!r} is not finite: see {key}")
+        return remapped
+
+
+def _prevent_fast_path(module: nn.Module, args: Any, output: Any) -> None:
+    """Do nothing: TransformerEncoderLayer calls its layers, instead of reading weights, if one has a hook."""
+
+
+def _check_adapter_name(model: nn.Module, name: object) -> None:
+    """Refuse a name by which PEFT's files would lose or exchange factors.
+
+    PEFT tells adapters apart by parts of keys: of an adapter's own keys it drops all that have the name of
+    another adapter as a part, and saves each adapter but "default" in a folder of its name.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"adapter_name is {type(name).__name__}; wanted a str")
+    if not name or any(sign in name for sign in "./\\\0") or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"adapter_name is {name!r}; wanted a word without dots and slashes that no ModuleDict uses itself"
+        )
+    taken = {
+        "right",
+        "cores",
+        "left",
+        "base_layer",
+        "deep_lora_factors",
+        "modules_to_save",
+        "original_module",
+    }
+    adapters = {n for m in model.modules() if isinstance(m, DeepLoraLayer) for n in m.deep_lora_factors}
+    paths = [path for path, _ in model.named_modules()] + [path for path, _ in model.named_parameters()]
+    taken.update(part for path in [*paths, *dict(model.named_buffers())] for part in path.split("."))
+    if name in {*taken, "base_model", "model"} - adapters:
+        raise ValueError(
+            f"adapter_name is {name!r}, which is also a part of the names of the model's parameters; PEFT "
+            "tells adapters apart by such parts and would lose some when it saves them: wanted another name"
+        )
+
+
+def _factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
+    """Return the names of an adapter's factors in the model's state_dict, without the parts of wrappers."""
+    return {
+        canonical_name(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
+        for path, layer in model.named_modules()
+        if isinstance(layer, DeepLoraLayer) and adapter_name in layer.deep_lora_factors
+        for key, _ in layer.deep_lora_factors[adapter_name].named_parameters()
+    }
+
+
+def _check_complete(state: dict[str, torch.Tensor], keys: set[str], adapter_name: str) -> None:
+    missing = sorted(keys - {canonical_name(key) for key in state})
+    if missing:
+        raise ValueError(
+            f"adapter {adapter_name!r} is incomplete: {len(missing)} of {len(keys)} factors are missing, the "
+            f"first is {missing[0]!r}"
+        )
 
 
 def initialize_from_gradients(

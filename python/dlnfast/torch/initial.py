@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .. import initial as laws
-from .._arrays import FloatArray, check_choice, per_layer
+from .._arrays import FloatArray, check_choice, per_layer, random_generator
+from ._reading import computed_by
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
 Scale = laws.Scale
@@ -101,16 +102,21 @@ def initialize_(
     chosen = weight_matrices(model, layers)
     scales = per_layer(scale, "scale (eps)", len(chosen))
     for matrix in chosen:
-        if matrix.attribute not in matrix.module._parameters:
+        if (how := computed_by(matrix.module, matrix.attribute)) is not None:
             raise ValueError(
-                f"layers: {matrix.name!r} is computed from other tensors (by a parametrization); initialise "
+                f"layers: {matrix.name!r} is computed from other tensors (by {how}); initialise "
                 f"it before, or choose those: '{matrix.name}.factors.*' after overparameterize"
             )
+        for name in _BIASES:
+            if (how := computed_by(matrix.module, name)) is not None:
+                raise ValueError(
+                    f"layers: the {name} of {matrix.name!r} is computed from other tensors (by {how}) and "
+                    "cannot be set to zero; initialise it before"
+                )
     with torch.no_grad():
         for number, (matrix, eps) in enumerate(zip(chosen, scales, strict=True)):
-            rows, columns = matrix.shape
             if not matrix.module._parameters[matrix.attribute].is_meta:  # type: ignore[union-attr]
-                _write(matrix, draw(initial, [columns, rows], float(eps), seed, number)[0])
+                matrix.write(torch.from_numpy(_draw_weight(initial, matrix, float(eps), seed, number)))
             for name in _BIASES:
                 bias = matrix.module._parameters.get(name)
                 if bias is not None:
@@ -128,13 +134,12 @@ def draw(initial: str, widths: Sequence[int], scale: Scale, seed: int, before: i
     return drawn[before:]
 
 
-def _write(matrix: WeightMatrix, values: FloatArray) -> None:
-    block = matrix.matrix()
-    weight: torch.Tensor = getattr(matrix.module, matrix.attribute).detach()
-    source = torch.from_numpy(values)
-    if block.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
-        block.copy_(source)
-        return
-    # Convolutions with their channels last, or transposed ones: the matrix is a copy.
-    outputs_first = weight.transpose(0, 1) if getattr(matrix.module, "transposed", False) else weight
-    outputs_first.copy_(source.reshape(outputs_first.shape))
+def _draw_weight(initial: str, matrix: WeightMatrix, scale: float, seed: int, before: int) -> FloatArray:
+    """Return new values of a weight; every group of a convolution is a map of its own, and drawn apart."""
+    rows, columns = matrix.shape
+    widths = [columns, rows // matrix.groups]
+    blocks = [draw(initial, widths, scale, seed, before)[0]]
+    for group in range(1, matrix.groups):
+        own_seed = int(random_generator(seed, ("group", before, group)).integers(2**63))
+        blocks.append(draw(initial, widths, scale, own_seed, before)[0])
+    return np.concatenate(blocks)

@@ -4,15 +4,29 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ._names import canonical_name, named_layers
+from ._reading import (
+    PACKED_ATTRIBUTES,
+    computed_attributes,
+    computed_by,
+    is_raw,
+    read_weight,
+    stand_in,
+    unreadable,
+)
 from .operators import DeviceMatrix, ProductMatrix
 
 #: Names, globs, a regular expression, a rule, "penultimate", matrices that were found, or None for all.
@@ -31,8 +45,15 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Modules of other packages whose weight is (inputs, outputs), by the name of their class.
 _INPUTS_FIRST = ("Conv1D",)
 _ATTENTION_PARTS = ("q", "k", "v")
-#: Parameters that are listed under the name of their module.
-_KNOWN = ("weight", "in_proj_weight", *(f"{letter}_proj_weight" for letter in _ATTENTION_PARTS))
+#: Tensors that are listed under the name of their module.
+_KNOWN = (
+    "weight",
+    "in_proj_weight",
+    *(f"{letter}_proj_weight" for letter in _ATTENTION_PARTS),
+    *PACKED_ATTRIBUTES,
+)
+#: Layers whose weight is a matrix, whatever holds it at the moment.
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +84,70 @@ class WeightMatrix:
     def matrix(self) -> torch.Tensor:
         """Return the weight as it is now, shape (outputs, rest), detached; a view where the layout allows.
 
-        A convolution's (out, in, kh, kw) becomes (out, in kh kw).
+        A weight that is computed from other tensors is computed anew, without a trace in the model. Which
+        matrix it is for every kind of layer says the table "The matrix of a layer" in the guide to networks.
         """
-        weight: torch.Tensor = getattr(self.module, self.attribute).detach()
+        return self._reshape(read_weight(self.module, self.attribute))
+
+    @torch.no_grad()
+    def write(self, values: torch.Tensor) -> None:
+        """Make a matrix the weight, in place.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, n)
+            In the layout of `matrix`, in any precision and on any device.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is computed from other tensors, or is packed.
+        """
+        reason = unreadable(self.module, self.attribute)
+        if reason is None and (how := computed_by(self.module, self.attribute)) is not None:
+            reason = f"is computed by {how}"
+        if reason is not None:
+            raise TypeError(f"the weight of {self.name!r} {reason}; wanted a parameter that can be written")
+        view = self._outputs_first(read_weight(self.module, self.attribute))
+        view.copy_(values.reshape(view.shape))
+
+    def _outputs_first(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a view of a tensor in the layout of the weight, whose leading axes are the rows.
+
+        One axis, or two for a transposed convolution with groups: the groups, and the outputs of each.
+        """
         if self.part is not None:
             rows = weight.shape[0] // len(_ATTENTION_PARTS)
-            weight = weight[self.part * rows : (self.part + 1) * rows]
-        elif isinstance(self.module, _TRANSPOSED):
-            weight = weight.transpose(0, 1)
-        elif type(self.module).__name__ in _INPUTS_FIRST:
-            weight = weight.T
-        return weight.reshape(weight.shape[0], -1)
+            return weight[self.part * rows : (self.part + 1) * rows]
+        if isinstance(self.module, _TRANSPOSED):
+            if self.groups == 1:
+                return weight.transpose(0, 1)
+            # (in, out / groups, ..), where the inputs of a group stand together.
+            return weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        return weight.T if type(self.module).__name__ in _INPUTS_FIRST else weight
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution: blocks of as many rows each that read other inputs. Else 1."""
+        convolution = isinstance(self.module, nn.modules.conv._ConvNd) and self.attribute == "weight"
+        return int(self.module.groups) if convolution else 1  # type: ignore[arg-type]
+
+    def _reshape(self, weight: torch.Tensor) -> torch.Tensor:
+        view = self._outputs_first(weight)
+        n_leading = 2 if isinstance(self.module, _TRANSPOSED) and self.groups > 1 else 1
+        return view.reshape(math.prod(view.shape[:n_leading]), -1)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        rows, columns = self.matrix().shape
+        held = stand_in(self.module, self.attribute)
+        stored = self._computed_shape if held is None else held.shape
+        rows, columns = self._reshape(torch.empty(stored, device="meta")).shape
         return int(rows), int(columns)
+
+    @cached_property
+    def _computed_shape(self) -> torch.Size:
+        return read_weight(self.module, self.attribute).shape
 
     @property
     def highest_rank(self) -> int:
@@ -89,7 +157,10 @@ class WeightMatrix:
     @property
     def device(self) -> torch.device:
         """Where the weight is."""
-        return self.matrix().device
+        held = self.module._parameters.get(self.attribute)
+        if held is None:  # what a computed one is computed from; what a hook left may be elsewhere
+            held = next(self.module.parameters(), None)
+        return self.matrix().device if held is None else held.device
 
     @property
     def is_product(self) -> bool:
@@ -136,47 +207,66 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     ----------
     model : Module
     layers : str, regular expression, callable, sequence of them, or None
-        A name as in ``model.named_modules()``; a glob (``"encoder.*.query"``); a compiled regular expression,
-        searched for in the names; a rule ``(name, module) -> bool``; a sequence of names, globs and
-        expressions; "penultimate", the weight before the last one, in the order of registration; or matrices
-        that were found before, with updates of adapters (`DeepLoRA.updates`) among them. None: the
-        weights with two axes or more of linear, convolutional, attention and recurrent layers. Embeddings and
-        parameters with two axes that are no layer's weight are followed where they are chosen by name.
+        A name as in ``model.named_modules()``, with or without the parts that wrappers add (``module.``,
+        ``_orig_mod.``, ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``); a glob
+        (``"encoder.*.query"``); a compiled regular expression, searched for in the names; a rule
+        ``(name, module) -> bool``; a sequence of names, globs and expressions; "penultimate", the weight
+        before the last one, in the order of registration; or matrices that were found before, with updates of
+        adapters (`DeepLoRA.updates`) among them. None: the weights with two axes or more of linear,
+        convolutional, attention and recurrent layers. Embeddings and parameters with two axes that are no
+        layer's weight are followed where they are chosen by name.
 
     Returns
     -------
     list of WeightMatrix
-        In the order of registration; weights that several modules share are listed once: as that of the first
-        one that is no embedding.
+        In the order of registration, under names without the parts of wrappers; weights that several modules
+        share are listed once: as that of the first one that is no embedding.
 
     Raises
     ------
     TypeError
-        For a model or a choice of another kind.
+        For a model or a choice of another kind; for a weight that is named, or all weights that a pattern
+        fits, if they are no matrices of real floating-point numbers: packed, integer, complex, sparse, empty,
+        not initialised, or computed by code of the layer's own.
     ValueError
-        If nothing is chosen, or a name or pattern fits no weight; the message lists what there is.
+        If nothing is chosen, or a name or pattern fits no weight; the message lists what there is. If a name
+        can be that of several layers.
 
     Notes
     -----
-    Cost: O(number of modules); no weight is copied.
+    Weights that are no such matrices and that nothing names are skipped, with one UserWarning for all.
+
+    The table "The matrix of a layer" of the guide to networks says which matrix is meant for every kind of
+    layer. Weights that parametrizations or hooks compute are listed as the layer's weight; looking at them
+    changes nothing in the model.
+
+    Cost: O(number of modules); no weight is copied, but computed ones are computed.
     """
+    return find_weights(model, layers)
+
+
+def find_weights(
+    model: nn.Module, layers: LayerChoice = None, *, with_unreadable: bool = False
+) -> list[WeightMatrix]:
+    """Return what `weight_matrices` returns; with unreadable weights too, for what does not read them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
         return _found_before(model, layers)
-    everything = list(_all_matrices(model))
-    if isinstance(layers, str) and layers == "penultimate":
-        plain = [m for m in everything if _by_default(m)]
-        if len(plain) < 2:
-            raise ValueError(f"layers is 'penultimate', but the model has {len(plain)} weight matrices")
-        return [plain[-2]]
-    if layers is None:
-        chosen = [m for m in everything if _by_default(m)]
+    everything = list(_named_matrices(model))
+    if layers is None or (isinstance(layers, str) and layers == "penultimate"):
+        chosen = [m for m, _ in everything if _by_default(m)]
+        chosen = chosen if with_unreadable else _readable(chosen, ())
+        if layers is not None:
+            if len(chosen) < 2:
+                raise ValueError(f"layers is 'penultimate', but the model has {len(chosen)} weight matrices")
+            return [chosen[-2]]
     else:
-        named = [((m.name, _path(m), *m.aliases), m.module, m) for m in everything]
-        chosen = _choose(named, layers, "weight matrices")
+        candidates = [_Candidate((m.name, _path(m), *m.aliases), raw, m.module, m) for m, raw in everything]
+        chosen, named = _choose(candidates, layers, "weight matrices")
+        chosen = chosen if with_unreadable else _readable(chosen, named)
     if not chosen:
-        there = _listed([m.name for m in everything]) or "it has none"
+        there = _listed([m.name for m, _ in everything]) or "it has none"
         raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {there}")
     return chosen
 
@@ -193,7 +283,34 @@ def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatr
         if entry.name in found:
             raise ValueError(f"layers holds {entry.name!r} twice")
         found[entry.name] = entry
-    return list(found.values())
+    return _readable(list(found.values()), list(found.values()))
+
+
+def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> list[WeightMatrix]:
+    """Return the matrices of real floating-point numbers, and say which others are skipped.
+
+    Others that are named are refused, and so are all if there is nothing else.
+    """
+    reasons = {
+        matrix: reason
+        for matrix in matrices
+        if not matrix.is_product and (reason := unreadable(matrix.module, matrix.attribute)) is not None
+    }
+    for matrix in named if len(reasons) < len(matrices) else matrices:
+        if matrix in reasons:
+            raise TypeError(
+                f"layers: the weight of {matrix.name!r} {reasons[matrix]}; wanted a matrix of real "
+                "floating-point numbers"
+            )
+    if reasons:
+        skipped = [f"{matrix.name} {reason}" for matrix, reason in reasons.items()]
+        warnings.warn(
+            f"layers whose weights are no matrices of real floating-point numbers are skipped: "
+            f"{_listed(skipped)}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return [matrix for matrix in matrices if matrix not in reasons]
 
 
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
@@ -223,21 +340,38 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     """
     if layers is None or (isinstance(layers, str) and layers == "penultimate"):
         hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-        return {_path(m): m.module for m in weight_matrices(model, layers) if id(m.module) not in hidden}
+        # Outputs are there for packed weights as well.
+        found = find_weights(model, layers, with_unreadable=True)
+        return {_path(m): m.module for m in found if id(m.module) not in hidden}
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
-    modules: list[tuple[tuple[str, ...], nn.Module, tuple[str, nn.Module]]] = [
-        ((name,), module, (name, module)) for name, module in model.named_modules() if name
+    candidates = [
+        _Candidate((name,), (path,), module, (name, module))
+        for name, path, module in named_layers(model)
+        if name
     ]
-    return dict(_choose(modules, layers, "modules"))
+    return dict(_choose(candidates, layers, "modules")[0])
 
 
-def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerChoice, what: str) -> list[_T]:
-    """Return the items of which some name, or the module, is chosen."""
+@dataclass(frozen=True)
+class _Candidate(Generic[_T]):
+    """What can be chosen, by any of its names; the raw ones have the parts of wrappers in them."""
+
+    names: tuple[str, ...]
+    raw_names: tuple[str, ...]
+    module: nn.Module
+    item: _T
+
+
+def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) -> tuple[list[_T], list[_T]]:
+    """Return the items of which some name, or the module, is chosen; and those among them that are named.
+
+    Named are those that are chosen by a name, not by a pattern or a rule.
+    """
     if isinstance(layers, (str, re.Pattern)):
         choices: Iterable[object] = (layers,)
     elif callable(layers):
-        return [item for names, module, item in named if layers(names[0], module)]
+        return [c.item for c in candidates if layers(c.names[0], c.module)], []
     elif isinstance(layers, Sequence):
         choices = layers
     else:
@@ -245,18 +379,43 @@ def _choose(named: list[tuple[tuple[str, ...], nn.Module, _T]], layers: LayerCho
             f"layers is {type(layers).__name__}; wanted a name, a glob, a compiled regular expression, a "
             "callable (name, module) -> bool, or a sequence of names"
         )
-    kept = set()
+    kept: set[int] = set()
+    named: set[int] = set()
     for choice in choices:
-        found = {i for i, (names, _, _) in enumerate(named) if any(_fits(name, choice) for name in names)}
+        found = _fitting(candidates, choice)
         if not found:
             wanted = choice.pattern if isinstance(choice, re.Pattern) else choice
-            there = [names[0] for names, _, _ in named]
+            there = [c.names[0] for c in candidates]
             raise ValueError(
                 f"layers: {wanted!r} fits none of the model's {what}, by their "
                 f"names in model.named_modules(): {_listed(there)}"
             )
         kept |= found
-    return [named[i][2] for i in sorted(kept)]
+        if isinstance(choice, str) and not _GLOB.search(choice):
+            named |= found
+    return [candidates[i].item for i in sorted(kept)], [candidates[i].item for i in sorted(named)]
+
+
+def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
+    """Return the indices of what a choice fits, by names without and, if there is none, with wrappers' parts.
+
+    Last of all both the choice and the names lose all parts that can come from a wrapper: the name of a layer
+    in a wrapped model is found in the plain one.
+    """
+    for names_of in (lambda c: c.names, lambda c: c.raw_names):
+        found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in names_of(c))}
+        if found or not isinstance(choice, (str, re.Pattern)):
+            return found
+    if isinstance(choice, re.Pattern):
+        return set()
+    stripped = canonical_name(choice)
+    found = {
+        i for i, c in enumerate(candidates) if any(_fits(canonical_name(name), stripped) for name in c.names)
+    }
+    if not _GLOB.search(choice) and len({id(candidates[i].module) for i in found}) > 1:
+        names = " or ".join(repr(candidates[i].names[0]) for i in sorted(found))
+        raise ValueError(f"layers: {choice!r} can be {names}; wanted one of these")
+    return found
 
 
 def _fits(name: str, choice: object) -> bool:
@@ -283,11 +442,19 @@ def _by_default(matrix: WeightMatrix) -> bool:
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
-def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+def every_matrix(model: nn.Module) -> Iterator[WeightMatrix]:
     """Yield every weight with two axes or more, those that are shared once."""
-    everything = [m for path, module in model.named_modules() for m in _matrices_of(path, module)]
+    yield from (matrix for matrix, _ in _named_matrices(model))
+
+
+def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
+    """Yield what `every_matrix` yields, and all names of the weight with the parts of wrappers in them."""
+    raw_names: dict[WeightMatrix, str] = {}
+    for name, path, module in named_layers(model):
+        for matrix in _matrices_of(name, module):
+            raw_names[matrix] = path + matrix.name[len(name) :] if name else _inside(path, matrix.name)
     groups: dict[tuple[int, int | None], list[WeightMatrix]] = {}
-    for matrix in everything:
+    for matrix in raw_names:
         owned = matrix.module._parameters.get(matrix.attribute)
         # A computed weight is nobody else's.
         groups.setdefault((id(matrix if owned is None else owned), matrix.part), []).append(matrix)
@@ -295,10 +462,12 @@ def _all_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
     owners = {
         next((m for m in sharing if _by_default(m)), sharing[0]): sharing for sharing in groups.values()
     }
-    for matrix in everything:
+    for matrix in raw_names:
         if matrix in owners:
-            aliases = tuple(m.name for m in owners[matrix] if m is not matrix)
-            yield WeightMatrix(matrix.name, matrix.module, matrix.attribute, matrix.part, aliases)
+            sharing = owners[matrix]
+            aliases = tuple(m.name for m in sharing if m is not matrix)
+            listed = WeightMatrix(matrix.name, matrix.module, matrix.attribute, matrix.part, aliases)
+            yield listed, tuple(raw_names[m] for m in sharing)
 
 
 def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
@@ -311,8 +480,9 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
             name = f"{layer}.factors.{number + 1}".lstrip(".")
             yield WeightMatrix(name, module, f"original{number}")
         return
-    if _is_matrix(module, "weight"):
-        yield WeightMatrix(path or "weight", module)
+    for attribute in ("weight", *PACKED_ATTRIBUTES):
+        if _is_matrix(module, attribute):
+            yield WeightMatrix(path or "weight", module, attribute)
     if _is_matrix(module, "in_proj_weight"):
         for part, letter in enumerate(_ATTENTION_PARTS):
             yield WeightMatrix(_inside(path, letter), module, "in_proj_weight", part)
@@ -320,9 +490,10 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
         # Attention whose keys or values have other widths than its queries holds them apart.
         if _is_matrix(module, f"{letter}_proj_weight"):
             yield WeightMatrix(_inside(path, letter), module, f"{letter}_proj_weight")
-    for attribute, parameter in module._parameters.items():
+    for attribute in dict.fromkeys([*module._parameters, *computed_attributes(module)]):
         # Recurrent layers, and parameters of no layer.
-        if parameter is not None and parameter.ndim == 2 and attribute not in _KNOWN:
+        known = attribute in _KNOWN or is_raw(module, attribute)
+        if not known and len(_shape_of(module, attribute)) == 2:
             yield WeightMatrix(_inside(path, attribute), module, attribute)
 
 
@@ -331,8 +502,21 @@ def _inside(path: str, name: str) -> str:
 
 
 def _is_matrix(module: nn.Module, attribute: str) -> bool:
+    """Return whether there is a weight of this name: a matrix, or what stands for one."""
+    if attribute in PACKED_ATTRIBUTES:
+        return any(attribute in held for held in (module._parameters, module._buffers, module._modules))
+    is_layer = attribute == "weight" and isinstance(module, _LAYERS)
     held = module._parameters.get(attribute)
-    if held is None and not parametrize.is_parametrized(module, attribute):
-        return False
-    tensor = getattr(module, attribute)
-    return isinstance(tensor, torch.Tensor) and tensor.ndim >= 2
+    if held is None and attribute not in computed_attributes(module):
+        return is_layer and computed_by(module, attribute) is not None
+    # Shards and parameters that are not initialised have other shapes than the weight.
+    return is_layer or len(_shape_of(module, attribute)) >= 2
+
+
+def _shape_of(module: nn.Module, attribute: str) -> tuple[int, ...]:
+    """Return the shape of a tensor of a module; () for none, and for one that is not initialised."""
+    held = stand_in(module, attribute)
+    if held is not None:
+        return () if is_lazy(held) else tuple(held.shape)
+    computed = attribute in computed_attributes(module)
+    return tuple(read_weight(module, attribute).shape) if computed else ()

@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .._arrays import FloatArray, as_matrix, check_choice, check_count
+from ._names import named_layers
+from ._reading import computed_by, read_weight
+from ._weight_use import find_weight_use
 from .initial import Scale, draw
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
@@ -63,11 +66,12 @@ def overparameterize(
     Raises
     ------
     TypeError
-        For a layer that is neither linear nor a convolution.
+        For a layer that is neither linear nor a convolution; for a weight that is packed or holds integers.
     ValueError
-        For a weight that is computed already, by this function or another parametrization; one that several
-        modules share; a width below the numerical rank of a weight that is to be "balanced"; and settings out
-        of their range. Nothing has been changed then.
+        For a weight that is computed already, by this function, another parametrization or a hook such as
+        that of weight_norm; one that shares its memory with another tensor of the model; a width below the
+        numerical rank of a weight that is to be "balanced"; a weight that is not finite; and settings out of
+        their range. Nothing has been changed then.
 
     Notes
     -----
@@ -135,7 +139,7 @@ def collapse(module: _Module) -> _Module:
     TypeError
         For what is no module.
     ValueError
-        If nothing in it is a product.
+        If nothing in it is a product, or a product is not finite; nothing has been changed then.
 
     Notes
     -----
@@ -143,10 +147,14 @@ def collapse(module: _Module) -> _Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
-    deep = [layer for layer in module.modules() if _is_deep(layer)]
+    deep = {name: layer for name, _, layer in named_layers(module) if _is_deep(layer)}
     if not deep:
         raise ValueError("module has no weight that is a product of factors: overparameterize makes them")
-    for layer in deep:
+    for name, layer in deep.items():
+        product = read_weight(layer)
+        if not product.is_meta and not bool(torch.isfinite(product).all()):
+            raise ValueError(f"the product of the factors of layer {name!r} is not finite")
+    for layer in deep.values():
         # PyTorch takes the weight's property off the class, which copies of the layer share.
         kind = type(layer)
         members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
@@ -207,20 +215,24 @@ def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
         chosen = [matrix for matrix in chosen if isinstance(matrix.module, _PLAIN)]
         if not chosen:
             raise ValueError(f"module ({type(module).__name__}) has no linear or convolutional layer")
+    use = find_weight_use(module)
     for matrix in chosen:
         if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
             kind = type(matrix.module).__name__
             raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
-        if parametrize.is_parametrized(matrix.module, "weight"):
+        if _is_deep(matrix.module):
             raise ValueError(
                 f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
-                if _is_deep(matrix.module)
-                else f"weight matrix {matrix.name!r} has another parametrization; wanted a plain weight"
             )
-        if matrix.aliases:
+        if (how := computed_by(matrix.module)) is not None:
             raise ValueError(
-                f"weight matrix {matrix.name!r} is shared with {', '.join(map(repr, matrix.aliases))}; "
-                "factors would part them"
+                f"weight matrix {matrix.name!r} has another parametrization: it is computed by {how}; wanted "
+                "a plain weight"
+            )
+        if sharing := use.sharing.get(id(matrix.module)):
+            raise ValueError(
+                f"weight matrix {matrix.name!r} is shared with {', '.join(map(repr, sharing))}; factors "
+                "would part them"
             )
     return chosen
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,16 +20,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import reference as plain
 from .._arrays import FloatArray, check_count, check_flag, check_scale
+from .._stored import naming_parts
 from .._threads import MAX_THREADS
 from ..closure import Certificate
 from ..factors import DenseMap, leading_factors
-from ..svd_tracker import DEFAULTS, SVDTracker, TrackerRecord, check_state, is_decomposed
+from ..svd_tracker import (
+    DEFAULTS,
+    SVDTracker,
+    TrackerRecord,
+    check_state,
+    is_decomposed,
+    with_state_checksum,
+)
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
-from .layers import LayerChoice, WeightMatrix, weight_matrices
+from ._steps import StepMonitor
+from .layers import LayerChoice, WeightMatrix, every_matrix, weight_matrices
 from .operators import host_matrix
 
 Of = Literal["weights", "change"]
@@ -55,8 +65,9 @@ def track(
 ) -> SpectralTracker:
     """Follow the singular values of a model's weights, and of their change, while it is trained.
 
-    Nothing in the training loop changes: a record is taken after every so many steps of the optimizer that
-    holds the weights, whoever calls it. Where weights are moved by hand, without an optimizer, call
+    Nothing in the training loop changes. A record is the state between two training steps: it becomes due
+    after every so many steps of the optimizers that hold the weights, and is taken once the step is over,
+    before an optimizer moves the weights again. Where weights are moved without an optimizer of PyTorch, call
     ``.advance()`` after every step.
 
     Parameters
@@ -76,7 +87,7 @@ def track(
         Keep the singular vectors of every record, for `Trajectory.singular_vectors` and
         `Trajectory.subspace_cosines`: k (m + n) numbers each.
     optimizer : Optimizer, optional
-        Whose steps count. By default the first one that steps and holds one of the weights.
+        The only one whose steps are counted. By default all that hold one of the weights; see the notes.
     tolerance : float
         As for `SVDTracker`: where an error exceeds this share of the largest value, bounds are built anew.
     seed : int
@@ -94,11 +105,30 @@ def track(
     Raises
     ------
     TypeError, ValueError
-        For a choice that fits no weight, an optimizer that holds none, and settings out of their range. While
-        training, from ``optimizer.step()``: for a weight that is not finite, at a record.
+        For a choice that fits no weight, an optimizer that holds none, and settings out of their range. For a
+        weight that is not finite at a record: while training, from the ``optimizer.step()`` that follows it,
+        or from ``.trajectory()``, ``.finish_step()`` and ``.close()``.
+
+    Warns
+    -----
+    RuntimeWarning
+        When tracking ends though weights were trained and no step of an optimizer was seen, or while the
+        model holds other weights than those of its last step; for a layer that was replaced.
 
     Notes
     -----
+    A training step. Calls of ``Optimizer.step`` belong to one training step until an optimizer steps again,
+    or a weight that was stepped receives a new gradient. So several optimizers in one loop, one for each
+    parameter within the backward pass, and wrappers make one step together; optimizers of successive phases
+    make successive steps, and so do those with a backward pass between them, as of a GAN (name one by
+    `optimizer` to count its steps only). A call that a gradient scaler skips is no step. All followed weights
+    of a record are of the same moment, with what is done to them after ``step()``: clipping, normalisation.
+
+    Averaged weights. Records are those of the weights in the model when an optimizer steps. Copies with
+    averages (EMA, SWA) are not followed; averages that are swapped into the model for an evaluation are not
+    recorded, but end the tracking, and read `trajectory`, before they are swapped in for good, and before a
+    best model is loaded. A schedule-free optimizer's weights are those of its training mode (y).
+
     Cost: 4 m n (k + 8) flops per record and m x n matrix, and the same for the change, plus the products that
     renew a bound (see `SVDTracker`). Weights on a device stay there, only blocks of k + 8 vectors travel, but
     for those that are decomposed as a whole: with a side of at most 128, or 3 (k + 8).
@@ -108,7 +138,8 @@ def track(
     The update of an adapter is followed as the product of its thin factors, without being formed where its
     sides are above 128; all its singular values are r.
 
-    Under data parallelism every process tracks its own copy: start it in one.
+    Under data parallelism every process tracks its own copy: start it in one. Weights that are sharded over
+    processes (FSDP) are refused: `RowSharded` holds the values of such a matrix.
 
     Examples
     --------
@@ -140,14 +171,14 @@ def track(
 
 
 class SpectralTracker:
-    """What `track` returns: the records so far, and the hook that takes them.
+    """The records so far, and the hooks that take them: see `track`.
 
     Attributes
     ----------
     matrices : list of WeightMatrix
-        What is followed, in the order of the records.
+        The followed weights, in the order of the records.
     step : int
-        Optimizer steps so far.
+        Training steps so far.
     seconds : float
         Time that the records took.
     """
@@ -168,9 +199,7 @@ class SpectralTracker:
     ) -> None:
         self.matrices = weight_matrices(model, layers)
         for matrix in self.matrices:
-            dtype = matrix.matrix().dtype
-            if not dtype.is_floating_point:
-                raise TypeError(f"layer {matrix.name} is {dtype}; wanted real floating-point numbers")
+            _check_followed(matrix)
         change = check_flag(change, "change")
         self._vectors = check_flag(vectors, "vectors")
         self.step = 0
@@ -195,12 +224,26 @@ class SpectralTracker:
             for of in _WHAT
             if change or of == "weights"
         }
-        self._hook = _Hook(self, model, optimizer)
+        self._model = weakref.ref(model)
+        #: Whether the record of the last step is to be taken once that step is over.
+        self._is_due = False
+        #: Versions of the weights' tensors when the last step was said to be finished.
+        self._finished: list[int] | None = None
+        self._replaced: set[str] = set()
+        self._monitor = StepMonitor(
+            self._watched_modules,
+            self._count_step,
+            self._extend_step,
+            self._take_due,
+            optimizer,
+        )
         self.record()
 
     def __repr__(self) -> str:
-        """Return what is followed, and how far."""
-        return f"SpectralTracker({len(self.matrices)} layers, {self.step} steps, {len(self._steps)} records)"
+        """Return what is followed, by whom it is stepped, and how far."""
+        names = " and ".join(self._monitor.optimizer_names)
+        steps = f"{self.step} steps" + (f" of {names}" if names else "")
+        return f"SpectralTracker({len(self.matrices)} layers, {steps}, {len(self._steps)} records)"
 
     def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
@@ -210,10 +253,23 @@ class SpectralTracker:
     # ------------------------------------------------------------------------------------- records
 
     def advance(self) -> None:
-        """Count a step of the optimizer, and take a record if it is time: what the hook calls."""
-        self.step += 1
-        if self.step % self._every == 0:
-            self.record()
+        """Count a training step that is over, and take a record if it is time: for weights moved by hand."""
+        self._count_step()
+        self._take_due()
+
+    def finish_step(self) -> None:
+        """Say that the training step is over: a record that is due is taken at once.
+
+        Nobody needs to call this. It helps where the weights are about to be replaced, as when averages are
+        swapped in, and it lets `close` notice when they were.
+
+        Raises
+        ------
+        ValueError
+            As for `record`.
+        """
+        self._take_due()
+        self._finished = self._versions()
 
     def record(self) -> None:
         """Take a record of the weights as they are now, unless there is one of this step.
@@ -223,8 +279,10 @@ class SpectralTracker:
         ValueError
             If a weight is not finite, naming its layer and step.
         """
+        self._is_due = False
         if self._steps and self._steps[-1] == self.step:
             return
+        self._find_replaced()
         start = time.perf_counter()
         jobs: list[tuple[int, Of]] = [(i, of) for i in range(len(self.matrices)) for of in self._followed]
         found = self._find(jobs)
@@ -239,6 +297,68 @@ class SpectralTracker:
                 followed.refer_to(found[i, of], self.step, self._host(i, of))
         self._steps.append(self.step)
         self.seconds += time.perf_counter() - start
+
+    def _take_due(self) -> None:
+        # A schedule-free optimizer's averages are not the weights of a step.
+        if self._is_due and self._averaging() is None:
+            self.record()
+
+    def _drop_last(self) -> None:
+        """Forget the record of a step that was not over."""
+        self._steps.pop()
+        for followed in (each for several in self._followed.values() for each in several):
+            followed.drop_last(self.step)
+
+    def _averaging(self) -> str | None:
+        """Return the class of an optimizer that has put averages in the place of its weights."""
+        for optimizer in self._monitor.optimizers:
+            if any(group.get("train_mode") is False for group in optimizer.param_groups):
+                return type(optimizer).__name__
+        return None
+
+    def _versions(self) -> list[int]:
+        """Return what changes whenever a weight is written to."""
+        return [p._version for module in self._watched_modules() for p in module.parameters()]
+
+    def _find_replaced(self) -> None:
+        """Follow layers that took the places of others in the model, or say that some are gone."""
+        model = self._model()
+        modules = None if model is None else set(model.modules())
+        if model is None or modules is None or all(m.module in modules for m in self.matrices):
+            return
+        there = {m.name: m for m in every_matrix(model)}
+        for i, matrix in enumerate(self.matrices):
+            if matrix.module in modules or matrix.name in self._replaced:
+                continue
+            new = there.get(matrix.name)
+            if new is not None and type(new) is type(matrix) and new.shape == matrix.shape:
+                _check_followed(new)
+                self.matrices[i] = new
+                said = "its records go on with the new weight"
+            else:
+                self._replaced.add(matrix.name)
+                said = "its further records are of the old weight, which nothing trains"
+            warnings.warn(
+                f"layer {matrix.name} was replaced in the model by step {self.step}: {said}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _watched_modules(self) -> Iterable[nn.Module]:
+        return dict.fromkeys(matrix.module for matrix in self.matrices)
+
+    def _count_step(self) -> None:
+        """Count a training step; its record is taken when it is over."""
+        self.step += 1
+        self._finished = None
+        self._is_due = self.step % self._every == 0
+
+    def _extend_step(self) -> None:
+        """Take the record of this step anew: one more optimizer has moved weights in it."""
+        self._finished = None
+        if self.step and self._steps[-1] == self.step:
+            self._drop_last()
+            self._is_due = True
 
     def _host(self, i: int, of: Of) -> FloatArray:
         """Return a weight or its change in float64."""
@@ -331,10 +451,10 @@ class SpectralTracker:
         """
         modules = set(model.modules())
         held = any(matrix.module in modules for matrix in self.matrices)
-        return self._hook.is_active and held
+        return self._monitor.is_active and held
 
     def is_recorded(self, step: int) -> bool:
-        """Return whether there is a record of this step.
+        """Return whether there is a record of this step, or one is due.
 
         Parameters
         ----------
@@ -345,8 +465,9 @@ class SpectralTracker:
         -------
         bool
         """
-        place = bisect.bisect_left(self._steps, step)
-        return place < len(self._steps) and self._steps[place] == step
+        index = bisect.bisect_left(self._steps, step)
+        is_taken = index < len(self._steps) and self._steps[index] == step
+        return is_taken or (self._is_due and step == self.step)
 
     def log_loss(self, loss: float | torch.Tensor, step: int | None = None) -> None:
         """Keep a training loss beside the singular values, for `Trajectory.loss`.
@@ -357,7 +478,8 @@ class SpectralTracker:
             Reading a tensor waits for its device.
         step : int, optional
             The step that it belongs to: by default the number of steps taken, so that a loss computed before
-            ``optimizer.step()`` belongs to the weights that gave it.
+            ``optimizer.step()`` belongs to the weights that gave it. Within a step, as from the closure of
+            LBFGS, the first loss belongs to them, and the others are not kept.
 
         Raises
         ------
@@ -369,6 +491,8 @@ class SpectralTracker:
             if isinstance(loss, torch.Tensor)
             else check_scale(loss, "loss", minimum=-np.inf)
         )
+        if step is None and self._monitor.is_stepping and self.step in self._loss:
+            return
         self._loss[self.step if step is None else check_count(step, "step", minimum=0)] = value
 
     def trajectory(self, of: Of = "weights") -> Trajectory:
@@ -393,6 +517,7 @@ class SpectralTracker:
         ValueError
             For the change, if ``change=False`` was asked for.
         """
+        self._take_due()
         if of not in self._followed:
             if of == "change":
                 raise ValueError("of is 'change', which is not followed: change=False was asked for")
@@ -416,6 +541,7 @@ class SpectralTracker:
             **self._identity(),
             "every": self._every,
             "steps": self.step,
+            "optimizers": self._monitor.optimizer_names,
             "reference_steps": [f.reference_step for f in followed],
             **self._settings,
         }
@@ -439,11 +565,51 @@ class SpectralTracker:
     # ----------------------------------------------------------------------------------- end, resume
 
     def close(self) -> None:
-        """Take a last record, and follow the optimizer no longer. Closing twice does nothing."""
-        if self._hook.is_active:
-            self._hook.remove()
-            if not self._failed:  # what was not finite has been said
-                self.record()
+        """Take a last record, and follow the optimizers no longer. Closing twice does nothing.
+
+        Raises
+        ------
+        ValueError
+            As for `record`.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where the last step has no record, as the model holds other weights now; where weights were
+            trained, but no step of an optimizer was seen.
+        """
+        if not self._monitor.is_active:
+            return
+        averaging = self._averaging()
+        self._monitor.remove()
+        if self._failed:  # the weight that is not finite has been named
+            return
+        if self.step == 0:
+            self._warn_if_trained()
+        is_there = self._steps[-1] == self.step
+        if not is_there and averaging is not None:
+            said = f"{averaging} is in evaluation mode, and the model holds averages: close before"
+        elif not is_there and self._finished is not None and self._finished != self._versions():
+            said = "the weights were replaced after it, as by loading a best model"
+        else:
+            self.record()
+            return
+        if not is_there:
+            self._is_due = False
+            warnings.warn(f"step {self.step} has no record: {said}", RuntimeWarning, stacklevel=2)
+
+    def _warn_if_trained(self) -> None:
+        tensors = [p for module in self._watched_modules() for p in module.parameters()]
+        records = [followed.tracker.record for followed in self._followed["weights"]]
+        first = [0.0 if record is None else record.norm for record in records]
+        moved = any(abs(now - then) > 1e-3 * then for now, then in zip(self._norms(), first, strict=True))
+        if moved or any(p.grad is not None for p in tensors):
+            warnings.warn(
+                "no step of a torch.optim.Optimizer that holds a followed weight was seen: call advance() "
+                "after every step, or track the model that is trained",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def __enter__(self) -> SpectralTracker:
         return self
@@ -451,17 +617,21 @@ class SpectralTracker:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
-        self._hook.remove()  # the weights of a failed run may be anything
+        elif not self._monitor.is_stepping:  # the last step was over; its weights may be anything, though
+            with contextlib.suppress(ValueError):
+                self._take_due()
+        self._monitor.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the records, W(0) and the vectors to go on from: tensors and plain values, for torch.save.
+        """Return the records, W(0) and the vectors to resume from: tensors and plain values, for torch.save.
 
         Returns
         -------
         dict
             ``torch.load(..., weights_only=True)`` reads it.
         """
-        return {
+        self._take_due()
+        state = {
             "version": _STATE_VERSION,
             **self._identity(),
             "step": self.step,
@@ -472,6 +642,7 @@ class SpectralTracker:
             "norms": self._norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
         }
+        return with_state_checksum(state)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same in a tracker that goes on."""
@@ -503,6 +674,11 @@ class SpectralTracker:
             weights than it had, or a newer version wrote it.
         """
         check_state(state, "followed", _STATE_VERSION)
+        with naming_parts("state"):
+            self._take_over(state)
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        """Check a state, and take it over once all of it can be read."""
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
         for name, value in mine.items():
@@ -514,18 +690,38 @@ class SpectralTracker:
                     f"layer {matrix.name} has the norm {now:.6g}, but had {then:.6g} when the state was "
                     "taken: load the model's weights first"
                 )
-        if self._start is not None:
-            pairs = zip(self._start, state["start"], strict=True)
-            self._start = [
-                tuple(tensor.to(own[0].device, own[0].dtype) for tensor in kept) for own, kept in pairs
+        start = self._start
+        if start is not None:
+            pairs = zip(start, state["start"], strict=True)
+            start = [tuple(tensor.to(own[0].device, own[0].dtype) for tensor in kept) for own, kept in pairs]
+        step, seconds = int(state["step"]), float(state["seconds"])
+        steps = [int(number) for number in state["steps"]]
+        loss = {int(number): float(value) for number, value in state["loss"].items()}
+        followed = {
+            of: [
+                _Followed.from_state_dict(state["followed"][of][i], 0 if _is_large(matrix) else 1, len(steps))
+                for i, matrix in enumerate(self.matrices)
             ]
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self._steps = [int(step) for step in state["steps"]]
-        self._loss = {int(step): float(value) for step, value in state["loss"].items()}
-        for of, followed in self._followed.items():
-            for i, matrix in enumerate(self.matrices):
-                n_threads = 0 if _is_large(matrix) else 1
-                followed[i] = _Followed.from_state_dict(state["followed"][of][i], n_threads)
+            for of in self._followed
+        }
+        self._start, self.step, self.seconds, self._steps, self._loss = start, step, seconds, steps, loss
+        self._is_due, self._finished = False, None
+        self._monitor.restart()
+        for of, restored in followed.items():
+            self._followed[of][:] = restored
+
+
+def _check_followed(matrix: WeightMatrix) -> None:
+    """Refuse weights that cannot be read as one matrix of real numbers."""
+    values = matrix.matrix()
+    if hasattr(values, "device_mesh"):  # a DTensor, without importing what few installations have
+        raise TypeError(
+            f"layer {matrix.name} is a {type(values).__name__}, sharded over processes as FSDP2 does; wanted "
+            "a whole weight: follow a model that is not sharded, or give the rows of each process to "
+            "dlnfast.torch.RowSharded"
+        )
+    if not values.dtype.is_floating_point:
+        raise TypeError(f"layer {matrix.name} is {values.dtype}; wanted real floating-point numbers")
 
 
 def _is_split(found: TrackerRecord) -> bool:
@@ -586,6 +782,12 @@ class _Followed:
         for name, array in row.items():
             self.rows.setdefault(name, []).append(array)
 
+    def drop_last(self, step: int) -> None:
+        for rows in self.rows.values():
+            rows.pop()
+        if self.reference_step == step:
+            self.reference, self.reference_step = None, -1
+
     def refer_to(self, found: TrackerRecord, step: int, matrix: FloatArray) -> None:
         """Measure angles to the vectors of this record, computed to rounding over their gaps."""
         self.reference_step = step
@@ -616,71 +818,14 @@ class _Followed:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int) -> _Followed:
+    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int, n_records: int) -> _Followed:
         pair = state["reference"]
+        for name, rows in state["rows"].items():
+            if len(rows) != n_records:
+                raise ValueError(f"state has {len(rows)} records of {name}; wanted {n_records}")
         return cls(
             SVDTracker.from_state_dict(state["tracker"], n_threads=n_threads),
             rows={name: list(rows.numpy()) for name, rows in state["rows"].items()},
             reference=None if pair is None else (pair[0].numpy(), pair[1].numpy()),
             reference_step=int(state["reference_step"]),
         )
-
-
-class _Hook:
-    """Calls a tracker after every step of the optimizer that holds its weights."""
-
-    def __init__(
-        self, tracker: SpectralTracker, model: nn.Module, optimizer: torch.optim.Optimizer | None
-    ) -> None:
-        self._handle: Any = None
-        # Weak, so that a tracker that is forgotten takes its hook along.
-        self._tracker = weakref.ref(tracker, lambda _: self.remove())
-        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
-        if optimizer is not None:
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
-            if not self._holds(optimizer):
-                raise ValueError("optimizer holds none of the chosen weights")
-            self._optimizer = weakref.ref(optimizer)
-        self._strangers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        register: Callable[..., Any]
-        if optimizer is None:
-            register = register_optimizer_step_post_hook
-        else:
-            register = optimizer.register_step_post_hook
-        self._handle = register(self)
-
-    @property
-    def is_active(self) -> bool:
-        return self._handle is not None
-
-    def remove(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        tracker = self._tracker()
-        if tracker is not None and self._is_meant(optimizer):
-            tracker.advance()
-
-    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
-        tracker = self._tracker()
-        assert tracker is not None
-        # As they are now: an adapter that was compressed has new ones.
-        held = {id(p) for m in tracker.matrices for p in m.module.parameters()}
-        return any(id(p) in held for group in optimizer.param_groups for p in group["params"])
-
-    def _is_meant(self, optimizer: torch.optim.Optimizer) -> bool:
-        known = None if self._optimizer is None else self._optimizer()
-        if known is optimizer:
-            return True
-        if known is not None and self._holds(known):
-            return False
-        if optimizer in self._strangers:
-            return False
-        if not self._holds(optimizer):
-            self._strangers.add(optimizer)
-            return False
-        self._optimizer = weakref.ref(optimizer)
-        return True

@@ -22,18 +22,19 @@ from . import files
 from .gradient import Loss, draw_frames, first_factors, leading_gradients
 from .layers import (
     CHILD,
+    INITS,
+    Adapters,
     DeepFactors,
     Factors,
     Target,
     adapters_of,
-    add_to,
     attach,
     detach,
+    find_named_targets,
     find_targets,
     names_at,
 )
 
-INITS: Final = ("gradient", "random", "full")
 _FROZEN: Final = "_frozen_by_deep_lora"
 
 
@@ -73,7 +74,7 @@ class DeepLoRA:
         Any.
     layers : LayerChoice
         Linear, Embedding or Conv1D (as in GPT-2) layers, chosen as by `weight_matrices`; None: all linear
-        ones that share their weight with no other.
+        ones that can be adapted (see Raises).
     rank : int, optional
         r, 8 by default; at most the smaller side of each weight, and at least 2 for "gradient". Not for
         "full".
@@ -116,9 +117,11 @@ class DeepLoRA:
     Raises
     ------
     TypeError
-        For layers of another kind, batches without a loss, and arguments of the wrong type.
+        For layers of another kind, layers whose weight another module reads instead of calling them, such as
+        ``out_proj`` of an attention, batches without a loss, and arguments of the wrong type.
     ValueError
-        For a choice that fits nothing, weights that are shared or computed, settings out of their range, a
+        For a choice that fits nothing, weights that are shared (tied embeddings, views of one tensor) or
+        computed (parametrizations, weight_norm, spectral_norm, pruning), settings out of their range, a
         name that is taken, and gradients that vanish or are not finite. The model is as it was then.
 
     Notes
@@ -130,10 +133,13 @@ class DeepLoRA:
 
     A hook with a submodule is used, not a wrapper: the layers keep their class, attributes and names in the
     ``state_dict``, to which the factors are added, as ``<layer>.deep_lora.<name>.right`` and so on. For files
-    that go without this package: ``remove(merge=True)`` first, or `export_lora`. Save no ``state_dict`` while
-    merged: it has the update twice. ``model.parameters()`` has them, so that optimisers,
-    trainers and data parallelism find them; the hook gets the layer as an argument, so that deep copies and
-    checkpoints work. Only layers that are called see the branch.
+    that go without this package: ``remove(merge=True)`` first, or `export_lora`. ``model.parameters()`` has
+    them, so that optimisers, trainers and data parallelism find them; the hook gets the layer as an argument,
+    so that deep copies and checkpoints work. Only layers that are called see the branch.
+
+    While an adapter is merged, each adapted layer keeps a copy of its weight from before, on the same device
+    and in the same precision. The ``state_dict`` has that copy, so that it is the same as without merging;
+    one that is loaded gives the weight before merging, and the update is merged into it again.
 
     Factors are float64 for a float64 weight and float32 for others; the output has the layer's precision.
     Under autocast to bfloat16, products with activations run in it and those of the cores in float32; under
@@ -288,53 +294,78 @@ class DeepLoRA:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        for branch in self._attached().values():
-            branch.enabled = bool(value)
+        self._switch("enabled", bool(value))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Let the model do without this adapter inside a ``with`` block, whether it is merged or not."""
-        merged, enabled = self.merged, self.enabled
-        if merged:
-            self.unmerge()
+        enabled = self.enabled
         self.enabled = False
         try:
             yield
         finally:
             self.enabled = enabled
-            if merged:
-                self.merge()
 
     @property
     def merged(self) -> bool:
-        """Whether the weights contain the adapter."""
+        """Whether the adapter is merged: the weights contain it where it is enabled."""
         return any(branch.merged for branch in self._branches.values())
 
     def merge(self) -> None:
-        """Add the update to the weights, which are kept: `unmerge` brings them back to the bit.
+        """Add the update to the weights, which are kept: `unmerge` brings them back bit for bit.
 
-        Without that, and without a copy: ``remove(merge=True)``.
+        A merged adapter stays merged. Updates of several adapters are added up before the sum with the weight
+        is rounded to its precision, once. For a merge for good, without a copy: ``remove(merge=True)``.
 
         Raises
         ------
         TypeError
             For weights that hold no floating-point numbers, such as quantised ones.
+        ValueError
+            If a factor, or the sum of weight and update, is not finite; the message names the layer.
+        RuntimeError
+            If something else changed a weight while adapters were merged into it.
+
+        Notes
+        -----
+        Where it raises, no weight has changed. Memory: a copy of each adapted weight, until `unmerge`.
         """
-        self._set_merged(True)
+        self._switch("merged", True)
 
     def unmerge(self) -> None:
-        """Bring the weights back to what they were before `merge`; other merged adapters stay."""
-        self._set_merged(False)
+        """Bring the weights back to what they were before `merge`; other merged adapters stay.
 
-    def _set_merged(self, value: bool) -> None:
+        What the factors have become in the meantime does not matter. An adapter that is not merged stays so.
+
+        Raises
+        ------
+        RuntimeError
+            If something else changed a weight while adapters were merged into it, such as an optimiser: that
+            would be lost. ``remove(merge=True)`` keeps the weights as they are.
+        """
+        self._switch("merged", False)
+
+    def _switch(self, attribute: str, value: bool) -> None:
+        """Set `enabled` or `merged` of all branches, and write the weights that change by it; or none."""
         branches = self._attached()
-        for target in self._targets.values() if value else []:
-            _check_floating(target)
-        for name, branch in branches.items():
-            if branch.merged != value:
-                branch.merged = value
-                target = self._targets[name]
-                adapters_of(target.module).put_weight(target.weight)
+        for name in branches:
+            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
+        changed = []
+        try:
+            for name, branch in branches.items():
+                if getattr(branch, attribute) != value:
+                    changed.append(name)
+                    setattr(branch, attribute, value)
+                    self._adapters(name).write_weight(self._targets[name].module)
+        except BaseException:
+            for name in changed:
+                setattr(branches[name], attribute, not value)
+                self._adapters(name).merged_weight.restore(self._targets[name].module)
+                self._adapters(name).write_weight(self._targets[name].module)
+            raise
+
+    def _adapters(self, layer: str) -> Adapters:
+        return adapters_of(self._targets[layer].module)
 
     def remove(self, merge: bool = False) -> None:
         """Take the adapter away and give the model back as it was.
@@ -344,25 +375,23 @@ class DeepLoRA:
         merge : bool
             Leave the update in the weights, for good.
 
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As `merge` and `unmerge`; nothing has changed then.
+
         Notes
         -----
         What the first adapter of a model froze is thawed with the last one.
         """
         branches = self._attached()
-        for target in self._targets.values() if merge else []:
-            _check_floating(target)
-        if self.merged:
-            self.unmerge()
-        for name, branch in branches.items():
+        for name in branches:
+            self._adapters(name).check_removal(self.name, self._targets[name].module, merge)
+        for name in list(branches):
             target = self._targets[name]
-            if merge:
-                adapters = adapters_of(target.module)
-                add_to(target.weight, branch.delta_weight())
-                if adapters.kept is not None:
-                    add_to(adapters.kept, branch.delta_weight())
+            self._adapters(name).settle(self.name, target.module, merge)
             detach(target.module, self.name)
-        self._branches.clear()
-        self._targets.clear()
+            del branches[name], self._targets[name]
         _thaw(self.model)
 
     # ----------------------------------------------------------------------------------- the update
@@ -413,7 +442,13 @@ class DeepLoRA:
         Returns
         -------
         ndarray of float64, shape (r,)
+
+        Raises
+        ------
+        ValueError
+            For a name that is not among them, and factors that are not finite.
         """
+        self._branch(layer).check_finite(layer, self.name)
         return thin_svd(*self._branch(layer).factors().double().as_pair())[1].cpu().numpy()
 
     def updates(self) -> list[UpdateMatrix]:
@@ -462,6 +497,8 @@ class DeepLoRA:
         ------
         RuntimeError
             While the adapter is merged.
+        ValueError
+            For arguments out of their range, and factors that are not finite; nothing has changed then.
 
         Notes
         -----
@@ -477,25 +514,28 @@ class DeepLoRA:
         branches = self._attached()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
-        result = {}
         for name, branch in branches.items():
-            left, values, right = thin_svd(*branch.factors().double().as_pair())
-            # tails[k] is what is left out at rank k.
-            tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
-            kept = len(values)
-            if share is not None:
-                kept = int(torch.nonzero(tails <= share * tails[0])[0])
-            kept = max(1, kept if most is None else min(kept, most))
-            core = torch.diag(values[:kept] ** (1 / self.depth))
-            branch.set_factors(
-                Factors(right[:kept], core.repeat(self.depth, 1, 1), left[:, :kept], framed=True),
-                branch.right.dtype,
-                branch.right.device,
-            )
-            total = float(tails[0])
-            error = float(tails[kept])
-            result[name] = Truncation(kept, error, error / total if total > 0 else 0.0)
-        return result
+            branch.check_finite(name, self.name)
+        found = {name: self._truncate(branch, most, share) for name, branch in branches.items()}
+        for name, (_, factors) in found.items():
+            branches[name].set_factors(factors, branches[name].right.dtype, branches[name].right.device)
+        return {name: truncation for name, (truncation, _) in found.items()}
+
+    def _truncate(
+        self, branch: DeepFactors, most: int | None, share: float | None
+    ) -> tuple[Truncation, Factors]:
+        """Return the best approximation of an update by at most `most` singular values."""
+        left, values, right = thin_svd(*branch.factors().double().as_pair())
+        # tails[k] is what is left out at rank k.
+        tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
+        kept = len(values)
+        if share is not None:
+            kept = int(torch.nonzero(tails <= share * tails[0])[0])
+        kept = max(1, kept if most is None else min(kept, most))
+        core = torch.diag(values[:kept] ** (1 / self.depth))
+        factors = Factors(right[:kept], core.repeat(self.depth, 1, 1), left[:, :kept], framed=True)
+        total, error = float(tails[0]), float(tails[kept])
+        return Truncation(kept, error, error / total if total > 0 else 0.0), factors
 
     # ---------------------------------------------------------------------------------------- files
 
@@ -508,19 +548,42 @@ class DeepLoRA:
         }
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copy factors from a `state_dict` into these; the shapes have to agree."""
+        """Copy factors from a `state_dict` into these; names and shapes have to agree.
+
+        Parameters
+        ----------
+        state : mapping of str to Tensor
+
+        Raises
+        ------
+        TypeError
+            For values that are no tensors of floating-point numbers.
+        ValueError
+            For other names, and numbers that are not finite; no factor has changed then.
+        ShapeError
+            For other shapes.
+
+        Notes
+        -----
+        Into a merged adapter they are loaded as well: the weights contain the new update afterwards.
+        """
         own = self.state_dict()
         if set(own) != set(state):
             odd = sorted(set(own) ^ set(state))
             raise ValueError(f"state has other factors than this adapter: {', '.join(odd[:6])}")
         for key, tensor in own.items():
+            files.check_factor(state[key], f"state: {key!r}", tensor.dtype)
             if tensor.shape != state[key].shape:
                 raise ShapeError(
                     f"state: {key!r} has shape {tuple(state[key].shape)}; wanted {tuple(tensor.shape)}"
                 )
+        for name in self._branches:
+            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
+        for name in self._branches:
+            self._adapters(name).write_weight(self._targets[name].module)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter to a safetensors file, for `load`.
@@ -534,19 +597,21 @@ class DeepLoRA:
         ------
         ModuleNotFoundError
             Without the package safetensors.
+        ValueError
+            If a factor is not finite; the message names the layer.
+
+        Notes
+        -----
+        The file is written beside its place and renamed: a file that was there is replaced by a complete one,
+        or stays. It carries a checksum of its content.
         """
-        self._attached()
-        about = {
-            "depth": self.depth,
-            "scale": self.scale,
-            "init": self.init,
-            "name": self.name,
-            "layers": {
-                name: {"kind": target.kind, "shape": [target.d_out, target.d_in], "framed": branch.framed}
-                for (name, branch), target in zip(self._branches.items(), self._targets.values(), strict=True)
-            },
-        }
-        files.write(path, self.state_dict(), about)
+        layers = {}
+        for name, branch in self._attached().items():
+            branch.check_finite(name, self.name)
+            target = self._targets[name]
+            layers[name] = files.SavedLayer(target.kind, target.d_out, target.d_in, branch.factors())
+        settings = {"depth": self.depth, "scale": self.scale, "init": self.init, "name": self.name}
+        files.write(path, settings, layers)
 
     @classmethod
     def load(
@@ -570,30 +635,31 @@ class DeepLoRA:
 
         Raises
         ------
+        FileNotFoundError
+            If there is no such file.
+        TypeError
+            For layers that cannot be adapted.
         ValueError
-            For another kind of file, layers that the model has not, and a name that is taken.
+            For another kind of file, a damaged one, layers that the model has not, and a name that is taken.
         ShapeError
             For layers of other shapes.
+
+        Notes
+        -----
+        Everything is checked first: where it raises, the model is as it was. Files of dlnfast 0.1.0 have no
+        checksum, and are read without.
         """
-        tensors, about = files.read(path)
-        targets = find_targets(model, list(about["layers"]))
-        by_name = {target.name: target for target in targets}
+        settings, layers = files.read(path)
+        targets = find_named_targets(model, list(layers))
         factors = []
-        for layer, entry in about["layers"].items():
-            target = by_name[layer]
-            if [target.d_out, target.d_in] != entry["shape"]:
-                raise ShapeError(
-                    f"layer {layer!r} is {target.d_out} x {target.d_in}; the file's is "
-                    f"{entry['shape'][0]} x {entry['shape'][1]}"
-                )
-            right, left = tensors[f"{layer}.right"], tensors[f"{layer}.left"]
-            factors.append(Factors(right, tensors.get(f"{layer}.cores"), left, entry["framed"]))
+        for target, saved in zip(targets, layers.values(), strict=True):
+            saved.check_fits(target)
+            factors.append(saved.factors)
         adapter = cls.__new__(cls)
-        adapter.depth, adapter.scale, adapter.init = about["depth"], about["scale"], about["init"]
-        chosen = about["name"] if name is None else name
-        ordered = [by_name[layer] for layer in about["layers"]]
-        cls._check_name(chosen, ordered)
-        adapter._attach(model, chosen, ordered, factors, freeze)
+        adapter.depth, adapter.scale, adapter.init = settings["depth"], settings["scale"], settings["init"]
+        chosen = settings["name"] if name is None else name
+        cls._check_name(chosen, targets)
+        adapter._attach(model, chosen, targets, factors, freeze)
         return adapter
 
     def export_lora(
@@ -613,11 +679,20 @@ class DeepLoRA:
             Further entries of PEFT's ``adapter_config.json``: ``base_model_name_or_path``, ``revision``,
             ``task_type``, ``inference_mode``, ``auto_mapping``.
 
+        Raises
+        ------
+        TypeError
+            For other settings.
+        ValueError
+            For names that the model has not, and factors that are not finite.
+
         Notes
         -----
-        With ``init="full"`` the rank is the whole width: `compress` comes first.
+        With ``init="full"`` the rank is the whole width: `compress` comes first. The folder appears complete
+        or not at all; an earlier export in it is replaced as a whole.
         """
-        self._attached()
+        for name, branch in self._attached().items():
+            branch.check_finite(name, self.name)
         layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
         files.write_lora(path, self.model, layers, modules_to_save, settings)
 
@@ -627,7 +702,7 @@ class DeepLoRA:
     def _check_name(name: object, targets: list[Target]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name is {type(name).__name__}; wanted a str")
-        if not name or "." in name or hasattr(nn.ModuleDict, name):
+        if not Adapters.accepts(name):
             raise ValueError(f"name is {name!r}; wanted a word without dots that no ModuleDict uses itself")
         for target in targets:
             if name in names_at(target.module):
@@ -639,12 +714,18 @@ class DeepLoRA:
         self.model = model
         self.name = name
         self._targets = {target.name: target for target in targets}
-        if freeze:
-            _freeze(model)
-        self._branches: dict[str, DeepFactors] = {
-            target.name: attach(target, name, tensors)
-            for target, tensors in zip(targets, factors, strict=True)
-        }
+        self._branches: dict[str, DeepFactors] = {}
+        try:
+            for target, tensors in zip(targets, factors, strict=True):
+                self._branches[target.name] = attach(target, name, tensors)
+            if freeze:
+                _freeze(model)
+        except BaseException:
+            for target in targets:
+                if name in names_at(target.module):
+                    detach(target.module, name)
+            _thaw(model)
+            raise
 
     def _attached(self) -> dict[str, DeepFactors]:
         if not self._branches:
@@ -658,21 +739,16 @@ class DeepLoRA:
         return branches[layer]
 
 
-def _check_floating(target: Target) -> None:
-    if not target.weight.dtype.is_floating_point:
-        raise TypeError(
-            f"the weight of layer {target.name!r} is {target.weight.dtype}, which takes no update"
-        )
-
-
 def _freeze(model: nn.Module) -> None:
     """Turn off all gradients but those of adapters, and note which."""
-    frozen = list(getattr(model, _FROZEN, []))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and f".{CHILD}." not in f".{name}":
-            parameter.requires_grad_(False)
-            frozen.append(name)
-    setattr(model, _FROZEN, frozen)
+    free = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and f".{CHILD}." not in f".{name}"
+    }
+    setattr(model, _FROZEN, [*getattr(model, _FROZEN, []), *free])
+    for parameter in free.values():
+        parameter.requires_grad_(False)
 
 
 def _thaw(model: nn.Module) -> None:

@@ -3,55 +3,173 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import nn
 
+from ..._arrays import check_choice, check_count, check_scale
+from ..._errors import ShapeError
 from ..._optional import imported
-from .layers import Factors, Target
+from ...files import naming_damage, placing, replacing
+from .layers import INITS, Factors, Kind, Target
 
 _KEY: Final = "dlnfast.deep_lora"
+_CHECKSUM: Final = "dlnfast.sha256"
 _VERSION: Final = 1
+_WHAT: Final = "Deep LoRA adapter"
+_CONFIG: Final = "adapter_config.json"
+_MODEL: Final = "adapter_model.safetensors"
 #: Entries of PEFT's configuration that change nothing of the function.
 _FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write tensors and what they are to a safetensors file."""
-    contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    _safetensors().save_file(
-        contents, os.fspath(path), metadata={"format": "pt", _KEY: json.dumps({"version": _VERSION, **about})}
-    )
+@dataclass(frozen=True, eq=False)
+class SavedLayer:
+    """The adapter of one layer, as a file has it."""
+
+    kind: Kind
+    d_out: int
+    d_in: int
+    factors: Factors
+
+    def check_fits(self, target: Target) -> None:
+        """Raise a ShapeError or ValueError if the adapter is of another layer than `target`."""
+        if (target.d_out, target.d_in) != (self.d_out, self.d_in):
+            raise ShapeError(
+                f"layer {target.name!r} is {target.d_out} x {target.d_in}; the file's is "
+                f"{self.d_out} x {self.d_in}"
+            )
+        if (target.kind == "embedding") != (self.kind == "embedding"):
+            raise ValueError(f"layer {target.name!r} is {target.kind}; the file's is {self.kind}")
+        for factor in self.factors.as_parameters():
+            check_factor(factor, f"the file's factor of layer {target.name!r}", target.dtype)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors of a file, and what they are."""
-    _safetensors()
-    from safetensors import SafetensorError, safe_open
+def check_factor(value: object, what: str, dtype: torch.dtype) -> None:
+    """Refuse what is no tensor of floating-point numbers that are finite in the precision `dtype`."""
+    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"{what} is {kind}; wanted a tensor of floating-point numbers")
+    if not bool(torch.isfinite(value.detach().to(dtype)).all()):
+        raise ValueError(f"{what} is not finite in {dtype}")
 
-    if not Path(path).is_file():
+
+def write(
+    path: str | os.PathLike[str], settings: Mapping[str, Any], layers: Mapping[str, SavedLayer]
+) -> None:
+    """Write an adapter to a safetensors file, with a checksum, whole or not at all."""
+    about = {
+        "version": _VERSION,
+        **settings,
+        "layers": {
+            name: {"kind": layer.kind, "shape": [layer.d_out, layer.d_in], "framed": layer.factors.framed}
+            for name, layer in layers.items()
+        },
+    }
+    tensors = {
+        f"{name}.{key}": factor.cpu().contiguous()
+        for name, layer in layers.items()
+        for key, factor in layer.factors.by_name().items()
+    }
+    text = json.dumps(about)
+    metadata = {"format": "pt", _KEY: text, _CHECKSUM: _digest(text, tensors)}
+    content = _safetensors().save(tensors, metadata)
+    with replacing(Path(path)) as file:
+        file.write(content)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedLayer]]:
+    """Return what `write` wrote: the settings, and the layers by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is another kind of file, is damaged, or was written by a newer version.
+    """
+    path = Path(path)
+    safetensors = _safetensors()
+    if not path.is_file():
         raise FileNotFoundError(f"path is {os.fspath(path)!r}, which is no file")
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)!r} is no safetensors file: {error}") from None
-    if _KEY not in metadata:
-        raise ValueError(f"{os.fspath(path)!r} holds no Deep LoRA adapter of DeepLoRA.save")
-    about: dict[str, Any] = json.loads(metadata[_KEY])
-    if about["version"] > _VERSION:
+    content = path.read_bytes()
+    with naming_damage(path, _WHAT):
+        metadata = _metadata(content)
+        about = json.loads(metadata[_KEY]) if _KEY in metadata else None
+        version = 0 if about is None else int(about["version"])
+    if about is None:
+        raise ValueError(f"{os.fspath(path)!r} holds no {_WHAT} of DeepLoRA.save")
+    if version > _VERSION:
         raise ValueError(
-            f"{os.fspath(path)!r} has format {about['version']}; this version of dlnfast "
-            f"reads up to {_VERSION}"
+            f"{os.fspath(path)!r} has format {version}; this version of dlnfast reads up to {_VERSION}"
         )
-    return tensors, about
+    with naming_damage(path, _WHAT):
+        tensors = safetensors.load(content)
+        # The format of 0.1.0 is this one without the checksum. A third entry is a damaged name of it.
+        if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
+            raise ValueError(f"its metadata have an unknown entry {unknown[0]!r}")
+        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _digest(metadata[_KEY], tensors):
+            raise ValueError("its checksum is another")
+        return _parse(about, tensors)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file: 8 bytes with the size of the header, and the header."""
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or size > len(content) - 8:
+        raise ValueError("it is no safetensors file")
+    header = json.loads(content[8 : 8 + size])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
+def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _parse(
+    about: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, SavedLayer]]:
+    """Return settings and layers, checked against each other and against the tensors."""
+    settings = {key: about[key] for key in ("depth", "scale", "init", "name")}
+    depth = check_count(settings["depth"], "depth", minimum=2, maximum=5)
+    check_scale(settings["scale"], "scale", strict=True)
+    check_choice(settings["init"], "init", INITS)
+    layers = {}
+    for name, entry in about["layers"].items():
+        check_choice(entry["kind"], "kind", get_args(Kind))
+        if not isinstance(entry["framed"], bool):
+            raise ValueError(f"framed of layer {name!r} is {entry['framed']!r}")
+        d_out, d_in = (check_count(size, "shape") for size in entry["shape"])
+        n_cores = depth if entry["framed"] else depth - 2
+        right, left = tensors.pop(f"{name}.right"), tensors.pop(f"{name}.left")
+        cores = tensors.pop(f"{name}.cores") if n_cores else None
+        rank = len(right) if right.ndim else 0
+        wanted = [(rank, d_in), *([(n_cores, rank, rank)] if n_cores else []), (d_out, rank)]
+        factors = Factors(right, cores, left, entry["framed"])
+        shapes = [tuple(factor.shape) for factor in factors.as_parameters()]
+        if shapes != wanted or not 1 <= rank <= min(d_out, d_in):
+            raise ValueError(f"the factors of layer {name!r} have the shapes {shapes}; wanted {wanted}")
+        for key, factor in factors.by_name().items():
+            check_factor(factor, f"{name}.{key}", factor.dtype)
+        layers[name] = SavedLayer(entry["kind"], d_out, d_in, factors)
+    if tensors or not layers:
+        raise ValueError(f"it has other tensors than its layers: {', '.join(sorted(tensors)[:6])}")
+    return settings, layers
 
 
 def write_lora(
@@ -90,7 +208,7 @@ def write_lora(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": _names(model, list(layers)),
+        "target_modules": expression_for(model, list(layers)),
         "modules_to_save": list(modules) or None,
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -101,24 +219,53 @@ def write_lora(
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         **settings,
     }
-    safetensors = _safetensors()
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    safetensors.save_file(
-        {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()},
-        os.fspath(folder / "adapter_model.safetensors"),
-        metadata={"format": "pt"},
-    )
+    contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+    model_bytes = _safetensors().save(contents, {"format": "pt"})
+    config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    _place_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
 
 
-def _names(model: nn.Module, names: list[str]) -> list[str] | str:
+def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
     """Return what PEFT's target_modules has to be: names, which fit ends of others too, or an expression."""
     wanted = set(names)
     others = [other for other, _ in model.named_modules() if other not in wanted]
     if any(other.endswith(f".{name}") for other in others for name in wanted):
         return "|".join(re.escape(name) for name in names)
     return names
+
+
+def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of an export: all of them, or none. Other files in the folder stay."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and any(entry.name not in files for entry in folder.iterdir()):
+        _replace_files(folder, files)
+        return
+    with placing(folder, durable=True) as temporary:
+        temporary.mkdir()
+        for name, content in files.items():
+            with replacing(temporary / name) as file:
+                file.write(content)
+
+
+def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files of a folder; if one cannot be, those from before come back."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as place:
+        before = Path(place)
+        for name, content in files.items():
+            with replacing(before / f"new-{name}") as file:
+                file.write(content)
+            if (folder / name).exists():
+                os.link(folder / name, before / name)
+        try:
+            for name in files:
+                (before / f"new-{name}").replace(folder / name)
+        except BaseException:
+            for name in files:
+                if (before / name).exists():
+                    (before / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            raise
 
 
 def _safetensors() -> Any:

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from torch.nn.parameter import is_lazy
 
-from ..layers import LayerChoice, WeightMatrix, weight_matrices
+from .._names import match_names
+from .._reading import computed_by, unreadable
+from .._weight_use import WeightUse, find_weight_use
+from ..layers import LayerChoice, WeightMatrix, find_weights
 
 Kind = Literal["linear", "inputs first", "embedding"]
 
+INITS: Final = ("gradient", "random", "full")
 #: Under this name the adapters of a layer are its submodule.
 CHILD: Final = "deep_lora"
 
@@ -65,52 +69,88 @@ class Target:
 
 
 def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
-    """Return the chosen layers; None: every linear one that shares its weight with no other.
+    """Return the chosen layers; None: every linear one that can be adapted.
 
     Raises
     ------
     TypeError
-        For a chosen layer of another kind.
+        For a chosen layer of another kind, or one that is not called.
     ValueError
         If nothing is chosen; for a weight that is shared or computed.
     """
-    attention = {
-        f"{path}.out_proj".lstrip(".")
-        for path, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
-    }
-    chosen = weight_matrices(model, layers)
+    chosen = find_weights(model, layers, with_unreadable=True)
+    use = find_weight_use(model)
     if layers is None:
-        chosen = [
-            m
-            for m in chosen
-            if m.attribute == "weight"
-            and m.part is None
-            and not m.aliases
-            and m.name not in attention
-            and _kind(m.module) in ("linear", "inputs first")
-            and not parametrize.is_parametrized(m.module, "weight")
-        ]
+        chosen = [m for m in chosen if m.attribute == "weight" and obstacle(m.name, m.module, use) is None]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
-    return [_target(matrix, attention) for matrix in chosen]
+    return [_target(matrix, use) for matrix in chosen]
 
 
-def as_target(name: str, module: nn.Module) -> Target:
-    """Return a layer as what can be adapted; see `find_targets` for the errors."""
+def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
+    """Return the layers of the given names, which are taken literally; see `find_targets` for the errors."""
+    there = {matrix.name: matrix for matrix in find_weights(model, lambda *_: True, with_unreadable=True)}
+    found = match_names(names, there)
+    for name in names:
+        if name not in found:
+            raise ValueError(f"layers: {name!r} fits none of the model's weight matrices: {', '.join(there)}")
+    if len(set(found.values())) < len(found):
+        raise ValueError(f"layers: {', '.join(map(repr, names))} name one layer twice")
+    use = find_weight_use(model)
+    return [_target(there[found[name]], use) for name in names]
+
+
+def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
+    """Return a layer as what can be adapted, or raise its `obstacle`."""
+    error = obstacle(name, module, use)
+    if error is not None:
+        raise error
     kind = _kind(module)
-    if kind is None:
-        raise TypeError(
-            f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
-        )
-    if parametrize.is_parametrized(module, "weight"):
-        raise ValueError(f"layers: the weight of {name!r} is computed by a parametrization")
-    if getattr(module, "max_norm", None) is not None:
-        raise ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
+    assert kind is not None
     if isinstance(module, nn.Linear):
         return Target(name, module, kind, module.out_features, module.in_features)
     d_in, d_out = module.get_parameter("weight").shape
     return Target(name, module, kind, d_out, d_in)
+
+
+def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueError | None:
+    """Return the error that says why a layer cannot be adapted, or None where it can.
+
+    The one place for it: `DeepLoRA` and the method of PEFT adapt the same layers.
+
+    Parameters
+    ----------
+    name : str
+    module : Module
+    use : WeightUse
+        Of the whole model.
+    """
+    if _kind(module) is None:
+        return TypeError(
+            f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
+        )
+    if (how := computed_by(module)) is not None:
+        return ValueError(f"layers: the weight of {name!r} is computed by {how}; wanted a parameter")
+    weight = module._parameters.get("weight")
+    if weight is None or is_lazy(weight):
+        return ValueError(f"layers: {name!r} has no parameter 'weight', or none before its first call")
+    if getattr(module, "max_norm", None) is not None:
+        return ValueError(f"layers: {name!r} has max_norm, which renews its weight at every use")
+    reader = use.readers.get(id(module))
+    if reader is not None:
+        return TypeError(
+            f"layers: the weight of {name!r} is read by a {type(reader).__name__}, past the layer's own "
+            "forward pass, which alone has the update; wanted a layer that is used by calling it only"
+        )
+    sharing = use.sharing.get(id(module))
+    if sharing is not None:
+        return ValueError(
+            f"layers: {name!r} shares its weight with {', '.join(map(repr, sharing))}; an adapter of one of "
+            "them would part them"
+        )
+    if CHILD in module._modules and not isinstance(module._modules[CHILD], Adapters):
+        return ValueError(f"layers: {name!r} has a submodule {CHILD!r} of its own, the name of its adapters")
+    return None
 
 
 def _kind(module: nn.Module) -> Kind | None:
@@ -121,19 +161,13 @@ def _kind(module: nn.Module) -> Kind | None:
     return "inputs first" if type(module).__name__ == "Conv1D" else None
 
 
-def _target(matrix: WeightMatrix, attention: set[str]) -> Target:
-    if isinstance(matrix.module, nn.MultiheadAttention) or matrix.name in attention:
+def _target(matrix: WeightMatrix, use: WeightUse) -> Target:
+    if isinstance(matrix.module, nn.MultiheadAttention):
         raise TypeError(
             f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
             "layer that is called"
         )
-    target = as_target(matrix.name, matrix.module)
-    if matrix.aliases:
-        raise ValueError(
-            f"layers: {matrix.name!r} shares its weight with {', '.join(map(repr, matrix.aliases))}; an "
-            "adapter of one of them would part them"
-        )
-    return target
+    return as_target(matrix.name, matrix.module, use)
 
 
 class DeepFactors(nn.Module):
@@ -185,6 +219,12 @@ class DeepFactors(nn.Module):
         """Whether the branch adds to the layer's output."""
         return self.enabled and not self.merged
 
+    def check_finite(self, layer: str, name: str) -> None:
+        """Raise a ValueError that names the layer and the adapter if a factor is not finite."""
+        for key, factor in self.named_parameters():
+            if not bool(torch.isfinite(factor.detach()).all()):
+                raise ValueError(f"adapter {name!r} of layer {layer!r} is not finite: see {key}")
+
     def factors(self) -> Factors:
         """Return the factors as they are now, detached."""
         cores = None if self.cores is None else self.cores.detach()
@@ -192,6 +232,9 @@ class DeepFactors(nn.Module):
 
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with that of the branch, in the precision of the output."""
+        if output.is_nested:  # TransformerEncoder leaves the padding of a batch out
+            rows = [self(*pair) for pair in zip(x.unbind(), output.unbind(), strict=True)]
+            return torch.nested.as_nested_tensor(rows, layout=output.layout)
         if self.kind == "embedding":
             inner = F.embedding(x, self.right.T, self.padding_idx, None, 2.0, self.by_frequency)
             if self.embedding_scale != 1.0:
@@ -264,9 +307,14 @@ class Factors:
         """Return ``left C_k .. C_1`` and right, whose product is the update, one row per output."""
         return self.map_above(), self.right
 
+    def by_name(self) -> dict[str, torch.Tensor]:
+        """Return them as a `DeepFactors` names its parameters."""
+        cores = {} if self.cores is None else {"cores": self.cores}
+        return {"right": self.right, **cores, "left": self.left}
+
     def as_parameters(self) -> list[torch.Tensor]:
         """Return them in the order in which a `DeepFactors` has its parameters."""
-        return [self.right, *([] if self.cores is None else [self.cores]), self.left]
+        return list(self.by_name().values())
 
     def as_list(self) -> list[torch.Tensor]:
         """Return ``right, C_1, .., C_k, left``."""
@@ -280,41 +328,191 @@ def _product(cores: Sequence[torch.Tensor]) -> torch.Tensor:
     return product
 
 
+class MergedWeight:
+    """The weight of a layer from before updates were merged into it, which comes back bit for bit.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer, for messages.
+
+    Attributes
+    ----------
+    original : Tensor or None
+        The weight itself, while updates are merged.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.original: torch.Tensor | None = None
+        self._checksum = 0
+
+    @torch.no_grad()
+    def write(self, layer: nn.Module, merged: Mapping[str, DeepFactors]) -> None:
+        """Write the original weight plus the updates of the adapters `merged` into a layer.
+
+        Where this raises, the weight is as it was.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As `sum` and `check_unchanged`.
+        """
+        self.check_unchanged(layer)
+        if not merged:
+            self.restore(layer)
+            return
+        total = self.sum(layer, merged)
+        weight = layer.get_parameter("weight")
+        if self.original is None:
+            self.original = weight.detach().clone()
+        self._checksum = _checksum(total)
+        weight.copy_(total)
+
+    @torch.no_grad()
+    def sum(self, layer: nn.Module, merged: Mapping[str, DeepFactors]) -> torch.Tensor:
+        """Return the original weight of a layer plus the updates of adapters, rounded once.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is no matrix of floating-point numbers, such as a quantised one.
+        ValueError
+            If a factor or the sum is not finite.
+        """
+        weight = self.own(layer)
+        if (reason := unreadable(layer)) is not None:
+            raise TypeError(f"the weight of layer {self.name!r} {reason}, which takes no update")
+        total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        for adapter, branch in merged.items():
+            branch.check_finite(self.name, adapter)
+            total = total + branch.delta_weight().to(total)
+        total = total.to(weight.dtype)
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError(
+                f"the weight of layer {self.name!r} with the update of {', '.join(map(repr, merged))} is not "
+                f"finite in {weight.dtype}"
+            )
+        return total
+
+    def own(self, layer: nn.Module) -> torch.Tensor:
+        """Return the weight of a layer without what is merged into it, not a copy."""
+        return layer.get_parameter("weight") if self.original is None else self.original
+
+    def check_unchanged(self, layer: nn.Module) -> None:
+        """Raise a RuntimeError if something else was written into the weight since updates were merged."""
+        weight = layer.get_parameter("weight")
+        # A model that is moved to another precision changes nothing else.
+        if self.original is None or weight.dtype != self.original.dtype:
+            return
+        if _checksum(weight) != self._checksum:
+            raise RuntimeError(
+                f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates "
+                "were merged into it; to bring back the weight from before would lose that change"
+            )
+
+    @torch.no_grad()
+    def restore(self, layer: nn.Module) -> None:
+        """Bring the original weight back, if updates are merged, and forget it."""
+        if self.original is not None:
+            layer.get_parameter("weight").copy_(self.original)
+            self.original = None
+
+    def put_original(self, state: dict[str, Any], key: str) -> None:
+        """Put the original weight into a state_dict in the place of the merged one."""
+        if self.original is not None and key in state:
+            state[key] = self.original.to(state[key].device, state[key].dtype, copy=True)
+
+
+def _checksum(weight: torch.Tensor) -> int:
+    """Return the sum of a tensor's bits, read as integers: changes of its values change it."""
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return int(weight.detach().contiguous().view(bits).sum(dtype=torch.int64))
+
+
 class Adapters(nn.ModuleDict):
     """The adapters of a layer, by their names, as its submodule."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, target: Target) -> None:
         super().__init__()
-        self.hook = layer.register_forward_hook(_add_branches, with_kwargs=True)
-        #: The layer's own weight, while adapters are merged into it.
-        self.kept: torch.Tensor | None = None
+        layer = target.module
+        self.merged_weight = MergedWeight(target.name)
+        self.handles = [
+            layer.register_forward_hook(_add_branches, with_kwargs=True),
+            layer._register_load_state_dict_pre_hook(_unmerge_to_load, with_module=True),
+            layer.register_load_state_dict_post_hook(_merge_after_load),
+        ]
+
+    @classmethod
+    def accepts(cls, name: str) -> bool:
+        """Tell whether an adapter can have a name."""
+        taken = hasattr(nn.ModuleDict(), name) or hasattr(cls, name) or name in ("merged_weight", "handles")
+        return bool(name) and "." not in name and not taken
+
+    def branches(self) -> dict[str, DeepFactors]:
+        """Return the adapters by name."""
+        return {name: branch for name, branch in self.items() if isinstance(branch, DeepFactors)}
+
+    def write_weight(self, layer: nn.Module) -> None:
+        """Make the layer's weight contain the adapters that are merged and enabled; see `MergedWeight`."""
+        self.merged_weight.write(layer, self._in_weight())
+
+    def check_removal(self, name: str, layer: nn.Module, stays: bool) -> None:
+        """Raise what `settle` would, before anything is changed."""
+        if stays and list(self._in_weight()) == [name]:
+            return
+        self.merged_weight.check_unchanged(layer)
+        if stays:
+            self.merged_weight.sum(layer, {name: self.branches()[name]})
 
     @torch.no_grad()
-    def put_weight(self, weight: torch.Tensor) -> None:
-        """Write the layer's own weight with the merged adapters' into `weight`."""
-        merged = [adapter for adapter in self.values() if isinstance(adapter, DeepFactors) and adapter.merged]
-        if self.kept is None and merged:
-            self.kept = weight.detach().clone()
-        if self.kept is None:
-            return
-        weight.copy_(self.kept)
-        for adapter in merged:
-            add_to(weight, adapter.delta_weight())
-        if not merged:
-            self.kept = None
+    def settle(self, name: str, layer: nn.Module, stays: bool) -> None:
+        """Take the update of an adapter out of the weight, or leave it there for good with `stays`."""
+        branch = self.branches()[name]
+        if stays and list(self._in_weight()) == [name]:
+            self.merged_weight.original = None
+        elif stays:
+            self.merged_weight.own(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
+        branch.merged = False
+        self.write_weight(layer)
+
+    def _in_weight(self) -> dict[str, DeepFactors]:
+        return {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the factors; the entry of the layer's weight becomes that from before merging."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = str(kwargs.get("prefix", ""))
+        self.merged_weight.put_original(state, f"{prefix.removesuffix(f'{CHILD}.')}weight")
+        return state
 
 
-@torch.no_grad()
-def add_to(weight: torch.Tensor, delta: torch.Tensor) -> None:
-    """Add to a weight, rounding once."""
-    weight.copy_(weight.to(delta.dtype) + delta)
+def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Bring the layer's own weight back, before values from a state_dict are copied into it."""
+    del rest
+    merged_weight = adapters_of(module).merged_weight
+    if f"{prefix}weight" not in state:
+        merged_weight.check_unchanged(module)
+    merged_weight.restore(module)
+
+
+def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
+    """Merge again, into the weight that was loaded and with the factors that were."""
+    del incompatible
+    adapters = adapters_of(module)
+    try:
+        adapters.write_weight(module)
+    except BaseException:
+        for branch in adapters.branches().values():
+            branch.merged = False
+        raise
 
 
 def attach(target: Target, name: str, factors: Factors) -> DeepFactors:
     """Put a branch beside a layer."""
     branch = DeepFactors(target, factors)
     if CHILD not in target.module._modules:
-        target.module.add_module(CHILD, Adapters(target.module))
+        target.module.add_module(CHILD, Adapters(target))
     adapters_of(target.module)[name] = branch
     return branch
 
@@ -324,7 +522,8 @@ def detach(module: nn.Module, name: str) -> None:
     adapters = adapters_of(module)
     del adapters[name]
     if not adapters:
-        adapters.hook.remove()
+        for handle in adapters.handles:
+            handle.remove()
         del module._modules[CHILD]
 
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Names of layers without the parts that wrappers add to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from torch import nn
+
+#: Modules that contain a model or a layer and compute what it computes: the Python module of the class, the
+#: class, and the name of the child. Looked up among loaded modules only, as importing some takes seconds.
+_WRAPPERS: Final = (
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
+    (
+        "torch.distributed.fsdp.fully_sharded_data_parallel",
+        "FullyShardedDataParallel",
+        "_fsdp_wrapped_module",
+    ),
+    (
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+        "ActivationWrapper",
+        "_checkpoint_wrapped_module",
+    ),
+    ("torch.optim.swa_utils", "AveragedModel", "module"),
+    ("lightning.fabric.wrappers", "_FabricModule", "_forward_module"),
+)
+_WRAPPED: Final = frozenset(child for _, _, child in _WRAPPERS)
+
+
+def canonical_name(name: str) -> str:
+    """Return a name without all parts that can come from a wrapper: ``"module.fc"`` becomes ``"fc"``.
+
+    For comparing two names of which one may belong to a wrapped model. Where the model is there, use
+    `named_layers`, which keeps the name of a child that is called ``module`` but is in no wrapper.
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield ``(name, path, module)`` of all modules but wrappers, in the order of registration.
+
+    The path is the name in ``model.named_modules()``, the name is the path without the parts of wrappers, by
+    the types of these.
+
+    Raises
+    ------
+    ValueError
+        If two modules have the same name.
+    """
+    names: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    wrapped = {path: _wrapped_child(module) for path, module in model.named_modules()}
+    for path, module in model.named_modules():
+        parent, _, child = path.rpartition(".")
+        if not path or wrapped[parent] == child:
+            name = names.get(parent, "")
+        else:
+            name = f"{names[parent]}.{child}" if names[parent] else child
+        names[path] = name
+        if wrapped[path] is not None:
+            continue
+        if name in paths:
+            raise ValueError(f"model has two modules named {name!r}: {paths[name]!r} and {path!r}")
+        paths[name] = path
+        yield name, path, module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what a model's wrappers contain, or the model where there are none."""
+    while (child := _wrapped_child(model)) is not None:
+        model = model.get_submodule(child)
+    return model
+
+
+def match_names(wanted: Sequence[str], there: Iterable[str]) -> dict[str, str]:
+    """Return for each wanted name the name that is there for the same layer, where there is one.
+
+    The same name, or else the one that is equal without the parts of wrappers (see `canonical_name`).
+
+    Raises
+    ------
+    ValueError
+        If several names are equal to a wanted one without the parts of wrappers.
+    """
+    known = list(there)
+    found: dict[str, str] = {}
+    for name in wanted:
+        fitting = [name] if name in known else [k for k in known if canonical_name(k) == canonical_name(name)]
+        if len(fitting) > 1:
+            raise ValueError(f"layer {name!r} can be {' or '.join(map(repr, fitting))}; wanted one of these")
+        if fitting:
+            found[name] = fitting[0]
+    return found
+
+
+def _wrapped_child(module: nn.Module) -> str | None:
+    """Return the name of the child that a module wraps; None for what is no wrapper."""
+    for where, kind, child in _WRAPPERS:
+        wrapper = getattr(sys.modules.get(where), kind, None)
+        if wrapper is not None and isinstance(module, wrapper) and child in module._modules:
+            return child
+    return None

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""`StepMonitor`: tells where one training step ends and the next begins, whoever calls the optimizers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+__all__ = ["StepMonitor"]
+
+
+class StepMonitor:
+    """Group the calls of ``Optimizer.step`` into training steps, and report these.
+
+    Optimizers that hold a parameter of the watched modules take part. Several of them may share a training
+    step: one for matrices and one for vectors, one for each parameter that steps within the backward pass, a
+    wrapper around another optimizer. The next training step begins with the first call of ``Optimizer.step``
+    for which
+
+    * the optimizer has stepped in this training step already, or
+    * a watched parameter that was stepped has received a new gradient since.
+
+    Parameters
+    ----------
+    modules : method
+        Returns the modules whose parameters are watched. All methods are held weakly: the hooks go with their
+        object.
+    on_step : method
+        Called once in every training step, after an optimizer has moved weights. Others may still follow.
+    on_step_extended : method
+        Called when one more optimizer has moved weights since, in the same training step.
+    on_step_over : method
+        Called when the last training step is over, before an optimizer moves weights again.
+    optimizer : Optimizer, optional
+        The only one whose steps are counted. Others still delimit steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an optimizer of another kind, or that holds none of the watched parameters.
+
+    Notes
+    -----
+    The hooks are those of PyTorch's optimizers and of gradients of leaves. No module gets a hook, so that
+    models can be compiled, copied and pickled as before, and ``torch.compile`` traces none of them.
+    """
+
+    def __init__(
+        self,
+        modules: Callable[[], Iterable[nn.Module]],
+        on_step: Callable[[], None],
+        on_step_extended: Callable[[], None],
+        on_step_over: Callable[[], None],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self._handles: list[Any] = []
+        self._modules = weakref.WeakMethod(modules, lambda _: self.remove())
+        self._on_step, self._on_step_extended, self._on_step_over = (
+            weakref.WeakMethod(method) for method in (on_step, on_step_extended, on_step_over)
+        )
+        self._held: set[int] = set()
+        #: Optimizers that hold no watched parameter, with the parameters that they had then.
+        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._only: weakref.ref[torch.optim.Optimizer] | None = None
+        self._seen: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._names: list[str] = []
+        self._gradient_handles: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
+        #: Parameters in the order in which the first backward pass gave them gradients: the last layer first.
+        self.gradient_order: list[int] = []
+        self.restart()
+        if optimizer is not None:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
+            if not self._holds(optimizer):
+                raise ValueError("optimizer holds none of the chosen weights")
+            self._only = weakref.ref(optimizer)
+        self._watch_gradients()
+        # PyTorch's compiler leaves what is marked so to the interpreter.
+        disable: Any = torch.compiler.disable
+        self._handles = [
+            register_optimizer_step_pre_hook(disable(self._before)),
+            register_optimizer_step_post_hook(disable(self._after)),
+        ]
+
+    # ------------------------------------------------------------------------------------- state
+
+    @property
+    def is_active(self) -> bool:
+        """Whether steps are reported."""
+        return bool(self._handles)
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether an optimizer is within its step, or failed there."""
+        return bool(self._stepping)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that have stepped and are still there."""
+        return [each for ref in self._seen if (each := ref()) is not None]
+
+    @property
+    def optimizer_names(self) -> list[str]:
+        """The classes of all optimizers that have stepped, in the order of their first steps."""
+        return list(self._names)
+
+    def restart(self) -> None:
+        """Forget the training step under way: the next call of an optimizer begins another one."""
+        self._stepped: set[int] = set()
+        self._stepping: set[int] = set()
+        self._stepped_parameters: set[int] = set()
+        self._has_new_gradient = False
+        self._is_counted = False
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for _, handle in self._gradient_handles.values():
+            handle.remove()
+        self._gradient_handles = {}
+
+    # ------------------------------------------------------------------------------------- hooks
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if not self._holds(optimizer):
+            return
+        if id(optimizer) in self._stepped or self._has_new_gradient:
+            self.restart()
+        if not self._stepped:
+            _call(self._on_step_over)
+            self._held = self._held_parameters()
+            self._watch_gradients()
+        self._stepped.add(id(optimizer))
+        self._stepping.add(id(optimizer))
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        # It may hold a watched parameter only since it was called.
+        if not (id(optimizer) in self._stepped or self._holds(optimizer)):
+            return
+        self._stepping.discard(id(optimizer))
+        self._stepped.add(id(optimizer))
+        self._stepped_parameters.update(self._parameters_of(optimizer))
+        self._note(optimizer)
+        if self._is_counted:
+            _call(self._on_step_extended)
+        elif self._only is None or self._only() is optimizer:
+            self._is_counted = True
+            _call(self._on_step)
+
+    def _on_gradient(self, parameter: torch.Tensor) -> None:
+        number = id(parameter)
+        if number in self._stepped_parameters:
+            self._has_new_gradient = True
+        if not self._seen and number not in self.gradient_order:
+            self.gradient_order.append(number)
+
+    # ----------------------------------------------------------------------------------- helpers
+
+    def _note(self, optimizer: torch.optim.Optimizer) -> None:
+        if all(ref() is not optimizer for ref in self._seen):
+            self._seen = [ref for ref in self._seen if ref() is not None]
+            self._seen.append(weakref.ref(optimizer))
+            name = type(optimizer).__name__
+            if name not in self._names:
+                self._names.append(name)
+
+    def _held_parameters(self) -> set[int]:
+        # As they are now: an adapter that was compressed has new ones.
+        return {id(parameter) for parameter in self._watched_parameters()}
+
+    def _watched_parameters(self) -> Iterable[nn.Parameter]:
+        modules = self._modules()
+        return (p for module in (() if modules is None else modules()) for p in module.parameters())
+
+    @staticmethod
+    def _parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
+        return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        parameters = self._parameters_of(optimizer)
+        if not self._held.isdisjoint(parameters):
+            return True
+        if self._strangers.get(optimizer) == parameters:
+            return False
+        self._held = self._held_parameters()
+        holds = not self._held.isdisjoint(parameters)
+        if not holds:
+            self._strangers[optimizer] = parameters
+        return holds
+
+    def _watch_gradients(self) -> None:
+        """Hear of new gradients of the watched parameters, those that were frozen before among them."""
+        for parameter in self._watched_parameters():
+            number = id(parameter)
+            known = self._gradient_handles.get(number)
+            if known is not None and known[0]() is parameter:
+                continue
+            if parameter.requires_grad and parameter.is_leaf:
+                handle = parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                self._gradient_handles[number] = (weakref.ref(parameter), handle)
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    alive = method()
+    if alive is not None:
+        alive()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""Who uses the weight of a layer besides the layer itself: other parameters, and modules that read it."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType
+from typing import Final
+
+import torch
+from torch import nn
+
+from ._names import named_layers
+
+#: Attributes of a weight that say nothing about its values: ``self.fc.weight.dtype`` is no use of it.
+_PROPERTIES: Final = frozenset(
+    {"data_ptr", "device", "dim", "dtype", "element_size", "get_device", "is_cuda", "is_floating_point"}
+    | {"is_meta", "layout", "ndim", "ndimension", "nelement", "numel", "requires_grad", "shape", "size"}
+)
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """Uses of the weights of a model's layers, as `find_weight_use` finds them.
+
+    Attributes
+    ----------
+    sharing : dict of int to tuple of str
+        By the id of a module: names of what shares memory with its weight; a module's name where that is the
+        weight of another module.
+    readers : dict of int to Module
+        By the id of a module: another module whose forward pass reads the weight, instead of calling the
+        module, or in addition to that.
+    places : dict of int to tuple of str
+        By the id of a module: the names under which parents hold it.
+    """
+
+    sharing: dict[int, tuple[str, ...]]
+    readers: dict[int, nn.Module]
+    places: dict[int, tuple[str, ...]]
+
+
+def find_weight_use(model: nn.Module) -> WeightUse:
+    """Find the weights of a model that are shared with other tensors, or read by other modules.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    WeightUse
+
+    Notes
+    -----
+    Nothing is run. Reads are found in the bytecode of ``forward`` and of the methods that it names:
+    ``self.fc.weight`` and longer paths of attributes, but not a weight that is reached through a variable or
+    an index. `torch.nn.TransformerEncoderLayer` calls its linear layers wherever one of them has a hook, and
+    is not counted as their reader.
+    """
+    return WeightUse(_sharing(model), _readers(model), _places(model))
+
+
+def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for path, _, module in named_layers(model):
+        for name, child in module._modules.items():
+            if child is not None:
+                found[id(child)].append(f"{path}.{name}".lstrip("."))
+    return {key: tuple(names) for key, names in found.items()}
+
+
+def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Return for each module with a weight what shares memory with it."""
+    tensors = [
+        (path, module, name, tensor)
+        for path, _, module in named_layers(model)
+        for name, tensor in _tensors_of(module)
+    ]
+    groups: dict[tuple[torch.device, int], list[tuple[int, int, str, nn.Module, str]]] = defaultdict(list)
+    for path, module, name, tensor in tensors:
+        storage, start, end = _memory(tensor)
+        groups[tensor.device, storage].append((start, end, path, module, name))
+    found: dict[int, tuple[str, ...]] = {}
+    for group in groups.values():
+        for start, end, _, module, name in group:
+            if name == "weight" and len(group) > 1:
+                found[id(module)] = tuple(
+                    path if other == "weight" else f"{path}.{other}".lstrip(".")
+                    for first, last, path, owner, other in group
+                    if first < end and start < last and (owner is not module or other != name)
+                )
+    return {key: names for key, names in found.items() if names}
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for held in (module._parameters, module._buffers, vars(module)):
+        for name, tensor in held.items():
+            if isinstance(tensor, torch.Tensor):
+                yield name, tensor
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Return the address of a tensor's storage, and the range of its bytes there.
+
+    Tensors without memory of their own, on the device "meta" or of other kinds, share with themselves only.
+    """
+    try:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage and tensor.numel():
+            size, start = tensor.element_size(), tensor.storage_offset()
+            last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+            return storage, start * size, (start + last + 1) * size
+    except (NotImplementedError, RuntimeError, ValueError):
+        pass
+    return -id(tensor), 0, 1
+
+
+def _readers(model: nn.Module) -> dict[int, nn.Module]:
+    reads: dict[type, frozenset[tuple[str, ...]]] = {}
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind not in reads:
+            reads[kind] = frozenset(_weights_read(kind))
+        for path in reads[kind]:
+            if isinstance(module, nn.TransformerEncoderLayer) and path in (("linear1",), ("linear2",)):
+                continue
+            target: nn.Module | None = module
+            for name in path:
+                target = None if target is None else target._modules.get(name)
+            if target is not None:
+                found.setdefault(id(target), module)
+    return found
+
+
+def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the modules whose weights the forward pass of a class reads."""
+    seen: set[str] = set()
+    waiting = ["forward"]
+    while waiting:
+        method = waiting.pop()
+        if method in seen or (method != "forward" and hasattr(nn.Module, method)):
+            continue
+        seen.add(method)
+        code = getattr(inspect.unwrap(getattr(kind, method, None)), "__code__", None)
+        if not isinstance(code, CodeType) or not code.co_argcount:
+            continue
+        for chain in _attributes(code, code.co_varnames[0]):
+            waiting.append(chain[0])
+            for i, name in enumerate(chain):
+                if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
+                    yield chain[:i]
+
+
+def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
+    """Yield ``("a", "b")`` for each ``own.a.b`` in a function, functions inside of it included."""
+    chain: list[str] | None = None
+    before: object = None
+    for instruction in dis.get_instructions(code):
+        name, value = instruction.opname, instruction.argval
+        if chain is not None and name in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain.append(value)
+            continue
+        if chain:
+            yield tuple(chain)
+        chain = None
+        # ``isinstance(own.a.b, ..)`` is no use of it.
+        is_asked, before = before == "isinstance", value
+        if is_asked:
+            continue
+        if name.startswith("LOAD_") and ("FAST" in name or "DEREF" in name):
+            # Python 3.13 loads two at once.
+            loaded = value[-1] if isinstance(value, tuple) else value
+            chain = [] if loaded == own else None
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _attributes(constant, own)
