@@ -14,7 +14,6 @@ Afterwards
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
 
 import dlnfast as dln
@@ -380,9 +378,7 @@ def resuming() -> Case:
         with contextlib.suppress(Cut):
             _train(DENSE, cut_at(2))(folder)
 
-    return Case(
-        "resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning
-    )
+    return Case("resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning)
 
 
 def reading() -> Iterator[Case]:

@@ -258,14 +258,28 @@ def test_momentum_beside_none_changes_no_bit():
 
 
 def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
+    base = {**BASE, "weights": {"scale": 0.5}}
+    axes = {"weights.widths": [[DIM] * 4, [DIM + 1] * 4], "train.engine": ["auto", "dense"]}
+    grid = dln.SweepGrid(base, axes)
+    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
+    for row in results[2:]:
+        assert row["error"].startswith(("ShapeError: ", "ValueError: "))
+        assert json.loads((tmp_path / row["hash"] / "summary.json").read_text())["error"] == row["error"]
+    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
+    again = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    assert again.usage["started"] == 2
+    assert losses(again) == losses(results)
+
+
+def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
     grid = dln.SweepGrid(BASE, {"train.steps": [10, 10**15], "train.engine": ["auto", "dense"]})
     results = dln.sweep(grid, Inline(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
     for row in results[2:]:
         assert row["error"].startswith("MemoryError: ")
-        assert json.loads((tmp_path / row["hash"] / "summary.json").read_text())["error"] == row["error"]
-    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
-    again = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+        assert not (tmp_path / row["hash"]).exists()
+    again = dln.sweep(grid, Inline(), directory=tmp_path)
     assert again.usage["started"] == 2
     assert losses(again) == losses(results)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
-from ._errors import AssumptionError, CopyWarning, DivergedError, ShapeError
+from ._errors import AssumptionError, CopyWarning, DivergedError, FolderInUseError, ShapeError
 from ._threads import build_info, set_num_threads
 from ._version import __version__
 from .batch import Batch, train_batch
@@ -42,6 +42,7 @@ __all__ = [
     "CopyWarning",
     "DivergedError",
     "Family",
+    "FolderInUseError",
     "LowRank",
     "MatrixCompletion",
     "Problem",

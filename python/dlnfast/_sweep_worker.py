@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -22,11 +23,20 @@ import numpy as np
 
 from . import runs, spec
 from ._arrays import FloatArray, check_choice
-from ._errors import DivergedError
+from ._errors import DivergedError, FolderInUseError
+from ._locks import FolderLock
 from .batch import Plan, descend_together
 from .closure import Certificate, Closure
 from .descent import Request, choose_engine, divergence_text, train, with_caution
-from .files import parsed_object, read_text, with_checksum, without_checksum, write_text_whole
+from .files import (
+    is_of_the_machine,
+    parsed_object,
+    read_text,
+    remove_parts,
+    with_checksum,
+    without_checksum,
+    write_text_whole,
+)
 from .problem import Problem
 from .trajectory import Trajectory
 
@@ -37,6 +47,10 @@ SPEC: Final = "spec.json"
 RUN: Final = "run.npz"
 #: A run that diverged is kept under another name, as by ``dlnfast train``.
 DIVERGED_RUN: Final = "diverged.npz"
+#: Names of the files in the folder of a run.
+_OWN: Final = re.compile("|".join(map(re.escape, (SUMMARY, SPEC, RUN, DIVERGED_RUN))))
+#: Seconds to wait for another sweep that writes the same run.
+_PATIENCE: Final = 60.0
 
 #: Cores up to this wide descend side by side (batch_descent.hpp).
 _WIDEST_CORE: Final = 8
@@ -187,11 +201,13 @@ def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajecto
     """Write a run's folder; its summary, in values that JSON knows, comes last, and whole."""
     folder = Path(directory, item.hash)
     folder.mkdir(parents=True, exist_ok=True)
-    # The summary has the specification too: this copy need not be on the disk before it.
-    write_text_whole(folder / SPEC, _json(item.sections), durable=False)
-    if run is not None:
-        run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
-    write_text_whole(folder / SUMMARY, _json(with_checksum(summary)))
+    with FolderLock(folder, seconds=_PATIENCE):
+        remove_parts(folder, _OWN)
+        # The summary has the specification too: this copy need not be on the disk before it.
+        write_text_whole(folder / SPEC, _json(item.sections), durable=False)
+        if run is not None:
+            run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
+        write_text_whole(folder / SUMMARY, _json(with_checksum(summary)))
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -213,6 +229,20 @@ def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     for split, found in summary.get("accuracy", {}).items():
         row[f"accuracy_{split}"] = found["network"]
     return row
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether a run that failed so may be well at another time or on another machine.
+
+    Full disks, missing files and rights, too little memory, packages that are not installed.
+    """
+    if is_of_the_machine(error) or isinstance(error, (ImportError, FolderInUseError)):
+        return True
+    # PyTorch has no MemoryError: its allocators raise RuntimeErrors of their own.
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text or "out of memory" in text
+    )
 
 
 def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
@@ -459,7 +489,11 @@ class _Work:
 
     def _failed(self, item: Item, error: Exception, seconds: float) -> None:
         self.run_seconds += seconds
-        self._keep(item, failure(item, f"{type(error).__name__}: {error}", seconds), None)
+        summary = failure(item, f"{type(error).__name__}: {error}", seconds)
+        if may_pass(error):  # there is a row, but no summary: another sweep runs it again
+            self.rows.append((item.hash, row_of(runs.plain(summary))))
+        else:
+            self._keep(item, summary, None)
 
     def _keep(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
         """Have the run written while the next ones run."""

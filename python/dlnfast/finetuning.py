@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ import numpy as np
 
 from ._arrays import check_choice, check_count, check_scale
 from ._errors import DivergedError
+from ._locks import FolderLock
 from .files import decoded, parsed_object, with_checksum, without_checksum
 from .sections import (
     Key,
@@ -217,24 +219,27 @@ class Results:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.records: list[dict[str, Any]] = []
-        #: Where a line that was cut off begins and ends.
-        self._cut_off: tuple[int, int] | None = None
-        if not self.path.is_file():
+        self.read()
+
+    def read(self) -> None:
+        """Read what the file holds now."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
             return
-        content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         # Not splitlines: JSON may hold other characters that end lines.
+        records = []
         known: set[str] = set()
         for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
             if line in known:  # a copy, of the file or by hand, tells nothing new
                 continue
             known.add(line)
             try:
-                self.records.append(_checked_record(without_checksum(parsed_object(line))))
+                records.append(_checked_record(without_checksum(parsed_object(line))))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
-        if len(whole) < len(content):
-            self._cut_off = len(whole), len(content)
+        self.records = records
 
     def missing(self, grid: Grid) -> list[Run]:
         """Return the runs of a grid that are not done."""
@@ -270,13 +275,20 @@ class Results:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            if self._cut_off is not None and file.tell() == self._cut_off[1]:
-                file.truncate(self._cut_off[0])
-            self._cut_off = None
-            file.write(json.dumps(with_checksum(record)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(with_checksum(record)).encode() + b"\n"
+        # Without a buffer: what one holds after an error would be written when the file is closed.
+        with self.path.open("a+b", buffering=0) as file:
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1  # of the last whole line
+            file.truncate(end)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
         self.records.append(record)
 
 
@@ -317,28 +329,32 @@ def run_grid(
     ------
     ModuleNotFoundError
         Where transformers, or peft for LoRA, is missing.
+    FolderInUseError
+        If another process trains a grid with results in the same folder.
     """
     from tqdm import tqdm
 
-    todo = results.missing(grid)
-    if not todo:
+    if not results.missing(grid):
         return
-    tuning = grid.tuning()
-    for run in tqdm(todo, unit="run", disable=None if progress else True, leave=False):
-        try:
-            outcome = tuning.run(run)
-        except DivergedError as error:
-            results.append_diverged(grid, run, error)
-            text = str(error)
-        else:
-            results.append(grid, run, outcome)
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scores.items())
-            text = f"{scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
-        if report is not None:
-            report(
-                f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
-                f"{run.learning_rate:g}: {text}"
-            )
+    with FolderLock(results.path.absolute().parent):
+        results.read()  # another owner may have added runs
+        todo = results.missing(grid)
+        tuning = grid.tuning()
+        for run in tqdm(todo, unit="run", disable=None if progress else True, leave=False):
+            try:
+                outcome = tuning.run(run)
+            except DivergedError as error:
+                results.append_diverged(grid, run, error)
+                text = str(error)
+            else:
+                results.append(grid, run, outcome)
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scores.items())
+                text = f"{scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
+            if report is not None:
+                report(
+                    f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
+                    f"{run.learning_rate:g}: {text}"
+                )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import os
+import re
 import secrets
 import signal
 import time
@@ -30,11 +31,12 @@ from ._arrays import (
     check_scale,
     random_generator,
 )
+from ._locks import FolderLock
 from ._optional import imported
 from ._sweep_worker import Item, Job, Report
 from ._threads import available_cores
 from .descent import Request, check_optimizer
-from .files import write_text_whole
+from .files import remove_parts, write_text_whole
 from .initial import check_law
 from .problem import Problem
 from .sections import SpecError, read_toml
@@ -63,6 +65,8 @@ _LIMITS: Final = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _GO_ON: Final = "start it again to go on"
+#: Seconds to wait for another sweep that writes the table.
+_PATIENCE: Final = 60.0
 
 
 class _Executor(Protocol):
@@ -442,7 +446,7 @@ def sweep(
     keep_runs : bool
         Write ``run.npz`` too (``diverged.npz`` for a run that diverged), for `SweepResults.load`.
     retry_failed : bool
-        Run again what failed or diverged.
+        Run again what failed or diverged, whatever the reason.
     n_workers : int, optional
         Processes of the default executor; of another, how many calls it runs at once. By default as many as
         there are cores.
@@ -467,8 +471,10 @@ def sweep(
 
     Notes
     -----
-    A run that diverges, or fails for want of memory, has a row that says so, and the others go on. A worker
-    process that dies is replaced, and the run that did it is found and gets such a row.
+    A run that diverges or fails has a row that says so, and the others go on. A worker process that dies is
+    replaced, and the run that did it is found and gets such a row. Failures for a reason of the machine (a
+    full disk, too little memory, a signal, a package that is missing) are not written to the directory: the
+    next sweep there runs these runs again.
 
     Runs of small networks whose dynamics close in at most 8 dimensions go through the engine of
     `train_batch`, those of equal shape side by side; every run has the bits that it would have alone. The
@@ -539,8 +545,20 @@ def sweep(
         _sweep_worker.forget()
     results = _results(grid, rows, folder, sweeping.usage)
     if folder is not None:
-        write_text_whole(folder / _RESULTS, results.to_csv())
+        _write_table(folder, results)
     return results
+
+
+def _write_table(folder: Path, results: SweepResults) -> None:
+    """Write the table of a sweep; an error carries the results."""
+    try:
+        with FolderLock(folder, seconds=_PATIENCE):
+            remove_parts(folder, re.compile(re.escape(_RESULTS)))
+            write_text_whole(folder / _RESULTS, results.to_csv())
+    except BaseException as error:
+        error.add_note(f"the sweep is done, but {folder / _RESULTS} is not written; {_GO_ON}")
+        error.results = results  # type: ignore[attr-defined]
+        raise
 
 
 def _results(
@@ -680,7 +698,8 @@ class _Sweep:
         except Exception as error:
             del self.flying[future]
             if len(items) == 1:
-                self._fail(items[0], f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                self._fail(items[0], text, for_good=not _sweep_worker.may_pass(error))
             else:  # which of them it was?
                 self.suspects.extend(items)
             return
@@ -693,9 +712,9 @@ class _Sweep:
         self.usage["jobs"] += report.seconds
         self.usage["started"] += len(report.rows)
 
-    def _fail(self, item: Item, error: str) -> None:
+    def _fail(self, item: Item, error: str, *, for_good: bool) -> None:
         summary = _sweep_worker.failure(item, error, 0.0)
-        if self.directory is not None:
+        if self.directory is not None and for_good:
             _sweep_worker.record(self.directory, item, summary)
         self.rows[item.hash] = _sweep_worker.row_of(summary)
 
@@ -712,7 +731,8 @@ class _Sweep:
                 lost.append(items)
         self.flying.clear()
         if len(lost) == 1 and len(lost[0]) == 1:
-            self._fail(lost[0][0], f"the worker process died ({error.__cause__})")
+            text = f"the worker process died ({error.__cause__})"
+            self._fail(lost[0][0], text, for_good=False)  # a signal, or too little memory
         else:
             self.suspects.extend(item for items in lost for item in items)
         self.local.close()

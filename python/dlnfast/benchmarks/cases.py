@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -569,8 +567,8 @@ def wide_run(options: Options) -> dict[str, Any]:
     dim, steps = (10**4, 2000) if options.quick else (10**6, 100_000)
     rows = []
     for _ in range(max(1, options.repeats // 2)):
-        program = [sys.executable, "-c", _WIDE_RUN, str(dim), str(steps)]
-        done = subprocess.run(program, check=True, capture_output=True, text=True, env=dict(os.environ))
+        done = record.run_program(_WIDE_RUN, dim, steps)
+        done.check_returncode()
         rows.append(json.loads(done.stdout))
     median = sorted(rows, key=lambda row: row["seconds"])[len(rows) // 2]
     parts = ", ".join(

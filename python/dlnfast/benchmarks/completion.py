@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +16,7 @@ from .. import compressed, descent
 from ..completion import Observations, low_rank_completion, low_rank_sensing
 from ..initial import orthogonal
 from ..problem import low_rank_recovery
+from . import record
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory
@@ -302,8 +300,8 @@ print(json.dumps({"peak_bytes": record.peak_bytes(), "data_bytes": data, "sort_s
 def memory(options: Options) -> dict[str, Any]:
     """Measure the memory of a completion of 10^5 x 10^5 from 10^7 entries, r_hat = 10, all in all."""
     dim, count = (2000, 100_000) if options.quick else (100_000, 10_000_000)
-    program = [sys.executable, "-c", _LARGE, str(dim), str(count)]
-    done = subprocess.run(program, check=True, capture_output=True, text=True, env=dict(os.environ))
+    done = record.run_program(_LARGE, dim, count)
+    done.check_returncode()
     row: dict[str, Any] = json.loads(done.stdout)
     print(
         f"{dim} x {dim}, {row['n']} entries, r_hat = 10: peak {row['peak_bytes'] / 1e9:.2f} GB, Python and "

@@ -27,6 +27,7 @@ __all__ = [
     "machine",
     "processor",
     "restart_without_caps",
+    "run_program",
     "spread",
     "thread_pools",
 ]
@@ -50,6 +51,17 @@ _LIMITS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PACKAGES: Final = ("numpy", "torch", "jax", "jaxlib", "threadpoolctl")
 #: Stands before the result in what a fresh process prints; libraries print too.
 _MARK: Final = "result of the fresh process: "
+#: Begins every such program: ends it with the process that started it.
+_WATCHER: Final = """
+def _watch():
+    import os, sys, threading
+    descriptor = int(sys.argv.pop(1))
+    def wait():
+        os.read(descriptor, 1)
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+_watch()
+"""
 _PROGRAM: Final = """
 import json, os, sys
 request = json.load(sys.stdin)
@@ -79,6 +91,44 @@ def _uncapped() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in CAPS}
 
 
+def run_program(
+    program: str, *arguments: object, text: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh process, which ends when this one ends, whatever ends it.
+
+    Parameters
+    ----------
+    program : str
+        Python's text.
+    arguments : object
+        Its ``sys.argv[1:]``, as strings.
+    text : str, optional
+        What it reads from its standard input.
+    environment : mapping, optional
+        Its environment; by default that of this process.
+
+    Returns
+    -------
+    CompletedProcess
+        With what it printed, as text.
+    """
+    # The writing end is closed with this process, by its death too; the watcher then reads the end.
+    reader, writer = os.pipe()
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", _WATCHER + program, str(reader), *map(str, arguments)],
+            input=text,
+            capture_output=True,
+            text=True,
+            env=environment,
+            pass_fds=(reader,),
+            check=False,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) -> Any:
     """Call a function of `cases` in a fresh process without caps, and return its result.
 
@@ -101,14 +151,7 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     if n_threads:
         environment |= dict.fromkeys(_LIMITS, str(n_threads))
     request = {"function": function, "arguments": arguments, "n_threads": n_threads, "mark": _MARK}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = run_program(_PROGRAM, text=json.dumps(request), environment=environment)
     if done.returncode != 0:
         complaint = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise RuntimeError(

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -401,8 +398,8 @@ print(json.dumps({
 def memory(options: Options) -> dict[str, Any]:
     """Measure the memory of `SVDTracker` over a matrix of 16384 x 16384, its peak beside the matrix."""
     dim = 1024 if options.quick else 16384
-    program = [sys.executable, "-c", _WIDE_LAYER, str(dim)]
-    done = subprocess.run(program, check=True, capture_output=True, text=True, env=dict(os.environ))
+    done = record.run_program(_WIDE_LAYER, dim)
+    done.check_returncode()
     row: dict[str, Any] = json.loads(done.stdout)
     ratio = row["peak_bytes"] / row["matrix_bytes"]
     print(

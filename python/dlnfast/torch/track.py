@@ -721,6 +721,7 @@ class SpectralTracker:
         for matrix in candidates:
             if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
                 self._follow([matrix])
+                self.record()
         mine = {**self._identity(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
         # A wrapper around the model changes no layer.

@@ -20,7 +20,7 @@ from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
-from ..files import placing
+from ..files import replacing
 from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
@@ -454,8 +454,8 @@ class Trainer:
             "history": asdict(self.history),
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
-        with placing(path) as temporary:
-            torch.save(state, temporary)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def _resume(self, path: Path, samples: str) -> None:
         try:
@@ -463,7 +463,7 @@ class Trainer:
             theirs = state.get("description") if isinstance(state, dict) else None
             if not isinstance(theirs, dict):
                 raise TypeError("it holds something else")
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
+        except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
         mine = self._describe(samples)
