@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 import torch
 
 from .._arrays import check_path
-from ..files import placing
+from ..files import replacing
 from ..torch.layers import LayerChoice
 from ._spectra import Spectra
 
@@ -159,8 +159,8 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         del control, rest
         folder = _folder(args, state)
         if self.tracker is not None and folder.is_dir():
-            with placing(folder / FILE_NAME) as temporary:
-                torch.save(self.tracker.state_dict(), temporary)
+            with replacing(folder / FILE_NAME) as file:
+                torch.save(self.tracker.state_dict(), file)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Take the last record."""
