@@ -310,13 +310,15 @@ def read_export(folder):
     }
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", ["nothing", "a file", "a folder"])
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_path, monkeypatch):
     folder = tmp_path / "lora"
     adapt(network()).export_lora(folder)
-    if others:
+    if others == "a file":
         (folder / "README.md").write_text("text")
+    elif others == "a folder":
+        (folder / "logs").mkdir()
     there = sorted(entry.name for entry in folder.iterdir())
     other = adapt(network(), rank=3)
     for n in range(1, 12):

@@ -384,7 +384,28 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
                         parent._modules[name] = layer.base_layer
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters in all layers or, on an error, in none; see `DeepLoraLayer.merge`."""
+        """Merge adapters in all layers or, on an error, in none.
+
+        Parameters
+        ----------
+        adapter_names : list of str, optional
+            Default: the active ones.
+        safe_merge : bool
+            Has no effect: sums are tested in any case before they are written.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is no matrix of floating-point numbers.
+        ValueError
+            If a factor, or the sum of a weight and its updates, is not finite; the message names the layer.
+        RuntimeError
+            If something else changed a weight while adapters were merged into it.
+
+        Notes
+        -----
+        Memory: a copy of each adapted weight, until ``unmerge_adapter`` brings it back bit for bit.
+        """
         self._check_merge(adapter_names)
         before = {layer: layer.merged_adapters for layer in self._layers()}
         try:
