@@ -138,7 +138,7 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
         if storage and tensor.numel():
             size, start = tensor.element_size(), tensor.storage_offset()
             last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-            return storage, start * size, (start + last + 1) * size
+            return storage, int(start * size), int((start + last + 1) * size)
     except (NotImplementedError, RuntimeError, ValueError):
         pass
     return -id(tensor), 0, 1
