@@ -667,3 +667,30 @@ def test_unloading_gives_the_base_model_back_bit_for_bit():
     model.merge_adapter()
     assert torch.equal(copy.deepcopy(model).unload()(x), plain)
     assert off(model.merge_and_unload()(x).detach(), output.detach()) <= BOUND
+
+
+def test_packed_weights_are_adapted_but_not_merged():
+    class Packed(torch.nn.Linear):
+        """A layer whose weight is packed, as quantised ones are."""
+
+        def __init__(self):
+            super().__init__(8, 8)
+            self.packed = self.weight.detach().clone()
+            self.weight = torch.nn.Parameter(torch.ones(32, 1, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.packed, self.bias)
+
+    base, x = torch.nn.Sequential(torch.nn.Linear(8, 8), Packed()), torch.randn(3, 8)
+    plain, before = base(x), base[0].weight.detach().clone()
+    model = peft.get_peft_model(base, config(target_modules=["0", "1"]))
+    output = model(x)
+    assert off(output.detach(), plain.detach()) > 1e-2
+    for call in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(
+            TypeError, match=r"the weight of layer '1' is torch\.uint8, which takes no update"
+        ):
+            call()
+    assert torch.equal(model(x), output)
+    assert torch.equal(base[0].base_layer.weight, before)
+    assert torch.equal(model.unload()(x), plain)

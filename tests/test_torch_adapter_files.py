@@ -217,6 +217,20 @@ def test_names_in_a_file_are_no_patterns(tmp_path):
     assert "deep_lora" not in model["ab"]._modules
 
 
+def test_a_layer_by_itself_is_a_model(tmp_path):
+    def make():
+        torch.manual_seed(7)
+        return nn.Linear(4, 4)
+
+    model, x = make(), torch.ones(2, 4)
+    adapter = adapt(model)
+    output = model(x)
+    adapter.save(tmp_path / "file")
+    plain = make()
+    assert dt.DeepLoRA.load(plain, tmp_path / "file").layer_names == adapter.layer_names == ["weight"]
+    assert torch.equal(plain(x), output)
+
+
 def test_released_files_are_read():
     """Of dlnfast 0.1.0, which wrote no checksum: ``rank=2, init="random", scale=0.5, seed=3``."""
     model = network()
@@ -310,13 +324,15 @@ def read_export(folder):
     }
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", ["nothing", "a file", "a folder"])
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_path, monkeypatch):
     folder = tmp_path / "lora"
     adapt(network()).export_lora(folder)
-    if others:
+    if others == "a file":
         (folder / "README.md").write_text("text")
+    elif others == "a folder":
+        (folder / "logs").mkdir()
     there = sorted(entry.name for entry in folder.iterdir())
     other = adapt(network(), rank=3)
     for n in range(1, 12):

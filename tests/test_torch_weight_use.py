@@ -187,6 +187,48 @@ def test_weights_that_another_module_reads_are_refused():
     assert (model(torch.arange(9)) - output).norm() <= BOUND * output.norm()
 
 
+class OwnAttention(nn.MultiheadAttention):
+    """Reads the weight in the forward pass of its base."""
+
+    def forward(self, x):
+        return super().forward(x, x, x)[0]
+
+
+class OwnLayer(nn.TransformerEncoderLayer):
+    """Calls its layers, as its base does."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class OwnProperty(nn.Module):
+    """Reads a weight through a property."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.emb = nn.Linear(8, 8), nn.Embedding(9, 8)
+
+    @property
+    def table(self):
+        return self.emb.weight
+
+    def forward(self, x):
+        return self.inner(x) @ self.table.T
+
+
+def test_reads_are_found_in_bases_and_properties():
+    found = {
+        kind.__name__: set(names(model, find_weight_use(model).readers))
+        for kind in (OwnAttention, OwnLayer, OwnProperty)
+        for model in [kind() if kind is OwnProperty else kind(8, 2)]
+    }
+    assert found == {
+        "OwnAttention": {"out_proj"},
+        "OwnLayer": {"self_attn.out_proj"},
+        "OwnProperty": {"emb"},
+    }
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_layers_of_attention_and_of_transformers():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
@@ -261,7 +303,7 @@ def test_layers_without_a_weight_yet_are_refused():
 def test_packed_weights_are_no_products():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"'0' is torch\.int8"):
+    with pytest.raises(TypeError, match=r"layer 0 is torch\.int8"):
         dt.overparameterize(model, layers="0")
     with pytest.warns(UserWarning, match="skipped"):
         dt.overparameterize(model, 2)

@@ -133,7 +133,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._active_adapter = adapter_name
         self.target = as_target(name, self.get_base_layer(), use)
         self.merged_weight = MergedWeight(name)
-        self.register_load_state_dict_post_hook(_merge_after_load)
+        self.register_load_state_dict_post_hook(_merge_after_load)  # type: ignore[no-untyped-call]
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
@@ -241,18 +241,21 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the layer's state, with the weight from before merging."""
         state = super().state_dict(*args, **kwargs)
-        inner = "base_layer."
-        layer = self.base_layer
-        while layer is not self.target.module:
-            inner, layer = f"{inner}base_layer.", layer.base_layer
-        self.merged_weight.put_original(state, f"{kwargs.get('prefix', '')}{inner}weight")
+        self.merged_weight.put_original(state, self._weight_key(kwargs.get("prefix", "")))
         return state
+
+    def _weight_key(self, prefix: str) -> str:
+        """Return the name of the weight in a state_dict; the layer may be inside of other tuners' layers."""
+        layer: Any = self
+        while layer is not self.target.module:
+            prefix, layer = f"{prefix}base_layer.", layer.base_layer
+        return f"{prefix}weight"
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *rest: Any
     ) -> None:
         # What is loaded is the weight without updates; they are merged again afterwards.
-        if f"{prefix}base_layer.weight" not in state_dict:
+        if self._weight_key(prefix) not in state_dict:
             self.merged_weight.check_unchanged(self.target.module)
         self.merged_weight.restore(self.target.module)
         for name in self.deep_lora_factors:
@@ -384,7 +387,28 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
                         parent._modules[name] = layer.base_layer
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters in all layers or, on an error, in none; see `DeepLoraLayer.merge`."""
+        """Merge adapters in all layers or, on an error, in none.
+
+        Parameters
+        ----------
+        adapter_names : list of str, optional
+            Default: the active ones.
+        safe_merge : bool
+            Has no effect: sums are tested in any case before they are written.
+
+        Raises
+        ------
+        TypeError
+            For a weight that is no matrix of floating-point numbers.
+        ValueError
+            If a factor, or the sum of a weight and its updates, is not finite; the message names the layer.
+        RuntimeError
+            If something else changed a weight while adapters were merged into it.
+
+        Notes
+        -----
+        Memory: a copy of each adapted weight, until ``unmerge_adapter`` brings it back bit for bit.
+        """
         self._check_merge(adapter_names)
         before = {layer: layer.merged_adapters for layer in self._layers()}
         try:

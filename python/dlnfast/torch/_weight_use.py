@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -74,27 +74,51 @@ def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return {key: tuple(names) for key, names in found.items()}
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of a module, and its bytes in a storage."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    place: tuple[str, int]
+    start: int
+    end: int
+
+
 def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
     """Return for each module with a weight what shares memory with it."""
-    tensors = [
-        (path, module, name, tensor)
-        for path, _, module in named_layers(model)
-        for name, tensor in _tensors_of(module)
-    ]
-    groups: dict[tuple[torch.device, int], list[tuple[int, int, str, nn.Module, str]]] = defaultdict(list)
-    for path, module, name, tensor in tensors:
-        storage, start, end = _memory(tensor)
-        groups[tensor.device, storage].append((start, end, path, module, name))
     found: dict[int, tuple[str, ...]] = {}
-    for group in groups.values():
-        for start, end, _, module, name in group:
-            if name == "weight" and len(group) > 1:
-                found[id(module)] = tuple(
-                    path if other == "weight" else f"{path}.{other}".lstrip(".")
-                    for first, last, path, owner, other in group
-                    if first < end and start < last and (owner is not module or other != name)
-                )
-    return {key: names for key, names in found.items() if names}
+    for run in _runs(list(_pieces(model))):
+        for weight in run:
+            names = tuple(
+                piece.name
+                for piece in run
+                if piece is not weight and piece.start < weight.end and weight.start < piece.end
+            )
+            if weight.attribute == "weight" and names:
+                found[id(weight.module)] = names
+    return found
+
+
+def _pieces(model: nn.Module) -> Iterator[_Piece]:
+    for path, _, module in named_layers(model):
+        for attribute, tensor in _tensors_of(module):
+            name = path if path and attribute == "weight" else f"{path}.{attribute}".lstrip(".")
+            storage, start, end = _memory(tensor)
+            yield _Piece(name, module, attribute, (str(tensor.device), storage), start, end)
+
+
+def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Yield the pieces in runs, such that pieces of different runs share nothing."""
+    run: list[_Piece] = []
+    for piece in sorted(pieces, key=lambda piece: (piece.place, piece.start)):
+        if run and (piece.place != run[0].place or piece.start >= max(p.end for p in run)):
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -114,7 +138,7 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
         if storage and tensor.numel():
             size, start = tensor.element_size(), tensor.storage_offset()
             last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-            return storage, start * size, (start + last + 1) * size
+            return storage, int(start * size), int((start + last + 1) * size)
     except (NotImplementedError, RuntimeError, ValueError):
         pass
     return -id(tensor), 0, 1
@@ -126,9 +150,7 @@ def _readers(model: nn.Module) -> dict[int, nn.Module]:
     for module in model.modules():
         kind = type(module)
         if kind not in reads:
-            # TransformerEncoderLayer reads weights only where none of its layers has a hook.
-            is_shortcut = kind.forward is nn.TransformerEncoderLayer.forward
-            reads[kind] = frozenset(() if is_shortcut else _weights_read(kind))
+            reads[kind] = frozenset(_weights_read(kind))
         for path in reads[kind]:
             target: nn.Module | None = module
             for name in path:
@@ -147,14 +169,27 @@ def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
         if method in seen or (method != "forward" and hasattr(nn.Module, method)):
             continue
         seen.add(method)
-        code = getattr(inspect.unwrap(getattr(kind, method, None)), "__code__", None)
-        if not isinstance(code, CodeType) or not code.co_argcount:
-            continue
-        for chain in _attributes(code, code.co_varnames[0]):
-            waiting.append(chain[0])
-            for i, name in enumerate(chain):
-                if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
-                    yield chain[:i]
+        for code in _definitions(kind, method):
+            for chain in _attributes(code, code.co_varnames[0]):
+                waiting.append(chain[0])
+                for i, name in enumerate(chain):
+                    if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
+                        yield chain[:i]
+
+
+def _definitions(kind: type, method: str) -> Iterator[CodeType]:
+    """Yield the code of a method or property: of the class and, if that calls ``super``, of its bases."""
+    for base in kind.__mro__:
+        found: Any = vars(base).get(method)
+        for inner in ("__func__", "fget", "func"):
+            found = getattr(found, inner, found)
+        code = getattr(inspect.unwrap(found), "__code__", None)
+        if found is None or found is nn.TransformerEncoderLayer.forward:
+            continue  # which reads weights only where none of its layers has a hook
+        if isinstance(code, CodeType) and code.co_argcount:
+            yield code
+        if not isinstance(code, CodeType) or "super" not in code.co_names:
+            return
 
 
 def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:

@@ -689,7 +689,8 @@ class DeepLoRA:
         Notes
         -----
         With ``init="full"`` the rank is the whole width: `compress` comes first. The folder appears complete
-        or not at all; an earlier export in it is replaced as a whole.
+        or not at all. An earlier export in it is replaced in one step, and other files stay; where they are
+        folders or links, the two files of the export are replaced one after the other.
         """
         for name, branch in self._attached().items():
             branch.check_finite(name, self.name)

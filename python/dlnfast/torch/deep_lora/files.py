@@ -237,7 +237,9 @@ def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
 def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files of an export: all of them, or none. Other files in the folder stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and any(entry.name not in files for entry in folder.iterdir()):
+    there = list(folder.iterdir()) if folder.is_dir() else []
+    others = [entry for entry in there if entry.name not in files]
+    if any(entry.is_symlink() or not entry.is_file() for entry in others):
         _replace_files(folder, files)
         return
     with placing(folder, durable=True) as temporary:
@@ -245,6 +247,8 @@ def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             with replacing(temporary / name) as file:
                 file.write(content)
+        for entry in others:
+            os.link(entry, temporary / entry.name)
 
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:

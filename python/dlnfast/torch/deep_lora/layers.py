@@ -439,8 +439,12 @@ class Adapters(nn.ModuleDict):
         self.merged_weight = MergedWeight(target.name)
         self.handles = [
             layer.register_forward_hook(_add_branches, with_kwargs=True),
-            layer._register_load_state_dict_pre_hook(_unmerge_to_load, with_module=True),
-            layer.register_load_state_dict_post_hook(_merge_after_load),
+            layer._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+                _unmerge_to_load, with_module=True
+            ),
+            layer.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                _merge_after_load
+            ),
         ]
 
     @classmethod
