@@ -177,7 +177,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
     # Lazy modules learn their sizes when they run.
     modules = [module for module in model.modules() if not isinstance(module, LazyModuleMixin)]
     holders: list[dict[str, Any]] = [held for module in modules for held in (module._buffers, vars(module))]
-    kept = [
+    kept: list[tuple[dict[str, Any], str, Any, Any]] = [
         (held, name, value, value.clone() if isinstance(value, torch.Tensor) else value)
         for held in holders
         for name, value in held.items()
