@@ -22,7 +22,20 @@ MODULES = [
     "dlnfast.integrations.peft",
 ]
 #: Sections in numpydoc's order, the summary first.
-ORDER = ["", "Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "References", "Examples"]
+ORDER = [
+    *(
+        "",
+        "Parameters",
+        "Attributes",
+        "Returns",
+        "Yields",
+        "Raises",
+        "Warns",
+        "Notes",
+        "References",
+        "Examples",
+    )
+]
 #: Methods that another program's interface names and describes.
 INTERFACES = re.compile(
     r"^(forward|on_\w+|(load_)?state_dict)$"  # torch.nn.Module, Lightning, the Hugging Face Trainer

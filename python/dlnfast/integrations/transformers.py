@@ -56,16 +56,21 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
     tracker : SpectralTracker or None
         Present from the start of the training on, in the process of rank 0.
 
-    Notes
-    -----
-    The losses kept are those that the Trainer logs: means over its ``logging_steps``, each kept at the last
-    step whose weights are part of the mean, that before the step at which it is logged. A resumed training
-    whose tracker's state is not found begins with new records, numbered by the Trainer's step, and says so.
+    Raises
+    ------
+    TypeError
+        For a `resume_from` that is no path.
 
     Warns
     -----
     RuntimeWarning
         Where a training is resumed without the tracker's state; for a loss that is not finite.
+
+    Notes
+    -----
+    The losses kept are those that the Trainer logs: means over its ``logging_steps``, each kept at the last
+    step whose weights are part of the mean, that before the step at which it is logged. A resumed training
+    whose tracker's state is not found begins with new records, numbered by the Trainer's step, and says so.
 
     Examples
     --------

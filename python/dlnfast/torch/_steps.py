@@ -220,7 +220,8 @@ class StepMonitor:
             if known is not None and known[0]() is parameter:
                 continue
             if parameter.requires_grad and parameter.is_leaf:
-                handle = parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                register: Callable[..., Any] = parameter.register_post_accumulate_grad_hook
+                handle = register(self._on_gradient)
                 self._gradient_handles[number] = (weakref.ref(parameter), handle)
 
 
