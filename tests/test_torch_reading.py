@@ -191,6 +191,47 @@ def test_records_of_computed_weights_are_those_after_the_step(kind):
     np.testing.assert_allclose(tracked.trajectory().singular_values("0")[1:], wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_training_takes_the_same_steps_whether_it_is_looked_at_or_not(kind):
+    def train(is_looked_at):
+        model = computed_model(kind)
+        model.insert(1, nn.Dropout(0.2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        batches = [(torch.ones(3, 8), torch.tensor([0, 1, 1]))]
+        torch.manual_seed(1)
+        tracked = dt.track(model, k=2, every=1) if is_looked_at else None
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.ones(3, 8)).square().mean()
+            if is_looked_at:
+                dt.weight_matrices(model), dt.balance(model, "0"), list(dt.layer_outputs(model, batches))
+            loss.backward()
+            optimizer.step()
+        if tracked is not None:
+            tracked.close()
+        return everything(model, versions=False)
+
+    def bits(found):
+        return {
+            key: value[2] if isinstance(value, tuple) and len(value) == 3 else value
+            for key, value in found.items()
+        }
+
+    random.seed(0), np.random.seed(0)
+    plain = bits(train(False))
+    random.seed(0), np.random.seed(0)
+    assert bits(train(True)) == plain
+
+
+def test_layers_that_are_read_side_by_side_put_the_random_state_back():
+    model = nn.Sequential(*(parametrized(Noise)(nn.Linear(8, 8)) for _ in range(12)))
+    before = everything(model)
+    for _ in range(5):
+        with dt.track(model, k=2, n_threads=4):
+            pass
+    assert everything(model) == before
+
+
 def test_what_a_hook_computes_from_is_no_matrix_of_the_layer():
     model = nn.Sequential(old("weight_norm", nn.Linear(8, 8)), pruned(nn.Conv2d(3, 4, 2)), nn.Linear(4, 2))
     assert [m.name for m in dt.weight_matrices(model)] == ["0", "1", "2"]

@@ -45,7 +45,7 @@ def computed_attributes(module: nn.Module) -> list[str]:
     by_hooks = [name for _, name in _weight_hooks(module) if isinstance(vars(module).get(name), torch.Tensor)]
     if not parametrize.is_parametrized(module):
         return list(dict.fromkeys(by_hooks))
-    return list(dict.fromkeys([*module.parametrizations, *by_hooks]))  # type: ignore[misc,arg-type]
+    return list(dict.fromkeys([*module.parametrizations, *by_hooks]))  # type: ignore[misc]
 
 
 def is_raw(module: nn.Module, attribute: str) -> bool:
@@ -73,7 +73,7 @@ def read_weight(module: nn.Module, attribute: str = "weight") -> torch.Tensor:
         return plain.detach()
     modules = [module]
     if parametrize.is_parametrized(module):
-        modules += module.parametrizations.modules()  # type: ignore[operator,union-attr]
+        modules += module.parametrizations.modules()  # type: ignore[union-attr]
     with _ONE_AT_A_TIME, torch.no_grad(), undisturbed(modules):
         if parametrize.is_parametrized(module, attribute):
             value = module.parametrizations[attribute]()  # type: ignore[index,operator]
@@ -174,23 +174,20 @@ def state_kept(model: nn.Module) -> Iterator[None]:
     left to the caller. Only values that have changed are written, as writing to a tensor makes backward
     passes fail that need it.
     """
-    buffers = [(module._buffers, *entry) for module in model.modules() for entry in module._buffers.items()]
-    attributes = [
-        (vars(module), name, value)
-        for module in model.modules()
-        if not isinstance(module, LazyModuleMixin)  # which learns its sizes when it runs
-        for name, value in vars(module).items()
+    # Lazy modules learn their sizes when they run.
+    modules = [module for module in model.modules() if not isinstance(module, LazyModuleMixin)]
+    holders: list[dict[str, Any]] = [held for module in modules for held in (module._buffers, vars(module))]
+    kept: list[tuple[dict[str, Any], str, Any, Any]] = [
+        (held, name, value, value.clone() if isinstance(value, torch.Tensor) else value)
+        for held in holders
+        for name, value in held.items()
         if name != "training" and (value is None or isinstance(value, (torch.Tensor, int, float, str)))
     ]
     generators = [
         (value, value.get_state())
-        for module in model.modules()
+        for module in modules
         for value in vars(module).values()
         if isinstance(value, torch.Generator)
-    ]
-    kept = [
-        (held, name, value, value.clone() if isinstance(value, torch.Tensor) else value)
-        for held, name, value in buffers + attributes
     ]
     # A cache would hand on tensors without gradients to the next forward pass.
     with random_state_kept([*model.parameters(), *model.buffers()]), _without_caches():

@@ -128,7 +128,7 @@ class WeightMatrix:
             if self.groups == 1:
                 return weight.transpose(0, 1)
             # (in, out / groups, ..), where the inputs of a group stand together.
-            return weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+            return weight.view(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return weight.T if type(self.module).__name__ in _INPUTS_FIRST else weight
 
     @property
@@ -449,12 +449,11 @@ def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
     Last of all both the choice and the names lose all parts that can come from a wrapper: the name of a layer
     in a wrapped model is found in the plain one.
     """
-    for names_of in (lambda c: c.names, lambda c: c.raw_names):
-        found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in names_of(c))}
-        if found or not isinstance(choice, (str, re.Pattern)):
-            return found
-    if isinstance(choice, re.Pattern):
-        return set()
+    found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.names)}
+    if not found:
+        found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.raw_names)}
+    if found or not isinstance(choice, str):
+        return found
     stripped = canonical_name(choice)
     found = {
         i for i, c in enumerate(candidates) if any(_fits(canonical_name(name), stripped) for name in c.names)
