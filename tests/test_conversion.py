@@ -772,6 +772,22 @@ def test_numbers_of_every_kind():
             dln.train(base["problem"], base["weights"], learning_rate=0.25, steps=count)
 
 
+def test_pairs_of_numbers_of_every_kind():
+    pairs = [(0.25, -0.25), np.array([0.25, -0.25]), tensor([0.25, -0.25]), pandas().Series([0.25, -0.25])]
+    wanted, *others = [
+        dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
+    ]
+    for found in others:
+        np.testing.assert_array_equal(found, wanted)
+    # The items of a table are the names of its columns.
+    for odd in (pandas().DataFrame([[0.25, -0.25]]), np.ma.array([0.25, -0.25], mask=[0, 1]), np.eye(2)):
+        for name in ("weighting", "bias_penalty", "clip"):
+            with pytest.raises((TypeError, ValueError), match=name):
+                dln.MatrixCompletion(**{name: odd}).fit(PAIRS, RATINGS)
+    with pytest.raises((TypeError, ValueError), match="shape"):
+        dln.Completion([0], [0], [1.0], pandas().DataFrame([[1, 1]], columns=[4, 3]))
+
+
 def test_predictions_of_a_task_are_any_array():
     from dlnfast.tasks import TextTask
 

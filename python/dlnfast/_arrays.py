@@ -331,6 +331,16 @@ def as_list(x: object, name: str, wanted: str) -> list[Any]:
         raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
 
 
+def as_pair(x: Any, name: str, wanted: str) -> tuple[Any, Any]:
+    """Return the two items of a list or an array, or say what was wanted."""
+    items = as_array(x, name) if is_array(x) else x
+    try:
+        first, second = items
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}; wanted {wanted}") from None
+    return first, second
+
+
 def is_array(x: object) -> bool:
     """Tell whether this is an array of any kind, a scalar of NumPy included, not a list or a number."""
     return hasattr(x, "__array__") or isinstance(x, (memoryview, array.array)) or is_sparse(x)

@@ -17,6 +17,7 @@ from ._arrays import (
     as_array,
     as_integers,
     as_matrix,
+    as_pair,
     as_vector,
     check_choice,
     check_count,
@@ -908,10 +909,7 @@ _NO_STATISTICS: Final[dict[str, Any]] = {
 
 
 def _check_shape(shape: Any) -> tuple[int, int]:
-    try:
-        rows, columns = shape
-    except (TypeError, ValueError):
-        raise TypeError(f"shape is {shape!r}; wanted two integers, (d_y, d_x)") from None
+    rows, columns = as_pair(shape, "shape", "two integers, (d_y, d_x)")
     most = 2**31 - 1
     return check_count(rows, "shape[0] (d_y)", maximum=most), check_count(
         columns, "shape[1] (d_x)", maximum=most

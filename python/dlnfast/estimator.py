@@ -21,6 +21,7 @@ from ._arrays import (
     as_array,
     as_integers,
     as_matrix,
+    as_pair,
     as_vector,
     check_choice,
     check_count,
@@ -818,10 +819,7 @@ def _check_clip(clip: Any) -> tuple[float, float]:
 
 
 def _pair_of_numbers(x: Any, name: str, minimum: float = 0.0) -> tuple[float, float]:
-    try:
-        first, second = x
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {x!r}; wanted two numbers") from None
+    first, second = as_pair(x, name, "two numbers")
     return (
         check_scale(first, f"{name}[0]", minimum=minimum),
         check_scale(second, f"{name}[1]", minimum=minimum),
@@ -893,10 +891,7 @@ def _pairs(X: Any) -> tuple[_Places, _Places]:
 
 
 def _check_fits(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
-    try:
-        n_rows, n_columns = shape
-    except (TypeError, ValueError):
-        raise TypeError(f"shape is {shape!r}; wanted two integers, (rows, columns)") from None
+    n_rows, n_columns = as_pair(shape, "shape", "two integers, (rows, columns)")
     given = check_count(n_rows, "shape[0]"), check_count(n_columns, "shape[1]")
     if found[0] > given[0] or found[1] > given[1]:
         raise ValueError(

@@ -52,11 +52,12 @@ class TextTask:
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> TextTask:
         """Return some of the samples, in the order given."""
+        chosen = as_integers(rows, "rows")
         return TextTask(
             self.name,
-            tuple(self.first[i] for i in rows),
-            None if self.second is None else tuple(self.second[i] for i in rows),
-            self.targets[as_integers(rows, "rows")],
+            tuple(self.first[i] for i in chosen),
+            None if self.second is None else tuple(self.second[i] for i in chosen),
+            self.targets[chosen],
             self.classes,
         )
 

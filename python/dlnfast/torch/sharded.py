@@ -382,6 +382,11 @@ class RowSharded:
         Returns
         -------
         ndarray, shape (n, p)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no array, or has missing values.
         """
         local = as_array(Y, "Y")[self.start : self.stop]
         with torch.no_grad():
