@@ -161,12 +161,12 @@ for outputs in (3, 12):
     problem = dln.Problem.from_data(X, Y)
     weights = start(12, outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
-    run = train_sharded(problem, shards, learning_rate=0.3, steps=4000, singular_values=0)
+    run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
     print(run.loss[-1], true, unseen, run.loss.min())
 dist.destroy_process_group()
 """
-    for line in run_python(program).splitlines():
+    for line in run_python(program, timeout=240).splitlines():
         reported, true, unseen, least = map(float, line.split())
         assert least >= 0
         assert abs(reported - true) <= 1e-9 * true + unseen + 2 * math.sqrt(true * unseen)
