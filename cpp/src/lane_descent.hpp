@@ -198,10 +198,10 @@ class LaneDescent final : public LaneCores<T> {
                               store_in(prefix_[n_layers_ - 1]));
       }
       const Block& m = prefix(n_layers_ - 1);
-      product<false, false>(m, gram_, [from = target_.a, to = error_->a](
-                                          int, int entry, const Vector& ms) DLNFAST_INLINE {
-        P::store(to + entry * lanes, ms - P::load(from + entry * lanes));
-      });
+      product<false, false>(
+          m, gram_,
+          [from = target_.a, to = error_->a](int, int entry, const Vector& ms)
+              DLNFAST_INLINE { P::store(to + entry * lanes, ms - P::load(from + entry * lanes)); });
       sum = product<false, false>(m, factor_, Measure{factor_target_.a, {}}).total();
       breather.spend(Size * n_entries);
     }

@@ -24,7 +24,7 @@ struct Runs {
   Index n, n_layers, n_records, n_scalars = 0;
   std::vector<Index> widths;
   Schedule schedule;
-  std::vector<Matrix<T>> cores, core_records;  // one matrix per layer, run under run
+  std::vector<Matrix<T>> cores, core_records;     // one matrix per layer, run under run
   Matrix<T> target, gram, factor, factor_target;  // the last three empty where S = I
   Index rank = 0;
   std::vector<FamilySpan> families;

@@ -21,7 +21,8 @@ namespace {
 
 struct Problem {
   Widths widths;
-  Matrix<double> target, input_gram, input_factor, factor_target;  // the last three empty where S = I
+  Matrix<double> target, input_gram, input_factor,
+      factor_target;  // the last three empty where S = I
   double loss_scale = 0.5;
   double loss_floor = 0.25;
   Rates rates;

@@ -829,7 +829,8 @@ def factors_within(
         # W F - G has the norm of (W F - G) Q, but for what no W removes.
         frame, triangle = np.linalg.qr(factor.T)
         factor, target = triangle.T, target @ frame
-    return tuple(np.ascontiguousarray(x, dtype=first.dtype) for x in (factor, target))
+    dtype = first.dtype
+    return np.ascontiguousarray(factor, dtype=dtype), np.ascontiguousarray(target, dtype=dtype)
 
 
 def _not_closed(
