@@ -348,7 +348,9 @@ def engine(draw, dtype, chain):
 
     arguments = {
         "target": draw.array(d_out, d_in, dtype=dtype),
+        "input_gram": None,
         "input_factor": None,
+        "factor_target": None,
         "loss_scale": draw.choose((0.5, 1.0)),
         "loss_floor": draw.choose((0.0, -1.0)),
         "learning_rate": per_layer(0.01, 0.1, 1e3),
@@ -374,8 +376,9 @@ def engine(draw, dtype, chain):
     }
     if draw.choose((False, True)):
         rank = draw.choose((d_in, max(d_in - 1, 0), d_in + 1))
+        arguments["input_gram"] = np.eye(d_in, dtype=dtype)
         arguments["input_factor"] = draw.array(d_in, rank, dtype=dtype)
-        arguments["target"] = draw.array(d_out, rank, dtype=dtype)
+        arguments["factor_target"] = draw.array(d_out, rank, dtype=dtype)
     return arguments, [draw.array(*s, dtype=dtype) for s in shapes], n
 
 
@@ -403,7 +406,7 @@ def dense_descent(draw):
         tracked["tracking"] = records(np.float64, lambda w, k: len(core.TRACKING_COLUMNS))
     seen = draw.choose(("target", "target", "observed", "measurements"))
     if seen != "target":
-        arguments |= {"target": None, "input_factor": None}
+        arguments |= dict.fromkeys(("target", "input_gram", "input_factor", "factor_target"))
     arguments |= tracked | {
         "observed": observed(draw, chain[-1], chain[0], dtype) if seen == "observed" else None,
         "measurements": measurements(draw, chain[-1], chain[0], dtype) if seen == "measurements" else None,
@@ -446,7 +449,9 @@ def batch_descent(draw):
         "cores": [draw.array(n_runs, *s, dtype=dtype) for s in shapes],
         "arguments": {
             "target": draw.array(n_runs, chain[-1], chain[0], dtype=dtype),
+            "input_gram": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
             "input_factor": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
+            "factor_target": np.ones((n_runs, chain[-1], chain[0]), dtype) if gram else None,
             "families": [(0, n_layers)],
             "rho": np.full((n_runs, n_layers), 0.5),
             "multiplicity": np.full((n_runs, 1), 3.0),

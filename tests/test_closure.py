@@ -706,3 +706,28 @@ def test_large_targets_of_low_rank_need_no_full_decomposition():
     full = dln.Problem(rng.standard_normal((600, 600)))
     assert full.rank_exceeds(150)
     assert full.target_factors().rank == 600
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-80, 1e80, 1e155])
+def test_the_certificate_does_not_depend_on_the_scale_of_the_weights(scale):
+    """Squares of such entries vanish or overflow; subspaces and residuals are relative."""
+    problem = dln.low_rank_recovery(20, 2)
+    plain = dln.closure(problem, dln.orthogonal([20] * 3, scale=1.0, seed=0))
+    found = dln.closure(problem, dln.orthogonal([20] * 3, scale=scale, seed=0))
+    assert found.holds
+    assert found.dims == plain.dims
+    assert [f.multiplicity for f in found.families] == [f.multiplicity for f in plain.families]
+    np.testing.assert_allclose(found.families[0].rho, scale, rtol=tolerance(F64, 20))
+    assert max(found.residuals) <= 4 * tolerance(F64, 20)
+
+
+@pytest.mark.parametrize("dtype", [F64, np.float32])
+def test_directions_outside_the_range_of_the_inputs_are_not_coupled(dtype):
+    """Eigenvalues of S that are rounding are zero, and those inside the subspaces are not counted outside."""
+    rng = np.random.default_rng(0)
+    X = np.linalg.qr(rng.standard_normal((40, 2)))[0]
+    Y = np.linalg.qr(rng.standard_normal((40, 2)))[0] * [3.0, 2.0]
+    problem = dln.Problem.from_data(X, Y, reduction="sum")
+    found = dln.closure(problem, dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype))
+    assert found.holds
+    assert [(f.multiplicity, f.coupling) for f in found.families] == [(36, 0.0)]

@@ -463,9 +463,10 @@ def test_descent_along_observations(core, kind):
         ({"measurements": (np.ones((2, 5)), np.ones(2))}, ValueError, "measurements has shape"),
         ({"measurements": np.eye(4)}, TypeError, "measurements is not"),
         (
-            OBSERVATIONS["observed"] | {"input_factor": np.eye(2)},
+            OBSERVATIONS["observed"]
+            | {"input_gram": np.eye(2), "input_factor": np.eye(2), "factor_target": np.eye(2)},
             ValueError,
-            "input_factor is given beside observations",
+            "input_gram is given beside observations",
         ),
     ],
 )

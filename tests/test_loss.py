@@ -161,12 +161,12 @@ for outputs in (3, 12):
     problem = dln.Problem.from_data(X, Y)
     weights = start(12, outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
-    run = train_sharded(problem, shards, learning_rate=0.3, steps=4000, singular_values=0)
+    run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
     print(run.loss[-1], true, unseen, run.loss.min())
 dist.destroy_process_group()
 """
-    for line in run_python(program).splitlines():
+    for line in run_python(program, timeout=240).splitlines():
         reported, true, unseen, least = map(float, line.split())
         assert least >= 0
         assert abs(reported - true) <= 1e-9 * true + unseen + 2 * math.sqrt(true * unseen)
@@ -255,7 +255,8 @@ def descend(core, weights, factor, target, steps, n_threads):
     n_layers = len(weights)
     loss = np.zeros(steps + 1)
     arguments = {
-        "target": target, "input_factor": factor, "loss_scale": 0.5, "loss_floor": 0.0,
+        "target": target @ factor.T, "input_gram": factor @ factor.T, "input_factor": factor,
+        "factor_target": target, "loss_scale": 0.5, "loss_floor": 0.0,
         "learning_rate": [0.05] * n_layers, "weight_decay": [0.0] * n_layers, "momentum": [0.0] * n_layers,
         "steps": steps, "record_every": steps, "tolerance": -1.0, "n_threads": n_threads, "loss": loss,
         "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "drain_every": 0,

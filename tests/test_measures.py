@@ -556,3 +556,29 @@ def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "_MOST_ITERATIONS", 5)
     with pytest.raises(ValueError, match="not reached after 5 iterations"):
         measures.sharpness(large, weights)
+
+
+@pytest.mark.parametrize("level", [1e-300, 1e-170, 1e-80, 1e80, 1e150])
+def test_measures_do_not_depend_on_the_scale(level):
+    """Squares of entries far from 1 overflow or vanish; the measures are of ratios, or scale with them."""
+    rng = np.random.default_rng(0)
+    W, V = rng.standard_normal((6, 5)), rng.standard_normal((5, 5))
+    for measure in (measures.stable_rank, measures.effective_rank, measures.numerical_rank):
+        assert measure(level * W) == pytest.approx(measure(W), rel=1e-13)
+    assert measures.schatten_norm(level * W, 2) == pytest.approx(
+        level * measures.schatten_norm(W, 2), rel=1e-13
+    )
+    assert measures.energy_share(level * W, 2) == pytest.approx(measures.energy_share(W, 2), rel=1e-13)
+    start = rng.standard_normal((6, 5))
+    for columns in (V, level * V):
+        found = measures.image_angles(level * W, start, columns)
+        np.testing.assert_allclose(found, measures.image_angles(W, start, V), rtol=1e-12)
+    pair = [rng.standard_normal((5, 4)), W]
+    if level >= 1e-150:  # a multiple of its square, which is a number then
+        found = measures.balancedness([level * w for w in pair])
+        np.testing.assert_allclose(found, level * (level * measures.balancedness(pair)), rtol=1e-12)
+
+
+def test_imbalance_beyond_the_numbers_is_infinite_and_never_nan():
+    assert measures.balancedness([1e200 * np.eye(2), 2e200 * np.eye(2)])[0] == np.inf
+    assert measures.balancedness([1e-200 * np.eye(2), 2e-200 * np.eye(2)])[0] == 0.0

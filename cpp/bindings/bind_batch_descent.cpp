@@ -44,7 +44,9 @@ py::list run_batch(const py::tuple& cores, const py::dict& d) {
     records.cores.push_back(record_stack<T>(core_records[l], "core_records" + at));
   }
   batch.target = stack<T>(d["target"], "target");
+  batch.input_gram = optional_stack<T>(d["input_gram"], "input_gram");
   batch.input_factor = optional_stack<T>(d["input_factor"], "input_factor");
+  batch.factor_target = optional_stack<T>(d["factor_target"], "factor_target");
   for (const py::handle item : py::list(d["families"])) {
     const auto [first, length] = item.cast<std::pair<Index, Index>>();
     batch.families.push_back({first, length});
@@ -69,8 +71,8 @@ py::list run_batch(const py::tuple& cores, const py::dict& d) {
   Footprints footprints;
   footprints.reads(cores, "cores");
   for (const char* name :
-       {"target", "input_factor", "rho", "multiplicity", "coupling", "learning_rate", "weight_decay",
-        "momentum", "loss_scale", "loss_floor"}) {
+       {"target", "input_gram", "input_factor", "factor_target", "rho", "multiplicity", "coupling",
+        "learning_rate", "weight_decay", "momentum", "loss_scale", "loss_floor"}) {
     footprints.reads(d[name], name);
   }
   for (const char* name : {"loss", "core_records", "rho_records", "counts"}) {

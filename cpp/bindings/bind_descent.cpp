@@ -19,7 +19,7 @@ namespace {
 
 // The arguments that both engines share, as Python hands them over.
 struct Arguments {
-  py::object target, input_factor;
+  py::object target, input_gram, input_factor, factor_target;
   double loss_scale, loss_floor;
   Rates rates;
   Schedule schedule;
@@ -30,7 +30,9 @@ struct Arguments {
 
   explicit Arguments(const py::dict& d)
       : target(d["target"]),
+        input_gram(d["input_gram"]),
         input_factor(d["input_factor"]),
+        factor_target(d["factor_target"]),
         loss_scale(d["loss_scale"].cast<double>()),
         loss_floor(d["loss_floor"].cast<double>()),
         rates{d["learning_rate"].cast<std::vector<double>>(),
@@ -106,7 +108,9 @@ struct Arguments {
   Objective<T> objective() const {
     Objective<T> o;
     o.target = optional_matrix<T>(target, "target");
+    o.input_gram = optional_matrix<T>(input_gram, "input_gram");
     o.input_factor = optional_matrix<T>(input_factor, "input_factor");
+    o.factor_target = optional_matrix<T>(factor_target, "factor_target");
     o.loss_scale = loss_scale;
     o.loss_floor = loss_floor;
     return o;
@@ -120,8 +124,8 @@ void require_apart(const py::tuple& layers, const char* layers_name, const py::d
   for (const auto& [key, value] : d) {
     const auto name = key.cast<std::string>();
     const auto is = [&](const char* other) { return name == other; };
-    if (is("target") || is("input_factor") || is("observed") || is("measurements") ||
-        is("initial")) {
+    if (is("target") || is("input_gram") || is("input_factor") || is("factor_target") ||
+        is("observed") || is("measurements") || is("initial")) {
       footprints.reads(value, name);
     } else {
       footprints.writes(value, name);

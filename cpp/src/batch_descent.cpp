@@ -58,12 +58,12 @@ BatchSizes check_sizes(const Batch<T>& batch, const Schedule& schedule,
     sizes.widest = std::max(sizes.widest, width);
   }
   const Index d_in = batch.cores.front().cols;
-  if (!batch.input_factor.absent()) {
+  require_stack(batch.target, n, width, d_in, "target");
+  if (!batch.input_gram.absent()) {
     const Index rank = std::min(batch.input_factor.cols, d_in);
+    require_stack(batch.input_gram, n, d_in, d_in, "input_gram");
     require_stack(batch.input_factor, n, d_in, rank, "input_factor");
-    require_stack(batch.target, n, width, rank, "target");
-  } else {
-    require_stack(batch.target, n, width, d_in, "target");
+    require_stack(batch.factor_target, n, width, rank, "factor_target");
   }
   for (const FamilySpan& family : batch.families) {
     require_layers(family.first, family.length, sizes.layers);
@@ -462,7 +462,11 @@ class SingleWorker final : public Worker {
     }
     Objective<T> objective;
     objective.target = batch.target[run];
-    if (!batch.input_factor.absent()) objective.input_factor = batch.input_factor[run];
+    if (!batch.input_gram.absent()) {
+      objective.input_gram = batch.input_gram[run];
+      objective.input_factor = batch.input_factor[run];
+      objective.factor_target = batch.factor_target[run];
+    }
     objective.loss_scale = *batch.loss_scale.row(run);
     objective.loss_floor = *batch.loss_floor.row(run);
     const auto values = [run](const MatrixRef<const double>& m) {
@@ -577,7 +581,7 @@ std::vector<Result> batch_descent(const Batch<T>& batch, const Schedule& schedul
   for (Index run = 0; run < sizes.runs; ++run) {
     std::fill(records.counts.row(run), records.counts.row(run) + 2, 0);
   }
-  const LaneFeatures features{batch.input_factor.absent(), any_nonzero(batch.weight_decay),
+  const LaneFeatures features{batch.input_gram.absent(), any_nonzero(batch.weight_decay),
                               any_nonzero(batch.momentum)};
   const Job<T> job{batch, schedule, records, sizes, features, results};
   const bool in_lanes = sizes.widest <= widest_in_lanes;

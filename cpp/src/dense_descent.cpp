@@ -558,8 +558,8 @@ class DenseDescent<T>::Impl {
     } else {
       check_statistics(objective, widths.back(), widths.front());
     }
-    if (!objective.input_factor.absent() && !objective.has_target()) {
-      throw ShapeError("input_factor is given beside observations of the matrix itself");
+    if (!objective.input_gram.absent() && !objective.has_target()) {
+      throw ShapeError("input_gram is given beside observations of the matrix itself");
     }
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers, "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers, "weight_decay");
@@ -594,7 +594,7 @@ class DenseDescent<T>::Impl {
                                         above, below, context_));
   }
 
-  // E = (M F - G) F^T, or what takes its place, and the loss. Rows are summed apart and then in order, so
+  // E = M S - Phi, or what takes its place, and the loss. Rows are summed apart and then in order, so
   // that the result does not depend on the team.
   double residual(MatrixRef<const T> m) {
     if (objective_.observed != nullptr) {
@@ -603,25 +603,27 @@ class DenseDescent<T>::Impl {
     if (objective_.measured != nullptr) {
       return loss_of(measured_residual<T>(*objective_.measured, m, error_, context_));
     }
-    const MatrixRef<const T>& factor = objective_.input_factor;
-    if (factor.absent()) return loss_of(subtract_target(m, error_));
-    multiply<T>(m, Op::none, factor, Op::none, MatrixRef<T>(residual_), context_);
-    const MatrixRef<const T> product = residual_;
-    const double squares = subtract_target(product, residual_);
-    multiply<T>(product, Op::none, factor, Op::transpose, MatrixRef<T>(error_), context_);
-    return loss_of(squares);
-  }
-
-  // difference = product - G, which may be the product itself; returns its squared norm.
-  double subtract_target(MatrixRef<const T> product, Matrix<T>& difference) {
-    for_rows(difference.rows(), difference.cols(), context_, [&](Index i) {
-      auto row = difference.row(i);
-      row = product.map().row(i) - objective_.target.map().row(i);
-      row_loss_[i] = static_cast<double>(row.squaredNorm());
+    const bool whitened = objective_.input_gram.absent();
+    if (!whitened) {
+      multiply<T>(m, Op::none, objective_.input_gram, Op::none, MatrixRef<T>(error_), context_);
+      multiply<T>(m, Op::none, objective_.input_factor, Op::none, MatrixRef<T>(residual_),
+                  context_);
+    }
+    for_rows(error_.rows(), error_.cols(), context_, [&](Index i) {
+      auto e = error_.row(i);
+      if (whitened) {
+        e = m.map().row(i) - objective_.target.map().row(i);
+        row_loss_[i] = static_cast<double>(e.squaredNorm());
+      } else {
+        e -= objective_.target.map().row(i);
+        auto r = residual_.row(i);
+        r -= objective_.factor_target.map().row(i);
+        row_loss_[i] = static_cast<double>(r.squaredNorm());
+      }
     });
     double total = 0.0;
     for (const double loss : row_loss_) total += loss;
-    return total;
+    return loss_of(total);
   }
 
   std::vector<MatrixRef<T>> weights_;

@@ -138,7 +138,9 @@ class LaneDescent final : public LaneCores<T> {
     }
     set(target_, lane, batch.target[run]);
     if (!features_.whitened) {
+      set(gram_, lane, batch.input_gram[run]);
       set(factor_, lane, batch.input_factor[run]);
+      set(factor_target_, lane, batch.factor_target[run]);
     }
     half_scale_.a[lane] = 0.5 * scale;
     floor_.a[lane] = *batch.loss_floor.row(run);
@@ -148,7 +150,7 @@ class LaneDescent final : public LaneCores<T> {
     for (Block& block : blocks_) set(block, lane, {});
     for (Block& block : carry_) set(block, lane, {});
     for (Block& block : velocity_) set(block, lane, {});
-    for (Block* block : {&target_, &factor_}) set(*block, lane, {});
+    for (Block* block : {&target_, &gram_, &factor_, &factor_target_}) set(*block, lane, {});
     for (Motion& m : motion_) {
       for (PerLane<T>* value : {&m.step, &m.shrink, &m.scale, &m.decay, &m.momentum, &m.rate}) {
         value->a[lane] = T(0);
@@ -196,9 +198,11 @@ class LaneDescent final : public LaneCores<T> {
                               store_in(prefix_[n_layers_ - 1]));
       }
       const Block& m = prefix(n_layers_ - 1);
-      const Compare compare{target_.a, residual_.a, {}};
-      sum = product<false, false>(m, factor_, compare).total();
-      product<false, true>(residual_, factor_, store_in(*error_));
+      product<false, false>(
+          m, gram_,
+          [from = target_.a, to = error_->a](int, int entry, const Vector& ms)
+              DLNFAST_INLINE { P::store(to + entry * lanes, ms - P::load(from + entry * lanes)); });
+      sum = product<false, false>(m, factor_, Measure{factor_target_.a, {}}).total();
       breather.spend(Size * n_entries);
     }
     for (int lane = 0; lane < lanes; ++lane) {
@@ -315,6 +319,18 @@ class LaneDescent final : public LaneCores<T> {
     Vector total() const { return squares[0] + squares[1]; }
   };
 
+  // Sums the squares of a difference that nobody else wants.
+  struct Measure {
+    const T* target;
+    Vector squares[2];
+
+    DLNFAST_INLINE void operator()(int column, int entry, const Vector& m) {
+      const Vector e = m - P::load(target + entry * lanes);
+      squares[column % 2] += e * e;
+    }
+    Vector total() const { return squares[0] + squares[1]; }
+  };
+
   // A sink for gradients that moves the weights of layer l, from `from` to `to`.
   template <Rule rule>
   auto move(Index l, const Block& from, Block& to) {
@@ -384,7 +400,7 @@ class LaneDescent final : public LaneCores<T> {
   Block errors_[2];
   Block* error_ = &errors_[0];
   Block* next_error_ = &errors_[1];
-  Block target_, factor_, residual_;
+  Block target_, gram_, factor_, factor_target_;
   PerLane<double> half_scale_, floor_;
 };
 

@@ -43,8 +43,8 @@ void DenseRecorder<T>::start() {
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();
   if (objective_.measured != nullptr) {
     gram_norm_ = squared_norm<T>(objective_.measured->operators, context_);
-  } else if (!objective_.input_factor.absent()) {
-    gram_norm_ = squared_norm<T>(objective_.input_factor, context_);
+  } else if (!objective_.input_gram.absent()) {
+    gram_norm_ = std::sqrt(squared_norm<T>(objective_.input_gram, context_));
   }
   bool any_factored = false;
   for (std::size_t l = 0; l < weights.size(); ++l) {
@@ -145,7 +145,7 @@ void DenseRecorder<T>::record(Index record, Index /*step*/) {
   for (std::size_t l = 0; l < layers_.size(); ++l) track(l, record);
 }
 
-// || (W_{L:1} F - G) F^T ||_F from the loss, c/2 || W_{L:1} F - G ||_F^2 + floor; || B^T r ||, for
+// || W_{L:1} S - Phi ||_F from the loss, c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor; || B^T r ||, for
 // measurements, from c/2 || r ||^2.
 template <class T>
 void DenseRecorder<T>::bound_drift(double loss) {

@@ -64,7 +64,7 @@ class FixedDescent final : public SmallDescent<T> {
         n_layers_(n_layers),
         loss_scale_(objective.loss_scale),
         loss_floor_(objective.loss_floor),
-        whitened_(objective.input_factor.absent()),
+        whitened_(objective.input_gram.absent()),
         has_momentum_(rates.any_momentum()),
         weight_(n_layers),
         carry_(n_layers),
@@ -77,8 +77,9 @@ class FixedDescent final : public SmallDescent<T> {
     }
     load(objective.target, target_);
     if (!whitened_) {
+      load(objective.input_gram, gram_);
       load(objective.input_factor, factor_);
-      transpose(factor_, factor_transposed_);
+      load(objective.factor_target, factor_target_);
     }
   }
 
@@ -109,15 +110,19 @@ class FixedDescent final : public SmallDescent<T> {
       chain = &product_[l];
     }
     Vector sum = {};
-    Block& residual = whitened_ ? error_ : residual_;
     const auto compare = [&](int at, const Vector& product) DLNFAST_INLINE {
       const Vector e = product - P::load(target_.a + at);
-      P::store(residual.a + at, e);
+      P::store(error_.a + at, e);
       sum += e * e;
     };
     if (!whitened_) {
-      multiply<false>(*chain, factor_, compare);
-      multiply<false>(residual, factor_transposed_, into(error_));
+      multiply<false>(*chain, gram_, [&](int at, const Vector& v) DLNFAST_INLINE {
+        P::store(error_.a + at, v - P::load(target_.a + at));
+      });
+      multiply<false>(*chain, factor_, [&](int at, const Vector& v) DLNFAST_INLINE {
+        const Vector r = v - P::load(factor_target_.a + at);
+        sum += r * r;
+      });
     } else if (last > 0) {
       multiply<false>(weight_[last], *chain, compare);
     } else {
@@ -284,7 +289,7 @@ class FixedDescent final : public SmallDescent<T> {
   std::vector<Block> weight_, carry_, velocity_;
   std::vector<Block> product_;  // W_{l+1} .. W_1 from the second layer on
   std::vector<T> learning_rate_, weight_decay_, momentum_;
-  Block target_, factor_, factor_transposed_, residual_, error_;
+  Block target_, gram_, factor_, factor_target_, error_;
 };
 
 }  // namespace

@@ -279,8 +279,8 @@ class SvdTracker<T>::Impl {
     for (auto* list : {&record_.values, &record_.errors, &record_.gaps}) {
       for (double& x : *list) x *= back;
     }
-    for (double* x : {&record_.norm, &record_.tail, &record_.drift, &record_.rho,
-                      &record_.rho_spread}) {
+    for (double* x :
+         {&record_.norm, &record_.tail, &record_.drift, &record_.rho, &record_.rho_spread}) {
       *x *= back;
     }
     // A value that became subnormal was rounded, and so was its bound.

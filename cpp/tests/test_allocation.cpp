@@ -58,7 +58,9 @@ struct Network {
     objective.target = target;
     if (with_gram) {
       factor = Matrix<T>::Identity(widths.front(), widths.front());
+      objective.input_gram = factor;
       objective.input_factor = factor;
+      objective.factor_target = target;
     }
     const std::size_t n = weights.size();
     rates.learning_rate.assign(n, 0.01);

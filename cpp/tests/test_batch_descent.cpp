@@ -24,8 +24,8 @@ struct Runs {
   Index n, n_layers, n_records, n_scalars = 0;
   std::vector<Index> widths;
   Schedule schedule;
-  std::vector<Matrix<T>> cores, core_records;  // one matrix per layer, run under run
-  Matrix<T> target, factor;  // the second empty where S = I
+  std::vector<Matrix<T>> cores, core_records;     // one matrix per layer, run under run
+  Matrix<T> target, gram, factor, factor_target;  // the last three empty where S = I
   Index rank = 0;
   std::vector<FamilySpan> families;
   Matrix<double> rho, multiplicity, coupling, learning_rate, weight_decay, momentum, loss_scale,
@@ -47,11 +47,17 @@ struct Runs {
       core_records.push_back(Matrix<T>::Constant(n * n_records * rows, cols, T(-7)));
     }
     rank = with_gram && d_in > 4 ? d_in - 3 : d_in;
-    target = random_matrix<T>(n * d_out, rank);
+    target = random_matrix<T>(n * d_out, d_in);
     if (with_gram) {
+      gram.resize(n * d_in, d_in);
+      factor_target = random_matrix<T>(n * d_out, rank);
       factor = random_matrix<T>(n * d_in, rank, 0.5 / std::sqrt(double(std::max<Index>(1, d_in))));
       for (Index i = 0; i < n; ++i) {
         factor.middleRows(i * d_in, d_in) += Matrix<T>::Identity(d_in, rank);
+        const Matrix<T> f = factor.middleRows(i * d_in, d_in);
+        gram.middleRows(i * d_in, d_in) = f * f.transpose();
+        target.middleRows(i * d_out, d_out) =
+            factor_target.middleRows(i * d_out, d_out) * f.transpose();
       }
     }
     families.push_back({0, n_layers});
@@ -81,8 +87,12 @@ struct Runs {
     for (Index l = 0; l < n_layers; ++l) {
       b.cores.push_back({cores[l].data(), n, widths[l + 1], widths[l]});
     }
-    b.target = {target.data(), n, widths.back(), rank};
-    if (factor.size() > 0) b.input_factor = {factor.data(), n, widths.front(), rank};
+    b.target = {target.data(), n, widths.back(), widths.front()};
+    if (gram.size() > 0) {
+      b.input_gram = {gram.data(), n, widths.front(), widths.front()};
+      b.input_factor = {factor.data(), n, widths.front(), rank};
+      b.factor_target = {factor_target.data(), n, widths.back(), rank};
+    }
     b.families = families;
     b.rho = MatrixRef<double>(rho);
     b.multiplicity = MatrixRef<double>(multiplicity);
@@ -122,12 +132,16 @@ struct Runs {
     }
     for (auto& m : own) refs.emplace_back(m);
     kept.rho = out.rho_records.data() + i * n_records * n_scalars;
-    Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), f;
+    Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), s, f, g;
     Objective<T> objective;
     objective.target = t;
-    if (factor.size() > 0) {
+    if (gram.size() > 0) {
+      s = gram.middleRows(i * widths.front(), widths.front());
       f = factor.middleRows(i * widths.front(), widths.front());
+      g = factor_target.middleRows(i * widths.back(), widths.back());
+      objective.input_gram = s;
       objective.input_factor = f;
+      objective.factor_target = g;
     }
     objective.loss_scale = loss_scale(i, 0);
     objective.loss_floor = loss_floor(i, 0);
@@ -249,7 +263,9 @@ void sizes_are_checked() {
   throws([](B b, R) { b.cores[1].n = 2; });
   throws([](B b, R) { b.target.rows = 3; });
   throws([](B b, R) { b.input_factor.n = 2; });
+  throws([](B b, R) { b.input_gram.cols = 5; });
   throws([](B b, R) { b.input_factor = {}; });
+  throws([](B b, R) { b.factor_target.cols = 2; });
   throws([](B b, R) { b.families[0].length = 3; });
   throws([](B b, R) { b.families[1].first = -1; });
   throws([](B b, R) { b.rho.cols = 1; });

@@ -1006,7 +1006,7 @@ void descent_checks_its_observations() {
   CHECK_THROWS(build(o, problem.rates), ShapeError);
   measured.operators = b;
   Matrix<double> factor = Matrix<double>::Identity(3, 3);
-  o.input_factor = factor;
+  o.input_gram = factor;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
   o.measured = nullptr;
   o.observed = good.objective.observed;

@@ -21,7 +21,8 @@ namespace {
 
 struct Problem {
   Widths widths;
-  Matrix<double> target, input_factor;  // the last one empty where S = I
+  Matrix<double> target, input_gram, input_factor,
+      factor_target;  // the last three empty where S = I
   double loss_scale = 0.5;
   double loss_floor = 0.25;
   Rates rates;
@@ -34,7 +35,9 @@ struct Problem {
       const Index rank = d_in > 4 ? d_in - 3 : d_in;
       input_factor = Matrix<double>::Identity(d_in, rank) +
                      random_matrix<double>(d_in, rank, 0.5 / std::sqrt(double(d_in)));
-      target = random_matrix<double>(d_out, rank);
+      factor_target = random_matrix<double>(d_out, rank);
+      input_gram = input_factor * input_factor.transpose();
+      target = factor_target * input_factor.transpose();
     } else {
       target = random_matrix<double>(d_out, d_in);
     }
@@ -67,13 +70,14 @@ struct Naive {
   }
   Matrix<double> error() const {
     const Matrix<double> m = chain(problem.n_layers(), 1);
-    if (problem.input_factor.size() == 0) return m - problem.target;
-    return (m * problem.input_factor - problem.target) * problem.input_factor.transpose();
+    if (problem.input_gram.size() == 0) return m - problem.target;
+    return m * problem.input_gram - problem.target;
   }
   double loss() const {
     const Matrix<double> m = chain(problem.n_layers(), 1);
-    const Matrix<double> product = problem.input_factor.size() == 0 ? m : m * problem.input_factor;
-    return 0.5 * problem.loss_scale * (product - problem.target).squaredNorm() + problem.loss_floor;
+    Matrix<double> residual = m - problem.target;
+    if (problem.input_gram.size() > 0) residual = m * problem.input_factor - problem.factor_target;
+    return 0.5 * problem.loss_scale * residual.squaredNorm() + problem.loss_floor;
   }
   Matrix<double> gradient(Index l) const {
     return problem.loss_scale * chain(problem.n_layers(), l + 1).transpose() * error() *
@@ -93,7 +97,7 @@ struct Naive {
 // The same problem in the precision T, with a stepper on it.
 template <class T>
 struct Fast {
-  Matrix<T> target, input_factor;
+  Matrix<T> target, input_gram, input_factor, factor_target;
   std::vector<Matrix<T>> weights;
   Objective<T> objective;
   std::unique_ptr<DenseDescent<T>> descent;
@@ -106,10 +110,14 @@ struct Fast {
 
   Fast(const Problem& p, int n_threads, Index small = 32)
       : target(p.target.template cast<T>()),
-        input_factor(p.input_factor.template cast<T>()) {
+        input_gram(p.input_gram.template cast<T>()),
+        input_factor(p.input_factor.template cast<T>()),
+        factor_target(p.factor_target.template cast<T>()) {
     for (const auto& w : p.weights) weights.push_back(w.template cast<T>());
     objective.target = target;
+    objective.input_gram = input_gram;
     objective.input_factor = input_factor;
+    objective.factor_target = factor_target;
     objective.loss_scale = p.loss_scale;
     objective.loss_floor = p.loss_floor;
     descent = std::make_unique<DenseDescent<T>>(refs(), objective, p.rates,
@@ -466,7 +474,11 @@ void sizes_are_checked() {
   o.target = none;
   CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);
   o = good;
+  o.input_gram = factor;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);  // without input_factor
   o.input_factor = factor;
+  CHECK_THROWS(build({w1, w2}, o, problem.rates), ShapeError);  // without factor_target
+  o.factor_target = target;
   build({w1, w2}, o, problem.rates);
   for (Matrix<double>* bad : {&narrow, &wrong}) {
     o.input_factor = *bad;

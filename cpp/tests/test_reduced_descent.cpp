@@ -92,16 +92,20 @@ void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool moment
   }
   std::vector<Matrix<T>> whole = cores;
   const Index d_in = widths.front(), d_out = widths.back();
-  Matrix<T> target = random_matrix<T>(d_out, d_in), factor;
+  Matrix<T> target = random_matrix<T>(d_out, d_in), gram, factor, factor_target;
   if (with_gram) {
     const Index rank = d_in > 4 ? d_in - 3 : d_in;
     factor = Matrix<T>::Identity(d_in, rank) +
              random_matrix<T>(d_in, rank, 0.5 / std::sqrt(double(std::max<Index>(1, d_in))));
-    target = random_matrix<T>(d_out, rank);
+    factor_target = random_matrix<T>(d_out, rank);
+    gram = factor * factor.transpose();
+    target = factor_target * factor.transpose();
   }
   Objective<T> objective;
   objective.target = target;
+  objective.input_gram = gram;
   objective.input_factor = factor;
+  objective.factor_target = factor_target;
   objective.loss_scale = 0.5;
   objective.loss_floor = 0.125;
   const Rates rates = some_rates(n_layers, momentum);
@@ -365,7 +369,11 @@ void sizes_are_checked() {
   o.target = wrong;
   CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
   o = good;
+  o.input_gram = factor;
+  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
   o.input_factor = factor;
+  CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);
+  o.factor_target = target;
   build({c1, c2}, o, two, rates);
   o.input_factor = wrong;
   CHECK_THROWS(build({c1, c2}, o, two, rates), ShapeError);

@@ -583,7 +583,7 @@ def widths_of(weights: Sequence[Any]) -> list[int]:
 
 def scale_of(weight: FloatArray) -> float:
     """Return ||W||_F / sqrt(min(m, n)): of eps times an isometry, eps."""
-    return float(np.linalg.norm(weight)) / float(np.sqrt(min(weight.shape)))
+    return frobenius_norm(weight) / float(np.sqrt(min(weight.shape)))
 
 
 def per_layer(

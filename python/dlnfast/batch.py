@@ -239,7 +239,7 @@ class Plan(NamedTuple):
         return (
             tuple(c.shape for c in space.cores),
             tuple((f.first, f.last) for f in space.families),
-            space.input_factor is None,
+            space.input_gram is None,
             self.request.dtype.name,
         )
 
@@ -485,7 +485,10 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     results = core.batch_descent(
         cores,
         {
-            **_statistics(spaces),
+            "target": np.stack([space.target for space in spaces]),
+            "input_gram": _stacked([space.input_gram for space in spaces]),
+            "input_factor": _stacked([space.input_factor for space in spaces]),
+            "factor_target": _stacked([space.factor_target for space in spaces]),
             "families": [(f.first - 1, len(f.rho)) for f in families],
             "rho": np.array([[r for f in s.families for r in f.rho] for s in spaces]).reshape(n, n_scalars),
             "multiplicity": _table([[float(f.multiplicity) for f in s.families] for s in spaces]),
@@ -517,18 +520,16 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     ]
 
 
-def _statistics(spaces: list[Closure]) -> dict[str, FloatArray | None]:
-    """Return what the core learns from, all factors of S with as many columns: zeros add nothing."""
-    if spaces[0].input_factor is None:
-        return {"target": np.stack([space.target for space in spaces]), "input_factor": None}
-    factors = [space.input_factor for space in spaces if space.input_factor is not None]
-    targets = [space.factor_target for space in spaces if space.factor_target is not None]
-    rank = max(factor.shape[1] for factor in factors)
+def _stacked(matrices: list[FloatArray | None]) -> FloatArray | None:
+    """Return the matrices as one array, None for white inputs, which have none.
 
-    def stacked(matrices: list[FloatArray]) -> FloatArray:
-        return np.stack([np.pad(m, ((0, 0), (0, rank - m.shape[1]))) for m in matrices])
-
-    return {"target": stacked(targets), "input_factor": stacked(factors)}
+    Factors of S may have different ranks: columns of zeros add nothing.
+    """
+    held = [m for m in matrices if m is not None]
+    if not held:
+        return None
+    most = max(m.shape[1] for m in held)
+    return np.stack([np.pad(m, ((0, 0), (0, most - m.shape[1]))) for m in held])
 
 
 def _table(rows: list[list[float]]) -> npt.NDArray[np.float64]:

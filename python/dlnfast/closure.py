@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import FloatArray, check_scale, random_generator, scale_of, widths_of
+from ._arrays import FloatArray, check_scale, frobenius_norm, random_generator, scale_of, widths_of
 from ._dispatch import core
 from .data import distance_from_identity, gram_resolution
 from .implicit import ImplicitWeights
@@ -589,11 +589,12 @@ class _Growth:
             self._add(0, multiply(fresh, self.gram) / self.dtype.type(self.gram_norm), noise)
 
     def _add_image(self, node: int, image: FloatArray, layer: int, noise: npt.NDArray[np.float64]) -> None:
-        if image.size:
-            lengths = np.linalg.norm(image, axis=1)
-            self.norms[layer] = max(self.norms[layer], float(lengths.max()))
-        if self.norms[layer] > 0:
-            self._add(node, image / self.dtype.type(self.norms[layer]), noise)
+        unit = self.norms[layer]
+        if unit == 0 or not image.size:
+            return
+        longest = float(np.linalg.norm(image / self.dtype.type(unit), axis=1).max())
+        self.norms[layer] = unit * max(longest, 1.0)
+        self._add(node, image / self.dtype.type(self.norms[layer]), noise)
 
     def _add(self, node: int, block: FloatArray, noise: npt.NDArray[np.float64] | None = None) -> None:
         rows, k = self.rows[node], len(block)
@@ -753,10 +754,11 @@ def measure_isometry(
     for _ in range(2):
         probes -= inside.T @ (inside @ probes)
     image = multiply(weight, probes, transpose_a=not tall)
-    rho = float(np.linalg.norm(image)) / float(np.linalg.norm(probes))
+    rho = frobenius_norm(image) / float(np.linalg.norm(probes))
     if rho <= _tolerance(weight.dtype) * norm:
         return 0.0, 0.0
-    back = multiply(weight, image, transpose_a=tall) / weight.dtype.type(rho) ** 2
+    unit = weight.dtype.type(rho)
+    back = multiply(weight, image / unit, transpose_a=tall) / unit  # its square may be no number
     return rho, float(np.linalg.norm(back - probes)) / float(np.linalg.norm(probes))
 
 
@@ -827,7 +829,8 @@ def factors_within(
         # W F - G has the norm of (W F - G) Q, but for what no W removes.
         frame, triangle = np.linalg.qr(factor.T)
         factor, target = triangle.T, target @ frame
-    return tuple(np.ascontiguousarray(x, dtype=first.dtype) for x in (factor, target))
+    dtype = first.dtype
+    return np.ascontiguousarray(factor, dtype=dtype), np.ascontiguousarray(target, dtype=dtype)
 
 
 def _not_closed(
@@ -860,7 +863,9 @@ def _not_closed(
 
 def _outside(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:
     """Return the largest norm of a column's part outside the span of the basis."""
-    return float(np.linalg.norm(image - basis @ inside, axis=0).max(initial=0.0))
+    rest = image - basis @ inside
+    unit = float(np.abs(rest).max(initial=0.0)) or 1.0
+    return unit * float(np.linalg.norm(rest / unit, axis=0).max(initial=0.0))
 
 
 def _times_target(problem: Problem, block: FloatArray, *, transpose: bool = False) -> FloatArray:

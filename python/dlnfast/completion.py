@@ -898,7 +898,9 @@ class Sensing(Observations):
 
 _NO_STATISTICS: Final[dict[str, Any]] = {
     "target": None,
+    "input_gram": None,
     "input_factor": None,
+    "factor_target": None,
     "loss_floor": 0.0,
 }
 

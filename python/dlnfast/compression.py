@@ -459,8 +459,11 @@ def _of_reduced(states: ReducedStates, widths: Sequence[int], wanted: _Wanted) -
     for layer, core in enumerate(cores):
         norm, departure = _left_out(core, inside, inner, layer)
         scalars = states.scalars_of(layer + 1)
-        outside = sum(states.families[i].multiplicity * states.rho[-1, c] ** 2 for i, c in scalars.items())
-        errors.append(float(np.sqrt((departure**2 + outside) / (norm**2 + outside))))
+        # Roots of sums of squares that neither overflow nor vanish.
+        outside = np.hypot.reduce(
+            [0.0, *(states.families[i].multiplicity ** 0.5 * states.rho[-1, c] for i, c in scalars.items())]
+        )
+        errors.append(float(np.hypot(departure, outside) / np.hypot(norm, outside)))
     bases: list[FloatArray] = [np.asarray(A) @ B for A, B in zip(states.bases, inside, strict=True)]
     inner[-1] = np.asarray(states.bases[-1]) @ inner[-1]
     return _Parts(bases, inner, values, resolution, errors)

@@ -724,8 +724,10 @@ class _ReducedJob:
         space = self.space
         arguments |= self.motion.arguments()
         arguments |= {
-            "target": space.target if space.factor_target is None else space.factor_target,
+            "target": space.target,
+            "input_gram": space.input_gram,
             "input_factor": space.input_factor,
+            "factor_target": space.factor_target,
             "loss_floor": self.request.problem.loss_floor,
             "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
             "core_records": self.core_records,

@@ -23,6 +23,7 @@ from ._arrays import (
     check_choice,
     check_count,
     check_scale,
+    frobenius_norm,
     random_generator,
 )
 from ._errors import ShapeError
@@ -589,7 +590,9 @@ def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike)
     current = as_matrix(W, "W", dtype=np.float64)
     initial = as_matrix(start, "start", symbol="W_0", shape=current.shape, dtype=np.float64)
     columns = as_matrix(vectors, "vectors", shape=(current.shape[1], None), dtype=np.float64)
-    images = [matrix @ columns for matrix in (current, initial)]
+    # Directions do not depend on units: in these, neither products nor squares overflow or vanish.
+    columns = _in_units(columns, axis=0)
+    images = [_in_units(_in_units(matrix) @ columns, axis=0) for matrix in (current, initial)]
     lengths = [np.linalg.norm(image, axis=0) for image in images]
     lines = [image / np.where(length > 0, length, 1.0) for image, length in zip(images, lengths, strict=True)]
     angles = plain.angle(*lines)
@@ -597,6 +600,12 @@ def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike)
     angles[empty[0] != empty[1]] = np.pi / 2
     angles[empty[0] & empty[1]] = 0.0
     return angles
+
+
+def _in_units(matrix: FloatArray, axis: int | None = None) -> FloatArray:
+    """Return the matrix, or each of its columns, times the power of two that brings it to size 1."""
+    exponents = np.frexp(np.max(np.abs(matrix), axis=axis, initial=0.0))[1]
+    return np.asarray(np.ldexp(matrix, -exponents))
 
 
 def effective_rank(matrix: npt.ArrayLike) -> float:
@@ -716,7 +725,15 @@ def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
     """
     layers = _double_layers(weights)
     pairs = zip(layers[1:], layers[:-1], strict=True)
-    return np.array([np.linalg.norm(above.T @ above - below @ below.T) for above, below in pairs])
+    return np.array([_imbalance(above, below) for above, below in pairs])
+
+
+def _imbalance(above: FloatArray, below: FloatArray) -> float:
+    """Return ``||A^T A - B B^T||_F``, infinity where it overflows, in units in which no square does."""
+    exponent = int(np.frexp(max(frobenius_norm(above), frobenius_norm(below)))[1])
+    above, below = np.ldexp(above, -exponent), np.ldexp(below, -exponent)
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.ldexp(np.linalg.norm(above.T @ above - below @ below.T), 2 * exponent))
 
 
 # The landscape.

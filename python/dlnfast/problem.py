@@ -217,7 +217,7 @@ class Problem:
         F with ``S = F F^T``, q the rank of S: eigenvectors times the roots of their eigenvalues. None where
         S = I.
     factor_target : ndarray, shape (d_y, q), or None
-        G with ``Phi = G F^T``: the loss is ``c/2 ||W F - G||_F^2 + loss_floor``.
+        G with ``Phi = G F^T``: the loss is ``c/2 ||W F - G||_F^2 + loss_floor``. None where S = I.
     reduction : {"sum", "mean"} or None
         What `loss_scale` stands for, where known.
     n_samples : int or None
@@ -745,15 +745,19 @@ class Problem:
         Returns
         -------
         dict
-            Keywords of the core's dense descent: G and F, or Phi where S = I.
+            Keywords of the core's dense descent: Phi, and S, F and G where S is not the identity.
         """
-        target, factor = self.dense_target(dtype), self.input_factor
-        if factor is not None:
-            assert self.factor_target is not None
-            target = self.factor_target
+        inputs = {
+            name: None if matrix is None else np.ascontiguousarray(matrix, dtype=dtype)
+            for name, matrix in (
+                ("input_gram", self.input_gram),
+                ("input_factor", self.input_factor),
+                ("factor_target", self.factor_target),
+            )
+        }
         return {
-            "target": np.ascontiguousarray(target, dtype=dtype),
-            "input_factor": None if factor is None else np.ascontiguousarray(factor, dtype=dtype),
+            "target": np.ascontiguousarray(self.dense_target(dtype)),
+            **inputs,
             "loss_floor": self.loss_floor,
             "observed": None,
             "measurements": None,

@@ -832,7 +832,8 @@ def _input_factor(input_gram: Array | None) -> Array | None:
         return None
     eigenvalues, vectors = np.linalg.eigh(input_gram)
     kept = eigenvalues > _cutoff(input_gram) * eigenvalues[-1]
-    return vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    factor: Array = vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    return factor
 
 
 def _excess_loss(product: Array, solution: Array, factor: Array | None, loss_scale: float) -> float:

@@ -25,6 +25,7 @@ from ._arrays import (
     check_flag,
     check_path,
     check_scale,
+    frobenius_norm,
 )
 from ._dispatch import core
 from ._errors import ShapeError
@@ -1638,7 +1639,7 @@ def _named(reference: str) -> bool:
 
 
 def _scale(weight: FloatArray) -> float:
-    return float(np.linalg.norm(weight)) / float(np.sqrt(max(min(weight.shape), 1)))
+    return frobenius_norm(weight) / float(np.sqrt(max(min(weight.shape), 1)))
 
 
 def _block_angles(vectors: FloatArray, chosen: FloatArray, n_top: int, n_bottom: int) -> FloatArray:

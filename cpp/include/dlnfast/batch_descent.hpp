@@ -36,8 +36,9 @@ struct FamilySpan {
 template <class T>
 struct Batch {
   std::vector<Stack<const T>> cores;  // [l]: C_l(0) of every run, a_l x a_{l-1}
-  Stack<const T> target;              // as in Objective, a_L x r
-  Stack<const T> input_factor;        // a_0 x r, or absent; columns of zeros where ranks differ
+  Stack<const T> target;              // a_L x a_0
+  // As in Objective, all or none; columns of zeros where ranks differ.
+  Stack<const T> input_gram, input_factor, factor_target;
   std::vector<FamilySpan> families;
   MatrixRef<const double> rho;                     // scalars at the start, family after family
   MatrixRef<const double> multiplicity, coupling;  // one value per family

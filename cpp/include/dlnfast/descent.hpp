@@ -2,14 +2,15 @@
 // Gradient descent as a loop over steps, whatever computes a step.
 //
 // The model is W_{L:1} = W_L ... W_1 with loss c/2 ||W F - G||_F^2 + floor, where S = F F^T, Phi = G F^T:
-// the problem of as many samples as S has rank. F = 1 and G = Phi where S = 1. A sum of squares of which
-// none cancels: what W does outside the range of S does not enter it.
+// that of as many samples as S has rank. F = 1 and G = Phi where S = 1. It is a sum of squares, so that
+// nothing cancels, and what W does outside the range of S does not enter it.
 // All layers move at once:
 //   V_l <- momentum_l V_l + G_l + weight_decay_l W_l,   W_l <- W_l - learning_rate_l V_l,
-//   G_l  = c W_{L:l+1}^T (W_{L:1} F - G) F^T W_{l-1:1}^T .
+//   G_l  = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T .
 // Where only some entries of Phi, or linear measurements y = B vec(M*), are known, the loss is
 // c/2 ||Omega * (W - Phi)||^2 or c/2 ||B vec(W) - y||^2, and the gradient of that with respect to W
-// takes the place of (W_{L:1} F - G) F^T.
+// takes the place of W_{L:1} S - Phi. (That product, not (W F - G) F^T: F knows the directions of small
+// eigenvalues of S less well than Phi does.)
 #pragma once
 
 #include <algorithm>
@@ -28,26 +29,27 @@ namespace dlnfast {
 // What is learned: sufficient statistics of the data, or observations of the matrix itself.
 template <class T>
 struct Objective {
-  MatrixRef<const T> target;        // G, d_L x r; no data where one of the last two is given
-  MatrixRef<const T> input_factor;  // F, d_0 x r with r <= d_0; no data: the identity, r = d_0
-  double loss_scale = 1.0;          // c
-  double loss_floor = 0.0;          // the part of the loss that no W removes
+  MatrixRef<const T> target;      // Phi, d_L x d_0; no data where one of the last two is given
+  MatrixRef<const T> input_gram;  // S, d_0 x d_0; no data: the identity
+  // F, d_0 x r with r <= d_0, and G, d_L x r; needed only beside input_gram.
+  MatrixRef<const T> input_factor, factor_target;
+  double loss_scale = 1.0;  // c
+  double loss_floor = 0.0;  // the part of the loss that no W removes
   const ObservedEntries<T>* observed = nullptr;
   const Measurements<T>* measured = nullptr;
 
   bool has_target() const { return observed == nullptr && measured == nullptr; }
 };
 
-// Throws ShapeError where target and input_factor do not go with a chain from d_in to d_out.
+// Throws ShapeError where the statistics do not go with a chain from d_in to d_out.
 template <class T>
 void check_statistics(const Objective<T>& objective, Index d_out, Index d_in) {
-  const MatrixRef<const T>& factor = objective.input_factor;
-  if (factor.absent()) {
-    require_shape(objective.target, d_out, d_in, "target");
-    return;
-  }
-  require_shape(factor, d_in, std::min(factor.cols, d_in), "input_factor");
-  require_shape(objective.target, d_out, factor.cols, "target");
+  require_shape(objective.target, d_out, d_in, "target");
+  if (objective.input_gram.absent()) return;
+  const Index rank = std::min(objective.input_factor.cols, d_in);
+  require_shape(objective.input_gram, d_in, d_in, "input_gram");
+  require_shape(objective.input_factor, d_in, rank, "input_factor");
+  require_shape(objective.factor_target, d_out, rank, "factor_target");
 }
 
 // Rates that follow the weights: at every step learning_rate_l times

@@ -309,10 +309,11 @@ class _Descent:
             for host, rate in zip(weights, rates, strict=True)
         ]
         self._target = torch.tensor(arguments["target"], device=device)
-        #: F, where S = F F^T is not the identity.
-        self._factor: torch.Tensor | None = None
-        if arguments["input_factor"] is not None:
-            self._factor = torch.tensor(arguments["input_factor"], device=device)
+        #: S, F and G, where S = F F^T is not the identity.
+        self._inputs: tuple[torch.Tensor, ...] | None = None
+        if arguments["input_gram"] is not None:
+            names = ("input_gram", "input_factor", "factor_target")
+            self._inputs = tuple(torch.tensor(arguments[name], device=device) for name in names)
         self._states = [
             state for layer in self.layers for state in (layer.weight, layer.velocity) if state is not None
         ]
@@ -344,22 +345,24 @@ class _Descent:
         else:
             self._product = upper.product.T if upper is not None else self._sides[0].product
         # W_{L:1} F - G: with S = 1 it is E.
-        self._residual = self._error if self._factor is None else torch.empty_like(self._target)
+        self._residual = self._error if self._inputs is None else torch.empty_like(self._inputs[2])
         self._residuals = self._residual.view(-1)
 
     def evaluate(self, square: torch.Tensor) -> None:
-        """Put ``||W_{L:1} F - G||^2`` there; `update` needs ``E = (W_{L:1} F - G) F^T``."""
+        """Put ``||W_{L:1} F - G||^2`` there; `update` needs ``E = W_{L:1} S - Phi``."""
         for side in self._sides:
             side.forward()
         if self._join is not None:
             above, below, product = self._join
             torch.mm(above, below, out=product)
-        if self._factor is None:
+        if self._inputs is None:
             torch.sub(self._product, self._target, out=self._error)
         else:
-            torch.mm(self._product, self._factor, out=self._residual)
-            self._residual.sub_(self._target)
-            torch.mm(self._residual, self._factor.T, out=self._error)
+            gram, factor, factor_target = self._inputs
+            torch.mm(self._product, gram, out=self._error)
+            self._error.sub_(self._target)
+            torch.mm(self._product, factor, out=self._residual)
+            self._residual.sub_(factor_target)
         torch.dot(self._residuals, self._residuals, out=square)
 
     def update(self) -> None:

@@ -482,10 +482,14 @@ class _Descent:
         def placed(array: FloatArray) -> torch.Tensor:
             return torch.from_numpy(np.array(array, dtype=request.dtype, order="C")).to(device)
 
-        target = problem.target if problem.factor_target is None else problem.factor_target
-        self._target = placed(_rows_of(target, rows))
-        #: F, where S = F F^T is not the identity.
-        self._factor = None if problem.input_factor is None else placed(problem.input_factor)
+        self._target = placed(_rows_of(problem.target, rows))
+        #: S, F and rows of G, where S = F F^T is not the identity.
+        self._inputs: tuple[torch.Tensor, ...] | None = None
+        if problem.input_gram is not None:
+            assert problem.input_factor is not None
+            assert problem.factor_target is not None
+            held = (problem.input_gram, problem.input_factor, problem.factor_target[rows])
+            self._inputs = tuple(placed(array) for array in held)
 
     def evaluate(self) -> float:
         """Return the loss, the same on all processes; `update` goes on from the products."""
@@ -513,9 +517,12 @@ class _Descent:
             product = outer
         else:
             product = inner.T if outer is None else outer @ inner.T
-        factor = self._factor
-        residual = (product if factor is None else product @ factor) - self._target
-        self._error = residual if factor is None else residual @ factor.T
+        if self._inputs is None:
+            residual = self._error = product - self._target
+        else:
+            gram, factor, factor_target = self._inputs
+            self._error = product @ gram - self._target
+            residual = product @ factor - factor_target
         own = residual[self._counted].reshape(-1)
         square = torch.dot(own, own).double()
         with np.errstate(over="ignore", invalid="ignore"):
