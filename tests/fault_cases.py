@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
 
 import dlnfast as dln
@@ -53,10 +54,20 @@ class Case:
     accepts : callable
         ``accepts(found, before, after)``: whether this is the old content, the new one, or what is allowed
         between them. By default the old or the new one.
-    alone : bool
-        What a simulated kill leaves is known as that of a dead process: a lock says so.
-    threads : bool
-        It uses other threads, which a forked process does not have.
+    tolerates : callable
+        ``tolerates(result, after)``: whether a call that met a fault and went on may return this. By default
+        the result of the undisturbed case only.
+    errors : tuple of type
+        What it may raise in place of an injected OSError.
+    locks : bool
+        It holds the lock of its folder while it writes. Without, what a killed process was writing stays
+        there under its temporary name.
+    forks : bool
+        A forked process can do it, which has no other threads.
+    kinds : tuple of str
+        The faults that it can meet.
+    cost : int
+        How many times as long as the others it takes, and how many times fewer faults it therefore meets.
     """
 
     name: str
@@ -64,8 +75,12 @@ class Case:
     prepare: Callable[[Path], Any] = lambda folder: None
     read: Callable[[Path], Any] = lambda folder: None
     accepts: Callable[[Any, Any, Any], bool] = lambda found, before, after: found in (before, after)
+    tolerates: Callable[[Any, Any], bool] = lambda result, after: result == after
+    errors: tuple[type[Exception], ...] = ()
     locks: bool = True
-    threads: bool = False
+    forks: bool = True
+    kinds: tuple[str, ...] = KINDS
+    cost: int = 1
 
 
 @dataclass
@@ -151,7 +166,7 @@ class Trials:
         self.tally.kills += 1
         try:
             self._check_readable(place)
-            self._check_again(place, kinds=set())
+            self._check_again(place, kinds={"kill"})
         except Exception as error:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
@@ -170,12 +185,15 @@ class Trials:
         except KeyboardInterrupt:
             if not kind.startswith("interrupt"):
                 raise
+        except self.case.errors:
+            if not faults.fired:
+                raise
         except OSError as error:
             wanted = {"full": "ENOSPC"}.get(kind, kind)
             if error.errno is None or wanted != _name_of(error.errno):
                 raise
-        if ended and faults.fired and kind != "kill":
-            self._check_same(result, self.after, "the result of a call that met the fault and went on")
+        if ended and faults.fired and kind != "kill" and not self.case.tolerates(result, self.after):
+            raise AssertionError("the result of a call that met the fault and went on is another")
         return faults.fired > 0
 
     def _check_readable(self, place: Path) -> None:
@@ -191,7 +209,6 @@ class Trials:
         self._check_same(self.case.read(place), self.result, "what can be read in the end")
         names = _names(place)
         if "kill" in kinds and not self.case.locks:
-            # This process, whose number the unfinished files bear, is alive.
             names = {name for name in names if not name.endswith(".part")}
         if names != self.names:
             raise AssertionError(
@@ -230,6 +247,7 @@ def run_case(
     *,
     kinds: Iterable[str] = KINDS,
     every: int = 1,
+    singles: int | None = None,
     doubles: int = 0,
     kills: int = 0,
     seed: int = 0,
@@ -244,12 +262,14 @@ def run_case(
     kinds : iterable of str
     every : int
         1 tries every operation.
+    singles : int, optional
+        Number of faults at random, in place of all of them.
     doubles, kills : int
         Number of pairs of faults, and of real kills, at random.
     seed : int
     """
     with _no_synchronisation():
-        return _run_case(case, scratch, kinds, every, doubles, kills, seed)
+        return _run_case(case, scratch, kinds, every * case.cost, singles, doubles, kills, seed)
 
 
 @contextlib.contextmanager
@@ -263,21 +283,33 @@ def _no_synchronisation() -> Iterator[None]:
 
 
 def _run_case(
-    case: Case, scratch: Path, kinds: Iterable[str], every: int, doubles: int, kills: int, seed: int
+    case: Case,
+    scratch: Path,
+    kinds: Iterable[str],
+    every: int,
+    singles: int | None,
+    doubles: int,
+    kills: int,
+    seed: int,
 ) -> Tally:
     generator = random.Random(f"{case.name} {seed}")
     trials = Trials(case, scratch)
-    chosen = {kind: trials.applies(kind) for kind in kinds}
-    for kind, numbers in chosen.items():
-        for number in numbers[generator.randrange(every) :: every]:
-            trials.single(kind, number)
+    chosen = {kind: trials.applies(kind) for kind in kinds if kind in case.kinds}
+    pairs = [
+        (kind, number) for kind, ns in chosen.items() for number in ns[generator.randrange(every) :: every]
+    ]
+    if singles is not None:
+        pairs = generator.sample(pairs, min(singles, len(pairs)))
+    for kind, number in pairs:
+        trials.single(kind, number)
     usable = [kind for kind, numbers in chosen.items() if numbers]
+    doubles, kills = doubles // case.cost, kills // case.cost
     for _ in range(6 * doubles):
         if trials.tally.doubles >= doubles:
             break
         first, second = (generator.choice(usable) for _ in range(2))
         trials.double(first, generator.choice(chosen[first]), second, generator.choice(chosen[second]))
-    for _ in range(0 if case.threads else kills):
+    for _ in range(kills if case.forks else 0):
         trials.kill(generator.randrange(len(trials.operations)))
     return trials.tally
 
@@ -302,7 +334,9 @@ def without_times(about: Any) -> Any:
 def content(run: dln.Trajectory) -> Any:
     """Return all that a run holds."""
     about, arrays = run.to_arrays()
-    return json.dumps(without_times(about), sort_keys=True), arrays_of(arrays)
+    # The columns of the tracker hold seconds.
+    kept = {name: array for name, array in arrays.items() if not name.startswith("tracking_columns")}
+    return json.dumps(without_times(about), sort_keys=True), arrays_of(kept)
 
 
 def beginning(found: Any, before: Any, after: Any) -> bool:
@@ -391,3 +425,333 @@ def reading() -> Iterator[Case]:
     yield Case("load, unfinished", read_run, prepare, read_run)
     yield Case("load, finished", read_run, _train(DENSE), read_run)
     yield Case("train, finished: read", _train(DENSE), _train(DENSE), read_run)
+
+
+# ----------------------------------------------------------------------- other engines and estimators
+
+
+def batches() -> Case:
+    """Return a batch of runs in three files."""
+    problem = dln.low_rank_recovery(6, 1)
+    starts = [dln.orthogonal([6] * 3, scale=0.5, seed=seed) for seed in range(6)]
+
+    def act(folder: Path) -> Any:
+        where = dln.Checkpoint(folder / "batch", every=2)
+        batch = dln.train_batch(
+            problem, starts, learning_rate=0.3, steps=5, record_every=1, n_threads=1, checkpoint=where
+        )
+        return batch.loss.tobytes(), batch.outcomes, [content(run) for run in batch]
+
+    return Case("train_batch", act)
+
+
+def compressed(name: str, **settings: Any) -> Iterator[Case]:
+    """Yield a compressed run from its start, and one that goes on."""
+    problem = dln.low_rank_completion(12, 1, observed=0.8)
+    law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
+
+    def train(folder: Path, **more: Any) -> Any:
+        where = dln.Checkpoint(folder / "run", every=2, seconds=0)
+        options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
+        return content(dln.train_compressed(problem, law, **options, checkpoint=where))
+
+    def prepare(folder: Path) -> None:
+        with contextlib.suppress(Cut):
+            train(folder, callback=cut_at(3))
+
+    yield Case(f"train_compressed, {name}", train)
+    yield Case(f"train_compressed, {name}, resumed", train, prepare)
+
+
+def estimators() -> Case:
+    """Return a fit with runs on held-out entries and on all."""
+    generator = np.random.default_rng(0)
+    pairs = np.argwhere(generator.random((8, 7)) < 0.8)
+    known = np.outer(generator.random(8), generator.random(7))[tuple(pairs.T)]
+
+    def act(folder: Path) -> Any:
+        where = dln.Checkpoint(folder / "fits", every=2, seconds=0)
+        model = dln.MatrixCompletion(
+            rank=1, steps=4, record_every=2, weight_decay=0.0, n_threads=1, checkpoint=where
+        ).fit(pairs, known)
+        runs = [content(run) for run in model.trajectories_]
+        return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
+
+    return Case("MatrixCompletion", act)
+
+
+# ------------------------------------------------------------------------------ sweeps and results
+
+
+class Inline:
+    """An executor that runs every call at once, in this thread."""
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        from concurrent.futures import Future
+
+        future: Any = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def sweeps() -> Case:
+    """Return a sweep, whose runs fail where their files cannot be written."""
+    base = {
+        "problem": {"kind": "low-rank-recovery", "dim": 6, "rank": 1},
+        "weights": {"depth": 2},
+        "train": {"learning_rate": 0.3, "steps": 3, "n_threads": 1},
+    }
+    grid = dln.SweepGrid(base, {"weights.seed": [0, 1], "train.engine": ["reduced", "dense"]})
+
+    def act(folder: Path) -> Any:
+        results = dln.sweep(grid, Inline(), directory=folder / "sweep", keep_runs=True, n_workers=1)
+        return [without_times(row) for row in results]
+
+    def read(folder: Path) -> Any:
+        found = {}
+        for path in sorted((folder / "sweep").glob("*/summary.json")):
+            summary = json.loads(path.read_text())
+            run = content(dln.load(path.parent / summary["file"]))
+            found[path.parent.name] = without_times(row_of(summary)), run
+        return found
+
+    def row_of(summary: dict[str, Any]) -> dict[str, Any]:
+        return {name: summary[name] for name in ("hash", "outcome", "final_loss", "error")}
+
+    def tolerates(rows: Any, after: Any) -> bool:
+        return all(
+            row == wanted
+            or (row["outcome"] == "failed" and row["error"].startswith(("OSError", "Permission")))
+            for row, wanted in zip(rows, after, strict=True)
+        )
+
+    def accepts(found: Any, before: Any, after: Any) -> bool:
+        return before.items() <= found.items() <= after.items()
+
+    return Case("sweep", act, read=read, accepts=accepts, tolerates=tolerates, forks=False)
+
+
+def results() -> Case:
+    """Return lines that are added to a file of results."""
+    from dlnfast._errors import DivergedError
+    from dlnfast.finetuning import Results
+
+    class Grid:
+        def about(self) -> dict[str, Any]:
+            return {"path": "model"}
+
+    class Run:
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
+
+        def to_dict(self) -> dict[str, Any]:
+            known = {"method": "lora", "rank": 8, "n_examples": 16, "learning_rate": 0.1}
+            return known | {"seed": self.seed}
+
+    def add(folder: Path, seeds: Iterable[int]) -> Any:
+        found = Results(folder / "results.jsonl")
+        for seed in seeds:
+            if Run(seed).to_dict() not in [record["run"] for record in found.records]:
+                error = DivergedError("the loss is not finite", step=1, layer=1)
+                found.append_diverged(Grid(), Run(seed), error)  # type: ignore[arg-type]
+        return found.records
+
+    def accepts(found: Any, before: Any, after: Any) -> bool:
+        return found == after[: len(found)] and len(found) >= len(before)
+
+    return Case(
+        "results.jsonl",
+        lambda folder: add(folder, range(5)),
+        lambda folder: add(folder, range(2)),
+        lambda folder: Results(folder / "results.jsonl").records,
+        accepts,
+    )
+
+
+# ------------------------------------------------------------------------------- files that are saved
+
+
+def _runs() -> list[dln.Trajectory]:
+    problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
+    options = {"engine": "dense", "steps": 3, "n_threads": 1, "singular_values": 2}
+    return [dln.train(problem, weights, learning_rate=rate, **options) for rate in (0.2, 0.3)]
+
+
+def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], Any], **more: Any) -> Case:
+    """Return a file, or a folder, that takes the place of an older one."""
+
+    def act(folder: Path) -> Any:
+        save(1, folder)
+        return read(folder)
+
+    return Case(name, act, lambda folder: save(0, folder), read, locks=False, **more)
+
+
+def files() -> Iterator[Case]:
+    """Yield the files that objects are saved to and exported to."""
+    runs = _runs()
+    yield saving(
+        "Trajectory.save",
+        lambda i, folder: runs[i].save(folder / "run.npz"),
+        lambda folder: content(dln.load(folder / "run.npz")),
+    )
+
+    def statistics(i: int, folder: Path) -> None:
+        found = dln.SufficientStatistics()
+        found.add(np.arange(12.0).reshape(3, 4) + i, np.arange(8.0).reshape(2, 4))
+        found.save(folder / "sums.npz")
+
+    def read_statistics(folder: Path) -> Any:
+        found = dln.SufficientStatistics.load(folder / "sums.npz")
+        return {name: value.tobytes() for name, value in vars(found).items() if isinstance(value, np.ndarray)}
+
+    yield saving("SufficientStatistics.save", statistics, read_statistics)
+
+    with contextlib.suppress(ImportError):
+        import h5py
+
+        def read_hdf5(folder: Path) -> Any:
+            with h5py.File(folder / "run.h5") as file:
+                found = {name: file[name] for name in file}
+                return {name: (str(v.dtype), v.shape, str(v[...].tolist())) for name, v in found.items()}
+
+        yield saving(
+            "export, HDF5",
+            lambda i, folder: dln.export(runs[i], folder / "run.h5", overwrite=True),
+            read_hdf5,
+            cost=20,
+        )
+    with contextlib.suppress(ImportError):
+        import zarr
+
+        def read_zarr(folder: Path) -> Any:
+            group = zarr.open_group(folder / "run.zarr", mode="r")
+            return {name: np.asarray(array[...]).tobytes() for name, array in group.arrays()}
+
+        yield saving(
+            "export, zarr",
+            lambda i, folder: dln.export(runs[i], folder / "run.zarr", overwrite=True),
+            read_zarr,
+            forks=False,
+            # zarr waits for threads, which a simulated kill ends and a signal leaves behind.
+            kinds=("ENOSPC", "full", "EIO", "EACCES"),
+            cost=20,
+        )
+
+
+def commands() -> Case:
+    """Return ``dlnfast train``, which says on the terminal that it failed."""
+    from dlnfast.cli import main
+
+    class Failed(Exception):
+        pass
+
+    spec = """
+[problem]
+kind = "low-rank-recovery"
+dim = 6
+rank = 1
+[weights]
+depth = 2
+[train]
+learning_rate = 0.3
+steps = 3
+n_threads = 1
+"""
+
+    def run(seed: int, folder: Path) -> None:
+        place = folder.parent / f"{folder.name}.toml"
+        place.write_text(spec)
+        arguments = ["train", str(place), "--out", str(folder / "out"), "--set", f"weights.seed={seed}"]
+        with (
+            open(os.devnull, "w") as null,
+            contextlib.redirect_stdout(null),
+            contextlib.redirect_stderr(null),
+        ):
+            if main(arguments) != 0:
+                raise Failed
+
+    def read(folder: Path) -> Any:
+        try:
+            return content(dln.load(folder / "out" / "run.npz"))
+        except FileNotFoundError:
+            return None
+
+    def act(folder: Path) -> Any:
+        run(1, folder)
+        return read(folder)
+
+    return Case("dlnfast train", act, lambda folder: run(0, folder), read, errors=(Failed,), locks=False)
+
+
+def of_torch() -> Iterator[Case]:
+    """Yield what PyTorch has a part in."""
+    import torch
+    from torch import nn
+
+    from dlnfast.torch import DeepLoRA, Trainer
+    from dlnfast.torch.models import MLP
+
+    torch.set_num_threads(1)
+    yield from training("torch", DENSE | {"engine": "torch"}, forks=False)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(8, 4, generator=generator)
+    labels = torch.randint(3, (8,), generator=generator)
+
+    def fit(folder: Path, epochs: int = 3) -> Any:
+        model = MLP([4, 5, 3], seed=0)
+        place = folder / "checkpoint.pt"
+        history = Trainer(
+            model, learning_rate=0.1, epochs=epochs, batch_size=4, schedule="constant", checkpoint=place
+        ).fit(inputs, labels)
+        return history.loss, {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+
+    yield Case("Trainer", fit, lambda folder: fit(folder, 1), locks=False, forks=False)
+
+    def adapted(i: int) -> DeepLoRA:
+        torch.manual_seed(i)
+        adapter = DeepLoRA(network(), rank=2, init="random")
+        for parameter in adapter.parameters():
+            parameter.data.normal_()
+        return adapter
+
+    def network() -> nn.Module:
+        torch.manual_seed(9)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    adapters = [adapted(0), adapted(1)]
+
+    def read(folder: Path) -> Any:
+        found = DeepLoRA.load(network(), folder / "adapter.safetensors")
+        return [parameter.detach().numpy().tobytes() for parameter in found.parameters()]
+
+    yield saving(
+        "DeepLoRA.save",
+        lambda i, folder: adapters[i].save(folder / "adapter.safetensors"),
+        read,
+        forks=False,
+    )
+
+
+def every_case() -> Iterator[Case]:
+    """Yield all cases."""
+    yield from training("dense", DENSE)
+    yield from training("reduced", {})
+    yield from training("adaptive", {"engine": "dense", "learning_rate": "adaptive"})
+    yield resuming()
+    yield from reading()
+    yield batches()
+    yield from compressed("frozen bases", outer=0.0)
+    yield from compressed("moving bases", outer=0.01)
+    yield from compressed("in turns", outer=0.01, outer_every=2, learning_rate=0.05)
+    yield estimators()
+    yield sweeps()
+    yield results()
+    yield from files()
+    yield commands()
+    with contextlib.suppress(ImportError):
+        yield from of_torch()

@@ -6,8 +6,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,38 @@ def test_programs_start_again_without_caps(program, tmp_path):
 def test_a_fresh_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"memory failed .*no-such-peer"):
         record.in_process("memory", {"setting": {"dim": 8, "n_outputs": 2}, "name": "no-such-peer"})
+
+
+STARTER = """
+import sys
+from dlnfast.benchmarks import record
+record.run_program("import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)",
+                   sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
+    place = tmp_path / "pid"
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(place)])
+    deadline = time.monotonic() + 100
+    while not (place.exists() and place.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = int(place.read_text())
+    starter.send_signal(number)
+    starter.wait()
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{child}/stat")
+        try:
+            os.kill(child, 0)
+            if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
+                break  # it has ended; whoever took it over has not looked yet
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child goes on without its parent")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -463,7 +465,97 @@ def test_no_file_holds_a_pickle(cut_short):
                 assert b"'|O'" not in file.read(name)[:200]
 
 
+# ------------------------------------------------------------------- errors that pass, and full disks
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
+@pytest.mark.parametrize("what", ["open", "read", "list"])
+def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, monkeypatch):
+    kept, problem, weights, options = cut_short
+    before = names(kept.directory)
+
+    def failing(*arguments, **settings):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        if what == "open":
+            patch.setattr(dlnfast.checkpoint, "read_whole", failing)
+        elif what == "read":
+            # zipfile says of an OSError while it looks for the directory that the file is no zip file.
+            patch.setattr(zipfile, "_EndRecData", failing)
+        else:
+            patch.setattr(os, "listdir", failing)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
+            dln.train(problem, weights, **options, checkpoint=kept)
+        assert caught.value.errno == code
+    assert names(kept.directory) == before
+    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+
+
+def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
+    kept, problem, weights, options = cut_short
+    before = names(kept.directory)
+
+    def failing(*arguments, **settings):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dlnfast.files, "open_archive", failing)
+        with pytest.raises(MemoryError):
+            dln.train(problem, weights, **options, checkpoint=kept)
+    assert names(kept.directory) == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("engine", ["dense", "reduced"])
+def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path, monkeypatch):
+    problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
+    options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
+    options["singular_values"] = None
+    plain = dln.train(problem, weights, **options)
+    kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
+    with pytest.raises(Stop):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(10))
+
+    def failing(self, state):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_state", failing)
+        with pytest.raises(type(error)) as caught:
+            dln.train(problem, weights, **options, checkpoint=kept)
+    if isinstance(error, OSError):
+        assert "is lost" in caught.value.__notes__[-1]
+    so_far = dln.load(kept.directory)
+    assert len(so_far.loss) > 11
+    np.testing.assert_array_equal(so_far.loss, plain.loss[: len(so_far.loss)])
+    same(plain, dln.resume(kept.directory))
+
+
+def test_a_signal_between_two_drains_counts_no_step_twice():
+    outputs = dlnfast.descent._Outputs.__new__(dlnfast.descent._Outputs)
+    outputs._numbers = np.array([3, 5, 2, 1, 5, 1])
+    outputs.counts = outputs._numbers[1:]
+    assert outputs.last_step == 7
+    outputs.empty()
+    assert (outputs.begin, outputs.last_step, outputs.n_losses) == (8, 7, 0)
+    assert outputs.between_steps
+
+
 # -------------------------------------------------------------------------------- signals and kills
+
+
+def test_handlers_that_python_did_not_install_stay(tmp_path, monkeypatch):
+    problem, weights, options = setting("reduced")
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
+    run = dln.train(problem, weights, **options, checkpoint=tmp_path / "run")
+    assert run.config["outcome"] == "finished"
+
 
 PROGRAM = """
 import sys

@@ -8,6 +8,10 @@ import math
 
 import numpy as np
 import pytest
+from faults import Faults, count
+
+import dlnfast as dln
+from dlnfast._locks import FolderLock
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from test_figures import run_figure  # noqa: E402
@@ -227,6 +231,49 @@ def test_damaged_results(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run": 1}\nnonsense\n')
     with pytest.raises(ValueError, match="line 2 of"):
         Results(tmp_path / "results.jsonl")
+
+
+def test_lines_that_were_cut_off_go_with_the_next_one(folder, tmp_path):
+    place = tmp_path / "results.jsonl"
+    grid = specification(folder, methods=["lora"], seeds=[0, 1])
+    first, second = grid.runs()
+    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
+    Results(place).append(grid, first, outcome)
+    whole = place.read_bytes()
+    place.write_bytes(whole + whole[:30])
+    results = Results(place)
+    assert results.missing(grid) == [second]
+    assert place.read_bytes() == whole + whole[:30]  # reading changes nothing
+    results.append(grid, second, outcome)
+    assert Results(place).missing(grid) == []
+    assert place.read_bytes().startswith(whole)
+    assert place.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "interrupt after"])
+def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path):
+    place = tmp_path / "results.jsonl"
+    grid = specification(folder, methods=["lora"], seeds=[0, 1])
+    first, second = grid.runs()
+    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
+    results = Results(place)
+    results.append(grid, first, outcome)
+    before = place.read_bytes()
+    operations = count(tmp_path, lambda: results.append(grid, second, outcome))
+    place.write_bytes(before)
+    results = Results(place)
+    number = [name for name, _ in operations].index("write")
+    with pytest.raises((OSError, KeyboardInterrupt)), Faults(tmp_path, kind, (number,)):
+        results.append(grid, second, outcome)
+    assert place.read_bytes() == before
+    results.append(grid, second, outcome)  # by the same object
+    assert Results(place).missing(grid) == []
+
+
+def test_two_programs_do_not_train_one_grid(folder, tmp_path):
+    grid = specification(folder, methods=["lora"], seeds=[0])
+    with FolderLock(tmp_path), pytest.raises(dln.FolderInUseError, match="is in use by process"):
+        finetuning.run_grid(grid, Results(tmp_path / "results.jsonl"))
 
 
 def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +284,77 @@ def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
     again = dln.sweep(grid, Inline(), directory=tmp_path)
     assert again.usage["started"] == 2
     assert losses(again) == losses(results)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_run_again"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (MemoryError("too large"), True),
+        (ModuleNotFoundError("No module named 'torch'"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("data that do not fit"), False),
+    ],
+)
+def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path, monkeypatch):
+    from dlnfast import _sweep_worker
+
+    def failing(*arguments, **settings):
+        raise error
+
+    grid = dln.SweepGrid(BASE, {"train.engine": ["dense"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(_sweep_worker, "train", failing)
+        (row,) = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert row["outcome"] == "failed"
+    assert row["error"] == f"{type(error).__name__}: {error}"
+    (again,) = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert again["outcome"] == ("finished" if is_run_again else "failed")
+    (retried,) = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    assert retried["outcome"] == "finished"
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("a process died"), OSError(errno.ENOSPC, "full")])
+def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
+    class Dying(Inline):
+        def submit(self, function, *arguments):
+            future = Future()
+            future.set_exception(error)
+            return future
+
+    grid = dln.SweepGrid(BASE, {"weights.seed": [0, 1]})
+    with contextlib.suppress(RuntimeError):  # the executor is broken: the sweep ends there
+        results = dln.sweep(grid, Dying(), directory=tmp_path)
+        assert [row["outcome"] for row in results] == ["failed", "failed"]
+    assert not list(tmp_path.glob("*/summary.json"))
+    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    assert [row["outcome"] for row in results] == ["finished", "finished"]
+
+
+def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
+    from dlnfast import sweep as module
+
+    def failing(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.modules[module.__module__], "write_text_whole", failing)
+    with pytest.raises(OSError, match="No space") as caught:
+        dln.sweep(dln.SweepGrid(BASE), Inline(), directory=tmp_path)
+    assert [row["outcome"] for row in caught.value.results] == ["finished"]
+    assert "results.csv is not written" in caught.value.__notes__[-1]
+
+
+def test_what_killed_sweeps_left_goes(tmp_path):
+    grid = dln.SweepGrid(BASE)
+    folder = tmp_path / grid.items[0].hash
+    for _ in range(2):  # of a run that is not done, and of one that is
+        folder.mkdir(exist_ok=True)
+        for name in ("summary.json.17.0a1b2c3d.part", "owner.lock"):
+            (folder / name).write_text("")
+        dln.sweep(grid, Inline(), directory=tmp_path)
+        assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json"}
 
 
 def test_equal_runs_run_once():

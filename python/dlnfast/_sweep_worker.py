@@ -26,6 +26,7 @@ from ._arrays import FloatArray, check_choice
 from ._errors import DivergedError, FolderInUseError
 from ._locks import FolderLock
 from .batch import Plan, descend_together
+from .checkpoint import tidy
 from .closure import Certificate, Closure
 from .descent import Request, choose_engine, divergence_text, train, with_caution
 from .files import (
@@ -183,6 +184,7 @@ def finished(
     done = summary["outcome"] in ("finished", "converged")
     if (retry and not done) or (keep and done and summary["file"] is None):
         return None
+    tidy(Path(directory, name), _OWN)
     return summary
 
 

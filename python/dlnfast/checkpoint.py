@@ -47,7 +47,7 @@ from .files import (
     write_whole,
 )
 
-__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating"]
+__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating", "tidy"]
 
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
@@ -130,6 +130,21 @@ class State:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def tidy(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what killed owners have left in a finished folder, where that is possible.
+
+    Parameters
+    ----------
+    folder : Path
+    names : Pattern
+        Matches the names of the files that only the owner of the folder writes.
+    """
+    with suppress(FolderInUseError, OSError):
+        if any(name == LOCK or name.endswith(".part") for name in os.listdir(folder)):
+            with FolderLock(folder):
+                remove_parts(folder, names)
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -177,10 +192,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what killed owners have left of a run that has ended, where that is possible."""
-        with suppress(FolderInUseError, OSError):
-            if any(name == LOCK or name.endswith(".part") for name in os.listdir(self.path)):
-                with self.owned():
-                    pass
+        tidy(self.path, _OWN)
 
     def note_loss(self, error: BaseException, failure: Exception) -> None:
         """Say on the error that ended a run that its last steps could not be written."""

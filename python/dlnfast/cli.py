@@ -522,7 +522,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         status = 143 if isinstance(interrupt, _Terminated) else 130
         return _complain(": ".join([_INTERRUPTED, *getattr(interrupt, "__notes__", [])]), status)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None stands for a handler that Python did not install, and could not put back.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
     if arguments.table:
         print(results.to_markdown())
     usage = results.usage

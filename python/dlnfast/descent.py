@@ -239,6 +239,10 @@ def train(
         The loss stopped being finite; the exception holds the trajectory up to there.
     ModuleNotFoundError
         ``engine="torch"`` without PyTorch.
+    FolderInUseError
+        If another run, of this process or another one, writes to the folder of `checkpoint`.
+    OSError
+        If that folder cannot be read or written; what it holds stays, and the same call goes on from it.
     TypeError, ValueError
         Any other argument out of its range; the message names it.
 
