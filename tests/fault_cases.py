@@ -380,9 +380,7 @@ def resuming() -> Case:
         with contextlib.suppress(Cut):
             _train(DENSE, cut_at(2))(folder)
 
-    return Case(
-        "resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning
-    )
+    return Case("resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning)
 
 
 def reading() -> Iterator[Case]:

@@ -576,6 +576,11 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     fill("new")
     assert only(place) == ["new"]
     assert only(tmp_path) == ["a.zarr"]
+    # Where the system cannot exchange two names in one step:
+    monkeypatch.setattr("dlnfast.files._exchange_names", lambda *_: False)
+    fill("newer")
+    assert only(place) == ["newer"]
+    assert only(tmp_path) == ["a.zarr"]
     rename = Path.rename
 
     def fail(self, target):
@@ -586,7 +591,7 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")
-    assert only(place) == ["new"]
+    assert only(place) == ["newer"]
     assert only(tmp_path) == ["a.zarr"]
 
 
