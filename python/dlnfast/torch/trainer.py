@@ -20,7 +20,8 @@ from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
-from ..files import placing
+from ..files import is_of_the_machine, placing
+from ..svd_tracker import check_state_checksum, with_state_checksum
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
 from .statistics import check_labels, exact_device
@@ -452,7 +453,7 @@ class Trainer:
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
         with placing(path) as temporary:
-            torch.save(state, temporary)
+            torch.save(with_state_checksum(state), temporary)
 
     def _resume(self, path: Path, samples: str) -> None:
         try:
@@ -460,7 +461,18 @@ class Trainer:
             theirs = state.get("description") if isinstance(state, dict) else None
             if not isinstance(theirs, dict):
                 raise TypeError("it holds something else")
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
+            check_state_checksum(state)
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            TypeError,
+            KeyError,
+            ValueError,
+        ) as error:
+            if is_of_the_machine(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
         for name, here in self._describe(samples).items():
@@ -489,6 +501,10 @@ class Trainer:
             disable=None if self._progress else True,
             leave=False,
         )
+
+
+#: What torch.load raises for files that are damaged, or of something else.
+_UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
 
 
 def _optimizer(
