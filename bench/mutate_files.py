@@ -520,7 +520,8 @@ def change_array(rng: random.Random, held: bytes) -> bytes:
     elif how == 1:
         array = array.reshape(-1) if array.ndim > 1 else array[..., np.newaxis]
     elif how == 2:
-        array = array.astype(rng.choice(["f4", "f2", "i8", "c16", "S9", ">f8", "?"]))
+        with np.errstate(all="ignore"):
+            array = array.astype(rng.choice(["f4", "f2", "i8", "c16", "S9", ">f8", "?"]))
     elif how == 3 and array.ndim:
         array = np.concatenate([array, array])
     elif array.ndim:

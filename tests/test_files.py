@@ -166,7 +166,8 @@ FORGED = {
     "no size": (npy((10**12,), "|V0"), "wanted numbers or text"),
     "no array": (b"PK\x03\x04" * 9, "no array of numbers or text"),
     "a header of 4 GB": (b"\x93NUMPY\2\0\xff\xff\xff\xff" + bytes(999), "header takes more than"),
-    "nested brackets": (b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000, "not a complete file"),
+    "nested brackets": (b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000, "header is damaged"),
+    "an open bracket": (b"\x93NUMPY\1\0\x09\0{'descr': ", "header is damaged"),
 }
 
 

@@ -520,10 +520,13 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     if int.from_bytes(length, "little") > _HEADER_BYTES:
         raise ValueError(f"it has an array whose header takes more than {_HEADER_BYTES} bytes")
     content = io.BytesIO(length + member.read(int.from_bytes(length, "little")))
-    # Python's parser says so of headers that nest too deeply: it is no want of memory.
-    with suppress(MemoryError, RecursionError):
+    try:
         return reader(content)
-    raise ValueError("it has an array whose header is no dictionary")
+    except ValueError as error:
+        reason = str(error)
+    except Exception as error:  # Python's parser: MemoryError and RecursionError where brackets nest deeply
+        reason = type(error).__name__
+    raise ValueError(f"it has an array whose header is damaged: {reason}")
 
 
 def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:

@@ -797,7 +797,9 @@ def check_state(state: object, key: str, version: int) -> None:
         raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
     if "version" not in state or key not in state:
         raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-    if check_count(state["version"], "state['version']") > version:
+    with naming_parts("state"):
+        is_newer = check_count(state["version"], "state['version']") > version
+    if is_newer:
         raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")
     check_state_checksum(state)
 
