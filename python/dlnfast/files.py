@@ -491,7 +491,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
         elif info.compress_size != info.file_size:
             raise ValueError(f"{name} is declared with two sizes")
         content = np.empty(size * dtype.itemsize, dtype=np.uint8)
-        view = memoryview(content)
+        view = content.data
         done = 0
         while done < len(view):
             part = member.read(min(_BLOCK, len(view) - done))
@@ -501,8 +501,8 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
             done += len(part)
         if member.read(1):  # which compares the checksum
             raise ValueError(f"{name} is longer than its array")
-    array = content.view(dtype)
-    array = array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
+    values = content.view(dtype)
+    array: npt.NDArray[Any] = values.reshape(shape[::-1]).T if columns_first else values.reshape(shape)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
