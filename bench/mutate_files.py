@@ -367,26 +367,28 @@ def naming_what_the_user_reads() -> Any:
 def _adapters() -> dict[str, Format]:
     """Return files of adapters, if PyTorch and safetensors are there."""
     try:
+        import safetensors
         import torch
 
-        from dlnfast.torch import add_deep_lora, load_adapter
+        from dlnfast.torch import DeepLoRA
     except ImportError:
         return {}
+    del safetensors
 
     def model() -> Any:
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
 
     def make(folder: Path) -> list[Path]:
-        adapter = add_deep_lora(model(), rank=2, seed=1)
-        adapter.save(folder / "adapter.safetensors")
+        DeepLoRA(model(), rank=2, init="random", seed=1).save(folder / "adapter.safetensors")
         return [folder / "adapter.safetensors"]
 
     def load(folder: Path) -> Any:
-        adapter = load_adapter(model(), folder / "adapter.safetensors")
-        return {name: tensor.numpy().tobytes() for name, tensor in adapter.state_dict().items()}
+        adapter = DeepLoRA.load(model(), folder / "adapter.safetensors")
+        state = {name: tensor.numpy().tobytes() for name, tensor in adapter.state_dict().items()}
+        return state, adapter.depth, adapter.scale, adapter.init, adapter.name
 
-    return {"adapter": Format(make, load, "bytes")}
+    return {"adapter": Format(make, load, "safetensors")}
 
 
 def formats() -> dict[str, Format]:
@@ -518,7 +520,8 @@ def change_array(rng: random.Random, held: bytes) -> bytes:
     elif how == 1:
         array = array.reshape(-1) if array.ndim > 1 else array[..., np.newaxis]
     elif how == 2:
-        array = array.astype(rng.choice(["f4", "f2", "i8", "c16", "S9", ">f8", "?"]))
+        with np.errstate(all="ignore"):
+            array = array.astype(rng.choice(["f4", "f2", "i8", "c16", "S9", ">f8", "?"]))
     elif how == 3 and array.ndim:
         array = np.concatenate([array, array])
     elif array.ndim:
@@ -731,6 +734,19 @@ def change_text(rng: random.Random, held: bytes) -> bytes:
     return separator.join(words)
 
 
+def change_tensors(rng: random.Random, held: bytes) -> bytes:
+    """Change the header of a safetensors file, or exchange the places of two tensors in it."""
+    size = int.from_bytes(held[:8], "little")
+    header = json.loads(held[8 : 8 + size])
+    if rng.random() < 0.5:
+        text = change_json(rng, held[8 : 8 + size])
+    else:
+        a, b = rng.sample([name for name in header if name != "__metadata__"], 2)
+        header[a], header[b] = header[b], header[a]
+        text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + held[8 + size :]
+
+
 def bomb_gzip(rng: random.Random, held: bytes) -> bytes:
     """Declare and hold far more images than the file has bytes."""
     if "gzip" not in _HELD:
@@ -754,6 +770,7 @@ SUITED: dict[str, list[Change]] = {
     "lines": [change_line, change_line, encode],
     "text": [change_text, encode],
     "gzip": [bomb_gzip],
+    "safetensors": [change_tensors],
     "bytes": [],
 }
 

@@ -166,7 +166,8 @@ FORGED = {
     "no size": (npy((10**12,), "|V0"), "wanted numbers or text"),
     "no array": (b"PK\x03\x04" * 9, "no array of numbers or text"),
     "a header of 4 GB": (b"\x93NUMPY\2\0\xff\xff\xff\xff" + bytes(999), "header takes more than"),
-    "nested brackets": (b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000, "not a complete file"),
+    "nested brackets": (b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000, "header is damaged"),
+    "an open bracket": (b"\x93NUMPY\1\0\x09\0{'descr': ", "header is damaged"),
 }
 
 
@@ -576,6 +577,11 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     fill("new")
     assert only(place) == ["new"]
     assert only(tmp_path) == ["a.zarr"]
+    # Where the system cannot exchange two names in one step:
+    monkeypatch.setattr("dlnfast.files._exchange_names", lambda *_: False)
+    fill("newer")
+    assert only(place) == ["newer"]
+    assert only(tmp_path) == ["a.zarr"]
     rename = Path.rename
 
     def fail(self, target):
@@ -586,7 +592,7 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")
-    assert only(place) == ["new"]
+    assert only(place) == ["newer"]
     assert only(tmp_path) == ["a.zarr"]
 
 

@@ -266,3 +266,216 @@ def test_a_damaged_file_is_named_or_the_same(data, tmp_path_factory):
     a, b = (dict(np.load(path.with_name(f"{name}.npz"))) for name in ("again", "source"))
     assert a.keys() == b.keys()
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+# -------------------------------------------------------------------------- arrays that do not fit each other
+
+
+def reduced_run():
+    return dln.train(dln.low_rank_recovery(8, 2), dln.orthogonal([8] * 4, 0.5), learning_rate=0.3, steps=5)
+
+
+def dense_run():
+    options = {"learning_rate": 0.1, "steps": 6, "engine": "dense", "weights_every": 2, "n_threads": 1}
+    weights = dln.gaussian([6, 5, 6], 0.5)
+    return dln.train(dln.low_rank_recovery(6, 1), weights, **options, singular_values=2, vectors=True)
+
+
+def completion_run():
+    problem, weights = dln.low_rank_completion(6, 1, 0.6), dln.gaussian([6] * 3, 0.5)
+    return dln.train(problem, weights, learning_rate=0.1, steps=4)
+
+
+def whitened_run():
+    inputs = np.random.default_rng(0).standard_normal((5, 30))
+    problem = dln.Problem.from_data(inputs, np.arange(30) % 3, whiten="zca")
+    return dln.train(problem, dln.gaussian([5, 4, 3], 0.5), learning_rate=0.1, steps=4)
+
+
+def lazy_run():
+    weights = dln.orthogonal([40] * 3, 0.5, implicit=True)
+    return dln.train(dln.low_rank_recovery(40, 1), weights, learning_rate=0.3, steps=4)
+
+
+def misfit(make, name, change, message):
+    return pytest.param(make, name, change, message, id=f"{make.__name__} {name} {message}")
+
+
+def entry(*path):
+    """Return a function that changes an entry of the metadata."""
+
+    def change(about, value):
+        place = about
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+MISFITS = [
+    misfit(reduced_run, "steps", lambda a: np.tile(a, 2), "steps does not increase"),
+    misfit(reduced_run, "steps", lambda a: -a, "steps"),
+    misfit(reduced_run, "steps", lambda a: a + 1, "steps ends with 6, but the losses with step 5"),
+    misfit(reduced_run, "steps", lambda a: a + 0.5, "steps has dtype float64; wanted integers"),
+    misfit(reduced_run, "steps", lambda a: a[:-1], r"core_0 has shape \(6, 4, 4\); wanted \(5, 4, 4\)"),
+    misfit(reduced_run, "rho", lambda a: a[:-1], r"rho has shape \(5, 3\); wanted \(6, 3\)"),
+    misfit(reduced_run, "rho", lambda a: a[:, :-1], r"rho has shape \(6, 2\); wanted \(6, 3\)"),
+    misfit(reduced_run, "core_1", lambda a: a * np.nan, "core_1 has values that are not finite"),
+    misfit(reduced_run, "core_1", lambda a: a.astype(np.float32), "core_1 has dtype float32; wanted float64"),
+    misfit(reduced_run, "basis_0", lambda a: a[:5], r"basis_0 has shape \(5, 4\); wanted \(8, any\)"),
+    misfit(reduced_run, "basis_1", lambda a: a[:, :1], r"core_0 has shape .*; wanted \(6, 1, 4\)"),
+    misfit(reduced_run, "basis_2", lambda a: a.astype(str), "basis_2 has dtype <U"),
+    misfit(reduced_run, "initial_1", lambda a: a[1:], r"initial_1 has shape \(7, 8\); wanted \(8, 8\)"),
+    misfit(reduced_run, "core_target", lambda a: a[:1], "core_target has shape"),
+    misfit(reduced_run, "loss", lambda a: a.astype(str), "loss has dtype <U"),
+    misfit(reduced_run, "loss", lambda a: a * np.inf, "loss has values that are not finite"),
+    misfit(reduced_run, "loss", lambda a: a[:, None], r"loss has shape \(6, 1\); wanted \(any\)"),
+    misfit(reduced_run, "loss", None, "lacks 'loss'"),
+    misfit(reduced_run, "target_U", lambda a: np.pad(a, ((1, 0), (0, 0))), "maps 8 to 9 dimensions"),
+    misfit(dense_run, "values_0", lambda a: a[1:], r"values_0 has shape .*; wanted \(7, any\)"),
+    misfit(dense_run, "values_1", lambda a: np.tile(a, 4), "values_1 has 8 columns; wanted at most 5"),
+    misfit(dense_run, "left_0", lambda a: a[..., :1], r"left_0 has shape .*; wanted \(7, 5, 2\)"),
+    misfit(dense_run, "right_1", lambda a: a.astype(int), "right_1 has dtype int64"),
+    misfit(dense_run, "snapshots_1", lambda a: a[1:], "snapshots_1 has shape"),
+    misfit(dense_run, "snapshot_steps", lambda a: a[::-1], "snapshot_steps does not increase"),
+    misfit(dense_run, "final_0", lambda a: a.T, r"final_0 has shape \(6, 5\); wanted \(5, 6\)"),
+    misfit(dense_run, "tracking_errors_0", lambda a: -1 - a, "tracking_errors_0 has values that"),
+    misfit(dense_run, "tracking_signs_0", lambda a: 0 * a, "tracking_signs_0 has other values"),
+    misfit(dense_run, "tracking_branches_1", lambda a: a - 9, "tracking_branches_1 or"),
+    misfit(dense_run, "tracking_clusters_1", lambda a: a * 1.0, "tracking_clusters_1 has dtype float64"),
+    misfit(dense_run, "tracking_columns_0", lambda a: a[1:], "tracking_columns_0 has shape"),
+    misfit(completion_run, "observed_start", lambda a: a[:-1], "observed_start has shape"),
+    misfit(completion_run, "observed_start", lambda a: a + 1, "observed_start does not rise from 0"),
+    misfit(completion_run, "observed_index", lambda a: a + 6, "outside the 6 x 6 matrix"),
+    misfit(completion_run, "observed_values", lambda a: a[1:], "values"),
+    misfit(whitened_run, "whitening", lambda a: a[:-1], r"whitening has shape .*; wanted \(5, any\)"),
+    misfit(whitened_run, "classes", lambda a: a[:-1], r"classes has shape \(2,\); wanted \(3\)"),
+    misfit(lazy_run, "core_0", lambda a: a[1:], "core_0 has shape"),
+    misfit(reduced_run, entry("config", "widths"), [8, 99, 8, 8], r"basis_1 has .* wanted \(99, any\)"),
+    misfit(reduced_run, entry("config", "widths"), [8, -8, 8, 8], "config.widths is -8"),
+    misfit(reduced_run, entry("config", "widths"), "8888", "config.widths is '8'|another type"),
+    misfit(reduced_run, entry("states", "families", 0, "multiplicity"), 2**31, "multiplicity is 2147483648"),
+    misfit(reduced_run, entry("states", "families", 0, "multiplicity"), 7, "7 directions run"),
+    misfit(reduced_run, entry("states", "families", 0, "last"), 9, r"families\[0\].last is 9"),
+    misfit(reduced_run, entry("states", "families", 0, "rho"), [0.5], r"families\[0\].rho has 1 values"),
+    misfit(reduced_run, entry("states", "n_values"), -3, "n_values is -3"),
+    misfit(reduced_run, entry("states", "loss_scale"), "large", "loss_scale is 'large'|another type"),
+    misfit(reduced_run, entry("wall_time"), None, "wall_time is None|another type"),
+    misfit(reduced_run, entry("problem", "output_norm_squared"), "x", "output_norm_squared|another type"),
+    misfit(dense_run, entry("states", "values"), [True], "lacks|values holds 1 layers"),
+    misfit(completion_run, entry("problem", "shape"), [10**12, 6], r"problem.shape is \[1000000000000, 6\]"),
+    misfit(lazy_run, entry("states", "law", "widths"), [40, 10**9, 40], "widths of lazily sampled weights"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "change", "message"), MISFITS)
+def test_arrays_that_do_not_fit_are_named(make, name, change, message):
+    run = make()
+    about, arrays = run.to_arrays()
+    about = json.loads(json.dumps(about))
+    assert content(dln.Trajectory.from_arrays(about, dict(arrays))) == content(run)
+    if callable(name):
+        name(about, change)
+    elif change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change(arrays[name])
+    with pytest.raises(ValueError, match=message):
+        dln.Trajectory.from_arrays(about, arrays)
+
+
+def without_digest(path):
+    """Make a file one of 0.1.0, which had no digest."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays["meta"]))
+    del meta["digest"]
+    with path.open("wb") as file:
+        np.savez(file, **arrays | {"meta": np.array(json.dumps(meta))})
+
+
+def test_old_folders_have_to_fit_too(kept, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(kept / "reduced", folder)
+    for path in folder.glob("*.npz"):
+        without_digest(path)
+    assert content(dln.load(folder)) == content(dln.load(kept / "reduced"))
+    path = sorted(folder.glob("records-*.npz"))[1]
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["core_0"], arrays["core_1"] = arrays["core_0"] * np.nan, arrays["core_1"]
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(ValueError, match="core_0 has values that are not finite"):
+        dln.load(folder)
+
+
+def test_exchanged_arrays_of_one_shape_are_seen(tmp_path):
+    path = tmp_path / "run.npz"
+    reduced_run().save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["core_0"], arrays["core_1"] = arrays["core_1"], arrays["core_0"]
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(ValueError, match="is not the one that was written"):
+        dln.load(path)
+
+
+@pytest.mark.parametrize("name", ["statistics", "reduced", "dense"])
+def test_files_of_0_1_0_can_be_written_again(name, tmp_path):
+    source = DATA / "format-1" / f"{name}.npz"
+    kind = dln.SufficientStatistics if name == "statistics" else dln
+    kind.load(source).save(tmp_path / "again.npz")
+    with np.load(source) as before, np.load(tmp_path / "again.npz") as after:
+        assert set(before.files) == set(after.files)
+        for array in set(before.files) - {"meta"}:
+            np.testing.assert_array_equal(before[array], after[array])
+        assert "digest" in json.loads(str(after["meta"]))
+
+
+# ------------------------------------------------------------------------------------ states of trackers
+
+
+def tracker_state():
+    tracker = dln.SVDTracker(2, seed=3)
+    tracker.update(np.random.default_rng(0).standard_normal((7, 5)))
+    return tracker.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": np.zeros(3)}, r"state\['branches'\] has shape \(2,\); wanted \(3\)"),
+        ({"values": np.array([np.nan, 1.0])}, r"state\['values'\] has values that are not finite"),
+        ({"left": np.zeros((5, 2))}, r"state\['left'\] has shape \(5, 2\); wanted \(7, 2\)"),
+        ({"right": np.zeros((5, 2), dtype=np.float32)}, r"state\['right'\] has dtype float32"),
+        ({"shape": [7, 10**12]}, r"state\['right'\] has shape .* wanted \(1000000000000, 2\)"),
+        ({"shape": [7]}, "expected 2|another type|unpack"),
+        ({"dtype": "float16"}, r"state\['dtype'\] is float16"),
+        ({"events": -1}, r"state\['events'\] is -1"),
+        ({"next_branch": 1}, r"state\['next_branch'\] is 1; wanted an integer of at least 2"),
+        ({"branches": np.array([0.0, 1.0])}, r"state\['branches'\] has dtype float64"),
+        ({"settings": {}}, "state lacks"),
+        ({"version": 99}, "state has version 99"),
+        ({"version": "1"}, "state"),
+    ],
+)
+def test_states_that_do_not_fit_are_named(changes, message):
+    state = tracker_state()
+    with pytest.raises((ValueError, TypeError), match=r"its checksum is another|version"):
+        dln.SVDTracker.from_state_dict(state | changes)
+    del state["checksum"]  # as in 0.1.0
+    assert dln.SVDTracker.from_state_dict(state).k == 2
+    with pytest.raises((ValueError, TypeError), match=message):
+        dln.SVDTracker.from_state_dict(state | changes)
+
+
+def test_exchanged_vectors_of_a_state_are_seen():
+    tracker = dln.SVDTracker(2, seed=3)
+    tracker.update(np.random.default_rng(0).standard_normal((6, 6)))
+    state = tracker.state_dict()
+    assert dln.SVDTracker.from_state_dict(dict(reversed(state.items()))).k == 2
+    with pytest.raises(ValueError, match="its checksum is another"):
+        dln.SVDTracker.from_state_dict(state | {"left": state["right"], "right": state["left"]})

@@ -491,7 +491,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
         elif info.compress_size != info.file_size:
             raise ValueError(f"{name} is declared with two sizes")
         content = np.empty(size * dtype.itemsize, dtype=np.uint8)
-        view = memoryview(content)
+        view = content.data
         done = 0
         while done < len(view):
             part = member.read(min(_BLOCK, len(view) - done))
@@ -501,8 +501,8 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
             done += len(part)
         if member.read(1):  # which compares the checksum
             raise ValueError(f"{name} is longer than its array")
-    array = content.view(dtype)
-    array = array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
+    values = content.view(dtype)
+    array: npt.NDArray[Any] = values.reshape(shape[::-1]).T if columns_first else values.reshape(shape)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
@@ -520,10 +520,13 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     if int.from_bytes(length, "little") > _HEADER_BYTES:
         raise ValueError(f"it has an array whose header takes more than {_HEADER_BYTES} bytes")
     content = io.BytesIO(length + member.read(int.from_bytes(length, "little")))
-    # Python's parser says so of headers that nest too deeply: it is no want of memory.
-    with suppress(MemoryError, RecursionError):
+    try:
         return reader(content)
-    raise ValueError("it has an array whose header is no dictionary")
+    except ValueError as error:
+        reason = str(error)
+    except Exception as error:  # Python's parser: MemoryError and RecursionError where brackets nest deeply
+        reason = type(error).__name__
+    raise ValueError(f"it has an array whose header is damaged: {reason}")
 
 
 def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:

@@ -761,6 +761,12 @@ def with_state_checksum(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"checksum": _state_checksum(state)}
 
 
+def check_state_checksum(state: Mapping[str, Any]) -> None:
+    """Raise if a state is not what `with_state_checksum` returned. States of 0.1.0 have no checksum."""
+    if "checksum" in state and state["checksum"] != _state_checksum(state):
+        raise ValueError("state is not what was written: its checksum is another")
+
+
 def _state_checksum(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
 
@@ -793,11 +799,11 @@ def check_state(state: object, key: str, version: int) -> None:
         raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
     if "version" not in state or key not in state:
         raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-    if check_count(state["version"], "state['version']") > version:
+    with naming_parts("state"):
+        is_newer = check_count(state["version"], "state['version']") > version
+    if is_newer:
         raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")
-    # States of dlnfast 0.1.0 have no checksum.
-    if "checksum" in state and state["checksum"] != _state_checksum(state):
-        raise ValueError("state is not what state_dict returned: its checksum is another")
+    check_state_checksum(state)
 
 
 def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Callable[[FloatArray], Any]:

@@ -26,7 +26,7 @@ class StepMonitor:
     for which
 
     * the optimizer has stepped in this training step already, or
-    * a watched parameter that was stepped has received a new gradient since.
+    * a watched parameter that was stepped has received a new gradient since, or was replaced.
 
     Parameters
     ----------
@@ -206,8 +206,11 @@ class StepMonitor:
             return True
         if self._strangers.get(optimizer) == parameters:
             return False
-        self._held = self._held_parameters()
+        before, self._held = self._held, self._held_parameters()
         holds = not self._held.isdisjoint(parameters)
+        # A layer that was stepped has other parameters now, whose gradients nobody has watched.
+        if not self._stepped_parameters.isdisjoint(before - self._held):
+            self._has_new_gradient = True
         if not holds:
             self._strangers[optimizer] = parameters
         return holds

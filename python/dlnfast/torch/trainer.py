@@ -20,7 +20,8 @@ from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale
 from .._errors import DivergedError
-from ..files import replacing
+from ..files import is_of_the_machine, replacing
+from ..svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
@@ -455,7 +456,7 @@ class Trainer:
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
         with replacing(path) as file:
-            torch.save(state, file)
+            torch.save(with_state_checksum(state), file)
 
     def _resume(self, path: Path, samples: str) -> None:
         try:
@@ -463,7 +464,18 @@ class Trainer:
             theirs = state.get("description") if isinstance(state, dict) else None
             if not isinstance(theirs, dict):
                 raise TypeError("it holds something else")
-        except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError, KeyError) as error:
+            check_state_checksum(state)
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            TypeError,
+            KeyError,
+            ValueError,
+        ) as error:
+            if is_of_the_machine(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
         mine = self._describe(samples)
@@ -498,6 +510,10 @@ class Trainer:
             disable=None if self._progress else True,
             leave=False,
         )
+
+
+#: What torch.load raises for files that are damaged, or of something else.
+_UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
 
 
 def _optimizer(
