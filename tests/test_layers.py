@@ -47,7 +47,14 @@ LAYERS = (
     ("sweep",),
     ("dlnfast",),
     # PyTorch, under the same lens.
-    ("torch._names", "torch._reading", "torch._rule", "torch.operators", "torch.full_batch"),
+    (
+        "torch._names",
+        "torch._reading",
+        "torch._rule",
+        "torch._steps",
+        "torch.full_batch",
+        "torch.operators",
+    ),
     ("torch.images", "torch.layers", "torch.sharded"),
     ("torch.initial", "torch.deep_lora.layers", "torch.updates", "torch.balance", "torch.statistics"),
     ("torch.overparameterize", "torch.models._construction", "torch.deep_lora.files"),
