@@ -166,7 +166,7 @@ void absurd_maxima() {
 
 // A region may get a smaller team than it asks for: within another region, or by a limit.
 void smaller_teams() {
-  const Matrix<double> a = random_matrix<double>(150, 130), b = random_matrix<double>(130, 140);
+  Matrix<double> a = random_matrix<double>(150, 130), b = random_matrix<double>(130, 140);
   Matrix<double> alone(150, 140), inside(150, 140);
   multiply<double>(1.0, a, Op::none, b, Op::none, 0.0, MatrixRef<double>(alone),
                    Context{1, nullptr});
