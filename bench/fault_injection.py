@@ -38,7 +38,7 @@ def main() -> int:
     arguments = parser.parse_args()
     total = {"singles": 0, "doubles": 0, "kills": 0, "losses": 0}
     print(f"{'case':40} {'operations':>10} {'single':>8} {'double':>8} {'killed':>8} {'losses':>8}")
-    for case in every_case():
+    for case in every_case(zarr=True):
         if arguments.case and not any(part in case.name for part in arguments.case):
             continue
         scratch = Path(tempfile.mkdtemp())
