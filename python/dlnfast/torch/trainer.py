@@ -244,7 +244,7 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the mean loss of an epoch is not finite, or a weight at a record of the tracker.
+            If the mean loss of an epoch is not finite, or a loss or weight at a record of the tracker.
         TypeError, ShapeError
             If labels are no integers, one for each sample.
         ValueError
@@ -376,7 +376,9 @@ class Trainer:
             loss = self._value(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
-                self._tracker.log_loss(loss)
+                if not math.isfinite(value := float(loss.detach())):
+                    raise self._diverged(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
+                self._tracker.log_loss(value)
             try:
                 self.optimizer.step()
                 if self._tracker is not None:
