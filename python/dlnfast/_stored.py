@@ -38,7 +38,7 @@ def check_array(
     kinds: str = "f",
     *,
     finite: bool = True,
-    dtype: npt.DTypeLike = None,
+    dtype: npt.DTypeLike | None = None,
 ) -> None:
     """Raise unless it is an array of this shape and kind of dtype; None stands for any size.
 
@@ -98,10 +98,11 @@ def check_run(run: Trajectory) -> None:
     with naming_parts("it"):
         shapes = _check_config(run)
         _check_series(run)
-        if hasattr(run.states, "cores"):
-            _check_reduced(run.states, run, shapes)
+        states: Any = run.states
+        if hasattr(states, "cores"):
+            _check_reduced(states, run, shapes)
         else:
-            _check_dense(run.states, run, shapes)
+            _check_dense(states, run, shapes)
         problem = run.problem
         if problem is not None and (problem.dim_out, problem.dim_in) != (shapes[-1][0], shapes[0][1]):
             raise ShapeError(

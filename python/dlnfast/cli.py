@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     away, as ``head`` does, changes nothing: the command does what it was asked to.
     """
     output, errors = _SteadyStream(sys.stdout), _SteadyStream(sys.stderr)
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             status = _run(argv)
         finally:

@@ -191,7 +191,7 @@ def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _read_idx_values(stream: IO[bytes], path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
+def _read_idx_values(stream: IO[bytes] | gzip.GzipFile, path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
     header = 4 + 4 * n_axes
     start = stream.read(header)
     if len(start) < header:

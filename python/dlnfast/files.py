@@ -46,6 +46,8 @@ _FREE_BYTES: Final = 2**25
 _DIRECTORY_BYTES: Final = 2**21
 _HEADER_BYTES: Final = 10_000
 _BLOCK: Final = 2**20
+#: Times that the removal of an unfinished file is tried.
+_ATTEMPTS: Final = 3
 #: What readers raise for archives that are damaged, or lack an array.
 ARCHIVE_ERRORS: Final = (
     zipfile.BadZipFile,
@@ -245,7 +247,7 @@ def _exchange_folders(temporary: Path, target: Path) -> None:
     except BaseException:
         before.rename(target)
         raise
-    shutil.rmtree(before)
+    _remove(before)
 
 
 def _exchange_names(first: Path, second: Path) -> bool:
@@ -259,10 +261,26 @@ def _exchange_names(first: Path, second: Path) -> bool:
 
 
 def _remove(temporary: Path) -> None:
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
-    else:
-        temporary.unlink(missing_ok=True)
+    """Remove an unfinished file or folder.
+
+    Tried again where the disk fails for a moment, where a thread of a library still writes into the folder,
+    and where a signal comes in between, which is raised at the end.
+    """
+    interrupt: BaseException | None = None
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+            break
+        except OSError:
+            if attempt == _ATTEMPTS and interrupt is None:
+                raise
+        except BaseException as error:  # KeyboardInterrupt and its like
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _flush_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ from ..finetuning import METHODS
 from ..progress import ProgressBar
 from ..tasks import TextTask
 from .deep_lora import DeepLoRA
-from .deep_lora.adapter import INITS
+from .deep_lora.layers import INITS
 from .layers import LayerChoice, weight_matrices
 from .updates import adapter_updates
 
