@@ -41,7 +41,7 @@ record_every = 100
 "train.learning_rate" = [0.5, 1e9]
 """
 #: What a summary says of a machine's mood rather than of a run.
-MOODS = ("seconds", "training_seconds", "preparation_seconds")
+MOODS = ("seconds", "training_seconds", "preparation_seconds", "checksum")
 
 
 def start(spec: Path, folder: Path) -> subprocess.Popen[bytes]:

@@ -511,7 +511,7 @@ def commands(folder):
         ),
         "export": (["export", "run.npz", "out/run.h5"], [out / "run.h5"]),
         "bench": (
-            ["bench", "--case", "small", "--peers", "numpy", "--quick", "--out", "out/bench.json"],
+            ["bench", "--case", "small", "--peers", "numpy-thin", "--quick", "--out", "out/bench.json"],
             [out / "bench.json"],
         ),
     }

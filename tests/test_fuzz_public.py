@@ -780,7 +780,7 @@ HOLDERS = {  # made by the package, not by its users
     "SweepResults", "TrackerRecord", "Trajectory",
 }  # fmt: skip
 OTHERS = {
-    "AssumptionError", "CopyWarning", "DivergedError", "ShapeError",  # errors
+    "AssumptionError", "CopyWarning", "DivergedError", "FolderInUseError", "ShapeError",  # errors
     "build_info", "set_num_threads",  # see test_threads.py
     # Of what other methods return, or for the modules of the package.
     "ImplicitWeights.basis", "ImplicitWeights.close", "LowRank.astype", "Problem.engine_arguments",
