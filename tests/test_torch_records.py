@@ -209,8 +209,8 @@ def subclass(model):
     return plainly(model, [Doubled(model.parameters(), lr=0.1)])
 
 
-def sharpness_aware(model):
-    optimizer = SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1))
+def with_closure(model, optimizer):
+    """Return a step of an optimizer that calls the loss itself."""
 
     def step(number):
         def closure():
@@ -222,21 +222,14 @@ def sharpness_aware(model):
         optimizer.step(closure)
 
     return step
+
+
+def sharpness_aware(model):
+    return with_closure(model, SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1)))
 
 
 def lbfgs(model):
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
-
-    def step(number):
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(model, number)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-
-    return step
+    return with_closure(model, torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4))
 
 
 def clipped(model):
