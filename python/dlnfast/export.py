@@ -9,11 +9,10 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -299,7 +298,7 @@ def _at_steps(steps: Array, known: Array, values: Array) -> Array:
 
 
 class _Store(Protocol):
-    """Where named arrays grow along their first dimensions."""
+    """Where named arrays grow along their first dimensions; a context manager."""
 
     def create(self, name: str, variable: _Variable, first: Array) -> None: ...
 
@@ -307,7 +306,9 @@ class _Store(Protocol):
 
     def fix(self, name: str, dim: str, values: Array) -> None: ...
 
-    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
 
 
 def _chunks(first: Array) -> tuple[int, ...]:
@@ -344,8 +345,13 @@ class _ZarrStore:
         array = self._group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=[dim])
         array[:] = values
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._wait()
+        if kind is not None:  # the group is removed, and may lack parts
+            return
         # xarray looks for it; who does not know it reads the group without.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -492,7 +498,10 @@ class _HDF5Store:
         self._file.create_variable(name, (dim,), dtype)[:] = values.astype(object) if text else values
         self._sink.check()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             self._file.close()
         finally:
@@ -585,7 +594,7 @@ def export(
     _check_room(place, check_flag(overwrite, "overwrite"))
     run, parts = _opened(source)
     about = _attributes(run) | {"coordinates": " ".join(name for name in _fixed(run) if name != "layer")}
-    with placing(place, durable=True) as temporary, closing(store(temporary, about)) as opened:
+    with placing(place, durable=True) as temporary, store(temporary, about) as opened:
         _write(opened, run, thinned(parts, interval), variables)
 
 
