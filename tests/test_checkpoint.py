@@ -622,3 +622,18 @@ def test_kills_cost_nothing_but_time(tmp_path):
             break
     assert kills >= 3
     same(whole, dln.load(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+def test_a_run_that_has_just_begun_can_be_read(tmp_path, engine):
+    problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
+    dln.train(problem, weights, learning_rate=0.1, steps=3, engine=engine, checkpoint=tmp_path)
+    for path in tmp_path.iterdir():
+        if path.name != "run.npz":
+            path.unlink()
+    run = dln.load(tmp_path)
+    assert repr(run) == f"Trajectory({engine}, widths [6, 6, 6], nothing recorded yet)"
+    with pytest.raises(ValueError, match="recorded nothing yet"):
+        run.weights(1)
+    with pytest.raises(ValueError, match="run has no losses: nothing is recorded yet"):
+        dln.plots.LossDisplay.from_trajectory(run)

@@ -368,7 +368,7 @@ def test_checksums_see_changed_numbers():
     content = with_checksum({"a": 1, "b": [0.1, None], "c": "ä"})
     assert without_checksum(json.loads(json.dumps(content))) == {"a": 1, "b": [0.1, None], "c": "ä"}
     assert without_checksum({"a": 1}) == {"a": 1}  # of a file of 0.1.0
-    with pytest.raises(ValueError, match="its checksum is another"):
+    with pytest.raises(ValueError, match="its checksum does not match"):
         without_checksum(content | {"a": 2})
 
 
@@ -385,7 +385,7 @@ def test_results_see_changed_numbers_and_keep_what_a_crash_left(tmp_path):
     content = path.read_bytes()
     assert [record["run"]["seed"] for record in finetuning.Results(path).records] == [0, 1]
     path.write_bytes(content.replace(b"0.5", b"0.6", 1))
-    with pytest.raises(ValueError, match=r"line 1 of .* its checksum is another"):
+    with pytest.raises(ValueError, match=r"line 1 of .* its checksum does not match"):
         finetuning.Results(path)
     # A line that was cut off stays until the next one is written: another process may be writing it.
     path.write_bytes(content[:-20])
@@ -602,3 +602,12 @@ def test_folders_are_no_files(tmp_path):
         with pytest.raises(IsADirectoryError):
             put(path, b"")
     assert only(tmp_path) == ["a"]
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "run.npz").mkdir()
+    run = dln.train(dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3), learning_rate=0.1, steps=3)
+    with pytest.raises(IsADirectoryError) as caught:
+        run.save(tmp_path / "run.npz")
+    assert caught.value.filename == str(tmp_path / "run.npz")
+    assert os.listdir(tmp_path) == ["run.npz"]

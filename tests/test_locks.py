@@ -54,6 +54,8 @@ def test_another_process_is_named(holder, tmp_path, system):
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.directory, error.pid, error.host) == (tmp_path, holder.pid, socket.gethostname())
     assert str(tmp_path) in str(error)
+    # With locks of the file system a dead owner's file is no obstacle, and that of a living one must stay.
+    assert ("remove" in str(error)) == (system == "files")
     holder.kill()
     holder.wait()
     assert (tmp_path / LOCK).exists()  # a kill removes nothing
@@ -189,3 +191,16 @@ def test_the_next_owner_removes_what_killed_ones_left(tmp_path):
     with RunFolder(tmp_path).owned():
         assert {path.name for path in tmp_path.iterdir()} == {*others, LOCK}
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_the_command_line_says_who_owns_a_folder(tmp_path, capsys):
+    from dlnfast.cli import main
+
+    problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
+    dln.train(problem, weights, learning_rate=0.1, steps=3, engine="dense", checkpoint=tmp_path)
+    (tmp_path / "end.json").unlink()  # as if it had been killed at the end
+    with FolderLock(tmp_path):
+        assert main(["resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dlnfast: {tmp_path} is in use by process {os.getpid()}")
+    assert error.count("\n") == 1

@@ -517,6 +517,18 @@ def test_losses_of_a_closure_belong_to_the_weights_before_the_step():
     np.testing.assert_array_equal(run.loss, wanted)
 
 
+def test_losses_of_steps_that_were_not_taken_are_refused():
+    model = network()
+    tracked = track(model, k=2, every=1)
+    plainly(model, [torch.optim.SGD(model.parameters(), lr=0.1)])(1)
+    with pytest.raises(ValueError, match="step is 2, but 1 steps were taken"):
+        tracked.log_loss(0.5, 2)
+    with pytest.raises(ValueError, match=r"loss has shape \(2,\); wanted one number"):
+        tracked.log_loss(torch.ones(2))
+    tracked.log_loss(torch.ones(1, 1), 1)
+    assert tracked.trajectory().loss_steps.tolist() == [1]
+
+
 # ------------------------------------------------------------------------- averages, replaced weights
 
 
@@ -613,6 +625,42 @@ def test_a_weight_that_becomes_another_parameter_is_followed_on():
         tracked.finish_step()
     tracked.close()
     witness.compare(range(4))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the older of the two is deprecated
+@pytest.mark.parametrize("look", [False, True])
+@pytest.mark.parametrize("kind", ["parametrization", "hook"])
+def test_computed_weights_are_those_after_the_step(kind, look):
+    """Spectral normalisation moves its vectors in every forward pass: a record has those of its step."""
+    normalise = (
+        nn.utils.parametrizations.spectral_norm if kind == "parametrization" else nn.utils.spectral_norm
+    )
+    model = network()
+    model[2] = normalise(model[2])
+    tracked = track(model, "2", k=3, every=2)
+    step = plainly(model, [torch.optim.SGD(model.parameters(), lr=0.3)])
+
+    def weight():
+        model.eval()
+        with torch.no_grad():
+            model(batch())  # a hook computes the weight then
+            values = torch.linalg.svdvals(model[2].weight.detach())[:3].numpy()
+        model.train()
+        return values
+
+    kept = [weight()]
+    for number in range(1, 6):
+        step(number)
+        kept.append(weight())
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        if look:
+            tracked.trajectory()
+        assert all(torch.equal(*pair) for pair in zip(buffers, model.buffers(), strict=True))
+    tracked.close()
+    run = tracked.trajectory()
+    assert run.steps.tolist() == [0, 2, 4, 5]
+    for record, number in enumerate(run.steps):
+        np.testing.assert_allclose(run.singular_values(1)[record], kept[number], rtol=tolerance(float, 20))
 
 
 # ------------------------------------------------------------------------------- what is said

@@ -68,6 +68,7 @@ class FolderLock:
         self.seconds = seconds
         self._file: IO[bytes] | None = None
         self._pid = 0
+        self._has_flock = True
 
     @property
     def is_held(self) -> bool:
@@ -105,6 +106,7 @@ class FolderLock:
             try:
                 is_free = _flock(file)
                 if is_free is None:  # no locks here: the file itself is the lock
+                    self._has_flock = False
                     is_free = is_new
                     if not is_new and _is_dead(_read_owner(file), file):
                         self._take_away(file)
@@ -162,9 +164,11 @@ class FolderLock:
         who = f"process {pid} on {host}" if owner else "another process"
         if pid == os.getpid() and host == socket.gethostname():
             who += " (another run of this process)"
+        text = f"{self.folder} is in use by {who}; wait until it has ended, or choose another folder"
+        if not self._has_flock:  # the file of a dead owner on another machine stays
+            text += f". If that process no longer exists, remove {self.path}"
         return FolderInUseError(
-            f"{self.folder} is in use by {who}; wait until it is done, or choose another folder. If that "
-            f"process no longer exists, remove {self.path}",
+            text,
             directory=self.folder,
             pid=pid,
             host=host,

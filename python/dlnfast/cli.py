@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from . import figures, finetuning, runs, spec
 from ._arrays import check_count
-from ._errors import DivergedError
+from ._errors import DivergedError, FolderInUseError
 from ._threads import build_info
 from ._version import __version__
 from .benchmarks import cases, record, tables
@@ -116,7 +116,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return _complain(str(error), 1)
     except FileNotFoundError as error:
         return _complain(f"{error.filename}: no such file" if error.filename else str(error), 2)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FolderInUseError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain(_INTERRUPTED, 130)

@@ -120,7 +120,7 @@ def placing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     FileNotFoundError
         If the folder does not exist.
     IsADirectoryError
-        If the path names no file, as ``.`` does.
+        If the path names no file, as ``.`` does, or a folder where a file is written.
     PermissionError
         If the folder, or the file that is there, may not be written.
     OSError
@@ -141,6 +141,8 @@ def placing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and target.is_dir():
             _exchange_folders(temporary, target)
+        elif target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         else:
             _copy_permissions(target, temporary)
             temporary.replace(target)
@@ -640,5 +642,5 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     expected = content.get(_CHECKSUM)
     if expected != checksum_of(content) and (expected is not None or _HAS_CHECKSUM in content):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     return {name: value for name, value in content.items() if name not in (_CHECKSUM, _HAS_CHECKSUM)}

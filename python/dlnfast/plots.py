@@ -374,7 +374,8 @@ class LossDisplay(_Display):
             If the run has no losses.
         """
         if not run.loss.size:
-            raise ValueError("run has no losses: none were reported to the tracker, see log_loss")
+            why = "none were given to the tracker's log_loss" if run.is_tracked else "nothing is recorded yet"
+            raise ValueError(f"run has no losses: {why}")
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
 

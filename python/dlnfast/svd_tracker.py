@@ -764,7 +764,7 @@ def with_state_checksum(state: dict[str, Any]) -> dict[str, Any]:
 def check_state_checksum(state: Mapping[str, Any]) -> None:
     """Raise if a state is not what `with_state_checksum` returned. States of 0.1.0 have no checksum."""
     if "checksum" in state and state["checksum"] != _state_checksum(state):
-        raise ValueError("state is not what was written: its checksum is another")
+        raise ValueError("state is not what was written: its checksum does not match")
 
 
 def _state_checksum(state: Mapping[str, Any]) -> str:

@@ -295,6 +295,8 @@ class Trajectory:
         if self.is_tracked:
             last = int(self.steps[-1]) if len(self.steps) else 0
             return f"Trajectory(tracked, {self.n_layers} layers, {last} steps, {len(self.steps)} records)"
+        if not len(self.loss):
+            return f"Trajectory({self.engine}, widths {self.widths}, nothing recorded yet)"
         return (
             f"Trajectory({self.engine}, widths {self.widths}, {len(self.loss) - 1} steps, "
             f"{len(self.steps)} records, loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g})"
@@ -1090,6 +1092,8 @@ class Trajectory:
     def _kept_weights(self, states: DenseStates, index: int, step: int) -> FloatArray:
         if self.is_tracked:
             raise ValueError("a tracked run keeps no weights: the model has them")
+        if not len(self.loss) and step:
+            raise ValueError("the run has recorded nothing yet; step 0 has the weights that it starts from")
         last = len(self.loss) - 1
         wanted = last if check_count(step, "step", minimum=-1) == -1 else step
         if wanted == last and states.final is not None:
@@ -1272,6 +1276,8 @@ class Trajectory:
         return number - 1
 
     def _record(self, step: int) -> int:
+        if not len(self.steps):
+            raise ValueError("the run has recorded nothing yet")
         if check_count(step, "step", minimum=-1) == -1:
             return len(self.steps) - 1
         found = int(np.searchsorted(self.steps, step))

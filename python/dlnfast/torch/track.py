@@ -11,7 +11,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,12 +37,15 @@ from ..svd_tracker import (
 )
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._names import match_names
-from ._reading import unreadable
+from ._reading import computed_by, unreadable
 from ._steps import StepMonitor
 from .layers import PENULTIMATE, LayerChoice, WeightMatrix, every_matrix, penultimate, weight_matrices
 from .operators import host_matrix
 
 Of = Literal["weights", "change"]
+
+#: A module, the name of a buffer of it, that buffer, and a copy.
+_Buffer = tuple[nn.Module, str, torch.Tensor, torch.Tensor]
 
 _STATE_VERSION = 1
 _WHAT: tuple[Of, ...] = ("weights", "change")
@@ -226,6 +229,8 @@ class SpectralTracker:
         self._model = weakref.ref(model)
         #: Whether the record of the last step is to be taken once that step is over.
         self._is_due = False
+        #: Copies of computed weights' buffers after a step whose record is due: forward passes move them.
+        self._due_buffers: list[_Buffer] = []
         #: Versions of the weights' tensors when the last step was said to be finished.
         self._finished: list[int] | None = None
         self._replaced: set[str] = set()
@@ -332,7 +337,19 @@ class SpectralTracker:
     def _take_due(self) -> None:
         # A schedule-free optimizer's averages are not the weights of a step.
         if self._is_due and self._averaging() is None:
-            self.record()
+            with _as_noted(self._due_buffers):
+                self.record()
+
+    def _computing_buffers(self) -> list[_Buffer]:
+        """Return copies of buffers from which weights are computed, as spectral normalisation's vectors."""
+        return [
+            (module, name, buffer, buffer.clone())
+            for matrix in self.matrices
+            if computed_by(matrix.module, matrix.attribute) is not None
+            for module in matrix.module.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
 
     def _drop_last(self) -> None:
         """Forget the record of a step that was not over."""
@@ -383,6 +400,7 @@ class SpectralTracker:
         self.step += 1
         self._finished = None
         self._is_due = self.step % self._every == 0
+        self._due_buffers = self._computing_buffers() if self._is_due else []
 
     def _extend_step(self) -> None:
         """Take the record of this step anew: one more optimizer has moved weights in it."""
@@ -525,13 +543,17 @@ class SpectralTracker:
         Raises
         ------
         TypeError, ValueError
-            For a loss that is no finite number, and a negative step.
+            For a loss that is no finite number, and a step that was not taken.
         """
+        if isinstance(loss, torch.Tensor) and loss.numel() != 1:
+            raise ValueError(f"loss has shape {tuple(loss.shape)}; wanted one number")
         number = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
         value = check_scale(number, "loss", minimum=-np.inf)
+        if step is not None and check_count(step, "step", minimum=0) > self.step:
+            raise ValueError(f"step is {step}, but {self.step} steps were taken")
         if step is None and self._monitor.is_stepping and self.step in self._loss:
             return
-        self._loss[self.step if step is None else check_count(step, "step", minimum=0)] = value
+        self._loss[self.step if step is None else step] = value
 
     def trajectory(self, of: Of = "weights") -> Trajectory:
         """Return the records so far.
@@ -755,6 +777,23 @@ class SpectralTracker:
         self._monitor.restart()
         for of, restored in followed.items():
             self._followed[of][:] = restored
+
+
+@contextlib.contextmanager
+def _as_noted(buffers: list[_Buffer]) -> Iterator[None]:
+    """Put copies in the places of buffers that were written to since; replaced ones stay as they are."""
+    moved = [
+        (module, name, buffer, then)
+        for module, name, buffer, then in buffers
+        if module._buffers.get(name) is buffer and not torch.equal(buffer, then)
+    ]
+    for module, name, _, then in moved:
+        module._buffers[name] = then
+    try:
+        yield
+    finally:
+        for module, name, buffer, _ in moved:
+            module._buffers[name] = buffer
 
 
 def _check_followed(matrix: WeightMatrix) -> None:

@@ -649,6 +649,8 @@ class DeepLoRA:
         Everything is checked first: where it raises, the model is as it was. Files of dlnfast 0.1.0 have no
         checksum, and are read without.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
         settings, layers = files.read(path)
         targets = find_named_targets(model, list(layers))
         factors = []

@@ -118,7 +118,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
         if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
             raise ValueError(f"its metadata have an unknown entry {unknown[0]!r}")
         if _CHECKSUM in metadata and metadata[_CHECKSUM] != _digest(metadata[_KEY], tensors):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         return _parse(about, tensors)
 
 
