@@ -638,7 +638,7 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the checksum is another. Files of dlnfast 0.1.0 have none in some places.
+        If the checksum does not match. Files of dlnfast 0.1.0 have none in some places.
     """
     expected = content.get(_CHECKSUM)
     if expected != checksum_of(content) and (expected is not None or _HAS_CHECKSUM in content):
