@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -143,7 +143,6 @@ class StepMonitor:
             self.restart()
         if not self._stepped:
             _call(self._on_step_over)
-            self._held = self._held_parameters()
             self._watch_gradients()
         self._stepped.add(id(optimizer))
         self._stepping.add(id(optimizer))
@@ -167,7 +166,8 @@ class StepMonitor:
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         number = id(parameter)
         # Optimizers that step within the backward pass may have been called for this very gradient before.
-        if number in self._stepped_parameters and not _NO_PASS != self._pass == _backward_pass():
+        is_of_this_pass = self._pass != _NO_PASS and self._pass == _backward_pass()
+        if number in self._stepped_parameters and not is_of_this_pass:
             if self._stepping:  # the closure of the next step, before that moves weights
                 stepping = self._stepping
                 self.restart()
@@ -192,9 +192,13 @@ class StepMonitor:
         # As they are now: an adapter that was compressed has new ones.
         return {id(parameter) for parameter in self._watched_parameters()}
 
-    def _watched_parameters(self) -> Iterable[nn.Parameter]:
+    def _watched_parameters(self) -> Iterator[nn.Parameter]:
         modules = self._modules()
-        return (p for module in (() if modules is None else modules()) for p in module.parameters())
+        for module in () if modules is None else modules():
+            for part in module.modules():  # in a third of the time that module.parameters() takes
+                for parameter in part._parameters.values():
+                    if parameter is not None:
+                        yield parameter
 
     @staticmethod
     def _parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
@@ -217,8 +221,10 @@ class StepMonitor:
 
     def _watch_gradients(self) -> None:
         """Hear of new gradients of the watched parameters, those that were frozen before among them."""
+        self._held = set()
         for parameter in self._watched_parameters():
             number = id(parameter)
+            self._held.add(number)
             known = self._gradient_handles.get(number)
             if known is not None and known[0]() is parameter:
                 continue
