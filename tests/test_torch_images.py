@@ -138,10 +138,11 @@ def test_wrong_requests_for_images(generated):
     ],
 )
 def test_real_images(name, file, mean, std):
-    folder = os.environ.get("DLNFAST_DATA")
-    if folder is None or not (Path(folder) / file).is_file():
-        pytest.skip(f"DLNFAST_DATA has no {file}")
-    data = load_images(name, per_class=300, test_per_class=20)
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("DLNFAST_DATA", default))
+    if not (folder / file).is_file():
+        pytest.skip(f"no {file} in {folder}; DLNFAST_DATA may name another folder")
+    data = load_images(name, path=folder, per_class=300, test_per_class=20)
     assert (len(data.train.inputs), len(data.test.inputs)) == (3000, 200)
     assert_standardised(data)
     # Of 3000 images of 50000 or 60000: the means of images vary by about 0.12.
