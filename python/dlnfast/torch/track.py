@@ -40,7 +40,7 @@ from ._names import match_names
 from ._reading import computed_by, unreadable
 from ._steps import StepMonitor
 from .layers import PENULTIMATE, LayerChoice, WeightMatrix, every_matrix, penultimate, weight_matrices
-from .operators import host_matrix
+from .operators import frobenius_norm, host_matrix
 
 Of = Literal["weights", "change"]
 
@@ -714,7 +714,7 @@ class SpectralTracker:
         }
 
     def _norms(self) -> list[float]:
-        return [float(torch.linalg.vector_norm(m.matrix().to(torch.float64))) for m in self.matrices]
+        return [frobenius_norm(m.matrix()) for m in self.matrices]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another tracker of the same layers was.
