@@ -40,7 +40,8 @@ from typing import Any
 import numpy as np
 
 import dlnfast as dln
-from dlnfast import _sweep_worker, finetuning, spec
+from dlnfast._config import finetuning, spec
+from dlnfast._config import sweep_worker as _sweep_worker
 from dlnfast.benchmarks import cases
 
 FREE_BYTES = 2**26

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dlnfast._dispatch import core
-from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from dlnfast._support.dispatch import core
+from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 # What a call may raise: LookupError where a list is too short or a named argument is missing.
 KNOWN_ERRORS = (TypeError, ValueError, MemoryError, ArithmeticError, LookupError)

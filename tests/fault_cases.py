@@ -536,8 +536,8 @@ def sweeps() -> Case:
 
 def results() -> Case:
     """Return lines that are added to a file of results."""
-    from dlnfast._errors import DivergedError
-    from dlnfast.finetuning import Results
+    from dlnfast._config.finetuning import Results
+    from dlnfast._support.errors import DivergedError
 
     class Grid:
         def about(self) -> dict[str, Any]:

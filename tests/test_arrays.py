@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast import _arrays
-from dlnfast._arrays import (
+from dlnfast._support import arrays as _arrays
+from dlnfast._support.arrays import (
     as_matrix,
     as_vector,
     check_count,
@@ -18,7 +18,7 @@ from dlnfast._arrays import (
     per_layer,
     random_generator,
 )
-from dlnfast._errors import CopyWarning, ShapeError
+from dlnfast._support.errors import CopyWarning, ShapeError
 
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13])
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import _arrays
+from dlnfast._support import arrays as _arrays
 
 F64 = np.float64
 DIM = 6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-import dlnfast.batch
+from dlnfast._training import batch as batch_module
 
 F64 = np.float64
 DIM = 16
@@ -185,13 +185,13 @@ def test_runs_that_differ_in_rates_alone_share_a_closure(monkeypatch):
     problem = dln.low_rank_recovery(dim=12, rank=2, seed=0)
     networks = [dln.orthogonal([12] * 3, scale, seed=1) for scale in (0.5, 1.0)]
     asked = []
-    original = dlnfast.batch.choose_engine
+    original = batch_module.choose_engine
 
     def counted(*arguments):
         asked.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(dlnfast.batch, "choose_engine", counted)
+    monkeypatch.setattr(batch_module, "choose_engine", counted)
     rates = [0.1, 0.2, 0.3]
     batch = dln.train_batch(problem, [w for w in networks for _ in rates], learning_rate=rates * 2, steps=20)
     assert len(asked) == 2

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlnfast as dln
-import dlnfast.batch
-import dlnfast.estimator
 from dlnfast import Checkpoint
-from dlnfast.checkpoint import RunFolder
+from dlnfast._support import checkpoint, files
+from dlnfast._support.checkpoint import RunFolder
+from dlnfast._training.jobs import Outputs
 from dlnfast.cli import main
 
 
@@ -483,7 +483,7 @@ def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, mon
 
     with monkeypatch.context() as patch:
         if what == "open":
-            patch.setattr(dlnfast.checkpoint, "read_whole", failing)
+            patch.setattr(checkpoint, "read_whole", failing)
         elif what == "read":
             # zipfile says of an OSError while it looks for the directory that the file is no zip file.
             patch.setattr(zipfile, "_EndRecData", failing)
@@ -504,7 +504,7 @@ def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(dlnfast.files, "open_archive", failing)
+        patch.setattr(files, "open_archive", failing)
         with pytest.raises(MemoryError):
             dln.train(problem, weights, **options, checkpoint=kept)
     assert names(kept.directory) == before
@@ -537,7 +537,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
 
 
 def test_a_signal_between_two_drains_counts_no_step_twice():
-    outputs = dlnfast.descent._Outputs.__new__(dlnfast.descent._Outputs)
+    outputs = Outputs.__new__(Outputs)
     outputs._numbers = np.array([3, 5, 2, 1, 5, 1])
     outputs.counts = outputs._numbers[1:]
     assert outputs.last_step == 7

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import cli, finetuning, spec
+from dlnfast import cli
+from dlnfast._config import finetuning, spec
+from dlnfast._problem.low_rank import as_dense
 from dlnfast.cli import main
-from dlnfast.problem import as_dense
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECOVERY = """

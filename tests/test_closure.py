@@ -14,7 +14,9 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast.closure import ERROR_PER_DEPARTURE, LARGEST_SHARE, closure, multiply
+from dlnfast._closure.certificate import ERROR_PER_DEPARTURE
+from dlnfast._closure.closure import LARGEST_SHARE, closure
+from dlnfast._support.products import multiply
 
 F64 = np.float64
 DIM, RANK, CLASSES = 20, 3, 4

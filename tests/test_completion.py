@@ -13,7 +13,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast.factors import leading_factors
+from dlnfast._problem.factors import leading_factors
 
 F64 = np.float64
 

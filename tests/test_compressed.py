@@ -9,8 +9,8 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast.compressed import project
-from dlnfast.curvature import curvatures
+from dlnfast._completion.train_compressed import project
+from dlnfast._training.curvature import curvatures
 
 F64 = np.float64
 
@@ -70,7 +70,7 @@ def test_it_recovers_where_frozen_bases_stall(problem, weights):
 def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypatch):
     options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
     projected = dln.train_compressed(problem, weights, singular_values="all", **options)
-    monkeypatch.setattr("dlnfast.compressed._PROJECTION_FLOPS", 0.0)
+    monkeypatch.setattr("dlnfast._completion.train_compressed._PROJECTION_FLOPS", 0.0)
     frozen = dln.train_compressed(problem, weights, singular_values="all", **options)
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import compression
+from dlnfast._completion import compress as compression
 
 F32, F64 = np.float32, np.float64
 #: Widths of 1, primes, narrow and wide layers, at either end and between.

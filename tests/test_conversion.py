@@ -789,7 +789,7 @@ def test_pairs_of_numbers_of_every_kind():
 
 
 def test_predictions_of_a_task_are_any_array():
-    from dlnfast.tasks import TextTask
+    from dlnfast._datasets.text import TextTask
 
     task = TextTask("mnli", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))
     for found in ([0, 1, 0], tensor([0, 1, 0]), pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast._dispatch import core as core_of_package
-from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from dlnfast._support.dispatch import core as core_of_package
+from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 F64 = np.float64
 

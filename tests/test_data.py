@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast._errors import ShapeError
-from dlnfast.data import one_hot
-from dlnfast.datasets import load_cifar10, load_fashion_mnist
-from dlnfast.problem import Problem
+from dlnfast._datasets.cifar10 import load_cifar10
+from dlnfast._datasets.images import load_fashion_mnist
+from dlnfast._problem.data import one_hot
+from dlnfast._problem.problem import Problem
+from dlnfast._support.errors import ShapeError
 
 # ---------------------------------------------------------------------------------------------- one-hot
 

@@ -15,7 +15,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast.curvature import minimum_sharpness
+from dlnfast._training.curvature import minimum_sharpness
 
 F64 = np.float64
 ENGINES = ["reduced", "dense"]

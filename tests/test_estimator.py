@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import estimator
-from dlnfast.estimator import Entries, NotFittedError, fit_biases
+from dlnfast._completion import fitting
+from dlnfast._completion.entries import Entries, fit_biases
+from dlnfast._completion.estimator import NotFittedError
 
 
 def noisy_ratings(shape=(50, 40), n=900, seed=0, noise=0.3):
@@ -77,7 +78,7 @@ def test_noisy_ratings_are_predicted_better_than_by_biases():
     assert error < 0.5 * error_alone
     assert error < 0.3  # the noise of a single rating
     assert model.validation_
-    assert model.weight_decay_ in estimator.DECAYS
+    assert model.weight_decay_ in fitting.DECAYS
     assert model.n_steps_ > 0
 
 
@@ -447,7 +448,7 @@ def interrupting(monkeypatch, at, of_calls):
 
         return dln.train(*arguments, callback=press, **options)
 
-    monkeypatch.setattr(estimator, "train", train)
+    monkeypatch.setattr(fitting, "train", train)
     return calls
 
 

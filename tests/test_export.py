@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import shutil
 import subprocess
@@ -16,9 +15,8 @@ import pytest
 
 import dlnfast as dln
 from dlnfast import Checkpoint
+from dlnfast._trajectory import export, stores
 from dlnfast.cli import main
-
-module = importlib.import_module("dlnfast.export")
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def test_folders_files_and_runs_export_to_the_same(name, store, tmp_path, xarray
     wanted = run.to_xarray()
     path = tmp_path / f"a.{ending}"
     for source, block in ((run, 2**24), (tmp_path / "run.npz", 10_000), (tmp_path / "run", 1)):
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block)  # in the end a record at a time
+        monkeypatch.setattr(export, "_BLOCK_BYTES", block)  # in the end a record at a time
         dln.export(source, path, overwrite=True)
         xarray.testing.assert_identical(opened(path), wanted)
     assert not list(tmp_path.glob("*.part"))
@@ -228,7 +226,7 @@ def peak(action):
 
 def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
     pytest.importorskip("h5netcdf", reason="stores are optional")
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(export, "_BLOCK_BYTES", 2**18)
     problem, weights = dln.low_rank_recovery(32, 1), dln.orthogonal([32] * 3)
     chosen = ["loss", "singular_values", "left_vectors", "right_vectors"]
     held, exported, thinned = [], [], []
@@ -295,7 +293,7 @@ import numpy as np
 import dlnfast as dln
 folder, ending, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 run = dln.load(folder.parent / "run.npz")
-importlib.import_module("dlnfast.export")._CHUNK_BYTES = 2**12
+importlib.import_module("dlnfast._trajectory.stores")._CHUNK_BYTES = 2**12
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 try:
     dln.export(run, folder / f"a.{ending}", overwrite=True)
@@ -351,7 +349,7 @@ def test_any_write_of_hdf5_may_fail(nth, xarray, recorded, tmp_path, monkeypatch
 
     run, path = dln.load(recorded / "run.npz"), tmp_path / "a.h5"
     dln.export(run, path, variables=["loss"])
-    write, count = module._Sink.write, 0
+    write, count = stores._Sink.write, 0
 
     class Interrupted:
         def __init__(self, file):
@@ -372,7 +370,7 @@ def test_any_write_of_hdf5_may_fail(nth, xarray, recorded, tmp_path, monkeypatch
             self._file = Interrupted(self._file)
         return write(self, data)
 
-    monkeypatch.setattr(module._Sink, "write", interrupted)
+    monkeypatch.setattr(stores._Sink, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dln.export(run, path, overwrite=True)
     assert set(opened(path).data_vars) == {"loss"}

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import finetuning, spec, tasks
-from dlnfast.files import (
+from dlnfast._config import finetuning, spec
+from dlnfast._datasets import text as tasks
+from dlnfast._support.files import (
     DamagedFileError,
     placing,
     read_arrays,
@@ -285,7 +286,7 @@ def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr("dlnfast.files._read_header", fail)
+    monkeypatch.setattr("dlnfast._support.files._read_header", fail)
     with pytest.raises(OSError, match="input/output error") as caught:
         read_whole(archive, KIND, 1)
     assert not isinstance(caught.value, ValueError)
@@ -578,7 +579,7 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     assert only(place) == ["new"]
     assert only(tmp_path) == ["a.zarr"]
     # Where the system cannot exchange two names in one step:
-    monkeypatch.setattr("dlnfast.files._exchange_names", lambda *_: False)
+    monkeypatch.setattr("dlnfast._support.files._exchange_names", lambda *_: False)
     fill("newer")
     assert only(place) == ["newer"]
     assert only(tmp_path) == ["a.zarr"]

@@ -11,14 +11,13 @@ import pytest
 from faults import Faults, count
 
 import dlnfast as dln
-from dlnfast._locks import FolderLock
+from dlnfast._support.locks import FolderLock
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from test_figures import run_figure  # noqa: E402
 
-from dlnfast import finetuning  # noqa: E402
-from dlnfast.cli import main  # noqa: E402
-from dlnfast.finetuning import (  # noqa: E402
+from dlnfast._config import finetuning  # noqa: E402
+from dlnfast._config.finetuning import (  # noqa: E402
     Grid,
     Results,
     Row,
@@ -29,7 +28,8 @@ from dlnfast.finetuning import (  # noqa: E402
     summarise,
     table,
 )
-from dlnfast.sections import SpecError  # noqa: E402
+from dlnfast._config.schema import SpecError  # noqa: E402
+from dlnfast.cli import main  # noqa: E402
 from dlnfast.torch.finetune import Outcome, Run, find_model  # noqa: E402
 
 WORDS = ["a", "the", "cat", "dog", "tree", "runs", "sleeps", "sees", "green", "old", "house", "not", "two"]

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import Problem, SufficientStatistics, spec
-from dlnfast._errors import ShapeError
-from dlnfast.statistics import _NAMES
+from dlnfast import Problem, SufficientStatistics
+from dlnfast._config import spec
+from dlnfast._problem.sums import NAMES
+from dlnfast._support.errors import ShapeError
 
 F64 = np.float64
 METHODS = ["zca", "pca", "cholesky"]
@@ -79,7 +80,7 @@ def numbers(statistics):
 
 
 def rounded(statistics):
-    return [statistics._sums[name].rounded() for name in _NAMES]
+    return [statistics._sums[name].rounded() for name in NAMES]
 
 
 def share(got, wanted):

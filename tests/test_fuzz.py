@@ -15,7 +15,7 @@ import pytest
 from test_core_arguments import ARGUMENTS, batch_call, call, layers
 
 import dlnfast as dln
-from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 PROGRAM = Path(__file__).parents[1] / "fuzz" / "bindings.py"
 DRIVER = SimpleNamespace(**run_path(str(PROGRAM)))

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dlnfast as dln
-from dlnfast.implicit import ImplicitWeights
+from dlnfast._weights.implicit import ImplicitWeights
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")

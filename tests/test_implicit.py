@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import implicit
-from dlnfast.implicit import ImplicitWeights
+from dlnfast._weights import implicit
+from dlnfast._weights.implicit import ImplicitWeights
 
 F64 = np.float64
 PRECISIONS = [np.float32, F64]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,10 @@ from conftest import MODULES
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast import _cpu, descent
+from dlnfast import _cpu
+from dlnfast._closure import growth
+from dlnfast._support import products
+from dlnfast._training import jobs
 
 PROGRAM = """
 import json
@@ -78,7 +80,7 @@ def test_levels_agree_on_whole_runs(monkeypatch, widths, dtype):
     weights = dln.gaussian(widths, scale=0.8, seed=2, dtype=dtype)
     runs = []
     for module in MODULES.values():
-        monkeypatch.setattr(descent, "core", module)
+        monkeypatch.setattr(jobs, "core", module)
         runs.append(dln.train(problem, weights, learning_rate=1.0, weight_decay=1e-3, momentum=0.5, steps=50))
     for run in runs[1:]:
         # Both runs carry their own rounding, so twice what one may be off.
@@ -100,8 +102,9 @@ def test_levels_agree_on_reduced_runs(monkeypatch, rank):
     weights = dln.orthogonal([80] * 4, scale=0.9, seed=rank)
     runs = []
     for module in MODULES.values():
-        monkeypatch.setattr(descent, "core", module)
-        monkeypatch.setattr(sys.modules["dlnfast.closure"], "core", module)
+        monkeypatch.setattr(jobs, "core", module)
+        monkeypatch.setattr(growth, "core", module)
+        monkeypatch.setattr(products, "core", module)
         runs.append(dln.train(problem, weights, learning_rate=2.0, steps=60, engine="reduced"))
     for run in runs[1:]:
         np.testing.assert_allclose(run.loss, runs[0].loss, rtol=2 * tolerance(np.float64, 80, 60))

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import Checkpoint, FolderInUseError, _locks
-from dlnfast._locks import LOCK, FolderLock
-from dlnfast.checkpoint import RunFolder, State
+from dlnfast import Checkpoint, FolderInUseError
+from dlnfast._support import locks as _locks
+from dlnfast._support.checkpoint import RunFolder, State
+from dlnfast._support.locks import LOCK, FolderLock
 
 HOLD = """
 import sys, time

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 from dlnfast import Problem, measures, reference, theory
-from dlnfast._errors import ShapeError
+from dlnfast._support.errors import ShapeError
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast._dispatch import core
-from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from dlnfast._support.dispatch import core
+from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 WIDE = 10**7  # a layer of so many rows and columns would take 800 terabytes
 

@@ -11,11 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
 
-from dlnfast import data as data_module
-from dlnfast import problem as problem_module
-from dlnfast._errors import ShapeError
-from dlnfast.data import gram_resolution, one_hot
-from dlnfast.problem import LowRank, Problem, classification, low_rank_recovery
+from dlnfast._problem import data as data_module
+from dlnfast._problem import standard
+from dlnfast._problem.data import gram_resolution, one_hot
+from dlnfast._problem.low_rank import LowRank
+from dlnfast._problem.problem import Problem
+from dlnfast._problem.standard import classification, low_rank_recovery
+from dlnfast._support.errors import ShapeError
 
 F64 = np.float64
 METHODS = ["zca", "pca", "cholesky"]
@@ -785,7 +787,7 @@ def test_large_recovery_has_the_law_of_the_small_one(monkeypatch):
         return np.hstack([singular_values, singular_values**2, corners, corners**2])
 
     small = draws()
-    monkeypatch.setattr(problem_module, "_DENSE_RECOVERY_DIM", 0)
+    monkeypatch.setattr(standard, "_DENSE_RECOVERY_DIM", 0)
     large = draws()
     # The sign of a column of U is a convention: only its square has a law.
     compared = [i for i in range(small.shape[1]) if i != 8]

@@ -85,7 +85,7 @@ def test_older_layouts(tmp_path, folder, name, separator):
 
 
 def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("dlnfast.datasets._TEXT_BYTES", 10)
+    monkeypatch.setattr("dlnfast._datasets.ratings._TEXT_BYTES", 10)
     (tmp_path / "ratings.csv").write_text(csv())
     assert_is_small_set(dln.load_movielens(tmp_path))
     (tmp_path / "ratings.csv").write_text(csv() + "1,2\n")

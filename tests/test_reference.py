@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 from dlnfast import reference
-from dlnfast._errors import AssumptionError
+from dlnfast._support.errors import AssumptionError
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast.svd_tracker import DEFAULTS
+from dlnfast._tracking.svd_tracker import DEFAULTS
 
 
 def exact(W):

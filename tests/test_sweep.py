@@ -24,9 +24,9 @@ import pytest
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast._threads import available_cores
-from dlnfast.sections import SpecError
-from dlnfast.sweep import _environment, _LocalProcesses
+from dlnfast._config.schema import SpecError
+from dlnfast._config.sweep import _environment, _LocalProcesses
+from dlnfast._support.threads import available_cores
 
 BENCH = Path(__file__).parent.parent / "bench"
 DIM, STEPS = 12, 60
@@ -299,7 +299,7 @@ def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
     ],
 )
 def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path, monkeypatch):
-    from dlnfast import _sweep_worker
+    from dlnfast._config import sweep_worker as _sweep_worker
 
     def failing(*arguments, **settings):
         raise error
@@ -334,7 +334,7 @@ def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
 
 
 def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
-    from dlnfast import sweep as module
+    from dlnfast._config import sweep as module
 
     def failing(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")

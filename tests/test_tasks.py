@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlnfast.tasks import TASKS, TextTask, load_task
+from dlnfast._datasets.text import TASKS, TextTask, load_task
 
 # Folder, file of the development split, header, one row, and what is to come out: first, second, target.
 GLUE = {

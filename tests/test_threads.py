@@ -18,7 +18,7 @@ import test_core_arguments as core_arguments
 from tolerances import tolerance
 
 import dlnfast as dln
-from dlnfast._dispatch import core as chosen_core
+from dlnfast._support.dispatch import core as chosen_core
 
 #: For programs with more threads at work than cores: members of a team that wait do not hold a core.
 PATIENT = {"OMP_WAIT_POLICY": "passive"}

@@ -16,14 +16,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from torch import nn  # noqa: E402
 
 from dlnfast import measures  # noqa: E402
-from dlnfast._errors import ShapeError  # noqa: E402
-from dlnfast.torch import (  # noqa: E402
-    ClassStatistics,
-    RidgeProbes,
-    SGDProbes,
-    layer_outputs,
-    measure_layers,
-)
+from dlnfast._support.errors import ShapeError  # noqa: E402
+from dlnfast.torch import ClassStatistics, RidgeProbes, SGDProbes, layer_outputs, measure_layers  # noqa: E402
 
 # ------------------------------------------------------------------------------------------ layer outputs
 

@@ -13,7 +13,7 @@ from tolerances import tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
-from dlnfast._errors import DivergedError, ShapeError  # noqa: E402
+from dlnfast._support.errors import DivergedError, ShapeError  # noqa: E402
 from dlnfast.torch import ClassStatistics, RidgeProbes, SGDProbes  # noqa: E402
 
 

@@ -20,10 +20,10 @@ from tolerances import tolerance  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
-from dlnfast.descent import Request  # noqa: E402
+from dlnfast._training.request import Request  # noqa: E402
+from dlnfast._trajectory.states import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
-from dlnfast.trajectory import COLUMNS  # noqa: E402
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("PyTorch has no Gloo here", allow_module_level=True)

@@ -17,7 +17,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast.trajectory import FORMAT_VERSION
+from dlnfast._trajectory.trajectory import FORMAT_VERSION
 
 F64 = np.float64
 DIM, RANK, CLASSES = 12, 3, 4

@@ -6,26 +6,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
-from ._errors import AssumptionError, CopyWarning, DivergedError, FolderInUseError, ShapeError
-from ._threads import build_info, set_num_threads
+from ._closure.certificate import Certificate, Family
+from ._closure.closure import Closure, closure
+from ._completion.compress import CompressedNetwork, compress
+from ._completion.estimator import MatrixCompletion
+from ._completion.train_compressed import compressed_weights, train_compressed
+from ._config.sweep import SweepGrid, SweepResults, sweep
+from ._datasets.cifar10 import load_cifar10
+from ._datasets.images import load_fashion_mnist
+from ._datasets.ratings import Ratings, load_movielens
+from ._problem.data import one_hot
+from ._problem.low_rank import LowRank
+from ._problem.observations import Completion, Sensing
+from ._problem.problem import Problem
+from ._problem.standard import classification, low_rank_completion, low_rank_recovery, low_rank_sensing
+from ._problem.statistics import SufficientStatistics
+from ._support.checkpoint import Checkpoint
+from ._support.errors import AssumptionError, CopyWarning, DivergedError, FolderInUseError, ShapeError
+from ._support.threads import build_info, set_num_threads
+from ._tracking.svd_tracker import SVDTracker, TrackerRecord
+from ._training.batch import Batch, train_batch
+from ._training.rates import Adaptive
+from ._training.train import resume, train
+from ._trajectory.export import export
+from ._trajectory.load import load
+from ._trajectory.trajectory import Trajectory
 from ._version import __version__
-from .batch import Batch, train_batch
-from .checkpoint import Checkpoint
-from .closure import Certificate, Closure, Family, closure
-from .completion import Completion, Sensing, low_rank_completion, low_rank_sensing
-from .compressed import compressed_weights, train_compressed
-from .compression import CompressedNetwork, compress
-from .data import one_hot
-from .datasets import Ratings, load_cifar10, load_fashion_mnist, load_movielens
-from .descent import Adaptive, gradients, resume, train
-from .estimator import MatrixCompletion
-from .export import export
-from .initial import aligned, gaussian, orthogonal, uniform
-from .problem import LowRank, Problem, classification, low_rank_recovery
-from .statistics import SufficientStatistics
-from .svd_tracker import SVDTracker, TrackerRecord
-from .sweep import SweepGrid, SweepResults, sweep
-from .trajectory import Trajectory, load
+from ._weights.gradients import gradients
+from ._weights.initial import aligned, gaussian, orthogonal, uniform
 
 if TYPE_CHECKING:
     from . import figures, plots, torch

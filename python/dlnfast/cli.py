@@ -15,19 +15,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from . import figures, finetuning, runs, spec
-from ._arrays import check_count
-from ._errors import DivergedError, FolderInUseError
-from ._threads import build_info
+from . import figures
+from ._config import finetuning, runs, spec
+from ._config.finetuning_runs import run_grid
+from ._config.runs import PACKAGES, environment, version, write_json
+from ._config.sweep import SweepGrid, sweep
+from ._support.arrays import check_count
+from ._support.errors import DivergedError, FolderInUseError
+from ._support.files import naming_damage, placing, write_text_whole
+from ._support.threads import build_info
+from ._training.train import resume, train
+from ._trajectory.export import export
+from ._trajectory.trajectory import Trajectory
 from ._version import __version__
 from .benchmarks import cases, record, tables
 from .benchmarks.peers import PEERS
-from .descent import resume, train
-from .export import export
-from .files import naming_damage, placing, write_text_whole
-from .runs import PACKAGES, environment, version, write_json
-from .sweep import SweepGrid, sweep
-from .trajectory import Trajectory
 
 __all__ = ["main"]
 
@@ -544,7 +546,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments, grid.sections["output"]["directory"])
     results = finetuning.Results(folder / "results.jsonl")
     if not arguments.table:
-        finetuning.run_grid(grid, results, progress=True, report=print)
+        run_grid(grid, results, progress=True, report=print)
     rows = finetuning.summarise(results.of(grid))
     if not rows:
         return _complain(f"{results.path} holds no run of this grid", 1)

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import reference as plain
-from ._arrays import (
+from ._problem.problem import Problem, check_problem
+from ._support.arrays import (
     FloatArray,
     as_array,
     as_list,
@@ -26,8 +27,7 @@ from ._arrays import (
     frobenius_norm,
     random_generator,
 )
-from ._errors import ShapeError
-from .problem import Problem, check_problem
+from ._support.errors import ShapeError
 
 __all__ = [
     "SubspaceCosine",

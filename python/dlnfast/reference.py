@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ._arrays import FloatArray as Array
-from ._errors import AssumptionError
+from ._support.arrays import FloatArray as Array
+from ._support.errors import AssumptionError
 
 Value = TypeVar("Value", float, Array)
 

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import reference as plain
-from ._arrays import (
+from ._problem.low_rank import LowRank, as_dense
+from ._problem.problem import Problem, check_problem
+from ._support.arrays import (
     FloatArray,
     as_array,
     as_list,
@@ -26,8 +28,7 @@ from ._arrays import (
     per_layer,
     scale_of,
 )
-from ._errors import AssumptionError, ShapeError
-from .problem import LowRank, Problem, as_dense, check_problem
+from ._support.errors import AssumptionError, ShapeError
 
 __all__ = [
     "FirstOrderSplit",

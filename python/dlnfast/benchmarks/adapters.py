@@ -8,12 +8,10 @@ import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from . import record
-
-if TYPE_CHECKING:
-    from .cases import Options
+from .options import Options
 
 _RANK: Final = 8
 #: Samples and tokens of a batch.

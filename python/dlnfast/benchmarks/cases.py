@@ -14,23 +14,24 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import batch as batches
-from .. import descent
-from .._threads import available_cores
-from ..files import parsed_object, read_text
-from ..initial import orthogonal
-from ..problem import low_rank_recovery
+from .._problem.standard import low_rank_recovery
+from .._support.files import parsed_object, read_text
+from .._support.threads import available_cores
+from .._training import batch as batches
+from .._training.train import train
+from .._weights.initial import orthogonal
 from . import adapters, completion, networks, ratings, record, sweeps, tracking
 from .adapters import adapter_setup, adapter_steps
 from .networks import tracked_training
-from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
+from .options import Options
+from .peers import ON_SAMPLES, Setting, build, check_agreement
 
 __all__ = [
     "CASES",
@@ -56,20 +57,6 @@ _TRIAD: Final = 2**24
 _CHUNK: Final = 2**15
 #: Its memory is not measured: the process holds the compiler's too.
 _WITHOUT_MEMORY: Final = "torch-compile"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How long to measure and whom: rounds, smaller sizes and shorter turns, keys of `PEERS`."""
-
-    repeats: int = 5
-    quick: bool = False
-    peers: tuple[str, ...] = tuple(PEERS)
-
-    @property
-    def turn(self) -> float:
-        """Seconds that a peer steps in each round, at least."""
-        return 0.02 if self.quick else 0.25
 
 
 # --------------------------------------------------------------------------------------------------
@@ -517,7 +504,7 @@ def reduced_step(options: Options) -> dict[str, Any]:
 
             def run(n: int, problem: Any = problem, weights: Any = weights) -> None:
                 rate = 1e-3 / problem.loss_scale
-                descent.train(
+                train(
                     problem,
                     weights,
                     learning_rate=rate,
@@ -607,7 +594,7 @@ def batch(options: Options) -> dict[str, Any]:
         def one_by_one(problems: Any = each_problem, starts: Any = each_start, rates: Any = rates) -> None:
             losses["loop"] = np.stack(
                 [
-                    descent.train(p, w, engine="reduced", learning_rate=rate, **common).loss
+                    train(p, w, engine="reduced", learning_rate=rate, **common).loss
                     for p, w, rate in zip(problems, starts, rates, strict=True)
                 ]
             )

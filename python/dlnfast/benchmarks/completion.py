@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .. import compressed, descent
-from ..completion import Observations, low_rank_completion, low_rank_sensing
-from ..initial import orthogonal
-from ..problem import low_rank_recovery
+from .._completion import train_compressed as compressed
+from .._problem.observations import Observations
+from .._problem.standard import low_rank_completion, low_rank_recovery, low_rank_sensing
+from .._training.train import train
+from .._weights.initial import orthogonal
 from . import record
+from .options import Options
 
 if TYPE_CHECKING:
-    from ..trajectory import Trajectory
-    from .cases import Options
+    from .._trajectory.trajectory import Trajectory
 
 
 def _apart(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
@@ -47,7 +48,7 @@ def factorisation(options: Options) -> dict[str, Any]:
     weights = orthogonal([dim] * 4, 1e-3, 0)
     rate = 1e3 * (dim / 1000) ** 2  # c eta is that of d = 1000
     settings: dict[str, Any] = {"learning_rate": rate, "steps": steps, "record_every": steps // 200}
-    run, seconds = _timed(lambda: descent.train(wide, weights, **settings), options.repeats)
+    run, seconds = _timed(lambda: train(wide, weights, **settings), options.repeats)
     fallen = int(np.argmax(run.loss < 1e-12 * run.loss[0])) if run.loss[-1] < 1e-12 * run.loss[0] else -1
     print(
         f"d = {dim}, r = {rank}, L = 3, eps = 1e-3, step {rate:g}: {steps} steps by the {run.engine} engine "
@@ -59,9 +60,9 @@ def factorisation(options: Options) -> dict[str, Any]:
     # From the plateau to the end: with this power of d the number of steps stays alike.
     steps = 500 if options.quick else 25_000
     settings = {"learning_rate": 1e3 * (full_dim / 1000) ** 1.5, "steps": steps, "record_every": steps // 20}
-    reduced = descent.train(narrow, start, engine="reduced", **settings)
+    reduced = train(narrow, start, engine="reduced", **settings)
     full, full_seconds = _timed(
-        lambda: descent.train(
+        lambda: train(
             narrow, start, engine="dense", singular_values=None, weights_every=steps // 20, **settings
         )
     )
@@ -165,7 +166,7 @@ def _distance(options: Options) -> list[dict[str, Any]]:
         "singular_values": None,
         "weights_every": max(steps // 40, 1),
     }
-    full, full_seconds = _timed(lambda: descent.train(problem, weights, **common))
+    full, full_seconds = _timed(lambda: train(problem, weights, **common))
     norm = float(np.linalg.norm(problem.truth.s))  # type: ignore[union-attr]
     rows = []
     print(f"d = {dim}, full and compressed, {steps} steps (full: {full_seconds:.1f} s)")
@@ -208,7 +209,7 @@ def _alpha(options: Options) -> list[dict[str, Any]]:
         )
 
     jobs: dict[str, Callable[[], Trajectory]] = {
-        "full": lambda: descent.train(problem, weights, **common),
+        "full": lambda: train(problem, weights, **common),
         "alpha = 1": lambda: narrow(1.0),
         "alpha = 5": lambda: narrow(5.0),
     }
@@ -239,7 +240,7 @@ def sensing(options: Options) -> dict[str, Any]:
     weights = orthogonal([dim] * 4, 1e-2, 0)
     rate = 20.0
     common: dict[str, Any] = {"learning_rate": rate, "record_every": steps, "singular_values": None}
-    full, full_seconds = _timed(lambda: descent.train(problem, weights, steps=full_steps, **common))
+    full, full_seconds = _timed(lambda: train(problem, weights, steps=full_steps, **common))
     rows: list[dict[str, Any]] = [{"what": "full", "seconds": full_seconds, "steps": full_steps}]
     for name, changes in (
         ("gamma = 0", {"outer": 0.0}),

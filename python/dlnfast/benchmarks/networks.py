@@ -6,12 +6,10 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from . import record
-
-if TYPE_CHECKING:
-    from .cases import Options
+from .options import Options
 
 #: Steps of the optimizer from record to record, and singular values of each matrix.
 _EVERY: Final = 10

@@ -21,12 +21,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import descent
-from .._errors import AssumptionError
-from ..implicit import ImplicitWeights
-from ..initial import orthogonal
-from ..problem import LowRank, Problem
-from ..trajectory import Trajectory
+from .._problem.low_rank import LowRank
+from .._problem.problem import Problem
+from .._support.errors import AssumptionError
+from .._training.request import Callback
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
+from .._weights.implicit import ImplicitWeights
+from .._weights.initial import orthogonal
 from .record import PAUSE
 
 __all__ = ["LABELS", "ON_SAMPLES", "PEERS", "Peer", "Setting", "build", "check_agreement"]
@@ -615,8 +617,8 @@ def _engine(engine: str, setting: Setting, n_threads: int = 0) -> Peer:
     else:
         weights = orthogonal(setting.widths, setting.scale, implicit=True)
 
-    def run(steps: int, n: int, callback: descent.Callback | None = None) -> Trajectory:
-        return descent.train(
+    def run(steps: int, n: int, callback: Callback | None = None) -> Trajectory:
+        return train(
             problem,
             weights,
             learning_rate=setting.learning_rate,

@@ -18,16 +18,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..datasets import load_movielens
-from ..estimator import Entries, MatrixCompletion, fit_biases
-
-if TYPE_CHECKING:
-    from .cases import Options
+from .._completion.entries import Entries, fit_biases
+from .._completion.estimator import MatrixCompletion
+from .._datasets.ratings import load_movielens
+from .options import Options
 
 __all__ = ["ratings"]
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .._threads import available_cores
-from ..runs import version
+from .._config.runs import version
+from .._support.threads import available_cores
 
 __all__ = [
     "CAPS",

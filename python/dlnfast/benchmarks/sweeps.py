@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from .._threads import available_cores
-from ..sweep import SweepGrid, sweep
-
-if TYPE_CHECKING:
-    from .cases import Options
+from .._config.sweep import SweepGrid, sweep
+from .._support.threads import available_cores
+from .options import Options
 
 __all__ = ["usage"]
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .. import descent
-from .._arrays import FloatArray
-from ..initial import aligned, gaussian, orthogonal
-from ..problem import Problem, classification, low_rank_recovery
-from ..svd_tracker import SVDTracker
+from .._problem.problem import Problem
+from .._problem.standard import classification, low_rank_recovery
+from .._support.arrays import FloatArray
+from .._tracking.svd_tracker import SVDTracker
+from .._training.train import train
+from .._weights.initial import aligned, gaussian, orthogonal
 from ..theory import stability_threshold
 from . import record
+from .options import Options
 
 if TYPE_CHECKING:
-    from ..trajectory import Trajectory
-    from .cases import Options
+    from .._trajectory.trajectory import Trajectory
 
 _Array = npt.NDArray[np.float64]
 
@@ -53,7 +54,7 @@ def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], T
     }
 
     def run(problem: Problem, weights: list[FloatArray], **changes: Any) -> Callable[[], Trajectory]:
-        return lambda: descent.train(problem, weights, **(common | changes))
+        return lambda: train(problem, weights, **(common | changes))
 
     three, narrow = [dim] * 4, [dim] * 3 + [5]
     yield "orthogonal", run(square, orthogonal(three, 0.5, seed))
@@ -166,8 +167,8 @@ def bounds(options: Options) -> dict[str, Any]:
     rows = []
     for dim, steps, every, n_seeds in sizes:
         for seed in range(n_seeds):
-            for name, train in _runs(dim, steps, seed):
-                rows.append(_count_run(name, train(), every))
+            for name, run in _runs(dim, steps, seed):
+                rows.append(_count_run(name, run(), every))
             for name, matrix in _matrices(dim, steps, seed):
                 count = _Count(name, dim)
                 tracker = SVDTracker(k=16)
@@ -325,7 +326,7 @@ def share(options: Options) -> dict[str, Any]:
             every: int = every,
             changes: dict[str, Any] = changes,
         ) -> Trajectory:
-            return descent.train(
+            return train(
                 problem,
                 weights,
                 learning_rate="auto",

@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from .._arrays import check_choice, check_count, check_scale
+from .._support.arrays import check_choice, check_count, check_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .._errors import DivergedError
-    from ..completion import Observations
-    from ..trajectory import Trajectory
+    from .._problem.observations import Observations
+    from .._support.errors import DivergedError
+    from .._trajectory.trajectory import Trajectory
 
 __all__ = [
     "FIGURES",
@@ -136,7 +136,8 @@ def run_until(error: DivergedError) -> Trajectory:
     """Return the run that ended in an error, or raise that where nothing was recorded."""
     if error.trajectory is None:
         raise error
-    return error.trajectory
+    run: Trajectory = error.trajectory
+    return run
 
 
 def alike_rate(rate: float, dim: int, published: int = 1000) -> float:

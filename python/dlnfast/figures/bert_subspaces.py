@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .. import measures
-from .._arrays import check_count
+from .._datasets.text import TASKS, load_task
+from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
-from ..tasks import TASKS, load_task
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .._arrays import FloatArray, check_count
-from .._errors import DivergedError
-from ..completion import Completion, low_rank_completion
-from ..compressed import train_compressed
-from ..descent import train
-from ..initial import orthogonal
+from .._completion.train_compressed import train_compressed
+from .._problem.observations import Completion
+from .._problem.standard import low_rank_completion
+from .._support.arrays import FloatArray, check_count
+from .._support.errors import DivergedError
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
+from .._weights.initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
-from ..trajectory import Trajectory
 from . import Clock, Result, alike_rate, errors_at_records, run_until, setting
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .. import finetuning
+from .._config import finetuning
+from .._config.finetuning_runs import run_grid
+from .._datasets.text import TASKS
 from ..plots import COLOURS, LineDisplay, RankDisplay
-from ..tasks import TASKS
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below
 
@@ -94,7 +95,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         folder.mkdir(parents=True, exist_ok=True)
         results = finetuning.Results(folder / "results.jsonl")
         first = _grid(settings, settings.examples, (settings.rank,))
-        finetuning.run_grid(first, results, progress=progress)
+        run_grid(first, results, progress=progress)
         rows = _rows(first, results)
         fewest = min(settings.examples)
         wide = []
@@ -103,7 +104,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
                 row.learning_rate for row in rows if row.method == method and row.n_examples == fewest
             )
             grid = _grid(settings, (fewest,), settings.ranks, method, rate)
-            finetuning.run_grid(grid, results, progress=progress)
+            run_grid(grid, results, progress=progress)
             wide += _rows(grid, results)
     displays: dict[str, LineDisplay | RankDisplay] = {
         "examples": _over(rows, "n_examples", settings.examples, "training samples", PUBLISHED),

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import measures, theory
-from .._arrays import check_count
-from ..descent import train
+from .._problem.problem import Problem
+from .._support.arrays import check_count
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
 from ..plots import BifurcationDisplay, LineDisplay, LossDisplay
-from ..problem import Problem
-from ..trajectory import Trajectory
 from . import Result, setting
 
 if TYPE_CHECKING:

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .._arrays import FloatArray, check_count, random_generator
+from .._problem.low_rank import LowRank
+from .._problem.problem import Problem
+from .._problem.standard import low_rank_recovery
+from .._support.arrays import FloatArray, check_count, random_generator
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
+from .._weights.implicit import ImplicitWeights
+from .._weights.initial import orthogonal
 from ..benchmarks.cases import format_seconds
-from ..descent import train
-from ..implicit import ImplicitWeights
-from ..initial import orthogonal
 from ..plots import PathDisplay, SeriesDisplay
-from ..problem import LowRank, Problem, low_rank_recovery
-from ..trajectory import Trajectory
 from . import Clock, Result, alike_rate, setting
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import measures, theory
-from .._arrays import check_count, check_scale, random_generator
-from ..data import one_hot
-from ..descent import train
-from ..initial import orthogonal
+from .._problem.data import one_hot
+from .._problem.problem import Problem
+from .._support.arrays import check_count, check_scale, random_generator
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
+from .._weights.initial import orthogonal
 from ..plots import COLOURS, CompressionDisplay, DiscriminationDisplay, LineDisplay
-from ..problem import Problem
-from ..trajectory import Trajectory
 from . import Result, setting
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .._arrays import check_count
+from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
 from ._claims import Claim, as_numbers, falls_geometrically, rises_then_saturates, write_below

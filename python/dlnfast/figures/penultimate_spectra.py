@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .. import measures
-from .._arrays import check_count
+from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay, SingularValueDisplay
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import initial, theory
-from .._arrays import FloatArray, check_count
-from ..descent import train
+from .. import theory
+from .._problem.standard import classification
+from .._support.arrays import FloatArray, check_count
+from .._training.train import train
+from .._weights import initial
 from ..plots import COLOURS, CompressionDisplay
-from ..problem import classification
 from . import Result, setting
 
 if TYPE_CHECKING:

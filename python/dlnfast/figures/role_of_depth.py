@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .._arrays import check_count
+from .._support.arrays import check_count
 from ..plots import LineDisplay, linear_fit
 from . import Result, setting
 from ._claims import Claim, as_numbers, write_below

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .._arrays import (
-    LARGEST_COUNT,
-    check_count,
-)
+from .._support.arrays import LARGEST_COUNT, check_count
 from ..benchmarks import cases
 from ..benchmarks.peers import LABELS, PEERS
 from . import Result, setting

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .._arrays import check_count
-from .._errors import DivergedError
+from .._completion.train_compressed import train_compressed
+from .._problem.standard import low_rank_sensing
+from .._support.arrays import check_count
+from .._support.errors import DivergedError
+from .._training.train import train
+from .._weights.initial import orthogonal
 from ..benchmarks.cases import format_seconds
-from ..completion import low_rank_sensing
-from ..compressed import train_compressed
-from ..descent import train
-from ..initial import orthogonal
 from ..plots import COLOURS, SeriesDisplay
 from . import Clock, Result, errors_at_records, run_until, setting
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from .. import theory
-from .._arrays import check_count, random_generator
-from ..descent import train
-from ..initial import orthogonal
+from .._problem.low_rank import LowRank
+from .._problem.problem import Problem
+from .._problem.standard import low_rank_recovery
+from .._support.arrays import check_count, random_generator
+from .._training.train import train
+from .._trajectory.trajectory import Trajectory
+from .._weights.initial import orthogonal
 from ..plots import AngleDisplay, SingularValueDisplay
-from ..problem import LowRank, Problem, low_rank_recovery
-from ..trajectory import Trajectory
 from . import Result, setting
 
 if TYPE_CHECKING:

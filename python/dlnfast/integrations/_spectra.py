@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .._trajectory.trajectory import Trajectory
 from ..torch.layers import LayerChoice
 from ..torch.track import Of, SpectralTracker, track
-from ..trajectory import Trajectory
 
 
 class Spectra:

@@ -36,7 +36,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftT
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .._arrays import check_choice, check_count, check_scale, random_generator
+from .._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..torch._names import canonical_name, named_layers
 from ..torch._weight_use import WeightUse, find_weight_use
 from ..torch.deep_lora.files import expression_for

@@ -22,8 +22,8 @@ except ModuleNotFoundError as error:
 
 import torch
 
-from .._arrays import check_path
-from ..files import replacing
+from .._support.arrays import check_path
+from .._support.files import replacing
 from ..torch.layers import LayerChoice
 from ._spectra import Spectra
 

@@ -8,7 +8,7 @@ import itertools
 from torch import nn
 
 from .. import measures
-from .._errors import ShapeError
+from .._support.errors import ShapeError
 from .layers import LayerChoice, weight_matrices
 from .operators import host_matrix
 

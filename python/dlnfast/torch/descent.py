@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import widths_of
-from .._dispatch import core, is_forked
-from ..descent import DenseJob, Request
-from ..svd_tracker import DEFAULTS, SVDTracker
-from ..trajectory import LayerTracking, tracking_rows
+from .._support.arrays import widths_of
+from .._support.dispatch import core, is_forked
+from .._tracking.svd_tracker import DEFAULTS, SVDTracker
+from .._training.jobs import DenseJob
+from .._training.request import Request
+from .._trajectory.states import LayerTracking, tracking_rows
 from ._rule import Rule
 from .operators import DeviceMatrix, frobenius_norm
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from .._arrays import check_choice, check_count
-from .._errors import ShapeError
+from .._support.arrays import check_choice, check_count
+from .._support.errors import ShapeError
 from ._names import unwrapped
 from ._reading import state_kept
 from .layers import PENULTIMATE, LayerChoice, select_modules

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,14 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .._arrays import check_choice, check_count, check_scale
-from .._errors import DivergedError
-from .._optional import imported
-from ..finetuning import METHODS
-from ..progress import ProgressBar
-from ..tasks import TextTask
+from .._config.finetuning import Outcome, Run
+from .._datasets.text import TextTask
+from .._support.arrays import check_count
+from .._support.errors import DivergedError
+from .._support.optional import imported
+from .._support.progress import ProgressBar
 from .deep_lora import DeepLoRA
-from .deep_lora.layers import INITS
 from .layers import LayerChoice, weight_matrices
 from .updates import adapter_updates
 
@@ -37,91 +35,6 @@ __all__ = ["FineTuning", "Outcome", "Run", "find_model"]
 
 #: Samples whose predictions are computed at a time.
 _EVALUATED_AT_ONCE: Final = 64
-
-
-@dataclass(frozen=True)
-class Run:
-    """The settings of one training.
-
-    Attributes
-    ----------
-    method : {"lora", "deep-lora"}
-        "lora": PEFT's, with alpha = r, as Deep LoRA has no such factor either.
-    rank : int
-        r.
-    n_examples : int
-        Training samples, drawn without replacement; runs of one seed share them, their order and the head.
-    seed : int
-    learning_rate : float
-        Of AdamW, falling linearly to `final_rate` of it.
-    steps, batch_size : int
-    final_rate : float
-    epsilon : float
-        Of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` of the weight's: far below
-        epsilon they start late.
-    depth, scale, init, outer
-        Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
-    train_head : bool
-        Whether the new head is trained along.
-    """
-
-    method: str
-    rank: int
-    n_examples: int
-    seed: int
-    learning_rate: float
-    steps: int
-    batch_size: int = 16
-    final_rate: float = 0.1
-    epsilon: float = 1e-8
-    depth: int = 3
-    scale: float = 1e-3
-    init: str = "gradient"
-    outer: float = 1e-2
-    train_head: bool = True
-
-    def __post_init__(self) -> None:
-        """Check what the parts that take the settings would not name."""
-        check_choice(self.method, "method", METHODS)
-        for name in ("rank", "n_examples", "steps", "batch_size"):
-            check_count(getattr(self, name), name)
-        check_count(self.seed, "seed", minimum=0)
-        check_count(self.depth, "depth", minimum=2, maximum=5)
-        check_choice(self.init, "init", INITS)
-        for name in ("learning_rate", "final_rate", "epsilon", "scale", "outer"):
-            check_scale(getattr(self, name), name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings; those of Deep LoRA for that method only."""
-        values = asdict(self)
-        if self.method == "lora":
-            for name in ("depth", "scale", "init", "outer"):
-                del values[name]
-        return values
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a run.
-
-    Attributes
-    ----------
-    scores : dict of str to float
-        The task's metric on every part that is evaluated.
-    loss : list of float
-        Training loss at every step, on its batch.
-    n_parameters : int
-        Trained numbers, those of the head included.
-    ranks : dict of str to int
-        Of the update of each layer: singular values above 1 % of the largest of all layers.
-    seconds : float
-    """
-
-    scores: dict[str, float]
-    loss: list[float]
-    n_parameters: int
-    ranks: dict[str, int]
-    seconds: float
 
 
 def find_model(name: str) -> str:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .._arrays import check_count, check_scale
-from .._errors import DivergedError
-from ..progress import ProgressBar
+from .._support.arrays import check_count, check_scale
+from .._support.errors import DivergedError
+from .._support.progress import ProgressBar
 
 __all__ = ["Descent", "descend"]
 

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import check_choice, check_count
-from ..datasets import load_cifar10, load_fashion_mnist
+from .._datasets.cifar10 import load_cifar10
+from .._datasets.images import load_fashion_mnist
+from .._support.arrays import check_choice, check_count
 
 __all__ = ["Batches", "ImageData", "Samples", "load_images"]
 

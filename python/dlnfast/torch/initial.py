@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import initial as laws
-from .._arrays import FloatArray, check_choice, per_layer, random_generator
+from .._support.arrays import FloatArray, check_choice, per_layer, random_generator
+from .._weights import initial as laws
+from .._weights.widths import Scale
 from ._reading import computed_by
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
-Scale = laws.Scale
 LAWS: Final[dict[str, Any]] = {
     "orthogonal": laws.orthogonal,
     "gaussian": laws.gaussian,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import FloatArray, as_array
+from .._support.arrays import FloatArray, as_array
 
 #: Precisions in which singular values are computed; all others are read as float32.
 _EXACT: dict[torch.dtype, np.dtype[Any]] = {

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .._arrays import FloatArray, as_matrix, check_choice, check_count
+from .._support.arrays import FloatArray, as_matrix, check_choice, check_count
+from .._weights.widths import Scale
 from ._names import named_layers
 from ._reading import computed_by, read_weight
 from ._weight_use import find_weight_use
-from .initial import Scale, draw
+from .initial import draw
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

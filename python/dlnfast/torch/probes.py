@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 
-from .._arrays import check_count, check_scale
-from .._errors import DivergedError, ShapeError
+from .._support.arrays import check_count, check_scale
+from .._support.errors import DivergedError, ShapeError
 from .statistics import ClassStatistics, check_labels, exact_device
 
 #: What `layer_outputs` yields.

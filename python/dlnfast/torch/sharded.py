@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from .._arrays import FloatArray, as_array, check_count
-from .._errors import ShapeError
-from .._threads import build_info
+from .._support.arrays import FloatArray, as_array, check_count
+from .._support.errors import ShapeError
+from .._support.threads import build_info
 from .operators import exact, precision, to_device, to_host
 
 #: What a process puts in place of its own error where another one has failed.

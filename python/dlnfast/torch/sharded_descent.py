@@ -13,15 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._arrays import FloatArray
-from .._dispatch import core
-from .._errors import ShapeError
-from ..closure import Certificate
-from ..descent import Adaptive, Callback, PerLayer, Request, rates_at, run_job, with_caution
-from ..problem import LowRank, Problem
-from ..progress import ProgressBar
-from ..svd_tracker import SVDTracker, TrackerRecord, is_decomposed
-from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from .._closure.certificate import Certificate
+from .._problem.low_rank import LowRank
+from .._problem.problem import Problem
+from .._support.arrays import FloatArray
+from .._support.dispatch import core
+from .._support.errors import ShapeError
+from .._support.progress import ProgressBar
+from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from .._training.engines import with_caution
+from .._training.jobs import run_job
+from .._training.rates import Adaptive, PerLayer, rates_at
+from .._training.request import Callback, Request
+from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._trajectory.trajectory import Trajectory
 from ._rule import Rule
 from .descent import BREATH, exact_products
 from .operators import to_host

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from .. import measures
-from .._arrays import check_count
-from .._errors import ShapeError
+from .._support.arrays import check_count
+from .._support.errors import ShapeError
 from .operators import precision
 
 #: Rows that are collected at least before they are merged into the factor.

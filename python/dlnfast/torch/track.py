@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from .. import reference as plain
-from .._arrays import FloatArray, check_count, check_flag, check_scale
-from .._stored import naming_parts
-from .._threads import MAX_THREADS
-from ..closure import Certificate
-from ..factors import DenseMap, leading_factors
-from ..svd_tracker import (
+from .._closure.certificate import Certificate
+from .._problem.factors import DenseMap, leading_factors
+from .._support.arrays import FloatArray, check_count, check_flag, check_scale
+from .._support.stored import naming_parts
+from .._support.threads import MAX_THREADS
+from .._tracking.svd_tracker import (
     DEFAULTS,
     SVDTracker,
     TrackerRecord,
@@ -35,7 +35,8 @@ from ..svd_tracker import (
     is_decomposed,
     with_state_checksum,
 )
-from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
+from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._trajectory.trajectory import Trajectory
 from ._names import match_names
 from ._reading import computed_by, unreadable
 from ._steps import StepMonitor

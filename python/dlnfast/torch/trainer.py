@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._arrays import check_choice, check_count, check_scale
-from .._errors import DivergedError
-from ..files import is_of_the_machine, replacing
-from ..svd_tracker import check_state_checksum, with_state_checksum
+from .._support.arrays import check_choice, check_count, check_scale
+from .._support.errors import DivergedError
+from .._support.files import is_of_the_machine, replacing
+from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..._arrays import check_choice, check_count, check_scale, random_generator
-from ..._errors import ShapeError
+from ..._config.finetuning import INITS
+from ..._support.arrays import check_choice, check_count, check_scale, random_generator
+from ..._support.errors import ShapeError
 from ..layers import LayerChoice
 from ..updates import UpdateMatrix, thin_svd
 from . import files
 from .gradient import Loss, draw_frames, first_factors, leading_gradients
 from .layers import (
     CHILD,
-    INITS,
     Adapters,
     DeepFactors,
     Factors,

@@ -16,11 +16,12 @@ from typing import Any, Final, get_args
 import torch
 from torch import nn
 
-from ..._arrays import check_choice, check_count, check_scale
-from ..._errors import ShapeError
-from ..._optional import imported
-from ...files import naming_damage, placing, replacing
-from .layers import INITS, Factors, Kind, Target
+from ..._config.finetuning import INITS
+from ..._support.arrays import check_choice, check_count, check_scale
+from ..._support.errors import ShapeError
+from ..._support.files import naming_damage, placing, replacing
+from ..._support.optional import imported
+from .layers import Factors, Kind, Target
 
 _KEY: Final = "dlnfast.deep_lora"
 _CHECKSUM: Final = "dlnfast.sha256"

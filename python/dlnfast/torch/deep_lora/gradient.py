@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..._arrays import FloatArray
-from ...factors import LinearMap, leading_factors
-from ...initial import haar, joined, signed_q
-from ...problem import LowRank
+from ..._problem.factors import LinearMap, leading_factors
+from ..._problem.low_rank import LowRank
+from ..._support.arrays import FloatArray
+from ..._support.haar import haar, join_frames, signed_q
 from .._reading import state_kept
 from .layers import Factors, Target
 
@@ -79,8 +79,8 @@ def draw_frames(
     n_right = v.shape[1]
     image = haar(target.d_out, n_right, generator)
     n_left = rank - n_right
-    right = joined(v, generator.standard_normal((target.d_in, n_left)))
-    left = joined(image, u[:, :n_left])
+    right = join_frames(v, generator.standard_normal((target.d_in, n_left)))
+    left = join_frames(image, u[:, :n_left])
     return np.ascontiguousarray(right.T), left
 
 

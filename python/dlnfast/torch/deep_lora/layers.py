@@ -19,7 +19,6 @@ from ..layers import LayerChoice, WeightMatrix, find_weights
 
 Kind = Literal["linear", "inputs first", "embedding"]
 
-INITS: Final = ("gradient", "random", "full")
 #: Under this name the adapters of a layer are its submodule.
 CHILD: Final = "deep_lora"
 

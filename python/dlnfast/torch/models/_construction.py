@@ -11,9 +11,10 @@ from typing import Final
 import torch
 from torch import nn
 
-from ..._arrays import check_choice, check_count, per_layer
-from ..._errors import ShapeError
-from ..initial import LAWS, Scale, initialize_
+from ..._support.arrays import check_choice, check_count, per_layer
+from ..._support.errors import ShapeError
+from ..._weights.widths import Scale
+from ..initial import LAWS, initialize_
 from ..layers import weight_matrices
 
 Device = torch.device | str | None

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..._arrays import FloatArray, as_layers, widths_of
-from ...initial import check_widths
-from ...trajectory import Trajectory
-from ..initial import Scale
+from ..._support.arrays import FloatArray, as_layers, widths_of
+from ..._trajectory.trajectory import Trajectory
+from ..._weights.widths import Scale, check_widths
 from ..operators import exact
 from ._construction import Device, construction, flattened
 

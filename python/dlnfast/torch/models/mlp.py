@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..._arrays import check_choice, check_count
-from ...initial import check_widths
-from ..initial import Scale
+from ..._support.arrays import check_choice, check_count
+from ..._weights.widths import Scale, check_widths
 from ._construction import ACTIVATIONS, Device, construction, flattened, hidden_layer
 
 

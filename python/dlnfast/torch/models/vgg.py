@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import nn
 
-from ..._arrays import check_choice, check_count, check_scale
-from ..initial import Scale
+from ..._support.arrays import check_choice, check_count, check_scale
+from ..._weights.widths import Scale
 from ._construction import Device, check_images, construction, hidden_layer
 
 #: Convolutions of each stage; arXiv 1409.1556, table 1, configurations A, B, D, E.

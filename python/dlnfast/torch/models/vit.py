@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..._arrays import check_choice, check_count, check_scale
-from ..initial import Scale
+from ..._support.arrays import check_choice, check_count, check_scale
+from ..._weights.widths import Scale
 from ._construction import Device, check_images, construction
 
 #: arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Invariant subspaces of gradient descent, and the certificate of a run."""

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: MIT
+"""The invariant subspaces of gradient descent: found, certified, and the complement outside them.
+
+The active subspaces A_0 .. A_L are the smallest with
+
+    W_l(0) A_{l-1} in A_l,  W_l(0)^T A_l in A_{l-1},  Phi A_0 in A_L,  Phi^T A_L in A_0,  S A_0 in A_0 .
+
+Gradient descent and heavy ball keep them for ever. They are useful where they are small and where nothing
+but scalars happens outside: every layer acts on the complement as a multiple of an isometry, and these
+multiples follow scalar recursions. Cases 1 and 2 of Yaras et al., arXiv 2306.01154 (square layers with a
+target of rank r, or with a wide last layer) are two of the settings in which this holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .._problem.data import gram_resolution
+from .._problem.low_rank import LowRank
+from .._problem.problem import Problem, check_problem
+from .._support.arrays import FloatArray, check_scale, widths_of
+from .._support.products import multiply
+from .._weights.checks import check_initial
+from .._weights.implicit import ImplicitWeights
+from .certificate import Assumptions, Check, Family, Residuals, shorten
+from .complement import Outside, spans_outside
+from .conditions import (
+    SHAPE_REMEDY,
+    check_gram,
+    check_inclusions,
+    check_rotation,
+    check_rotation_outside,
+    check_shapes_outside,
+    check_target,
+    check_white,
+    check_widths,
+)
+from .growth import LARGEST_GROWTH, LEAST_LIMIT, Growth
+from .sampled import SampledBases
+
+#: ``engine="auto"`` takes the reduced engine when the active dimensions are at most this share of the width.
+LARGEST_SHARE = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class Closure:
+    """The active subspaces of a problem and its initial weights, and what is left outside them.
+
+    Attributes
+    ----------
+    dims : tuple of int
+        a_0 .. a_L.
+    bases : sequence of ndarray
+        A_l, d_l x a_l, orthonormal columns. Empty where the subspaces did not close.
+    cores : tuple of ndarray
+        ``A_l^T W_l(0) A_{l-1}``.
+    target : ndarray, shape (a_L, a_0)
+        ``A_L^T Phi A_0``.
+    input_gram : ndarray or None
+        ``A_0^T S A_0``; None where S = I.
+    input_factor, factor_target : ndarray or None
+        F and G with ``F F^T = A_0^T S A_0`` and ``G F^T = A_L^T Phi A_0``, of at most a_0 columns; None where
+        S = I.
+    families : tuple of Family
+        All of the rest.
+    residuals : Residuals or None
+        The certificate: what each of the five inclusions misses.
+    assumptions : Assumptions
+        The conditions, measured.
+    """
+
+    dims: tuple[int, ...]
+    bases: Sequence[FloatArray]
+    cores: tuple[FloatArray, ...]
+    target: FloatArray
+    input_gram: FloatArray | None
+    input_factor: FloatArray | None
+    factor_target: FloatArray | None
+    families: tuple[Family, ...]
+    residuals: Residuals | None
+    assumptions: Assumptions = field(repr=False)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a run inside these subspaces is exact."""
+        return self.assumptions.hold
+
+    def __repr__(self) -> str:
+        """Return the dimensions and whether they may be used."""
+        return f"Closure(dims={self.dims}, widths={self.assumptions.widths}, holds={self.holds})"
+
+    def report(self) -> str:
+        """Return in words which condition holds, by how much, and what to do where one does not."""
+        found = self.assumptions
+        if found.hold:
+            lines = [found.describe_dims()]
+        elif self.residuals is None:
+            lines = ["no small invariant subspaces were found"]
+        else:
+            lines = [f"subspaces of dimensions {shorten(self.dims)} were found, but a condition fails"]
+        for check in found.checks:
+            lines.append(f"{'holds' if check.holds else 'FAILS'}  {check.text}")
+            if not check.holds:
+                lines.append(f"       -> {check.remedy}")
+        if self.residuals is not None:
+            pairs = zip(Residuals._fields, self.residuals, strict=True)
+            lines.append("residuals: " + ", ".join(f"{name} {value:.1e}" for name, value in pairs))
+        for family in self.families:
+            law = f"coupled, s = {family.coupling:g}" if family.coupling else "weight decay only"
+            span = f"layers {family.first} to {family.last}"
+            lines.append(f"outside: multiplicity {family.multiplicity} in {span}, {law}")
+        if found.hold and found.expected_error > 0:
+            lines.append(f"expected relative error of a reduced run: {found.expected_error:.1e}")
+        return "\n".join(lines)
+
+
+def closure(
+    problem: Problem,
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights,
+    *,
+    largest_share: float = LARGEST_SHARE,
+) -> Closure:
+    """Find the active subspaces of a problem and its initial weights.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its target and input_gram.
+    weights : list of ndarray, or ImplicitWeights
+        ``W_1(0), .., W_L(0)``, all float64 or all float32; or their law, of which just what the closure
+        needs is revealed.
+    largest_share : float
+        Growth ends when an active dimension exceeds this share of the largest width. (``train`` with
+        ``engine="reduced"`` takes any share where only the rank of the target makes it large.)
+
+    Returns
+    -------
+    Closure
+        With ``holds`` False, and the reasons in ``report()``, where there is no small closure.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For layers that do not fit each other or the problem, and of two precisions.
+    ValueError
+        For a share that is not above 0.
+
+    Notes
+    -----
+    The seeds are the row and column spaces of Phi; every new direction is sent through the layer above, the
+    layer below (transposed) and S, and what is new in the images is added by a rank-revealing
+    orthogonalisation. A wide last layer, or a narrow first one, that is no multiple of an isometry is taken
+    in as a whole. 8 L d^2 a flops for active dimension a, no d x d temporary, no d x d decomposition.
+
+    Yaras et al., arXiv 2306.01154, Theorem 1; arXiv 2406.04112.
+
+    Examples
+    --------
+    >>> import dlnfast as dln
+    >>> problem = dln.low_rank_recovery(dim=30, rank=3)
+    >>> space = dln.closure(problem, dln.orthogonal([30] * 4))
+    >>> space.dims, space.holds
+    ((6, 6, 6, 6), True)
+    """
+    check_problem(problem)
+    share = check_scale(largest_share, "largest_share", strict=True)
+    return find_closure(problem, check_initial(weights, problem), largest_share=min(share, 1.0))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def find_closure(
+    problem: Problem,
+    weights: Sequence[FloatArray] | ImplicitWeights,
+    *,
+    largest_share: float = LARGEST_SHARE,
+) -> Closure:
+    """Return what `closure` does, of weights that were checked."""
+    if isinstance(weights, ImplicitWeights):
+        return _closure_of_law(problem, weights, largest_share)
+    widths = tuple(widths_of(weights))
+    limit = int(largest_share * max(widths))
+    if problem.rank_exceeds(limit):
+        return _not_closed(problem, weights, (0,) * len(widths), limit, rank_exceeds=True)
+    space = _attempt(problem, weights, limit, ())
+    if not space.holds and problem.gram_eigen is not None:
+        # Few samples: whatever S is, nothing leaves its range. To take all of it in is more than is needed
+        # where S has few eigenvalues, and less subject to rounding where it has many.
+        values, vectors = problem.gram_eigen
+        inputs = vectors[:, values > gram_resolution(problem.dim_in) * values[-1]]
+        if inputs.shape[1] <= limit:
+            second = _attempt(problem, weights, limit, inputs)
+            space = second if second.holds else space
+    return space
+
+
+def _attempt(problem: Problem, weights: Sequence[FloatArray], limit: int, inputs: npt.ArrayLike) -> Closure:
+    """Grow the subspaces from the target, and from `inputs` at the input, and see what is outside."""
+    growth = Growth(problem, weights, limit, np.asarray(inputs))
+    if not growth.closes():
+        return _not_closed(problem, weights, growth.dims, limit)
+    rest = Outside(problem, weights, growth)
+    for end in rest.ends_to_capture():
+        # A wide last layer, or a narrow first one, may be anything if it is active as a whole.
+        growth.capture(end)
+        if not growth.closes():
+            return _not_closed(problem, weights, growth.dims, limit)
+        rest = Outside(problem, weights, growth)
+    return _closed(problem, weights, growth.bases(), rest)
+
+
+def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float) -> Closure:
+    """Return the closure of layers that are revealed just as far as it needs: O(L r^3), at any width."""
+    widths = law.widths
+    checks = [check_widths(widths), check_white(problem)]
+    # Without a bulge only a high rank makes a closure large, and there is no dense engine to fall back to.
+    limit = int((1.0 if checks[0].holds else largest_share) * max(widths))
+    nothing = np.empty((0, 0), dtype=law.dtype)
+    dims: tuple[int, ...] = (0,) * len(widths)
+    if problem.input_gram is None and not problem.rank_exceeds(limit):
+        factors = problem.target_factors()
+        seeds = 2 * factors.rank
+        bound = min(limit, max(LARGEST_GROWTH * seeds, LEAST_LIMIT))
+        ends = [min(max(bound, d), max(bound, limit)) if d <= limit else bound for d in widths]
+        found = law.close(factors.V, factors.U, ends)
+        dims = found.dims
+        spans = spans_outside([d - a for d, a in zip(widths, dims, strict=True)], law.scales)
+        if found.closed and spans is not None:
+            last = len(law.scales)
+            families = tuple(
+                Family(first, end, m, float((first, end) == (1, last)), law.scales[first - 1 : end])
+                for first, end, m in spans
+            )
+            text = (
+                f"the layers are multiples of isometries by their law; {shorten(dims)} of {shorten(widths)}"
+            )
+            checks[0] = Check("shapes", 0.0, 0.0, f"widths {shorten(widths)}: no obstacle", SHAPE_REMEDY)
+            checks.append(check_target(problem, max(dims)))
+            checks.append(Check("closure", 0.0, 0.0, f"{text} dimensions are active", ""))
+            target = (found.left * factors.s) @ found.right.T
+            return Closure(
+                dims=dims,
+                bases=SampledBases(law, dims),
+                cores=tuple(
+                    np.ascontiguousarray(eps * core_, dtype=law.dtype)
+                    for eps, core_ in zip(law.scales, found.cores, strict=True)
+                ),
+                target=np.ascontiguousarray(target, dtype=law.dtype),
+                input_gram=None,
+                input_factor=None,
+                factor_target=None,
+                families=families,
+                residuals=None,
+                assumptions=Assumptions(tuple(checks), dims, widths),
+            )
+    checks.append(
+        Check(
+            name="closure",
+            measured=float(limit + 1),
+            limit=float(limit),
+            text=f"the active subspaces of widths {shorten(widths)} do not close within {limit} dimensions",
+            remedy="implicit layers need white inputs, a target of low rank and widths without a bulge: mend "
+            "what fails above, or draw the layers (implicit=False)",
+        )
+    )
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+
+
+def _closed(
+    problem: Problem, weights: Sequence[FloatArray], bases: list[FloatArray], rest: Outside
+) -> Closure:
+    growth = rest.growth
+    checks = [check_shapes_outside(rest), check_gram(problem, rest)]
+    checks += [check_rotation_outside(rest, layer) for layer in range(len(weights))]
+    cores = []
+    forward = backward = 0.0
+    for layer, weight in enumerate(weights):
+        below, above, norm = bases[layer], bases[layer + 1], growth.norms[layer] or 1.0
+        image = multiply(weight, below)
+        inside = above.T @ image
+        cores.append(np.ascontiguousarray(inside))
+        forward = max(forward, _outside(image, above, inside) / norm)
+        back = multiply(weight, above, transpose_a=True)
+        backward = max(backward, _outside(back, below, below.T @ back) / norm)
+    first, last = bases[0], bases[-1]
+    image, back = _times_target(problem, first), _times_target(problem, last, transpose=True)
+    target, size = last.T @ image, max(float(np.linalg.norm(image)), np.finfo(np.float64).tiny)
+    residuals = [_outside(image, last, target) / size, _outside(back, first, first.T @ back) / size]
+    gram = None
+    outside_gram = 0.0
+    if growth.gram is not None:
+        image = multiply(growth.gram, first)
+        gram = first.T @ image
+        outside_gram = _outside(image, first, gram) / growth.gram_norm
+        gram = np.ascontiguousarray((gram + gram.T) / 2)
+    found = Residuals(forward, backward, residuals[0], residuals[1], outside_gram)
+    dims, widths = growth.dims, tuple(growth.widths)
+    checks.append(check_target(problem, max(dims)))
+    checks.append(check_inclusions(found, growth.tolerance, dims, widths))
+    factor, factor_target = factors_within(problem, first, last)
+    return Closure(
+        dims=dims,
+        bases=tuple(bases),
+        cores=tuple(cores),
+        target=np.ascontiguousarray(target),
+        input_gram=gram,
+        input_factor=factor,
+        factor_target=factor_target,
+        families=rest.families(),
+        residuals=found,
+        assumptions=Assumptions(tuple(checks), dims, widths),
+    )
+
+
+def factors_within(
+    problem: Problem, first: FloatArray, last: FloatArray
+) -> tuple[FloatArray, FloatArray] | tuple[None, None]:
+    """Return what `Closure` calls input_factor and factor_target, of the bases A_0 and A_L."""
+    if problem.input_factor is None or problem.factor_target is None:
+        return None, None
+    factor, target = first.T @ problem.input_factor, last.T @ problem.factor_target
+    if factor.shape[1] > len(factor):
+        # W F - G has the norm of (W F - G) Q, but for what no W removes.
+        frame, triangle = np.linalg.qr(factor.T)
+        factor, target = triangle.T, target @ frame
+    dtype = first.dtype
+    return np.ascontiguousarray(factor, dtype=dtype), np.ascontiguousarray(target, dtype=dtype)
+
+
+def _not_closed(
+    problem: Problem,
+    weights: Sequence[FloatArray],
+    dims: tuple[int, ...],
+    limit: int,
+    rank_exceeds: bool = False,
+) -> Closure:
+    """Return a closure without bases, with every condition that is broken."""
+    widths = tuple(widths_of(weights))
+    checks = [check_widths(widths), check_white(problem)]
+    checks += [check_rotation(weight, layer) for layer, weight in enumerate(weights, start=1)]
+    checks.append(check_target(problem, limit, rank_exceeds))
+    reached = (
+        "the target's rank alone is beyond that" if rank_exceeds else f"{shorten(dims)} had been reached"
+    )
+    checks.append(
+        Check(
+            name="closure",
+            measured=float(max(*dims, limit + 1)),
+            limit=float(limit),
+            text=f"the active subspaces of widths {shorten(widths)} do not close within {limit} dimensions "
+            f"({reached})",
+            remedy='mend what fails above, if anything, take a target of lower rank, or use engine="dense"',
+        )
+    )
+    nothing = np.empty((0, 0), dtype=weights[0].dtype)
+    measured = Assumptions(tuple(checks), dims, widths)
+    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+
+
+def _outside(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:
+    """Return the largest norm of a column's part outside the span of the basis."""
+    rest = image - basis @ inside
+    unit = float(np.abs(rest).max(initial=0.0)) or 1.0
+    return unit * float(np.linalg.norm(rest / unit, axis=0).max(initial=0.0))
+
+
+def _times_target(problem: Problem, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+    """Return Phi (or Phi^T) times a thin block."""
+    if isinstance(problem.target, LowRank):
+        factors = problem.target
+        left, s, right = (np.asarray(part, dtype=block.dtype) for part in (factors.U, factors.s, factors.V))
+        if transpose:
+            left, right = right, left
+        return np.asarray((left * s) @ (right.T @ block))
+    return multiply(np.asarray(problem.target, dtype=block.dtype), block, transpose_a=transpose)

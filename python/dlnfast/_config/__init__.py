@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""TOML files, sweeps and fine-tuning runs."""

@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: MIT
+"""`dlnfast finetune`: a grid of fine-tuning runs from a TOML file, resumable, and a table of the outcome."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from .._datasets.text import TASKS, TextTask
+from .._support.arrays import check_choice, check_count, check_scale
+from .._support.errors import DivergedError
+from .._support.files import decoded, parsed_object, with_checksum, without_checksum
+from .schema import (
+    Key,
+    SpecError,
+    boolean,
+    check_names,
+    check_section,
+    choice,
+    described,
+    integer,
+    is_integer,
+    is_list_of,
+    is_number,
+    number,
+    read_toml,
+    string,
+)
+
+__all__ = [
+    "METHODS",
+    "Grid",
+    "Results",
+    "Row",
+    "describe_settings",
+    "make_grid",
+    "paired",
+    "read_grid",
+    "summarise",
+    "table",
+]
+
+#: What a run may train.
+METHODS: Final = ("lora", "deep-lora")
+#: Initialisations of Deep LoRA: leading directions of the first gradient, random frames, full rank.
+INITS: Final = ("gradient", "random", "full")
+#: Halves of the development split: rates are chosen on one, what is reported comes from the other.
+PARTS: Final = ("selection", "report")
+
+_SECTIONS: Final[dict[str, dict[str, Key]]] = {
+    "model": {
+        "path": string(required=True),
+        "layers": Key(is_list_of(lambda v: isinstance(v, str)), "a list of names or globs"),
+        "max_length": integer(128),
+        "device": string("cpu"),
+    },
+    "task": {
+        "name": choice("stsb", *TASKS),
+        "path": string(),
+        "evaluated": integer(),
+    },
+    "grid": {
+        "methods": Key(is_list_of(lambda v: v in METHODS), "a list of " + ", ".join(METHODS), list(METHODS)),
+        "ranks": Key(is_list_of(is_integer), "a list of integers", [8]),
+        "examples": Key(is_list_of(is_integer), "a list of integers", required=True),
+        "seeds": Key(is_list_of(is_integer), "a list of integers", required=True),
+        "learning_rates": Key(is_list_of(is_number), "a list of numbers", required=True),
+    },
+    "training": {
+        "steps": integer(required=True),
+        "batch_size": integer(16),
+        "final_rate": number(0.1),
+        "epsilon": number(1e-8),
+        "train_head": boolean(True),
+    },
+    "deep-lora": {
+        "depth": integer(3),
+        "scale": number(1e-3),
+        "init": choice(INITS[0], *INITS),
+        "outer": number(1e-2),
+        "learning_rates": Key(is_list_of(is_number), "a list of numbers, in place of the grid's"),
+    },
+    "output": {"directory": string()},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one training.
+
+    Attributes
+    ----------
+    method : {"lora", "deep-lora"}
+        "lora": PEFT's, with alpha = r, as Deep LoRA has no such factor either.
+    rank : int
+        r.
+    n_examples : int
+        Training samples, drawn without replacement; runs of one seed share them, their order and the head.
+    seed : int
+    learning_rate : float
+        Of AdamW, falling linearly to `final_rate` of it.
+    steps, batch_size : int
+    final_rate : float
+    epsilon : float
+        Of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` of the weight's: far below
+        epsilon they start late.
+    depth, scale, init, outer
+        Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
+    train_head : bool
+        Whether the new head is trained along.
+    """
+
+    method: str
+    rank: int
+    n_examples: int
+    seed: int
+    learning_rate: float
+    steps: int
+    batch_size: int = 16
+    final_rate: float = 0.1
+    epsilon: float = 1e-8
+    depth: int = 3
+    scale: float = 1e-3
+    init: str = "gradient"
+    outer: float = 1e-2
+    train_head: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what the parts that take the settings would not name."""
+        check_choice(self.method, "method", METHODS)
+        for name in ("rank", "n_examples", "steps", "batch_size"):
+            check_count(getattr(self, name), name)
+        check_count(self.seed, "seed", minimum=0)
+        check_count(self.depth, "depth", minimum=2, maximum=5)
+        check_choice(self.init, "init", INITS)
+        for name in ("learning_rate", "final_rate", "epsilon", "scale", "outer"):
+            check_scale(getattr(self, name), name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings; those of Deep LoRA for that method only."""
+        values = asdict(self)
+        if self.method == "lora":
+            for name in ("depth", "scale", "init", "outer"):
+                del values[name]
+        return values
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes
+    ----------
+    scores : dict of str to float
+        The task's metric on every part that is evaluated.
+    loss : list of float
+        Training loss at every step, on its batch.
+    n_parameters : int
+        Trained numbers, those of the head included.
+    ranks : dict of str to int
+        Of the update of each layer: singular values above 1 % of the largest of all layers.
+    seconds : float
+    """
+
+    scores: dict[str, float]
+    loss: list[float]
+    n_parameters: int
+    ranks: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked specification: every section complete, with defaults filled in."""
+
+    sections: dict[str, dict[str, Any]]
+
+    def runs(self) -> list[Run]:
+        """Return the runs, those of one seed together, so that a grid cut short has whole seeds."""
+        grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
+        shared: Sequence[float] = grid["learning_rates"]
+        rates = dict.fromkeys(grid["methods"], shared)
+        own = deep.pop("learning_rates")
+        if own is not None and "deep-lora" in rates:
+            rates["deep-lora"] = own
+        return [
+            Run(
+                method=method,
+                rank=rank,
+                n_examples=n,
+                seed=seed,
+                learning_rate=float(rate),
+                **training,
+                **(deep if method == "deep-lora" else {}),
+            )
+            for seed, n, rank, method in itertools.product(
+                grid["seeds"], grid["examples"], grid["ranks"], grid["methods"]
+            )
+            for rate in rates[method]
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """Return what else a result depends on: without it a run is another one."""
+        model, task = self.sections["model"], self.sections["task"]
+        kept = {name: model[name] for name in ("path", "layers", "max_length")}
+        return kept | {"task": task["name"], "evaluated": task["evaluated"]}
+
+
+def halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
+    """Return two halves of a task, or of the first samples of an order that is always the same."""
+    order = np.random.default_rng(0).permutation(len(task))[:evaluated]
+    return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
+
+
+def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid:
+    """Read a TOML file, apply changes, and check everything.
+
+    Parameters
+    ----------
+    path : path
+        The file. A relative ``task.path`` in it starts from its folder.
+    changes : iterable of str
+        ``"section.key=value"``.
+
+    Raises
+    ------
+    SpecError
+        For text that is not TOML, and for unknown, missing and wrong entries.
+    OSError
+        If the file cannot be read.
+    """
+    return _checked(read_toml(path, changes, paths=["task.path"]))
+
+
+def make_grid(**sections: Mapping[str, Any]) -> Grid:
+    """Return a grid from its sections, checked like those of a file; ``deep_lora`` stands for [deep-lora]."""
+    given = {name.replace("_", "-"): dict(section) for name, section in sections.items()}
+    return _checked(
+        {name: {k: v for k, v in section.items() if v is not None} for name, section in given.items()}
+    )
+
+
+def _checked(raw: Mapping[str, Any]) -> Grid:
+    check_names(raw, _SECTIONS)
+    sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
+    evaluated = sections["task"]["evaluated"]
+    if evaluated is not None and evaluated < 4:
+        raise SpecError(f"task.evaluated is {evaluated}; wanted an integer of at least 4, two for each half")
+    return Grid(sections)
+
+
+def describe_settings() -> str:
+    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    lines = ["The sections of SPEC.toml, their keys and what these may be:"]
+    for name, keys in _SECTIONS.items():
+        lines += ["", f"[{name}]", *described(keys)]
+    return "\n".join(lines)
+
+
+class Results:
+    """What came of the runs of a grid, one line of JSON each, appended as they end.
+
+    Parameters
+    ----------
+    path : path
+        The file; what it holds already is read. A last line that was cut off is not, and goes when the next
+        one is written.
+
+    Raises
+    ------
+    ValueError
+        If a line is damaged, or is not what `append` wrote.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.records: list[dict[str, Any]] = []
+        self.read()
+
+    def read(self) -> None:
+        """Read what the file holds now."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        # Not splitlines: JSON may hold other characters that end lines.
+        records = []
+        known: set[str] = set()
+        for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
+            if line in known:  # a copy, of the file or by hand, tells nothing new
+                continue
+            known.add(line)
+            try:
+                records.append(_checked_record(without_checksum(parsed_object(line))))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
+        self.records = records
+
+    def missing(self, grid: Grid) -> list[Run]:
+        """Return the runs of a grid that are not done."""
+        done = [record["run"] for record in self._with(grid)]
+        return [run for run in grid.runs() if run.to_dict() not in done]
+
+    def of(self, grid: Grid) -> list[dict[str, Any]]:
+        """Return the records of a grid's runs."""
+        wanted = [run.to_dict() for run in grid.runs()]
+        return [record for record in self._with(grid) if record["run"] in wanted]
+
+    def _with(self, grid: Grid) -> list[dict[str, Any]]:
+        """Return the records of the same model, layers, length and samples."""
+        about = grid.about()
+        return [record for record in self.records if record.get("about") == about]
+
+    def append_diverged(self, grid: Grid, run: Run, error: DivergedError) -> None:
+        """Add a run whose loss did not stay finite."""
+        self._write({"run": run.to_dict(), "about": grid.about(), "diverged": str(error)})
+
+    def append(self, grid: Grid, run: Run, outcome: Outcome) -> None:
+        """Add a run; the line is on the disk when this returns."""
+        record = {
+            "run": run.to_dict(),
+            "about": grid.about(),
+            "scores": outcome.scores,
+            "first_loss": outcome.loss[0],
+            "final_loss": float(np.mean(outcome.loss[-5:])),
+            "n_parameters": outcome.n_parameters,
+            "ranks": outcome.ranks,
+            "seconds": outcome.seconds,
+        }
+        self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(with_checksum(record)).encode() + b"\n"
+        # Without a buffer: what one holds after an error would be written when the file is closed.
+        with self.path.open("a+b", buffering=0) as file:
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1  # of the last whole line
+            file.truncate(end)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+        self.records.append(record)
+
+
+def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of results, or raise where it lacks what a grid's table needs."""
+    if "about" not in record:  # of no grid
+        return record
+    run = record["run"]
+    check_choice(run["method"], "run.method", METHODS)
+    for name in ("rank", "n_examples", "seed"):
+        check_count(run[name], f"run.{name}", minimum=0)
+    check_scale(run["learning_rate"], "run.learning_rate")
+    if "diverged" not in record:
+        for part in PARTS:
+            if not is_number(record["scores"].get(part, 0.0)):
+                raise ValueError(f"scores.{part} is {record['scores'][part]!r}; wanted a number")
+        for layer, rank in record["ranks"].items():
+            check_count(rank, f"ranks.{layer}", minimum=0)
+    return record
+
+
+@dataclass(frozen=True)
+class Row:
+    """Several seeds of one method, number of examples and rank, at the rate that was chosen for them.
+
+    Attributes
+    ----------
+    method, n_examples, rank, learning_rate
+    scores : dict of int to float
+        Seed -> score on the half that is reported.
+    selection : float
+        Mean score on the half where the rate was chosen.
+    ranks : list of int
+        Of the updates of all layers, seed by seed.
+    """
+
+    method: str
+    n_examples: int
+    rank: int
+    learning_rate: float
+    scores: dict[int, float]
+    selection: float
+    ranks: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def mean_rank(self) -> float:
+        """Mean rank of the updates."""
+        return float(np.mean(self.ranks))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds, n - 1 in the denominator; NaN for a single one."""
+        values = list(self.scores.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        beside = {"mean": self.mean, "deviation": self.deviation, "mean_rank": self.mean_rank}
+        return asdict(self) | beside
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for every method, number of examples and rank, at the rate with the best selection score.
+
+    The rate is the one whose mean over the seeds is best, among those at which no run diverged; where there
+    is none there is no row.
+    """
+    groups: dict[tuple[int, int, str], dict[float, list[Mapping[str, Any]]]] = {}
+    for record in records:
+        run = record["run"]
+        key = (run["n_examples"], run["rank"], run["method"])
+        groups.setdefault(key, {}).setdefault(run["learning_rate"], []).append(record)
+    rows = []
+    for (n_examples, rank, method), rates in sorted(groups.items(), key=lambda item: _order(item[0])):
+        rates = {rate: found for rate, found in rates.items() if not any("diverged" in r for r in found)}
+        if not rates:
+            continue
+        most = max(map(len, rates.values()))
+        means = {
+            rate: float(np.mean([record["scores"]["selection"] for record in found]))
+            for rate, found in rates.items()
+            if len(found) == most  # rates that a grid cut short has tried on fewer seeds cannot be compared
+        }
+        best = max(means, key=lambda rate: means[rate])
+        rows.append(
+            Row(
+                method=method,
+                n_examples=n_examples,
+                rank=rank,
+                learning_rate=best,
+                scores={r["run"]["seed"]: float(r["scores"]["report"]) for r in rates[best]},
+                selection=means[best],
+                ranks=[int(rank) for record in rates[best] for rank in record["ranks"].values()],
+            )
+        )
+    return rows
+
+
+def _order(key: tuple[int, int, str]) -> tuple[int, int, int]:
+    return key[0], key[1], METHODS.index(key[2])
+
+
+def paired(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return Deep LoRA less LoRA, seed by seed: mean, standard error and number of pairs."""
+    found = {(row.n_examples, row.rank, row.method): row for row in rows}
+    result = []
+    for (n_examples, rank, method), row in found.items():
+        other = found.get((n_examples, rank, "lora"))
+        if method != "deep-lora" or other is None:
+            continue
+        seeds = sorted(set(row.scores) & set(other.scores))
+        gaps = [row.scores[seed] - other.scores[seed] for seed in seeds]
+        if not gaps:
+            continue
+        error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+        result.append(
+            {
+                "n_examples": n_examples,
+                "rank": rank,
+                "difference": float(np.mean(gaps)),
+                "standard_error": error,
+                "pairs": len(gaps),
+            }
+        )
+    return result
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table: mean and standard deviation of every row, and the paired differences."""
+    lines = [
+        "| examples | r | method | rate | score | deviation | seeds | mean rank of the update |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        deviation = "-" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
+        lines.append(
+            f"| {row.n_examples} | {row.rank} | {row.method} | {row.learning_rate:g} | {row.mean:.4f} | "
+            f"{deviation} | {len(row.scores)} | {row.mean_rank:.2f} |"
+        )
+    differences = paired(rows)
+    if differences:
+        lines += ["", "| examples | r | deep-lora - lora | standard error | pairs |", "|---|---|---|---|---|"]
+    for gap in differences:
+        error = "-" if math.isnan(gap["standard_error"]) else f"{gap['standard_error']:.4f}"
+        lines.append(
+            f"| {gap['n_examples']} | {gap['rank']} | {gap['difference']:+.4f} | {error} | {gap['pairs']} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""What follows a checked specification: its problem and weights, a summary of its run, and JSON on the disk.
+
+`dlnfast train` and `dlnfast.sweep` share it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from .._problem.low_rank import as_dense
+from .._problem.problem import Problem
+from .._support.arrays import FloatArray
+from .._support.files import write_text_whole
+from .._support.threads import build_info
+from .._trajectory.trajectory import Trajectory
+from . import spec
+from .spec import Samples, Spec
+
+__all__ = [
+    "PACKAGES",
+    "Prepared",
+    "accuracies",
+    "environment",
+    "plain",
+    "prepare",
+    "summarise",
+    "version",
+    "write_json",
+]
+
+#: Packages whose versions stand in every record, if they are there.
+PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A specification with its problem and its initial weights.
+
+    Attributes
+    ----------
+    spec : Spec
+    problem : Problem
+    samples : dict of str to Samples
+        Labelled samples by split; empty where the problem has none.
+    weights : list of ndarray
+    seconds : dict of str to float
+        What "problem" and "weights" took.
+    """
+
+    spec: Spec
+    problem: Problem
+    samples: dict[str, Samples]
+    weights: list[FloatArray]
+    seconds: dict[str, float]
+
+
+def prepare(chosen: Spec) -> Prepared:
+    """Make the problem and the weights of a specification.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        As `spec.make_problem` and `spec.make_weights` do.
+    """
+    start = time.perf_counter()
+    problem, samples = spec.make_problem(chosen)
+    made = time.perf_counter()
+    weights = spec.make_weights(chosen, problem)
+    seconds = {"problem": made - start, "weights": time.perf_counter() - made}
+    return Prepared(chosen, problem, samples, weights, seconds)
+
+
+def accuracies(prepared: Prepared, run: Trajectory) -> dict[str, dict[str, float]]:
+    """Return, for each split, the accuracy of the network at the end and that of least squares."""
+    if not prepared.samples:
+        return {}
+    problem = prepared.problem
+    matrices = {"network": run.end_to_end(), "least squares": as_dense(problem.least_squares)}
+    return {split: spec.accuracy(problem, matrices, part) for split, part in prepared.samples.items()}
+
+
+def summarise(run: Trajectory) -> dict[str, Any]:
+    """Return what a summary says of a run, whether or not it came to its end."""
+    return {
+        "engine": run.engine,
+        "why": str(run.certificate),
+        "config": {key: value for key, value in run.config.items() if key != "problem"},
+        "steps": len(run.loss) - 1,
+        "first_loss": run.loss[0],
+        "final_loss": run.loss[-1],
+        "loss_floor": None if run.problem is None else run.problem.loss_floor,
+        "training_seconds": run.wall_time,
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside its settings: versions, build and machine."""
+    return {
+        "dlnfast": build_info(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := version(name)) is not None},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@functools.cache
+def version(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain JSON, whole; NaN and infinity, which JSON does not have, become null."""
+    write_text_whole(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value in what JSON knows; NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value

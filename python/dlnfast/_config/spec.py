@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: MIT
+"""Specifications of runs: TOML files with the sections [problem], [weights], [train] and [output].
+
+Reading a specification checks every key and every type before any data are touched, so that a spelling
+mistake costs no training time. An example is ``examples/fashion_mnist.toml``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .._datasets.images import load_fashion_mnist
+from .._problem import data
+from .._problem.problem import REDUCTIONS, Problem
+from .._problem.standard import classification, low_rank_recovery
+from .._support.arrays import FloatArray
+from .._support.files import ARCHIVE_ERRORS, read_arrays
+from .._weights import initial
+from .schema import (
+    Key,
+    SpecError,
+    boolean,
+    check_names,
+    check_section,
+    choice,
+    described,
+    integer,
+    is_integer,
+    is_list_of,
+    listed,
+    number,
+    per_layer,
+    read_toml,
+    string,
+)
+
+__all__ = [
+    "Samples",
+    "Spec",
+    "SpecError",
+    "accuracy",
+    "check_spec",
+    "describe_settings",
+    "make_problem",
+    "make_weights",
+    "read_spec",
+    "train_arguments",
+]
+
+#: Samples transformed at a time when accuracies are measured.
+_CHUNK: Final = 8192
+
+
+_REDUCTION: Final = choice("mean", *REDUCTIONS)
+_WHITENING: Final = {
+    "whiten": choice("none", "none", *data.WHITENING_METHODS),
+    "center": boolean(False),
+    "rank_tolerance": number(),
+    "reduction": _REDUCTION,
+}
+_PROBLEMS: Final[dict[str, dict[str, Key]]] = {
+    "low-rank-recovery": {
+        "dim": integer(required=True),
+        "rank": integer(required=True),
+        "seed": integer(0),
+        "reduction": _REDUCTION,
+    },
+    "classification": {
+        "n_classes": integer(required=True),
+        "samples_per_class": integer(required=True),
+        "dim": integer(),
+        "seed": integer(0),
+        "reduction": _REDUCTION,
+    },
+    "fashion-mnist": {"path": string(), **_WHITENING},
+    "npz": {
+        "path": string(required=True),
+        "inputs": string("X"),
+        "outputs": string("Y"),
+        "test_inputs": string(),
+        "test_outputs": string(),
+        "layout": choice("columns", *data.LAYOUTS),
+        **_WHITENING,
+    },
+    "npz-shards": {
+        "path": string(required=True),
+        "inputs": string("X"),
+        "outputs": string("Y"),
+        "layout": choice("columns", *data.LAYOUTS),
+        **_WHITENING,
+    },
+}
+_KIND: Final = choice("", *_PROBLEMS)
+_SECTIONS: Final[dict[str, dict[str, Key]]] = {
+    "weights": {
+        "init": choice("orthogonal", "orthogonal", "gaussian", "uniform", "aligned"),
+        "depth": integer(),
+        "widths": Key(is_list_of(is_integer), "a list of integers, d_0 .. d_L"),
+        "scale": per_layer(1.0),
+        "seed": integer(0),
+        "dtype": choice("float64", "float64", "float32"),
+    },
+    "train": {
+        "learning_rate": per_layer(required=True, auto=True),
+        "steps": integer(required=True),
+        "weight_decay": per_layer(0.0),
+        "momentum": per_layer(0.0),
+        "engine": choice("auto", "auto", "reduced", "dense", "torch"),
+        "device": string(),
+        "record_every": integer(1),
+        "singular_values": Key(
+            lambda v: v in ("all", "none") or is_integer(v), '"all", "none" or an integer', "all"
+        ),
+        "vectors": boolean(False),
+        "tracking": choice("auto", "auto", "dense", "full"),
+        "weights_every": integer(),
+        "tolerance": number(),
+        "n_threads": integer(0),
+        "optimizer": string("gd"),
+    },
+    "output": {"directory": string(), "weights": boolean(True)},
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checked specification: every section complete, with defaults filled in."""
+
+    problem: dict[str, Any]
+    weights: dict[str, Any]
+    train: dict[str, Any]
+    output: dict[str, Any]
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return all sections in values that JSON knows."""
+        return {
+            "problem": dict(self.problem),
+            "weights": dict(self.weights),
+            "train": dict(self.train),
+            "output": dict(self.output),
+        }
+
+
+def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec:
+    """Read a TOML file, apply changes, and check everything.
+
+    Parameters
+    ----------
+    path : path
+        The file. A relative ``problem.path`` in it starts from its folder.
+    changes : iterable of str
+        ``"section.key=value"`` with a TOML value; what is not TOML counts as a string, so that quotes lost
+        to the shell do no harm. Relative paths start from the current folder.
+
+    Returns
+    -------
+    Spec
+
+    Raises
+    ------
+    SpecError
+        For text that is not TOML, and for unknown, missing and wrong entries.
+    OSError
+        If the file cannot be read.
+    """
+    return check_spec(read_toml(path, changes, paths=["problem.path"]))
+
+
+def describe_settings() -> str:
+    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    lines = ["The sections of SPEC.toml, their keys and what these may be:"]
+    for kind, keys in _PROBLEMS.items():
+        lines += ["", f'[problem]  kind = "{kind}"', *described(keys)]
+    for name, keys in _SECTIONS.items():
+        note = "  one of depth and widths is required" if name == "weights" else ""
+        lines += ["", f"[{name}]{note}", *described(keys)]
+    return "\n".join(lines)
+
+
+def check_spec(raw: Mapping[str, Any]) -> Spec:
+    """Return the specification of sections as a file has them, or raise `SpecError`."""
+    check_names(raw, ("problem", *_SECTIONS))
+    problem = dict(raw.get("problem", {}))
+    kind = problem.pop("kind", None)
+    if kind is None or not _KIND.accepts(kind):
+        came = "is missing" if kind is None else f"is {kind!r}"
+        raise SpecError(f"problem.kind {came}; wanted {_KIND.wanted}")
+    sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
+    _check_sizes(sections["weights"])
+    settings = check_section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
+    return Spec({"kind": kind, **settings}, **sections)
+
+
+def _check_sizes(weights: Mapping[str, Any]) -> None:
+    given = [key for key in ("depth", "widths") if weights[key] is not None]
+    if len(given) != 1:
+        came = "both" if given else "neither"
+        raise SpecError(
+            f"weights has {came} of depth and widths; wanted one: the number of layers L, or d_0 .. d_L"
+        )
+    if weights["depth"] is not None and weights["depth"] < 1:
+        raise SpecError(f"weights.depth is {weights['depth']}; wanted an integer of at least 1")
+
+
+# --------------------------------------------------------------------------------------------------
+# What a specification describes
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples in the coordinates they came in, for measuring accuracies.
+
+    Attributes
+    ----------
+    inputs : ndarray
+        Raw inputs in the layout of the problem, or inputs in its own coordinates where `transformed`.
+    labels : ndarray of int64, shape (n,)
+        The class of every sample.
+    layout : {"columns", "rows"}
+        Of `inputs`.
+    transformed : bool
+        Whether `inputs` need no `Problem.transform`.
+    """
+
+    inputs: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+    layout: str = "columns"
+    transformed: bool = False
+
+
+def make_problem(spec: Spec) -> tuple[Problem, dict[str, Samples]]:
+    """Return the problem of a specification and, where it has labels, its "train" and "test" samples.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        For files that are missing or damaged, and for values out of their range.
+    """
+    settings = dict(spec.problem)
+    kind = settings.pop("kind")
+    if kind == "low-rank-recovery":
+        return low_rank_recovery(**settings), {}
+    if kind == "classification":
+        problem = classification(**settings)
+        assert problem.inputs is not None
+        assert problem.labels is not None
+        return problem, {"train": Samples(problem.inputs, problem.labels, transformed=True)}
+    if kind == "npz-shards":
+        return _npz_shards(settings), {}
+    return _fashion_mnist(settings) if kind == "fashion-mnist" else _npz(settings)
+
+
+def _fashion_mnist(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
+    samples = {}
+    for split in ("train", "test"):
+        images, labels = load_fashion_mnist(settings["path"], split)
+        samples[split] = Samples(images, labels, "rows")
+    return _from_data(settings, samples["train"].inputs, samples["train"].labels, "rows"), samples
+
+
+def _npz(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
+    layout = settings["layout"]
+    if (settings["test_inputs"] is None) != (settings["test_outputs"] is None):
+        raise SpecError("problem.test_inputs and problem.test_outputs: wanted both or neither")
+    names = {
+        key: settings[key]
+        for key in ("inputs", "outputs", "test_inputs", "test_outputs")
+        if settings[key] is not None
+    }
+    arrays = _read_arrays(settings["path"], names)
+    problem = _from_data(settings, arrays["inputs"], arrays["outputs"], layout)
+    samples = {}
+    if problem.labels is not None:
+        samples["train"] = Samples(arrays["inputs"], problem.labels, layout)
+        if "test_inputs" in arrays:
+            labels = _labels(arrays["test_outputs"], layout)
+            samples["test"] = Samples(arrays["test_inputs"], labels, layout)
+    return problem, samples
+
+
+def _npz_shards(settings: Mapping[str, Any]) -> Problem:
+    """Read files one after the other, each a batch."""
+    files = sorted(glob.glob(settings["path"]))
+    if not files:
+        raise SpecError(f"problem.path is {settings['path']}, which no file matches")
+    names = {key: settings[key] for key in ("inputs", "outputs")}
+    batches = ((arrays["inputs"], arrays["outputs"]) for arrays in (_read_arrays(f, names) for f in files))
+    return Problem.from_batches(batches, layout=settings["layout"], **_whitening(settings))
+
+
+def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+    """Return arrays of an .npz file; `names` says for each key of [problem] what its array is called."""
+    place = Path(path)
+    with place.open("rb") as stream:
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise SpecError(f"problem.path is {path}, a single array; wanted an .npz archive")
+    try:
+        # Arrays of the user's own may be compressed as far as they can be.
+        arrays = read_arrays(place, list(dict.fromkeys(names.values())), bounded=False)
+    except KeyError as error:
+        missing, there = error.args
+        key = next(key for key, name in names.items() if name == missing)
+        raise SpecError(
+            f"problem.{key} is {missing!r}, which is not in {path}; wanted {listed(there)}"
+        ) from None
+    except ARCHIVE_ERRORS as error:
+        raise SpecError(f"problem.path is {path}, not a readable .npz file: {error}") from None
+    return {key: arrays[name] for key, name in names.items()}
+
+
+def _labels(outputs: npt.NDArray[Any], layout: str) -> npt.NDArray[np.int64]:
+    if outputs.ndim == 1:
+        return data.as_labels(outputs, "problem.test_outputs")
+    labels: npt.NDArray[np.int64] = outputs.argmax(axis=0 if layout == "columns" else 1)
+    return labels
+
+
+def _from_data(settings: Mapping[str, Any], X: npt.ArrayLike, Y: npt.ArrayLike, layout: str) -> Problem:
+    return Problem.from_data(X, Y, layout=layout, **_whitening(settings))
+
+
+def _whitening(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `_WHITENING` as arguments."""
+    chosen = {key: settings[key] for key in _WHITENING}
+    return {**chosen, "whiten": None if chosen["whiten"] == "none" else chosen["whiten"]}
+
+
+def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
+    """Return the initial weights of a specification; with a depth L, all hidden layers are d_x wide."""
+    settings = spec.weights
+    widths = settings["widths"]
+    if widths is None:
+        widths = [problem.dim_in] * settings["depth"] + [problem.dim_out]
+    common = {"scale": settings["scale"], "seed": settings["seed"], "dtype": settings["dtype"]}
+    if settings["init"] == "aligned":
+        return initial.aligned(problem, widths, **common)
+    law: dict[str, Callable[..., list[FloatArray]]]
+    law = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
+    return law[settings["init"]](widths, **common)
+
+
+def train_arguments(spec: Spec) -> dict[str, Any]:
+    """Return the keyword arguments of `dlnfast.train`."""
+    arguments = dict(spec.train)
+    if arguments["singular_values"] == "none":
+        arguments["singular_values"] = None
+    return arguments
+
+
+def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samples) -> dict[str, float]:
+    """Return the share of samples whose largest output stands for their class, for several maps W.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its `classes` name the outputs, its `transform` takes the samples into its coordinates.
+    matrices : mapping of str to ndarray, shape (d_y, d_x)
+        End-to-end matrices W.
+    samples : Samples
+
+    Notes
+    -----
+    O(n d_x^2) where the samples are whitened, a few thousand at a time.
+    """
+    assert problem.classes is not None
+    rows = samples.layout == "rows"
+    hits = dict.fromkeys(matrices, 0)
+    n_samples = samples.labels.size
+    for start in range(0, n_samples, _CHUNK):
+        part = slice(start, min(start + _CHUNK, n_samples))
+        chunk = samples.inputs[part] if rows else samples.inputs[:, part]
+        inputs = chunk if samples.transformed else problem.transform(chunk)
+        for name, matrix in matrices.items():
+            predicted = problem.classes[(matrix @ inputs).argmax(axis=0)]
+            hits[name] += int(np.count_nonzero(predicted == samples.labels[part]))
+    return {name: count / n_samples for name, count in hits.items()}

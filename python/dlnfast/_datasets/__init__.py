@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Loaders of public data sets from files."""

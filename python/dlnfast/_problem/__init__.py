@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Problems: sufficient statistics of data, observations of a matrix, standard ones."""

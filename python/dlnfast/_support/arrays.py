@@ -1,0 +1,628 @@
+# SPDX-License-Identifier: MIT
+"""Checks and conversions of arguments: the one place where input becomes arrays and may be copied.
+
+Every array argument of the package goes through `as_array`, or through a function here that calls it, so
+that tensors, masked arrays, sparse matrices and tables mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+import array
+import operator
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CopyWarning, ShapeError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+#: Copies of an argument above this size are announced with a `CopyWarning`.
+LARGE_COPY_BYTES = 64 * 2**20
+
+#: The largest integer that the core takes.
+LARGEST_COUNT: Final = 2**63 - 1
+
+#: Items that NumPy takes into an array as they are.
+_PLAIN: Final = (float, int, complex, str, bytes, np.generic)
+#: Lists nested more deeply are left to NumPy.
+_DEEPEST: Final = 8
+
+
+def _titled(name: str, symbol: str | None) -> str:
+    return f"{name} ({symbol})" if symbol else name
+
+
+def _float_dtype(array: npt.NDArray[Any], title: str) -> np.dtype[Any]:
+    for dtype in (np.float32, np.float64):
+        if array.dtype.newbyteorder("=") == dtype:
+            return np.dtype(dtype)
+    if array.dtype.kind in "biu":
+        return np.dtype(np.float64)
+    raise TypeError(
+        f"{title} has dtype {array.dtype}; wanted float64 or float32 (integers are converted to float64)"
+    )
+
+
+def _checked_array(
+    x: object,
+    name: str,
+    n_axes: int,
+    shape: Sequence[int | None] | None,
+    dtype: npt.DTypeLike | None,
+    finite: bool,
+    symbol: str | None,
+    empty: bool,
+) -> FloatArray:
+    title = _titled(name, symbol)
+    array = as_array(x, title)
+    if array.dtype == object:
+        raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
+    wanted = _float_dtype(array, title) if dtype is None else np.dtype(dtype)
+    if dtype is not None:
+        _float_dtype(array, title)
+    if array.ndim != n_axes:
+        kind = "a matrix (2 axes)" if n_axes == 2 else "a vector (1 axis)"
+        raise ShapeError(f"{title} has shape {array.shape}; wanted {kind}")
+    if shape is not None and any(w is not None and w != g for w, g in zip(shape, array.shape, strict=True)):
+        text = ", ".join("any" if w is None else str(w) for w in shape)
+        raise ShapeError(f"{title} has shape {array.shape}; wanted ({text}{',' if n_axes == 1 else ''})")
+    if array.size == 0 and not empty:
+        raise ShapeError(f"{title} is empty: shape {array.shape}")
+    result: FloatArray = np.require(array, wanted, ["C_CONTIGUOUS", "ALIGNED"])
+    if isinstance(x, np.ndarray) and not np.shares_memory(result, array) and result.nbytes > LARGE_COPY_BYTES:
+        warnings.warn(
+            f"{title}: {result.nbytes / 2**20:.0f} MB copied to a C-contiguous {wanted} array "
+            f"(it came as {array.dtype}, strides {array.strides})",
+            CopyWarning,
+            stacklevel=4,
+        )
+    if finite and not is_finite(result):
+        where = np.argwhere(~np.isfinite(result))[0]
+        place = tuple(int(i) for i in where)
+        raise ValueError(f"{title} has a value that is not finite: {result[place]} at {place}")
+    return result
+
+
+class StoredEntries(NamedTuple):
+    """The entries that a sparse matrix stores, zeros included, in any order."""
+
+    rows: npt.NDArray[Any]
+    columns: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+    shape: tuple[int, int]
+
+
+def as_array(x: object, title: str, *, missing: bool = False) -> npt.NDArray[Any]:
+    """Return the values of any array-like object, without a copy where possible.
+
+    Parameters
+    ----------
+    x : object
+        Arrays, nested lists, buffers, PyTorch tensors (detached, moved to the host, half precision as
+        float32), pandas objects of nullable types, and whatever else NumPy reads.
+    title : str
+        Name of the argument, for messages.
+    missing : bool
+        Return NaN for masked entries and pandas' NA. By default they are refused, because the values below
+        a mask mean nothing.
+
+    Raises
+    ------
+    ShapeError
+        For rows of different lengths.
+    TypeError
+        For sparse matrices, and for objects that are no arrays.
+    ValueError
+        For masked entries and NA, unless `missing`.
+    """
+    array, gaps = read_array(x, title)
+    if gaps is None:
+        return array
+    if not missing:
+        place = tuple(int(i) for i in np.argwhere(gaps)[0])
+        raise ValueError(
+            f"{title} has missing values: {int(gaps.sum())} masked or NA, the first at {place}; wanted all "
+            "values"
+        )
+    if array.dtype.kind not in "biuf":
+        return array
+    filled = array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
+    filled[gaps] = np.nan
+    return filled
+
+
+def read_array(x: object, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Return the values, and where they are masked or NA; None where none is. Raises as `as_array`."""
+    return _read(x, title, 0)
+
+
+def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    if isinstance(x, (list, tuple)) and level < _DEEPEST and not all(isinstance(i, _PLAIN) for i in x):
+        return _read_items(x, title, level)
+    if is_sparse(x):
+        raise TypeError(f"{title} is a sparse {type(x).__name__}; wanted a dense array")
+    if _is_of(x, "torch", "Tensor"):
+        return _read_tensor(x, title)
+    try:
+        if any(_is_of(x, "pandas", kind) for kind in ("DataFrame", "Series", "Index")) or (
+            _is_of(x, "pandas.api.extensions", "ExtensionArray")
+        ):
+            return _read_table(x)
+        foreign = hasattr(x, "__dlpack__") and not hasattr(x, "__array__")
+        return _read_masked(np.from_dlpack(x) if foreign else np.asanyarray(x))  # type: ignore[arg-type]
+    except MemoryError:
+        raise
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+    except TypeError:  # of objects that promise an array and break their word
+        raise TypeError(f"{title} is not numeric: got {type(x).__name__}") from None
+    except Exception as error:  # such as an array on a device of its own
+        raise TypeError(f"{title} is {type(x).__name__}, which NumPy cannot read: {error}") from error
+
+
+def _read_items(
+    items: Sequence[object], title: str, level: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a list whose items may be masked arrays, tensors or tables, which NumPy would flatten."""
+    if all(type(item) is np.ndarray for item in items):
+        return _stacked(list(items), title), None
+    read = [(item, None) if isinstance(item, _PLAIN) else _read(item, title, level + 1) for item in items]
+    values = _stacked([value for value, _ in read], title)
+    if all(gaps is None for _, gaps in read):
+        return values, None
+    return values, _stacked(
+        [np.zeros(np.shape(value), np.bool_) if gaps is None else gaps for value, gaps in read], title
+    )
+
+
+def _stacked(items: list[Any], title: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(items)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{title} is not a rectangular array: {error}") from None
+
+
+def _read_masked(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    values = np.asarray(x)
+    if not isinstance(x, np.ma.MaskedArray) or values.dtype.names is not None:
+        return values, None
+    gaps = np.ma.getmaskarray(x)
+    return values, gaps if gaps.any() else None
+
+
+def _read_table(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a pandas object, whose nullable columns would come as Python objects, or with NaN for NA."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    kinds = list(x.dtypes) if x.ndim == 2 else [x.dtype]
+    simple = all(isinstance(kind, np.dtype) for kind in kinds)
+    if simple or not all(is_numeric_dtype(kind) or is_bool_dtype(kind) for kind in kinds):
+        return np.asarray(x), None
+    gaps = np.asarray(x.isna(), dtype=np.bool_)
+    if gaps.any():
+        filled = x.astype("Float64")  # by which every kind of column knows NA
+        return filled.to_numpy(dtype=np.float64, na_value=np.nan), gaps
+    plain = [getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind)) for kind in kinds]
+    return np.asarray(x, dtype=np.result_type(*plain)), None
+
+
+def _read_tensor(x: Any, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read a PyTorch tensor: detached, on the host, half precision as float32."""
+    if type(x).__name__ == "MaskedTensor":
+        gaps = ~_read_tensor(x.get_mask(), title)[0]
+        return _read_tensor(x.get_data(), title)[0], gaps if gaps.any() else None
+    try:
+        values = x.detach()
+        if str(values.dtype) in ("torch.float16", "torch.bfloat16"):
+            values = values.float()  # exactly
+        return values.cpu().resolve_conj().resolve_neg().numpy(), None
+    except (RuntimeError, TypeError) as error:  # such as one without values, or of a type of its own
+        raise TypeError(f"{title} is a tensor of {x.dtype} that NumPy cannot read: {error}") from error
+
+
+def _is_of(x: object, module: str, name: str) -> bool:
+    """Tell whether `x` is an instance of a class of a package, without importing the package."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(x, kind)
+
+
+def is_sparse(x: object) -> bool:
+    """Tell whether this is a SciPy sparse matrix or array, or a PyTorch tensor of a sparse layout."""
+    if _is_of(x, "torch", "Tensor"):
+        return str(x.layout) != "torch.strided"  # type: ignore[attr-defined]
+    return hasattr(x, "tocoo")
+
+
+def stored_entries(x: Any, name: str) -> StoredEntries:
+    """Return the entries that a sparse matrix stores, zeros included.
+
+    A format that stores whole diagonals (DIA) or blocks (BSR) stores the zeros in them.
+
+    Raises
+    ------
+    ShapeError
+        For other than two axes.
+    TypeError
+        For what is no sparse matrix.
+    """
+    if not is_sparse(x):
+        raise TypeError(f"{name} is {type(x).__name__}; wanted a SciPy sparse matrix or array")
+    if len(x.shape) != 2:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; wanted a matrix (2 axes)")
+    shape = int(x.shape[0]), int(x.shape[1])
+    if _is_of(x, "torch", "Tensor"):
+        return _stored_in_tensor(x, name, shape)
+    if getattr(x, "format", None) == "dia":  # whose tocoo leaves out zeros
+        columns = np.broadcast_to(np.arange(x.data.shape[1]), x.data.shape)
+        rows = columns - np.asarray(x.offsets)[:, np.newaxis]
+        inside = (rows >= 0) & (rows < shape[0]) & (columns < shape[1])
+        return StoredEntries(rows[inside], columns[inside], x.data[inside], shape)
+    entries = x.tocoo()
+    return StoredEntries(entries.row, entries.col, entries.data, shape)
+
+
+def _stored_in_tensor(x: Any, name: str, shape: tuple[int, int]) -> StoredEntries:
+    try:
+        entries = x.detach().to_sparse_coo()
+        if entries.dense_dim():
+            raise TypeError(f"{name} is a hybrid sparse tensor; wanted one number for every entry")
+        # Of a tensor that is not coalesced, `indices` would refuse and `coalesce` would add duplicates up.
+        places = as_array(entries._indices(), name)
+        return StoredEntries(places[0], places[1], as_array(entries._values(), name), shape)
+    except RuntimeError as error:  # of a layout or data type that PyTorch does not convert
+        raise TypeError(f"{name} is a tensor of layout {x.layout}, which cannot be read: {error}") from error
+
+
+def known_values(x: object, name: str) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
+    """Return the values of a vector that are neither masked nor NA, which they are, and how many came."""
+    array, gaps = read_array(x, name)
+    if gaps is None or array.ndim != 1:
+        return as_vector(array, name, dtype=np.float64, empty=True), slice(None), array.size
+    return as_vector(array[~gaps], name, dtype=np.float64, empty=True), ~gaps, array.size
+
+
+def axes_of(x: object, title: str) -> int:
+    """Return the number of axes, without a conversion where the object knows it."""
+    return len(shape_of(x, title))
+
+
+def shape_of(x: object, title: str) -> tuple[int, ...]:
+    """Return the shape, without a conversion where the object knows it."""
+    shape = getattr(x, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) else as_array(x, title).shape
+
+
+def as_integers(x: object, title: str) -> IntArray:
+    """Return integers as an int64 array of any shape; an empty array may be of any type.
+
+    Raises
+    ------
+    TypeError
+        For what is no integer.
+    ValueError
+        For integers above 2**63 - 1, and as `as_array`.
+    """
+    array = as_array(x, title)
+    if array.dtype.kind not in "iu" and array.size > 0:
+        raise TypeError(f"{title} has dtype {array.dtype}; wanted integers")
+    if array.dtype.kind == "u" and array.size > 0 and int(array.max()) > LARGEST_COUNT:
+        place = tuple(int(i) for i in np.argwhere(array > LARGEST_COUNT)[0])
+        raise ValueError(f"{title} is {int(array[place])} at {place}; wanted integers of at most 2**63 - 1")
+    return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def as_list(x: object, name: str, wanted: str) -> list[Any]:
+    """Return the items of an iterable or an array, or say what was wanted."""
+    # Of a table the items would be the names of its columns; a mask would be lost.
+    items = as_array(x, name) if is_array(x) else x
+    try:
+        return list(items)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise TypeError(f"{name} is {type(x).__name__}; wanted {wanted}") from None
+
+
+def as_pair(x: Any, name: str, wanted: str) -> tuple[Any, Any]:
+    """Return the two items of a list or an array, or say what was wanted."""
+    items = as_array(x, name) if is_array(x) else x
+    try:
+        first, second = items
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}; wanted {wanted}") from None
+    return first, second
+
+
+def is_array(x: object) -> bool:
+    """Tell whether this is an array of any kind, a scalar of NumPy included, not a list or a number."""
+    return hasattr(x, "__array__") or isinstance(x, (memoryview, array.array)) or is_sparse(x)
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Tell whether all entries are finite, without a temporary of the array's size where possible."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float64)):
+            return True
+    return bool(np.isfinite(array).all())
+
+
+def as_matrix(
+    x: object,
+    name: str,
+    *,
+    shape: tuple[int | None, int | None] | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> FloatArray:
+    """Return `x` as a C-contiguous float64 or float32 matrix, itself where it already is one.
+
+    `shape` holds wanted sizes, None for any. `dtype=None` keeps float32 and float64 and turns
+    integers and booleans into float64.
+
+    Raises
+    ------
+    TypeError
+        For float16, complex and non-numeric input.
+    ShapeError
+        For a wrong number of axes, wrong sizes or, unless `empty`, no entries.
+    ValueError
+        For NaN or infinity, unless `finite` is false.
+    """
+    return _checked_array(x, name, 2, shape, dtype, finite, symbol, empty)
+
+
+@overload
+def as_vector(
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: type[np.float64],
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> npt.NDArray[np.float64]: ...
+
+
+@overload
+def as_vector(
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> FloatArray: ...
+
+
+def as_vector(
+    x: object,
+    name: str,
+    *,
+    length: int | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+    symbol: str | None = None,
+    empty: bool = False,
+) -> FloatArray:
+    """Return `x` as a C-contiguous float64 or float32 vector; see `as_matrix`."""
+    return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
+
+
+def as_layers(
+    weights: object,
+    name: str = "weights",
+    *,
+    columns: tuple[int, str] | None = None,
+    wanted: str = "a list of matrices, W_1 .. W_L",
+) -> list[FloatArray]:
+    """Return ``W_1 .. W_L`` as matrices that follow on each other, all of one precision.
+
+    `columns` holds how many the first has to have, and what they are; `wanted` what may be given.
+
+    Raises
+    ------
+    TypeError
+        For what is no list, and mixed precisions.
+    ShapeError
+        For an empty list, a single matrix, and sizes that do not fit.
+    """
+    if getattr(weights, "ndim", None) == 2:
+        raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
+    if hasattr(weights, "named_parameters"):
+        raise TypeError(
+            f"{name} is {type(weights).__name__}, a torch.nn.Module; wanted {wanted}: those of a DeepLinear "
+            "are model.to_weights(), and dlnfast.torch.track follows any model"
+        )
+    given = as_list(weights, name, wanted)
+    if not given:
+        raise ShapeError(f"{name} is empty; wanted W_1 .. W_L, at least one")
+    layers: list[FloatArray] = []
+    for i, weight in enumerate(given):
+        layer = as_matrix(weight, f"{name}[{i}]", symbol=f"W_{i + 1}")
+        title = f"{name}[{i}] (W_{i + 1})"
+        fit = (len(layers[-1]), f"the rows of {name}[{i - 1}]") if layers else columns
+        if fit is not None and layer.shape[1] != fit[0]:
+            raise ShapeError(f"{title} has shape {layer.shape}; wanted {fit[0]} columns, {fit[1]}")
+        if layers and layer.dtype != layers[0].dtype:
+            raise TypeError(
+                f"{title} is {layer.dtype} but {name}[0] is {layers[0].dtype}; wanted one precision for all"
+            )
+        layers.append(layer)
+    return layers
+
+
+def _is_masked(x: object) -> bool:
+    """Tell whether this is a scalar of a masked array that is masked."""
+    return isinstance(x, np.ma.MaskedArray) and x.ndim == 0 and bool(np.ma.getmaskarray(x))
+
+
+def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = LARGEST_COUNT) -> int:
+    """Return `n` as an int of at least `minimum` and at most `maximum`; None for what only is a limit."""
+    if isinstance(n, (bool, np.bool_)) or _is_masked(n):
+        raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
+    try:
+        count = operator.index(n)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}") from None
+    if count < minimum:
+        raise ValueError(f"{name} is {count}; wanted an integer of at least {minimum}")
+    if maximum is not None and count > maximum:
+        raise ValueError(f"{name} is {count}; wanted an integer of at most {maximum}")
+    return count
+
+
+def check_scale(
+    x: object,
+    name: str,
+    *,
+    minimum: float = 0.0,
+    strict: bool = False,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return `x` as a finite float within these bounds; at `minimum` itself unless `strict`."""
+    if below is not None or at_most is not None:
+        upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
+        bound, finite = f" in {'(' if strict else '['}{minimum:g}, {upper}", ""
+    else:
+        finite = "finite "
+        bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
+    odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
+    if odd or getattr(x, "ndim", 0) > 0:
+        raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
+    try:
+        value = float(x.detach() if hasattr(x, "detach") else x)  # type: ignore[arg-type]
+    except OverflowError:
+        value = np.inf
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {x!r}; wanted a number{bound}") from None
+    too_small = value < minimum or (strict and value == minimum)
+    too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
+    if not np.isfinite(value) or too_small or too_large:
+        raise ValueError(f"{name} is {value:g}; wanted a {finite}number{bound}")
+    return value
+
+
+def frobenius_norm(matrix: FloatArray) -> float:
+    """Return ||matrix||_F in double precision, whatever its size: no square overflows or vanishes."""
+    largest = float(np.max(np.abs(matrix), initial=0.0))
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    exponent = int(np.frexp(largest)[1])
+    scaled = np.ldexp(matrix.astype(np.float64, copy=False), -exponent)  # exact
+    return float(np.ldexp(np.linalg.norm(scaled), exponent))
+
+
+def check_choice(
+    x: object, name: str, choices: Iterable[str], *, optional: bool = False, also: str | None = None
+) -> Any:
+    """Return `x` if it is one of the words, or None where that is one of the choices.
+
+    `also` says what else the caller takes.
+    """
+    words = list(choices)
+    if (isinstance(x, str) and x in words) or (optional and x is None):
+        return x
+    wanted = [*map(repr, words), *(["None"] if optional else [])]
+    raise ValueError(f"{name} is {x!r}; wanted one of {', '.join(wanted)}{f', or {also}' if also else ''}")
+
+
+def check_flag(x: object, name: str) -> bool:
+    """Return `x` as a bool if it is one."""
+    if isinstance(x, (bool, np.bool_)):
+        return bool(x)
+    raise TypeError(f"{name} is {x!r}; wanted True or False")
+
+
+def check_path(x: object, name: str) -> Path:
+    """Return `x` as a path if it names one."""
+    if isinstance(x, (str, os.PathLike)):
+        return Path(x)
+    raise TypeError(f"{name} is {x!r}; wanted a path")
+
+
+def check_precision(x: object, name: str = "dtype") -> np.dtype[Any]:
+    """Return float64 or float32, of whichever the name or type is given."""
+    dtype: np.dtype[Any] | None = None
+    with suppress(TypeError, ValueError):
+        dtype = np.dtype(x)  # type: ignore[call-overload]
+    # NumPy takes None for float64.
+    if x is None or dtype is None or dtype not in (np.dtype(np.float64), np.dtype(np.float32)):
+        found = repr(x) if x is None or dtype is None else dtype
+        raise TypeError(f"{name} is {found}; wanted float64 or float32")
+    return dtype
+
+
+def aligned_copy(array: FloatArray) -> FloatArray:
+    """Return a C-contiguous copy that begins at a cache line, so that no vector of a row spans two."""
+    line = 64
+    memory = np.empty(array.nbytes + line, dtype=np.uint8)
+    begin = -memory.ctypes.data % line
+    copy: FloatArray = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def widths_of(weights: Sequence[Any]) -> list[int]:
+    """Return the widths d_0 .. d_L that the matrices W_1 .. W_L lead from and to."""
+    return [weights[0].shape[1], *(w.shape[0] for w in weights)]
+
+
+def scale_of(weight: FloatArray) -> float:
+    """Return ||W||_F / sqrt(min(m, n)): of eps times an isometry, eps."""
+    return frobenius_norm(weight) / float(np.sqrt(min(weight.shape)))
+
+
+def per_layer(
+    x: object,
+    name: str,
+    n_layers: int,
+    *,
+    minimum: float = 0.0,
+    strict: bool = False,
+    below: float | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`.
+
+    The bounds are those of `check_scale`.
+    """
+    single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
+    if single if not is_array(x) else axes_of(x, name) == 0:
+        return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
+    values = as_list(x, name, "one number or one per layer")
+    if len(values) != n_layers:
+        raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
+    return np.array(
+        [
+            check_scale(v, f"{name}[{i}]", minimum=minimum, strict=strict, below=below)
+            for i, v in enumerate(values)
+        ]
+    )
+
+
+def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Generator:
+    """Return a counter-based generator that depends on nothing but `seed` and the name of its use.
+
+    Parameters
+    ----------
+    seed : int
+        Non-negative, below 2**64.
+    stream : sequence of int or str
+        What the numbers are for, such as ``("orthogonal", layer)``; each use has its own stream.
+    """
+    number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
+    use = zlib.crc32(repr(tuple(stream)).encode())
+    return np.random.Generator(np.random.Philox(key=np.array([number, use], dtype=np.uint64)))

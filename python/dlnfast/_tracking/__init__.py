@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Singular values of a slowly changing matrix, with error bounds."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Training: options, engines, resumable runs."""

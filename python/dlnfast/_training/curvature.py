@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""How sharply the loss of a partly known matrix bends: what learning rates are derived from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from .._problem.factors import leading_factors, orthonormal_rows, threads_beside_numpy
+from .._problem.observations import Completion, Observations, Sensing
+from .._support.arrays import FloatArray, random_generator, scale_of
+from .._support.dispatch import core
+
+#: Networks up to this width inside are looked at through their own end layers.
+_NARROW: Final = 64
+#: Singular vectors that stand for what will be learned.
+_LEADING: Final = 8
+#: Steps of power iteration; what they may miss is within the margin.
+_SWEEPS: Final = 12
+_MARGIN: Final = 1.1
+
+
+class Curvatures(NamedTuple):
+    """The largest share of a change's squared norm that the observations see.
+
+    For orthonormal U (d_y, a) and V (d_x, b) and any X of norm 1: of ``U X V^T``, of ``X V^T`` and of
+    ``U X``. All are p for entries observed everywhere alike, 1 where the whole matrix is known.
+    """
+
+    core: float
+    left: float
+    right: float
+
+
+def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvatures:
+    """Return how much of changes inside and beside two subspaces is observed.
+
+    The Gauss-Newton part of the Hessian of ``c/2 ||B vec(W_{L:1}) - y||^2`` for layer l is at most c times
+    the largest of these times the squared norms of the other layers.
+
+    Parameters
+    ----------
+    problem : Observations
+        The entries or measurements.
+    U, V : ndarray, shape (d_y, a) and (d_x, b)
+        Orthonormal columns.
+
+    Notes
+    -----
+    Power iteration, 36 passes over the observations; 10 per cent are added for what it may miss.
+    """
+    u, v = np.ascontiguousarray(U.T), np.ascontiguousarray(V.T)
+    a, b = len(u), len(v)
+    seen = _of_entries(problem) if isinstance(problem, Completion) else _of_measurements(problem)
+    if isinstance(problem, Sensing):
+        operators = problem.projected(U, V).reshape(problem.n_observations, -1)
+        inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
+    else:
+        inside = _largest(lambda X: u @ seen(X.T @ u, v)[0].T, (a, b), 0)
+    left = _largest(lambda X: seen(X, v)[0], (b, problem.dim_out), 1)
+    right = _largest(lambda X: seen(u, X)[1], (a, problem.dim_in), 2)
+    return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
+
+
+#: Of x (k, d_y) and y (k, d_x): y E^T and x E for what is seen, E = B^T B (x^T y).
+_Seen = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+
+
+def _of_measurements(problem: Observations) -> _Seen:
+    assert isinstance(problem, Sensing)
+
+    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        error = problem.adjoint(problem.apply(x.T @ y))
+        return y @ error.T, x @ error
+
+    return seen
+
+
+def _of_entries(problem: Completion) -> _Seen:
+    nothing = np.zeros(problem.n_observations)
+    by_rows, by_columns = problem.entries()
+    places = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
+
+    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        left, right = np.empty_like(x), np.empty_like(y)
+        core.residual_products(places, x, y, left, right, threads_beside_numpy(places, len(x)))
+        return left, right
+
+    return seen
+
+
+def _largest(product: Callable[[FloatArray], FloatArray], shape: tuple[int, int], stream: int) -> float:
+    """Return the largest eigenvalue of a positive semi-definite map, from below."""
+    vector: FloatArray = random_generator(0, ("curvature", stream)).standard_normal(shape)
+    value = 0.0
+    for _ in range(_SWEEPS):
+        size = float(np.linalg.norm(vector))
+        if size == 0.0:
+            break
+        vector = product(vector / size)
+        value = float(np.linalg.norm(vector))
+    return value
+
+
+def layer_curvatures(problem: Observations, weights: Sequence[FloatArray]) -> list[float]:
+    """Return for each layer the largest share of its changes that the observations see.
+
+    Of networks that are narrow inside, the first and last layer change whole columns and rows, the others
+    only what lies between; of wide ones any layer may do either.
+    """
+    left, right = weights[-1], weights[0].T
+    found = leading_factors(problem.backprojection(), min(_LEADING, *problem.shape), tolerance=1e-3)
+    # Smaller ones are those of the pattern of observations: spikes, on which it is all but complete.
+    found = found.truncated(int(np.sum(found.s > 0.5 * found.s[:1])))
+    if max(left.shape[1], right.shape[1]) > min(_NARROW, *problem.shape):
+        seen = curvatures(problem, found.U, found.V)
+        return [max(seen)] * len(weights)
+    seen = curvatures(problem, _span(left, found.U), _span(right, found.V))
+    if len(weights) == 1:
+        return [max(seen)]
+    return [seen.right, *[seen.core] * (len(weights) - 2), seen.left]
+
+
+def _span(*blocks: FloatArray) -> FloatArray:
+    """Return an orthonormal basis of all columns, each block's by its own scale."""
+    tiny = float(np.finfo(np.float64).tiny)
+    rows = np.vstack([x.T.astype(np.float64) / max(float(np.linalg.norm(x)), tiny) for x in blocks])
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    # Directions below 1e-5 of the largest are rounding of those that two blocks share.
+    kept = values > 1e-10 * max(float(values[-1]), tiny)
+    return orthonormal_rows((vectors[:, kept] / np.sqrt(values[kept])).T @ rows).T
+
+
+@np.errstate(over="ignore")
+def constant_rate(
+    problem: Observations, weights: Sequence[FloatArray], ratios: Sequence[float], curvature: Sequence[float]
+) -> float:
+    r"""Return a learning rate that is safe from the start to the end: one over the larger sharpness.
+
+    Descent keeps the differences of ``W_l W_l^T / m_l`` between neighbours (m_l: the ratio of the layer's
+    rate), so that layers with largest singular values s_l end at ``s_l^2 + m_l t``, with the t that makes
+    their product that of the matrix, sigma_1 of the surrogate. There the sharpness is
+    ``c sum_l m_l q_l prod_{k != l} s_k^2``; at the start the residual adds to it as in
+    `theory.default_learning_rate`.
+    """
+    scales = np.array([scale_of(w) for w in weights])
+    m, q = np.asarray(ratios, dtype=np.float64), np.asarray(curvature)
+    sigma = float(problem.target_values(1)[0])
+
+    def gauss_newton(values: FloatArray) -> float:
+        others = [np.prod(np.delete(values, i)) ** 2 for i in range(len(values))]
+        return float(np.sum(m * q * others))
+
+    at_end = gauss_newton(np.sqrt(_layer_squares(sigma, scales, m)))
+    error = problem.error_scale * math.sqrt(2 * problem.loss(list(weights)) / problem.loss_scale)
+    rows = [
+        sum(
+            math.sqrt(m[i] * m[j]) * float(np.prod(np.delete(scales, [i, j])))
+            for j in range(len(m))
+            if j != i
+        )
+        for i in range(len(m))
+    ]
+    sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + max(rows) * error)
+    return 1.0 / sharpness if sharpness > 0 else 1.0 / problem.loss_scale
+
+
+@np.errstate(over="ignore")
+def minimum_sharpness(problem: Observations, scales: Sequence[float], ratios: Sequence[float]) -> float:
+    r"""Return an estimate of the largest eigenvalue of the Hessian at the minimum.
+
+    .. math:: c\, p \sum_l m_l \prod_{k \ne l} s_k^2
+
+    with the density p of the observations, and layers of largest singular values s_l that descent has brought
+    to the sigma_1 of the surrogate (see `constant_rate`, whose curvatures are bounds). Within a third where
+    the observations are many and nothing stands out of the matrix.
+
+    Parameters
+    ----------
+    problem : Observations
+        The entries or measurements.
+    scales : sequence of float
+        Initial scale of every layer: `scale_of`.
+    ratios : sequence of float
+        m_l: the learning rate of every layer over the one that the sharpness is for.
+
+    Returns
+    -------
+    float
+        0 where the observations are zeros.
+    """
+    m = np.asarray(ratios, dtype=np.float64)
+    if m.size == 1:
+        return float(problem.loss_scale * m[0] * problem.error_scale**2)
+    sigma = float(problem.target_values(1)[0])
+    if sigma == 0.0:
+        return 0.0
+    squares = _layer_squares(sigma, np.asarray(scales, dtype=np.float64), m)
+    others = [float(np.prod(np.delete(squares, i))) for i in range(m.size)]
+    return float(problem.loss_scale * problem.density * np.sum(m * others))
+
+
+def _layer_squares(sigma: float, scales: FloatArray, m: FloatArray) -> FloatArray:
+    """Return the largest singular values of the layers, squared, when their product has become sigma."""
+    low, high = 0.0, 1.0
+    while np.prod(scales**2 + m * high) < sigma**2 and m.any():
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.prod(scales**2 + m * middle) < sigma**2 else (low, middle)
+    squares: FloatArray = scales**2 + m * low
+    return squares

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Trajectories: states, files, tables."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Initial weights: drawn as arrays, lazily sampled, checked."""

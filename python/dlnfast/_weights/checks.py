@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Checks that initial weights fit each other and the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy.typing as npt
+
+from .._problem.observations import Observations
+from .._problem.problem import Problem
+from .._support.arrays import FloatArray, as_layers
+from .._support.errors import AssumptionError, ShapeError
+from .implicit import ImplicitWeights
+
+
+def require_arrays(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
+    if isinstance(weights, ImplicitWeights):
+        raise AssumptionError(
+            "the dense engine needs whole layers, but weights are a law: draw them with "
+            "dln.orthogonal(..., implicit=False)"
+        )
+    return weights
+
+
+def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
+    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
+    if len(layers[-1]) != problem.dim_out:
+        raise ShapeError(
+            f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
+            f"wanted {problem.dim_out}, problem.dim_out"
+        )
+    return layers
+
+
+def _input_dimension(problem: Problem | Observations) -> str:
+    white = problem.whitening
+    if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
+        return "problem.dim_in"
+    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
+
+
+def check_initial(
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem | Observations
+) -> list[FloatArray] | ImplicitWeights:
+    """Return the initial weights as arrays that fit the problem and each other, or the law that does."""
+    if not isinstance(weights, ImplicitWeights):
+        return _check_weights(weights, problem)
+    for width, wanted, symbol in (
+        (weights.widths[0], problem.dim_in, "d_x"),
+        (weights.widths[-1], problem.dim_out, "d_y"),
+    ):
+        if width != wanted:
+            raise ShapeError(
+                f"weights have widths {list(weights.widths)}; wanted {wanted}, the problem's {symbol}, "
+                f"at the {'input' if symbol == 'd_x' else 'output'}"
+            )
+    return weights
