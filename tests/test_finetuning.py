@@ -24,13 +24,12 @@ from dlnfast._config.finetuning import (  # noqa: E402
     make_grid,
     paired,
     read_grid,
-    run_grid,
     summarise,
     table,
 )
 from dlnfast._config.schema import SpecError  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
-from dlnfast.torch.finetune import Outcome, Run, find_model  # noqa: E402
+from dlnfast.torch.finetune import Outcome, Run, find_model, run_grid  # noqa: E402
 
 WORDS = ["a", "the", "cat", "dog", "tree", "runs", "sleeps", "sees", "green", "old", "house", "not", "two"]
 SMALL = {
@@ -273,7 +272,7 @@ def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path)
 def test_two_programs_do_not_train_one_grid(folder, tmp_path):
     grid = specification(folder, methods=["lora"], seeds=[0])
     with FolderLock(tmp_path), pytest.raises(dln.FolderInUseError, match="is in use by process"):
-        finetuning.run_grid(grid, Results(tmp_path / "results.jsonl"))
+        run_grid(grid, Results(tmp_path / "results.jsonl"))
 
 
 def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from . import figures
 from ._config import finetuning, runs, spec
-from ._config.finetuning_runs import run_grid
 from ._config.runs import PACKAGES, environment, version, write_json
 from ._config.sweep import SweepGrid, sweep
 from ._support.arrays import check_count
@@ -545,7 +544,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
     grid = finetuning.read_grid(arguments.spec, arguments.changes)
     folder = _folder(arguments, grid.sections["output"]["directory"])
     results = finetuning.Results(folder / "results.jsonl")
-    if not arguments.table:
+    if not arguments.table and results.missing(grid):
+        from .torch.finetune import run_grid
+
         run_grid(grid, results, progress=True, report=print)
     rows = finetuning.summarise(results.of(grid))
     if not rows:

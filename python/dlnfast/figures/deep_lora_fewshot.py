@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .._config import finetuning
-from .._config.finetuning_runs import run_grid
 from .._datasets.text import TASKS
 from ..plots import COLOURS, LineDisplay, RankDisplay
 from . import Result, setting
@@ -88,6 +87,14 @@ class Settings:
     data: str = setting("", "folder of the task; default: the environment variable DLNFAST_DATA")
 
 
+def _train_missing(grid: finetuning.Grid, results: finetuning.Results, progress: bool) -> None:
+    """Train the runs of a grid that the results lack; PyTorch is imported only if there are some."""
+    if results.missing(grid):
+        from ..torch.finetune import run_grid
+
+        run_grid(grid, results, progress=progress)
+
+
 def compute(settings: Settings, *, progress: bool = False) -> Result:
     """Train both grids, the second at the rates that the first chose, and summarise them."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,7 +102,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         folder.mkdir(parents=True, exist_ok=True)
         results = finetuning.Results(folder / "results.jsonl")
         first = _grid(settings, settings.examples, (settings.rank,))
-        run_grid(first, results, progress=progress)
+        _train_missing(first, results, progress)
         rows = _rows(first, results)
         fewest = min(settings.examples)
         wide = []
@@ -104,7 +111,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
                 row.learning_rate for row in rows if row.method == method and row.n_examples == fewest
             )
             grid = _grid(settings, (fewest,), settings.ranks, method, rate)
-            run_grid(grid, results, progress=progress)
+            _train_missing(grid, results, progress)
             wide += _rows(grid, results)
     displays: dict[str, LineDisplay | RankDisplay] = {
         "examples": _over(rows, "n_examples", settings.examples, "training samples", PUBLISHED),

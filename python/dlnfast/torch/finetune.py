@@ -21,17 +21,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .._config.finetuning import Outcome, Run
-from .._datasets.text import TextTask
+from .._config.finetuning import Grid, Outcome, Results, Run, halves
+from .._datasets.text import TextTask, load_task
 from .._support.arrays import check_count
 from .._support.errors import DivergedError
+from .._support.locks import FolderLock
 from .._support.optional import imported
 from .._support.progress import ProgressBar
 from .deep_lora import DeepLoRA
 from .layers import LayerChoice, weight_matrices
 from .updates import adapter_updates
 
-__all__ = ["FineTuning", "Outcome", "Run", "find_model"]
+__all__ = ["FineTuning", "Outcome", "Run", "find_model", "run_grid"]
 
 #: Samples whose predictions are computed at a time.
 _EVALUATED_AT_ONCE: Final = 64
@@ -320,3 +321,64 @@ def _ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
     if largest == 0.0:
         return dict.fromkeys(updates, 0)
     return {name: int(np.sum(values > 0.01 * largest)) for name, values in updates.items()}
+
+
+def prepare(grid: Grid) -> FineTuning:
+    """Load the model and the task of a grid, with the development split in two halves."""
+    model, task = grid.sections["model"], grid.sections["task"]
+    train, dev = (load_task(task["name"], task["path"], split) for split in ("train", "dev"))
+    return FineTuning(
+        model["path"],
+        train,
+        halves(dev, task["evaluated"]),
+        layers=model["layers"],
+        max_length=model["max_length"],
+        device=model["device"],
+    )
+
+
+def run_grid(
+    grid: Grid, results: Results, *, progress: bool = False, report: Callable[[str], None] | None = None
+) -> None:
+    """Train what is not done yet.
+
+    Parameters
+    ----------
+    grid : Grid
+    results : Results
+        Where outcomes go; runs that it holds are skipped.
+    progress : bool
+        A bar over the runs on a terminal.
+    report : callable, optional
+        Gets a line for every run that ends.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Where transformers, or peft for LoRA, is missing.
+    FolderInUseError
+        If another process trains a grid with results in the same folder.
+    """
+    from tqdm import tqdm
+
+    if not results.missing(grid):
+        return
+    with FolderLock(results.path.absolute().parent):
+        results.read()  # another owner may have added runs
+        todo = results.missing(grid)
+        tuning = prepare(grid)
+        for run in tqdm(todo, unit="run", disable=None if progress else True, leave=False):
+            try:
+                outcome = tuning.run(run)
+            except DivergedError as error:
+                results.append_diverged(grid, run, error)
+                text = str(error)
+            else:
+                results.append(grid, run, outcome)
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scores.items())
+                text = f"{scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
+            if report is not None:
+                report(
+                    f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
+                    f"{run.learning_rate:g}: {text}"
+                )
