@@ -80,7 +80,7 @@ LITTLE_MEMORY = """
 import resource, sys
 import numpy as np
 import dlnfast as dln
-from dlnfast._dispatch import core
+from dlnfast._support.dispatch import core
 
 rng = np.random.default_rng(0)
 n = 400

@@ -797,7 +797,7 @@ def test_large_recovery_has_the_law_of_the_small_one(monkeypatch):
 
 
 def test_large_recovery_uses_the_singular_values_of_the_bidiagonal_matrix():
-    core = pytest.importorskip("dlnfast._dispatch").core
+    core = pytest.importorskip("dlnfast._support.dispatch").core
     rng = np.random.default_rng(22)
     diagonal, superdiagonal = rng.uniform(0.1, 3, 50), rng.uniform(0.1, 3, 49)
     wanted = np.linalg.svd(np.diag(diagonal) + np.diag(superdiagonal, 1), compute_uv=False)

@@ -54,7 +54,7 @@ PROGRAM = """
 import json
 import numpy as np
 import dlnfast as dln
-from dlnfast._dispatch import core
+from dlnfast._support.dispatch import core
 problem = dln.low_rank_recovery(150, 3, seed=0)
 weights = dln.orthogonal([150] * 3, scale=0.5, seed=1)
 found = {"threads": core.max_threads()}
@@ -130,7 +130,7 @@ def test_set_num_threads():
 def test_openmp_settings_are_obeyed(run_python):
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
-    program = "from dlnfast._dispatch import core; print(core.max_threads())"
+    program = "from dlnfast._support.dispatch import core; print(core.max_threads())"
     for n in (1, 3):
         assert int(run_python(program, OMP_NUM_THREADS=str(n))) == n
 

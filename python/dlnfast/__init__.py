@@ -33,6 +33,7 @@ from ._trajectory.load import load
 from ._trajectory.trajectory import Trajectory
 from ._version import __version__
 from ._weights.gradients import gradients
+from ._weights.implicit import ImplicitWeights
 from ._weights.initial import aligned, gaussian, orthogonal, uniform
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "DivergedError",
     "Family",
     "FolderInUseError",
+    "ImplicitWeights",
     "LowRank",
     "MatrixCompletion",
     "Problem",

@@ -55,7 +55,7 @@ class ExplicitLayers:
 class Complement:
     """What is outside the active subspaces, and how its directions fall into families.
 
-    At every node j = 0 .. L the vectors orthogonal to A_j are a sum of families (`dlnfast.closure.Family`).
+    At every node j = 0 .. L the vectors orthogonal to A_j are a sum of families (`Family`).
     A family's part of a vector is found by following it through isometries: what ends in a wide layer does
     not come through it, what begins in a tall one is not reached by its transpose.
 

@@ -97,7 +97,7 @@ class Problem:
     Notes
     -----
     Eigenvalues of S below ``4 (d_x + 1000) eps`` of the largest count as zero, in M* and in the loss; see
-    `dlnfast.data.gram_resolution`. O(d_x^3) where `input_gram` is given, O(1) otherwise.
+    `gram_resolution`. O(d_x^3) where `input_gram` is given, O(1) otherwise.
 
     Model and statistics as in Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient
     Descent for Learning Deep Linear Networks" (arXiv 2306.01154).
@@ -169,7 +169,7 @@ class Problem:
         whiten : {None, "zca", "pca", "cholesky"}
             Replace X by T X with ``T X (T X)^T = I``, a sum, not a mean. A rank-deficient X is reduced
             to its numerical rank q: the problem then has dim_in = q. `problem.whitening` says how white
-            the inputs became; see `dlnfast.data.whiten_inputs`.
+            the inputs became; see `whiten_inputs`.
         center : bool
             Subtract the mean of the inputs first, `problem.input_mean`. Y stays as it is: Phi is the same
             whether its mean is subtracted or not, once that of X is.

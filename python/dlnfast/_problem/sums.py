@@ -332,7 +332,7 @@ def _with_classes(sums: dict[str, Pair], classes: IntArray, union: IntArray) -> 
 
 
 class CenteredMoments:
-    """What `dlnfast.data.Moments` asks for, from sums, with inputs centred or not."""
+    """What `Moments` asks for, from sums, with inputs centred or not."""
 
     def __init__(self, sums: DataSums, center: bool) -> None:
         self._gram, self._target = sums._some("input_gram"), sums._some("target")

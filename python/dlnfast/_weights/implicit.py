@@ -119,7 +119,7 @@ class ImplicitWeights:
     Examples
     --------
     >>> import numpy as np
-    >>> from dlnfast.implicit import ImplicitWeights
+    >>> from dlnfast import ImplicitWeights
     >>> weights = ImplicitWeights([10**9] * 4, scale=0.1, seed=1)
     >>> closure = weights.close(5, 5, limit=[100] * 4)
     >>> closure.dims, closure.closed

@@ -63,7 +63,7 @@ def orthogonal(
         Layer l of a seed is the same whatever the other layers are.
     implicit : bool
         Return the law instead of arrays: layers of any width, of which nothing is drawn until it is asked
-        for; see `dlnfast.implicit.ImplicitWeights`. The numbers differ from those of the same seed's arrays,
+        for; see `ImplicitWeights`. The numbers differ from those of the same seed's arrays,
         the law does not.
     dtype : dtype
         float64 or float32.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Initial weights of PyTorch models by the laws of `dlnfast.initial`."""
+"""Initial weights of PyTorch models by the laws of `dlnfast.orthogonal` and its siblings."""
 
 from __future__ import annotations
 
