@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from . import figures
 from ._config import finetuning, runs, spec
-from ._config.runs import PACKAGES, environment, version, write_json
+from ._config.runs import write_json
 from ._config.sweep import SweepGrid, sweep
 from ._support.arrays import check_count
+from ._support.environment import PACKAGES, environment, version
 from ._support.errors import DivergedError, FolderInUseError
 from ._support.files import naming_damage, placing, write_text_whole
 from ._support.threads import build_info

@@ -6,42 +6,33 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
 import math
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from .._problem.low_rank import as_dense
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
+from .._support.environment import environment
 from .._support.files import write_text_whole
-from .._support.threads import build_info
 from .._trajectory.trajectory import Trajectory
 from . import spec
 from .spec import Samples, Spec
 
 __all__ = [
-    "PACKAGES",
     "Prepared",
     "accuracies",
-    "environment",
     "plain",
     "prepare",
     "summarise",
-    "version",
     "write_json",
 ]
-
-#: Packages whose versions stand in every record, if they are there.
-PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
 
 
 @dataclass(frozen=True)
@@ -104,25 +95,6 @@ def summarise(run: Trajectory) -> dict[str, Any]:
         "training_seconds": run.wall_time,
         "environment": environment(),
     }
-
-
-def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its settings: versions, build and machine."""
-    return {
-        "dlnfast": build_info(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := version(name)) is not None},
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-@functools.cache
-def version(package: str) -> str | None:
-    """Return the version of a package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

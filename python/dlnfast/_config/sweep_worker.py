@@ -26,6 +26,7 @@ from .._closure.closure import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice
 from .._support.checkpoint import tidy
+from .._support.environment import environment
 from .._support.errors import DivergedError, FolderInUseError
 from .._support.files import (
     is_of_the_machine,
@@ -259,7 +260,7 @@ def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
         "spec": item.sections,
         "seconds": seconds,
         "file": None,
-        "environment": runs.environment(),
+        "environment": environment(),
     }
 
 

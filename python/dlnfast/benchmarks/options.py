@@ -5,16 +5,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .peers import PEERS
-
 
 @dataclass(frozen=True)
 class Options:
-    """How long to measure and whom: rounds, smaller sizes and shorter turns, keys of `PEERS`."""
+    """Options of a benchmark.
+
+    Attributes
+    ----------
+    repeats : int
+        Rounds in which everything is timed once.
+    quick : bool
+        Whether to take smaller sizes and shorter turns.
+    peers : tuple of str
+        Keys of `benchmarks.peers.PEERS` to compare; all of them where it is empty.
+    """
 
     repeats: int = 5
     quick: bool = False
-    peers: tuple[str, ...] = tuple(PEERS)
+    peers: tuple[str, ...] = ()
 
     @property
     def turn(self) -> float:

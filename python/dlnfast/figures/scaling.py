@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .._support.arrays import LARGEST_COUNT, check_count
 from ..benchmarks import cases
 from ..benchmarks.peers import LABELS, PEERS
+from ..benchmarks.record import format_seconds
 from . import Result, setting
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ def _highlights(sweeps: Mapping[str, Any]) -> list[str]:
             if points:
                 first, last = points[0], points[-1]
                 parts.append(
-                    f"{LABELS[name]} {cases.format_seconds(first[1])} at {first[0]}, "
-                    f"{cases.format_seconds(last[1])} at {last[0]}"
+                    f"{LABELS[name]} {format_seconds(first[1])} at {first[0]}, "
+                    f"{format_seconds(last[1])} at {last[0]}"
                 )
         lines.append(f"{over}: {'; '.join(parts)}")
     skipped = {

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""The environment of a result: versions of packages, the build and the machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+from typing import Any, Final
+
+from .threads import build_info
+
+#: Packages whose versions stand in every record, if they are there.
+PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside its settings: versions, build and machine."""
+    return {
+        "dlnfast": build_info(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := version(name)) is not None},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@functools.cache
+def version(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
