@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases about Deep LoRA: what a step costs beside PEFT's LoRA, and what setting it up takes."""
+"""Cases of Deep LoRA: the cost of a step beside PEFT's LoRA, and of the set-up."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ __all__ = [
 #: A step that takes longer is repeated three times only.
 _LONG: Final = 2.0
 _FEW: Final = 3
-#: What carries N = d samples stops here in the sweeps: every step costs some d^3.
+#: Largest width in the sweeps for peers that send N = d samples through the network: a step costs d^3.
 _LARGEST_ON_SAMPLES: Final = 2048
 #: Numbers in each of the three arrays of the triad: beyond the caches.
 _TRIAD: Final = 2**24
@@ -167,10 +167,10 @@ def _triad(dim: int) -> Callable[[], float]:
     pool = ThreadPoolExecutor(n_threads)
     ends = np.linspace(0, _TRIAD, n_threads + 1).astype(int).tolist()
 
-    def part(place: int) -> None:
+    def part(index: int) -> None:
         scaled = np.empty(_CHUNK)
-        for first in range(ends[place], ends[place + 1], _CHUNK):
-            rows = slice(first, min(first + _CHUNK, ends[place + 1]))
+        for first in range(ends[index], ends[index + 1], _CHUNK):
+            rows = slice(first, min(first + _CHUNK, ends[index + 1]))
             product = np.multiply(c[rows], 3.0, out=scaled[: rows.stop - rows.start])
             np.add(b[rows], product, out=a[rows])
 
@@ -410,7 +410,7 @@ def _memory_over_width(
         "case": "memory",
         "over": "memory",
         "measured": "peak resident memory of a process of its own, beyond its libraries, with all arrays; "
-        "the reduced engine on layers that are a law",
+        "the reduced engine on lazily sampled weights",
         "values": list(values),
         "rows": rows,
         "machine": last.get("machine", {}),
@@ -626,7 +626,7 @@ DEFAULT: Final = ("thin", "square", "small")
 
 
 def run_case(name: str, options: Options) -> dict[str, Any]:
-    """Run one case; its result ends with the machine's record."""
+    """Run one case; the result holds the machine's record."""
     result = CASES[name](options)
     return result if "machine" in result or "sweeps" in result else result | {"machine": record.machine()}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases about low-rank training: factorisation, completion and sensing, compressed beside full."""
+"""Cases of low-rank training: factorisation, completion and sensing, compressed beside full."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def factorisation(options: Options) -> dict[str, Any]:
 
 
 def _below(problem: Any, run: Trajectory, level: float) -> int | None:
-    """Return the first kept step at which the recovery error is below a level."""
+    """Return the first snapshot's step at which the recovery error is below a level."""
     for step in run.states.snapshot_steps.tolist():  # type: ignore[union-attr]
         if problem.recovery_error(run.all_weights(step), "unobserved") < level:
             return int(step)
@@ -275,7 +275,7 @@ dim, count, rank = int(sys.argv[1]), int(sys.argv[2]), 10
 before = record.peak_bytes()
 rng = np.random.default_rng(0)
 U, V = (rng.standard_normal((dim, rank)) / np.sqrt(dim) for _ in range(2))
-# Distinct places: the same number in each row, from a shuffled stride.
+# Distinct positions: the same number in each row, from a shuffled stride.
 each = count // dim
 rows = np.repeat(np.arange(dim), each)
 columns = (rng.integers(dim, size=dim)[:, None] + np.arange(each) * 9973) % dim
@@ -290,8 +290,8 @@ problem = dln.Completion(rows, columns, values, (dim, dim))
 del rows, columns, values
 ready = time.perf_counter() - start
 start = time.perf_counter()
-law = dln.orthogonal([dim] * 4, scale=0.1, implicit=True)
-run = dln.train_compressed(problem, law, rank=rank, steps=30, record_every=30, outer=0.1)
+weights = dln.orthogonal([dim] * 4, scale=0.1, implicit=True)
+run = dln.train_compressed(problem, weights, rank=rank, steps=30, record_every=30, outer=0.1)
 seconds = time.perf_counter() - start
 print(json.dumps({"peak_bytes": record.peak_bytes(), "data_bytes": data, "sort_seconds": ready,
     "seconds": seconds, "loss": [float(run.loss[0]), float(run.loss[-1])], "n": problem.n_observations}))

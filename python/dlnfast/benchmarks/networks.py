@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases about `dlnfast.torch`: what tracking takes beside training."""
+"""Cases of `dlnfast.torch`: the cost of tracking beside training."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class Peer:
         return seconds / n
 
     def _usual_seconds(self, n: int) -> float:
-        """Return the median of several times: one that was held up would end the search too early."""
+        """Return the median of several times: a single delayed one would stop the search too early."""
         times = [self.seconds(n)]
         while times[0] < _LONG and len(times) < _TRIES:
             times.append(self.seconds(n))
@@ -293,8 +293,8 @@ def _numpy_step(setting: Setting, form: _Form) -> Callable[[], float]:
 
     def step() -> float:
         nonlocal error, other
-        for place in reversed(range(n_layers - 1)):
-            np.matmul(above[place + 1], weights[place], out=above[place])
+        for position in reversed(range(n_layers - 1)):
+            np.matmul(above[position + 1], weights[position], out=above[position])
         np.subtract(above[0], target, out=error)
         flat = error.ravel(order="K")
         loss = 0.5 * float(flat @ flat)
@@ -335,7 +335,7 @@ def _with_blas(n_threads: int, advance: Callable[[int], float]) -> Callable[[int
 
 
 def _fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
-    """Return the place of the form whose median time is least; forms are made one after the other."""
+    """Return the index of the form with the least median time; forms are made one after the other."""
     medians = []
     for make in makers:
         job = make()
@@ -440,8 +440,8 @@ def torch_thin(setting: Setting, tune: bool = True) -> Peer:
 
         def step() -> float:
             nonlocal error, other
-            for place in reversed(range(len(weights) - 1)):
-                torch.mm(above[place + 1], weights[place], out=above[place])
+            for position in reversed(range(len(weights) - 1)):
+                torch.mm(above[position + 1], weights[position], out=above[position])
             torch.sub(above[0], target, out=error)
             loss = 0.5 * float(torch.dot(error.view(-1), error.view(-1)))
             for w, a in zip(weights[:-1], above[1:], strict=True):
@@ -571,12 +571,14 @@ def _jax_peer(
             return float(loss)
 
     restart()
-    place = 1
+    position = 1
     if tune:
         n = 8 if setting.dim <= _SMALL else 1
-        place = _fastest([lambda: partial(by_steps, n), lambda: partial(at_once, n)])
+        position = _fastest([lambda: partial(by_steps, n), lambda: partial(at_once, n)])
         restart()
-    return Peer(name, (by_steps, at_once)[place], ("single steps compiled", "whole runs compiled")[place])
+    return Peer(
+        name, (by_steps, at_once)[position], ("single steps compiled", "whole runs compiled")[position]
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -590,7 +592,7 @@ def dlnfast_dense(setting: Setting, tune: bool = True) -> Peer:
 
 
 def dlnfast_reduced(setting: Setting, tune: bool = True) -> Peer:
-    """Run the reduced engine, on layers that are a law from some width on."""
+    """Run the reduced engine, on lazily sampled weights from some width on."""
     return _engine("reduced", setting)
 
 
@@ -650,7 +652,7 @@ def _engine(engine: str, setting: Setting, n_threads: int = 0) -> Peer:
 # All of them
 # --------------------------------------------------------------------------------------------------
 
-#: Name -> how it is made. Those that carry the N samples through the network cost O(N) per step.
+#: Name -> constructor. Peers that send the N samples through the network cost O(N) per step.
 PEERS: Final[dict[str, Callable[[Setting, bool], Peer]]] = {
     "dlnfast-reduced": dlnfast_reduced,
     "dlnfast-dense": dlnfast_dense,
@@ -679,7 +681,7 @@ LABELS: Final = {
     "jax-autodiff": "JAX autodiff",
     "numpy-naive": "NumPy naive",
 }
-#: Those of `PEERS` that carry the samples.
+#: Peers that send the samples through the network.
 ON_SAMPLES: Final = ("torch-autograd", "jax-autodiff", "numpy-naive")
 _INSTALL: Final = {"torch": "pip install torch", "jax": "pip install jax"}
 #: What leaves the choice of code to a compiler, which may fail in ways of its own.

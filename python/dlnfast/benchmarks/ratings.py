@@ -115,8 +115,8 @@ def _small_ratings() -> Entries:
     """Return ratings of low rank with noise, for a quick look at whether all of this runs."""
     rng = np.random.default_rng(0)
     shape, n = (70, 90), 1500
-    place = rng.choice(shape[0] * shape[1], n, replace=False)
-    i, j = place // shape[1], place % shape[1]
+    index = rng.choice(shape[0] * shape[1], n, replace=False)
+    i, j = index // shape[1], index % shape[1]
     left, right = rng.standard_normal((shape[0], 2)), rng.standard_normal((shape[1], 2))
     stars = 3 + np.sum(left[i] * right[j], axis=1) / 2 + 0.3 * rng.standard_normal(n)
     return Entries(i, j, np.clip(np.round(2 * stars) / 2, *_STARS), shape)
@@ -193,26 +193,26 @@ def _fit_als(entries: Entries, settings: _Settings, validation: Entries | None) 
     k, penalty, weighted = settings["rank"], settings["penalty"], settings["weighted"]
     rng = np.random.default_rng(0)
     factors = [0.1 * rng.standard_normal((n, k)) for n in entries.shape]
-    places = entries.rows, entries.columns
-    orders = [np.argsort(place, kind="stable") for place in places]
+    positions = entries.rows, entries.columns
+    orders = [np.argsort(index, kind="stable") for index in positions]
     starts = [
-        np.searchsorted(place[order], np.arange(n + 1))
-        for place, order, n in zip(places, orders, entries.shape, strict=True)
+        np.searchsorted(index[order], np.arange(n + 1))
+        for index, order, n in zip(positions, orders, entries.shape, strict=True)
     ]
     biases = fit_biases(entries, "both", _PENALTY)
     best: tuple[float, int, _Predict] | None = None
     for sweep in range(1, settings.get("sweeps", _SWEEPS) + 1):
-        residual = entries.values - biases.at(*places)
+        residual = entries.values - biases.at(*positions)
         for side in (0, 1):
             _least_squares(
                 factors[side],
-                factors[1 - side][places[1 - side][orders[side]]],
+                factors[1 - side][positions[1 - side][orders[side]]],
                 residual[orders[side]],
                 starts[side],
                 penalty,
                 weighted,
             )
-        low = np.einsum("nk,nk->n", factors[0][places[0]], factors[1][places[1]])
+        low = np.einsum("nk,nk->n", factors[0][positions[0]], factors[1][positions[1]])
         again = fit_biases(entries._replace(values=entries.values - low), "both", _PENALTY)
         biases = again
         if validation is not None:

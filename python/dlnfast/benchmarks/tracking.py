@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases about `SVDTracker`: whether its bounds hold, and what an event takes beside other libraries."""
+"""Cases of `SVDTracker`: whether its bounds hold, and the cost of an update beside other libraries."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], T
 
 
 def _matrices(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[int], _Array]]]:
-    """Yield matrices by the number of their event: values that cross, that are equal, that vanish."""
+    """Yield matrices by the number of their update: values that cross, that are equal, that vanish."""
     rng = np.random.default_rng(seed)
     U, V = _random_orthogonal(dim, rng), _random_orthogonal(dim, rng)
     turn, _ = np.linalg.qr(np.eye(dim) + 0.01 * rng.standard_normal((dim, dim)))
@@ -258,7 +258,7 @@ def _other_libraries(k: int) -> dict[str, Callable[[_Array], _Array]]:
 
 
 def peers(options: Options) -> dict[str, Any]:
-    """Time an event of `SVDTracker` beside decompositions, and compare both with LAPACK; d = 4096, k = 16."""
+    """Time an update of `SVDTracker` beside decompositions, and compare with LAPACK; d = 4096, k = 16."""
     dim, k = (200, 4) if options.quick else (4096, 16)
     W, move = _drifting(dim, k)
     known, alone = SVDTracker(k, mode="dense"), SVDTracker(k, mode="dense")
@@ -276,21 +276,21 @@ def peers(options: Options) -> dict[str, Any]:
     bound: dict[str, float] = {}
     for t in range(options.repeats):
         move(W, t)
-        time_one("dlnfast, drift known", lambda: known.update(W, drift=1.01e-3).singular_values)
+        time_one("dlnfast, change known", lambda: known.update(W, drift=1.01e-3).singular_values)
         time.sleep(record.PAUSE)
         time_one("dlnfast, nothing known", lambda: alone.update(W).singular_values)
         for name, job in others.items():
             time.sleep(record.PAUSE)
             time_one(name, partial(job, W))
-    for name, tracker in (("dlnfast, drift known", known), ("dlnfast, nothing known", alone)):
+    for name, tracker in (("dlnfast, change known", known), ("dlnfast, nothing known", alone)):
         assert tracker.record is not None
         bound[name] = float(tracker.record.errors.max())
     start = time.perf_counter()
     exact = np.linalg.svd(W)[1]
     full = time.perf_counter() - start
     rows = []
-    best = median(seconds["dlnfast, drift known"])
-    print(f"d = {dim}, k = {k}: LAPACK gesdd {full:.2f} s, {full / best:.0f} times an event")
+    best = median(seconds["dlnfast, change known"])
+    print(f"d = {dim}, k = {k}: LAPACK gesdd {full:.2f} s, {full / best:.0f} times an update")
     for name, spent in seconds.items():
         error = float(np.abs(values[name] - exact[:k]).max() / exact[0])
         rows.append({"name": name, "seconds": record.spread(spent), "error": error, "bound": bound.get(name)})
@@ -359,7 +359,7 @@ def share(options: Options) -> dict[str, Any]:
         }
         rows.append(row)
         print(
-            f"{name:<32} d = {row['dim']}, {steps} steps: {plain:.2f} s without, events "
+            f"{name:<32} d = {row['dim']}, {steps} steps: {plain:.2f} s without, updates "
             f"{100 * row['share_of_events']:.1f} % of that ({1e3 * row['first_event_seconds']:.0f} ms the "
             f"first record), whole run {100 * row['share']:+.1f} %",
             flush=True,
@@ -405,7 +405,7 @@ def memory(options: Options) -> dict[str, Any]:
     ratio = row["peak_bytes"] / row["matrix_bytes"]
     print(
         f"d = {dim}, k = 16: matrix {row['matrix_bytes'] / 1e9:.2f} GB, peak with it {ratio:.3f} times that; "
-        f"first event {row['first_seconds']:.2f} s, others {row['event_seconds']:.3f} s, "
+        f"first update {row['first_seconds']:.2f} s, others {row['event_seconds']:.3f} s, "
         f"bound {row['bound']:.1e}"
     )
     return {"case": "tracking-memory", "dim": dim, "ratio": ratio} | row

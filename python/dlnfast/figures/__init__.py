@@ -47,7 +47,7 @@ __all__ = [
     "setting",
 ]
 
-#: Name on the command line -> one line about it. The module is called the same, with underscores.
+#: Name on the command line -> one-line summary. The module has the same name, with underscores.
 FIGURES: Final = {
     "svd-evolution": "singular values and vectors of one layer while it learns a low-rank matrix",
     "progressive-collapse": "features collapse by the same factor in every linear layer of a classifier",
@@ -124,7 +124,7 @@ class Clock:
 def errors_at_records(
     problem: Observations, clock: Clock, run: Trajectory, normalization: str
 ) -> tuple[list[int], list[float], list[float]]:
-    """Return steps, seconds and recovery errors at the records of a run that kept its layers there."""
+    """Return steps, seconds and recovery errors at the records of a run with snapshots of its weights."""
     steps = [int(step) for step in run.steps if int(step) in clock.seconds]
     if run.config["outcome"] == "diverged":
         steps = [step for step in steps if step % run.config["record_every"] == 0]
@@ -133,7 +133,7 @@ def errors_at_records(
 
 
 def run_until(error: DivergedError) -> Trajectory:
-    """Return the run that ended in an error, or raise that where nothing was recorded."""
+    """Return the run up to its divergence, or raise the error where nothing was recorded."""
     if error.trajectory is None:
         raise error
     run: Trajectory = error.trajectory
@@ -218,7 +218,7 @@ def quick_settings(module: FigureModule) -> Mapping[str, Any]:
 
 
 def quick_takes(module: FigureModule) -> str:
-    """Return in what time ``--quick`` ends."""
+    """Return the time that ``--quick`` takes."""
     return str(getattr(module, "QUICK_TAKES", "in under a minute"))
 
 

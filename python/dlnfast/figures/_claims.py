@@ -44,9 +44,9 @@ def write_below(figure: Figure, claims: Sequence[Claim]) -> None:
 
 def rises_then_saturates(accuracy: Sequence[float], start: int, slack: float) -> tuple[bool, str]:
     """Return whether accuracies rise up to layer `start`, counted from 1, and then stay, and the numbers."""
-    first, rest = accuracy[0], np.asarray(accuracy[start - 1 :])
-    gain, loss = float(rest[0] - first), float(rest.max() - rest.min())
-    text = f"{100 * first:.1f} % in layer 1, {100 * rest[0]:.1f} % in layer {start}, "
+    first, later = accuracy[0], np.asarray(accuracy[start - 1 :])
+    gain, loss = float(later[0] - first), float(later.max() - later.min())
+    text = f"{100 * first:.1f} % in layer 1, {100 * later[0]:.1f} % in layer {start}, "
     text += f"then within {100 * loss:.1f} points"
     return gain > slack and loss <= max(slack, gain / 4), text
 

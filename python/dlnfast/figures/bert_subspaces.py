@@ -235,8 +235,8 @@ def draw(settings: Settings, result: Result) -> Figure:
     axes = figure.subplots(1, 3)
     spectra = result.displays["spectra"]
     shades = {
-        name: {"color": COLOURS[place % len(COLOURS)], "alpha": 0.6, "linewidth": 1.0}
-        for place, name in enumerate(spectra.series)
+        name: {"color": COLOURS[position % len(COLOURS)], "alpha": 0.6, "linewidth": 1.0}
+        for position, name in enumerate(spectra.series)
     }
     spectra.plot(axes[0], styles=shades, legend=False)
     axes[0].set_title(f"{len(spectra.series)} maps", fontsize=11)

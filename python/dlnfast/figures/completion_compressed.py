@@ -51,7 +51,7 @@ QUICK: Final[dict[str, Any]] = {
 
 #: The error that counts as recovered.
 _RECOVERED: Final = 1e-12
-#: Training ends where the loss, which is of the observed entries, is this: then the error is below the above.
+#: Loss of the observed entries at which training stops: the recovery error is then below the level above.
 _ENOUGH: Final = 1e-15
 _FULL: Final = "full"
 _ERROR_LABEL: Final = "recovery error, unobserved"
@@ -110,7 +110,7 @@ class _Curve:
     diverged_at: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return all of it, and where it ended."""
+        """Return all records and the last step."""
         points = zip(self.steps, self.seconds, self.errors, strict=True)
         reached = [(step, seconds) for step, seconds, error in points if error <= _RECOVERED]
         return {
@@ -129,7 +129,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for name in ("steps", "every", "narrow_steps", "deep_steps", "alpha_steps", "rank"):
         check_count(getattr(settings, name), name)
     check_count(settings.depth, "depth", minimum=2)
-    large = _compressed(settings, settings.dim, progress, law=True)
+    large = _compressed(settings, settings.dim, progress, lazily=True)
     small = _beside_full(settings, progress)
     narrow = _narrow(settings, progress)
     deep = _deep(settings, progress)
@@ -173,14 +173,14 @@ def _gamma_label(gamma: float) -> str:
 
 
 def _measured(problem: Completion, clock: Clock, run: Trajectory) -> _Curve:
-    """Return the error at the records of a run whose layers were kept there."""
+    """Return the recovery error at the snapshots of a run."""
     return _Curve(*errors_at_records(problem, clock, run, "unobserved"))
 
 
 def _compressed(
-    settings: Settings, dim: int, progress: bool, *, law: bool
+    settings: Settings, dim: int, progress: bool, *, lazily: bool
 ) -> dict[str, tuple[_Curve, Trajectory]]:
-    """Train compressed networks for every gamma, from a law of weights or from drawn ones."""
+    """Train compressed networks for every gamma, from lazily sampled weights or from drawn ones."""
     problem = low_rank_completion(dim, settings.rank, settings.observed, seed=settings.seed)
     widths = [dim] * (settings.depth + 1)
     result = {}
@@ -190,7 +190,7 @@ def _compressed(
             run = train_compressed(
                 problem,
                 orthogonal(widths, settings.scale, settings.seed, implicit=True)
-                if law
+                if lazily
                 else orthogonal(widths, settings.scale, settings.seed),
                 rank=settings.rank,
                 steps=settings.steps,
@@ -213,7 +213,7 @@ def _compressed(
 def _beside_full(settings: Settings, progress: bool) -> dict[str, _Curve]:
     """Train whole layers, and compressed ones from the same start, and how far these are from those."""
     dim = settings.full_dim
-    narrow = _compressed(settings, dim, progress, law=False)
+    narrow = _compressed(settings, dim, progress, lazily=False)
     problem = low_rank_completion(dim, settings.rank, settings.observed, seed=settings.seed)
     clock = Clock()
     weights = orthogonal([dim] * (settings.depth + 1), settings.scale, settings.seed)
@@ -255,15 +255,15 @@ def _whole(
         curve.seconds.append(seconds)
         curve.errors.append(problem.recovery_error(product, "unobserved"))
         for label, run in others.items():
-            # Runs that ended stay where they ended; what diverged is nowhere.
-            ended = step >= run.steps[-1]
-            known = not ended or run.config["outcome"] != "diverged"
-            other = run.end_to_end(-1 if ended else step) if known else None
+            # A finished run keeps its last value; a diverged run has none.
+            finished = step >= run.steps[-1]
+            known = not finished or run.config["outcome"] != "diverged"
+            other = run.end_to_end(-1 if finished else step) if known else None
             far = math.nan if other is None else float(np.linalg.norm(other - product)) / size
             curve.distances[label].append(far)
         if step >= steps or loss <= _ENOUGH:
             return curve
-        # Without momentum a run goes on where another ended.
+        # Without momentum a run resumes from the last weights of another.
         run = train(
             problem,
             weights,
@@ -331,12 +331,12 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
 def _first_recovered(problem: Completion, run: Trajectory) -> int | None:
     """Return the first record at which the matrix is recovered, for errors that fall."""
     steps = [int(step) for step in run.steps]
-    place = bisect.bisect_left(
+    position = bisect.bisect_left(
         steps,
         True,
         key=lambda step: problem.recovery_error(run.all_weights(step), "unobserved") <= _RECOVERED,
     )
-    return steps[place] if place < len(steps) else None
+    return steps[position] if position < len(steps) else None
 
 
 def _deep(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]:
@@ -534,9 +534,9 @@ def draw(settings: Settings, result: Result) -> Figure:
 def _name_ends(ax: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Say in the legend what did not get anywhere."""
     handles, labels = ax.get_legend_handles_labels()
-    for place, label in enumerate(labels):
+    for position, label in enumerate(labels):
         if records[label]["diverged_at"] is not None:
-            labels[place] = f"{label}: diverges"
+            labels[position] = f"{label}: diverges"
         elif records[label]["recovered_at"] is None:
-            labels[place] = f"{label}: ends at {records[label]['errors'][-1]:.1e}"
+            labels[position] = f"{label}: stops at {records[label]['errors'][-1]:.1e}"
     ax.legend(handles, labels, frameon=False, fontsize=9.5, loc="lower left")

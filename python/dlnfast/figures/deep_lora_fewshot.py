@@ -194,8 +194,8 @@ def _over(
         label: [_row(rows, method, name, value) for value in values] for method, label in _LABELS.items()
     }
     known = {
-        label: [published.get(value, (math.nan, math.nan))[place] for value in values]
-        for place, label in enumerate(found)
+        label: [published.get(value, (math.nan, math.nan))[index] for value in values]
+        for index, label in enumerate(found)
     }
     return LineDisplay(
         values,

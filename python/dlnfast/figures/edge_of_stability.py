@@ -217,9 +217,9 @@ def _onsets(sweep: BifurcationDisplay, period: int) -> dict[str, tuple[float, fl
     result: dict[str, tuple[float, float] | None] = {}
     for label, periods in sweep.periods().items():
         longer = np.array(periods) > period
-        place = int(np.argmax(longer))
-        pair = sweep.parameter[place - 1 : place + 1]
-        result[label] = (float(pair[0]), float(pair[1])) if place > 0 else None
+        index = int(np.argmax(longer))
+        pair = sweep.parameter[index - 1 : index + 1]
+        result[label] = (float(pair[0]), float(pair[1])) if index > 0 else None
     return result
 
 
@@ -250,11 +250,11 @@ def draw(settings: Settings, result: Result) -> Figure:
     figure = Figure(figsize=(13.5, 12.5), layout="constrained")
     grid = figure.add_gridspec(4, n_columns, height_ratios=(1.0, 0.8, 0.9, 1.5))
     first: dict[str, Any] = {}
-    for place, (panels, record) in enumerate(
+    for index, (panels, record) in enumerate(
         zip(result.displays["columns"], result.numbers["columns"], strict=True)
     ):
         for row, (name, display) in enumerate(panels.items()):
-            ax = figure.add_subplot(grid[row, place], sharey=first.get(name))
+            ax = figure.add_subplot(grid[row, index], sharey=first.get(name))
             first.setdefault(name, ax)
             display.plot(ax, **_STYLES[name])
             ax.set_xlim(0, max(settings.steps, 1))
@@ -263,7 +263,7 @@ def draw(settings: Settings, result: Result) -> Figure:
                 ax.set_title(f"$\\eta = {record['learning_rate']:g}$: {count} of {modes} modes oscillate")
             if row < 2:
                 ax.set_xlabel("")
-            if place > 0:
+            if index > 0:
                 ax.set_ylabel("")
     first["modes"].legend(frameon=False, fontsize=8, loc="lower right")
     first["sharpness"].legend(frameon=False, fontsize=8, loc="upper left")

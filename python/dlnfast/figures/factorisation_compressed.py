@@ -185,8 +185,8 @@ def _against(
 ) -> SeriesDisplay:
     series = {}
     for label, (clock, run) in runs.items():
-        places = [clock.seconds[int(t)] for t in run.steps] if in_seconds else run.steps
-        series[label] = places, run.loss[run.steps]
+        positions = [clock.seconds[int(t)] for t in run.steps] if in_seconds else run.steps
+        series[label] = positions, run.loss[run.steps]
     return SeriesDisplay(series, x_label=x_label, y_label=r"loss $\ell(t)$", log_x=in_seconds)
 
 
@@ -233,9 +233,9 @@ def draw(settings: Settings, result: Result) -> Figure:
         "spaced": rf"$d = {settings.spaced_dim}$, $\epsilon = {settings.spaced_scale:g}$, step "
         f"{settings.spaced_learning_rate:g}: every fifth singular value of a Gaussian",
     }
-    for place, (name, display) in enumerate(result.displays.items()):
+    for index, (name, display) in enumerate(result.displays.items()):
         projection = {"projection": "3d"} if name == "path" else {}
-        ax = figure.add_subplot(grid[place // 2, place % 2], **projection)
+        ax = figure.add_subplot(grid[index // 2, index % 2], **projection)
         display.plot(ax, styles=_STYLES, legend=False)
         ax.set_title(titles[name], fontsize=11)
         if name == "path":

@@ -2,8 +2,8 @@
 """Features of a trained linear classifier: compressed geometrically, discriminated linearly in the layer.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature
-Compression and Discrimination" (arXiv 2311.02960): the two laws, and how well trained networks meet what the
-laws assume, balanced layers and a solution of least norm, over depth and width.
+Compression and Discrimination" (arXiv 2311.02960): the two laws of the paper, and how well trained networks
+meet their assumptions, balanced layers and a solution of least norm, over depth and width.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
         run = _train(
             settings, samples, orthogonal(widths, settings.scale, seed), settings.tolerance, progress
         )
-        given: dict[str, Any] = {"X": samples.inputs, "labels": samples.labels}
-        compression.append(CompressionDisplay.from_trajectory(run, **given).compression)
-        discrimination.append(DiscriminationDisplay.from_trajectory(run, **given).discrimination)
+        data: dict[str, Any] = {"X": samples.inputs, "labels": samples.labels}
+        compression.append(CompressionDisplay.from_trajectory(run, **data).compression)
+        discrimination.append(DiscriminationDisplay.from_trajectory(run, **data).discrimination)
         limits.append(
             theory.discrimination_law(range(1, depth), samples.problem.least_squares, n_layers=depth)
         )
@@ -198,7 +198,7 @@ def _outcome(runs: list[Trajectory]) -> dict[str, Any]:
 
 def _assumptions(settings: Settings, depth: int, width: int, progress: bool) -> dict[str, Any]:
     """Measure how far trained networks are from balance and from the solution of least norm."""
-    runs, kept, found, apart, norms = [], [], [], [], []
+    runs, imbalances, found, apart, norms = [], [], [], [], []
     for seed in range(settings.seed, settings.seed + settings.assumption_runs):
         samples = _samples(settings, 1.0, seed)
         widths = [settings.dim] + [width] * (depth - 1) + [settings.n_classes]
@@ -207,7 +207,7 @@ def _assumptions(settings: Settings, depth: int, width: int, progress: bool) -> 
         final = [run.weights(layer) for layer in range(1, depth + 1)]
         # Differences of squared weights, relative to the trained weights, as published.
         sizes = [np.linalg.norm(weight) for weight in final[:-1]]
-        kept.append(np.mean(measures.balancedness(initial) / sizes))
+        imbalances.append(np.mean(measures.balancedness(initial) / sizes))
         found.append(np.mean(measures.balancedness(final) / sizes))
         least = np.asarray(samples.problem.least_squares)
         apart.append(np.linalg.norm(run.end_to_end() - least))
@@ -217,7 +217,7 @@ def _assumptions(settings: Settings, depth: int, width: int, progress: bool) -> 
         "depth": depth,
         "width": width,
         "imbalance": float(np.mean(found)),
-        "imbalance_of_the_start": float(np.mean(kept)),
+        "imbalance_of_the_start": float(np.mean(imbalances)),
         "distance_from_least_norm": float(np.mean(apart)),
         "least_norm": float(np.mean(norms)),
         "runs": len(runs),
@@ -291,8 +291,8 @@ def draw(settings: Settings, result: Result) -> Figure:
     grid = figure.add_gridspec(2, 4, height_ratios=(1.15, 1.0))
     record = result.numbers["features"]
     trained = _with_runs("trained networks", settings.runs, "median")
-    for place, name in enumerate(("compression", "discrimination")):
-        ax = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])
+    for index, name in enumerate(("compression", "discrimination")):
+        ax = figure.add_subplot(grid[0, 2 * index : 2 * index + 2])
         result.displays[name].plot(ax, label=trained)
         lines = [_line(label, style) for label, style in zip(_texts(name, record), ("-", "--"), strict=True)]
         corner: Any = "lower left" if name == "compression" else "lower right"

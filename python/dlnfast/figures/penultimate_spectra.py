@@ -251,9 +251,9 @@ def _claims(family: str, record: Mapping[str, Any]) -> list[Claim]:
     claims.append(
         Claim(f"{title}: at most {n_top} singular values of the change count", count <= n_top, text)
     )
-    rest, other = record["change median_angle_of_the_rest"], record["control median_angle_of_the_rest"]
-    text = f"median {rest:.2g} rad, control {other:.2g}"
-    claims.append(Claim(f"{title}: the other directions hardly turn", rest < 0.25 * other, text))
+    others, other = record["change median_angle_of_the_rest"], record["control median_angle_of_the_rest"]
+    text = f"median {others:.2g} rad, control {other:.2g}"
+    claims.append(Claim(f"{title}: the other directions hardly turn", others < 0.25 * other, text))
     return claims
 
 
@@ -281,7 +281,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     colours = (COLOURS[0], "#777777")
     for row, family in zip(rows, families, strict=True):
         record = result.numbers["families"][family]
-        for place, (ax, (title, display)) in enumerate(
+        for position, (ax, (title, display)) in enumerate(
             zip(row, result.displays[family].items(), strict=True)
         ):
             if isinstance(display, SingularValueDisplay):
@@ -289,7 +289,7 @@ def draw(settings: Settings, result: Result) -> Figure:
             else:
                 display.plot(ax, colors=colours, legend=False)
                 ax.legend(frameon=False, fontsize=9)
-            if place in (1, 3):
+            if position in (1, 3):
                 ax.axvline(record["n_top"] + 0.5, color="#333333", linewidth=0.8, linestyle=":")
             ax.set_title(title, fontsize=11)
         shape = " x ".join(map(str, record["shape"]))

@@ -323,12 +323,12 @@ def draw(settings: Settings, result: Result) -> Figure:
             axes, titles, _panels(settings, activation).items(), strict=True
         ):
             key = _key(activation, panel)
-            for place, network in enumerate(networks):
-                result.displays[key][place].plot(
+            for index, network in enumerate(networks):
+                result.displays[key][index].plot(
                     ax,
-                    label=_label(network, result.numbers[key][place]),
-                    color=COLOURS[place % len(COLOURS)],
-                    marker=_MARKERS[place % len(_MARKERS)],
+                    label=_label(network, result.numbers[key][index]),
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=_MARKERS[index % len(_MARKERS)],
                 )
             if key == "relu depth" and len(PUBLISHED_RELU) in settings.relu_depths:
                 layers = range(len(PUBLISHED_RELU))

@@ -291,7 +291,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     figure = Figure(figsize=(19.0, 4.3 * len(names) + 2.2), layout="constrained")
     rows = figure.subplots(len(names), 4, squeeze=False)
     for row, dataset in zip(rows, names, strict=True):
-        for place, (ax, (title, display)) in enumerate(
+        for index, (ax, (title, display)) in enumerate(
             zip(row, result.displays[dataset].items(), strict=True)
         ):
             display.plot(ax, marker="o", markersize=4, legend=False)
@@ -300,7 +300,7 @@ def draw(settings: Settings, result: Result) -> Figure:
                 layers = range(1, settings.depth)
                 ax.plot(layers, published, "--", color="#555555", linewidth=1.2, label="published, read off")
             ax.legend(frameon=False, fontsize=9)
-            ax.set_title(f"{_TITLES[dataset]}: {title}" if place == 0 else title, fontsize=11)
+            ax.set_title(f"{_TITLES[dataset]}: {title}" if index == 0 else title, fontsize=11)
     write_below(figure, result.displays["claims"])
     figure.suptitle(
         f"The role of depth (our setting): {10 * settings.per_class:,} images, width {settings.width}, "

@@ -68,7 +68,7 @@ QUICK: Final[dict[str, Any]] = {
 
 
 class _Style(NamedTuple):
-    """How a peer is drawn: colours are those of its library, dashes those of what it carries."""
+    """Line style of a peer: colour by library, dashes by whether it moves the samples through the network."""
 
     colour: str
     line: str
@@ -152,8 +152,8 @@ def _measure(settings: Settings) -> dict[str, Any]:
         ("outputs", 1, settings.dim),
         ("samples", settings.dim, LARGEST_COUNT),
     ):
-        for place, value in enumerate(getattr(settings, name)):
-            check_count(value, f"{name}[{place}]", minimum=minimum, maximum=maximum)
+        for index, value in enumerate(getattr(settings, name)):
+            check_count(value, f"{name}[{index}]", minimum=minimum, maximum=maximum)
     return {over: cases.sweep(over, values[over], **sizes, options=options) for over in _PANELS}
 
 
@@ -200,8 +200,8 @@ def draw(settings: Settings, result: Result) -> Figure:
     figure = Figure(figsize=_SIZE)
     columns, rows = 3, 2
     width, height = _SIZE[0] / columns, (_SIZE[1] - _HEAD) / rows
-    for place, over in enumerate(_PANELS):
-        column, row = place % columns, place // columns
+    for index, over in enumerate(_PANELS):
+        column, row = index % columns, index // columns
         box = (
             column * width + _LEFT,
             (rows - 1 - row) * height + _BELOW,
@@ -254,7 +254,7 @@ def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
     ax.set_ylim(bottom, top * (top / bottom) ** 0.05)  # room for the names of the topmost lines
     _tick(ax, sweep["values"])
     if over in ("width", "memory") and any(1.5 * end[1] < max(sweep["values"]) for end in ends):
-        # Lines that end early are named beside their ends, where there is room.
+        # Lines that stop early are named beside their ends, where there is room.
         early = [end for end in ends if end[1] < max(sweep["values"])]
         late = [end for end in ends if end[1] == max(sweep["values"])]
         _name(ax, early, 1.6 * max((end[1] for end in early), default=1.0))
@@ -285,9 +285,9 @@ def _name(ax: Axes, ends: list[tuple[str, float, float]], x: float | None) -> No
     bottom, top = scale * ax.bbox.y0, scale * ax.bbox.y1
     ordered = sorted(ends, key=lambda end: end[2])
     wanted = [scale * float(ax.transData.transform((end[1], end[2]))[1]) for end in ordered]
-    places = _spread_out(wanted, bottom + _SPACING / 2, top - _SPACING / 2)
-    for (name, x_end, y_end), place in zip(ordered, places, strict=True):
-        fraction = (place - bottom) / (top - bottom)
+    positions = _spread_out(wanted, bottom + _SPACING / 2, top - _SPACING / 2)
+    for (name, x_end, y_end), position in zip(ordered, positions, strict=True):
+        fraction = (position - bottom) / (top - bottom)
         left = 1.05 if x is None else ax.transAxes.inverted().transform(ax.transData.transform((x, 1.0)))[0]
         ax.annotate(
             LABELS[name],
@@ -315,16 +315,16 @@ def _name(ax: Axes, ends: list[tuple[str, float, float]], x: float | None) -> No
 
 
 def _spread_out(wanted: list[float], bottom: float, top: float) -> list[float]:
-    """Return ascending places near the wanted ones, `_SPACING` apart and below the top."""
-    groups: list[list[float]] = []  # wanted places of neighbours that stand as one block
-    for place in wanted:
-        groups.append([place])
+    """Return ascending positions near the wanted ones, `_SPACING` apart and below the top."""
+    groups: list[list[float]] = []  # wanted positions of neighbours that stand as one block
+    for position in wanted:
+        groups.append([position])
         while len(groups) > 1 and _block(groups[-1], bottom, top)[0] < (
             _block(groups[-2], bottom, top)[-1] + _SPACING
         ):
             last = groups.pop()
             groups[-1] += last
-    return [place for group in groups for place in _block(group, bottom, top)]
+    return [position for group in groups for position in _block(group, bottom, top)]
 
 
 def _block(wanted: list[float], bottom: float, top: float) -> list[float]:
@@ -332,7 +332,7 @@ def _block(wanted: list[float], bottom: float, top: float) -> list[float]:
     length = _SPACING * (len(wanted) - 1)
     first = sum(wanted) / len(wanted) - length / 2
     first = max(min(first, top - length), bottom)
-    return [first + _SPACING * place for place in range(len(wanted))]
+    return [first + _SPACING * position for position in range(len(wanted))]
 
 
 def _fixed(over: str, sweep: Mapping[str, Any]) -> str:

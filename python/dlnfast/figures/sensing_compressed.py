@@ -60,7 +60,7 @@ class Settings:
     outer: tuple[float, ...] = setting((0.0, 0.02), "gamma: outer layers learn at gamma eta; 0.02: ours")
     outer_every: int = setting(10, "iterations between two steps of the outer layers (ours)")
     steps: int = setting(3000, "iterations, at most (ours)")
-    tolerance: float = setting(1e-11, "share of the first loss at which a run ends (ours)")
+    tolerance: float = setting(1e-11, "share of the first loss at which a run stops (ours)")
     every: int = setting(20, "iterations between two records")
     seed: int = setting(0, "of the matrix, the measurements and the weights")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Style = Literal["flat", "waterfall"]
 Side = Literal["right", "left"]
 Array = npt.NDArray[np.float64]
-#: Okabe and Ito's colours, told apart with every kind of colour vision; yellow left out.
+#: Okabe and Ito's colours, distinct for every kind of colour vision, without yellow.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: First and last shade of each group of singular values: rising, staying, falling.
 SHADES: Final = {
@@ -114,15 +114,15 @@ class Curves:
         start, all_drawn = 1, sum(g.indices.size for g in self.groups) == self.n_curves
         ticks, labels = [], []
         for group in self.groups:
-            places = group.indices if all_drawn else np.arange(start, start + group.indices.size)
+            positions = group.indices if all_drawn else np.arange(start, start + group.indices.size)
             start += group.indices.size
-            ticks.append(float(places.mean()))
+            ticks.append(float(positions.mean()))
             labels.append(self._range_label(group))
             thin = group.name == "middle"
-            for place, column, colour in zip(places, group.values.T, make_shades(group), strict=True):
+            for position, column, colour in zip(positions, group.values.T, make_shades(group), strict=True):
                 ax.plot(
                     self.steps,
-                    np.full(self.steps.size, place),
+                    np.full(self.steps.size, position),
                     column,
                     color=colour,
                     linewidth=0.9 if thin else 1.7,
@@ -204,7 +204,7 @@ def tidy_axes(ax: Axes) -> None:
 
 
 def make_axes(ax: Axes | None, style: str = "flat") -> Axes:
-    """Return the axes given, or those of a new figure, with the projection that the style needs."""
+    """Return these axes, or new ones in a new figure, with the projection that the style needs."""
     check_choice(style, "style", ("flat", "waterfall"))
     if ax is None:
         import matplotlib.pyplot as plt
@@ -308,8 +308,9 @@ class LabelledDisplay(Display):
 
     def _finish(self, ax: Axes, legend: bool) -> None:
         """Draw what goes around the curves."""
-        for place, (label, level) in enumerate(self.levels.items()):
-            ax.axhline(level, color="#333333", linestyle=(":", "--")[place % 2], linewidth=1.2, label=label)
+        for position, (label, level) in enumerate(self.levels.items()):
+            style = (":", "--")[position % 2]
+            ax.axhline(level, color="#333333", linestyle=style, linewidth=1.2, label=label)
         ax.set_xlabel(self.x_label)
         ax.set_ylabel(self.y_label)
         if legend:

@@ -51,13 +51,13 @@ def linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LinearFit | None
     >>> round(fit.slope, 12), round(fit.start, 12), round(fit.r_squared, 12)
     (-2.0, 8.0, 1.0)
     """
-    places = as_vector(layers, "layers", dtype=np.float64)
-    numbers = as_vector(values, "values", length=places.size, dtype=np.float64, finite=False)
+    positions = as_vector(layers, "layers", dtype=np.float64)
+    numbers = as_vector(values, "values", length=positions.size, dtype=np.float64, finite=False)
     use = np.isfinite(numbers)
-    if np.unique(places[use]).size < 2:
+    if np.unique(positions[use]).size < 2:
         return None
-    slope, start = np.polyfit(places[use], numbers[use], 1)
-    missed = float(np.sum((numbers[use] - start - slope * places[use]) ** 2))
+    slope, start = np.polyfit(positions[use], numbers[use], 1)
+    missed = float(np.sum((numbers[use] - start - slope * positions[use]) ** 2))
     variance = float(np.sum((numbers[use] - np.mean(numbers[use])) ** 2))
     return LinearFit(float(slope), float(start), 1.0 - missed / variance if variance > 0 else 1.0)
 
@@ -70,7 +70,7 @@ class LogLinearFit(NamedTuple):
 
 
 def log_linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LogLinearFit | None:
-    """Return the geometric law through positive values: least squares of log(value) over the layer.
+    """Return the geometric sequence through positive values: least squares of log(value) over the layer.
 
     Parameters
     ----------
@@ -100,10 +100,10 @@ def log_linear_fit(layers: npt.ArrayLike, values: npt.ArrayLike) -> LogLinearFit
     >>> round(fit.ratio, 12), round(fit.start, 12)
     (0.5, 8.0)
     """
-    places = as_vector(layers, "layers", dtype=np.float64)
-    numbers = as_vector(values, "values", length=places.size, dtype=np.float64, finite=False)
+    positions = as_vector(layers, "layers", dtype=np.float64)
+    numbers = as_vector(values, "values", length=positions.size, dtype=np.float64, finite=False)
     use = np.isfinite(numbers) & (numbers > 0)
-    if np.unique(places[use]).size < 2:
+    if np.unique(positions[use]).size < 2:
         return None
-    slope, intercept = np.polyfit(places[use], np.log(numbers[use]), 1)
+    slope, intercept = np.polyfit(positions[use], np.log(numbers[use]), 1)
     return LogLinearFit(float(np.exp(slope)), float(np.exp(intercept)))

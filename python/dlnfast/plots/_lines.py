@@ -113,8 +113,8 @@ class LineDisplay(LabelledDisplay):
         """
         ax = make_axes(ax)
         style: dict[str, Any] = {"linewidth": 1.6, "zorder": 3} | line
-        for place, (label, values) in enumerate(self.curves.items()):
-            colour = colors[place % len(colors)]
+        for index, (label, values) in enumerate(self.curves.items()):
+            colour = colors[index % len(colors)]
             ax.plot(self.x, values, color=colour, label=label, **style)
             if label in self.theory:
                 ax.plot(self.x, self.theory[label], color=colour, linewidth=1.0, linestyle="--", zorder=2)
@@ -145,12 +145,12 @@ class LineDisplay(LabelledDisplay):
 
 
 class SeriesDisplay(LabelledDisplay):
-    """Named curves, each at places of its own, on logarithmic axes: what several runs took to get where.
+    """Named curves on logarithmic axes, each with its own positions: cost of runs against their error.
 
     Parameters
     ----------
     series : mapping of str to (array_like, array_like)
-        Label -> places and values, of one length. What a logarithm does not have leaves a gap.
+        Label -> positions and values, of one length. Values that are not positive leave a gap.
     x_label, y_label : str
         What the axes say.
     log_x : bool
@@ -187,8 +187,8 @@ class SeriesDisplay(LabelledDisplay):
         levels: Mapping[str, float] | None = None,
     ) -> None:
         self.series: dict[str, tuple[Array, Array]] = {}
-        for label, (places, values) in series.items():
-            x = as_vector(places, f"series[{label!r}][0]", dtype=np.float64)
+        for label, (positions, values) in series.items():
+            x = as_vector(positions, f"series[{label!r}][0]", dtype=np.float64)
             y = as_vector(values, f"series[{label!r}][1]", length=x.size, dtype=np.float64, finite=False)
             self.series[label] = np.asarray(x), np.asarray(y)
         self.log_x = bool(log_x)
@@ -220,8 +220,8 @@ class SeriesDisplay(LabelledDisplay):
             Itself, with `ax_` and `figure_`.
         """
         ax = make_axes(ax)
-        for place, (label, (x, y)) in enumerate(self.series.items()):
-            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.8, "zorder": 3}
+        for index, (label, (x, y)) in enumerate(self.series.items()):
+            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.8, "zorder": 3}
             style |= line | dict((styles or {}).get(label, {}))
             ax.plot(np.where(x > 0, x, np.nan) if self.log_x else x, positive(y), label=label, **style)
         ax.set_yscale("log")
@@ -287,15 +287,15 @@ class PathDisplay(Display):
         found = min(3, len(rows))
         largest = np.maximum(values[::-1][:found], 0.0)
         total = float(np.maximum(values, 0.0).sum())
-        places: Array = np.zeros((len(rows), 3))
-        places[:, :found] = vectors[:, ::-1][:, :found] * np.sqrt(largest)
+        positions: Array = np.zeros((len(rows), 3))
+        positions[:, :found] = vectors[:, ::-1][:, :found] * np.sqrt(largest)
         self.shares = np.zeros(3)
         self.shares[:found] = largest / total if total > 0 else 0.0
         # Either sign will do; what the first way gains counts as positive.
         length = len(next(iter(paths.values())))
-        places *= np.where(places[length - 1] < places[0], -1.0, 1.0)
+        positions *= np.where(positions[length - 1] < positions[0], -1.0, 1.0)
         ends = np.cumsum([len(path) for path in paths.values()])[:-1]
-        self.coordinates = dict(zip(paths, np.split(places, ends), strict=True))
+        self.coordinates = dict(zip(paths, np.split(positions, ends), strict=True))
 
     @classmethod
     def from_trajectories(cls, runs: Mapping[str, Trajectory], steps: Sequence[int]) -> PathDisplay:
@@ -340,8 +340,8 @@ class PathDisplay(Display):
         from matplotlib.ticker import MaxNLocator
 
         ax = make_axes(ax, "waterfall")
-        for place, (label, points) in enumerate(self.coordinates.items()):
-            style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6}
+        for index, (label, points) in enumerate(self.coordinates.items()):
+            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.6}
             ax.plot(*points.T, label=label, **(style | dict((styles or {}).get(label, {}))))
         names = [f"component {i} ({100 * share:.0f} %)" for i, share in enumerate(self.shares, start=1)]
         ax.set_xlabel(names[0], labelpad=2)
@@ -364,7 +364,7 @@ class PathDisplay(Display):
 
 
 class BifurcationDisplay(Display):
-    """The values that something keeps visiting, over a parameter: one for rest, two for a cycle of two.
+    """Bifurcation diagram: long-run values against a parameter. A fixed point shows one value, a 2-cycle two.
 
     Parameters
     ----------
@@ -375,7 +375,7 @@ class BifurcationDisplay(Display):
     x_label, y_label : str
         What the axes say.
     thresholds : mapping of str to float, optional
-        Label of `visited` -> parameter at which theory says that it leaves its rest; drawn upright.
+        Label of `visited` -> parameter at which the fixed point loses stability in theory; a vertical line.
     resolution : float
         Values closer than this are one.
 
@@ -437,8 +437,8 @@ class BifurcationDisplay(Display):
             Itself, with `ax_` and `figure_`.
         """
         ax = make_axes(ax)
-        for place, (label, rows) in enumerate(self.values.items()):
-            colour = COLOURS[place % len(COLOURS)]
+        for index, (label, rows) in enumerate(self.values.items()):
+            colour = COLOURS[index % len(COLOURS)]
             x = np.repeat(self.parameter, [len(row) for row in rows])
             ax.plot(x, np.concatenate(rows), ".", color=colour, markersize=2.0, label=label, rasterized=True)
             if label in self.thresholds:

@@ -90,7 +90,7 @@ class LossDisplay(Display):
             If the run has no losses.
         """
         if not run.loss.size:
-            why = "none were given to the tracker's log_loss" if run.is_tracked else "nothing is recorded yet"
+            why = "the tracker's log_loss was never called" if run.is_tracked else "nothing is recorded yet"
             raise ValueError(f"run has no losses: {why}")
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
@@ -478,10 +478,10 @@ class RankDisplay(Display):
         ax = make_axes(ax)
         width = 0.8 / len(self.counts)
         style: dict[str, Any] = {"width": width} | bar
-        for place, (label, counts) in enumerate(self.counts.items()):
-            shift = (place - (len(self.counts) - 1) / 2) * width
+        for position, (label, counts) in enumerate(self.counts.items()):
+            shift = (position - (len(self.counts) - 1) / 2) * width
             x = np.arange(len(counts)) + shift
-            ax.bar(x, counts, color=colors[place % len(colors)], label=label, **style)
+            ax.bar(x, counts, color=colors[position % len(colors)], label=label, **style)
         n_ranks = len(next(iter(self.counts.values())))
         if n_ranks <= MOST_LINES:
             ax.set_xticks(range(n_ranks))
