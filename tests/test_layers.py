@@ -35,11 +35,13 @@ LAYERS = (
     ("statistics", "svd_tracker", "tasks"),
     ("finetuning", "problem"),
     ("implicit", "measures", "spec", "theory"),
+    ("_weight_checks",),
     ("closure", "plots"),
     ("factors", "operators"),
     ("completion",),
     # Runs.
-    ("curvature", "trajectory"),
+    ("_gradients", "curvature"),
+    ("trajectory",),
     ("compression", "descent", "export", "runs"),
     ("batch", "estimator", "projected"),
     ("_sweep_worker", "compressed"),
@@ -71,14 +73,9 @@ LAYERS = (
 
 # Imports upwards that happen when a function is called: (module, imported) and why they are there.
 UPWARDS = {
-    (
-        "closure",
-        "descent",
-    ): "closure() takes what train() takes, and refuses it in the same words",
     ("initial", "implicit"): "implicit=True makes a law of weights instead of arrays",
     ("initial", "problem"): "aligned() checks the problem that the weights are aligned with",
     ("statistics", "problem"): "SufficientStatistics.problem() makes the problem that they determine",
-    ("trajectory", "descent"): "the limit of a run is seen in its gradients",
     ("trajectory", "export"): "Trajectory.to_xarray() is a method",
     ("descent", "torch.descent"): "device= hands a run to PyTorch",
     ("finetuning", "torch.finetune"): "a file of settings is checked before PyTorch is imported",

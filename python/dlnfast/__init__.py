@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
 from ._errors import AssumptionError, CopyWarning, DivergedError, FolderInUseError, ShapeError
+from ._gradients import gradients
 from ._threads import build_info, set_num_threads
 from ._version import __version__
 from .batch import Batch, train_batch
@@ -17,7 +18,7 @@ from .compressed import compressed_weights, train_compressed
 from .compression import CompressedNetwork, compress
 from .data import one_hot
 from .datasets import Ratings, load_cifar10, load_fashion_mnist, load_movielens
-from .descent import Adaptive, gradients, resume, train
+from .descent import Adaptive, resume, train
 from .estimator import MatrixCompletion
 from .export import export
 from .initial import aligned, gaussian, orthogonal, uniform

@@ -21,9 +21,10 @@ from ._arrays import (
 )
 from ._dispatch import core
 from ._errors import AssumptionError, ShapeError
+from ._weight_checks import check_initial
 from .checkpoint import Checkpoint, RunFolder, identity_of, terminating
 from .closure import Certificate, Closure, step_flops
-from .descent import Request, allocate_records, check_initial, choose_engine, reduced_states, with_caution
+from .descent import Request, allocate_records, choose_engine, reduced_states, with_caution
 from .files import Arrays
 from .implicit import ImplicitWeights
 from .operators import ExplicitLayers

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ._arrays import FloatArray, check_scale, frobenius_norm, random_generator, scale_of, widths_of
 from ._dispatch import core
+from ._weight_checks import check_initial
 from .data import distance_from_identity, gram_resolution
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem, check_problem
@@ -335,8 +336,6 @@ def closure(
     >>> space.dims, space.holds
     ((6, 6, 6, 6), True)
     """
-    from .descent import check_initial
-
     check_problem(problem)
     share = check_scale(largest_share, "largest_share", strict=True)
     return find_closure(problem, check_initial(weights, problem), largest_share=min(share, 1.0))

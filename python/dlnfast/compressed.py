@@ -19,9 +19,10 @@ from ._arrays import (
     scale_of,
 )
 from ._errors import AssumptionError
+from ._weight_checks import check_initial
 from .closure import find_closure
 from .completion import Observations
-from .descent import Adaptive, automatic_rates, check_initial, rate_caution, train
+from .descent import Adaptive, automatic_rates, rate_caution, train
 from .factors import leading_factors
 from .implicit import ImplicitWeights
 from .problem import LowRank, Problem

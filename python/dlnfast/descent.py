@@ -17,7 +17,6 @@ import numpy.typing as npt
 from ._arrays import (
     FloatArray,
     aligned_copy,
-    as_layers,
     check_choice,
     check_count,
     check_flag,
@@ -27,8 +26,9 @@ from ._arrays import (
     widths_of,
 )
 from ._dispatch import core
-from ._errors import AssumptionError, DivergedError, ShapeError
+from ._errors import AssumptionError, DivergedError
 from ._threads import MAX_THREADS
+from ._weight_checks import check_initial, require_layers
 from .checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .closure import (
     LARGEST_SHARE,
@@ -376,39 +376,6 @@ def resume(
     )
 
 
-def gradients(
-    problem: Problem | Observations, weights: Sequence[npt.ArrayLike], *, n_threads: int = 0
-) -> list[FloatArray]:
-    """Return the gradients ``G_l = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T`` at these weights.
-
-    Parameters
-    ----------
-    problem : Problem, Completion or Sensing
-        What the loss is made of.
-    weights : sequence of array_like
-        ``W_1, .., W_L``.
-    n_threads : int
-        As for `train`.
-
-    Returns
-    -------
-    list of ndarray
-        ``G_1, .., G_L``, each of the shape of its layer. Costs one step of the dense engine.
-    """
-    # One step with learning rate 1 and weight decay 1 leaves W - (G + W) = -G, with nothing rounded away.
-    run = train(
-        problem,
-        weights,
-        learning_rate=1.0,
-        weight_decay=1.0,
-        steps=1,
-        engine="dense",
-        singular_values=None,
-        n_threads=n_threads,
-    )
-    return [-weight for weight in run.all_weights()]
-
-
 @dataclass(frozen=True)
 class Request:
     """The arguments of one run, checked."""
@@ -732,6 +699,7 @@ class _ReducedJob:
             "input_gram": space.input_gram,
             "input_factor": space.input_factor,
             "factor_target": space.factor_target,
+            "loss_scale": self.request.problem.loss_scale,
             "loss_floor": self.request.problem.loss_floor,
             "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
             "core_records": self.core_records,
@@ -851,7 +819,6 @@ class DenseJob:
 def _arguments(request: Request, outputs: _Outputs, bar: ProgressBar) -> dict[str, Any]:
     """Return what both engines of the core take."""
     return {
-        "loss_scale": request.problem.loss_scale,
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
         "momentum": request.momentum.tolist(),
@@ -1210,7 +1177,7 @@ def automatic_rates(
     momentum: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
     """Return constant rates in these ratios: `curvature.constant_rate`."""
-    layers = _explicit(weights)
+    layers = require_layers(weights)
     curvature = layer_curvatures(problem, layers)
     sharpness = 1.0 / constant_rate(problem, layers, ratios.tolist(), curvature)
     sharpness += float((ratios * weight_decay).max())
@@ -1221,7 +1188,7 @@ def automatic_rates(
 def _adaptive_rates(
     law: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
 ) -> tuple[npt.NDArray[np.float64], _AdaptiveRequest]:
-    layers = _explicit(weights)
+    layers = require_layers(weights)
     safety = check_scale(law.safety, "safety", strict=True)
     ratios = per_layer(1.0 if law.ratios is None else law.ratios, "ratios", len(layers))
     error_scale = 1.0
@@ -1238,15 +1205,6 @@ def _adaptive_rates(
     return ratios, _AdaptiveRequest(safety, curvature.tolist(), error_scale)
 
 
-def _explicit(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
-    if isinstance(weights, ImplicitWeights):
-        raise AssumptionError(
-            "the dense engine needs whole layers, but weights are a law: draw them with "
-            "dln.orthogonal(..., implicit=False)"
-        )
-    return weights
-
-
 def _check_n_values(singular_values: str | int | None) -> int | None:
     if singular_values is None or singular_values is False:
         return 0
@@ -1255,41 +1213,6 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
             return None
         raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
     return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), _ALL_VALUES)
-
-
-def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
-    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
-    if len(layers[-1]) != problem.dim_out:
-        raise ShapeError(
-            f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
-            f"wanted {problem.dim_out}, problem.dim_out"
-        )
-    return layers
-
-
-def _input_dimension(problem: Problem | Observations) -> str:
-    white = problem.whitening
-    if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
-        return "problem.dim_in"
-    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
-
-
-def check_initial(
-    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem | Observations
-) -> list[FloatArray] | ImplicitWeights:
-    """Return the initial weights as arrays that fit the problem and each other, or the law that does."""
-    if not isinstance(weights, ImplicitWeights):
-        return _check_weights(weights, problem)
-    for width, wanted, symbol in (
-        (weights.widths[0], problem.dim_in, "d_x"),
-        (weights.widths[-1], problem.dim_out, "d_y"),
-    ):
-        if width != wanted:
-            raise ShapeError(
-                f"weights have widths {list(weights.widths)}; wanted {wanted}, the problem's {symbol}, "
-                f"at the {'input' if symbol == 'd_x' else 'output'}"
-            )
-    return weights
 
 
 def _choose_implicit(engine: str, problem: Problem, law: ImplicitWeights) -> tuple[Certificate, Closure]:
@@ -1315,7 +1238,7 @@ def choose_engine(
                 "engine='reduced' does not hold here: of a matrix that is known in part no small subspace is "
                 "invariant; train_compressed approximates"
             )
-        _explicit(weights)
+        require_layers(weights)
         return Certificate(
             "dense", f"the matrix is known through {problem.n_observations} observations"
         ), None

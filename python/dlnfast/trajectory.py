@@ -29,6 +29,7 @@ from ._arrays import (
 )
 from ._dispatch import core
 from ._errors import ShapeError
+from ._gradients import gradients
 from ._stored import check_problem_metadata, check_run, naming_parts
 from .checkpoint import RunFolder
 from .closure import Certificate, Family, drawn_again, multiply
@@ -922,8 +923,6 @@ class Trajectory:
         return left, np.empty(0), right
 
     def _limit_of_weights(self, states: DenseStates, index: int, side: str) -> FloatArray:
-        from .descent import gradients
-
         assert self.problem is not None
         assert states.initial is not None
         gradient = gradients(self.problem, states.initial)[index].astype(np.float64)
