@@ -423,6 +423,28 @@ def dense_descent(draw):
     return {"weights": weights, "arguments": arguments}
 
 
+def gradients(draw):
+    dtype = draw.dtype()
+    chain = widths(draw, draw.choose((2, 1, 3, 4)))
+    d_out, d_in = chain[-1], chain[0]
+    arguments, weights, _ = engine(draw, dtype, chain)
+    statistics = ("target", "input_gram", "input_factor", "factor_target")
+    objective = {name: arguments[name] for name in (*statistics, "loss_scale", "loss_floor")}
+    seen = draw.choose(("target", "target", "observed", "measurements"))
+    if seen != "target":
+        objective |= dict.fromkeys(statistics)
+    objective |= {
+        "observed": observed(draw, d_out, d_in, dtype) if seen == "observed" else None,
+        "measurements": measurements(draw, d_out, d_in, dtype) if seen == "measurements" else None,
+    }
+    return {
+        "weights": weights,
+        "objective": objective,
+        "gradients": [np.zeros_like(w) for w in weights],
+        "n_threads": draw.choose((1, 2, 3, 0)),
+    }
+
+
 def reduced_descent(draw):
     dtype = draw.dtype()
     chain = widths(draw, draw.choose((2, 1, 3, 4)))
@@ -508,6 +530,7 @@ FUNCTIONS = {
         {"cores", "loss", "record_steps", "counts", "rate", "velocity", "carry", "search", "scalars"}
         | {"core_records", "rho_records"},
     ),
+    "gradients": (gradients, {"gradients"}),
     "batch_descent": (batch_descent, {"loss", "core_records", "rho_records", "counts"}),
     "best_pivot": (lambda draw: {"widths": widths(draw, 1 + draw.below(5))}, set()),
     "step_flops": (lambda draw: {"widths": widths(draw, 1 + draw.below(5)), "pivot": draw.below(2)}, set()),

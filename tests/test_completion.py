@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -115,15 +117,36 @@ def test_the_result_does_not_depend_on_the_team():
         np.testing.assert_array_equal(run.weights(1), runs[0].weights(1))
 
 
-def test_gradients():
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+@pytest.mark.parametrize("dtype", [np.float32, F64])
+@pytest.mark.parametrize("widths", [(5, 4, 6), (5, 6), (1, 3, 1), (31, 2, 37), (67, 71, 73, 79)])
+def test_gradients(widths, dtype, n_threads):
     rng = np.random.default_rng(1)
-    mask, target = mask_of((6, 5), 0.5, rng), rng.standard_normal((6, 5))
-    weights = chain([5, 4, 6], rng)
-    problem = dln.Completion.from_dense(target, mask, loss_scale=0.3)
-    error = reference.observed_residual(weights[1] @ weights[0], target, mask)
-    found = dln.gradients(problem, weights)
-    np.testing.assert_allclose(found[0], 0.3 * weights[1].T @ error, atol=tolerance(F64, 30))
-    np.testing.assert_allclose(found[1], 0.3 * error @ weights[0].T, atol=tolerance(F64, 30))
+    shape = widths[-1], widths[0]
+    density = 0.1 if min(shape) > 30 else 0.5
+    mask, target = mask_of(shape, density, rng), rng.standard_normal(shape)
+    weights = [w.astype(dtype) for w in chain(widths, rng)]
+    wide = [w.astype(F64) for w in weights]
+    product = functools.reduce(lambda m, w: w @ m, wide)
+    operators = rng.standard_normal((9, *shape))
+    values = rng.standard_normal(9)
+    residual = np.tensordot(operators, product, 2) - values
+    for problem, error in (
+        (
+            dln.Completion.from_dense(target, mask, loss_scale=0.3),
+            reference.observed_residual(product, target, mask),
+        ),
+        (dln.Sensing(operators, values, loss_scale=0.3), np.tensordot(residual, operators, 1)),
+    ):
+        found = dln.gradients(problem, weights, n_threads=n_threads)
+        for layer, gradient in enumerate(found):
+            below = functools.reduce(lambda m, w: w @ m, wide[:layer], np.eye(widths[0]))
+            above = functools.reduce(lambda m, w: w @ m, wide[layer + 1 :], np.eye(widths[layer + 1]))
+            wanted = 0.3 * above.T @ error @ below.T
+            size = np.linalg.norm(above) * np.linalg.norm(error) * np.linalg.norm(below)
+            assert gradient.dtype == dtype
+            allowed = tolerance(dtype, 9 * math.prod(shape)) * (1 + size)
+            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=allowed)
 
 
 def test_tracked_values_of_a_masked_run_are_within_their_bounds():

@@ -17,10 +17,41 @@
 namespace dlnfast::python {
 namespace {
 
+template <class T>
+Objective<T> objective_of(const py::dict& d) {
+  Objective<T> o;
+  o.target = optional_matrix<T>(d["target"], "target");
+  o.input_gram = optional_matrix<T>(d["input_gram"], "input_gram");
+  o.input_factor = optional_matrix<T>(d["input_factor"], "input_factor");
+  o.factor_target = optional_matrix<T>(d["factor_target"], "factor_target");
+  o.loss_scale = d["loss_scale"].cast<double>();
+  o.loss_floor = d["loss_floor"].cast<double>();
+  return o;
+}
+
+// Observations of the matrix itself, where there are any.
+template <class T>
+struct Observed {
+  ObservedEntries<T> entries;
+  Measurements<T> measured;
+
+  Observed(const py::dict& d, Objective<T>& objective) {
+    const py::object observed = d["observed"], given = d["measurements"];
+    if (!observed.is_none()) {
+      entries = observed_entries<T>(observed, "observed");
+      objective.observed = &entries;
+    }
+    if (!given.is_none()) {
+      measured = measurements<T>(given, "measurements");
+      objective.measured = &measured;
+    }
+  }
+  Observed(const Observed&) = delete;  // the objective refers to it
+  Observed& operator=(const Observed&) = delete;
+};
+
 // The arguments that both engines share, as Python hands them over.
 struct Arguments {
-  py::object target, input_gram, input_factor, factor_target;
-  double loss_scale, loss_floor;
   Rates rates;
   Schedule schedule;
   int n_threads;
@@ -29,13 +60,7 @@ struct Arguments {
   py::tuple velocity, carry, search;
 
   explicit Arguments(const py::dict& d)
-      : target(d["target"]),
-        input_gram(d["input_gram"]),
-        input_factor(d["input_factor"]),
-        factor_target(d["factor_target"]),
-        loss_scale(d["loss_scale"].cast<double>()),
-        loss_floor(d["loss_floor"].cast<double>()),
-        rates{d["learning_rate"].cast<std::vector<double>>(),
+      : rates{d["learning_rate"].cast<std::vector<double>>(),
               d["weight_decay"].cast<std::vector<double>>(),
               d["momentum"].cast<std::vector<double>>(), AdaptiveRate{}},
         schedule{d["steps"].cast<Index>(), d["record_every"].cast<Index>(),
@@ -103,18 +128,6 @@ struct Arguments {
   bool drains() const { return schedule.drain_every > 0; }
 
   static constexpr Index n_counts = 5;
-
-  template <class T>
-  Objective<T> objective() const {
-    Objective<T> o;
-    o.target = optional_matrix<T>(target, "target");
-    o.input_gram = optional_matrix<T>(input_gram, "input_gram");
-    o.input_factor = optional_matrix<T>(input_factor, "input_factor");
-    o.factor_target = optional_matrix<T>(factor_target, "factor_target");
-    o.loss_scale = loss_scale;
-    o.loss_floor = loss_floor;
-    return o;
-  }
 };
 
 // Beside the layers, whose motion and records they hold; what is not there has no footprint.
@@ -202,18 +215,8 @@ py::tuple dense(const py::tuple& weights, const py::dict& d) {
       require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
     }
   }
-  auto objective = a.objective<T>();
-  ObservedEntries<T> entries;
-  Measurements<T> measured;
-  const py::object observed = d["observed"], given = d["measurements"];
-  if (!observed.is_none()) {
-    entries = observed_entries<T>(observed, "observed");
-    objective.observed = &entries;
-  }
-  if (!given.is_none()) {
-    measured = measurements<T>(given, "measurements");
-    objective.measured = &measured;
-  }
+  auto objective = objective_of<T>(d);
+  const Observed<T> observed(d, objective);
   const auto progress = a.progress();
   const auto motion = a.motion<T>(w);
   require_apart(weights, "weights", d);
@@ -256,7 +259,7 @@ py::tuple reduced(const py::tuple& cores, const py::dict& d) {
     out.cores.push_back(records<T>(core_records[l], n, {c[l].rows, c[l].cols}, at));
   }
   out.rho = records<double>(d["rho_records"], n, {n_scalars}, "rho_records");
-  const auto objective = a.objective<T>();
+  const auto objective = objective_of<T>(d);
   const auto progress = a.progress();
   const auto motion = a.motion<T>(c);
   MatrixRef<double> scalars;
@@ -272,6 +275,26 @@ py::tuple reduced(const py::tuple& cores, const py::dict& d) {
     result = descend_and_store(stepper, recorder, a, progress, monitor);
   }
   return as_tuple(result);
+}
+
+template <class T>
+double gradients(const py::tuple& weights, const py::dict& d, const py::tuple& out, int n_threads) {
+  std::vector<MatrixRef<const T>> w;
+  for (py::size_t l = 0; l < weights.size(); ++l) {
+    w.push_back(matrix<T>(weights[l], "weights[" + std::to_string(l) + "]"));
+  }
+  const auto g = writable_matrices<T>(out, "gradients");
+  auto objective = objective_of<T>(d);
+  const Observed<T> observed(d, objective);
+  Footprints footprints;
+  footprints.reads(weights, "weights").writes(out, "gradients");
+  for (const std::pair<py::handle, py::handle> item : d) {
+    footprints.reads(item.second, item.first.cast<std::string>());
+  }
+  footprints.require_apart();
+  Monitor monitor = listening();
+  const py::gil_scoped_release release;
+  return compute_gradients<T>(w, objective, g, Context{n_threads, &monitor});
 }
 
 bool holds_single(const py::tuple& matrices) {
@@ -299,6 +322,15 @@ void bind_descent(py::module_& m) {
       },
       py::arg("cores"), py::arg("arguments"),
       "Gradient descent on cores and scalars; returns (outcome, step, layer).");
+  m.def(
+      "gradients",
+      [](const py::list& list, const py::dict& objective, const py::list& out, int n_threads) {
+        const py::tuple weights(list);
+        const auto run = holds_single(weights) ? &gradients<float> : &gradients<double>;
+        return run(weights, held(objective), py::tuple(out), n_threads);
+      },
+      py::arg("weights"), py::arg("objective"), py::arg("gradients"), py::arg("n_threads") = 0,
+      "Writes the gradient of the loss with respect to each layer; returns the loss.");
   py::tuple columns(static_cast<py::size_t>(n_tracking_columns));
   for (Index i = 0; i < n_tracking_columns; ++i) columns[i] = py::str(tracking_column_names[i]);
   m.attr("TRACKING_COLUMNS") = columns;

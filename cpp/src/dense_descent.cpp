@@ -67,6 +67,7 @@ struct Layer {
   MatrixRef<T> weight;
   Matrix<T> velocity;  // where the caller holds none
   Descent<T> descent;
+  MatrixRef<T> gradient;  // where a backward pass writes G_l; absent: the layer descends
 
   Layer(Index l, MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
       : index(l), weight(w) {
@@ -84,7 +85,8 @@ struct Layer {
   }
 
   bool has_momentum() const { return !descent.velocity.absent(); }
-  bool moves() const { return descent.learning_rate != T(0); }
+  bool writes_gradient() const { return !gradient.absent(); }
+  bool needs_gradient() const { return writes_gradient() || descent.learning_rate != T(0); }
 };
 
 template <class Body>
@@ -98,10 +100,14 @@ void for_rows(Index rows, Index cols, const Context& context, const Body& body) 
   });
 }
 
-// W descends along scale * gradient(i, :) with `gradient_row` a row expression.
+// Row i of W descends along scale * gradient, a row expression; or G's is written.
 template <class T, class GradientRow>
 void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
   const Descent<T>& d = layer.descent;
+  if (layer.writes_gradient()) {
+    layer.gradient.map().row(i) = (d.scale * gradient).matrix();
+    return;
+  }
   auto w = layer.weight.map().row(i).array();
   if (layer.has_momentum()) {
     auto v = d.velocity.map().row(i).array();
@@ -114,14 +120,16 @@ void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
   }
 }
 
-// W descends along scale * A^T B formed by a matrix product; with weight decay but no momentum,
-// by way of `scratch`.
+// W descends along scale * A^T B formed by a matrix product (with weight decay but no momentum, by way
+// of `scratch`), or G = scale * A^T B is written.
 template <class T>
 void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b, T* scratch,
                      const Context& context) {
   const Descent<T>& d = layer.descent;
   const MatrixRef<T>& weight = layer.weight;
-  if (layer.has_momentum()) {
+  if (layer.writes_gradient()) {
+    multiply<T>(d.scale, a, Op::transpose, b, Op::none, T(0), layer.gradient, context);
+  } else if (layer.has_momentum()) {
     multiply<T>(d.scale, a, Op::transpose, b, Op::none, d.momentum, d.velocity, context);
     for_rows(weight.rows, weight.cols, context, [&](Index i) {
       auto w = weight.map().row(i);
@@ -165,7 +173,9 @@ class Side {
       products_.emplace_back(alias ? 0 : k_, alias ? 0 : outer(i));
       widest = std::max(widest, outer(i));
     }
-    while (first_moving_ < size() && !layers_[first_moving_]->moves()) ++first_moving_;
+    while (innermost_needed_ < size() && !layers_[innermost_needed_]->needs_gradient()) {
+      ++innermost_needed_;
+    }
     scratch_.resize(1, largest);
     if (size() > 1) {
       error_[0].resize(1, k_ * widest);
@@ -174,7 +184,7 @@ class Side {
   }
 
   bool empty() const { return layers_.empty(); }
-  bool moves() const { return first_moving_ < size(); }
+  bool needs_error() const { return innermost_needed_ < size(); }
   Index outer_width() const { return outer(size() - 1); }
 
   // The innermost layer has its whole gradient as one of the blocks.
@@ -205,13 +215,13 @@ class Side {
     }
   }
 
-  // The step, given the k x outer_width() error at the outer end.
+  // The step, or the gradients, given the k x outer_width() error at the outer end.
   void backward(MatrixRef<const T> error, const Context& context) {
     for (Index i = size() - 1; i > 0; --i) {
-      if (i < first_moving_) return;
+      if (i < innermost_needed_) return;
       const Index half = i % 2;
       MatrixRef<T> next(error_[half].data(), k_, inner(i));
-      if (layers_[i]->moves()) {
+      if (layers_[i]->needs_gradient()) {
         step(*layers_[i], prefix(i - 1), error, next, context);
       } else {
         hand_on(layers_[i]->weight, error, next, context);
@@ -219,7 +229,7 @@ class Side {
       error = next;
     }
     Layer<T>& innermost = *layers_[0];
-    if (!innermost.moves()) return;
+    if (!innermost.needs_gradient()) return;
     const auto e = error.map();
     for_rows(innermost.weight.rows, innermost.weight.cols, context, [&](Index r) {
       if (transposed_) {
@@ -254,11 +264,11 @@ class Side {
     }
   }
 
-  // The same, then moves that layer.
+  // The same, then moves that layer or writes its gradient.
   void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error, MatrixRef<T> next,
             const Context& context) {
     const MatrixRef<const T> w = layer.weight;
-    if (!thin_) {
+    if (!thin_ || layer.writes_gradient()) {
       hand_on(w, error, next, context);
       if (transposed_) {
         descend_product<T>(layer, error, prefix, scratch_.data(), context);
@@ -284,7 +294,7 @@ class Side {
   bool thin_ = false;
   UpdateWatcher<T>* watcher_ = nullptr;
   Index k_ = 0;
-  Index first_moving_ = 0;           // layers inside of it are never moved
+  Index innermost_needed_ = 0;       // layers inside of it need no gradient
   std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
   Matrix<T> error_[2];
   Matrix<T> scratch_;  // a gradient, where a product cannot be subtracted in place
@@ -326,13 +336,14 @@ template <class T>
 class DenseDescent<T>::Impl {
  public:
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
-       const Context& context, Index small, const Motion<T>& motion)
+       const Context& context, Index small, const Motion<T>& motion,
+       const std::vector<MatrixRef<T>>& gradients = {})
       : weights_(weights), motion_(motion), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
     check_motion(motion, weights);
     const bool adapts = rates.adaptive.safety > 0.0;
-    if (objective.has_target() && !adapts && better_small(widths, small)) {
+    if (gradients.empty() && objective.has_target() && !adapts && better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
       small_ =
           small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
@@ -354,6 +365,7 @@ class DenseDescent<T>::Impl {
       layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
                            rates.weight_decay[l], rates.momentum[l]);
       layers_.back().bind_velocity(motion.velocity.empty() ? MatrixRef<T>() : motion.velocity[l]);
+      if (!gradients.empty()) layers_.back().gradient = gradients[l];
     }
     const Index d_out = widths.back();
     const Index d_in = widths.front();
@@ -508,15 +520,15 @@ class DenseDescent<T>::Impl {
     }
     MatrixRef<T> below(lower_error_);
     if (!sparse_) {
-      if (lower_->moves()) {
+      if (lower_->needs_error()) {
         multiply<T>(upper_->product(), Op::none, e, Op::none, below, context_);
       }
-      if (upper_->moves()) {
+      if (upper_->needs_error()) {
         multiply<T>(lower_->product(), Op::none, e, Op::transpose, above, context_);
       }
     }
-    if (lower_->moves()) lower_->backward(below, context_);
-    if (upper_->moves()) upper_->backward(above, context_);
+    if (lower_->needs_error()) lower_->backward(below, context_);
+    if (upper_->needs_error()) upper_->backward(above, context_);
   }
 
   // Whether square padding costs less than calls of kernels for any shape, each of which takes as
@@ -588,8 +600,8 @@ class DenseDescent<T>::Impl {
 
   // P_L^T E and E T_1^T as far as they are needed, and the loss.
   double sparse_residual() {
-    const MatrixRef<T> above = upper_->moves() ? MatrixRef<T>(upper_error_) : MatrixRef<T>();
-    const MatrixRef<T> below = lower_->moves() ? MatrixRef<T>(lower_error_) : MatrixRef<T>();
+    const MatrixRef<T> above = upper_->needs_error() ? MatrixRef<T>(upper_error_) : MatrixRef<T>();
+    const MatrixRef<T> below = lower_->needs_error() ? MatrixRef<T>(lower_error_) : MatrixRef<T>();
     return loss_of(residual_products<T>(*objective_.observed, upper_->product(), lower_->product(),
                                         above, below, context_));
   }
@@ -707,7 +719,34 @@ void DenseDescent<T>::watch(UpdateWatcher<T>* watcher) {
   impl_->watch(watcher);
 }
 
+template <class T>
+double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
+                         const Objective<T>& objective, const std::vector<MatrixRef<T>>& gradients,
+                         const Context& context) {
+  const std::size_t n_layers = weights.size();
+  require_length(static_cast<Index>(gradients.size()), static_cast<Index>(n_layers), "gradients");
+  std::vector<MatrixRef<T>> layers;
+  for (std::size_t l = 0; l < n_layers; ++l) {
+    const MatrixRef<const T>& w = weights[l];
+    require_shape(gradients[l], w.rows, w.cols, "gradients[" + std::to_string(l) + "]");
+    // A layer whose gradient is written is only read.
+    layers.emplace_back(const_cast<T*>(w.data), w.rows, w.cols, w.stride);
+  }
+  Rates rates;
+  rates.learning_rate = rates.weight_decay = rates.momentum = std::vector<double>(n_layers, 0.0);
+  typename DenseDescent<T>::Impl chain(layers, objective, rates, context, 0, {}, gradients);
+  const double loss = chain.evaluate();
+  chain.update();
+  return loss;
+}
+
 template class DenseDescent<float>;
 template class DenseDescent<double>;
+template double compute_gradients(const std::vector<MatrixRef<const float>>&,
+                                  const Objective<float>&, const std::vector<MatrixRef<float>>&,
+                                  const Context&);
+template double compute_gradients(const std::vector<MatrixRef<const double>>&,
+                                  const Objective<double>&, const std::vector<MatrixRef<double>>&,
+                                  const Context&);
 
 }  // namespace dlnfast

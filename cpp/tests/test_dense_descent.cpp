@@ -223,6 +223,54 @@ void gradient_is_the_derivative_of_the_loss() {
   }
 }
 
+// In any precision and on any team, with weights that nobody may write.
+template <class T>
+void gradients_of_all_layers() {
+  for (const Widths& widths : networks) {
+    const int failures = check::failures;
+    for (const bool with_gram : {false, true}) {
+      const Problem problem(widths, with_gram, false);
+      const Naive naive(problem);
+      const Index widest = *std::max_element(widths.begin(), widths.end());
+      const double allowed = check::tolerance<T>(widest, 4.0);
+      Fast<T> fast(problem, 1);
+      std::vector<MatrixRef<const T>> weights;
+      for (const auto& w : fast.refs()) weights.push_back(w);
+      std::vector<Matrix<T>> first;
+      for (const int n_threads : {1, 2, 7}) {
+        std::vector<Matrix<T>> gradients;
+        std::vector<MatrixRef<T>> refs;
+        for (const auto& w : weights) {
+          gradients.push_back(Matrix<T>::Constant(w.rows, w.cols, T(7)));
+        }
+        for (auto& g : gradients) refs.emplace_back(g);
+        const double loss =
+            compute_gradients<T>(weights, fast.objective, refs, Context{n_threads, nullptr});
+        CHECK_NEAR(loss, naive.loss(), allowed * (1.0 + naive.loss()));
+        for (std::size_t l = 0; l < gradients.size(); ++l) {
+          const Matrix<double> wanted = naive.gradient(static_cast<Index>(l) + 1);
+          CHECK_NEAR(distance(gradients[l], wanted), 0.0, allowed * (1.0 + wanted.norm()));
+          CHECK(fast.weights[l] == problem.weights[l].template cast<T>());
+          if (n_threads > 1) CHECK(gradients[l] == first[l]);
+        }
+        if (n_threads == 1) first = gradients;
+      }
+    }
+    if (check::failures > failures) std::fprintf(stderr, "  widths%s\n", name(widths).c_str());
+  }
+  const Problem problem({3, 4, 2}, false, false);
+  Fast<T> fast(problem, 1);
+  const std::vector<MatrixRef<const T>> weights{fast.weights[0], fast.weights[1]};
+  Matrix<T> a(4, 3), b(2, 4);
+  const auto call = [&](std::vector<MatrixRef<T>> gradients) {
+    return compute_gradients<T>(weights, fast.objective, gradients, Context{1, nullptr});
+  };
+  CHECK_THROWS(call({a}), ShapeError);
+  CHECK_THROWS(call({b, a}), ShapeError);
+  fast.objective.target = a;
+  CHECK_THROWS(call({a, b}), ShapeError);
+}
+
 void pivots() {
   std::set<std::string> kinds;
   for (const Widths& widths : networks) {
@@ -499,6 +547,8 @@ int main() {
   same_iterates<double>();
   same_iterates<float>();
   gradient_is_the_derivative_of_the_loss();
+  gradients_of_all_layers<float>();
+  gradients_of_all_layers<double>();
   pivots();
   large_layers_on_every_team<double>();
   large_layers_on_every_team<float>();

@@ -36,6 +36,13 @@ class UpdateWatcher {
                            const Descent<T>& descent, const Context& context) = 0;
 };
 
+// Writes G_1 .. G_L (descent.hpp), G_l of the shape of W_l, and returns the loss. Costs one step, by the
+// products of DenseDescent; weights are only read.
+template <class T>
+double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
+                         const Objective<T>& objective, const std::vector<MatrixRef<T>>& gradients,
+                         const Context& context);
+
 // The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
 // beside them: the thin products, E, packed operands, one velocity per layer with momentum, and one
 // gradient where layers decay and none of their sides is thin. Layers whose rate is 0 are only read.
@@ -68,10 +75,18 @@ class DenseDescent final : public Stepper {
 
  private:
   class Impl;
+  friend double compute_gradients<T>(const std::vector<MatrixRef<const T>>&, const Objective<T>&,
+                                     const std::vector<MatrixRef<T>>&, const Context&);
   std::unique_ptr<Impl> impl_;
 };
 
 extern template class DenseDescent<float>;
 extern template class DenseDescent<double>;
+extern template double compute_gradients(const std::vector<MatrixRef<const float>>&,
+                                         const Objective<float>&,
+                                         const std::vector<MatrixRef<float>>&, const Context&);
+extern template double compute_gradients(const std::vector<MatrixRef<const double>>&,
+                                         const Objective<double>&,
+                                         const std::vector<MatrixRef<double>>&, const Context&);
 
 }  // namespace dlnfast

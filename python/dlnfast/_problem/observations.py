@@ -503,9 +503,13 @@ class Completion(Observations):
         Returns
         -------
         dict
-            Keywords of the core's dense descent.
+            Objective of the core.
         """
-        return _NO_STATISTICS | {"observed": self.entries(dtype), "measurements": None}
+        return _NO_STATISTICS | {
+            "loss_scale": self.loss_scale,
+            "observed": self.entries(dtype),
+            "measurements": None,
+        }
 
     def predict(
         self, W: MatrixOrLayers, rows: npt.ArrayLike | None = None, columns: npt.ArrayLike | None = None
@@ -842,7 +846,7 @@ class Sensing(Observations):
         Returns
         -------
         dict
-            Keywords of the core's dense descent.
+            Objective of the core.
         """
         if self._dense is not None:
             whole = self._dense
@@ -853,6 +857,7 @@ class Sensing(Observations):
             whole = self._sparse.toarray()
         operators = np.require(whole, dtype, ["C_CONTIGUOUS", "ALIGNED"])
         return _NO_STATISTICS | {
+            "loss_scale": self.loss_scale,
             "loss_floor": self.loss_floor,
             "observed": None,
             "measurements": (operators, self.values.astype(dtype, copy=False)),

@@ -611,7 +611,7 @@ class Problem:
         Returns
         -------
         dict
-            Keywords of the core's dense descent: Phi, and S, F and G where S is not the identity.
+            Objective of the core: c, Phi, and S, F and G where S is not the identity.
         """
         inputs = {
             name: None if matrix is None else np.ascontiguousarray(matrix, dtype=dtype)
@@ -624,6 +624,7 @@ class Problem:
         return {
             "target": np.ascontiguousarray(self.dense_target(dtype)),
             **inputs,
+            "loss_scale": self.loss_scale,
             "loss_floor": self.loss_floor,
             "observed": None,
             "measurements": None,

@@ -1,51 +1,38 @@
 # SPDX-License-Identifier: MIT
-"""Checks that initial weights fit each other and the problem."""
+"""Checks of initial weights against the problem that they are for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy.typing as npt
 
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.data import Whitening
 from .._support.arrays import FloatArray, as_layers
 from .._support.errors import AssumptionError, ShapeError
 from .implicit import ImplicitWeights
 
 
-def require_arrays(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
-    if isinstance(weights, ImplicitWeights):
-        raise AssumptionError(
-            "the dense engine needs whole layers, but weights are a law: draw them with "
-            "dln.orthogonal(..., implicit=False)"
-        )
-    return weights
+class HasDimensions(Protocol):
+    """The part of a problem that its weights must fit."""
 
+    @property
+    def dim_in(self) -> int: ...
 
-def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
-    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
-    if len(layers[-1]) != problem.dim_out:
-        raise ShapeError(
-            f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
-            f"wanted {problem.dim_out}, problem.dim_out"
-        )
-    return layers
+    @property
+    def dim_out(self) -> int: ...
 
-
-def _input_dimension(problem: Problem | Observations) -> str:
-    white = problem.whitening
-    if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
-        return "problem.dim_in"
-    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
+    @property
+    def whitening(self) -> Whitening | None: ...
 
 
 def check_initial(
-    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem | Observations
+    weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: HasDimensions
 ) -> list[FloatArray] | ImplicitWeights:
-    """Return the initial weights as arrays that fit the problem and each other, or the law that does."""
+    """Return the initial weights, as arrays unless they are sampled lazily; raise if the sizes do not fit."""
     if not isinstance(weights, ImplicitWeights):
-        return _check_weights(weights, problem)
+        return check_layers(weights, problem)
     for width, wanted, symbol in (
         (weights.widths[0], problem.dim_in, "d_x"),
         (weights.widths[-1], problem.dim_out, "d_y"),
@@ -56,3 +43,31 @@ def check_initial(
                 f"at the {'input' if symbol == 'd_x' else 'output'}"
             )
     return weights
+
+
+def check_layers(weights: Sequence[npt.ArrayLike], problem: HasDimensions) -> list[FloatArray]:
+    """Return the layers as arrays that fit the problem and each other."""
+    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
+    if len(layers[-1]) != problem.dim_out:
+        raise ShapeError(
+            f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
+            f"wanted {problem.dim_out}, problem.dim_out"
+        )
+    return layers
+
+
+def require_arrays(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
+    """Return the layers, or raise `AssumptionError` for weights that are sampled lazily."""
+    if isinstance(weights, ImplicitWeights):
+        raise AssumptionError(
+            "the dense engine needs whole layers, but weights are sampled lazily: draw them with "
+            "dln.orthogonal(..., implicit=False)"
+        )
+    return weights
+
+
+def _input_dimension(problem: HasDimensions) -> str:
+    white = problem.whitening
+    if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
+        return "problem.dim_in"
+    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The gradients of the loss at given weights."""
+"""`gradients`: the gradient of the loss with respect to each layer, by the products of the dense engine."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import numpy.typing as npt
 
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray
-from .._training.train import train
+from .._support.arrays import FloatArray, check_count
+from .._support.dispatch import core
+from .._support.errors import DivergedError
+from .._support.threads import MAX_THREADS
+from .checks import check_initial, require_arrays
 
 
 def gradients(
@@ -21,7 +26,7 @@ def gradients(
     Parameters
     ----------
     problem : Problem, Completion or Sensing
-        What the loss is made of.
+        The problem whose loss is differentiated.
     weights : sequence of array_like
         ``W_1, .., W_L``.
     n_threads : int
@@ -31,16 +36,30 @@ def gradients(
     -------
     list of ndarray
         ``G_1, .., G_L``, each of the shape of its layer. Costs one step of the dense engine.
+
+    Raises
+    ------
+    ShapeError
+        Weights that do not fit each other or the problem.
+    AssumptionError
+        Weights that are sampled lazily (``implicit=True``) instead of whole layers.
+    DivergedError
+        The loss at these weights is not finite.
     """
-    # One step with learning rate 1 and weight decay 1 leaves W - (G + W) = -G, with nothing rounded away.
-    run = train(
-        problem,
-        weights,
-        learning_rate=1.0,
-        weight_decay=1.0,
-        steps=1,
-        engine="dense",
-        singular_values=None,
-        n_threads=n_threads,
-    )
-    return [-weight for weight in run.all_weights()]
+    if not isinstance(problem, (Problem, Observations)):
+        raise TypeError(
+            f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
+        )
+    layers = [np.require(w, None, ["C", "A"]) for w in require_arrays(check_initial(weights, problem))]
+    team = check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS)
+    found = [np.empty_like(w) for w in layers]
+    loss = core.gradients(layers, problem.engine_arguments(layers[0].dtype), found, team)
+    if not math.isfinite(loss):
+        sizes = [float(np.max(np.abs(w), initial=0.0)) for w in layers]
+        layer = 1 + int(np.argmax(sizes))
+        raise DivergedError(
+            f"the loss is not finite at these weights (layer {layer} has the largest entries)",
+            step=0,
+            layer=layer,
+        )
+    return found
