@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
+from helpers.executors import InlineExecutor
 
 import dlnfast as dln
 
@@ -483,20 +484,6 @@ def estimators() -> Case:
 # ------------------------------------------------------------------------------ sweeps and results
 
 
-class Inline:
-    """An executor that runs every call at once, in this thread."""
-
-    def submit(self, function: Any, *arguments: Any) -> Any:
-        from concurrent.futures import Future
-
-        future: Any = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 def sweeps() -> Case:
     """Return a sweep, whose runs fail where their files cannot be written."""
     base = {
@@ -507,7 +494,7 @@ def sweeps() -> Case:
     grid = dln.SweepGrid(base, {"weights.seed": [0, 1], "train.engine": ["reduced", "dense"]})
 
     def act(folder: Path) -> Any:
-        results = dln.sweep(grid, Inline(), directory=folder / "sweep", keep_runs=True, n_workers=1)
+        results = dln.sweep(grid, InlineExecutor(), directory=folder / "sweep", keep_runs=True, n_workers=1)
         return [without_times(row) for row in results]
 
     def read(folder: Path) -> Any:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers.interruption import StopTraining, stop_at
 
 import dlnfast as dln
 
@@ -68,16 +69,6 @@ RUNS = {f.__name__: f for f in (reduced, dense, law, completion, whitened)}
 FOLDERS = {"reduced": reduced, "dense": dense, "completion": completion}
 
 
-class Stop(Exception):
-    """Ends a run as Ctrl-C does."""
-
-
-def stop(step, loss):
-    del loss
-    if step >= STOPPED_AT - 10:
-        raise Stop
-
-
 def write(folder: Path) -> None:
     """Write a file of every kind, and folders of runs that ended and of runs that were stopped."""
     for name, make in RUNS.items():
@@ -86,8 +77,11 @@ def write(folder: Path) -> None:
     for name, make in FOLDERS.items():
         make(checkpoint=dln.Checkpoint(folder / f"{name}-ended", every=15, seconds=60))
         try:
-            make(checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60), callback=stop)
-        except Stop:
+            make(
+                checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60),
+                callback=stop_at(STOPPED_AT - 10),
+            )
+        except StopTraining:
             continue
         raise AssertionError(f"{name} was not stopped")
 

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -24,9 +25,7 @@ ENGINES = ["auto", "reduced", "dense"]
 
 
 def problem_of(**options):
-    rng = np.random.default_rng(0)
-    left, right = (np.linalg.qr(rng.standard_normal((DIM, 2)))[0] for _ in range(2))
-    return dln.Problem(left * [1.5, 1.0] @ right.T, **options)
+    return dln.Problem(draw_matrix(0, DIM, DIM, [1.5, 1.0]), **options)
 
 
 def weights_of(**options):
@@ -588,9 +587,7 @@ CORNERS = {
 @pytest.mark.parametrize("name", CORNERS)
 def test_corners_work(name, engine, steps):
     widths, values = CORNERS[name]
-    rng = np.random.default_rng(0)
-    left, right = (np.linalg.qr(rng.standard_normal((d, len(values))))[0] for d in (widths[-1], widths[0]))
-    problem = dln.Problem(left * values @ right.T)
+    problem = dln.Problem(draw_matrix(0, widths[-1], widths[0], values))
     weights = dln.orthogonal(widths, 0.8)
     run = train(problem, weights, engine=engine, steps=steps, vectors=True)
     assert_no_nan(run)

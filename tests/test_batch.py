@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_low_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -16,13 +17,11 @@ F64 = np.float64
 DIM = 16
 
 
-def recovery(rank, seed=0, dim_out=DIM, dim_in=DIM):
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for d in (dim_out, dim_in))
-    return dln.Problem(dln.LowRank(left, np.linspace(2, 1, rank), right))
+def make_problem(rank, *, seed=0, dim_in=DIM):
+    return dln.Problem(draw_low_rank(seed, DIM, dim_in, np.linspace(2, 1, rank)))
 
 
-def assert_same(batch, singles, steps):
+def assert_matches_single_runs(batch, singles, steps):
     for run, single in zip(batch, singles, strict=True):
         allowed = tolerance(single.config["dtype"], DIM, max(steps, 1))
         np.testing.assert_array_equal(run.steps, single.steps)
@@ -52,7 +51,7 @@ def assert_same(batch, singles, steps):
 )
 def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed):
     rng = np.random.default_rng(seed)
-    problems = [recovery(rank, seed + i) for i in range(n_runs)]
+    problems = [make_problem(rank, seed=seed + i) for i in range(n_runs)]
     starts = [
         dln.orthogonal([DIM] * (n_layers + 1), rng.uniform(0.2, 0.8), seed + i, dtype=dtype)
         for i in range(n_runs)
@@ -65,7 +64,7 @@ def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momen
         dln.train(p, w, learning_rate=rate, weight_decay=decay, engine="reduced", **common)
         for p, w, rate, decay in zip(problems, starts, rates, decays, strict=True)
     ]
-    assert_same(batch, singles, steps)
+    assert_matches_single_runs(batch, singles, steps)
     np.testing.assert_array_equal(batch.loss, np.stack([run.loss for run in batch]))
     assert batch.outcomes == ["finished"] * n_runs
 
@@ -73,15 +72,15 @@ def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momen
 def test_runs_of_several_shapes_keep_their_order():
     """Depths, widths, ranks, inputs and laws may differ from run to run."""
     gram = np.diag(np.r_[np.full(10, 1.0), np.full(6, 2.0)])
-    white = recovery(2)
+    white = make_problem(2)
     problems = [
         white,
-        recovery(3),
-        dln.Problem(recovery(1).dense_target() @ gram, gram),
+        make_problem(3),
+        dln.Problem(make_problem(1).dense_target() @ gram, gram),
         white,
-        recovery(2, dim_in=9),
+        make_problem(2, dim_in=9),
         white,
-        recovery(6),
+        make_problem(6),
     ]
     starts = [
         dln.orthogonal([DIM] * 4, 0.5),
@@ -96,12 +95,12 @@ def test_runs_of_several_shapes_keep_their_order():
     batch = dln.train_batch(problems, starts, **rates)
     again = [*starts[:5], dln.orthogonal([DIM] * 4, 0.5, 3, implicit=True), starts[6]]
     singles = [dln.train(p, w, engine="reduced", **rates) for p, w in zip(problems, again, strict=True)]
-    assert_same(batch, singles, 30)
+    assert_matches_single_runs(batch, singles, 30)
     assert [run.widths for run in batch] == [run.widths for run in singles]
 
 
 def test_laws_and_rates_of_runs_of_several_depths():
-    problem = recovery(2)
+    problem = make_problem(2)
     laws = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     rates = [[0.01, 0.02, 0.03], [0.04, 0.05]]
     batch = dln.train_batch(problem, laws, learning_rate=rates, steps=10)
@@ -110,17 +109,17 @@ def test_laws_and_rates_of_runs_of_several_depths():
         dln.train(problem, law, learning_rate=rate, steps=10, record_every=10)
         for law, rate in zip(again, rates, strict=True)
     ]
-    assert_same(batch, singles, 10)
+    assert_matches_single_runs(batch, singles, 10)
 
 
 def test_one_problem_or_one_start_serves_all():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     batch = dln.train_batch(problem, weights, learning_rate=[0.01, 0.02, 0.03], steps=20)
     singles = [
         dln.train(problem, weights, learning_rate=rate, steps=20, record_every=20, engine="reduced")
         for rate in (0.01, 0.02, 0.03)
     ]
-    assert_same(batch, singles, 20)
+    assert_matches_single_runs(batch, singles, 20)
     one = dln.train_batch(problem, weights, learning_rate="auto", steps=20)
     assert len(one) == 1
     assert len(batch[1:]) == 2
@@ -130,7 +129,7 @@ def test_one_problem_or_one_start_serves_all():
 
 
 def test_a_run_that_diverges_leaves_the_others_alone():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     rates = [0.05, 50.0, 0.05, 1e200, 0.05]
     batch = dln.train_batch(problem, weights, learning_rate=rates, steps=60, record_every=1)
     assert batch.outcomes == ["finished", "diverged", "finished", "diverged", "finished"]
@@ -148,7 +147,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
 
 
 def test_a_tolerance_ends_each_run_for_itself():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.7)
+    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.7)
     rates = {"steps": 3000, "tolerance": 1.0, "record_every": 7}
     batch = dln.train_batch(problem, weights, learning_rate=[0.05, 0.02, 1e-6], **rates)
     assert batch.outcomes == ["converged", "converged", "finished"]
@@ -163,7 +162,7 @@ def test_a_tolerance_ends_each_run_for_itself():
 
 
 def test_bad_requests_are_named():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     with pytest.raises(dln.ShapeError, match=r"problems: 2, learning_rate: 3"):
         dln.train_batch([problem] * 2, weights, learning_rate=[0.1, 0.2, 0.3], steps=1)
     with pytest.raises(dln.AssumptionError, match="scaled rotation") as caught:

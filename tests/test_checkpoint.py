@@ -17,6 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from helpers.files import file_names
+from helpers.interruption import StopTraining, stop_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,20 +30,7 @@ from dlnfast.checkpoint import RunFolder
 from dlnfast.cli import main
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    def callback(now, loss):
-        del loss
-        if now >= step:
-            raise Stop
-
-    return callback
-
-
-def same(a, b):
+def assert_same_run(a, b):
     """Compare what two runs hold, but for times and for what follows singular values."""
     assert a.engine == b.engine
     np.testing.assert_array_equal(a.loss, b.loss)
@@ -89,7 +78,7 @@ CASES = {
 }
 
 
-def setting(name):
+def make_case(name):
     dim, options = CASES[name]
     options = dict(options)
     problem = dln.low_rank_recovery(dim, options.pop("rank", 3))
@@ -99,11 +88,11 @@ def setting(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
-    problem, weights, options = setting(name)
+    problem, weights, options = make_case(name)
     plain = dln.train(problem, weights, **options)
     for cut in (0, 17, 60):
         kept = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
-        with pytest.raises(Stop) as caught:
+        with pytest.raises(StopTraining) as caught:
             dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
         partial = caught.value.trajectory
         n = len(partial.loss)
@@ -111,12 +100,12 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
         assert partial.config["outcome"] == "unfinished"
         run = dln.resume(kept.directory)
-        same(plain, run)
+        assert_same_run(plain, run)
         assert run.config["outcome"] == "finished"
-        same(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
-        same(plain, dln.load(kept.directory))
+        assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
+        assert_same_run(plain, dln.load(kept.directory))
     uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
-    same(plain, uninterrupted)
+    assert_same_run(plain, uninterrupted)
     assert uninterrupted.problem is problem
 
 
@@ -136,9 +125,9 @@ def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_pa
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
-        with contextlib.suppress(Stop):
+        with contextlib.suppress(StopTraining):
             dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
-    same(plain, dln.train(problem, weights, **options, checkpoint=kept))
+    assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept))
 
 
 class Patience:
@@ -150,7 +139,7 @@ class Patience:
     def __call__(self, step, loss):
         self.seen.append((step, loss))
         if step == self.cut:
-            raise Stop
+            raise StopTraining
         return len(self.seen) >= self.count
 
 
@@ -165,10 +154,10 @@ def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_p
     plain = dln.train(problem, weights, **options, callback=plain_rule)
     assert plain.config["outcome"] == "stopped"
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
     rule = Patience(13)
-    same(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
     assert rule.seen == plain_rule.seen
 
 
@@ -188,13 +177,13 @@ class TestTurns:
         plain_rule = Patience(100)
         plain = self.train(learning_rate=rate, callback=plain_rule)
         kept = Checkpoint(tmp_path / "run", seconds=0)
-        with pytest.raises(Stop):
+        with pytest.raises(StopTraining):
             self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
         rule = Patience(100)
         run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
-        same(plain, run)
+        assert_same_run(plain, run)
         assert rule.seen == plain_rule.seen
-        same(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
+        assert_same_run(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
         assert plain.config == run.config
         with pytest.raises(ValueError, match="holds another run"):
             self.train(learning_rate=0.01, checkpoint=kept)
@@ -208,7 +197,7 @@ class TestTurns:
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.config["outcome"] == outcome
-            same(first, self.train(checkpoint=tmp_path / name, **more))
+            assert_same_run(first, self.train(checkpoint=tmp_path / name, **more))
 
 
 def test_compressed_runs_go_on(tmp_path):
@@ -218,11 +207,11 @@ def test_compressed_runs_go_on(tmp_path):
         options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
         plain = dln.train_compressed(problem, law, **options)
         kept = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
-        with pytest.raises(Stop):
+        with pytest.raises(StopTraining):
             dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
         other = tmp_path / f"copy {outer}"
         shutil.copytree(kept.directory, other)
-        same(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
+        assert_same_run(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
         # The command line knows the rule that ends such runs.
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
@@ -240,13 +229,13 @@ def test_batches_go_on(tmp_path, monkeypatch):
 
     def counted(plans, limit):
         if len(calls) == limit:
-            raise Stop
+            raise StopTraining
         calls.append(len(plans))
         return whole(plans)
 
     kept = Checkpoint(tmp_path / "batch", every=2)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train_batch(problem, starts, **options, checkpoint=kept)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
     batch = dln.train_batch(problem, starts, **options, checkpoint=kept)
@@ -293,7 +282,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
     monkeypatch.setattr(dln.estimator, "train", counted)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         model.fit(pairs, known)
     before = len(calls)
     monkeypatch.setattr(dln.estimator, "train", whole)
@@ -308,7 +297,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
     for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
-        same(one, other)
+        assert_same_run(one, other)
     # What had ended was not done again.
     rerun, once = len(repeated), []
     monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
@@ -327,9 +316,9 @@ def test_runs_of_torch_go_on(options, tmp_path):
     options = {"engine": "torch", "learning_rate": 0.5, "steps": 40, "n_threads": 1} | options
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    same(plain, dln.resume(tmp_path / "run"))
+    assert_same_run(plain, dln.resume(tmp_path / "run"))
 
 
 def test_completions_go_on(tmp_path):
@@ -338,9 +327,9 @@ def test_completions_go_on(tmp_path):
     options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    same(plain, dln.resume(tmp_path / "run"))
+    assert_same_run(plain, dln.resume(tmp_path / "run"))
 
 
 def test_laws_go_on(tmp_path):
@@ -348,16 +337,16 @@ def test_laws_go_on(tmp_path):
     law = dln.orthogonal([400] * 4, implicit=True)
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, law, **options, checkpoint=kept, callback=stop_at(20))
     # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
-    same(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
+    assert_same_run(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
 
 
 def test_outcomes_are_kept(tmp_path):
-    problem, weights, options = setting("reduced")
+    problem, weights, options = make_case("reduced")
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
     assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
     stopped = dln.train(
@@ -373,13 +362,13 @@ def test_outcomes_are_kept(tmp_path):
 
 
 def test_the_command_line_goes_on(tmp_path, capsys):
-    problem, weights, options = setting("reduced")
+    problem, weights, options = make_case("reduced")
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
     assert main(["resume", str(kept.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
-    same(dln.train(problem, weights, **options), dln.load(kept.directory))
+    assert_same_run(dln.train(problem, weights, **options), dln.load(kept.directory))
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
 
@@ -389,9 +378,9 @@ def test_the_command_line_goes_on(tmp_path, capsys):
 
 @pytest.fixture
 def cut_short(tmp_path):
-    problem, weights, options = setting("small dense")
+    problem, weights, options = make_case("small dense")
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(32))
     return kept, problem, weights, options
 
@@ -404,14 +393,16 @@ def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
     plain = dln.train(problem, weights, **options)
     with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
         run = dln.train(problem, weights, **options, checkpoint=kept)
-    same(plain, run)
+    assert_same_run(plain, run)
 
 
 def test_without_a_state_the_run_starts_again(cut_short):
     kept, problem, weights, options = cut_short
     for path in kept.directory.glob("state-*.npz"):
         path.unlink()
-    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+    assert_same_run(
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
+    )
 
 
 def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
@@ -468,15 +459,11 @@ def test_no_file_holds_a_pickle(cut_short):
 # ------------------------------------------------------------------- errors that pass, and full disks
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
 @pytest.mark.parametrize("what", ["open", "read", "list"])
 def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, monkeypatch):
     kept, problem, weights, options = cut_short
-    before = names(kept.directory)
+    before = file_names(kept.directory)
 
     def failing(*arguments, **settings):
         raise OSError(code, os.strerror(code))
@@ -492,13 +479,15 @@ def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, mon
         with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
             dln.train(problem, weights, **options, checkpoint=kept)
         assert caught.value.errno == code
-    assert names(kept.directory) == before
-    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+    assert file_names(kept.directory) == before
+    assert_same_run(
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
+    )
 
 
 def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
     kept, problem, weights, options = cut_short
-    before = names(kept.directory)
+    before = file_names(kept.directory)
 
     def failing(*arguments, **settings):
         raise MemoryError
@@ -507,7 +496,7 @@ def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
         patch.setattr(dlnfast.files, "open_archive", failing)
         with pytest.raises(MemoryError):
             dln.train(problem, weights, **options, checkpoint=kept)
-    assert names(kept.directory) == before
+    assert file_names(kept.directory) == before
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
@@ -518,7 +507,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     options["singular_values"] = None
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(10))
 
     def failing(self, state):
@@ -533,7 +522,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     so_far = dln.load(kept.directory)
     assert len(so_far.loss) > 11
     np.testing.assert_array_equal(so_far.loss, plain.loss[: len(so_far.loss)])
-    same(plain, dln.resume(kept.directory))
+    assert_same_run(plain, dln.resume(kept.directory))
 
 
 def test_a_signal_between_two_drains_counts_no_step_twice():
@@ -550,7 +539,7 @@ def test_a_signal_between_two_drains_counts_no_step_twice():
 
 
 def test_handlers_that_python_did_not_install_stay(tmp_path, monkeypatch):
-    problem, weights, options = setting("reduced")
+    problem, weights, options = make_case("reduced")
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
     run = dln.train(problem, weights, **options, checkpoint=tmp_path / "run")
@@ -621,7 +610,7 @@ def test_kills_cost_nothing_but_time(tmp_path):
         if process.returncode == 0:
             break
     assert kills >= 3
-    same(whole, dln.load(tmp_path / "run"))
+    assert_same_run(whole, dln.load(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])

@@ -8,6 +8,8 @@ import logging
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
+from helpers.problems import draw_low_rank_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -31,12 +33,6 @@ def wide_case(seed=0):
     return dln.Problem(rng.standard_normal((CLASSES, DIM))), dln.orthogonal([DIM] * 3 + [CLASSES], 0.5, seed)
 
 
-def low_rank(dim_out, dim_in, rank, seed=0):
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for d in (dim_out, dim_in))
-    return dln.LowRank(left, np.arange(rank, 0, -1.0), right)
-
-
 def names_of(checks):
     return [check.name for check in checks]
 
@@ -54,17 +50,17 @@ D = 40
 def spiked():
     spikes = np.random.default_rng(1).standard_normal((D, 2)) / np.sqrt(10)
     gram = np.eye(D) + spikes @ spikes.T
-    return dln.Problem(low_rank(D, D, RANK).dense() @ gram, gram)
+    return dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense() @ gram, gram)
 
 
 def orthonormal_samples(n_samples=25, dim_out=D):
     rng = np.random.default_rng(2)
-    X = np.linalg.qr(rng.standard_normal((D, n_samples)))[0]
+    X = draw_orthonormal(rng, D, n_samples)
     Y = rng.standard_normal((dim_out, RANK)) @ rng.standard_normal((RANK, n_samples)) / 10
     return dln.Problem.from_data(X, Y, reduction="sum")
 
 
-def few_samples(n_samples=8):
+def uneven_samples(n_samples=8):
     """Samples of very different lengths: their span is known, powers of S are not."""
     rng = np.random.default_rng(5)
     X = 0.2 * rng.standard_normal((D, n_samples)) * np.logspace(0, -3, n_samples)
@@ -73,20 +69,20 @@ def few_samples(n_samples=8):
 
 def three_eigenvalues():
     gram = np.diag(np.r_[np.full(20, 1.0), np.full(12, 2.0), np.full(8, 0.5)])
-    return dln.Problem(low_rank(D, D, RANK).dense() @ gram, gram)
+    return dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense() @ gram, gram)
 
 
-def recovery(dim_out, dim_in, rank=RANK):
-    return dln.Problem(low_rank(dim_out, dim_in, rank))
+def make_recovery(dim_out, dim_in, *, rank=RANK):
+    return dln.Problem(draw_low_rank_target(dim_out, dim_in, rank=rank))
 
 
-def setting(name):
+def closure_case(name):
     problem, widths, dims, families = {
-        "square": lambda: (recovery(D, D), [D] * 4, [6] * 4, [(1, 3, 34, 1.0)]),
-        "two layers": lambda: (recovery(D, D), [D] * 3, [6] * 3, [(1, 2, 34, 1.0)]),
-        "one layer": lambda: (recovery(D, D), [D] * 2, [6] * 2, [(1, 1, 34, 1.0)]),
+        "square": lambda: (make_recovery(D, D), [D] * 4, [6] * 4, [(1, 3, 34, 1.0)]),
+        "two layers": lambda: (make_recovery(D, D), [D] * 3, [6] * 3, [(1, 2, 34, 1.0)]),
+        "one layer": lambda: (make_recovery(D, D), [D] * 2, [6] * 2, [(1, 1, 34, 1.0)]),
         "S = 2 I": lambda: (
-            dln.Problem(2 * low_rank(D, D, RANK).dense(), 2 * np.eye(D)),
+            dln.Problem(2 * draw_low_rank_target(D, D, rank=RANK).dense(), 2 * np.eye(D)),
             [D] * 4,
             [6] * 4,
             [(1, 3, 34, 2.0)],
@@ -105,7 +101,7 @@ def setting(name):
             [(1, 2, 31, 0.0)],
         ),
         "few samples": lambda: (
-            few_samples(),
+            uneven_samples(),
             [D, D, D, RANK],
             [11, 11, 11, 3],
             [(1, 2, 29, 0.0)],
@@ -117,35 +113,35 @@ def setting(name):
             [(1, 3, 6, 2.0), (1, 3, 14, 1.0), (1, 3, 2, 0.5)],
         ),
         "d_x < d": lambda: (
-            recovery(D, 20),
+            make_recovery(D, 20),
             [20, D, D, D],
             [6, 9, 9, 9],
             [(1, 3, 14, 1.0), (2, 3, 17, 0.0)],
         ),
-        "d_x > d": lambda: (recovery(30, 50), [50, 30, 30, 30], [9, 6, 6, 6], [(1, 3, 24, 1.0)]),
-        "tall last": lambda: (recovery(60, D), [D, D, D, 60], [6, 6, 6, 9], [(1, 3, 34, 1.0)]),
+        "d_x > d": lambda: (make_recovery(30, 50), [50, 30, 30, 30], [9, 6, 6, 6], [(1, 3, 24, 1.0)]),
+        "tall last": lambda: (make_recovery(60, D), [D, D, D, 60], [6, 6, 6, 9], [(1, 3, 34, 1.0)]),
         "wide last, r < K": lambda: (
-            recovery(25, D),
+            make_recovery(25, D),
             [D, D, D, 25],
             [9, 9, 9, 6],
             [(1, 3, 19, 1.0), (1, 2, 12, 0.0)],
         ),
-        "K": lambda: (recovery(4, D, 4), [D, D, D, 4], [8, 8, 8, 4], [(1, 2, 32, 0.0)]),
+        "K": lambda: (make_recovery(4, D, rank=4), [D, D, D, 4], [8, 8, 8, 4], [(1, 2, 32, 0.0)]),
         "K, d_x < d": lambda: (
-            recovery(4, 30, 4),
+            make_recovery(4, 30, rank=4),
             [30, D, D, 4],
             [8, 12, 12, 4],
             [(1, 2, 22, 0.0), (2, 2, 6, 0.0)],
         ),
-        "K, d_x > d": lambda: (recovery(4, 50, 4), [50, D, D, 4], [12, 8, 8, 4], [(1, 2, 32, 0.0)]),
-        "valley": lambda: (recovery(D, 50), [50, 30, 30, D], [9, 6, 6, 9], [(1, 3, 24, 1.0)]),
+        "K, d_x > d": lambda: (make_recovery(4, 50, rank=4), [50, D, D, 4], [12, 8, 8, 4], [(1, 2, 32, 0.0)]),
+        "valley": lambda: (make_recovery(D, 50), [50, 30, 30, D], [9, 6, 6, 9], [(1, 3, 24, 1.0)]),
         "staircase": lambda: (
-            recovery(20, 60),
+            make_recovery(20, 60),
             [60, 50, 40, 20],
             [15, 12, 9, 6],
             [(1, 3, 14, 1.0), (1, 1, 7, 0.0), (1, 2, 17, 0.0)],
         ),
-        "rank 0": lambda: (recovery(D, D, 0), [D] * 4, [0] * 4, [(1, 3, D, 1.0)]),
+        "rank 0": lambda: (make_recovery(D, D, rank=0), [D] * 4, [0] * 4, [(1, 3, D, 1.0)]),
     }[name]()
     return problem, dln.orthogonal(widths, [0.6, 0.5, 0.7][: len(widths) - 1], 1), dims, families
 
@@ -175,7 +171,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_closure_has_the_dimensions_of_the_theory(name):
-    problem, weights, dims, families = setting(name)
+    problem, weights, dims, families = closure_case(name)
     space = closure(problem, weights)
     assert space.holds, space.report()
     assert list(space.dims) == dims
@@ -188,7 +184,7 @@ def test_the_closure_has_the_dimensions_of_the_theory(name):
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_reduced_runs_are_exact_in_every_setting(name, momentum):
-    problem, weights, _, _ = setting(name)
+    problem, weights, _, _ = closure_case(name)
     n_layers = len(weights)
     rates = {
         "learning_rate": [0.01, 0.008, 0.012][:n_layers],
@@ -224,7 +220,7 @@ def test_reduced_runs_are_exact_in_every_setting(name, momentum):
 
 def test_the_naive_basis_fails_where_the_closure_is_exact():
     """On a tall first layer, the 2r directions of the square case are not invariant."""
-    problem, weights, _, _ = setting("d_x < d")
+    problem, weights, _, _ = closure_case("d_x < d")
     factors = problem.target_factors()
     rotations = [w / e for w, e in zip(weights, [0.6, 0.5, 0.7], strict=True)]
     whole = rotations[2] @ rotations[1] @ rotations[0]
@@ -255,7 +251,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_they_are_those_of_the_reference(name):
-    problem, weights, _, _ = setting(name)
+    problem, weights, _, _ = closure_case(name)
     space = closure(problem, weights)
     plain = reference.closed_subspaces(weights, problem.dense_target(), problem.input_gram)
     for ours, theirs in zip(space.bases, plain, strict=True):
@@ -276,7 +272,7 @@ def test_they_are_those_of_the_reference(name):
 def test_closed_subspaces_are_invariant(dim, n_layers, classes, seed, dtype, data):
     dim_out = dim if classes >= dim else classes
     rank = data.draw(st.integers(0, min(dim, dim_out)))
-    problem = dln.Problem(low_rank(dim_out, dim, rank, seed))
+    problem = dln.Problem(draw_low_rank_target(dim_out, dim, rank=rank, seed=seed))
     scales = 0.3 + np.arange(n_layers) / 3
     weights = dln.orthogonal([dim] * n_layers + [dim_out], scales.tolist(), seed, dtype=dtype)
     space = closure(problem, weights, largest_share=1.0)
@@ -328,7 +324,7 @@ def assert_invariant(problem, weights, space):
 @pytest.mark.parametrize("case", [1, 2])
 def test_aligned_weights_have_the_smallest_subspaces(case):
     dim_out = DIM if case == 1 else CLASSES
-    problem = dln.Problem(low_rank(dim_out, DIM, RANK))
+    problem = dln.Problem(draw_low_rank_target(dim_out, DIM, rank=RANK))
     weights = dln.aligned(problem, [DIM, DIM, DIM, dim_out], 0.5)
     space = closure(problem, weights)
     assert space.holds
@@ -361,10 +357,10 @@ def test_a_thin_end_that_is_no_isometry_is_taken_in(end):
     """With a target of rank r < K there is a rest of K - r rows, where a Gaussian layer is no isometry."""
     rng = np.random.default_rng(4)
     if end == "last":
-        problem, weights = recovery(6, D, 2), dln.orthogonal([D, D, D, 6], 0.5)
+        problem, weights = make_recovery(6, D, rank=2), dln.orthogonal([D, D, D, 6], 0.5)
         weights[-1] = rng.standard_normal((6, D)) / 8
     else:
-        problem, weights = recovery(D, 6, 2), dln.orthogonal([6, D, D, D], 0.5)
+        problem, weights = make_recovery(D, 6, rank=2), dln.orthogonal([6, D, D, D], 0.5)
         weights[0] = rng.standard_normal((D, 6)) / 8
     space = closure(problem, weights)
     assert space.holds
@@ -391,7 +387,7 @@ def test_a_zero_layer_closes_and_stays_apart():
 
 def test_a_trained_network_closes_again():
     """A second run starts from a scaled isometry plus what was learned, in the same subspaces."""
-    problem, weights = recovery(D, D), dln.orthogonal([D] * 4, 0.5)
+    problem, weights = make_recovery(D, D), dln.orthogonal([D] * 4, 0.5)
     rates = {"learning_rate": 0.02, "record_every": 100}
     first = dln.train(problem, weights, steps=100, **rates)
     again = dln.train(problem, [first.weights(layer) for layer in (1, 2, 3)], steps=100, **rates)
@@ -442,7 +438,7 @@ def test_a_case_of_the_theorem_passes_all_checks(make, n_rotations):
     ],
 )
 def test_which_shapes_close(widths, closes):
-    problem = recovery(widths[-1], widths[0], 2)
+    problem = make_recovery(widths[-1], widths[0], rank=2)
     space = closure(problem, dln.orthogonal(widths))
     assert space.holds is closes, space.report()
     if not closes:
@@ -460,7 +456,7 @@ def test_which_shapes_close(widths, closes):
 def test_inputs_that_mix_what_ends_and_what_goes_on():
     """S with two eigenvalues outside, above a wide first layer: neither of the two is alone."""
     gram = np.diag(np.r_[np.full(30, 1.0), np.full(30, 2.0)])
-    problem = dln.Problem(low_rank(40, 60, 2).dense() @ gram, gram)
+    problem = dln.Problem(draw_low_rank_target(40, 60, rank=2).dense() @ gram, gram)
     weights = dln.orthogonal([60, 40, 40])
     space = closure(problem, weights)
     assert not space.holds
@@ -533,7 +529,7 @@ def test_the_error_of_whitening_is_told():
 
 def test_a_target_of_high_rank_is_told():
     rng = np.random.default_rng(0)
-    noisy = low_rank(D, D, RANK).dense() + 1e-6 * rng.standard_normal((D, D))
+    noisy = draw_low_rank_target(D, D, rank=RANK).dense() + 1e-6 * rng.standard_normal((D, D))
     space = closure(dln.Problem(noisy), dln.orthogonal([D] * 4))
     (failure, _) = space.assumptions.failures
     assert failure.name == "rank of the target"
@@ -544,7 +540,9 @@ def test_a_target_of_high_rank_is_told():
 
 def test_what_is_cut_off_the_target_is_told():
     """Singular values at rounding level count as zero; what they would do to the weights is stated."""
-    found = assumptions_of(dln.Problem(low_rank(D, D, RANK).dense()), dln.orthogonal([D] * 4))
+    found = assumptions_of(
+        dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense()), dln.orthogonal([D] * 4)
+    )
     (check,) = [c for c in found.checks if c.name == "rank of the target"]
     assert check.holds
     assert f"rank {RANK} of {D}, the next singular value is" in check.text
@@ -725,8 +723,8 @@ def test_the_certificate_does_not_depend_on_the_scale_of_the_weights(scale):
 def test_directions_outside_the_range_of_the_inputs_are_not_coupled(dtype):
     """Eigenvalues of S that are rounding are zero, and those inside the subspaces are not counted outside."""
     rng = np.random.default_rng(0)
-    X = np.linalg.qr(rng.standard_normal((40, 2)))[0]
-    Y = np.linalg.qr(rng.standard_normal((40, 2)))[0] * [3.0, 2.0]
+    X = draw_orthonormal(rng, 40, 2)
+    Y = draw_orthonormal(rng, 40, 2) * [3.0, 2.0]
     problem = dln.Problem.from_data(X, Y, reduction="sum")
     found = dln.closure(problem, dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype))
     assert found.holds

@@ -24,7 +24,7 @@ def mask_of(shape, density, rng):
     return mask
 
 
-def chain(widths, rng, dtype=F64):
+def draw_gaussian_layers(widths, rng, dtype=F64):
     return [(rng.standard_normal((m, n)) / np.sqrt(max(m, n))).astype(dtype) for n, m in pairwise(widths)]
 
 
@@ -41,7 +41,7 @@ def test_descent_on_entries_is_that_of_the_reference(dtype, n_threads, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     shape = widths[-1], widths[0]
     mask, target = mask_of(shape, density, rng), rng.standard_normal(shape)
-    weights = chain(widths, rng, dtype)
+    weights = draw_gaussian_layers(widths, rng, dtype)
     momentum = data.draw(st.sampled_from([0.0, 0.6]))
     n = len(weights)
     rates = {
@@ -79,7 +79,7 @@ def test_descent_on_measurements_is_that_of_the_reference(dtype, n_threads):
     widths = [7, 5, 11]
     operators = rng.standard_normal((40, 11, 7)) / 40
     values = rng.standard_normal(40)
-    weights = chain(widths, rng, dtype)
+    weights = draw_gaussian_layers(widths, rng, dtype)
     rates = {"learning_rate": [0.5, 0.4], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.5]}
     problem = dln.Sensing(operators, values)
     run = dln.train(problem, weights, steps=9, n_threads=n_threads, **rates)
@@ -105,7 +105,7 @@ def test_a_full_mask_is_the_problem_itself():
 
 def test_the_result_does_not_depend_on_the_team():
     problem = dln.low_rank_completion(300, 3, 0.1)
-    weights = chain([300, 6, 6, 300], np.random.default_rng(0))
+    weights = draw_gaussian_layers([300, 6, 6, 300], np.random.default_rng(0))
     runs = [
         dln.train(problem, weights, learning_rate=10.0, steps=20, n_threads=n, singular_values=None)
         for n in (1, 2, 7)
@@ -118,7 +118,7 @@ def test_the_result_does_not_depend_on_the_team():
 def test_gradients():
     rng = np.random.default_rng(1)
     mask, target = mask_of((6, 5), 0.5, rng), rng.standard_normal((6, 5))
-    weights = chain([5, 4, 6], rng)
+    weights = draw_gaussian_layers([5, 4, 6], rng)
     problem = dln.Completion.from_dense(target, mask, loss_scale=0.3)
     error = reference.observed_residual(weights[1] @ weights[0], target, mask)
     found = dln.gradients(problem, weights)
@@ -237,7 +237,7 @@ def test_all_ways_in_are_one():
 @pytest.mark.parametrize("thin", [False, True])
 def test_recovery_errors_are_what_their_names_say(thin):
     rng = np.random.default_rng(5)
-    weights = chain([12, 3, 10] if thin else [12, 12, 10], rng)
+    weights = draw_gaussian_layers([12, 3, 10] if thin else [12, 12, 10], rng)
     product = weights[1] @ weights[0]
     factors = dln.low_rank_recovery(12, 2).target
     truth = dln.LowRank(np.linalg.qr(factors.U[:10])[0], factors.s, factors.V)
@@ -278,7 +278,7 @@ def test_measurements_in_all_forms(form):
     np.testing.assert_allclose(problem.projected(U, V), U.T @ dense @ V, rtol=1e-11, atol=1e-12)
     assert problem.density == pytest.approx((dense**2).sum() / 24)
     assert problem.error_scale >= np.linalg.norm(dense.reshape(9, -1), 2)
-    run = dln.train(problem, chain([6, 4], rng), learning_rate="auto", steps=400)
+    run = dln.train(problem, draw_gaussian_layers([6, 4], rng), learning_rate="auto", steps=400)
     assert run.loss[-1] < 1e-6 * run.loss[0]
     assert problem.loss(run.end_to_end()) == pytest.approx(run.loss[-1], rel=1e-6, abs=1e-12)
 
@@ -362,7 +362,7 @@ def test_bad_runs():
 def test_rows_without_entries_see_no_gradient():
     problem = dln.Completion([0, 0, 2], [0, 1, 2], [1.0, 2.0, 3.0], (4, 3))
     assert problem.empty_rows.tolist() == [1, 3]
-    weights = chain([3, 2, 4], np.random.default_rng(0))
+    weights = draw_gaussian_layers([3, 2, 4], np.random.default_rng(0))
     run = dln.train(problem, weights, learning_rate=0.5, steps=50)
     np.testing.assert_array_equal(run.weights(2)[[1, 3]], weights[1][[1, 3]])
     assert run.loss[-1] < run.loss[0]

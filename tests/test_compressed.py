@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -184,7 +185,7 @@ def test_nothing_needs_to_be_chosen(problem, weights):
 def test_a_projection_keeps_the_loss(problem, kind):
     rng = np.random.default_rng(0)
     given = problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
-    U, V = (np.linalg.qr(rng.standard_normal((d, 4)))[0] for d in given.shape)
+    U, V = (draw_orthonormal(rng, d, 4) for d in given.shape)
     small = project(given, U, V[:, :3])
     assert small.shape == (4, 3)
     assert small.n_observations == 12
@@ -231,7 +232,7 @@ def test_what_observations_see_of_a_change():
     rng = np.random.default_rng(4)
     mask = rng.random((15, 12)) < 0.5
     problem = dln.Completion.from_dense(np.ones((15, 12)), mask)
-    U, V = (np.linalg.qr(rng.standard_normal((d, 3)))[0] for d in (15, 12))
+    U, V = (draw_orthonormal(rng, d, 3) for d in (15, 12))
     rows = np.einsum("ia,jb->ijab", U, V)[mask].reshape(-1, 9)
     left = [np.linalg.norm(V[mask[i]], 2) ** 2 for i in range(15)]
     right = [np.linalg.norm(U[mask[:, j]], 2) ** 2 for j in range(12)]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_layers, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -19,17 +20,6 @@ F32, F64 = np.float32, np.float64
 WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 7, 13, 17]), min_size=2, max_size=6)
 DTYPES = st.sampled_from([F32, F64])
 SEEDS = st.integers(0, 2**16)
-
-
-def chain(widths, seed=0, dtype=F64, decay=1.0):
-    """Layers whose product has singular values that fall off, each layer's by `decay`."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for d_in, d_out in pairwise(widths):
-        k = min(d_in, d_out)
-        u, v = (np.linalg.qr(rng.standard_normal((d, k)))[0] for d in (d_out, d_in))
-        layers.append(((u * decay ** np.arange(k)) @ v.T).astype(dtype))
-    return layers
 
 
 def product(layers):
@@ -95,7 +85,7 @@ def expected_layer_errors(result, layers):
 @given(WIDTHS, SEEDS, DTYPES, st.sampled_from([1.0, 0.7, 0.1]), st.data())
 @settings(max_examples=80, deadline=None)
 def test_the_stated_errors_are_those_of_the_full_product(widths, seed, dtype, decay, data):
-    layers = chain(widths, seed, dtype, decay)
+    layers = draw_layers(seed, widths, decay=decay, dtype=dtype)
     rank = data.draw(st.none() | st.integers(1, min(widths[0], widths[-1])), label="rank")
     tol = data.draw(st.none() | st.floats(0, 0.99), label="tol") if rank is None else None
     try:
@@ -177,7 +167,7 @@ def test_inputs_pass_through_the_thin_layers(widths, dtype):
 
 
 def test_one_layer_becomes_two():
-    (weight,) = chain([7, 5], decay=0.5)
+    (weight,) = draw_layers(0, [7, 5], decay=0.5)
     result = dln.compress([weight], rank=2)
     assert [w.shape for w in result] == [(2, 7), (5, 2)]
     assert_chain(result, [weight])
@@ -187,7 +177,7 @@ def test_one_layer_becomes_two():
 
 
 def test_small_singular_values_are_not_lost_to_squaring():
-    layers = chain([20, 20], decay=10.0**-0.7)  # the last is 5e-14 of the first
+    layers = draw_layers(0, [20, 20], decay=10.0**-0.7)  # the last is 5e-14 of the first
     result = dln.compress(layers)
     wanted = 10.0 ** (-0.7 * np.arange(20))
     assert abs(result.singular_values - wanted).max() < tolerance(F64, 20)
@@ -238,8 +228,8 @@ def test_layers_that_cancel_leave_only_rounding():
 
 
 def test_thin_factors_that_cancel_leave_only_rounding():
-    q = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 4)))[0]
-    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    q = draw_orthonormal(0, 40, 4)
+    turn = draw_orthonormal(1, 4, 4)
     below = (q * [1, 1, 0, 0] @ turn).T
     above = q * [0, 0, 1, 1] @ turn
     with pytest.raises(ValueError, match="zero to rounding"):
@@ -357,7 +347,7 @@ def test_both_engines_give_the_same():
 @pytest.mark.parametrize("options", [{"rank": 1}, {"rank": 2}, {"rank": 4}, {"tol": 0.3}, {"tol": 1e-9}, {}])
 def test_a_reduced_run_is_compressed_as_its_weights_are(d_x, hidden, d_y, options):
     rng = np.random.default_rng(0)
-    u, v = (np.linalg.qr(rng.standard_normal((d, 2)))[0] for d in (d_y, d_x))
+    u, v = (draw_orthonormal(rng, d, 2) for d in (d_y, d_x))
     problem = dln.Problem(dln.LowRank(u, [2.0, 1.0], v))
     weights = dln.orthogonal([d_x, hidden, hidden, d_y], 0.5, seed=2)
     run = dln.train(problem, weights, learning_rate=0.05, steps=60, weight_decay=0.1, engine="reduced")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -602,7 +603,7 @@ def test_bases_grow_by_what_is_new(core, dim, n_basis, k, rank, dtype, n_threads
     """Against a singular value decomposition: as many rows as the rank grows, orthonormal, the same span."""
     rng = np.random.default_rng(seed)
     n_basis = min(n_basis, dim)
-    start = np.linalg.qr(rng.standard_normal((dim, n_basis)))[0].T
+    start = draw_orthonormal(rng, dim, n_basis).T
     block = rng.standard_normal((k, min(rank, k))) @ rng.standard_normal((min(rank, k), dim))
     block /= max(np.abs(block).max(initial=0.0), 1.0)
     basis = np.zeros((n_basis + k, dim), dtype)

@@ -9,10 +9,10 @@ import pickle
 import struct
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -502,11 +502,7 @@ def test_damaged_cifar_parquet(tmp_path):
 
 @pytest.fixture(scope="module")
 def data_folder():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "fashion_mnist_full.npz").is_file():
-        pytest.skip(f"no fashion_mnist_full.npz in {folder}; DLNFAST_DATA may name another folder")
-    return folder
+    return find_data_folder("fashion_mnist_full.npz")
 
 
 @pytest.mark.parametrize(

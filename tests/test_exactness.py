@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -38,13 +39,9 @@ class Setting(NamedTuple):
         return cls(*rates, steps=steps, every=every, **more)
 
 
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
 def target_of(dim_out, dim_in, values, seed=0):
     rng = np.random.default_rng(seed)
-    return frame(rng, dim_out, len(values)) * values @ frame(rng, dim_in, len(values)).T
+    return draw_matrix(rng, dim_out, dim_in, values)
 
 
 class Run(NamedTuple):
@@ -397,7 +394,7 @@ def test_width_patterns(name, white, momentum):
     target = target_of(widths[-1], widths[0], np.linspace(2, 1, min(3, *widths)))
     gram = None
     if not white:
-        gram = frame(rng, widths[0], widths[0])
+        gram = draw_orthonormal(rng, widths[0], widths[0])
         gram = gram * np.linspace(0.5, 1.5, widths[0]) @ gram.T
         gram = (gram + gram.T) / 2
     weights = dln.gaussian(widths, 0.7, seed=1)

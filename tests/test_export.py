@@ -9,10 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
+from helpers.memory import peak_bytes
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -217,15 +217,6 @@ def test_thinned_exports(store, tmp_path):
     np.testing.assert_array_equal(found.loss, run.loss)
 
 
-def peak(action):
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
     pytest.importorskip("h5netcdf", reason="stores are optional")
     monkeypatch.setattr(module, "_BLOCK_BYTES", 2**18)
@@ -237,10 +228,10 @@ def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
         kept = Checkpoint(folder, every=30, seconds=60)
         options = {"engine": "dense", "vectors": True, "n_threads": 1, "learning_rate": 0.1}
         dln.train(problem, weights, steps=steps, **options, checkpoint=kept)
-        held.append(peak(lambda folder=folder: dln.load(folder)))
+        held.append(peak_bytes(lambda folder=folder: dln.load(folder)))
         out = folder.with_suffix(".h5")
-        exported.append(peak(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
-        thinned.append(peak(lambda folder=folder: dln.load(folder, every=60)))
+        exported.append(peak_bytes(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
+        thinned.append(peak_bytes(lambda folder=folder: dln.load(folder, every=60)))
     assert held[1] > 5 * held[0]
     assert exported[1] < 1.2 * exported[0]
     assert thinned[1] < 1.3 * thinned[0]

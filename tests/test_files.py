@@ -10,12 +10,13 @@ import json
 import os
 import stat
 import threading
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.files import file_names
+from helpers.memory import peak_bytes
 
 import dlnfast as dln
 from dlnfast import finetuning, spec, tasks
@@ -43,7 +44,7 @@ ARRAYS = {
 posix = pytest.mark.skipif(os.name != "posix", reason="files of other kinds are POSIX's")
 
 
-def same(a, b):
+def assert_same_arrays(a, b):
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype
@@ -57,7 +58,7 @@ def archive(tmp_path):
     return path
 
 
-def members(path):
+def read_members(path):
     with zipfile.ZipFile(path) as file:
         return {info.filename: file.read(info) for info in file.infolist()}
 
@@ -74,46 +75,36 @@ def npy(shape, descr="<f8", content=b""):
     return stream.getvalue() + content
 
 
-def peak(action):
-    tracemalloc.start()
-    try:
-        action()
-    finally:
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return most
-
-
 # ------------------------------------------------------------------------------- archives, as written
 
 
 def test_what_was_written_is_read(archive):
     meta, arrays = read_whole(archive, KIND, 1)
-    same(arrays, ARRAYS)
+    assert_same_arrays(arrays, ARRAYS)
     assert (meta["x"], meta["y"]) == ([1, 2.5], {"z": None})
     assert "digest" not in meta
 
 
 def test_numpy_reads_the_same(archive):
     with np.load(archive, allow_pickle=False) as file:
-        same({name: file[name] for name in ARRAYS}, ARRAYS)
+        assert_same_arrays({name: file[name] for name in ARRAYS}, ARRAYS)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_archives_may_be_packed_again(archive, method):
-    parts = members(archive)
+    parts = read_members(archive)
     rewrite(archive, dict(reversed(parts.items())), method)
-    same(read_whole(archive, KIND, 1)[1], ARRAYS)
+    assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
 
 
 def test_files_without_a_digest_are_read(archive):
-    parts = members(archive)
+    parts = read_members(archive)
     meta = json.loads(str(np.load(io.BytesIO(parts["meta.npy"]))))
     del meta["digest"]
     stream = io.BytesIO()
     np.save(stream, np.array(json.dumps(meta)))
     rewrite(archive, parts | {"meta.npy": stream.getvalue()})
-    same(read_whole(archive, KIND, 1)[1], ARRAYS)
+    assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
 
 
 # ----------------------------------------------------------------------------- archives, as attacked
@@ -148,7 +139,7 @@ def changes():
 
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
 def test_changes_with_right_checksums_are_seen(change, archive):
-    rewrite(archive, change(members(archive)))
+    rewrite(archive, change(read_members(archive)))
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
     with pytest.raises(DamagedFileError, match=r"a\.npz is not .* is not the one that was written"):
@@ -174,13 +165,13 @@ FORGED = {
 @pytest.mark.parametrize("kind", FORGED)
 def test_forged_arrays_are_refused_before_memory_is_taken(kind, archive):
     part, message = FORGED[kind]
-    rewrite(archive, members(archive) | {"a.npy": part})
+    rewrite(archive, read_members(archive) | {"a.npy": part})
 
     def read():
         with pytest.raises(DamagedFileError, match=message):
             read_whole(archive, KIND, 1)
 
-    assert peak(read) < 2**22
+    assert peak_bytes(read) < 2**22
 
 
 def bomb(path, name, size, mode="a"):
@@ -195,7 +186,7 @@ def bomb(path, name, size, mode="a"):
 def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
     path = tmp_path / "a.npz"
     write_whole(path, KIND, 1, {}, {"a": np.eye(2)} | ({} if name == "zzz.npy" else {"b": np.eye(2)}))
-    parts = members(path)
+    parts = read_members(path)
     parts.pop(name, None)
     rewrite(path, parts)
     bomb(path, name, 2**27)
@@ -206,7 +197,7 @@ def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
         ):
             read_whole(path, KIND, 1)
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
 
 
 def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
@@ -227,7 +218,7 @@ def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
         )
         assert problem.n_samples == 3
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
     with pytest.raises(ValueError, match="its content would take"):
         read_arrays(path, ["Z"])
     # What users compress as far as it goes is theirs to read.
@@ -249,11 +240,11 @@ def test_declared_sizes_of_compressed_arrays_need_their_bytes(tmp_path):
         with pytest.raises((ValueError, EOFError, zipfile.BadZipFile)):
             read_arrays(path, ["X"], bounded=False)
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
 
 
 def test_two_members_of_one_name_are_refused(archive):
-    parts = list(members(archive).items())
+    parts = list(read_members(archive).items())
     with zipfile.ZipFile(archive, "w") as file:
         for name, part in [*parts, parts[0]]:
             if name in file.NameToInfo:
@@ -278,7 +269,7 @@ def test_a_directory_without_arrays_is_refused(tmp_path):
         with pytest.raises(DamagedFileError, match="its directory takes"):
             read_whole(path, KIND, 1)
 
-    assert peak(read) < 2**20
+    assert peak_bytes(read) < 2**20
 
 
 def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
@@ -305,7 +296,7 @@ def test_images_take_no_more_than_their_file_justifies(tmp_path):
         with pytest.raises(ValueError, match=r"idx3-ubyte\.gz (is too long|has \d+ bytes, too few)"):
             dln.load_fashion_mnist(tmp_path)
 
-    assert peak(read) < 2**26
+    assert peak_bytes(read) < 2**26
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -416,10 +407,6 @@ def put(path, content):
         file.write(content)
 
 
-def only(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @posix
 def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
@@ -432,7 +419,7 @@ def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
     assert second.is_symlink()
     assert target.read_bytes() == b"new"
     assert not target.is_symlink()
-    assert only(tmp_path / "disk") == ["run.npz"]
+    assert file_names(tmp_path / "disk") == ["run.npz"]
     target.unlink()  # a link to a file that is to come
     put(link, b"first")
     assert target.read_bytes() == b"first"
@@ -445,7 +432,7 @@ def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert target.read_bytes() == b"first"
-    assert only(tmp_path) == ["disk", "link.npz", "second.npz"]
+    assert file_names(tmp_path) == ["disk", "link.npz", "second.npz"]
 
 
 @posix
@@ -549,7 +536,7 @@ def test_what_may_not_be_written_is_named(tmp_path, monkeypatch):
         put(path, b"new")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
-    assert only(tmp_path) == ["a"]
+    assert file_names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("letter", ["a", "ä", "界"])
@@ -559,7 +546,7 @@ def test_names_as_long_as_they_may_be(letter, tmp_path):
     name = letter * (limit // size) + "x" * (limit % size)
     put(tmp_path / name, b"content")
     assert (tmp_path / name).read_bytes() == b"content"
-    assert only(tmp_path) == [name]
+    assert file_names(tmp_path) == [name]
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the system words it
         put(tmp_path / (name + "x"), b"content")
     assert caught.value.errno == errno.ENAMETOOLONG
@@ -575,13 +562,13 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
 
     fill("old")
     fill("new")
-    assert only(place) == ["new"]
-    assert only(tmp_path) == ["a.zarr"]
+    assert file_names(place) == ["new"]
+    assert file_names(tmp_path) == ["a.zarr"]
     # Where the system cannot exchange two names in one step:
     monkeypatch.setattr("dlnfast.files._exchange_names", lambda *_: False)
     fill("newer")
-    assert only(place) == ["newer"]
-    assert only(tmp_path) == ["a.zarr"]
+    assert file_names(place) == ["newer"]
+    assert file_names(tmp_path) == ["a.zarr"]
     rename = Path.rename
 
     def fail(self, target):
@@ -592,8 +579,8 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")
-    assert only(place) == ["newer"]
-    assert only(tmp_path) == ["a.zarr"]
+    assert file_names(place) == ["newer"]
+    assert file_names(tmp_path) == ["a.zarr"]
 
 
 def test_folders_are_no_files(tmp_path):
@@ -601,7 +588,7 @@ def test_folders_are_no_files(tmp_path):
     for path in (tmp_path / "a", tmp_path / ".."):
         with pytest.raises(IsADirectoryError):
             put(path, b"")
-    assert only(tmp_path) == ["a"]
+    assert file_names(tmp_path) == ["a"]
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path):

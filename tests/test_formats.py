@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import released_formats
+from helpers.files import file_names, without_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_formats import DATA, FOLDERS, RUNS
@@ -22,7 +23,7 @@ from dlnfast import Checkpoint
 RELEASED = sorted(DATA.glob("format-*"))
 
 
-def files(pattern):
+def released_files(pattern):
     return [
         pytest.param(path, id=f"{path.parent.name}/{path.name}") for d in RELEASED for path in d.glob(pattern)
     ]
@@ -61,7 +62,7 @@ def test_every_kind_of_file_is_among_them():
     }
 
 
-@pytest.mark.parametrize("path", [p for name in RUNS for p in files(f"{name}.npz")])
+@pytest.mark.parametrize("path", [p for name in RUNS for p in released_files(f"{name}.npz")])
 def test_saved_runs_load(path):
     agree(dln.load(path), RUNS[path.stem]())
 
@@ -75,7 +76,7 @@ def test_saved_problems_are_whole():
             np.testing.assert_array_equal(found.classes, wanted.classes)
 
 
-@pytest.mark.parametrize("path", files("statistics.npz"))
+@pytest.mark.parametrize("path", released_files("statistics.npz"))
 def test_saved_statistics_load(path):
     found, wanted = dln.SufficientStatistics.load(path), released_formats.statistics()
     assert (found.n_samples, found.layout) == (wanted.n_samples, wanted.layout)
@@ -84,12 +85,12 @@ def test_saved_statistics_load(path):
     np.testing.assert_allclose(a.input_gram, b.input_gram, rtol=1e-14)
 
 
-@pytest.mark.parametrize("path", files("*-ended"))
+@pytest.mark.parametrize("path", released_files("*-ended"))
 def test_folders_of_runs_that_ended_load(path):
     agree(dln.load(path), FOLDERS[path.name.partition("-")[0]]())
 
 
-@pytest.mark.parametrize("path", files("*-stopped"))
+@pytest.mark.parametrize("path", released_files("*-stopped"))
 def test_folders_of_runs_that_stopped_load_and_go_on(path, tmp_path):
     whole = FOLDERS[path.name.partition("-")[0]]()
     run = dln.load(path)
@@ -134,7 +135,7 @@ def read(folder):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
+def checkpointed_runs(tmp_path_factory):
     """Return folders of two engines, with more losses than zip reads at once."""
     place = tmp_path_factory.mktemp("kept")
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
@@ -147,17 +148,13 @@ def kept(tmp_path_factory):
     return place
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_folder_is_named_or_the_same(data, kept, tmp_path_factory):
+def test_a_damaged_folder_is_named_or_the_same(data, checkpointed_runs, tmp_path_factory):
     engine = data.draw(st.sampled_from(["reduced", "dense"]))
     folder = tmp_path_factory.mktemp("damaged") / "run"
-    shutil.copytree(kept / engine, folder)
-    path = folder / data.draw(st.sampled_from(names(folder)))
+    shutil.copytree(checkpointed_runs / engine, folder)
+    path = folder / data.draw(st.sampled_from(file_names(folder)))
     held = bytearray(path.read_bytes())
     # Headers and directories are as likely as numbers: most bytes of large files are numbers.
     place = data.draw(st.one_of(st.integers(0, len(held) - 1), st.integers(0, min(400, len(held) - 1))))
@@ -170,13 +167,13 @@ def test_a_damaged_folder_is_named_or_the_same(data, kept, tmp_path_factory):
     if found is None:
         assert str(folder) in error
     else:
-        assert found == content(dln.load(kept / engine))
+        assert found == content(dln.load(checkpointed_runs / engine))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_headers_that_say_less_than_there_is_are_noticed(engine, kept, tmp_path):
+def test_headers_that_say_less_than_there_is_are_noticed(engine, checkpointed_runs, tmp_path):
     # numpy.load reads no further than the header says, and never comes to the checksum.
-    shutil.copytree(kept / engine, tmp_path / "run")
+    shutil.copytree(checkpointed_runs / engine, tmp_path / "run")
     path = sorted((tmp_path / "run").glob("records-*.npz"))[0]
     held = path.read_bytes()
     assert held.count(b"(701,)") == 1
@@ -186,31 +183,31 @@ def test_headers_that_say_less_than_there_is_are_noticed(engine, kept, tmp_path)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_files_of_another_run_are_noticed(engine, kept, tmp_path):
-    for i, name in enumerate(names(kept / engine)):
+def test_files_of_another_run_are_noticed(engine, checkpointed_runs, tmp_path):
+    for i, name in enumerate(file_names(checkpointed_runs / engine)):
         folder = tmp_path / str(i)
-        shutil.copytree(kept / engine, folder)
-        shutil.copy(kept / f"other {engine}" / name, folder / name)
+        shutil.copytree(checkpointed_runs / engine, folder)
+        shutil.copy(checkpointed_runs / f"other {engine}" / name, folder / name)
         found, error = read(folder)
         if name.startswith("state") and found is not None:
-            assert found == content(dln.load(kept / engine))  # not needed
+            assert found == content(dln.load(checkpointed_runs / engine))  # not needed
         else:
             assert "another run" in error or "no state of its last step" in error, (name, error)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_missing_files_are_noticed(engine, kept, tmp_path):
-    for i, name in enumerate(n for n in names(kept / engine) if n.startswith("records")):
+def test_missing_files_are_noticed(engine, checkpointed_runs, tmp_path):
+    for i, name in enumerate(n for n in file_names(checkpointed_runs / engine) if n.startswith("records")):
         folder = tmp_path / str(i)
-        shutil.copytree(kept / engine, folder)
+        shutil.copytree(checkpointed_runs / engine, folder)
         (folder / name).unlink()
         with pytest.raises(ValueError, match=r"is missing|lacks the last"):
             dln.load(folder)
 
 
-def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
+def test_the_weights_of_a_run_that_ended_are_those_of_its_end(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "dense", folder)
+    shutil.copytree(checkpointed_runs / "dense", folder)
     newest = sorted(folder.glob("state-*.npz"))[-1]
     newest.write_bytes(newest.read_bytes()[:500])
     with (
@@ -221,12 +218,12 @@ def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
     (folder / "end.json").unlink()
     with pytest.warns(RuntimeWarning, match="going on from the one before"):
         run = dln.resume(folder)
-    np.testing.assert_array_equal(run.weights(1), dln.load(kept / "dense").weights(1))
+    np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 
 
-def test_newer_and_foreign_endings_are_named(kept, tmp_path):
+def test_newer_and_foreign_endings_are_named(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "reduced", folder)
+    shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"
     held = json.loads(end.read_text())
     for changed, text in (
@@ -385,22 +382,20 @@ def test_arrays_that_do_not_fit_are_named(make, name, change, message):
         dln.Trajectory.from_arrays(about, arrays)
 
 
-def without_digest(path):
-    """Make a file one of 0.1.0, which had no digest."""
+def remove_digest(path):
+    """Rewrite a file as one of 0.1.0, which had no digest."""
     with np.load(path) as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays["meta"]))
-    del meta["digest"]
+        arrays = without_digest(file)
     with path.open("wb") as file:
-        np.savez(file, **arrays | {"meta": np.array(json.dumps(meta))})
+        np.savez(file, **arrays)
 
 
-def test_old_folders_have_to_fit_too(kept, tmp_path):
+def test_old_folders_have_to_fit_too(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "reduced", folder)
+    shutil.copytree(checkpointed_runs / "reduced", folder)
     for path in folder.glob("*.npz"):
-        without_digest(path)
-    assert content(dln.load(folder)) == content(dln.load(kept / "reduced"))
+        remove_digest(path)
+    assert content(dln.load(folder)) == content(dln.load(checkpointed_runs / "reduced"))
     path = sorted(folder.glob("records-*.npz"))[1]
     with np.load(path) as file:
         arrays = dict(file)

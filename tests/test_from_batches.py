@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-import os
 import pickle
 from fractions import Fraction
 from functools import reduce
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -28,15 +29,6 @@ METHODS = ["zca", "pca", "cholesky"]
 SEEDS = st.integers(0, 10**6)
 #: eps / 2^21: what products of leading parts and rests leave to rounding, beside the largest terms.
 SUM_ERROR = np.finfo(F64).eps / 2**21
-
-
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def matrix_with(rng, singular_values, rows, columns):
-    rank = len(singular_values)
-    return (frame(rng, rows, rank) * singular_values) @ frame(rng, columns, rank).T
 
 
 def pieces(X, Y, sizes):
@@ -232,7 +224,7 @@ def test_labels_take_a_row_for_every_class_of_any_batch():
 def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, layout, reduction, data):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, min(dim_in, n_samples - 1)))
-    X = matrix_with(rng, np.geomspace(10, 1, rank), dim_in, n_samples)
+    X = draw_matrix(rng, dim_in, n_samples, np.geomspace(10, 1, rank))
     if center:
         X = X - X.mean(axis=1, keepdims=True) + rng.standard_normal((dim_in, 1))
     spread = np.linalg.svd(X - X.mean(axis=1, keepdims=True) if center else X, compute_uv=False)
@@ -277,7 +269,7 @@ def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, la
 def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condition):
     rng = np.random.default_rng(3)
     X, Y = (
-        matrix_with(rng, np.geomspace(condition, 1, 20), 20, n_samples),
+        draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20)),
         rng.standard_normal((3, n_samples)),
     )
     wanted = Problem.from_data(X, Y, whiten=method)
@@ -294,14 +286,14 @@ def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condit
 
 def test_rank_is_found_and_noise_is_refused():
     rng = np.random.default_rng(4)
-    X, Y = matrix_with(rng, [10.0, 5.0, 1e-2, 1e-9], 9, 60), np.ones((1, 60))
+    X, Y = draw_matrix(rng, 9, 60, [10.0, 5.0, 1e-2, 1e-9]), np.ones((1, 60))
     sums = SufficientStatistics().add_batches(pieces(X, Y, [20, 40]))
     for rank_tolerance in (None, 1e-2, 0.9):
         found = sums.problem(whiten="pca", rank_tolerance=rank_tolerance).whitening
         wanted = Problem.from_data(X, Y, whiten="pca", rank_tolerance=rank_tolerance).whitening
         assert found.rank == wanted.rank
         assert found.discarded == pytest.approx(wanted.discarded, rel=1e-9, abs=1e-15)
-    flat = matrix_with(rng, [1.0, 0.5], 40, 100)
+    flat = draw_matrix(rng, 40, 100, [1.0, 0.5])
     with pytest.raises(ValueError, match=r"rank_tolerance is 1.0e-12.* noise; wanted about 9.6e-07 or more"):
         Problem.from_batches([(flat, np.ones((1, 100)))], whiten="zca", rank_tolerance=1e-12)
     with pytest.raises(ValueError, match=r"X \(raw inputs\) is zero"):
@@ -313,7 +305,7 @@ def test_outputs_that_are_fitted_exactly_are_not_refused(make):
     # ||Phi||^2 is ||Y||^2 up to the error of whitening, far above eps here.
     rng = np.random.default_rng(5)
     for _ in range(5):
-        X = matrix_with(rng, np.geomspace(3e5, 1, 10), 10, 60)
+        X = draw_matrix(rng, 10, 60, np.geomspace(3e5, 1, 10))
         assert make(X, rng.standard_normal((2, 10)) @ X, whiten="zca").loss_floor < 1e-10
 
 
@@ -366,7 +358,7 @@ def test_a_mean_far_beyond_the_spread_is_refused():
 
 def test_data_that_are_white_already():
     rng = np.random.default_rng(8)
-    X, Y = frame(rng, 40, 6).T, rng.standard_normal((2, 40))
+    X, Y = draw_orthonormal(rng, 40, 6).T, rng.standard_normal((2, 40))
     found = Problem.from_batches(pieces(X, Y, [10, 30]))
     assert found.whitened
     assert found.whitening.method is None
@@ -620,10 +612,7 @@ def test_dask_computes_the_sums_of_an_array():
 
 @pytest.fixture(scope="module")
 def fashion():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "fashion_mnist_full.npz").is_file():
-        pytest.skip(f"no fashion_mnist_full.npz in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder("fashion_mnist_full.npz")
     return dln.load_fashion_mnist(folder)
 
 

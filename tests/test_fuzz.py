@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from test_core_arguments import ARGUMENTS, batch_call, call, layers
 
 import dlnfast as dln
@@ -219,7 +220,7 @@ def test_trackers_without_guards(core, shape):
 def test_factored_forms_that_are_begun_anew(core):
     """Vectors of the last event are made of the frames then, whatever became of them."""
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    w = draw_orthonormal(rng, 40, 40)
     a, b = rng.standard_normal((2, 40)), rng.standard_normal((2, 40))
     moved = w + a.T @ b
     for bad in (np.full((40, 40), np.nan), np.ones((40, 41)), w[::2], None):
@@ -238,7 +239,7 @@ def test_more_frames_than_a_tracker_takes(core):
     """The event is refused, and the vectors are still those of the event before."""
     rng = np.random.default_rng(0)
     n = 280
-    w = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    w = draw_orthonormal(rng, n, n)
     tracker = core.SvdTracker64(n, n, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
     tracker.update(w, np.inf)
     tracker.begin_factored(w, n)
@@ -293,7 +294,7 @@ def test_trackers_that_grow_between_events():
 
 def test_updates_that_are_refused_change_nothing(core):
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    w = draw_orthonormal(rng, 40, 40)
     a, b = rng.standard_normal((2, 2, 40)) / 7
     tracker = core.SvdTracker64(40, 40, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
     tracker.update(w, np.inf)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.executors import InlineExecutor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -116,20 +117,6 @@ def base():
         "weights": {"depth": 2},
         "train": {"learning_rate": 0.1, "steps": 3},
     }
-
-
-class Inline:
-    """An executor that runs at once."""
-
-    def submit(self, function, /, *arguments, **keywords):
-        from concurrent.futures import Future
-
-        future = Future()
-        try:
-            future.set_result(function(*arguments, **keywords))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def implicit():
@@ -300,7 +287,7 @@ CALLS = {
         {"base": base(), "axes": {"weights.seed": [0, 1]}, "changes": ()},
     ),
     "SweepResults.load": lambda: (
-        dln.sweep(base(), Inline(), directory=tempfile.mkdtemp(), keep_runs=True).load,
+        dln.sweep(base(), InlineExecutor(), directory=tempfile.mkdtemp(), keep_runs=True).load,
         {"index": 0},
     ),
     "TrackerRecord.branch": method(lambda: tracker().update(matrix()), "branch", number=0),
@@ -383,7 +370,13 @@ CALLS = {
     "sweep": lambda: (
         dln.sweep,
         # Without an executor it starts processes: see test_sweep.py.
-        {"grid": base(), "executor": Inline(), "chunk_seconds": 1.0, "n_workers": 1, "retry_failed": False},
+        {
+            "grid": base(),
+            "executor": InlineExecutor(),
+            "chunk_seconds": 1.0,
+            "n_workers": 1,
+            "retry_failed": False,
+        },
     ),
     "theory.aligned_modes": function(
         dln.theory.aligned_modes,
@@ -587,7 +580,7 @@ def _with(a, value):
 def oddities(value):
     """Return what may stand in place of a value, by name."""
     found = {f"scalar {i} ({type(x).__name__})": (lambda x=x: x) for i, x in enumerate(SCALARS)}
-    if isinstance(value, Inline):
+    if isinstance(value, InlineExecutor):
         del found["scalar 0 (NoneType)"]
     if isinstance(value, np.ndarray):
         found |= {name: (lambda change=change: change(value)) for name, change in CHANGES.items()}

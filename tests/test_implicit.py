@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal, gram_error
+from helpers.memory import measure_peak
+from helpers.problems import draw_low_rank_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -31,12 +32,7 @@ FEW_SEEDS, MANY_SEEDS = 250, 1000
 
 
 def frame(dim, rank, seed=0):
-    return np.linalg.qr(np.random.default_rng([seed, dim]).standard_normal((dim, rank)))[0]
-
-
-def isometry_error(matrix):
-    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return np.abs(small @ small.T - np.eye(len(small))).max()
+    return draw_orthonormal(np.random.default_rng([seed, dim]), dim, rank)
 
 
 # ------------------------------------------------------------------------------------ identities
@@ -61,7 +57,7 @@ def test_all_questions_have_one_answer(widths, dtype):
         dense = weights.dense(layer)
         assert all(array.dtype == dtype for array in (column, row, WX, WY, dense))
         assert (column.shape, row.shape, dense.shape) == ((rows,), (cols,), (rows, cols))
-        assert isometry_error(dense.astype(F64) / scales[layer - 1]) <= error
+        assert np.abs(gram_error(dense.astype(F64) / scales[layer - 1])).max() <= error
         np.testing.assert_allclose(column, dense[:, j], rtol=0, atol=error)
         np.testing.assert_allclose(row, dense[i], rtol=0, atol=error)
         assert abs(entry - dense[i, j]) <= error
@@ -98,7 +94,7 @@ def test_any_sequence_of_questions_fits_the_matrices_it_reveals(widths, seed, da
             asked.append((kind, layer, X, call(layer, X)))
     error = 1e-12
     matrices = [weights.dense(layer) for layer in range(1, n_layers + 1)]
-    assert max(map(isometry_error, matrices)) <= error
+    assert max(np.abs(gram_error(matrix)).max() for matrix in matrices) <= error
     for kind, layer, question, answer in asked:
         if kind == "close":
             check_closure(weights, matrices, question, frame(widths[-1], answer.left.shape[1]), answer, error)
@@ -259,18 +255,14 @@ def test_what_stopped_at_a_limit_can_go_on():
     ],
 )
 def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
-    tracemalloc.start()
-    try:
+    with measure_peak() as peak:
         closure = ImplicitWeights(widths, seed=1).close(10, 10, limit=100)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert closure.dims == dims
-    assert peak < 2**20
+    assert peak.bytes < 2**20
     for core in closure.cores:  # what a square layer carries to and fro keeps its length
         rows, cols = core.shape
         if rows == cols:
-            assert isometry_error(core) <= 1e-13
+            assert np.abs(gram_error(core)).max() <= 1e-13
 
 
 def test_frames_are_kept_by_reference_and_bases_are_read_only():
@@ -446,7 +438,7 @@ class Revealed(ImplicitWeights):
         return closure.right.T @ pulled, pulled
 
 
-def statistics(weights, widths, right, left, close_first):
+def linked_statistics(weights, widths, right, left, close_first):
     """Numbers that link the closure, the vectors drawn for it, and layers applied to other vectors."""
     answers = {}
 
@@ -490,7 +482,9 @@ def statistics(weights, widths, right, left, close_first):
 def test_the_law_is_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
     right, left = frame(widths[0], 2), frame(widths[-1], 2, 1)
     samples = [
-        np.array([statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)])
+        np.array(
+            [linked_statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)]
+        )
         for law, n in zip((Revealed, Explicit), n_seeds, strict=True)
     ]
     values = p_values(*samples)
@@ -603,18 +597,12 @@ def test_bad_questions_are_named(call, error, text):
 # Runs of implicit layers.
 
 
-def low_rank(dim_out, dim_in, rank, seed=0):
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for d in (dim_out, dim_in))
-    return dln.Problem(dln.LowRank(left, np.arange(rank, 0, -1.0), right))
-
-
 @pytest.mark.parametrize(
     "widths", [[24] * 4, [16, 24, 24, 24], [30, 24, 24, 24], [24, 24, 24, 3], [16, 24, 24, 3], [24, 30]]
 )
 def test_a_run_is_that_of_its_own_layers(widths):
     """Reveal all layers once the run is done: the dense engine, started from them, does the same."""
-    problem = low_rank(widths[-1], widths[0], 3)
+    problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
     law = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
     rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record_every": 20}
@@ -646,16 +634,12 @@ def test_a_run_is_that_of_its_own_layers(widths):
 def test_runs_at_any_width_ask_for_no_wide_array():
     """Tables of a run a million wide; its arrays are those of the target."""
     dim = 10**6
-    problem = low_rank(dim, dim, 2)
-    tracemalloc.start()
-    try:
+    problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
+    with measure_peak() as peak:
         law = dln.orthogonal([dim] * 4, 0.5, implicit=True)
         run = dln.train(problem, law, learning_rate=0.05, steps=200, record_every=10)
         tables = [run.active_singular_values(2), run.active_angles(1), run.active_angles(3, "left")]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * dim * 6  # a check of the two frames
+    assert peak.bytes < 8 * dim * 6  # a check of the two frames
     assert all(table.shape == (21, 4) for table in tables)
     assert run.multiplicity(1) == dim - 4
     column = run.layer(2).column(7)
@@ -665,7 +649,7 @@ def test_runs_at_any_width_ask_for_no_wide_array():
 
 
 def test_the_same_seed_runs_the_same():
-    problem = low_rank(40, 40, 2)
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     rates = {"learning_rate": 0.05, "steps": 50}
     runs = [dln.train(problem, dln.orthogonal([40] * 4, 0.5, 7, implicit=True), **rates) for _ in range(2)]
     np.testing.assert_array_equal(runs[0].loss, runs[1].loss)
@@ -675,7 +659,7 @@ def test_the_same_seed_runs_the_same():
 
 
 def test_runs_can_be_saved(tmp_path):
-    problem = low_rank(40, 40, 2)
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     run = dln.train(
         problem, dln.orthogonal([40] * 4, [0.5, 0.4, 0.3], 7, implicit=True), learning_rate=0.05, steps=50
     )
@@ -686,7 +670,7 @@ def test_runs_can_be_saved(tmp_path):
 
 
 def test_what_implicit_layers_cannot_do():
-    problem = low_rank(40, 40, 2)
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     law = dln.orthogonal([40] * 4, 0.5, implicit=True)
     rates = {"learning_rate": 0.05, "steps": 5}
     with pytest.raises(dln.AssumptionError, match="implicit=False"):
@@ -703,10 +687,10 @@ def test_what_implicit_layers_cannot_do():
 
 def test_runs_have_the_law_of_explicit_ones():
     """Singular values, angles and loss of trained networks over 500 seeds; level 1e-3 for all together."""
-    problem, n_seeds = low_rank(40, 40, 2), 500
+    problem, n_seeds = dln.Problem(draw_low_rank_target(40, 40, rank=2)), 500
     rates = {"learning_rate": 0.05, "steps": 30, "record_every": 30}
 
-    def statistics(implicit, seed):
+    def linked_statistics(implicit, seed):
         run = dln.train(problem, dln.orthogonal([40] * 4, 0.8, seed, implicit=implicit), **rates)
         values = run.active_singular_values(2)[-1]
         # What links layers: how left vectors of one lie to right vectors of the next.
@@ -715,7 +699,7 @@ def test_runs_have_the_law_of_explicit_ones():
         return [run.loss[-1], *values, run.active_angles(1)[-1, 0], (u @ v) ** 2, input_overlap]
 
     drawn, law = (
-        np.array([statistics(implicit, seed) for seed in range(n_seeds)]) for implicit in (False, True)
+        np.array([linked_statistics(implicit, seed) for seed in range(n_seeds)]) for implicit in (False, True)
     )
     level = 1e-3 / drawn.shape[1]
     for one, other in zip(drawn.T, law.T, strict=True):

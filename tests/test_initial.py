@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal, gram_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -19,12 +20,6 @@ LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.u
 
 # Draws of one entry from which a mean is taken, and how many standard errors it may be off.
 N_DRAWS, SIGMAS = 4000, 5
-
-
-def isometry_error(weight, scale):
-    small = weight if weight.shape[0] <= weight.shape[1] else weight.T
-    gram = small.astype(F64) @ small.T.astype(F64)
-    return np.linalg.norm(gram - scale**2 * np.eye(len(small)))
 
 
 @settings(deadline=None)
@@ -47,7 +42,9 @@ def test_orthogonal_layers_are_scaled_isometries(widths, seed, dtype):
     scales = 0.5 + np.arange(len(widths) - 1)
     for weight, scale in zip(dln.orthogonal(widths, scales, seed, dtype=dtype), scales, strict=True):
         dim = min(weight.shape)
-        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * dim
+        assert (
+            np.linalg.norm(gram_error(weight, scale)) <= tolerance(dtype, max(weight.shape)) * scale**2 * dim
+        )
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -101,15 +98,15 @@ def test_gaussian_and_uniform_entries_have_their_shapes():
 def test_aligned_layers_carry_v_to_u(widths, seed, data, dtype):
     rank = data.draw(st.integers(0, min(widths)))
     rng = np.random.default_rng(seed)
-    U, V = (np.linalg.qr(rng.standard_normal((dim, rank)))[0] for dim in (widths[-1], widths[0]))
+    U, V = (draw_orthonormal(rng, dim, rank) for dim in (widths[-1], widths[0]))
     problem = dln.Problem(dln.LowRank(U, np.arange(rank, 0, -1.0), V))
     scales = 0.5 + np.arange(len(widths) - 1) / 4
     weights = dln.aligned(problem, widths, scales, seed, dtype=dtype)
     for weight, scale in zip(weights, scales, strict=True):
         assert weight.dtype == dtype
-        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * min(
-            weight.shape
-        )
+        assert np.linalg.norm(gram_error(weight, scale)) <= tolerance(
+            dtype, max(weight.shape)
+        ) * scale**2 * min(weight.shape)
     whole = reference.end_to_end([w.astype(F64) for w in weights]) / np.prod(scales)
     assert np.linalg.norm(whole @ V - U) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
     # And back, so that U's complement is not mixed into V.

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -113,9 +114,7 @@ def test_ranks_may_differ_within_a_batch():
     problems, data = [], []
     for n_samples in (3, 4):
         X, _ = few_samples(40, n_samples, 1, orthonormal=True)
-        Y = np.outer(
-            np.linalg.qr(np.random.default_rng(1).standard_normal((40, 1)))[0][:, 0], np.ones(n_samples)
-        )
+        Y = np.outer(draw_orthonormal(1, 40, 1)[:, 0], np.ones(n_samples))
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0)
@@ -182,7 +181,7 @@ dist.destroy_process_group()
 )
 def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, size):
     rng = np.random.default_rng(seed)
-    directions = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    directions = draw_orthonormal(rng, dim, dim)
     rank = min(rank, dim)
     X = directions[:, :rank] * (1.1 + rng.random(rank))
     Y = rng.standard_normal((outputs, dim)) @ X
@@ -220,7 +219,7 @@ def test_the_kernels_take_a_factor_of_any_rank(
         (rng.standard_normal(shape) / math.sqrt(shape[1] or 1)).astype(dtype)
         for shape in [(outputs, rank), *zip(widths[1:], widths, strict=False)]
     )
-    F = np.linalg.qr(rng.standard_normal((dim, rank)))[0] * (0.5 + rng.random(rank))
+    F = draw_orthonormal(rng, dim, rank) * (0.5 + rng.random(rank))
     F = np.ascontiguousarray(F, dtype=dtype)
     values, expected = naive_descent(weights, F, G, steps := 4)
     for core in core_modules.values():

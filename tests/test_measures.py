@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -21,10 +22,6 @@ from dlnfast._errors import ShapeError
 Array = npt.NDArray[Any]
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> Array:
-    return np.linalg.qr(generator.standard_normal((rows, columns)))[0]
 
 
 # Compression and discrimination.
@@ -83,7 +80,7 @@ def test_compression_is_invariant(
     sample: tuple[Array, Array], shift: float, factor: float, seed: int
 ) -> None:
     features, labels = sample
-    rotation = orthonormal(np.random.default_rng(seed), len(features), len(features))
+    rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
     value = measures.compression(features, labels)
     moved = measures.compression(factor * (rotation @ features + shift), labels)
     assert moved == pytest.approx(value, rel=tolerance(np.float64, features.size) * 10 * (1 + value))
@@ -93,7 +90,7 @@ def test_compression_is_invariant(
 @given(labelled_features(), st.sampled_from([1e-200, 1e-3, 1e200]), seeds)
 def test_discrimination_is_invariant(sample: tuple[Array, Array], factor: float, seed: int) -> None:
     features, labels = sample
-    rotation = orthonormal(np.random.default_rng(seed), len(features), len(features))
+    rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
     value = measures.discrimination(features, labels)
     assert 0.0 <= value <= len(set(labels.tolist())) / (len(set(labels.tolist())) - 1) * (1 + 1e-12)
     assert measures.discrimination(factor * (rotation @ features), labels) == pytest.approx(
@@ -103,7 +100,7 @@ def test_discrimination_is_invariant(sample: tuple[Array, Array], factor: float,
 
 def test_feature_measures_of_the_inputs_of_a_classification() -> None:
     """Orthonormal samples: C_0 = (1 - 1/n) / (1/n - 1/N) and orthogonal class means."""
-    inputs = orthonormal(np.random.default_rng(0), 50, 50)
+    inputs = draw_orthonormal(np.random.default_rng(0), 50, 50)
     labels = np.repeat(np.arange(5), 10)
     assert measures.compression(inputs, labels) == pytest.approx(11.25, rel=tolerance(np.float64, 50))
     assert measures.discrimination(inputs, labels) == pytest.approx(1.0, abs=tolerance(np.float64, 50))
@@ -174,10 +171,10 @@ def test_discrimination_names_the_class_without_direction() -> None:
 def subspaces_at(generator: np.random.Generator, dim: int, angles: Array) -> tuple[Array, Array]:
     """Return bases, mixed and rescaled, of two subspaces with the given principal angles."""
     count = len(angles)
-    frame = orthonormal(generator, dim, 2 * count)
+    frame = draw_orthonormal(generator, dim, 2 * count)
     first, second = frame[:, :count], frame[:, :count] * np.cos(angles) + frame[:, count:] * np.sin(angles)
-    mixing = orthonormal(generator, count, count)
-    return first @ mixing, second @ orthonormal(generator, count, count)
+    mixing = draw_orthonormal(generator, count, count)
+    return first @ mixing, second @ draw_orthonormal(generator, count, count)
 
 
 @settings(deadline=None)
@@ -231,7 +228,7 @@ def test_subspace_angles_do_not_depend_on_the_basis() -> None:
 @given(seed=seeds, first_rank=st.integers(1, 4), second_rank=st.integers(1, 4))
 def test_subspace_cosine_against_projectors(seed: int, first_rank: int, second_rank: int) -> None:
     generator = np.random.default_rng(seed)
-    first, second = orthonormal(generator, 8, first_rank), orthonormal(generator, 8, second_rank)
+    first, second = draw_orthonormal(generator, 8, first_rank), draw_orthonormal(generator, 8, second_rank)
     result = measures.subspace_cosine(first, second)
     rank, bound = min(first_rank, second_rank), tolerance(np.float64, 8)
     overlap = np.trace(first @ first.T @ second @ second.T) / rank
@@ -248,13 +245,15 @@ def test_subspace_cosine_against_projectors(seed: int, first_rank: int, second_r
 def test_subspace_cosine_baseline_is_the_mean_over_random_subspaces() -> None:
     generator = np.random.default_rng(3)
     fixed = np.eye(12)[:, :3]
-    overlaps = [measures.subspace_cosine(fixed, orthonormal(generator, 12, 3)).overlap for _ in range(2000)]
+    overlaps = [
+        measures.subspace_cosine(fixed, draw_orthonormal(generator, 12, 3)).overlap for _ in range(2000)
+    ]
     standard_error = np.std(overlaps) / np.sqrt(len(overlaps))
     assert abs(np.mean(overlaps) - 3 / 12) < 5 * standard_error
 
 
 def test_subspace_cosine_of_a_subspace_with_itself() -> None:
-    basis = orthonormal(np.random.default_rng(4), 30, 8)
+    basis = draw_orthonormal(np.random.default_rng(4), 30, 8)
     result = measures.subspace_cosine(basis, -basis[:, ::-1])
     assert result.maximum <= 1.0
     np.testing.assert_allclose(result[:4], 1.0, rtol=tolerance(np.float64, 30))
@@ -282,7 +281,7 @@ def test_subspace_measures_refuse(measure: Callable[[Any, Any], Any]) -> None:
 def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, rank: int) -> None:
     generator = np.random.default_rng(seed)
     count = max(dim - missing, 1)
-    vectors, initial = orthonormal(generator, dim, count), orthonormal(generator, dim, count)
+    vectors, initial = draw_orthonormal(generator, dim, count), draw_orthonormal(generator, dim, count)
     computed = measures.vector_angles(vectors, initial, rank)
     expected = np.arccos(np.minimum(np.abs(np.sum(vectors * initial, axis=0)), 1.0))
     middle = slice(rank, count - rank)
@@ -300,10 +299,10 @@ def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, ra
 def test_vector_angles_of_the_middle_keep_their_digits(size: float) -> None:
     """A complete set whose middle block turns, and mixes within itself."""
     generator = np.random.default_rng(5)
-    initial = orthonormal(generator, 20, 20)
+    initial = draw_orthonormal(generator, 20, 20)
     turn = np.eye(20)
     turn[np.ix_([1, 7], [1, 7])] = [[np.cos(size), -np.sin(size)], [np.sin(size), np.cos(size)]]
-    turn[:, 3:17] = turn[:, 3:17] @ orthonormal(generator, 14, 14)
+    turn[:, 3:17] = turn[:, 3:17] @ draw_orthonormal(generator, 14, 14)
     angles = measures.vector_angles(initial @ turn, initial, rank=3)
     expected = np.where(np.isin(np.arange(20), [0, 2, 17, 18, 19]), 0.0, size)
     np.testing.assert_allclose(angles, expected, rtol=0, atol=tolerance(np.float64, 20))
@@ -373,7 +372,7 @@ def test_energy_at_its_edges() -> None:
 def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int, size: float) -> None:
     generator = np.random.default_rng(seed)
     start = generator.standard_normal((rows, columns))
-    directions = orthonormal(generator, columns, columns)
+    directions = draw_orthonormal(generator, columns, columns)
     left = generator.standard_normal((rows, 1))
     moved = start + size * left @ directions[:, :1].T
     angles = measures.image_angles(moved, start, directions)
@@ -455,7 +454,7 @@ def test_spectral_measures_refuse_bad_levels() -> None:
 
 def test_balancedness_of_orthogonal_layers_is_their_difference_of_scales() -> None:
     generator = np.random.default_rng(6)
-    weights = [scale * orthonormal(generator, 6, 6) for scale in (0.5, 0.5, 0.1)]
+    weights = [scale * draw_orthonormal(generator, 6, 6) for scale in (0.5, 0.5, 0.1)]
     expected = [0.0, (0.25 - 0.01) * np.sqrt(6)]
     np.testing.assert_allclose(measures.balancedness(weights), expected, atol=tolerance(np.float64, 6))
     assert measures.balancedness(weights[:1]).shape == (0,)
@@ -464,7 +463,7 @@ def test_balancedness_of_orthogonal_layers_is_their_difference_of_scales() -> No
 def test_balancedness_is_conserved_by_the_flow() -> None:
     """Descent changes W_{l+1}^T W_{l+1} - W_l W_l^T by O(rate^2) per step: half the rate, half the change."""
     generator = np.random.default_rng(7)
-    weights = [0.5 * orthonormal(generator, 6, 6) for _ in range(3)]
+    weights = [0.5 * draw_orthonormal(generator, 6, 6) for _ in range(3)]
     target = generator.standard_normal((6, 6))
     changes = []
     for rate, steps in ((2e-3, 400), (1e-3, 800), (5e-4, 1600)):
@@ -488,7 +487,7 @@ def test_balancedness_refuses() -> None:
 
 def test_mode_strengths_ignore_what_lies_across() -> None:
     generator = np.random.default_rng(8)
-    left, right = orthonormal(generator, 5, 2), orthonormal(generator, 4, 2)
+    left, right = draw_orthonormal(generator, 5, 2), draw_orthonormal(generator, 4, 2)
     problem = Problem(left @ np.diag([3.0, 1.0]) @ right.T)
     across = left[:, :1] @ right[:, 1:].T
     found = measures.mode_strengths(problem, problem.dense_target() * 2 + 7 * across)
@@ -530,7 +529,7 @@ def test_sharpness_is_the_largest_eigenvalue(widths: list[int], white: bool, see
 
 def test_sharpness_at_the_balanced_minimum_is_two_over_the_threshold() -> None:
     generator = np.random.default_rng(0)
-    left, right = orthonormal(generator, 30, 30), orthonormal(generator, 30, 30)
+    left, right = draw_orthonormal(generator, 30, 30), draw_orthonormal(generator, 30, 30)
     values = np.linspace(3.0, 1.0, 30)
     roots = np.diag(values ** (1 / 3))
     problem = Problem(left @ np.diag(values) @ right.T, loss_scale=0.01)

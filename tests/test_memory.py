@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 
 import dlnfast as dln
 from dlnfast._dispatch import core
@@ -215,7 +216,7 @@ def events(tracker, w, moves):
 def test_trackers_go_on_after_each_failure(mode, fail):
     """The event is made once more; the factored form, which may have lost an update, says so instead."""
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((90, 80)))[0]
+    w = draw_orthonormal(rng, 90, 80)
     moves = [(rng.standard_normal((2, 90)) / 9, rng.standard_normal((2, 80)) / 9) for _ in range(4)]
     settings = TRACKER_DEFAULTS | {"n_values": 6, "n_guards": 2, "mode": mode}
     n_failed = before = 0

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from matplotlib.figure import Figure
 from tolerances import tolerance
 
@@ -200,7 +201,7 @@ def test_angles(run, side, symbol, reference, origin):
 
 
 def test_angles_from_given_vectors(run):
-    given = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0]
+    given = draw_orthonormal(0, DIM, DIM)
     display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
     assert display.numbers()["reference"] == "given"
     assert "ref" in display.ax_.get_zlabel()

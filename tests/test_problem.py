@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import json
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_low_rank, draw_matrix, draw_orthonormal
+from helpers.memory import measure_peak
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -23,18 +24,9 @@ SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13, 17])
 SEEDS = st.integers(0, 10**6)
 
 
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def matrix_with(rng, singular_values, rows, columns):
-    rank = len(singular_values)
-    return (frame(rng, rows, rank) * singular_values) @ frame(rng, columns, rank).T
-
-
 def random_factors(rng, dim_out, dim_in, rank):
     values = np.sort(rng.uniform(1, 2, rank))[::-1]
-    return LowRank(frame(rng, dim_out, rank), values, frame(rng, dim_in, rank))
+    return draw_low_rank(rng, dim_out, dim_in, values)
 
 
 def direct_loss(W, X, Y, loss_scale):
@@ -146,7 +138,7 @@ def test_loss_of_statistics_is_the_loss_of_the_data(dim_in, dim_out, n_samples, 
 @given(dim_in=SIZES, dim_out=SIZES, extra=st.integers(0, 9), seed=SEEDS)
 def test_white_statistics(dim_in, dim_out, extra, seed):
     rng = np.random.default_rng(seed)
-    X, Y = frame(rng, dim_in + extra, dim_in).T, rng.standard_normal((dim_out, dim_in + extra))
+    X, Y = draw_orthonormal(rng, dim_in + extra, dim_in).T, rng.standard_normal((dim_out, dim_in + extra))
     W = rng.standard_normal((dim_out, dim_in))
     problem = Problem(Y @ X.T, loss_scale=0.5, output_norm_squared=np.sum(Y**2))
     assert problem.least_squares is problem.target
@@ -187,7 +179,7 @@ def test_default_output_norm_is_the_least_consistent_one():
 def test_least_squares_of_a_singular_gram_has_least_norm(dim_in, dim_out, data, seed):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, dim_in))
-    X = matrix_with(rng, np.linspace(2, 1, rank), dim_in, 20)
+    X = draw_matrix(rng, dim_in, 20, np.linspace(2, 1, rank))
     Y = rng.standard_normal((dim_out, 20))
     problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=np.sum(Y**2))
     allowed = tolerance(F64, 20 * dim_in)
@@ -227,7 +219,7 @@ def test_feeble_directions_of_real_data_are_not_refused():
     # One input dwarfs another, which alone explains Y: ||Phi e|| is large beside ||Phi||, yet the Gram
     # matrix does not resolve e.
     rng = np.random.default_rng(4)
-    large, small = frame(rng, 50, 2).T
+    large, small = draw_orthonormal(rng, 50, 2).T
     X = np.stack([1e9 * large, small])
     problem = Problem.from_data(X, small[None], reduction="sum")
     assert problem.loss(np.array([[0.0, 1.0]])) == pytest.approx(problem.loss_floor, abs=1)
@@ -329,7 +321,7 @@ def test_target_factors_find_the_rank(dim_in, dim_out, data, seed):
 
 def test_target_factors_take_a_tolerance():
     rng = np.random.default_rng(6)
-    problem = Problem(matrix_with(rng, [1.0, 1e-3, 1e-9], 8, 5))
+    problem = Problem(draw_matrix(rng, 8, 5, [1.0, 1e-3, 1e-9]))
     assert [problem.target_factors(t).rank for t in (None, 1e-12, 1e-6, 1e-2, 2.0)] == [3, 3, 2, 1, 0]
     with pytest.raises(ValueError, match="tolerance is -1"):
         problem.target_factors(-1.0)
@@ -441,14 +433,12 @@ def test_contiguous_float64_data_are_not_copied():
 def test_integer_images_are_never_converted_as_a_whole():
     images = np.random.default_rng(10).integers(0, 256, (20_000, 300), np.uint8)
     labels = np.arange(20_000) % 10
-    tracemalloc.start()
-    problem = Problem.from_data(images, labels, whiten="cholesky", layout="rows")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    with measure_peak() as peak:
+        problem = Problem.from_data(images, labels, whiten="cholesky", layout="rows")
     as_float64 = 8 * images.size
     # Raw, transformed and integer chunks of at most 32 MB, where a converted copy alone takes 48 MB.
     assert problem.whitening.error < 1e-13
-    assert peak < 2.2 * 8 * data_module._CHUNK_VALUES
+    assert peak.bytes < 2.2 * 8 * data_module._CHUNK_VALUES
     assert as_float64 > 8 * data_module._CHUNK_VALUES
 
 
@@ -477,7 +467,7 @@ def test_other_targets_have_no_labels(change):
 
 def test_data_that_are_white_already():
     rng = np.random.default_rng(12)
-    X, Y = frame(rng, 30, 7).T, rng.standard_normal((2, 30))
+    X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     problem = Problem.from_data(X, Y)
     assert problem.whitened
     assert problem.whitening.method is None
@@ -570,7 +560,7 @@ def test_bad_settings(settings, message):
 def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed, method, chunk):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, min(dim_in, n_samples)))
-    X = matrix_with(rng, np.geomspace(1e3, 1, rank), dim_in, n_samples)
+    X = draw_matrix(rng, dim_in, n_samples, np.geomspace(1e3, 1, rank))
     Y = rng.standard_normal((2, n_samples))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "_CHUNK_VALUES", chunk)
@@ -595,7 +585,7 @@ def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed
 @pytest.mark.parametrize("method", METHODS)
 def test_whitening_methods_are_what_their_names_say(method):
     rng = np.random.default_rng(14)
-    X = matrix_with(rng, np.linspace(5, 1, 6), 6, 30)
+    X = draw_matrix(rng, 6, 30, np.linspace(5, 1, 6))
     gram = X @ X.T
     T = Problem.from_data(X, np.ones((1, 30)), whiten=method).whitening.matrix
     eigenvalues, vectors = np.linalg.eigh(gram)
@@ -617,7 +607,7 @@ def test_whitening_methods_are_what_their_names_say(method):
 def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_samples):
     rng = np.random.default_rng(15)
     condition = 1e5  # of X; of S = X X^T it is 1e10
-    X = matrix_with(rng, np.geomspace(condition, 1, 20), 20, n_samples)
+    X = draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20))
     eigenvalues, vectors = np.linalg.eigh(X @ X.T)
     one_pass = (vectors / np.sqrt(eigenvalues)).T @ X
     assert np.linalg.norm(one_pass @ one_pass.T - np.eye(20)) > 1e-8
@@ -630,7 +620,7 @@ def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_sampl
 def test_rank_tolerance_drops_directions_and_says_how_much(n_samples):
     rng = np.random.default_rng(16)
     values = np.array([10.0, 5.0, 1e-2, 1e-9])
-    X, Y = matrix_with(rng, values, 9, n_samples), np.ones((1, n_samples))
+    X, Y = draw_matrix(rng, 9, n_samples, values), np.ones((1, n_samples))
     ranks = {t: Problem.from_data(X, Y, whiten="pca", rank_tolerance=t).whitening for t in (None, 1e-2, 0.9)}
     assert [white.rank for white in ranks.values()] == [3, 2, 1]
     assert ranks[1e-2].discarded == pytest.approx(1e-4 / 125, rel=1e-3)
@@ -640,7 +630,7 @@ def test_rank_tolerance_drops_directions_and_says_how_much(n_samples):
 
 def test_rank_tolerance_below_rounding_is_refused_where_it_keeps_noise():
     rng = np.random.default_rng(17)
-    X = matrix_with(rng, [1.0, 0.5], 40, 100)
+    X = draw_matrix(rng, 40, 100, [1.0, 0.5])
     with pytest.raises(ValueError, match=r"rank_tolerance is 1.0e-12.* noise; wanted about 9.6e-07 or more"):
         Problem.from_data(X, np.ones((1, 100)), whiten="zca", rank_tolerance=1e-12)
 
@@ -648,7 +638,7 @@ def test_rank_tolerance_below_rounding_is_refused_where_it_keeps_noise():
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_coincide_where_the_rank_is_deficient(method):
     rng = np.random.default_rng(18)
-    X, Y = matrix_with(rng, [3.0, 2.0, 1.0], 7, 25), rng.standard_normal((2, 25))
+    X, Y = draw_matrix(rng, 7, 25, [3.0, 2.0, 1.0]), rng.standard_normal((2, 25))
     principal = Problem.from_data(X, Y, whiten="pca").whitening.matrix
     np.testing.assert_array_equal(Problem.from_data(X, Y, whiten=method).whitening.matrix, principal)
 
@@ -765,14 +755,12 @@ def test_low_rank_recovery_truncates_one_gaussian():
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_large_recovery_is_held_as_factors(rank):
-    tracemalloc.start()
-    problem = low_rank_recovery(dim=3000, rank=rank, seed=3)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    with measure_peak() as peak:
+        problem = low_rank_recovery(dim=3000, rank=rank, seed=3)
     assert problem.target.shape == (3000, 3000)
     assert problem.target.rank == rank
     assert problem.loss_scale == 1 / 3000**2
-    assert peak < 8 * 3000**2 / 10  # no d x d array
+    assert peak.bytes < 8 * 3000**2 / 10  # no d x d array
     # Near 2 sqrt(d), within the width d^(-1/6) of its fluctuations, generously.
     assert (np.abs(problem.target.s - 2 * math.sqrt(3000)) < 3).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -171,7 +172,7 @@ def test_singular_values_of_special_matrices(core, dtype, kind):
         "zero": np.zeros((n, n)),
         "rank 2": rng.standard_normal((n, 2)) @ rng.standard_normal((2, n)),
         "identity": np.eye(n),
-        "repeated": np.linalg.qr(rng.standard_normal((n, n)))[0] * np.repeat([2.0, 1.0, 0.5], n // 3),
+        "repeated": draw_orthonormal(rng, n, n) * np.repeat([2.0, 1.0, 0.5], n // 3),
         "tiny": rng.standard_normal((n, n)) * 1e-30,
         "huge": rng.standard_normal((n, n)) * 1e30,
     }[kind].astype(dtype)

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
 
 import dlnfast as dln
 
@@ -167,10 +166,7 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
 
 
 def test_the_real_set():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "movielens_latest_small.npz").is_file():
-        pytest.skip(f"no movielens_latest_small.npz in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder("movielens_latest_small.npz")
     users, items, stars, user_ids, item_ids = dln.load_movielens(folder)
     # The counts of its README.
     assert (users.size, user_ids.size, item_ids.size) == (100_836, 610, 9724)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -21,18 +22,6 @@ Array = npt.NDArray[Any]
 
 # What the reduced run may differ from the full one, relative to each ||W_l||_F, at any step.
 EXACT = 1e-13
-
-
-def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> Array:
-    """Return a matrix with orthonormal columns or, if it is wide, rows."""
-    if rows < columns:
-        return np.transpose(orthonormal(generator, columns, rows))
-    return np.linalg.qr(generator.standard_normal((rows, columns)))[0]
-
-
-def low_rank(generator: np.random.Generator, rows: int, columns: int, values: Sequence[float]) -> Array:
-    left, right = orthonormal(generator, rows, len(values)), orthonormal(generator, columns, len(values))
-    return left * np.asarray(values, dtype=float) @ right.T
 
 
 def random_weights(generator: np.random.Generator, widths: Sequence[int], scale: float = 0.5) -> list[Array]:
@@ -279,7 +268,7 @@ def initial(
 ) -> list[Array]:
     rows = [dim] * (n_layers - 1) + [n_outputs or dim]
     scales = setting.layers(n_layers)[0]
-    return [scale * orthonormal(generator, k, dim) for scale, k in zip(scales, rows, strict=True)]
+    return [scale * draw_orthonormal(generator, k, dim) for scale, k in zip(scales, rows, strict=True)]
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
@@ -287,7 +276,7 @@ def initial(
 @pytest.mark.parametrize("n_outputs", [None, 4], ids=["square", "wide"])
 def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: Setting) -> None:
     generator = np.random.default_rng(n_layers)
-    target = low_rank(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
+    target = draw_matrix(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
     weights0 = initial(generator, 24, n_layers, setting, n_outputs)
     agreement = compare(weights0, target, setting, steps=250)
     assert agreement.weights <= EXACT
@@ -316,7 +305,7 @@ def test_reduced_is_dense_at_the_edges(
     # Without momentum: a single layer with target 0 would swing through 0, where no relative error is small.
     setting = SETTINGS["per layer"]
     generator = np.random.default_rng(dim)
-    target = low_rank(generator, n_outputs or dim, dim, values)
+    target = draw_matrix(generator, n_outputs or dim, dim, values)
     weights0 = initial(generator, dim, n_layers, setting, n_outputs)
     assert compare(weights0, target, setting, steps=200).weights <= EXACT
 
@@ -335,20 +324,20 @@ def test_active_dimensions() -> None:
 
     square = initial(generator, 10, 3, SETTINGS["plain"])
     wide = initial(generator, 10, 3, SETTINGS["plain"], 3)
-    assert dimensions(square, low_rank(generator, 10, 10, [2.0, 1.0])) == [4, 4, 4, 4]
+    assert dimensions(square, draw_matrix(generator, 10, 10, [2.0, 1.0])) == [4, 4, 4, 4]
     assert dimensions(square, np.zeros((10, 10))) == [0, 0, 0, 0]
-    assert dimensions(wide, low_rank(generator, 3, 10, [3.0, 2.0, 1.0])) == [6, 6, 6, 3]
-    assert dimensions(wide, low_rank(generator, 3, 10, [3.0])) == [4, 4, 4, 3]
+    assert dimensions(wide, draw_matrix(generator, 3, 10, [3.0, 2.0, 1.0])) == [6, 6, 6, 3]
+    assert dimensions(wide, draw_matrix(generator, 3, 10, [3.0])) == [4, 4, 4, 3]
     # Aligned with the target, Q_{L:1}^T U = V, the network never leaves r dimensions.
     rotation = reference.end_to_end(square) / 0.5**3
-    right = orthonormal(generator, 10, 2)
+    right = draw_orthonormal(generator, 10, 2)
     assert dimensions(square, rotation @ right * [2.0, 1.0] @ right.T) == [2, 2, 2, 2]
 
 
 def test_aligned_network_is_exact_in_r_dimensions() -> None:
     generator = np.random.default_rng(5)
     square = initial(generator, 10, 3, SETTINGS["plain"])
-    right = orthonormal(generator, 10, 2)
+    right = draw_orthonormal(generator, 10, 2)
     target = reference.end_to_end(square) / 0.5**3 @ right * [3.0, 2.0] @ right.T
     assert compare(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
 
@@ -358,7 +347,7 @@ def test_bases_hold_all_changes(n_outputs: int | None) -> None:
     generator = np.random.default_rng(6)
     setting = SETTINGS["plain"]
     weights0 = initial(generator, 9, 3, setting, n_outputs)
-    target = low_rank(generator, n_outputs or 9, 9, [2.0, 1.0])
+    target = draw_matrix(generator, n_outputs or 9, 9, [2.0, 1.0])
     bases = reference.active_subspaces(weights0, setting.layers(3)[0], target)
     bound = tolerance(np.float64, 9, 3)
     for basis in bases:
@@ -376,7 +365,7 @@ def test_middle_singular_values_are_rho() -> None:
     scales, rates, decays, momenta = setting.layers(3)
     for n_outputs in (None, 3):
         weights0 = initial(generator, 12, 3, setting, n_outputs)
-        target = low_rank(generator, n_outputs or 12, 12, [3.0, 2.0, 1.0])
+        target = draw_matrix(generator, n_outputs or 12, 12, [3.0, 2.0, 1.0])
         bases = reference.active_subspaces(weights0, scales, target)
         run = reference.train_reduced(
             weights0, scales, bases, target, loss_scale=1.0, learning_rate=rates, steps=100,
@@ -398,7 +387,7 @@ def test_middle_singular_values_are_rho() -> None:
 def test_exactness_holds_through_a_long_plateau() -> None:
     generator = np.random.default_rng(8)
     setting = Setting(scales=(1e-2,), rates=(0.05,))
-    target = low_rank(generator, 12, 12, [3.0, 2.0])
+    target = draw_matrix(generator, 12, 12, [3.0, 2.0])
     agreement = compare(initial(generator, 12, 3, setting), target, setting, steps=4000)
     # Rounding in the direction of growth is amplified along with the weights, from 1e-2 to 1.
     assert agreement.weights <= 1e-12
@@ -427,7 +416,7 @@ def test_theorem_refuses_other_networks(weights0: list[Array]) -> None:
 @pytest.mark.parametrize("shape", [(7, 7), (4, 7), (7, 4)], ids=["square", "wide", "tall"])
 def test_limit_vectors_are_those_of_a_tiny_step(shape: tuple[int, int]) -> None:
     generator = np.random.default_rng(9)
-    weight0 = 0.3 * orthonormal(generator, *shape)
+    weight0 = 0.3 * draw_orthonormal(generator, *shape)
     gradient0 = generator.standard_normal(shape)
     left, right = reference.limit_vectors(weight0, gradient0, 0.3)
     assert left.shape == (shape[0], min(shape))
@@ -450,7 +439,7 @@ def test_limit_vectors_of_the_theorem() -> None:
     generator = np.random.default_rng(10)
     setting, rank = SETTINGS["plain"], 2
     weights0 = initial(generator, 9, 3, setting)
-    target = low_rank(generator, 9, 9, [2.0, 1.0])
+    target = draw_matrix(generator, 9, 9, [2.0, 1.0])
     scales = setting.layers(3)[0]
     bases = reference.active_subspaces(weights0, scales, target)
     small_target = bases[-1].T @ target @ bases[0]

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -27,12 +28,6 @@ def assert_within_bounds(record, W):
     assert np.all(apart <= record.errors), (apart, record.errors)
     if len(sigma) > k:
         assert sigma[k] <= record.tail + tolerance(W.dtype, max(W.shape)) * sigma[0]
-
-
-def with_values(values, dim, seed=0):
-    rng = np.random.default_rng(seed)
-    U, V = (np.linalg.qr(rng.standard_normal((dim, len(values))))[0] for _ in range(2))
-    return (U * np.asarray(values)) @ V.T
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,7 +62,7 @@ def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
     made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
     tracker = made(150, 180, DEFAULTS | {"n_values": 5}, n_threads)
     W = (rng.standard_normal((150, 180)) / 20).astype(dtype)
-    W += with_values([3, 2, 1], 180).astype(dtype)[:150]
+    W += draw_matrix(0, 180, 180, [3, 2, 1]).astype(dtype)[:150]
     for _ in range(4):
         W += (1e-2 * np.outer(rng.standard_normal(150), rng.standard_normal(180)) / 180).astype(dtype)
         raw = tracker.update(W, np.inf)
@@ -83,7 +78,7 @@ def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
 
 @pytest.mark.parametrize("k", [1, 4, 16])
 def test_a_decaying_spectrum_is_certified(k):
-    W = with_values(0.5 ** np.arange(60), 200)
+    W = draw_matrix(0, 200, 200, 0.5 ** np.arange(60))
     record = dln.SVDTracker(k).update(W)
     assert record.tier == "dense"
     assert record.completeness != "none"
@@ -97,7 +92,7 @@ def test_a_decaying_spectrum_is_certified(k):
 )
 def test_bounds_hold_at_any_scale(dtype, exponents):
     """Squares of squares neither overflow nor vanish, also where one tracker sees all scales."""
-    W = with_values(0.8 ** np.arange(60), 200)
+    W = draw_matrix(0, 200, 200, 0.8 ** np.arange(60))
     through = dln.SVDTracker(5)
     for exponent in exponents:
         level = 10.0**exponent
@@ -121,7 +116,7 @@ def test_noise_that_hides_values_is_no_promise():
 
 
 def test_a_known_drift_saves_certificates():
-    W = with_values([4, 3, 2], 200) + np.eye(200)
+    W = draw_matrix(0, 200, 200, [4, 3, 2]) + np.eye(200)
     rng = np.random.default_rng(0)
     known, unknown = dln.SVDTracker(3), dln.SVDTracker(3)
     for tracker in (known, unknown):
@@ -140,7 +135,7 @@ def test_a_known_drift_saves_certificates():
 def test_branches_keep_their_names_through_a_crossing():
     rng = np.random.default_rng(3)
     dim = 160
-    U, V = (np.linalg.qr(rng.standard_normal((dim, 4)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, dim, 4) for _ in range(2))
     tracker = dln.SVDTracker(3)
     seen = []
     previous = None
@@ -165,7 +160,7 @@ def test_branches_keep_their_names_through_a_crossing():
 
 def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
     rng = np.random.default_rng(3)
-    U, V = (np.linalg.qr(rng.standard_normal((40, 40)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, 40, 40) for _ in range(2))
     signed, unsigned = dln.SVDTracker(3, signed=True), dln.SVDTracker(3)
     for t in np.linspace(0.55, -0.45, 11):
         W = (U[:, :3] * [3, 2, t]) @ V[:, :3].T
@@ -177,7 +172,7 @@ def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
 
 
 def test_equal_values_are_one_cluster():
-    W = with_values([3, 3, 3, 1, 1], 150)
+    W = draw_matrix(0, 150, 150, [3, 3, 3, 1, 1])
     tracker = dln.SVDTracker(5)
     record = tracker.update(W)
     assert record.clusters.tolist() == [0, 0, 0, 1, 1]
@@ -191,11 +186,11 @@ def test_equal_values_are_one_cluster():
 def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
     rng = np.random.default_rng(0)
     dim = 150
-    Q = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    Q = draw_orthonormal(rng, dim, dim)
     tracker = dln.SVDTracker(2)
     record = tracker.update(Q)
     assert np.isnan(record.right_angles).all()
-    U, V = (np.linalg.qr(rng.standard_normal((dim, 2)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, dim, 2) for _ in range(2))
     low = (U * [3, 2]) @ V.T
     assert np.allclose(tracker.update(0.01 * Q + low).right_angles, 0, atol=1e-12)
     turned = V @ np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
@@ -211,14 +206,14 @@ def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
 
 class TestInput:
     def test_arrays_are_not_copied(self):
-        W = np.asarray(with_values([2, 1], 140), order="C")
+        W = np.asarray(draw_matrix(0, 140, 140, [2, 1]), order="C")
         tracker = dln.SVDTracker(2)
         tracker.update(W)
         assert tracker._last is W
 
     def test_torch_tensors(self):
         torch = pytest.importorskip("torch")
-        W = with_values([2, 1], 140)
+        W = draw_matrix(0, 140, 140, [2, 1])
         tensor = torch.from_numpy(W)
         tracker = dln.SVDTracker(2)
         assert_within_bounds(tracker.update(tensor), W)
@@ -228,7 +223,7 @@ class TestInput:
 
     @pytest.mark.parametrize("known", [False, True])
     def test_operators(self, known):
-        W = with_values(0.7 ** np.arange(40), 160)[:, :130]
+        W = draw_matrix(0, 160, 160, 0.7 ** np.arange(40))[:, :130]
 
         class Operator:
             shape = W.shape
@@ -250,7 +245,7 @@ class TestInput:
 
     @pytest.mark.parametrize("bad", ["matmat", "rmatmat"])
     def test_a_failed_event_is_forgotten(self, bad):
-        W = with_values([3, 2, 1], 150)
+        W = draw_matrix(0, 150, 150, [3, 2, 1])
         tracker = dln.SVDTracker(2)
         tracker.update(W)
 
@@ -314,7 +309,7 @@ class TestInput:
             _ = tracker.left_vectors
         with pytest.raises(ValueError, match="finite"):
             tracker.update(np.full((200, 200), np.nan))
-        W = with_values([2, 1], 140)
+        W = draw_matrix(0, 140, 140, [2, 1])
         tracker = dln.SVDTracker(2)
         tracker.update(W)
         with pytest.raises(dln.ShapeError, match=r"shape \(3, 4\); wanted \(140, 140\)"):
@@ -534,7 +529,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     def test_operators(self, dtype, level):
         rng = np.random.default_rng(0)
-        W = with_values([5, 4, 3] + [1] * 60, 150)
+        W = draw_matrix(0, 150, 150, [5, 4, 3] + [1] * 60)
 
         class Operator:
             def __init__(self, matrix):
@@ -778,7 +773,7 @@ def test_a_tracker_goes_on_where_another_was(mode, dtype):
     """The same values within the errors, and the same branches through a crossing after the change."""
     rng = np.random.default_rng(3)
     m, n, k = 170, 150, 3
-    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
+    u, v = (draw_orthonormal(rng, size, k) for size in (m, n))
     rest = 1e-3 * rng.standard_normal((m, n))
 
     def matrix(t):

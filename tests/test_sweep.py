@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.executors import InlineExecutor
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -55,18 +56,6 @@ steps = 60
 """
 
 
-class Inline:
-    """An executor that runs every call at once, in this thread."""
-
-    def submit(self, function, *arguments):
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 class Polled:
     """A job as submitit has them: no `concurrent.futures.Future`, done some time later."""
 
@@ -95,7 +84,7 @@ def losses(results):
 
 @pytest.fixture(scope="module")
 def wanted():
-    return losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline()))
+    return losses(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor()))
 
 
 # Grids.
@@ -211,21 +200,21 @@ def test_wrong_arguments(tmp_path):
     with pytest.raises(TypeError, match="executor is str; wanted an object with submit"):
         dln.sweep(BASE, "threads")
     with pytest.raises(ValueError, match="n_workers is 0"):
-        dln.sweep(BASE, Inline(), n_workers=0)
+        dln.sweep(BASE, InlineExecutor(), n_workers=0)
     with pytest.raises(ValueError, match="chunk_seconds is 0"):
-        dln.sweep(BASE, Inline(), chunk_seconds=0)
+        dln.sweep(BASE, InlineExecutor(), chunk_seconds=0)
     with pytest.raises(SpecError, match="sweep is 3; wanted a section"):
-        dln.sweep({**BASE, "sweep": 3}, Inline())
+        dln.sweep({**BASE, "sweep": 3}, InlineExecutor())
     problem = {"kind": "npz", "path": str(tmp_path / "none.npz")}
     with pytest.raises(SpecError, match="which is no file"):
-        dln.sweep({**BASE, "problem": problem}, Inline())
+        dln.sweep({**BASE, "problem": problem}, InlineExecutor())
 
 
 # What runs give.
 
 
 def test_runs_are_those_of_train():
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     assert len(results) == 24
     problem = dln.low_rank_recovery(DIM, 2)
     for row in results:
@@ -246,16 +235,16 @@ def test_runs_are_those_of_train():
 def test_a_run_has_the_same_bits_whatever_runs_beside_it(wanted):
     for i in (0, 5, 11):
         change = dln.SweepGrid(BASE, AXES)[i]
-        assert losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline())) == [wanted[i]]
+        assert losses(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor())) == [wanted[i]]
     # A chunk that may begin one run only hands the others back.
-    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), chunk_seconds=1e-9)) == wanted
+    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), chunk_seconds=1e-9)) == wanted
 
 
 def test_momentum_beside_none_changes_no_bit():
     axes = {"train.momentum": [0.0, 0.9], "weights.seed": range(4), "train.weight_decay": [0.0, 0.1]}
     grid = dln.SweepGrid(BASE, axes)
-    together = losses(dln.sweep(grid, Inline()))
-    alone = [losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline()))[0] for change in grid]
+    together = losses(dln.sweep(grid, InlineExecutor()))
+    alone = [losses(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor()))[0] for change in grid]
     assert together == alone
 
 
@@ -263,25 +252,25 @@ def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
     base = {**BASE, "weights": {"scale": 0.5}}
     axes = {"weights.widths": [[DIM] * 4, [DIM + 1] * 4], "train.engine": ["auto", "dense"]}
     grid = dln.SweepGrid(base, axes)
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
     for row in results[2:]:
         assert row["error"].startswith(("ShapeError: ", "ValueError: "))
         assert json.loads((tmp_path / row["hash"] / "summary.json").read_text())["error"] == row["error"]
-    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
-    again = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)
     assert again.usage["started"] == 2
     assert losses(again) == losses(results)
 
 
 def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
     grid = dln.SweepGrid(BASE, {"train.steps": [10, 10**15], "train.engine": ["auto", "dense"]})
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
     for row in results[2:]:
         assert row["error"].startswith("MemoryError: ")
         assert not (tmp_path / row["hash"]).exists()
-    again = dln.sweep(grid, Inline(), directory=tmp_path)
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 2
     assert losses(again) == losses(results)
 
@@ -307,18 +296,18 @@ def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path,
     grid = dln.SweepGrid(BASE, {"train.engine": ["dense"]})
     with monkeypatch.context() as patch:
         patch.setattr(_sweep_worker, "train", failing)
-        (row,) = dln.sweep(grid, Inline(), directory=tmp_path)
+        (row,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert row["outcome"] == "failed"
     assert row["error"] == f"{type(error).__name__}: {error}"
-    (again,) = dln.sweep(grid, Inline(), directory=tmp_path)
+    (again,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again["outcome"] == ("finished" if is_run_again else "failed")
-    (retried,) = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    (retried,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)
     assert retried["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("error", [BrokenProcessPool("a process died"), OSError(errno.ENOSPC, "full")])
 def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
-    class Dying(Inline):
+    class Dying(InlineExecutor):
         def submit(self, function, *arguments):
             future = Future()
             future.set_exception(error)
@@ -329,7 +318,7 @@ def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
         results = dln.sweep(grid, Dying(), directory=tmp_path)
         assert [row["outcome"] for row in results] == ["failed", "failed"]
     assert not list(tmp_path.glob("*/summary.json"))
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished"]
 
 
@@ -341,7 +330,7 @@ def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules[module.__module__], "write_text_whole", failing)
     with pytest.raises(OSError, match="No space") as caught:
-        dln.sweep(dln.SweepGrid(BASE), Inline(), directory=tmp_path)
+        dln.sweep(dln.SweepGrid(BASE), InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in caught.value.results] == ["finished"]
     assert "results.csv is not written" in caught.value.__notes__[-1]
 
@@ -353,19 +342,19 @@ def test_what_killed_sweeps_left_goes(tmp_path):
         folder.mkdir(exist_ok=True)
         for name in ("summary.json.17.0a1b2c3d.part", "owner.lock"):
             (folder / name).write_text("")
-        dln.sweep(grid, Inline(), directory=tmp_path)
+        dln.sweep(grid, InlineExecutor(), directory=tmp_path)
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json"}
 
 
 def test_equal_runs_run_once():
-    results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), Inline())
+    results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), InlineExecutor())
     assert results.usage["started"] == 2
     assert results[0]["hash"] == results[1]["hash"] != results[2]["hash"]
 
 
 def test_accuracies_are_columns():
     base = {**BASE, "problem": {"kind": "classification", "n_classes": 3, "samples_per_class": 4, "dim": DIM}}
-    results = dln.sweep(dln.SweepGrid(base, {"weights.seed": [0, 1]}), Inline())
+    results = dln.sweep(dln.SweepGrid(base, {"weights.seed": [0, 1]}), InlineExecutor())
     assert all(0 <= row["accuracy_train"] <= 1 for row in results)
 
 
@@ -374,7 +363,7 @@ def test_accuracies_are_columns():
 
 def test_folders_hold_what_was_run(tmp_path):
     grid = dln.SweepGrid(BASE, AXES)
-    results = dln.sweep(grid, Inline(), directory=tmp_path, keep_runs=True)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path, keep_runs=True)
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
     for i, (item, row) in enumerate(zip(grid.items, results, strict=True)):
         folder = tmp_path / item.hash
@@ -396,15 +385,15 @@ def test_folders_hold_what_was_run(tmp_path):
 
 def test_finished_runs_are_not_run_again(tmp_path):
     part = dln.SweepGrid(BASE, {**AXES, "weights.seed": range(2)})
-    dln.sweep(part, Inline(), directory=tmp_path)
+    dln.sweep(part, InlineExecutor(), directory=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path)
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path)
     assert results.usage["started"] == 8
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(ValueError, match=r"run 0 \(finished\) has no trajectory"):
         results.load(0)
     # Asking for trajectories runs what has none.
-    kept = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path, keep_runs=True)
+    kept = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
     assert kept.usage["started"] == 12  # what diverged has told all
     assert losses(kept) == losses(results)
     assert kept.load(0).loss[-1] == kept[0]["final_loss"]
@@ -415,11 +404,11 @@ def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, wanted):
     folder = tmp_path / grid.items[0].hash
     folder.mkdir()
     (folder / "summary.json").write_text('{"hash": ')
-    assert losses(dln.sweep(grid, Inline(), directory=tmp_path)) == wanted
+    assert losses(dln.sweep(grid, InlineExecutor(), directory=tmp_path)) == wanted
 
 
 def test_the_directory_of_the_specification(tmp_path):
-    results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, Inline())
+    results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, InlineExecutor())
     assert results.directory == tmp_path / "there"
     assert (tmp_path / "there" / "results.csv").is_file()
 
@@ -428,7 +417,7 @@ def test_the_directory_of_the_specification(tmp_path):
 
 
 def test_tables():
-    results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), Inline())
+    results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), InlineExecutor())
     lines = results.to_markdown().splitlines()
     assert lines[0].startswith("| weights.scale | outcome | engine | steps | final_loss | seconds | error |")
     assert lines[2].startswith("| [0.5, 0.5, 1.0] | finished | reduced | 60 |")
@@ -439,7 +428,7 @@ def test_tables():
 
 def test_to_pandas():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     frame = results.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == results.columns
@@ -448,7 +437,7 @@ def test_to_pandas():
 
 def test_without_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    results = dln.sweep(BASE, Inline())
+    results = dln.sweep(BASE, InlineExecutor())
     with pytest.raises(ModuleNotFoundError, match=r"to_pandas .* needs pandas"):
         results.to_pandas()
 
@@ -471,7 +460,7 @@ def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
     grid = dln.SweepGrid(BASE, AXES)
     bad = grid.items[7].hash
 
-    class Breaking(Inline):
+    class Breaking(InlineExecutor):
         def submit(self, function, job):
             if any(item.hash == bad for item in job.items):
                 function = [].pop
@@ -483,7 +472,7 @@ def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
     assert losses(results[8:]) == wanted[8:]
     assert results[7]["outcome"] == "failed"
     assert results[7]["error"] == "IndexError: pop from empty list"
-    assert losses(dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)) == wanted
+    assert losses(dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)) == wanted
 
 
 def test_an_executor_that_is_closed(tmp_path):
@@ -542,7 +531,7 @@ def test_a_worker_that_dies_is_replaced(wanted):
     finally:
         thread.join()
     assert killed
-    assert losses(results) == losses(dln.sweep(grid, Inline()))
+    assert losses(results) == losses(dln.sweep(grid, InlineExecutor()))
 
 
 def test_dask(tmp_path, wanted):
@@ -660,9 +649,9 @@ def test_two_processes_may_run_one_sweep(tmp_path):
         assert process.returncode == 0
     assert len(list(folder.glob("*/summary.json"))) == 120
     assert not list(folder.glob("**/*.part"))
-    again = dln.sweep(place, Inline(), directory=folder)
+    again = dln.sweep(place, InlineExecutor(), directory=folder)
     assert again.usage["started"] == 0
-    assert losses(again) == losses(dln.sweep(place, Inline()))
+    assert losses(again) == losses(dln.sweep(place, InlineExecutor()))
 
 
 class Least:
@@ -727,13 +716,13 @@ def test_futures_that_fail_to_cancel_do_not_hide_the_error():
 )
 def test_summaries_that_were_changed_are_run_again(change, tmp_path):
     grid = dln.SweepGrid(BASE, {"weights.seed": [0, 1]})
-    first = dln.sweep(grid, Inline(), directory=tmp_path)
+    first = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     path = tmp_path / first.rows[0]["hash"] / "summary.json"
     path.write_text(change(path.read_text()), encoding="utf-8")
-    again = dln.sweep(grid, Inline(), directory=tmp_path)
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 1
     assert losses(again) == losses(first)
-    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
+    assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
 
 
 # The command line.
@@ -746,7 +735,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
 
     def inline(grid, **settings):
-        return dln.sweep(grid, Inline(), **settings)
+        return dln.sweep(grid, InlineExecutor(), **settings)
 
     monkeypatch.setattr(cli, "sweep", inline)
     arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
 
 from dlnfast.tasks import TASKS, TextTask, load_task
 
@@ -130,9 +128,6 @@ def test_scores():
 
 
 def test_the_real_open_part_of_stsb():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "stsb_open.tsv").is_file():
-        pytest.skip(f"no stsb_open.tsv in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder("stsb_open.tsv")
     sizes = [len(load_task("stsb", folder, split)) for split in ("train", "dev", "test")]
     assert sizes == [2999, 1000, 879]

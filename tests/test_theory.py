@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -17,10 +18,6 @@ import dlnfast as dln
 from dlnfast import measures, reference, theory
 
 Array = npt.NDArray[Any]
-
-
-def orthogonal(generator: np.random.Generator, dim: int) -> Array:
-    return np.linalg.qr(generator.standard_normal((dim, dim)))[0]
 
 
 def plain_descent(
@@ -40,7 +37,7 @@ def test_rho_in_the_setting_of_svd_evolution() -> None:
     generator = np.random.default_rng(0)
     left, values, right_t = np.linalg.svd(generator.standard_normal((30, 30)))
     target = left[:, :3] * values[:3] @ right_t[:3]
-    weights = [orthogonal(generator, 30) for _ in range(3)]
+    weights = [draw_orthonormal(generator, 30, 30) for _ in range(3)]
     *_, (_, final) = plain_descent(weights, target, rate=1.0, steps=50, loss_scale=1 / 900)
     flow = theory.rho_flow(50, scale=1.0, n_layers=3, loss_scale=1 / 900, learning_rate=1.0)
     assert round(float(flow), 4) == 0.9511
@@ -91,7 +88,7 @@ def test_rho_at_its_limits() -> None:
 # The split in the first step.
 
 
-def low_rank(generator: np.random.Generator, rows: int, cols: int, rank: int) -> dln.Problem:
+def draw_low_rank_problem(generator: np.random.Generator, rows: int, cols: int, rank: int) -> dln.Problem:
     return dln.Problem(generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, cols)))
 
 
@@ -108,7 +105,7 @@ def after_one_step(split: theory.FirstOrderSplit, scale: float, rate: float) -> 
 )
 def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: int, scale: float) -> None:
     """r rise; r fall, or all K with a wide last layer; half the step, a quarter of the error."""
-    problem = low_rank(np.random.default_rng(dim), n_outputs, dim, rank)
+    problem = draw_low_rank_problem(np.random.default_rng(dim), n_outputs, dim, rank)
     weights = dln.orthogonal([dim] * n_layers + [n_outputs], scale, seed=1)
     for layer in range(1, n_layers + (n_outputs == dim)):
         split = theory.first_order_split(problem, weights, layer)
@@ -128,7 +125,7 @@ def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: 
 
 @pytest.mark.parametrize("n_outputs", [10, 4])
 def test_rates_are_the_eigenvalues_of_the_formula(n_outputs: int) -> None:
-    problem = low_rank(np.random.default_rng(2), n_outputs, 10, 3)
+    problem = draw_low_rank_problem(np.random.default_rng(2), n_outputs, 10, 3)
     scales = [0.5, 1.0, 0.8]
     weights = dln.orthogonal([10, 10, 10, n_outputs], scales, seed=3)
     product = np.prod(scales)
@@ -144,7 +141,7 @@ def test_rates_are_the_eigenvalues_of_the_formula(n_outputs: int) -> None:
 
 @pytest.mark.parametrize("n_outputs", [9, 4])
 def test_vectors_of_the_split_are_the_limit(n_outputs: int) -> None:
-    problem = low_rank(np.random.default_rng(4), n_outputs, 9, 2)
+    problem = draw_low_rank_problem(np.random.default_rng(4), n_outputs, 9, 2)
     weights = dln.orthogonal([9, 9, 9, n_outputs], 0.7, seed=5)
     rate = 1e-6
     run = dln.train(problem, weights, learning_rate=rate, steps=1, vectors=True, engine="dense")
@@ -167,7 +164,7 @@ def test_aligned_layers_only_rise() -> None:
 
 
 def test_split_refuses() -> None:
-    problem = low_rank(np.random.default_rng(0), 3, 6, 2)
+    problem = draw_low_rank_problem(np.random.default_rng(0), 3, 6, 2)
     weights = dln.orthogonal([6, 6, 3])
     with pytest.raises(ValueError, match="layer is 2, the wide last one"):
         theory.first_order_split(problem, weights, 2)
@@ -202,7 +199,7 @@ def test_split_refuses() -> None:
 )
 @pytest.mark.parametrize("scale", [0.3, [0.5, 0.9, 0.2]])
 def test_modes_are_an_aligned_run(engine: str, settings_: dict[str, Any], scale: Any) -> None:
-    problem = dln.Problem(low_rank(np.random.default_rng(6), 10, 10, 2).target, loss_scale=0.1)
+    problem = dln.Problem(draw_low_rank_problem(np.random.default_rng(6), 10, 10, 2).target, loss_scale=0.1)
     sigma = problem.target_factors().s
     weights = dln.aligned(problem, [10] * 4, scale, seed=2)
     run = dln.train(problem, weights, steps=300, engine=engine, **settings_)
@@ -221,7 +218,7 @@ def test_modes_are_an_aligned_run(engine: str, settings_: dict[str, Any], scale:
 
 
 def test_modes_below_a_wide_last_layer() -> None:
-    problem = low_rank(np.random.default_rng(7), 3, 8, 3)
+    problem = draw_low_rank_problem(np.random.default_rng(7), 3, 8, 3)
     run = dln.train(problem, dln.aligned(problem, [8, 8, 8, 3], 0.4), learning_rate=0.02, steps=200)
     modes = theory.aligned_modes(problem.target_factors().s, 3, steps=200, scale=0.4, learning_rate=0.02)
     frozen = np.full((201, 5), 0.4)
@@ -254,13 +251,13 @@ def trained_compressions(
 ) -> Array:
     """Return C_0 .. C_{L-1} for K = 5 classes of 10 orthonormal samples each, on the loss of a W X."""
     generator = np.random.default_rng(seed)
-    inputs = orthogonal(generator, 50)
+    inputs = draw_orthonormal(generator, 50, 50)
     labels = np.repeat(np.arange(5), 10)
     outputs = (labels == np.arange(5)[:, np.newaxis]).astype(float)
     target = outputs @ inputs.T / multiplier
     loss_scale = multiplier**2 / outputs.size
     scales = [scale] * n_layers
-    weights0 = [scale * orthogonal(generator, 50) for _ in range(n_layers)]
+    weights0 = [scale * draw_orthonormal(generator, 50, 50) for _ in range(n_layers)]
     weights0[-1] = weights0[-1][:5]
     bases = reference.active_subspaces(weights0, scales, target)
     run = reference.train_reduced(
@@ -336,7 +333,7 @@ def test_compression_law_refuses() -> None:
 def noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
     """Return a problem, its samples and labels: K = 3 classes of 6 orthonormal samples, plus noise."""
     generator = np.random.default_rng(seed)
-    inputs = orthogonal(generator, 30)[:, :18]
+    inputs = draw_orthonormal(generator, 30, 30)[:, :18]
     disturbance = generator.standard_normal(inputs.shape)
     inputs = inputs + noise * disturbance / np.linalg.norm(disturbance)
     labels = np.repeat(np.arange(3), 6)

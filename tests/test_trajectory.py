@@ -11,6 +11,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.files import without_digest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -323,14 +325,14 @@ def test_requests_that_one_engine_cannot_meet():
 # Files.
 
 
-def saved(run, path, **options):
+def save_and_load(run, path, **options):
     run.save(path, **options)
     assert path.exists()
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half-written neighbours
     return dln.load(path)
 
 
-def assert_same_run(got, wanted, weights=True):
+def assert_same_content(got, wanted, weights=True):
     np.testing.assert_array_equal(got.steps, wanted.steps)
     np.testing.assert_array_equal(got.loss, wanted.loss)
     assert got.config == wanted.config
@@ -365,9 +367,9 @@ def assert_same_run(got, wanted, weights=True):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_saved_run_is_the_same_run(kind, engine, tmp_path):
     run = both_engines(kind, steps=12, record_every=4, weight_decay=1e-3, momentum=0.1)[engine]
-    again = saved(run, tmp_path / "run.npz")
-    assert_same_run(again, run)
-    assert_same_run(saved(again, tmp_path / "run.npz"), run)
+    again = save_and_load(run, tmp_path / "run.npz")
+    assert_same_content(again, run)
+    assert_same_content(save_and_load(again, tmp_path / "run.npz"), run)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, F64])
@@ -378,16 +380,16 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=8, weights_every=4, record_every=4, vectors=True
     )
-    again = saved(run, tmp_path / "run")  # the name is the user's
-    assert_same_run(again, run)
+    again = save_and_load(run, tmp_path / "run")  # the name is the user's
+    assert_same_content(again, run)
     assert again.weights(1).dtype == dtype
 
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_a_run_saved_without_weights(engine, tmp_path):
     run = both_engines("square", steps=8, record_every=4)[engine]
-    again = saved(run, tmp_path / "run.npz", weights=False)
-    assert_same_run(again, run, weights=False)
+    again = save_and_load(run, tmp_path / "run.npz", weights=False)
+    assert_same_content(again, run, weights=False)
     for ask in (
         lambda: again.weights(1),
         lambda: again.end_to_end(),
@@ -405,7 +407,7 @@ def test_a_run_that_kept_next_to_nothing(tmp_path):
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, steps=3, engine="dense", singular_values=None
     )
-    again = saved(run, tmp_path / "run.npz", weights=False)
+    again = save_and_load(run, tmp_path / "run.npz", weights=False)
     np.testing.assert_array_equal(again.loss, run.loss)
     with pytest.raises(ValueError, match="no singular values were recorded"):
         again.singular_values(1)
@@ -414,7 +416,7 @@ def test_a_run_that_kept_next_to_nothing(tmp_path):
 def data_run(layout, whiten, n_samples=60):
     """Return a short run on data whose inputs reach into 5 of 7 dimensions, and inputs to predict for."""
     rng = np.random.default_rng(6)
-    frame = np.linalg.qr(rng.standard_normal((7, 5)))[0] if whiten else np.eye(7)
+    frame = draw_orthonormal(rng, 7, 5) if whiten else np.eye(7)
     inputs = frame @ (rng.standard_normal((frame.shape[1], n_samples)) * 3)
     new = frame @ rng.standard_normal((frame.shape[1], 4))
     labels = 4 + 3 * (np.arange(n_samples) % 3)
@@ -428,7 +430,7 @@ def data_run(layout, whiten, n_samples=60):
 @pytest.mark.parametrize("whiten", [None, "zca", "pca", "cholesky"])
 def test_a_saved_run_still_predicts(layout, whiten, tmp_path):
     run, new = data_run(layout, whiten)
-    again = saved(saved(run, tmp_path / "run.npz"), tmp_path / "run.npz")
+    again = save_and_load(save_and_load(run, tmp_path / "run.npz"), tmp_path / "run.npz")
     got, wanted = again.problem, run.problem
     assert got.describe() == wanted.describe()
     assert (got.n_samples, got.reduction, got.loss_floor) == (60, "mean", wanted.loss_floor)
@@ -443,7 +445,7 @@ def test_a_saved_run_still_predicts(layout, whiten, tmp_path):
 
 
 def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
-    again = saved(data_run("columns", "zca")[0], tmp_path / "run.npz")
+    again = save_and_load(data_run("columns", "zca")[0], tmp_path / "run.npz")
     assert (again.problem.inputs, again.problem.outputs, again.problem.labels) == (None, None, None)
     with pytest.raises(ValueError, match=r"X is needed.*a file keeps no samples"):
         again.features(1)
@@ -465,7 +467,7 @@ def test_a_saved_standard_problem_says_what_it_is(tmp_path):
     for make in (wide_problem, lambda: dln.low_rank_recovery(DIM, RANK)):
         problem = make()
         weights = dln.orthogonal([problem.dim_in, problem.dim_in, problem.dim_out])
-        again = saved(dln.train(problem, weights, learning_rate=0.1, steps=2), tmp_path / "run.npz")
+        again = save_and_load(dln.train(problem, weights, learning_rate=0.1, steps=2), tmp_path / "run.npz")
         assert again.problem.describe() == problem.describe()
         assert again.problem.loss_floor == problem.loss_floor
 
@@ -474,7 +476,7 @@ def test_special_targets_can_be_saved(tmp_path):
     for rank, dim in ((0, 5), (1, 1)):
         problem = dln.low_rank_recovery(dim, rank)
         run = dln.train(problem, dln.orthogonal([dim] * 3), learning_rate=0.1, steps=4, engine="reduced")
-        again = saved(run, tmp_path / "run.npz")
+        again = save_and_load(run, tmp_path / "run.npz")
         np.testing.assert_array_equal(again.weights(1), run.weights(1))
         assert again.rank == rank
 
@@ -485,7 +487,7 @@ def test_a_partial_run_can_be_saved(tmp_path):
             square_problem(), square_weights(), learning_rate=50.0, steps=100, engine="dense", vectors=True
         )
     partial = caught.value.trajectory
-    again = saved(partial, tmp_path / "run.npz")
+    again = save_and_load(partial, tmp_path / "run.npz")
     np.testing.assert_array_equal(again.loss, partial.loss)
     np.testing.assert_array_equal(again.singular_values(2), partial.singular_values(2))
 
@@ -535,12 +537,6 @@ def write_members(path, members):
 def members_of(path):
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
-
-
-def without_digest(members):
-    meta = json.loads(str(members["meta"]))
-    meta.pop("digest", None)
-    return members | {"meta": np.array(json.dumps(meta))}
 
 
 def changed_meta(members, **changes):
