@@ -3,31 +3,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+from helpers.core_modules import MODULES
 
 import dlnfast
-from dlnfast import _cpu
-
-_MODULE_OF_LEVEL = {"baseline": "_core", "v3": "_core_v3", "v4": "_core_v4"}
-
-
-def _modules_of_this_processor():
-    found = {}
-    for level in _cpu.supported_levels():
-        try:
-            module = importlib.import_module(f"dlnfast.{_MODULE_OF_LEVEL[level]}")
-        except ModuleNotFoundError:  # a build of a single level
-            continue
-        found[module.build_info()["level"]] = module
-    return found
-
-
-MODULES = _modules_of_this_processor()
 
 
 def pytest_report_header(config):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from test_fuzz_public import CALLS
+from helpers.public_calls import CALLS
 from tolerances import tolerance
 
 import dlnfast as dln

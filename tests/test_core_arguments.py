@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.core_calls import (
+    ARGUMENTS,
+    ENTRIES,
+    call_batch_descent,
+    call_descent,
+    freeze,
+    identity_layers,
+)
 from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast._dispatch import core as core_of_package
 from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 F64 = np.float64
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 # Products.
@@ -47,7 +49,7 @@ BAD_PRODUCTS = {
     "Fortran order": ((np.asfortranarray(A), False, B, False, OUT), TypeError, "a is not C-contiguous"),
     "strided": ((A, False, np.ones((8, 5))[::2], False, OUT), TypeError, "b is not C-contiguous"),
     "Fortran result": ((A, False, B, False, np.asfortranarray(OUT)), TypeError, "out is not C-contiguous"),
-    "read-only result": ((A, False, B, False, frozen(np.zeros((3, 5)))), ValueError, "out is read-only"),
+    "read-only result": ((A, False, B, False, freeze(np.zeros((3, 5)))), ValueError, "out is read-only"),
     "a list": ((A.tolist(), False, B, False, OUT), TypeError, "incompatible function arguments"),
     "None": ((A, False, B, False, None), TypeError, "incompatible function arguments"),
     "a flag": ((A, "no", B, False, OUT), TypeError, "incompatible function arguments"),
@@ -76,7 +78,7 @@ BAD_THIN_PRODUCTS = {
         "w has dtype float64",
     ),
     "Fortran order": ((X, np.asfortranarray(W), False, np.zeros((2, 6))), TypeError, "w is not C-contiguous"),
-    "read-only result": ((X, W, False, frozen(np.zeros((2, 6)))), ValueError, "out is read-only"),
+    "read-only result": ((X, W, False, freeze(np.zeros((2, 6)))), ValueError, "out is read-only"),
     "one axis": ((X, np.ones(4), False, np.zeros((2, 6))), ValueError, "w has 1 axes"),
 }
 
@@ -117,8 +119,8 @@ def thin_descend(core, **changes):
         ({"out": [[0.0]]}, TypeError, "out is not a NumPy array"),
         ({"velocity": np.ones((6, 4))}, ValueError, "velocity"),
         ({"velocity": np.ones((4, 6), np.float32)}, TypeError, "velocity has dtype float32"),
-        ({"velocity": frozen(np.ones((4, 6)))}, ValueError, "velocity is read-only"),
-        ({"w": frozen(np.ones((4, 6)))}, ValueError, "w is read-only"),
+        ({"velocity": freeze(np.ones((4, 6)))}, ValueError, "velocity is read-only"),
+        ({"w": freeze(np.ones((4, 6)))}, ValueError, "w is read-only"),
         ({"w": np.ones((6, 4)).T}, TypeError, "w is not C-contiguous"),
         ({"left": np.ones((65, 4)), "right": np.ones((65, 6))}, ValueError, "65 rows"),
         ({"scale": None}, TypeError, "incompatible function arguments"),
@@ -143,7 +145,7 @@ def test_thin_descend(core, changes, error, text):
         ((np.ones((3, 4)), np.zeros((1, 3)), np.zeros((4, 3)), None), ValueError, "left singular vectors"),
         ((np.ones((3, 4)), np.zeros((1, 3)), None, np.zeros((3, 3))), ValueError, "right singular vectors"),
         ((np.ones((3, 4)), np.zeros((1, 2)), np.zeros((3, 3)), None), ValueError, "left singular vectors"),
-        ((np.ones((3, 4)), frozen(np.zeros((1, 3))), None, None), ValueError, "values is read-only"),
+        ((np.ones((3, 4)), freeze(np.zeros((1, 3))), None, None), ValueError, "values is read-only"),
         ((np.ones((3, 4)).T, np.zeros((1, 3)), None, None), TypeError, "w is not C-contiguous"),
         ((np.ones((3, 4), int), np.zeros((1, 3)), None, None), TypeError, "w has dtype int64"),
         (("w", np.zeros((1, 3)), None, None), TypeError, "incompatible function arguments"),
@@ -215,88 +217,11 @@ def test_threads(core):
 # Both engines.
 
 
-def common(dtype=F64, steps=3, n_layers=2):
-    return {
-        "target": np.ones((2, 2), dtype),
-        "input_gram": None,
-        "input_factor": None,
-        "factor_target": None,
-        "loss_scale": 0.1,
-        "loss_floor": 0.0,
-        "learning_rate": [0.1] * n_layers,
-        "weight_decay": [0.0] * n_layers,
-        "momentum": [0.0] * n_layers,
-        "steps": steps,
-        "record_every": 1,
-        "tolerance": -1.0,
-        "n_threads": 1,
-        "loss": np.zeros(steps + 1),
-        "record_steps": np.zeros(steps + 1, np.int64),
-        "counts": np.zeros(5, np.int64),
-        "first": 0,
-        "drain_every": 0,
-        "on_drain": None,
-        "velocity": [],
-        "carry": [],
-        "search": [],
-        "on_record": None,
-        "on_progress": None,
-    }
-
-
-N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
-
-
-def dense_arguments(dtype=F64, steps=3):
-    layers = range(2)
-    return common(dtype, steps) | {
-        "observed": None,
-        "measurements": None,
-        "snapshot_every": 1,
-        "n_values": 2,
-        "values": [np.zeros((steps + 1, 2), dtype) for _ in layers],
-        "errors": [np.zeros((steps + 1, 2)) for _ in layers],
-        "signs": [np.zeros((steps + 1, 2)) for _ in layers],
-        "branches": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
-        "clusters": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
-        "tracking": [np.zeros((steps + 1, N_COLUMNS)) for _ in layers],
-        "tracker": TRACKER_DEFAULTS | {"n_values": 1},
-        "factored": True,
-        "velocity_norms": [],
-        "initial": [np.ones((2, 2), dtype) for _ in layers],
-        "left": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-        "right": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-        "snapshots": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-    }
-
-
-def reduced_arguments(dtype=F64, steps=3):
-    return common(dtype, steps) | {
-        "families": [(0, 3.0, 1.0, [0.5, 0.5])],
-        "scalars": None,
-        "core_records": [np.zeros((steps + 1, 2, 2), dtype) for _ in range(2)],
-        "rho_records": np.zeros((steps + 1, 2)),
-    }
-
-
-def layers(dtype=F64):
-    return [np.eye(2, dtype=dtype), np.eye(2, dtype=dtype)]
-
-
-ARGUMENTS = {"dense_descent": dense_arguments, "reduced_descent": reduced_arguments}
-ENTRIES = list(ARGUMENTS)
-
-
-def call(core, entry, weights=None, **changes):
-    arguments = {**ARGUMENTS[entry](), **changes}
-    return getattr(core, entry)(layers() if weights is None else weights, arguments)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_proper_call(core, entry, dtype):
-    arguments = ARGUMENTS[entry](dtype)
-    assert getattr(core, entry)(layers(dtype), arguments) == ("finished", 3, 0)
+    arguments = ARGUMENTS[entry](dtype=dtype)
+    assert getattr(core, entry)(identity_layers(dtype), arguments) == ("finished", 3, 0)
     assert arguments["counts"][:2].tolist() == [4, 4]
     assert arguments["record_steps"].tolist() == [0, 1, 2, 3]
     assert np.all(arguments["loss"] > 0)
@@ -308,7 +233,7 @@ def test_every_argument_is_needed(core, entry):
         arguments = ARGUMENTS[entry]()
         del arguments[name]
         with pytest.raises(KeyError, match=name):
-            getattr(core, entry)(layers(), arguments)
+            getattr(core, entry)(identity_layers(), arguments)
 
 
 COMMON_CHANGES = [
@@ -339,7 +264,7 @@ COMMON_CHANGES = [
     ({"loss": np.zeros(3)}, ValueError, "loss"),
     ({"loss": np.zeros(4, np.float32)}, TypeError, "loss has dtype float32"),
     ({"loss": np.zeros(8)[::2]}, TypeError, "loss is not C-contiguous"),
-    ({"loss": frozen(np.zeros(4))}, ValueError, "loss is read-only"),
+    ({"loss": freeze(np.zeros(4))}, ValueError, "loss is read-only"),
     ({"record_steps": np.zeros(3, np.int64)}, ValueError, "record_steps"),
     ({"record_steps": np.zeros(4, np.int32)}, TypeError, "record_steps has dtype int32"),
     ({"counts": np.zeros(4, np.int64)}, ValueError, "counts"),
@@ -350,16 +275,16 @@ COMMON_CHANGES = [
     ({"velocity": [np.zeros((2, 2)), np.zeros((2, 3))]}, ValueError, r"velocity\[1\] has shape"),
     ({"carry": [np.zeros((2, 2))] * 3}, ValueError, "carry"),
     ({"carry": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"carry\[0\] has dtype float32"),
-    ({"carry": [frozen(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
+    ({"carry": [freeze(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
     ({"search": [np.zeros(2)]}, ValueError, "search"),
     ({"search": [np.zeros(3), np.zeros(2)]}, ValueError, r"search\[0\] has the wrong length"),
-    ({"counts": frozen(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
+    ({"counts": freeze(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
 ]
 
 
 def failing(core, entry, changes, error, text):
     with pytest.raises(error, match=text):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -389,7 +314,7 @@ def test_descent(core, entry, changes, error, text):
 def test_descent_with_other_types(core, entry, changes):
     """Any of the errors that conversions raise."""
     with pytest.raises((TypeError, ValueError, RuntimeError)):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -402,7 +327,7 @@ def test_descent_with_other_types(core, entry, changes):
         ([np.eye(2), np.ones((3, 2))], ValueError, r"target has shape|\[1\] has the wrong shape"),
         ([np.eye(2), np.eye(2, dtype=np.float32)], TypeError, r"\[1\] has dtype float32"),
         ([np.eye(2, dtype=np.float32), np.eye(2)], TypeError, r"\[1\] has dtype float64"),
-        ([np.eye(2), frozen(np.eye(2))], ValueError, r"\[1\] is read-only"),
+        ([np.eye(2), freeze(np.eye(2))], ValueError, r"\[1\] is read-only"),
         ([np.eye(2), np.ones((2, 4))[:, ::2]], TypeError, r"\[1\] is not C-contiguous"),
         ([np.eye(2), np.ones(2)], ValueError, r"\[1\] has 1 axes"),
         ([np.eye(2), None], TypeError, r"\[1\] is not a NumPy array"),
@@ -477,7 +402,7 @@ def test_records_of_the_dense_engine(core, changes, error, text):
         ({"rho_records": np.zeros((4, 1))}, ValueError, "rho_records has the wrong shape"),
         ({"rho_records": np.zeros((2, 4))}, ValueError, "rho_records has the wrong shape"),
         ({"rho_records": np.zeros((4, 2), np.float32)}, TypeError, "rho_records has dtype float32"),
-        ({"rho_records": frozen(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
+        ({"rho_records": freeze(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
     ],
 )
 def test_records_of_the_reduced_engine(core, changes, error, text):
@@ -487,37 +412,8 @@ def test_records_of_the_reduced_engine(core, changes, error, text):
 # Batches.
 
 
-def batch_call(core, cores=None, **changes):
-    n, steps = 3, 4
-    arguments = {
-        "target": np.tile(np.eye(2), (n, 1, 1)),
-        "input_gram": None,
-        "input_factor": None,
-        "factor_target": None,
-        "families": [(0, 2)],
-        "rho": np.full((n, 2), 0.5),
-        "multiplicity": np.full((n, 1), 3.0),
-        "coupling": np.ones((n, 1)),
-        "learning_rate": np.full((n, 2), 0.1),
-        "weight_decay": np.zeros((n, 2)),
-        "momentum": np.zeros((n, 2)),
-        "loss_scale": np.ones((n, 1)),
-        "loss_floor": np.zeros((n, 1)),
-        "steps": steps,
-        "record_every": 2,
-        "tolerance": -1.0,
-        "n_threads": 1,
-        "loss": np.zeros((n, steps + 1)),
-        "core_records": [np.zeros((n, 3, 2, 2)) for _ in range(2)],
-        "rho_records": np.zeros((n, 3, 2)),
-        "counts": np.zeros((n, 2), np.int64),
-    }
-    given = [np.tile(0.5 * np.eye(2), (n, 1, 1)) for _ in range(2)] if cores is None else cores
-    return core.batch_descent(given, {**arguments, **changes})
-
-
 def test_a_proper_batch(core):
-    assert batch_call(core) == [("finished", 4, 0)] * 3
+    assert call_batch_descent(core) == [("finished", 4, 0)] * 3
 
 
 @pytest.mark.parametrize(
@@ -551,7 +447,7 @@ def test_a_proper_batch(core):
         ({"record_every": 0}, ValueError, "record_every"),
         ({"record_every": 1}, ValueError, "core_records"),
         ({"loss": np.zeros((3, 4))}, ValueError, "loss has shape"),
-        ({"loss": frozen(np.zeros((3, 5)))}, ValueError, "loss is read-only"),
+        ({"loss": freeze(np.zeros((3, 5)))}, ValueError, "loss is read-only"),
         ({"core_records": [np.zeros((3, 3, 2, 2))]}, ValueError, "core_records"),
         ({"core_records": [np.zeros((3, 2, 2, 2))] * 2}, ValueError, "core_records"),
         ({"core_records": [np.zeros((3, 3, 2, 3))] * 2}, ValueError, "core_records"),
@@ -566,7 +462,7 @@ def test_a_proper_batch(core):
 )
 def test_batches(core, changes, error, text):
     with pytest.raises(error, match=text):
-        batch_call(core, **changes)
+        call_batch_descent(core, **changes)
 
 
 # Growing bases.
@@ -581,7 +477,7 @@ def test_batches(core, changes, error, text):
         (np.ones((4, 6)), 1, np.ones((2, 5)), np.ones(2), ValueError, "the basis has shape"),
         (np.ones((4, 5)), 1, np.ones((2, 5)), np.ones(1), ValueError, "lengths"),
         (np.ones((4, 5)), 1, np.ones((2, 5), np.float32), np.ones(2), TypeError, "block has dtype float32"),
-        (frozen(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
+        (freeze(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
     ],
 )
 def test_bases(core, basis, n_basis, block, lengths, error, text):
@@ -626,8 +522,8 @@ NASTY = """
 import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
-import test_core_arguments as own
-from conftest import MODULES
+from helpers.core_calls import ARGUMENTS, ENTRIES, identity_layers
+from helpers.core_modules import MODULES
 
 core = MODULES[sys.argv[1]]
 {body}
@@ -660,11 +556,11 @@ def test_nasty_calls_end_in_python(name, core_modules, run_python):
 arguments = {{}}
 
 def call(entry, weights=None, **changes):
-    arguments.update(own.ARGUMENTS[entry](), **changes)
-    return getattr(core, entry)(own.layers() if weights is None else weights, arguments)
+    arguments.update(ARGUMENTS[entry](), **changes)
+    return getattr(core, entry)(identity_layers() if weights is None else weights, arguments)
 
-for entry in own.ENTRIES:
-    shared, weights = np.eye(2), own.layers()
+for entry in ENTRIES:
+    shared, weights = np.eye(2), identity_layers()
     try:
         {NASTY_CALLS[name]}
     except (ValueError, TypeError, MemoryError, RuntimeError, KeyError) as error:
@@ -705,4 +601,4 @@ def test_products_of_random_shapes_raise_or_fit(core, data):
 
 def test_messages_name_shapes(core):
     with pytest.raises(ValueError, match=re.escape("target has shape (2, 3); wanted (2, 2)")):
-        call(core, "dense_descent", target=np.ones((2, 3)))
+        call_descent(core, "dense_descent", target=np.ones((2, 3)))

@@ -5,20 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from helpers.figures import run_figure
 from matplotlib.figure import Figure
 
 from dlnfast import build_info, figures
 from dlnfast.cli import main
 from dlnfast.theory import rho_flow
-
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def run_figure(folder, name, *options):
-    """Run the command line and return what it wrote."""
-    assert main(["figure", name, "--out", str(folder), *options]) == 0
-    assert (folder / f"{name}.png").read_bytes().startswith(PNG)
-    return json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)
 
 
 @pytest.fixture(scope="module")

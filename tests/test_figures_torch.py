@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
-from test_figures import run_figure  # noqa: E402
+from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast import figures  # noqa: E402
 from dlnfast.cli import main  # noqa: E402

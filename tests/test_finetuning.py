@@ -14,7 +14,7 @@ import dlnfast as dln
 from dlnfast._locks import FolderLock
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
-from test_figures import run_figure  # noqa: E402
+from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast import finetuning  # noqa: E402
 from dlnfast.cli import main  # noqa: E402

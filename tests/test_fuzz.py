@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.core_calls import ARGUMENTS, call_batch_descent, call_descent, identity_layers
 from helpers.matrices import draw_orthonormal
-from test_core_arguments import ARGUMENTS, batch_call, call, layers
 
 import dlnfast as dln
 from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
@@ -58,7 +58,7 @@ def test_misaligned_arrays(core):
     with pytest.raises(TypeError, match="out is not aligned"):
         core.multiply(a, False, b, False, misaligned(np.zeros((3, 5))))
     with pytest.raises(TypeError, match="target is not aligned"):
-        call(core, "dense_descent", target=misaligned(np.ones((2, 2))))
+        call_descent(core, "dense_descent", target=misaligned(np.ones((2, 2))))
 
 
 def test_products_of_operators_that_are_not_aligned(core):
@@ -96,7 +96,7 @@ def test_the_least_number_of_threads(core):
 @pytest.mark.parametrize("changes", [{"steps": "3"}, {"loss_scale": None}, {"n_threads": 2**40}])
 def test_values_of_another_type(core, entry, changes):
     with pytest.raises(TypeError, match="Unable to cast"):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
 def test_settings_of_another_type(core):
@@ -107,7 +107,7 @@ def test_settings_of_another_type(core):
 @pytest.mark.parametrize("entry", ARGUMENTS)
 def test_lists_that_a_callback_empties(core, entry):
     """What a run writes lives for as long as the run, whoever else lets go of it."""
-    arguments, weights = ARGUMENTS[entry](), layers()
+    arguments, weights = ARGUMENTS[entry](), identity_layers()
     arrays = [*weights, *(a for value in arguments.values() if isinstance(value, list) for a in value)]
     references = [weakref.ref(a) for a in arrays if isinstance(a, np.ndarray)]
     assert len(references) > 3
@@ -175,15 +175,15 @@ def test_results_within_the_indices(core):
 def test_runs_that_write_into_themselves(core, entry):
     shared = np.zeros(9)
     with pytest.raises(ValueError, match=r"counts and loss|loss and counts"):
-        call(core, entry, loss=shared[:4], counts=shared.view(np.int64)[3:8])
+        call_descent(core, entry, loss=shared[:4], counts=shared.view(np.int64)[3:8])
     with pytest.raises(ValueError, match="share memory"):
-        call(core, entry, weights=[shared[:4].reshape(2, 2), shared[2:6].reshape(2, 2)])
+        call_descent(core, entry, weights=[shared[:4].reshape(2, 2), shared[2:6].reshape(2, 2)])
 
 
 def test_batches_that_write_into_themselves(core):
     shared = np.zeros(15)
     with pytest.raises(ValueError, match="share memory"):
-        batch_call(core, loss=shared.reshape(3, 5), counts=shared.view(np.int64)[:6].reshape(3, 2))
+        call_batch_descent(core, loss=shared.reshape(3, 5), counts=shared.view(np.int64)[:6].reshape(3, 2))
 
 
 def test_products_into_a_factor(core):
@@ -200,8 +200,8 @@ def test_drains_further_apart_than_steps(core, entry):
     if entry == "dense_descent":
         changes |= {"snapshot_every": 0, "snapshots": []}
     with pytest.raises(ValueError, match="loss has the wrong shape"):
-        call(core, entry, loss=np.zeros(0), **changes)
-    call(core, entry, on_drain=None, **changes)
+        call_descent(core, entry, loss=np.zeros(0), **changes)
+    call_descent(core, entry, on_drain=None, **changes)
 
 
 @pytest.mark.parametrize("shape", [(7, 65), (65, 7), (40, 60)])

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import MODULES
+from helpers.core_modules import MODULES
 from tolerances import tolerance
 
 import dlnfast as dln

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 from helpers.matrices import draw_orthonormal
+from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -21,30 +22,6 @@ from dlnfast import Problem, reference
 
 F32, F64 = np.float32, np.float64
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13, 24])
-
-
-def few_samples(dim, n_samples, n_outputs, seed=0, orthonormal=False, repeated=False):
-    """Return N < d samples of a linear map, which some W fits exactly."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((dim, n_samples))
-    if orthonormal:
-        X = np.linalg.qr(X)[0]
-    if repeated:
-        X[:, -1] = X[:, 0]
-    return X, rng.standard_normal((n_outputs, dim)) @ X / dim
-
-
-def true_loss(problem, weights, X, Y):
-    """Return the loss of the samples in extended precision, and what double precision cannot see of it."""
-    product = np.eye(len(X), dtype=np.longdouble)
-    size = np.linalg.norm(X)
-    for W in weights:
-        product = W.astype(np.longdouble) @ product
-        size *= np.linalg.norm(W, 2)
-    residual = product @ X.astype(np.longdouble) - Y.astype(np.longdouble)
-    unseen = tolerance(weights[0].dtype, max(len(X), len(Y))) * (size + np.linalg.norm(Y))
-    scale = problem.loss_scale / 2
-    return float(scale * np.sum(residual**2)), float(scale * unseen**2)
 
 
 def assert_loss(run, X, Y, step=-1):
@@ -60,19 +37,15 @@ def assert_loss(run, X, Y, step=-1):
     return true
 
 
-def start(dim, n_outputs, dtype=F64, depth=3):
-    return dln.orthogonal([dim] * depth + [n_outputs], scale=0.5, seed=0, dtype=dtype)
-
-
 @pytest.mark.parametrize("engine", ["dense", "torch"])
 @pytest.mark.parametrize("dim", [12, 40])
 def test_down_to_the_last_digits(engine, dim):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = few_samples(dim, dim // 3, 3)
+    X, Y = draw_few_samples(dim, dim // 3, 3)
     problem = Problem.from_data(X, Y)
     options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
-    run = dln.train(problem, start(dim, 3), weights_every=500, **options)
+    run = dln.train(problem, make_orthogonal_layers(dim, 3), weights_every=500, **options)
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
     assert min(losses) < 1e-26  # it was followed as far as that
@@ -81,12 +54,11 @@ def test_down_to_the_last_digits(engine, dim):
 
 def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
     for dim, depth in ((5, 1), (5, 2), (30, 2), (34, 2)):
-        X, Y = few_samples(dim, max(dim // 2, 1), 2, seed=dim)
+        X, Y = draw_few_samples(dim, max(dim // 2, 1), 2, seed=dim)
         problem = Problem.from_data(X, Y)
-        run = dln.train(
-            problem, start(dim, 2, depth=depth), learning_rate="auto", steps=3000, engine="dense",
-            record_every=1000, weights_every=1000, n_threads=1,
-        )  # fmt: skip
+        weights = make_orthogonal_layers(dim, 2, depth=depth)
+        options = {"learning_rate": "auto", "steps": 3000, "record_every": 1000, "weights_every": 1000}
+        run = dln.train(problem, weights, **options, engine="dense", n_threads=1)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
         assert np.all(run.loss >= 0)
@@ -96,7 +68,7 @@ def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
 def test_the_reduced_engine_and_batches_of_it(dtype):
     """Orthonormal samples, fewer than dimensions: S is a projector, and the subspaces close."""
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype)
-    X, Y = few_samples(40, 2, 40, orthonormal=True)
+    X, Y = draw_few_samples(40, 2, 40, orthonormal=True)
     Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
     problem = Problem.from_data(X, Y, reduction="sum")
     options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
@@ -113,7 +85,7 @@ def test_the_reduced_engine_and_batches_of_it(dtype):
 def test_ranks_may_differ_within_a_batch():
     problems, data = [], []
     for n_samples in (3, 4):
-        X, _ = few_samples(40, n_samples, 1, orthonormal=True)
+        X, _ = draw_few_samples(40, n_samples, 1, orthonormal=True)
         Y = np.outer(draw_orthonormal(1, 40, 1)[:, 0], np.ones(n_samples))
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
@@ -130,7 +102,7 @@ def test_ranks_may_differ_within_a_batch():
 def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = few_samples(24, 7, 3, repeated=True)
+    X, Y = draw_few_samples(24, 7, 3, repeated=True)
     problem = Problem.from_data(X, Y)
     options = {
         "learning_rate": "auto",
@@ -139,7 +111,7 @@ def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
         "record_every": 1,
         "n_threads": 1,
     }
-    run = dln.train(problem, start(24, 3), steps=20_000, weights_every=1, **options)
+    run = dln.train(problem, make_orthogonal_layers(24, 3), steps=20_000, weights_every=1, **options)
     assert run.config["outcome"] == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
     assert assert_loss(run, X, Y, -2) > 0.999e-22
@@ -153,12 +125,12 @@ sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
 import numpy as np, torch, torch.distributed as dist
 import dlnfast as dln
 from dlnfast.torch import RowSharded, train_sharded
-from test_loss import few_samples, start, true_loss
+from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 for outputs in (3, 12):
-    X, Y = few_samples(12, 4, outputs)
+    X, Y = draw_few_samples(12, 4, outputs)
     problem = dln.Problem.from_data(X, Y)
-    weights = start(12, outputs)
+    weights = make_orthogonal_layers(12, outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
     run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
@@ -271,7 +243,7 @@ def descend(core, weights, factor, target, steps, n_threads):
 
 def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
     """||Y||^2 - ||G||^2 of data that are fitted exactly is rounding, which no tolerance would ever pass."""
-    X, Y = few_samples(30, 9, 3)
+    X, Y = draw_few_samples(30, 9, 3)
     for norm in (float(np.sum(Y**2)), float(np.sum(Y**2)) * (1 + 1e-15)):
         problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=norm)
         assert problem.loss_floor == 0.0
@@ -283,7 +255,13 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
     # Without the samples: to the precision of the sums, beyond that of float64.
     assert 0 <= found.loss_floor < 1e-25 * norm
     run = dln.train(
-        found, start(30, 3), learning_rate="auto", steps=20_000, engine="dense", tolerance=1e-20, n_threads=1
+        found,
+        make_orthogonal_layers(30, 3),
+        learning_rate="auto",
+        steps=20_000,
+        engine="dense",
+        tolerance=1e-20,
+        n_threads=1,
     )
     assert run.config["outcome"] == "converged"
 
@@ -291,12 +269,14 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
 def test_without_inputs_nothing_is_learned():
     problem = Problem(np.zeros((2, 5)), np.zeros((5, 5)), output_norm_squared=3.0)
     assert problem.input_factor.shape == (5, 0)
-    run = dln.train(problem, start(5, 2, depth=2), learning_rate=0.1, steps=3, engine="dense")
+    run = dln.train(
+        problem, make_orthogonal_layers(5, 2, depth=2), learning_rate=0.1, steps=3, engine="dense"
+    )
     np.testing.assert_array_equal(run.loss, [1.5] * 4)
 
 
 def test_factors_of_the_statistics():
-    X, Y = few_samples(17, 5, 3)
+    X, Y = draw_few_samples(17, 5, 3)
     problem = Problem.from_data(X, Y)
     F, G = problem.input_factor, problem.factor_target
     assert F.shape == (17, 5)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_core_arguments as core_arguments
+from helpers.core_calls import common_arguments, dense_arguments
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -368,7 +368,7 @@ def test_large_products_listen_in_between(core):
     """Whatever the level, on one thread: a product of 1.6e10 flops is 0.8 s of a core without AVX."""
     dim = 2000
     weights = [np.eye(dim) for _ in range(2)]
-    arguments = core_arguments.dense_arguments(steps=1) | {
+    arguments = dense_arguments(steps=1) | {
         "target": np.eye(dim),
         "snapshot_every": 0,
         "values": [],
@@ -383,7 +383,7 @@ def test_deep_reduced_runs_listen_in_between(core):
     """Four hundred cores of the largest fixed size: 8e7 flops a step."""
     n_layers, size, steps = 400, 32, 300
     cores = [0.9 * np.eye(size) for _ in range(n_layers)]
-    arguments = core_arguments.common(steps=steps, n_layers=n_layers) | {
+    arguments = common_arguments(steps=steps, n_layers=n_layers) | {
         "target": np.eye(size),
         "record_every": steps,
         "families": [(0, 1.0, 1.0, [0.5] * n_layers)],
