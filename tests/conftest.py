@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers.core_modules import MODULES
 
-import dlnfast
+# Before the first import of a helper, so that what it asserts is explained as in a test.
+pytest.register_assert_rewrite("helpers")
+from helpers.core_modules import MODULES  # noqa: E402
+
+import dlnfast  # noqa: E402
 
 
 def pytest_report_header(config):
@@ -28,6 +31,41 @@ def core_modules():
 def core(request):
     """Return one of these modules after the other."""
     return request.param
+
+
+@pytest.fixture
+def problem(request):
+    """Return a rank-2 problem of the module's width DIM; rates near 1 are stable."""
+    return dlnfast.Problem(dlnfast.low_rank_recovery(request.module.DIM, 2, seed=1).target, loss_scale=0.01)
+
+
+@pytest.fixture
+def weights(request):
+    """Return three orthogonal layers of the module's width DIM."""
+    return dlnfast.orthogonal([request.module.DIM] * 4, 0.7, seed=2)
+
+
+@pytest.fixture
+def fixed_torch_seed():
+    """Seed PyTorch with 0 for the test, and put its generator back after it."""
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def lightning():
+    """Return PyTorch Lightning."""
+    return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """Return transformers with what its Trainer needs; it may not ask the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("accelerate", reason="accelerate is optional")
+    return pytest.importorskip("transformers", reason="transformers is optional")
 
 
 @pytest.fixture

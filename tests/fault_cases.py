@@ -28,11 +28,9 @@ from typing import Any
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
 from helpers.executors import InlineExecutor
+from helpers.runs import run_content, without_times
 
 import dlnfast as dln
-
-#: What the seconds of a run are called.
-_TIMES = ("wall_time", "seconds", "training_seconds", "preparation_seconds", "fit_seconds_")
 
 
 class Cut(Exception):
@@ -318,28 +316,6 @@ def _run_case(
 # ------------------------------------------------------------------------------------------ contents
 
 
-def arrays_of(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays as values that can be compared."""
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
-
-
-def without_times(about: Any) -> Any:
-    """Return values that JSON knows without those that say how long something took."""
-    if isinstance(about, dict):
-        return {name: without_times(value) for name, value in about.items() if name not in _TIMES}
-    if isinstance(about, list):
-        return [without_times(value) for value in about]
-    return about
-
-
-def content(run: dln.Trajectory) -> Any:
-    """Return all that a run holds."""
-    about, arrays = run.to_arrays()
-    # The columns of the tracker hold seconds.
-    kept = {name: array for name, array in arrays.items() if not name.startswith("tracking_columns")}
-    return json.dumps(without_times(about), sort_keys=True), arrays_of(kept)
-
-
 def beginning(found: Any, before: Any, after: Any) -> bool:
     """Return whether something is the beginning of a run, no shorter than the one that was there."""
     if found is None:
@@ -361,7 +337,7 @@ def beginning(found: Any, before: Any, after: Any) -> bool:
 def read_run(folder: Path) -> Any:
     """Return what can be read of a run in a folder."""
     try:
-        return content(dln.load(folder / "run"))
+        return run_content(dln.load(folder / "run"), with_times=False)
     except FileNotFoundError:
         return None
 
@@ -386,7 +362,9 @@ def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], A
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
-        return content(dln.train(problem, weights, **options, checkpoint=where, callback=callback))
+        return run_content(
+            dln.train(problem, weights, **options, checkpoint=where, callback=callback), with_times=False
+        )
 
     return act
 
@@ -413,7 +391,13 @@ def resuming() -> Case:
         with contextlib.suppress(Cut):
             _train(DENSE, cut_at(2))(folder)
 
-    return Case("resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning)
+    return Case(
+        "resume",
+        lambda folder: run_content(dln.resume(folder / "run"), with_times=False),
+        prepare,
+        read_run,
+        beginning,
+    )
 
 
 def reading() -> Iterator[Case]:
@@ -441,7 +425,7 @@ def batches() -> Case:
         batch = dln.train_batch(
             problem, starts, learning_rate=0.3, steps=5, record_every=1, n_threads=1, checkpoint=where
         )
-        return batch.loss.tobytes(), batch.outcomes, [content(run) for run in batch]
+        return batch.loss.tobytes(), batch.outcomes, [run_content(run, with_times=False) for run in batch]
 
     return Case("train_batch", act)
 
@@ -454,7 +438,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
         options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
-        return content(dln.train_compressed(problem, law, **options, checkpoint=where))
+        return run_content(dln.train_compressed(problem, law, **options, checkpoint=where), with_times=False)
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
@@ -475,7 +459,7 @@ def estimators() -> Case:
         model = dln.MatrixCompletion(
             rank=1, steps=4, record_every=2, weight_decay=0.0, n_threads=1, checkpoint=where
         ).fit(pairs, known)
-        runs = [content(run) for run in model.trajectories_]
+        runs = [run_content(run, with_times=False) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
 
     return Case("MatrixCompletion", act)
@@ -501,7 +485,7 @@ def sweeps() -> Case:
         found = {}
         for path in sorted((folder / "sweep").glob("*/summary.json")):
             summary = json.loads(path.read_text())
-            run = content(dln.load(path.parent / summary["file"]))
+            run = run_content(dln.load(path.parent / summary["file"]), with_times=False)
             found[path.parent.name] = without_times(row_of(summary)), run
         return found
 
@@ -577,13 +561,13 @@ def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], A
     return Case(name, act, lambda folder: save(0, folder), read, locks=False, **more)
 
 
-def files() -> Iterator[Case]:
+def saved_files() -> Iterator[Case]:
     """Yield the files that objects are saved to and exported to."""
     runs = _runs()
     yield saving(
         "Trajectory.save",
         lambda i, folder: runs[i].save(folder / "run.npz"),
-        lambda folder: content(dln.load(folder / "run.npz")),
+        lambda folder: run_content(dln.load(folder / "run.npz"), with_times=False),
     )
 
     def statistics(i: int, folder: Path) -> None:
@@ -634,7 +618,7 @@ def zarr_exports() -> Iterator[Case]:
         )
 
 
-def commands() -> Case:
+def command_line_training() -> Case:
     """Return ``dlnfast train``, which says on the terminal that it failed."""
     from dlnfast.cli import main
 
@@ -668,7 +652,7 @@ n_threads = 1
 
     def read(folder: Path) -> Any:
         try:
-            return content(dln.load(folder / "out" / "run.npz"))
+            return run_content(dln.load(folder / "out" / "run.npz"), with_times=False)
         except FileNotFoundError:
             return None
 
@@ -743,9 +727,9 @@ def every_case(*, zarr: bool = False) -> Iterator[Case]:
     yield estimators()
     yield sweeps()
     yield results()
-    yield from files()
+    yield from saved_files()
     if zarr:
         yield from zarr_exports()
-    yield commands()
+    yield command_line_training()
     with contextlib.suppress(ImportError):
         yield from of_torch()

@@ -47,7 +47,7 @@ def completion(**options):
     return dln.train(problem, weights, n_threads=1, **options)
 
 
-def samples():
+def draw_samples():
     generator = np.random.default_rng(9)
     inputs = generator.standard_normal((5, 30))
     labels = np.arange(30) % 3
@@ -55,14 +55,14 @@ def samples():
 
 
 def whitened(**options):
-    inputs, labels = samples()
+    inputs, labels = draw_samples()
     problem = dln.Problem.from_data(inputs, dln.one_hot(labels), whiten="zca", center=True)
     weights = dln.orthogonal([5, 5, 3], seed=10)
     return dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=10, n_threads=1, **options)
 
 
 def statistics():
-    return dln.SufficientStatistics().add(*samples())
+    return dln.SufficientStatistics().add(*draw_samples())
 
 
 RUNS = {f.__name__: f for f in (reduced, dense, law, completion, whitened)}

@@ -17,7 +17,7 @@ F64 = np.float64
 DIM = 16
 
 
-def make_problem(rank, *, seed=0, dim_in=DIM):
+def make_white_problem(rank, *, seed=0, dim_in=DIM):
     return dln.Problem(draw_low_rank(seed, DIM, dim_in, np.linspace(2, 1, rank)))
 
 
@@ -51,7 +51,7 @@ def assert_matches_single_runs(batch, singles, steps):
 )
 def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed):
     rng = np.random.default_rng(seed)
-    problems = [make_problem(rank, seed=seed + i) for i in range(n_runs)]
+    problems = [make_white_problem(rank, seed=seed + i) for i in range(n_runs)]
     starts = [
         dln.orthogonal([DIM] * (n_layers + 1), rng.uniform(0.2, 0.8), seed + i, dtype=dtype)
         for i in range(n_runs)
@@ -72,15 +72,15 @@ def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momen
 def test_runs_of_several_shapes_keep_their_order():
     """Depths, widths, ranks, inputs and laws may differ from run to run."""
     gram = np.diag(np.r_[np.full(10, 1.0), np.full(6, 2.0)])
-    white = make_problem(2)
+    white = make_white_problem(2)
     problems = [
         white,
-        make_problem(3),
-        dln.Problem(make_problem(1).dense_target() @ gram, gram),
+        make_white_problem(3),
+        dln.Problem(make_white_problem(1).dense_target() @ gram, gram),
         white,
-        make_problem(2, dim_in=9),
+        make_white_problem(2, dim_in=9),
         white,
-        make_problem(6),
+        make_white_problem(6),
     ]
     starts = [
         dln.orthogonal([DIM] * 4, 0.5),
@@ -100,7 +100,7 @@ def test_runs_of_several_shapes_keep_their_order():
 
 
 def test_laws_and_rates_of_runs_of_several_depths():
-    problem = make_problem(2)
+    problem = make_white_problem(2)
     laws = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     rates = [[0.01, 0.02, 0.03], [0.04, 0.05]]
     batch = dln.train_batch(problem, laws, learning_rate=rates, steps=10)
@@ -113,7 +113,7 @@ def test_laws_and_rates_of_runs_of_several_depths():
 
 
 def test_one_problem_or_one_start_serves_all():
-    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     batch = dln.train_batch(problem, weights, learning_rate=[0.01, 0.02, 0.03], steps=20)
     singles = [
         dln.train(problem, weights, learning_rate=rate, steps=20, record_every=20, engine="reduced")
@@ -129,7 +129,7 @@ def test_one_problem_or_one_start_serves_all():
 
 
 def test_a_run_that_diverges_leaves_the_others_alone():
-    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     rates = [0.05, 50.0, 0.05, 1e200, 0.05]
     batch = dln.train_batch(problem, weights, learning_rate=rates, steps=60, record_every=1)
     assert batch.outcomes == ["finished", "diverged", "finished", "diverged", "finished"]
@@ -147,7 +147,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
 
 
 def test_a_tolerance_ends_each_run_for_itself():
-    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.7)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.7)
     rates = {"steps": 3000, "tolerance": 1.0, "record_every": 7}
     batch = dln.train_batch(problem, weights, learning_rate=[0.05, 0.02, 1e-6], **rates)
     assert batch.outcomes == ["converged", "converged", "finished"]
@@ -162,7 +162,7 @@ def test_a_tolerance_ends_each_run_for_itself():
 
 
 def test_bad_requests_are_named():
-    problem, weights = make_problem(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     with pytest.raises(dln.ShapeError, match=r"problems: 2, learning_rate: 3"):
         dln.train_batch([problem] * 2, weights, learning_rate=[0.1, 0.2, 0.3], steps=1)
     with pytest.raises(dln.AssumptionError, match="scaled rotation") as caught:

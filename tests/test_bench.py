@@ -35,7 +35,7 @@ MACHINE = {
 }
 
 
-def losses(setting, name, tune=False):
+def check_losses(setting, name, tune=False):
     built, skipped = peers.build(setting, [name], tune=tune)
     assert not skipped
     return peers.check_agreement(built, skipped)["losses"]
@@ -82,9 +82,9 @@ def test_all_peers_agree():
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_depths(depth):
     setting = peers.Setting(20, 4, depth)
-    expected = losses(setting, "dlnfast-dense")
+    expected = check_losses(setting, "dlnfast-dense")
     for name in ("numpy-thin", "numpy-naive"):
-        np.testing.assert_allclose(losses(setting, name), expected, rtol=1e-12)
+        np.testing.assert_allclose(check_losses(setting, name), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -93,7 +93,7 @@ def test_depths(depth):
 def test_forms_of_the_thin_step(block, order, depth):
     setting = peers.Setting(40, 3, depth)
     step = peers._numpy_step(setting, peers._Form(block, order, 0))
-    expected = losses(setting, "dlnfast-dense")
+    expected = check_losses(setting, "dlnfast-dense")
     np.testing.assert_allclose(np.array([step() for _ in range(4)])[[0, 1, 3]], expected, rtol=1e-12)
 
 

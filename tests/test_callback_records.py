@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import make_two_layers  # noqa: E402
 from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -27,11 +28,10 @@ def rows(n=STEPS * ACCUMULATED * 4):
 
 
 def network():
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(10, 14), nn.Tanh(), nn.Linear(14, 2)).double()
+    return make_two_layers(10, 14, 2, activation=nn.Tanh(), seed=3, dtype=torch.float64)
 
 
-def values_of(weight, k):
+def largest_singular_values(weight, k):
     return torch.linalg.svdvals(weight.detach())[:k].numpy()
 
 
@@ -39,16 +39,11 @@ def assert_records(run, kept, layer, k=2):
     """Assert that every record of a layer is the singular values of the weight kept at its step."""
     for record, step in enumerate(run.steps):
         error = run.singular_value_errors(layer)[record]
-        gap = np.abs(run.singular_values(layer)[record] - values_of(kept[int(step)], k))
+        gap = np.abs(run.singular_values(layer)[record] - largest_singular_values(kept[int(step)], k))
         assert np.all(gap <= error + tolerance(float, 14))
 
 
 # ---------------------------------------------------------------------------------- Lightning
-
-
-@pytest.fixture
-def lightning():
-    return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
 
 
 @pytest.fixture
@@ -176,13 +171,6 @@ def test_lightning_losses_that_are_not_finite_are_left_out(lightning, module, tm
 # ------------------------------------------------------------------------------- Transformers
 
 
-@pytest.fixture
-def transformers(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    pytest.importorskip("accelerate", reason="accelerate is optional")
-    return pytest.importorskip("transformers", reason="transformers is optional")
-
-
 class Network(nn.Module):
     """What the Trainer trains; its losses are kept by the step of the Trainer."""
 
@@ -277,7 +265,7 @@ def test_the_best_model_is_not_the_last_record(transformers, tmp_path):
     run = spectra.trajectory()
     assert run.steps.tolist() == [0, 4, STEPS]
     np.testing.assert_allclose(
-        run.singular_values("net.2")[-1], values_of(watch.last, 2), rtol=tolerance(float, 14)
+        run.singular_values("net.2")[-1], largest_singular_values(watch.last, 2), rtol=tolerance(float, 14)
     )
 
 

@@ -30,7 +30,7 @@ from dlnfast.checkpoint import RunFolder
 from dlnfast.cli import main
 
 
-def assert_same_run(a, b):
+def assert_same_training(a, b):
     """Compare what two runs hold, but for times and for what follows singular values."""
     assert a.engine == b.engine
     np.testing.assert_array_equal(a.loss, b.loss)
@@ -100,12 +100,14 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
         assert partial.config["outcome"] == "unfinished"
         run = dln.resume(kept.directory)
-        assert_same_run(plain, run)
+        assert_same_training(plain, run)
         assert run.config["outcome"] == "finished"
-        assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
-        assert_same_run(plain, dln.load(kept.directory))
+        assert_same_training(
+            plain, dln.train(problem, weights, **options, checkpoint=kept)
+        )  # it has ended: read
+        assert_same_training(plain, dln.load(kept.directory))
     uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
-    assert_same_run(plain, uninterrupted)
+    assert_same_training(plain, uninterrupted)
     assert uninterrupted.problem is problem
 
 
@@ -127,7 +129,7 @@ def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_pa
     for cut in cuts:
         with contextlib.suppress(StopTraining):
             dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
-    assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=kept))
 
 
 class Patience:
@@ -157,7 +159,7 @@ def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_p
     with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
     rule = Patience(13)
-    assert_same_run(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
     assert rule.seen == plain_rule.seen
 
 
@@ -181,9 +183,9 @@ class TestTurns:
             self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
         rule = Patience(100)
         run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
-        assert_same_run(plain, run)
+        assert_same_training(plain, run)
         assert rule.seen == plain_rule.seen
-        assert_same_run(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
+        assert_same_training(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
         assert plain.config == run.config
         with pytest.raises(ValueError, match="holds another run"):
             self.train(learning_rate=0.01, checkpoint=kept)
@@ -197,7 +199,7 @@ class TestTurns:
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.config["outcome"] == outcome
-            assert_same_run(first, self.train(checkpoint=tmp_path / name, **more))
+            assert_same_training(first, self.train(checkpoint=tmp_path / name, **more))
 
 
 def test_compressed_runs_go_on(tmp_path):
@@ -211,7 +213,7 @@ def test_compressed_runs_go_on(tmp_path):
             dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
         other = tmp_path / f"copy {outer}"
         shutil.copytree(kept.directory, other)
-        assert_same_run(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
+        assert_same_training(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
         # The command line knows the rule that ends such runs.
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
@@ -259,7 +261,7 @@ def test_batches_go_on(tmp_path, monkeypatch):
         dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=kept)
 
 
-def ratings():
+def draw_ratings():
     rng = np.random.default_rng(0)
     pairs = np.unique(rng.integers(0, [40, 30], (500, 2)), axis=0)
     left, right = rng.standard_normal((40, 2)), rng.standard_normal((30, 2))
@@ -269,7 +271,7 @@ def ratings():
 
 @pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
 def test_fits_go_on(cut, tmp_path, monkeypatch):
-    pairs, known = ratings()
+    pairs, known = draw_ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
     whole, calls = dln.estimator.train, []
@@ -297,7 +299,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
     for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
-        assert_same_run(one, other)
+        assert_same_training(one, other)
     # What had ended was not done again.
     rerun, once = len(repeated), []
     monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
@@ -318,7 +320,7 @@ def test_runs_of_torch_go_on(options, tmp_path):
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    assert_same_run(plain, dln.resume(tmp_path / "run"))
+    assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
 def test_completions_go_on(tmp_path):
@@ -329,7 +331,7 @@ def test_completions_go_on(tmp_path):
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    assert_same_run(plain, dln.resume(tmp_path / "run"))
+    assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
 def test_laws_go_on(tmp_path):
@@ -342,7 +344,7 @@ def test_laws_go_on(tmp_path):
     # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
-    assert_same_run(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
+    assert_same_training(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
 
 
 def test_outcomes_are_kept(tmp_path):
@@ -368,7 +370,7 @@ def test_the_command_line_goes_on(tmp_path, capsys):
         dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
     assert main(["resume", str(kept.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
-    assert_same_run(dln.train(problem, weights, **options), dln.load(kept.directory))
+    assert_same_training(dln.train(problem, weights, **options), dln.load(kept.directory))
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
 
@@ -393,14 +395,14 @@ def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
     plain = dln.train(problem, weights, **options)
     with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
         run = dln.train(problem, weights, **options, checkpoint=kept)
-    assert_same_run(plain, run)
+    assert_same_training(plain, run)
 
 
 def test_without_a_state_the_run_starts_again(cut_short):
     kept, problem, weights, options = cut_short
     for path in kept.directory.glob("state-*.npz"):
         path.unlink()
-    assert_same_run(
+    assert_same_training(
         dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
     )
 
@@ -480,7 +482,7 @@ def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, mon
             dln.train(problem, weights, **options, checkpoint=kept)
         assert caught.value.errno == code
     assert file_names(kept.directory) == before
-    assert_same_run(
+    assert_same_training(
         dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
     )
 
@@ -522,7 +524,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     so_far = dln.load(kept.directory)
     assert len(so_far.loss) > 11
     np.testing.assert_array_equal(so_far.loss, plain.loss[: len(so_far.loss)])
-    assert_same_run(plain, dln.resume(kept.directory))
+    assert_same_training(plain, dln.resume(kept.directory))
 
 
 def test_a_signal_between_two_drains_counts_no_step_twice():
@@ -557,7 +559,7 @@ print("done")
 """
 
 
-def start(folder, steps):
+def start_training_process(folder, steps):
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM % steps, str(folder)],
         stdout=subprocess.PIPE,
@@ -576,7 +578,7 @@ def wait_for(pattern, folder, process):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_write_a_state(number, tmp_path):
     steps = 10**6
-    process = start(tmp_path / "run", steps)
+    process = start_training_process(tmp_path / "run", steps)
     wait_for("state-*.npz", tmp_path / "run", process)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
@@ -590,13 +592,13 @@ def test_signals_write_a_state(number, tmp_path):
 
 def test_kills_cost_nothing_but_time(tmp_path):
     steps = 6000
-    process = start(tmp_path / "whole", steps)
+    process = start_training_process(tmp_path / "whole", steps)
     assert process.communicate(timeout=120)[0] == "done\n"
     whole = dln.load(tmp_path / "whole")
     generator = np.random.default_rng(0)
     kills = 0
     for _ in range(200):
-        process = start(tmp_path / "run", steps)
+        process = start_training_process(tmp_path / "run", steps)
         wait_for("run.npz", tmp_path / "run", process)
         try:
             process.wait(generator.uniform(0.0, 0.3) if kills < 5 else 120)
@@ -610,7 +612,7 @@ def test_kills_cost_nothing_but_time(tmp_path):
         if process.returncode == 0:
             break
     assert kills >= 3
-    assert_same_run(whole, dln.load(tmp_path / "run"))
+    assert_same_training(whole, dln.load(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])

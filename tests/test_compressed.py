@@ -21,22 +21,22 @@ def layers_of(run, step=-1):
 
 
 @pytest.fixture(scope="module")
-def problem():
+def completion():
     return dln.low_rank_completion(120, 3, 0.35, seed=1)
 
 
 @pytest.fixture(scope="module")
-def weights():
+def start():
     return dln.orthogonal([120] * 4, 1e-2, seed=2)
 
 
-def test_the_gradient_basis_is_that_of_the_definition(problem, weights):
-    narrow = dln.compressed_weights(problem, weights, rank=3)
+def test_the_gradient_basis_is_that_of_the_definition(completion, start):
+    narrow = dln.compressed_weights(completion, start, rank=3)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (6, 6), (120, 6)]
     # By whole decompositions: the leading vectors of the gradient, and their images.
-    product = reference.end_to_end(weights)
-    mask = problem.backprojection().dense() != 0
-    u, _, vt = np.linalg.svd(-reference.observed_residual(product, problem.truth.dense(), mask))
+    product = reference.end_to_end(start)
+    mask = completion.backprojection().dense() != 0
+    u, _, vt = np.linalg.svd(-reference.observed_residual(product, completion.truth.dense(), mask))
     rotation = product / 1e-2**3
     basis = np.linalg.qr(np.hstack([vt[:3].T, rotation.T @ u[:, :3]]))[0]
     assert np.linalg.norm(narrow[0] - narrow[0] @ basis @ basis.T) < 1e-9
@@ -60,19 +60,19 @@ def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
     np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
 
 
-def test_it_recovers_where_frozen_bases_stall(problem, weights):
+def test_it_recovers_where_frozen_bases_stall(completion, start):
     options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
-    moving = dln.train_compressed(problem, weights, outer=0.01, **options)
-    frozen = dln.train_compressed(problem, weights, outer=0.0, **options)
-    assert problem.recovery_error(layers_of(moving)) < 1e-6
-    assert problem.recovery_error(layers_of(frozen)) > 1e-2
+    moving = dln.train_compressed(completion, start, outer=0.01, **options)
+    frozen = dln.train_compressed(completion, start, outer=0.0, **options)
+    assert completion.recovery_error(layers_of(moving)) < 1e-6
+    assert completion.recovery_error(layers_of(frozen)) > 1e-2
 
 
-def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypatch):
+def test_frozen_bases_by_projection_are_frozen_bases(completion, start, monkeypatch):
     options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
-    projected = dln.train_compressed(problem, weights, singular_values="all", **options)
+    projected = dln.train_compressed(completion, start, singular_values="all", **options)
     monkeypatch.setattr("dlnfast.compressed._PROJECTION_FLOPS", 0.0)
-    frozen = dln.train_compressed(problem, weights, singular_values="all", **options)
+    frozen = dln.train_compressed(completion, start, singular_values="all", **options)
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths
     assert projected.config["learning_rate"] == frozen.config["learning_rate"]
@@ -82,8 +82,8 @@ def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypat
         np.testing.assert_allclose(projected.singular_values(layer), frozen.singular_values(layer), atol=1e-9)
 
 
-def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
-    run = dln.train_compressed(problem, weights, rank=3, steps=50, outer=0.0, singular_values=2)
+def test_a_projected_run_is_saved_like_any(completion, start, tmp_path):
+    run = dln.train_compressed(completion, start, rank=3, steps=50, outer=0.0, singular_values=2)
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
@@ -132,25 +132,25 @@ def test_turns_are_those_of_the_definition(kind):
     assert run.states.snapshot_steps.tolist() == [0, 4, 8]
 
 
-def test_turns_end_where_single_steps_do(problem, weights):
+def test_turns_end_where_single_steps_do(completion, start):
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
-    runs = [dln.train_compressed(problem, weights, outer_every=n, **options) for n in (1, 10)]
+    runs = [dln.train_compressed(completion, start, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
         assert run.config["outcome"] == "converged"
-        assert problem.recovery_error(layers_of(run)) < 1e-5
+        assert completion.recovery_error(layers_of(run)) < 1e-5
     assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
     with pytest.raises(ValueError, match="momentum"):
-        dln.train_compressed(problem, weights, outer_every=2, momentum=0.5, **options)
+        dln.train_compressed(completion, start, outer_every=2, momentum=0.5, **options)
     with pytest.raises(ValueError, match="singular_values"):
-        dln.train_compressed(problem, weights, outer_every=2, singular_values=3, **options)
+        dln.train_compressed(completion, start, outer_every=2, singular_values=3, **options)
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
-def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_every):
+def test_what_diverges_carries_the_whole_network(completion, start, outer, outer_every):
     with pytest.raises(dln.DivergedError) as caught:
         dln.train_compressed(
-            problem,
-            weights,
+            completion,
+            start,
             rank=3,
             outer=outer,
             outer_every=outer_every,
@@ -160,31 +160,31 @@ def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_
         )
     run = caught.value.trajectory
     assert run.widths == [120, 6, 6, 6, 6, 120]
-    assert run.problem is problem
+    assert run.problem is completion
     assert np.all(np.isfinite(run.loss))
 
 
-def test_nothing_needs_to_be_chosen(problem, weights):
-    assert problem.suggested_rank() == 3
-    run = dln.train_compressed(problem, weights)
+def test_nothing_needs_to_be_chosen(completion, start):
+    assert completion.suggested_rank() == 3
+    run = dln.train_compressed(completion, start)
     assert run.config["outcome"] == "converged"
     assert run.config["compressed"]["rank"] == 3
-    assert problem.recovery_error(layers_of(run)) < 1e-6
-    stalled = dln.train_compressed(problem, weights, outer=0.0)
+    assert completion.recovery_error(layers_of(run)) < 1e-6
+    stalled = dln.train_compressed(completion, start, outer=0.0)
     assert stalled.config["outcome"] == "stopped"
     assert len(stalled.loss) < 20_000
-    surrogate = dln.train_compressed(problem, basis="surrogate", outer=1.0, steps=10)
+    surrogate = dln.train_compressed(completion, basis="surrogate", outer=1.0, steps=10)
     assert surrogate.widths == [120, 6, 6, 120]
     with pytest.raises(ValueError, match="steps is needed"):
-        dln.train_compressed(problem, weights, learning_rate=1.0)
+        dln.train_compressed(completion, start, learning_rate=1.0)
     with pytest.raises(ValueError, match='"auto"'):
-        dln.train_compressed(problem, weights, rank="half")
+        dln.train_compressed(completion, start, rank="half")
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
-def test_a_projection_keeps_the_loss(problem, kind):
+def test_a_projection_keeps_the_loss(completion, kind):
     rng = np.random.default_rng(0)
-    given = problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
+    given = completion if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
     U, V = (draw_orthonormal(rng, d, 4) for d in given.shape)
     small = project(given, U, V[:, :3])
     assert small.shape == (4, 3)
@@ -194,19 +194,19 @@ def test_a_projection_keeps_the_loss(problem, kind):
         assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
 
 
-def test_the_surrogate_basis(problem):
-    narrow = dln.compressed_weights(problem, rank=6, basis="surrogate", depth=4, scale=0.1)
+def test_the_surrogate_basis(completion):
+    narrow = dln.compressed_weights(completion, rank=6, basis="surrogate", depth=4, scale=0.1)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (120, 6)]
-    u, _, vt = np.linalg.svd(problem.backprojection().dense())
+    u, _, vt = np.linalg.svd(completion.backprojection().dense())
     np.testing.assert_allclose(np.abs(narrow[0] @ vt[:6].T), 0.1 * np.eye(6), atol=1e-8)
     np.testing.assert_allclose(np.abs(u[:, :6].T @ narrow[-1]), 0.1 * np.eye(6), atol=1e-8)
     run = dln.train_compressed(
-        problem, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
+        completion, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
     )
-    assert problem.recovery_error(layers_of(run)) < 1e-5
+    assert completion.recovery_error(layers_of(run)) < 1e-5
 
 
-def test_any_width_by_law(problem):
+def test_any_width_by_law(completion):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
     law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
     run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
@@ -221,11 +221,11 @@ def test_sensing_recovers():
     assert problem.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_float32(problem):
+def test_float32(completion):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
-    run = dln.train_compressed(problem, weights, rank=3, steps=3000, record_every=10**6)
+    run = dln.train_compressed(completion, weights, rank=3, steps=3000, record_every=10**6)
     assert run.weights(1).dtype == np.float32
-    assert problem.recovery_error(layers_of(run)) < 1e-3
+    assert completion.recovery_error(layers_of(run)) < 1e-3
 
 
 def test_what_observations_see_of_a_change():
@@ -254,15 +254,15 @@ def test_what_observations_see_of_a_change():
         ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
     ],
 )
-def test_bad_input(problem, weights, options, error, text):
+def test_bad_input(completion, start, options, error, text):
     with pytest.raises(error, match=text):
-        dln.train_compressed(problem, weights, steps=1, **options)
+        dln.train_compressed(completion, start, steps=1, **options)
 
 
-def test_bad_starts(problem):
+def test_bad_starts(completion):
     with pytest.raises(ValueError, match="weights are needed"):
-        dln.train_compressed(problem, rank=2, steps=1)
+        dln.train_compressed(completion, rank=2, steps=1)
     with pytest.raises(dln.AssumptionError, match="do not close"):
-        dln.compressed_weights(problem, dln.gaussian([120] * 4, 1e-2), rank=2)
+        dln.compressed_weights(completion, dln.gaussian([120] * 4, 1e-2), rank=2)
     with pytest.raises(TypeError, match="wanted a Completion, Sensing or Problem"):
         dln.compressed_weights("matrix", rank=2)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.matrices import draw_layers, draw_orthonormal
+from helpers.matrices import draw_layers, draw_orthonormal, entry_setter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -296,17 +296,13 @@ def run_of(engine, *, dim=DIM, depth=3, scale=0.1, steps=3000, decay=0.0, widths
     )
 
 
-def weights_of(run):
-    return [run.weights(layer) for layer in range(1, run.n_layers + 1)]
-
-
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_a_trained_network_has_the_rank_of_its_target(engine, depth):
     run = run_of(engine, depth=depth, scale=0.2 if depth > 3 else 0.05, steps=8000)
     result = dln.compress(run, tol=0.02)
     assert result.rank == RANK
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
     target = run.problem.target.s
     assert result.singular_values[:RANK] == pytest.approx(target, rel=1e-3)  # as far as 8000 steps train
     # Outside it is a scaled rotation, which each layer keeps and the product has in its L-th power.
@@ -326,7 +322,7 @@ def test_weight_decay_leaves_the_numerical_rank_of_the_target(engine):
     result = dln.compress(run)
     assert result.rank == RANK
     assert result.error <= result.resolution * DIM
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
 def test_both_engines_give_the_same():
@@ -351,15 +347,15 @@ def test_a_reduced_run_is_compressed_as_its_weights_are(d_x, hidden, d_y, option
     problem = dln.Problem(dln.LowRank(u, [2.0, 1.0], v))
     weights = dln.orthogonal([d_x, hidden, hidden, d_y], 0.5, seed=2)
     run = dln.train(problem, weights, learning_rate=0.05, steps=60, weight_decay=0.1, engine="reduced")
-    result, wanted = dln.compress(run, **options), dln.compress(weights_of(run), **options)
+    result, wanted = dln.compress(run, **options), dln.compress(run.all_weights(), **options)
     assert result.rank == wanted.rank
     assert result.widths == wanted.widths == (d_x, hidden, hidden, d_y)
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
 def test_a_reduced_run_needs_no_whole_layers(monkeypatch):
     run = run_of("reduced")
-    wanted = dln.compress(weights_of(run), tol=0.02)
+    wanted = dln.compress(run.all_weights(), tol=0.02)
     monkeypatch.setattr(type(run), "weights", lambda *_: pytest.fail("a whole layer was asked for"))
     result = dln.compress(run, tol=0.02)
     np.testing.assert_allclose(result.end_to_end(), wanted.end_to_end(), atol=1e2 * tolerance(F64, DIM))
@@ -396,7 +392,7 @@ def test_an_untrained_run_is_compressed_as_arrays():
     run = run_of("reduced", steps=1)
     result = dln.compress(run, rank=10)
     assert result.rank == 10
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
 def test_a_compressed_network_trains_on():
@@ -417,7 +413,7 @@ def test_float32_runs():
         run = dln.train(problem, weights, learning_rate=1.0, steps=3000, engine=engine)
         result = dln.compress(run, tol=0.02)
         assert result.rank == RANK
-        assert_chain(result, weights_of(run))
+        assert_chain(result, run.all_weights())
 
 
 # Bad input.
@@ -427,14 +423,6 @@ def bad(index, change, widths=(6, 5, 4, 6)):
     layers = dln.gaussian(list(widths), seed=0)
     layers[index] = change(layers[index])
     return layers
-
-
-def with_entry(value):
-    def change(weight):
-        weight[1, 2] = value
-        return weight
-
-    return change
 
 
 BAD_WEIGHTS = {
@@ -450,8 +438,8 @@ BAD_WEIGHTS = {
         dln.ShapeError,
         r"weights\[1\] \(W_2\) has shape \(5, 4\); wanted 5 columns, the rows of weights\[0\]",
     ),
-    "NaN": (bad(1, with_entry(np.nan)), ValueError, r"weights\[1\] \(W_2\).*nan at \(1, 2\)"),
-    "infinity": (bad(0, with_entry(np.inf)), ValueError, r"weights\[0\] \(W_1\).*inf at \(1, 2\)"),
+    "NaN": (bad(1, entry_setter(np.nan, (1, 2))), ValueError, r"weights\[1\] \(W_2\).*nan at \(1, 2\)"),
+    "infinity": (bad(0, entry_setter(np.inf, (1, 2))), ValueError, r"weights\[0\] \(W_1\).*inf at \(1, 2\)"),
     "float16": (bad(0, lambda w: w.astype(np.float16)), TypeError, r"weights\[0\] \(W_1\) has dtype float16"),
     "complex": (bad(0, lambda w: w + 0j), TypeError, r"weights\[0\] \(W_1\) has dtype complex128"),
     "mixed": (

@@ -175,7 +175,7 @@ def slots():
 SLOTS = list(slots())
 
 
-def call(name, key, index, change):
+def call_with_change(name, key, index, change):
     """Make a call with an argument changed; return the numbers in its result, None without such a form."""
     function, arguments = CALLS[name]()
     value = arguments[key]
@@ -212,7 +212,7 @@ def flat(result, depth=0):
     return [x for key in sorted(held) if key not in TIMES for x in flat(held[key], depth + 1)]
 
 
-def assert_same(found, wanted):
+def assert_same_results(found, wanted):
     """Compare results of the same values; other memory layouts may sum in another order."""
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
@@ -248,40 +248,40 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def assert_refused(name, key, index, change, wanted=None):
+def assert_refused_or_same(name, key, index, change, wanted=None):
     """Check that a call raises a typed error that names the argument, or returns what is wanted."""
     try:
-        found = call(name, key, index, change)
+        found = call_with_change(name, key, index, change)
     except (TypeError, ValueError) as error:
         assert key in str(error)
     else:
         if found is not None:
             assert wanted is not None, "it is accepted"
-            assert_same(found, wanted)
+            assert_same_results(found, wanted)
 
 
 @pytest.mark.parametrize(("name", "key", "index"), SLOTS)
 def test_every_kind_of_array_has_the_same_values(name, key, index, elsewhere):
-    wanted = call(name, key, index, lambda a: a)
+    wanted = call_with_change(name, key, index, lambda a: a)
     for kind, change in SAME.items():
-        found = call(name, key, index, change)
+        found = call_with_change(name, key, index, change)
         if found is not None:
             try:
-                assert_same(found, wanted) if wanted else None
+                assert_same_results(found, wanted) if wanted else None
             except AssertionError as error:
                 raise AssertionError(f"as {kind}: {error}") from error
 
 
 @pytest.mark.parametrize(("name", "key", "index"), SLOTS)
 def test_what_is_no_array_of_real_numbers_is_refused_by_name(name, key, index, elsewhere):
-    wanted = call(name, key, index, lambda a: a)
+    wanted = call_with_change(name, key, index, lambda a: a)
     for kind, change in REFUSED.items():
         if kind == "no axis" and (name, key) in NUMBERS:
             continue
         # Numbers one by one may be of Python's own types, and labels may be words.
         harmless = (name, key) in NUMBERS or key == "labels"
         try:
-            assert_refused(name, key, index, change, wanted if harmless else None)
+            assert_refused_or_same(name, key, index, change, wanted if harmless else None)
         except AssertionError as error:
             raise AssertionError(f"as {kind}: {error}") from error
 
@@ -290,7 +290,7 @@ def test_what_is_no_array_of_real_numbers_is_refused_by_name(name, key, index, e
 def test_missing_values_are_refused_by_name(name, key, index, elsewhere):
     for kind, change in INCOMPLETE.items():
         try:
-            assert_refused(name, key, index, change)
+            assert_refused_or_same(name, key, index, change)
         except AssertionError as error:
             raise AssertionError(f"as {kind}: {error}") from error
 
@@ -308,12 +308,12 @@ def test_half_precision_tensors_are_read_as_float32(elsewhere):
                 return rounded(a).float().numpy()
 
             try:
-                wanted = call(name, key, index, exact)
+                wanted = call_with_change(name, key, index, exact)
             except (TypeError, ValueError) as error:  # of rounded frames and layers of mixed precision
                 with pytest.raises(type(error)):
-                    call(name, key, index, rounded)
+                    call_with_change(name, key, index, rounded)
                 continue
-            assert_same(call(name, key, index, rounded), wanted) if wanted else None
+            assert_same_results(call_with_change(name, key, index, rounded), wanted) if wanted else None
 
 
 def plain_of(name, key, index):
@@ -353,10 +353,10 @@ def incomplete_matrices():
 def test_a_matrix_with_missing_values_has_the_others(kind, matrix):
     wanted = dln.Completion(*np.nonzero(KNOWN), PHI[KNOWN], PHI.shape)
     problem = dln.Completion.from_dense(matrix)
-    assert_same(flat(problem.to_arrays()), flat(wanted.to_arrays()))
+    assert_same_results(flat(problem.to_arrays()), flat(wanted.to_arrays()))
     assert problem.shape == (2, 3)
     estimators = [dln.MatrixCompletion(steps=5, rank=1).fit(X) for X in (matrix, NAN)]
-    assert_same([estimators[0].predict()], [estimators[1].predict()])
+    assert_same_results([estimators[0].predict()], [estimators[1].predict()])
     for measure in ("score", "rmse"):
         assert getattr(estimators[0], measure)(matrix) == getattr(estimators[0], measure)(NAN)
 
@@ -397,7 +397,7 @@ def test_ratings_that_are_missing_are_left_out(ratings):
         dln.MatrixCompletion(steps=5, rank=1, shape=(4, 3)).fit(*given)
         for given in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
     )
-    assert_same([fitted.predict()], [wanted.predict()])
+    assert_same_results([fitted.predict()], [wanted.predict()])
     assert fitted.score(PAIRS, ratings) == wanted.score(PAIRS[:-1], RATINGS[:-1])
     assert fitted.rmse(PAIRS, ratings) == wanted.rmse(PAIRS[:-1], RATINGS[:-1])
     # A pair without a rating still tells of its row.
@@ -437,7 +437,7 @@ def test_stored_zeros_are_entries_in_every_format(form, kind):
     np.testing.assert_array_equal(problem.columns, [0, 1, 2])
     np.testing.assert_array_equal(problem.values, [1.0, 0.0, 2.0])
     fitted, wanted = (dln.MatrixCompletion(steps=3, rank=1).fit(X) for X in (matrix, stored_zeros("coo")))
-    assert_same([fitted.predict()], [wanted.predict()])
+    assert_same_results([fitted.predict()], [wanted.predict()])
 
 
 @pytest.mark.parametrize("offsets", [(0,), (1, -1), (2, 0, -2), (3,), (-2,), (-5, 0), (9, 1)])
@@ -463,7 +463,7 @@ def test_sparse_tensors_hold_their_entries(layout):
     problem = dln.Completion.from_sparse(matrix)
     np.testing.assert_array_equal(problem.values, [1.0, 0.0, 2.0])
     np.testing.assert_array_equal(problem.rows, [0, 1, 2])
-    assert_same(
+    assert_same_results(
         [dln.MatrixCompletion(steps=3, rank=1).fit(matrix).predict()],
         [dln.MatrixCompletion(steps=3, rank=1).fit(stored_zeros("csr")).predict()],
     )
@@ -513,7 +513,7 @@ def test_sparse_operators_measure_as_dense_ones(form, dtype):
     found = dln.Sensing(sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
     wanted = dln.Sensing(operators.reshape(5, 2, 3), values)
     W = np.random.default_rng(1).standard_normal((2, 3))
-    assert_same([found.apply(W), found.adjoint(values)], [wanted.apply(W), wanted.adjoint(values)])
+    assert_same_results([found.apply(W), found.adjoint(values)], [wanted.apply(W), wanted.adjoint(values)])
     np.testing.assert_allclose(found.density, wanted.density, rtol=tolerance(np.float64, 30))
 
 
@@ -615,8 +615,8 @@ def test_labels_of_every_kind(kind, labels):
     problem = dln.Problem.from_data(X, labels)
     np.testing.assert_array_equal(problem.labels, LABELS)
     assert problem.classes.tolist() == [0, 2]
-    assert_same([problem.target], [dln.Problem.from_data(X, LABELS).target])
-    assert_same([dln.SufficientStatistics().add(X, labels).target], [problem.target])
+    assert_same_results([problem.target], [dln.Problem.from_data(X, LABELS).target])
+    assert_same_results([dln.SufficientStatistics().add(X, labels).target], [problem.target])
     np.testing.assert_array_equal(dln.one_hot(labels), dln.one_hot(LABELS))
     assert dln.measures.compression(X, labels) == dln.measures.compression(X, LABELS)
 
@@ -682,7 +682,7 @@ class Operator:
 def test_operators_may_return_any_array(cast):
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(Operator(W, cast=cast)).singular_values
-    assert_same([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
+    assert_same_results([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
 
 
 @pytest.mark.parametrize(
@@ -714,7 +714,7 @@ def test_linear_operators_of_scipy():
     linalg = pytest.importorskip("scipy.sparse.linalg")
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(linalg.aslinearoperator(W)).singular_values
-    assert_same([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
+    assert_same_results([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
     with pytest.raises(TypeError, match=r"W\.dtype is complex128"):
         dln.SVDTracker(2).update(linalg.aslinearoperator(W + 1j))
 

@@ -55,12 +55,12 @@ def test_one_hot_refuses_what_is_not_labels():
 # ------------------------------------------------------------------------------ loading synthetic copies
 
 
-def small_set(n_images, seed):
+def draw_fashion_images(n_images, seed):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n_images, 28, 28), np.uint8), rng.integers(0, 10, n_images, np.uint8)
 
 
-TRAIN, TEST = small_set(7, 0), small_set(3, 1)
+TRAIN, TEST = draw_fashion_images(7, 0), draw_fashion_images(3, 1)
 BOTH = {"train": TRAIN, "test": TEST}
 
 
@@ -83,7 +83,7 @@ def write_idx(folder, compressed=False):
             path.write_bytes(gzip.compress(content) if compressed else content)
 
 
-def assert_is_small_set(path):
+def assert_loads_small_set(path):
     for split, (images, labels) in BOTH.items():
         got_images, got_labels = load_fashion_mnist(path, split)
         assert got_images.dtype == np.uint8
@@ -94,21 +94,21 @@ def assert_is_small_set(path):
 
 def test_npz_file_or_folder(tmp_path):
     write_npz(tmp_path / "fashion_mnist_full.npz")
-    assert_is_small_set(tmp_path)
-    assert_is_small_set(str(tmp_path / "fashion_mnist_full.npz"))
+    assert_loads_small_set(tmp_path)
+    assert_loads_small_set(str(tmp_path / "fashion_mnist_full.npz"))
 
 
 def test_environment_variable_is_the_default(tmp_path, monkeypatch):
     write_npz(tmp_path / "fashion_mnist_full.npz")
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
-    assert_is_small_set(None)
+    assert_loads_small_set(None)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("folder", ["FashionMNIST/raw", "raw", "."])
 def test_idx_folders(tmp_path, folder, compressed):
     write_idx(tmp_path / folder, compressed)
-    assert_is_small_set(tmp_path)
+    assert_loads_small_set(tmp_path)
 
 
 def png(image):
@@ -127,7 +127,7 @@ def test_parquet_folders(tmp_path, folder):
             table = {"image": [png(image) for image in images[rows]], "label": labels[rows].astype(np.int64)}
             file = tmp_path / folder / f"{split}-{part:05d}-of-00002.parquet"
             parquet.write_table(pyarrow.table(table), file)
-    assert_is_small_set(tmp_path)
+    assert_loads_small_set(tmp_path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -22,16 +22,6 @@ ENGINES = ["reduced", "dense"]
 DIM = 10
 
 
-@pytest.fixture
-def problem():
-    return dln.Problem(dln.low_rank_recovery(DIM, 2, seed=1).target, loss_scale=0.01)
-
-
-@pytest.fixture
-def weights():
-    return dln.orthogonal([DIM] * 4, 0.7, seed=2)
-
-
 def scalar_problem(sigma=1.3, loss_scale=0.5):
     return dln.Problem([[sigma]], loss_scale=loss_scale)
 
@@ -233,7 +223,7 @@ def test_the_configuration_tells_all(problem, weights):
 # The update rule, on one entry per layer, where it can be written down.
 
 
-def by_hand(start, sigma, loss_scale, rate, decay, momentum, steps):
+def descend_scalars(start, sigma, loss_scale, rate, decay, momentum, steps):
     w, v = list(start), [0.0] * len(start)
     losses, weights = [], []
     for _ in range(steps + 1):
@@ -257,7 +247,7 @@ def test_one_entry_per_layer(engine, n_layers, data):
     start = numbers(0.5, 1.2)
     rate, decay, momentum = numbers(0, 0.3), numbers(0, 0.1), numbers(0, 0.9)
     problem = scalar_problem()
-    losses, wanted = by_hand(start, 1.3, 0.5, rate, decay, momentum, 40)
+    losses, wanted = descend_scalars(start, 1.3, 0.5, rate, decay, momentum, 40)
     run = dln.train(
         problem,
         [np.array([[w]]) for w in start],

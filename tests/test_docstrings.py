@@ -48,14 +48,14 @@ COST = re.compile(r"[Cc]ost|O\(|flops|[Mm]emory|seconds|times as long")
 PAGES = "\n".join(page.read_text() for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"))
 
 
-def public(name):
+def public_objects(name):
     """Yield the names and objects of a module; a module without an optional package has none."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError:
         return
-    names = getattr(module, "__all__", None)
-    for entry in names or [n for n, o in vars(module).items() if getattr(o, "__module__", "") == name]:
+    entry_names = getattr(module, "__all__", None)
+    for entry in entry_names or [n for n, o in vars(module).items() if getattr(o, "__module__", "") == name]:
         try:
             found = getattr(module, entry)
         except ModuleNotFoundError:  # a part that needs an optional package
@@ -67,7 +67,7 @@ def public(name):
 def collected():
     seen = set()
     for module in MODULES:
-        for name, found in public(module):
+        for name, found in public_objects(module):
             if id(found) in seen:
                 continue
             seen.add(id(found))
@@ -86,12 +86,12 @@ def sections(text):
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def names(section):
+def entry_names(section):
     entries = re.findall(r"^(\S.*)$", section, re.MULTILINE)
     return {name.strip(" *") for entry in entries for name in entry.split(" : ")[0].split(",")}
 
 
-def source(found):
+def source_code(found):
     try:
         return inspect.getsource(found)
     except (OSError, TypeError):  # what a decorator of the standard library wrote
@@ -100,7 +100,7 @@ def source(found):
 
 def commented(found):
     """Return the fields of a class below a comment with a colon, and those that follow them at once."""
-    blocks = re.findall(r"#:.*\n((?:\s+\w+: .*\n)+)", source(found))
+    blocks = re.findall(r"#:.*\n((?:\s+\w+: .*\n)+)", source_code(found))
     return set(re.findall(r"(\w+): ", "".join(blocks)))
 
 
@@ -117,11 +117,11 @@ def test_docstring_is_complete(found, owner):
     told = sections(text)
     assert list(told) == sorted(told, key=ORDER.index), "sections out of order"
     parameters = [p for p in inspect.signature(found).parameters if p not in ("self", "cls")]
-    described = names(told.get("Parameters", "")) | names(told.get("Attributes", ""))
+    described = entry_names(told.get("Parameters", "")) | entry_names(told.get("Attributes", ""))
     described |= commented(found) if inspect.isclass(found) else set()
     missing = [p for p in parameters if p not in described and not is_field_of_another(found, p)]
     assert not missing, f"parameters without a word: {missing}"
-    body = source(found.__init__ if inspect.isclass(found) else found)
+    body = source_code(found.__init__ if inspect.isclass(found) else found)
     if CHECKS.search(body):
         assert "Raises" in told, "it can raise"
     if inspect.isclass(found):
@@ -150,7 +150,7 @@ def init_of(base):
 
 @pytest.mark.parametrize("module", [name for name in MODULES if "integrations" not in name])
 def test_the_reference_shows_all(module):
-    for name, _ in public(module):
+    for name, _ in public_objects(module):
         assert re.search(rf"^\.\. auto\w+:: {name}$", PAGES, re.MULTILINE), f"no page shows {name}"
 
 

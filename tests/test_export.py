@@ -53,7 +53,7 @@ def uneven(**options):
     return dln.train(problem, dln.gaussian([6, 5, 4], 0.3), **options)
 
 
-def completion(**options):
+def train_completion(**options):
     problem = dln.low_rank_completion(12, 1, observed=0.6)
     options = {"learning_rate": "adaptive", "steps": 40, "record_every": 5, "singular_values": 3} | options
     options |= {"n_threads": 1}
@@ -72,7 +72,7 @@ CASES = {
     "uneven": (uneven, {"vectors": True, "weights_every": 7}),
     "float32": (square, {"dtype": "float32", "engine": "dense", "singular_values": 2}),
     "nothing but the loss": (uneven, {"singular_values": None}),
-    "completion": (completion, {}),
+    "completion": (train_completion, {}),
 }
 
 
@@ -132,7 +132,7 @@ def test_layers_of_different_widths_are_filled_up(xarray):
 
 
 def test_rates_have_steps_of_their_own(xarray):
-    run = completion()
+    run = train_completion()
     found = run.to_xarray()
     np.testing.assert_array_equal(found.rates, run.rates)
     assert found.rates.dims == ("rate_step",)
@@ -297,7 +297,7 @@ except OSError as error:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def folder_of_a_run(tmp_path_factory):
     """Return a folder with the file of a run whose export takes a few hundred kilobytes."""
     folder = tmp_path_factory.mktemp("recorded")
     weights = dln.gaussian([24] * 3, 0.5)
@@ -307,14 +307,14 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", [0, 300, 3_000, 10_000, 40_000, 160_000])
-def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, recorded):
+def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, folder_of_a_run):
     resource = pytest.importorskip("resource", reason="limits of processes are POSIX's")
     del resource
     ending, opened = store
-    folder = recorded / f"{ending} {limit}"
+    folder = folder_of_a_run / f"{ending} {limit}"
     folder.mkdir()
     path = folder / f"a.{ending}"
-    dln.export(dln.load(recorded / "run.npz"), path, variables=["loss"])
+    dln.export(dln.load(folder_of_a_run / "run.npz"), path, variables=["loss"])
     # A process of its own: the HDF5 library used to end it.
     finished = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder), ending, str(limit)],
@@ -333,14 +333,14 @@ def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, record
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5, 20, 60, 150])
-def test_any_write_of_hdf5_may_fail(nth, xarray, recorded, tmp_path, monkeypatch):
+def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monkeypatch):
     """Ctrl-C comes while the library writes, too."""
     pytest.importorskip("h5netcdf", reason="stores are optional")
 
     def opened(path):
         return xarray.load_dataset(path, engine="h5netcdf")
 
-    run, path = dln.load(recorded / "run.npz"), tmp_path / "a.h5"
+    run, path = dln.load(folder_of_a_run / "run.npz"), tmp_path / "a.h5"
     dln.export(run, path, variables=["loss"])
     write, count = module._Sink.write, 0
 
@@ -448,7 +448,7 @@ def test_tables_of_other_runs(pandas):
     np.testing.assert_array_equal(
         table[table.layer == 3].singular_values.to_numpy().reshape(-1, 12), reduced.singular_values(3)
     )
-    adaptive = completion()
+    adaptive = train_completion()
     rates = adaptive.to_dataframe().groupby("step").rates.first()
     np.testing.assert_array_equal(rates.iloc[:-1], adaptive.rates[adaptive.steps[:-1]])
     assert np.isnan(rates.iloc[-1])  # no step was taken from the last record

@@ -14,23 +14,23 @@ from dlnfast.theory import rho_flow
 
 
 @pytest.fixture(scope="module")
-def evolution(tmp_path_factory):
+def evolution_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("evolution"), "svd-evolution")
 
 
 @pytest.fixture(scope="module")
-def collapse(tmp_path_factory):
+def collapse_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("collapse"), "progressive-collapse", "--activations", "linear")
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory):
+def edge_figure(tmp_path_factory):
     options = ["--quick", "--sweep-points", "60", "--sharpness-every", "25"]
     return run_figure(tmp_path_factory.mktemp("edge"), "edge-of-stability", *options)
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
+def features_figure(tmp_path_factory):
     options = ["--depths", "2", "3", "--assumption-width", "60", "--widths", "50", "80"]
     options += ["--assumption-depth", "3"]
     return run_figure(tmp_path_factory.mktemp("features"), "feature-compression-theory", *options)
@@ -39,8 +39,8 @@ def features(tmp_path_factory):
 # svd-evolution
 
 
-def test_evolution_meets_the_published_numbers(evolution):
-    numbers = evolution["numbers"]
+def test_evolution_meets_the_published_numbers(evolution_figure):
+    numbers = evolution_figure["numbers"]
     assert numbers["engine"] == "reduced"
     assert round(numbers["rho"][50], 4) == 0.9510
     assert round(numbers["rho_flow"][50], 4) == 0.9511
@@ -54,8 +54,8 @@ def test_evolution_meets_the_published_numbers(evolution):
     assert max(numbers["right vectors"]["middle"]["high"]) == 0
 
 
-def test_evolution_records_what_it_depends_on(evolution):
-    assert evolution["settings"] == {
+def test_evolution_records_what_it_depends_on(evolution_figure):
+    assert evolution_figure["settings"] == {
         "dim": 30,
         "depth": 3,
         "rank": 3,
@@ -70,15 +70,15 @@ def test_evolution_records_what_it_depends_on(evolution):
         "reference": "limit",
         "engine": "auto",
     }
-    assert evolution["environment"]["dlnfast"] == build_info()
-    assert {"numpy", "matplotlib"} <= set(evolution["environment"]["packages"])
-    assert evolution["numbers"]["training_seconds"] < evolution["seconds"]["all"]
-    assert len(evolution["numbers"]["loss"]) == 51
+    assert evolution_figure["environment"]["dlnfast"] == build_info()
+    assert {"numpy", "matplotlib"} <= set(evolution_figure["environment"]["packages"])
+    assert evolution_figure["numbers"]["training_seconds"] < evolution_figure["seconds"]["all"]
+    assert len(evolution_figure["numbers"]["loss"]) == 51
 
 
-def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, evolution):
+def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, evolution_figure):
     last = run_figure(tmp_path, "svd-evolution", "--layer", "3")["numbers"]
-    first = evolution["numbers"]
+    first = evolution_figure["numbers"]
     for side, other in (("right vectors", "left vectors"), ("left vectors", "right vectors")):
         here = [column[-1] for column in first[side]["top"]["values"]]
         there = [column[-1] for column in last[other]["top"]["values"]]
@@ -87,14 +87,17 @@ def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, ev
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_engines_draw_the_same(tmp_path, evolution, engine):
+def test_engines_draw_the_same(tmp_path, evolution_figure, engine):
     other = run_figure(tmp_path, "svd-evolution", "--engine", engine)["numbers"]
     assert other["engine"] == engine
     for name in ("singular values", "right vectors", "left vectors"):
         for group in ("top", "bottom"):
             # Vectors of a dense run are as accurate as the gaps between singular values after one step allow.
             np.testing.assert_allclose(
-                other[name][group]["values"], evolution["numbers"][name][group]["values"], rtol=0, atol=1e-9
+                other[name][group]["values"],
+                evolution_figure["numbers"][name][group]["values"],
+                rtol=0,
+                atol=1e-9,
             )
 
 
@@ -127,8 +130,8 @@ def test_evolution_variants(tmp_path):
 # progressive-collapse
 
 
-def test_collapse_meets_the_published_numbers(collapse):
-    deep = {record["depth"]: record for record in collapse["numbers"]["depth"]}
+def test_collapse_meets_the_published_numbers(collapse_figure):
+    deep = {record["depth"]: record for record in collapse_figure["numbers"]["depth"]}
     assert list(deep) == [6, 8, 10]
     values = deep[8]["compression"]
     assert values[0] == pytest.approx(11.25, rel=1e-12)
@@ -148,8 +151,8 @@ def test_collapse_stopped_by_the_mean_loss(tmp_path):
     assert record["fit"]["ratio"] == pytest.approx(0.1878, abs=3e-4)
 
 
-def test_collapse_runs_reduced_where_it_can(collapse):
-    numbers = collapse["numbers"]
+def test_collapse_runs_reduced_where_it_can(collapse_figure):
+    numbers = collapse_figure["numbers"]
     for panel in ("depth", "scale", "init"):
         for record in numbers[panel]:
             assert record["converged"]
@@ -174,8 +177,8 @@ def test_collapse_says_what_did_not_converge(tmp_path, capsys):
 # edge-of-stability
 
 
-def test_edge_meets_the_published_thresholds(edge):
-    numbers = edge["numbers"]
+def test_edge_meets_the_published_thresholds(edge_figure):
+    numbers = edge_figure["numbers"]
     thresholds = list(numbers["thresholds"].values())
     assert [round(threshold, 4) for threshold in thresholds] == [0.0309, 0.0331, 0.0356]
     spacing = np.diff(numbers["sweep"]["parameter"])[0]
@@ -187,8 +190,8 @@ def test_edge_meets_the_published_thresholds(edge):
         assert pair[0] / threshold == pytest.approx(1.244, abs=2 * spacing / threshold)
 
 
-def test_as_many_modes_oscillate_as_theory_says(edge):
-    columns = edge["numbers"]["columns"]
+def test_as_many_modes_oscillate_as_theory_says(edge_figure):
+    columns = edge_figure["numbers"]["columns"]
     assert [column["learning_rate"] for column in columns] == [0.0305, 0.032, 0.0335, 0.0363]
     for modes, column in enumerate(columns):
         assert column["oscillating"] == column["oscillating_in_theory"] == modes
@@ -236,8 +239,8 @@ def test_wrong_requests_for_edge(tmp_path, capsys, options, message):
 PUBLISHED = [11.9993305, 3.4821217, 0.9843595, 0.2763253, 0.07745831, 0.02171478]
 
 
-def test_features_meet_the_published_numbers(features):
-    record = features["numbers"]["features"]
+def test_features_meet_the_published_numbers(features_figure):
+    record = features_figure["numbers"]["features"]
     assert record["converged"]
     assert record["runs"] == 20
     compression = record["compression"]
@@ -250,8 +253,8 @@ def test_features_meet_the_published_numbers(features):
     assert compression["least"][0] < compression["compression"][0] < compression["largest"][0]
 
 
-def test_discrimination_is_linear(features):
-    record = features["numbers"]["features"]["discrimination"]
+def test_discrimination_is_linear(features_figure):
+    record = features_figure["numbers"]["features"]["discrimination"]
     assert record["fit"]["r_squared"] > 0.95
     assert record["fit"]["slope"] > 0
     assert record["theory"][0] is None
@@ -259,8 +262,8 @@ def test_discrimination_is_linear(features):
     np.testing.assert_allclose(record["discrimination"][1:], record["theory"][1:], rtol=0, atol=0.011)
 
 
-def test_trained_layers_stay_as_balanced_as_they_were(features):
-    numbers = features["numbers"]
+def test_trained_layers_stay_as_balanced_as_they_were(features_figure):
+    numbers = features_figure["numbers"]
     assert [record["depth"] for record in numbers["depth"]] == [2, 3]
     assert [record["width"] for record in numbers["width"]] == [50, 80]
     for record in [*numbers["depth"], *numbers["width"]]:
@@ -319,12 +322,12 @@ def factorisation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def completion(tmp_path_factory):
+def completion_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("completion"), "completion-compressed", *COMPLETION)
 
 
 @pytest.fixture(scope="module")
-def sensing(tmp_path_factory):
+def sensing_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("sensing"), "sensing-compressed", *SENSING)
 
 
@@ -351,8 +354,8 @@ def test_full_and_compressed_factorisation_agree(factorisation):
     assert {run["steps"] for run in numbers["spaced_runs"].values()} == {1500}
 
 
-def test_bases_that_turn_complete_what_frozen_ones_do_not(completion):
-    numbers = completion["numbers"]
+def test_bases_that_turn_complete_what_frozen_ones_do_not(completion_figure):
+    numbers = completion_figure["numbers"]
     ends = {}
     for part in ("compressed", "beside_full"):
         ends[part] = [record["errors"][-1] for record in numbers[part].values()]
@@ -366,8 +369,8 @@ def test_bases_that_turn_complete_what_frozen_ones_do_not(completion):
     assert fast < slow < frozen
 
 
-def test_narrow_and_deep_completion(completion):
-    numbers = completion["numbers"]
+def test_narrow_and_deep_completion(completion_figure):
+    numbers = completion_figure["numbers"]
     for entries in numbers["narrow"].values():
         assert [entry["rank"] for entry in entries] == [2, 4]
         assert all(0 < entry["steps"] <= entry["taken"] <= 3000 for entry in entries)
@@ -390,8 +393,8 @@ def test_completion_says_what_diverges(tmp_path, capsys):
     assert f"DIVERGES at iteration {record['diverged_at']}" in capsys.readouterr().out
 
 
-def test_sensing_with_bases_that_turn(sensing):
-    numbers = sensing["numbers"]
+def test_sensing_with_bases_that_turn(sensing_figure):
+    numbers = sensing_figure["numbers"]
     full, frozen, turning = numbers["runs"].values()
     assert full["steps"] == frozen["steps"] == turning["steps"] == list(range(0, 1201, 40))
     assert full["errors"][0] == pytest.approx(1, abs=0.01)
@@ -487,9 +490,9 @@ def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
 # The registry.
 
 
-def test_quick_changes_what_was_not_given(edge):
-    assert edge["quick"] is True
-    settings = edge["settings"]
+def test_quick_changes_what_was_not_given(edge_figure):
+    assert edge_figure["quick"] is True
+    settings = edge_figure["settings"]
     given = {"sweep_points": 60, "sharpness_every": 25}
     quick = dict(figures.quick_settings(figures.load("edge-of-stability")))
     assert {name: settings[name] for name in quick} == {**quick, **given}

@@ -43,20 +43,20 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def transformers():
+def transformers_with_peft():
     pytest.importorskip("peft", reason="peft is optional")
     return pytest.importorskip("transformers", reason="transformers is optional")
 
 
 @pytest.fixture(scope="module")
-def folder(transformers, tmp_path_factory):
+def folder(transformers_with_peft, tmp_path_factory):
     """A small BERT without a head, its tokenizer, and pairs whose score is the share of common words."""
     place = tmp_path_factory.mktemp("finetuning")
     (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
-    transformers.BertModel(config).save_pretrained(place / "model")
-    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
+    config = transformers_with_peft.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
+    transformers_with_peft.BertModel(config).save_pretrained(place / "model")
+    transformers_with_peft.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
     generator = np.random.default_rng(0)
     lines = ["split\tscore\tsentence1\tsentence2"]
     for i in range(60):

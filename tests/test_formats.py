@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import released_formats
 from helpers.files import file_names, without_digest
+from helpers.runs import run_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_formats import DATA, FOLDERS, RUNS
@@ -114,20 +115,12 @@ def test_no_file_holds_a_pickle():
 # ------------------------------------------------------------------------------------------- damage
 
 
-def content(run):
-    """Return all that a run holds, as one thing to compare."""
-    about, arrays = run.to_arrays()
-    return json.dumps(about, sort_keys=True), {
-        k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()
-    }
-
-
 def read(folder):
     """Return the content of a folder, or the text of the error that it gives."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = content(dln.load(folder))
+            found = run_content(dln.load(folder))
         except ValueError as error:
             return None, str(error)
     assert all(w.category is RuntimeWarning and str(folder) in str(w.message) for w in caught)
@@ -167,7 +160,7 @@ def test_a_damaged_folder_is_named_or_the_same(data, checkpointed_runs, tmp_path
     if found is None:
         assert str(folder) in error
     else:
-        assert found == content(dln.load(checkpointed_runs / engine))
+        assert found == run_content(dln.load(checkpointed_runs / engine))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
@@ -190,7 +183,7 @@ def test_files_of_another_run_are_noticed(engine, checkpointed_runs, tmp_path):
         shutil.copy(checkpointed_runs / f"other {engine}" / name, folder / name)
         found, error = read(folder)
         if name.startswith("state") and found is not None:
-            assert found == content(dln.load(checkpointed_runs / engine))  # not needed
+            assert found == run_content(dln.load(checkpointed_runs / engine))  # not needed
         else:
             assert "another run" in error or "no state of its last step" in error, (name, error)
 
@@ -371,7 +364,7 @@ def test_arrays_that_do_not_fit_are_named(make, name, change, message):
     run = make()
     about, arrays = run.to_arrays()
     about = json.loads(json.dumps(about))
-    assert content(dln.Trajectory.from_arrays(about, dict(arrays))) == content(run)
+    assert run_content(dln.Trajectory.from_arrays(about, dict(arrays))) == run_content(run)
     if callable(name):
         name(about, change)
     elif change is None:
@@ -395,7 +388,7 @@ def test_old_folders_have_to_fit_too(checkpointed_runs, tmp_path):
     shutil.copytree(checkpointed_runs / "reduced", folder)
     for path in folder.glob("*.npz"):
         remove_digest(path)
-    assert content(dln.load(folder)) == content(dln.load(checkpointed_runs / "reduced"))
+    assert run_content(dln.load(folder)) == run_content(dln.load(checkpointed_runs / "reduced"))
     path = sorted(folder.glob("records-*.npz"))[1]
     with np.load(path) as file:
         arrays = dict(file)

@@ -178,7 +178,7 @@ def finite(result, depth=0):
     if isinstance(result, np.ndarray):
         return result.dtype.kind not in "fc" or bool(np.isfinite(result).all())
     if isinstance(result, dln.Trajectory):
-        return finite(result.loss) and (not len(result.steps) or finite(values_of(result)))
+        return finite(result.loss) and (not len(result.steps) or finite(recorded_values(result)))
     if depth > 3 or isinstance(result, (str, bytes, type, types.FunctionType, types.MethodType)):
         return True
     if isinstance(result, dln.Batch):
@@ -194,7 +194,7 @@ def finite(result, depth=0):
     return True
 
 
-def values_of(trajectory):
+def recorded_values(trajectory):
     try:
         return [trajectory.singular_values(layer) for layer in range(1, trajectory.n_layers + 1)]
     except ValueError:  # none were asked for
@@ -344,7 +344,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-def public():
+def public_names():
     """Yield the names of all that users call with arguments."""
     for name in dln.__all__:
         if name in NOT_CALLED:
@@ -375,7 +375,7 @@ def methods(name, thing):
 
 
 def test_no_public_function_is_left_out():
-    names = set(public())
+    names = set(public_names())
     assert names - set(CALLS) - OTHERS == set()
     assert {name.partition(",")[0] for name in CALLS} - names == set()
     assert OTHERS - names == set()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import make_two_layers  # noqa: E402
 from torch import nn  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
@@ -21,8 +22,7 @@ def rows(n=STEPS * 4):
 
 
 def network():
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 2))
+    return make_two_layers(10, 30, 2, seed=3)
 
 
 def plain_loop():
@@ -47,10 +47,6 @@ def assert_same(seen, tracked, prefix):
 
 
 class TestLightning:
-    @pytest.fixture
-    def lightning(self):
-        return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
-
     def module(self, lightning):
         class Module(lightning.LightningModule):
             def __init__(self):
@@ -110,12 +106,6 @@ class TestLightning:
 
 
 class TestTransformers:
-    @pytest.fixture
-    def transformers(self, monkeypatch):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        pytest.importorskip("accelerate", reason="accelerate is optional")
-        return pytest.importorskip("transformers", reason="transformers is optional")
-
     def train(self, transformers, spectra, folder, steps, resume=None):
         class Model(nn.Module):
             def __init__(self):

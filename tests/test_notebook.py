@@ -20,7 +20,7 @@ OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
 MOST_BYTES = 1_500_000
 
 
-def source(cell):
+def cell_source(cell):
     return "".join(cell["source"])
 
 
@@ -31,7 +31,7 @@ def tagged(cell, tag):
 def run_cells(cells, folder, **variables):
     """Run cells as one program, without a notebook around them."""
     program = folder / "cells.py"
-    program.write_text("\n\n".join(map(source, cells)), encoding="utf-8")
+    program.write_text("\n\n".join(map(cell_source, cells)), encoding="utf-8")
     environment = {**os.environ, "MPLBACKEND": "agg", **variables}
     done = subprocess.run(
         [sys.executable, program.name],
@@ -53,7 +53,7 @@ def test_every_code_cell_was_run_in_order_and_shows_something():
 def test_every_code_cell_has_one_picture():
     for cell in CODE:
         pictures = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
-        assert len(pictures) == 1, source(cell)
+        assert len(pictures) == 1, cell_source(cell)
 
 
 def test_outputs_are_printed_lines_and_pictures_only():
@@ -75,13 +75,13 @@ def test_nothing_tells_where_and_when_it_was_run():
         "language_info": {"name": "python"},
     }
     assert all(set(cell["metadata"]) <= {"tags"} for cell in BOOK["cells"])
-    text = "".join(source(cell) for cell in BOOK["cells"])
+    text = "".join(cell_source(cell) for cell in BOOK["cells"])
     text += "".join("".join(output.get("text", "")) for output in OUTPUTS)
     assert not re.search(r"(?<![\w.:/])/(home|root|tmp|Users|usr|work)\b|[A-Z]:\\", text)
 
 
 def test_links_lead_somewhere():
-    text = "".join(source(cell) for cell in BOOK["cells"] if cell["cell_type"] == "markdown")
+    text = "".join(cell_source(cell) for cell in BOOK["cells"] if cell["cell_type"] == "markdown")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
     assert links
     for link in links:
@@ -114,7 +114,7 @@ def test_the_cells_with_torch_run(tmp_path, data):
     pytest.importorskip("torch", reason="PyTorch is optional")
     cells = [cell for cell in CODE if tagged(cell, "setup") or tagged(cell, "torch")]
     if data == "unset":
-        cells = [cell for cell in cells if tagged(cell, "setup") or "DLNFAST_DATA" in source(cell)]
+        cells = [cell for cell in cells if tagged(cell, "setup") or "DLNFAST_DATA" in cell_source(cell)]
         printed = run_cells(cells, tmp_path, DLNFAST_DATA=None)
         assert "Gaussian classes" in printed
     else:

@@ -56,7 +56,7 @@ def classifier():
     )
 
 
-def draw(figure):
+def render(figure):
     """Render, so that everything a backend would complain about comes up."""
     figure.canvas.draw()
 
@@ -70,7 +70,7 @@ def test_loss_is_drawn_at_every_step(run):
     assert display.ax_.get_yscale() == "log"
     assert display.figure_ is display.ax_.figure
     assert display.numbers()["loss"] == run.loss.tolist()
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_a_floor_at_rounding_level_is_not_drawn():
@@ -88,7 +88,7 @@ def test_loss_leaves_gaps_for_zeros_and_shows_the_floor():
     assert np.isnan(display.ax_.lines[0].get_ydata()[1])
     assert display.ax_.lines[0].get_color() == "red"
     np.testing.assert_array_equal(display.ax_.lines[1].get_ydata(), [0.25, 0.25])
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
@@ -112,14 +112,14 @@ def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert labels == ["top 2", "middle 8, equal", "bottom 2"]
     assert r"\sigma_i(t)" in display.ax_.get_ylabel()
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_waterfall_has_a_line_per_value(run):
     display = SingularValueDisplay.from_trajectory(run).plot(style="waterfall", legend=False)
     assert len(display.ax_.lines) == DIM
     assert display.ax_.name == "3d"
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize("style", ["flat", "waterfall"])
@@ -130,7 +130,7 @@ def test_ten_thousand_values_need_few_lines(style):
     assert display.multiplicity == 9_994
     assert len(display.ax_.lines) == (7 if style == "flat" else 30)
     assert len(str(display.numbers())) < 2_000
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_spread_values_become_a_band():
@@ -140,7 +140,7 @@ def test_spread_values_become_a_band():
     np.testing.assert_array_equal(display.numbers()["middle"]["low"], values[:, 54])
     np.testing.assert_array_equal(display.numbers()["middle"]["high"], values[:, 5])
     assert len(display.numbers()["middle"]["values"]) == 24
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_every_value_belongs_to_one_group(n_values, rank, multiplicity):
     assert display.multiplicity == multiplicity
     assert outer + multiplicity == n_values
     for style in ("flat", "waterfall"):
-        draw(display.plot(style=style).figure_)
+        render(display.plot(style=style).figure_)
 
 
 def test_partial_spectra_are_not_split():
@@ -186,7 +186,7 @@ def test_errors_and_refreshes_are_drawn():
     assert ax.get_ylim()[1] < 4  # an error without end does not flatten the curves
     plain = SingularValueDisplay(steps, values, errors=np.full((3, 2), 1e-12))
     assert len(plain.plot().ax_.collections) == 0
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize(("side", "symbol"), [("right", "v_i"), ("left", "u_i")])
@@ -197,7 +197,7 @@ def test_angles(run, side, symbol, reference, origin):
     np.testing.assert_array_equal(np.transpose(display.numbers()["top"]["values"]), angles[:, :RANK])
     assert display.numbers()["side"] == side
     assert display.ax_.get_ylabel() == rf"$\angle({symbol}(t),\,{symbol}({origin}))$ [rad]"
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_angles_from_given_vectors(run):
@@ -205,7 +205,7 @@ def test_angles_from_given_vectors(run):
     display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
     assert display.numbers()["reference"] == "given"
     assert "ref" in display.ax_.get_zlabel()
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_compression_reads_the_features(classifier):
@@ -221,7 +221,7 @@ def test_compression_reads_the_features(classifier):
     display.plot()
     assert display.ax_.get_yscale() == "log"
     assert display.numbers()["fit"]["ratio"] == display.fit.ratio < 1
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_compression_without_labels(run):
@@ -233,12 +233,12 @@ def test_compression_leaves_out_what_a_log_axis_cannot_show():
     display = CompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
     assert display.fit.ratio == pytest.approx(0.5)
     assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_nothing_to_draw_on_a_log_axis():
     for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
-        draw(display.plot().figure_)
+        render(display.plot().figure_)
         assert display.ax_.get_yscale() == "linear"
 
 
@@ -259,7 +259,7 @@ def test_discrimination_is_measured_on_the_features(classifier):
     np.testing.assert_array_equal(display.ax_.lines[0].get_ydata(), display.discrimination)
     assert len(display.ax_.lines) == 3
     assert display.numbers()["fit"]["slope"] == display.fit.slope
-    draw(display.figure_)
+    render(display.figure_)
     with pytest.raises(ValueError, match="labels is not given"):
         DiscriminationDisplay.from_trajectory(
             dln.train(dln.Problem(np.eye(2)), dln.orthogonal([2, 2]), learning_rate=0.1, steps=0)
@@ -296,7 +296,7 @@ def test_lines_are_drawn_with_theory_and_levels():
     assert numbers["x"] == [1.0, 2.0, 3.0]
     assert numbers["theory"] == {"b": [0.5, 1.0, 2.5]}
     assert numbers["levels"] == {"threshold": 2.0}
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_lines_with_error_bars_on_a_logarithmic_axis():
@@ -334,8 +334,8 @@ def test_values_that_are_visited_count_once():
     assert display.numbers()["visited"]["s"] == [[1.0], [0.8, 1.2]]
     np.testing.assert_array_equal(display.ax_.lines[0].get_xdata(), [0.1, 0.2, 0.2])
     np.testing.assert_array_equal(display.ax_.lines[1].get_xdata(), [0.15, 0.15])
-    draw(display.figure_)
-    draw(BifurcationDisplay([0.1], {"s": [[1.0]]}, x_label="step", y_label="s").plot(legend=False).figure_)
+    render(display.figure_)
+    render(BifurcationDisplay([0.1], {"s": [[1.0]]}, x_label="step", y_label="s").plot(legend=False).figure_)
 
 
 # Axes.
@@ -400,7 +400,7 @@ def test_ranks_are_counted_and_drawn(run):
     assert display.numbers()["counts"] == {"a": [1, 0, 2], "b": [0, 1, 0]}
     assert [bar.get_height() for bar in display.ax_.patches] == [1, 0, 2, 0, 1, 0]
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
-    draw(display.figure_)
+    render(display.figure_)
     (label, ranks), *_ = RankDisplay.from_trajectory(run, 0.5).ranks.items()
     assert label == "above 0.5 of the largest"
     top = max(run.singular_values(layer)[-1, 0] for layer in range(1, DEPTH + 1))

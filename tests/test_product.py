@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 10**6)
 FLAGS = st.booleans()
 
 
-def draw(seed, *shapes, dtype):
+def draw_matrices(seed, *shapes, dtype):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
@@ -47,7 +47,9 @@ def assert_product(got, a, b):
     transpose_b=FLAGS,
 )
 def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_b):
-    a, b = draw(seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype)
+    a, b = draw_matrices(
+        seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype
+    )
     # What the memory held before must not show, not even a NaN.
     out = np.full((m, n), np.nan, dtype)
     core.multiply(a, transpose_a, b, transpose_b, out, n_threads)
@@ -61,7 +63,7 @@ def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
     m, k, n = shape
-    a, b = draw(1, (m, k), (k, n), dtype=dtype)
+    a, b = draw_matrices(1, (m, k), (k, n), dtype=dtype)
     out = np.full((m, n), np.nan, dtype)
     core.multiply(a, False, b, False, out, n_threads)
     assert_product(out, a, b)
@@ -70,7 +72,7 @@ def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
 @settings(deadline=None, max_examples=40)
 @given(k=THIN, m=SIZES, n=SIZES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS, transpose=FLAGS)
 def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
-    x, w = draw(seed, (k, n if transpose else m), (m, n), dtype=dtype)
+    x, w = draw_matrices(seed, (k, n if transpose else m), (m, n), dtype=dtype)
     out = np.full((k, m if transpose else n), np.nan, dtype)
     core.thin_multiply(x, w, transpose, out, n_threads)
     assert_product(out, x, w.T if transpose else w)
@@ -89,7 +91,7 @@ def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
     weight_decay=st.sampled_from([0.0, 0.3]),
 )
 def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, weight_decay):
-    left, right, w, v = draw(seed, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
+    left, right, w, v = draw_matrices(seed, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     scale, rate = 0.7, 0.2
     wide_left, wide_right, old, speed = double(left, right, w, v)
     wanted_speed = scale * wide_left.T @ wide_right + weight_decay * old
@@ -123,7 +125,7 @@ def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, w
 @pytest.mark.parametrize("result", ["rows", "columns", "none"])
 def test_thin_descend_large_enough_for_a_team(core, dtype, n_threads, result):
     k, m, n = 10, 613, 1229
-    left, right, w, v = draw(2, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
+    left, right, w, v = draw_matrices(2, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     old = w.copy()
     wanted_speed = 0.9 * v.astype(np.float64) + 0.5 * left.astype(np.float64).T @ right + 0.1 * old
     wanted = old - 0.3 * wanted_speed
@@ -146,7 +148,7 @@ def decompose(core, w, n_values=None, vectors=True):
 @settings(deadline=None, max_examples=30)
 @given(m=SIZES, n=SIZES, dtype=DTYPES, seed=SEEDS, data=st.data())
 def test_singular_values(core, m, n, dtype, seed, data):
-    (w,) = draw(seed, (m, n), dtype=dtype)
+    (w,) = draw_matrices(seed, (m, n), dtype=dtype)
     k = data.draw(st.integers(0, min(m, n)))
     wanted = np.linalg.svd(w.astype(np.float64), compute_uv=False)
     left, values, right = decompose(core, w, k)
@@ -185,7 +187,7 @@ def test_singular_values_of_special_matrices(core, dtype, kind):
 
 def test_singular_values_of_a_large_matrix(core):
     """One that is decomposed on a thread of its own."""
-    (w,) = draw(3, (420, 400), dtype=np.float64)
+    (w,) = draw_matrices(3, (420, 400), dtype=np.float64)
     wanted = np.linalg.svd(w, compute_uv=False)
     left, values, right = decompose(core, w, 5)
     assert np.all(np.abs(values - wanted[:5]) <= tolerance(np.float64, 420) * wanted[0])

@@ -17,7 +17,7 @@ USERS, ITEMS, STARS = [1, 0, 1, 2], [1, 0, 0, 2], [4.0, 3.5, 0.5, 5.0]
 USER_IDS, ITEM_IDS = [2, 7, 9], [10, 30, 31]
 
 
-def assert_is_small_set(ratings, stars=STARS):
+def assert_small_ratings(ratings, stars=STARS):
     assert isinstance(ratings, dln.Ratings)
     for name, expected in zip(ratings._fields, (USERS, ITEMS, stars, USER_IDS, ITEM_IDS), strict=True):
         array = getattr(ratings, name)
@@ -46,10 +46,10 @@ def lines(separator, rows=ROWS):
 
 def test_npz_file_folder_and_variable(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "movielens_latest_small.npz", **arrays())
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(str(tmp_path / "movielens_latest_small.npz")))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(str(tmp_path / "movielens_latest_small.npz")))
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
-    assert_is_small_set(dln.load_movielens())
+    assert_small_ratings(dln.load_movielens())
 
 
 @pytest.mark.parametrize("folder", [".", "ml-latest-small", "ml-25m"])
@@ -57,13 +57,13 @@ def test_npz_file_folder_and_variable(tmp_path, monkeypatch):
 def test_csv(tmp_path, folder, end):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / "ratings.csv").write_bytes(csv(end).encode())
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(tmp_path / folder / "ratings.csv"))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path / folder / "ratings.csv"))
 
 
 def test_csv_with_byte_order_mark_and_no_end(tmp_path):
     (tmp_path / "ratings.csv").write_text("\ufeff" + csv().rstrip("\n"), encoding="utf-8")
-    assert_is_small_set(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_csv_with_byte_order_mark_and_no_end(tmp_path):
 def test_older_layouts(tmp_path, folder, name, separator):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / name).write_text(lines(separator))
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(tmp_path / folder / name))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path / folder / name))
 
 
 def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("dlnfast.datasets._TEXT_BYTES", 10)
     (tmp_path / "ratings.csv").write_text(csv())
-    assert_is_small_set(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path))
     (tmp_path / "ratings.csv").write_text(csv() + "1,2\n")
     with pytest.raises(ValueError, match=r"line 6 of .*ratings\.csv is '1,2'"):
         dln.load_movielens(tmp_path)

@@ -214,7 +214,7 @@ def test_float32_is_trained_in_float64() -> None:
 # The theorem.
 
 
-class Setting(NamedTuple):
+class LayerOptions(NamedTuple):
     """Per-layer settings, cycled through the layers."""
 
     scales: tuple[float, ...] = (0.5,)
@@ -227,11 +227,11 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "plain": Setting(),
-    "weight decay": Setting(decays=(1e-3,)),
-    "per layer": Setting((0.4, 0.7, 0.5), (0.03, 0.06), (0.0, 1e-3, 1e-2)),
-    "momentum": Setting(rates=(0.01,), momenta=(0.9,)),
-    "momentum and weight decay": Setting((0.6, 0.4), (0.02, 0.01), (1e-2, 0.0, 1e-3), (0.8, 0.5, 0.0)),
+    "plain": LayerOptions(),
+    "weight decay": LayerOptions(decays=(1e-3,)),
+    "per layer": LayerOptions((0.4, 0.7, 0.5), (0.03, 0.06), (0.0, 1e-3, 1e-2)),
+    "momentum": LayerOptions(rates=(0.01,), momenta=(0.9,)),
+    "momentum and weight decay": LayerOptions((0.6, 0.4), (0.02, 0.01), (1e-2, 0.0, 1e-3), (0.8, 0.5, 0.0)),
 }
 
 
@@ -243,7 +243,7 @@ class Agreement(NamedTuple):
     remaining: float
 
 
-def compare(weights0: list[Array], target: Array, setting: Setting, steps: int) -> Agreement:
+def compare_engines(weights0: list[Array], target: Array, setting: LayerOptions, steps: int) -> Agreement:
     scales, rates, decays, momenta = setting.layers(len(weights0))
     arguments: dict[str, Any] = {
         "loss_scale": 1.0, "learning_rate": rates, "steps": steps,
@@ -264,7 +264,11 @@ def compare(weights0: list[Array], target: Array, setting: Setting, steps: int) 
 
 
 def initial(
-    generator: np.random.Generator, dim: int, n_layers: int, setting: Setting, n_outputs: int | None = None
+    generator: np.random.Generator,
+    dim: int,
+    n_layers: int,
+    setting: LayerOptions,
+    n_outputs: int | None = None,
 ) -> list[Array]:
     rows = [dim] * (n_layers - 1) + [n_outputs or dim]
     scales = setting.layers(n_layers)[0]
@@ -274,11 +278,11 @@ def initial(
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("n_layers", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("n_outputs", [None, 4], ids=["square", "wide"])
-def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: Setting) -> None:
+def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: LayerOptions) -> None:
     generator = np.random.default_rng(n_layers)
     target = draw_matrix(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
     weights0 = initial(generator, 24, n_layers, setting, n_outputs)
-    agreement = compare(weights0, target, setting, steps=250)
+    agreement = compare_engines(weights0, target, setting, steps=250)
     assert agreement.weights <= EXACT
     assert agreement.loss <= EXACT
     assert agreement.remaining < 0.5  # something was learned
@@ -307,12 +311,12 @@ def test_reduced_is_dense_at_the_edges(
     generator = np.random.default_rng(dim)
     target = draw_matrix(generator, n_outputs or dim, dim, values)
     weights0 = initial(generator, dim, n_layers, setting, n_outputs)
-    assert compare(weights0, target, setting, steps=200).weights <= EXACT
+    assert compare_engines(weights0, target, setting, steps=200).weights <= EXACT
 
 
 def test_a_single_number_per_layer() -> None:
     weights0 = [np.array([[0.5]])] * 3
-    assert compare(weights0, np.array([[2.0]]), SETTINGS["plain"], steps=100).weights <= EXACT
+    assert compare_engines(weights0, np.array([[2.0]]), SETTINGS["plain"], steps=100).weights <= EXACT
 
 
 def test_active_dimensions() -> None:
@@ -339,7 +343,7 @@ def test_aligned_network_is_exact_in_r_dimensions() -> None:
     square = initial(generator, 10, 3, SETTINGS["plain"])
     right = draw_orthonormal(generator, 10, 2)
     target = reference.end_to_end(square) / 0.5**3 @ right * [3.0, 2.0] @ right.T
-    assert compare(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
+    assert compare_engines(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
 
 
 @pytest.mark.parametrize("n_outputs", [None, 2], ids=["square", "wide"])
@@ -386,9 +390,9 @@ def test_middle_singular_values_are_rho() -> None:
 
 def test_exactness_holds_through_a_long_plateau() -> None:
     generator = np.random.default_rng(8)
-    setting = Setting(scales=(1e-2,), rates=(0.05,))
+    setting = LayerOptions(scales=(1e-2,), rates=(0.05,))
     target = draw_matrix(generator, 12, 12, [3.0, 2.0])
-    agreement = compare(initial(generator, 12, 3, setting), target, setting, steps=4000)
+    agreement = compare_engines(initial(generator, 12, 3, setting), target, setting, steps=4000)
     # Rounding in the direction of growth is amplified along with the weights, from 1e-2 to 1.
     assert agreement.weights <= 1e-12
     assert agreement.remaining < 1e-3

@@ -78,13 +78,13 @@ class Polling:
         return Polled(function, *arguments)
 
 
-def losses(results):
+def outcome_rows(results):
     return [(row["hash"], row["outcome"], row["final_loss"], row["error"]) for row in results]
 
 
 @pytest.fixture(scope="module")
-def wanted():
-    return losses(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor()))
+def inline_results():
+    return outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor()))
 
 
 # Grids.
@@ -232,19 +232,22 @@ def test_runs_are_those_of_train():
     assert results.counted() == "24 runs: 12 diverged, 12 finished"
 
 
-def test_a_run_has_the_same_bits_whatever_runs_beside_it(wanted):
+def test_a_run_has_the_same_bits_whatever_runs_beside_it(inline_results):
     for i in (0, 5, 11):
         change = dln.SweepGrid(BASE, AXES)[i]
-        assert losses(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor())) == [wanted[i]]
+        assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor())) == [inline_results[i]]
     # A chunk that may begin one run only hands the others back.
-    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), chunk_seconds=1e-9)) == wanted
+    assert (
+        outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), chunk_seconds=1e-9))
+        == inline_results
+    )
 
 
 def test_momentum_beside_none_changes_no_bit():
     axes = {"train.momentum": [0.0, 0.9], "weights.seed": range(4), "train.weight_decay": [0.0, 0.1]}
     grid = dln.SweepGrid(BASE, axes)
-    together = losses(dln.sweep(grid, InlineExecutor()))
-    alone = [losses(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor()))[0] for change in grid]
+    together = outcome_rows(dln.sweep(grid, InlineExecutor()))
+    alone = [outcome_rows(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor()))[0] for change in grid]
     assert together == alone
 
 
@@ -260,7 +263,7 @@ def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
     assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
     again = dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)
     assert again.usage["started"] == 2
-    assert losses(again) == losses(results)
+    assert outcome_rows(again) == outcome_rows(results)
 
 
 def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
@@ -272,7 +275,7 @@ def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
         assert not (tmp_path / row["hash"]).exists()
     again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 2
-    assert losses(again) == losses(results)
+    assert outcome_rows(again) == outcome_rows(results)
 
 
 @pytest.mark.parametrize(
@@ -395,16 +398,16 @@ def test_finished_runs_are_not_run_again(tmp_path):
     # Asking for trajectories runs what has none.
     kept = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
     assert kept.usage["started"] == 12  # what diverged has told all
-    assert losses(kept) == losses(results)
+    assert outcome_rows(kept) == outcome_rows(results)
     assert kept.load(0).loss[-1] == kept[0]["final_loss"]
 
 
-def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, wanted):
+def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, inline_results):
     grid = dln.SweepGrid(BASE, AXES)
     folder = tmp_path / grid.items[0].hash
     folder.mkdir()
     (folder / "summary.json").write_text('{"hash": ')
-    assert losses(dln.sweep(grid, InlineExecutor(), directory=tmp_path)) == wanted
+    assert outcome_rows(dln.sweep(grid, InlineExecutor(), directory=tmp_path)) == inline_results
 
 
 def test_the_directory_of_the_specification(tmp_path):
@@ -445,18 +448,18 @@ def test_without_pandas(monkeypatch):
 # Executors.
 
 
-def test_threads(wanted):
+def test_threads(inline_results):
     with ThreadPoolExecutor(3) as executor:
         results = dln.sweep(dln.SweepGrid(BASE, AXES), executor, n_workers=3, chunk_seconds=0.01)
-        assert losses(results) == wanted
+        assert outcome_rows(results) == inline_results
         assert executor.submit(int, 3).result() == 3  # it stays open
 
 
-def test_futures_that_have_done_and_result_only(wanted):
-    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == wanted
+def test_futures_that_have_done_and_result_only(inline_results):
+    assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == inline_results
 
 
-def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
+def test_a_call_that_fails_is_traced_to_its_run(tmp_path, inline_results):
     grid = dln.SweepGrid(BASE, AXES)
     bad = grid.items[7].hash
 
@@ -468,11 +471,14 @@ def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
             return super().submit(function, job)
 
     results = dln.sweep(grid, Breaking(), directory=tmp_path)
-    assert losses(results[:7]) == wanted[:7]
-    assert losses(results[8:]) == wanted[8:]
+    assert outcome_rows(results[:7]) == inline_results[:7]
+    assert outcome_rows(results[8:]) == inline_results[8:]
     assert results[7]["outcome"] == "failed"
     assert results[7]["error"] == "IndexError: pop from empty list"
-    assert losses(dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)) == wanted
+    assert (
+        outcome_rows(dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True))
+        == inline_results
+    )
 
 
 def test_an_executor_that_is_closed(tmp_path):
@@ -484,10 +490,10 @@ def test_an_executor_that_is_closed(tmp_path):
     assert caught.value.results[0]["outcome"] is None
 
 
-def test_the_default_executor(tmp_path, wanted):
+def test_the_default_executor(tmp_path, inline_results):
     before = dict(os.environ)
     results = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
-    assert losses(results) == wanted
+    assert outcome_rows(results) == inline_results
     assert dict(os.environ) == before
     cores = available_cores()
     assert results.usage["workers"] == 2
@@ -498,10 +504,10 @@ def test_the_default_executor(tmp_path, wanted):
     again = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
     assert (again.usage["workers"], again.usage["started"]) == (1, 1)
     assert again.load(0).config == results.load(1).config | {"weight_decay": [0.0] * 3}
-    assert losses(again) == wanted
+    assert outcome_rows(again) == inline_results
 
 
-def test_a_worker_that_dies_is_replaced(wanted):
+def test_a_worker_that_dies_is_replaced(inline_results):
     """One of the processes is killed while runs are under way: all runs are there in the end."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("finds the workers in /proc")
@@ -531,10 +537,10 @@ def test_a_worker_that_dies_is_replaced(wanted):
     finally:
         thread.join()
     assert killed
-    assert losses(results) == losses(dln.sweep(grid, InlineExecutor()))
+    assert outcome_rows(results) == outcome_rows(dln.sweep(grid, InlineExecutor()))
 
 
-def test_dask(tmp_path, wanted):
+def test_dask(tmp_path, inline_results):
     if importlib.util.find_spec("distributed") is None:
         pytest.skip("dask.distributed is not installed")
     script = tmp_path / "script.py"
@@ -551,7 +557,7 @@ if __name__ == "__main__":
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [tuple(row) for row in json.loads(done.stdout)] == wanted
+    assert [tuple(row) for row in json.loads(done.stdout)] == inline_results
 
 
 def test_a_script_without_a_guard_is_told(tmp_path):
@@ -651,7 +657,7 @@ def test_two_processes_may_run_one_sweep(tmp_path):
     assert not list(folder.glob("**/*.part"))
     again = dln.sweep(place, InlineExecutor(), directory=folder)
     assert again.usage["started"] == 0
-    assert losses(again) == losses(dln.sweep(place, InlineExecutor()))
+    assert outcome_rows(again) == outcome_rows(dln.sweep(place, InlineExecutor()))
 
 
 class Least:
@@ -721,7 +727,7 @@ def test_summaries_that_were_changed_are_run_again(change, tmp_path):
     path.write_text(change(path.read_text()), encoding="utf-8")
     again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 1
-    assert losses(again) == losses(first)
+    assert outcome_rows(again) == outcome_rows(first)
     assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
 
 

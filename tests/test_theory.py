@@ -330,7 +330,7 @@ def test_compression_law_refuses() -> None:
 # Discrimination.
 
 
-def noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
+def make_noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
     """Return a problem, its samples and labels: K = 3 classes of 6 orthonormal samples, plus noise."""
     generator = np.random.default_rng(seed)
     inputs = draw_orthonormal(generator, 30, 30)[:, :18]
@@ -343,7 +343,7 @@ def noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
 
 @pytest.mark.parametrize("n_layers", [2, 3])
 def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int) -> None:
-    problem, inputs, labels = noisy_classes(1.0, seed=8)
+    problem, inputs, labels = make_noisy_classes(1.0, seed=8)
     law = theory.discrimination_law(np.arange(1, n_layers + 1), problem.least_squares, n_layers=n_layers)
     errors = []
     for scale in (0.2, 0.05):
@@ -370,7 +370,7 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
     layers = np.arange(1, 7)
     slopes = []
     for noise in (0.1, 0.05):
-        problem, _, _ = noisy_classes(noise, seed=8)
+        problem, _, _ = make_noisy_classes(noise, seed=8)
         law = theory.discrimination_law(layers, problem.least_squares, n_layers=6)
         line = 1 - (1 - layers / 6) * (1 - law[0]) / (1 - 1 / 6)
         slopes.append(np.max(np.abs(law - line)) / (1 - law[0]))
@@ -379,7 +379,7 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
 
 
 def test_discrimination_law_refuses() -> None:
-    problem, _, _ = noisy_classes(1.0, seed=8)
+    problem, _, _ = make_noisy_classes(1.0, seed=8)
     assert theory.discrimination_law(2, problem.least_squares, n_layers=2).shape == ()
     for layer in (0, 4):
         with pytest.raises(ValueError, match=r"layer \(l\) has a value outside 1 \.\. 3"):

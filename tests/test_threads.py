@@ -86,7 +86,7 @@ def computed(**environment):
 
 
 @pytest.fixture(scope="module")
-def wanted():
+def expected_results():
     return computed(OMP_NUM_THREADS="2")
 
 
@@ -105,11 +105,11 @@ def wanted():
     ],
     ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
 )
-def test_whatever_openmp_is_told_the_results_are_the_same(environment, wanted):
+def test_whatever_openmp_is_told_the_results_are_the_same(environment, expected_results):
     found = computed(**environment)
     assert 1 <= found.pop("threads") <= 4096
     for name, value in found.items():
-        np.testing.assert_allclose(value, wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(value, expected_results[name], rtol=1e-9, atol=1e-12, err_msg=name)
     assert np.all(np.array(found["values"]) > 0.1)
 
 

@@ -4,35 +4,29 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.torch_networks import add_adapter, make_two_layers, relative_error
 from tolerances import tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
 from torch import nn  # noqa: E402
 
-import dlnfast.torch as dt  # noqa: E402
 from dlnfast.torch.deep_lora.layers import DeepFactors  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("fixed_torch_seed")
 
 BOUND = tolerance(np.float32, 12, 8)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def network(dtype=torch.float32):
-    torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 7)).to(dtype)
+    return make_two_layers(12, 10, 7, seed=7, dtype=dtype)
 
 
-def adapt(model, layers=None, **settings):
-    return dt.DeepLoRA(model, layers, **{"rank": 3, "init": "random", "scale": 0.7, **settings})
+adapt = partial(add_adapter, rank=3, scale=0.7)
 
 
 def weights(model):
@@ -41,10 +35,6 @@ def weights(model):
 
 def equal(found, wanted):
     return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-
-
-def off(found, wanted):
-    return float((found - wanted).detach().norm() / wanted.detach().norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -82,7 +72,7 @@ def test_factors_may_change_while_they_are_merged():
     other = adapt(network(), seed=5)
     adapter.merge()
     adapter.load_state_dict(other.state_dict())
-    assert off(model(x), other.model(x)) <= BOUND
+    assert relative_error(model(x), other.model(x)) <= BOUND
     adapter.unmerge()
     assert equal(weights(model), before)
     assert torch.equal(model(x), other.model(x))
@@ -121,7 +111,7 @@ def test_a_state_dict_that_is_loaded_while_merged_is_merged_too(part):
     for each in (model, wanted):
         each.load_state_dict(chosen, strict=part == "all")
     assert adapter.merged
-    assert off(model(x), wanted(x)) <= BOUND
+    assert relative_error(model(x), wanted(x)) <= BOUND
     adapter.unmerge()
     assert torch.equal(model(x), wanted(x))
     assert equal(weights(model), weights(wanted))
@@ -189,12 +179,12 @@ def test_a_merged_adapter_can_be_switched_off():
         assert torch.equal(model(x), plain)
     assert not adapter.enabled
     adapter.enabled = True
-    assert off(model(x), output) <= BOUND
+    assert relative_error(model(x), output) <= BOUND
     with adapter.disabled():
         assert torch.equal(model(x), plain)
     adapter.enabled = False
     adapter.remove(merge=True)
-    assert off(model(x), output) <= BOUND
+    assert relative_error(model(x), output) <= BOUND
 
 
 # -------------------------------------------------------------------------------- all or nothing
@@ -289,7 +279,7 @@ def test_an_interrupt_while_merging_leaves_every_weight(monkeypatch):
     other = adapt(model, name="other")
     with pytest.raises(KeyboardInterrupt):
         other.merge()
-    assert off(model(x), adapt(copy.deepcopy(model), name="third", scale=1e-6).model(x)) <= BOUND
+    assert relative_error(model(x), adapt(copy.deepcopy(model), name="third", scale=1e-6).model(x)) <= BOUND
     adapter.unmerge()
     assert equal(weights(model), before)
 

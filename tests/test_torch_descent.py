@@ -20,6 +20,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
 from dlnfast.torch import descent as torch_descent  # noqa: E402
 
+DIM = 10
+
 F32, F64 = np.float32, np.float64
 #: What may stand between the two engines in float64, beside the size of each quantity: nine times
 #: tolerance(float64, 16, 200), for runs in which gradients of many layers feed on each other's rounding.
@@ -72,16 +74,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def problem():
-    return dln.Problem(dln.low_rank_recovery(10, 2, seed=1).target, loss_scale=0.01)
-
-
-@pytest.fixture
-def weights():
-    return dln.orthogonal([10] * 4, 0.7, seed=2)
 
 
 @pytest.fixture(params=[1, 7], ids=["host", "accelerator"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -48,3 +49,14 @@ def gram_error(matrix: Array, scale: float = 1.0) -> Array:
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = small.astype(np.float64) @ small.T.astype(np.float64)
     return gram - scale**2 * np.eye(len(small))
+
+
+def entry_setter(value: float, index: tuple[int, int]) -> Callable[[Array], Array]:
+    """Return a function that copies a matrix with one entry replaced."""
+
+    def set_entry(matrix: Array) -> Array:
+        changed = matrix.copy()
+        changed[index] = value
+        return changed
+
+    return set_entry
