@@ -174,6 +174,10 @@ def test_bad_requests_are_named():
         dln.train_batch(problem, weights, learning_rate=0.1, momentum=[0.5, 1.0], steps=1)
     with pytest.raises(ValueError, match="steps"):
         dln.train_batch(problem, weights, learning_rate=0.1, steps=-1)
+
+
+def test_a_run_that_diverged_at_the_start_cannot_be_read():
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     diverged = dln.train_batch(problem, [[w * 1e60 for w in weights]], learning_rate=0.1, steps=3)
     assert diverged.outcomes == ["diverged"]
     with pytest.raises(ValueError, match="run 0 diverged at step 0"):

@@ -87,7 +87,7 @@ def make_case(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     problem, weights, options = make_case(name)
     plain = dln.train(problem, weights, **options)
     for cut in (0, 17, 60):
@@ -363,7 +363,7 @@ def test_outcomes_are_kept(tmp_path):
         assert caught.value.step == len(caught.value.trajectory.loss)
 
 
-def test_the_command_line_goes_on(tmp_path, capsys):
+def test_the_command_line_resumes_a_run(tmp_path, capsys):
     problem, weights, options = make_case("reduced")
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
@@ -371,6 +371,9 @@ def test_the_command_line_goes_on(tmp_path, capsys):
     assert main(["resume", str(kept.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
     assert_same_training(dln.train(problem, weights, **options), dln.load(kept.directory))
+
+
+def test_the_command_line_names_a_folder_without_a_run(tmp_path, capsys):
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
 
@@ -407,7 +410,7 @@ def test_without_a_state_the_run_starts_again(cut_short):
     )
 
 
-def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
+def test_folders_of_other_runs_are_refused(cut_short):
     kept, problem, weights, options = cut_short
     for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
         with pytest.raises(ValueError, match="holds another run"):
@@ -417,13 +420,24 @@ def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
     rescaled = dln.Problem(problem.target, loss_scale=0.5)
     with pytest.raises(ValueError, match="holds another run"):
         dln.train(rescaled, weights, **options, checkpoint=kept)
+
+
+def test_a_folder_without_its_first_file_is_refused(cut_short):
+    kept, problem, weights, options = cut_short
     (kept.directory / "run.npz").unlink()
     with pytest.raises(ValueError, match=r"has (state|records)-\d+.npz but no run.npz"):
         dln.train(problem, weights, **options, checkpoint=kept)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         dln.resume(kept.directory)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.load(tmp_path / "nothing")
+
+
+def test_bad_checkpoints_are_named(cut_short):
+    _, problem, weights, options = cut_short
     with pytest.raises(TypeError, match="checkpoint is int; wanted a path or a Checkpoint"):
         dln.train(problem, weights, **options, checkpoint=3)
     with pytest.raises(ValueError, match=r"checkpoint.every is 0"):

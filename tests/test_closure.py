@@ -420,37 +420,44 @@ def test_a_case_of_the_theorem_passes_all_checks(make, n_rotations):
 
 
 @pytest.mark.parametrize(
-    ("widths", "closes"),
+    "widths",
     [
-        ([40, 40, 40], True),
-        ([40, 40], True),
-        ([40, 40, 4], True),
-        ([40, 4], True),
-        ([40, 40, 60], True),
-        ([40, 35, 40], True),
-        ([30, 40, 40], True),
-        ([60, 40, 40], True),
-        ([30, 40, 4], True),
-        ([40, 60, 40], False),
-        ([40, 60, 80, 40], False),
+        [40, 40, 40],
+        [40, 40],
+        [40, 40, 4],
+        [40, 4],
+        [40, 40, 60],
+        [40, 35, 40],
+        [30, 40, 40],
+        [60, 40, 40],
+        [30, 40, 4],
         # So small a bulge is taken in as a whole.
-        ([40, 50, 48], True),
+        [40, 50, 48],
     ],
 )
-def test_which_shapes_close(widths, closes):
+def test_shapes_without_a_large_bulge_close(widths):
+    space = closure(make_recovery(widths[-1], widths[0], rank=2), dln.orthogonal(widths))
+    assert space.holds is True, space.report()
+
+
+@pytest.mark.parametrize("widths", [[40, 60, 40], [40, 60, 80, 40]])
+def test_a_bulge_does_not_close_and_is_named(widths):
+    space = closure(make_recovery(widths[-1], widths[0], rank=2), dln.orthogonal(widths))
+    assert space.holds is False, space.report()
+    (shapes, *_) = space.assumptions.failures
+    assert shapes.name == "shapes"
+    assert str(widths) in shapes.text
+    assert "bulge" in shapes.text
+    assert 'engine="dense"' in shapes.remedy
+
+
+@pytest.mark.parametrize("widths", [[40, 60, 40], [40, 60, 80, 40]])
+def test_a_bulge_is_trained_densely_or_refused(widths):
     problem = make_recovery(widths[-1], widths[0], rank=2)
-    space = closure(problem, dln.orthogonal(widths))
-    assert space.holds is closes, space.report()
-    if not closes:
-        (shapes, *_) = space.assumptions.failures
-        assert shapes.name == "shapes"
-        assert str(widths) in shapes.text
-        assert "bulge" in shapes.text
-        assert 'engine="dense"' in shapes.remedy
-        run = dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2)
-        assert run.engine == "dense"
-        with pytest.raises(dln.AssumptionError, match="bulge"):
-            dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2, engine="reduced")
+    run = dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2)
+    assert run.engine == "dense"
+    with pytest.raises(dln.AssumptionError, match="bulge"):
+        dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2, engine="reduced")
 
 
 def test_inputs_that_mix_what_ends_and_what_goes_on():
@@ -608,19 +615,28 @@ def test_auto_takes_the_smaller_engine():
     assert forced.engine == "reduced"
 
 
-def test_the_certificate_says_which_and_why():
+def test_the_certificate_of_a_square_network_has_the_active_dimensions():
     run = dln.train(*square_case(), learning_rate=0.1, steps=1)
     assert str(run.certificate).startswith(
         f"reduced engine: the closure holds, {2 * RANK} of {DIM} dimensions are active (expected "
     )
     assert 0 <= run.certificate.expected_error < tolerance(F64, DIM)
+
+
+def test_the_certificate_of_a_wide_last_layer_has_the_dimensions_of_each_width():
     run = dln.train(*wide_case(), learning_rate=0.01, steps=1)
     assert "the closure holds, [8, 8, 8, 4] of [20, 20, 20, 4]" in run.certificate.reason
 
-    problem, weights = square_case()
+
+def test_the_certificate_says_why_the_closure_does_not_hold():
+    problem, _ = square_case()
     run = dln.train(problem, dln.gaussian([DIM] * 4), learning_rate=0.1, steps=1)
     assert str(run.certificate).startswith("dense engine: the theorem does not apply: weights[0] (W_1)")
     assert run.certificate.expected_error == 0.0
+
+
+def test_the_certificate_says_that_an_engine_was_asked_for():
+    problem, weights = square_case()
     run = dln.train(problem, weights, learning_rate=0.1, steps=1, engine="dense")
     assert run.certificate.assumptions is None
     assert str(run.certificate) == "dense engine: engine='dense' was asked for"

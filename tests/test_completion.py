@@ -342,7 +342,7 @@ def test_bad_problems(call, error, text):
         call()
 
 
-def test_bad_runs():
+def test_runs_that_cannot_start_are_named():
     problem = dln.low_rank_completion(10, 2, 0.5)
     weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(dln.AssumptionError, match="known in part"):
@@ -351,8 +351,18 @@ def test_bad_runs():
         dln.train(problem, dln.orthogonal([9, 10]), learning_rate=1.0, steps=1)
     with pytest.raises(dln.AssumptionError, match="law"):
         dln.train(problem, dln.orthogonal([10] * 3, implicit=True), learning_rate=1.0, steps=1)
+
+
+def test_a_run_on_entries_that_diverges_is_an_error():
+    problem = dln.low_rank_completion(10, 2, 0.5)
+    weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(dln.DivergedError, match="not finite"):
         dln.train(problem, weights, learning_rate=1e6, steps=200)
+
+
+def test_bad_settings_of_adaptive_rates_are_named():
+    problem = dln.low_rank_completion(10, 2, 0.5)
+    weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(ValueError, match="safety"):
         dln.train(problem, weights, learning_rate=dln.Adaptive(safety=0.0), steps=1)
     with pytest.raises(dln.ShapeError, match="ratios has 3 values"):

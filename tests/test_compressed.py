@@ -164,19 +164,31 @@ def test_what_diverges_carries_the_whole_network(completion, start, outer, outer
     assert np.all(np.isfinite(run.loss))
 
 
-def test_nothing_needs_to_be_chosen(completion, start):
+def test_the_defaults_converge(completion, start):
     assert completion.suggested_rank() == 3
     run = dln.train_compressed(completion, start)
     assert run.config["outcome"] == "converged"
     assert run.config["compressed"]["rank"] == 3
     assert completion.recovery_error(layers_of(run)) < 1e-6
+
+
+def test_frozen_bases_stop_where_the_loss_stalls(completion, start):
     stalled = dln.train_compressed(completion, start, outer=0.0)
     assert stalled.config["outcome"] == "stopped"
     assert len(stalled.loss) < 20_000
+
+
+def test_the_surrogate_basis_chooses_the_widths(completion):
     surrogate = dln.train_compressed(completion, basis="surrogate", outer=1.0, steps=10)
     assert surrogate.widths == [120, 6, 6, 120]
+
+
+def test_a_rate_needs_steps(completion, start):
     with pytest.raises(ValueError, match="steps is needed"):
         dln.train_compressed(completion, start, learning_rate=1.0)
+
+
+def test_an_unknown_rank_is_named(completion, start):
     with pytest.raises(ValueError, match='"auto"'):
         dln.train_compressed(completion, start, rank="half")
 

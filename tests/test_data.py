@@ -38,14 +38,20 @@ def test_one_hot_keeps_the_order_and_the_gaps_of_given_classes():
     np.testing.assert_array_equal(one_hot(np.array([5, 2], np.uint8), [5, 7, 2]), [[1, 0], [0, 0], [0, 1]])
 
 
-def test_one_hot_refuses_what_is_not_labels():
+def test_one_hot_refuses_labels_that_are_not_integers():
     with pytest.raises(TypeError, match="labels has dtype float64; wanted integers"):
         one_hot([0.0, 1.0])
     with pytest.raises(TypeError, match="labels"):
         one_hot(["cat"])
+
+
+def test_one_hot_refuses_other_shapes():
     for bad in ([], [[0, 1]], 3):
         with pytest.raises(ShapeError, match="labels has shape"):
             one_hot(bad)
+
+
+def test_one_hot_refuses_unknown_labels_and_repeated_classes():
     with pytest.raises(ValueError, match=r"labels\[2\] is 4; wanted one of classes \[0, 1\]"):
         one_hot([0, 1, 4], range(2))
     with pytest.raises(ValueError, match="twice"):

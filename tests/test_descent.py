@@ -80,7 +80,7 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_callback_sees_every_record_and_may_end_the_run(engine, problem, weights):
+def test_a_callback_sees_every_record(engine, problem, weights):
     seen = []
     rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
@@ -88,12 +88,20 @@ def test_a_callback_sees_every_record_and_may_end_the_run(engine, problem, weigh
     assert [loss for _, loss in seen] == run.loss[run.steps].tolist()
     assert all(type(step) is int and type(loss) is float for step, loss in seen)
 
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_may_end_the_run(engine, problem, weights):
+    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda step, loss: step >= 20, **rates)
     assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
     assert run.config["outcome"] == "stopped"
     assert run.weights(1).shape == (DIM, DIM)
     assert run.singular_values(1).shape == (4, DIM)
-    # numpy's booleans count as booleans.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_may_return_a_numpy_boolean(engine, problem, weights):
+    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda step, loss: np.bool_(step >= 20), **rates)
     assert len(run.loss) == 25
 
@@ -186,7 +194,7 @@ def test_recorded_vectors_decompose_the_weights(dtype):
             assert np.linalg.norm(left.T @ left - np.eye(5)) <= tolerance(dtype, 12) * 5
 
 
-def test_the_configuration_tells_all(problem, weights):
+def test_a_run_has_its_configuration(problem, weights):
     run = dln.train(
         problem,
         weights,
@@ -522,18 +530,31 @@ OBSERVED = {
 
 
 @pytest.mark.parametrize("kind", OBSERVED)
-def test_rates_above_the_threshold_are_named_for_matrices_known_in_part(kind):
+def test_rates_below_the_threshold_are_not_named_for_matrices_known_in_part(kind):
     problem = OBSERVED[kind]()
     weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
     apart, run = runs_from_nearly_equal_weights(problem, weights, 0.5 * bound, 500)
     assert apart < 1e-12
     assert "rounding" not in run.certificate.reason
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+def test_rates_above_the_threshold_are_named_for_matrices_known_in_part(kind):
+    problem = OBSERVED[kind]()
+    weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
+    bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
     apart, run = runs_from_nearly_equal_weights(problem, weights, 1.3 * bound, 1500)
     assert apart > 1e-12
     assert f"learning_rate (eta) {1.3 * bound:.3g} is above {bound:.3g}" in run.certificate.reason
     assert "by an estimate from the observations" in run.certificate.reason
     assert "rounding may grow, so that trajectories can part" in run.certificate.reason
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+def test_rates_that_are_chosen_are_not_named_for_matrices_known_in_part(kind):
+    problem = OBSERVED[kind]()
+    weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     for options in ({"learning_rate": "auto"}, {"learning_rate": "adaptive"}, {"learning_rate": 0.0}):
         assert "part;" not in dln.train(problem, weights, steps=2, **options).certificate.reason
         assert "rounding" not in dln.train(problem, weights, steps=2, **options).certificate.reason

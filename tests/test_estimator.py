@@ -415,7 +415,7 @@ def test_bad_settings(settings, error, message):
         model.fit(PAIRS, RATINGS)
 
 
-def test_bad_requests():
+def test_pairs_that_cannot_be_predicted_are_named():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="wanted places from 0"):
         model.predict([[0, -1]])
@@ -423,9 +423,19 @@ def test_bad_requests():
         model.predict([[0.0, 1.0]])
     with pytest.raises(dln.ShapeError, match="wanted pairs"):
         model.predict([0, 1])
+
+
+def test_no_pairs_have_no_predictions():
+    model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     assert model.predict(np.zeros((0, 2), int)).shape == (0,)
+
+
+def test_a_matrix_of_another_shape_is_refused():
     with pytest.raises(dln.ShapeError, match=r"shape is \(3, 3\), but X has shape \(2, 2\)"):
         dln.MatrixCompletion(shape=(3, 3)).fit(np.eye(2))
+
+
+def test_a_large_matrix_is_not_predicted_whole():
     wide = dln.MatrixCompletion(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="X is None, but the matrix has 32768 x 32768 entries; wanted pairs"):
         wide.predict()
@@ -490,25 +500,44 @@ def test_ctrl_c_at_once_leaves_the_biases(monkeypatch):
 # ------------------------------------------------------------------------------------------ scikit-learn
 
 
-def test_scikit_learn_clones_it_and_searches():
-    pytest.importorskip("sklearn", reason="scikit-learn")
-    from sklearn.base import clone, is_regressor
-    from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
-    from sklearn.utils.validation import check_is_fitted
+@pytest.fixture
+def sklearn():
+    return pytest.importorskip("sklearn", reason="scikit-learn is optional")
 
-    pairs, ratings, _ = noisy_ratings()
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_clones_the_estimator():
+    from sklearn.base import clone, is_regressor
+
     model = quick(clip=(0.5, 5.0))
     copy = clone(model)
     assert copy is not model
     assert copy.get_params() == model.get_params()
     assert is_regressor(model)
-    folds = KFold(3, shuffle=True, random_state=0)
+
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_cross_validates_the_estimator():
+    from sklearn.model_selection import KFold, cross_val_score
+
+    pairs, ratings, _ = noisy_ratings()
+    model, folds = quick(clip=(0.5, 5.0)), KFold(3, shuffle=True, random_state=0)
     scores = cross_val_score(model, pairs, ratings, cv=folds)
     assert scores.shape == (3,)
     assert scores.min() > 0.3
     scores = cross_val_score(model, pairs, ratings, cv=folds, scoring="neg_root_mean_squared_error")
     assert scores.max() < 0
-    search = GridSearchCV(model, {"rank": [1, 2], "biases": ["both", None]}, cv=folds).fit(pairs, ratings)
+
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_searches_over_settings_of_the_estimator():
+    from sklearn.model_selection import GridSearchCV, KFold
+    from sklearn.utils.validation import check_is_fitted
+
+    pairs, ratings, _ = noisy_ratings()
+    folds = KFold(3, shuffle=True, random_state=0)
+    grid = {"rank": [1, 2], "biases": ["both", None]}
+    search = GridSearchCV(quick(clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
     assert search.best_params_["biases"] in ("both", None)
     check_is_fitted(search.best_estimator_)
     assert search.predict(pairs).shape == ratings.shape

@@ -91,7 +91,7 @@ def test_folders_files_and_runs_export_to_the_same(name, store, tmp_path, xarray
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_dataset_is_the_run(xarray):
+def test_the_dataset_has_the_values_of_the_run(xarray):
     run = square()
     found = run.to_xarray()
     np.testing.assert_array_equal(found.loss, run.loss)
@@ -106,12 +106,20 @@ def test_the_dataset_is_the_run(xarray):
         np.testing.assert_array_equal(of_layer.active_left_angles, run.active_angles(layer, "left"))
         np.testing.assert_array_equal(of_layer.rho.isel(family=0), run.rho(layer))
         assert int(found.family_multiplicity[0]) == run.multiplicity(layer)
+
+
+def test_the_dataset_has_the_metadata_of_the_run(xarray):
+    run = square()
+    found = run.to_xarray()
     assert found.active_right_angles.attrs["units"] == "rad"
     assert json.loads(found.attrs["config"]) == json.loads(json.dumps(run.config))
     assert json.loads(found.attrs["certificate"])["engine"] == found.attrs["engine"] == "reduced"
     assert found.attrs["dlnfast_version"] == dln.__version__
     assert found.attrs["format_version"] == 1
-    assert set(run.to_xarray(["loss"]).sizes) == {"loss_step"}
+
+
+def test_the_dataset_has_only_the_variables_asked_for(xarray):
+    assert set(square().to_xarray(["loss"]).sizes) == {"loss_step"}
 
 
 def test_layers_of_different_widths_are_filled_up(xarray):
@@ -262,17 +270,27 @@ def test_folders_of_something_else_stay(tmp_path):
             dln.export(square(), tmp_path / name, overwrite=True)
 
 
-def test_wrong_requests(tmp_path, xarray):
+def test_endings_that_are_not_known_are_named(tmp_path, xarray):
     run = square()
     with pytest.raises(ValueError, match=r"path is .*a.csv; wanted an ending of .zarr, .h5, .hdf5, .nc"):
         dln.export(run, tmp_path / "a.csv")
+
+
+def test_sources_that_hold_no_run_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.export(tmp_path / "nothing", tmp_path / "a.zarr")
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no run"):
         dln.export(tmp_path / "folder", tmp_path / "a.zarr")
+
+
+def test_targets_in_a_missing_folder_are_named(tmp_path, xarray):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        dln.export(run, tmp_path / "none" / "a.zarr")
+        dln.export(square(), tmp_path / "none" / "a.zarr")
+
+
+def test_bad_options_of_an_export_are_named(tmp_path, xarray):
+    run = square()
     with pytest.raises(ValueError, match="every is 0"):
         dln.export(run, tmp_path / "a.zarr", every=0)
     with pytest.raises(TypeError, match="variables is 'loss'; wanted a list of names"):
@@ -441,17 +459,23 @@ def test_a_table_of_a_layer_with_fewer_values_has_fewer_rows(pandas):
     assert table[table.layer == 2]["index"].max() == 1
 
 
-def test_tables_of_other_runs(pandas):
+def test_tables_of_reduced_runs_have_all_values(pandas):
     reduced = square()
     table = reduced.to_dataframe()
     assert len(table) == len(reduced.steps) * 3 * 12
     np.testing.assert_array_equal(
         table[table.layer == 3].singular_values.to_numpy().reshape(-1, 12), reduced.singular_values(3)
     )
+
+
+def test_tables_of_adaptive_runs_have_the_rates(pandas):
     adaptive = train_completion()
     rates = adaptive.to_dataframe().groupby("step").rates.first()
     np.testing.assert_array_equal(rates.iloc[:-1], adaptive.rates[adaptive.steps[:-1]])
     assert np.isnan(rates.iloc[-1])  # no step was taken from the last record
+
+
+def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
     nothing = square(engine="dense", singular_values=None, steps=8).to_dataframe()
     assert len(nothing) in (3 * 3, 3 * 3 * 12)
     none = square(engine="dense", singular_values=0, steps=8).to_dataframe()

@@ -101,21 +101,29 @@ def test_engines_draw_the_same(tmp_path, evolution_figure, engine):
             )
 
 
-def test_evolution_variants(tmp_path):
+def test_evolution_with_gaussian_inputs_is_dense(tmp_path):
     gaussian = run_figure(tmp_path, "svd-evolution", "--inputs", "gaussian", "--layer", "2")["numbers"]
     assert gaussian["engine"] == "dense"
     assert gaussian["problem"]["dim_out"] == 3
     assert "rho" not in gaussian
+
+
+def test_evolution_with_momentum_is_reduced_and_has_no_flow(tmp_path):
     options = ["--momentum", "0.9", "--reference", "first_step"]
     momentum = run_figure(tmp_path, "svd-evolution", *options)["numbers"]
     assert momentum["engine"] == "reduced"
     assert momentum["right vectors"]["reference"] == "first_step"
     assert "rho_flow" not in momentum
+
+
+def test_evolution_in_another_setting_follows_the_flow(tmp_path):
     options = ["--dim", "200", "--rank", "2", "--depth", "2", "--steps", "9"]
     wide = run_figure(tmp_path, "svd-evolution", *options)
     assert wide["numbers"]["singular values"]["middle"]["multiplicity"] == 196
     assert wide["numbers"]["rho"][-1] == pytest.approx(rho_flow(9, 1.0, 2, 1 / 40_000, 1.0), rel=1e-7)
 
+
+def test_evolution_is_the_same_at_any_width(tmp_path):
     # At any width the picture is the same: singular values differ by how the target's frames happen to lie.
     published, wide = (
         run_figure(tmp_path, "svd-evolution", "--dim", dim)["numbers"] for dim in ("30", "10000")

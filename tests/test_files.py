@@ -363,32 +363,52 @@ def test_checksums_see_changed_numbers():
         without_checksum(content | {"a": 2})
 
 
-def outcome(seed, score):
+def outcome(*, seed, score):
     run = {"method": "lora", "rank": 2, "n_examples": 8, "seed": seed, "learning_rate": 0.1}
     return {"run": run, "about": {}, "scores": {"report": score}, "ranks": {"a": 1}}
 
 
-def test_results_see_changed_numbers_and_keep_what_a_crash_left(tmp_path):
+@pytest.fixture
+def results_file(tmp_path):
+    """Return a file with the results of two runs."""
     path = tmp_path / "results.jsonl"
     results = finetuning.Results(path)
     for seed in range(2):
-        results._write(outcome(seed, 0.5))
-    content = path.read_bytes()
-    assert [record["run"]["seed"] for record in finetuning.Results(path).records] == [0, 1]
-    path.write_bytes(content.replace(b"0.5", b"0.6", 1))
+        results._write(outcome(seed=seed, score=0.5))
+    return path
+
+
+def test_results_are_read_in_their_order(results_file):
+    assert [record["run"]["seed"] for record in finetuning.Results(results_file).records] == [0, 1]
+
+
+def test_a_changed_number_in_results_is_noticed(results_file):
+    results_file.write_bytes(results_file.read_bytes().replace(b"0.5", b"0.6", 1))
     with pytest.raises(ValueError, match=r"line 1 of .* its checksum does not match"):
-        finetuning.Results(path)
-    # A line that was cut off stays until the next one is written: another process may be writing it.
-    path.write_bytes(content[:-20])
-    again = finetuning.Results(path)
+        finetuning.Results(results_file)
+
+
+def test_a_line_of_results_that_was_cut_off_stays_until_the_next_is_written(results_file):
+    """Another process may be writing it."""
+    content = results_file.read_bytes()
+    results_file.write_bytes(content[:-20])
+    again = finetuning.Results(results_file)
     assert len(again.records) == 1
-    assert path.read_bytes() == content[:-20]
-    again._write(outcome(1, 0.5))
-    assert path.read_bytes() == content
-    # Lines of 0.1.0 have no checksum; numbers have to be some.
-    old = outcome(0, 0.5)
+    assert results_file.read_bytes() == content[:-20]
+    again._write(outcome(seed=1, score=0.5))
+    assert results_file.read_bytes() == content
+
+
+def test_results_of_0_1_0_have_no_checksum(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = outcome(seed=0, score=0.5)
     path.write_text(json.dumps(old) + "\n")
     assert finetuning.Results(path).records == [old]
+
+
+def test_results_of_0_1_0_have_to_be_numbers(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = outcome(seed=0, score=0.5)
     for changed, message in (
         (old | {"run": old["run"] | {"rank": -1}}, "run.rank is -1"),
         (old | {"scores": {"report": "high"}}, "scores.report is 'high'"),
@@ -407,22 +427,39 @@ def put(path, content):
         file.write(content)
 
 
-@posix
-def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
+@pytest.fixture
+def links(tmp_path):
+    """Return a link to a link, the link, and the file in another folder that both name."""
     (tmp_path / "disk").mkdir()
     target, link, second = tmp_path / "disk" / "run.npz", tmp_path / "link.npz", tmp_path / "second.npz"
     target.write_bytes(b"old")
     link.symlink_to("disk/run.npz")
     second.symlink_to(link)
+    return second, link, target
+
+
+@posix
+def test_the_target_of_a_symbolic_link_is_replaced(links):
+    second, link, target = links
     put(second, b"new")
     assert link.is_symlink()
     assert second.is_symlink()
     assert target.read_bytes() == b"new"
     assert not target.is_symlink()
-    assert file_names(tmp_path / "disk") == ["run.npz"]
-    target.unlink()  # a link to a file that is to come
+    assert file_names(target.parent) == ["run.npz"]
+
+
+@posix
+def test_a_link_may_name_a_file_that_is_not_there_yet(links):
+    _, link, target = links
+    target.unlink()
     put(link, b"first")
     assert target.read_bytes() == b"first"
+
+
+@posix
+def test_a_failed_write_through_a_link_leaves_everything(links, tmp_path):
+    _, link, target = links
 
     def fail():
         with replacing(link) as file:
@@ -431,7 +468,7 @@ def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         fail()
-    assert target.read_bytes() == b"first"
+    assert target.read_bytes() == b"old"
     assert file_names(tmp_path) == ["disk", "link.npz", "second.npz"]
 
 
@@ -519,7 +556,7 @@ def test_permissions_are_kept(tmp_path):
 
 
 @posix
-def test_what_may_not_be_written_is_named(tmp_path, monkeypatch):
+def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     allowed = os.access
@@ -552,23 +589,42 @@ def test_names_as_long_as_they_may_be(letter, tmp_path):
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
-def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
-    place = tmp_path / "a.zarr"
+@pytest.fixture
+def fill(tmp_path):
+    """Return a function that replaces the folder a.zarr by one that holds a file of this name."""
 
-    def fill(text):
-        with placing(place) as temporary:
+    def replace(name):
+        with placing(tmp_path / "a.zarr") as temporary:
             temporary.mkdir()
-            (temporary / text).write_text(text)
+            (temporary / name).write_text(name)
 
+    return replace
+
+
+def test_a_folder_is_replaced_whole(fill, tmp_path):
     fill("old")
     fill("new")
-    assert file_names(place) == ["new"]
+    assert file_names(tmp_path / "a.zarr") == ["new"]
     assert file_names(tmp_path) == ["a.zarr"]
-    # Where the system cannot exchange two names in one step:
+
+
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """Run on a system that cannot exchange two names in one step."""
     monkeypatch.setattr("dlnfast.files._exchange_names", lambda *_: False)
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_a_folder_is_replaced_whole_without_an_exchange_of_names(fill, tmp_path):
+    fill("old")
     fill("newer")
-    assert file_names(place) == ["newer"]
+    assert file_names(tmp_path / "a.zarr") == ["newer"]
     assert file_names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_a_folder_comes_back_where_it_cannot_be_replaced(fill, tmp_path, monkeypatch):
+    place = tmp_path / "a.zarr"
     rename = Path.rename
 
     def fail(self, target):
@@ -576,6 +632,7 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "input/output error")
         return rename(self, target)
 
+    fill("newer")
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")

@@ -125,17 +125,24 @@ def test_the_head_starts_at_the_mean_and_nothing_else_of_the_model_moves(tuning)
     assert seen[-1][2].layer_names[0].startswith("bert.encoder")
 
 
-def test_batches_and_examples(tuning):
+def test_more_examples_contain_the_fewer_ones(tuning):
     run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
     rows = tuning.examples(run)
     assert len(set(rows.tolist())) == 5
     larger = tuning.examples(Run("lora", 2, 9, 3, 1e-3, 4))
     assert larger[:5].tolist() == rows.tolist()  # more samples contain the fewer ones
+
+
+def test_batches_are_the_same_for_both_methods(tuning):
+    run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
     batches = list(tuning.batches(run))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4, 4]
     assert batches[0]["input_ids"].shape == batches[0]["attention_mask"].shape
     deep = list(tuning.batches(Run("deep-lora", 2, 5, 3, 1e-2, 4, batch_size=4)))
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, deep, strict=True))
+
+
+def test_more_examples_than_there_are_is_an_error(tuning):
     with pytest.raises(ValueError, match="n_examples is 1000; wanted at most the 40 there are"):
         tuning.examples(Run("lora", 2, 1000, 0, 1e-3, 1))
 

@@ -410,7 +410,7 @@ def test_batches_of_tensors():
     np.testing.assert_array_equal(found.target, np.full((1, 4), 2.0))
 
 
-def test_empty_batches_change_nothing():
+def test_no_samples_make_no_problem():
     sums = SufficientStatistics()
     for X, Y in ((np.ones((3, 0)), np.ones((2, 0))), (np.ones((3, 0)), np.array([]))):
         assert sums.add(X, Y).n_samples == 0
@@ -419,6 +419,10 @@ def test_empty_batches_change_nothing():
     with pytest.raises(ValueError, match="there are no samples"):
         Problem.from_batches([])
     assert repr(sums) == "SufficientStatistics(0 samples, layout='columns')"
+
+
+def test_empty_batches_change_nothing():
+    sums = SufficientStatistics()
     sums.add(np.ones((3, 1)), np.ones((2, 1)))
     before = numbers(sums)
     assert numbers(sums.add(np.ones((3, 0)), np.ones((2, 0)))) == before
@@ -474,7 +478,7 @@ def test_a_bad_value_in_a_late_chunk_leaves_the_sums_alone():
     assert numbers(big) == before
 
 
-def test_bad_merges():
+def test_statistics_that_do_not_fit_are_not_merged():
     sums = SufficientStatistics().add(X3, Y3)
     with pytest.raises(TypeError, match="other is Problem; wanted SufficientStatistics"):
         sums.merge(sums.problem())
@@ -486,6 +490,9 @@ def test_bad_merges():
         sums.merge(SufficientStatistics().add(np.ones((4, 2)), np.ones((2, 2))))
     with pytest.raises(TypeError, match=r"other \(targets\) are labels"):
         sums.merge(SufficientStatistics().add(X3, np.arange(4)))
+
+
+def test_an_unknown_layout_is_named():
     with pytest.raises(ValueError, match="layout is 'row'"):
         SufficientStatistics("row")
 

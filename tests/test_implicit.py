@@ -230,6 +230,9 @@ def test_a_closure_stops_at_its_limit():
     assert max(closure.dims[0] - 10, closure.dims[1] - 12, closure.dims[2] - 10) > 0
     assert max(closure.dims) < 20
     assert closure.right.shape == (closure.dims[0], 2)
+
+
+def test_a_closure_may_need_exactly_its_limit():
     # Four directions at each node are what this closure needs: exactly the limit is allowed.
     for limit in (4, [4, 4, 4], lambda node: 4 + node):
         assert ImplicitWeights([9, 9, 9]).close(2, 2, limit).closed

@@ -537,11 +537,15 @@ def test_sharpness_at_the_balanced_minimum_is_two_over_the_threshold() -> None:
     assert found == pytest.approx(2 / theory.stability_threshold(3.0, 3, 0.01), rel=1e-9)
 
 
-def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharpness_at_stationary_points() -> None:
     problem = Problem([[2.0, 0.0]])
     assert measures.sharpness(problem, [[[0.0, 0.0]]]) == pytest.approx(1.0)
     assert measures.sharpness(Problem([[0.0]]), [[[0.0]]] * 3) == 0.0
     assert measures.sharpness(Problem([[1.0]]), [[[0.0]]] * 2) == pytest.approx(1.0)  # a saddle
+
+
+def test_sharpness_names_bad_arguments() -> None:
+    problem = Problem([[2.0, 0.0]])
     with pytest.raises(ShapeError, match="weights is empty; wanted at least one layer"):
         measures.sharpness(problem, [])
     with pytest.raises(ShapeError, match="weights end with 3 rows"):
@@ -550,6 +554,9 @@ def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         measures.sharpness(problem, [np.ones((3, 2)), np.ones((1, 2))])
     with pytest.raises(ValueError, match="tolerance is 0"):
         measures.sharpness(problem, [np.ones((1, 2))], tolerance=0.0)
+
+
+def test_sharpness_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     large = Problem(np.diag(np.linspace(1.0, 2.0, 20)))
     weights = list(np.random.default_rng(0).standard_normal((2, 20, 20)))
     monkeypatch.setattr(measures, "_MOST_ITERATIONS", 5)

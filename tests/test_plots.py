@@ -395,16 +395,22 @@ def test_wrong_arguments(make, error, message):
         make()
 
 
-def test_ranks_are_counted_and_drawn(run):
+def test_ranks_are_counted_and_drawn():
     display = RankDisplay({"a": [0, 2, 2], "b": [1]}).plot()
     assert display.numbers()["counts"] == {"a": [1, 0, 2], "b": [0, 1, 0]}
     assert [bar.get_height() for bar in display.ax_.patches] == [1, 0, 2, 0, 1, 0]
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
     render(display.figure_)
+
+
+def test_ranks_of_a_run_are_those_above_a_share_of_the_largest_value(run):
     (label, ranks), *_ = RankDisplay.from_trajectory(run, 0.5).ranks.items()
     assert label == "above 0.5 of the largest"
     top = max(run.singular_values(layer)[-1, 0] for layer in range(1, DEPTH + 1))
     assert ranks == [int(np.sum(run.singular_values(i)[-1] > 0.5 * top)) for i in range(1, DEPTH + 1)]
+
+
+def test_bad_ranks_are_named():
     with pytest.raises(ValueError, match="ranks is empty"):
         RankDisplay({})
     with pytest.raises(ValueError, match=r"ranks\['a'\] is -1"):

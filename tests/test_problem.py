@@ -465,7 +465,7 @@ def test_other_targets_have_no_labels(change):
     assert problem.classes is None
 
 
-def test_data_that_are_white_already():
+def test_data_that_are_white_already_stay_as_they_are():
     rng = np.random.default_rng(12)
     X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     problem = Problem.from_data(X, Y)
@@ -476,6 +476,11 @@ def test_data_that_are_white_already():
     assert 0 < problem.whitening.error < 1e-14
     assert problem.inputs is not None
     np.testing.assert_array_equal(problem.transform(X), X)
+
+
+def test_data_that_are_nearly_white_are_not_white():
+    rng = np.random.default_rng(12)
+    X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     nearly = Problem.from_data(X * (1 + 1e-11), Y)
     assert not nearly.whitened
     assert nearly.whitening is None
@@ -737,7 +742,14 @@ def test_low_rank_recovery_in_the_published_setting():
     assert problem.target.shape == (30, 30)
     # The largest singular value of such a Gaussian is near 2 sqrt(30) = 10.95.
     assert ((problem.target.s > 8) & (problem.target.s < 12.5)).all()
+
+
+def test_low_rank_recovery_with_summed_losses():
     assert low_rank_recovery(30, 3, reduction="sum").loss_scale == 1.0
+
+
+def test_low_rank_recovery_depends_on_the_seed_alone():
+    problem = low_rank_recovery(dim=30, rank=3, seed=0)
     np.testing.assert_array_equal(low_rank_recovery(30, 3, seed=0).target.U, problem.target.U)
     assert not np.array_equal(low_rank_recovery(30, 3, seed=1).target.U, problem.target.U)
 

@@ -289,8 +289,9 @@ class TestInput:
         with pytest.raises(TypeError, match="float16"):
             dln.SVDTracker(2).update(Operator())
 
-    def test_bad_arguments(self):
-        for arguments, kind, text in [
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "text"),
+        [
             ({"k": 0}, ValueError, "k is 0"),
             ({"k": 2.5}, TypeError, "k is 2.5"),
             ({"mode": "svd"}, ValueError, "mode is 'svd'"),
@@ -299,14 +300,21 @@ class TestInput:
             ({"failure": 0.0}, ValueError, "failure"),
             ({"max_sweeps": 0}, ValueError, "max_sweeps is 0"),
             ({"guards": -1}, ValueError, "guards is -1"),
-        ]:
-            with pytest.raises(kind, match=text):
-                dln.SVDTracker(**arguments)
+        ],
+    )
+    def test_bad_settings_are_named(self, arguments, kind, text):
+        with pytest.raises(kind, match=text):
+            dln.SVDTracker(**arguments)
+
+    def test_requests_before_the_first_update_are_named(self):
         tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="earlier update"):
             tracker.update_low_rank(np.ones(3), np.ones(3))
         with pytest.raises(ValueError, match="before the first event"):
             _ = tracker.left_vectors
+
+    def test_bad_updates_are_named_and_change_nothing(self):
+        tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="finite"):
             tracker.update(np.full((200, 200), np.nan))
         W = draw_matrix(0, 140, 140, [2, 1])

@@ -188,7 +188,7 @@ def test_mistakes_are_found_before_anything_runs(axes, message):
         dln.SweepGrid(BASE, axes)
 
 
-def test_wrong_arguments(tmp_path):
+def test_bad_arguments_of_a_grid_are_named():
     with pytest.raises(TypeError, match="base is int"):
         dln.SweepGrid(3)
     with pytest.raises(TypeError, match="axes is int"):
@@ -197,12 +197,18 @@ def test_wrong_arguments(tmp_path):
         dln.SweepGrid(BASE, [3])
     with pytest.raises(ValueError, match="changes are for a file"):
         dln.SweepGrid(BASE, changes=["train.steps=3"])
+
+
+def test_bad_arguments_of_a_sweep_are_named():
     with pytest.raises(TypeError, match="executor is str; wanted an object with submit"):
         dln.sweep(BASE, "threads")
     with pytest.raises(ValueError, match="n_workers is 0"):
         dln.sweep(BASE, InlineExecutor(), n_workers=0)
     with pytest.raises(ValueError, match="chunk_seconds is 0"):
         dln.sweep(BASE, InlineExecutor(), chunk_seconds=0)
+
+
+def test_bad_specifications_of_a_sweep_are_named(tmp_path):
     with pytest.raises(SpecError, match="sweep is 3; wanted a section"):
         dln.sweep({**BASE, "sweep": 3}, InlineExecutor())
     problem = {"kind": "npz", "path": str(tmp_path / "none.npz")}
@@ -364,12 +370,19 @@ def test_accuracies_are_columns():
 # Folders.
 
 
-def test_folders_hold_what_was_run(tmp_path):
+@pytest.fixture(scope="module")
+def sweep_with_runs(tmp_path_factory):
+    """Return a grid, its results and the folder, with the runs."""
+    folder = tmp_path_factory.mktemp("sweep")
     grid = dln.SweepGrid(BASE, AXES)
-    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path, keep_runs=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
+    return grid, dln.sweep(grid, InlineExecutor(), directory=folder, keep_runs=True), folder
+
+
+def test_folders_hold_the_specifications_and_the_runs(sweep_with_runs):
+    grid, results, directory = sweep_with_runs
+    assert {path.name for path in directory.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
     for i, (item, row) in enumerate(zip(grid.items, results, strict=True)):
-        folder = tmp_path / item.hash
+        folder = directory / item.hash
         run_file = "diverged.npz" if row["outcome"] == "diverged" else "run.npz"
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json", run_file}
         assert json.loads((folder / "spec.json").read_text()) == item.sections
@@ -380,7 +393,11 @@ def test_folders_hold_what_was_run(tmp_path):
         assert summary["steps"] == row["steps"] == len(run.loss) - 1
         assert summary["why"].startswith(run.engine)
         assert summary["environment"]["dlnfast"]["version"] == dln.__version__
-    with (tmp_path / "results.csv").open(newline="") as file:
+
+
+def test_the_table_has_a_row_for_every_run(sweep_with_runs):
+    grid, results, directory = sweep_with_runs
+    with (directory / "results.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["hash"] for row in table] == [item.hash for item in grid.items]
     assert float(table[0]["final_loss"]) == results[0]["final_loss"]
@@ -734,7 +751,7 @@ def test_summaries_that_were_changed_are_run_again(change, tmp_path):
 # The command line.
 
 
-def test_command_line(tmp_path, capsys, monkeypatch):
+def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, monkeypatch):
     from dlnfast import cli
 
     place = tmp_path / "spec.toml"
@@ -750,5 +767,12 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "| 5 | finished | reduced | 5 |" in printed.out
     assert "sweep:    2 runs: 1 failed, 1 finished" in printed.out
     assert printed.err.startswith("dlnfast: 1 runs failed, one of them: MemoryError")
+
+
+def test_the_command_line_names_the_run_with_a_bad_setting(tmp_path, capsys):
+    from dlnfast import cli
+
+    place = tmp_path / "spec.toml"
+    place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
     assert cli.main(["sweep", str(place), "--set", "train.momentum=2"]) == 2
     assert "run 0 of the sweep (train.steps = 5): momentum (mu) is 2" in capsys.readouterr().err

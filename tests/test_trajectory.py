@@ -276,22 +276,37 @@ def test_energy_in_the_largest_values():
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_bad_requests_are_named(engine):
+def test_layers_that_do_not_exist_are_named(engine):
     run = both_engines("square", steps=8, record_every=4)[engine]
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match="layer is"):
             run.singular_values(layer)
         with pytest.raises(ValueError, match="layer is"):
             run.weights(layer)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_layers_have_to_be_integers(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     for layer in (1.0, "1", True, None):
         with pytest.raises(TypeError, match="layer is"):
             run.weights(layer)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_steps_that_were_not_recorded_are_named(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="step is 3"):
         run.singular_vectors(1, "left", 3)
     with pytest.raises(ValueError, match="step is 9"):
         run.weights(1, 9)
     with pytest.raises(ValueError, match="step is -2"):
         run.end_to_end(-2)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_sides_and_references_of_angles_are_checked(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="side is 'up'"):
         run.angles(1, "up")
     with pytest.raises(ValueError, match="reference is 'last'"):
@@ -302,6 +317,11 @@ def test_bad_requests_are_named(engine):
         run.angles(1, "left", np.full((DIM, DIM), np.nan))
     with pytest.raises(ValueError, match="step is 1, which is not among the recorded steps"):
         run.angles(1, "left", "first_step")
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_inputs_of_features_are_checked(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="X is needed"):
         run.features(1)
     with pytest.raises(dln.ShapeError, match="X has shape"):
