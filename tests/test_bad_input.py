@@ -144,7 +144,7 @@ BAD_WEIGHTS = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights(name, engine):
+def test_bad_weights_are_named(name, engine):
     weights, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         dln.train(make_problem_of_dim(), weights, learning_rate=0.1, steps=3, engine=engine)
@@ -230,7 +230,7 @@ def no_copy_of_large_arrays(monkeypatch, limit):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_large_arrays_are_copied_aloud_or_not_at_all(engine, monkeypatch):
+def test_large_arrays_are_copied_with_a_warning_or_not_at_all(engine, monkeypatch):
     with no_copy_of_large_arrays(monkeypatch, limit=100):
         weights = make_weights()
         run = train_small(weights=weights, engine=engine)
@@ -248,7 +248,7 @@ def test_large_arrays_are_copied_aloud_or_not_at_all(engine, monkeypatch):
             run.features(1, np.ones((40, DIM)).T)
 
 
-def test_small_arrays_are_copied_in_silence():
+def test_small_arrays_are_copied_without_a_warning():
     train_small(weights=[np.asfortranarray(w) for w in make_weights()])  # warnings are errors here
     assert _arrays.LARGE_COPY_BYTES == 64 * 2**20
 
@@ -278,7 +278,7 @@ NOT_NUMBERS = ["0.1", None, True, 1j, np.ones(3, complex), {"eta": 1.0}, object(
         (np.full((3, 1), 0.1), (TypeError, ValueError)),
     ],
 )
-def test_rates_that_are_none(name, value, error):
+def test_values_that_are_no_rates_are_refused(name, value, error):
     with pytest.raises(error, match=name):
         train_small(**{name: value})
 
@@ -298,7 +298,7 @@ def test_rates_that_are_none(name, value, error):
         [np.float64(0.125), 0, 0.25],
     ],
 )
-def test_rates_in_any_form(name, value):
+def test_rates_are_taken_in_any_form(name, value):
     try:
         numbers = [float(v) for v in value]
     except TypeError:
@@ -318,7 +318,7 @@ def test_momentum_is_below_one(momentum):
 @pytest.mark.parametrize(
     "value", [2.0, 2.5, "3", True, np.bool_(1), [2], np.array([1, 2]), 1j, np.float64(2)]
 )
-def test_counts_that_are_none(name, value):
+def test_values_that_are_no_counts_are_refused(name, value):
     with pytest.raises((TypeError, ValueError), match=name) as caught:
         train_small(**{name: value})
     assert caught.type is (ValueError if name == "singular_values" and isinstance(value, str) else TypeError)
@@ -336,7 +336,7 @@ def test_counts_that_are_none(name, value):
         ("singular_values", "most"),
     ],
 )
-def test_counts_out_of_range(name, value):
+def test_counts_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is"):
         train_small(**{name: value})
 
@@ -357,7 +357,7 @@ def test_counts_out_of_range(name, value):
         {"n_threads": np.int32(1)},
     ],
 )
-def test_counts_far_out_of_reach_are_limits_like_others(options, engine):
+def test_huge_counts_are_valid_limits(options, engine):
     run = train_small(engine=engine, **options)
     wanted = train_small(engine=engine)
     np.testing.assert_array_equal(run.loss, wanted.loss)
@@ -365,7 +365,7 @@ def test_counts_far_out_of_reach_are_limits_like_others(options, engine):
 
 
 @pytest.mark.parametrize("value", [2**31, 2**40, 2**70])
-def test_thread_counts_beyond_an_int(value):
+def test_thread_counts_beyond_an_int_are_refused(value):
     with pytest.raises(ValueError, match="n_threads"):
         train_small(n_threads=value)
     with pytest.raises(ValueError, match="n is"):
@@ -373,24 +373,24 @@ def test_thread_counts_beyond_an_int(value):
 
 
 @pytest.mark.parametrize("value", [2**62, 2**63, 2**70])
-def test_more_steps_than_memory(value):
+def test_more_steps_than_fit_in_memory_are_refused(value):
     with pytest.raises((MemoryError, ValueError, OverflowError)):
         train_small(steps=value)
 
 
-def test_records_that_do_not_fit_the_memory():
+def test_records_that_do_not_fit_in_memory_are_refused():
     with pytest.raises(MemoryError, match="raise record_every"):
         train_small(steps=10**15, engine="dense")
 
 
 @pytest.mark.parametrize("value", ["1", True, [1.0], 1j])
-def test_a_tolerance_is_a_number(value):
+def test_a_tolerance_has_to_be_a_number(value):
     with pytest.raises(TypeError, match="tolerance is"):
         train_small(tolerance=value)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-def test_a_tolerance_is_not_negative(value):
+def test_a_negative_tolerance_is_refused(value):
     with pytest.raises(ValueError, match="tolerance is"):
         train_small(tolerance=value)
 
@@ -399,7 +399,7 @@ def test_a_tolerance_is_not_negative(value):
 
 
 @pytest.mark.parametrize("engine", ["fast", "Dense", "", None, 1])
-def test_engines_are_named(engine):
+def test_unknown_engines_are_refused(engine):
     with pytest.raises(ValueError, match=r"engine is .*; wanted one of 'auto', 'reduced', 'dense', 'torch'"):
         train_small(engine=engine)
 
@@ -415,7 +415,7 @@ def test_adaptive_optimizers_are_refused_with_the_reason(name, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["muon", "Muon", "shampoo", "nesterov", "Nesterov"])
-def test_optimizers_that_keep_the_subspaces_are_refused_as_not_there_yet(name, engine):
+def test_optimizers_that_keep_the_subspaces_are_refused_as_not_implemented(name, engine):
     with pytest.raises(ValueError, match=f"optimizer is '{name}', which no engine runs yet") as raised:
         train_small(optimizer=name, engine=engine)
     assert "keeps the invariant subspaces" in str(raised.value)
@@ -430,13 +430,13 @@ def test_other_optimizers_are_refused(name):
 
 
 @pytest.mark.parametrize("problem", [None, np.eye(DIM), "problem", dln.Problem])
-def test_a_problem_is_a_problem(problem):
+def test_a_problem_has_to_be_a_problem(problem):
     with pytest.raises(TypeError, match=r"problem is .*; wanted a dlnfast\.Problem"):
         dln.train(problem, make_weights(), learning_rate=0.1, steps=1)
 
 
 @pytest.mark.parametrize("callback", ["print", 3, [print]])
-def test_a_callback_can_be_called(callback):
+def test_a_callback_has_to_be_callable(callback):
     with pytest.raises(TypeError, match="callback is"):
         train_small(callback=callback)
 
@@ -449,7 +449,7 @@ def test_only_true_ends_a_run(answer, engine):
     assert len(run.loss) == 6
 
 
-def test_vectors_without_values():
+def test_vectors_without_values_are_refused():
     with pytest.raises(ValueError, match="vectors is True but singular_values asks for none"):
         train_small(vectors=True, singular_values=None)
 
@@ -460,7 +460,7 @@ def test_vectors_without_values():
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_divergence_keeps_what_was_recorded(engine, dtype, momentum):
+def test_a_diverged_run_keeps_its_records(engine, dtype, momentum):
     weights = make_weights(dtype=dtype)
     with pytest.raises(dln.DivergedError) as caught:
         train_small(
@@ -488,7 +488,7 @@ def test_divergence_keeps_what_was_recorded(engine, dtype, momentum):
     assert run.engine == engine
 
 
-def test_divergence_tells_the_bound_that_was_broken():
+def test_divergence_names_the_exceeded_bound():
     """Of a balanced minimum, 2 / (L c sigma^(2 - 2/L)), here of L = 3, sigma = 1.5."""
     bound = 2 / (3 * 1.5 ** (4 / 3))
     with pytest.raises(dln.DivergedError, match=f"rates above {bound:.3g} oscillate"):
@@ -511,7 +511,7 @@ def test_divergence_names_the_layer_that_grew(engine, layer):
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_divergence_of_the_rest_alone_is_seen(engine):
+def test_divergence_outside_the_active_subspaces_is_detected(engine):
     """Nothing to learn, and a decay that blows the untouched directions up."""
     problem = dln.Problem(np.zeros((2, DIM)))
     weights = [*dln.orthogonal([DIM] * 3, 0.7), np.zeros((2, DIM))]
@@ -522,7 +522,7 @@ def test_divergence_of_the_rest_alone_is_seen(engine):
 
 
 @pytest.mark.parametrize("engine", ["auto", "dense"])
-def test_divergence_at_the_start(engine):
+def test_divergence_at_the_start_has_no_records(engine):
     """Finite weights whose product is not: there is nothing to keep."""
     with pytest.raises(dln.DivergedError, match="step 0") as caught:
         train_small(weights=[np.full((DIM, DIM), 1e150)] * 3, engine=engine)
@@ -539,7 +539,7 @@ def test_divergence_in_single_precision_comes_earlier():
     assert steps[0] <= steps[1]
 
 
-def test_divergence_travels_between_processes():
+def test_divergence_can_be_pickled():
     with pytest.raises(dln.DivergedError) as caught:
         train_small(weights=make_weights(), learning_rate=20.0, steps=500, record_every=2)
     error = caught.value
@@ -559,7 +559,7 @@ def test_divergence_travels_between_processes():
     scale=st.sampled_from([1e-8, 0.5, 3.0, 1e8]),
     dtype=st.sampled_from([np.float32, F64]),
 )
-def test_no_run_succeeds_with_nan(rate, decay, momentum, engine, scale, dtype):
+def test_no_run_with_nan_succeeds(rate, decay, momentum, engine, scale, dtype):
     weights = dln.orthogonal([DIM] * 4, scale, dtype=dtype)
     rates = {"learning_rate": rate, "weight_decay": decay, "momentum": momentum, "engine": engine}
     try:
@@ -588,7 +588,7 @@ CORNERS = {
 @pytest.mark.parametrize("steps", [0, 1, 20])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CORNERS)
-def test_corners_work(name, engine, steps):
+def test_extreme_shapes_train(name, engine, steps):
     widths, values = CORNERS[name]
     problem = dln.Problem(draw_matrix(0, widths[-1], widths[0], values))
     weights = dln.orthogonal(widths, 0.8)
@@ -606,7 +606,7 @@ def test_corners_work(name, engine, steps):
     repr(run)
 
 
-def test_starting_at_zero_stays_there():
+def test_layers_that_start_at_zero_stay_zero():
     """Layers of zeros are a critical point."""
     for engine in ENGINES:
         run = train_small(weights=[np.zeros((DIM, DIM))] * 3, steps=20, engine=engine)
@@ -617,7 +617,7 @@ def test_starting_at_zero_stays_there():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("scale", [1e-30, 1e-100])
-def test_tiny_layers_are_no_error(scale, engine):
+def test_tiny_layers_train(scale, engine):
     run = train_small(weights=dln.orthogonal([DIM] * 4, scale), steps=3, engine=engine)
     assert_no_nan(run)
     np.testing.assert_allclose(run.singular_values(1)[0], scale, rtol=tolerance(F64, DIM))
@@ -625,7 +625,7 @@ def test_tiny_layers_are_no_error(scale, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("scale", [1e-10, 1e-20])
-def test_tiny_layers_in_single_precision(scale, engine):
+def test_tiny_layers_train_in_single_precision(scale, engine):
     run = train_small(weights=dln.orthogonal([DIM] * 4, scale, dtype=np.float32), steps=3, engine=engine)
     assert_no_nan(run)
     np.testing.assert_allclose(run.singular_values(1)[0], scale, rtol=tolerance(np.float32, DIM))

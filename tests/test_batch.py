@@ -49,7 +49,9 @@ def assert_matches_single_runs(batch, singles, steps):
     n_threads=st.sampled_from([1, 2, 7]),
     seed=st.integers(0, 99),
 )
-def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed):
+def test_every_run_of_a_batch_equals_a_single_run(
+    rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed
+):
     rng = np.random.default_rng(seed)
     problems = [make_white_problem(rank, seed=seed + i) for i in range(n_runs)]
     starts = [
@@ -69,7 +71,7 @@ def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momen
     assert batch.outcomes == ["finished"] * n_runs
 
 
-def test_runs_of_several_shapes_keep_their_order():
+def test_runs_of_different_shapes_keep_their_order():
     """Depths, widths, ranks, inputs and laws may differ from run to run."""
     gram = np.diag(np.r_[np.full(10, 1.0), np.full(6, 2.0)])
     white = make_white_problem(2)
@@ -99,7 +101,7 @@ def test_runs_of_several_shapes_keep_their_order():
     assert [run.widths for run in batch] == [run.widths for run in singles]
 
 
-def test_laws_and_rates_of_runs_of_several_depths():
+def test_lazily_sampled_weights_and_rates_of_runs_of_different_depths():
     problem = make_white_problem(2)
     laws = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     rates = [[0.01, 0.02, 0.03], [0.04, 0.05]]
@@ -112,7 +114,7 @@ def test_laws_and_rates_of_runs_of_several_depths():
     assert_matches_single_runs(batch, singles, 10)
 
 
-def test_one_problem_or_one_start_serves_all():
+def test_one_problem_or_one_set_of_weights_serves_all_runs():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     batch = dln.train_batch(problem, weights, learning_rate=[0.01, 0.02, 0.03], steps=20)
     singles = [
@@ -146,7 +148,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
     assert not np.isnan(batch.loss).any()
 
 
-def test_a_tolerance_ends_each_run_for_itself():
+def test_a_tolerance_stops_each_run_separately():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.7)
     rates = {"steps": 3000, "tolerance": 1.0, "record_every": 7}
     batch = dln.train_batch(problem, weights, learning_rate=[0.05, 0.02, 1e-6], **rates)

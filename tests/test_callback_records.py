@@ -100,7 +100,7 @@ def fit(lightning, model, callbacks, folder, accumulated=1, n=STEPS, **settings)
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_lightning_losses_under_accumulation(lightning, module, tmp_path, every, limit):
+def test_lightning_losses_with_gradient_accumulation(lightning, module, tmp_path, every, limit):
     from dlnfast.integrations.lightning import SpectralCallback
 
     spectra = SpectralCallback("net.2", k=2, every=every)
@@ -122,7 +122,7 @@ def test_lightning_losses_under_accumulation(lightning, module, tmp_path, every,
         assert loss == pytest.approx(np.mean(model.losses[int(step)]), rel=1e-12)
 
 
-def test_lightning_two_optimizers_by_hand(lightning, module, tmp_path):
+def test_lightning_manual_optimization_with_two_optimizers(lightning, module, tmp_path):
     from dlnfast.integrations.lightning import SpectralCallback
 
     spectra = SpectralCallback("net.2", k=2, every=1)
@@ -269,7 +269,7 @@ def test_the_best_model_is_not_the_last_record(transformers, tmp_path):
     )
 
 
-def test_records_are_found_in_another_folder(transformers, tmp_path):
+def test_records_are_found_after_the_output_folder_changed(transformers, tmp_path):
     from dlnfast.integrations.transformers import SpectralCallback
 
     def spectra(**settings):
@@ -304,7 +304,7 @@ def test_records_are_found_in_another_folder(transformers, tmp_path):
     assert lost.trajectory().loss_steps.tolist() == [3, 4, 5]
 
 
-def test_records_of_another_training_are_not_taken_for_this_one(transformers, tmp_path):
+def test_records_of_another_training_are_ignored(transformers, tmp_path):
     from dlnfast.integrations.transformers import SpectralCallback
 
     other = Network()
@@ -329,7 +329,7 @@ def test_records_of_another_training_are_not_taken_for_this_one(transformers, tm
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_accelerate_with_accumulation(every):
+def test_accelerate_with_gradient_accumulation(every):
     accelerate = pytest.importorskip("accelerate", reason="accelerate is optional")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED)
     model = network()

@@ -118,7 +118,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     record_every=st.integers(1, 50),
     weights_every=st.one_of(st.none(), st.integers(1, 50)),
 )
-def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_path_factory):
+def test_runs_stopped_at_any_step_resume_bit_for_bit(
+    cuts, every, record_every, weights_every, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("runs") / "run"
     problem = dln.low_rank_recovery(9, 2)
     weights = dln.orthogonal([9] * 3)
@@ -148,7 +150,7 @@ class Patience:
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("record_every", [1, 3])
 @pytest.mark.parametrize("cut", [0, 6, 12])
-def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_path):
+def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, tmp_path):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 60, "record_every": record_every, "engine": engine}
     options["n_threads"] = 1
@@ -175,7 +177,7 @@ class TestTurns:
 
     @pytest.mark.parametrize("rate", ["adaptive", 0.05])
     @pytest.mark.parametrize("cut", [0, 30, 90])
-    def test_they_go_on(self, cut, rate, tmp_path):
+    def test_runs_with_projected_outer_steps_resume(self, cut, rate, tmp_path):
         plain_rule = Patience(100)
         plain = self.train(learning_rate=rate, callback=plain_rule)
         kept = Checkpoint(tmp_path / "run", seconds=0)
@@ -192,7 +194,7 @@ class TestTurns:
         with pytest.raises(ValueError, match="its format is 'dlnfast run in turns'"):
             dln.load(kept.directory)
 
-    def test_those_that_converge_or_stop_are_read(self, tmp_path):
+    def test_runs_with_outer_steps_that_converged_or_stopped_are_loaded(self, tmp_path):
         for name, more, outcome in (
             ("a", {"tolerance": 1e-3}, "converged"),
             ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
@@ -202,7 +204,7 @@ class TestTurns:
             assert_same_training(first, self.train(checkpoint=tmp_path / name, **more))
 
 
-def test_compressed_runs_go_on(tmp_path):
+def test_compressed_runs_resume(tmp_path):
     problem = dln.low_rank_completion(60, 2, observed=0.5)
     law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
@@ -218,7 +220,7 @@ def test_compressed_runs_go_on(tmp_path):
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
 
-def test_batches_go_on(tmp_path, monkeypatch):
+def test_batches_resume(tmp_path, monkeypatch):
     problem = dln.low_rank_recovery(12, 2)
     law = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
     starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [law]
@@ -270,7 +272,7 @@ def draw_ratings():
 
 
 @pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
-def test_fits_go_on(cut, tmp_path, monkeypatch):
+def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     pairs, known = draw_ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
@@ -311,7 +313,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
-def test_runs_of_torch_go_on(options, tmp_path):
+def test_runs_of_the_torch_engine_resume(options, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is optional")
     problem = dln.low_rank_recovery(20, 2)
     weights = dln.orthogonal([20] * 3)
@@ -323,7 +325,7 @@ def test_runs_of_torch_go_on(options, tmp_path):
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
-def test_completions_go_on(tmp_path):
+def test_completion_runs_resume(tmp_path):
     problem = dln.low_rank_completion(40, 2, observed=0.5)
     weights = dln.gaussian([40, 30, 40], 0.1)
     options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
@@ -334,7 +336,7 @@ def test_completions_go_on(tmp_path):
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
-def test_laws_go_on(tmp_path):
+def test_runs_from_lazily_sampled_weights_resume(tmp_path):
     problem = dln.low_rank_recovery(400, 12)
     law = dln.orthogonal([400] * 4, implicit=True)
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
@@ -347,7 +349,7 @@ def test_laws_go_on(tmp_path):
     assert_same_training(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
 
 
-def test_outcomes_are_kept(tmp_path):
+def test_outcomes_are_saved(tmp_path):
     problem, weights, options = make_case("reduced")
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
     assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
@@ -390,7 +392,7 @@ def cut_short(tmp_path):
     return kept, problem, weights, options
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
+def test_a_damaged_state_is_replaced_by_the_previous_one(cut_short):
     kept, problem, weights, options = cut_short
     states = sorted(kept.directory.glob("state-*.npz"))
     assert [path.stem[-2:] for path in states] == ["30", "32"]
@@ -444,7 +446,7 @@ def test_bad_checkpoints_are_named(cut_short):
         Checkpoint("x", every=0)
 
 
-def test_foreign_and_newer_files_are_named(cut_short):
+def test_files_of_other_programs_and_newer_versions_are_named(cut_short):
     kept, *_ = cut_short
     place = kept.directory / "run.npz"
     content = place.read_bytes()
@@ -477,7 +479,7 @@ def test_no_file_holds_a_pickle(cut_short):
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
 @pytest.mark.parametrize("what", ["open", "read", "list"])
-def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, monkeypatch):
+def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, monkeypatch):
     kept, problem, weights, options = cut_short
     before = file_names(kept.directory)
 
@@ -501,7 +503,7 @@ def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, mon
     )
 
 
-def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
+def test_too_little_memory_for_a_state_is_not_reported_as_damage(cut_short, monkeypatch):
     kept, problem, weights, options = cut_short
     before = file_names(kept.directory)
 
@@ -517,7 +519,7 @@ def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("engine", ["dense", "reduced"])
-def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path, monkeypatch):
+def test_a_resumed_run_that_cannot_write_keeps_its_states(engine, error, tmp_path, monkeypatch):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
     options["singular_values"] = None
@@ -541,7 +543,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     assert_same_training(plain, dln.resume(kept.directory))
 
 
-def test_a_signal_between_two_drains_counts_no_step_twice():
+def test_a_signal_between_two_flushes_counts_no_step_twice():
     outputs = dlnfast.descent._Outputs.__new__(dlnfast.descent._Outputs)
     outputs._numbers = np.array([3, 5, 2, 1, 5, 1])
     outputs.counts = outputs._numbers[1:]
@@ -554,7 +556,7 @@ def test_a_signal_between_two_drains_counts_no_step_twice():
 # -------------------------------------------------------------------------------- signals and kills
 
 
-def test_handlers_that_python_did_not_install_stay(tmp_path, monkeypatch):
+def test_signal_handlers_not_installed_by_python_stay(tmp_path, monkeypatch):
     problem, weights, options = make_case("reduced")
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
@@ -604,7 +606,7 @@ def test_signals_write_a_state(number, tmp_path):
     assert not list((tmp_path / "run").glob("*.part"))
 
 
-def test_kills_cost_nothing_but_time(tmp_path):
+def test_killed_runs_resume_bit_for_bit(tmp_path):
     steps = 6000
     process = start_training_process(tmp_path / "whole", steps)
     assert process.communicate(timeout=120)[0] == "done\n"
@@ -630,7 +632,7 @@ def test_kills_cost_nothing_but_time(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_a_run_that_has_just_begun_can_be_read(tmp_path, engine):
+def test_a_run_that_has_just_started_can_be_loaded(tmp_path, engine):
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
     dln.train(problem, weights, learning_rate=0.1, steps=3, engine=engine, checkpoint=tmp_path)
     for path in tmp_path.iterdir():

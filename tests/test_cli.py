@@ -66,7 +66,7 @@ def test_train_writes_the_run_of_the_library(recovery_file, tmp_path, capsys):
     assert str(tmp_path / "out" / "run.npz") in printed
 
 
-def test_set_changes_entries_and_adds_sections(recovery_file, tmp_path):
+def test_the_option_set_changes_entries_and_adds_sections(recovery_file, tmp_path):
     summary, run = run_train_command(
         recovery_file,
         tmp_path / "out",
@@ -85,7 +85,7 @@ def test_set_changes_entries_and_adds_sections(recovery_file, tmp_path):
         run.weights(1)
 
 
-def test_output_folder_from_the_file_and_by_default(recovery_file, tmp_path, monkeypatch):
+def test_the_output_folder_comes_from_the_file_or_a_default(recovery_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "recovery.toml"]) == 0
     assert (tmp_path / "out" / "recovery" / "run.npz").is_file()
@@ -125,7 +125,7 @@ def small_fashion_mnist(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("whiten", ["zca", "none"])
-def test_fashion_example(small_fashion_mnist, tmp_path, whiten):
+def test_the_fashion_mnist_example_trains(small_fashion_mnist, tmp_path, whiten):
     x, y, xt, yt = small_fashion_mnist
     rate = {"zca": "0.1", "none": "1e-6"}[whiten]
     summary, run = run_train_command(
@@ -150,7 +150,7 @@ def test_fashion_example(small_fashion_mnist, tmp_path, whiten):
 
 
 @pytest.mark.parametrize("layout", ["columns", "rows"])
-def test_npz(tmp_path, layout):
+def test_a_problem_from_an_npz_file_trains(tmp_path, layout):
     rng = np.random.default_rng(1)
     X, labels = rng.standard_normal((6, 90)), rng.integers(0, 3, 90) + 4
     X[labels - 4, np.arange(90)] += 4
@@ -199,7 +199,7 @@ def test_npz(tmp_path, layout):
     np.testing.assert_array_equal(run.widths, [6, 6, 3])
 
 
-def test_accuracy_in_chunks(monkeypatch):
+def test_accuracy_does_not_depend_on_the_chunks(monkeypatch):
     problem = dln.classification(3, 7)
     samples = spec.Samples(problem.inputs, problem.labels, transformed=True)
     best = as_dense(problem.least_squares)
@@ -211,7 +211,7 @@ def test_accuracy_in_chunks(monkeypatch):
 # Runs that end early.
 
 
-def test_divergence_keeps_the_trajectory(recovery_file, tmp_path, capsys):
+def test_a_diverged_run_is_saved(recovery_file, tmp_path, capsys):
     arguments = [
         "train",
         str(recovery_file),
@@ -238,7 +238,7 @@ def test_divergence_keeps_the_trajectory(recovery_file, tmp_path, capsys):
     assert [(tmp_path / name).read_bytes() for name in ("run.npz", "summary.json")] == before
 
 
-def test_interruption_keeps_the_trajectory(recovery_file, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_is_saved(recovery_file, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **settings):
         error = KeyboardInterrupt()
         error.trajectory = dln.train(*arguments, **settings)
@@ -284,7 +284,7 @@ def test_interruption_keeps_the_trajectory(recovery_file, tmp_path, capsys, monk
         ("train.steps", "--set has 'train.steps'; wanted section.key=value"),
     ],
 )
-def test_wrong_entries(recovery_file, tmp_path, capsys, change, message):
+def test_wrong_entries_are_named(recovery_file, tmp_path, capsys, change, message):
     assert main(["train", str(recovery_file), "--out", str(tmp_path / "out"), "--set", change]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dlnfast: ")
@@ -293,7 +293,7 @@ def test_wrong_entries(recovery_file, tmp_path, capsys, change, message):
     assert not (tmp_path / "out" / "run.npz").exists()
 
 
-def test_reduced_engine_where_it_does_not_hold(recovery_file, tmp_path, capsys):
+def test_the_reduced_engine_is_refused_where_it_does_not_apply(recovery_file, tmp_path, capsys):
     changes = ["weights.init=gaussian", "train.engine=reduced"]
     assert main(["train", str(recovery_file), "--out", str(tmp_path), "--set", *changes]) == 2
     error = capsys.readouterr().err
@@ -313,7 +313,7 @@ def test_reduced_engine_where_it_does_not_hold(recovery_file, tmp_path, capsys):
         (RECOVERY.replace("steps = 40", ""), "train.steps is missing; wanted an integer"),
     ],
 )
-def test_wrong_files(tmp_path, capsys, text, message):
+def test_wrong_files_are_named(tmp_path, capsys, text, message):
     place = tmp_path / "spec.toml"
     place.write_text(text)
     # A missing section counts as an empty one, and the sections are checked in their order.
@@ -334,7 +334,7 @@ def test_wrong_files(tmp_path, capsys, text, message):
         (["path = 'set.npz'", "layout = 'rows'"], "X has 2 samples and Y has 3"),
     ],
 )
-def test_wrong_data(tmp_path, capsys, lines, message):
+def test_wrong_data_are_named(tmp_path, capsys, lines, message):
     np.savez(tmp_path / "set.npz", X=np.ones((2, 5)), Y=np.ones((3, 5)))
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "bad.npz").write_text("not an archive")
@@ -344,7 +344,7 @@ def test_wrong_data(tmp_path, capsys, lines, message):
     assert message in capsys.readouterr().err
 
 
-def test_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
+def test_missing_fashion_mnist_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
     assert main(["train", str(EXAMPLES / "fashion_mnist.toml"), "--out", str(tmp_path)]) == 2
     assert "DLNFAST_DATA" in capsys.readouterr().err
@@ -361,7 +361,7 @@ def test_examples_are_valid(place):
         assert spec.read_spec(place).train["steps"] > 0
 
 
-def test_example_draws_where_git_does_not_look(small_fashion_mnist, tmp_path, monkeypatch):
+def test_the_example_writes_to_a_folder_ignored_by_git(small_fashion_mnist, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     before = set(tmp_path.iterdir())
@@ -374,7 +374,7 @@ def test_example_draws_where_git_does_not_look(small_fashion_mnist, tmp_path, mo
 # The rest of the command line.
 
 
-def test_info(capsys):
+def test_info_describes_the_build(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     for word in ("version:", dln.__version__, "level:", "numpy:", "torch:"):
@@ -421,7 +421,7 @@ def python(*arguments):
         ["info"],
     ],
 )
-def test_matplotlib_is_not_imported_without_need(arguments):
+def test_matplotlib_is_imported_for_figures_only(arguments):
     code = (
         "import sys\nfrom dlnfast.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
@@ -437,7 +437,7 @@ def test_plots_and_figures_import_without_matplotlib():
     assert finished.returncode == 0, finished.stderr
 
 
-def test_module_checks_itself():
+def test_the_self_check_passes():
     finished = python("-m", "dlnfast")
     assert finished.returncode == 0, finished.stderr
     assert "self-check: reduced and dense engine are" in finished.stdout
@@ -445,7 +445,7 @@ def test_module_checks_itself():
     assert python("-m", "dlnfast", "--version").stdout == f"dlnfast {dln.__version__}\n"
 
 
-def test_module_fails_when_the_engines_disagree(monkeypatch, capsys):
+def test_the_self_check_fails_when_the_engines_disagree(monkeypatch, capsys):
     from dlnfast import __main__ as module
 
     honest = module.train
@@ -536,7 +536,7 @@ def without_reader(arguments, folder, stdout):
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and /dev/full are POSIX's")
 @pytest.mark.parametrize("name", ["train", "sweep", "finetune", "export"])
-def test_results_are_written_though_nobody_reads_the_output(name, tmp_path):
+def test_results_are_written_when_the_output_pipe_is_closed(name, tmp_path):
     if name == "export":
         pytest.importorskip("h5netcdf", reason="stores are optional")
     arguments, written = commands_that_write(tmp_path)[name]
@@ -584,13 +584,13 @@ def test_characters_that_the_output_lacks_are_escaped(recovery_file, tmp_path, m
     assert b"\\u2603" in output.buffer.getvalue()
 
 
-def test_there_may_be_no_output(recovery_file, tmp_path, monkeypatch):
+def test_the_command_line_works_without_standard_output(recovery_file, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor was closed
     assert main(["train", str(recovery_file), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
-def test_a_full_disk_keeps_the_last_files(recovery_file, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_files(recovery_file, tmp_path, monkeypatch):
     run_train_command(recovery_file, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
@@ -604,7 +604,7 @@ def test_a_full_disk_keeps_the_last_files(recovery_file, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_json_has_no_nan(tmp_path):
+def test_json_files_contain_no_nan(tmp_path):
     place = tmp_path / "record.json"
     cli.write_json(
         place,

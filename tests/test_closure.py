@@ -250,7 +250,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_they_are_those_of_the_reference(name):
+def test_subspaces_equal_those_of_the_reference(name):
     problem, weights, _, _ = closure_case(name)
     space = closure(problem, weights)
     plain = reference.closed_subspaces(weights, problem.dense_target(), problem.input_gram)
@@ -353,7 +353,7 @@ def test_any_wide_last_layer_closes(last):
 
 
 @pytest.mark.parametrize("end", ["last", "first"])
-def test_a_thin_end_that_is_no_isometry_is_taken_in(end):
+def test_a_thin_last_layer_that_is_not_an_isometry_is_included(end):
     """With a target of rank r < K there is a rest of K - r rows, where a Gaussian layer is no isometry."""
     rng = np.random.default_rng(4)
     if end == "last":
@@ -373,7 +373,7 @@ def test_a_thin_end_that_is_no_isometry_is_taken_in(end):
         assert np.linalg.norm(reduced.weights(layer) - wanted) <= 1e-12 * np.linalg.norm(wanted)
 
 
-def test_a_zero_layer_closes_and_stays_apart():
+def test_a_zero_layer_closes_and_stays_zero_outside():
     """Outside the active subspaces a layer that is zero stays zero, and its neighbours only decay."""
     problem, weights = square_case()
     weights[1] = np.zeros_like(weights[1])
@@ -385,7 +385,7 @@ def test_a_zero_layer_closes_and_stays_apart():
         assert np.linalg.norm(run.weights(layer) - dense.weights(layer)) <= 1e-12
 
 
-def test_a_trained_network_closes_again():
+def test_a_trained_network_has_a_closure():
     """A second run starts from a scaled isometry plus what was learned, in the same subspaces."""
     problem, weights = make_recovery(D, D), dln.orthogonal([D] * 4, 0.5)
     rates = {"learning_rate": 0.02, "record_every": 100}
@@ -403,7 +403,7 @@ def test_a_trained_network_closes_again():
 
 
 @pytest.mark.parametrize(("make", "n_rotations"), [(square_case, 3), (wide_case, 3)])
-def test_a_case_of_the_theorem_passes_all_checks(make, n_rotations):
+def test_a_network_of_the_theorem_passes_all_checks(make, n_rotations):
     found = assumptions_of(*make())
     assert found.hold
     assert found.failures == ()
@@ -460,7 +460,7 @@ def test_a_bulge_is_trained_densely_or_refused(widths):
         dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2, engine="reduced")
 
 
-def test_inputs_that_mix_what_ends_and_what_goes_on():
+def test_inputs_that_mix_families_do_not_close():
     """S with two eigenvalues outside, above a wide first layer: neither of the two is alone."""
     gram = np.diag(np.r_[np.full(30, 1.0), np.full(30, 2.0)])
     problem = dln.Problem(draw_low_rank_target(40, 60, rank=2).dense() @ gram, gram)
@@ -477,7 +477,7 @@ def test_long_lists_of_widths_are_shortened():
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-14])
-def test_rounding_is_no_departure(noise):
+def test_rounding_is_not_measured_as_a_departure(noise):
     problem, weights = square_case()
     weights[1] = weights[1] + 0.5 * noise * dln.gaussian([DIM, DIM], seed=9)[0]
     assert closure(problem, weights).holds
@@ -485,7 +485,7 @@ def test_rounding_is_no_departure(noise):
 
 @pytest.mark.parametrize("departure", [1e-6, 1e-2])
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_a_layer_that_is_no_rotation_is_measured(departure, layer):
+def test_the_departure_of_a_layer_from_a_rotation_is_measured(departure, layer):
     problem, weights = square_case()
     noise = dln.gaussian([DIM, DIM], seed=9)[0]
     weights[layer - 1] = weights[layer - 1] + 0.5 * departure * noise
@@ -502,7 +502,7 @@ def test_a_layer_that_is_no_rotation_is_measured(departure, layer):
 
 
 @pytest.mark.parametrize("direction", range(3))
-def test_a_departure_in_one_direction_is_taken_in(direction):
+def test_a_departure_in_one_direction_is_included_in_the_closure(direction):
     """A layer that is a rotation but for one direction has a closure with a few directions more."""
     problem, weights = square_case(dim=D)
     weights[1] = weights[1].copy()
@@ -514,7 +514,7 @@ def test_a_departure_in_one_direction_is_taken_in(direction):
     assert_invariant(problem, weights, space)
 
 
-def test_inputs_that_are_not_white_are_measured():
+def test_the_departure_of_inputs_from_white_is_measured():
     _, weights = square_case()
     gram = np.diag(np.linspace(1, 1.01, DIM))
     found = assumptions_of(dln.Problem(np.eye(DIM)[:, :2] @ np.eye(DIM)[:2] @ gram, gram), weights)
@@ -526,7 +526,7 @@ def test_inputs_that_are_not_white_are_measured():
     assert 'whiten="zca"' in failure.remedy
 
 
-def test_the_error_of_whitening_is_told():
+def test_the_error_of_whitening_is_reported():
     rng = np.random.default_rng(0)
     problem = dln.Problem.from_data(rng.standard_normal((DIM, 60)), np.arange(60) % 4, whiten="zca")
     found = assumptions_of(problem, dln.orthogonal([DIM] * 3 + [4]))
@@ -534,7 +534,7 @@ def test_the_error_of_whitening_is_told():
     assert f"{problem.whitening.error:.1e}" in found.checks[1].text
 
 
-def test_a_target_of_high_rank_is_told():
+def test_a_target_of_high_rank_is_reported():
     rng = np.random.default_rng(0)
     noisy = draw_low_rank_target(D, D, rank=RANK).dense() + 1e-6 * rng.standard_normal((D, D))
     space = closure(dln.Problem(noisy), dln.orthogonal([D] * 4))
@@ -545,7 +545,7 @@ def test_a_target_of_high_rank_is_told():
     assert "truncated" in failure.remedy
 
 
-def test_what_is_cut_off_the_target_is_told():
+def test_truncated_singular_values_of_the_target_are_reported():
     """Singular values at rounding level count as zero; what they would do to the weights is stated."""
     found = assumptions_of(
         dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense()), dln.orthogonal([D] * 4)
@@ -575,7 +575,7 @@ def test_the_expected_error_is_that_of_a_reduced_run(departure):
     assert expected / 5 <= error <= 5 * expected
 
 
-def test_rounding_in_single_precision_is_no_departure():
+def test_rounding_in_single_precision_is_not_measured_as_a_departure():
     problem, weights = square_case(dtype=np.float32)
     assert closure(problem, weights).holds
     assert not closure(problem, [w.astype(F64) for w in weights]).holds
@@ -584,7 +584,7 @@ def test_rounding_in_single_precision_is_no_departure():
 # What is chosen, and what is said about it.
 
 
-def test_the_report_is_for_a_user():
+def test_the_report_describes_every_assumption():
     space = closure(*square_case())
     text = space.report()
     for part in (
@@ -605,7 +605,7 @@ def test_the_report_is_for_a_user():
     assert "-> start from dln.orthogonal(...)" in text
 
 
-def test_auto_takes_the_smaller_engine():
+def test_auto_chooses_the_engine_with_the_smaller_step():
     assert dln.train(*square_case(), learning_rate=0.1, steps=1).engine == "reduced"
     # 2r = 14 of 20 dimensions: the reduced engine would be exact and no smaller.
     run = dln.train(*square_case(rank=7), learning_rate=0.1, steps=1)
@@ -648,7 +648,7 @@ def test_one_line_is_logged(caplog):
     assert caplog.messages == [str(run.certificate)]
 
 
-def test_a_forced_reduced_engine_says_every_obstacle():
+def test_a_forced_reduced_engine_names_every_failed_assumption():
     weights = dln.gaussian([DIM] * 4)
     problem = dln.Problem(np.eye(DIM), np.diag(np.linspace(1, 2, DIM)))
     with pytest.raises(dln.AssumptionError) as caught:
@@ -701,7 +701,7 @@ def test_no_argument_is_changed():
     assert all(np.array_equal(a, b) for a, b in zip(before, weights, strict=True))
 
 
-def test_multiply():
+def test_multiply_equals_numpy():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((5, 7)), rng.standard_normal((5, 3))
     allowed = tolerance(F64, 7) * np.linalg.norm(a) * np.linalg.norm(b)

@@ -35,7 +35,7 @@ def draw_gaussian_layers(widths, rng, dtype=F64):
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
-def test_descent_on_entries_is_that_of_the_reference(dtype, n_threads, data):
+def test_descent_on_entries_equals_the_reference(dtype, n_threads, data):
     widths = data.draw(st.lists(st.integers(1, 23), min_size=2, max_size=6))
     density = data.draw(st.sampled_from([0.02, 0.1, 0.3, 1.0]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -74,7 +74,7 @@ def test_descent_on_entries_is_that_of_the_reference(dtype, n_threads, data):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_descent_on_measurements_is_that_of_the_reference(dtype, n_threads):
+def test_descent_on_measurements_equals_the_reference(dtype, n_threads):
     rng = np.random.default_rng(3)
     widths = [7, 5, 11]
     operators = rng.standard_normal((40, 11, 7)) / 40
@@ -94,7 +94,7 @@ def test_descent_on_measurements_is_that_of_the_reference(dtype, n_threads):
         np.testing.assert_allclose(run.weights(layer), wanted[-1][1][layer - 1], atol=limit)
 
 
-def test_a_full_mask_is_the_problem_itself():
+def test_a_full_mask_equals_the_fully_observed_problem():
     target = dln.low_rank_recovery(20, 3).target
     weights = dln.orthogonal([20] * 4, 0.5)
     settings_ = {"learning_rate": 0.5, "steps": 50, "engine": "dense"}
@@ -103,7 +103,7 @@ def test_a_full_mask_is_the_problem_itself():
     np.testing.assert_allclose(everything.loss, whole.loss, rtol=tolerance(F64, 20, 50))
 
 
-def test_the_result_does_not_depend_on_the_team():
+def test_the_result_does_not_depend_on_the_number_of_threads():
     problem = dln.low_rank_completion(300, 3, 0.1)
     weights = draw_gaussian_layers([300, 6, 6, 300], np.random.default_rng(0))
     runs = [
@@ -115,7 +115,7 @@ def test_the_result_does_not_depend_on_the_team():
         np.testing.assert_array_equal(run.weights(1), runs[0].weights(1))
 
 
-def test_gradients():
+def test_gradients_equal_the_reference():
     rng = np.random.default_rng(1)
     mask, target = mask_of((6, 5), 0.5, rng), rng.standard_normal((6, 5))
     weights = draw_gaussian_layers([5, 4, 6], rng)
@@ -149,7 +149,7 @@ def test_tracked_values_of_a_masked_run_are_within_their_bounds():
 
 @pytest.mark.parametrize("learning_rate", ["auto", "adaptive"])
 @pytest.mark.parametrize("widths", [[60] * 4, [60, 8, 8, 60], [60, 60]])
-def test_default_rates_learn_without_ever_rising(learning_rate, widths):
+def test_default_rates_lower_the_loss_monotonically(learning_rate, widths):
     problem = dln.low_rank_completion(60, 2, 0.4)
     run = dln.train(
         problem,
@@ -162,7 +162,7 @@ def test_default_rates_learn_without_ever_rising(learning_rate, widths):
     assert run.loss[-1] < 1e-3 * run.loss[0]
 
 
-def test_adaptive_rates_are_kept_and_saved(tmp_path):
+def test_adaptive_rates_are_recorded_and_saved(tmp_path):
     problem = dln.low_rank_completion(40, 2, 0.5)
     weights = dln.orthogonal([40] * 4, 1e-2)
     run = dln.train(problem, weights, learning_rate="adaptive", steps=100, singular_values=None)
@@ -179,7 +179,7 @@ def test_adaptive_rates_are_kept_and_saved(tmp_path):
     )
 
 
-def test_adaptive_rates_of_a_whole_target():
+def test_adaptive_rates_for_a_fully_observed_target():
     problem = dln.low_rank_recovery(30, 3)
     run = dln.train(problem, dln.orthogonal([30] * 4, 1e-2), learning_rate="adaptive", steps=400)
     assert run.engine == "dense"
@@ -189,7 +189,7 @@ def test_adaptive_rates_of_a_whole_target():
         dln.train(problem, dln.orthogonal([30] * 4), learning_rate="adaptive", steps=1, engine="reduced")
 
 
-def test_ratios_scale_the_layers():
+def test_ratios_scale_the_rates_of_the_layers():
     problem = dln.low_rank_completion(20, 2, 0.5)
     weights = dln.orthogonal([20] * 4, 0.5)
     law = dln.Adaptive(ratios=[0.0, 1.0, 0.0])
@@ -203,7 +203,7 @@ def test_ratios_scale_the_layers():
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 13), columns=st.integers(1, 13), seed=st.integers(0, 2**32))
-def test_entries_are_what_was_given(rows, columns, seed):
+def test_entries_are_stored_as_given(rows, columns, seed):
     rng = np.random.default_rng(seed)
     mask, matrix = mask_of((rows, columns), 0.4, rng), rng.standard_normal((rows, columns))
     i, j = np.nonzero(mask)
@@ -222,7 +222,7 @@ def test_entries_are_what_was_given(rows, columns, seed):
     np.testing.assert_array_equal(problem.backprojection().dense(), np.where(mask, matrix, 0.0))
 
 
-def test_all_ways_in_are_one():
+def test_all_constructors_give_the_same_problem():
     sparse = pytest.importorskip("scipy.sparse")
     matrix = np.array([[1.0, np.nan, 0.0], [np.nan, 2.0, np.nan]])
     dense = dln.Completion.from_dense(matrix)
@@ -235,7 +235,7 @@ def test_all_ways_in_are_one():
 
 
 @pytest.mark.parametrize("thin", [False, True])
-def test_recovery_errors_are_what_their_names_say(thin):
+def test_recovery_errors_use_the_named_normalization(thin):
     rng = np.random.default_rng(5)
     weights = draw_gaussian_layers([12, 3, 10] if thin else [12, 12, 10], rng)
     product = weights[1] @ weights[0]
@@ -257,7 +257,7 @@ def test_recovery_errors_are_what_their_names_say(thin):
 
 
 @pytest.mark.parametrize("form", ["dense", "rank one", "sparse"])
-def test_measurements_in_all_forms(form):
+def test_measurements_are_taken_in_all_forms(form):
     rng = np.random.default_rng(2)
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((9, 6))
     dense = left[:, :, None] * right[:, None, :]
@@ -285,7 +285,7 @@ def test_measurements_in_all_forms(form):
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32), k=st.integers(1, 6))
-def test_leading_vectors_of_large_sparse_matrices(seed, k):
+def test_leading_vectors_of_large_sparse_matrices_are_accurate(seed, k):
     rng = np.random.default_rng(seed)
     mask = mask_of((300, 280), 0.05, rng)
     matrix = np.where(mask, rng.standard_normal((300, 7)) @ rng.standard_normal((7, 280)), 0.0)
@@ -313,7 +313,7 @@ def test_leading_vectors_of_large_sparse_matrices(seed, k):
         (([0], [0], [1.0], 5), TypeError, "shape is 5; wanted two integers"),
     ],
 )
-def test_bad_entries(arguments, error, text):
+def test_bad_entries_are_named(arguments, error, text):
     with pytest.raises(error, match=text):
         dln.Completion(*arguments)
 
@@ -337,7 +337,7 @@ def test_bad_entries(arguments, error, text):
         (lambda: dln.low_rank_completion(5, 6, 0.5), ValueError, "rank is 6"),
     ],
 )
-def test_bad_problems(call, error, text):
+def test_bad_problems_are_named(call, error, text):
     with pytest.raises(error, match=text):
         call()
 
@@ -369,7 +369,7 @@ def test_bad_settings_of_adaptive_rates_are_named():
         dln.train(problem, weights, learning_rate=dln.Adaptive(ratios=[1.0] * 3), steps=1)
 
 
-def test_rows_without_entries_see_no_gradient():
+def test_rows_without_entries_have_a_zero_gradient():
     problem = dln.Completion([0, 0, 2], [0, 1, 2], [1.0, 2.0, 3.0], (4, 3))
     assert problem.empty_rows.tolist() == [1, 3]
     weights = draw_gaussian_layers([3, 2, 4], np.random.default_rng(0))

@@ -110,7 +110,7 @@ def assert_residual_products(core, mask, values, entries, x, y, n_threads):
 
 @settings(deadline=None, max_examples=60)
 @given(m=SIZES, n=SIZES, k=RANKS, density=DENSITIES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS)
-def test_residual_products(core, m, n, k, density, dtype, n_threads, seed):
+def test_residual_products_equal_numpy(core, m, n, k, density, dtype, n_threads, seed):
     rng = np.random.default_rng(seed)
     mask, values, entries = random_entries(core, rng, m, n, density, dtype)
     x, y = rng.standard_normal((k, m)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
@@ -120,7 +120,7 @@ def test_residual_products(core, m, n, k, density, dtype, n_threads, seed):
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(600, 800, 9), (2, 9000, 20), (9000, 2, 20), (500, 3000, 40)])
-def test_residual_products_of_many_chunks(core, shape, dtype, n_threads):
+def test_residual_products_of_many_chunks_equal_numpy(core, shape, dtype, n_threads):
     rng = np.random.default_rng(0)
     m, n, k = shape
     mask, values, entries = random_entries(core, rng, m, n, 0.1, dtype)
@@ -133,7 +133,7 @@ def test_residual_products_of_many_chunks(core, shape, dtype, n_threads):
 
 @settings(deadline=None, max_examples=40)
 @given(m=SIZES, n=SIZES, density=DENSITIES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS)
-def test_masked_residual(core, m, n, density, dtype, n_threads, seed):
+def test_masked_residuals_equal_numpy(core, m, n, density, dtype, n_threads, seed):
     rng = np.random.default_rng(seed)
     mask, values, entries = random_entries(core, rng, m, n, density, dtype)
     w, error = rng.standard_normal((m, n)).astype(dtype), np.full((m, n), np.nan, dtype)
@@ -150,7 +150,7 @@ MEASURED = [(0, 3, 4), (1, 3, 4), (9, 5, 7), (40, 13, 17), (4, 0, 3), (300, 40, 
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("shape", MEASURED)
-def test_measured_residual(core, shape, dtype, n_threads):
+def test_measured_residuals_equal_numpy(core, shape, dtype, n_threads):
     rng = np.random.default_rng(1)
     q, m, n = shape
     b, values = rng.standard_normal((q, m * n)).astype(dtype), rng.standard_normal(q).astype(dtype)
@@ -239,7 +239,7 @@ def sort_entries(core, **changes):
         ({"values": [0.0] * 3}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_sort_entries_called_badly(core, changes, error, text):
+def test_sort_entries_names_bad_arguments(core, changes, error, text):
     assert sort_entries(core) == -1
     with pytest.raises(error, match=text):
         sort_entries(core, **changes)
@@ -287,7 +287,7 @@ def transpose_entries(core, entries, **changes):
 
 
 @pytest.mark.parametrize(("changes", "error", "text"), DAMAGE + ROW_DAMAGE)
-def test_transposing_damaged_entries(core, changes, error, text):
+def test_transposing_damaged_entries_is_an_error(core, changes, error, text):
     with pytest.raises(error, match=text):
         transpose_entries(core, by_rows(**changes))
 
@@ -309,7 +309,7 @@ def test_transposing_damaged_entries(core, changes, error, text):
         ({"start": freeze(np.zeros(5, np.int64))}, ValueError, "start is read-only"),
     ],
 )
-def test_transpose_entries_called_badly(core, changes, error, text):
+def test_transpose_entries_names_bad_arguments(core, changes, error, text):
     transpose_entries(core, by_rows())
     with pytest.raises(error, match=text):
         transpose_entries(core, by_rows(), **changes)
@@ -336,7 +336,7 @@ ORDERS += [((by_rows(), by_columns(**changes)), *how) for changes, *how in DAMAG
 
 
 @pytest.mark.parametrize(("observed", "error", "text"), ORDERS)
-def test_damaged_entries(core, observed, error, text):
+def test_damaged_entries_are_named(core, observed, error, text):
     x, y = np.ones((2, 3)), np.ones((2, 4))
     with pytest.raises(error, match=text):
         core.residual_products(observed, x, y, np.zeros((2, 3)), np.zeros((2, 4)))
@@ -379,7 +379,7 @@ def residual_products(core, **changes):
         ({"n_threads": 2**40}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_residual_products_called_badly(core, changes, error, text):
+def test_residual_products_name_bad_arguments(core, changes, error, text):
     residual_products(core)
     with pytest.raises(error, match=text):
         residual_products(core, **changes)
@@ -399,7 +399,7 @@ def test_residual_products_called_badly(core, changes, error, text):
         (None, np.zeros((3, 4)), TypeError, "incompatible function arguments"),
     ],
 )
-def test_residuals_called_badly(core, m, out, error, text):
+def test_residuals_name_bad_arguments(core, m, out, error, text):
     with pytest.raises(error, match=text):
         core.masked_residual((by_rows(), by_columns()), m, out)
     with pytest.raises(error, match=text if "matrix has shape" not in text else "residual has shape"):
@@ -422,7 +422,7 @@ def test_residuals_called_badly(core, m, out, error, text):
         (None, TypeError, None),
     ],
 )
-def test_bad_measurements(core, measurements, error, text):
+def test_bad_measurements_are_named(core, measurements, error, text):
     with pytest.raises(error, match=text):
         core.measured_residual(measurements, np.ones((3, 4)), np.zeros((3, 4)))
 
@@ -442,7 +442,7 @@ def descend_on_observations(core, **changes):
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
-def test_descent_along_observations(core, kind):
+def test_descent_on_observations_finishes(core, kind):
     assert descend_on_observations(core, **OBSERVATIONS[kind]) == ("finished", 3, 0)
     rate = np.full(3, np.nan)
     assert (
@@ -471,7 +471,7 @@ def test_descent_along_observations(core, kind):
         ),
     ],
 )
-def test_descent_along_bad_observations(core, changes, error, text):
+def test_descent_names_bad_observations(core, changes, error, text):
     with pytest.raises(error, match=text):
         descend_on_observations(core, **changes)
 
@@ -489,7 +489,7 @@ def test_descent_along_bad_observations(core, changes, error, text):
         ({"rate": None}, (RuntimeError, TypeError, ValueError)),
     ],
 )
-def test_descent_with_bad_rates(core, changes, error):
+def test_descent_names_bad_rates(core, changes, error):
     arguments = OBSERVATIONS["observed"] | {"adaptive": (1.0, [1.0, 1.0], 1.0), "rate": np.zeros(3)}
     with pytest.raises(error):
         descend_on_observations(core, **{**arguments, **changes})

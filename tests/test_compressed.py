@@ -30,7 +30,7 @@ def start():
     return dln.orthogonal([120] * 4, 1e-2, seed=2)
 
 
-def test_the_gradient_basis_is_that_of_the_definition(completion, start):
+def test_the_gradient_basis_equals_its_definition(completion, start):
     narrow = dln.compressed_weights(completion, start, rank=3)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (6, 6), (120, 6)]
     # By whole decompositions: the leading vectors of the gradient, and their images.
@@ -48,7 +48,7 @@ def test_the_gradient_basis_is_that_of_the_definition(completion, start):
         np.testing.assert_allclose(core @ core.T, 1e-4 * np.eye(6), atol=tolerance(F64, 6))
 
 
-def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
+def test_for_a_fully_observed_matrix_the_narrow_network_equals_the_wide_one():
     problem = dln.low_rank_recovery(60, 4, seed=3)
     weights = dln.orthogonal([60] * 4, 0.2, seed=4)
     settings = {"steps": 300, "learning_rate": 1.0}
@@ -60,7 +60,7 @@ def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
     np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
 
 
-def test_it_recovers_where_frozen_bases_stall(completion, start):
+def test_learned_bases_recover_where_frozen_bases_stall(completion, start):
     options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
     moving = dln.train_compressed(completion, start, outer=0.01, **options)
     frozen = dln.train_compressed(completion, start, outer=0.0, **options)
@@ -68,7 +68,7 @@ def test_it_recovers_where_frozen_bases_stall(completion, start):
     assert completion.recovery_error(layers_of(frozen)) > 1e-2
 
 
-def test_frozen_bases_by_projection_are_frozen_bases(completion, start, monkeypatch):
+def test_projecting_with_frozen_bases_changes_nothing(completion, start, monkeypatch):
     options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
     projected = dln.train_compressed(completion, start, singular_values="all", **options)
     monkeypatch.setattr("dlnfast.compressed._PROJECTION_FLOPS", 0.0)
@@ -97,7 +97,7 @@ def test_a_projected_run_is_saved_like_any(completion, start, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
-def test_turns_are_those_of_the_definition(kind):
+def test_projected_outer_steps_equal_their_definition(kind):
     given = dln.low_rank_completion(20, 2, 0.6) if kind == "entries" else dln.low_rank_sensing(20, 2, 300)
     weights = dln.orthogonal([20] * 3, 0.7)
     narrow = dln.compressed_weights(given, weights, rank=2)
@@ -132,7 +132,7 @@ def test_turns_are_those_of_the_definition(kind):
     assert run.states.snapshot_steps.tolist() == [0, 4, 8]
 
 
-def test_turns_end_where_single_steps_do(completion, start):
+def test_projected_outer_steps_converge_where_single_steps_do(completion, start):
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
     runs = [dln.train_compressed(completion, start, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
@@ -146,7 +146,7 @@ def test_turns_end_where_single_steps_do(completion, start):
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
-def test_what_diverges_carries_the_whole_network(completion, start, outer, outer_every):
+def test_a_diverged_run_has_the_full_network(completion, start, outer, outer_every):
     with pytest.raises(dln.DivergedError) as caught:
         dln.train_compressed(
             completion,
@@ -206,7 +206,7 @@ def test_a_projection_keeps_the_loss(completion, kind):
         assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
 
 
-def test_the_surrogate_basis(completion):
+def test_the_surrogate_basis_equals_its_definition(completion):
     narrow = dln.compressed_weights(completion, rank=6, basis="surrogate", depth=4, scale=0.1)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (120, 6)]
     u, _, vt = np.linalg.svd(completion.backprojection().dense())
@@ -218,7 +218,7 @@ def test_the_surrogate_basis(completion):
     assert completion.recovery_error(layers_of(run)) < 1e-5
 
 
-def test_any_width_by_law(completion):
+def test_lazily_sampled_weights_of_any_width(completion):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
     law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
     run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
@@ -226,21 +226,21 @@ def test_any_width_by_law(completion):
     assert wide.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_sensing_recovers():
+def test_sensing_problems_are_recovered():
     problem = dln.low_rank_sensing(30, 2, 500)
     weights = dln.orthogonal([30] * 4, 1e-1)
     run = dln.train_compressed(problem, weights, rank=2, steps=4000, outer=0.05, tolerance=1e-16)
     assert problem.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_float32(completion):
+def test_float32_runs_recover(completion):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
     run = dln.train_compressed(completion, weights, rank=3, steps=3000, record_every=10**6)
     assert run.weights(1).dtype == np.float32
     assert completion.recovery_error(layers_of(run)) < 1e-3
 
 
-def test_what_observations_see_of_a_change():
+def test_the_curvature_of_the_observations_is_bounded():
     rng = np.random.default_rng(4)
     mask = rng.random((15, 12)) < 0.5
     problem = dln.Completion.from_dense(np.ones((15, 12)), mask)
@@ -266,12 +266,12 @@ def test_what_observations_see_of_a_change():
         ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
     ],
 )
-def test_bad_input(completion, start, options, error, text):
+def test_bad_arguments_are_named(completion, start, options, error, text):
     with pytest.raises(error, match=text):
         dln.train_compressed(completion, start, steps=1, **options)
 
 
-def test_bad_starts(completion):
+def test_bad_starting_weights_are_named(completion):
     with pytest.raises(ValueError, match="weights are needed"):
         dln.train_compressed(completion, rank=2, steps=1)
     with pytest.raises(dln.AssumptionError, match="do not close"):

@@ -84,7 +84,7 @@ def expected_layer_errors(result, layers):
 
 @given(WIDTHS, SEEDS, DTYPES, st.sampled_from([1.0, 0.7, 0.1]), st.data())
 @settings(max_examples=80, deadline=None)
-def test_the_stated_errors_are_those_of_the_full_product(widths, seed, dtype, decay, data):
+def test_the_stated_errors_equal_those_of_the_full_product(widths, seed, dtype, decay, data):
     layers = draw_layers(seed, widths, decay=decay, dtype=dtype)
     rank = data.draw(st.none() | st.integers(1, min(widths[0], widths[-1])), label="rank")
     tol = data.draw(st.none() | st.floats(0, 0.99), label="tol") if rank is None else None
@@ -109,7 +109,7 @@ def test_the_stated_errors_are_those_of_the_full_product(widths, seed, dtype, de
 
 @given(WIDTHS, SEEDS, DTYPES, st.floats(0, 0.999))
 @settings(max_examples=60, deadline=None)
-def test_tol_takes_the_smallest_rank_that_will_do(widths, seed, dtype, tol):
+def test_tol_selects_the_smallest_sufficient_rank(widths, seed, dtype, tol):
     layers = [w.astype(dtype) for w in dln.gaussian(widths, seed=seed)]
     result = dln.compress(layers, tol=tol)
     values = result.singular_values.astype(F64)
@@ -121,7 +121,7 @@ def test_tol_takes_the_smallest_rank_that_will_do(widths, seed, dtype, tol):
 
 @given(WIDTHS, SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_no_matrix_of_that_rank_is_nearer(widths, seed):
+def test_the_result_is_the_nearest_matrix_of_its_rank(widths, seed):
     layers = dln.gaussian(widths, seed=seed)
     result = dln.compress(layers, rank=1)
     full, rng = product(layers), np.random.default_rng(seed)
@@ -134,7 +134,7 @@ def test_no_matrix_of_that_rank_is_nearer(widths, seed):
 
 @given(WIDTHS, SEEDS, DTYPES)
 @settings(max_examples=40, deadline=None)
-def test_what_was_compressed_is_compressed_to_itself(widths, seed, dtype):
+def test_compressing_twice_changes_nothing(widths, seed, dtype):
     layers = [w.astype(dtype) for w in dln.gaussian(widths, seed=seed)]
     once = dln.compress(layers, tol=0.5)
     twice = dln.compress(list(once))
@@ -236,7 +236,7 @@ def test_thin_factors_that_cancel_leave_only_rounding():
         dln.compress([below, above])
 
 
-def test_long_chains_of_gaussian_layers_are_no_zero():
+def test_long_products_of_gaussian_layers_are_not_taken_for_zero():
     layers = dln.gaussian([30] * 51, seed=0)
     result = dln.compress(layers, rank=1)
     values = np.linalg.svd(product(layers), compute_uv=False)
@@ -255,7 +255,7 @@ def test_lists_and_integers_are_matrices():
     )
 
 
-def test_what_comes_in_stays_as_it_is_and_what_comes_out_is_its_own():
+def test_arguments_stay_unchanged_and_results_own_their_memory():
     layers = dln.gaussian([8, 8, 8], seed=2)
     before = [w.copy() for w in layers]
     result = dln.compress(layers, rank=3)
@@ -265,7 +265,7 @@ def test_what_comes_in_stays_as_it_is_and_what_comes_out_is_its_own():
         np.testing.assert_array_equal(w, same)
 
 
-def test_tensors():
+def test_tensors_are_read():
     torch = pytest.importorskip("torch", reason="PyTorch makes the tensors")
     layers = dln.gaussian([6, 7, 5], seed=0)
     wanted = dln.compress(layers, rank=2)
@@ -325,7 +325,7 @@ def test_weight_decay_leaves_the_numerical_rank_of_the_target(engine):
     assert_chain(result, run.all_weights())
 
 
-def test_both_engines_give_the_same():
+def test_both_engines_give_the_same_compression():
     reduced, dense = (dln.compress(run_of(engine), tol=0.02) for engine in ("reduced", "dense"))
     # 3,000 steps amplify rounding.
     limit = 100 * tolerance(F64, DIM, 3000)
@@ -341,7 +341,7 @@ def test_both_engines_give_the_same():
     [(30, 30, 30), (12, 30, 30), (30, 12, 12), (30, 30, 4), (12, 30, 4)],
 )
 @pytest.mark.parametrize("options", [{"rank": 1}, {"rank": 2}, {"rank": 4}, {"tol": 0.3}, {"tol": 1e-9}, {}])
-def test_a_reduced_run_is_compressed_as_its_weights_are(d_x, hidden, d_y, options):
+def test_compressing_a_reduced_run_equals_compressing_its_weights(d_x, hidden, d_y, options):
     rng = np.random.default_rng(0)
     u, v = (draw_orthonormal(rng, d, 2) for d in (d_y, d_x))
     problem = dln.Problem(dln.LowRank(u, [2.0, 1.0], v))
@@ -353,7 +353,7 @@ def test_a_reduced_run_is_compressed_as_its_weights_are(d_x, hidden, d_y, option
     assert_chain(result, run.all_weights())
 
 
-def test_a_reduced_run_needs_no_whole_layers(monkeypatch):
+def test_a_reduced_run_is_compressed_without_forming_layers(monkeypatch):
     run = run_of("reduced")
     wanted = dln.compress(run.all_weights(), tol=0.02)
     monkeypatch.setattr(type(run), "weights", lambda *_: pytest.fail("a whole layer was asked for"))
@@ -376,7 +376,7 @@ def test_a_file_without_weights_can_be_compressed(tmp_path):
         dln.compress(dln.load(tmp_path / "dense.npz"))
 
 
-def test_a_run_of_any_width_is_compressed_in_its_own_dimension():
+def test_a_run_from_lazily_sampled_weights_is_compressed_in_its_active_dimension():
     dim = 20_000
     run = run_of("reduced", dim=dim, scale=0.1, steps=3000, implicit=True)
     result = dln.compress(run, rank=RANK)
@@ -395,7 +395,7 @@ def test_an_untrained_run_is_compressed_as_arrays():
     assert_chain(result, run.all_weights())
 
 
-def test_a_compressed_network_trains_on():
+def test_a_compressed_network_can_be_trained():
     run = run_of("dense", steps=1000)
     for balanced in (False, True):
         small = dln.compress(run, rank=RANK, balanced=balanced)
@@ -406,7 +406,7 @@ def test_a_compressed_network_trains_on():
         assert more.loss[-1] < run_of("dense", steps=2000).loss[-1]
 
 
-def test_float32_runs():
+def test_float32_runs_are_compressed():
     problem = dln.low_rank_recovery(DIM, RANK, seed=1)
     weights = dln.orthogonal([DIM] * 4, 0.1, seed=2, dtype=F32)
     for engine in ("reduced", "dense"):
@@ -455,7 +455,7 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights(name):
+def test_bad_weights_are_named(name):
     weights, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         dln.compress(weights)
@@ -481,7 +481,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options(name):
+def test_bad_options_are_named(name):
     options, error, text = BAD_OPTIONS[name]
     with pytest.raises(error, match=text):
         dln.compress(dln.gaussian([7, 6, 5], seed=0), **options)

@@ -273,7 +273,7 @@ def test_every_kind_of_array_has_the_same_values(name, key, index, elsewhere):
 
 
 @pytest.mark.parametrize(("name", "key", "index"), SLOTS)
-def test_what_is_no_array_of_real_numbers_is_refused_by_name(name, key, index, elsewhere):
+def test_values_that_are_not_arrays_of_real_numbers_are_refused_by_name(name, key, index, elsewhere):
     wanted = call_with_change(name, key, index, lambda a: a)
     for kind, change in REFUSED.items():
         if kind == "no axis" and (name, key) in NUMBERS:
@@ -350,7 +350,7 @@ def incomplete_matrices():
 
 
 @pytest.mark.parametrize(("kind", "matrix"), list(incomplete_matrices()))
-def test_a_matrix_with_missing_values_has_the_others(kind, matrix):
+def test_missing_values_of_a_matrix_are_unobserved_entries(kind, matrix):
     wanted = dln.Completion(*np.nonzero(KNOWN), PHI[KNOWN], PHI.shape)
     problem = dln.Completion.from_dense(matrix)
     assert_same_results(flat(problem.to_arrays()), flat(wanted.to_arrays()))
@@ -361,7 +361,7 @@ def test_a_matrix_with_missing_values_has_the_others(kind, matrix):
         assert getattr(estimators[0], measure)(matrix) == getattr(estimators[0], measure)(NAN)
 
 
-def test_a_mask_decides_what_counts_beside_missing_values():
+def test_a_mask_and_missing_values_both_count():
     matrix = np.ma.array(PHI, mask=[[0, 1, 0], [0, 0, 0]])
     problem = dln.Completion.from_dense(matrix, KNOWN)
     np.testing.assert_array_equal(problem.values, PHI[KNOWN])
@@ -404,7 +404,7 @@ def test_ratings_that_are_missing_are_left_out(ratings):
     assert dln.MatrixCompletion(steps=2, rank=1).fit(PAIRS, ratings).shape_ == (4, 3)
 
 
-def test_pairs_whose_place_is_missing_are_refused():
+def test_pairs_with_a_missing_index_are_refused():
     pairs = np.ma.array(PAIRS, mask=np.arange(10).reshape(5, 2) == 3)
     fitted = dln.MatrixCompletion(steps=2, rank=1).fit(PAIRS, RATINGS)
     for ask in (lambda: fitted.predict(pairs), lambda: fitted.fit(pairs, RATINGS)):
@@ -500,14 +500,14 @@ def test_sparse_matrices_of_another_kind_are_refused_by_name(make, error, text):
         dln.MatrixCompletion().fit(make())
 
 
-def test_a_sparse_matrix_is_not_taken_for_a_dense_one():
+def test_a_sparse_matrix_is_refused_where_a_dense_one_is_wanted():
     with pytest.raises(TypeError, match=r"matrix is a sparse csr_array; .*Completion\.from_sparse"):
         dln.Completion.from_dense(sparse().csr_array(np.eye(3)))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int8, np.bool_])
-def test_sparse_operators_measure_as_dense_ones(form, dtype):
+def test_sparse_measurement_operators_equal_dense_ones(form, dtype):
     operators = (np.random.default_rng(0).integers(-99, 99, (5, 6)) * [[1, 0, 1, 1, 0, 1]]).astype(dtype)
     values = np.arange(5.0)
     found = dln.Sensing(sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
@@ -610,7 +610,7 @@ def labels_of_every_kind():
 
 
 @pytest.mark.parametrize(("kind", "labels"), list(labels_of_every_kind()))
-def test_labels_of_every_kind(kind, labels):
+def test_labels_of_every_kind_are_read(kind, labels):
     X = np.random.default_rng(0).standard_normal((3, 4))
     problem = dln.Problem.from_data(X, labels)
     np.testing.assert_array_equal(problem.labels, LABELS)
@@ -679,7 +679,7 @@ class Operator:
     "cast",
     [np.asfortranarray, np.ma.array, lambda x: tensor(x, requires_grad=True), lambda x: table(x), Protocol],
 )
-def test_operators_may_return_any_array(cast):
+def test_operators_may_return_any_kind_of_array(cast):
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(Operator(W, cast=cast)).singular_values
     assert_same_results([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
@@ -710,7 +710,7 @@ def test_operators_without_a_type_or_shape_are_refused():
             dln.SVDTracker(2).update(operator)
 
 
-def test_linear_operators_of_scipy():
+def test_linear_operators_of_scipy_are_read():
     linalg = pytest.importorskip("scipy.sparse.linalg")
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(linalg.aslinearoperator(W)).singular_values
@@ -742,13 +742,13 @@ class Elsewhere(Capsule):
         raise BufferError("on the device")
 
 
-def test_arrays_by_dlpack():
+def test_arrays_are_read_by_dlpack():
     assert dln.measures.stable_rank(Capsule(np.diag([1.0, 2.0]))) == 1.25
     with pytest.raises(TypeError, match=r"matrix .* is Elsewhere, which NumPy cannot read"):
         dln.measures.stable_rank(Elsewhere(np.eye(2)))
 
 
-def test_numbers_of_every_kind():
+def test_numbers_of_every_kind_are_read():
     base = {"problem": dln.low_rank_recovery(6, 2), "weights": dln.orthogonal([6] * 4, 0.7), "steps": 3}
     wanted = dln.train(**base, learning_rate=0.25).loss
     rates = [np.float32(0.25), np.array(0.25), fractions.Fraction(1, 4), decimal.Decimal("0.25")]
@@ -772,7 +772,7 @@ def test_numbers_of_every_kind():
             dln.train(base["problem"], base["weights"], learning_rate=0.25, steps=count)
 
 
-def test_pairs_of_numbers_of_every_kind():
+def test_pairs_of_numbers_of_every_kind_are_read():
     pairs = [(0.25, -0.25), np.array([0.25, -0.25]), tensor([0.25, -0.25]), pandas().Series([0.25, -0.25])]
     wanted, *others = [
         dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
@@ -788,7 +788,7 @@ def test_pairs_of_numbers_of_every_kind():
         dln.Completion([0], [0], [1.0], pandas().DataFrame([[1, 1]], columns=[4, 3]))
 
 
-def test_predictions_of_a_task_are_any_array():
+def test_predictions_of_a_task_may_be_any_kind_of_array():
     from dlnfast.tasks import TextTask
 
     task = TextTask("mnli", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))

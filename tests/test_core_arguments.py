@@ -59,7 +59,7 @@ BAD_PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", BAD_PRODUCTS)
-def test_multiply(core, name):
+def test_multiply_names_bad_arguments(core, name):
     arguments, error, text = BAD_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.multiply(*arguments)
@@ -84,7 +84,7 @@ BAD_THIN_PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", BAD_THIN_PRODUCTS)
-def test_thin_multiply(core, name):
+def test_thin_multiply_names_bad_arguments(core, name):
     arguments, error, text = BAD_THIN_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.thin_multiply(*arguments)
@@ -127,7 +127,7 @@ def thin_descend(core, **changes):
         ({"result": None}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_thin_descend(core, changes, error, text):
+def test_thin_descend_names_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
         thin_descend(core, **changes)
 
@@ -151,14 +151,14 @@ def test_thin_descend(core, changes, error, text):
         (("w", np.zeros((1, 3)), None, None), TypeError, "incompatible function arguments"),
     ],
 )
-def test_singular_values(core, arguments, error, text):
+def test_singular_values_names_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.singular_values(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("n", [3, 40])
-def test_singular_values_of_what_is_not_finite(core, bad, n):
+def test_singular_values_of_matrices_that_are_not_finite_are_refused(core, bad, n):
     w = np.ones((n, n))
     w[1, 1] = bad
     with pytest.raises(ValueError, match="not finite"):
@@ -179,13 +179,13 @@ def test_singular_values_of_what_is_not_finite(core, bad, n):
         ((np.ones(8)[::2], np.ones(3), 1), TypeError, "diagonal is not C-contiguous"),
     ],
 )
-def test_bidiagonal_singular_values(core, arguments, error, text):
+def test_bidiagonal_singular_values_names_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.bidiagonal_singular_values(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_bidiagonal_matrices_that_are_not_finite(core, bad):
+def test_bidiagonal_matrices_that_are_not_finite_are_refused(core, bad):
     for diagonal, superdiagonal in (([1.0, bad, 1.0], [1.0, 1.0]), ([1.0, 1.0, 1.0], [bad, 1.0])):
         with pytest.raises(ValueError, match="not finite"):
             core.bidiagonal_singular_values(np.array(diagonal), np.array(superdiagonal), 3)
@@ -195,7 +195,7 @@ def test_bidiagonal_matrices_that_are_not_finite(core, bad):
 
 
 @pytest.mark.parametrize("widths", [[], [3]])
-def test_widths_without_a_layer(core, widths):
+def test_widths_without_a_layer_are_refused(core, widths):
     with pytest.raises(ValueError, match="widths"):
         core.best_pivot(widths)
     with pytest.raises(ValueError, match="widths"):
@@ -203,12 +203,12 @@ def test_widths_without_a_layer(core, widths):
 
 
 @pytest.mark.parametrize("pivot", [-1, 3, 2**60])
-def test_pivots_out_of_range(core, pivot):
+def test_pivots_out_of_range_are_refused(core, pivot):
     with pytest.raises(ValueError, match="pivot"):
         core.step_flops([3, 3, 3], pivot)
 
 
-def test_threads(core):
+def test_bad_thread_counts_are_refused(core):
     for value in (2**40, "2", None, 1.5):
         with pytest.raises(TypeError):
             core.set_num_threads(value)
@@ -219,7 +219,7 @@ def test_threads(core):
 
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_a_proper_call(core, entry, dtype):
+def test_a_valid_call_finishes(core, entry, dtype):
     arguments = ARGUMENTS[entry](dtype=dtype)
     assert getattr(core, entry)(identity_layers(dtype), arguments) == ("finished", 3, 0)
     assert arguments["counts"][:2].tolist() == [4, 4]
@@ -289,7 +289,7 @@ def failing(core, entry, changes, error, text):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(("changes", "error", "text"), COMMON_CHANGES)
-def test_descent(core, entry, changes, error, text):
+def test_descent_names_bad_arguments(core, entry, changes, error, text):
     failing(core, entry, changes, error, text)
 
 
@@ -311,7 +311,7 @@ def test_descent(core, entry, changes, error, text):
         {"on_record": 3},
     ],
 )
-def test_descent_with_other_types(core, entry, changes):
+def test_descent_refuses_other_types(core, entry, changes):
     """Any of the errors that conversions raise."""
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         call_descent(core, entry, **changes)
@@ -337,7 +337,7 @@ def test_descent_with_other_types(core, entry, changes):
         (None, TypeError, "incompatible function arguments"),
     ],
 )
-def test_descent_of_bad_weights(core, entry, weights, error, text):
+def test_descent_names_bad_weights(core, entry, weights, error, text):
     with pytest.raises(error, match=text):
         getattr(core, entry)(weights, ARGUMENTS[entry]())
 
@@ -372,7 +372,7 @@ def test_descent_of_bad_weights(core, entry, weights, error, text):
         ({"values": None}, TypeError, None),
     ],
 )
-def test_records_of_the_dense_engine(core, changes, error, text):
+def test_bad_records_of_the_dense_engine_are_named(core, changes, error, text):
     failing(core, "dense_descent", changes, error, text)
 
 
@@ -405,14 +405,14 @@ def test_records_of_the_dense_engine(core, changes, error, text):
         ({"rho_records": freeze(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
     ],
 )
-def test_records_of_the_reduced_engine(core, changes, error, text):
+def test_bad_records_of_the_reduced_engine_are_named(core, changes, error, text):
     failing(core, "reduced_descent", changes, error, text)
 
 
 # Batches.
 
 
-def test_a_proper_batch(core):
+def test_a_valid_batch_finishes(core):
     assert call_batch_descent(core) == [("finished", 4, 0)] * 3
 
 
@@ -460,7 +460,7 @@ def test_a_proper_batch(core):
         ({"cores": [np.ones((3, 2, 2)), np.ones((3, 2, 2), np.float32)]}, TypeError, "float32"),
     ],
 )
-def test_batches(core, changes, error, text):
+def test_batch_descent_names_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
         call_batch_descent(core, **changes)
 
@@ -480,7 +480,7 @@ def test_batches(core, changes, error, text):
         (freeze(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
     ],
 )
-def test_bases(core, basis, n_basis, block, lengths, error, text):
+def test_extend_basis_names_bad_arguments(core, basis, n_basis, block, lengths, error, text):
     with pytest.raises(error, match=text):
         core.extend_basis(basis, n_basis, block, 1e-10, lengths)
 
@@ -495,7 +495,7 @@ def test_bases(core, basis, n_basis, block, lengths, error, text):
     n_threads=st.sampled_from([1, 2, 7]),
     seed=st.integers(0, 99),
 )
-def test_bases_grow_by_what_is_new(core, dim, n_basis, k, rank, dtype, n_threads, seed):
+def test_extend_basis_adds_the_new_directions(core, dim, n_basis, k, rank, dtype, n_threads, seed):
     """Against a singular value decomposition: as many rows as the rank grows, orthonormal, the same span."""
     rng = np.random.default_rng(seed)
     n_basis = min(n_basis, dim)
@@ -550,7 +550,7 @@ NASTY_CALLS = {
 
 
 @pytest.mark.parametrize("name", NASTY_CALLS)
-def test_nasty_calls_end_in_python(name, core_modules, run_python):
+def test_hostile_calls_end_in_python(name, core_modules, run_python):
     """With a result or an error, but alive; the best level stands for all, which share this code."""
     body = f"""
 arguments = {{}}
@@ -599,6 +599,6 @@ def test_products_of_random_shapes_raise_or_fit(core, data):
         np.testing.assert_array_equal(out, before)
 
 
-def test_messages_name_shapes(core):
+def test_messages_contain_the_shapes(core):
     with pytest.raises(ValueError, match=re.escape("target has shape (2, 3); wanted (2, 2)")):
         call_descent(core, "dense_descent", target=np.ones((2, 3)))

@@ -98,13 +98,13 @@ def assert_loads_small_set(path):
         np.testing.assert_array_equal(got_labels, labels)
 
 
-def test_npz_file_or_folder(tmp_path):
+def test_fashion_mnist_is_loaded_from_an_npz_file_or_its_folder(tmp_path):
     write_npz(tmp_path / "fashion_mnist_full.npz")
     assert_loads_small_set(tmp_path)
     assert_loads_small_set(str(tmp_path / "fashion_mnist_full.npz"))
 
 
-def test_environment_variable_is_the_default(tmp_path, monkeypatch):
+def test_the_environment_variable_is_the_default_folder(tmp_path, monkeypatch):
     write_npz(tmp_path / "fashion_mnist_full.npz")
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
     assert_loads_small_set(None)
@@ -112,7 +112,7 @@ def test_environment_variable_is_the_default(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("folder", ["FashionMNIST/raw", "raw", "."])
-def test_idx_folders(tmp_path, folder, compressed):
+def test_fashion_mnist_is_loaded_from_idx_folders(tmp_path, folder, compressed):
     write_idx(tmp_path / folder, compressed)
     assert_loads_small_set(tmp_path)
 
@@ -124,7 +124,7 @@ def png(image):
 
 
 @pytest.mark.parametrize("folder", [".", "fashion_mnist", "data"])
-def test_parquet_folders(tmp_path, folder):
+def test_fashion_mnist_is_loaded_from_parquet_folders(tmp_path, folder):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
     (tmp_path / folder).mkdir(exist_ok=True)
@@ -143,7 +143,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         load_fashion_mnist(tmp_path)
 
 
-def test_missing_data_names_every_place(tmp_path, monkeypatch):
+def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_fashion_mnist(tmp_path, "test")
     for place in (
@@ -187,7 +187,7 @@ LABELS = "train-labels-idx1-ubyte"
         (LABELS, idx_bytes(TRAIN[1] + np.uint8(10)), r"labels 1\d..1\d; wanted 0..9"),
     ],
 )
-def test_damaged_idx_files(tmp_path, name, content, message):
+def test_damaged_idx_files_are_named(tmp_path, name, content, message):
     write_idx(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -197,7 +197,7 @@ def test_damaged_idx_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:40], lambda b: b"no gzip" + b, lambda b: b[:30] + b"\xff" * 40 + b[70:]]
 )
-def test_damaged_gzip_files(tmp_path, damage):
+def test_damaged_gzip_files_are_named(tmp_path, damage):
     write_idx(tmp_path, compressed=True)
     file = tmp_path / f"{IMAGES}.gz"
     file.write_bytes(damage(file.read_bytes()))
@@ -218,7 +218,7 @@ def damaged_npz(kind):
 
 
 @pytest.mark.parametrize("kind", ["array", "pickle", "incomplete", "empty", "garbage", "truncated"])
-def test_damaged_npz_files(tmp_path, kind):
+def test_damaged_npz_files_are_named(tmp_path, kind):
     file = tmp_path / "fashion_mnist_full.npz"
     file.write_bytes(damaged_npz(kind))
     with pytest.raises(ValueError, match=r"fashion_mnist_full\.npz cannot be read .* x_train and y_train"):
@@ -335,24 +335,24 @@ def assert_is_small_cifar(path):
 
 @pytest.mark.parametrize("folder", ["cifar-10-batches-py", "."])
 @pytest.mark.parametrize("dump", [python2_pickle, *map(python3_pickle, range(5))])
-def test_cifar_pickles(tmp_path, folder, dump):
+def test_cifar10_is_loaded_from_pickles(tmp_path, folder, dump):
     write_pickles(tmp_path / folder, dump)
     assert_is_small_cifar(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "."])
-def test_cifar_binaries(tmp_path, folder):
+def test_cifar10_is_loaded_from_binary_files(tmp_path, folder):
     write_binaries(tmp_path / folder)
     assert_is_small_cifar(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["plain_text", "cifar10/plain_text", "cifar10", "."])
-def test_cifar_parquet(tmp_path, folder):
+def test_cifar10_is_loaded_from_parquet(tmp_path, folder):
     write_cifar_parquet(tmp_path / folder)
     assert_is_small_cifar(tmp_path)
 
 
-def test_cifar_npz(tmp_path, monkeypatch):
+def test_cifar10_is_loaded_from_an_npz_file(tmp_path, monkeypatch):
     file = tmp_path / "cifar10_jpeg.npz"
     np.savez(file, **cifar_arrays())
     assert_is_small_cifar(tmp_path)
@@ -361,7 +361,7 @@ def test_cifar_npz(tmp_path, monkeypatch):
     assert_is_small_cifar(None)
 
 
-def test_cifar_missing(tmp_path, monkeypatch):
+def test_missing_cifar10_names_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_cifar10(tmp_path)
     for place in (
@@ -384,7 +384,7 @@ def test_cifar_missing(tmp_path, monkeypatch):
         load_cifar10()
 
 
-def test_cifar_arguments_are_checked(tmp_path):
+def test_arguments_of_load_cifar10_are_checked(tmp_path):
     write_binaries(tmp_path)
     with pytest.raises(ValueError, match="split is 'valid'; wanted one of 'train', 'test'"):
         load_cifar10(tmp_path, "valid")
@@ -433,7 +433,7 @@ IMAGES_32, LABELS_32 = CIFAR["test"]
         (python2_pickle(IMAGES_32, LABELS_32 + 1), r"labels 1\.\.10; wanted 0\.\.9"),
     ],
 )
-def test_cifar_pickles_that_are_refused(tmp_path, monkeypatch, content, message):
+def test_unsafe_cifar10_pickles_are_refused(tmp_path, monkeypatch, content, message):
     monkeypatch.delenv("DLNFAST_TEST_OF_PICKLES", raising=False)
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -443,7 +443,7 @@ def test_cifar_pickles_that_are_refused(tmp_path, monkeypatch, content, message)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(3072), bytes(3073)[:-1], bytes(3074)])
-def test_damaged_cifar_binaries(tmp_path, content):
+def test_damaged_cifar10_binary_files_are_named(tmp_path, content):
     (tmp_path / "test_batch.bin").write_bytes(content)
     with pytest.raises(ValueError, match=rf"test_batch\.bin has {len(content)} bytes; .* multiple of 3073"):
         load_cifar10(tmp_path, "test")
@@ -463,7 +463,7 @@ def test_damaged_cifar_binaries(tmp_path, content):
         ({"y_test": np.full(21, 10)}, r"labels 10\.\.10"),
     ],
 )
-def test_damaged_cifar_npz(tmp_path, changed, message):
+def test_damaged_cifar10_npz_files_are_named(tmp_path, changed, message):
     arrays = {name: array for name, array in {**cifar_arrays(), **changed}.items() if array is not None}
     np.savez(tmp_path / "cifar10_jpeg.npz", **arrays)
     with pytest.raises(ValueError, match=message) as caught:
@@ -471,7 +471,7 @@ def test_damaged_cifar_npz(tmp_path, changed, message):
     assert "cifar10_jpeg.npz" in str(caught.value)
 
 
-def test_cifar_images_of_other_sizes(tmp_path):
+def test_cifar10_images_of_other_sizes_are_refused(tmp_path):
     pillow = pytest.importorskip("PIL.Image", reason="Pillow encodes the images")
     for size, message in (((28, 28), "wanted"), ((32, 32, 3), "image 1 has shape")):
         parts = []
@@ -486,7 +486,7 @@ def test_cifar_images_of_other_sizes(tmp_path):
             load_cifar10(tmp_path, "test")
 
 
-def test_damaged_cifar_parquet(tmp_path):
+def test_damaged_cifar10_parquet_files_are_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
     file = tmp_path / "test-00000-of-00001.parquet"
@@ -524,7 +524,7 @@ def test_fashion_mnist_is_the_original(data_folder, split, md5):
 
 
 @pytest.mark.parametrize(("method", "split"), [("zca", "train"), ("pca", "test"), ("cholesky", "test")])
-def test_fashion_mnist_whitens(data_folder, record_property, method, split):
+def test_fashion_mnist_can_be_whitened(data_folder, record_property, method, split):
     images, labels = load_fashion_mnist(data_folder, split)
     start = time.perf_counter()
     problem = Problem.from_data(images, labels, whiten=method, layout="rows")
@@ -546,7 +546,7 @@ def test_fashion_mnist_whitens(data_folder, record_property, method, split):
     assert problem.loss_scale == 1 / (10 * len(images))
 
 
-def test_fashion_mnist_least_squares_classifies(data_folder):
+def test_least_squares_classifies_fashion_mnist(data_folder):
     problem = Problem.from_data(*load_fashion_mnist(data_folder), whiten="pca", layout="rows")
     images, labels = load_fashion_mnist(data_folder, "test")
     predicted = problem.classes[np.argmax(problem.least_squares @ problem.transform(images), axis=0)]
@@ -554,7 +554,7 @@ def test_fashion_mnist_least_squares_classifies(data_folder):
     assert 0.79 < np.mean(predicted == labels) < 0.83
 
 
-def test_cifar10_is_whole(data_folder):
+def test_cifar10_is_complete(data_folder):
     if not (data_folder / "cifar10_jpeg.npz").is_file():
         pytest.skip(f"no cifar10_jpeg.npz in {data_folder}; DLNFAST_DATA may name another folder")
     images, labels = load_cifar10(data_folder, "test")

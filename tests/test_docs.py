@@ -35,7 +35,7 @@ def examples(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.stem)
-def test_the_examples_run(page, tmp_path):
+def test_the_examples_of_a_page_run(page, tmp_path):
     for package in NEEDED.get(page.stem, []):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -53,7 +53,7 @@ def links(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     for link in links(page):
         place, _, heading = link.partition("#")
         target = (page.parent / place).resolve() if place else page

@@ -149,12 +149,12 @@ def init_of(base):
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if "integrations" not in name])
-def test_the_reference_shows_all(module):
+def test_the_api_pages_show_all_public_names(module):
     for name, _ in public_objects(module):
         assert re.search(rf"^\.\. auto\w+:: {name}$", PAGES, re.MULTILINE), f"no page shows {name}"
 
 
-def test_what_is_missing_is_seen():
+def test_missing_sections_are_detected():
     def silent(matrix: str) -> str:
         """Return it."""
         raise ValueError(matrix)

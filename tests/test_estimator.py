@@ -90,7 +90,7 @@ def test_pure_noise_leaves_the_biases_alone():
     assert spread < 0.4
 
 
-def test_the_factors_are_what_the_trajectory_ends_with():
+def test_the_factors_equal_the_end_of_the_trajectory():
     pairs, ratings, whole = noisy_ratings()
     model = quick(weighting=(0, 0), validation_fraction=0.0).fit(pairs, ratings)
     low = model.row_factors_ @ model.column_factors_.T
@@ -107,7 +107,7 @@ def test_the_factors_are_what_the_trajectory_ends_with():
     np.testing.assert_allclose(model.column_factors_.T @ model.column_factors_, gram, atol=1e-10)
 
 
-def test_weighting_weighs_the_loss():
+def test_weighting_changes_the_loss():
     pairs, ratings, _ = noisy_ratings()
     p, q = 0.5, -0.3
     model = quick(weighting=(p, q), validation_fraction=0.0, weight_decay=0.05, steps=500, rank=6)
@@ -139,7 +139,7 @@ def loop_biases(pairs, ratings, shape, penalty, sweeps=200):
 
 
 @pytest.mark.parametrize("penalty", [(0.5, 2.0), (3.0, 0.0)])
-def test_biases_are_those_of_a_plain_loop(penalty):
+def test_biases_equal_those_of_a_plain_loop(penalty):
     pairs, ratings, _ = noisy_ratings((6, 5), 18)
     found = fit_biases(Entries(*pairs.T, ratings, (7, 6)), "both", penalty)
     mean, a, b = loop_biases(pairs.tolist(), ratings.tolist(), (7, 6), penalty)
@@ -150,7 +150,7 @@ def test_biases_are_those_of_a_plain_loop(penalty):
 
 
 @pytest.mark.parametrize("which", ["rows", "columns", "mean", None])
-def test_fewer_biases(which):
+def test_biases_can_be_restricted_to_rows_or_columns(which):
     pairs, ratings, _ = noisy_ratings()
     model = quick(biases=which).fit(pairs, ratings)
     assert (model.mean_ == 0) == (which is None)
@@ -180,7 +180,7 @@ def test_all_forms_of_input_agree():
         assert quick().fit(X).rmse(X) == pytest.approx(expected.rmse(dense), rel=1e-12)
 
 
-def test_what_is_given_is_not_changed():
+def test_arguments_stay_unchanged():
     pairs, ratings, _ = noisy_ratings()
     before = pairs.copy(), ratings.copy()
     quick().fit(pairs, ratings)
@@ -197,7 +197,7 @@ def test_score_is_r_squared():
     assert model.score(pairs[:1], ratings[:1]) == 0.0
 
 
-def test_unseen_rows_and_columns_get_what_is_known():
+def test_unseen_rows_and_columns_are_predicted_by_the_biases():
     pairs, ratings, whole = noisy_ratings()
     keep = (pairs[:, 0] != 3) & (pairs[:, 1] != 4)
     for settings in ({}, {"compress": False}):
@@ -220,7 +220,7 @@ def test_predictions_stay_within_the_clip():
     assert model.predict(pairs).max() <= ratings.max()
 
 
-def test_duplicates():
+def test_duplicate_ratings_are_averaged():
     pairs, ratings, _ = noisy_ratings()
     twice = np.vstack([pairs, pairs[:3]]), np.concatenate([ratings + 1, ratings[:3] + 1])
     twice[1][:3] -= 1
@@ -232,7 +232,7 @@ def test_duplicates():
 
 
 @pytest.mark.parametrize("ratings", [[4.0] * 6, [0.0] * 6, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]])
-def test_nothing_but_biases_to_learn(ratings):
+def test_ratings_of_biases_only(ratings):
     pairs = [[i, j] for i in range(3) for j in range(2)]
     model = dln.MatrixCompletion(bias_penalty=0.0).fit(pairs, ratings)
     np.testing.assert_allclose(model.predict(pairs), ratings, atol=1e-12)
@@ -240,7 +240,7 @@ def test_nothing_but_biases_to_learn(ratings):
     assert model.score(pairs, model.predict(pairs)) == 1.0
 
 
-def test_a_single_rating():
+def test_a_single_rating_is_fitted():
     model = dln.MatrixCompletion().fit([[0, 0]], [4.5])
     assert model.predict().tolist() == [[4.5]]
 
@@ -249,7 +249,7 @@ def test_a_single_rating():
 
 
 @pytest.mark.parametrize("settings", [{}, {"compress": False}, {"dtype": np.float32}], ids=str)
-def test_the_seed_decides(settings):
+def test_the_seed_determines_the_fit(settings):
     pairs, ratings, _ = noisy_ratings()
     first, again, other = (quick(seed=seed, **settings).fit(pairs, ratings) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.predict(), again.predict())
@@ -257,7 +257,7 @@ def test_the_seed_decides(settings):
     assert first.validation_ != other.validation_
 
 
-def test_biases_are_fitted_where_they_predict():
+def test_biases_are_fitted_to_the_training_ratings():
     pairs, ratings, _ = noisy_ratings()
     assert quick().fit(pairs, ratings).biases_ == "both"
     problem = dln.low_rank_completion(120, 2, 0.4)
@@ -292,7 +292,7 @@ def test_scaled_ratings_give_scaled_predictions():
     np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-12)
 
 
-def test_rates():
+def test_learning_rates_are_accepted():
     pairs, ratings, _ = noisy_ratings()
     model = quick(learning_rate=dln.Adaptive(safety=0.5), outer=0.1).fit(pairs, ratings)
     assert model.trajectory_.config["adaptive"]["safety"] == 0.5
@@ -303,7 +303,7 @@ def test_rates():
         quick(learning_rate=1e9).fit(pairs, ratings)
 
 
-def test_settings_come_and_go():
+def test_parameters_can_be_set_and_read():
     model = dln.MatrixCompletion(7, depth=2)
     settings = model.get_params()
     assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "auto")
@@ -314,7 +314,7 @@ def test_settings_come_and_go():
         model.set_params(ranks=3)
 
 
-def test_before_fit():
+def test_methods_before_fit_raise():
     for call in (
         lambda m: m.predict([[0, 0]]),
         lambda m: m.score([[0, 0]], [1]),
@@ -324,7 +324,7 @@ def test_before_fit():
             call(dln.MatrixCompletion())
 
 
-def test_a_fitted_one_survives_pickling():
+def test_a_fitted_estimator_can_be_pickled():
     pairs, ratings, _ = noisy_ratings()
     model = quick().fit(pairs, ratings)
     again = pickle.loads(pickle.dumps(model))
@@ -359,12 +359,12 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
         ([[0, 0], [0, 0]], [1.0, 2.0], ValueError, r"\(0, 0\) twice, rated 1 and 2"),
     ],
 )
-def test_bad_entries(X, y, error, message):
+def test_bad_entries_are_named(X, y, error, message):
     with pytest.raises(error, match=message):
         dln.MatrixCompletion().fit(X, y)
 
 
-def test_a_sparse_matrix_holds_its_own_ratings():
+def test_ratings_beside_a_sparse_matrix_are_refused():
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy makes the sparse matrix")
     with pytest.raises(TypeError, match="y is given with a sparse matrix X"):
         dln.MatrixCompletion().fit(sparse.eye_array(3), [1.0, 2.0, 3.0])
@@ -409,7 +409,7 @@ def test_a_sparse_matrix_holds_its_own_ratings():
     ],
     ids=str,
 )
-def test_bad_settings(settings, error, message):
+def test_bad_settings_are_named(settings, error, message):
     model = dln.MatrixCompletion(**settings)  # says nothing yet
     with pytest.raises(error, match=message):
         model.fit(PAIRS, RATINGS)
@@ -461,7 +461,7 @@ def interrupting(monkeypatch, at, of_calls):
     return calls
 
 
-def test_ctrl_c_in_the_last_run_keeps_what_was_learned(monkeypatch):
+def test_ctrl_c_in_the_last_run_keeps_the_learned_factors(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     settings = {"validation_fraction": 0.0, "steps": 160}
     interrupting(monkeypatch, 105, {1})
@@ -486,7 +486,7 @@ def test_ctrl_c_while_settings_are_tried_keeps_the_best(monkeypatch):
     assert model.trajectory_ is None
 
 
-def test_ctrl_c_at_once_leaves_the_biases(monkeypatch):
+def test_ctrl_c_at_the_start_keeps_the_biases(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     interrupting(monkeypatch, 0, {1})
     model = dln.MatrixCompletion(n_threads=1)

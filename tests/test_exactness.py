@@ -176,7 +176,7 @@ def setting_of(name, n_layers, **more):
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("n_layers", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("case", [1, 2])
-def test_thousand_steps(case, n_layers, name):
+def test_engines_agree_over_a_thousand_steps(case, n_layers, name):
     widths = [DIM] * n_layers + [DIM if case == 1 else CLASSES]
     values = [2.0, 1.5, 1.0] if case == 1 else [2.0, 1.5, 1.0, 0.7]
     setting = setting_of(name, n_layers, every=10)
@@ -185,7 +185,7 @@ def test_thousand_steps(case, n_layers, name):
 
 
 @pytest.mark.parametrize("case", [1, 2])
-def test_every_single_step(case):
+def test_engines_agree_at_every_step(case):
     setting = setting_of("everything", 3, steps=300)
     widths = [DIM] * 3 + [DIM if case == 1 else CLASSES]
     weights = dln.orthogonal(widths, setting.scales, seed=1)
@@ -245,7 +245,7 @@ def test_four_thousand_steps_from_a_small_scale():
 # The published setting.
 
 
-def test_rho_after_fifty_steps():
+def test_rho_after_fifty_steps_has_the_published_value():
     problem = dln.low_rank_recovery(dim=30, rank=3, seed=0)
     run = dln.train(problem, dln.orthogonal([30] * 4, seed=0), learning_rate=1.0, steps=50)
     assert run.engine == "reduced"
@@ -265,7 +265,7 @@ def test_rho_after_fifty_steps():
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("case", [1, 2])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_single_precision(engine, case, name):
+def test_engines_agree_in_single_precision(engine, case, name):
     setting = setting_of(name, 3, every=50)
     widths = [DIM] * 3 + [DIM if case == 1 else CLASSES]
     target = target_of(widths[-1], DIM, [2.0, 1.5, 1.0])
@@ -304,7 +304,7 @@ CORNERS = {
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 @pytest.mark.parametrize("name", CORNERS)
-def test_corners_of_the_theorem(name, momentum):
+def test_engines_agree_in_the_extreme_cases_of_the_theorem(name, momentum):
     widths, values = CORNERS[name]["widths"], CORNERS[name]["values"]
     setting = RunOptions.of(len(widths) - 1, 0.6, 0.02, 1e-3, momentum, steps=300, every=10)
     weights = dln.orthogonal(widths, setting.scales, seed=3)
@@ -312,7 +312,7 @@ def test_corners_of_the_theorem(name, momentum):
 
 
 @pytest.mark.parametrize("last", ["gaussian", "rank 1", "zero"])
-def test_any_last_layer_of_a_wide_target(last):
+def test_engines_agree_for_any_last_layer_of_a_wide_target(last):
     rng = np.random.default_rng(5)
     widths = [12, 12, 12, 4]
     weights = dln.orthogonal(widths, 0.6, seed=3)
@@ -326,7 +326,7 @@ def test_any_last_layer_of_a_wide_target(last):
 
 
 @pytest.mark.parametrize("widths", [[12] * 4, [12, 12, 12, 5]])
-def test_aligned_start_keeps_every_mode_apart(widths):
+def test_modes_of_an_aligned_start_stay_separate(widths):
     """s_i <- (1 - eta lam) s_i - c eta prod_{k != l} s_k (prod_k s_k - sigma_i), for each i alone."""
     sigma = np.array([2.0, 1.5, 1.0])
     target = target_of(widths[-1], 12, sigma)
@@ -387,7 +387,7 @@ PATTERNS = {
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("white", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
-def test_width_patterns(name, white, momentum):
+def test_the_dense_engine_equals_the_reference_for_any_widths(name, white, momentum):
     widths = PATTERNS[name]
     n_layers = len(widths) - 1
     rng = np.random.default_rng(n_layers)
@@ -410,7 +410,7 @@ def test_width_patterns(name, white, momentum):
 
 
 @pytest.mark.parametrize("rank_deficient", [False, True])
-def test_correlated_inputs_with_a_floor(rank_deficient):
+def test_the_dense_engine_equals_the_reference_for_correlated_inputs_with_a_loss_floor(rank_deficient):
     """From data: the loss is the one that the data say, S and Phi come from them."""
     rng = np.random.default_rng(8)
     X = rng.standard_normal((10, 6 if rank_deficient else 40))

@@ -118,7 +118,7 @@ def test_the_dataset_has_the_metadata_of_the_run(xarray):
     assert found.attrs["format_version"] == 1
 
 
-def test_the_dataset_has_only_the_variables_asked_for(xarray):
+def test_the_dataset_has_only_the_requested_variables(xarray):
     assert set(square().to_xarray(["loss"]).sizes) == {"loss_step"}
 
 
@@ -139,7 +139,7 @@ def test_layers_of_different_widths_are_filled_up(xarray):
     np.testing.assert_array_equal(found.tracking_norm[:, 0], run.tracking(1)["norm"])
 
 
-def test_rates_have_steps_of_their_own(xarray):
+def test_rates_have_their_own_steps(xarray):
     run = train_completion()
     found = run.to_xarray()
     np.testing.assert_array_equal(found.rates, run.rates)
@@ -172,7 +172,7 @@ def test_tracked_models_keep_their_names(xarray):
 # --------------------------------------------------------------------------------------- long runs
 
 
-def test_unfinished_runs_export_too(store, tmp_path):
+def test_unfinished_runs_can_be_exported(store, tmp_path):
     ending, opened = store
 
     def stop(step, loss):
@@ -193,7 +193,7 @@ def test_unfinished_runs_export_too(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["reduced", "vectors, weights", "completion"])
 @pytest.mark.parametrize("every", [2, 3, 7, 1000])
-def test_every_so_many_records_are_held(name, every, tmp_path):
+def test_every_n_th_record_is_loaded(name, every, tmp_path):
     make, options = CASES[name]
     run = make(**options, checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     run.save(tmp_path / "run.npz")
@@ -214,7 +214,7 @@ def test_every_so_many_records_are_held(name, every, tmp_path):
         dln.load(tmp_path / "run", every=0)
 
 
-def test_thinned_exports(store, tmp_path):
+def test_every_n_th_record_is_exported(store, tmp_path):
     ending, opened = store
     run = square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     dln.export(tmp_path / "run", tmp_path / f"a.{ending}", every=4, variables=["loss", "rho"])
@@ -225,7 +225,7 @@ def test_thinned_exports(store, tmp_path):
     np.testing.assert_array_equal(found.loss, run.loss)
 
 
-def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
+def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
     pytest.importorskip("h5netcdf", reason="stores are optional")
     monkeypatch.setattr(module, "_BLOCK_BYTES", 2**18)
     problem, weights = dln.low_rank_recovery(32, 1), dln.orthogonal([32] * 3)
@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- errors
 
 
-def test_what_is_there_stays(store, tmp_path):
+def test_an_existing_export_is_not_overwritten(store, tmp_path):
     ending, opened = store
     run, path = square(), tmp_path / f"a.{ending}"
     dln.export(run, path, variables=["loss"])
@@ -263,7 +263,7 @@ def test_what_is_there_stays(store, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_folders_of_something_else_stay(tmp_path):
+def test_folders_that_are_not_exports_are_not_overwritten(tmp_path):
     for name in ("a.zarr", "b.h5"):
         (tmp_path / name).mkdir()
         with pytest.raises(FileExistsError, match="is a folder, but no zarr group"):
@@ -325,7 +325,7 @@ def folder_of_a_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", [0, 300, 3_000, 10_000, 40_000, 160_000])
-def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, folder_of_a_run):
+def test_a_full_disk_leaves_the_previous_export_and_no_other_file(limit, store, folder_of_a_run):
     resource = pytest.importorskip("resource", reason="limits of processes are POSIX's")
     del resource
     ending, opened = store
@@ -400,7 +400,7 @@ def test_missing_packages_are_named(package, ending, extra, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_damage_in_the_middle_leaves_nothing(store, tmp_path):
+def test_a_damaged_run_leaves_no_partial_export(store, tmp_path):
     ending, _ = store
     square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     path = sorted((tmp_path / "run").glob("records-*.npz"))[2]
@@ -500,7 +500,7 @@ def tracked_model(log_loss):
 
 
 @pytest.mark.parametrize("log_loss", [True, False])
-def test_a_table_of_a_tracked_model(pandas, log_loss):
+def test_a_table_of_a_tracked_model_has_its_layers(pandas, log_loss):
     run = tracked_model(log_loss)
     table = run.to_dataframe()
     assert len(table) == 11 * 2 * 2

@@ -24,7 +24,7 @@ def test_nothing_is_lost(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train, dense, resumed", "train, reduced, resumed"])
-def test_no_operation_of_a_state_may_fail_for_good(name, tmp_path):
+def test_no_failed_write_of_a_state_destroys_the_run(name, tmp_path):
     """The kind of fault that destroyed folders in 0.1.0, at every write of a resumed run."""
     tally = run_case(CASES[name], tmp_path, kinds=["full", "interrupt after"], every=4)
     assert tally.losses == []
@@ -32,7 +32,7 @@ def test_no_operation_of_a_state_may_fail_for_good(name, tmp_path):
 
 
 class TestTheHarness:
-    def test_it_counts_what_is_below_its_folder(self, tmp_path):
+    def test_operations_below_the_folder_are_counted(self, tmp_path):
         def work():
             with open(tmp_path / "a", "w") as file:
                 file.write("text")
@@ -54,7 +54,7 @@ class TestTheHarness:
         assert caught.value.errno == errno.ENOSPC
         assert (tmp_path / "a").read_bytes() == b"01234"
 
-    def test_nothing_follows_a_kill(self, tmp_path):
+    def test_no_operation_follows_a_kill(self, tmp_path):
         def work():
             try:
                 (tmp_path / "a").write_text("0123456789")

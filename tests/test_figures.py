@@ -87,7 +87,7 @@ def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, ev
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_engines_draw_the_same(tmp_path, evolution_figure, engine):
+def test_both_engines_give_the_same_figure(tmp_path, evolution_figure, engine):
     other = run_figure(tmp_path, "svd-evolution", "--engine", engine)["numbers"]
     assert other["engine"] == engine
     for name in ("singular values", "right vectors", "left vectors"):
@@ -150,7 +150,7 @@ def test_collapse_meets_the_published_numbers(collapse_figure):
     assert 0.97 * values[7] < deep[8]["least"][7] < values[7] < deep[8]["largest"][7] < 1.03 * values[7]
 
 
-def test_collapse_stopped_by_the_mean_loss(tmp_path):
+def test_collapse_can_be_stopped_by_the_mean_loss(tmp_path):
     """The other reading of the published rule: the deepest layers are still on their way."""
     options = ["--tolerance", "2.5e-4", "--depths", "8", "--scales", "0.5", "--inits", "orthogonal"]
     options += ["--activations", "linear"]
@@ -174,7 +174,7 @@ def test_collapse_runs_reduced_where_it_can(collapse_figure):
     assert ratios == sorted(ratios, reverse=True)
 
 
-def test_collapse_says_what_did_not_converge(tmp_path, capsys):
+def test_collapse_reports_runs_that_did_not_converge(tmp_path, capsys):
     options = ["--depths", "3", "--scales", "0.5", "--inits", "orthogonal", "--steps", "2", "--runs", "1"]
     options += ["--activations", "linear"]
     numbers = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]
@@ -215,7 +215,7 @@ def test_as_many_modes_oscillate_as_theory_says(edge_figure):
         assert column["late_sharpness_high"] > minimum > 2 / column["learning_rate"]
 
 
-def test_edge_with_other_targets(tmp_path):
+def test_edge_accepts_other_targets(tmp_path):
     options = ["--singular-values", "4", "--dim", "2", "--depth", "2", "--learning-rates", "0.24", "0.26"]
     options += ["--scale", "0.1", "--steps", "300", "--sharpness-every", "101", "--sweep-from", "0.24"]
     options += ["--sweep-to", "0.26", "--sweep-points", "3", "--sweep-steps", "2000"]
@@ -236,7 +236,7 @@ def test_edge_with_other_targets(tmp_path):
         (["--late", "1"], "late is 1"),
     ],
 )
-def test_wrong_requests_for_edge(tmp_path, capsys, options, message):
+def test_bad_options_of_edge_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "edge-of-stability", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -282,7 +282,7 @@ def test_trained_layers_stay_as_balanced_as_they_were(features_figure):
     assert imbalances == sorted(imbalances)
 
 
-def test_features_say_what_did_not_converge(tmp_path, capsys):
+def test_features_report_runs_that_did_not_converge(tmp_path, capsys):
     options = ["--runs", "1", "--steps", "2", "--depths", "2", "--assumption-width", "50", "--widths", "50"]
     numbers = run_figure(tmp_path, "feature-compression-theory", *options)["numbers"]
     assert numbers["features"]["converged"] is False
@@ -301,7 +301,7 @@ def test_features_say_what_did_not_converge(tmp_path, capsys):
         (["--assumption-depth", "1"], "assumption_depth is 1"),
     ],
 )
-def test_wrong_requests_for_features(tmp_path, capsys, options, message):
+def test_bad_options_of_features_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "feature-compression-theory", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -362,7 +362,7 @@ def test_full_and_compressed_factorisation_agree(factorisation):
     assert {run["steps"] for run in numbers["spaced_runs"].values()} == {1500}
 
 
-def test_bases_that_turn_complete_what_frozen_ones_do_not(completion_figure):
+def test_learned_bases_complete_matrices_that_frozen_bases_do_not(completion_figure):
     numbers = completion_figure["numbers"]
     ends = {}
     for part in ("compressed", "beside_full"):
@@ -377,7 +377,7 @@ def test_bases_that_turn_complete_what_frozen_ones_do_not(completion_figure):
     assert fast < slow < frozen
 
 
-def test_narrow_and_deep_completion(completion_figure):
+def test_narrow_and_deep_networks_complete_the_matrix(completion_figure):
     numbers = completion_figure["numbers"]
     for entries in numbers["narrow"].values():
         assert [entry["rank"] for entry in entries] == [2, 4]
@@ -391,7 +391,7 @@ def test_narrow_and_deep_completion(completion_figure):
     assert reached[2] < reached[1]
 
 
-def test_completion_says_what_diverges(tmp_path, capsys):
+def test_completion_reports_diverged_runs(tmp_path, capsys):
     options = [*COMPLETION, "--outer", "0.01", "5"]
     options += ["--narrow-steps", "5", "--deep-steps", "5", "--alpha-steps", "5"]
     numbers = run_figure(tmp_path, "completion-compressed", *options)["numbers"]
@@ -401,7 +401,7 @@ def test_completion_says_what_diverges(tmp_path, capsys):
     assert f"DIVERGES at iteration {record['diverged_at']}" in capsys.readouterr().out
 
 
-def test_sensing_with_bases_that_turn(sensing_figure):
+def test_sensing_succeeds_with_learned_bases(sensing_figure):
     numbers = sensing_figure["numbers"]
     full, frozen, turning = numbers["runs"].values()
     assert full["steps"] == frozen["steps"] == turning["steps"] == list(range(0, 1201, 40))
@@ -422,7 +422,7 @@ def test_sensing_with_bases_that_turn(sensing_figure):
         ("sensing-compressed", [*SENSING, "--depth", "1"], "depth is 1"),
     ],
 )
-def test_wrong_requests_for_compressed(tmp_path, capsys, name, options, message):
+def test_bad_options_of_compressed_are_named(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -439,7 +439,7 @@ def scaling(tmp_path_factory):
     return run_figure(folder, "scaling", "--quick", *SCALING, *sizes)
 
 
-def test_scaling_measures_everything(scaling):
+def test_scaling_measures_every_sweep(scaling):
     sweeps = scaling["numbers"]["sweeps"]
     assert list(sweeps) == ["width", "depth", "outputs", "samples", "threads", "memory"]
     for over, sweep in sweeps.items():
@@ -459,7 +459,7 @@ def test_scaling_measures_everything(scaling):
     assert 0 < memory[-1]["bytes"]["dlnfast-reduced"] < 1e8
 
 
-def test_scaling_from_a_file(tmp_path, scaling, capsys):
+def test_scaling_is_drawn_from_a_file(tmp_path, scaling, capsys):
     sweeps = scaling["numbers"]["sweeps"]
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     whole.write_text(json.dumps({"results": [{"case": "scaling", "sweeps": sweeps}]}))
@@ -471,7 +471,7 @@ def test_scaling_from_a_file(tmp_path, scaling, capsys):
     assert "part.json has no sweep" in capsys.readouterr().err
 
 
-def test_names_at_lines_stay_apart():
+def test_labels_at_lines_do_not_overlap():
     spread_out = figures.load("scaling")._spread_out
     places = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
     assert all(gap >= 11.0 - 1e-9 for gap in np.diff(places))
@@ -490,7 +490,7 @@ def test_names_at_lines_stay_apart():
         (["--repeats", "0"], "repeats is 0"),
     ],
 )
-def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
+def test_bad_options_of_scaling_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "scaling", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -498,7 +498,7 @@ def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
 # The registry.
 
 
-def test_quick_changes_what_was_not_given(edge_figure):
+def test_quick_changes_only_options_that_were_not_given(edge_figure):
     assert edge_figure["quick"] is True
     settings = edge_figure["settings"]
     given = {"sweep_points": 60, "sharpness_every": 25}
@@ -507,21 +507,21 @@ def test_quick_changes_what_was_not_given(edge_figure):
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_quick_settings_are_settings(name):
+def test_quick_settings_are_existing_options(name):
     module = figures.load(name)
     quick = figures.quick_settings(module)
     settings = figures.make_settings(module.Settings, quick)
     assert (settings == module.Settings()) is not bool(quick)
 
 
-def test_quick_is_said_on_the_picture():
+def test_quick_is_written_on_the_figure():
     picture = Figure()
     picture.suptitle("title")
     figures.mark_quick(picture, {"runs": 5, "widths": (50, 100)})
     assert picture.get_suptitle() == "title\nquick, smaller than the default: runs 5; widths 50, 100"
 
 
-def test_quick_changes_nothing_where_the_figure_is_quick_anyway(tmp_path):
+def test_quick_changes_nothing_for_a_fast_figure(tmp_path):
     assert main(["figure", "svd-evolution", "--quick", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "svd-evolution.json").read_text())
     assert written["quick"] is False
@@ -534,13 +534,13 @@ def test_help_names_the_defaults(capsys):
     assert "(default: 6 8 10)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_list(capsys):
+def test_list_names_the_figures(capsys):
     assert main(["figure", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(figures.FIGURES)
 
 
-def test_list_draws_nothing(capsys, tmp_path, monkeypatch):
+def test_list_makes_no_figure(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["figure", "--list", "svd-evolution"]) == 0
     captured = capsys.readouterr()
@@ -567,12 +567,12 @@ def test_every_figure_describes_its_settings(name):
         ({"inputs": "grey"}, ValueError, "inputs is 'grey'; wanted one of 'white', 'gaussian'"),
     ],
 )
-def test_wrong_settings(values, error, message):
+def test_wrong_settings_are_named(values, error, message):
     with pytest.raises(error, match=message):
         figures.make_settings(figures.load("svd-evolution").Settings, values)
 
 
-def test_wrong_lists_and_names():
+def test_wrong_lists_and_names_are_refused():
     with pytest.raises(ValueError, match="depths is empty"):
         figures.make_settings(figures.load("progressive-collapse").Settings, {"depths": ()})
     with pytest.raises(ValueError, match="figure is 'mona-lisa'; wanted one of 'svd-evolution'"):
@@ -588,7 +588,7 @@ def test_wrong_lists_and_names():
         (["--engine", "reduced", "--inputs", "gaussian"], "engine='reduced' does not hold here"),
     ],
 )
-def test_wrong_requests_are_one_line(tmp_path, capsys, options, message):
+def test_errors_are_one_line(tmp_path, capsys, options, message):
     assert main(["figure", "svd-evolution", "--out", str(tmp_path), *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("dlnfast: ")
@@ -604,7 +604,7 @@ def test_wrong_requests_are_one_line(tmp_path, capsys, options, message):
         (["--runs", "0"], "runs is 0; wanted an integer of at least 1"),
     ],
 )
-def test_wrong_requests_for_collapse(tmp_path, capsys, options, message):
+def test_bad_options_of_collapse_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "progressive-collapse", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -620,12 +620,12 @@ def test_wrong_requests_for_collapse(tmp_path, capsys, options, message):
         ["--depth", "1"],
     ],
 )
-def test_corners_of_evolution(tmp_path, options):
+def test_evolution_in_extreme_settings(tmp_path, options):
     numbers = run_figure(tmp_path, "svd-evolution", *options)["numbers"]
     assert np.isfinite(numbers["loss"]).all()
 
 
-def test_a_figure_that_diverges(tmp_path, capsys):
+def test_a_figure_that_diverges_is_an_error(tmp_path, capsys):
     assert main(["figure", "svd-evolution", "--out", str(tmp_path), "--learning-rate", "1e4"]) == 1
     assert "the loss is not finite at step" in capsys.readouterr().err
 
@@ -638,7 +638,7 @@ def test_a_figure_that_diverges(tmp_path, capsys):
         ["figure", "svd-evolution", "--dim", "x"],
     ],
 )
-def test_wrong_names(arguments, capsys):
+def test_unknown_figures_are_named(arguments, capsys):
     try:
         status = main(arguments)
     except SystemExit as leaving:  # argparse's own

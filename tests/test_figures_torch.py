@@ -46,7 +46,7 @@ def image_folder(tmp_path_factory):
 SMALL = ["--per-class", str(PER_CLASS), "--test-per-class", str(PER_CLASS)]
 
 
-def test_mlp_vs_hybrid(tmp_path, image_folder, capsys):
+def test_mlp_vs_hybrid_writes_its_numbers(tmp_path, image_folder, capsys):
     options = [*SMALL, "--width", "24", "--epochs", "40", "--batch-size", "30", "--hybrid-scale", "0.3"]
     options += ["--mlp-learning-rate", "0.01", "--hybrid-learning-rate", "0.001", "--data", str(image_folder)]
     found = run_figure(tmp_path, "mlp-vs-hybrid", *options)["numbers"]
@@ -68,7 +68,7 @@ def test_mlp_vs_hybrid(tmp_path, image_folder, capsys):
         assert f"{'shown' if shown else 'NOT SHOWN'}: {text}" in printed
 
 
-def test_role_of_depth(tmp_path, image_folder):
+def test_role_of_depth_writes_its_numbers(tmp_path, image_folder):
     options = [*SMALL, "--depth", "5", "--nonlinear", "1", "4", "--totals", "2", "5", "--added-to", "1", "2"]
     options += [
         "--width",
@@ -103,7 +103,7 @@ def test_role_of_depth(tmp_path, image_folder):
     assert "Fashion-MNIST, 1 nonlinear: depth improves compression" in texts
 
 
-def test_penultimate_spectra(tmp_path, image_folder):
+def test_penultimate_spectra_writes_its_numbers(tmp_path, image_folder):
     options = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "6"]
     options += ["--vit-dim", "32", "--vit-depth", "2", "--vit-heads", "2", "--vit-patch", "16"]
     options += ["--records", "5", "--batch-size", "30", "--data", str(image_folder)]
@@ -125,7 +125,7 @@ def test_penultimate_spectra(tmp_path, image_folder):
     assert len(found["claims"]) == 12
 
 
-def test_relu_panels(tmp_path, capsys):
+def test_relu_panels_are_drawn(tmp_path, capsys):
     options = ["--activations", "linear", "relu", "--runs", "1", "--depths", "3", "--relu-depths", "3"]
     options += ["--scales", "0.5", "--inits", "orthogonal", "normal", "--relu-steps", "3000"]
     options += ["--sweep-depth", "3", "--learning-rate", "10"]
@@ -171,12 +171,12 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
     ],
 )
-def test_wrong_requests(tmp_path, capsys, name, options, message):
+def test_bad_options_are_named(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_quick_says_how_long_it_takes():
+def test_quick_reports_its_duration():
     module = figures.load("role-of-depth")
     assert figures.quick_takes(module) == "in some minutes"
     assert figures.quick_takes(figures.load("edge-of-stability")) == "in under a minute"

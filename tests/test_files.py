@@ -78,20 +78,20 @@ def npy(shape, descr="<f8", content=b""):
 # ------------------------------------------------------------------------------- archives, as written
 
 
-def test_what_was_written_is_read(archive):
+def test_written_files_are_read(archive):
     meta, arrays = read_whole(archive, KIND, 1)
     assert_same_arrays(arrays, ARRAYS)
     assert (meta["x"], meta["y"]) == ([1, 2.5], {"z": None})
     assert "digest" not in meta
 
 
-def test_numpy_reads_the_same(archive):
+def test_numpy_reads_the_same_arrays(archive):
     with np.load(archive, allow_pickle=False) as file:
         assert_same_arrays({name: file[name] for name in ARRAYS}, ARRAYS)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_archives_may_be_packed_again(archive, method):
+def test_recompressed_archives_are_read(archive, method):
     parts = read_members(archive)
     rewrite(archive, dict(reversed(parts.items())), method)
     assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
@@ -138,7 +138,7 @@ def changes():
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
-def test_changes_with_right_checksums_are_seen(change, archive):
+def test_changes_with_valid_zip_checksums_are_detected(change, archive):
     rewrite(archive, change(read_members(archive)))
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
@@ -163,7 +163,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_forged_arrays_are_refused_before_memory_is_taken(kind, archive):
+def test_forged_arrays_are_refused_before_memory_is_allocated(kind, archive):
     part, message = FORGED[kind]
     rewrite(archive, read_members(archive) | {"a.npy": part})
 
@@ -183,7 +183,7 @@ def bomb(path, name, size, mode="a"):
 
 
 @pytest.mark.parametrize("name", ["zzz.npy", "meta.npy"])
-def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
+def test_decompression_bombs_are_refused_before_memory_is_allocated(name, tmp_path):
     path = tmp_path / "a.npz"
     write_whole(path, KIND, 1, {}, {"a": np.eye(2)} | ({} if name == "zzz.npy" else {"b": np.eye(2)}))
     parts = read_members(path)
@@ -200,7 +200,7 @@ def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
     assert peak_bytes(read) < 2**23
 
 
-def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
+def test_only_the_requested_arrays_of_users_are_read(tmp_path):
     path = tmp_path / "a.npz"
     inputs, outputs = np.eye(3), np.arange(3)
     np.savez_compressed(path, X=inputs, Y=outputs)
@@ -225,7 +225,7 @@ def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
     assert read_arrays(path, ["Z"], bounded=False)["Z"].shape == (2**24,)
 
 
-def test_declared_sizes_of_compressed_arrays_need_their_bytes(tmp_path):
+def test_compressed_arrays_with_too_few_bytes_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     forged = npy((2**25,))
     rewrite(path, {"X.npy": forged + bytes(80)}, zipfile.ZIP_DEFLATED)
@@ -272,7 +272,7 @@ def test_a_directory_without_arrays_is_refused(tmp_path):
     assert peak_bytes(read) < 2**20
 
 
-def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
+def test_errors_of_the_system_are_not_reported_as_damage(archive, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "input/output error")
 
@@ -282,7 +282,7 @@ def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
     assert not isinstance(caught.value, ValueError)
 
 
-def test_images_take_no_more_than_their_file_justifies(tmp_path):
+def test_images_take_no_more_memory_than_their_file_justifies(tmp_path):
     count = 2**27 // 784
     header = bytes((0, 0, 8, 3)) + np.array((count, 28, 28), ">u4").tobytes()
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
@@ -308,7 +308,7 @@ TOML += "[train]\nlearning_rate = 0.1\nsteps = 2\n"
 @pytest.mark.parametrize(
     "content", [TOML.encode("utf-8-sig"), TOML.replace("\n", "\r\n").encode(), TOML.encode()]
 )
-def test_specifications_of_every_editor_are_read(content, tmp_path):
+def test_specifications_in_every_common_encoding_are_read(content, tmp_path):
     (tmp_path / "a.toml").write_bytes(content)
     assert spec.read_spec(tmp_path / "a.toml").problem["dim"] == 8
 
@@ -330,7 +330,7 @@ def test_other_text_is_refused_with_its_encoding(content, message, tmp_path):
         spec.read_spec(tmp_path / "a.toml")
 
 
-def test_marks_before_other_text(tmp_path):
+def test_byte_order_marks_of_other_encodings_are_refused(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(b"\xef\xbb\xbfuserId,movieId,rating,timestamp\r\n1,2,3.5,4\r\n")
     assert dln.load_movielens(tmp_path / "ratings.csv").ratings.tolist() == [3.5]
     line = json.dumps({"run": 1}).encode() + b"\n"
@@ -340,7 +340,7 @@ def test_marks_before_other_text(tmp_path):
     assert read_text(tmp_path / "text") == "ä"
 
 
-def test_lines_without_end_are_named(tmp_path):
+def test_endless_lines_are_refused(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3.5," + "4" * 10**6)
     with pytest.raises(ValueError, match="has a line of more than"):
         dln.load_movielens(tmp_path / "ratings.csv")
@@ -355,7 +355,7 @@ def test_lines_without_end_are_named(tmp_path):
 # --------------------------------------------------------------------------------- JSON with checksums
 
 
-def test_checksums_see_changed_numbers():
+def test_checksums_detect_changed_numbers():
     content = with_checksum({"a": 1, "b": [0.1, None], "c": "ä"})
     assert without_checksum(json.loads(json.dumps(content))) == {"a": 1, "b": [0.1, None], "c": "ä"}
     assert without_checksum({"a": 1}) == {"a": 1}  # of a file of 0.1.0
@@ -473,7 +473,7 @@ def test_a_failed_write_through_a_link_leaves_everything(links, tmp_path):
 
 
 @posix
-def test_links_that_lead_nowhere_are_named(tmp_path):
+def test_broken_links_are_named(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "none" / "run.npz")
     with pytest.raises(FileNotFoundError, match="whose folder does not exist"):
         put(tmp_path / "a", b"")
@@ -498,7 +498,7 @@ def test_runs_are_saved_through_links(tmp_path):
 
 @posix
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
-def test_devices_stay(device, tmp_path):
+def test_devices_are_not_replaced(device, tmp_path):
     if not Path(device).exists():
         pytest.skip(f"there is no {device}")
     link = tmp_path / "link"
@@ -516,7 +516,7 @@ def test_devices_stay(device, tmp_path):
 
 
 @posix
-def test_pipes_get_the_content(tmp_path):
+def test_pipes_are_written_into(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     run = dln.train(dln.low_rank_recovery(4, 1), dln.orthogonal([4] * 3), learning_rate=0.1, steps=2)
@@ -542,7 +542,7 @@ def test_open_descriptors_are_written_into(tmp_path):
 
 
 @posix
-def test_permissions_are_kept(tmp_path):
+def test_permissions_of_a_replaced_file_are_kept(tmp_path):
     path = tmp_path / "a"
     before = os.umask(0o027)
     try:
@@ -577,7 +577,7 @@ def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("letter", ["a", "ä", "界"])
-def test_names_as_long_as_they_may_be(letter, tmp_path):
+def test_file_names_of_the_greatest_length_work(letter, tmp_path):
     limit = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     size = len(letter.encode())
     name = letter * (limit // size) + "x" * (limit % size)
@@ -623,7 +623,7 @@ def test_a_folder_is_replaced_whole_without_an_exchange_of_names(fill, tmp_path)
 
 
 @pytest.mark.usefixtures("without_exchange")
-def test_a_folder_comes_back_where_it_cannot_be_replaced(fill, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_replaced_is_restored(fill, tmp_path, monkeypatch):
     place = tmp_path / "a.zarr"
     rename = Path.rename
 
@@ -640,7 +640,7 @@ def test_a_folder_comes_back_where_it_cannot_be_replaced(fill, tmp_path, monkeyp
     assert file_names(tmp_path) == ["a.zarr"]
 
 
-def test_folders_are_no_files(tmp_path):
+def test_a_folder_is_not_written_as_a_file(tmp_path):
     (tmp_path / "a").mkdir()
     for path in (tmp_path / "a", tmp_path / ".."):
         with pytest.raises(IsADirectoryError):

@@ -85,7 +85,7 @@ def tuning(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_both_methods_start_alike_and_learn(tuning):
+def test_both_methods_start_from_the_same_function_and_learn(tuning):
     found = {}
     for method in ("lora", "deep-lora"):
         run = Run(method, 2, 8, 0, 2e-2, 40, batch_size=8, scale=0.1)
@@ -107,7 +107,7 @@ def test_both_methods_start_alike_and_learn(tuning):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_head_starts_at_the_mean_and_nothing_else_of_the_model_moves(tuning):
+def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
     run = Run("deep-lora", 2, 8, 0, 1e-2, 2, batch_size=8)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
@@ -148,7 +148,7 @@ def test_more_examples_than_there_are_is_an_error(tuning):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_goes_on_where_it_was(folder, tmp_path, capsys):
+def test_the_command_resumes_an_unfinished_grid(folder, tmp_path, capsys):
     spec = tmp_path / "grid.toml"
     spec.write_text(
         f'[model]\npath = "{folder / "model"}"\nmax_length = 16\n[task]\npath = "{folder}"\n'
@@ -210,14 +210,14 @@ def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     assert "| 16 | 8 | +0.1500 | 0.0500 | 2 |" in text
 
 
-def test_single_seeds_have_no_deviation():
+def test_a_single_seed_has_no_deviation():
     row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, 8.0)
     assert math.isnan(row.deviation)
     assert "| 0.5000 | - | 1 |" in table([row])
     assert paired([row]) == []
 
 
-def test_wrong_specifications(tmp_path, folder):
+def test_wrong_specifications_are_named(tmp_path, folder):
     spec = tmp_path / "grid.toml"
     spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\nlearning_rates = [1]\n')
     with pytest.raises(SpecError, match=r"training\.steps is missing"):
@@ -234,13 +234,13 @@ def test_wrong_specifications(tmp_path, folder):
     assert "[deep-lora]" in finetuning.describe_settings()
 
 
-def test_damaged_results(tmp_path):
+def test_damaged_results_are_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run": 1}\nnonsense\n')
     with pytest.raises(ValueError, match="line 2 of"):
         Results(tmp_path / "results.jsonl")
 
 
-def test_lines_that_were_cut_off_go_with_the_next_one(folder, tmp_path):
+def test_truncated_lines_are_removed_by_the_next_write(folder, tmp_path):
     place = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -258,7 +258,7 @@ def test_lines_that_were_cut_off_go_with_the_next_one(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "interrupt after"])
-def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path):
+def test_a_failed_write_of_a_line_leaves_the_others(kind, folder, tmp_path):
     place = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -277,7 +277,7 @@ def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path)
     assert Results(place).missing(grid) == []
 
 
-def test_two_programs_do_not_train_one_grid(folder, tmp_path):
+def test_a_second_program_on_the_same_grid_is_refused(folder, tmp_path):
     grid = specification(folder, methods=["lora"], seeds=[0])
     with FolderLock(tmp_path), pytest.raises(dln.FolderInUseError, match="is in use by process"):
         finetuning.run_grid(grid, Results(tmp_path / "results.jsonl"))
@@ -309,7 +309,7 @@ def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_runs_that_diverge_are_kept_as_such(folder, tmp_path):
+def test_diverged_runs_are_recorded_as_diverged(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
     grid = specification(folder, methods=["lora"], learning_rates=[1e12, 1e-3])
     said = []
@@ -336,12 +336,12 @@ def test_runs_are_checked():
             Run(**{**values, **keywords})
 
 
-def test_models_are_found_in_folders_and_packages(folder):
+def test_models_are_loaded_from_folders_and_packages(folder):
     assert find_model(str(folder / "model")) == str(folder / "model")
     assert find_model("nowhere/at-all") == "nowhere/at-all"
 
 
-def test_what_is_missing_is_named(run_python, tmp_path):
+def test_missing_packages_are_named(run_python, tmp_path):
     program = """
 import sys
 sys.modules["transformers"] = None
@@ -360,7 +360,7 @@ except ModuleNotFoundError as error:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_figure_of_few_examples(folder, tmp_path, capsys):
+def test_the_figure_of_few_examples_writes_its_numbers(folder, tmp_path, capsys):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
     options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--learning-rates", "1e-3", "1e-2"]
     options += ["--deep-learning-rates", "1e-3", "1e-2"]
@@ -385,7 +385,7 @@ def test_the_figure_of_few_examples(folder, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_figure_of_subspaces(folder, tmp_path):
+def test_the_figure_of_subspaces_writes_its_numbers(folder, tmp_path):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--steps", "6", "--records", "3"]
     options += ["--rank", "2", "--shown", "5", "--max-length", "16", "--evaluated", "12", "--batch-size", "8"]
     options += ["--learning-rate", "1e-2", "--scale", "0.1"]

@@ -54,7 +54,7 @@ def agree(run, again):
         np.testing.assert_allclose(run.rates, again.rates, rtol=1e-6)  # of a search that ends early
 
 
-def test_every_kind_of_file_is_among_them():
+def test_every_kind_of_file_has_an_example():
     names = {path.stem for path in (DATA / "format-1").iterdir()}
     assert names == {
         *RUNS,
@@ -68,7 +68,7 @@ def test_saved_runs_load(path):
     agree(dln.load(path), RUNS[path.stem]())
 
 
-def test_saved_problems_are_whole():
+def test_saved_problems_are_complete():
     for folder in RELEASED:
         for path in folder.glob("whitened.npz"):
             inputs, _ = released_formats.samples()
@@ -87,12 +87,12 @@ def test_saved_statistics_load(path):
 
 
 @pytest.mark.parametrize("path", released_files("*-ended"))
-def test_folders_of_runs_that_ended_load(path):
+def test_folders_of_finished_runs_load(path):
     agree(dln.load(path), FOLDERS[path.name.partition("-")[0]]())
 
 
 @pytest.mark.parametrize("path", released_files("*-stopped"))
-def test_folders_of_runs_that_stopped_load_and_go_on(path, tmp_path):
+def test_folders_of_stopped_runs_load_and_resume(path, tmp_path):
     whole = FOLDERS[path.name.partition("-")[0]]()
     run = dln.load(path)
     assert run.config["outcome"] == "unfinished"
@@ -143,7 +143,7 @@ def checkpointed_runs(tmp_path_factory):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_folder_is_named_or_the_same(data, checkpointed_runs, tmp_path_factory):
+def test_a_damaged_folder_is_an_error_or_loads_the_same_run(data, checkpointed_runs, tmp_path_factory):
     engine = data.draw(st.sampled_from(["reduced", "dense"]))
     folder = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(checkpointed_runs / engine, folder)
@@ -164,7 +164,7 @@ def test_a_damaged_folder_is_named_or_the_same(data, checkpointed_runs, tmp_path
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_headers_that_say_less_than_there_is_are_noticed(engine, checkpointed_runs, tmp_path):
+def test_shortened_headers_are_detected(engine, checkpointed_runs, tmp_path):
     # numpy.load reads no further than the header says, and never comes to the checksum.
     shutil.copytree(checkpointed_runs / engine, tmp_path / "run")
     path = sorted((tmp_path / "run").glob("records-*.npz"))[0]
@@ -176,7 +176,7 @@ def test_headers_that_say_less_than_there_is_are_noticed(engine, checkpointed_ru
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_files_of_another_run_are_noticed(engine, checkpointed_runs, tmp_path):
+def test_files_of_another_run_are_detected(engine, checkpointed_runs, tmp_path):
     for i, name in enumerate(file_names(checkpointed_runs / engine)):
         folder = tmp_path / str(i)
         shutil.copytree(checkpointed_runs / engine, folder)
@@ -189,7 +189,7 @@ def test_files_of_another_run_are_noticed(engine, checkpointed_runs, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_missing_files_are_noticed(engine, checkpointed_runs, tmp_path):
+def test_missing_files_are_detected(engine, checkpointed_runs, tmp_path):
     for i, name in enumerate(n for n in file_names(checkpointed_runs / engine) if n.startswith("records")):
         folder = tmp_path / str(i)
         shutil.copytree(checkpointed_runs / engine, folder)
@@ -198,7 +198,7 @@ def test_missing_files_are_noticed(engine, checkpointed_runs, tmp_path):
             dln.load(folder)
 
 
-def test_the_weights_of_a_run_that_ended_are_those_of_its_end(checkpointed_runs, tmp_path):
+def test_a_finished_run_has_its_final_weights(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "dense", folder)
     newest = sorted(folder.glob("state-*.npz"))[-1]
@@ -214,7 +214,7 @@ def test_the_weights_of_a_run_that_ended_are_those_of_its_end(checkpointed_runs,
     np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 
 
-def test_newer_and_foreign_endings_are_named(checkpointed_runs, tmp_path):
+def test_states_of_newer_and_other_formats_are_named(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"
@@ -233,7 +233,7 @@ def test_newer_and_foreign_endings_are_named(checkpointed_runs, tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_is_named_or_the_same(data, tmp_path_factory):
+def test_a_damaged_file_is_an_error_or_loads_the_same_content(data, tmp_path_factory):
     source = data.draw(
         st.sampled_from([DATA / "format-1" / f"{n}.npz" for n in ("reduced", "dense", "statistics")])
     )
@@ -360,7 +360,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("make", "name", "change", "message"), MISFITS)
-def test_arrays_that_do_not_fit_are_named(make, name, change, message):
+def test_inconsistent_arrays_are_named(make, name, change, message):
     run = make()
     about, arrays = run.to_arrays()
     about = json.loads(json.dumps(about))
@@ -383,7 +383,7 @@ def remove_digest(path):
         np.savez(file, **arrays)
 
 
-def test_old_folders_have_to_fit_too(checkpointed_runs, tmp_path):
+def test_folders_of_0_1_0_have_to_be_consistent(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "reduced", folder)
     for path in folder.glob("*.npz"):
@@ -399,7 +399,7 @@ def test_old_folders_have_to_fit_too(checkpointed_runs, tmp_path):
         dln.load(folder)
 
 
-def test_exchanged_arrays_of_one_shape_are_seen(tmp_path):
+def test_exchanged_arrays_of_one_shape_are_detected(tmp_path):
     path = tmp_path / "run.npz"
     reduced_run().save(path)
     with np.load(path) as file:
@@ -450,7 +450,7 @@ def tracker_state():
         ({"version": "1"}, "state"),
     ],
 )
-def test_states_that_do_not_fit_are_named(changes, message):
+def test_inconsistent_states_are_named(changes, message):
     state = tracker_state()
     with pytest.raises((ValueError, TypeError), match=r"its checksum does not match|version"):
         dln.SVDTracker.from_state_dict(state | changes)
@@ -460,7 +460,7 @@ def test_states_that_do_not_fit_are_named(changes, message):
         dln.SVDTracker.from_state_dict(state | changes)
 
 
-def test_exchanged_vectors_of_a_state_are_seen():
+def test_exchanged_vectors_of_a_state_are_detected():
     tracker = dln.SVDTracker(2, seed=3)
     tracker.update(np.random.default_rng(0).standard_normal((6, 6)))
     state = tracker.state_dict()

@@ -93,7 +93,7 @@ def exact_product(A, B):
 
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS, n_samples=st.integers(1, 60), n_batches=st.integers(1, 20), shift=st.sampled_from([0, 30]))
-def test_sums_are_those_of_rational_arithmetic(seed, n_samples, n_batches, shift):
+def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
     rng = np.random.default_rng(seed)
     scales = 10.0 ** rng.integers(-6, 7, (3, 1))
     X, Y = scales * (rng.standard_normal((3, n_samples)) + shift), rng.standard_normal((2, n_samples))
@@ -126,7 +126,7 @@ def test_sums_are_those_of_rational_arithmetic(seed, n_samples, n_batches, shift
     assert abs(Fraction(found.output_norm_squared) - squares) <= squares * Fraction(float(np.finfo(F64).eps))
 
 
-def test_long_sums_do_not_lose_digits():
+def test_long_sums_lose_no_digits():
     # A plain sum of 2^15 chunks, all alike, loses some 1e-13; these are the same in exact arithmetic.
     X, Y = np.array([[0.1], [1 / 3]]), np.array([[0.7]])
     found = SufficientStatistics()
@@ -221,7 +221,9 @@ def test_labels_take_a_row_for_every_class_of_any_batch():
     reduction=st.sampled_from(["sum", "mean"]),
     data=st.data(),
 )
-def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, layout, reduction, data):
+def test_the_problem_equals_that_of_the_data(
+    seed, dim_in, n_samples, method, center, layout, reduction, data
+):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, min(dim_in, n_samples - 1)))
     X = draw_matrix(rng, dim_in, n_samples, np.geomspace(10, 1, rank))
@@ -266,7 +268,7 @@ def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, la
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_samples", [30, 500])
 @pytest.mark.parametrize("condition", [1e2, 1e5])  # of X, the square of it of S
-def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condition):
+def test_whitening_from_sums_is_as_accurate_as_from_the_data(method, n_samples, condition):
     rng = np.random.default_rng(3)
     X, Y = (
         draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20)),
@@ -284,7 +286,7 @@ def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condit
     assert share(Z, wanted.transform(X)) < 4 * allowed
 
 
-def test_rank_is_found_and_noise_is_refused():
+def test_the_rank_is_found_and_noise_is_refused():
     rng = np.random.default_rng(4)
     X, Y = draw_matrix(rng, 9, 60, [10.0, 5.0, 1e-2, 1e-9]), np.ones((1, 60))
     sums = SufficientStatistics().add_batches(pieces(X, Y, [20, 40]))
@@ -310,7 +312,7 @@ def test_outputs_that_are_fitted_exactly_are_not_refused(make):
 
 
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_centring_is_subtracting_the_mean(whiten, tmp_path):
+def test_centring_subtracts_the_mean(whiten, tmp_path):
     rng = np.random.default_rng(6)
     X, Y = rng.standard_normal((4, 50)) + 3, rng.standard_normal((2, 50))
     plain = Problem.from_data(X - X.mean(axis=1, keepdims=True), Y, whiten=whiten)
@@ -356,7 +358,7 @@ def test_a_mean_far_beyond_the_spread_is_refused():
             sums.problem(center=True)
 
 
-def test_data_that_are_white_already():
+def test_white_data_are_recognised():
     rng = np.random.default_rng(8)
     X, Y = draw_orthonormal(rng, 40, 6).T, rng.standard_normal((2, 40))
     found = Problem.from_batches(pieces(X, Y, [10, 30]))
@@ -364,7 +366,7 @@ def test_data_that_are_white_already():
     assert found.whitening.method is None
 
 
-def test_problems_do_not_follow_later_batches():
+def test_later_batches_do_not_change_a_problem():
     rng = np.random.default_rng(9)
     X, Y = rng.standard_normal((3, 20)), rng.standard_normal((2, 20))
     sums = SufficientStatistics().add(X, Y)
@@ -381,7 +383,7 @@ def test_problems_do_not_follow_later_batches():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
-def test_batches_of_any_kind(dtype, tmp_path):
+def test_batches_of_any_kind_are_read(dtype, tmp_path):
     rng = np.random.default_rng(10)
     X, labels = rng.integers(0, 200, (60, 5)).astype(dtype), rng.integers(0, 3, 60)
     wanted = SufficientStatistics("rows").add(X, labels)
@@ -399,7 +401,7 @@ def test_batches_of_any_kind(dtype, tmp_path):
         assert [s.tolist() for s in rounded(found)] == [s.tolist() for s in rounded(wanted)]
 
 
-def test_batches_of_tensors():
+def test_batches_of_tensors_are_read():
     torch = pytest.importorskip("torch", reason="needs PyTorch")
     rng = np.random.default_rng(11)
     X, labels = rng.standard_normal((30, 4)).astype(np.float32), rng.integers(0, 3, 30)
@@ -453,7 +455,7 @@ BAD_BATCHES = [
 
 
 @pytest.mark.parametrize(("batch", "error", "message"), BAD_BATCHES)
-def test_bad_batches_are_named_and_leave_the_sums_alone(batch, error, message):
+def test_bad_batches_are_named_and_change_nothing(batch, error, message):
     sums = SufficientStatistics()
     good = np.random.default_rng(12).standard_normal((5, 4))
     wanted = numbers(SufficientStatistics().add(good[:3], good[3:]))
@@ -463,7 +465,7 @@ def test_bad_batches_are_named_and_leave_the_sums_alone(batch, error, message):
     assert numbers(sums) == wanted
 
 
-def test_a_bad_value_in_a_late_chunk_leaves_the_sums_alone():
+def test_a_bad_value_in_a_late_chunk_changes_nothing():
     X = np.ones((2, 5000))
     X[1, 4321] = np.nan
     sums = SufficientStatistics().add(X[:, :10], np.arange(10) % 2)
@@ -542,7 +544,7 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.npz", "sums.npz"]
 
 
-def test_damaged_files(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "sums.npz"
     SufficientStatistics().add(X3, Y3 / 3).save(path)
     content = path.read_bytes()
@@ -576,7 +578,7 @@ def test_damaged_files(tmp_path):
         SufficientStatistics().save(tmp_path / "none" / "sums.npz")
 
 
-def test_specifications_take_shards(tmp_path):
+def test_specifications_accept_shards(tmp_path):
     rng = np.random.default_rng(14)
     X, labels = rng.integers(0, 256, (4, 60), np.uint8), rng.integers(0, 3, 60)
     for index, (inputs, outputs) in enumerate(pieces(X, labels, [10, 25, 25])):

@@ -279,7 +279,7 @@ def is_raised_on_purpose(error):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_calls_are_right(name, tmp_path, monkeypatch):
+def test_the_valid_calls_succeed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call, arguments = CALLS[name]()
     if "nowhere" in str(arguments):
@@ -296,7 +296,7 @@ def test_the_calls_are_right(name, tmp_path, monkeypatch):
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
-def test_odd_arguments_are_named_or_harmless(data, tmp_path_factory):
+def test_unusual_arguments_are_named_or_harmless(data, tmp_path_factory):
     name = data.draw(st.sampled_from(sorted(CALLS)), label="function")
     before = Path.cwd()
     os.chdir(tmp_path_factory.getbasetemp())
@@ -374,7 +374,7 @@ def methods(name, thing):
             yield f"{name}.{inner}"
 
 
-def test_no_public_function_is_left_out():
+def test_every_public_function_has_a_valid_call():
     names = set(public_names())
     assert names - set(CALLS) - OTHERS == set()
     assert {name.partition(",")[0] for name in CALLS} - names == set()

@@ -40,7 +40,7 @@ def frame(dim, rank, seed=0):
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("widths", SHAPES, ids=str)
-def test_all_questions_have_one_answer(widths, dtype):
+def test_all_queries_are_consistent(widths, dtype):
     """dense, apply, apply_transpose, row, column and entry agree, whichever came first."""
     rng = np.random.default_rng(0)
     scales = 0.5 + np.arange(len(widths) - 1) / 4
@@ -70,7 +70,7 @@ def test_all_questions_have_one_answer(widths, dtype):
 
 @settings(deadline=None, max_examples=40)
 @given(widths=WIDTHS, seed=SEEDS, data=st.data())
-def test_any_sequence_of_questions_fits_the_matrices_it_reveals(widths, seed, data):
+def test_any_sequence_of_queries_is_consistent_with_the_matrices(widths, seed, data):
     weights = ImplicitWeights(widths, seed=seed)
     n_layers = len(widths) - 1
     rng = np.random.default_rng(1)
@@ -172,7 +172,7 @@ def test_closures_are_exact_and_of_the_known_dimensions(widths, rank, dims, abst
 
 
 @pytest.mark.parametrize("widths", SHAPES, ids=str)
-def test_closures_after_other_questions_hold_all_that_is_known(widths):
+def test_closures_after_other_queries_contain_all_sampled_directions(widths):
     weights = ImplicitWeights(widths, seed=6)
     rank = min(2, widths[0], widths[-1])
     right, left = frame(widths[0], rank), frame(widths[-1], rank, 1)
@@ -185,7 +185,7 @@ def test_closures_after_other_questions_hold_all_that_is_known(widths):
     check_closure(weights, matrices, rank, rank, random, 1e-12)
 
 
-def test_closures_of_float32_vectors():
+def test_closures_accept_float32_vectors():
     widths, rank = [30, 50, 50, 50], 4
     weights = ImplicitWeights(widths, seed=2, dtype=np.float32)
     right, left = (frame(dim, rank).astype(np.float32) for dim in (30, 50))
@@ -209,7 +209,7 @@ def test_frames_may_have_another_precision_than_the_vectors():
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_long_vectors_keep_their_digits(dtype):
+def test_long_vectors_lose_no_digits(dtype):
     dim = 100_000
     weights = ImplicitWeights([dim, dim, dim], seed=1, dtype=dtype)
     weights.close(2, 2, limit=4)
@@ -241,7 +241,7 @@ def test_a_closure_may_need_exactly_its_limit():
     assert ImplicitWeights([9, 9, 9]).close(None, None, 0).closed
 
 
-def test_what_stopped_at_a_limit_can_go_on():
+def test_a_closure_that_stopped_at_its_limit_can_continue():
     weights = ImplicitWeights([12, 12, 12], seed=1)
     right, left = frame(12, 2), frame(12, 2, 1)
     assert not weights.close(right, left, limit=2).closed
@@ -313,7 +313,7 @@ def test_reduced_descent_in_a_closure_is_descent_of_the_layers():
 # ------------------------------------------------------------------------------------ determinism
 
 
-def test_the_same_questions_get_the_same_numbers():
+def test_the_same_queries_give_the_same_numbers():
     def ask(seed):
         weights = ImplicitWeights([9, 14, 14], 0.5, seed)
         closure = weights.close(frame(9, 2), frame(14, 2), limit=14)
@@ -346,7 +346,7 @@ def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
     assert len(set(opened)) == len(opened)
 
 
-def test_directions_do_not_depend_on_when_they_are_drawn():
+def test_directions_do_not_depend_on_the_order_of_queries():
     together, apart = (ImplicitWeights([30, 30, 30], seed=3) for _ in range(2))
     for weights in (together, apart):
         weights.close(4, 4, limit=30)
@@ -354,7 +354,7 @@ def test_directions_do_not_depend_on_when_they_are_drawn():
     np.testing.assert_allclose(together.basis(1), apart.basis(1), rtol=0, atol=1e-14)
 
 
-def test_attributes():
+def test_attributes_describe_the_weights():
     weights = ImplicitWeights([3, 4, 5], [0.5, 2], 9, dtype=np.float32)
     assert (weights.widths, weights.scales, weights.seed) == ((3, 4, 5), (0.5, 2.0), 9)
     assert (weights.dtype, weights.n_layers, len(weights)) == (np.float32, 2, 2)
@@ -362,7 +362,7 @@ def test_attributes():
     np.testing.assert_array_equal(ImplicitWeights([3, 3], 0.0).dense(1), np.zeros((3, 3)))
 
 
-def test_questions_without_columns_and_zero_vectors():
+def test_queries_without_columns_and_with_zero_vectors():
     weights = ImplicitWeights([3, 5])
     assert weights.apply(1, np.zeros((3, 0))).shape == (5, 0)
     assert weights.basis(0).shape == (3, 0)
@@ -387,7 +387,7 @@ def kolmogorov_smirnov(one, two):
     return float(np.clip(2 * np.sum((-1.0) ** (k - 1) * np.exp(-2 * (k * x) ** 2)), 0, 1)) if x > 0.2 else 1.0
 
 
-def test_the_two_sample_test_tells_laws_apart():
+def test_the_two_sample_test_distinguishes_distributions():
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((3, N_SEEDS))
     assert kolmogorov_smirnov(normal[0], normal[1]) > 0.01
@@ -482,7 +482,7 @@ def linked_statistics(weights, widths, right, left, close_first):
     ],
     ids=str,
 )
-def test_the_law_is_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
+def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
     right, left = frame(widths[0], 2), frame(widths[-1], 2, 1)
     samples = [
         np.array(
@@ -495,7 +495,7 @@ def test_the_law_is_that_of_explicit_orthogonal_layers(widths, close_first, n_se
 
 
 @pytest.mark.parametrize(("widths", "rank"), [([5, 9, 9], 2), ([6, 6], 3), ([3, 7], 3)], ids=str)
-def test_the_law_of_abstract_frames_is_that_of_random_frames(widths, rank):
+def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
     """Of ranks close to the widths, too, where degrees of freedom are few and each of them counts."""
     samples = []
     for law, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
@@ -516,7 +516,7 @@ def test_the_law_of_abstract_frames_is_that_of_random_frames(widths, rank):
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (7, 4), (4, 7)])
-def test_whole_matrices_have_haars_law(shape):
+def test_whole_matrices_are_haar_distributed(shape):
     """Traces, fourth moments and determinants of matrices revealed after a closure, column by column."""
     rows, cols = shape
     samples = []
@@ -561,7 +561,7 @@ def test_whole_matrices_have_haars_law(shape):
         (([5, 5],), {"dtype": np.float16}, TypeError, "dtype is float16"),
     ],
 )
-def test_bad_laws_are_named(arguments, options, error, text):
+def test_bad_arguments_are_named(arguments, options, error, text):
     with pytest.raises(error, match=text):
         ImplicitWeights(*arguments, **options)
 
@@ -590,7 +590,7 @@ def test_bad_laws_are_named(arguments, options, error, text):
         (lambda w: w.close(2, 2, [9, -1, 9]), ValueError, r"limit\[1\] is -1"),
     ],
 )
-def test_bad_questions_are_named(call, error, text):
+def test_bad_queries_are_named(call, error, text):
     weights = ImplicitWeights([3, 4, 5])
     with pytest.raises(error, match=text):
         call(weights)
@@ -603,7 +603,7 @@ def test_bad_questions_are_named(call, error, text):
 @pytest.mark.parametrize(
     "widths", [[24] * 4, [16, 24, 24, 24], [30, 24, 24, 24], [24, 24, 24, 3], [16, 24, 24, 3], [24, 30]]
 )
-def test_a_run_is_that_of_its_own_layers(widths):
+def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
     """Reveal all layers once the run is done: the dense engine, started from them, does the same."""
     problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
@@ -634,7 +634,7 @@ def test_a_run_is_that_of_its_own_layers(widths):
         )
 
 
-def test_runs_at_any_width_ask_for_no_wide_array():
+def test_runs_at_any_width_form_no_wide_array():
     """Tables of a run a million wide; its arrays are those of the target."""
     dim = 10**6
     problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
@@ -651,7 +651,7 @@ def test_runs_at_any_width_ask_for_no_wide_array():
         run.weights(2)
 
 
-def test_the_same_seed_runs_the_same():
+def test_the_same_seed_gives_the_same_run():
     problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     rates = {"learning_rate": 0.05, "steps": 50}
     runs = [dln.train(problem, dln.orthogonal([40] * 4, 0.5, 7, implicit=True), **rates) for _ in range(2)]
@@ -672,7 +672,7 @@ def test_runs_can_be_saved(tmp_path):
     np.testing.assert_array_equal(again.weights(2, 20), run.weights(2, 20))
 
 
-def test_what_implicit_layers_cannot_do():
+def test_operations_that_need_explicit_layers_are_refused():
     problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     law = dln.orthogonal([40] * 4, 0.5, implicit=True)
     rates = {"learning_rate": 0.05, "steps": 5}
@@ -688,7 +688,7 @@ def test_what_implicit_layers_cannot_do():
     assert "4 of 40 dimensions are active" in report
 
 
-def test_runs_have_the_law_of_explicit_ones():
+def test_runs_are_distributed_as_those_of_explicit_layers():
     """Singular values, angles and loss of trained networks over 500 seeds; level 1e-3 for all together."""
     problem, n_seeds = dln.Problem(draw_low_rank_target(40, 40, rank=2)), 500
     rates = {"learning_rate": 0.05, "steps": 30, "record_every": 30}

@@ -25,7 +25,7 @@ N_DRAWS, SIGMAS = 4000, 5
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=SEEDS, scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([np.float32, F64]))
 @pytest.mark.parametrize("law", LAWS)
-def test_shapes_norms_and_precision(law, widths, seed, scale, dtype):
+def test_layers_have_the_shapes_norms_and_precision_asked_for(law, widths, seed, scale, dtype):
     weights = LAWS[law](widths, scale, seed, dtype=dtype)
     assert [w.shape for w in weights] == [(rows, cols) for cols, rows in itertools.pairwise(widths)]
     for weight in weights:
@@ -48,7 +48,7 @@ def test_orthogonal_layers_are_scaled_isometries(widths, seed, dtype):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_scales_per_layer(law):
+def test_scales_may_differ_between_layers(law):
     scales = [0.1, 2.0, 30.0]
     single = LAWS[law]([5, 4, 6, 3], 1.0, seed=7)
     for plain, scaled, scale in zip(single, LAWS[law]([5, 4, 6, 3], scales, seed=7), scales, strict=True):
@@ -69,7 +69,7 @@ def test_layers_depend_on_the_seed_and_on_nothing_else(law):
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])
-def test_orthogonal_layers_have_haars_law(shape):
+def test_orthogonal_layers_are_haar_distributed(shape):
     """Moments of a Haar frame's entries: mean 0, E q^2 = 1/n, E q^4 = 3/(n (n + 2)), n the longer side."""
     rows, cols = shape
     n = max(shape)
@@ -95,7 +95,7 @@ def test_gaussian_and_uniform_entries_have_their_shapes():
 
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=st.integers(0, 999), data=st.data(), dtype=st.sampled_from([np.float32, F64]))
-def test_aligned_layers_carry_v_to_u(widths, seed, data, dtype):
+def test_aligned_layers_map_v_to_u(widths, seed, data, dtype):
     rank = data.draw(st.integers(0, min(widths)))
     rng = np.random.default_rng(seed)
     U, V = (draw_orthonormal(rng, dim, rank) for dim in (widths[-1], widths[0]))
@@ -122,7 +122,7 @@ def test_aligned_complements_are_random():
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_aligned_complements_have_haars_law(missing):
+def test_aligned_complements_are_haar_distributed(missing):
     """On the complement of V, one layer is a Haar rotation onto that of U: E c = 0, E c^2 = 1/m."""
     dim, n_draws = 2 + missing, 1000
     problem = dln.low_rank_recovery(dim, 2, seed=1)

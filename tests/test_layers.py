@@ -171,7 +171,7 @@ def upward_imports(module: str) -> list[tuple[bool, str, int]]:
     ]
 
 
-def test_the_layers_are_of_modules_that_are_there():
+def test_every_layer_lists_existing_modules():
     named = {name for names in LAYERS for name in names}
     assert len(named) == sum(map(len, LAYERS))
     assert {name.removesuffix(".*") for name in named} <= MODULES
@@ -190,7 +190,7 @@ def test_imports_upwards_in_functions_have_a_reason():
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_others_are_imported_where_they_are_needed(module):
+def test_optional_packages_are_imported_where_they_are_needed(module):
     allowed = OPTIONAL.get(module.partition(".")[0], {"numpy"})
     others = {name[1:] for inside, name, _ in imports(module) if name.startswith(":") and not inside}
     assert others - set(sys.stdlib_module_names) <= allowed

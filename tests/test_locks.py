@@ -65,7 +65,7 @@ def test_another_process_is_named(holder, tmp_path, system):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_another_object_of_this_process_is_refused(tmp_path, system):
+def test_a_second_owner_in_the_same_process_is_refused(tmp_path, system):
     with FolderLock(tmp_path), pytest.raises(FolderInUseError, match="another run of this process"):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path):
@@ -81,7 +81,7 @@ def test_another_object_of_this_process_is_refused(tmp_path, system):
         ({}, False),
     ],
 )
-def test_owners_without_locks_of_the_file_system(changes, is_free, tmp_path, monkeypatch):
+def test_owners_are_named_without_file_system_locks(changes, is_free, tmp_path, monkeypatch):
     monkeypatch.setattr(_locks, "_flock", lambda file: None)
     (tmp_path / LOCK).write_text(json.dumps(_locks._describe_process() | changes))
     if is_free:
@@ -93,7 +93,7 @@ def test_owners_without_locks_of_the_file_system(changes, is_free, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ([] if is_free else [LOCK])
 
 
-def test_a_forked_child_holds_nothing(tmp_path):
+def test_a_forked_child_owns_no_folder(tmp_path):
     lock = FolderLock(tmp_path)
     with lock:
         reader, writer = multiprocessing.Pipe(duplex=False)
@@ -160,7 +160,7 @@ class TestOwners:
         with RunFolder(folder).owned(), pytest.raises(FolderInUseError):
             dln.MatrixCompletion(**options).fit(matrix)
 
-    def test_a_run_within_a_run_is_refused_and_the_outer_one_goes_on(self, tmp_path):
+    def test_a_run_within_a_run_is_refused_and_the_outer_one_continues(self, tmp_path):
         refused = []
 
         def again(step, loss):
@@ -173,7 +173,7 @@ class TestOwners:
         assert len(refused) == 4
         np.testing.assert_array_equal(run.loss, self.train(tmp_path / "other").loss)
 
-    def test_nobody_writes_without_the_lock(self, tmp_path):
+    def test_nothing_is_written_without_the_lock(self, tmp_path):
         folder = RunFolder(tmp_path, "identity")
         with folder.owned():
             folder.begin({}, {})
@@ -183,7 +183,7 @@ class TestOwners:
             folder.go_back_to(-1)
 
 
-def test_the_next_owner_removes_what_killed_ones_left(tmp_path):
+def test_the_next_owner_removes_temporary_files_of_killed_owners(tmp_path):
     own = ["state-000000000000003.npz.17.0a1b2c3d.part", "run.npz.17.0a1b2c3d.part"]
     others = ["picture.png.17.0a1b2c3d.part", "state.npz.part", "notes.part"]
     for name in own + others:
@@ -193,7 +193,7 @@ def test_the_next_owner_removes_what_killed_ones_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
-def test_the_command_line_says_who_owns_a_folder(tmp_path, capsys):
+def test_the_command_line_names_the_owner_of_a_folder(tmp_path, capsys):
     from dlnfast.cli import main
 
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)

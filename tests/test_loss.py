@@ -39,7 +39,7 @@ def assert_loss(run, X, Y, step=-1):
 
 @pytest.mark.parametrize("engine", ["dense", "torch"])
 @pytest.mark.parametrize("dim", [12, 40])
-def test_down_to_the_last_digits(engine, dim):
+def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
     X, Y = draw_few_samples(dim, dim // 3, 3)
@@ -65,7 +65,7 @@ def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
-def test_the_reduced_engine_and_batches_of_it(dtype):
+def test_the_loss_of_reduced_runs_and_batches_is_accurate(dtype):
     """Orthonormal samples, fewer than dimensions: S is a projector, and the subspaces close."""
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype)
     X, Y = draw_few_samples(40, 2, 40, orthonormal=True)
@@ -99,7 +99,7 @@ def test_ranks_may_differ_within_a_batch():
 
 
 @pytest.mark.parametrize("engine", ["dense", "torch"])
-def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
+def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
     X, Y = draw_few_samples(24, 7, 3, repeated=True)
@@ -117,7 +117,7 @@ def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
     assert assert_loss(run, X, Y, -2) > 0.999e-22
 
 
-def test_sharded_layers(run_python, tmp_path):
+def test_the_loss_of_sharded_layers_is_accurate(run_python, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is optional")
     program = f"""
 import sys
@@ -180,7 +180,7 @@ def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, si
     single=st.booleans(),
     n_threads=st.sampled_from([1, 2, 7]),
 )
-def test_the_kernels_take_a_factor_of_any_rank(
+def test_the_kernels_accept_a_factor_of_any_rank(
     core_modules, dim, rank, outputs, n_layers, seed, single, n_threads
 ):
     rng = np.random.default_rng(seed)
@@ -275,7 +275,7 @@ def test_without_inputs_nothing_is_learned():
     np.testing.assert_array_equal(run.loss, [1.5] * 4)
 
 
-def test_factors_of_the_statistics():
+def test_statistics_have_consistent_factors():
     X, Y = draw_few_samples(17, 5, 3)
     problem = Problem.from_data(X, Y)
     F, G = problem.input_factor, problem.factor_target

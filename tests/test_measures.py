@@ -61,7 +61,7 @@ def labelled_features(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @settings(deadline=None)
 @given(labelled_features())
-def test_features_against_brute_force(sample: tuple[Array, Array]) -> None:
+def test_feature_measures_equal_brute_force(sample: tuple[Array, Array]) -> None:
     features, labels = sample
     bound = tolerance(np.float64, features.size)
     expected = brute_compression(features, labels)
@@ -106,7 +106,7 @@ def test_feature_measures_of_the_inputs_of_a_classification() -> None:
     assert measures.discrimination(inputs, labels) == pytest.approx(1.0, abs=tolerance(np.float64, 50))
 
 
-def test_feature_measures_at_their_limits() -> None:
+def test_feature_measures_in_limiting_cases() -> None:
     assert measures.compression([[1.0, 2.0, 4.0]], [0, 1, 2]) == 0.0  # one sample per class
     assert measures.compression([[0.1, 0.1, 0.1, 0.7, 0.7, 0.7]], [0, 0, 0, 1, 1, 1]) == 0.0  # collapsed
     assert measures.compression([[-1.0, 1.0, -2.0, 2.0, 0.0]], [0, 0, 1, 1, 1]) == np.inf  # equal means
@@ -137,7 +137,7 @@ FeatureMeasure = Callable[[Any, Any], float]
 
 
 @pytest.mark.parametrize("measure", [measures.compression, measures.discrimination])
-def test_feature_measures_refuse(measure: FeatureMeasure) -> None:
+def test_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
     features = np.arange(6.0).reshape(2, 3)
     with pytest.raises(ValueError, match=r"labels has a single class, 'a'"):
         measure(features, ["a"] * 3)
@@ -183,9 +183,7 @@ def subspaces_at(generator: np.random.Generator, dim: int, angles: Array) -> tup
     logarithms=st.lists(st.floats(-15.0, 0.0), min_size=1, max_size=4),
     near_right=st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_subspace_angles_keep_their_digits(
-    seed: int, logarithms: list[float], near_right: list[bool]
-) -> None:
+def test_subspace_angles_lose_no_digits(seed: int, logarithms: list[float], near_right: list[bool]) -> None:
     small = 10.0 ** np.array(logarithms)
     angles = np.where(near_right[: len(small)], np.pi / 2 - small, small)
     first, second = subspaces_at(np.random.default_rng(seed), 11, angles)
@@ -197,7 +195,9 @@ def test_subspace_angles_keep_their_digits(
 
 @settings(deadline=None)
 @given(seed=seeds, dim=st.integers(2, 9), first_rank=st.integers(1, 5), second_rank=st.integers(1, 5))
-def test_subspace_angles_against_projectors(seed: int, dim: int, first_rank: int, second_rank: int) -> None:
+def test_subspace_angles_agree_with_projectors(
+    seed: int, dim: int, first_rank: int, second_rank: int
+) -> None:
     generator = np.random.default_rng(seed)
     first = generator.standard_normal((dim, min(first_rank, dim)))
     second = generator.standard_normal((dim, min(second_rank, dim)))
@@ -226,7 +226,7 @@ def test_subspace_angles_do_not_depend_on_the_basis() -> None:
 
 @settings(deadline=None)
 @given(seed=seeds, first_rank=st.integers(1, 4), second_rank=st.integers(1, 4))
-def test_subspace_cosine_against_projectors(seed: int, first_rank: int, second_rank: int) -> None:
+def test_subspace_cosines_agree_with_projectors(seed: int, first_rank: int, second_rank: int) -> None:
     generator = np.random.default_rng(seed)
     first, second = draw_orthonormal(generator, 8, first_rank), draw_orthonormal(generator, 8, second_rank)
     result = measures.subspace_cosine(first, second)
@@ -260,7 +260,7 @@ def test_subspace_cosine_of_a_subspace_with_itself() -> None:
 
 
 @pytest.mark.parametrize("measure", [measures.subspace_angles, measures.subspace_cosine])
-def test_subspace_measures_refuse(measure: Callable[[Any, Any], Any]) -> None:
+def test_subspace_measures_name_bad_arguments(measure: Callable[[Any, Any], Any]) -> None:
     basis = np.eye(4)[:, :2]
     with pytest.raises(ShapeError, match=r"V has shape \(3, 2\); wanted \(4, any\)"):
         measure(basis, basis[:3])
@@ -278,7 +278,7 @@ def test_subspace_measures_refuse(measure: Callable[[Any, Any], Any]) -> None:
 @given(seed=seeds, dim=st.integers(1, 12), missing=st.integers(0, 3), rank=st.integers(0, 7))
 @example(seed=0, dim=9, missing=0, rank=2)
 @example(seed=1, dim=12, missing=1, rank=1)
-def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, rank: int) -> None:
+def test_vector_angles_equal_brute_force(seed: int, dim: int, missing: int, rank: int) -> None:
     generator = np.random.default_rng(seed)
     count = max(dim - missing, 1)
     vectors, initial = draw_orthonormal(generator, dim, count), draw_orthonormal(generator, dim, count)
@@ -296,7 +296,7 @@ def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, ra
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 0.3, np.pi / 2 - 1e-12])
-def test_vector_angles_of_the_middle_keep_their_digits(size: float) -> None:
+def test_vector_angles_of_the_middle_block_lose_no_digits(size: float) -> None:
     """A complete set whose middle block turns, and mixes within itself."""
     generator = np.random.default_rng(5)
     initial = draw_orthonormal(generator, 20, 20)
@@ -308,7 +308,7 @@ def test_vector_angles_of_the_middle_keep_their_digits(size: float) -> None:
     np.testing.assert_allclose(angles, expected, rtol=0, atol=tolerance(np.float64, 20))
 
 
-def test_vector_angles_refuse() -> None:
+def test_vector_angles_name_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"reference has shape \(3, 2\); wanted \(3, 3\)"):
         measures.vector_angles(np.eye(3), np.eye(3)[:, :2], 1)
     with pytest.raises(ValueError, match="vectors has a column of zeros, number 2"):
@@ -324,7 +324,7 @@ def test_vector_angles_refuse() -> None:
 
 @settings(deadline=None)
 @given(seed=seeds, rows=st.integers(1, 8), columns=st.integers(1, 8), rank=st.integers(0, 8))
-def test_ranks_and_norms_against_brute_force(seed: int, rows: int, columns: int, rank: int) -> None:
+def test_ranks_and_norms_equal_brute_force(seed: int, rows: int, columns: int, rank: int) -> None:
     generator = np.random.default_rng(seed)
     matrix = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -349,7 +349,7 @@ def test_ranks_and_norms_against_brute_force(seed: int, rows: int, columns: int,
 
 
 @given(seeds, st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
-def test_energy_is_what_the_best_approximation_keeps(seed: int, rows: int, columns: int, k: int) -> None:
+def test_energy_is_that_of_the_best_approximation(seed: int, rows: int, columns: int, k: int) -> None:
     matrix = np.random.default_rng(seed).standard_normal((rows, columns))
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     best = (left[:, :k] * values[:k]) @ right[:k]
@@ -360,7 +360,7 @@ def test_energy_is_what_the_best_approximation_keeps(seed: int, rows: int, colum
     assert measures.energy_share(values[::-1], k) == pytest.approx(wanted, abs=bound)
 
 
-def test_energy_at_its_edges() -> None:
+def test_energy_in_limiting_cases() -> None:
     assert measures.energy_share(np.zeros((3, 2)), 1) == 0.0
     assert measures.energy_share(np.full(3, 1e-300), 2) == pytest.approx(2 / 3)
     assert measures.energy_share([1.0, 2.0], 9) == 1.0
@@ -385,7 +385,7 @@ def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int,
     assert np.cos(angles[0]) == pytest.approx(cosine, abs=float(slack[0]) + 1e-12)
 
 
-def test_images_that_vanish() -> None:
+def test_vanishing_images_have_no_angle() -> None:
     angles = measures.image_angles([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], np.eye(3))
     np.testing.assert_array_equal(angles, [np.pi / 2, np.pi / 2, 0.0])
     with pytest.raises(ShapeError, match="W_0"):
@@ -395,7 +395,7 @@ def test_images_that_vanish() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-30, 1.0, 1e300])
-def test_ranks_have_no_unit(factor: float) -> None:
+def test_ranks_do_not_depend_on_the_scale(factor: float) -> None:
     values = np.array([0.5, 4.0, 2.0, 0.0])
     for measure in (measures.stable_rank, measures.effective_rank, measures.numerical_rank):
         assert measure(factor * values) == pytest.approx(measure(values), rel=tolerance(np.float64, 4))
@@ -413,7 +413,7 @@ def test_ranks_of_equal_singular_values() -> None:
     assert measures.numerical_rank(np.eye(20), "nuclear", mass=1.0) == 20
 
 
-def test_machine_rank_knows_precision_and_shape() -> None:
+def test_machine_rank_depends_on_precision_and_shape() -> None:
     values = [1.0, 1e-5, 1e-8]
     assert measures.numerical_rank(np.array(values)) == 3
     assert measures.numerical_rank(np.array(values, dtype=np.float32)) == 2
@@ -429,7 +429,7 @@ def test_machine_rank_knows_precision_and_shape() -> None:
         lambda w: measures.schatten_norm(w, 2),
     ],
 )
-def test_spectral_measures_refuse(measure: Callable[[Any], float]) -> None:
+def test_spectral_measures_name_bad_arguments(measure: Callable[[Any], float]) -> None:
     with pytest.raises(ValueError, match=r"singular values\) has a negative value, -1"):
         measure([1.0, -1.0])
     with pytest.raises(ValueError, match="not finite"):
@@ -440,7 +440,7 @@ def test_spectral_measures_refuse(measure: Callable[[Any], float]) -> None:
         measure([])
 
 
-def test_spectral_measures_refuse_bad_levels() -> None:
+def test_spectral_measures_name_bad_levels() -> None:
     with pytest.raises(ValueError, match=r"kind is 'numerical'; wanted one of 'machine'"):
         measures.numerical_rank([1.0], "numerical")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mass is 1\.5"):
@@ -478,7 +478,7 @@ def test_balancedness_is_conserved_by_the_flow() -> None:
     np.testing.assert_allclose(changes[1] / changes[2], 2.0, rtol=0.05)
 
 
-def test_balancedness_refuses() -> None:
+def test_balancedness_names_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"weights\[1\] \(W_2\) has shape \(3, 3\); wanted \(any, 2\)"):
         measures.balancedness([np.ones((2, 3)), np.ones((3, 3))])
     with pytest.raises(ShapeError, match="weights is empty"):

@@ -69,7 +69,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_sizes_beyond_memory(name):
+def test_sizes_beyond_memory_raise_memory_errors(name):
     with pytest.raises(MemoryError):
         TOO_LARGE[name]()
     everything_works()
@@ -169,7 +169,7 @@ def fail():
 
 
 @pytest.mark.parametrize("name", sorted(DRIVER.FUNCTIONS.keys() - {"forbid_threads"}))
-def test_each_allocation_fails_once(name, fail):
+def test_each_failed_allocation_raises_a_memory_error(name, fail):
     least = DRIVER.LEAST_WITH_SVD if name in DRIVER.WITH_SVD else 0
     n_failed = 0
     for seed in range(5):
@@ -213,7 +213,7 @@ def events(tracker, w, moves):
 
 
 @pytest.mark.parametrize("mode", ["dense", "full"])
-def test_trackers_go_on_after_each_failure(mode, fail):
+def test_trackers_continue_after_each_failed_allocation(mode, fail):
     """The event is made once more; the factored form, which may have lost an update, says so instead."""
     rng = np.random.default_rng(0)
     w = draw_orthonormal(rng, 90, 80)

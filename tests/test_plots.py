@@ -73,7 +73,7 @@ def test_loss_is_drawn_at_every_step(run):
     render(display.figure_)
 
 
-def test_a_floor_at_rounding_level_is_not_drawn():
+def test_a_loss_floor_at_rounding_level_is_not_drawn():
     problem = dln.classification(5, 10)
     assert 0 < problem.loss_floor < 1e-15
     run = dln.train(problem, dln.orthogonal([50, 50, 5]), learning_rate=1.0, steps=5)
@@ -92,7 +92,7 @@ def test_loss_leaves_gaps_for_zeros_and_shows_the_floor():
 
 
 @pytest.mark.parametrize("layer", [1, 3])
-def test_singular_values_keep_their_numbers(run, layer):
+def test_the_numbers_of_singular_values_equal_the_run(run, layer):
     display = SingularValueDisplay.from_trajectory(run, layer)
     values, numbers = run.singular_values(layer), display.numbers()
     assert display.multiplicity == DIM - 2 * RANK == numbers["middle"]["multiplicity"]
@@ -191,7 +191,7 @@ def test_errors_and_refreshes_are_drawn():
 
 @pytest.mark.parametrize(("side", "symbol"), [("right", "v_i"), ("left", "u_i")])
 @pytest.mark.parametrize(("reference", "origin"), [("limit", "0^+"), ("first_step", "1")])
-def test_angles(run, side, symbol, reference, origin):
+def test_angles_are_drawn(run, side, symbol, reference, origin):
     display = AngleDisplay.from_trajectory(run, 1, side, reference).plot()
     angles = run.angles(1, side=side, reference=reference)
     np.testing.assert_array_equal(np.transpose(display.numbers()["top"]["values"]), angles[:, :RANK])
@@ -200,7 +200,7 @@ def test_angles(run, side, symbol, reference, origin):
     render(display.figure_)
 
 
-def test_angles_from_given_vectors(run):
+def test_angles_from_given_vectors_are_drawn(run):
     given = draw_orthonormal(0, DIM, DIM)
     display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
     assert display.numbers()["reference"] == "given"
@@ -208,7 +208,7 @@ def test_angles_from_given_vectors(run):
     render(display.figure_)
 
 
-def test_compression_reads_the_features(classifier):
+def test_compression_is_measured_on_the_features(classifier):
     display = CompressionDisplay.from_trajectory(classifier)
     labels = classifier.problem.labels
     wanted = [measures.compression(classifier.features(layer), labels) for layer in range(4)]
@@ -224,7 +224,7 @@ def test_compression_reads_the_features(classifier):
     render(display.figure_)
 
 
-def test_compression_without_labels(run):
+def test_compression_needs_labels(run):
     with pytest.raises(ValueError, match="labels is not given"):
         CompressionDisplay.from_trajectory(run)
 
@@ -236,7 +236,7 @@ def test_compression_leaves_out_what_a_log_axis_cannot_show():
     render(display.figure_)
 
 
-def test_nothing_to_draw_on_a_log_axis():
+def test_nothing_positive_for_a_log_axis_is_an_error():
     for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
         render(display.plot().figure_)
         assert display.ax_.get_yscale() == "linear"
@@ -317,7 +317,7 @@ def test_lines_with_error_bars_on_a_logarithmic_axis():
         LineDisplay([1], {"a": [1]}, x_label="", y_label="", spread={"c": [1]})
 
 
-def test_a_loss_that_was_not_kept_at_every_step():
+def test_a_loss_that_was_not_recorded_at_every_step_is_drawn():
     display = LossDisplay([1.0, 0.5, 0.1], steps=[0, 10, 20]).plot()
     assert display.ax_.lines[0].get_xdata().tolist() == [0.0, 10.0, 20.0]
     assert display.ax_.get_xlim() == (0.0, 20.0)
@@ -353,14 +353,14 @@ def test_given_axes_leave_pyplot_alone(run):
     assert plt.get_fignums() == []
 
 
-def test_subfigures(run):
+def test_subfigures_are_drawn_into(run):
     figure = Figure()
     display = LossDisplay.from_trajectory(run).plot(figure.subfigures(1, 2)[0].subplots())
     assert display.figure_ is figure
 
 
 @pytest.mark.parametrize(("style", "projection"), [("flat", "3d"), ("waterfall", "rectilinear")])
-def test_wrong_projection(run, style, projection):
+def test_a_wrong_projection_is_named(run, style, projection):
     ax = Figure().add_subplot(projection=projection)
     with pytest.raises(ValueError, match="ax has projection"):
         SingularValueDisplay.from_trajectory(run).plot(ax, style=style)
@@ -390,7 +390,7 @@ def test_wrong_projection(run, style, projection):
         ),
     ],
 )
-def test_wrong_arguments(make, error, message):
+def test_wrong_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 

@@ -44,7 +44,7 @@ def relative_error(got, wanted, *factors):
 
 @settings(deadline=None)
 @given(dim_out=SIZES, dim_in=SIZES, data=st.data(), seed=SEEDS)
-def test_low_rank_is_its_decomposition(dim_out, dim_in, data, seed):
+def test_low_rank_equals_its_decomposition(dim_out, dim_in, data, seed):
     rank = data.draw(st.integers(0, min(dim_out, dim_in)))
     factors = random_factors(np.random.default_rng(seed), dim_out, dim_in, rank)
     dense = factors.dense()
@@ -77,7 +77,7 @@ def test_low_rank_keeps_float32_and_widens_exactly():
     assert Problem(narrow).target.dtype == F64
 
 
-def test_low_rank_takes_the_higher_of_mixed_precisions():
+def test_low_rank_uses_the_higher_of_mixed_precisions():
     mixed = LowRank(np.eye(3, 1, dtype=np.float32), [2.0], np.eye(2, 1))
     assert mixed.dtype == mixed.U.dtype == mixed.V.dtype == F64
     assert repr(mixed) == "LowRank(3 x 2, rank 1, float64)"
@@ -102,7 +102,7 @@ def test_low_rank_takes_the_higher_of_mixed_precisions():
         ((np.eye(3, 1), [1j], np.eye(3, 1)), TypeError, "s .*complex"),
     ],
 )
-def test_low_rank_refuses(factors, error, message):
+def test_low_rank_names_bad_arguments(factors, error, message):
     with pytest.raises(error, match=message):
         LowRank(*factors)
 
@@ -136,7 +136,7 @@ def test_loss_of_statistics_is_the_loss_of_the_data(dim_in, dim_out, n_samples, 
 
 @settings(deadline=None)
 @given(dim_in=SIZES, dim_out=SIZES, extra=st.integers(0, 9), seed=SEEDS)
-def test_white_statistics(dim_in, dim_out, extra, seed):
+def test_statistics_of_white_inputs(dim_in, dim_out, extra, seed):
     rng = np.random.default_rng(seed)
     X, Y = draw_orthonormal(rng, dim_in + extra, dim_in).T, rng.standard_normal((dim_out, dim_in + extra))
     W = rng.standard_normal((dim_out, dim_in))
@@ -189,7 +189,7 @@ def test_least_squares_of_a_singular_gram_has_least_norm(dim_in, dim_out, data, 
     assert relative_error(problem.least_squares, minimal.T, Y) < 4 * allowed
 
 
-def test_factored_target_with_a_general_gram():
+def test_a_factored_target_with_a_general_gram_matrix():
     rng = np.random.default_rng(3)
     factors, X = random_factors(rng, 6, 5, 2), rng.standard_normal((5, 12))
     gram = X @ X.T
@@ -200,14 +200,14 @@ def test_factored_target_with_a_general_gram():
     assert problem.loss(W) == pytest.approx(Problem(factors.dense(), gram).loss(W))
 
 
-def test_zero_statistics():
+def test_statistics_that_are_zero():
     problem = Problem(np.zeros((2, 3)), np.zeros((3, 3)))
     np.testing.assert_array_equal(problem.least_squares, np.zeros((2, 3)))
     assert problem.loss(np.ones((2, 3))) == 0.0
     assert Problem(np.zeros((2, 3))).target_factors().rank == 0
 
 
-def test_target_outside_the_range_of_the_gram():
+def test_a_target_outside_the_range_of_the_gram_matrix_is_refused():
     target = np.array([[1.0, 0.0, 1e-3]])
     with pytest.raises(ValueError, match=r"target .* outside the range of input_gram .* size 1.0e-03"):
         Problem(target, np.diag([1.0, 1.0, 0.0]))
@@ -215,7 +215,7 @@ def test_target_outside_the_range_of_the_gram():
         Problem(target, np.zeros((3, 3)))
 
 
-def test_feeble_directions_of_real_data_are_not_refused():
+def test_weak_directions_of_real_data_are_not_refused():
     # One input dwarfs another, which alone explains Y: ||Phi e|| is large beside ||Phi||, yet the Gram
     # matrix does not resolve e.
     rng = np.random.default_rng(4)
@@ -236,7 +236,7 @@ def test_feeble_directions_of_real_data_are_not_refused():
         (np.eye(2, dtype=np.float16), TypeError, "input_gram .*float16"),
     ],
 )
-def test_bad_grams(gram, error, message):
+def test_bad_gram_matrices_are_named(gram, error, message):
     with pytest.raises(error, match=message):
         Problem(np.ones((1, 2)), gram)
 
@@ -260,12 +260,12 @@ def test_gram_is_symmetrised_within_rounding():
         ([[np.inf]], ValueError, "target .*not finite"),
     ],
 )
-def test_bad_targets(target, error, message):
+def test_bad_targets_are_named(target, error, message):
     with pytest.raises(error, match=message):
         Problem(target)
 
 
-def test_targets_of_any_layout():
+def test_targets_of_any_layout_are_read():
     values = np.random.default_rng(5).standard_normal((4, 6))
     read_only = values.copy()
     read_only.flags.writeable = False
@@ -277,12 +277,12 @@ def test_targets_of_any_layout():
 
 
 @pytest.mark.parametrize("loss_scale", [0.0, -1.0, np.nan, np.inf])
-def test_bad_loss_scales(loss_scale):
+def test_bad_loss_scales_are_named(loss_scale):
     with pytest.raises(ValueError, match="loss_scale is"):
         Problem(np.eye(2), loss_scale=loss_scale)
 
 
-def test_output_norm_below_the_least_consistent_one():
+def test_an_output_norm_below_the_least_consistent_one_is_refused():
     target = np.diag([3.0, 4.0])
     with pytest.raises(ValueError, match=r"output_norm_squared .* is 24.9; wanted at least 25"):
         Problem(target, output_norm_squared=24.9)
@@ -334,7 +334,7 @@ def test_target_factors_of_a_factored_target_are_exact():
     np.testing.assert_array_equal(found.U, factors.U[:, :2])
 
 
-def test_dense_target():
+def test_dense_target_is_an_array():
     factors = random_factors(np.random.default_rng(7), 4, 5, 2)
     np.testing.assert_array_equal(Problem(factors).dense_target(), factors.dense())
     assert Problem(factors).dense_target(np.float32).dtype == np.float32
@@ -391,7 +391,7 @@ def test_statistics_of_data(dim_in, dim_out, n_samples, seed, chunk, layout, red
     whiten=st.sampled_from([None, *METHODS]),
     near=st.sampled_from([1.0, 1e-6]),
 )
-def test_loss_of_data_is_the_loss(dim_in, dim_out, n_samples, seed, whiten, near):
+def test_loss_of_data_equals_the_loss(dim_in, dim_out, n_samples, seed, whiten, near):
     rng = np.random.default_rng(seed)
     X, Y = rng.standard_normal((dim_in, n_samples)), rng.standard_normal((dim_out, n_samples))
     condition = np.linalg.cond(X)
@@ -407,7 +407,7 @@ def test_loss_of_data_is_the_loss(dim_in, dim_out, n_samples, seed, whiten, near
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.bool_, np.float32, np.float64])
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_inputs_of_any_precision_and_layout(dtype, whiten):
+def test_inputs_of_any_precision_and_layout_are_read(dtype, whiten):
     rng = np.random.default_rng(8)
     X = rng.integers(0, 2, (6, 40)).astype(dtype)
     Y = rng.integers(0, 2, (2, 40)).astype(dtype)
@@ -465,7 +465,7 @@ def test_other_targets_have_no_labels(change):
     assert problem.classes is None
 
 
-def test_data_that_are_white_already_stay_as_they_are():
+def test_white_data_stay_unchanged():
     rng = np.random.default_rng(12)
     X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     problem = Problem.from_data(X, Y)
@@ -509,7 +509,7 @@ def test_data_that_are_nearly_white_are_not_white():
     ],
 )
 @pytest.mark.parametrize("whiten", [None, "pca"])
-def test_bad_data(X, Y, error, message, whiten):
+def test_bad_data_are_named(X, Y, error, message, whiten):
     with pytest.raises(error, match=message):
         Problem.from_data(X, Y, whiten=whiten)
 
@@ -545,7 +545,7 @@ def test_data_that_are_not_finite_are_located(value, whiten, monkeypatch):
         ),
     ],
 )
-def test_bad_settings(settings, message):
+def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Problem.from_data(np.ones((2, 4)), np.ones((1, 4)), **settings)
 
@@ -588,7 +588,7 @@ def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_whitening_methods_are_what_their_names_say(method):
+def test_whitening_methods_equal_their_definitions(method):
     rng = np.random.default_rng(14)
     X = draw_matrix(rng, 6, 30, np.linspace(5, 1, 6))
     gram = X @ X.T
@@ -648,7 +648,7 @@ def test_methods_coincide_where_the_rank_is_deficient(method):
     np.testing.assert_array_equal(Problem.from_data(X, Y, whiten=method).whitening.matrix, principal)
 
 
-def test_constant_pixels_and_copies_are_dropped():
+def test_constant_and_repeated_pixels_are_dropped():
     rng = np.random.default_rng(19)
     X = rng.integers(0, 256, (5, 200), np.uint8)
     X = np.vstack([X, X[:2], np.zeros((3, 200), np.uint8)])
@@ -688,7 +688,7 @@ def test_transform_takes_new_inputs_in_the_given_layout(layout, whiten):
         problem.transform(turn(np.ones((4, 3))))
 
 
-def test_rows_that_are_columns_are_told_so():
+def test_rows_given_as_columns_are_named():
     with pytest.raises(ShapeError, match=r'layout="columns" would fit: 4 samples'):
         Problem.from_data(np.ones((2, 4)), np.ones((3, 4)), layout="rows")
     with pytest.raises(TypeError, match=r"of shape \(N, 1\): Y\[:, None\]"):
@@ -777,7 +777,7 @@ def test_large_recovery_is_held_as_factors(rank):
     assert (np.abs(problem.target.s - 2 * math.sqrt(3000)) < 3).all()
 
 
-def test_large_recovery_has_the_law_of_the_small_one(monkeypatch):
+def test_large_recovery_has_the_distribution_of_the_small_one(monkeypatch):
     def draws():
         targets = [low_rank_recovery(6, 3, seed=s).target for s in range(400)]
         singular_values = np.array([t.s for t in targets])
@@ -815,7 +815,7 @@ def test_large_recovery_uses_the_singular_values_of_the_bidiagonal_matrix():
         ((3, 1, 0, "max"), ValueError, "reduction is 'max'"),
     ],
 )
-def test_bad_recoveries(arguments, error, message):
+def test_bad_recovery_problems_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         low_rank_recovery(*arguments)
 
@@ -825,7 +825,7 @@ def test_bad_recoveries(arguments, error, message):
     [(5, 10, None), (5, 10, 50), (3, 7, 4), (3, 2, 11), (1, 1, 1), (1, 3, 2)],
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_classification(n_classes, samples_per_class, dim, reduction):
+def test_classification_has_orthonormal_samples(n_classes, samples_per_class, dim, reduction):
     problem = classification(n_classes, samples_per_class, dim, seed=2, reduction=reduction)
     n_samples = n_classes * samples_per_class
     dim = n_samples if dim is None else dim
@@ -857,7 +857,7 @@ def test_classification_is_the_published_setting_and_depends_on_the_seed():
     np.testing.assert_array_equal(problem.inputs, classification(5, 10).inputs)
 
 
-def test_bad_classifications():
+def test_bad_classification_problems_are_named():
     for arguments in ((0, 1), (1, 0), (2, 2, 0)):
         with pytest.raises(ValueError, match="is 0; wanted an integer of at least 1"):
             classification(*arguments)

@@ -46,7 +46,7 @@ def assert_product(got, a, b):
     transpose_a=FLAGS,
     transpose_b=FLAGS,
 )
-def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_b):
+def test_multiply_equals_numpy(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_b):
     a, b = draw_matrices(
         seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype
     )
@@ -61,7 +61,7 @@ def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_
     "shape", [(523, 311, 409), (16, 1031, 700), (700, 1031, 16), (1, 2000, 1), (2000, 1, 64)]
 )
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
+def test_multiply_on_several_threads_equals_numpy(core, shape, dtype, n_threads):
     m, k, n = shape
     a, b = draw_matrices(1, (m, k), (k, n), dtype=dtype)
     out = np.full((m, n), np.nan, dtype)
@@ -71,7 +71,7 @@ def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
 
 @settings(deadline=None, max_examples=40)
 @given(k=THIN, m=SIZES, n=SIZES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS, transpose=FLAGS)
-def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
+def test_thin_multiply_equals_numpy(core, k, m, n, dtype, n_threads, seed, transpose):
     x, w = draw_matrices(seed, (k, n if transpose else m), (m, n), dtype=dtype)
     out = np.full((k, m if transpose else n), np.nan, dtype)
     core.thin_multiply(x, w, transpose, out, n_threads)
@@ -90,7 +90,7 @@ def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
     momentum=st.sampled_from([None, 0.0, 0.9]),
     weight_decay=st.sampled_from([0.0, 0.3]),
 )
-def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, weight_decay):
+def test_thin_descend_equals_numpy(core, k, m, n, dtype, n_threads, seed, result, momentum, weight_decay):
     left, right, w, v = draw_matrices(seed, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     scale, rate = 0.7, 0.2
     wide_left, wide_right, old, speed = double(left, right, w, v)
@@ -123,7 +123,7 @@ def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, w
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("result", ["rows", "columns", "none"])
-def test_thin_descend_large_enough_for_a_team(core, dtype, n_threads, result):
+def test_thin_descend_on_several_threads_equals_numpy(core, dtype, n_threads, result):
     k, m, n = 10, 613, 1229
     left, right, w, v = draw_matrices(2, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     old = w.copy()
@@ -147,7 +147,7 @@ def decompose(core, w, n_values=None, vectors=True):
 
 @settings(deadline=None, max_examples=30)
 @given(m=SIZES, n=SIZES, dtype=DTYPES, seed=SEEDS, data=st.data())
-def test_singular_values(core, m, n, dtype, seed, data):
+def test_singular_values_equal_numpy(core, m, n, dtype, seed, data):
     (w,) = draw_matrices(seed, (m, n), dtype=dtype)
     k = data.draw(st.integers(0, min(m, n)))
     wanted = np.linalg.svd(w.astype(np.float64), compute_uv=False)
@@ -196,7 +196,7 @@ def test_singular_values_of_a_large_matrix(core):
 
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(1, 40), seed=SEEDS, data=st.data(), scale=st.sampled_from([1.0, 1e-8, 1e8]))
-def test_bidiagonal_singular_values(core, n, seed, data, scale):
+def test_bidiagonal_singular_values_equal_numpy(core, n, seed, data, scale):
     rng = np.random.default_rng(seed)
     diagonal, superdiagonal = scale * rng.standard_normal(n), scale * rng.standard_normal(n - 1)
     k = data.draw(st.integers(0, n))
@@ -232,7 +232,7 @@ def test_the_best_pivot_is_the_cheapest(core):
     ("widths", "pivot"),
     [([9, 9, 9, 9], 3), ([50, 50, 50, 4], 3), ([4, 50, 50, 50, 50], 0), ([50, 50, 3, 50, 50], 2)],
 )
-def test_the_pivot_stands_at_the_bottleneck(core, widths, pivot):
+def test_the_pivot_is_at_the_bottleneck(core, widths, pivot):
     assert core.best_pivot(widths) == pivot
 
 

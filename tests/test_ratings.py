@@ -44,7 +44,7 @@ def lines(separator, rows=ROWS):
     return "".join(separator.join(map(str, row)) + "\n" for row in rows)
 
 
-def test_npz_file_folder_and_variable(tmp_path, monkeypatch):
+def test_ratings_are_loaded_from_a_file_a_folder_or_the_default(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "movielens_latest_small.npz", **arrays())
     assert_small_ratings(dln.load_movielens(tmp_path))
     assert_small_ratings(dln.load_movielens(str(tmp_path / "movielens_latest_small.npz")))
@@ -54,14 +54,14 @@ def test_npz_file_folder_and_variable(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("folder", [".", "ml-latest-small", "ml-25m"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_csv(tmp_path, folder, end):
+def test_ratings_are_loaded_from_csv(tmp_path, folder, end):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / "ratings.csv").write_bytes(csv(end).encode())
     assert_small_ratings(dln.load_movielens(tmp_path))
     assert_small_ratings(dln.load_movielens(tmp_path / folder / "ratings.csv"))
 
 
-def test_csv_with_byte_order_mark_and_no_end(tmp_path):
+def test_ratings_are_loaded_from_csv_with_a_byte_order_mark_and_no_final_newline(tmp_path):
     (tmp_path / "ratings.csv").write_text("\ufeff" + csv().rstrip("\n"), encoding="utf-8")
     assert_small_ratings(dln.load_movielens(tmp_path))
 
@@ -76,7 +76,7 @@ def test_csv_with_byte_order_mark_and_no_end(tmp_path):
         ("ml-10M100K", "ratings.dat", "::"),
     ],
 )
-def test_older_layouts(tmp_path, folder, name, separator):
+def test_ratings_are_loaded_from_older_layouts(tmp_path, folder, name, separator):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / name).write_text(lines(separator))
     assert_small_ratings(dln.load_movielens(tmp_path))
@@ -112,7 +112,7 @@ def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
         ("ratings.dat", "1::2\n", r"line 1 of .*separated by '::'"),
     ],
 )
-def test_damaged_text(tmp_path, name, content, message):
+def test_damaged_text_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
@@ -130,14 +130,14 @@ def test_damaged_text(tmp_path, name, content, message):
         ({"ratings_x2": np.array([8, 7, 1, 11])}, r"ratings 0\.5 \.\. 5\.5"),
     ],
 )
-def test_damaged_arrays(tmp_path, changes, message):
+def test_damaged_arrays_are_named(tmp_path, changes, message):
     np.savez(tmp_path / "movielens_latest_small.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["empty", "garbage", "truncated", "array"])
-def test_damaged_npz_files(tmp_path, kind):
+def test_damaged_npz_files_are_named(tmp_path, kind):
     stream = io.BytesIO()
     if kind == "array":
         np.save(stream, np.arange(5))
@@ -150,7 +150,7 @@ def test_damaged_npz_files(tmp_path, kind):
         dln.load_movielens(tmp_path)
 
 
-def test_missing_data_names_every_place(tmp_path, monkeypatch):
+def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         dln.load_movielens(tmp_path)
     for place in (
@@ -165,7 +165,7 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
         dln.load_movielens()
 
 
-def test_the_real_set():
+def test_the_real_movielens_set_has_its_published_counts():
     folder = find_data_folder("movielens_latest_small.npz")
     users, items, stars, user_ids, item_ids = dln.load_movielens(folder)
     # The counts of its README.

@@ -109,7 +109,7 @@ def test_loss_near_its_minimum_keeps_its_digits() -> None:
     assert computed == pytest.approx(expected, rel=1e-6)
 
 
-def test_whitened_is_identity_gram() -> None:
+def test_whitened_inputs_equal_an_identity_gram_matrix() -> None:
     generator = np.random.default_rng(2)
     weights, target = random_weights(generator, [5, 4, 3]), generator.standard_normal((3, 5))
     assert reference.loss(weights, target, None, 2.0) == pytest.approx(
@@ -278,7 +278,9 @@ def initial(
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("n_layers", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("n_outputs", [None, 4], ids=["square", "wide"])
-def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: LayerOptions) -> None:
+def test_reduced_training_equals_dense_training(
+    n_outputs: int | None, n_layers: int, setting: LayerOptions
+) -> None:
     generator = np.random.default_rng(n_layers)
     target = draw_matrix(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
     weights0 = initial(generator, 24, n_layers, setting, n_outputs)
@@ -303,7 +305,7 @@ def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: LayerOp
     ids=["plain", "2r > d", "r = d", "repeated", "deficient", "nearly deficient", "rank 0"],
 )
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_reduced_is_dense_at_the_edges(
+def test_reduced_training_equals_dense_training_in_extreme_cases(
     n_layers: int, dim: int, values: list[float], n_outputs: int | None
 ) -> None:
     # Without momentum: a single layer with target 0 would swing through 0, where no relative error is small.
@@ -314,12 +316,12 @@ def test_reduced_is_dense_at_the_edges(
     assert compare_engines(weights0, target, setting, steps=200).weights <= EXACT
 
 
-def test_a_single_number_per_layer() -> None:
+def test_scalar_layers_have_reduced_dynamics() -> None:
     weights0 = [np.array([[0.5]])] * 3
     assert compare_engines(weights0, np.array([[2.0]]), SETTINGS["plain"], steps=100).weights <= EXACT
 
 
-def test_active_dimensions() -> None:
+def test_active_dimensions_are_those_of_the_theorem() -> None:
     generator = np.random.default_rng(4)
     scales = [0.5] * 3
 
@@ -388,7 +390,7 @@ def test_middle_singular_values_are_rho() -> None:
             assert rho[0] == pytest.approx(0.5 * (1 - 0.05 * 1e-3) ** 100, rel=tolerance(np.float64, 100))
 
 
-def test_exactness_holds_through_a_long_plateau() -> None:
+def test_reduced_training_is_exact_through_a_long_plateau() -> None:
     generator = np.random.default_rng(8)
     setting = LayerOptions(scales=(1e-2,), rates=(0.05,))
     target = draw_matrix(generator, 12, 12, [3.0, 2.0])
@@ -408,7 +410,7 @@ def test_exactness_holds_through_a_long_plateau() -> None:
     ],
     ids=["not orthogonal", "narrow input", "wider inside", "bulge"],
 )
-def test_theorem_refuses_other_networks(weights0: list[Array]) -> None:
+def test_networks_outside_the_theorem_are_refused(weights0: list[Array]) -> None:
     target = np.zeros((weights0[-1].shape[0], weights0[0].shape[1]))
     with pytest.raises(AssumptionError, match=r"W_\d\(0\)"):
         reference.active_subspaces(weights0, [1.0] * 3, target)
@@ -461,14 +463,14 @@ def test_limit_vectors_of_the_theorem() -> None:
 
 @pytest.mark.parametrize("size", [0.0, 1e-150, 1e-14, 1e-8, 0.3, 1.0, np.pi / 2 - 1e-8, np.pi / 2])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_angle_keeps_its_digits(size: float, sign: float) -> None:
+def test_angles_lose_no_digits(size: float, sign: float) -> None:
     first = np.array([[1.0], [0.0]])
     second = sign * np.array([[np.cos(size)], [np.sin(size)]])
     (computed,) = reference.angle(first, second)
     np.testing.assert_allclose(computed, size, rtol=4 * np.finfo(np.float64).eps)
 
 
-def test_singular_values_descend() -> None:
+def test_singular_values_are_sorted() -> None:
     np.testing.assert_allclose(
         reference.singular_values(np.diag([1.0, -3.0, 2.0])), [3.0, 2.0, 1.0], rtol=tolerance(np.float64, 3)
     )

@@ -110,7 +110,7 @@ def pairs(core):
 
 
 @pytest.mark.parametrize("stem", ["_core", "_cpu"])
-def test_the_stub_names_what_the_module_has(stem, core):
+def test_the_stub_has_the_names_of_the_module(stem, core):
     module = core if stem == "_core" else _cpu
     tree = parse_stub(stem)
     declared = public_members(tree.body)
@@ -139,5 +139,5 @@ def test_the_stub_of_the_probe_has_its_signatures():
         assert_same_signature(name, declaration, getattr(_cpu, name))
 
 
-def test_typed_marker_travels_along():
+def test_the_typed_marker_is_installed():
     assert (PACKAGE / "py.typed").exists()

@@ -41,7 +41,7 @@ def assert_within_bounds(record, W):
     level=st.sampled_from([1e-30, 1.0, 1e30]),
     seed=st.integers(0, 2**31),
 )
-def test_small_matrices_of_any_shape_and_rank(m, n, k, rank, mode, single, level, seed):
+def test_small_matrices_of_any_shape_and_rank_are_within_the_bounds(m, n, k, rank, mode, single, level, seed):
     rng = np.random.default_rng(seed)
     dtype = np.float32 if single else np.float64
     if single and level != 1.0:
@@ -57,7 +57,7 @@ def test_small_matrices_of_any_shape_and_rank(m, n, k, rank, mode, single, level
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
+def test_every_level_and_number_of_threads_gives_the_same(core, n_threads, dtype):
     rng = np.random.default_rng(1)
     made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
     tracker = made(150, 180, DEFAULTS | {"n_values": 5}, n_threads)
@@ -106,7 +106,7 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
                 assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
 
 
-def test_noise_that_hides_values_is_no_promise():
+def test_values_hidden_by_noise_are_not_certified():
     """The top of a bulk cannot be certified to a tolerance below what random starts can tell."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((300, 300)) / 17
@@ -211,7 +211,7 @@ class TestInput:
         tracker.update(W)
         assert tracker._last is W
 
-    def test_torch_tensors(self):
+    def test_torch_tensors_are_read(self):
         torch = pytest.importorskip("torch")
         W = draw_matrix(0, 140, 140, [2, 1])
         tensor = torch.from_numpy(W)
@@ -244,7 +244,7 @@ class TestInput:
             assert record.completeness in (("probabilistic", "rigorous") if known else ("probabilistic",))
 
     @pytest.mark.parametrize("bad", ["matmat", "rmatmat"])
-    def test_a_failed_event_is_forgotten(self, bad):
+    def test_a_failed_update_is_discarded(self, bad):
         W = draw_matrix(0, 150, 150, [3, 2, 1])
         tracker = dln.SVDTracker(2)
         tracker.update(W)
@@ -265,7 +265,7 @@ class TestInput:
         assert_within_bounds(record, W)
         assert record.completeness != "none"
 
-    def test_what_operators_do_wrong(self):
+    def test_errors_of_operators_are_named(self):
         class Operator:
             shape = (150, 140)
             dtype = np.float64
@@ -336,7 +336,7 @@ class TestInput:
         W[0, 0] = 0.0
         assert_within_bounds(tracker.update(W), W)  # it lives
 
-    def test_one_event_at_a_time(self):
+    def test_only_one_update_at_a_time(self):
         W = np.random.default_rng(0).standard_normal((1200, 1200))
         tracker = dln.SVDTracker(16)
         errors = []
@@ -356,7 +356,7 @@ class TestInput:
         assert all("already at work" in error for error in errors)
         assert_within_bounds(tracker.update(W), W)
 
-    def test_control_c_ends_a_long_event(self, run_python):
+    def test_control_c_interrupts_a_long_update(self, run_python):
         program = """
 import os, signal, threading, time
 import numpy as np
@@ -378,7 +378,7 @@ except KeyboardInterrupt:
 class TestLowRankUpdates:
     @pytest.mark.parametrize("shape", [(150, 150), (190, 140), (140, 190)])
     @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-    def test_from_an_isometry(self, shape, dtype):
+    def test_low_rank_updates_of_an_isometry(self, shape, dtype):
         rng = np.random.default_rng(0)
         W = (0.4 * dln.orthogonal([shape[1], shape[0]], 1.0, 0)[0]).astype(dtype)
         few = dln.SVDTracker(6)
@@ -407,7 +407,7 @@ class TestLowRankUpdates:
             truth.T @ u, v * few.record.singular_values, atol=20 * tolerance(dtype, max(shape))
         )
 
-    def test_frames_that_outgrow_their_limit_go_on_in_a_copy(self):
+    def test_frames_that_outgrow_their_limit_become_a_dense_copy(self):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([150, 150], 0.4, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -426,7 +426,7 @@ class TestLowRankUpdates:
         # And back to arrays.
         assert_within_bounds(tracker.update(truth), truth)
 
-    def test_from_any_matrix(self):
+    def test_low_rank_updates_of_any_matrix(self):
         rng = np.random.default_rng(0)
         W = rng.standard_normal((160, 140)) / 12
         truth = W.copy()
@@ -460,7 +460,7 @@ class TestLowRankUpdates:
             assert_within_bounds(record, W)
         np.testing.assert_array_equal(tracker.current(), W)
 
-    def test_the_array_of_the_caller_is_left_alone(self):
+    def test_the_array_of_the_caller_is_unchanged(self):
         rng = np.random.default_rng(0)
         for n in (20, 150):
             W = rng.standard_normal((n, n))
@@ -471,7 +471,7 @@ class TestLowRankUpdates:
                 tracker.update_low_rank(rng.standard_normal(n), rng.standard_normal(n), factor=0.5)
             np.testing.assert_array_equal(W, before)
 
-    def test_weights_that_decay_are_followed_to_their_own_precision(self):
+    def test_decaying_weights_are_tracked_to_their_own_precision(self):
         """What the frames leave out is small beside the W of now, not beside the one of the start."""
         rng = np.random.default_rng(0)
         truth = dln.orthogonal([150, 150], 1.0, 0)[0]
@@ -524,7 +524,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     @pytest.mark.parametrize("mode", ["auto", "dense", "full"])
     @pytest.mark.parametrize(("m", "n", "k"), [(300, 150, 3), (40, 23, 23), (1, 5, 1)])
-    def test_arrays(self, dtype, level, mode, m, n, k):
+    def test_arrays_of_any_scale_are_within_the_bounds(self, dtype, level, mode, m, n, k):
         rng = np.random.default_rng(0)
         W = rng.standard_normal((m, n)) / np.sqrt(m)
         W[:, : min(n, 5)] *= 4.0
@@ -562,7 +562,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     @pytest.mark.parametrize("isometry", [True, False])
     @pytest.mark.parametrize("n", [150, 11])
-    def test_low_rank_updates(self, dtype, level, isometry, n):
+    def test_low_rank_updates_of_any_scale_are_within_the_bounds(self, dtype, level, isometry, n):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([n, n], 1.0, 0)[0] if isometry else rng.standard_normal((n, n)) / np.sqrt(n)
         W = (W * level).astype(dtype)
@@ -597,7 +597,7 @@ class TestScales:
             assert record.norm == pytest.approx(norm, rel=1e-12, abs=1e-322)
             before = held
 
-    def test_what_no_number_can_hold_is_refused(self):
+    def test_values_beyond_the_largest_number_are_refused(self):
         W = np.full((200, 200), 1.7e308)
         with pytest.raises(ValueError, match="not finite, or its norm overflows"):
             dln.SVDTracker(2).update(W)
@@ -607,7 +607,7 @@ class TestScales:
             tracker.update_low_rank(np.full(200, 1e155), np.full(200, 1e152))
 
     @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e200), (np.float32, 1e25)])
-    def test_factors_far_from_one_beside_each_other(self, dtype, size):
+    def test_factors_of_very_different_size_lose_no_digits(self, dtype, size):
         """Of their product nothing is lost: it is of size 1."""
         tracker = dln.SVDTracker(3)
         tracker.update(np.eye(150, dtype=dtype))
@@ -620,7 +620,7 @@ class TestScales:
             apart = abs(record.singular_values[0] - (1 + 4 * (i + 1)))
             assert apart <= record.errors[0] + 8 * tolerance(dtype, 4)
 
-    def test_shares_and_ranks_of_a_run(self):
+    def test_shares_and_ranks_do_not_depend_on_the_scale(self):
         """What a trajectory makes of norms and values is free of the scale, too."""
         problem = dln.low_rank_recovery(dim=150, rank=2)
         runs = [
@@ -718,7 +718,7 @@ class TestRuns:
         rate = run.config["learning_rate"][0]
         np.testing.assert_allclose(run.tracking(1)["rho"], 0.5 * (1 - rate * 1e-3) ** run.steps, rtol=1e-12)
 
-    def test_vectors_and_angles_from_the_tracker(self):
+    def test_vectors_and_angles_of_the_tracker_equal_the_dense_ones(self):
         problem, weights, changes = self.networks()["thin"]
         arguments = dict(learning_rate="auto", steps=20, vectors=True, weights_every=20, **changes)
         few = dln.train(problem, weights, engine="dense", singular_values=8, **arguments)
@@ -735,7 +735,7 @@ class TestRuns:
             atol=1e-6,
         )
 
-    def test_branches_of_both_engines(self):
+    def test_both_engines_have_the_same_branches(self):
         problem = dln.low_rank_recovery(self.DIM, 3, seed=1)
         weights = dln.orthogonal([self.DIM] * 4, 0.5, 0)
         arguments = {"learning_rate": "auto", "steps": 60, "momentum": 0.9}
@@ -755,7 +755,7 @@ class TestRuns:
         with pytest.raises(ValueError, match="not followed"):
             dln.train(problem, weights, engine="dense", **arguments).branch_values(1)
 
-    def test_files_keep_what_was_tracked(self, tmp_path):
+    def test_files_contain_the_tracked_values(self, tmp_path):
         problem, weights, _ = self.networks()["square"]
         run = dln.train(problem, weights, learning_rate="auto", steps=5, engine="dense", singular_values=4)
         run.save(tmp_path / "run.npz")
@@ -777,7 +777,7 @@ class TestRuns:
 
 @pytest.mark.parametrize("mode", ["auto", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_tracker_goes_on_where_another_was(mode, dtype):
+def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
     """The same values within the errors, and the same branches through a crossing after the change."""
     rng = np.random.default_rng(3)
     m, n, k = 170, 150, 3
@@ -819,7 +819,7 @@ def test_new_branches_get_new_numbers_after_a_change():
     assert again.state_dict()["next_branch"] == 2
 
 
-def test_bad_states_of_a_tracker():
+def test_bad_states_of_a_tracker_are_named():
     with pytest.raises(ValueError, match="state_dict needs an earlier event"):
         dln.SVDTracker(2).state_dict()
     with pytest.raises(TypeError, match="state is list; wanted what state_dict returned"):

@@ -135,7 +135,7 @@ def test_a_grid_from_a_file(tmp_path, table):
     assert changed.output["directory"] == "x"
 
 
-def test_the_hash_is_of_what_a_run_gives(tmp_path):
+def test_the_hash_depends_on_the_settings_that_change_the_result(tmp_path):
     def name(**changes):
         sections = {section: {**BASE[section], **changes.get(section, {})} for section in BASE}
         return dln.SweepGrid({**sections, "output": changes.get("output", {})}).items[0].hash
@@ -148,7 +148,7 @@ def test_the_hash_is_of_what_a_run_gives(tmp_path):
     assert name(weights={"seed": 1}) != name()
 
 
-def test_paths_count_from_the_file_and_do_not_depend_on_the_folder(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", X=np.eye(3), Y=np.eye(3))
     rest = TOML.partition("rank = 2")[2]
     (tmp_path / "spec.toml").write_text(f"[problem]\nkind = 'npz'\npath = 'data.npz'{rest}")
@@ -183,7 +183,7 @@ def test_paths_count_from_the_file_and_do_not_depend_on_the_folder(tmp_path, mon
         ({"problem.kind": ["npz"]}, "problem.dim is not a setting"),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(axes, message):
+def test_mistakes_are_found_before_the_first_run(axes, message):
     with pytest.raises(SpecError, match=message):
         dln.SweepGrid(BASE, axes)
 
@@ -219,7 +219,7 @@ def test_bad_specifications_of_a_sweep_are_named(tmp_path):
 # What runs give.
 
 
-def test_runs_are_those_of_train():
+def test_runs_equal_those_of_train():
     results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     assert len(results) == 24
     problem = dln.low_rank_recovery(DIM, 2)
@@ -249,7 +249,7 @@ def test_a_run_has_the_same_bits_whatever_runs_beside_it(inline_results):
     )
 
 
-def test_momentum_beside_none_changes_no_bit():
+def test_runs_with_and_without_momentum_side_by_side_change_no_bit():
     axes = {"train.momentum": [0.0, 0.9], "weights.seed": range(4), "train.weight_decay": [0.0, 0.1]}
     grid = dln.SweepGrid(BASE, axes)
     together = outcome_rows(dln.sweep(grid, InlineExecutor()))
@@ -296,7 +296,7 @@ def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
         (ValueError("data that do not fit"), False),
     ],
 )
-def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path, monkeypatch):
+def test_failures_of_the_machine_are_retried(error, is_run_again, tmp_path, monkeypatch):
     from dlnfast import _sweep_worker
 
     def failing(*arguments, **settings):
@@ -331,7 +331,7 @@ def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
     assert [row["outcome"] for row in results] == ["finished", "finished"]
 
 
-def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
+def test_a_failed_write_of_the_table_loses_no_result(tmp_path, monkeypatch):
     from dlnfast import sweep as module
 
     def failing(*arguments, **settings):
@@ -344,7 +344,7 @@ def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
     assert "results.csv is not written" in caught.value.__notes__[-1]
 
 
-def test_what_killed_sweeps_left_goes(tmp_path):
+def test_temporary_files_of_killed_sweeps_are_removed(tmp_path):
     grid = dln.SweepGrid(BASE)
     folder = tmp_path / grid.items[0].hash
     for _ in range(2):  # of a run that is not done, and of one that is
@@ -355,7 +355,7 @@ def test_what_killed_sweeps_left_goes(tmp_path):
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json"}
 
 
-def test_equal_runs_run_once():
+def test_equal_runs_are_run_once():
     results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), InlineExecutor())
     assert results.usage["started"] == 2
     assert results[0]["hash"] == results[1]["hash"] != results[2]["hash"]
@@ -419,7 +419,7 @@ def test_finished_runs_are_not_run_again(tmp_path):
     assert kept.load(0).loss[-1] == kept[0]["final_loss"]
 
 
-def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, inline_results):
+def test_an_incomplete_summary_is_ignored(tmp_path, inline_results):
     grid = dln.SweepGrid(BASE, AXES)
     folder = tmp_path / grid.items[0].hash
     folder.mkdir()
@@ -436,7 +436,7 @@ def test_the_directory_of_the_specification(tmp_path):
 # Tables.
 
 
-def test_tables():
+def test_results_are_formatted_as_tables():
     results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), InlineExecutor())
     lines = results.to_markdown().splitlines()
     assert lines[0].startswith("| weights.scale | outcome | engine | steps | final_loss | seconds | error |")
@@ -446,7 +446,7 @@ def test_tables():
     assert repr(results) == "SweepResults(1 runs: 1 finished)"
 
 
-def test_to_pandas():
+def test_results_become_a_pandas_table():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     frame = results.to_pandas()
@@ -455,7 +455,7 @@ def test_to_pandas():
     assert frame["hash"].tolist() == [row["hash"] for row in results]
 
 
-def test_without_pandas(monkeypatch):
+def test_a_missing_pandas_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     results = dln.sweep(BASE, InlineExecutor())
     with pytest.raises(ModuleNotFoundError, match=r"to_pandas .* needs pandas"):
@@ -465,14 +465,14 @@ def test_without_pandas(monkeypatch):
 # Executors.
 
 
-def test_threads(inline_results):
+def test_a_thread_pool_runs_a_sweep(inline_results):
     with ThreadPoolExecutor(3) as executor:
         results = dln.sweep(dln.SweepGrid(BASE, AXES), executor, n_workers=3, chunk_seconds=0.01)
         assert outcome_rows(results) == inline_results
         assert executor.submit(int, 3).result() == 3  # it stays open
 
 
-def test_futures_that_have_done_and_result_only(inline_results):
+def test_futures_need_only_done_and_result(inline_results):
     assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == inline_results
 
 
@@ -498,7 +498,7 @@ def test_a_call_that_fails_is_traced_to_its_run(tmp_path, inline_results):
     )
 
 
-def test_an_executor_that_is_closed(tmp_path):
+def test_a_closed_executor_is_an_error(tmp_path):
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     with pytest.raises(RuntimeError, match="shutdown") as caught:
@@ -507,7 +507,7 @@ def test_an_executor_that_is_closed(tmp_path):
     assert caught.value.results[0]["outcome"] is None
 
 
-def test_the_default_executor(tmp_path, inline_results):
+def test_the_default_executor_runs_processes(tmp_path, inline_results):
     before = dict(os.environ)
     results = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
     assert outcome_rows(results) == inline_results
@@ -557,7 +557,7 @@ def test_a_worker_that_dies_is_replaced(inline_results):
     assert outcome_rows(results) == outcome_rows(dln.sweep(grid, InlineExecutor()))
 
 
-def test_dask(tmp_path, inline_results):
+def test_dask_runs_a_sweep(tmp_path, inline_results):
     if importlib.util.find_spec("distributed") is None:
         pytest.skip("dask.distributed is not installed")
     script = tmp_path / "script.py"
@@ -577,7 +577,7 @@ if __name__ == "__main__":
     assert [tuple(row) for row in json.loads(done.stdout)] == inline_results
 
 
-def test_a_script_without_a_guard_is_told(tmp_path):
+def test_a_script_without_a_main_guard_is_named(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import dlnfast as dln\ndln.sweep({BASE!r}, n_workers=1)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
@@ -585,7 +585,7 @@ def test_a_script_without_a_guard_is_told(tmp_path):
     assert 'needs if __name__ == "__main__"' in done.stderr
 
 
-def test_threads_of_workers(monkeypatch):
+def test_workers_share_the_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("MKL_NUM_THREADS", "many")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
@@ -616,7 +616,7 @@ def long_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_stopped_says_how_to_go_on(long_sweep, tmp_path, sent, status):
+def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
     folder = tmp_path / "out"
     process = subprocess.Popen(command(long_sweep, folder), stderr=subprocess.PIPE, start_new_session=True)
     while not any(folder.glob("*/summary.json")):
@@ -648,7 +648,7 @@ def alive(group):
     return found
 
 
-def test_kills_lose_nothing():
+def test_killed_sweeps_resume():
     """Few kills here; ``python bench/kill_sweep.py`` makes fifty."""
     done = subprocess.run(
         [sys.executable, str(BENCH / "kill_sweep.py"), "--kills", "2", "--seeds", "2"],
@@ -737,7 +737,7 @@ def test_futures_that_fail_to_cancel_do_not_hide_the_error():
         lambda held: "\N{BYTE ORDER MARK}" * 2 + held,
     ],
 )
-def test_summaries_that_were_changed_are_run_again(change, tmp_path):
+def test_runs_with_changed_summaries_are_repeated(change, tmp_path):
     grid = dln.SweepGrid(BASE, {"weights.seed": [0, 1]})
     first = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     path = tmp_path / first.rows[0]["hash"] / "summary.json"

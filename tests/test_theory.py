@@ -33,7 +33,7 @@ def plain_descent(
 # rho.
 
 
-def test_rho_in_the_setting_of_svd_evolution() -> None:
+def test_rho_has_the_published_values_of_svd_evolution() -> None:
     generator = np.random.default_rng(0)
     left, values, right_t = np.linalg.svd(generator.standard_normal((30, 30)))
     target = left[:, :3] * values[:3] @ right_t[:3]
@@ -67,14 +67,14 @@ def test_rho_of_descent_tends_to_the_flow(n_layers: int) -> None:
     n_layers=st.integers(2, 8),
     rate=st.floats(1e-6, 1.0),
 )
-def test_rho_is_the_formula(time: float, scale: float, n_layers: int, rate: float) -> None:
+def test_rho_equals_the_formula(time: float, scale: float, n_layers: int, rate: float) -> None:
     power = 2 * n_layers - 2
     expected = (scale**-power + power * 0.3 * rate * time) ** (-1 / power)
     computed = theory.rho_flow(time, scale, n_layers, 0.3, rate)
     assert computed == pytest.approx(expected, rel=tolerance(np.float64, power))
 
 
-def test_rho_at_its_limits() -> None:
+def test_rho_in_limiting_cases() -> None:
     np.testing.assert_array_equal(theory.rho_flow([0.0, 5.0], 0.0, 3, 1.0, 1.0), [0.0, 0.0])
     # eps^(2 - 2L) would overflow here.
     assert theory.rho_flow(1e9, 1e-3, 200, 1.0, 1.0) == pytest.approx(1e-3, rel=1e-12)
@@ -103,7 +103,9 @@ def after_one_step(split: theory.FirstOrderSplit, scale: float, rate: float) -> 
     ("dim", "n_outputs", "rank", "n_layers"),
     [(9, 9, 2, 3), (12, 12, 1, 1), (8, 8, 4, 2), (7, 7, 6, 2), (5, 5, 0, 3), (11, 3, 3, 3), (12, 5, 2, 4)],
 )
-def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: int, scale: float) -> None:
+def test_the_split_equals_the_first_step(
+    dim: int, n_outputs: int, rank: int, n_layers: int, scale: float
+) -> None:
     """r rise; r fall, or all K with a wide last layer; half the step, a quarter of the error."""
     problem = draw_low_rank_problem(np.random.default_rng(dim), n_outputs, dim, rank)
     weights = dln.orthogonal([dim] * n_layers + [n_outputs], scale, seed=1)
@@ -163,7 +165,7 @@ def test_aligned_layers_only_rise() -> None:
     assert (split.n_rising, split.n_falling, split.multiplicity) == (3, 0, 9)
 
 
-def test_split_refuses() -> None:
+def test_the_split_names_bad_arguments() -> None:
     problem = draw_low_rank_problem(np.random.default_rng(0), 3, 6, 2)
     weights = dln.orthogonal([6, 6, 3])
     with pytest.raises(ValueError, match="layer is 2, the wide last one"):
@@ -198,7 +200,7 @@ def test_split_refuses() -> None:
     ],
 )
 @pytest.mark.parametrize("scale", [0.3, [0.5, 0.9, 0.2]])
-def test_modes_are_an_aligned_run(engine: str, settings_: dict[str, Any], scale: Any) -> None:
+def test_modes_equal_an_aligned_run(engine: str, settings_: dict[str, Any], scale: Any) -> None:
     problem = dln.Problem(draw_low_rank_problem(np.random.default_rng(6), 10, 10, 2).target, loss_scale=0.1)
     sigma = problem.target_factors().s
     weights = dln.aligned(problem, [10] * 4, scale, seed=2)
@@ -234,7 +236,7 @@ def test_modes_of_zero_layers_and_of_divergence() -> None:
     assert not np.isfinite(theory.aligned_modes([2.0], 3, steps=50, learning_rate=9.0)[-1]).any()
 
 
-def test_modes_refuse() -> None:
+def test_modes_name_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"singular_values .* negative value, -1"):
         theory.aligned_modes([1.0, -1.0], 2, steps=1, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"momentum .* is 1"):
@@ -305,7 +307,9 @@ def test_compression_lags_behind_the_loss() -> None:
     ("scale", "n_layers", "multiplier", "rate"),
     [(0.3, 4, 1.0, 2.0), (0.2, 3, 1.0, 4.0), (0.3, 4, 10.0, 0.5), (0.3, 5, 0.3, 2.0)],
 )
-def test_compression_law(scale: float, n_layers: int, multiplier: float, rate: float) -> None:
+def test_the_compression_law_equals_its_formula(
+    scale: float, n_layers: int, multiplier: float, rate: float
+) -> None:
     compressions = trained_compressions(1, scale, n_layers, 1e-11, multiplier, rate)
     law = theory.compression_law(
         np.arange(n_layers), scale=scale, n_layers=n_layers, n_classes=5, samples_per_class=10,
@@ -314,7 +318,7 @@ def test_compression_law(scale: float, n_layers: int, multiplier: float, rate: f
     assert_within_law(compressions, law)
 
 
-def test_compression_law_refuses() -> None:
+def test_the_compression_law_names_bad_arguments() -> None:
     arguments: dict[str, Any] = {"scale": 0.5, "n_layers": 4, "n_classes": 5, "samples_per_class": 10}
     assert theory.compression_law(2, **arguments).shape == ()
     for layer in (-1, 4):
@@ -378,7 +382,7 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
     assert slopes[1] == pytest.approx(slopes[0] / 2, rel=0.2)
 
 
-def test_discrimination_law_refuses() -> None:
+def test_the_discrimination_law_names_bad_arguments() -> None:
     problem, _, _ = make_noisy_classes(1.0, seed=8)
     assert theory.discrimination_law(2, problem.least_squares, n_layers=2).shape == ()
     for layer in (0, 4):
@@ -511,7 +515,7 @@ def test_default_rate_does_not_need_the_scale(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
-def test_default_rate_of_many_layers_of_large_ones_and_with_momentum(name: str) -> None:
+def test_default_rate_of_many_and_of_large_layers_and_with_momentum(name: str) -> None:
     problem = PROBLEMS[name]
     for n_layers, scale in ((20, 1.0), (6, 2.0)):
         widths = [problem.dim_in] * n_layers + [problem.dim_out]
@@ -555,7 +559,7 @@ def test_default_rate_is_one_over_the_sharpness(n_layers: int, white: bool) -> N
         assert np.linalg.eigvalsh(hessian(start, target, 0.3, gram))[-1] <= (1 + 1e-6) / bound
 
 
-def test_default_rate_at_its_limits() -> None:
+def test_default_rate_in_limiting_cases() -> None:
     target = np.diag([2.0, 1.0])
     base = theory.default_learning_rate(dln.Problem(target), 3)
     assert theory.default_learning_rate(dln.Problem(target, loss_scale=0.01), 3) == pytest.approx(100 * base)

@@ -105,7 +105,7 @@ def expected_results():
     ],
     ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
 )
-def test_whatever_openmp_is_told_the_results_are_the_same(environment, expected_results):
+def test_openmp_settings_do_not_change_the_results(environment, expected_results):
     found = computed(**environment)
     assert 1 <= found.pop("threads") <= 4096
     for name, value in found.items():
@@ -113,7 +113,7 @@ def test_whatever_openmp_is_told_the_results_are_the_same(environment, expected_
     assert np.all(np.array(found["values"]) > 0.1)
 
 
-def test_set_num_threads():
+def test_set_num_threads_sets_the_default():
     before = chosen_core.max_threads()
     try:
         dln.set_num_threads(3)
@@ -162,7 +162,7 @@ print(len(os.listdir("/proc/self/task")) - before)
     ("n_threads", "default", "variable", "started"),
     [(0, 0, "1", 0), (0, 0, "3", 2), (4, 0, "1", 3), (1, 0, "3", 0), (0, 2, "4", 1), (3, 2, "1", 2)],
 )
-def test_as_many_threads_run_as_were_asked_for(run_python, n_threads, default, variable, started):
+def test_the_number_of_threads_is_the_one_asked_for(run_python, n_threads, default, variable, started):
     """An argument above the default above OMP_NUM_THREADS; one of them is the caller."""
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
@@ -196,7 +196,7 @@ def test_the_gil_is_released():
     assert turns > 20
 
 
-def test_two_threads_may_train_at_once():
+def test_two_threads_can_train_at_the_same_time():
     cases = [(dense_problem([60, 60, 60, 5], seed=s), {"learning_rate": 0.5, "steps": 200}) for s in range(3)]
     small = dln.low_rank_recovery(30, 3)
     cases.append(((small, dln.orthogonal([30] * 4)), {"learning_rate": 1.0, "steps": 500}))
@@ -305,7 +305,7 @@ def results_alone():
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
-def test_calls_of_many_threads_give_the_bits_of_calls_alone(n, results_alone):
+def test_calls_from_many_threads_give_the_same_bits(n, results_alone):
     """Every thread makes all calls, each in another order, on problems that nobody has used before."""
     calls = kinds_of_calls()
     names = list(calls)
@@ -364,7 +364,7 @@ def longest_silence(call):
     return float(np.max(np.diff([*times, time.thread_time()])))
 
 
-def test_large_products_listen_in_between(core):
+def test_large_products_poll_for_interrupts(core):
     """Whatever the level, on one thread: a product of 1.6e10 flops is 0.8 s of a core without AVX."""
     dim = 2000
     weights = [np.eye(dim) for _ in range(2)]
@@ -379,7 +379,7 @@ def test_large_products_listen_in_between(core):
     assert longest_silence(lambda hear: core.dense_descent(weights, arguments | {"on_progress": hear})) < 0.5
 
 
-def test_deep_reduced_runs_listen_in_between(core):
+def test_deep_reduced_runs_poll_for_interrupts(core):
     """Four hundred cores of the largest fixed size: 8e7 flops a step."""
     n_layers, size, steps = 400, 32, 300
     cores = [0.9 * np.eye(size) for _ in range(n_layers)]
@@ -448,7 +448,7 @@ def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
     assert (at_work, as_alone) == ("True", "True")
 
 
-def test_an_exception_of_the_callback_travels_out_with_the_trajectory():
+def test_an_exception_of_a_callback_carries_the_trajectory():
     problem, weights = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
 
     def callback(step, loss):
@@ -584,7 +584,7 @@ print(bool(np.allclose(loss, alone, rtol=1e-10)))
 
 
 @needs_fork
-def test_forks_beside_and_within_runs(run_python):
+def test_forks_during_runs_do_not_hang(run_python):
     """NumPy on one thread: a fork while OpenBLAS's threads multiply hangs without dlnfast too."""
     first, within, after = run_python(FORKS, timeout=120, OPENBLAS_NUM_THREADS="1", **PATIENT).splitlines()
     assert first == f"{[0] * 8} True"
@@ -630,7 +630,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_processes_that_start_afresh(run_python, tmp_path, method):
+def test_spawned_processes_have_all_threads_and_the_same_bits(run_python, tmp_path, method):
     """They have all their threads, and give the bits of the parent, which trains meanwhile."""
     if method == "forkserver" and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
@@ -673,7 +673,7 @@ print(all(runs), len(products) > 0 and all(products), len(within) == 11 and all(
 """
 
 
-def test_numpy_multiplies_beside_and_within_runs(run_python):
+def test_numpy_multiplies_during_runs(run_python):
     assert run_python(NUMPY_BESIDE, timeout=120, OPENBLAS_NUM_THREADS="2", **PATIENT).split() == ["True"] * 3
 
 
@@ -743,7 +743,7 @@ else:
 
 
 @pytest.mark.parametrize("first", ["torch", "dlnfast"])
-def test_torch_before_beside_and_within_runs(run_python, first):
+def test_torch_runs_before_and_during_runs(run_python, first):
     """In both orders of import; and after a fork, which PyTorch's pool does not survive."""
     pytest.importorskip("torch", reason="PyTorch's pool beside ours")
     assert run_python(TORCH_BESIDE, first, timeout=120, **PATIENT).split() == ["True"] * 6

@@ -101,7 +101,7 @@ def test_angles_to_the_first_step_start_at_it():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_limit_is_that_of_smaller_and_smaller_steps(side):
+def test_the_limit_is_approached_by_smaller_steps(side):
     """Angles to the limit after one step shrink like the step."""
     problem, weights = square_problem(), square_weights()
     largest = []
@@ -113,7 +113,7 @@ def test_the_limit_is_that_of_smaller_and_smaller_steps(side):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_the_limit_is_where_tiny_steps_lead(kind):
+def test_the_limit_equals_the_result_of_tiny_steps(kind):
     make_problem, make_weights, rate = MAKERS[kind]
     tiny = dln.train(
         make_problem(), make_weights(), learning_rate=1e-6 * rate, steps=1, engine="dense", vectors=True
@@ -126,7 +126,7 @@ def test_the_limit_is_where_tiny_steps_lead(kind):
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_limits_against_one_tiny_step(engine, layer):
+def test_limit_vectors_equal_those_after_a_tiny_step(engine, layer):
     """The limit vectors are the singular vectors after a step of 1e-6, to about 1e-6."""
     problem, weights = square_problem(), square_weights()
     tiny = dln.train(problem, weights, learning_rate=1e-6, steps=1, engine="dense", vectors=True)
@@ -137,7 +137,7 @@ def test_limits_against_one_tiny_step(engine, layer):
         assert np.abs(difference).max() <= 1e-4  # first order in the step, over the gaps that it opens
 
 
-def test_layers_that_are_no_rotations_have_a_start_of_their_own():
+def test_layers_that_are_not_rotations_have_their_own_starting_vectors():
     problem, weights = square_problem(), dln.gaussian([DIM] * 4, 0.6, seed=4)
     run = dln.train(problem, weights, learning_rate=0.02, steps=5, vectors=True)
     angles = run.angles(1)
@@ -170,7 +170,7 @@ def test_singular_vectors_of_the_reduced_engine_decompose_the_weights():
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_singular_values_with_their_multiplicities(kind):
+def test_singular_values_have_their_multiplicities(kind):
     reduced, dense = both_engines(kind, weight_decay=1e-3)
     n_active = 2 * RANK if kind == "square" else 2 * CLASSES
     for layer in (1, 2, 3):
@@ -188,7 +188,7 @@ def test_singular_values_with_their_multiplicities(kind):
         assert np.all(close.sum(axis=1) >= reduced.multiplicity(layer))
 
 
-def test_the_scalars_of_both_cases():
+def test_the_scalars_are_coupled_for_square_layers_and_free_under_a_wide_last_one():
     """Coupled where all layers are square, free under a wide last one."""
     run, _ = both_engines("square", weight_decay=1e-2)
     rho, rate = np.full(3, 0.6), 0.05
@@ -201,7 +201,7 @@ def test_the_scalars_of_both_cases():
     np.testing.assert_allclose(run.rho(2), 0.6 * (1 - 3.0 * 1e-2) ** run.steps, rtol=tolerance(F64, 1, 60))
 
 
-def test_a_scalar_that_changes_its_sign_shows_its_size():
+def test_a_scalar_that_changes_sign_is_recorded_by_its_size():
     """A rate with eta lambda > 1 turns the rest around in every step."""
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="reduced"
@@ -221,7 +221,7 @@ def test_a_scalar_that_changes_its_sign_shows_its_size():
 
 @pytest.mark.parametrize("engine", [0, 1])
 @pytest.mark.parametrize("kind", MAKERS)
-def test_features_are_explicit_products(kind, engine):
+def test_features_equal_explicit_products(kind, engine):
     run = both_engines(kind, steps=12)[engine]
     rng = np.random.default_rng(0)
     X = rng.standard_normal((run.widths[0], 9))
@@ -236,7 +236,7 @@ def test_features_are_explicit_products(kind, engine):
         assert np.linalg.norm(W @ X - Z) <= tolerance(F64, run.widths[0], 3) * np.linalg.norm(X)
 
 
-def test_features_default_to_the_inputs_of_the_problem():
+def test_features_use_the_inputs_of_the_problem_by_default():
     run, _ = both_engines("wide", steps=3)
     X = run.problem.inputs
     np.testing.assert_array_equal(run.features(0), X)
@@ -259,7 +259,7 @@ def test_end_to_end_of_any_widths(widths):
 # Bad requests.
 
 
-def test_energy_in_the_largest_values():
+def test_energy_in_the_largest_singular_values():
     problem = dln.low_rank_recovery(40, 2, seed=1)
     weights = dln.gaussian([40] * 3, seed=1)
     settings = {"learning_rate": 1.0, "steps": 3, "engine": "dense"}
@@ -330,7 +330,7 @@ def test_inputs_of_features_are_checked(engine):
         run.features(4, np.ones((DIM, 2)))
 
 
-def test_requests_that_one_engine_cannot_meet():
+def test_data_that_an_engine_does_not_record_are_refused():
     dense = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=2, engine="dense")
     for ask in (dense.rho, dense.multiplicity, dense.active_singular_values):
         with pytest.raises(ValueError, match="belongs to the reduced engine"):
@@ -423,7 +423,7 @@ def test_a_run_saved_without_weights(engine, tmp_path):
     assert size < (tmp_path / "whole.npz").stat().st_size - 3 * DIM * DIM * 8
 
 
-def test_a_run_that_kept_next_to_nothing(tmp_path):
+def test_a_run_with_the_fewest_records_is_saved(tmp_path):
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, steps=3, engine="dense", singular_values=None
     )
@@ -448,7 +448,7 @@ def data_run(layout, whiten, n_samples=60):
 
 @pytest.mark.parametrize("layout", ["columns", "rows"])
 @pytest.mark.parametrize("whiten", [None, "zca", "pca", "cholesky"])
-def test_a_saved_run_still_predicts(layout, whiten, tmp_path):
+def test_a_loaded_run_predicts(layout, whiten, tmp_path):
     run, new = data_run(layout, whiten)
     again = save_and_load(save_and_load(run, tmp_path / "run.npz"), tmp_path / "run.npz")
     got, wanted = again.problem, run.problem
@@ -563,7 +563,7 @@ def changed_meta(members, **changes):
     return members | {"meta": np.array(json.dumps(json.loads(str(members["meta"])) | changes))}
 
 
-def test_there_is_no_such_place(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.load(tmp_path / "nothing.npz")
     run = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=1)
@@ -624,7 +624,7 @@ def foreign_files(members):
 
 
 @pytest.mark.parametrize("kind", list(foreign_files({"meta": '{"format": ""}', "loss": 0})))
-def test_foreign_files_are_refused(kind, file_of_a_run, tmp_path):
+def test_files_of_other_programs_are_refused(kind, file_of_a_run, tmp_path):
     content = foreign_files(members_of(file_of_a_run))[kind]
     path = tmp_path / "run.npz"
     if isinstance(content, bytes):
@@ -648,7 +648,7 @@ def test_foreign_files_are_refused(kind, file_of_a_run, tmp_path):
         ("an array is missing", "it lacks 'loss'"),
     ],
 )
-def test_refusals_say_what_the_file_is(kind, reason, file_of_a_run, tmp_path):
+def test_errors_name_the_kind_of_the_file(kind, reason, file_of_a_run, tmp_path):
     content = foreign_files(members_of(file_of_a_run))[kind]
     path = tmp_path / "run.npz"
     if isinstance(content, dict):
@@ -662,7 +662,7 @@ def test_refusals_say_what_the_file_is(kind, reason, file_of_a_run, tmp_path):
         dln.load(path)
 
 
-def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
+def test_files_of_a_newer_version_are_named(file_of_a_run, tmp_path):
     newer = changed_meta(members_of(file_of_a_run), format_version=FORMAT_VERSION + 1, version="99.0")
     write_members(tmp_path / "run.npz", newer)
     with pytest.raises(
@@ -675,7 +675,7 @@ def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_a_run_goes_when_its_last_name_goes(engine):
+def test_a_run_is_freed_with_its_last_reference(engine):
     """No cycle keeps the arrays until a collection."""
     gc.collect()
     gc.disable()
@@ -701,6 +701,6 @@ def test_records_are_not_the_engines_working_copies():
         np.testing.assert_array_equal(run.weights(layer), before[layer - 1])
 
 
-def test_the_representation_tells_the_essentials():
+def test_the_repr_describes_the_run():
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, record_every=4)
     assert repr(run).startswith(f"Trajectory(reduced, widths {[DIM] * 4}, 10 steps, 4 records, loss ")
