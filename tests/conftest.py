@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the report starts with, and the compiled modules that the tests share."""
+"""The header of the report, and the fixtures that several test modules share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def core_modules():
 
 @pytest.fixture(scope="session", params=MODULES.values(), ids=MODULES.keys())
 def core(request):
-    """Return one of these modules after the other."""
+    """Run the test once with each of these modules."""
     return request.param
 
 
@@ -70,7 +70,7 @@ def transformers(monkeypatch):
 
 @pytest.fixture
 def run_python():
-    """Return a function that runs a program in a fresh interpreter and returns what it printed."""
+    """Return a function that runs a program in a fresh interpreter and returns its output."""
 
     def run(program, *arguments, timeout=60, check=True, **variables):
         environment = {**os.environ, **variables}

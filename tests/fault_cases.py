@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What is written and read under faults, and what has to hold after each of them.
+"""Operations on files that are tried under faults, and the conditions that hold after each fault.
 
-A case has something to do in a folder, such as a checkpointed run. It is done undisturbed first, and then
-once for every operation and kind of fault, or pair of them, from a fresh copy of what was there before.
+A case is an action in a folder, such as a checkpointed run. It runs undisturbed first, and then once for
+every operation and kind of fault, or pair of them, from a fresh copy of the initial folder.
 Afterwards
 
 * the error is the injected one, or there is none and the result is that of the undisturbed case;
-* what was there before can be read: the old or the new content, or the beginning of a run;
+* the folder can be read: it has the old or the new content, or the first part of a run;
 * the same call gives the result of the undisturbed case, bit for bit;
 * the folder holds the files of the undisturbed case and no others.
 """
@@ -34,22 +34,22 @@ import dlnfast as dln
 
 
 class Cut(Exception):
-    """Ends a run at some step, so that it can go on."""
+    """Raised to stop a run at some step, so that it can be resumed."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to do in a folder.
+    """An action in a folder.
 
     Attributes
     ----------
     name : str
     act : callable
-        ``act(folder)`` does it, and returns a result that can be compared.
+        ``act(folder)`` runs the action, and returns a result that can be compared.
     prepare : callable
-        ``prepare(folder)`` makes what is there before.
+        ``prepare(folder)`` makes the initial content.
     read : callable
-        ``read(folder)`` returns what can be read there, None for nothing.
+        ``read(folder)`` returns the content of the folder, None if there is none.
     accepts : callable
         ``accepts(found, before, after)``: whether this is the old content, the new one, or what is allowed
         between them. By default the old or the new one.
@@ -57,12 +57,12 @@ class Case:
         ``tolerates(result, after)``: whether a call that met a fault and went on may return this. By default
         the result of the undisturbed case only.
     errors : tuple of type
-        What it may raise in place of an injected OSError.
+        Errors that it may raise in place of an injected OSError.
     locks : bool
-        It holds the lock of its folder while it writes. Without, what a killed process was writing stays
-        there under its temporary name.
+        It holds the lock of its folder while it writes. Without one, the temporary file of a killed
+        process stays.
     forks : bool
-        A forked process can do it, which has no other threads.
+        It can run in a forked process, which has no other threads.
     kinds : tuple of str
         The faults that it can meet.
     cost : int
@@ -84,7 +84,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """What came of the trials of a case."""
+    """Counts of the outcomes of the trials of a case."""
 
     name: str
     n_operations: int = 0
@@ -150,7 +150,7 @@ class Trials:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def kill(self, number: int) -> None:
-        """Do it in a process of its own, and kill that at an operation."""
+        """Run the action in its own process, and kill the process at an operation."""
         place = self._fresh()
         child = os.fork()
         if child == 0:
@@ -170,7 +170,7 @@ class Trials:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def _meets(self, place: Path, kind: str, at: tuple[int, ...]) -> bool:
-        """Do it with faults; return whether there were any."""
+        """Run the action with faults; return whether any occurred."""
         result = None
         ended = False
         faults = Faults(place, kind, at)
@@ -251,7 +251,7 @@ def run_case(
     kills: int = 0,
     seed: int = 0,
 ) -> Tally:
-    """Try a case with every kind of fault at every so-many-th operation.
+    """Try a case with every kind of fault at every n-th operation.
 
     Parameters
     ----------
@@ -317,11 +317,11 @@ def _run_case(
 
 
 def beginning(found: Any, before: Any, after: Any) -> bool:
-    """Return whether something is the beginning of a run, no shorter than the one that was there."""
+    """Return whether this is the first part of a run, no shorter than the one before."""
     if found is None:
         return before is None
     for name, (dtype, shape, data) in found[1].items():
-        if name.startswith("final"):  # which a run has at its end only
+        if name.startswith("final"):  # only finished runs have it
             continue
         if name not in after[1]:
             return False
@@ -335,7 +335,7 @@ def beginning(found: Any, before: Any, after: Any) -> bool:
 
 
 def read_run(folder: Path) -> Any:
-    """Return what can be read of a run in a folder."""
+    """Return the content of a run in a folder."""
     try:
         return run_content(dln.load(folder / "run"), with_times=False)
     except FileNotFoundError:
@@ -343,7 +343,7 @@ def read_run(folder: Path) -> Any:
 
 
 def cut_at(step: int) -> Callable[[int, float], None]:
-    """Return a callback that ends a run."""
+    """Return a callback that stops a run."""
 
     def callback(now: int, loss: float) -> None:
         del loss
@@ -373,7 +373,7 @@ DENSE = {"engine": "dense", "weights_every": 1, "momentum": 0.5}
 
 
 def training(name: str, settings: dict[str, Any], **more: Any) -> Iterator[Case]:
-    """Yield a run from its start, and one that goes on."""
+    """Yield a run from its start, and a resumed one."""
     act = _train(settings)
 
     def prepare(folder: Path) -> None:
@@ -401,7 +401,7 @@ def resuming() -> Case:
 
 
 def reading() -> Iterator[Case]:
-    """Yield readers: of a run that has ended, and of one that has not."""
+    """Yield readers of a finished and of an unfinished run."""
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
@@ -431,7 +431,7 @@ def batches() -> Case:
 
 
 def compressed(name: str, **settings: Any) -> Iterator[Case]:
-    """Yield a compressed run from its start, and one that goes on."""
+    """Yield a compressed run from its start, and a resumed one."""
     problem = dln.low_rank_completion(12, 1, observed=0.8)
     law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
 
@@ -449,7 +449,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
 
 def estimators() -> Case:
-    """Return a fit with runs on held-out entries and on all."""
+    """Return a fit, which trains on held-out entries and on all entries."""
     generator = np.random.default_rng(0)
     pairs = np.argwhere(generator.random((8, 7)) < 0.8)
     known = np.outer(generator.random(8), generator.random(7))[tuple(pairs.T)]
@@ -506,7 +506,7 @@ def sweeps() -> Case:
 
 
 def results() -> Case:
-    """Return lines that are added to a file of results."""
+    """Return a case that appends lines to a file of results."""
     from dlnfast._errors import DivergedError
     from dlnfast.finetuning import Results
 
@@ -552,7 +552,7 @@ def _runs() -> list[dln.Trajectory]:
 
 
 def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], Any], **more: Any) -> Case:
-    """Return a file, or a folder, that takes the place of an older one."""
+    """Return a case that replaces a file or folder."""
 
     def act(folder: Path) -> Any:
         save(1, folder)
@@ -562,7 +562,7 @@ def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], A
 
 
 def saved_files() -> Iterator[Case]:
-    """Yield the files that objects are saved to and exported to."""
+    """Yield cases that save and export objects."""
     runs = _runs()
     yield saving(
         "Trajectory.save",
@@ -619,7 +619,7 @@ def zarr_exports() -> Iterator[Case]:
 
 
 def command_line_training() -> Case:
-    """Return ``dlnfast train``, which says on the terminal that it failed."""
+    """Return ``dlnfast train``, which reports its failure on the terminal."""
     from dlnfast.cli import main
 
     class Failed(Exception):
@@ -664,7 +664,7 @@ n_threads = 1
 
 
 def of_torch() -> Iterator[Case]:
-    """Yield what PyTorch has a part in."""
+    """Yield the cases that need PyTorch."""
     import torch
     from torch import nn
 

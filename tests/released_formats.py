@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Small runs of every kind of file: what `tests/data/format-<n>` holds, and how it was written.
+"""Small runs of every kind of file: the content of `tests/data/format-<n>`, and the code that wrote it.
 
     python tests/released_formats.py FOLDER
 
-writes them with the version that is imported. A format that was released is never written again.
+writes them with the imported version. The files of a released format are never replaced.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ FOLDERS = {"reduced": reduced, "dense": dense, "completion": completion}
 
 
 def write(folder: Path) -> None:
-    """Write a file of every kind, and folders of runs that ended and of runs that were stopped."""
+    """Write a file of every kind, and folders of finished and of stopped runs."""
     for name, make in RUNS.items():
         make().save(folder / f"{name}.npz")
     statistics().save(folder / "statistics.npz")

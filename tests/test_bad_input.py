@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whatever comes in, a typed error that names the argument comes out, or a correct result."""
+"""Any argument gives a correct result or a typed error that names the argument."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_bad_weights_are_named(name, engine):
 
 
 def unaligned(matrix):
-    """The same numbers at addresses that are no multiples of their size."""
+    """Return the same numbers at addresses that are not multiples of their size."""
     memory = np.empty(matrix.nbytes + 1, np.uint8)
     result = memory[1:].view(matrix.dtype).reshape(matrix.shape)
     result[...] = matrix
@@ -444,7 +444,7 @@ def test_a_callback_has_to_be_callable(callback):
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("answer", ["text", [1], {}, object(), np.arange(3)])
 def test_only_true_ends_a_run(answer, engine):
-    """What a lambda happens to return is not an answer."""
+    """Other return values of a callback, such as those of a lambda, do not stop the run."""
     run = train_small(engine=engine, callback=lambda step, loss: answer)
     assert len(run.loss) == 6
 
@@ -512,7 +512,7 @@ def test_divergence_names_the_layer_that_grew(engine, layer):
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 def test_divergence_outside_the_active_subspaces_is_detected(engine):
-    """Nothing to learn, and a decay that blows the untouched directions up."""
+    """The target is reached, and the decay makes the inactive directions diverge."""
     problem = dln.Problem(np.zeros((2, DIM)))
     weights = [*dln.orthogonal([DIM] * 3, 0.7), np.zeros((2, DIM))]
     with pytest.raises(dln.DivergedError):
@@ -523,7 +523,7 @@ def test_divergence_outside_the_active_subspaces_is_detected(engine):
 
 @pytest.mark.parametrize("engine", ["auto", "dense"])
 def test_divergence_at_the_start_has_no_records(engine):
-    """Finite weights whose product is not: there is nothing to keep."""
+    """The weights are finite and their product is not: nothing was recorded."""
     with pytest.raises(dln.DivergedError, match="step 0") as caught:
         train_small(weights=[np.full((DIM, DIM), 1e150)] * 3, engine=engine)
     assert caught.value.step == 0
@@ -571,7 +571,7 @@ def test_no_run_with_nan_succeeds(rate, decay, momentum, engine, scale, dtype):
     assert run is None or np.isfinite(run.loss).all()
 
 
-# The corners of what is allowed.
+# Extreme valid arguments.
 
 CORNERS = {
     "rank 0": ([5] * 4, []),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every run of a batch is the run of its own, whatever its neighbours do."""
+"""Every run of a batch equals the same run alone, whatever the other runs do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def assert_matches_single_runs(batch, singles, steps):
             for step in run.steps:
                 wanted = single.weights(layer, step)
                 error = np.linalg.norm(run.weights(layer, step) - wanted)
-                # A layer that shrinks keeps the rounding of what it was.
+                # A shrinking layer keeps the rounding errors of its initial size.
                 largest = max(np.linalg.norm(w) for w in (wanted, single.weights(layer, 0)))
                 assert error <= allowed * max(largest, 1e-300)
         assert run.config == single.config
@@ -72,7 +72,7 @@ def test_every_run_of_a_batch_equals_a_single_run(
 
 
 def test_runs_of_different_shapes_keep_their_order():
-    """Depths, widths, ranks, inputs and laws may differ from run to run."""
+    """Depths, widths, ranks, inputs and kinds of weights may differ from run to run."""
     gram = np.diag(np.r_[np.full(10, 1.0), np.full(6, 2.0)])
     white = make_white_problem(2)
     problems = [

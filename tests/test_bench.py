@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Peers compute the same before they are timed, and every number stands beside the machine it is from."""
+"""Peers compute the same results before they are timed, and every number is saved with its machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_losses(setting, name, tune=False):
 
 
 def test_all_peers_agree():
-    # In a process of its own, as always: libraries warn, and load threads that stay.
+    # In its own process, as always: libraries warn, and start threads that stay.
     result = record.in_process(
         "measure",
         {
@@ -238,7 +238,7 @@ def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
         try:
             os.kill(child, 0)
             if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
-                break  # it has ended; whoever took it over has not looked yet
+                break  # it has finished; its new parent has not waited for it yet
         except ProcessLookupError:
             break
         time.sleep(0.05)

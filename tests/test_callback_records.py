@@ -20,7 +20,7 @@ ACCUMULATED = 3
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
-)  # of the other packages, about this machine and small loaders
+)  # warnings of the other packages about the machine and small loaders
 
 
 def rows(n=STEPS * ACCUMULATED * 4):
@@ -36,7 +36,7 @@ def largest_singular_values(weight, k):
 
 
 def assert_records(run, kept, layer, k=2):
-    """Assert that every record of a layer is the singular values of the weight kept at its step."""
+    """Assert that every record of a layer has the singular values of the weight saved at its step."""
     for record, step in enumerate(run.steps):
         error = run.singular_value_errors(layer)[record]
         gap = np.abs(run.singular_values(layer)[record] - largest_singular_values(kept[int(step)], k))
@@ -140,7 +140,7 @@ def test_lightning_averages_at_the_end_are_not_recorded(lightning, module, tmp_p
     from dlnfast.integrations.lightning import SpectralCallback
 
     class Average(lightning.Callback):
-        """Puts other weights into the model when the training ends, as averaging callbacks do."""
+        """Replaces the weights of the model at the end of training, as averaging callbacks do."""
 
         def on_train_end(self, trainer, pl_module):
             with torch.no_grad():
@@ -172,7 +172,7 @@ def test_lightning_losses_that_are_not_finite_are_left_out(lightning, module, tm
 
 
 class Network(nn.Module):
-    """What the Trainer trains; its losses are kept by the step of the Trainer."""
+    """The network that the Trainer trains; it saves its losses by the step of the Trainer."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs that are kept in a folder: the same bits, whatever ends them, whatever happens to the files."""
+"""Checkpointed runs resume bit for bit, however they were stopped and whatever happened to the files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dlnfast.cli import main
 
 
 def assert_same_training(a, b):
-    """Compare what two runs hold, but for times and for what follows singular values."""
+    """Compare two runs bit for bit, except for times; singular values of the tracker within their errors."""
     assert a.engine == b.engine
     np.testing.assert_array_equal(a.loss, b.loss)
     np.testing.assert_array_equal(a.steps, b.steps)
@@ -91,21 +91,21 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     problem, weights, options = make_case(name)
     plain = dln.train(problem, weights, **options)
     for cut in (0, 17, 60):
-        kept = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
+        checkpoint = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
         with pytest.raises(StopTraining) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
         partial = caught.value.trajectory
         n = len(partial.loss)
         assert n - 1 >= cut
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
         assert partial.config["outcome"] == "unfinished"
-        run = dln.resume(kept.directory)
+        run = dln.resume(checkpoint.directory)
         assert_same_training(plain, run)
         assert run.config["outcome"] == "finished"
         assert_same_training(
-            plain, dln.train(problem, weights, **options, checkpoint=kept)
-        )  # it has ended: read
-        assert_same_training(plain, dln.load(kept.directory))
+            plain, dln.train(problem, weights, **options, checkpoint=checkpoint)
+        )  # it is finished: loaded
+        assert_same_training(plain, dln.load(checkpoint.directory))
     uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
     assert_same_training(plain, uninterrupted)
     assert uninterrupted.problem is problem
@@ -127,15 +127,15 @@ def test_runs_stopped_at_any_step_resume_bit_for_bit(
     options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record_every": record_every}
     options |= {"engine": "dense", "weights_every": weights_every, "n_threads": 1}
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(folder, every=every, seconds=0)
+    checkpoint = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
         with contextlib.suppress(StopTraining):
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
-    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=kept))
+            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint))
 
 
 class Patience:
-    """A rule that needs to know the records before."""
+    """A stopping rule that depends on the previous records."""
 
     def __init__(self, count, cut=None):
         self.count, self.cut, self.seen = count, cut, []
@@ -157,16 +157,16 @@ def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, t
     plain_rule = Patience(13)
     plain = dln.train(problem, weights, **options, callback=plain_rule)
     assert plain.config["outcome"] == "stopped"
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=Patience(13, cut))
     rule = Patience(13)
-    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint, callback=rule))
     assert rule.seen == plain_rule.seen
 
 
 class TestTurns:
-    """Runs whose outer layers move once in some steps."""
+    """Runs whose outer layers are updated once in several steps."""
 
     OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record_every": 10, "weights_every": 20}
 
@@ -180,19 +180,19 @@ class TestTurns:
     def test_runs_with_projected_outer_steps_resume(self, cut, rate, tmp_path):
         plain_rule = Patience(100)
         plain = self.train(learning_rate=rate, callback=plain_rule)
-        kept = Checkpoint(tmp_path / "run", seconds=0)
+        checkpoint = Checkpoint(tmp_path / "run", seconds=0)
         with pytest.raises(StopTraining):
-            self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
+            self.train(learning_rate=rate, checkpoint=checkpoint, callback=stop_at(cut))
         rule = Patience(100)
-        run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
+        run = self.train(learning_rate=rate, checkpoint=checkpoint, callback=rule)
         assert_same_training(plain, run)
         assert rule.seen == plain_rule.seen
-        assert_same_training(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
+        assert_same_training(plain, self.train(learning_rate=rate, checkpoint=checkpoint))  # it is loaded
         assert plain.config == run.config
         with pytest.raises(ValueError, match="holds another run"):
-            self.train(learning_rate=0.01, checkpoint=kept)
+            self.train(learning_rate=0.01, checkpoint=checkpoint)
         with pytest.raises(ValueError, match="its format is 'dlnfast run in turns'"):
-            dln.load(kept.directory)
+            dln.load(checkpoint.directory)
 
     def test_runs_with_outer_steps_that_converged_or_stopped_are_loaded(self, tmp_path):
         for name, more, outcome in (
@@ -210,13 +210,13 @@ def test_compressed_runs_resume(tmp_path):
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
         options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
         plain = dln.train_compressed(problem, law, **options)
-        kept = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
+        checkpoint = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
         with pytest.raises(StopTraining):
-            dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
+            dln.train_compressed(problem, law, **options, checkpoint=checkpoint, callback=stop_at(100))
         other = tmp_path / f"copy {outer}"
-        shutil.copytree(kept.directory, other)
-        assert_same_training(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
-        # The command line knows the rule that ends such runs.
+        shutil.copytree(checkpoint.directory, other)
+        assert_same_training(plain, dln.train_compressed(problem, law, **options, checkpoint=checkpoint))
+        # The command line applies the rule that stops such runs.
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
 
@@ -237,19 +237,19 @@ def test_batches_resume(tmp_path, monkeypatch):
         calls.append(len(plans))
         return whole(plans)
 
-    kept = Checkpoint(tmp_path / "batch", every=2)
+    checkpoint = Checkpoint(tmp_path / "batch", every=2)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
     with pytest.raises(StopTraining):
-        dln.train_batch(problem, starts, **options, checkpoint=kept)
+        dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
-    batch = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    batch = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     assert sum(calls) == len(starts)  # none ran twice
-    again = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    again = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     assert sum(calls) == len(starts)
     for other in (batch, again):
         assert other.outcomes == plain.outcomes
         np.testing.assert_array_equal(other.loss[:-1], plain.loss[:-1])
-        # A law is drawn anew, to rounding, where it is not read.
+        # Lazily sampled weights that are not loaded are resampled, up to rounding.
         np.testing.assert_allclose(other.loss[-1], plain.loss[-1], rtol=1e-12)
         for a, b in zip(plain[:-1], other[:-1], strict=True):
             assert a.problem is b.problem
@@ -258,9 +258,9 @@ def test_batches_resume(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again[-1].loss, batch[-1].loss)
     np.testing.assert_array_equal(again[-1].singular_values(1), batch[-1].singular_values(1))
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=kept)
+        dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=kept)
+        dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=checkpoint)
 
 
 def draw_ratings():
@@ -302,12 +302,12 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
         assert_same_training(one, other)
-    # What had ended was not done again.
+    # Finished runs were not repeated.
     rerun, once = len(repeated), []
     monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
     dln.MatrixCompletion(**options).fit(pairs, known)
     assert before - 1 + rerun <= len(once) + 1
-    # Another fit has a folder of its own.
+    # Another fit has its own folder.
     dln.MatrixCompletion(**options | {"rank": 3}, checkpoint=tmp_path).fit(pairs, known)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -319,9 +319,9 @@ def test_runs_of_the_torch_engine_resume(options, tmp_path):
     weights = dln.orthogonal([20] * 3)
     options = {"engine": "torch", "learning_rate": 0.5, "steps": 40, "n_threads": 1} | options
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
@@ -330,9 +330,9 @@ def test_completion_runs_resume(tmp_path):
     weights = dln.gaussian([40, 30, 40], 0.1)
     options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
@@ -340,10 +340,10 @@ def test_runs_from_lazily_sampled_weights_resume(tmp_path):
     problem = dln.low_rank_recovery(400, 12)
     law = dln.orthogonal([400] * 4, implicit=True)
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, law, **options, checkpoint=kept, callback=stop_at(20))
-    # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
+        dln.train(problem, law, **options, checkpoint=checkpoint, callback=stop_at(20))
+    # Two processes sample the same weights up to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
     assert_same_training(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
@@ -358,7 +358,7 @@ def test_outcomes_are_saved(tmp_path):
     )
     assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
-    for _ in range(2):  # the second time it is read
+    for _ in range(2):  # the second time it is loaded
         with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
             dln.train(problem, weights, **options, checkpoint=tmp_path / "c")
         assert caught.value.trajectory is not None
@@ -367,12 +367,12 @@ def test_outcomes_are_saved(tmp_path):
 
 def test_the_command_line_resumes_a_run(tmp_path, capsys):
     problem, weights, options = make_case("reduced")
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    assert main(["resume", str(kept.directory)]) == 0
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+    assert main(["resume", str(checkpoint.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
-    assert_same_training(dln.train(problem, weights, **options), dln.load(kept.directory))
+    assert_same_training(dln.train(problem, weights, **options), dln.load(checkpoint.directory))
 
 
 def test_the_command_line_names_a_folder_without_a_run(tmp_path, capsys):
@@ -386,51 +386,51 @@ def test_the_command_line_names_a_folder_without_a_run(tmp_path, capsys):
 @pytest.fixture
 def cut_short(tmp_path):
     problem, weights, options = make_case("small dense")
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(32))
-    return kept, problem, weights, options
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(32))
+    return checkpoint, problem, weights, options
 
 
 def test_a_damaged_state_is_replaced_by_the_previous_one(cut_short):
-    kept, problem, weights, options = cut_short
-    states = sorted(kept.directory.glob("state-*.npz"))
+    checkpoint, problem, weights, options = cut_short
+    states = sorted(checkpoint.directory.glob("state-*.npz"))
     assert [path.stem[-2:] for path in states] == ["30", "32"]
     states[-1].write_bytes(states[-1].read_bytes()[:300])
     plain = dln.train(problem, weights, **options)
     with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
-        run = dln.train(problem, weights, **options, checkpoint=kept)
+        run = dln.train(problem, weights, **options, checkpoint=checkpoint)
     assert_same_training(plain, run)
 
 
 def test_without_a_state_the_run_starts_again(cut_short):
-    kept, problem, weights, options = cut_short
-    for path in kept.directory.glob("state-*.npz"):
+    checkpoint, problem, weights, options = cut_short
+    for path in checkpoint.directory.glob("state-*.npz"):
         path.unlink()
     assert_same_training(
-        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=checkpoint)
     )
 
 
 def test_folders_of_other_runs_are_refused(cut_short):
-    kept, problem, weights, options = cut_short
+    checkpoint, problem, weights, options = cut_short
     for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
         with pytest.raises(ValueError, match="holds another run"):
-            dln.train(problem, weights, **options | changed, checkpoint=kept)
+            dln.train(problem, weights, **options | changed, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=kept)
+        dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=checkpoint)
     rescaled = dln.Problem(problem.target, loss_scale=0.5)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train(rescaled, weights, **options, checkpoint=kept)
+        dln.train(rescaled, weights, **options, checkpoint=checkpoint)
 
 
 def test_a_folder_without_its_first_file_is_refused(cut_short):
-    kept, problem, weights, options = cut_short
-    (kept.directory / "run.npz").unlink()
+    checkpoint, problem, weights, options = cut_short
+    (checkpoint.directory / "run.npz").unlink()
     with pytest.raises(ValueError, match=r"has (state|records)-\d+.npz but no run.npz"):
-        dln.train(problem, weights, **options, checkpoint=kept)
+        dln.train(problem, weights, **options, checkpoint=checkpoint)
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
@@ -447,8 +447,8 @@ def test_bad_checkpoints_are_named(cut_short):
 
 
 def test_files_of_other_programs_and_newer_versions_are_named(cut_short):
-    kept, *_ = cut_short
-    place = kept.directory / "run.npz"
+    checkpoint, *_ = cut_short
+    place = checkpoint.directory / "run.npz"
     content = place.read_bytes()
     for damage, text in (
         (b"no zip", "it is not an .npz file"),
@@ -456,18 +456,18 @@ def test_files_of_other_programs_and_newer_versions_are_named(cut_short):
     ):
         place.write_bytes(damage)
         with pytest.raises(ValueError, match=text):
-            dln.resume(kept.directory)
+            dln.resume(checkpoint.directory)
     np.savez(place, a=np.zeros(3))
     with pytest.raises(ValueError, match="other arrays"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
     np.savez(place, meta=np.array('{"format": "dlnfast run", "format_version": 99, "version": "9.9"}'))
     with pytest.raises(ValueError, match=r"has format 99, written by dlnfast 9.9"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
 
 
 def test_no_file_holds_a_pickle(cut_short):
-    kept, *_ = cut_short
-    for path in kept.directory.glob("*.npz"):
+    checkpoint, *_ = cut_short
+    for path in checkpoint.directory.glob("*.npz"):
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 assert file.read(name)[:6] == b"\x93NUMPY"
@@ -480,8 +480,8 @@ def test_no_file_holds_a_pickle(cut_short):
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
 @pytest.mark.parametrize("what", ["open", "read", "list"])
 def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, monkeypatch):
-    kept, problem, weights, options = cut_short
-    before = file_names(kept.directory)
+    checkpoint, problem, weights, options = cut_short
+    before = file_names(checkpoint.directory)
 
     def failing(*arguments, **settings):
         raise OSError(code, os.strerror(code))
@@ -495,17 +495,17 @@ def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, mo
         else:
             patch.setattr(os, "listdir", failing)
         with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept)
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
         assert caught.value.errno == code
-    assert file_names(kept.directory) == before
+    assert file_names(checkpoint.directory) == before
     assert_same_training(
-        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept)
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=checkpoint)
     )
 
 
 def test_too_little_memory_for_a_state_is_not_reported_as_damage(cut_short, monkeypatch):
-    kept, problem, weights, options = cut_short
-    before = file_names(kept.directory)
+    checkpoint, problem, weights, options = cut_short
+    before = file_names(checkpoint.directory)
 
     def failing(*arguments, **settings):
         raise MemoryError
@@ -513,8 +513,8 @@ def test_too_little_memory_for_a_state_is_not_reported_as_damage(cut_short, monk
     with monkeypatch.context() as patch:
         patch.setattr(dlnfast.files, "open_archive", failing)
         with pytest.raises(MemoryError):
-            dln.train(problem, weights, **options, checkpoint=kept)
-    assert file_names(kept.directory) == before
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
+    assert file_names(checkpoint.directory) == before
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
@@ -524,9 +524,9 @@ def test_a_resumed_run_that_cannot_write_keeps_its_states(engine, error, tmp_pat
     options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
     options["singular_values"] = None
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", every=4, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(10))
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(10))
 
     def failing(self, state):
         raise error
@@ -534,13 +534,13 @@ def test_a_resumed_run_that_cannot_write_keeps_its_states(engine, error, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_state", failing)
         with pytest.raises(type(error)) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept)
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
     if isinstance(error, OSError):
         assert "is lost" in caught.value.__notes__[-1]
-    so_far = dln.load(kept.directory)
+    so_far = dln.load(checkpoint.directory)
     assert len(so_far.loss) > 11
     np.testing.assert_array_equal(so_far.loss, plain.loss[: len(so_far.loss)])
-    assert_same_training(plain, dln.resume(kept.directory))
+    assert_same_training(plain, dln.resume(checkpoint.directory))
 
 
 def test_a_signal_between_two_flushes_counts_no_step_twice():

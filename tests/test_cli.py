@@ -46,7 +46,7 @@ def run_train_command(place, folder, *options):
     return summary, dln.load(folder / "run.npz")
 
 
-# Training as a file says.
+# Training from a specification file.
 
 
 def test_train_writes_the_run_of_the_library(recovery_file, tmp_path, capsys):
@@ -106,7 +106,7 @@ def test_classification_reports_train_accuracy(tmp_path, capsys):
 
 
 def draw_images(rng, n_samples):
-    """Return pixels that tell the class: class k lights up its own rows of the image."""
+    """Return images of ten classes: those of class k are bright in their own rows."""
     labels = rng.permutation(np.arange(n_samples) % 10)
     pixels = rng.integers(0, 60, (n_samples, 784))
     for k in range(10):
@@ -116,7 +116,7 @@ def draw_images(rng, n_samples):
 
 @pytest.fixture
 def small_fashion_mnist(tmp_path, monkeypatch):
-    """Provide a small stand-in for Fashion-MNIST: 60 and 30 images."""
+    """Return 60 training and 30 test images in place of Fashion-MNIST."""
     rng = np.random.default_rng(0)
     (x, y), (xt, yt) = draw_images(rng, 60), draw_images(rng, 30)
     np.savez(tmp_path / "fashion_mnist_full.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
@@ -208,7 +208,7 @@ def test_accuracy_does_not_depend_on_the_chunks(monkeypatch):
     assert spec.accuracy(problem, {"a": best, "b": shifted}, samples) == {"a": 1.0, "b": 0.0}
 
 
-# Runs that end early.
+# Runs that stop early.
 
 
 def test_a_diverged_run_is_saved(recovery_file, tmp_path, capsys):
@@ -361,7 +361,7 @@ def test_examples_are_valid(place):
         assert spec.read_spec(place).train["steps"] > 0
 
 
-def test_the_example_writes_to_a_folder_ignored_by_git(small_fashion_mnist, tmp_path, monkeypatch):
+def test_the_example_writes_only_to_the_folder_out(small_fashion_mnist, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     before = set(tmp_path.iterdir())
@@ -459,7 +459,7 @@ def test_the_self_check_fails_when_the_engines_disagree(monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
-# Output that nobody reads.
+# Output pipes that are closed.
 
 
 def finetuning_results(folder):
@@ -585,7 +585,7 @@ def test_characters_that_the_output_lacks_are_escaped(recovery_file, tmp_path, m
 
 
 def test_the_command_line_works_without_standard_output(recovery_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor was closed
+    monkeypatch.setattr(sys, "stdout", None)  # as in Python with a closed descriptor
     assert main(["train", str(recovery_file), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Do invariant subspaces close here, and where? What is measured, what is said about it, what follows."""
+"""Closures of invariant subspaces: dimensions, assumptions, the report and the choice of engine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def orthonormal_samples(n_samples=25, dim_out=D):
 
 
 def uneven_samples(n_samples=8):
-    """Samples of very different lengths: their span is known, powers of S are not."""
+    """Return a problem on samples of very different lengths: their span is exact, powers of S are not."""
     rng = np.random.default_rng(5)
     X = 0.2 * rng.standard_normal((D, n_samples)) * np.logspace(0, -3, n_samples)
     return dln.Problem.from_data(X, rng.standard_normal((RANK, n_samples)), reduction="sum")
@@ -237,7 +237,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
     assert off_block(naive[1], naive[2]) > 0.1
     space = closure(problem, weights)
     assert off_block(space.bases[1], space.bases[2]) <= 1e-14
-    # And a run in the naive bases, by the same reduced recursion, goes astray.
+    # A run in the naive bases, by the same reduced recursion, departs from the dense run.
     cores = [b.T @ w @ a for a, w, b in zip(naive, weights, naive[1:], strict=False)]
     small = dln.Problem(naive[-1].T @ problem.dense_target() @ naive[0])
     rates = {"learning_rate": 0.01, "steps": 200, "engine": "dense", "record_every": 200}
@@ -290,7 +290,7 @@ def test_closed_subspaces_are_invariant(dim, n_layers, classes, seed, dtype, dat
 def assert_invariant(problem, weights, space):
     """Phi A_0 in A_L, Phi^T A_L in A_0, W_l A_{l-1} in A_l, W_l^T A_l in A_{l-1}, S A_0 in A_0."""
     dtype = weights[0].dtype
-    # A direction may be cut off when it is below 1024 eps, the tolerance of the closure.
+    # Directions below 1024 eps, the tolerance of the closure, are dropped.
     allowed = 1024 * np.finfo(dtype).eps * np.sqrt(max(*space.dims, 1))
     phi = problem.dense_target()
     phi = phi / max(np.linalg.norm(phi, 2), 1e-300)
@@ -354,7 +354,7 @@ def test_any_wide_last_layer_closes(last):
 
 @pytest.mark.parametrize("end", ["last", "first"])
 def test_a_thin_last_layer_that_is_not_an_isometry_is_included(end):
-    """With a target of rank r < K there is a rest of K - r rows, where a Gaussian layer is no isometry."""
+    """A target of rank r < K leaves K - r rows, in which a Gaussian layer is not an isometry."""
     rng = np.random.default_rng(4)
     if end == "last":
         problem, weights = make_recovery(6, D, rank=2), dln.orthogonal([D, D, D, 6], 0.5)
@@ -399,7 +399,7 @@ def test_a_trained_network_has_a_closure():
         assert np.linalg.norm(again.weights(layer) - wanted) <= 1e-12 * np.linalg.norm(wanted)
 
 
-# What is measured where nothing closes.
+# Measurements where no closure exists.
 
 
 @pytest.mark.parametrize(("make", "n_rotations"), [(square_case, 3), (wide_case, 3)])
@@ -431,7 +431,7 @@ def test_a_network_of_the_theorem_passes_all_checks(make, n_rotations):
         [30, 40, 40],
         [60, 40, 40],
         [30, 40, 4],
-        # So small a bulge is taken in as a whole.
+        # A bulge this small is included as a whole.
         [40, 50, 48],
     ],
 )
@@ -461,7 +461,7 @@ def test_a_bulge_is_trained_densely_or_refused(widths):
 
 
 def test_inputs_that_mix_families_do_not_close():
-    """S with two eigenvalues outside, above a wide first layer: neither of the two is alone."""
+    """S has two eigenvalues outside the subspaces, which a wide first layer mixes."""
     gram = np.diag(np.r_[np.full(30, 1.0), np.full(30, 2.0)])
     problem = dln.Problem(draw_low_rank_target(40, 60, rank=2).dense() @ gram, gram)
     weights = dln.orthogonal([60, 40, 40])
@@ -503,7 +503,7 @@ def test_the_departure_of_a_layer_from_a_rotation_is_measured(departure, layer):
 
 @pytest.mark.parametrize("direction", range(3))
 def test_a_departure_in_one_direction_is_included_in_the_closure(direction):
-    """A layer that is a rotation but for one direction has a closure with a few directions more."""
+    """A layer that is a rotation except for one direction has a closure with a few more directions."""
     problem, weights = square_case(dim=D)
     weights[1] = weights[1].copy()
     weights[1][direction] *= 1 + 1e-3
@@ -546,7 +546,7 @@ def test_a_target_of_high_rank_is_reported():
 
 
 def test_truncated_singular_values_of_the_target_are_reported():
-    """Singular values at rounding level count as zero; what they would do to the weights is stated."""
+    """Singular values at rounding level count as zero; the report states their effect on the weights."""
     found = assumptions_of(
         dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense()), dln.orthogonal([D] * 4)
     )
@@ -558,7 +558,7 @@ def test_truncated_singular_values_of_the_target_are_reported():
 
 @pytest.mark.parametrize("departure", [1e-6, 1e-4, 1e-2])
 def test_the_expected_error_is_that_of_a_reduced_run(departure):
-    """What a run in the subspaces of the nearest rotations misses, once a mode is learned."""
+    """The error of a run in the subspaces of the nearest rotations, after a mode is learned."""
     problem, weights = square_case(scale=0.7)
     problem = dln.Problem(problem.target, loss_scale=1.0)
     noise = dln.gaussian([DIM] * 4, 0.7 * departure, seed=9)
@@ -571,7 +571,7 @@ def test_the_expected_error_is_that_of_a_reduced_run(departure):
         np.linalg.norm(reduced.weights(layer) - dense.weights(layer)) / np.linalg.norm(dense.weights(layer))
         for layer in (1, 2, 3)
     )
-    # A figure of order: per unit of departure, 0.57 was measured for one layer's noise. Three add up here.
+    # An order of magnitude: 0.57 per unit of departure was measured for the noise of one layer. Three add up.
     assert expected / 5 <= error <= 5 * expected
 
 
@@ -581,7 +581,7 @@ def test_rounding_in_single_precision_is_not_measured_as_a_departure():
     assert not closure(problem, [w.astype(F64) for w in weights]).holds
 
 
-# What is chosen, and what is said about it.
+# The choice of engine, and its report.
 
 
 def test_the_report_describes_every_assumption():

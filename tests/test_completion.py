@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matrices known in part: the problems, their losses, and the dense engine on them."""
+"""Matrix completion and sensing: the problems, their losses, and the dense engine on them."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_adaptive_rates_are_recorded_and_saved(tmp_path):
     weights = dln.orthogonal([40] * 4, 1e-2)
     run = dln.train(problem, weights, learning_rate="adaptive", steps=100, singular_values=None)
     assert run.rates.shape == (100,)
-    # On the plateau far above what is stable in the end.
+    # On the plateau far above the rate that is stable at the end.
     assert run.rates[0] > 20 * run.rates[-1] > 0
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
@@ -292,11 +292,11 @@ def test_leading_vectors_of_large_sparse_matrices_are_accurate(seed, k):
     found = leading_factors(dln.Completion.from_dense(matrix, mask).backprojection(), k)
     exact = np.linalg.svd(matrix, compute_uv=False)[:k]
     np.testing.assert_allclose(found.s, exact, rtol=1e-9)
-    # Residuals, which are blind to how equal values share their vectors; the square root of what values miss.
+    # Residuals do not depend on the basis of equal singular values; compare the root of the missing energy.
     assert np.linalg.norm(matrix @ found.V - found.U * found.s) < 1e-5 * exact[0]
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(

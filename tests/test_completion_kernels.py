@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Entries of a matrix and measurements of it in the compiled core: against NumPy, and called badly."""
+"""Entries and measurements of a matrix in the compiled core: against NumPy, and with bad arguments."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def assert_residual_products(core, mask, values, entries, x, y, n_threads):
     assert abs(loss - np.sum(error**2)) <= allowed * size**2
     assert np.linalg.norm(left - wide_y @ error.T) <= allowed * size * np.linalg.norm(wide_y)
     assert np.linalg.norm(right - wide_x @ error) <= allowed * size * np.linalg.norm(wide_x)
-    # Neither what else is wanted nor the team shows in a result.
+    # A result does not depend on the other outputs or on the number of threads.
     for other in results:
         assert other[0] == loss
     np.testing.assert_array_equal(results[1][1], left)
@@ -167,7 +167,7 @@ def test_measured_residuals_equal_numpy(core, shape, dtype, n_threads):
     np.testing.assert_array_equal(alone, error)
 
 
-# Called as nobody should: they raise, they never crash.
+# Bad arguments: they raise, they never crash.
 
 
 def integers(*values, dtype=np.int64):
@@ -245,7 +245,7 @@ def test_sort_entries_names_bad_arguments(core, changes, error, text):
         sort_entries(core, **changes)
 
 
-# What may be wrong with entries in either order.
+# Damage to entries, in either order.
 DAMAGE = [
     ({"start": np.zeros(4, np.int32)}, TypeError, "dtype int32; wanted int64"),
     ({"index": np.zeros(4, np.int64)}, TypeError, "dtype int64; wanted int32"),
@@ -427,7 +427,7 @@ def test_bad_measurements_are_named(core, measurements, error, text):
         core.measured_residual(measurements, np.ones((3, 4)), np.zeros((3, 4)))
 
 
-# The engine that descends along them.
+# The engine that descends on them.
 
 DIAGONAL = integers(0, 1, 2), integers(0, 1, dtype=np.int32), np.ones(2)
 OBSERVATIONS = {
@@ -536,7 +536,7 @@ print("alive")
 
 
 def test_observations_outlive_their_arguments(core_modules, run_python):
-    """The best level stands for all, which share this code."""
+    """Test the best instruction-set level only: all share this code."""
     program = NASTY.format(tests=str(Path(__file__).parent))
     printed = run_python(program, list(core_modules)[-1])
     assert printed == "('finished', 40, 0) True\n" * 2 + "alive\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compressed factorisations: the space they start in, where they end, and what freezing them saves."""
+"""Compressed factorisations: their initial bases, the result of training, and frozen bases."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_for_a_fully_observed_matrix_the_narrow_network_equals_the_wide_one():
     settings = {"steps": 300, "learning_rate": 1.0}
     narrow = dln.train_compressed(problem, weights, rank=4, outer=0.0, **settings)
     wide = dln.train(problem, weights, **settings)
-    # What is missing is the product of the rotations outside, rho^3 each.
+    # The difference is the product of the rotations outside, rho^3 each.
     missing = (60 - 8) * np.prod([wide.rho(layer) for layer in (1, 2, 3)], axis=0) ** 2
     at_records = wide.loss - problem.loss_scale / 2 * missing
     np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
@@ -240,7 +240,7 @@ def test_float32_runs_recover(completion):
     assert completion.recovery_error(layers_of(run)) < 1e-3
 
 
-def test_the_curvature_of_the_observations_is_bounded():
+def test_curvatures_are_bounded_closely_from_above():
     rng = np.random.default_rng(4)
     mask = rng.random((15, 12)) < 0.5
     problem = dln.Completion.from_dense(np.ones((15, 12)), mask)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Networks brought to the dimension they use: exact errors, the nearest of that rank, the smallest rank."""
+"""Compression of networks to low rank: exact errors, the nearest matrix of a rank, the smallest rank."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def product(layers):
 
 
 def allowed(layers):
-    """Rounding of the product: relative to the norms of the layers, which may cancel in it."""
+    """Return the rounding error of the product, relative to the norms of the layers, which may cancel."""
     size = np.prod([np.linalg.norm(w, 2) for w in layers])
     return float(size) * tolerance(layers[0].dtype, max(max(w.shape) for w in layers), len(layers))
 
 
 def decomposed(layers):
-    """How far U diag(s) V^T may be from the product: LAPACK's iteration ends at 90 eps, whatever the size."""
+    """Return the error allowed of U diag(s) V^T: LAPACK's iteration stops at 90 eps, whatever the size."""
     size = np.prod([np.linalg.norm(w, 2) for w in layers])
     return 2 * allowed(layers) + 90 * float(size * np.finfo(layers[0].dtype).eps)
 
 
 def assert_chain(result, layers):
-    """Everything that is claimed of a result, against NumPy's decomposition of the full product."""
+    """Compare all properties of a result with NumPy's decomposition of the full product."""
     full, limit = product(layers), allowed(layers)
     values = np.linalg.svd(full, compute_uv=False)
     k, n = result.rank, len(result.singular_values)
@@ -53,7 +53,7 @@ def assert_chain(result, layers):
     assert abs(result.error - np.linalg.norm(values[k:])) <= limit * np.sqrt(n)
     assert abs(np.linalg.norm(full - product(result.layers), 2) - result.spectral_error) <= limit
     assert result.relative_error == pytest.approx(result.error / np.linalg.norm(result.singular_values))
-    # What is there: thin layers of the same precision, orthonormal bases of the leading directions.
+    # The result: thin layers of the same precision, orthonormal bases of the leading directions.
     ends = [len(result.bases[0]), *[k] * (len(result.layers) - 1), len(result.bases[-1])]
     assert [w.shape for w in result] == [(rows, columns) for columns, rows in pairwise(ends)]
     assert all(w.dtype == layers[0].dtype and w.flags.c_contiguous for w in result)
@@ -65,7 +65,7 @@ def assert_chain(result, layers):
     leading = (result.bases[-1] * result.singular_values[:k]) @ result.bases[0].T
     assert np.linalg.norm(product(result.layers) - leading, 2) <= decomposed(layers)
     np.testing.assert_allclose(result.end_to_end(), product(result.layers), atol=limit, rtol=0)
-    # Subspaces are known to rounding relative to the smallest value that was kept.
+    # Subspaces are accurate to rounding relative to the smallest retained value.
     near = tolerance(layers[0].dtype, max(result.widths)) + limit / float(result.singular_values[k - 1])
     assert result.layer_errors == pytest.approx(expected_layer_errors(result, layers), abs=near)
 
@@ -402,7 +402,7 @@ def test_a_compressed_network_can_be_trained():
         more = dln.train(run.problem, list(small), learning_rate=1.0, steps=1000)
         assert more.loss[0] == pytest.approx(run.problem.loss(product(small.layers)))
         assert more.loss[-1] < 1e-3 * run.loss[0]
-        # No floor is left by what was outside: all of it is gone.
+        # The directions outside leave no loss floor.
         assert more.loss[-1] < run_of("dense", steps=2000).loss[-1]
 
 

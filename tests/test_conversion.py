@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Every array argument of every public function as every kind of array: the same result, or a typed error.
 
-The calls are those of test_fuzz_public.py, so that a new public function is tested here, too.
+The calls are those of helpers/public_calls.py, so that a new public function is tested here, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import dlnfast as dln
 
 
 class Protocol:
-    """An object that NumPy reads through `__array__` alone, as JAX's arrays."""
+    """An object that NumPy reads only through `__array__`, as JAX's arrays."""
 
     def __init__(self, values):
         self._values = values
@@ -84,7 +84,7 @@ def negated(a):
     return torch()._neg_view(-tensor(a))
 
 
-#: What has to give the result of the plain array; a kind is left out where an array has no such form.
+#: Kinds that give the result of the plain array; a kind is left out where an array has no such form.
 SAME = {
     "masked array without masked entries": lambda a: np.ma.array(a),
     "list of masked rows": lambda a: [np.ma.array(row) for row in a] if a.ndim == 2 else None,
@@ -104,7 +104,7 @@ SAME = {
     "table of pyarrow type": lambda a: arrow(a) if a.ndim < 3 else None,
 }
 
-#: What is no array of real numbers: refused with the name of the argument.
+#: Values that are not arrays of real numbers: refused with the name of the argument.
 REFUSED = {
     "complex": lambda a: a + 1j,
     "complex tensor": lambda a: tensor(a + 1j),
@@ -146,7 +146,7 @@ SCALARS = {"shape", "widths", "axes", "steps"}
 
 
 def plain(value):
-    """Return an argument as an array, None where it is none."""
+    """Return an argument as an array, None where it is not an array."""
     if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "fiu":
         return value
     if isinstance(value, (list, range)) and len(value) and not isinstance(value[0], (np.ndarray, str, tuple)):
@@ -156,7 +156,7 @@ def plain(value):
 
 
 def slots():
-    """Yield every place of the table that takes an array: function, argument, index in a list or None."""
+    """Yield every array argument of the table: function, argument, index in a list or None."""
     for name, make in CALLS.items():
         try:
             _, arguments = make()
@@ -176,7 +176,7 @@ SLOTS = list(slots())
 
 
 def call_with_change(name, key, index, change):
-    """Make a call with an argument changed; return the numbers in its result, None without such a form."""
+    """Make a call with one argument changed; return its numbers, None if the array has no such form."""
     function, arguments = CALLS[name]()
     value = arguments[key]
     given = plain(value if index is None else value[index])
@@ -249,7 +249,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def assert_refused_or_same(name, key, index, change, wanted=None):
-    """Check that a call raises a typed error that names the argument, or returns what is wanted."""
+    """Assert that a call raises a typed error that names the argument, or returns the wanted result."""
     try:
         found = call_with_change(name, key, index, change)
     except (TypeError, ValueError) as error:
@@ -662,7 +662,7 @@ def test_words_in_tables_are_labels_of_measures():
 
 
 class Operator:
-    """A matrix that is known by its products."""
+    """A matrix that is defined by its products only."""
 
     def __init__(self, W, dtype=None, cast=lambda x: x):
         self.W, self.cast, self.shape = W, cast, W.shape
@@ -720,7 +720,7 @@ def test_linear_operators_of_scipy_are_read():
 
 
 class Capsule:
-    """An array that is known by DLPack alone."""
+    """An array that is accessible through DLPack only."""
 
     def __init__(self, values):
         self._values = values
@@ -733,7 +733,7 @@ class Capsule:
 
 
 class Elsewhere(Capsule):
-    """An array on a device that NumPy does not reach."""
+    """An array on a device that NumPy cannot access."""
 
     def __dlpack_device__(self):
         return (2, 0)

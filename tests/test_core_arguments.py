@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The entries of the compiled core, called as nobody should: they raise, they never crash."""
+"""Functions of the compiled core with bad arguments: they raise, they never crash."""
 
 from __future__ import annotations
 
@@ -511,12 +511,12 @@ def test_extend_basis_adds_the_new_directions(core, dim, n_basis, k, rank, dtype
     assert np.abs(rows @ rows.T - np.eye(len(rows))).max(initial=0.0) <= 32 * eps
     outside = block - (block @ start.T) @ start
     size = np.linalg.svd(outside, compute_uv=False)
-    # What is within rounding of the tolerance may count or not.
+    # Directions within rounding of the tolerance may count or not.
     assert np.sum(size > 1e4 * eps) <= added <= np.sum(size > 1e2 * eps)
     assert np.abs(outside - (outside @ rows.T) @ rows).max(initial=0.0) <= 1e4 * eps
 
 
-# What would take the interpreter along if it went wrong: in one of its own.
+# Calls that could crash the interpreter: each in its own process.
 
 NASTY = """
 import sys
@@ -551,7 +551,7 @@ NASTY_CALLS = {
 
 @pytest.mark.parametrize("name", NASTY_CALLS)
 def test_hostile_calls_end_in_python(name, core_modules, run_python):
-    """With a result or an error, but alive; the best level stands for all, which share this code."""
+    """They return or raise, and the process survives. All levels share this code: test the best."""
     body = f"""
 arguments = {{}}
 

@@ -247,7 +247,7 @@ def cifar_batches():
 
 
 def python2_pickle(images, labels):
-    """Write what Python 2 wrote: protocol 2, all strings as bytes, the array by NumPy's old name."""
+    """Return a pickle of Python 2: protocol 2, all strings as bytes, the array by NumPy's old name."""
 
     def text(content):
         return b"T" + struct.pack("<i", len(content)) + content
@@ -397,14 +397,14 @@ def test_arguments_of_load_cifar10_are_checked(tmp_path):
 
 
 class RunsCode:
-    """A pickle of this sets the variable when it is read by an unpickler that trusts it."""
+    """A pickle of this sets an environment variable when an unsafe unpickler reads it."""
 
     def __reduce__(self):
         return exec, ("import os; os.environ['DLNFAST_TEST_OF_PICKLES'] = 'ran'",)
 
 
 def numbers_as_objects():
-    """A pickled array that takes its bytes for addresses of objects."""
+    """Return a pickled array whose bytes would be read as addresses of objects."""
     return python2_pickle(*CIFAR["test"]).replace(b"u1", b"O8")
 
 

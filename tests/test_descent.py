@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `train` promises beside its numbers: records, stopping, callbacks, the update rule, the gradients."""
+"""`train` apart from its accuracy: records, stopping, callbacks, the update rule, the gradients."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights)
     # A bound that is met before the first step.
     run = dln.train(problem, weights, tolerance=1e9, **rates)
     assert (len(run.loss), run.steps.tolist()) == (1, [0])
-    # And one that never is.
+    # A bound that is never met.
     assert dln.train(problem, weights, tolerance=0.0, **rates).config["outcome"] == "finished"
 
 
@@ -133,7 +133,7 @@ def test_an_exception_of_a_callback_carries_the_trajectory(engine, at, problem, 
     assert run.config["outcome"] == "interrupted"
     assert np.isfinite(run.singular_values(3)).all()
     assert any(f"up to step {at}" in note for note in caught.value.__notes__)
-    # The next run knows nothing of it.
+    # The next run is not affected.
     assert len(dln.train(problem, weights, learning_rate=0.1, steps=5, engine=engine).loss) == 6
 
 
@@ -144,7 +144,7 @@ def test_progress_prints_nothing_outside_a_terminal(engine, problem, weights, ca
     assert capfd.readouterr() == ("", "")
 
 
-# What the records keep.
+# Content of the records.
 
 
 def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
@@ -358,7 +358,7 @@ def test_gradients_equal_the_reference(widths, seed, white, dtype):
     norms = [np.linalg.norm(w, 2) for w in wide]
     got = dln.gradients(problem, weights)
     wanted = reference.gradients(wide, target, gram, 0.3)
-    # What the products behind a gradient are made of; they may cancel.
+    # Norms of the factors of a gradient; their products may cancel.
     size = np.linalg.norm(target) + math.prod(norms) * (1 if gram is None else np.linalg.norm(gram))
     for layer, (mine, plain) in enumerate(zip(got, wanted, strict=True)):
         others = math.prod(norms[:layer] + norms[layer + 1 :])
@@ -376,7 +376,7 @@ def test_gradients_vanish_where_the_target_is_reached():
         assert np.abs(gradient).max() <= tolerance(F64, DIM) * np.linalg.norm(problem.dense_target())
 
 
-# Arguments stay as they are.
+# Arguments stay unchanged.
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -477,7 +477,7 @@ def not_white():
 
 
 def of_rank_one_inputs():
-    """Inputs of which all but three dimensions are zero."""
+    """Return a problem whose inputs are zero in all but three dimensions."""
     X = np.random.default_rng(1).standard_normal((6, 50)) * np.array([[3.0, 2.0, 1.0, 0.0, 0.0, 0.0]]).T
     return dln.Problem.from_data(X, X[:3] + X[3:])
 
@@ -513,7 +513,7 @@ def test_rates_above_the_threshold_are_reported_for_inputs_that_are_not_white(ma
 
 
 def runs_from_nearly_equal_weights(problem, weights, rate, steps):
-    """Return how far two runs part that start 1e-13 apart, relative to the weights, and the first run."""
+    """Return the distance, relative to the weights, of two runs that start 1e-13 apart, and the first run."""
     near = [w * (1 + 1e-13 * np.sign(np.sin(np.arange(w.size))).reshape(w.shape)) for w in weights]
     one, other = (
         dln.train(problem, w, learning_rate=rate, steps=steps, engine="dense", singular_values=None)
@@ -578,7 +578,7 @@ def test_the_estimated_sharpness_is_near_the_true_one(kind, depth):
                 product = factor @ product
             rows.append(problem.apply(product) if kind == "sensing" else problem.predict(product))
     wanted = problem.loss_scale * np.linalg.norm(np.array(rows), 2) ** 2
-    # An estimate: the spread of the observations over rows and columns is not looked at.
+    # An estimate: it ignores how the observations are spread over rows and columns.
     assert minimum_sharpness(problem, [1e-3] * depth, [1.0] * depth) == pytest.approx(wanted, rel=0.5)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The examples of README and docs run, page by page, each as one program.
 
-Those that need a cluster are marked as ``py``, not ``python``, and are read only.
+Examples that need a cluster are marked as ``py``, not ``python``, and are not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: What the examples of a page need beside the package.
+#: Packages that the examples of a page need.
 NEEDED = {
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],

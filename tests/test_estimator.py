@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`MatrixCompletion`: what it recovers, what it takes, what it refuses, and its place in scikit-learn."""
+"""`MatrixCompletion`: recovery, arguments, errors, and use with scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlnfast.estimator import Entries, NotFittedError, fit_biases
 
 
 def noisy_ratings(shape=(50, 40), n=900, seed=0, noise=0.3):
-    """Return pairs, ratings and what they would be without noise: biases and rank 2."""
+    """Return pairs, noisy ratings, and the ratings without noise: biases plus rank 2."""
     rng = np.random.default_rng(seed)
     place = np.sort(rng.choice(shape[0] * shape[1], n, replace=False))
     pairs = np.column_stack(np.divmod(place, shape[1]))
@@ -107,7 +107,7 @@ def test_the_factors_equal_the_end_of_the_trajectory():
     np.testing.assert_allclose(model.column_factors_.T @ model.column_factors_, gram, atol=1e-10)
 
 
-def test_weighting_changes_the_loss():
+def test_weighting_weights_the_terms_of_the_loss():
     pairs, ratings, _ = noisy_ratings()
     p, q = 0.5, -0.3
     model = quick(weighting=(p, q), validation_fraction=0.0, weight_decay=0.05, steps=500, rank=6)
@@ -220,7 +220,7 @@ def test_predictions_stay_within_the_clip():
     assert model.predict(pairs).max() <= ratings.max()
 
 
-def test_duplicate_ratings_are_averaged():
+def test_duplicate_ratings_are_refused_or_averaged():
     pairs, ratings, _ = noisy_ratings()
     twice = np.vstack([pairs, pairs[:3]]), np.concatenate([ratings + 1, ratings[:3] + 1])
     twice[1][:3] -= 1
@@ -257,7 +257,7 @@ def test_the_seed_determines_the_fit(settings):
     assert first.validation_ != other.validation_
 
 
-def test_biases_are_fitted_to_the_training_ratings():
+def test_biases_are_fitted_only_where_they_improve_predictions():
     pairs, ratings, _ = noisy_ratings()
     assert quick().fit(pairs, ratings).biases_ == "both"
     problem = dln.low_rank_completion(120, 2, 0.4)
@@ -292,7 +292,7 @@ def test_scaled_ratings_give_scaled_predictions():
     np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-12)
 
 
-def test_learning_rates_are_accepted():
+def test_learning_rates_and_outer_factors_reach_the_run():
     pairs, ratings, _ = noisy_ratings()
     model = quick(learning_rate=dln.Adaptive(safety=0.5), outer=0.1).fit(pairs, ratings)
     assert model.trajectory_.config["adaptive"]["safety"] == 0.5
@@ -410,7 +410,7 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
     ids=str,
 )
 def test_bad_settings_are_named(settings, error, message):
-    model = dln.MatrixCompletion(**settings)  # says nothing yet
+    model = dln.MatrixCompletion(**settings)  # no error yet
     with pytest.raises(error, match=message):
         model.fit(PAIRS, RATINGS)
 

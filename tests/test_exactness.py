@@ -15,13 +15,13 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 
-# What may stand between two of the three computations, relative to the norm of each quantity, after up to
-# 1,000 steps. For the sizes used here it is tighter than tolerance(float64, d, 1000).
+# Difference allowed between two of the three computations, relative to the norm of each quantity, after up
+# to 1,000 steps. For the sizes used here it is tighter than tolerance(float64, d, 1000).
 EXACT = 1e-13
 
 
 class RunOptions(NamedTuple):
-    """How a run goes: one number per layer each."""
+    """Settings of a run, with one number per layer each."""
 
     scales: list[float]
     learning_rate: list[float]
@@ -227,7 +227,7 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
 
 
 def test_fifteen_thousand_steps_on_the_plateau():
-    """As long, and not yet over: nothing is amplified."""
+    """The run ends on the plateau: nothing is amplified."""
     setting = RunOptions.of(3, 1e-3, 0.02, 1e-6, steps=15_000, every=100)
     weights = dln.orthogonal([30] * 4, setting.scales, 1)
     runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], 1), weights, setting, singular_values=None)
@@ -280,7 +280,7 @@ def test_engines_agree_in_single_precision(engine, case, name):
     assert loss_error(rough, fine, fine.loss[0]) <= allowed
 
 
-# The corners of the theorem.
+# Extreme cases of the theorem.
 
 
 CORNERS = {
@@ -349,7 +349,7 @@ def test_modes_of_an_aligned_start_stay_separate(widths):
 
 
 def test_bounded_oscillation_past_the_edge_of_stability():
-    """One mode swings between two values: the step is 1.1 times what a balanced minimum bears."""
+    """One mode oscillates between two values: the rate is 1.1 times the threshold of a balanced minimum."""
     sigma, n_layers = 2.0, 3
     rate = 1.1 * 2 / (n_layers * sigma ** (2 - 2 / n_layers))
     setting = RunOptions.of(n_layers, 0.9, rate, steps=1000, every=10)
@@ -411,7 +411,7 @@ def test_the_dense_engine_equals_the_reference_for_any_widths(name, white, momen
 
 @pytest.mark.parametrize("rank_deficient", [False, True])
 def test_the_dense_engine_equals_the_reference_for_correlated_inputs_with_a_loss_floor(rank_deficient):
-    """From data: the loss is the one that the data say, S and Phi come from them."""
+    """The loss, S and Phi are computed from the samples."""
     rng = np.random.default_rng(8)
     X = rng.standard_normal((10, 6 if rank_deficient else 40))
     Y = rng.standard_normal((3, X.shape[1]))

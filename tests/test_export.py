@@ -28,7 +28,7 @@ def xarray():
 
 @pytest.fixture(params=["zarr", "h5"])
 def store(request, xarray):
-    """Return an ending, and a function that opens what has it."""
+    """Return a file ending, and a function that opens such files."""
     pytest.importorskip({"zarr": "zarr", "h5": "h5netcdf"}[request.param], reason="stores are optional")
     if request.param == "zarr":
         return request.param, lambda path: xarray.open_zarr(path).load()
@@ -85,7 +85,7 @@ def test_folders_files_and_runs_export_to_the_same(name, store, tmp_path, xarray
     wanted = run.to_xarray()
     path = tmp_path / f"a.{ending}"
     for source, block in ((run, 2**24), (tmp_path / "run.npz", 10_000), (tmp_path / "run", 1)):
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block)  # in the end a record at a time
+        monkeypatch.setattr(module, "_BLOCK_BYTES", block)  # at the end one record at a time
         dln.export(source, path, overwrite=True)
         xarray.testing.assert_identical(opened(path), wanted)
     assert not list(tmp_path.glob("*.part"))
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_previous_export_and_no_other_file(limit, store, 
     folder.mkdir()
     path = folder / f"a.{ending}"
     dln.export(dln.load(folder_of_a_run / "run.npz"), path, variables=["loss"])
-    # A process of its own: the HDF5 library used to end it.
+    # In its own process: the HDF5 library used to end it.
     finished = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder), ending, str(limit)],
         capture_output=True,
@@ -352,7 +352,7 @@ def test_a_full_disk_leaves_the_previous_export_and_no_other_file(limit, store, 
 
 @pytest.mark.parametrize("nth", [1, 2, 5, 20, 60, 150])
 def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monkeypatch):
-    """Ctrl-C comes while the library writes, too."""
+    """Ctrl-C while the library writes is tested, too."""
     pytest.importorskip("h5netcdf", reason="stores are optional")
 
     def opened(path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No fault at any file operation loses what was there, changes a bit of a result, or leaves a file behind."""
+"""No fault of a file operation loses earlier content, changes a bit of a result, or leaves a file behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = {case.name: case for case in every_case()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_lost(name, tmp_path):
-    # bench/fault_injection.py tries all operations; here are some of them, drawn anew for no run.
+    # bench/fault_injection.py tries all operations; here a fixed sample of them.
     case = CASES[name]
     tally = run_case(case, tmp_path, singles=15 if case.cost == 1 else 3, doubles=4, kills=2)
     assert tally.losses == []

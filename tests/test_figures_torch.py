@@ -176,7 +176,7 @@ def test_bad_options_are_named(tmp_path, capsys, name, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_quick_reports_its_duration():
+def test_quick_states_the_expected_duration():
     module = figures.load("role-of-depth")
     assert figures.quick_takes(module) == "in some minutes"
     assert figures.quick_takes(figures.load("edge-of-stability")) == "in under a minute"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading takes no more memory than a file justifies; writing keeps what is in its place."""
+"""Reading takes no more memory than a file justifies; a failed write leaves the previous file."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_forged_arrays_are_refused_before_memory_is_allocated(kind, archive):
 
 
 def bomb(path, name, size, mode="a"):
-    """Put an array of zeros into an archive that compresses it to a thousandth."""
+    """Write an array of zeros into an archive that compresses it to a thousandth."""
     with zipfile.ZipFile(path, mode, zipfile.ZIP_DEFLATED) as file, file.open(name, "w") as member:
         member.write(npy((size // 8,)))
         for _ in range(size // 2**20):
@@ -221,7 +221,7 @@ def test_only_the_requested_arrays_of_users_are_read(tmp_path):
     assert peak_bytes(read) < 2**23
     with pytest.raises(ValueError, match="its content would take"):
         read_arrays(path, ["Z"])
-    # What users compress as far as it goes is theirs to read.
+    # Arrays that users compressed strongly can still be read.
     assert read_arrays(path, ["Z"], bounded=False)["Z"].shape == (2**24,)
 
 
@@ -330,7 +330,7 @@ def test_other_text_is_refused_with_its_encoding(content, message, tmp_path):
         spec.read_spec(tmp_path / "a.toml")
 
 
-def test_byte_order_marks_of_other_encodings_are_refused(tmp_path):
+def test_byte_order_marks_are_skipped(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(b"\xef\xbb\xbfuserId,movieId,rating,timestamp\r\n1,2,3.5,4\r\n")
     assert dln.load_movielens(tmp_path / "ratings.csv").ratings.tolist() == [3.5]
     line = json.dumps({"run": 1}).encode() + b"\n"

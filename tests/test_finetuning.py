@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Grids of fine-tuning runs: what is run, resumed, chosen and reported."""
+"""Grids of fine-tuning runs: running, resuming, selection and reports."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_a_second_program_on_the_same_grid_is_refused(folder, tmp_path):
         finetuning.run_grid(grid, Results(tmp_path / "results.jsonl"))
 
 
-def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
+def test_results_are_written_at_once_and_found_by_their_settings(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -302,7 +302,7 @@ def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
         sections = {name: dict(entries) for name, entries in grid.sections.items()}
         sections[section][key] = value
         assert again.missing(Grid(sections)) == [first, second]
-    # What Deep LoRA alone knows does not tell runs of LoRA apart.
+    # Settings of Deep LoRA do not distinguish runs of LoRA.
     sections = {name: dict(entries) for name, entries in grid.sections.items()}
     sections["deep-lora"]["outer"] = 0.5
     assert again.missing(Grid(sections)) == [second]
@@ -380,7 +380,7 @@ def test_the_figure_of_few_examples_writes_its_numbers(folder, tmp_path, capsys)
     # 2 numbers of examples, 2 seeds, 2 rates, 2 methods; one more rank with the fewest, at one rate each.
     assert len(lines) == 16 + 4
     assert "| 4 | 2 | deep-lora |" in capsys.readouterr().out
-    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from what is there
+    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from the saved results
     assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
 
 

@@ -35,7 +35,7 @@ def but_for_rounding(described):
 
 
 def agree(run, again):
-    """Compare what a file holds with what is computed now."""
+    """Compare the content of a file with a result computed now."""
     assert run.engine == again.engine
     assert run.widths == again.widths
     assert run.config["outcome"] == again.config["outcome"]
@@ -51,7 +51,7 @@ def agree(run, again):
         np.testing.assert_allclose(run.weights(layer), weight, rtol=0, atol=near * np.linalg.norm(weight))
     assert but_for_rounding(run.problem.describe()) == but_for_rounding(again.problem.describe())
     if run.rates is not None:
-        np.testing.assert_allclose(run.rates, again.rates, rtol=1e-6)  # of a search that ends early
+        np.testing.assert_allclose(run.rates, again.rates, rtol=1e-6)  # of a power iteration that stops early
 
 
 def test_every_kind_of_file_has_an_example():
@@ -149,7 +149,7 @@ def test_a_damaged_folder_is_an_error_or_loads_the_same_run(data, checkpointed_r
     shutil.copytree(checkpointed_runs / engine, folder)
     path = folder / data.draw(st.sampled_from(file_names(folder)))
     held = bytearray(path.read_bytes())
-    # Headers and directories are as likely as numbers: most bytes of large files are numbers.
+    # Change headers and directories as often as numbers, although most bytes of large files are numbers.
     place = data.draw(st.one_of(st.integers(0, len(held) - 1), st.integers(0, min(400, len(held) - 1))))
     if data.draw(st.booleans()):
         held = held[:place]
@@ -165,7 +165,7 @@ def test_a_damaged_folder_is_an_error_or_loads_the_same_run(data, checkpointed_r
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 def test_shortened_headers_are_detected(engine, checkpointed_runs, tmp_path):
-    # numpy.load reads no further than the header says, and never comes to the checksum.
+    # numpy.load reads only as far as the header says, and never reaches the checksum.
     shutil.copytree(checkpointed_runs / engine, tmp_path / "run")
     path = sorted((tmp_path / "run").glob("records-*.npz"))[0]
     held = path.read_bytes()
@@ -198,7 +198,7 @@ def test_missing_files_are_detected(engine, checkpointed_runs, tmp_path):
             dln.load(folder)
 
 
-def test_a_finished_run_has_its_final_weights(checkpointed_runs, tmp_path):
+def test_a_finished_run_without_its_last_state_is_not_loaded(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "dense", folder)
     newest = sorted(folder.glob("state-*.npz"))[-1]
@@ -214,7 +214,7 @@ def test_a_finished_run_has_its_final_weights(checkpointed_runs, tmp_path):
     np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 
 
-def test_states_of_newer_and_other_formats_are_named(checkpointed_runs, tmp_path):
+def test_damaged_and_newer_end_files_are_named(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"

@@ -27,7 +27,7 @@ from dlnfast.statistics import _NAMES
 F64 = np.float64
 METHODS = ["zca", "pca", "cholesky"]
 SEEDS = st.integers(0, 10**6)
-#: eps / 2^21: what products of leading parts and rests leave to rounding, beside the largest terms.
+#: eps / 2^21: rounding error of products of leading and trailing parts, relative to the largest terms.
 SUM_ERROR = np.finfo(F64).eps / 2**21
 
 
@@ -58,7 +58,7 @@ def merged_at_random(rng, parts):
 
 
 def numbers(statistics):
-    """Return every number that is held, values and corrections."""
+    """Return all numbers of the statistics, values and corrections."""
     held = {name: (sums.value, sums.correction) for name, sums in statistics._sums.items()}
     return {
         "n_samples": statistics.n_samples,
@@ -535,7 +535,7 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
     again = SufficientStatistics.load(tmp_path / "sums.npz")
     assert numbers(again) == numbers(begun)
     assert numbers(again.add(*batches[2])) == numbers(whole)
-    assert numbers(pickle.loads(pickle.dumps(whole))) == numbers(whole)  # as between processes
+    assert numbers(pickle.loads(pickle.dumps(whole))) == numbers(whole)  # as when sent to another process
     with np.load(tmp_path / "sums.npz", allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
     SufficientStatistics("rows").save(tmp_path / "empty.npz")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fuzzer of the bindings, for a moment; and what it found."""
+"""A short run of the fuzzer of the bindings, and tests of its findings."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_too_many_threads_are_refused(core, n_threads):
         core.set_num_threads(n_threads)
 
 
-def test_the_smallest_integer_is_no_number_of_threads(core):
+def test_the_smallest_integer_means_the_default_number_of_threads(core):
     a, out = np.ones((3, 3)), np.empty((3, 3))
     core.multiply(a, False, a, False, out, -(2**31))
     np.testing.assert_array_equal(out, 3.0 * a)
@@ -106,7 +106,7 @@ def test_settings_of_another_type_are_refused(core):
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
 def test_a_run_outlives_lists_that_a_callback_empties(core, entry):
-    """What a run writes lives for as long as the run, whoever else lets go of it."""
+    """A run holds references to its output arrays."""
     arguments, weights = ARGUMENTS[entry](), identity_layers()
     arrays = [*weights, *(a for value in arguments.values() if isinstance(value, list) for a in value)]
     references = [weakref.ref(a) for a in arrays if isinstance(a, np.ndarray)]
@@ -129,20 +129,20 @@ def test_a_run_outlives_lists_that_a_callback_empties(core, entry):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_assignments_of_costs_that_are_not_finite_end(core, bad):
-    """Without an end, once."""
+def test_costs_that_are_nan_or_infinite_are_refused(core, bad):
+    """The iteration once never ended."""
     with pytest.raises(ValueError, match="gains of an assignment are not finite"):
         core.best_assignment(np.full((3, 3), bad))
 
 
-def test_infinite_costs_are_impossible_pairs(core):
-    """Minus infinity is a pair that cannot be."""
+def test_pairs_of_infinite_cost_are_not_assigned(core):
+    """A gain of minus infinity marks an impossible pair."""
     gain = np.where(np.eye(3) > 0, -np.inf, 1.0)
     assert sorted(core.best_assignment(gain)) == [0, 1, 2]
 
 
 def test_tall_matrices_of_few_columns_are_decomposed(core):
-    """These are decomposed by way of their QR factors; at any scale."""
+    """They are decomposed through their QR factors, at any scale."""
     rng = np.random.default_rng(0)
     for m, n in [(40, 3), (3, 40), (17, 15), (2, 1), (40, 16)]:
         for scale in (1.0, 1e300, 1e-300, 0.0):
@@ -194,8 +194,8 @@ def test_products_into_a_factor_are_refused(core):
 
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
-def test_flushes_further_apart_than_the_run_are_valid(core, entry):
-    """One more than the most that 64 bits count was a number of losses that any array had room for."""
+def test_a_huge_flush_interval_still_needs_room_for_the_losses(core, entry):
+    """The interval plus one overflowed 64 bits, and any array seemed large enough for the losses."""
     changes = {"drain_every": 2**63 - 1, "record_every": 100}
     if entry == "dense_descent":
         changes |= {"snapshot_every": 0, "snapshots": []}
@@ -206,7 +206,7 @@ def test_flushes_further_apart_than_the_run_are_valid(core, entry):
 
 @pytest.mark.parametrize("shape", [(7, 65), (65, 7), (40, 60)])
 def test_trackers_work_without_guards(core, shape):
-    """All that is tracked may stand above the value that a closed Krylov space shares: nothing follows it."""
+    """All tracked values may be above the value shared by a closed Krylov space."""
     rng = np.random.default_rng(0)
     w = np.eye(*shape) if shape[0] == 40 else rng.standard_normal(shape)
     w[:2, :2] += 5.0 * np.eye(2)
@@ -218,7 +218,7 @@ def test_trackers_work_without_guards(core, shape):
 
 
 def test_vectors_stay_when_the_factored_form_restarts(core):
-    """Vectors of the last event are made of the frames then, whatever became of them."""
+    """The vectors of the last update use the frames of that time."""
     rng = np.random.default_rng(0)
     w = draw_orthonormal(rng, 40, 40)
     a, b = rng.standard_normal((2, 40)), rng.standard_normal((2, 40))
@@ -236,7 +236,7 @@ def test_vectors_stay_when_the_factored_form_restarts(core):
 
 
 def test_a_refused_update_keeps_the_previous_vectors(core):
-    """The event is refused, and the vectors are still those of the event before."""
+    """The update is refused, and the vectors are those of the previous update."""
     rng = np.random.default_rng(0)
     n = 280
     w = draw_orthonormal(rng, n, n)
@@ -254,7 +254,7 @@ def test_a_refused_update_keeps_the_previous_vectors(core):
 
 
 class Products:
-    """A matrix by its products alone."""
+    """A matrix defined by its products only."""
 
     def __init__(self, matrix):
         self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
@@ -267,7 +267,7 @@ class Products:
 
 
 def test_more_guards_take_effect_at_the_next_update():
-    """More guards are for the next event: this one's vectors were turned without them."""
+    """More guard vectors apply to the next update: the current vectors were rotated without them."""
     rng = np.random.default_rng(4)
     widths = [4, 160, 150, 3]
     problem = dln.Problem(target=rng.standard_normal((3, 4)), loss_scale=0.3)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Every public function with arguments that are not what it wants: a typed error, or a finite result.
+"""Every public function with unusual arguments gives a typed error or a finite result.
 
-A call that is right is written down for each function; in every example one or two of its arguments are
-replaced by something odd: of another type, shape, precision or memory layout, empty, infinite, huge.
+helpers/public_calls.py has a valid call of each function; every example replaces one or two of its
+arguments by a value of another type, shape, precision or memory layout, or by an empty, infinite or huge one.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
 
 PACKAGE = str(Path(dln.__file__).parent)
-#: What may be raised. DivergedError and FileNotFoundError say what happened, not what was wrong.
+#: Errors that are allowed. DivergedError and FileNotFoundError report an event, not a bad argument.
 TYPED = (TypeError, ValueError, MemoryError, OverflowError, OSError, dln.DivergedError)
-#: What is neither: mistakes of the package.
+#: Errors that are mistakes of the package.
 MISTAKES = (AttributeError, IndexError, KeyError, ZeroDivisionError, AssertionError, RecursionError)
 
 # ------------------------------------------------------------------------------------------ odd arguments
 
 
 class Subclass(np.ndarray):
-    """An array that knows better."""
+    """A subclass of ndarray."""
 
 
 SCALARS = [
@@ -136,7 +136,7 @@ def _with(a, value):
 
 
 def oddities(value):
-    """Return what may stand in place of a value, by name."""
+    """Return {name: a value to replace this one by}."""
     found = {f"scalar {i} ({type(x).__name__})": (lambda x=x: x) for i, x in enumerate(SCALARS)}
     if isinstance(value, InlineExecutor):
         del found["scalar 0 (NoneType)"]
@@ -172,7 +172,7 @@ MAY_BE_INFINITE = {
 
 
 def finite(result, depth=0):
-    """Tell whether all numbers in a result are finite."""
+    """Return whether all numbers in a result are finite."""
     if isinstance(result, (float, np.floating)):
         return bool(np.isfinite(result))
     if isinstance(result, np.ndarray):
@@ -219,7 +219,7 @@ class TooLongError(Exception):
 
 @contextmanager
 def time_limit(seconds):
-    """Interrupt what takes too long; in the main thread, where signals come."""
+    """Interrupt a call that takes too long; in the main thread, which receives signals."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -237,7 +237,7 @@ def time_limit(seconds):
 
 
 def complaint(name, call, arguments):
-    """Make the call; return what is wrong with what comes of it, None where nothing is."""
+    """Make the call; return a complaint about its result or error, None if there is none."""
     try:
         with time_limit(10), warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -261,7 +261,7 @@ def complaint(name, call, arguments):
 
 
 def is_raised_on_purpose(error):
-    """Tell whether an error comes from a `raise` of the package, or from the system by name of a file."""
+    """Return whether a `raise` statement of the package raised the error, or the system for a file."""
     if isinstance(error, (OSError, MemoryError)):
         return True
     trace = error.__traceback__
@@ -271,7 +271,7 @@ def is_raised_on_purpose(error):
     if not code.co_filename.startswith(PACKAGE):
         return False
     source = linecache.getline(code.co_filename, line).strip()
-    # What the core says is as good as what the package says.
+    # Errors raised by the core count as well.
     return source.startswith("raise") or "core." in source or "_tracker." in source
 
 
@@ -283,7 +283,7 @@ def test_the_valid_calls_succeed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call, arguments = CALLS[name]()
     if "nowhere" in str(arguments):
-        return  # it is about what is not there
+        return  # it is about a missing folder
     try:
         call(**arguments)
     except ModuleNotFoundError as error:
@@ -309,9 +309,9 @@ def test_unusual_arguments_are_named_or_harmless(data, tmp_path_factory):
             choice = data.draw(st.sampled_from(sorted(odd)), label="oddity")
             try:
                 replaced = odd[choice]()
-            except (TypeError, ValueError, RuntimeWarning):  # not of every array
+            except (TypeError, ValueError, RuntimeWarning):  # not every array has this form
                 continue
-            # As many steps as that are no mistake: they take their time, until Ctrl-C.
+            # So many steps are valid: the run lasts until Ctrl-C.
             takes_time = replaced is None or isinstance(replaced, int)
             if (name, key) != ("train_compressed", "steps") or not takes_time:
                 arguments[key] = replaced
@@ -320,7 +320,7 @@ def test_unusual_arguments_are_named_or_harmless(data, tmp_path_factory):
         os.chdir(before)
 
 
-#: What is not in the table, and why.
+#: Public names without a call, and the reason.
 NOT_CALLED = {
     "reference": "formulas as they stand in the papers, for those who compare with them: they check nothing",
     "figures": "see test_figures.py",

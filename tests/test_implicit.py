@@ -26,7 +26,7 @@ SHAPES = [[1, 1], [5, 5], [7, 1], [1, 7], [7, 3], [3, 7], [6, 6, 6, 6], [4, 9, 9
 #: Chance of a false alarm in one Kolmogorov-Smirnov test. There are fewer than 200 of them, so that the
 #: chance of any, had the seeds been drawn, is below 2e-2; they are fixed, and a passing test always passes.
 LEVEL = 1e-4
-#: Seeds of the two samples; the law that costs less is drawn more often where one sample is small.
+#: Seeds of the two samples; the cheaper distribution is sampled more often where one sample is small.
 N_SEEDS = 500
 FEW_SEEDS, MANY_SEEDS = 250, 1000
 
@@ -41,7 +41,7 @@ def frame(dim, rank, seed=0):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("widths", SHAPES, ids=str)
 def test_all_queries_are_consistent(widths, dtype):
-    """dense, apply, apply_transpose, row, column and entry agree, whichever came first."""
+    """The results of dense, apply, apply_transpose, row, column and entry agree in any order of calls."""
     rng = np.random.default_rng(0)
     scales = 0.5 + np.arange(len(widths) - 1) / 4
     weights = ImplicitWeights(widths, scales, 3, dtype=dtype)
@@ -64,7 +64,7 @@ def test_all_queries_are_consistent(widths, dtype):
         assert abs(column[i] - row[j]) <= error
         for got, wanted, size in ((WX, dense @ X, X), (WY, dense.T @ Y, Y)):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=error * np.linalg.norm(size))
-        # And again, from what is now known.
+        # Again, from the sampled directions.
         np.testing.assert_allclose(weights.apply(layer, X), WX, rtol=0, atol=error * np.linalg.norm(X))
 
 
@@ -108,7 +108,7 @@ def test_any_sequence_of_queries_is_consistent_with_the_matrices(widths, seed, d
 
 
 def check_closure(weights, matrices, right, left, closure, error):
-    """Cores, inclusions and coordinates of a closure, against the matrices made explicit."""
+    """Compare cores, inclusions and coordinates of a closure with the explicit matrices."""
     assert closure.closed
     bases = [weights.basis(node, dim) for node, dim in enumerate(closure.dims)]
     for basis in bases:
@@ -167,7 +167,9 @@ def test_closures_are_exact_and_of_the_known_dimensions(widths, rank, dims, abst
     assert (closure.right.shape, closure.left.shape) == ((dims[0], rank), (dims[-1], rank))
     matrices = [weights.dense(layer) / scale for layer in range(1, len(widths))]
     check_closure(weights, matrices, right, left, closure, 1e-12)
-    again = weights.close(None, None, limit=max(widths))  # the whole space, by now, where all is known
+    again = weights.close(
+        None, None, limit=max(widths)
+    )  # the whole space, where all directions have been sampled
     check_closure(weights, matrices, 0, 0, again, 1e-12)
 
 
@@ -262,7 +264,7 @@ def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
         closure = ImplicitWeights(widths, seed=1).close(10, 10, limit=100)
     assert closure.dims == dims
     assert peak.bytes < 2**20
-    for core in closure.cores:  # what a square layer carries to and fro keeps its length
+    for core in closure.cores:  # a square layer is an isometry
         rows, cols = core.shape
         if rows == cols:
             assert np.abs(gram_error(core)).max() <= 1e-13
@@ -377,7 +379,7 @@ def test_queries_without_columns_and_with_zero_vectors():
 
 
 def kolmogorov_smirnov(one, two):
-    """Return the asymptotic p-value of equal laws behind two samples."""
+    """Return the asymptotic p-value for two samples of one distribution."""
     one, two = np.sort(one), np.sort(two)
     points = np.concatenate([one, two])
     below = [np.searchsorted(sample, points, side="right") / sample.size for sample in (one, two)]
@@ -393,7 +395,7 @@ def test_the_two_sample_test_distinguishes_distributions():
     assert kolmogorov_smirnov(normal[0], normal[1]) > 0.01
     assert kolmogorov_smirnov(normal[0], normal[2] + 0.4) < LEVEL
     assert kolmogorov_smirnov(normal[0], 1.6 * normal[2]) < LEVEL
-    # 1.358 is the 5 % point of Kolmogorov's law.
+    # 1.358 is the 5 % point of Kolmogorov's distribution.
     shift = np.arange(1000.0)
     assert kolmogorov_smirnov(shift, shift + 60.5) == pytest.approx(2 * np.exp(-2 * 0.061**2 * 500), rel=1e-2)
 
@@ -404,7 +406,7 @@ def p_values(one, two):
 
 
 class Explicit:
-    """The same questions, answered by explicit layers."""
+    """The same queries, answered by explicit layers."""
 
     def __init__(self, widths, seed):
         self.layers = dln.orthogonal(widths, seed=seed)
@@ -442,7 +444,7 @@ class Revealed(ImplicitWeights):
 
 
 def linked_statistics(weights, widths, right, left, close_first):
-    """Numbers that link the closure, the vectors drawn for it, and layers applied to other vectors."""
+    """Return numbers that depend on the closure, its vectors, and layers applied to other vectors."""
     answers = {}
 
     def closure():
@@ -460,7 +462,7 @@ def linked_statistics(weights, widths, right, left, close_first):
 
     for question in (closure, vectors) if close_first else (vectors, closure):
         question()
-    # Products notice dependence between questions that each have the right law.
+    # Products detect a dependence between queries that each have the right distribution.
     first, second, third = answers["overlaps"][0], answers["vectors"][0], answers["vectors"][1]
     products = [
         first * second * third,
@@ -496,7 +498,7 @@ def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, clos
 
 @pytest.mark.parametrize(("widths", "rank"), [([5, 9, 9], 2), ([6, 6], 3), ([3, 7], 3)], ids=str)
 def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
-    """Of ranks close to the widths, too, where degrees of freedom are few and each of them counts."""
+    """Ranks close to the widths are tested too: they leave few degrees of freedom."""
     samples = []
     for law, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
         found = []
@@ -505,7 +507,7 @@ def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
             frames = (rank, rank)
             if law is Explicit:
                 frames = [frame(dim, rank, seed) for dim in (widths[0], widths[-1])]
-            elif seed % 2:  # a frame at a node where something is known already is as random
+            elif seed % 2:  # a frame at a node with sampled directions is as random
                 weights.column(1, 0)
             overlap, pulled = weights.overlap(*frames)
             values = np.linalg.svd(overlap)[1]
@@ -594,7 +596,7 @@ def test_bad_queries_are_named(call, error, text):
     weights = ImplicitWeights([3, 4, 5])
     with pytest.raises(error, match=text):
         call(weights)
-    assert all(weights.basis(node).shape[1] == 0 for node in range(3))  # and leave nothing behind
+    assert all(weights.basis(node).shape[1] == 0 for node in range(3))  # and change nothing
 
 
 # Runs of implicit layers.
@@ -604,7 +606,7 @@ def test_bad_queries_are_named(call, error, text):
     "widths", [[24] * 4, [16, 24, 24, 24], [30, 24, 24, 24], [24, 24, 24, 3], [16, 24, 24, 3], [24, 30]]
 )
 def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
-    """Reveal all layers once the run is done: the dense engine, started from them, does the same."""
+    """The dense engine gives the same run from the layers sampled after the run."""
     problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
     law = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
@@ -635,7 +637,7 @@ def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
 
 
 def test_runs_at_any_width_form_no_wide_array():
-    """Tables of a run a million wide; its arrays are those of the target."""
+    """The tables of a run of width 10^6 need no array of that width but those of the target."""
     dim = 10**6
     problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
     with measure_peak() as peak:
@@ -696,7 +698,7 @@ def test_runs_are_distributed_as_those_of_explicit_layers():
     def linked_statistics(implicit, seed):
         run = dln.train(problem, dln.orthogonal([40] * 4, 0.8, seed, implicit=implicit), **rates)
         values = run.active_singular_values(2)[-1]
-        # What links layers: how left vectors of one lie to right vectors of the next.
+        # Between layers: overlaps of left vectors of one with right vectors of the next.
         u, v = run.singular_vectors(1, "left")[:, 0], run.singular_vectors(2, "right")[:, 0]
         input_overlap = (run.singular_vectors(1, "right")[:, 0] @ problem.target.V[:, 0]) ** 2
         return [run.loss[-1], *values, run.active_angles(1)[-1, 0], (u @ v) ** 2, input_overlap]

@@ -18,7 +18,7 @@ WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
 SEEDS = st.integers(0, 2**64 - 1)
 LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 
-# Draws of one entry from which a mean is taken, and how many standard errors it may be off.
+# Number of samples of an entry for its mean, and number of standard errors allowed.
 N_DRAWS, SIGMAS = 4000, 5
 
 
@@ -84,7 +84,7 @@ def test_orthogonal_layers_are_haar_distributed(shape):
 
 
 def test_gaussian_and_uniform_entries_have_their_shapes():
-    """Kurtosis tells them apart: 3 for the normal law, 9/5 for the uniform one."""
+    """Kurtosis tells them apart: 3 for the normal distribution, 9/5 for the uniform one."""
     normal, flat = (law([200, 200], seed=0)[0].ravel() for law in (dln.gaussian, dln.uniform))
     for entries, kurtosis in ((normal, 3.0), (flat, 1.8)):
         assert abs(entries.mean()) <= SIGMAS / np.sqrt(200 * entries.size)
@@ -109,7 +109,7 @@ def test_aligned_layers_map_v_to_u(widths, seed, data, dtype):
         ) * scale**2 * min(weight.shape)
     whole = reference.end_to_end([w.astype(F64) for w in weights]) / np.prod(scales)
     assert np.linalg.norm(whole @ V - U) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
-    # And back, so that U's complement is not mixed into V.
+    # The transpose maps U to V, so that the complement of U is not mixed into V.
     assert np.linalg.norm(whole.T @ U - V) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
 
 

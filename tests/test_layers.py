@@ -16,7 +16,7 @@ PACKAGE = Path(dlnfast.__file__).parent
 # A module imports from the layers above its line, never from its own: so there are no cycles. A name
 # stands for the modules below it too, where they have no line of their own. "dlnfast" is what users import.
 LAYERS = (
-    # What runs and what is on disk, without mathematics.
+    # Infrastructure without mathematics.
     (
         "_cpu",
         "_core",
@@ -30,7 +30,7 @@ LAYERS = (
     ),
     ("_arrays", "_dispatch", "_locks", "files"),
     ("_pairs", "_stored", "_threads", "checkpoint", "sections"),
-    # Data, problems, weights; what is true of them.
+    # Data, problems, weights and their properties.
     ("data", "datasets", "initial", "reference"),
     ("statistics", "svd_tracker", "tasks"),
     ("finetuning", "problem"),
@@ -45,7 +45,7 @@ LAYERS = (
     ("_sweep_worker", "compressed"),
     ("sweep",),
     ("dlnfast",),
-    # PyTorch, under the same lens.
+    # PyTorch models.
     ("torch._names", "torch._reading", "torch._rule", "torch._steps", "torch.operators", "torch.full_batch"),
     ("torch._weight_use", "torch.images", "torch.layers", "torch.sharded"),
     ("torch.initial", "torch.deep_lora.layers", "torch.updates", "torch.balance", "torch.statistics"),
@@ -84,7 +84,7 @@ UPWARDS = {
     ("finetuning", "torch.finetune"): "a file of settings is checked before PyTorch is imported",
 }
 
-# Who may import what is not always installed, at module level.
+# Modules that may import optional packages at module level.
 OPTIONAL = {
     "torch": {"torch", "numpy"},
     "integrations": {"torch", "numpy", "lightning", "transformers", "peft", "packaging"},

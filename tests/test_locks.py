@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Folders have one owner: another one gets an error that names it, and a dead one is replaced."""
+"""A folder has one owner: a second one gets an error that names it, and a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_forked_child_owns_no_folder(tmp_path):
 
 
 class TestOwners:
-    """Everything that writes to a folder owns it."""
+    """All functions that write to a folder own it."""
 
     problem = dln.low_rank_recovery(6, 1)
     weights = dln.orthogonal([6] * 3)
@@ -150,7 +150,7 @@ class TestOwners:
         run(tmp_path)
         assert not (tmp_path / LOCK).exists()
         with RunFolder(tmp_path).owned():
-            run(tmp_path)  # it has ended, and is read
+            run(tmp_path)  # it is finished, and loaded
 
     def test_a_second_fit_is_refused(self, tmp_path):
         matrix = np.outer(np.arange(1.0, 9.0), np.arange(1.0, 8.0)) + np.eye(8, 7)

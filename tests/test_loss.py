@@ -48,7 +48,7 @@ def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
     run = dln.train(problem, make_orthogonal_layers(dim, 3), weights_every=500, **options)
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
-    assert min(losses) < 1e-26  # it was followed as far as that
+    assert min(losses) < 1e-26  # the loss was compared down to this value
     assert min(run.loss) < 1e-26
 
 
@@ -248,7 +248,7 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
         problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=norm)
         assert problem.loss_floor == 0.0
         assert problem.loss(problem.least_squares) == 0.0
-    # One that is there stays.
+    # A floor above the resolution stays.
     assert Problem(Y @ X.T, X @ X.T, output_norm_squared=2 * norm).loss_floor == pytest.approx(norm / 2)
     batches = [(X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:])]
     found = Problem.from_batches(batches)

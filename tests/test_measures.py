@@ -206,7 +206,7 @@ def test_subspace_angles_agree_with_projectors(
     assert np.all(np.diff(angles) >= 0)
     projectors = [m @ np.linalg.pinv(m) for m in (first, second)]
     squared = np.sort(np.linalg.eigvals(projectors[0] @ projectors[1]).real)[::-1][: len(angles)]
-    # Projectors lose digits with the condition of the bases, which random ones may have.
+    # Projectors lose digits where random bases are badly conditioned.
     condition = max(np.linalg.cond(first), np.linalg.cond(second))
     np.testing.assert_allclose(np.cos(angles) ** 2, squared, atol=tolerance(np.float64, dim) * condition**2)
 
@@ -218,7 +218,7 @@ def test_subspace_angles_do_not_depend_on_the_basis() -> None:
     np.testing.assert_allclose(
         measures.subspace_angles(first, skewed), [0.2, 0.5, 1.2], rtol=10 * tolerance(np.float64, 9)
     )
-    # 1e-7 is what single precision knows of a direction.
+    # A direction has an accuracy of 1e-7 in single precision.
     single = measures.subspace_angles(first.astype(np.float32), second.astype(np.float32))
     assert single.dtype == np.float64
     np.testing.assert_allclose(single, [0.2, 0.5, 1.2], atol=1e-6)
@@ -297,7 +297,7 @@ def test_vector_angles_equal_brute_force(seed: int, dim: int, missing: int, rank
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 0.3, np.pi / 2 - 1e-12])
 def test_vector_angles_of_the_middle_block_lose_no_digits(size: float) -> None:
-    """A complete set whose middle block turns, and mixes within itself."""
+    """All vectors are given; those of the middle block rotate among themselves."""
     generator = np.random.default_rng(5)
     initial = draw_orthonormal(generator, 20, 20)
     turn = np.eye(20)

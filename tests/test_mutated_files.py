@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Files of every format that were changed at random are read right or refused, in bounded memory.
+"""Randomly mutated files of every format are read correctly or refused, in bounded memory.
 
-``python bench/mutate_files.py`` changes ten thousand.
+``python bench/mutate_files.py`` mutates ten thousand.
 """
 
 from __future__ import annotations

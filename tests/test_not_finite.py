@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NaN and infinity have one answer wherever numbers come in: an error that names them."""
+"""NaN and infinity are refused by an error that names them."""
 
 from __future__ import annotations
 

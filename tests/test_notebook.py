@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The notebook of the examples: what is kept of its run, and its cells as programs."""
+"""The notebook of the examples: its saved outputs, and its cells run as programs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which updates keep the invariant subspaces: those made of products and functions of singular values."""
+"""Updates made of products and functions of singular values keep the invariant subspaces."""
 
 from __future__ import annotations
 

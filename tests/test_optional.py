@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is imported when, and what works without the packages that are not always there."""
+"""Imports of optional packages, and the package without them."""
 
 from __future__ import annotations
 

@@ -57,11 +57,11 @@ def classifier():
 
 
 def render(figure):
-    """Render, so that everything a backend would complain about comes up."""
+    """Render the figure, so that errors of the backend are raised."""
     figure.canvas.draw()
 
 
-# What is drawn is what the run holds.
+# Figures show the data of the run.
 
 
 def test_loss_is_drawn_at_every_step(run):
@@ -103,7 +103,7 @@ def test_the_numbers_of_singular_values_equal_the_run(run, layer):
     bound = tolerance(np.float64, DIM, STEPS)
     np.testing.assert_allclose(numbers["middle"]["low"], run.rho(layer), rtol=bound)
     np.testing.assert_allclose(numbers["middle"]["high"], run.rho(layer), rtol=bound)
-    assert "values" not in numbers["middle"]  # equal: said once
+    assert "values" not in numbers["middle"]  # equal values are written once
 
 
 def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
@@ -183,7 +183,7 @@ def test_errors_and_refreshes_are_drawn():
     assert display.numbers()["refreshes"] == [0, 2]
     ax = display.plot().ax_
     assert len(ax.collections) == 2  # a band around each line
-    assert ax.get_ylim()[1] < 4  # an error without end does not flatten the curves
+    assert ax.get_ylim()[1] < 4  # an infinite error does not flatten the curves
     plain = SingularValueDisplay(steps, values, errors=np.full((3, 2), 1e-12))
     assert len(plain.plot().ax_.collections) == 0
     render(display.figure_)
@@ -236,7 +236,7 @@ def test_compression_leaves_out_what_a_log_axis_cannot_show():
     render(display.figure_)
 
 
-def test_nothing_positive_for_a_log_axis_is_an_error():
+def test_without_positive_values_the_axis_is_linear():
     for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
         render(display.plot().figure_)
         assert display.ax_.get_yscale() == "linear"

@@ -50,7 +50,7 @@ def test_multiply_equals_numpy(core, m, k, n, dtype, n_threads, seed, transpose_
     a, b = draw_matrices(
         seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype
     )
-    # What the memory held before must not show, not even a NaN.
+    # The previous content of the output must not matter, not even a NaN.
     out = np.full((m, n), np.nan, dtype)
     core.multiply(a, transpose_a, b, transpose_b, out, n_threads)
     assert_product(out, a.T if transpose_a else a, b.T if transpose_b else b)
@@ -186,7 +186,7 @@ def test_singular_values_of_special_matrices(core, dtype, kind):
 
 
 def test_singular_values_of_a_large_matrix(core):
-    """One that is decomposed on a thread of its own."""
+    """A matrix of this size is decomposed on a separate thread."""
     (w,) = draw_matrices(3, (420, 400), dtype=np.float64)
     wanted = np.linalg.svd(w, compute_uv=False)
     left, values, right = decompose(core, w, 5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The plain NumPy reference against the data it stands for, and the theorem against full training."""
+"""The NumPy reference against training on the data, and the theorem against full training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dlnfast._errors import AssumptionError
 
 Array = npt.NDArray[Any]
 
-# What the reduced run may differ from the full one, relative to each ||W_l||_F, at any step.
+# Difference allowed between the reduced and the full run, relative to each ||W_l||_F, at any step.
 EXACT = 1e-13
 
 
@@ -236,7 +236,7 @@ SETTINGS = {
 
 
 class Agreement(NamedTuple):
-    """How far a reduced run is from the full one, and how much of the loss was left at its end."""
+    """Largest differences of a reduced run from the full one, and the share of the loss left at the end."""
 
     weights: float
     loss: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The stubs say what the compiled modules say of themselves: pybind11 writes signatures into docstrings."""
+"""The stubs have the signatures of the compiled modules, which pybind11 writes into docstrings."""
 
 from __future__ import annotations
 

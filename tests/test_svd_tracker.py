@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SVDTracker: bounds that hold, branches that keep their names, and every way to hand it a matrix."""
+"""SVDTracker: error bounds, branches, and all kinds of updates."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
 
 
 def test_values_hidden_by_noise_are_not_certified():
-    """The top of a bulk cannot be certified to a tolerance below what random starts can tell."""
+    """The largest values of a bulk cannot be certified below the resolution of random vectors."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((300, 300)) / 17
     record = dln.SVDTracker(16, tolerance=1e-6).update(W)
@@ -149,7 +149,7 @@ def test_branches_keep_their_names_through_a_crossing():
         previous = vectors
     seen = np.array(seen)
     np.testing.assert_allclose(seen[:, 0], 5, atol=1e-12)
-    # By size they would meet and part again; by branch they go straight through.
+    # Sorted by size the curves touch; by branch they cross.
     t = np.linspace(-1, 1, 41)
     np.testing.assert_allclose(np.sort(seen[:, 1:], axis=0)[:, 0], np.sort(seen[:, 1]), atol=1e-12)
     slopes = np.diff(seen[:, 1:], axis=0)
@@ -334,7 +334,7 @@ class TestInput:
         with pytest.raises(ValueError, match="finite"):
             tracker.update(W)
         W[0, 0] = 0.0
-        assert_within_bounds(tracker.update(W), W)  # it lives
+        assert_within_bounds(tracker.update(W), W)  # the tracker still works
 
     def test_only_one_update_at_a_time(self):
         W = np.random.default_rng(0).standard_normal((1200, 1200))
@@ -423,7 +423,7 @@ class TestLowRankUpdates:
         assert tiers[0] == "factored"
         assert tiers[-1] == "dense"
         np.testing.assert_allclose(tracker.current(), truth, atol=tolerance(np.float64, 150, 12))
-        # And back to arrays.
+        # Updates by arrays work again.
         assert_within_bounds(tracker.update(truth), truth)
 
     def test_low_rank_updates_of_any_matrix(self):
@@ -445,10 +445,10 @@ class TestLowRankUpdates:
         ("m", "n", "k"), [(60, 60, 20), (1, 7, 1), (13, 5, 9), (128, 300, 4), (140, 150, 60)]
     )
     def test_decomposed_sizes_are_as_exact_as_update(self, mode, dtype, m, n, k):
-        """Where `update` decomposes W, so do updates of it: equal values are no harder than others."""
+        """Small matrices are decomposed by low-rank updates as by `update`, including equal values."""
         tracker, plain = dln.SVDTracker(k, mode=mode), dln.SVDTracker(k, mode=mode)
         W = np.zeros((m, n), dtype=dtype)
-        tracker.update(W.copy())  # which must not change
+        tracker.update(W.copy())  # it must not change
         for i in range(min(m, n, 12)):
             a, b = np.eye(m, dtype=dtype)[i], np.eye(n, dtype=dtype)[i]
             W[i, i] = 1
@@ -472,7 +472,7 @@ class TestLowRankUpdates:
             np.testing.assert_array_equal(W, before)
 
     def test_decaying_weights_are_tracked_to_their_own_precision(self):
-        """What the frames leave out is small beside the W of now, not beside the one of the start."""
+        """The truncation error of the frames is relative to the current W, not to the initial one."""
         rng = np.random.default_rng(0)
         truth = dln.orthogonal([150, 150], 1.0, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -495,7 +495,7 @@ AT_LEVELS = [(dtype, level) for dtype, levels in LEVELS.items() for level in lev
 
 
 class TestScales:
-    """Whatever W's size: bounds hold, and norms are right."""
+    """Bounds hold and norms are accurate at any scale of W."""
 
     @staticmethod
     def scaled(W, dtype, level):
@@ -608,7 +608,7 @@ class TestScales:
 
     @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e200), (np.float32, 1e25)])
     def test_factors_of_very_different_size_lose_no_digits(self, dtype, size):
-        """Of their product nothing is lost: it is of size 1."""
+        """Their product has size 1 and loses no digits."""
         tracker = dln.SVDTracker(3)
         tracker.update(np.eye(150, dtype=dtype))
         a, b = np.zeros((2, 150), dtype=dtype)
@@ -621,7 +621,7 @@ class TestScales:
             assert apart <= record.errors[0] + 8 * tolerance(dtype, 4)
 
     def test_shares_and_ranks_do_not_depend_on_the_scale(self):
-        """What a trajectory makes of norms and values is free of the scale, too."""
+        """Measures of a trajectory do not depend on the scale either."""
         problem = dln.low_rank_recovery(dim=150, rank=2)
         runs = [
             dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1,
@@ -702,7 +702,9 @@ class TestRuns:
                     assert set(found["completeness"]) == {"rigorous"}
             if name.startswith("square") and tracking != "full":
                 assert np.all(errors < 0.0501 * values[:, :1])
-                assert np.median(errors) < 1e-4  # W(0) is a rotation: what is not tracked is known
+                assert (
+                    np.median(errors) < 1e-4
+                )  # W(0) is a rotation: the values that are not tracked are known
                 assert set(found["completeness"]) == {"probabilistic"}
 
     def test_all_values_in_factored_form(self):
@@ -803,7 +805,7 @@ def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
         assert sorted(found.branches) == [0, 1, 2]
         np.testing.assert_array_equal(found.branches, wanted.branches)
     assert again.n_events == whole.n_events == len(times)
-    # And once more, from one that went on.
+    # Again, from a tracker that was itself restored.
     third = dln.SVDTracker.from_state_dict(again.state_dict())
     np.testing.assert_array_equal(third.update(matrix(times[-1])).branches, records[-1].branches)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps: grids that are checked, runs that are those of `train`, executors, sweeps that are cut short."""
+"""Sweeps: grids, runs equal to those of `train`, executors, interrupted sweeps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BASE = {
     "weights": {"depth": 3, "scale": 0.5},
     "train": {"learning_rate": 1.0, "steps": STEPS, "record_every": 20},
 }
-#: Runs side by side, runs alone, one that diverges and, with decay, another recursion.
+#: Runs in batches, runs alone, diverging runs and, with decay, another recursion.
 AXES = {
     "train.learning_rate": [0.5, 1e9],
     "weights.seed": range(3),
@@ -216,7 +216,7 @@ def test_bad_specifications_of_a_sweep_are_named(tmp_path):
         dln.sweep({**BASE, "problem": problem}, InlineExecutor())
 
 
-# What runs give.
+# Results of runs.
 
 
 def test_runs_equal_those_of_train():
@@ -242,7 +242,7 @@ def test_a_run_has_the_same_bits_whatever_runs_beside_it(inline_results):
     for i in (0, 5, 11):
         change = dln.SweepGrid(BASE, AXES)[i]
         assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor())) == [inline_results[i]]
-    # A chunk that may begin one run only hands the others back.
+    # A chunk that may start only one run returns the others.
     assert (
         outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), chunk_seconds=1e-9))
         == inline_results
@@ -347,7 +347,7 @@ def test_a_failed_write_of_the_table_loses_no_result(tmp_path, monkeypatch):
 def test_temporary_files_of_killed_sweeps_are_removed(tmp_path):
     grid = dln.SweepGrid(BASE)
     folder = tmp_path / grid.items[0].hash
-    for _ in range(2):  # of a run that is not done, and of one that is
+    for _ in range(2):  # of an unfinished run, and of a finished one
         folder.mkdir(exist_ok=True)
         for name in ("summary.json.17.0a1b2c3d.part", "owner.lock"):
             (folder / name).write_text("")
@@ -412,9 +412,9 @@ def test_finished_runs_are_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(ValueError, match=r"run 0 \(finished\) has no trajectory"):
         results.load(0)
-    # Asking for trajectories runs what has none.
+    # Asking for trajectories repeats runs without one.
     kept = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
-    assert kept.usage["started"] == 12  # what diverged has told all
+    assert kept.usage["started"] == 12  # diverged runs have a trajectory
     assert outcome_rows(kept) == outcome_rows(results)
     assert kept.load(0).loss[-1] == kept[0]["final_loss"]
 
@@ -525,7 +525,7 @@ def test_the_default_executor_runs_processes(tmp_path, inline_results):
 
 
 def test_a_worker_that_dies_is_replaced(inline_results):
-    """One of the processes is killed while runs are under way: all runs are there in the end."""
+    """One of the processes is killed during the sweep: all runs finish."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("finds the workers in /proc")
 
@@ -590,7 +590,7 @@ def test_workers_share_the_threads(monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "many")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     limits = _LocalProcesses(1, 4).limits
-    assert limits["OMP_NUM_THREADS"] == "2"  # what the user has set, where that is less
+    assert limits["OMP_NUM_THREADS"] == "2"  # the value set by the user, if it is less
     assert limits["MKL_NUM_THREADS"] == limits["OPENBLAS_NUM_THREADS"] == "4"
     with _environment(limits):
         assert os.environ["OPENBLAS_NUM_THREADS"] == "4"
@@ -599,7 +599,7 @@ def test_workers_share_the_threads(monkeypatch):
     assert available_cores() >= 1
 
 
-# Sweeps that are cut short.
+# Interrupted sweeps.
 
 
 def command(spec, folder):
@@ -608,7 +608,7 @@ def command(spec, folder):
 
 @pytest.fixture
 def long_sweep(tmp_path):
-    """A sweep of 400 runs that take some hundredths of a second each."""
+    """Return the file of a sweep of 400 runs that take some hundredths of a second each."""
     place = tmp_path / "spec.toml"
     text = TOML.replace("steps = 60", 'steps = 20_000\nrecord_every = 20_000\nengine = "dense"')
     place.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
@@ -622,7 +622,7 @@ def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
     while not any(folder.glob("*/summary.json")):
         assert process.poll() is None
         time.sleep(0.01)
-    # Ctrl-C on a terminal reaches the workers too; what ends a service reaches its parent only.
+    # Ctrl-C on a terminal reaches the workers too; the signal that stops a service reaches its parent only.
     os.killpg(process.pid, sent) if sent == signal.SIGINT else os.kill(process.pid, sent)
     message = process.communicate(timeout=60)[1].decode()
     assert process.returncode == status, message
@@ -638,7 +638,7 @@ def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
 
 
 def alive(group):
-    """Return the processes of a group; none that only wait to be forgotten."""
+    """Return the processes of a group without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -678,7 +678,7 @@ def test_two_processes_may_run_one_sweep(tmp_path):
 
 
 class Least:
-    """An executor with no more than `sweep` asks for."""
+    """An executor with only the methods that `sweep` needs."""
 
     class Future:
         def __init__(self, answer):

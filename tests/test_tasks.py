@@ -9,7 +9,7 @@ from helpers.data_folder import find_data_folder
 
 from dlnfast.tasks import TASKS, TextTask, load_task
 
-# Folder, file of the development split, header, one row, and what is to come out: first, second, target.
+# Folder, file of the development split, header, one row, and the expected result: first, second, target.
 GLUE = {
     "stsb": (
         "STS-B",

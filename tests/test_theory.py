@@ -278,7 +278,7 @@ def fitted_ratio(compressions: Array) -> float:
 
 
 def assert_within_law(compressions: Array, law: Array) -> None:
-    """Of the N - K = 45 directions within classes, K = 5 shrink while learning and count for less."""
+    """Of the N - K = 45 directions within classes, K = 5 shrink during training and contribute less."""
     rounding = tolerance(np.float64, 50)
     assert np.all(compressions <= law * (1 + rounding))
     assert np.all(compressions >= law * 40 / 45)
@@ -297,7 +297,7 @@ def test_compression_in_the_setting_of_progressive_collapse() -> None:
 
 
 def test_compression_lags_behind_the_loss() -> None:
-    """A mean loss of 1e-6 is not yet convergence: the component that is left adds to the last layers."""
+    """A mean loss of 1e-6 is not yet convergence: the remaining component adds to the last layers."""
     compressions = trained_compressions(0, 0.5, 8, loss_below=1e-6)
     assert compressions[7] == pytest.approx(9.63e-5, rel=0.02)
     assert fitted_ratio(compressions) == pytest.approx(0.1877, abs=5e-4)
@@ -449,7 +449,7 @@ def test_threshold_of_edge_of_stability() -> None:
 
 
 def problems() -> dict[str, dln.Problem]:
-    """Return problems of all kinds: sizes of the target, ranks, inputs that are white, skewed, too few."""
+    """Return problems with several target shapes and ranks, and white, correlated or too few inputs."""
     generator = np.random.default_rng(0)
     return {
         "recovery": dln.low_rank_recovery(30, 3),
@@ -474,7 +474,7 @@ PROBLEMS = problems()
 
 
 def trained_losses(name: str, weights: list[Array], rate: float, momentum: float = 0.0) -> Array:
-    """Return the losses over 1500 steps, less what no weights remove."""
+    """Return the losses over 1500 steps, minus the loss floor."""
     run = dln.train(
         PROBLEMS[name],
         weights,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads, signals, forks: what a long call may not do to the rest of the process."""
+"""Threads, signals and forks during long calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast._dispatch import core as chosen_core
 
-#: For programs with more threads at work than cores: members of a team that wait do not hold a core.
+#: For programs with more threads at work than cores: waiting threads release their core.
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -163,7 +163,7 @@ print(len(os.listdir("/proc/self/task")) - before)
     [(0, 0, "1", 0), (0, 0, "3", 2), (4, 0, "1", 3), (1, 0, "3", 0), (0, 2, "4", 1), (3, 2, "1", 2)],
 )
 def test_the_number_of_threads_is_the_one_asked_for(run_python, n_threads, default, variable, started):
-    """An argument above the default above OMP_NUM_THREADS; one of them is the caller."""
+    """The argument overrides the default, which overrides OMP_NUM_THREADS; the caller is one of them."""
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
     how = ("default", default) if default else ("environment", 0)
@@ -218,7 +218,7 @@ def test_two_threads_can_train_at_the_same_time():
 
 
 class Product:
-    """A B as an operator, whose products are Python's."""
+    """The operator A B, whose products run in Python."""
 
     def __init__(self, A, B):
         self.A, self.B = A, B
@@ -232,7 +232,7 @@ class Product:
 
 
 def kinds_of_calls():
-    """Return {name: call}; a call returns arrays. Calls share problems, which keep what they derive."""
+    """Return {name: call}; a call returns arrays. Calls share problems, which cache derived data."""
     rng = np.random.default_rng(1)
     problem, weights = dense_problem([60, 60, 60, 5])
     recovery, orthogonal = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
@@ -306,7 +306,7 @@ def results_alone():
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_calls_from_many_threads_give_the_same_bits(n, results_alone):
-    """Every thread makes all calls, each in another order, on problems that nobody has used before."""
+    """Every thread makes all calls, each in another order, on new problems."""
     calls = kinds_of_calls()
     names = list(calls)
     begin = threading.Barrier(n)
@@ -358,7 +358,7 @@ except KeyboardInterrupt as error:
 
 
 def longest_silence(call):
-    """Return the most computing time, in seconds of this thread, between two words to the caller."""
+    """Return the longest computing time, in seconds of this thread, between two polls for interrupts."""
     times = [time.thread_time()]
     call(lambda step, loss: times.append(time.thread_time()))
     return float(np.max(np.diff([*times, time.thread_time()])))
@@ -442,7 +442,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of single threads")
 def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
-    """Late by computing time of the main thread: it has to share the cores."""
+    """Measured in computing time of the main thread: it has to share the cores."""
     late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS, timeout=120).split()
     assert float(late) < 0.5
     assert (at_work, as_alone) == ("True", "True")
@@ -631,7 +631,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_spawned_processes_have_all_threads_and_the_same_bits(run_python, tmp_path, method):
-    """They have all their threads, and give the bits of the parent, which trains meanwhile."""
+    """They use all threads and give the same bits as the parent, which trains at the same time."""
     if method == "forkserver" and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     (tmp_path / "worker.py").write_text(WORKER)
@@ -744,7 +744,7 @@ else:
 
 @pytest.mark.parametrize("first", ["torch", "dlnfast"])
 def test_torch_runs_before_and_during_runs(run_python, first):
-    """In both orders of import; and after a fork, which PyTorch's pool does not survive."""
+    """In both orders of import, and after a fork, which breaks PyTorch's pool."""
     pytest.importorskip("torch", reason="PyTorch's pool beside ours")
     assert run_python(TORCH_BESIDE, first, timeout=120, **PATIENT).split() == ["True"] * 6
 

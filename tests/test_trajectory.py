@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run knows of itself: angles, features, reconstruction, files."""
+"""Data derived from a run: angles, features, reconstruction, files."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_singular_vectors_of_the_reduced_engine_decompose_the_weights():
             assert np.linalg.norm(weight.T @ left - right * values) <= tolerance(F64, DIM, 20) * values[0]
 
 
-# Singular values and the scalars of the rest.
+# Singular values and the scalars outside the active subspaces.
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -202,7 +202,7 @@ def test_the_scalars_are_coupled_for_square_layers_and_free_under_a_wide_last_on
 
 
 def test_a_scalar_that_changes_sign_is_recorded_by_its_size():
-    """A rate with eta lambda > 1 turns the rest around in every step."""
+    """A rate with eta lambda > 1 flips the sign outside the active subspaces in every step."""
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="reduced"
     )
@@ -348,7 +348,7 @@ def test_data_that_an_engine_does_not_record_are_refused():
 def save_and_load(run, path, **options):
     run.save(path, **options)
     assert path.exists()
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half-written neighbours
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no partially written files
     return dln.load(path)
 
 
@@ -400,7 +400,7 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=8, weights_every=4, record_every=4, vectors=True
     )
-    again = save_and_load(run, tmp_path / "run")  # the name is the user's
+    again = save_and_load(run, tmp_path / "run")  # the file name is the one given
     assert_same_content(again, run)
     assert again.weights(1).dtype == dtype
 
@@ -434,7 +434,7 @@ def test_a_run_with_the_fewest_records_is_saved(tmp_path):
 
 
 def data_run(layout, whiten, n_samples=60):
-    """Return a short run on data whose inputs reach into 5 of 7 dimensions, and inputs to predict for."""
+    """Return a short run on inputs that span 5 of 7 dimensions, and new inputs."""
     rng = np.random.default_rng(6)
     frame = draw_orthonormal(rng, 7, 5) if whiten else np.eye(7)
     inputs = frame @ (rng.standard_normal((frame.shape[1], n_samples)) * 3)
@@ -583,7 +583,7 @@ def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
 @settings(deadline=None, max_examples=300)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200]))
 def test_damaged_files_are_refused_or_harmless(place, byte, length, file_of_a_run, tmp_path_factory):
-    """Either the damage hit something that nothing depends on, or it is a ValueError that names the file."""
+    """The damage has no effect, or it is a ValueError that names the file."""
     content = bytearray(file_of_a_run.read_bytes())
     start = int(place * len(content))
     for i in range(start, min(start + length, len(content))):
@@ -676,7 +676,7 @@ def test_files_of_a_newer_version_are_named(file_of_a_run, tmp_path):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_a_run_is_freed_with_its_last_reference(engine):
-    """No cycle keeps the arrays until a collection."""
+    """No reference cycle keeps the arrays alive."""
     gc.collect()
     gc.disable()
     try:
@@ -693,7 +693,7 @@ def test_a_run_is_freed_with_its_last_reference(engine):
 
 
 def test_records_are_not_the_engines_working_copies():
-    """What one run recorded is not touched by the next."""
+    """The next run does not change the records of the previous one."""
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, engine="reduced")
     before = [run.weights(layer) for layer in (1, 2, 3)]
     dln.train(square_problem(), square_weights(), learning_rate=0.2, steps=10, engine="reduced")
