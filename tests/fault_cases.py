@@ -433,12 +433,14 @@ def batches() -> Case:
 def compressed(name: str, **settings: Any) -> Iterator[Case]:
     """Yield a compressed run from its start, and a resumed one."""
     problem = dln.low_rank_completion(12, 1, observed=0.8)
-    law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
+    lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
 
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
         options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
-        return run_content(dln.train_compressed(problem, law, **options, checkpoint=where), with_times=False)
+        return run_content(
+            dln.train_compressed(problem, lazy_weights, **options, checkpoint=where), with_times=False
+        )
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):

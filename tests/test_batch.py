@@ -103,13 +103,13 @@ def test_runs_of_different_shapes_keep_their_order():
 
 def test_lazily_sampled_weights_and_rates_of_runs_of_different_depths():
     problem = make_white_problem(2)
-    laws = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
+    lazy_starts = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     rates = [[0.01, 0.02, 0.03], [0.04, 0.05]]
-    batch = dln.train_batch(problem, laws, learning_rate=rates, steps=10)
+    batch = dln.train_batch(problem, lazy_starts, learning_rate=rates, steps=10)
     again = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     singles = [
-        dln.train(problem, law, learning_rate=rate, steps=10, record_every=10)
-        for law, rate in zip(again, rates, strict=True)
+        dln.train(problem, lazy_start, learning_rate=rate, steps=10, record_every=10)
+        for lazy_start, rate in zip(again, rates, strict=True)
     ]
     assert_matches_single_runs(batch, singles, 10)
 

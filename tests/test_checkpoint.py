@@ -172,8 +172,8 @@ class TestTurns:
 
     def train(self, **more):
         problem = dln.low_rank_completion(60, 2, observed=0.4)
-        law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
-        return dln.train_compressed(problem, law, rank=2, **self.OPTIONS, n_threads=1, **more)
+        lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+        return dln.train_compressed(problem, lazy_weights, rank=2, **self.OPTIONS, n_threads=1, **more)
 
     @pytest.mark.parametrize("rate", ["adaptive", 0.05])
     @pytest.mark.parametrize("cut", [0, 30, 90])
@@ -206,24 +206,28 @@ class TestTurns:
 
 def test_compressed_runs_resume(tmp_path):
     problem = dln.low_rank_completion(60, 2, observed=0.5)
-    law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+    lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
         options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
-        plain = dln.train_compressed(problem, law, **options)
+        plain = dln.train_compressed(problem, lazy_weights, **options)
         checkpoint = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
         with pytest.raises(StopTraining):
-            dln.train_compressed(problem, law, **options, checkpoint=checkpoint, callback=stop_at(100))
+            dln.train_compressed(
+                problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(100)
+            )
         other = tmp_path / f"copy {outer}"
         shutil.copytree(checkpoint.directory, other)
-        assert_same_training(plain, dln.train_compressed(problem, law, **options, checkpoint=checkpoint))
+        assert_same_training(
+            plain, dln.train_compressed(problem, lazy_weights, **options, checkpoint=checkpoint)
+        )
         # The command line applies the rule that stops such runs.
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
 
 def test_batches_resume(tmp_path, monkeypatch):
     problem = dln.low_rank_recovery(12, 2)
-    law = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
-    starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [law]
+    lazy_weights = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
+    starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [lazy_weights]
     rates = [0.5, 0.5, 1e6, 0.4, 0.3, 0.2]  # one diverges
     options = {"learning_rate": rates, "steps": 40, "record_every": 10, "n_threads": 1}
     plain = dln.train_batch(problem, starts, **options)
@@ -338,11 +342,11 @@ def test_completion_runs_resume(tmp_path):
 
 def test_runs_from_lazily_sampled_weights_resume(tmp_path):
     problem = dln.low_rank_recovery(400, 12)
-    law = dln.orthogonal([400] * 4, implicit=True)
+    lazy_weights = dln.orthogonal([400] * 4, implicit=True)
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
     checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, law, **options, checkpoint=checkpoint, callback=stop_at(20))
+        dln.train(problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(20))
     # Two processes sample the same weights up to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")

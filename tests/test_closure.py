@@ -22,7 +22,7 @@ F64 = np.float64
 DIM, RANK, CLASSES = 20, 3, 4
 
 
-def square_case(seed=0, dim=DIM, rank=RANK, n_layers=3, scale=0.5, **options):
+def square_case(*, seed=0, dim=DIM, rank=RANK, n_layers=3, scale=0.5, **options):
     return dln.low_rank_recovery(dim, rank, seed), dln.orthogonal(
         [dim] * (n_layers + 1), scale, seed, **options
     )
@@ -53,14 +53,14 @@ def spiked():
     return dln.Problem(draw_low_rank_target(D, D, rank=RANK).dense() @ gram, gram)
 
 
-def orthonormal_samples(n_samples=25, dim_out=D):
+def orthonormal_samples(*, n_samples=25, dim_out=D):
     rng = np.random.default_rng(2)
     X = draw_orthonormal(rng, D, n_samples)
     Y = rng.standard_normal((dim_out, RANK)) @ rng.standard_normal((RANK, n_samples)) / 10
     return dln.Problem.from_data(X, Y, reduction="sum")
 
 
-def uneven_samples(n_samples=8):
+def uneven_samples(*, n_samples=8):
     """Return a problem on samples of very different lengths: their span is exact, powers of S are not."""
     rng = np.random.default_rng(5)
     X = 0.2 * rng.standard_normal((D, n_samples)) * np.logspace(0, -3, n_samples)

@@ -220,8 +220,10 @@ def test_the_surrogate_basis_equals_its_definition(completion):
 
 def test_lazily_sampled_weights_of_any_width(completion):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
-    law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
-    run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
+    lazy_weights = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
+    run = dln.train_compressed(
+        wide, lazy_weights, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6
+    )
     assert run.widths == [2000, 4, 4, 4, 4, 2000]
     assert wide.recovery_error(layers_of(run)) < 1e-4
 

@@ -61,12 +61,12 @@ def test_one_hot_refuses_unknown_labels_and_repeated_classes():
 # ------------------------------------------------------------------------------ loading synthetic copies
 
 
-def draw_fashion_images(n_images, seed):
+def draw_fashion_images(n_images, *, seed):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n_images, 28, 28), np.uint8), rng.integers(0, 10, n_images, np.uint8)
 
 
-TRAIN, TEST = draw_fashion_images(7, 0), draw_fashion_images(3, 1)
+TRAIN, TEST = draw_fashion_images(7, seed=0), draw_fashion_images(3, seed=1)
 BOTH = {"train": TRAIN, "test": TEST}
 
 
@@ -228,13 +228,13 @@ def test_damaged_npz_files_are_named(tmp_path, kind):
 # ------------------------------------------------------------------------------------ CIFAR-10, synthetic
 
 
-def small_cifar(n_images, seed):
+def small_cifar(n_images, *, seed):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n_images) % 10).astype(np.uint8)
     return rng.integers(0, 256, (n_images, 3072), np.uint8), labels
 
 
-CIFAR = {"train": small_cifar(65, 2), "test": small_cifar(21, 3)}
+CIFAR = {"train": small_cifar(65, seed=2), "test": small_cifar(21, seed=3)}
 
 
 def cifar_batches():

@@ -231,7 +231,7 @@ def test_a_run_has_its_configuration(problem, weights):
 # The update rule, on one entry per layer, where it can be written down.
 
 
-def descend_scalars(start, sigma, loss_scale, rate, decay, momentum, steps):
+def descend_scalars(start, *, sigma, loss_scale, rate, decay, momentum, steps):
     w, v = list(start), [0.0] * len(start)
     losses, weights = [], []
     for _ in range(steps + 1):
@@ -255,7 +255,9 @@ def test_scalar_layers_follow_the_update_rule(engine, n_layers, data):
     start = numbers(0.5, 1.2)
     rate, decay, momentum = numbers(0, 0.3), numbers(0, 0.1), numbers(0, 0.9)
     problem = scalar_problem()
-    losses, wanted = descend_scalars(start, 1.3, 0.5, rate, decay, momentum, 40)
+    losses, wanted = descend_scalars(
+        start, sigma=1.3, loss_scale=0.5, rate=rate, decay=decay, momentum=momentum, steps=40
+    )
     run = dln.train(
         problem,
         [np.array([[w]]) for w in start],
@@ -512,7 +514,7 @@ def test_rates_above_the_threshold_are_reported_for_inputs_that_are_not_white(ma
     assert "part" not in recovery_certificate(1.4 * bound, problem, engine=engine, steps=1).reason
 
 
-def runs_from_nearly_equal_weights(problem, weights, rate, steps):
+def runs_from_nearly_equal_weights(problem, weights, *, rate, steps):
     """Return the distance, relative to the weights, of two runs that start 1e-13 apart, and the first run."""
     near = [w * (1 + 1e-13 * np.sign(np.sin(np.arange(w.size))).reshape(w.shape)) for w in weights]
     one, other = (
@@ -534,7 +536,7 @@ def test_rates_below_the_threshold_are_not_reported_for_observed_matrices(kind):
     problem = OBSERVED[kind]()
     weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
-    apart, run = runs_from_nearly_equal_weights(problem, weights, 0.5 * bound, 500)
+    apart, run = runs_from_nearly_equal_weights(problem, weights, rate=0.5 * bound, steps=500)
     assert apart < 1e-12
     assert "rounding" not in run.certificate.reason
 
@@ -544,7 +546,7 @@ def test_rates_above_the_threshold_are_reported_for_observed_matrices(kind):
     problem = OBSERVED[kind]()
     weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
-    apart, run = runs_from_nearly_equal_weights(problem, weights, 1.3 * bound, 1500)
+    apart, run = runs_from_nearly_equal_weights(problem, weights, rate=1.3 * bound, steps=1500)
     assert apart > 1e-12
     assert f"learning_rate (eta) {1.3 * bound:.3g} is above {bound:.3g}" in run.certificate.reason
     assert "by an estimate from the observations" in run.certificate.reason

@@ -32,14 +32,16 @@ class RunOptions(NamedTuple):
     loss_scale: float = 1.0
 
     @classmethod
-    def of(cls, n_layers, scale, learning_rate, weight_decay=0.0, momentum=0.0, steps=1000, every=1, **more):
+    def of(
+        cls, n_layers, *, scale, learning_rate, weight_decay=0.0, momentum=0.0, steps=1000, every=1, **more
+    ):
         rates = (
             np.broadcast_to(x, n_layers).tolist() for x in (scale, learning_rate, weight_decay, momentum)
         )
         return cls(*rates, steps=steps, every=every, **more)
 
 
-def target_of(dim_out, dim_in, values, seed=0):
+def target_of(dim_out, dim_in, values, *, seed=0):
     rng = np.random.default_rng(seed)
     return draw_matrix(rng, dim_out, dim_in, values)
 
@@ -215,7 +217,15 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
     are 1e-12 apart too. The draws below stay under 6e-13.
     """
     loss_scale = 1 / 30**2
-    setting = RunOptions.of(3, 1e-3, 12.0, weight_decay, steps=15_000, every=25, loss_scale=loss_scale)
+    setting = RunOptions.of(
+        3,
+        scale=1e-3,
+        learning_rate=12.0,
+        weight_decay=weight_decay,
+        steps=15_000,
+        every=25,
+        loss_scale=loss_scale,
+    )
     target = dln.low_rank_recovery(30, 3, seed).target.dense()
     weights = dln.orthogonal([30] * 4, setting.scales, seed)
     runs = all_runs(target, weights, setting, singular_values=None)
@@ -228,14 +238,14 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
 
 def test_fifteen_thousand_steps_on_the_plateau():
     """The run ends on the plateau: nothing is amplified."""
-    setting = RunOptions.of(3, 1e-3, 0.02, 1e-6, steps=15_000, every=100)
+    setting = RunOptions.of(3, scale=1e-3, learning_rate=0.02, weight_decay=1e-6, steps=15_000, every=100)
     weights = dln.orthogonal([30] * 4, setting.scales, 1)
-    runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], 1), weights, setting, singular_values=None)
+    runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], seed=1), weights, setting, singular_values=None)
     assert max(largest_errors(runs)) <= EXACT
 
 
 def test_four_thousand_steps_from_a_small_scale():
-    setting = RunOptions.of(3, 1e-2, 0.05, steps=4_000, every=50)
+    setting = RunOptions.of(3, scale=1e-2, learning_rate=0.05, steps=4_000, every=50)
     weights = dln.orthogonal([20] * 4, setting.scales, seed=0)
     runs = all_runs(target_of(20, 20, [3.0, 2.0]), weights, setting, singular_values=None)
     # As above, with 1 / eps = 1e2.
@@ -306,7 +316,15 @@ CORNERS = {
 @pytest.mark.parametrize("name", CORNERS)
 def test_engines_agree_in_the_extreme_cases_of_the_theorem(name, momentum):
     widths, values = CORNERS[name]["widths"], CORNERS[name]["values"]
-    setting = RunOptions.of(len(widths) - 1, 0.6, 0.02, 1e-3, momentum, steps=300, every=10)
+    setting = RunOptions.of(
+        len(widths) - 1,
+        scale=0.6,
+        learning_rate=0.02,
+        weight_decay=1e-3,
+        momentum=momentum,
+        steps=300,
+        every=10,
+    )
     weights = dln.orthogonal(widths, setting.scales, seed=3)
     assert_all_engines_agree(target_of(widths[-1], widths[0], values), weights, setting)
 
@@ -321,7 +339,9 @@ def test_engines_agree_for_any_last_layer_of_a_wide_target(last):
         "rank 1": np.outer(rng.standard_normal(4), rng.standard_normal(12)),
         "zero": np.zeros((4, 12)),
     }[last]
-    setting = RunOptions.of(3, 0.6, 0.02, 1e-3, 0.5, steps=1000, every=10)
+    setting = RunOptions.of(
+        3, scale=0.6, learning_rate=0.02, weight_decay=1e-3, momentum=0.5, steps=1000, every=10
+    )
     assert_all_engines_agree(target_of(4, 12, [2.0, 1.5, 1.0]), weights, setting)
 
 
@@ -333,7 +353,9 @@ def test_modes_of_an_aligned_start_stay_separate(widths):
     problem = dln.Problem(target, loss_scale=0.8)
     scales, rate, decay = np.array([0.5, 0.6, 0.7]), 0.05, 1e-3
     weights = dln.aligned(problem, widths, scales)
-    setting = RunOptions.of(3, scales, rate, decay, steps=400, every=10, loss_scale=0.8)
+    setting = RunOptions.of(
+        3, scale=scales, learning_rate=rate, weight_decay=decay, steps=400, every=10, loss_scale=0.8
+    )
     assert_all_engines_agree(target, weights, setting)
 
     run = dln.train(problem, weights, learning_rate=rate, weight_decay=decay, steps=400, engine="reduced")
@@ -352,7 +374,7 @@ def test_bounded_oscillation_past_the_edge_of_stability():
     """One mode oscillates between two values: the rate is 1.1 times the threshold of a balanced minimum."""
     sigma, n_layers = 2.0, 3
     rate = 1.1 * 2 / (n_layers * sigma ** (2 - 2 / n_layers))
-    setting = RunOptions.of(n_layers, 0.9, rate, steps=1000, every=10)
+    setting = RunOptions.of(n_layers, scale=0.9, learning_rate=rate, steps=1000, every=10)
     target = target_of(16, 16, [sigma])
     weights = dln.aligned(dln.Problem(target), [16] * 4, 0.9)
     assert_all_engines_agree(target, weights, setting)
@@ -400,7 +422,16 @@ def test_the_dense_engine_equals_the_reference_for_any_widths(name, white, momen
     weights = dln.gaussian(widths, 0.7, seed=1)
     # Away from 0: a layer that passes through it has no relative accuracy there.
     target *= 1.0 if np.sum(reference.end_to_end(weights) * target) > 0 else -1.0
-    setting = RunOptions.of(n_layers, 0.7, 0.02, 1e-2, momentum, steps=100, every=5, loss_scale=0.9)
+    setting = RunOptions.of(
+        n_layers,
+        scale=0.7,
+        learning_rate=0.02,
+        weight_decay=1e-2,
+        momentum=momentum,
+        steps=100,
+        every=5,
+        loss_scale=0.9,
+    )
     assert_equal_runs(
         {
             "dense": by_engine("dense", target, weights, setting, gram),
@@ -419,7 +450,9 @@ def test_the_dense_engine_equals_the_reference_for_correlated_inputs_with_a_loss
     weights = dln.gaussian([10, 12, 3], 0.5, seed=2)
     run = dln.train(problem, weights, learning_rate=0.1, weight_decay=1e-3, steps=200, weights_every=20)
     assert run.engine == "dense"
-    setting = RunOptions.of(2, 0.5, 0.1, 1e-3, steps=200, every=20, loss_scale=problem.loss_scale)
+    setting = RunOptions.of(
+        2, scale=0.5, learning_rate=0.1, weight_decay=1e-3, steps=200, every=20, loss_scale=problem.loss_scale
+    )
     wanted = by_reference(Y @ X.T, weights, setting, X @ X.T)
     for record, step in enumerate(run.steps[::20]):
         W = reference.end_to_end([run.weights(layer, int(step)) for layer in (1, 2)])
@@ -433,7 +466,9 @@ def test_the_dense_engine_equals_the_reference_for_correlated_inputs_with_a_loss
 def test_a_rate_of_zero_freezes_a_layer():
     target = target_of(8, 8, [2.0, 1.0])
     weights = dln.orthogonal([8] * 4, 0.6, seed=2)
-    setting = RunOptions.of(3, 0.6, [0.05, 0.0, 0.05], 1e-2, 0.5, steps=200, every=20)
+    setting = RunOptions.of(
+        3, scale=0.6, learning_rate=[0.05, 0.0, 0.05], weight_decay=1e-2, momentum=0.5, steps=200, every=20
+    )
     assert_all_engines_agree(target, weights, setting)
     run = dln.train(dln.Problem(target), weights, learning_rate=[0.05, 0, 0.05], steps=50)
     np.testing.assert_allclose(run.weights(2), weights[1], atol=tolerance(np.float64, 8))

@@ -483,7 +483,7 @@ def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
     assert "index" not in none
 
 
-def tracked_model(log_loss):
+def tracked_model(*, log_loss):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
@@ -501,7 +501,7 @@ def tracked_model(log_loss):
 
 @pytest.mark.parametrize("log_loss", [True, False])
 def test_a_table_of_a_tracked_model_has_its_layers(pandas, log_loss):
-    run = tracked_model(log_loss)
+    run = tracked_model(log_loss=log_loss)
     table = run.to_dataframe()
     assert len(table) == 11 * 2 * 2
     assert set(table.layer_name) == {"0", "2"}
@@ -513,11 +513,11 @@ def test_a_table_of_a_tracked_model_has_its_layers(pandas, log_loss):
 
 
 def test_a_tracked_model_without_losses_has_no_empty_axis(xarray, pandas):
-    found = tracked_model(False).to_xarray()
+    found = tracked_model(log_loss=False).to_xarray()
     assert "loss" not in found
     assert "loss_step" not in found.sizes
     assert len(found.to_dataframe()) == 11 * 2 * 2
-    assert set(tracked_model(True).to_xarray().loss.dims) == {"loss_step"}
+    assert set(tracked_model(log_loss=True).to_xarray().loss.dims) == {"loss_step"}
 
 
 def test_pandas_is_named_where_it_is_missing(monkeypatch):

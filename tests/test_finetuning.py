@@ -88,7 +88,7 @@ def tuning(folder):
 def test_both_methods_start_from_the_same_function_and_learn(tuning):
     found = {}
     for method in ("lora", "deep-lora"):
-        run = Run(method, 2, 8, 0, 2e-2, 40, batch_size=8, scale=0.1)
+        run = Run(method, rank=2, n_examples=8, seed=0, learning_rate=2e-2, steps=40, batch_size=8, scale=0.1)
         first, again = (tuning.run(run) for _ in range(2))
         assert first.loss == again.loss
         assert first.scores == again.scores
@@ -102,13 +102,13 @@ def test_both_methods_start_from_the_same_function_and_learn(tuning):
         found[method] = first
     # The same samples, order and head: both start from the same function (but for eps^3).
     assert found["lora"].loss[0] == pytest.approx(found["deep-lora"].loss[0], rel=1e-2)
-    other = tuning.run(Run("lora", 2, 8, 1, 2e-2, 1, batch_size=8))
+    other = tuning.run(Run("lora", rank=2, n_examples=8, seed=1, learning_rate=2e-2, steps=1, batch_size=8))
     assert other.loss[0] != found["lora"].loss[0]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
-    run = Run("deep-lora", 2, 8, 0, 1e-2, 2, batch_size=8)
+    run = Run("deep-lora", rank=2, n_examples=8, seed=0, learning_rate=1e-2, steps=2, batch_size=8)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
 
@@ -126,25 +126,29 @@ def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
 
 
 def test_more_examples_contain_the_fewer_ones(tuning):
-    run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
+    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
     rows = tuning.examples(run)
     assert len(set(rows.tolist())) == 5
-    larger = tuning.examples(Run("lora", 2, 9, 3, 1e-3, 4))
+    larger = tuning.examples(Run("lora", rank=2, n_examples=9, seed=3, learning_rate=1e-3, steps=4))
     assert larger[:5].tolist() == rows.tolist()  # more samples contain the fewer ones
 
 
 def test_batches_are_the_same_for_both_methods(tuning):
-    run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
+    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
     batches = list(tuning.batches(run))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4, 4]
     assert batches[0]["input_ids"].shape == batches[0]["attention_mask"].shape
-    deep = list(tuning.batches(Run("deep-lora", 2, 5, 3, 1e-2, 4, batch_size=4)))
+    deep = list(
+        tuning.batches(
+            Run("deep-lora", rank=2, n_examples=5, seed=3, learning_rate=1e-2, steps=4, batch_size=4)
+        )
+    )
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, deep, strict=True))
 
 
 def test_more_examples_than_there_are_is_an_error(tuning):
     with pytest.raises(ValueError, match="n_examples is 1000; wanted at most the 40 there are"):
-        tuning.examples(Run("lora", 2, 1000, 0, 1e-3, 1))
+        tuning.examples(Run("lora", rank=2, n_examples=1000, seed=0, learning_rate=1e-3, steps=1))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -179,7 +183,7 @@ def test_the_command_resumes_an_unfinished_grid(folder, tmp_path, capsys):
     assert "holds no run of this grid" in capsys.readouterr().err
 
 
-def record(method, seed, rate, selection, report, n=16, rank=8):
+def record(method, *, seed, rate, selection, report, n=16, rank=8):
     return {
         "run": {"method": method, "rank": rank, "n_examples": n, "seed": seed, "learning_rate": rate},
         "scores": {"selection": selection, "report": report},
@@ -189,13 +193,13 @@ def record(method, seed, rate, selection, report, n=16, rank=8):
 
 def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     records = [
-        record("lora", 0, 1e-3, 0.6, 0.1),
-        record("lora", 1, 1e-3, 0.5, 0.3),
-        record("lora", 0, 1e-2, 0.4, 0.9),
-        record("lora", 1, 1e-2, 0.5, 0.9),
-        record("lora", 0, 1e-1, 0.9, 0.9),  # tried on one seed only
-        record("deep-lora", 0, 1e-2, 0.7, 0.2),
-        record("deep-lora", 1, 1e-2, 0.7, 0.5),
+        record("lora", seed=0, rate=1e-3, selection=0.6, report=0.1),
+        record("lora", seed=1, rate=1e-3, selection=0.5, report=0.3),
+        record("lora", seed=0, rate=1e-2, selection=0.4, report=0.9),
+        record("lora", seed=1, rate=1e-2, selection=0.5, report=0.9),
+        record("lora", seed=0, rate=1e-1, selection=0.9, report=0.9),  # tried on one seed only
+        record("deep-lora", seed=0, rate=1e-2, selection=0.7, report=0.2),
+        record("deep-lora", seed=1, rate=1e-2, selection=0.7, report=0.5),
     ]
     lora, deep = summarise(records)
     assert (lora.method, lora.learning_rate, lora.scores) == ("lora", 1e-3, {0: 0.1, 1: 0.3})

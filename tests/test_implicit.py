@@ -31,7 +31,7 @@ N_SEEDS = 500
 FEW_SEEDS, MANY_SEEDS = 250, 1000
 
 
-def frame(dim, rank, seed=0):
+def frame(dim, rank, *, seed=0):
     return draw_orthonormal(np.random.default_rng([seed, dim]), dim, rank)
 
 
@@ -161,7 +161,7 @@ CLOSURES = [
 def test_closures_are_exact_and_of_the_known_dimensions(widths, rank, dims, abstract):
     scale = 0.3
     weights = ImplicitWeights(widths, scale, seed=5)
-    right, left = (rank, rank) if abstract else (frame(widths[0], rank), frame(widths[-1], rank, 1))
+    right, left = (rank, rank) if abstract else (frame(widths[0], rank), frame(widths[-1], rank, seed=1))
     closure = weights.close(right, left, limit=max(widths))
     assert closure.dims == dims
     assert (closure.right.shape, closure.left.shape) == ((dims[0], rank), (dims[-1], rank))
@@ -177,9 +177,9 @@ def test_closures_are_exact_and_of_the_known_dimensions(widths, rank, dims, abst
 def test_closures_after_other_queries_contain_all_sampled_directions(widths):
     weights = ImplicitWeights(widths, seed=6)
     rank = min(2, widths[0], widths[-1])
-    right, left = frame(widths[0], rank), frame(widths[-1], rank, 1)
-    weights.apply(1, right[:, :1] + frame(widths[0], 1, 2))  # not orthogonal to V
-    weights.apply_transpose(len(weights), frame(widths[-1], 1, 2))
+    right, left = frame(widths[0], rank), frame(widths[-1], rank, seed=1)
+    weights.apply(1, right[:, :1] + frame(widths[0], 1, seed=2))  # not orthogonal to V
+    weights.apply_transpose(len(weights), frame(widths[-1], 1, seed=2))
     closure = weights.close(right, left, limit=max(widths))
     random = weights.close(rank, rank, limit=max(widths))
     matrices = [weights.dense(layer) for layer in range(1, len(widths))]
@@ -245,7 +245,7 @@ def test_a_closure_may_need_exactly_its_limit():
 
 def test_a_closure_that_stopped_at_its_limit_can_continue():
     weights = ImplicitWeights([12, 12, 12], seed=1)
-    right, left = frame(12, 2), frame(12, 2, 1)
+    right, left = frame(12, 2), frame(12, 2, seed=1)
     assert not weights.close(right, left, limit=2).closed
     closure = weights.close(right, left, limit=4)
     check_closure(weights, [weights.dense(1), weights.dense(2)], right, left, closure, 1e-12)
@@ -271,7 +271,7 @@ def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
 
 
 def test_frames_are_kept_by_reference_and_bases_are_read_only():
-    right, left = frame(50, 3), frame(50, 3, 1)
+    right, left = frame(50, 3), frame(50, 3, seed=1)
     weights = ImplicitWeights([50, 50, 50])
     closure = weights.close(right, left, limit=10)
     assert np.shares_memory(weights.basis(0, 3), right)
@@ -289,7 +289,7 @@ def test_frames_are_kept_by_reference_and_bases_are_read_only():
 def test_reduced_descent_in_a_closure_is_descent_of_the_layers():
     """Thirty steps on the cores are thirty steps on the layers, seen from the closure's bases."""
     widths, rank, eps, step = [12, 20, 20, 20], 2, 0.5, 0.1
-    V, U, s = frame(12, rank), frame(20, rank, 1), np.array([2.0, 1.0])
+    V, U, s = frame(12, rank), frame(20, rank, seed=1), np.array([2.0, 1.0])
     weights = ImplicitWeights(widths, eps, seed=4)
     closure = weights.close(V, U, limit=20)
     layers = [weights.dense(layer) for layer in (1, 2, 3)]
@@ -485,7 +485,7 @@ def linked_statistics(weights, widths, right, left, close_first):
     ids=str,
 )
 def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
-    right, left = frame(widths[0], 2), frame(widths[-1], 2, 1)
+    right, left = frame(widths[0], 2), frame(widths[-1], 2, seed=1)
     samples = [
         np.array(
             [linked_statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)]
@@ -506,7 +506,7 @@ def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
             weights = law(widths, seed)
             frames = (rank, rank)
             if law is Explicit:
-                frames = [frame(dim, rank, seed) for dim in (widths[0], widths[-1])]
+                frames = [frame(dim, rank, seed=seed) for dim in (widths[0], widths[-1])]
             elif seed % 2:  # a frame at a node with sampled directions is as random
                 weights.column(1, 0)
             overlap, pulled = weights.overlap(*frames)

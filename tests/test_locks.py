@@ -132,9 +132,9 @@ class TestOwners:
         )
 
     def turns(self, folder):
-        law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
+        lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
         options = {"rank": 1, "steps": 4, "outer_every": 2, "n_threads": 1}
-        return dln.train_compressed(self.completion, law, **options, checkpoint=folder)
+        return dln.train_compressed(self.completion, lazy_weights, **options, checkpoint=folder)
 
     def torch(self, folder):
         pytest.importorskip("torch", reason="PyTorch is optional")

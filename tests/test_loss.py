@@ -42,10 +42,10 @@ def assert_loss(run, X, Y, step=-1):
 def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = draw_few_samples(dim, dim // 3, 3)
+    X, Y = draw_few_samples(dim, n_samples=dim // 3, n_outputs=3)
     problem = Problem.from_data(X, Y)
     options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
-    run = dln.train(problem, make_orthogonal_layers(dim, 3), weights_every=500, **options)
+    run = dln.train(problem, make_orthogonal_layers(dim, n_outputs=3), weights_every=500, **options)
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
     assert min(losses) < 1e-26  # the loss was compared down to this value
@@ -54,9 +54,9 @@ def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
 
 def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
     for dim, depth in ((5, 1), (5, 2), (30, 2), (34, 2)):
-        X, Y = draw_few_samples(dim, max(dim // 2, 1), 2, seed=dim)
+        X, Y = draw_few_samples(dim, n_samples=max(dim // 2, 1), n_outputs=2, seed=dim)
         problem = Problem.from_data(X, Y)
-        weights = make_orthogonal_layers(dim, 2, depth=depth)
+        weights = make_orthogonal_layers(dim, n_outputs=2, depth=depth)
         options = {"learning_rate": "auto", "steps": 3000, "record_every": 1000, "weights_every": 1000}
         run = dln.train(problem, weights, **options, engine="dense", n_threads=1)
         for step in range(len(run.steps)):
@@ -68,7 +68,7 @@ def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
 def test_the_loss_of_reduced_runs_and_batches_is_accurate(dtype):
     """Orthonormal samples, fewer than dimensions: S is a projector, and the subspaces close."""
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype)
-    X, Y = draw_few_samples(40, 2, 40, orthonormal=True)
+    X, Y = draw_few_samples(40, n_samples=2, n_outputs=40, orthonormal=True)
     Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
     problem = Problem.from_data(X, Y, reduction="sum")
     options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
@@ -85,7 +85,7 @@ def test_the_loss_of_reduced_runs_and_batches_is_accurate(dtype):
 def test_ranks_may_differ_within_a_batch():
     problems, data = [], []
     for n_samples in (3, 4):
-        X, _ = draw_few_samples(40, n_samples, 1, orthonormal=True)
+        X, _ = draw_few_samples(40, n_samples=n_samples, n_outputs=1, orthonormal=True)
         Y = np.outer(draw_orthonormal(1, 40, 1)[:, 0], np.ones(n_samples))
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
@@ -102,7 +102,7 @@ def test_ranks_may_differ_within_a_batch():
 def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
     if engine == "torch":
         pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = draw_few_samples(24, 7, 3, repeated=True)
+    X, Y = draw_few_samples(24, n_samples=7, n_outputs=3, repeated=True)
     problem = Problem.from_data(X, Y)
     options = {
         "learning_rate": "auto",
@@ -111,7 +111,9 @@ def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
         "record_every": 1,
         "n_threads": 1,
     }
-    run = dln.train(problem, make_orthogonal_layers(24, 3), steps=20_000, weights_every=1, **options)
+    run = dln.train(
+        problem, make_orthogonal_layers(24, n_outputs=3), steps=20_000, weights_every=1, **options
+    )
     assert run.config["outcome"] == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
     assert assert_loss(run, X, Y, -2) > 0.999e-22
@@ -128,9 +130,9 @@ from dlnfast.torch import RowSharded, train_sharded
 from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 for outputs in (3, 12):
-    X, Y = draw_few_samples(12, 4, outputs)
+    X, Y = draw_few_samples(12, n_samples=4, n_outputs=outputs)
     problem = dln.Problem.from_data(X, Y)
-    weights = make_orthogonal_layers(12, outputs)
+    weights = make_orthogonal_layers(12, n_outputs=outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
     run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
@@ -243,7 +245,7 @@ def descend(core, weights, factor, target, steps, n_threads):
 
 def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
     """||Y||^2 - ||G||^2 of data that are fitted exactly is rounding, which no tolerance would ever pass."""
-    X, Y = draw_few_samples(30, 9, 3)
+    X, Y = draw_few_samples(30, n_samples=9, n_outputs=3)
     for norm in (float(np.sum(Y**2)), float(np.sum(Y**2)) * (1 + 1e-15)):
         problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=norm)
         assert problem.loss_floor == 0.0
@@ -256,7 +258,7 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
     assert 0 <= found.loss_floor < 1e-25 * norm
     run = dln.train(
         found,
-        make_orthogonal_layers(30, 3),
+        make_orthogonal_layers(30, n_outputs=3),
         learning_rate="auto",
         steps=20_000,
         engine="dense",
@@ -270,13 +272,13 @@ def test_without_inputs_nothing_is_learned():
     problem = Problem(np.zeros((2, 5)), np.zeros((5, 5)), output_norm_squared=3.0)
     assert problem.input_factor.shape == (5, 0)
     run = dln.train(
-        problem, make_orthogonal_layers(5, 2, depth=2), learning_rate=0.1, steps=3, engine="dense"
+        problem, make_orthogonal_layers(5, n_outputs=2, depth=2), learning_rate=0.1, steps=3, engine="dense"
     )
     np.testing.assert_array_equal(run.loss, [1.5] * 4)
 
 
 def test_statistics_have_consistent_factors():
-    X, Y = draw_few_samples(17, 5, 3)
+    X, Y = draw_few_samples(17, n_samples=5, n_outputs=3)
     problem = Problem.from_data(X, Y)
     F, G = problem.input_factor, problem.factor_target
     assert F.shape == (17, 5)

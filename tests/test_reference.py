@@ -266,6 +266,7 @@ def compare_engines(weights0: list[Array], target: Array, setting: LayerOptions,
 def initial(
     generator: np.random.Generator,
     dim: int,
+    *,
     n_layers: int,
     setting: LayerOptions,
     n_outputs: int | None = None,
@@ -283,7 +284,7 @@ def test_reduced_training_equals_dense_training(
 ) -> None:
     generator = np.random.default_rng(n_layers)
     target = draw_matrix(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
-    weights0 = initial(generator, 24, n_layers, setting, n_outputs)
+    weights0 = initial(generator, 24, n_layers=n_layers, setting=setting, n_outputs=n_outputs)
     agreement = compare_engines(weights0, target, setting, steps=250)
     assert agreement.weights <= EXACT
     assert agreement.loss <= EXACT
@@ -312,7 +313,7 @@ def test_reduced_training_equals_dense_training_in_extreme_cases(
     setting = SETTINGS["per layer"]
     generator = np.random.default_rng(dim)
     target = draw_matrix(generator, n_outputs or dim, dim, values)
-    weights0 = initial(generator, dim, n_layers, setting, n_outputs)
+    weights0 = initial(generator, dim, n_layers=n_layers, setting=setting, n_outputs=n_outputs)
     assert compare_engines(weights0, target, setting, steps=200).weights <= EXACT
 
 
@@ -328,8 +329,8 @@ def test_active_dimensions_are_those_of_the_theorem() -> None:
     def dimensions(weights0: list[Array], target: Array) -> list[int]:
         return [basis.shape[1] for basis in reference.active_subspaces(weights0, scales, target)]
 
-    square = initial(generator, 10, 3, SETTINGS["plain"])
-    wide = initial(generator, 10, 3, SETTINGS["plain"], 3)
+    square = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"])
+    wide = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"], n_outputs=3)
     assert dimensions(square, draw_matrix(generator, 10, 10, [2.0, 1.0])) == [4, 4, 4, 4]
     assert dimensions(square, np.zeros((10, 10))) == [0, 0, 0, 0]
     assert dimensions(wide, draw_matrix(generator, 3, 10, [3.0, 2.0, 1.0])) == [6, 6, 6, 3]
@@ -342,7 +343,7 @@ def test_active_dimensions_are_those_of_the_theorem() -> None:
 
 def test_aligned_network_is_exact_in_r_dimensions() -> None:
     generator = np.random.default_rng(5)
-    square = initial(generator, 10, 3, SETTINGS["plain"])
+    square = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"])
     right = draw_orthonormal(generator, 10, 2)
     target = reference.end_to_end(square) / 0.5**3 @ right * [3.0, 2.0] @ right.T
     assert compare_engines(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
@@ -352,7 +353,7 @@ def test_aligned_network_is_exact_in_r_dimensions() -> None:
 def test_bases_hold_all_changes(n_outputs: int | None) -> None:
     generator = np.random.default_rng(6)
     setting = SETTINGS["plain"]
-    weights0 = initial(generator, 9, 3, setting, n_outputs)
+    weights0 = initial(generator, 9, n_layers=3, setting=setting, n_outputs=n_outputs)
     target = draw_matrix(generator, n_outputs or 9, 9, [2.0, 1.0])
     bases = reference.active_subspaces(weights0, setting.layers(3)[0], target)
     bound = tolerance(np.float64, 9, 3)
@@ -370,7 +371,7 @@ def test_middle_singular_values_are_rho() -> None:
     setting = SETTINGS["weight decay"]
     scales, rates, decays, momenta = setting.layers(3)
     for n_outputs in (None, 3):
-        weights0 = initial(generator, 12, 3, setting, n_outputs)
+        weights0 = initial(generator, 12, n_layers=3, setting=setting, n_outputs=n_outputs)
         target = draw_matrix(generator, n_outputs or 12, 12, [3.0, 2.0, 1.0])
         bases = reference.active_subspaces(weights0, scales, target)
         run = reference.train_reduced(
@@ -394,7 +395,9 @@ def test_reduced_training_is_exact_through_a_long_plateau() -> None:
     generator = np.random.default_rng(8)
     setting = LayerOptions(scales=(1e-2,), rates=(0.05,))
     target = draw_matrix(generator, 12, 12, [3.0, 2.0])
-    agreement = compare_engines(initial(generator, 12, 3, setting), target, setting, steps=4000)
+    agreement = compare_engines(
+        initial(generator, 12, n_layers=3, setting=setting), target, setting, steps=4000
+    )
     # Rounding in the direction of growth is amplified along with the weights, from 1e-2 to 1.
     assert agreement.weights <= 1e-12
     assert agreement.remaining < 1e-3
@@ -444,7 +447,7 @@ def test_limit_vectors_of_the_theorem() -> None:
     """r singular values rise, r fall, the others stay together, with the same q in every layer."""
     generator = np.random.default_rng(10)
     setting, rank = SETTINGS["plain"], 2
-    weights0 = initial(generator, 9, 3, setting)
+    weights0 = initial(generator, 9, n_layers=3, setting=setting)
     target = draw_matrix(generator, 9, 9, [2.0, 1.0])
     scales = setting.layers(3)[0]
     bases = reference.active_subspaces(weights0, scales, target)

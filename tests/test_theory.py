@@ -92,7 +92,7 @@ def draw_low_rank_problem(generator: np.random.Generator, rows: int, cols: int, 
     return dln.Problem(generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, cols)))
 
 
-def after_one_step(split: theory.FirstOrderSplit, scale: float, rate: float) -> Array:
+def after_one_step(split: theory.FirstOrderSplit, *, scale: float, rate: float) -> Array:
     """Return the singular values that the split predicts, descending."""
     rates = np.concatenate([split.rates, np.full(split.multiplicity, split.rest)])
     return np.sort(scale + rate * rates)[::-1]
@@ -119,7 +119,9 @@ def test_the_split_equals_the_first_step(
         errors = []
         for rate in (2e-4, 1e-4):
             run = dln.train(problem, weights, learning_rate=rate, steps=1)
-            errors.append(np.max(np.abs(run.singular_values(layer)[1] - after_one_step(split, scale, rate))))
+            errors.append(
+                np.max(np.abs(run.singular_values(layer)[1] - after_one_step(split, scale=scale, rate=rate)))
+            )
         assert errors[0] < 1e-4
         if rank > 0:
             assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.1)
@@ -136,7 +138,7 @@ def test_rates_are_the_eigenvalues_of_the_formula(n_outputs: int) -> None:
     expected = np.linalg.eigvalsh((inner + inner.T) / 2 - product * frame @ frame.T)[::-1]
     for layer in (1, 2):
         split = theory.first_order_split(problem, weights, layer)
-        found = after_one_step(split, 0.0, 1.0)
+        found = after_one_step(split, scale=0.0, rate=1.0)
         bound = tolerance(np.float64, 10) * np.max(np.abs(found))
         np.testing.assert_allclose(found, product / scales[layer - 1] * expected, rtol=0, atol=bound)
 
@@ -249,7 +251,7 @@ def test_modes_name_bad_arguments() -> None:
 
 
 def trained_compressions(
-    seed: int, scale: float, n_layers: int, loss_below: float, multiplier: float = 1.0, rate: float = 1.0
+    *, seed: int, scale: float, n_layers: int, loss_below: float, multiplier: float = 1.0, rate: float = 1.0
 ) -> Array:
     """Return C_0 .. C_{L-1} for K = 5 classes of 10 orthonormal samples each, on the loss of a W X."""
     generator = np.random.default_rng(seed)
@@ -285,7 +287,7 @@ def assert_within_law(compressions: Array, law: Array) -> None:
 
 
 def test_compression_in_the_setting_of_progressive_collapse() -> None:
-    runs = [trained_compressions(seed, 0.5, 8, loss_below=4e-9) for seed in range(4)]
+    runs = [trained_compressions(seed=seed, scale=0.5, n_layers=8, loss_below=4e-9) for seed in range(4)]
     law = theory.compression_law(np.arange(8), scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
     assert round(float(law[1] / law[0]), 4) == 0.1875
     for compressions in runs:
@@ -298,7 +300,7 @@ def test_compression_in_the_setting_of_progressive_collapse() -> None:
 
 def test_compression_lags_behind_the_loss() -> None:
     """A mean loss of 1e-6 is not yet convergence: the remaining component adds to the last layers."""
-    compressions = trained_compressions(0, 0.5, 8, loss_below=1e-6)
+    compressions = trained_compressions(seed=0, scale=0.5, n_layers=8, loss_below=1e-6)
     assert compressions[7] == pytest.approx(9.63e-5, rel=0.02)
     assert fitted_ratio(compressions) == pytest.approx(0.1877, abs=5e-4)
 
@@ -310,7 +312,9 @@ def test_compression_lags_behind_the_loss() -> None:
 def test_the_compression_law_equals_its_formula(
     scale: float, n_layers: int, multiplier: float, rate: float
 ) -> None:
-    compressions = trained_compressions(1, scale, n_layers, 1e-11, multiplier, rate)
+    compressions = trained_compressions(
+        seed=1, scale=scale, n_layers=n_layers, loss_below=1e-11, multiplier=multiplier, rate=rate
+    )
     law = theory.compression_law(
         np.arange(n_layers), scale=scale, n_layers=n_layers, n_classes=5, samples_per_class=10,
         output_multiplier=multiplier,

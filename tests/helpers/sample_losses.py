@@ -9,7 +9,7 @@ from tolerances import tolerance
 import dlnfast as dln
 
 
-def draw_few_samples(dim, n_samples, n_outputs, *, seed=0, orthonormal=False, repeated=False):
+def draw_few_samples(dim, *, n_samples, n_outputs, seed=0, orthonormal=False, repeated=False):
     """Return N < d samples of a linear map, which some W fits exactly."""
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((dim, n_samples))
@@ -33,5 +33,5 @@ def true_loss(problem, weights, X, Y):
     return float(scale * np.sum(residual**2)), float(scale * unseen**2)
 
 
-def make_orthogonal_layers(dim, n_outputs, *, depth=3):
+def make_orthogonal_layers(dim, *, n_outputs, depth=3):
     return dln.orthogonal([dim] * depth + [n_outputs], scale=0.5, seed=0)
