@@ -523,18 +523,26 @@ def test_fashion_mnist_is_the_original(data_folder, split, md5):
     assert np.bincount(labels).tolist() == [len(images) // 10] * 10
 
 
-@pytest.mark.parametrize(("method", "split"), [("zca", "train"), ("pca", "test"), ("cholesky", "test")])
-def test_fashion_mnist_can_be_whitened(data_folder, record_property, method, split):
-    images, labels = load_fashion_mnist(data_folder, split)
+def whiten(folder, split, method):
+    """Return the problem of a split, and the seconds that it took."""
+    images, labels = load_fashion_mnist(folder, split)
     start = time.perf_counter()
     problem = Problem.from_data(images, labels, whiten=method, layout="rows")
-    seconds = time.perf_counter() - start
+    return problem, time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def white_training_images(data_folder):
+    return whiten(data_folder, "train", "zca")
+
+
+def assert_whitened(problem, seconds, n_images, record_property):
     white = problem.whitening
     for name in ("error", "rank", "condition_number"):
         record_property(name, getattr(white, name))
     record_property("seconds", seconds)
     print(
-        f"{method}, {len(images)} images: error {white.error:.1e}, rank {white.rank}, "
+        f"{white.method}, {n_images} images: error {white.error:.1e}, rank {white.rank}, "
         f"condition number {white.condition_number:.2e}, {seconds:.1f} s"
     )
     assert white.rank == 784
@@ -543,20 +551,28 @@ def test_fashion_mnist_can_be_whitened(data_folder, record_property, method, spl
     assert white.error < 1e-12
     assert problem.target.shape == (10, 784)
     assert problem.whitened
-    assert problem.loss_scale == 1 / (10 * len(images))
+    assert problem.loss_scale == 1 / (10 * n_images)
 
 
-def test_least_squares_classifies_fashion_mnist(data_folder):
-    problem = Problem.from_data(*load_fashion_mnist(data_folder), whiten="pca", layout="rows")
+def test_training_images_of_fashion_mnist_can_be_whitened(white_training_images, record_property):
+    assert_whitened(*white_training_images, 60_000, record_property)
+
+
+@pytest.mark.parametrize("method", ["pca", "cholesky"])
+def test_test_images_of_fashion_mnist_can_be_whitened(data_folder, record_property, method):
+    assert_whitened(*whiten(data_folder, "test", method), 10_000, record_property)
+
+
+def test_least_squares_classifies_fashion_mnist(data_folder, white_training_images):
+    problem, _ = white_training_images
     images, labels = load_fashion_mnist(data_folder, "test")
     predicted = problem.classes[np.argmax(problem.least_squares @ problem.transform(images), axis=0)]
     # Linear regression on raw pixels is known to reach about 81 % on this test set.
     assert 0.79 < np.mean(predicted == labels) < 0.83
 
 
-def test_cifar10_is_complete(data_folder):
-    if not (data_folder / "cifar10_jpeg.npz").is_file():
-        pytest.skip(f"no cifar10_jpeg.npz in {data_folder}; DLNFAST_DATA may name another folder")
+def test_cifar10_is_complete():
+    data_folder = find_data_folder("cifar10_jpeg.npz")
     images, labels = load_cifar10(data_folder, "test")
     assert images.shape == (10000, 3072)
     assert np.bincount(labels).tolist() == [1000] * 10

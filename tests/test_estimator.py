@@ -436,7 +436,7 @@ def test_a_matrix_of_another_shape_is_refused():
 
 
 def test_a_large_matrix_is_not_predicted_whole():
-    wide = dln.MatrixCompletion(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
+    wide = quick(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="X is None, but the matrix has 32768 x 32768 entries; wanted pairs"):
         wide.predict()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import json
 import shutil
@@ -483,7 +484,9 @@ def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
     assert "index" not in none
 
 
+@functools.cache
 def tracked_model(*, log_loss):
+    """Return the run of a tracked model; it is trained once for all tests."""
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
