@@ -288,7 +288,8 @@ def lazy_run():
 
 
 def misfit(make, name, change, message):
-    return pytest.param(make, name, change, message, id=f"{make.__name__} {name} {message}")
+    changed = name if isinstance(name, str) else name.__name__
+    return pytest.param(make, name, change, message, id=f"{make.__name__} {changed} {message}")
 
 
 def entry(*path):
@@ -300,6 +301,7 @@ def entry(*path):
             place = place[key]
         place[path[-1]] = value
 
+    change.__name__ = ".".join(map(str, path))
     return change
 
 
