@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers.matrices import draw_matrix, entry_setter
+from helpers.optional_packages import import_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -28,14 +29,14 @@ def make_problem_of_dim(**options):
     return dln.Problem(draw_matrix(0, DIM, DIM, [1.5, 1.0]), **options)
 
 
-def make_weights(**options):
+def make_weights_of_dim(**options):
     return dln.orthogonal([DIM] * 4, 0.7, seed=1, **options)
 
 
 def train_small(problem=None, weights=None, **options):
     return dln.train(
         make_problem_of_dim() if problem is None else problem,
-        make_weights() if weights is None else weights,
+        make_weights_of_dim() if weights is None else weights,
         **{"learning_rate": 0.05, "steps": 5} | options,
     )
 
@@ -60,8 +61,8 @@ def test_whitening_that_reduced_the_inputs_is_named():
 
 
 def test_tensors_that_require_grad_are_read():
-    torch = pytest.importorskip("torch", reason="PyTorch makes the tensors")
-    weights = [torch.from_numpy(w) for w in make_weights()]
+    torch = import_torch()
+    weights = [torch.from_numpy(w) for w in make_weights_of_dim()]
     wanted = train_small(weights=weights).loss
     for made in (
         [torch.nn.Parameter(w) for w in weights],
@@ -74,7 +75,7 @@ def test_tensors_that_require_grad_are_read():
 
 
 def with_layer(index, replacement):
-    weights = make_weights()
+    weights = make_weights_of_dim()
     weights[index] = replacement(weights[index]) if callable(replacement) else replacement
     return weights
 
@@ -185,7 +186,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_any_layout_gives_the_same_run(name, dtype, engine):
-    weights = make_weights(dtype=dtype)
+    weights = make_weights_of_dim(dtype=dtype)
     wanted = train_small(weights=weights, engine=engine)
     given_as = [LAYOUTS[name](w) for w in weights]
     run = train_small(weights=given_as, engine=engine)
@@ -232,7 +233,7 @@ def no_copy_of_large_arrays(monkeypatch, limit):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_large_arrays_are_copied_with_a_warning_or_not_at_all(engine, monkeypatch):
     with no_copy_of_large_arrays(monkeypatch, limit=100):
-        weights = make_weights()
+        weights = make_weights_of_dim()
         run = train_small(weights=weights, engine=engine)
         kept = run.states.layers.weights if engine == "reduced" else run.states.initial
         assert all(np.shares_memory(a, b) for a, b in zip(kept, weights, strict=True))
@@ -249,7 +250,7 @@ def test_large_arrays_are_copied_with_a_warning_or_not_at_all(engine, monkeypatc
 
 
 def test_small_arrays_are_copied_without_a_warning():
-    train_small(weights=[np.asfortranarray(w) for w in make_weights()])  # warnings are errors here
+    train_small(weights=[np.asfortranarray(w) for w in make_weights_of_dim()])  # warnings are errors here
     assert _arrays.LARGE_COPY_BYTES == 64 * 2**20
 
 
@@ -432,7 +433,7 @@ def test_other_optimizers_are_refused(name):
 @pytest.mark.parametrize("problem", [None, np.eye(DIM), "problem", dln.Problem])
 def test_a_problem_has_to_be_a_problem(problem):
     with pytest.raises(TypeError, match=r"problem is .*; wanted a dlnfast\.Problem"):
-        dln.train(problem, make_weights(), learning_rate=0.1, steps=1)
+        dln.train(problem, make_weights_of_dim(), learning_rate=0.1, steps=1)
 
 
 @pytest.mark.parametrize("callback", ["print", 3, [print]])
@@ -461,7 +462,7 @@ def test_vectors_without_values_are_refused():
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_diverged_run_keeps_its_records(engine, dtype, momentum):
-    weights = make_weights(dtype=dtype)
+    weights = make_weights_of_dim(dtype=dtype)
     with pytest.raises(dln.DivergedError) as caught:
         train_small(
             weights=weights, learning_rate=20.0, momentum=momentum, steps=500, engine=engine, record_every=2
@@ -534,14 +535,16 @@ def test_divergence_in_single_precision_comes_earlier():
     steps = []
     for dtype in (np.float32, F64):
         with pytest.raises(dln.DivergedError) as caught:
-            train_small(weights=make_weights(dtype=dtype), learning_rate=20.0, steps=500, engine="dense")
+            train_small(
+                weights=make_weights_of_dim(dtype=dtype), learning_rate=20.0, steps=500, engine="dense"
+            )
         steps.append(caught.value.step)
     assert steps[0] <= steps[1]
 
 
 def test_divergence_can_be_pickled():
     with pytest.raises(dln.DivergedError) as caught:
-        train_small(weights=make_weights(), learning_rate=20.0, steps=500, record_every=2)
+        train_small(weights=make_weights_of_dim(), learning_rate=20.0, steps=500, record_every=2)
     error = caught.value
     error.add_note("of run 7")
     copy = pickle.loads(pickle.dumps(error))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_torch
 
 from dlnfast.benchmarks import cases, peers, record, tables
 from dlnfast.cli import main
@@ -292,7 +293,7 @@ def test_the_other_cases_run_in_quick_mode(capsys):
 
 
 def test_the_share_of_tracking_in_a_step_is_measured(capsys):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+    import_torch()
     result = cases.run_case("track-share", cases.Options(repeats=2, quick=True))
     assert set(result["machine"]) == MACHINE
     assert [row["n_matrices"] for row in result["rows"]] == [8, 2]
@@ -309,7 +310,7 @@ def test_the_share_of_tracking_in_a_step_is_measured(capsys):
 
 
 def test_the_torch_engine_is_measured_beside_the_others(capsys):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+    import_torch()
     result = cases.run_case("torch-engine", cases.Options(repeats=1, quick=True))
     for row, (dim, n_outputs) in zip(result["rows"], ((64, 10), (48, 48)), strict=True):
         assert (row["setting"]["dim"], row["setting"]["n_outputs"]) == (dim, n_outputs)

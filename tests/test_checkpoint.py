@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from helpers.files import file_names
 from helpers.interruption import StopTraining, stop_at
+from helpers.optional_packages import import_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -318,7 +319,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
 def test_runs_of_the_torch_engine_resume(options, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+    import_torch()
     problem = dln.low_rank_recovery(20, 2)
     weights = dln.orthogonal([20] * 3)
     options = {"engine": "torch", "learning_rate": 0.5, "steps": 40, "n_threads": 1} | options

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -223,7 +224,7 @@ def test_entries_are_stored_as_given(rows, columns, seed):
 
 
 def test_all_constructors_give_the_same_problem():
-    sparse = pytest.importorskip("scipy.sparse")
+    sparse = import_sparse()
     matrix = np.array([[1.0, np.nan, 0.0], [np.nan, 2.0, np.nan]])
     dense = dln.Completion.from_dense(matrix)
     masked = dln.Completion.from_dense(np.nan_to_num(matrix, nan=7.0), ~np.isnan(matrix))
@@ -268,7 +269,7 @@ def test_measurements_are_taken_in_all_forms(form):
     elif form == "rank one":
         problem = dln.Sensing((left, right), values)
     else:
-        sparse = pytest.importorskip("scipy.sparse")
+        sparse = import_sparse()
         problem = dln.Sensing(sparse.csr_array(dense.reshape(9, -1)), values, shape=(4, 6))
     assert problem.shape == (4, 6)
     np.testing.assert_allclose(problem.apply(W), values, rtol=1e-12)

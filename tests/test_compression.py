@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.matrices import draw_layers, draw_orthonormal, entry_setter
+from helpers.optional_packages import import_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -266,7 +267,7 @@ def test_arguments_stay_unchanged_and_results_own_their_memory():
 
 
 def test_tensors_are_read():
-    torch = pytest.importorskip("torch", reason="PyTorch makes the tensors")
+    torch = import_torch()
     layers = dln.gaussian([6, 7, 5], seed=0)
     wanted = dln.compress(layers, rank=2)
     found = dln.compress([torch.from_numpy(w) for w in layers], rank=2)

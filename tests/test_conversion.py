@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_pandas, import_sparse, import_torch
 from helpers.public_calls import CALLS
 from tolerances import tolerance
 
@@ -46,24 +47,12 @@ def masked(a):
     return result
 
 
-def torch():
-    return pytest.importorskip("torch")
-
-
-def pandas():
-    return pytest.importorskip("pandas")
-
-
-def sparse():
-    return pytest.importorskip("scipy.sparse")
-
-
 def tensor(a, **options):
-    return torch().tensor(a, **options)
+    return import_torch().tensor(a, **options)
 
 
 def table(a):
-    return pandas().DataFrame(a) if a.ndim == 2 else pandas().Series(a)
+    return import_pandas().DataFrame(a) if a.ndim == 2 else import_pandas().Series(a)
 
 
 def nullable(a):
@@ -81,7 +70,7 @@ def with_na(a):
 
 def negated(a):
     """Return a tensor whose sign is a bit of its view."""
-    return torch()._neg_view(-tensor(a))
+    return import_torch()._neg_view(-tensor(a))
 
 
 #: Kinds that give the result of the plain array; a kind is left out where an array has no such form.
@@ -116,8 +105,8 @@ REFUSED = {
     "records": lambda a: np.zeros(a.shape, "i4,f8"),
     "no axis": lambda a: np.array(0.5),
     "tensor without values": lambda a: tensor(a).to("meta"),
-    "sparse": lambda a: sparse().csr_array(a) if a.ndim == 2 else sparse().coo_array(a),
-    "sparse matrix": lambda a: sparse().csc_matrix(a) if a.ndim == 2 else None,
+    "sparse": lambda a: import_sparse().csr_array(a) if a.ndim == 2 else import_sparse().coo_array(a),
+    "sparse matrix": lambda a: import_sparse().csc_matrix(a) if a.ndim == 2 else None,
     "sparse tensor": lambda a: tensor(a).to_sparse(),
     "table of text": lambda a: table(a).astype(str).astype(object) if a.ndim < 3 else None,
 }
@@ -340,7 +329,7 @@ def incomplete_matrices():
         np.ma.array(np.where([[1, 1, 1], [1, 1, 0]], PHI, np.nan), mask=[[0, 1, 0], [0, 0, 0]]),
     )
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield "table", pd.DataFrame(NAN)
@@ -380,7 +369,7 @@ def incomplete_ratings():
     yield np.ma.array(RATINGS, mask=RATINGS > 100)
     yield [*RATINGS[:-1], np.ma.masked]
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield pd.Series([*RATINGS[:-1], None], dtype="Float64")
@@ -423,7 +412,7 @@ FORMATS = ("csr", "csc", "coo", "dia", "bsr", "lil", "dok")
 
 def stored_zeros(form, kind="array"):
     """Return diag(1, 0, 2) of three rows and four columns, the zero stored."""
-    made = getattr(sparse(), f"coo_{kind}")(([1.0, 0.0, 2.0], ([0, 1, 2], [0, 1, 2])), shape=(3, 4))
+    made = getattr(import_sparse(), f"coo_{kind}")(([1.0, 0.0, 2.0], ([0, 1, 2], [0, 1, 2])), shape=(3, 4))
     return made.asformat(form)
 
 
@@ -444,7 +433,7 @@ def test_stored_zeros_are_entries_in_every_format(form, kind):
 def test_whole_diagonals_are_stored(offsets):
     shape = (3, 4)
     data = np.arange(len(offsets) * 4.0).reshape(len(offsets), 4)  # with a zero
-    problem = dln.Completion.from_sparse(sparse().dia_array((data + 0, offsets), shape=shape))
+    problem = dln.Completion.from_sparse(import_sparse().dia_array((data + 0, offsets), shape=shape))
     wanted = {
         (j - k, j): data[n, j] for n, k in enumerate(offsets) for j in range(4) if 0 <= j - k < shape[0]
     }
@@ -454,8 +443,8 @@ def test_whole_diagonals_are_stored(offsets):
 
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
 def test_sparse_tensors_hold_their_entries(layout):
-    matrix = torch().sparse_coo_tensor(
-        [[0, 1, 2], [0, 1, 2]], [1.0, 0.0, 2.0], (3, 4), dtype=torch().float64, check_invariants=True
+    matrix = import_torch().sparse_coo_tensor(
+        [[0, 1, 2], [0, 1, 2]], [1.0, 0.0, 2.0], (3, 4), dtype=import_torch().float64, check_invariants=True
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch calls CSR a beta
@@ -470,10 +459,12 @@ def test_sparse_tensors_hold_their_entries(layout):
 
 
 def test_sparse_tensors_with_an_entry_twice_are_refused():
-    twice = torch().sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2), check_invariants=True)
+    twice = import_torch().sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2), check_invariants=True)
     with pytest.raises(ValueError, match=r"\(0, 1\) is given twice: 1 by entry 0 and 2"):
         dln.Completion.from_sparse(twice)
-    hybrid = torch().sparse_coo_tensor([[0, 1]], torch().ones(2, 3), (2, 3), check_invariants=True)
+    hybrid = import_torch().sparse_coo_tensor(
+        [[0, 1]], import_torch().ones(2, 3), (2, 3), check_invariants=True
+    )
     with pytest.raises(TypeError, match="matrix is a hybrid sparse tensor"):
         dln.Completion.from_sparse(hybrid)
 
@@ -481,15 +472,19 @@ def test_sparse_tensors_with_an_entry_twice_are_refused():
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: sparse().coo_array(np.ones(3)), dln.ShapeError, r"has shape \(3,\); wanted a matrix"),
+        (lambda: import_sparse().coo_array(np.ones(3)), dln.ShapeError, r"has shape \(3,\); wanted a matrix"),
         (
-            lambda: sparse().coo_array(np.ones((2, 3, 4))),
+            lambda: import_sparse().coo_array(np.ones((2, 3, 4))),
             dln.ShapeError,
             r"has shape \(2, 3, 4\); wanted a m",
         ),
-        (lambda: sparse().csr_array(np.eye(2) * 1j), TypeError, "has dtype complex128"),
-        (lambda: sparse().csr_array([[np.nan, 1.0]]), ValueError, "has a value that is not finite: nan"),
-        (lambda: sparse().csr_array((2, 2)), ValueError, "known"),
+        (lambda: import_sparse().csr_array(np.eye(2) * 1j), TypeError, "has dtype complex128"),
+        (
+            lambda: import_sparse().csr_array([[np.nan, 1.0]]),
+            ValueError,
+            "has a value that is not finite: nan",
+        ),
+        (lambda: import_sparse().csr_array((2, 2)), ValueError, "known"),
     ],
 )
 def test_sparse_matrices_of_another_kind_are_refused_by_name(make, error, text):
@@ -502,7 +497,7 @@ def test_sparse_matrices_of_another_kind_are_refused_by_name(make, error, text):
 
 def test_a_sparse_matrix_is_refused_where_a_dense_one_is_wanted():
     with pytest.raises(TypeError, match=r"matrix is a sparse csr_array; .*Completion\.from_sparse"):
-        dln.Completion.from_dense(sparse().csr_array(np.eye(3)))
+        dln.Completion.from_dense(import_sparse().csr_array(np.eye(3)))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -510,7 +505,7 @@ def test_a_sparse_matrix_is_refused_where_a_dense_one_is_wanted():
 def test_sparse_measurement_operators_equal_dense_ones(form, dtype):
     operators = (np.random.default_rng(0).integers(-99, 99, (5, 6)) * [[1, 0, 1, 1, 0, 1]]).astype(dtype)
     values = np.arange(5.0)
-    found = dln.Sensing(sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
+    found = dln.Sensing(import_sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
     wanted = dln.Sensing(operators.reshape(5, 2, 3), values)
     W = np.random.default_rng(1).standard_normal((2, 3))
     assert_same_results([found.apply(W), found.adjoint(values)], [wanted.apply(W), wanted.adjoint(values)])
@@ -520,9 +515,17 @@ def test_sparse_measurement_operators_equal_dense_ones(form, dtype):
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: sparse().csr_array(np.ones((5, 6)) * 1j), TypeError, "operators .*has dtype complex128"),
-        (lambda: sparse().coo_array(np.ones((5, 2, 3))), dln.ShapeError, r"operators has shape \(5, 2, 3\)"),
-        (lambda: sparse().csr_array(np.full((5, 6), np.nan)), ValueError, "operators .*not finite"),
+        (
+            lambda: import_sparse().csr_array(np.ones((5, 6)) * 1j),
+            TypeError,
+            "operators .*has dtype complex128",
+        ),
+        (
+            lambda: import_sparse().coo_array(np.ones((5, 2, 3))),
+            dln.ShapeError,
+            r"operators has shape \(5, 2, 3\)",
+        ),
+        (lambda: import_sparse().csr_array(np.full((5, 6), np.nan)), ValueError, "operators .*not finite"),
         (
             lambda: np.ma.array(np.ones((5, 2, 3)), mask=np.eye(5, 6).reshape(5, 2, 3)),
             ValueError,
@@ -534,7 +537,7 @@ def test_sparse_measurement_operators_equal_dense_ones(form, dtype):
             r"operators\[0",
         ),
         (
-            lambda: (sparse().csr_array(np.ones((5, 2))), np.ones((5, 3))),
+            lambda: (import_sparse().csr_array(np.ones((5, 2))), np.ones((5, 3))),
             TypeError,
             r"operators\[0\] is a spar",
         ),
@@ -546,7 +549,7 @@ def test_measurements_of_another_kind_are_refused_by_name(make, error, text):
 
 
 def test_entries_of_a_sparse_operator_that_are_stored_twice_add_up():
-    operators = sparse().coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 4))
+    operators = import_sparse().coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 4))
     problem = dln.Sensing(operators, [1.0], shape=(2, 2))
     np.testing.assert_array_equal(problem.apply([[0.0, 1.0], [0.0, 0.0]]), [3.0])
     assert problem.density == 9.0 / 4
@@ -591,15 +594,15 @@ def labels_of_every_kind():
     yield "memoryview", memoryview(LABELS)
     yield "protocol", Protocol(LABELS)
     try:
-        import torch
+        import import_torch
     except ModuleNotFoundError:
         pass
     else:
-        yield "tensor", torch.tensor(LABELS)
-        yield "tensor of bytes", torch.tensor(LABELS).to(torch.uint8)
-        yield "list of tensors", list(torch.tensor(LABELS))
+        yield "tensor", import_torch.tensor(LABELS)
+        yield "tensor of bytes", import_torch.tensor(LABELS).to(import_torch.uint8)
+        yield "list of tensors", list(import_torch.tensor(LABELS))
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield "series", pd.Series(LABELS, index=[7, 5, 3, 1])
@@ -625,7 +628,7 @@ def labels_that_are_missing():
     yield np.ma.array([0, 1, 1, 99], mask=[0, 0, 0, 1])
     yield [0, 1, 1, np.ma.masked]
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield pd.Series([0, 1, 1, None], dtype="Int64")
@@ -652,7 +655,7 @@ def test_missing_labels_are_refused(labels):
 
 def test_words_in_tables_are_labels_of_measures():
     features = np.random.default_rng(0).standard_normal((3, 4))
-    words = pandas().Series(["b", "a", "a", "b"])
+    words = import_pandas().Series(["b", "a", "a", "b"])
     for measure in (dln.measures.compression, dln.measures.discrimination):
         assert measure(features, words) == measure(features, ["b", "a", "a", "b"])
         assert measure(features, words.astype("category")) == measure(features, list(words))
@@ -753,16 +756,16 @@ def test_numbers_of_every_kind_are_read():
     wanted = dln.train(**base, learning_rate=0.25).loss
     rates = [np.float32(0.25), np.array(0.25), fractions.Fraction(1, 4), decimal.Decimal("0.25")]
     rates += [tensor(0.25, requires_grad=True), tensor(0.25).half(), np.ma.array(0.25)]
-    rates += [tensor([0.25] * 3, requires_grad=True), pandas().Series([0.25] * 3, index=list("abc"))]
+    rates += [tensor([0.25] * 3, requires_grad=True), import_pandas().Series([0.25] * 3, index=list("abc"))]
     rates += [[tensor(0.25, requires_grad=True)] * 3, memoryview(np.full(3, 0.25)), np.ma.array([0.25] * 3)]
     for rate in rates:
         np.testing.assert_array_equal(dln.train(**base, learning_rate=rate).loss, wanted)
     bad = [np.ma.masked, np.ma.array([0.25] * 3, mask=[0, 0, 1]), [0.25, 0.25, np.ma.masked], tensor(0.25j)]
     bad += [
         tensor(0.25).to("meta"),
-        pandas().NA,
-        pandas().DataFrame([[0.25] * 3]),
-        sparse().coo_array([0.25] * 3),
+        import_pandas().NA,
+        import_pandas().DataFrame([[0.25] * 3]),
+        import_sparse().coo_array([0.25] * 3),
     ]
     for rate in bad:
         with pytest.raises((TypeError, ValueError), match="learning_rate"):
@@ -773,26 +776,35 @@ def test_numbers_of_every_kind_are_read():
 
 
 def test_pairs_of_numbers_of_every_kind_are_read():
-    pairs = [(0.25, -0.25), np.array([0.25, -0.25]), tensor([0.25, -0.25]), pandas().Series([0.25, -0.25])]
+    pairs = [
+        (0.25, -0.25),
+        np.array([0.25, -0.25]),
+        tensor([0.25, -0.25]),
+        import_pandas().Series([0.25, -0.25]),
+    ]
     wanted, *others = [
         dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
     ]
     for found in others:
         np.testing.assert_array_equal(found, wanted)
     # The items of a table are the names of its columns.
-    for odd in (pandas().DataFrame([[0.25, -0.25]]), np.ma.array([0.25, -0.25], mask=[0, 1]), np.eye(2)):
+    for odd in (
+        import_pandas().DataFrame([[0.25, -0.25]]),
+        np.ma.array([0.25, -0.25], mask=[0, 1]),
+        np.eye(2),
+    ):
         for name in ("weighting", "bias_penalty", "clip"):
             with pytest.raises((TypeError, ValueError), match=name):
                 dln.MatrixCompletion(**{name: odd}).fit(PAIRS, RATINGS)
     with pytest.raises((TypeError, ValueError), match="shape"):
-        dln.Completion([0], [0], [1.0], pandas().DataFrame([[1, 1]], columns=[4, 3]))
+        dln.Completion([0], [0], [1.0], import_pandas().DataFrame([[1, 1]], columns=[4, 3]))
 
 
 def test_predictions_of_a_task_may_be_any_kind_of_array():
     from dlnfast.tasks import TextTask
 
     task = TextTask("mnli", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))
-    for found in ([0, 1, 0], tensor([0, 1, 0]), pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):
+    for found in ([0, 1, 0], tensor([0, 1, 0]), import_pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):
         assert task.score(found) == pytest.approx(2 / 3, abs=0)
     with pytest.raises(ValueError, match="predictions has missing values"):
         task.score(np.ma.array([0, 1, 0], mask=[0, 0, 1]))

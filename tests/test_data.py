@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from helpers.data_folder import find_data_folder
+from helpers.optional_packages import import_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,8 +126,7 @@ def png(image):
 
 @pytest.mark.parametrize("folder", [".", "fashion_mnist", "data"])
 def test_fashion_mnist_is_loaded_from_parquet_folders(tmp_path, folder):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    pyarrow, parquet = import_parquet()
     (tmp_path / folder).mkdir(exist_ok=True)
     for split, (images, labels) in BOTH.items():
         for part, rows in enumerate((slice(0, 2), slice(2, None))):
@@ -301,8 +301,7 @@ def cifar_arrays():
 
 
 def write_cifar_parquet(folder):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    pyarrow, parquet = import_parquet()
     folder.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in CIFAR.items():
         for part, rows in enumerate((slice(0, 9), slice(9, None))):
@@ -487,8 +486,7 @@ def test_cifar10_images_of_other_sizes_are_refused(tmp_path):
 
 
 def test_damaged_cifar10_parquet_files_are_named(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    pyarrow, parquet = import_parquet()
     file = tmp_path / "test-00000-of-00001.parquet"
     wrong = {"bytes": b"no image", "path": None}
     for table in ({"image": [wrong], "label": [0]}, {"img": [wrong]}, {"img": [None], "label": [0]}):

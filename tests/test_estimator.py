@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_sparse
 
 import dlnfast as dln
 from dlnfast import estimator
@@ -162,7 +163,7 @@ def test_biases_can_be_restricted_to_rows_or_columns(which):
 
 
 def test_all_forms_of_input_agree():
-    sparse = pytest.importorskip("scipy.sparse", reason="SciPy makes the sparse matrix")
+    sparse = import_sparse()
     pairs, ratings, whole = noisy_ratings()
     ratings[5] = 0.0  # a rating like any other
     dense = np.full(whole.shape, np.nan)
@@ -365,7 +366,7 @@ def test_bad_entries_are_named(X, y, error, message):
 
 
 def test_ratings_beside_a_sparse_matrix_are_refused():
-    sparse = pytest.importorskip("scipy.sparse", reason="SciPy makes the sparse matrix")
+    sparse = import_sparse()
     with pytest.raises(TypeError, match="y is given with a sparse matrix X"):
         dln.MatrixCompletion().fit(sparse.eye_array(3), [1.0, 2.0, 3.0])
 

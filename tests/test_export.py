@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.memory import peak_bytes
+from helpers.optional_packages import import_pandas, import_torch
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -149,7 +150,7 @@ def test_rates_have_their_own_steps(xarray):
 
 
 def test_tracked_models_keep_their_names(xarray):
-    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    torch = import_torch()
     from dlnfast.torch import track
 
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
@@ -428,7 +429,7 @@ def test_the_command_line_exports(store, tmp_path, capsys):
 
 @pytest.fixture
 def pandas():
-    return pytest.importorskip("pandas", reason="pandas is optional")
+    return import_pandas()
 
 
 def test_a_table_has_a_row_for_every_value(pandas):
@@ -487,7 +488,7 @@ def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
 @functools.cache
 def tracked_model(*, log_loss):
     """Return the run of a tracked model; it is trained once for all tests."""
-    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    torch = import_torch()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

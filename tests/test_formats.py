@@ -71,7 +71,7 @@ def test_saved_runs_load(path):
 def test_saved_problems_are_complete():
     for folder in RELEASED:
         for path in folder.glob("whitened.npz"):
-            inputs, _ = released_formats.samples()
+            inputs, _ = released_formats.draw_samples()
             found, wanted = dln.load(path).problem, RUNS["whitened"]().problem
             np.testing.assert_allclose(found.transform(inputs), wanted.transform(inputs), rtol=1e-12)
             np.testing.assert_array_equal(found.classes, wanted.classes)

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_torch
 
 import dlnfast as dln
 from dlnfast import Checkpoint, FolderInUseError, _locks
@@ -137,7 +138,7 @@ class TestOwners:
         return dln.train_compressed(self.completion, lazy_weights, **options, checkpoint=folder)
 
     def torch(self, folder):
-        pytest.importorskip("torch", reason="PyTorch is optional")
+        import_torch()
         return self.train(folder, engine="torch")
 
     @pytest.mark.parametrize("name", ["train", "batch", "turns", "torch"])

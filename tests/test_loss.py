@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 from helpers.matrices import draw_orthonormal
+from helpers.optional_packages import import_torch
 from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def assert_loss(run, X, Y, step=-1):
 @pytest.mark.parametrize("dim", [12, 40])
 def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
     if engine == "torch":
-        pytest.importorskip("torch", reason="PyTorch is optional")
+        import_torch()
     X, Y = draw_few_samples(dim, n_samples=dim // 3, n_outputs=3)
     problem = Problem.from_data(X, Y)
     options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
@@ -101,7 +102,7 @@ def test_ranks_may_differ_within_a_batch():
 @pytest.mark.parametrize("engine", ["dense", "torch"])
 def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
     if engine == "torch":
-        pytest.importorskip("torch", reason="PyTorch is optional")
+        import_torch()
     X, Y = draw_few_samples(24, n_samples=7, n_outputs=3, repeated=True)
     problem = Problem.from_data(X, Y)
     options = {
@@ -120,7 +121,7 @@ def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
 
 
 def test_the_loss_of_sharded_layers_is_accurate(run_python, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+    import_torch()
     program = f"""
 import sys
 sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})

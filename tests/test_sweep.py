@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.executors import InlineExecutor
+from helpers.optional_packages import import_pandas
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -447,7 +448,7 @@ def test_results_are_formatted_as_tables():
 
 
 def test_results_become_a_pandas_table():
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pandas = import_pandas()
     results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     frame = results.to_pandas()
     assert isinstance(frame, pandas.DataFrame)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import tempfile
 
 import numpy as np
-import pytest
 
 import dlnfast as dln
 from helpers.executors import InlineExecutor
+from helpers.optional_packages import import_sparse
 
 DIM, DEPTH, N_SAMPLES = 6, 3, 40
 
@@ -495,5 +495,4 @@ CALLS = {
 
 
 def make_sparse():
-    scipy = pytest.importorskip("scipy.sparse", reason="SciPy makes the matrices")
-    return scipy.csr_array(np.where(make_matrix() > 0, make_matrix(), 0.0))
+    return import_sparse().csr_array(np.where(make_matrix() > 0, make_matrix(), 0.0))
