@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
-from helpers.torch_networks import make_two_layers  # noqa: E402
+from helpers.torch_networks import draw_rows, make_two_layers  # noqa: E402
 from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -17,14 +17,11 @@ import dlnfast as dln  # noqa: E402
 
 STEPS = 6
 ACCUMULATED = 3
+N_ROWS = STEPS * ACCUMULATED * 4
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # warnings of the other packages about the machine and small loaders
-
-
-def rows(n=STEPS * ACCUMULATED * 4):
-    return torch.randn(n, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def network():
@@ -94,7 +91,7 @@ def fit(lightning, model, callbacks, folder, accumulated=1, n=STEPS, **settings)
         default_root_dir=folder,
         **settings,
     )
-    data = rows(n * accumulated * 4)
+    data = draw_rows(n * accumulated * 4, dtype=torch.float64)
     trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=4))
 
 
@@ -197,7 +194,7 @@ def run_trainer(transformers, callbacks, folder, steps, resume=None, model=None,
         use_cpu=True,
         **{"logging_steps": 1, "save_steps": 3, **settings},
     )
-    data = [{"inputs": row} for row in rows()]
+    data = [{"inputs": row} for row in draw_rows(N_ROWS, dtype=torch.float64)]
     trainer = transformers.Trainer(
         model or Network(), arguments, train_dataset=data, eval_dataset=data[:4], callbacks=callbacks
     )
@@ -336,7 +333,7 @@ def test_accelerate_with_gradient_accumulation(every):
     prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     kept = {0: model[2].weight.detach().clone()}
     with dln.torch.track(model, "2", k=2, every=every) as tracked:
-        for number, part in enumerate(rows().split(4), 1):
+        for number, part in enumerate(draw_rows(N_ROWS, dtype=torch.float64).split(4), 1):
             with accelerator.accumulate(prepared):
                 accelerator.backward((prepared(part) - 1).square().mean())
                 optimizer.step()

@@ -21,7 +21,7 @@ def layers_of(run, step=-1):
 
 
 @pytest.fixture(scope="module")
-def completion():
+def completion_problem():
     return dln.low_rank_completion(120, 3, 0.35, seed=1)
 
 
@@ -30,13 +30,13 @@ def start():
     return dln.orthogonal([120] * 4, 1e-2, seed=2)
 
 
-def test_the_gradient_basis_equals_its_definition(completion, start):
-    narrow = dln.compressed_weights(completion, start, rank=3)
+def test_the_gradient_basis_equals_its_definition(completion_problem, start):
+    narrow = dln.compressed_weights(completion_problem, start, rank=3)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (6, 6), (120, 6)]
     # By whole decompositions: the leading vectors of the gradient, and their images.
     product = reference.end_to_end(start)
-    mask = completion.backprojection().dense() != 0
-    u, _, vt = np.linalg.svd(-reference.observed_residual(product, completion.truth.dense(), mask))
+    mask = completion_problem.backprojection().dense() != 0
+    u, _, vt = np.linalg.svd(-reference.observed_residual(product, completion_problem.truth.dense(), mask))
     rotation = product / 1e-2**3
     basis = np.linalg.qr(np.hstack([vt[:3].T, rotation.T @ u[:, :3]]))[0]
     assert np.linalg.norm(narrow[0] - narrow[0] @ basis @ basis.T) < 1e-9
@@ -60,19 +60,19 @@ def test_for_a_fully_observed_matrix_the_narrow_network_equals_the_wide_one():
     np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
 
 
-def test_learned_bases_recover_where_frozen_bases_stall(completion, start):
+def test_learned_bases_recover_where_frozen_bases_stall(completion_problem, start):
     options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
-    moving = dln.train_compressed(completion, start, outer=0.01, **options)
-    frozen = dln.train_compressed(completion, start, outer=0.0, **options)
-    assert completion.recovery_error(layers_of(moving)) < 1e-6
-    assert completion.recovery_error(layers_of(frozen)) > 1e-2
+    moving = dln.train_compressed(completion_problem, start, outer=0.01, **options)
+    frozen = dln.train_compressed(completion_problem, start, outer=0.0, **options)
+    assert completion_problem.recovery_error(layers_of(moving)) < 1e-6
+    assert completion_problem.recovery_error(layers_of(frozen)) > 1e-2
 
 
-def test_projecting_with_frozen_bases_changes_nothing(completion, start, monkeypatch):
+def test_projecting_with_frozen_bases_changes_nothing(completion_problem, start, monkeypatch):
     options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
-    projected = dln.train_compressed(completion, start, singular_values="all", **options)
+    projected = dln.train_compressed(completion_problem, start, singular_values="all", **options)
     monkeypatch.setattr("dlnfast.compressed._PROJECTION_FLOPS", 0.0)
-    frozen = dln.train_compressed(completion, start, singular_values="all", **options)
+    frozen = dln.train_compressed(completion_problem, start, singular_values="all", **options)
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths
     assert projected.config["learning_rate"] == frozen.config["learning_rate"]
@@ -82,8 +82,8 @@ def test_projecting_with_frozen_bases_changes_nothing(completion, start, monkeyp
         np.testing.assert_allclose(projected.singular_values(layer), frozen.singular_values(layer), atol=1e-9)
 
 
-def test_a_projected_run_is_saved_like_any(completion, start, tmp_path):
-    run = dln.train_compressed(completion, start, rank=3, steps=50, outer=0.0, singular_values=2)
+def test_a_projected_run_is_saved_like_any(completion_problem, start, tmp_path):
+    run = dln.train_compressed(completion_problem, start, rank=3, steps=50, outer=0.0, singular_values=2)
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
@@ -132,24 +132,24 @@ def test_projected_outer_steps_equal_their_definition(kind):
     assert run.states.snapshot_steps.tolist() == [0, 4, 8]
 
 
-def test_projected_outer_steps_converge_where_single_steps_do(completion, start):
+def test_projected_outer_steps_converge_where_single_steps_do(completion_problem, start):
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
-    runs = [dln.train_compressed(completion, start, outer_every=n, **options) for n in (1, 10)]
+    runs = [dln.train_compressed(completion_problem, start, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
         assert run.config["outcome"] == "converged"
-        assert completion.recovery_error(layers_of(run)) < 1e-5
+        assert completion_problem.recovery_error(layers_of(run)) < 1e-5
     assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
     with pytest.raises(ValueError, match="momentum"):
-        dln.train_compressed(completion, start, outer_every=2, momentum=0.5, **options)
+        dln.train_compressed(completion_problem, start, outer_every=2, momentum=0.5, **options)
     with pytest.raises(ValueError, match="singular_values"):
-        dln.train_compressed(completion, start, outer_every=2, singular_values=3, **options)
+        dln.train_compressed(completion_problem, start, outer_every=2, singular_values=3, **options)
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
-def test_a_diverged_run_has_the_full_network(completion, start, outer, outer_every):
+def test_a_diverged_run_has_the_full_network(completion_problem, start, outer, outer_every):
     with pytest.raises(dln.DivergedError) as caught:
         dln.train_compressed(
-            completion,
+            completion_problem,
             start,
             rank=3,
             outer=outer,
@@ -160,43 +160,43 @@ def test_a_diverged_run_has_the_full_network(completion, start, outer, outer_eve
         )
     run = caught.value.trajectory
     assert run.widths == [120, 6, 6, 6, 6, 120]
-    assert run.problem is completion
+    assert run.problem is completion_problem
     assert np.all(np.isfinite(run.loss))
 
 
-def test_the_defaults_converge(completion, start):
-    assert completion.suggested_rank() == 3
-    run = dln.train_compressed(completion, start)
+def test_the_defaults_converge(completion_problem, start):
+    assert completion_problem.suggested_rank() == 3
+    run = dln.train_compressed(completion_problem, start)
     assert run.config["outcome"] == "converged"
     assert run.config["compressed"]["rank"] == 3
-    assert completion.recovery_error(layers_of(run)) < 1e-6
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-6
 
 
-def test_frozen_bases_stop_where_the_loss_stalls(completion, start):
-    stalled = dln.train_compressed(completion, start, outer=0.0)
+def test_frozen_bases_stop_where_the_loss_stalls(completion_problem, start):
+    stalled = dln.train_compressed(completion_problem, start, outer=0.0)
     assert stalled.config["outcome"] == "stopped"
     assert len(stalled.loss) < 20_000
 
 
-def test_the_surrogate_basis_chooses_the_widths(completion):
-    surrogate = dln.train_compressed(completion, basis="surrogate", outer=1.0, steps=10)
+def test_the_surrogate_basis_chooses_the_widths(completion_problem):
+    surrogate = dln.train_compressed(completion_problem, basis="surrogate", outer=1.0, steps=10)
     assert surrogate.widths == [120, 6, 6, 120]
 
 
-def test_a_rate_needs_steps(completion, start):
+def test_a_rate_needs_steps(completion_problem, start):
     with pytest.raises(ValueError, match="steps is needed"):
-        dln.train_compressed(completion, start, learning_rate=1.0)
+        dln.train_compressed(completion_problem, start, learning_rate=1.0)
 
 
-def test_an_unknown_rank_is_named(completion, start):
+def test_an_unknown_rank_is_named(completion_problem, start):
     with pytest.raises(ValueError, match='"auto"'):
-        dln.train_compressed(completion, start, rank="half")
+        dln.train_compressed(completion_problem, start, rank="half")
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
-def test_a_projection_keeps_the_loss(completion, kind):
+def test_a_projection_keeps_the_loss(completion_problem, kind):
     rng = np.random.default_rng(0)
-    given = completion if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
+    given = completion_problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
     U, V = (draw_orthonormal(rng, d, 4) for d in given.shape)
     small = project(given, U, V[:, :3])
     assert small.shape == (4, 3)
@@ -206,19 +206,19 @@ def test_a_projection_keeps_the_loss(completion, kind):
         assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
 
 
-def test_the_surrogate_basis_equals_its_definition(completion):
-    narrow = dln.compressed_weights(completion, rank=6, basis="surrogate", depth=4, scale=0.1)
+def test_the_surrogate_basis_equals_its_definition(completion_problem):
+    narrow = dln.compressed_weights(completion_problem, rank=6, basis="surrogate", depth=4, scale=0.1)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (120, 6)]
-    u, _, vt = np.linalg.svd(completion.backprojection().dense())
+    u, _, vt = np.linalg.svd(completion_problem.backprojection().dense())
     np.testing.assert_allclose(np.abs(narrow[0] @ vt[:6].T), 0.1 * np.eye(6), atol=1e-8)
     np.testing.assert_allclose(np.abs(u[:, :6].T @ narrow[-1]), 0.1 * np.eye(6), atol=1e-8)
     run = dln.train_compressed(
-        completion, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
+        completion_problem, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
     )
-    assert completion.recovery_error(layers_of(run)) < 1e-5
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-5
 
 
-def test_lazily_sampled_weights_of_any_width(completion):
+def test_lazily_sampled_weights_of_any_width(completion_problem):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
     lazy_weights = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
     run = dln.train_compressed(
@@ -235,11 +235,11 @@ def test_sensing_problems_are_recovered():
     assert problem.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_float32_runs_recover(completion):
+def test_float32_runs_recover(completion_problem):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
-    run = dln.train_compressed(completion, weights, rank=3, steps=3000, record_every=10**6)
+    run = dln.train_compressed(completion_problem, weights, rank=3, steps=3000, record_every=10**6)
     assert run.weights(1).dtype == np.float32
-    assert completion.recovery_error(layers_of(run)) < 1e-3
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-3
 
 
 def test_curvatures_are_bounded_closely_from_above():
@@ -268,15 +268,15 @@ def test_curvatures_are_bounded_closely_from_above():
         ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
     ],
 )
-def test_bad_arguments_are_named(completion, start, options, error, text):
+def test_bad_arguments_are_named(completion_problem, start, options, error, text):
     with pytest.raises(error, match=text):
-        dln.train_compressed(completion, start, steps=1, **options)
+        dln.train_compressed(completion_problem, start, steps=1, **options)
 
 
-def test_bad_starting_weights_are_named(completion):
+def test_bad_starting_weights_are_named(completion_problem):
     with pytest.raises(ValueError, match="weights are needed"):
-        dln.train_compressed(completion, rank=2, steps=1)
+        dln.train_compressed(completion_problem, rank=2, steps=1)
     with pytest.raises(dln.AssumptionError, match="do not close"):
-        dln.compressed_weights(completion, dln.gaussian([120] * 4, 1e-2), rank=2)
+        dln.compressed_weights(completion_problem, dln.gaussian([120] * 4, 1e-2), rank=2)
     with pytest.raises(TypeError, match="wanted a Completion, Sensing or Problem"):
         dln.compressed_weights("matrix", rank=2)

@@ -428,7 +428,7 @@ def put(path, content):
 
 
 @pytest.fixture
-def links(tmp_path):
+def linked_files(tmp_path):
     """Return a link to a link, the link, and the file in another folder that both name."""
     (tmp_path / "disk").mkdir()
     target, link, second = tmp_path / "disk" / "run.npz", tmp_path / "link.npz", tmp_path / "second.npz"
@@ -439,8 +439,8 @@ def links(tmp_path):
 
 
 @posix
-def test_the_target_of_a_symbolic_link_is_replaced(links):
-    second, link, target = links
+def test_the_target_of_a_symbolic_link_is_replaced(linked_files):
+    second, link, target = linked_files
     put(second, b"new")
     assert link.is_symlink()
     assert second.is_symlink()
@@ -450,16 +450,16 @@ def test_the_target_of_a_symbolic_link_is_replaced(links):
 
 
 @posix
-def test_a_link_may_name_a_file_that_is_not_there_yet(links):
-    _, link, target = links
+def test_a_link_may_name_a_file_that_is_not_there_yet(linked_files):
+    _, link, target = linked_files
     target.unlink()
     put(link, b"first")
     assert target.read_bytes() == b"first"
 
 
 @posix
-def test_a_failed_write_through_a_link_leaves_everything(links, tmp_path):
-    _, link, target = links
+def test_a_failed_write_through_a_link_leaves_everything(linked_files, tmp_path):
+    _, link, target = linked_files
 
     def fail():
         with replacing(link) as file:

@@ -31,6 +31,11 @@ def make_two_layers(
     return network.to(dtype)
 
 
+def draw_rows(n: int, dim: int = 10, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return n standard normal samples, the same in every call."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
 def add_adapter(model: nn.Module, layers: Any = None, **settings: Any) -> dt.DeepLoRA:
     """Add an adapter that changes the model's output from the start."""
     return dt.DeepLoRA(model, layers, **{"rank": 2, "init": "random", "scale": 0.5, **settings})
