@@ -1,33 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""What the report starts with, and the compiled modules that the tests share."""
+"""The header of the report, and the fixtures that several test modules share."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
-import dlnfast
-from dlnfast import _cpu
+# Before the first import of a helper, so that what it asserts is explained as in a test.
+pytest.register_assert_rewrite("helpers")
+from helpers.core_modules import MODULES  # noqa: E402
 
-_MODULE_OF_LEVEL = {"baseline": "_core", "v3": "_core_v3", "v4": "_core_v4"}
-
-
-def _modules_of_this_processor():
-    found = {}
-    for level in _cpu.supported_levels():
-        try:
-            module = importlib.import_module(f"dlnfast.{_MODULE_OF_LEVEL[level]}")
-        except ModuleNotFoundError:  # a build of a single level
-            continue
-        found[module.build_info()["level"]] = module
-    return found
-
-
-MODULES = _modules_of_this_processor()
+import dlnfast  # noqa: E402
 
 
 def pytest_report_header(config):
@@ -43,13 +29,48 @@ def core_modules():
 
 @pytest.fixture(scope="session", params=MODULES.values(), ids=MODULES.keys())
 def core(request):
-    """Return one of these modules after the other."""
+    """Run the test once with each of these modules."""
     return request.param
 
 
 @pytest.fixture
+def problem(request):
+    """Return a rank-2 problem of the module's width DIM; rates near 1 are stable."""
+    return dlnfast.Problem(dlnfast.low_rank_recovery(request.module.DIM, 2, seed=1).target, loss_scale=0.01)
+
+
+@pytest.fixture
+def weights(request):
+    """Return three orthogonal layers of the module's width DIM."""
+    return dlnfast.orthogonal([request.module.DIM] * 4, 0.7, seed=2)
+
+
+@pytest.fixture
+def fixed_torch_seed():
+    """Seed PyTorch with 0 for the test, and put its generator back after it."""
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def lightning():
+    """Return PyTorch Lightning."""
+    return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """Return transformers with what its Trainer needs; it may not ask the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("accelerate", reason="accelerate is optional")
+    return pytest.importorskip("transformers", reason="transformers is optional")
+
+
+@pytest.fixture
 def run_python():
-    """Return a function that runs a program in a fresh interpreter and returns what it printed."""
+    """Return a function that runs a program in a fresh interpreter and returns its output."""
 
     def run(program, *arguments, timeout=60, check=True, **variables):
         environment = {**os.environ, **variables}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What is written and read under faults, and what has to hold after each of them.
+"""Operations on files that are tried under faults, and the conditions that hold after each fault.
 
-A case has something to do in a folder, such as a checkpointed run. It is done undisturbed first, and then
-once for every operation and kind of fault, or pair of them, from a fresh copy of what was there before.
+A case is an action in a folder, such as a checkpointed run. It runs undisturbed first, and then once for
+every operation and kind of fault, or pair of them, from a fresh copy of the initial folder.
 Afterwards
 
 * the error is the injected one, or there is none and the result is that of the undisturbed case;
-* what was there before can be read: the old or the new content, or the beginning of a run;
+* the folder can be read: it has the old or the new content, or the first part of a run;
 * the same call gives the result of the undisturbed case, bit for bit;
 * the folder holds the files of the undisturbed case and no others.
 """
@@ -27,30 +27,29 @@ from typing import Any
 
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
+from helpers.executors import InlineExecutor
+from helpers.runs import run_content, without_times
 
 import dlnfast as dln
 
-#: What the seconds of a run are called.
-_TIMES = ("wall_time", "seconds", "training_seconds", "preparation_seconds", "fit_seconds_")
-
 
 class Cut(Exception):
-    """Ends a run at some step, so that it can go on."""
+    """Raised to stop a run at some step, so that it can be resumed."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to do in a folder.
+    """An action in a folder.
 
     Attributes
     ----------
     name : str
     act : callable
-        ``act(folder)`` does it, and returns a result that can be compared.
+        ``act(folder)`` runs the action, and returns a result that can be compared.
     prepare : callable
-        ``prepare(folder)`` makes what is there before.
+        ``prepare(folder)`` makes the initial content.
     read : callable
-        ``read(folder)`` returns what can be read there, None for nothing.
+        ``read(folder)`` returns the content of the folder, None if there is none.
     accepts : callable
         ``accepts(found, before, after)``: whether this is the old content, the new one, or what is allowed
         between them. By default the old or the new one.
@@ -58,12 +57,12 @@ class Case:
         ``tolerates(result, after)``: whether a call that met a fault and went on may return this. By default
         the result of the undisturbed case only.
     errors : tuple of type
-        What it may raise in place of an injected OSError.
+        Errors that it may raise in place of an injected OSError.
     locks : bool
-        It holds the lock of its folder while it writes. Without, what a killed process was writing stays
-        there under its temporary name.
+        It holds the lock of its folder while it writes. Without one, the temporary file of a killed
+        process stays.
     forks : bool
-        A forked process can do it, which has no other threads.
+        It can run in a forked process, which has no other threads.
     kinds : tuple of str
         The faults that it can meet.
     cost : int
@@ -85,7 +84,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """What came of the trials of a case."""
+    """Counts of the outcomes of the trials of a case."""
 
     name: str
     n_operations: int = 0
@@ -151,7 +150,7 @@ class Trials:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def kill(self, number: int) -> None:
-        """Do it in a process of its own, and kill that at an operation."""
+        """Run the action in its own process, and kill the process at an operation."""
         place = self._fresh()
         child = os.fork()
         if child == 0:
@@ -171,7 +170,7 @@ class Trials:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def _meets(self, place: Path, kind: str, at: tuple[int, ...]) -> bool:
-        """Do it with faults; return whether there were any."""
+        """Run the action with faults; return whether any occurred."""
         result = None
         ended = False
         faults = Faults(place, kind, at)
@@ -252,7 +251,7 @@ def run_case(
     kills: int = 0,
     seed: int = 0,
 ) -> Tally:
-    """Try a case with every kind of fault at every so-many-th operation.
+    """Try a case with every kind of fault at every n-th operation.
 
     Parameters
     ----------
@@ -317,34 +316,12 @@ def _run_case(
 # ------------------------------------------------------------------------------------------ contents
 
 
-def arrays_of(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays as values that can be compared."""
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
-
-
-def without_times(about: Any) -> Any:
-    """Return values that JSON knows without those that say how long something took."""
-    if isinstance(about, dict):
-        return {name: without_times(value) for name, value in about.items() if name not in _TIMES}
-    if isinstance(about, list):
-        return [without_times(value) for value in about]
-    return about
-
-
-def content(run: dln.Trajectory) -> Any:
-    """Return all that a run holds."""
-    about, arrays = run.to_arrays()
-    # The columns of the tracker hold seconds.
-    kept = {name: array for name, array in arrays.items() if not name.startswith("tracking_columns")}
-    return json.dumps(without_times(about), sort_keys=True), arrays_of(kept)
-
-
 def beginning(found: Any, before: Any, after: Any) -> bool:
-    """Return whether something is the beginning of a run, no shorter than the one that was there."""
+    """Return whether this is the first part of a run, no shorter than the one before."""
     if found is None:
         return before is None
     for name, (dtype, shape, data) in found[1].items():
-        if name.startswith("final"):  # which a run has at its end only
+        if name.startswith("final"):  # only finished runs have it
             continue
         if name not in after[1]:
             return False
@@ -358,15 +335,15 @@ def beginning(found: Any, before: Any, after: Any) -> bool:
 
 
 def read_run(folder: Path) -> Any:
-    """Return what can be read of a run in a folder."""
+    """Return the content of a run in a folder."""
     try:
-        return content(dln.load(folder / "run"))
+        return run_content(dln.load(folder / "run"), with_times=False)
     except FileNotFoundError:
         return None
 
 
 def cut_at(step: int) -> Callable[[int, float], None]:
-    """Return a callback that ends a run."""
+    """Return a callback that stops a run."""
 
     def callback(now: int, loss: float) -> None:
         del loss
@@ -385,7 +362,9 @@ def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], A
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
-        return content(dln.train(problem, weights, **options, checkpoint=where, callback=callback))
+        return run_content(
+            dln.train(problem, weights, **options, checkpoint=where, callback=callback), with_times=False
+        )
 
     return act
 
@@ -394,7 +373,7 @@ DENSE = {"engine": "dense", "weights_every": 1, "momentum": 0.5}
 
 
 def training(name: str, settings: dict[str, Any], **more: Any) -> Iterator[Case]:
-    """Yield a run from its start, and one that goes on."""
+    """Yield a run from its start, and a resumed one."""
     act = _train(settings)
 
     def prepare(folder: Path) -> None:
@@ -412,11 +391,17 @@ def resuming() -> Case:
         with contextlib.suppress(Cut):
             _train(DENSE, cut_at(2))(folder)
 
-    return Case("resume", lambda folder: content(dln.resume(folder / "run")), prepare, read_run, beginning)
+    return Case(
+        "resume",
+        lambda folder: run_content(dln.resume(folder / "run"), with_times=False),
+        prepare,
+        read_run,
+        beginning,
+    )
 
 
 def reading() -> Iterator[Case]:
-    """Yield readers: of a run that has ended, and of one that has not."""
+    """Yield readers of a finished and of an unfinished run."""
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
@@ -440,20 +425,22 @@ def batches() -> Case:
         batch = dln.train_batch(
             problem, starts, learning_rate=0.3, steps=5, record_every=1, n_threads=1, checkpoint=where
         )
-        return batch.loss.tobytes(), batch.outcomes, [content(run) for run in batch]
+        return batch.loss.tobytes(), batch.outcomes, [run_content(run, with_times=False) for run in batch]
 
     return Case("train_batch", act)
 
 
 def compressed(name: str, **settings: Any) -> Iterator[Case]:
-    """Yield a compressed run from its start, and one that goes on."""
+    """Yield a compressed run from its start, and a resumed one."""
     problem = dln.low_rank_completion(12, 1, observed=0.8)
-    law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
+    lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
 
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
         options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
-        return content(dln.train_compressed(problem, law, **options, checkpoint=where))
+        return run_content(
+            dln.train_compressed(problem, lazy_weights, **options, checkpoint=where), with_times=False
+        )
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
@@ -464,7 +451,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
 
 def estimators() -> Case:
-    """Return a fit with runs on held-out entries and on all."""
+    """Return a fit, which trains on held-out entries and on all entries."""
     generator = np.random.default_rng(0)
     pairs = np.argwhere(generator.random((8, 7)) < 0.8)
     known = np.outer(generator.random(8), generator.random(7))[tuple(pairs.T)]
@@ -474,27 +461,13 @@ def estimators() -> Case:
         model = dln.MatrixCompletion(
             rank=1, steps=4, record_every=2, weight_decay=0.0, n_threads=1, checkpoint=where
         ).fit(pairs, known)
-        runs = [content(run) for run in model.trajectories_]
+        runs = [run_content(run, with_times=False) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
 
     return Case("MatrixCompletion", act)
 
 
 # ------------------------------------------------------------------------------ sweeps and results
-
-
-class Inline:
-    """An executor that runs every call at once, in this thread."""
-
-    def submit(self, function: Any, *arguments: Any) -> Any:
-        from concurrent.futures import Future
-
-        future: Any = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def sweeps() -> Case:
@@ -507,14 +480,14 @@ def sweeps() -> Case:
     grid = dln.SweepGrid(base, {"weights.seed": [0, 1], "train.engine": ["reduced", "dense"]})
 
     def act(folder: Path) -> Any:
-        results = dln.sweep(grid, Inline(), directory=folder / "sweep", keep_runs=True, n_workers=1)
+        results = dln.sweep(grid, InlineExecutor(), directory=folder / "sweep", keep_runs=True, n_workers=1)
         return [without_times(row) for row in results]
 
     def read(folder: Path) -> Any:
         found = {}
         for path in sorted((folder / "sweep").glob("*/summary.json")):
             summary = json.loads(path.read_text())
-            run = content(dln.load(path.parent / summary["file"]))
+            run = run_content(dln.load(path.parent / summary["file"]), with_times=False)
             found[path.parent.name] = without_times(row_of(summary)), run
         return found
 
@@ -535,7 +508,7 @@ def sweeps() -> Case:
 
 
 def results() -> Case:
-    """Return lines that are added to a file of results."""
+    """Return a case that appends lines to a file of results."""
     from dlnfast._config.finetuning import Results
     from dlnfast._support.errors import DivergedError
 
@@ -581,7 +554,7 @@ def _runs() -> list[dln.Trajectory]:
 
 
 def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], Any], **more: Any) -> Case:
-    """Return a file, or a folder, that takes the place of an older one."""
+    """Return a case that replaces a file or folder."""
 
     def act(folder: Path) -> Any:
         save(1, folder)
@@ -590,13 +563,13 @@ def saving(name: str, save: Callable[[int, Path], Any], read: Callable[[Path], A
     return Case(name, act, lambda folder: save(0, folder), read, locks=False, **more)
 
 
-def files() -> Iterator[Case]:
-    """Yield the files that objects are saved to and exported to."""
+def saved_files() -> Iterator[Case]:
+    """Yield cases that save and export objects."""
     runs = _runs()
     yield saving(
         "Trajectory.save",
         lambda i, folder: runs[i].save(folder / "run.npz"),
-        lambda folder: content(dln.load(folder / "run.npz")),
+        lambda folder: run_content(dln.load(folder / "run.npz"), with_times=False),
     )
 
     def statistics(i: int, folder: Path) -> None:
@@ -647,8 +620,8 @@ def zarr_exports() -> Iterator[Case]:
         )
 
 
-def commands() -> Case:
-    """Return ``dlnfast train``, which says on the terminal that it failed."""
+def command_line_training() -> Case:
+    """Return ``dlnfast train``, which reports its failure on the terminal."""
     from dlnfast.cli import main
 
     class Failed(Exception):
@@ -681,7 +654,7 @@ n_threads = 1
 
     def read(folder: Path) -> Any:
         try:
-            return content(dln.load(folder / "out" / "run.npz"))
+            return run_content(dln.load(folder / "out" / "run.npz"), with_times=False)
         except FileNotFoundError:
             return None
 
@@ -693,7 +666,7 @@ n_threads = 1
 
 
 def of_torch() -> Iterator[Case]:
-    """Yield what PyTorch has a part in."""
+    """Yield the cases that need PyTorch."""
     import torch
     from torch import nn
 
@@ -756,9 +729,9 @@ def every_case(*, zarr: bool = False) -> Iterator[Case]:
     yield estimators()
     yield sweeps()
     yield results()
-    yield from files()
+    yield from saved_files()
     if zarr:
         yield from zarr_exports()
-    yield commands()
+    yield command_line_training()
     with contextlib.suppress(ImportError):
         yield from of_torch()

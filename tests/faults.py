@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Faults at the n-th file operation: full disks, input/output errors, signals and kills.
 
-`Faults` counts the file operations below a folder, and makes one or several of them fail. It stands below
+`Faults` counts the file operations below a folder, and makes one or several of them fail. It works below
 Python's files: ``open`` returns the usual buffered and text layers over a raw file whose every call is an
 operation, and functions of ``os`` and ``fcntl`` are replaced where their modules look them up. A write that
 fails has written its first half. A simulated kill is an exception after which every other operation raises
-too, so that no handler can tidy up, and what buffers hold never reaches the disk; at the end open files are
-closed, which frees their locks, as the death of a process does.
+too, so that no handler can tidy up, and the content of buffers never reaches the disk; at the end open
+files are closed, which frees their locks, as the death of a process does.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: What can happen at an operation.
+#: Kinds of faults.
 KINDS = ("ENOSPC", "full", "EIO", "EACCES", "interrupt before", "interrupt after", "kill")
-#: Operations for which a disk may have no room.
+#: Operations that can fail on a full disk.
 _ALLOCATES = frozenset({"create", "write", "fsync", "replace", "mkdir", "truncate", "link", "close written"})
-#: Operations for which rights may be missing for a moment.
+#: Operations that can fail for missing permissions.
 _NEEDS_RIGHTS = frozenset({"open", "create", "replace", "unlink", "listdir", "mkdir", "rmdir", "stat"})
 
 
@@ -58,7 +58,7 @@ class Faults:
     real: bool = False
     #: Name and path of every operation.
     operations: list[tuple[str, str]] = field(default_factory=list)
-    #: How many operations have failed, those that a full disk refused later included.
+    #: Number of failed operations, including those that a full disk refused later.
     fired: int = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Faults:
     def operate(
         self, name: str, path: object, do: Callable[[], Any], partly: Callable[[], Any] | None = None
     ) -> Any:
-        """Do an operation, or fail."""
+        """Run an operation, or fail."""
         with self._mutex:
             if self._killed:
                 raise Killed
@@ -115,7 +115,7 @@ class Faults:
     # --------------------------------------------------------------------------------- what is below
 
     def below(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """Return the path of something below the root, None for what is elsewhere."""
+        """Return the path below the root, None for paths elsewhere."""
         if isinstance(path, int):
             return self._descriptors.get(path)
         text = os.fspath(path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Small runs of every kind of file: what `tests/data/format-<n>` holds, and how it was written.
+"""Small runs of every kind of file: the content of `tests/data/format-<n>`, and the code that wrote it.
 
     python tests/released_formats.py FOLDER
 
-writes them with the version that is imported. A format that was released is never written again.
+writes them with the imported version. The files of a released format are never replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers.interruption import StopTraining, stop_at
 
 import dlnfast as dln
 
@@ -46,7 +47,7 @@ def completion(**options):
     return dln.train(problem, weights, n_threads=1, **options)
 
 
-def samples():
+def draw_samples():
     generator = np.random.default_rng(9)
     inputs = generator.standard_normal((5, 30))
     labels = np.arange(30) % 3
@@ -54,40 +55,33 @@ def samples():
 
 
 def whitened(**options):
-    inputs, labels = samples()
+    inputs, labels = draw_samples()
     problem = dln.Problem.from_data(inputs, dln.one_hot(labels), whiten="zca", center=True)
     weights = dln.orthogonal([5, 5, 3], seed=10)
     return dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=10, n_threads=1, **options)
 
 
 def statistics():
-    return dln.SufficientStatistics().add(*samples())
+    return dln.SufficientStatistics().add(*draw_samples())
 
 
 RUNS = {f.__name__: f for f in (reduced, dense, law, completion, whitened)}
 FOLDERS = {"reduced": reduced, "dense": dense, "completion": completion}
 
 
-class Stop(Exception):
-    """Ends a run as Ctrl-C does."""
-
-
-def stop(step, loss):
-    del loss
-    if step >= STOPPED_AT - 10:
-        raise Stop
-
-
 def write(folder: Path) -> None:
-    """Write a file of every kind, and folders of runs that ended and of runs that were stopped."""
+    """Write a file of every kind, and folders of finished and of stopped runs."""
     for name, make in RUNS.items():
         make().save(folder / f"{name}.npz")
     statistics().save(folder / "statistics.npz")
     for name, make in FOLDERS.items():
         make(checkpoint=dln.Checkpoint(folder / f"{name}-ended", every=15, seconds=60))
         try:
-            make(checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60), callback=stop)
-        except Stop:
+            make(
+                checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60),
+                callback=stop_at(STOPPED_AT - 10),
+            )
+        except StopTraining:
             continue
         raise AssertionError(f"{name} was not stopped")
 

@@ -66,7 +66,7 @@ def test_any_layout_gives_the_same_c_contiguous_values(rows, columns, seed, dtyp
     np.testing.assert_array_equal(result, values)
 
 
-def test_dtype_converts():
+def test_a_given_dtype_is_converted_to():
     assert as_matrix(np.ones((2, 2), np.float32), "W", dtype=np.float64).dtype == np.float64
     assert as_matrix(np.ones((2, 2)), "W", dtype=np.float32).dtype == np.float32
 
@@ -86,7 +86,7 @@ def test_wrong_shapes_are_shape_errors(bad):
         as_matrix(bad, "W", shape=(2, None))
 
 
-def test_a_shape_error_says_what_came_and_what_was_wanted():
+def test_a_shape_error_has_the_actual_and_the_wanted_shape():
     with pytest.raises(ShapeError, match=r"target \(Phi\) has shape \(2, 3\); wanted \(any, 4\)"):
         as_matrix(np.ones((2, 3)), "target", symbol="Phi", shape=(None, 4))
     with pytest.raises(ShapeError, match=r"s has shape \(2,\); wanted \(3,\)"):
@@ -96,7 +96,7 @@ def test_a_shape_error_says_what_came_and_what_was_wanted():
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
-def test_empty_arrays(shape):
+def test_empty_arrays_are_accepted(shape):
     with pytest.raises(ShapeError, match="empty"):
         as_matrix(np.ones(shape), "W")
     assert as_matrix(np.ones(shape), "W", empty=True).shape == shape
@@ -104,7 +104,7 @@ def test_empty_arrays(shape):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_values_that_are_not_finite(value, dtype):
+def test_values_that_are_not_finite_are_located(value, dtype):
     matrix = np.ones((3, 4), dtype)
     matrix[1, 2] = value
     with pytest.raises(ValueError, match=rf"W has a value that is not finite: {value} at \(1, 2\)"):
@@ -118,7 +118,7 @@ def test_large_finite_values_are_finite_though_their_sum_is_not():
     assert not is_finite(np.array([np.inf, -np.inf]))
 
 
-def test_large_copies_are_announced_to_the_caller_of_the_public_function(monkeypatch):
+def test_large_copies_warn_the_caller_of_the_public_function(monkeypatch):
     def public(W):
         return as_matrix(W, "W")
 

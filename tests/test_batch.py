@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Every run of a batch is the run of its own, whatever its neighbours do."""
+"""Every run of a batch equals the same run alone, whatever the other runs do."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_low_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -16,13 +17,11 @@ F64 = np.float64
 DIM = 16
 
 
-def recovery(rank, seed=0, dim_out=DIM, dim_in=DIM):
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for d in (dim_out, dim_in))
-    return dln.Problem(dln.LowRank(left, np.linspace(2, 1, rank), right))
+def make_white_problem(rank, *, seed=0, dim_in=DIM):
+    return dln.Problem(draw_low_rank(seed, DIM, dim_in, np.linspace(2, 1, rank)))
 
 
-def assert_same(batch, singles, steps):
+def assert_matches_single_runs(batch, singles, steps):
     for run, single in zip(batch, singles, strict=True):
         allowed = tolerance(single.config["dtype"], DIM, max(steps, 1))
         np.testing.assert_array_equal(run.steps, single.steps)
@@ -31,7 +30,7 @@ def assert_same(batch, singles, steps):
             for step in run.steps:
                 wanted = single.weights(layer, step)
                 error = np.linalg.norm(run.weights(layer, step) - wanted)
-                # A layer that shrinks keeps the rounding of what it was.
+                # A shrinking layer keeps the rounding errors of its initial size.
                 largest = max(np.linalg.norm(w) for w in (wanted, single.weights(layer, 0)))
                 assert error <= allowed * max(largest, 1e-300)
         assert run.config == single.config
@@ -50,9 +49,11 @@ def assert_same(batch, singles, steps):
     n_threads=st.sampled_from([1, 2, 7]),
     seed=st.integers(0, 99),
 )
-def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed):
+def test_every_run_of_a_batch_equals_a_single_run(
+    rank, n_layers, n_runs, steps, every, dtype, momentum, n_threads, seed
+):
     rng = np.random.default_rng(seed)
-    problems = [recovery(rank, seed + i) for i in range(n_runs)]
+    problems = [make_white_problem(rank, seed=seed + i) for i in range(n_runs)]
     starts = [
         dln.orthogonal([DIM] * (n_layers + 1), rng.uniform(0.2, 0.8), seed + i, dtype=dtype)
         for i in range(n_runs)
@@ -65,23 +66,23 @@ def test_every_run_is_its_own(rank, n_layers, n_runs, steps, every, dtype, momen
         dln.train(p, w, learning_rate=rate, weight_decay=decay, engine="reduced", **common)
         for p, w, rate, decay in zip(problems, starts, rates, decays, strict=True)
     ]
-    assert_same(batch, singles, steps)
+    assert_matches_single_runs(batch, singles, steps)
     np.testing.assert_array_equal(batch.loss, np.stack([run.loss for run in batch]))
     assert batch.outcomes == ["finished"] * n_runs
 
 
-def test_runs_of_several_shapes_keep_their_order():
-    """Depths, widths, ranks, inputs and laws may differ from run to run."""
+def test_runs_of_different_shapes_keep_their_order():
+    """Depths, widths, ranks, inputs and kinds of weights may differ from run to run."""
     gram = np.diag(np.r_[np.full(10, 1.0), np.full(6, 2.0)])
-    white = recovery(2)
+    white = make_white_problem(2)
     problems = [
         white,
-        recovery(3),
-        dln.Problem(recovery(1).dense_target() @ gram, gram),
+        make_white_problem(3),
+        dln.Problem(make_white_problem(1).dense_target() @ gram, gram),
         white,
-        recovery(2, dim_in=9),
+        make_white_problem(2, dim_in=9),
         white,
-        recovery(6),
+        make_white_problem(6),
     ]
     starts = [
         dln.orthogonal([DIM] * 4, 0.5),
@@ -96,31 +97,31 @@ def test_runs_of_several_shapes_keep_their_order():
     batch = dln.train_batch(problems, starts, **rates)
     again = [*starts[:5], dln.orthogonal([DIM] * 4, 0.5, 3, implicit=True), starts[6]]
     singles = [dln.train(p, w, engine="reduced", **rates) for p, w in zip(problems, again, strict=True)]
-    assert_same(batch, singles, 30)
+    assert_matches_single_runs(batch, singles, 30)
     assert [run.widths for run in batch] == [run.widths for run in singles]
 
 
-def test_laws_and_rates_of_runs_of_several_depths():
-    problem = recovery(2)
-    laws = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
+def test_lazily_sampled_weights_and_rates_of_runs_of_different_depths():
+    problem = make_white_problem(2)
+    lazy_starts = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     rates = [[0.01, 0.02, 0.03], [0.04, 0.05]]
-    batch = dln.train_batch(problem, laws, learning_rate=rates, steps=10)
+    batch = dln.train_batch(problem, lazy_starts, learning_rate=rates, steps=10)
     again = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     singles = [
-        dln.train(problem, law, learning_rate=rate, steps=10, record_every=10)
-        for law, rate in zip(again, rates, strict=True)
+        dln.train(problem, lazy_start, learning_rate=rate, steps=10, record_every=10)
+        for lazy_start, rate in zip(again, rates, strict=True)
     ]
-    assert_same(batch, singles, 10)
+    assert_matches_single_runs(batch, singles, 10)
 
 
-def test_one_problem_or_one_start_serves_all():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+def test_one_problem_or_one_set_of_weights_serves_all_runs():
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     batch = dln.train_batch(problem, weights, learning_rate=[0.01, 0.02, 0.03], steps=20)
     singles = [
         dln.train(problem, weights, learning_rate=rate, steps=20, record_every=20, engine="reduced")
         for rate in (0.01, 0.02, 0.03)
     ]
-    assert_same(batch, singles, 20)
+    assert_matches_single_runs(batch, singles, 20)
     one = dln.train_batch(problem, weights, learning_rate="auto", steps=20)
     assert len(one) == 1
     assert len(batch[1:]) == 2
@@ -130,7 +131,7 @@ def test_one_problem_or_one_start_serves_all():
 
 
 def test_a_run_that_diverges_leaves_the_others_alone():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     rates = [0.05, 50.0, 0.05, 1e200, 0.05]
     batch = dln.train_batch(problem, weights, learning_rate=rates, steps=60, record_every=1)
     assert batch.outcomes == ["finished", "diverged", "finished", "diverged", "finished"]
@@ -147,8 +148,8 @@ def test_a_run_that_diverges_leaves_the_others_alone():
     assert not np.isnan(batch.loss).any()
 
 
-def test_a_tolerance_ends_each_run_for_itself():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.7)
+def test_a_tolerance_stops_each_run_separately():
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.7)
     rates = {"steps": 3000, "tolerance": 1.0, "record_every": 7}
     batch = dln.train_batch(problem, weights, learning_rate=[0.05, 0.02, 1e-6], **rates)
     assert batch.outcomes == ["converged", "converged", "finished"]
@@ -163,7 +164,7 @@ def test_a_tolerance_ends_each_run_for_itself():
 
 
 def test_bad_requests_are_named():
-    problem, weights = recovery(2), dln.orthogonal([DIM] * 4, 0.5)
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     with pytest.raises(dln.ShapeError, match=r"problems: 2, learning_rate: 3"):
         dln.train_batch([problem] * 2, weights, learning_rate=[0.1, 0.2, 0.3], steps=1)
     with pytest.raises(dln.AssumptionError, match="scaled rotation") as caught:
@@ -175,6 +176,10 @@ def test_bad_requests_are_named():
         dln.train_batch(problem, weights, learning_rate=0.1, momentum=[0.5, 1.0], steps=1)
     with pytest.raises(ValueError, match="steps"):
         dln.train_batch(problem, weights, learning_rate=0.1, steps=-1)
+
+
+def test_a_run_that_diverged_at_the_start_cannot_be_read():
+    problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     diverged = dln.train_batch(problem, [[w * 1e60 for w in weights]], learning_rate=0.1, steps=3)
     assert diverged.outcomes == ["diverged"]
     with pytest.raises(ValueError, match="run 0 diverged at step 0"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Peers compute the same before they are timed, and every number stands beside the machine it is from."""
+"""Peers compute the same results before they are timed, and every number is saved with its machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_torch
 
 from dlnfast.benchmarks import cases, peers, record, tables
 from dlnfast.cli import main
@@ -35,7 +36,7 @@ MACHINE = {
 }
 
 
-def losses(setting, name, tune=False):
+def check_losses(setting, name, tune=False):
     built, skipped = peers.build(setting, [name], tune=tune)
     assert not skipped
     return peers.check_agreement(built, skipped)["losses"]
@@ -45,7 +46,7 @@ def losses(setting, name, tune=False):
 
 
 def test_all_peers_agree():
-    # In a process of its own, as always: libraries warn, and load threads that stay.
+    # In its own process, as always: libraries warn, and start threads that stay.
     result = record.in_process(
         "measure",
         {
@@ -80,24 +81,24 @@ def test_all_peers_agree():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_depths(depth):
+def test_peers_agree_at_every_depth(depth):
     setting = peers.Setting(20, 4, depth)
-    expected = losses(setting, "dlnfast-dense")
+    expected = check_losses(setting, "dlnfast-dense")
     for name in ("numpy-thin", "numpy-naive"):
-        np.testing.assert_allclose(losses(setting, name), expected, rtol=1e-12)
+        np.testing.assert_allclose(check_losses(setting, name), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("block", [0, 1, 7, 16])
 @pytest.mark.parametrize("depth", [1, 4])
-def test_forms_of_the_thin_step(block, order, depth):
+def test_both_forms_of_the_thin_step_agree(block, order, depth):
     setting = peers.Setting(40, 3, depth)
     step = peers._numpy_step(setting, peers._Form(block, order, 0))
-    expected = losses(setting, "dlnfast-dense")
+    expected = check_losses(setting, "dlnfast-dense")
     np.testing.assert_allclose(np.array([step() for _ in range(4)])[[0, 1, 3]], expected, rtol=1e-12)
 
 
-def test_the_form_that_is_taken_is_noted(monkeypatch):
+def test_the_chosen_form_is_recorded(monkeypatch):
     chosen, _ = peers.build(peers.Setting(40, 3), ["numpy-thin"])
     assert chosen["numpy-thin"].note.startswith("update in ")
     peers._blas_controller.cache_clear()
@@ -107,7 +108,7 @@ def test_the_form_that_is_taken_is_noted(monkeypatch):
     assert "thread" not in chosen["numpy-thin"].note
 
 
-def test_settings_are_what_they_say():
+def test_settings_build_the_described_problem():
     setting = peers.Setting(30, 4, 2, n_samples=50)
     X, Y = setting.samples()
     np.testing.assert_allclose(X @ X.T, np.eye(30), atol=1e-13)
@@ -149,7 +150,7 @@ def test_other_missing_modules_are_errors(monkeypatch):
         peers.build(peers.Setting(12, 2), ["torch-thin"])
 
 
-def test_what_does_not_compile_is_skipped_and_what_fails_otherwise_is_an_error(monkeypatch):
+def test_a_peer_that_does_not_compile_is_skipped_and_other_failures_are_errors(monkeypatch):
     def failing(setting, tune):
         raise RuntimeError("no compiler\nand more")
 
@@ -167,7 +168,7 @@ def test_what_does_not_compile_is_skipped_and_what_fails_otherwise_is_an_error(m
     assert skipped == {"torch-compile": "RuntimeError: no compiler"}
 
 
-def test_reduced_is_skipped_where_nothing_closes(monkeypatch):
+def test_the_reduced_engine_is_skipped_where_no_closure_exists(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(peers.Setting, "weights", lambda self: list(rng.standard_normal((2, 12, 12))))
     built, skipped = peers.build(peers.Setting(12, 12, 2), ["dlnfast-reduced"], tune=False)
@@ -178,14 +179,14 @@ def test_reduced_is_skipped_where_nothing_closes(monkeypatch):
 # The machine
 
 
-def test_the_record_without_threadpoolctl(monkeypatch):
+def test_the_machine_record_without_threadpoolctl(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     found = record.machine()
     assert found["thread_pools"] is None
     assert "pip install threadpoolctl" in record.describe_machine(found)
 
 
-def test_caps_are_said(monkeypatch):
+def test_thread_limits_are_reported(monkeypatch):
     monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     found = record.machine()
@@ -194,7 +195,7 @@ def test_caps_are_said(monkeypatch):
 
 
 @pytest.mark.parametrize("program", [("dlnfast", "bench"), ("bench.run",)])
-def test_programs_start_again_without_caps(program, tmp_path):
+def test_programs_restart_without_thread_limits(program, tmp_path):
     place = tmp_path / "results" / "small.json"
     options = ["--case", "small", "--quick", "--repeats", "1", "--peers", "numpy-thin", "--out", str(place)]
     done = subprocess.run(
@@ -238,7 +239,7 @@ def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
         try:
             os.kill(child, 0)
             if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
-                break  # it has ended; whoever took it over has not looked yet
+                break  # it has finished; its new parent has not waited for it yet
         except ProcessLookupError:
             break
         time.sleep(0.05)
@@ -251,14 +252,14 @@ def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
     ("seconds", "text"),
     [(1.234e-7, "123 ns"), (9.996e-7, "1.00 us"), (0.0123, "12.3 ms"), (123.4, "123 s"), (2e-10, "0.20 ns")],
 )
-def test_seconds_in_words(seconds, text):
+def test_seconds_are_formatted(seconds, text):
     assert record.format_seconds(seconds) == text
 
 
 # The command line
 
 
-def test_results_and_tables(tmp_path, capsys):
+def test_the_command_line_writes_results_and_prints_tables(tmp_path, capsys):
     place = tmp_path / "results.json"
     options = ["--peers", "dlnfast-dense", "numpy-thin", "--quick", "--repeats", "1", "--table"]
     assert main(["bench", "--case", "thin", "square", *options, "--out", str(place)]) == 0
@@ -284,15 +285,15 @@ def test_results_and_tables(tmp_path, capsys):
     assert capsys.readouterr().out.strip() in printed
 
 
-def test_other_cases_in_quick(capsys):
+def test_the_other_cases_run_in_quick_mode(capsys):
     assert main(["bench", "--case", "reduced-step", "wide-run", "batch", "--quick", "--repeats", "1"]) == 0
     printed = capsys.readouterr().out
     for text in ("reduced step, r = 10", "d = 10000, r = 10, L = 3, 2000 steps", "20 rates, 50 steps"):
         assert text in printed
 
 
-def test_the_share_of_tracking(capsys):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+def test_the_share_of_tracking_in_a_step_is_measured(capsys):
+    import_torch()
     result = cases.run_case("track-share", cases.Options(repeats=2, quick=True))
     assert set(result["machine"]) == MACHINE
     assert [row["n_matrices"] for row in result["rows"]] == [8, 2]
@@ -308,8 +309,8 @@ def test_the_share_of_tracking(capsys):
     assert tables.markdown({"results": [result]}) == ""
 
 
-def test_the_torch_engine_beside_the_others(capsys):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+def test_the_torch_engine_is_measured_beside_the_others(capsys):
+    import_torch()
     result = cases.run_case("torch-engine", cases.Options(repeats=1, quick=True))
     for row, (dim, n_outputs) in zip(result["rows"], ((64, 10), (48, 48)), strict=True):
         assert (row["setting"]["dim"], row["setting"]["n_outputs"]) == (dim, n_outputs)
@@ -318,7 +319,7 @@ def test_the_torch_engine_beside_the_others(capsys):
     assert "| dlnfast, torch engine |" in tables.markdown({"results": [result]})
 
 
-def test_adapters_beside_each_other(capsys):
+def test_deep_lora_is_measured_beside_lora(capsys):
     for name in ("torch", "transformers", "peft"):
         pytest.importorskip(name, reason=f"{name} is optional")
     result = cases.run_case("deep-lora", cases.Options(repeats=1, quick=True))
@@ -365,7 +366,7 @@ def test_help_names_the_cases(capsys):
         (["--read", "unknown.json"], "unknown.json has the case 'x'"),
     ],
 )
-def test_wrong_requests(tmp_path, monkeypatch, capsys, options, message):
+def test_bad_arguments_are_named(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text("[1]")
     Path("unknown.json").write_text('{"results": [{"case": "x"}]}')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import draw_rows, make_two_layers  # noqa: E402
 from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -16,39 +17,30 @@ import dlnfast as dln  # noqa: E402
 
 STEPS = 6
 ACCUMULATED = 3
+N_ROWS = STEPS * ACCUMULATED * 4
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
-)  # of the other packages, about this machine and small loaders
-
-
-def rows(n=STEPS * ACCUMULATED * 4):
-    return torch.randn(n, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+)  # warnings of the other packages about the machine and small loaders
 
 
 def network():
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(10, 14), nn.Tanh(), nn.Linear(14, 2)).double()
+    return make_two_layers(10, 14, 2, activation=nn.Tanh(), seed=3, dtype=torch.float64)
 
 
-def values_of(weight, k):
+def largest_singular_values(weight, k):
     return torch.linalg.svdvals(weight.detach())[:k].numpy()
 
 
 def assert_records(run, kept, layer, k=2):
-    """Assert that every record of a layer is the singular values of the weight kept at its step."""
+    """Assert that every record of a layer has the singular values of the weight saved at its step."""
     for record, step in enumerate(run.steps):
         error = run.singular_value_errors(layer)[record]
-        gap = np.abs(run.singular_values(layer)[record] - values_of(kept[int(step)], k))
+        gap = np.abs(run.singular_values(layer)[record] - largest_singular_values(kept[int(step)], k))
         assert np.all(gap <= error + tolerance(float, 14))
 
 
 # ---------------------------------------------------------------------------------- Lightning
-
-
-@pytest.fixture
-def lightning():
-    return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
 
 
 @pytest.fixture
@@ -99,13 +91,13 @@ def fit(lightning, model, callbacks, folder, accumulated=1, n=STEPS, **settings)
         default_root_dir=folder,
         **settings,
     )
-    data = rows(n * accumulated * 4)
+    data = draw_rows(n * accumulated * 4, dtype=torch.float64)
     trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=4))
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_lightning_losses_under_accumulation(lightning, module, tmp_path, every, limit):
+def test_lightning_losses_with_gradient_accumulation(lightning, module, tmp_path, every, limit):
     from dlnfast.integrations.lightning import SpectralCallback
 
     spectra = SpectralCallback("net.2", k=2, every=every)
@@ -127,7 +119,7 @@ def test_lightning_losses_under_accumulation(lightning, module, tmp_path, every,
         assert loss == pytest.approx(np.mean(model.losses[int(step)]), rel=1e-12)
 
 
-def test_lightning_two_optimizers_by_hand(lightning, module, tmp_path):
+def test_lightning_manual_optimization_with_two_optimizers(lightning, module, tmp_path):
     from dlnfast.integrations.lightning import SpectralCallback
 
     spectra = SpectralCallback("net.2", k=2, every=1)
@@ -145,7 +137,7 @@ def test_lightning_averages_at_the_end_are_not_recorded(lightning, module, tmp_p
     from dlnfast.integrations.lightning import SpectralCallback
 
     class Average(lightning.Callback):
-        """Puts other weights into the model when the training ends, as averaging callbacks do."""
+        """Replaces the weights of the model at the end of training, as averaging callbacks do."""
 
         def on_train_end(self, trainer, pl_module):
             with torch.no_grad():
@@ -176,15 +168,8 @@ def test_lightning_losses_that_are_not_finite_are_left_out(lightning, module, tm
 # ------------------------------------------------------------------------------- Transformers
 
 
-@pytest.fixture
-def transformers(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    pytest.importorskip("accelerate", reason="accelerate is optional")
-    return pytest.importorskip("transformers", reason="transformers is optional")
-
-
 class Network(nn.Module):
-    """What the Trainer trains; its losses are kept by the step of the Trainer."""
+    """The network that the Trainer trains; it saves its losses by the step of the Trainer."""
 
     def __init__(self):
         super().__init__()
@@ -209,7 +194,7 @@ def run_trainer(transformers, callbacks, folder, steps, resume=None, model=None,
         use_cpu=True,
         **{"logging_steps": 1, "save_steps": 3, **settings},
     )
-    data = [{"inputs": row} for row in rows()]
+    data = [{"inputs": row} for row in draw_rows(N_ROWS, dtype=torch.float64)]
     trainer = transformers.Trainer(
         model or Network(), arguments, train_dataset=data, eval_dataset=data[:4], callbacks=callbacks
     )
@@ -277,11 +262,11 @@ def test_the_best_model_is_not_the_last_record(transformers, tmp_path):
     run = spectra.trajectory()
     assert run.steps.tolist() == [0, 4, STEPS]
     np.testing.assert_allclose(
-        run.singular_values("net.2")[-1], values_of(watch.last, 2), rtol=tolerance(float, 14)
+        run.singular_values("net.2")[-1], largest_singular_values(watch.last, 2), rtol=tolerance(float, 14)
     )
 
 
-def test_records_are_found_in_another_folder(transformers, tmp_path):
+def test_records_are_found_after_the_output_folder_changed(transformers, tmp_path):
     from dlnfast.integrations.transformers import SpectralCallback
 
     def spectra(**settings):
@@ -316,7 +301,7 @@ def test_records_are_found_in_another_folder(transformers, tmp_path):
     assert lost.trajectory().loss_steps.tolist() == [3, 4, 5]
 
 
-def test_records_of_another_training_are_not_taken_for_this_one(transformers, tmp_path):
+def test_records_of_another_training_are_ignored(transformers, tmp_path):
     from dlnfast.integrations.transformers import SpectralCallback
 
     other = Network()
@@ -341,14 +326,14 @@ def test_records_of_another_training_are_not_taken_for_this_one(transformers, tm
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_accelerate_with_accumulation(every):
+def test_accelerate_with_gradient_accumulation(every):
     accelerate = pytest.importorskip("accelerate", reason="accelerate is optional")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED)
     model = network()
     prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     kept = {0: model[2].weight.detach().clone()}
     with dln.torch.track(model, "2", k=2, every=every) as tracked:
-        for number, part in enumerate(rows().split(4), 1):
+        for number, part in enumerate(draw_rows(N_ROWS, dtype=torch.float64).split(4), 1):
             with accelerator.accumulate(prepared):
                 accelerator.backward((prepared(part) - 1).square().mean())
                 optimizer.step()

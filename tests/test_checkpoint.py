@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs that are kept in a folder: the same bits, whatever ends them, whatever happens to the files."""
+"""Checkpointed runs resume bit for bit, however they were stopped and whatever happened to the files."""
 
 from __future__ import annotations
 
@@ -17,32 +17,22 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from helpers.files import file_names
+from helpers.interruption import StopTraining, stop_at
+from helpers.optional_packages import import_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlnfast as dln
 from dlnfast import Checkpoint
-from dlnfast._support import checkpoint, files
+from dlnfast._support import files
 from dlnfast._support.checkpoint import RunFolder
 from dlnfast._training.jobs import Outputs
 from dlnfast.cli import main
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    def callback(now, loss):
-        del loss
-        if now >= step:
-            raise Stop
-
-    return callback
-
-
-def same(a, b):
-    """Compare what two runs hold, but for times and for what follows singular values."""
+def assert_same_training(a, b):
+    """Compare two runs bit for bit, except for times; singular values of the tracker within their errors."""
     assert a.engine == b.engine
     np.testing.assert_array_equal(a.loss, b.loss)
     np.testing.assert_array_equal(a.steps, b.steps)
@@ -89,7 +79,7 @@ CASES = {
 }
 
 
-def setting(name):
+def make_case(name):
     dim, options = CASES[name]
     options = dict(options)
     problem = dln.low_rank_recovery(dim, options.pop("rank", 3))
@@ -98,25 +88,27 @@ def setting(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
-    problem, weights, options = setting(name)
+def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
+    problem, weights, options = make_case(name)
     plain = dln.train(problem, weights, **options)
     for cut in (0, 17, 60):
-        kept = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
-        with pytest.raises(Stop) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+        checkpoint = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
+        with pytest.raises(StopTraining) as caught:
+            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
         partial = caught.value.trajectory
         n = len(partial.loss)
         assert n - 1 >= cut
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
         assert partial.config["outcome"] == "unfinished"
-        run = dln.resume(kept.directory)
-        same(plain, run)
+        run = dln.resume(checkpoint.directory)
+        assert_same_training(plain, run)
         assert run.config["outcome"] == "finished"
-        same(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
-        same(plain, dln.load(kept.directory))
+        assert_same_training(
+            plain, dln.train(problem, weights, **options, checkpoint=checkpoint)
+        )  # it is finished: loaded
+        assert_same_training(plain, dln.load(checkpoint.directory))
     uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
-    same(plain, uninterrupted)
+    assert_same_training(plain, uninterrupted)
     assert uninterrupted.problem is problem
 
 
@@ -127,22 +119,24 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
     record_every=st.integers(1, 50),
     weights_every=st.one_of(st.none(), st.integers(1, 50)),
 )
-def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_path_factory):
+def test_runs_stopped_at_any_step_resume_bit_for_bit(
+    cuts, every, record_every, weights_every, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("runs") / "run"
     problem = dln.low_rank_recovery(9, 2)
     weights = dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record_every": record_every}
     options |= {"engine": "dense", "weights_every": weights_every, "n_threads": 1}
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(folder, every=every, seconds=0)
+    checkpoint = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
-        with contextlib.suppress(Stop):
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
-    same(plain, dln.train(problem, weights, **options, checkpoint=kept))
+        with contextlib.suppress(StopTraining):
+            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint))
 
 
 class Patience:
-    """A rule that needs to know the records before."""
+    """A stopping rule that depends on the previous records."""
 
     def __init__(self, count, cut=None):
         self.count, self.cut, self.seen = count, cut, []
@@ -150,87 +144,91 @@ class Patience:
     def __call__(self, step, loss):
         self.seen.append((step, loss))
         if step == self.cut:
-            raise Stop
+            raise StopTraining
         return len(self.seen) >= self.count
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("record_every", [1, 3])
 @pytest.mark.parametrize("cut", [0, 6, 12])
-def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_path):
+def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, tmp_path):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 60, "record_every": record_every, "engine": engine}
     options["n_threads"] = 1
     plain_rule = Patience(13)
     plain = dln.train(problem, weights, **options, callback=plain_rule)
     assert plain.config["outcome"] == "stopped"
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=Patience(13, cut))
     rule = Patience(13)
-    same(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint, callback=rule))
     assert rule.seen == plain_rule.seen
 
 
 class TestTurns:
-    """Runs whose outer layers move once in some steps."""
+    """Runs whose outer layers are updated once in several steps."""
 
     OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record_every": 10, "weights_every": 20}
 
     def train(self, **more):
         problem = dln.low_rank_completion(60, 2, observed=0.4)
-        law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
-        return dln.train_compressed(problem, law, rank=2, **self.OPTIONS, n_threads=1, **more)
+        lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+        return dln.train_compressed(problem, lazy_weights, rank=2, **self.OPTIONS, n_threads=1, **more)
 
     @pytest.mark.parametrize("rate", ["adaptive", 0.05])
     @pytest.mark.parametrize("cut", [0, 30, 90])
-    def test_they_go_on(self, cut, rate, tmp_path):
+    def test_runs_with_projected_outer_steps_resume(self, cut, rate, tmp_path):
         plain_rule = Patience(100)
         plain = self.train(learning_rate=rate, callback=plain_rule)
-        kept = Checkpoint(tmp_path / "run", seconds=0)
-        with pytest.raises(Stop):
-            self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
+        checkpoint = Checkpoint(tmp_path / "run", seconds=0)
+        with pytest.raises(StopTraining):
+            self.train(learning_rate=rate, checkpoint=checkpoint, callback=stop_at(cut))
         rule = Patience(100)
-        run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
-        same(plain, run)
+        run = self.train(learning_rate=rate, checkpoint=checkpoint, callback=rule)
+        assert_same_training(plain, run)
         assert rule.seen == plain_rule.seen
-        same(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
+        assert_same_training(plain, self.train(learning_rate=rate, checkpoint=checkpoint))  # it is loaded
         assert plain.config == run.config
         with pytest.raises(ValueError, match="holds another run"):
-            self.train(learning_rate=0.01, checkpoint=kept)
+            self.train(learning_rate=0.01, checkpoint=checkpoint)
         with pytest.raises(ValueError, match="its format is 'dlnfast run in turns'"):
-            dln.load(kept.directory)
+            dln.load(checkpoint.directory)
 
-    def test_those_that_converge_or_stop_are_read(self, tmp_path):
+    def test_runs_with_outer_steps_that_converged_or_stopped_are_loaded(self, tmp_path):
         for name, more, outcome in (
             ("a", {"tolerance": 1e-3}, "converged"),
             ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.config["outcome"] == outcome
-            same(first, self.train(checkpoint=tmp_path / name, **more))
+            assert_same_training(first, self.train(checkpoint=tmp_path / name, **more))
 
 
-def test_compressed_runs_go_on(tmp_path):
+def test_compressed_runs_resume(tmp_path):
     problem = dln.low_rank_completion(60, 2, observed=0.5)
-    law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
+    lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
         options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
-        plain = dln.train_compressed(problem, law, **options)
-        kept = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
-        with pytest.raises(Stop):
-            dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
+        plain = dln.train_compressed(problem, lazy_weights, **options)
+        checkpoint = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
+        with pytest.raises(StopTraining):
+            dln.train_compressed(
+                problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(100)
+            )
         other = tmp_path / f"copy {outer}"
-        shutil.copytree(kept.directory, other)
-        same(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
-        # The command line knows the rule that ends such runs.
+        shutil.copytree(checkpoint.directory, other)
+        assert_same_training(
+            plain, dln.train_compressed(problem, lazy_weights, **options, checkpoint=checkpoint)
+        )
+        # The command line applies the rule that stops such runs.
         np.testing.assert_array_equal(dln.resume(other).loss, plain.loss)
 
 
-def test_batches_go_on(tmp_path, monkeypatch):
+def test_batches_resume(tmp_path, monkeypatch):
     problem = dln.low_rank_recovery(12, 2)
-    law = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
-    starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [law]
+    lazy_weights = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
+    starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [lazy_weights]
     rates = [0.5, 0.5, 1e6, 0.4, 0.3, 0.2]  # one diverges
     options = {"learning_rate": rates, "steps": 40, "record_every": 10, "n_threads": 1}
     plain = dln.train_batch(problem, starts, **options)
@@ -240,23 +238,23 @@ def test_batches_go_on(tmp_path, monkeypatch):
 
     def counted(plans, limit):
         if len(calls) == limit:
-            raise Stop
+            raise StopTraining
         calls.append(len(plans))
         return whole(plans)
 
-    kept = Checkpoint(tmp_path / "batch", every=2)
+    checkpoint = Checkpoint(tmp_path / "batch", every=2)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
-    with pytest.raises(Stop):
-        dln.train_batch(problem, starts, **options, checkpoint=kept)
+    with pytest.raises(StopTraining):
+        dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
-    batch = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    batch = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     assert sum(calls) == len(starts)  # none ran twice
-    again = dln.train_batch(problem, starts, **options, checkpoint=kept)
+    again = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     assert sum(calls) == len(starts)
     for other in (batch, again):
         assert other.outcomes == plain.outcomes
         np.testing.assert_array_equal(other.loss[:-1], plain.loss[:-1])
-        # A law is drawn anew, to rounding, where it is not read.
+        # Lazily sampled weights that are not loaded are resampled, up to rounding.
         np.testing.assert_allclose(other.loss[-1], plain.loss[-1], rtol=1e-12)
         for a, b in zip(plain[:-1], other[:-1], strict=True):
             assert a.problem is b.problem
@@ -265,12 +263,12 @@ def test_batches_go_on(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again[-1].loss, batch[-1].loss)
     np.testing.assert_array_equal(again[-1].singular_values(1), batch[-1].singular_values(1))
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=kept)
+        dln.train_batch(dln.Problem(problem.target, loss_scale=2.0), starts, **options, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=kept)
+        dln.train_batch(problem, starts, **options | {"steps": 41}, checkpoint=checkpoint)
 
 
-def ratings():
+def draw_ratings():
     rng = np.random.default_rng(0)
     pairs = np.unique(rng.integers(0, [40, 30], (500, 2)), axis=0)
     left, right = rng.standard_normal((40, 2)), rng.standard_normal((30, 2))
@@ -279,8 +277,8 @@ def ratings():
 
 
 @pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
-def test_fits_go_on(cut, tmp_path, monkeypatch):
-    pairs, known = ratings()
+def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
+    pairs, known = draw_ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
     whole, calls = dln.estimator.train, []
@@ -293,7 +291,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
     monkeypatch.setattr(dln.estimator, "train", counted)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         model.fit(pairs, known)
     before = len(calls)
     monkeypatch.setattr(dln.estimator, "train", whole)
@@ -308,56 +306,56 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
     for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     for one, other in zip(plain.trajectories_, again.trajectories_, strict=True):
-        same(one, other)
-    # What had ended was not done again.
+        assert_same_training(one, other)
+    # Finished runs were not repeated.
     rerun, once = len(repeated), []
     monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
     dln.MatrixCompletion(**options).fit(pairs, known)
     assert before - 1 + rerun <= len(once) + 1
-    # Another fit has a folder of its own.
+    # Another fit has its own folder.
     dln.MatrixCompletion(**options | {"rank": 3}, checkpoint=tmp_path).fit(pairs, known)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
-def test_runs_of_torch_go_on(options, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+def test_runs_of_the_torch_engine_resume(options, tmp_path):
+    import_torch()
     problem = dln.low_rank_recovery(20, 2)
     weights = dln.orthogonal([20] * 3)
     options = {"engine": "torch", "learning_rate": 0.5, "steps": 40, "n_threads": 1} | options
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    same(plain, dln.resume(tmp_path / "run"))
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+    assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
-def test_completions_go_on(tmp_path):
+def test_completion_runs_resume(tmp_path):
     problem = dln.low_rank_completion(40, 2, observed=0.5)
     weights = dln.gaussian([40, 30, 40], 0.1)
     options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    same(plain, dln.resume(tmp_path / "run"))
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+    assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
-def test_laws_go_on(tmp_path):
+def test_runs_from_lazily_sampled_weights_resume(tmp_path):
     problem = dln.low_rank_recovery(400, 12)
-    law = dln.orthogonal([400] * 4, implicit=True)
+    lazy_weights = dln.orthogonal([400] * 4, implicit=True)
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
-    kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, law, **options, checkpoint=kept, callback=stop_at(20))
-    # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
+    checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+    # Two processes sample the same weights up to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
-    same(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
+    assert_same_training(dln.resume(tmp_path / "run"), dln.resume(tmp_path / "other"))
 
 
-def test_outcomes_are_kept(tmp_path):
-    problem, weights, options = setting("reduced")
+def test_outcomes_are_saved(tmp_path):
+    problem, weights, options = make_case("reduced")
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
     assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
     stopped = dln.train(
@@ -365,21 +363,24 @@ def test_outcomes_are_kept(tmp_path):
     )
     assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
-    for _ in range(2):  # the second time it is read
+    for _ in range(2):  # the second time it is loaded
         with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
             dln.train(problem, weights, **options, checkpoint=tmp_path / "c")
         assert caught.value.trajectory is not None
         assert caught.value.step == len(caught.value.trajectory.loss)
 
 
-def test_the_command_line_goes_on(tmp_path, capsys):
-    problem, weights, options = setting("reduced")
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
-    assert main(["resume", str(kept.directory)]) == 0
+def test_the_command_line_resumes_a_run(tmp_path, capsys):
+    problem, weights, options = make_case("reduced")
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+    assert main(["resume", str(checkpoint.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
-    same(dln.train(problem, weights, **options), dln.load(kept.directory))
+    assert_same_training(dln.train(problem, weights, **options), dln.load(checkpoint.directory))
+
+
+def test_the_command_line_names_a_folder_without_a_run(tmp_path, capsys):
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
 
@@ -389,57 +390,70 @@ def test_the_command_line_goes_on(tmp_path, capsys):
 
 @pytest.fixture
 def cut_short(tmp_path):
-    problem, weights, options = setting("small dense")
-    kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(32))
-    return kept, problem, weights, options
+    problem, weights, options = make_case("small dense")
+    checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(32))
+    return checkpoint, problem, weights, options
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
-    kept, problem, weights, options = cut_short
-    states = sorted(kept.directory.glob("state-*.npz"))
+def test_a_damaged_state_is_replaced_by_the_previous_one(cut_short):
+    checkpoint, problem, weights, options = cut_short
+    states = sorted(checkpoint.directory.glob("state-*.npz"))
     assert [path.stem[-2:] for path in states] == ["30", "32"]
     states[-1].write_bytes(states[-1].read_bytes()[:300])
     plain = dln.train(problem, weights, **options)
     with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
-        run = dln.train(problem, weights, **options, checkpoint=kept)
-    same(plain, run)
+        run = dln.train(problem, weights, **options, checkpoint=checkpoint)
+    assert_same_training(plain, run)
 
 
 def test_without_a_state_the_run_starts_again(cut_short):
-    kept, problem, weights, options = cut_short
-    for path in kept.directory.glob("state-*.npz"):
+    checkpoint, problem, weights, options = cut_short
+    for path in checkpoint.directory.glob("state-*.npz"):
         path.unlink()
-    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+    assert_same_training(
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=checkpoint)
+    )
 
 
-def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
-    kept, problem, weights, options = cut_short
+def test_folders_of_other_runs_are_refused(cut_short):
+    checkpoint, problem, weights, options = cut_short
     for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
         with pytest.raises(ValueError, match="holds another run"):
-            dln.train(problem, weights, **options | changed, checkpoint=kept)
+            dln.train(problem, weights, **options | changed, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=kept)
+        dln.train(problem, dln.orthogonal([20] * 4, seed=1), **options, checkpoint=checkpoint)
     rescaled = dln.Problem(problem.target, loss_scale=0.5)
     with pytest.raises(ValueError, match="holds another run"):
-        dln.train(rescaled, weights, **options, checkpoint=kept)
-    (kept.directory / "run.npz").unlink()
+        dln.train(rescaled, weights, **options, checkpoint=checkpoint)
+
+
+def test_a_folder_without_its_first_file_is_refused(cut_short):
+    checkpoint, problem, weights, options = cut_short
+    (checkpoint.directory / "run.npz").unlink()
     with pytest.raises(ValueError, match=r"has (state|records)-\d+.npz but no run.npz"):
-        dln.train(problem, weights, **options, checkpoint=kept)
+        dln.train(problem, weights, **options, checkpoint=checkpoint)
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.load(tmp_path / "nothing")
+
+
+def test_bad_checkpoints_are_named(cut_short):
+    _, problem, weights, options = cut_short
     with pytest.raises(TypeError, match="checkpoint is int; wanted a path or a Checkpoint"):
         dln.train(problem, weights, **options, checkpoint=3)
     with pytest.raises(ValueError, match=r"checkpoint.every is 0"):
         Checkpoint("x", every=0)
 
 
-def test_foreign_and_newer_files_are_named(cut_short):
-    kept, *_ = cut_short
-    place = kept.directory / "run.npz"
+def test_files_of_other_programs_and_newer_versions_are_named(cut_short):
+    checkpoint, *_ = cut_short
+    place = checkpoint.directory / "run.npz"
     content = place.read_bytes()
     for damage, text in (
         (b"no zip", "it is not an .npz file"),
@@ -447,18 +461,18 @@ def test_foreign_and_newer_files_are_named(cut_short):
     ):
         place.write_bytes(damage)
         with pytest.raises(ValueError, match=text):
-            dln.resume(kept.directory)
+            dln.resume(checkpoint.directory)
     np.savez(place, a=np.zeros(3))
     with pytest.raises(ValueError, match="other arrays"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
     np.savez(place, meta=np.array('{"format": "dlnfast run", "format_version": 99, "version": "9.9"}'))
     with pytest.raises(ValueError, match=r"has format 99, written by dlnfast 9.9"):
-        dln.resume(kept.directory)
+        dln.resume(checkpoint.directory)
 
 
 def test_no_file_holds_a_pickle(cut_short):
-    kept, *_ = cut_short
-    for path in kept.directory.glob("*.npz"):
+    checkpoint, *_ = cut_short
+    for path in checkpoint.directory.glob("*.npz"):
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 assert file.read(name)[:6] == b"\x93NUMPY"
@@ -468,15 +482,11 @@ def test_no_file_holds_a_pickle(cut_short):
 # ------------------------------------------------------------------- errors that pass, and full disks
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
 @pytest.mark.parametrize("what", ["open", "read", "list"])
-def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, monkeypatch):
-    kept, problem, weights, options = cut_short
-    before = names(kept.directory)
+def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, monkeypatch):
+    checkpoint, problem, weights, options = cut_short
+    before = file_names(checkpoint.directory)
 
     def failing(*arguments, **settings):
         raise OSError(code, os.strerror(code))
@@ -490,15 +500,17 @@ def test_states_that_cannot_be_read_for_a_moment_stay(code, what, cut_short, mon
         else:
             patch.setattr(os, "listdir", failing)
         with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept)
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
         assert caught.value.errno == code
-    assert names(kept.directory) == before
-    same(dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=kept))
+    assert file_names(checkpoint.directory) == before
+    assert_same_training(
+        dln.train(problem, weights, **options), dln.train(problem, weights, **options, checkpoint=checkpoint)
+    )
 
 
-def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
-    kept, problem, weights, options = cut_short
-    before = names(kept.directory)
+def test_too_little_memory_for_a_state_is_not_reported_as_damage(cut_short, monkeypatch):
+    checkpoint, problem, weights, options = cut_short
+    before = file_names(checkpoint.directory)
 
     def failing(*arguments, **settings):
         raise MemoryError
@@ -506,20 +518,20 @@ def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files, "open_archive", failing)
         with pytest.raises(MemoryError):
-            dln.train(problem, weights, **options, checkpoint=kept)
-    assert names(kept.directory) == before
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
+    assert file_names(checkpoint.directory) == before
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("engine", ["dense", "reduced"])
-def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path, monkeypatch):
+def test_a_resumed_run_that_cannot_write_keeps_its_states(engine, error, tmp_path, monkeypatch):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
     options["singular_values"] = None
     plain = dln.train(problem, weights, **options)
-    kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(10))
+    checkpoint = Checkpoint(tmp_path / "run", every=4, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(10))
 
     def failing(self, state):
         raise error
@@ -527,16 +539,16 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_state", failing)
         with pytest.raises(type(error)) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept)
+            dln.train(problem, weights, **options, checkpoint=checkpoint)
     if isinstance(error, OSError):
         assert "is lost" in caught.value.__notes__[-1]
-    so_far = dln.load(kept.directory)
+    so_far = dln.load(checkpoint.directory)
     assert len(so_far.loss) > 11
     np.testing.assert_array_equal(so_far.loss, plain.loss[: len(so_far.loss)])
-    same(plain, dln.resume(kept.directory))
+    assert_same_training(plain, dln.resume(checkpoint.directory))
 
 
-def test_a_signal_between_two_drains_counts_no_step_twice():
+def test_a_signal_between_two_flushes_counts_no_step_twice():
     outputs = Outputs.__new__(Outputs)
     outputs._numbers = np.array([3, 5, 2, 1, 5, 1])
     outputs.counts = outputs._numbers[1:]
@@ -549,8 +561,8 @@ def test_a_signal_between_two_drains_counts_no_step_twice():
 # -------------------------------------------------------------------------------- signals and kills
 
 
-def test_handlers_that_python_did_not_install_stay(tmp_path, monkeypatch):
-    problem, weights, options = setting("reduced")
+def test_signal_handlers_not_installed_by_python_stay(tmp_path, monkeypatch):
+    problem, weights, options = make_case("reduced")
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
     run = dln.train(problem, weights, **options, checkpoint=tmp_path / "run")
@@ -568,7 +580,7 @@ print("done")
 """
 
 
-def start(folder, steps):
+def start_training_process(folder, steps):
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM % steps, str(folder)],
         stdout=subprocess.PIPE,
@@ -587,7 +599,7 @@ def wait_for(pattern, folder, process):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_write_a_state(number, tmp_path):
     steps = 10**6
-    process = start(tmp_path / "run", steps)
+    process = start_training_process(tmp_path / "run", steps)
     wait_for("state-*.npz", tmp_path / "run", process)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
@@ -599,15 +611,15 @@ def test_signals_write_a_state(number, tmp_path):
     assert not list((tmp_path / "run").glob("*.part"))
 
 
-def test_kills_cost_nothing_but_time(tmp_path):
+def test_killed_runs_resume_bit_for_bit(tmp_path):
     steps = 6000
-    process = start(tmp_path / "whole", steps)
+    process = start_training_process(tmp_path / "whole", steps)
     assert process.communicate(timeout=120)[0] == "done\n"
     whole = dln.load(tmp_path / "whole")
     generator = np.random.default_rng(0)
     kills = 0
     for _ in range(200):
-        process = start(tmp_path / "run", steps)
+        process = start_training_process(tmp_path / "run", steps)
         wait_for("run.npz", tmp_path / "run", process)
         try:
             process.wait(generator.uniform(0.0, 0.3) if kills < 5 else 120)
@@ -621,11 +633,11 @@ def test_kills_cost_nothing_but_time(tmp_path):
         if process.returncode == 0:
             break
     assert kills >= 3
-    same(whole, dln.load(tmp_path / "run"))
+    assert_same_training(whole, dln.load(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_a_run_that_has_just_begun_can_be_read(tmp_path, engine):
+def test_a_run_that_has_just_started_can_be_loaded(tmp_path, engine):
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
     dln.train(problem, weights, learning_rate=0.1, steps=3, engine=engine, checkpoint=tmp_path)
     for path in tmp_path.iterdir():

@@ -35,23 +35,23 @@ record_every = 10
 
 
 @pytest.fixture
-def recovery(tmp_path):
+def recovery_file(tmp_path):
     place = tmp_path / "recovery.toml"
     place.write_text(RECOVERY)
     return place
 
 
-def train(place, folder, *options):
+def run_train_command(place, folder, *options):
     assert main(["train", str(place), "--out", str(folder), *options]) == 0
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     return summary, dln.load(folder / "run.npz")
 
 
-# Training as a file says.
+# Training from a specification file.
 
 
-def test_train_writes_the_run_of_the_library(recovery, tmp_path, capsys):
-    summary, run = train(recovery, tmp_path / "out")
+def test_train_writes_the_run_of_the_library(recovery_file, tmp_path, capsys):
+    summary, run = run_train_command(recovery_file, tmp_path / "out")
     problem, weights = dln.low_rank_recovery(16, 2), dln.orthogonal([16] * 4, 0.5)
     wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record_every=10)
     np.testing.assert_array_equal(run.loss, wanted.loss)
@@ -67,9 +67,9 @@ def test_train_writes_the_run_of_the_library(recovery, tmp_path, capsys):
     assert str(tmp_path / "out" / "run.npz") in printed
 
 
-def test_set_changes_entries_and_adds_sections(recovery, tmp_path):
-    summary, run = train(
-        recovery,
+def test_the_option_set_changes_entries_and_adds_sections(recovery_file, tmp_path):
+    summary, run = run_train_command(
+        recovery_file,
         tmp_path / "out",
         "--set",
         "train.steps=7",
@@ -86,7 +86,7 @@ def test_set_changes_entries_and_adds_sections(recovery, tmp_path):
         run.weights(1)
 
 
-def test_output_folder_from_the_file_and_by_default(recovery, tmp_path, monkeypatch):
+def test_the_output_folder_comes_from_the_file_or_a_default(recovery_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "recovery.toml"]) == 0
     assert (tmp_path / "out" / "recovery" / "run.npz").is_file()
@@ -101,13 +101,13 @@ def test_classification_reports_train_accuracy(tmp_path, capsys):
         weights = {depth = 2, init = "aligned", scale = 0.3}
         train = {learning_rate = 10.0, steps = 500, singular_values = "none"}
     """)
-    summary, _ = train(place, tmp_path)
+    summary, _ = run_train_command(place, tmp_path)
     assert summary["accuracy"] == {"train": {"network": 1.0, "least squares": 1.0}}
     assert "accuracy (train): 1.0000 (least squares 1.0000)" in capsys.readouterr().out
 
 
-def images(rng, n_samples):
-    """Return pixels that tell the class: class k lights up its own rows of the image."""
+def draw_images(rng, n_samples):
+    """Return images of ten classes: those of class k are bright in their own rows."""
     labels = rng.permutation(np.arange(n_samples) % 10)
     pixels = rng.integers(0, 60, (n_samples, 784))
     for k in range(10):
@@ -116,20 +116,20 @@ def images(rng, n_samples):
 
 
 @pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    """Provide a small stand-in for Fashion-MNIST: 60 and 30 images."""
+def small_fashion_mnist(tmp_path, monkeypatch):
+    """Return 60 training and 30 test images in place of Fashion-MNIST."""
     rng = np.random.default_rng(0)
-    (x, y), (xt, yt) = images(rng, 60), images(rng, 30)
+    (x, y), (xt, yt) = draw_images(rng, 60), draw_images(rng, 30)
     np.savez(tmp_path / "fashion_mnist_full.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
     return x.reshape(60, -1), y.astype(int), xt.reshape(30, -1), yt.astype(int)
 
 
 @pytest.mark.parametrize("whiten", ["zca", "none"])
-def test_fashion_example(fashion, tmp_path, whiten):
-    x, y, xt, yt = fashion
+def test_the_fashion_mnist_example_trains(small_fashion_mnist, tmp_path, whiten):
+    x, y, xt, yt = small_fashion_mnist
     rate = {"zca": "0.1", "none": "1e-6"}[whiten]
-    summary, run = train(
+    summary, run = run_train_command(
         EXAMPLES / "fashion_mnist.toml",
         tmp_path / "out",
         "--set",
@@ -151,7 +151,7 @@ def test_fashion_example(fashion, tmp_path, whiten):
 
 
 @pytest.mark.parametrize("layout", ["columns", "rows"])
-def test_npz(tmp_path, layout):
+def test_a_problem_from_an_npz_file_trains(tmp_path, layout):
     rng = np.random.default_rng(1)
     X, labels = rng.standard_normal((6, 90)), rng.integers(0, 3, 90) + 4
     X[labels - 4, np.arange(90)] += 4
@@ -188,17 +188,19 @@ def test_npz(tmp_path, layout):
         steps = 400
         tolerance = 1e-9
     """)
-    summary, run = train(place, tmp_path)
+    summary, run = run_train_command(place, tmp_path)
     assert summary["problem"]["loss_scale"] == 1
     assert summary["accuracy"]["test"]["network"] > 0.8
-    matrices, _ = train(place, tmp_path, "--set", "problem.outputs=B", "problem.test_outputs=D")
+    matrices, _ = run_train_command(place, tmp_path, "--set", "problem.outputs=B", "problem.test_outputs=D")
     assert matrices["accuracy"] == summary["accuracy"]
-    regression, _ = train(place, tmp_path, "--set", "problem.outputs=R", "weights.widths=[6, 6, 2]")
+    regression, _ = run_train_command(
+        place, tmp_path, "--set", "problem.outputs=R", "weights.widths=[6, 6, 2]"
+    )
     assert "accuracy" not in regression
     np.testing.assert_array_equal(run.widths, [6, 6, 3])
 
 
-def test_accuracy_in_chunks(monkeypatch):
+def test_accuracy_does_not_depend_on_the_chunks(monkeypatch):
     problem = dln.classification(3, 7)
     samples = spec.Samples(problem.inputs, problem.labels, transformed=True)
     best = as_dense(problem.least_squares)
@@ -207,20 +209,20 @@ def test_accuracy_in_chunks(monkeypatch):
     assert spec.accuracy(problem, {"a": best, "b": shifted}, samples) == {"a": 1.0, "b": 0.0}
 
 
-# Runs that end early.
+# Runs that stop early.
 
 
-def test_divergence_keeps_the_trajectory(recovery, tmp_path, capsys):
+def test_a_diverged_run_is_saved(recovery_file, tmp_path, capsys):
     arguments = [
         "train",
-        str(recovery),
+        str(recovery_file),
         "--out",
         str(tmp_path),
         "--set",
         "train.learning_rate=1e5",
         "train.record_every=1",
     ]
-    train(recovery, tmp_path)
+    run_train_command(recovery_file, tmp_path)
     before = [(tmp_path / name).read_bytes() for name in ("run.npz", "summary.json")]
     capsys.readouterr()
     assert main(arguments) == 1
@@ -237,14 +239,14 @@ def test_divergence_keeps_the_trajectory(recovery, tmp_path, capsys):
     assert [(tmp_path / name).read_bytes() for name in ("run.npz", "summary.json")] == before
 
 
-def test_interruption_keeps_the_trajectory(recovery, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_is_saved(recovery_file, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **settings):
         error = KeyboardInterrupt()
         error.trajectory = dln.train(*arguments, **settings)
         raise error
 
     monkeypatch.setattr(cli, "train", interrupted)
-    assert main(["train", str(recovery), "--out", str(tmp_path)]) == 130
+    assert main(["train", str(recovery_file), "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "dlnfast: interrupted\n"
     assert dln.load(tmp_path / "interrupted.npz").steps[-1] == 40
     assert not (tmp_path / "run.npz").exists()
@@ -283,8 +285,8 @@ def test_interruption_keeps_the_trajectory(recovery, tmp_path, capsys, monkeypat
         ("train.steps", "--set has 'train.steps'; wanted section.key=value"),
     ],
 )
-def test_wrong_entries(recovery, tmp_path, capsys, change, message):
-    assert main(["train", str(recovery), "--out", str(tmp_path / "out"), "--set", change]) == 2
+def test_wrong_entries_are_named(recovery_file, tmp_path, capsys, change, message):
+    assert main(["train", str(recovery_file), "--out", str(tmp_path / "out"), "--set", change]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dlnfast: ")
     assert message in error
@@ -292,9 +294,9 @@ def test_wrong_entries(recovery, tmp_path, capsys, change, message):
     assert not (tmp_path / "out" / "run.npz").exists()
 
 
-def test_reduced_engine_where_it_does_not_hold(recovery, tmp_path, capsys):
+def test_the_reduced_engine_is_refused_where_it_does_not_apply(recovery_file, tmp_path, capsys):
     changes = ["weights.init=gaussian", "train.engine=reduced"]
-    assert main(["train", str(recovery), "--out", str(tmp_path), "--set", *changes]) == 2
+    assert main(["train", str(recovery_file), "--out", str(tmp_path), "--set", *changes]) == 2
     error = capsys.readouterr().err
     assert "engine='reduced' does not hold here" in error
     assert error.count("\n") == 1
@@ -312,7 +314,7 @@ def test_reduced_engine_where_it_does_not_hold(recovery, tmp_path, capsys):
         (RECOVERY.replace("steps = 40", ""), "train.steps is missing; wanted an integer"),
     ],
 )
-def test_wrong_files(tmp_path, capsys, text, message):
+def test_wrong_files_are_named(tmp_path, capsys, text, message):
     place = tmp_path / "spec.toml"
     place.write_text(text)
     # A missing section counts as an empty one, and the sections are checked in their order.
@@ -333,7 +335,7 @@ def test_wrong_files(tmp_path, capsys, text, message):
         (["path = 'set.npz'", "layout = 'rows'"], "X has 2 samples and Y has 3"),
     ],
 )
-def test_wrong_data(tmp_path, capsys, lines, message):
+def test_wrong_data_are_named(tmp_path, capsys, lines, message):
     np.savez(tmp_path / "set.npz", X=np.ones((2, 5)), Y=np.ones((3, 5)))
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "bad.npz").write_text("not an archive")
@@ -343,7 +345,7 @@ def test_wrong_data(tmp_path, capsys, lines, message):
     assert message in capsys.readouterr().err
 
 
-def test_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
+def test_missing_fashion_mnist_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
     assert main(["train", str(EXAMPLES / "fashion_mnist.toml"), "--out", str(tmp_path)]) == 2
     assert "DLNFAST_DATA" in capsys.readouterr().err
@@ -360,7 +362,7 @@ def test_examples_are_valid(place):
         assert spec.read_spec(place).train["steps"] > 0
 
 
-def test_example_draws_where_git_does_not_look(fashion, tmp_path, monkeypatch):
+def test_the_example_writes_only_to_the_folder_out(small_fashion_mnist, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     before = set(tmp_path.iterdir())
@@ -373,7 +375,7 @@ def test_example_draws_where_git_does_not_look(fashion, tmp_path, monkeypatch):
 # The rest of the command line.
 
 
-def test_info(capsys):
+def test_info_describes_the_build(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     for word in ("version:", dln.__version__, "level:", "numpy:", "torch:"):
@@ -420,7 +422,7 @@ def python(*arguments):
         ["info"],
     ],
 )
-def test_matplotlib_is_not_imported_without_need(arguments):
+def test_matplotlib_is_imported_for_figures_only(arguments):
     code = (
         "import sys\nfrom dlnfast.cli import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
@@ -436,7 +438,7 @@ def test_plots_and_figures_import_without_matplotlib():
     assert finished.returncode == 0, finished.stderr
 
 
-def test_module_checks_itself():
+def test_the_self_check_passes():
     finished = python("-m", "dlnfast")
     assert finished.returncode == 0, finished.stderr
     assert "self-check: reduced and dense engine are" in finished.stdout
@@ -444,7 +446,7 @@ def test_module_checks_itself():
     assert python("-m", "dlnfast", "--version").stdout == f"dlnfast {dln.__version__}\n"
 
 
-def test_module_fails_when_the_engines_disagree(monkeypatch, capsys):
+def test_the_self_check_fails_when_the_engines_disagree(monkeypatch, capsys):
     from dlnfast import __main__ as module
 
     honest = module.train
@@ -458,7 +460,7 @@ def test_module_fails_when_the_engines_disagree(monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
-# Output that nobody reads.
+# Output pipes that are closed.
 
 
 def finetuning_results(folder):
@@ -488,7 +490,7 @@ def finetuning_results(folder):
         results._write({"run": run.to_dict(), "about": grid.about(), "scores": scores, "ranks": {"a": 4}})
 
 
-def commands(folder):
+def commands_that_write(folder):
     """Return commands, and the files that each of them writes."""
     (folder / "a.toml").write_text(RECOVERY)
     (folder / "sweep.toml").write_text(RECOVERY + '[sweep]\n"weights.seed" = [0, 1]\n')
@@ -535,10 +537,10 @@ def without_reader(arguments, folder, stdout):
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and /dev/full are POSIX's")
 @pytest.mark.parametrize("name", ["train", "sweep", "finetune", "export"])
-def test_results_are_written_though_nobody_reads_the_output(name, tmp_path):
+def test_results_are_written_when_the_output_pipe_is_closed(name, tmp_path):
     if name == "export":
         pytest.importorskip("h5netcdf", reason="stores are optional")
-    arguments, written = commands(tmp_path)[name]
+    arguments, written = commands_that_write(tmp_path)[name]
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -561,7 +563,7 @@ def test_results_are_written_though_nobody_reads_the_output(name, tmp_path):
 @pytest.mark.parametrize("name", ["figure", "bench"])
 def test_figures_and_measurements_are_written_first(name, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="figures are optional")
-    arguments, written = commands(tmp_path)[name]
+    arguments, written = commands_that_write(tmp_path)[name]
 
     class Closed(io.StringIO):
         def write(self, text):
@@ -573,37 +575,37 @@ def test_figures_and_measurements_are_written_first(name, tmp_path, monkeypatch)
     assert all(path.stat().st_size > 0 for path in written)
 
 
-def test_characters_that_the_output_lacks_are_escaped(recovery, tmp_path, monkeypatch):
+def test_characters_that_the_output_lacks_are_escaped(recovery_file, tmp_path, monkeypatch):
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", output)
     folder = tmp_path / "\N{SNOWMAN}"
-    assert main(["train", str(recovery), "--out", str(folder)]) == 0
+    assert main(["train", str(recovery_file), "--out", str(folder)]) == 0
     assert (folder / "summary.json").is_file()
     output.flush()
     assert b"\\u2603" in output.buffer.getvalue()
 
 
-def test_there_may_be_no_output(recovery, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor was closed
-    assert main(["train", str(recovery), "--out", str(tmp_path / "out")]) == 0
+def test_the_command_line_works_without_standard_output(recovery_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as in Python with a closed descriptor
+    assert main(["train", str(recovery_file), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
-def test_a_full_disk_keeps_the_last_files(recovery, tmp_path, monkeypatch):
-    train(recovery, tmp_path / "out")
+def test_a_full_disk_leaves_the_previous_files(recovery_file, tmp_path, monkeypatch):
+    run_train_command(recovery_file, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
     def fail(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert main(["train", str(recovery), "--out", str(tmp_path / "out"), "--set", "train.steps=5"]) == 2
+    assert main(["train", str(recovery_file), "--out", str(tmp_path / "out"), "--set", "train.steps=5"]) == 2
     with pytest.raises(OSError, match="No space left"):
         cli.write_json(tmp_path / "out" / "summary.json", {})
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_json_has_no_nan(tmp_path):
+def test_json_files_contain_no_nan(tmp_path):
     place = tmp_path / "record.json"
     cli.write_json(
         place,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matrices known in part: the problems, their losses, and the dense engine on them."""
+"""Matrix completion and sensing: the problems, their losses, and the dense engine on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -26,7 +27,7 @@ def mask_of(shape, density, rng):
     return mask
 
 
-def chain(widths, rng, dtype=F64):
+def draw_gaussian_layers(widths, rng, dtype=F64):
     return [(rng.standard_normal((m, n)) / np.sqrt(max(m, n))).astype(dtype) for n, m in pairwise(widths)]
 
 
@@ -37,13 +38,13 @@ def chain(widths, rng, dtype=F64):
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
-def test_descent_on_entries_is_that_of_the_reference(dtype, n_threads, data):
+def test_descent_on_entries_equals_the_reference(dtype, n_threads, data):
     widths = data.draw(st.lists(st.integers(1, 23), min_size=2, max_size=6))
     density = data.draw(st.sampled_from([0.02, 0.1, 0.3, 1.0]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     shape = widths[-1], widths[0]
     mask, target = mask_of(shape, density, rng), rng.standard_normal(shape)
-    weights = chain(widths, rng, dtype)
+    weights = draw_gaussian_layers(widths, rng, dtype)
     momentum = data.draw(st.sampled_from([0.0, 0.6]))
     n = len(weights)
     rates = {
@@ -76,12 +77,12 @@ def test_descent_on_entries_is_that_of_the_reference(dtype, n_threads, data):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_descent_on_measurements_is_that_of_the_reference(dtype, n_threads):
+def test_descent_on_measurements_equals_the_reference(dtype, n_threads):
     rng = np.random.default_rng(3)
     widths = [7, 5, 11]
     operators = rng.standard_normal((40, 11, 7)) / 40
     values = rng.standard_normal(40)
-    weights = chain(widths, rng, dtype)
+    weights = draw_gaussian_layers(widths, rng, dtype)
     rates = {"learning_rate": [0.5, 0.4], "weight_decay": [0.0, 0.1], "momentum": [0.0, 0.5]}
     problem = dln.Sensing(operators, values)
     run = dln.train(problem, weights, steps=9, n_threads=n_threads, **rates)
@@ -96,7 +97,7 @@ def test_descent_on_measurements_is_that_of_the_reference(dtype, n_threads):
         np.testing.assert_allclose(run.weights(layer), wanted[-1][1][layer - 1], atol=limit)
 
 
-def test_a_full_mask_is_the_problem_itself():
+def test_a_full_mask_equals_the_fully_observed_problem():
     target = dln.low_rank_recovery(20, 3).target
     weights = dln.orthogonal([20] * 4, 0.5)
     settings_ = {"learning_rate": 0.5, "steps": 50, "engine": "dense"}
@@ -105,9 +106,9 @@ def test_a_full_mask_is_the_problem_itself():
     np.testing.assert_allclose(everything.loss, whole.loss, rtol=tolerance(F64, 20, 50))
 
 
-def test_the_result_does_not_depend_on_the_team():
+def test_the_result_does_not_depend_on_the_number_of_threads():
     problem = dln.low_rank_completion(300, 3, 0.1)
-    weights = chain([300, 6, 6, 300], np.random.default_rng(0))
+    weights = draw_gaussian_layers([300, 6, 6, 300], np.random.default_rng(0))
     runs = [
         dln.train(problem, weights, learning_rate=10.0, steps=20, n_threads=n, singular_values=None)
         for n in (1, 2, 7)
@@ -120,12 +121,12 @@ def test_the_result_does_not_depend_on_the_team():
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("widths", [(5, 4, 6), (5, 6), (1, 3, 1), (31, 2, 37), (67, 71, 73, 79)])
-def test_gradients(widths, dtype, n_threads):
+def test_gradients_equal_the_reference(widths, dtype, n_threads):
     rng = np.random.default_rng(1)
     shape = widths[-1], widths[0]
     density = 0.1 if min(shape) > 30 else 0.5
     mask, target = mask_of(shape, density, rng), rng.standard_normal(shape)
-    weights = [w.astype(dtype) for w in chain(widths, rng)]
+    weights = [w.astype(dtype) for w in draw_gaussian_layers(widths, rng)]
     wide = [w.astype(F64) for w in weights]
     product = functools.reduce(lambda m, w: w @ m, wide)
     operators = rng.standard_normal((9, *shape))
@@ -172,7 +173,7 @@ def test_tracked_values_of_a_masked_run_are_within_their_bounds():
 
 @pytest.mark.parametrize("learning_rate", ["auto", "adaptive"])
 @pytest.mark.parametrize("widths", [[60] * 4, [60, 8, 8, 60], [60, 60]])
-def test_default_rates_learn_without_ever_rising(learning_rate, widths):
+def test_default_rates_lower_the_loss_monotonically(learning_rate, widths):
     problem = dln.low_rank_completion(60, 2, 0.4)
     run = dln.train(
         problem,
@@ -185,12 +186,12 @@ def test_default_rates_learn_without_ever_rising(learning_rate, widths):
     assert run.loss[-1] < 1e-3 * run.loss[0]
 
 
-def test_adaptive_rates_are_kept_and_saved(tmp_path):
+def test_adaptive_rates_are_recorded_and_saved(tmp_path):
     problem = dln.low_rank_completion(40, 2, 0.5)
     weights = dln.orthogonal([40] * 4, 1e-2)
     run = dln.train(problem, weights, learning_rate="adaptive", steps=100, singular_values=None)
     assert run.rates.shape == (100,)
-    # On the plateau far above what is stable in the end.
+    # On the plateau far above the rate that is stable at the end.
     assert run.rates[0] > 20 * run.rates[-1] > 0
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
@@ -202,7 +203,7 @@ def test_adaptive_rates_are_kept_and_saved(tmp_path):
     )
 
 
-def test_adaptive_rates_of_a_whole_target():
+def test_adaptive_rates_for_a_fully_observed_target():
     problem = dln.low_rank_recovery(30, 3)
     run = dln.train(problem, dln.orthogonal([30] * 4, 1e-2), learning_rate="adaptive", steps=400)
     assert run.engine == "dense"
@@ -212,7 +213,7 @@ def test_adaptive_rates_of_a_whole_target():
         dln.train(problem, dln.orthogonal([30] * 4), learning_rate="adaptive", steps=1, engine="reduced")
 
 
-def test_ratios_scale_the_layers():
+def test_ratios_scale_the_rates_of_the_layers():
     problem = dln.low_rank_completion(20, 2, 0.5)
     weights = dln.orthogonal([20] * 4, 0.5)
     law = dln.Adaptive(ratios=[0.0, 1.0, 0.0])
@@ -226,7 +227,7 @@ def test_ratios_scale_the_layers():
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 13), columns=st.integers(1, 13), seed=st.integers(0, 2**32))
-def test_entries_are_what_was_given(rows, columns, seed):
+def test_entries_are_stored_as_given(rows, columns, seed):
     rng = np.random.default_rng(seed)
     mask, matrix = mask_of((rows, columns), 0.4, rng), rng.standard_normal((rows, columns))
     i, j = np.nonzero(mask)
@@ -245,8 +246,8 @@ def test_entries_are_what_was_given(rows, columns, seed):
     np.testing.assert_array_equal(problem.backprojection().dense(), np.where(mask, matrix, 0.0))
 
 
-def test_all_ways_in_are_one():
-    sparse = pytest.importorskip("scipy.sparse")
+def test_all_constructors_give_the_same_problem():
+    sparse = import_sparse()
     matrix = np.array([[1.0, np.nan, 0.0], [np.nan, 2.0, np.nan]])
     dense = dln.Completion.from_dense(matrix)
     masked = dln.Completion.from_dense(np.nan_to_num(matrix, nan=7.0), ~np.isnan(matrix))
@@ -258,9 +259,9 @@ def test_all_ways_in_are_one():
 
 
 @pytest.mark.parametrize("thin", [False, True])
-def test_recovery_errors_are_what_their_names_say(thin):
+def test_recovery_errors_use_the_named_normalization(thin):
     rng = np.random.default_rng(5)
-    weights = chain([12, 3, 10] if thin else [12, 12, 10], rng)
+    weights = draw_gaussian_layers([12, 3, 10] if thin else [12, 12, 10], rng)
     product = weights[1] @ weights[0]
     factors = dln.low_rank_recovery(12, 2).target
     truth = dln.LowRank(np.linalg.qr(factors.U[:10])[0], factors.s, factors.V)
@@ -280,7 +281,7 @@ def test_recovery_errors_are_what_their_names_say(thin):
 
 
 @pytest.mark.parametrize("form", ["dense", "rank one", "sparse"])
-def test_measurements_in_all_forms(form):
+def test_measurements_are_taken_in_all_forms(form):
     rng = np.random.default_rng(2)
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((9, 6))
     dense = left[:, :, None] * right[:, None, :]
@@ -291,7 +292,7 @@ def test_measurements_in_all_forms(form):
     elif form == "rank one":
         problem = dln.Sensing((left, right), values)
     else:
-        sparse = pytest.importorskip("scipy.sparse")
+        sparse = import_sparse()
         problem = dln.Sensing(sparse.csr_array(dense.reshape(9, -1)), values, shape=(4, 6))
     assert problem.shape == (4, 6)
     np.testing.assert_allclose(problem.apply(W), values, rtol=1e-12)
@@ -301,25 +302,25 @@ def test_measurements_in_all_forms(form):
     np.testing.assert_allclose(problem.projected(U, V), U.T @ dense @ V, rtol=1e-11, atol=1e-12)
     assert problem.density == pytest.approx((dense**2).sum() / 24)
     assert problem.error_scale >= np.linalg.norm(dense.reshape(9, -1), 2)
-    run = dln.train(problem, chain([6, 4], rng), learning_rate="auto", steps=400)
+    run = dln.train(problem, draw_gaussian_layers([6, 4], rng), learning_rate="auto", steps=400)
     assert run.loss[-1] < 1e-6 * run.loss[0]
     assert problem.loss(run.end_to_end()) == pytest.approx(run.loss[-1], rel=1e-6, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32), k=st.integers(1, 6))
-def test_leading_vectors_of_large_sparse_matrices(seed, k):
+def test_leading_vectors_of_large_sparse_matrices_are_accurate(seed, k):
     rng = np.random.default_rng(seed)
     mask = mask_of((300, 280), 0.05, rng)
     matrix = np.where(mask, rng.standard_normal((300, 7)) @ rng.standard_normal((7, 280)), 0.0)
     found = leading_factors(dln.Completion.from_dense(matrix, mask).backprojection(), k)
     exact = np.linalg.svd(matrix, compute_uv=False)[:k]
     np.testing.assert_allclose(found.s, exact, rtol=1e-9)
-    # Residuals, which are blind to how equal values share their vectors; the square root of what values miss.
+    # Residuals do not depend on the basis of equal singular values; compare the root of the missing energy.
     assert np.linalg.norm(matrix @ found.V - found.U * found.s) < 1e-5 * exact[0]
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_leading_vectors_of_large_sparse_matrices(seed, k):
         (([0], [0], [1.0], 5), TypeError, "shape is 5; wanted two integers"),
     ],
 )
-def test_bad_entries(arguments, error, text):
+def test_bad_entries_are_named(arguments, error, text):
     with pytest.raises(error, match=text):
         dln.Completion(*arguments)
 
@@ -360,12 +361,12 @@ def test_bad_entries(arguments, error, text):
         (lambda: dln.low_rank_completion(5, 6, 0.5), ValueError, "rank is 6"),
     ],
 )
-def test_bad_problems(call, error, text):
+def test_bad_problems_are_named(call, error, text):
     with pytest.raises(error, match=text):
         call()
 
 
-def test_bad_runs():
+def test_runs_that_cannot_start_are_named():
     problem = dln.low_rank_completion(10, 2, 0.5)
     weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(dln.AssumptionError, match="known in part"):
@@ -374,18 +375,28 @@ def test_bad_runs():
         dln.train(problem, dln.orthogonal([9, 10]), learning_rate=1.0, steps=1)
     with pytest.raises(dln.AssumptionError, match="law"):
         dln.train(problem, dln.orthogonal([10] * 3, implicit=True), learning_rate=1.0, steps=1)
+
+
+def test_a_run_on_entries_that_diverges_is_an_error():
+    problem = dln.low_rank_completion(10, 2, 0.5)
+    weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(dln.DivergedError, match="not finite"):
         dln.train(problem, weights, learning_rate=1e6, steps=200)
+
+
+def test_bad_settings_of_adaptive_rates_are_named():
+    problem = dln.low_rank_completion(10, 2, 0.5)
+    weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(ValueError, match="safety"):
         dln.train(problem, weights, learning_rate=dln.Adaptive(safety=0.0), steps=1)
     with pytest.raises(dln.ShapeError, match="ratios has 3 values"):
         dln.train(problem, weights, learning_rate=dln.Adaptive(ratios=[1.0] * 3), steps=1)
 
 
-def test_rows_without_entries_see_no_gradient():
+def test_rows_without_entries_have_a_zero_gradient():
     problem = dln.Completion([0, 0, 2], [0, 1, 2], [1.0, 2.0, 3.0], (4, 3))
     assert problem.empty_rows.tolist() == [1, 3]
-    weights = chain([3, 2, 4], np.random.default_rng(0))
+    weights = draw_gaussian_layers([3, 2, 4], np.random.default_rng(0))
     run = dln.train(problem, weights, learning_rate=0.5, steps=50)
     np.testing.assert_array_equal(run.weights(2)[[1, 3]], weights[1][[1, 3]])
     assert run.loss[-1] < run.loss[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Entries of a matrix and measurements of it in the compiled core: against NumPy, and called badly."""
+"""Entries and measurements of a matrix in the compiled core: against NumPy, and with bad arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_core_arguments as own
+from helpers.core_calls import dense_arguments, freeze, identity_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -97,7 +97,7 @@ def assert_residual_products(core, mask, values, entries, x, y, n_threads):
     assert abs(loss - np.sum(error**2)) <= allowed * size**2
     assert np.linalg.norm(left - wide_y @ error.T) <= allowed * size * np.linalg.norm(wide_y)
     assert np.linalg.norm(right - wide_x @ error) <= allowed * size * np.linalg.norm(wide_x)
-    # Neither what else is wanted nor the team shows in a result.
+    # A result does not depend on the other outputs or on the number of threads.
     for other in results:
         assert other[0] == loss
     np.testing.assert_array_equal(results[1][1], left)
@@ -110,7 +110,7 @@ def assert_residual_products(core, mask, values, entries, x, y, n_threads):
 
 @settings(deadline=None, max_examples=60)
 @given(m=SIZES, n=SIZES, k=RANKS, density=DENSITIES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS)
-def test_residual_products(core, m, n, k, density, dtype, n_threads, seed):
+def test_residual_products_equal_numpy(core, m, n, k, density, dtype, n_threads, seed):
     rng = np.random.default_rng(seed)
     mask, values, entries = random_entries(core, rng, m, n, density, dtype)
     x, y = rng.standard_normal((k, m)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
@@ -120,7 +120,7 @@ def test_residual_products(core, m, n, k, density, dtype, n_threads, seed):
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(600, 800, 9), (2, 9000, 20), (9000, 2, 20), (500, 3000, 40)])
-def test_residual_products_of_many_chunks(core, shape, dtype, n_threads):
+def test_residual_products_of_many_chunks_equal_numpy(core, shape, dtype, n_threads):
     rng = np.random.default_rng(0)
     m, n, k = shape
     mask, values, entries = random_entries(core, rng, m, n, 0.1, dtype)
@@ -133,7 +133,7 @@ def test_residual_products_of_many_chunks(core, shape, dtype, n_threads):
 
 @settings(deadline=None, max_examples=40)
 @given(m=SIZES, n=SIZES, density=DENSITIES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS)
-def test_masked_residual(core, m, n, density, dtype, n_threads, seed):
+def test_masked_residuals_equal_numpy(core, m, n, density, dtype, n_threads, seed):
     rng = np.random.default_rng(seed)
     mask, values, entries = random_entries(core, rng, m, n, density, dtype)
     w, error = rng.standard_normal((m, n)).astype(dtype), np.full((m, n), np.nan, dtype)
@@ -150,7 +150,7 @@ MEASURED = [(0, 3, 4), (1, 3, 4), (9, 5, 7), (40, 13, 17), (4, 0, 3), (300, 40, 
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("shape", MEASURED)
-def test_measured_residual(core, shape, dtype, n_threads):
+def test_measured_residuals_equal_numpy(core, shape, dtype, n_threads):
     rng = np.random.default_rng(1)
     q, m, n = shape
     b, values = rng.standard_normal((q, m * n)).astype(dtype), rng.standard_normal(q).astype(dtype)
@@ -167,20 +167,18 @@ def test_measured_residual(core, shape, dtype, n_threads):
     np.testing.assert_array_equal(alone, error)
 
 
-# Called as nobody should: they raise, they never crash.
-
-frozen = own.frozen
+# Bad arguments: they raise, they never crash.
 
 
-def numbers(*values, dtype=np.int64):
+def integers(*values, dtype=np.int64):
     return np.array(values, dtype)
 
 
 def by_rows(**changes):
     """Return four entries of a 3 x 4 matrix."""
     parts = {
-        "start": numbers(0, 2, 2, 4),
-        "index": numbers(0, 2, 1, 3, dtype=np.int32),
+        "start": integers(0, 2, 2, 4),
+        "index": integers(0, 2, 1, 3, dtype=np.int32),
         "values": np.ones(4),
     }
     return tuple({**parts, **changes}.values())
@@ -188,8 +186,8 @@ def by_rows(**changes):
 
 def by_columns(**changes):
     parts = {
-        "start": numbers(0, 1, 2, 3, 4),
-        "index": numbers(0, 2, 0, 2, dtype=np.int32),
+        "start": integers(0, 1, 2, 3, 4),
+        "index": integers(0, 2, 0, 2, dtype=np.int32),
         "values": np.ones(4),
     }
     return tuple({**parts, **changes}.values())
@@ -197,8 +195,8 @@ def by_columns(**changes):
 
 def sort_entries(core, **changes):
     arguments = {
-        "row": numbers(0, 2, 1),
-        "col": numbers(1, 3, 0),
+        "row": integers(0, 2, 1),
+        "col": integers(1, 3, 0),
         "value": np.ones(3),
         "rows": 3,
         "cols": 4,
@@ -219,8 +217,8 @@ def sort_entries(core, **changes):
         ({"values": np.ones(3, np.float32)}, TypeError, "values has dtype float32; wanted float64"),
         ({"start": np.zeros(4, np.int32)}, TypeError, "start has dtype int32"),
         ({"index": np.zeros(3, np.int64)}, TypeError, "index has dtype int64; wanted int32"),
-        ({"row": numbers(0, 1)}, ValueError, "col has 3 values; wanted 2"),
-        ({"col": numbers(0, 1)}, ValueError, "col has 2 values; wanted 3"),
+        ({"row": integers(0, 1)}, ValueError, "col has 3 values; wanted 2"),
+        ({"col": integers(0, 1)}, ValueError, "col has 2 values; wanted 3"),
         ({"value": np.ones(4)}, ValueError, "value has 4 values; wanted 3"),
         ({"row": np.zeros((3, 1), np.int64)}, ValueError, "row has 2 axes"),
         ({"row": np.zeros(6, np.int64)[::2]}, TypeError, "row is not C-contiguous"),
@@ -228,9 +226,9 @@ def sort_entries(core, **changes):
         ({"start": np.zeros(3, np.int64)}, ValueError, "start has the wrong shape"),
         ({"index": np.zeros(2, np.int32)}, ValueError, "index has the wrong shape"),
         ({"values": np.zeros(2)}, ValueError, "values has the wrong shape"),
-        ({"start": frozen(np.zeros(4, np.int64))}, ValueError, "start is read-only"),
-        ({"index": frozen(np.zeros(3, np.int32))}, ValueError, "index is read-only"),
-        ({"values": frozen(np.zeros(3))}, ValueError, "values is read-only"),
+        ({"start": freeze(np.zeros(4, np.int64))}, ValueError, "start is read-only"),
+        ({"index": freeze(np.zeros(3, np.int32))}, ValueError, "index is read-only"),
+        ({"values": freeze(np.zeros(3))}, ValueError, "values is read-only"),
         ({"rows": -1}, ValueError, "rows is -1"),
         ({"cols": -1}, ValueError, "cols is -1"),
         ({"rows": 2**31}, ValueError, "rows is 2147483648"),
@@ -241,13 +239,13 @@ def sort_entries(core, **changes):
         ({"values": [0.0] * 3}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_sort_entries_called_badly(core, changes, error, text):
+def test_sort_entries_names_bad_arguments(core, changes, error, text):
     assert sort_entries(core) == -1
     with pytest.raises(error, match=text):
         sort_entries(core, **changes)
 
 
-# What may be wrong with entries in either order.
+# Damage to entries, in either order.
 DAMAGE = [
     ({"start": np.zeros(4, np.int32)}, TypeError, "dtype int32; wanted int64"),
     ({"index": np.zeros(4, np.int64)}, TypeError, "dtype int64; wanted int32"),
@@ -256,15 +254,15 @@ DAMAGE = [
     ({"values": np.ones(3)}, ValueError, "3 values; wanted 4"),
     ({"values": np.ones(8)[::2]}, TypeError, "not C-contiguous"),
     ({"values": np.ones((4, 1))}, ValueError, "2 axes"),
-    ({"start": numbers()}, ValueError, "is empty"),
+    ({"start": integers()}, ValueError, "is empty"),
     ({"start": None}, TypeError, "not a NumPy array"),
     ({"index": [0, 1, 2, 3]}, TypeError, "not a NumPy array"),
-    ({"index": numbers(0, 2, 4, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
-    ({"index": numbers(0, 2, -1, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
-    ({"index": numbers(0, 2, 2**31 - 1, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
+    ({"index": integers(0, 2, 4, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
+    ({"index": integers(0, 2, -1, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
+    ({"index": integers(0, 2, 2**31 - 1, 3, dtype=np.int32)}, ValueError, "an index outside the matrix"),
 ]
 ROW_DAMAGE = [
-    ({"start": numbers(*start)}, ValueError, "starts that do not ascend")
+    ({"start": integers(*start)}, ValueError, "starts that do not ascend")
     for start in (
         (1, 2, 2, 4),
         (-1, 2, 2, 4),
@@ -289,7 +287,7 @@ def transpose_entries(core, entries, **changes):
 
 
 @pytest.mark.parametrize(("changes", "error", "text"), DAMAGE + ROW_DAMAGE)
-def test_transposing_damaged_entries(core, changes, error, text):
+def test_transposing_damaged_entries_is_an_error(core, changes, error, text):
     with pytest.raises(error, match=text):
         transpose_entries(core, by_rows(**changes))
 
@@ -307,11 +305,11 @@ def test_transposing_damaged_entries(core, changes, error, text):
         ({"index": np.zeros(3, np.int32)}, ValueError, "index has the wrong shape"),
         ({"values": np.zeros(3)}, ValueError, "values has the wrong shape"),
         ({"values": np.zeros(4, np.float32)}, TypeError, r"by_rows\[2\] has dtype float64"),
-        ({"values": frozen(np.zeros(4))}, ValueError, "values is read-only"),
-        ({"start": frozen(np.zeros(5, np.int64))}, ValueError, "start is read-only"),
+        ({"values": freeze(np.zeros(4))}, ValueError, "values is read-only"),
+        ({"start": freeze(np.zeros(5, np.int64))}, ValueError, "start is read-only"),
     ],
 )
-def test_transpose_entries_called_badly(core, changes, error, text):
+def test_transpose_entries_names_bad_arguments(core, changes, error, text):
     transpose_entries(core, by_rows())
     with pytest.raises(error, match=text):
         transpose_entries(core, by_rows(), **changes)
@@ -328,7 +326,7 @@ ORDERS = [
     ((by_rows(), by_rows()), ValueError, "an index outside the matrix|an entry"),
     ((by_columns(), by_rows()), ValueError, None),
     (
-        (by_rows(start=numbers(0, 2, 2, 3), index=by_rows()[1][:3], values=np.ones(3)), by_columns()),
+        (by_rows(start=integers(0, 2, 2, 3), index=by_rows()[1][:3], values=np.ones(3)), by_columns()),
         ValueError,
         "entries by columns has 4 values; wanted 3",
     ),
@@ -338,7 +336,7 @@ ORDERS += [((by_rows(), by_columns(**changes)), *how) for changes, *how in DAMAG
 
 
 @pytest.mark.parametrize(("observed", "error", "text"), ORDERS)
-def test_damaged_entries(core, observed, error, text):
+def test_damaged_entries_are_named(core, observed, error, text):
     x, y = np.ones((2, 3)), np.ones((2, 4))
     with pytest.raises(error, match=text):
         core.residual_products(observed, x, y, np.zeros((2, 3)), np.zeros((2, 4)))
@@ -369,8 +367,8 @@ def residual_products(core, **changes):
         ({"right": np.asfortranarray(np.ones((2, 4)))}, TypeError, "right is not C-contiguous"),
         ({"x": np.asfortranarray(np.ones((2, 3)))}, TypeError, "x is not C-contiguous"),
         ({"y": np.ones((4, 4))[::2]}, TypeError, "y is not C-contiguous"),
-        ({"left": frozen(np.zeros((2, 3)))}, ValueError, "left is read-only"),
-        ({"right": frozen(np.zeros((2, 4)))}, ValueError, "right is read-only"),
+        ({"left": freeze(np.zeros((2, 3)))}, ValueError, "left is read-only"),
+        ({"right": freeze(np.zeros((2, 4)))}, ValueError, "right is read-only"),
         ({"x": np.ones((2, 3), np.float32)}, TypeError, "dtype float64; wanted float32"),
         ({"y": np.ones((2, 4), np.float32)}, TypeError, "y has dtype float32"),
         ({"left": np.ones((2, 3), np.float32)}, TypeError, "left has dtype float32"),
@@ -381,7 +379,7 @@ def residual_products(core, **changes):
         ({"n_threads": 2**40}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_residual_products_called_badly(core, changes, error, text):
+def test_residual_products_name_bad_arguments(core, changes, error, text):
     residual_products(core)
     with pytest.raises(error, match=text):
         residual_products(core, **changes)
@@ -394,14 +392,14 @@ def test_residual_products_called_badly(core, changes, error, text):
         (np.ones((3, 4)), np.zeros((4, 3)), ValueError, "the residual has shape"),
         (np.ones((3, 4)), np.zeros((3, 4), np.float32), TypeError, "error has dtype float32"),
         (np.ones((3, 4), np.float32), np.zeros((3, 4)), TypeError, "wanted float32"),
-        (np.ones((3, 4)), frozen(np.zeros((3, 4))), ValueError, "error is read-only"),
+        (np.ones((3, 4)), freeze(np.zeros((3, 4))), ValueError, "error is read-only"),
         (np.asfortranarray(np.ones((3, 4))), np.zeros((3, 4)), TypeError, "m is not C-contiguous"),
         (np.ones((3, 4)), np.zeros((4, 3)).T, TypeError, "error is not C-contiguous"),
         (np.ones(4), np.zeros((3, 4)), ValueError, "m has 1 axes"),
         (None, np.zeros((3, 4)), TypeError, "incompatible function arguments"),
     ],
 )
-def test_residuals_called_badly(core, m, out, error, text):
+def test_residuals_name_bad_arguments(core, m, out, error, text):
     with pytest.raises(error, match=text):
         core.masked_residual((by_rows(), by_columns()), m, out)
     with pytest.raises(error, match=text if "matrix has shape" not in text else "residual has shape"):
@@ -424,30 +422,33 @@ def test_residuals_called_badly(core, m, out, error, text):
         (None, TypeError, None),
     ],
 )
-def test_bad_measurements(core, measurements, error, text):
+def test_bad_measurements_are_named(core, measurements, error, text):
     with pytest.raises(error, match=text):
         core.measured_residual(measurements, np.ones((3, 4)), np.zeros((3, 4)))
 
 
-# The engine that descends along them.
+# The engine that descends on them.
 
-DIAGONAL = numbers(0, 1, 2), numbers(0, 1, dtype=np.int32), np.ones(2)
+DIAGONAL = integers(0, 1, 2), integers(0, 1, dtype=np.int32), np.ones(2)
 OBSERVATIONS = {
     "observed": {"observed": (DIAGONAL, DIAGONAL), "measurements": None},
     "measurements": {"observed": None, "measurements": (np.eye(4), np.ones(4))},
 }
 
 
-def descend(core, **changes):
-    arguments = own.dense_arguments() | {"observed": None, "measurements": None, "target": None}
-    return core.dense_descent(own.layers(), {**arguments, **changes})
+def descend_on_observations(core, **changes):
+    arguments = dense_arguments() | {"observed": None, "measurements": None, "target": None}
+    return core.dense_descent(identity_layers(), {**arguments, **changes})
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
-def test_descent_along_observations(core, kind):
-    assert descend(core, **OBSERVATIONS[kind]) == ("finished", 3, 0)
+def test_descent_on_observations_finishes(core, kind):
+    assert descend_on_observations(core, **OBSERVATIONS[kind]) == ("finished", 3, 0)
     rate = np.full(3, np.nan)
-    assert descend(core, **OBSERVATIONS[kind], adaptive=(1.0, [1.0, 1.0], 1.0), rate=rate)[0] == "finished"
+    assert (
+        descend_on_observations(core, **OBSERVATIONS[kind], adaptive=(1.0, [1.0, 1.0], 1.0), rate=rate)[0]
+        == "finished"
+    )
     assert np.all(rate > 0)
 
 
@@ -470,9 +471,9 @@ def test_descent_along_observations(core, kind):
         ),
     ],
 )
-def test_descent_along_bad_observations(core, changes, error, text):
+def test_descent_names_bad_observations(core, changes, error, text):
     with pytest.raises(error, match=text):
-        descend(core, **changes)
+        descend_on_observations(core, **changes)
 
 
 @pytest.mark.parametrize(
@@ -484,14 +485,14 @@ def test_descent_along_bad_observations(core, changes, error, text):
         ({"adaptive": 1.0}, (RuntimeError, TypeError, ValueError)),
         ({"rate": np.zeros(2)}, ValueError),
         ({"rate": np.zeros(3, np.float32)}, TypeError),
-        ({"rate": frozen(np.zeros(3))}, ValueError),
+        ({"rate": freeze(np.zeros(3))}, ValueError),
         ({"rate": None}, (RuntimeError, TypeError, ValueError)),
     ],
 )
-def test_descent_with_bad_rates(core, changes, error):
+def test_descent_names_bad_rates(core, changes, error):
     arguments = OBSERVATIONS["observed"] | {"adaptive": (1.0, [1.0, 1.0], 1.0), "rate": np.zeros(3)}
     with pytest.raises(error):
-        descend(core, **{**arguments, **changes})
+        descend_on_observations(core, **{**arguments, **changes})
 
 
 NASTY = """
@@ -499,9 +500,8 @@ import gc
 import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
-import test_completion_kernels as kernels
-import test_core_arguments as own
-from conftest import MODULES
+from helpers.core_calls import dense_arguments
+from helpers.core_modules import MODULES
 
 core = MODULES[sys.argv[1]]
 n = 200
@@ -516,7 +516,7 @@ kinds = {{
     "measurements": lambda: {{"observed": None, "measurements": (np.ones((3, n * n)), np.ones(3))}},
 }}
 for kind, make in kinds.items():
-    arguments = own.dense_arguments(steps=40)
+    arguments = dense_arguments(steps=40)
     for name in ("values", "left", "right", "snapshots"):
         arguments[name] = []
     arguments |= {{"target": None, "snapshot_every": 0, "n_threads": 2, **make()}}
@@ -536,7 +536,7 @@ print("alive")
 
 
 def test_observations_outlive_their_arguments(core_modules, run_python):
-    """The best level stands for all, which share this code."""
+    """Test the best instruction-set level only: all share this code."""
     program = NASTY.format(tests=str(Path(__file__).parent))
     printed = run_python(program, list(core_modules)[-1])
     assert printed == "('finished', 40, 0) True\n" * 2 + "alive\n"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Compressed factorisations: the space they start in, where they end, and what freezing them saves."""
+"""Compressed factorisations: their initial bases, the result of training, and frozen bases."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -20,22 +21,22 @@ def layers_of(run, step=-1):
 
 
 @pytest.fixture(scope="module")
-def problem():
+def completion_problem():
     return dln.low_rank_completion(120, 3, 0.35, seed=1)
 
 
 @pytest.fixture(scope="module")
-def weights():
+def start():
     return dln.orthogonal([120] * 4, 1e-2, seed=2)
 
 
-def test_the_gradient_basis_is_that_of_the_definition(problem, weights):
-    narrow = dln.compressed_weights(problem, weights, rank=3)
+def test_the_gradient_basis_equals_its_definition(completion_problem, start):
+    narrow = dln.compressed_weights(completion_problem, start, rank=3)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (6, 6), (120, 6)]
     # By whole decompositions: the leading vectors of the gradient, and their images.
-    product = reference.end_to_end(weights)
-    mask = problem.backprojection().dense() != 0
-    u, _, vt = np.linalg.svd(-reference.observed_residual(product, problem.truth.dense(), mask))
+    product = reference.end_to_end(start)
+    mask = completion_problem.backprojection().dense() != 0
+    u, _, vt = np.linalg.svd(-reference.observed_residual(product, completion_problem.truth.dense(), mask))
     rotation = product / 1e-2**3
     basis = np.linalg.qr(np.hstack([vt[:3].T, rotation.T @ u[:, :3]]))[0]
     assert np.linalg.norm(narrow[0] - narrow[0] @ basis @ basis.T) < 1e-9
@@ -47,31 +48,31 @@ def test_the_gradient_basis_is_that_of_the_definition(problem, weights):
         np.testing.assert_allclose(core @ core.T, 1e-4 * np.eye(6), atol=tolerance(F64, 6))
 
 
-def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
+def test_for_a_fully_observed_matrix_the_narrow_network_equals_the_wide_one():
     problem = dln.low_rank_recovery(60, 4, seed=3)
     weights = dln.orthogonal([60] * 4, 0.2, seed=4)
     settings = {"steps": 300, "learning_rate": 1.0}
     narrow = dln.train_compressed(problem, weights, rank=4, outer=0.0, **settings)
     wide = dln.train(problem, weights, **settings)
-    # What is missing is the product of the rotations outside, rho^3 each.
+    # The difference is the product of the rotations outside, rho^3 each.
     missing = (60 - 8) * np.prod([wide.rho(layer) for layer in (1, 2, 3)], axis=0) ** 2
     at_records = wide.loss - problem.loss_scale / 2 * missing
     np.testing.assert_allclose(narrow.loss, at_records, rtol=1e-9)
 
 
-def test_it_recovers_where_frozen_bases_stall(problem, weights):
+def test_learned_bases_recover_where_frozen_bases_stall(completion_problem, start):
     options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
-    moving = dln.train_compressed(problem, weights, outer=0.01, **options)
-    frozen = dln.train_compressed(problem, weights, outer=0.0, **options)
-    assert problem.recovery_error(layers_of(moving)) < 1e-6
-    assert problem.recovery_error(layers_of(frozen)) > 1e-2
+    moving = dln.train_compressed(completion_problem, start, outer=0.01, **options)
+    frozen = dln.train_compressed(completion_problem, start, outer=0.0, **options)
+    assert completion_problem.recovery_error(layers_of(moving)) < 1e-6
+    assert completion_problem.recovery_error(layers_of(frozen)) > 1e-2
 
 
-def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypatch):
+def test_projecting_with_frozen_bases_changes_nothing(completion_problem, start, monkeypatch):
     options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
-    projected = dln.train_compressed(problem, weights, singular_values="all", **options)
+    projected = dln.train_compressed(completion_problem, start, singular_values="all", **options)
     monkeypatch.setattr("dlnfast._completion.train_compressed._PROJECTION_FLOPS", 0.0)
-    frozen = dln.train_compressed(problem, weights, singular_values="all", **options)
+    frozen = dln.train_compressed(completion_problem, start, singular_values="all", **options)
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths
     assert projected.config["learning_rate"] == frozen.config["learning_rate"]
@@ -81,8 +82,8 @@ def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypat
         np.testing.assert_allclose(projected.singular_values(layer), frozen.singular_values(layer), atol=1e-9)
 
 
-def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
-    run = dln.train_compressed(problem, weights, rank=3, steps=50, outer=0.0, singular_values=2)
+def test_a_projected_run_is_saved_like_any(completion_problem, start, tmp_path):
+    run = dln.train_compressed(completion_problem, start, rank=3, steps=50, outer=0.0, singular_values=2)
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
@@ -96,7 +97,7 @@ def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
-def test_turns_are_those_of_the_definition(kind):
+def test_projected_outer_steps_equal_their_definition(kind):
     given = dln.low_rank_completion(20, 2, 0.6) if kind == "entries" else dln.low_rank_sensing(20, 2, 300)
     weights = dln.orthogonal([20] * 3, 0.7)
     narrow = dln.compressed_weights(given, weights, rank=2)
@@ -131,25 +132,25 @@ def test_turns_are_those_of_the_definition(kind):
     assert run.states.snapshot_steps.tolist() == [0, 4, 8]
 
 
-def test_turns_end_where_single_steps_do(problem, weights):
+def test_projected_outer_steps_converge_where_single_steps_do(completion_problem, start):
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
-    runs = [dln.train_compressed(problem, weights, outer_every=n, **options) for n in (1, 10)]
+    runs = [dln.train_compressed(completion_problem, start, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
         assert run.config["outcome"] == "converged"
-        assert problem.recovery_error(layers_of(run)) < 1e-5
+        assert completion_problem.recovery_error(layers_of(run)) < 1e-5
     assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
     with pytest.raises(ValueError, match="momentum"):
-        dln.train_compressed(problem, weights, outer_every=2, momentum=0.5, **options)
+        dln.train_compressed(completion_problem, start, outer_every=2, momentum=0.5, **options)
     with pytest.raises(ValueError, match="singular_values"):
-        dln.train_compressed(problem, weights, outer_every=2, singular_values=3, **options)
+        dln.train_compressed(completion_problem, start, outer_every=2, singular_values=3, **options)
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
-def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_every):
+def test_a_diverged_run_has_the_full_network(completion_problem, start, outer, outer_every):
     with pytest.raises(dln.DivergedError) as caught:
         dln.train_compressed(
-            problem,
-            weights,
+            completion_problem,
+            start,
             rank=3,
             outer=outer,
             outer_every=outer_every,
@@ -159,32 +160,44 @@ def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_
         )
     run = caught.value.trajectory
     assert run.widths == [120, 6, 6, 6, 6, 120]
-    assert run.problem is problem
+    assert run.problem is completion_problem
     assert np.all(np.isfinite(run.loss))
 
 
-def test_nothing_needs_to_be_chosen(problem, weights):
-    assert problem.suggested_rank() == 3
-    run = dln.train_compressed(problem, weights)
+def test_the_defaults_converge(completion_problem, start):
+    assert completion_problem.suggested_rank() == 3
+    run = dln.train_compressed(completion_problem, start)
     assert run.config["outcome"] == "converged"
     assert run.config["compressed"]["rank"] == 3
-    assert problem.recovery_error(layers_of(run)) < 1e-6
-    stalled = dln.train_compressed(problem, weights, outer=0.0)
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-6
+
+
+def test_frozen_bases_stop_where_the_loss_stalls(completion_problem, start):
+    stalled = dln.train_compressed(completion_problem, start, outer=0.0)
     assert stalled.config["outcome"] == "stopped"
     assert len(stalled.loss) < 20_000
-    surrogate = dln.train_compressed(problem, basis="surrogate", outer=1.0, steps=10)
+
+
+def test_the_surrogate_basis_chooses_the_widths(completion_problem):
+    surrogate = dln.train_compressed(completion_problem, basis="surrogate", outer=1.0, steps=10)
     assert surrogate.widths == [120, 6, 6, 120]
+
+
+def test_a_rate_needs_steps(completion_problem, start):
     with pytest.raises(ValueError, match="steps is needed"):
-        dln.train_compressed(problem, weights, learning_rate=1.0)
+        dln.train_compressed(completion_problem, start, learning_rate=1.0)
+
+
+def test_an_unknown_rank_is_named(completion_problem, start):
     with pytest.raises(ValueError, match='"auto"'):
-        dln.train_compressed(problem, weights, rank="half")
+        dln.train_compressed(completion_problem, start, rank="half")
 
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
-def test_a_projection_keeps_the_loss(problem, kind):
+def test_a_projection_keeps_the_loss(completion_problem, kind):
     rng = np.random.default_rng(0)
-    given = problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
-    U, V = (np.linalg.qr(rng.standard_normal((d, 4)))[0] for d in given.shape)
+    given = completion_problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
+    U, V = (draw_orthonormal(rng, d, 4) for d in given.shape)
     small = project(given, U, V[:, :3])
     assert small.shape == (4, 3)
     assert small.n_observations == 12
@@ -193,45 +206,47 @@ def test_a_projection_keeps_the_loss(problem, kind):
         assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
 
 
-def test_the_surrogate_basis(problem):
-    narrow = dln.compressed_weights(problem, rank=6, basis="surrogate", depth=4, scale=0.1)
+def test_the_surrogate_basis_equals_its_definition(completion_problem):
+    narrow = dln.compressed_weights(completion_problem, rank=6, basis="surrogate", depth=4, scale=0.1)
     assert [w.shape for w in narrow] == [(6, 120), (6, 6), (6, 6), (120, 6)]
-    u, _, vt = np.linalg.svd(problem.backprojection().dense())
+    u, _, vt = np.linalg.svd(completion_problem.backprojection().dense())
     np.testing.assert_allclose(np.abs(narrow[0] @ vt[:6].T), 0.1 * np.eye(6), atol=1e-8)
     np.testing.assert_allclose(np.abs(u[:, :6].T @ narrow[-1]), 0.1 * np.eye(6), atol=1e-8)
     run = dln.train_compressed(
-        problem, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
+        completion_problem, rank=6, basis="surrogate", outer=5.0, scale=1e-2, steps=20000, tolerance=1e-15
     )
-    assert problem.recovery_error(layers_of(run)) < 1e-5
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-5
 
 
-def test_any_width_by_law(problem):
+def test_lazily_sampled_weights_of_any_width(completion_problem):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
-    law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
-    run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
+    lazy_weights = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
+    run = dln.train_compressed(
+        wide, lazy_weights, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6
+    )
     assert run.widths == [2000, 4, 4, 4, 4, 2000]
     assert wide.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_sensing_recovers():
+def test_sensing_problems_are_recovered():
     problem = dln.low_rank_sensing(30, 2, 500)
     weights = dln.orthogonal([30] * 4, 1e-1)
     run = dln.train_compressed(problem, weights, rank=2, steps=4000, outer=0.05, tolerance=1e-16)
     assert problem.recovery_error(layers_of(run)) < 1e-4
 
 
-def test_float32(problem):
+def test_float32_runs_recover(completion_problem):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
-    run = dln.train_compressed(problem, weights, rank=3, steps=3000, record_every=10**6)
+    run = dln.train_compressed(completion_problem, weights, rank=3, steps=3000, record_every=10**6)
     assert run.weights(1).dtype == np.float32
-    assert problem.recovery_error(layers_of(run)) < 1e-3
+    assert completion_problem.recovery_error(layers_of(run)) < 1e-3
 
 
-def test_what_observations_see_of_a_change():
+def test_curvatures_are_bounded_closely_from_above():
     rng = np.random.default_rng(4)
     mask = rng.random((15, 12)) < 0.5
     problem = dln.Completion.from_dense(np.ones((15, 12)), mask)
-    U, V = (np.linalg.qr(rng.standard_normal((d, 3)))[0] for d in (15, 12))
+    U, V = (draw_orthonormal(rng, d, 3) for d in (15, 12))
     rows = np.einsum("ia,jb->ijab", U, V)[mask].reshape(-1, 9)
     left = [np.linalg.norm(V[mask[i]], 2) ** 2 for i in range(15)]
     right = [np.linalg.norm(U[mask[:, j]], 2) ** 2 for j in range(12)]
@@ -253,15 +268,15 @@ def test_what_observations_see_of_a_change():
         ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
     ],
 )
-def test_bad_input(problem, weights, options, error, text):
+def test_bad_arguments_are_named(completion_problem, start, options, error, text):
     with pytest.raises(error, match=text):
-        dln.train_compressed(problem, weights, steps=1, **options)
+        dln.train_compressed(completion_problem, start, steps=1, **options)
 
 
-def test_bad_starts(problem):
+def test_bad_starting_weights_are_named(completion_problem):
     with pytest.raises(ValueError, match="weights are needed"):
-        dln.train_compressed(problem, rank=2, steps=1)
+        dln.train_compressed(completion_problem, rank=2, steps=1)
     with pytest.raises(dln.AssumptionError, match="do not close"):
-        dln.compressed_weights(problem, dln.gaussian([120] * 4, 1e-2), rank=2)
+        dln.compressed_weights(completion_problem, dln.gaussian([120] * 4, 1e-2), rank=2)
     with pytest.raises(TypeError, match="wanted a Completion, Sensing or Problem"):
         dln.compressed_weights("matrix", rank=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Networks brought to the dimension they use: exact errors, the nearest of that rank, the smallest rank."""
+"""Compression of networks to low rank: exact errors, the nearest matrix of a rank, the smallest rank."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_layers, draw_orthonormal, entry_setter
+from helpers.optional_packages import import_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -21,17 +23,6 @@ DTYPES = st.sampled_from([F32, F64])
 SEEDS = st.integers(0, 2**16)
 
 
-def chain(widths, seed=0, dtype=F64, decay=1.0):
-    """Layers whose product has singular values that fall off, each layer's by `decay`."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for d_in, d_out in pairwise(widths):
-        k = min(d_in, d_out)
-        u, v = (np.linalg.qr(rng.standard_normal((d, k)))[0] for d in (d_out, d_in))
-        layers.append(((u * decay ** np.arange(k)) @ v.T).astype(dtype))
-    return layers
-
-
 def product(layers):
     result = np.asarray(layers[0], dtype=F64)
     for layer in layers[1:]:
@@ -40,19 +31,19 @@ def product(layers):
 
 
 def allowed(layers):
-    """Rounding of the product: relative to the norms of the layers, which may cancel in it."""
+    """Return the rounding error of the product, relative to the norms of the layers, which may cancel."""
     size = np.prod([np.linalg.norm(w, 2) for w in layers])
     return float(size) * tolerance(layers[0].dtype, max(max(w.shape) for w in layers), len(layers))
 
 
 def decomposed(layers):
-    """How far U diag(s) V^T may be from the product: LAPACK's iteration ends at 90 eps, whatever the size."""
+    """Return the error allowed of U diag(s) V^T: LAPACK's iteration stops at 90 eps, whatever the size."""
     size = np.prod([np.linalg.norm(w, 2) for w in layers])
     return 2 * allowed(layers) + 90 * float(size * np.finfo(layers[0].dtype).eps)
 
 
 def assert_chain(result, layers):
-    """Everything that is claimed of a result, against NumPy's decomposition of the full product."""
+    """Compare all properties of a result with NumPy's decomposition of the full product."""
     full, limit = product(layers), allowed(layers)
     values = np.linalg.svd(full, compute_uv=False)
     k, n = result.rank, len(result.singular_values)
@@ -63,7 +54,7 @@ def assert_chain(result, layers):
     assert abs(result.error - np.linalg.norm(values[k:])) <= limit * np.sqrt(n)
     assert abs(np.linalg.norm(full - product(result.layers), 2) - result.spectral_error) <= limit
     assert result.relative_error == pytest.approx(result.error / np.linalg.norm(result.singular_values))
-    # What is there: thin layers of the same precision, orthonormal bases of the leading directions.
+    # The result: thin layers of the same precision, orthonormal bases of the leading directions.
     ends = [len(result.bases[0]), *[k] * (len(result.layers) - 1), len(result.bases[-1])]
     assert [w.shape for w in result] == [(rows, columns) for columns, rows in pairwise(ends)]
     assert all(w.dtype == layers[0].dtype and w.flags.c_contiguous for w in result)
@@ -75,7 +66,7 @@ def assert_chain(result, layers):
     leading = (result.bases[-1] * result.singular_values[:k]) @ result.bases[0].T
     assert np.linalg.norm(product(result.layers) - leading, 2) <= decomposed(layers)
     np.testing.assert_allclose(result.end_to_end(), product(result.layers), atol=limit, rtol=0)
-    # Subspaces are known to rounding relative to the smallest value that was kept.
+    # Subspaces are accurate to rounding relative to the smallest retained value.
     near = tolerance(layers[0].dtype, max(result.widths)) + limit / float(result.singular_values[k - 1])
     assert result.layer_errors == pytest.approx(expected_layer_errors(result, layers), abs=near)
 
@@ -94,8 +85,8 @@ def expected_layer_errors(result, layers):
 
 @given(WIDTHS, SEEDS, DTYPES, st.sampled_from([1.0, 0.7, 0.1]), st.data())
 @settings(max_examples=80, deadline=None)
-def test_the_stated_errors_are_those_of_the_full_product(widths, seed, dtype, decay, data):
-    layers = chain(widths, seed, dtype, decay)
+def test_the_stated_errors_equal_those_of_the_full_product(widths, seed, dtype, decay, data):
+    layers = draw_layers(seed, widths, decay=decay, dtype=dtype)
     rank = data.draw(st.none() | st.integers(1, min(widths[0], widths[-1])), label="rank")
     tol = data.draw(st.none() | st.floats(0, 0.99), label="tol") if rank is None else None
     try:
@@ -119,7 +110,7 @@ def test_the_stated_errors_are_those_of_the_full_product(widths, seed, dtype, de
 
 @given(WIDTHS, SEEDS, DTYPES, st.floats(0, 0.999))
 @settings(max_examples=60, deadline=None)
-def test_tol_takes_the_smallest_rank_that_will_do(widths, seed, dtype, tol):
+def test_tol_selects_the_smallest_sufficient_rank(widths, seed, dtype, tol):
     layers = [w.astype(dtype) for w in dln.gaussian(widths, seed=seed)]
     result = dln.compress(layers, tol=tol)
     values = result.singular_values.astype(F64)
@@ -131,7 +122,7 @@ def test_tol_takes_the_smallest_rank_that_will_do(widths, seed, dtype, tol):
 
 @given(WIDTHS, SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_no_matrix_of_that_rank_is_nearer(widths, seed):
+def test_the_result_is_the_nearest_matrix_of_its_rank(widths, seed):
     layers = dln.gaussian(widths, seed=seed)
     result = dln.compress(layers, rank=1)
     full, rng = product(layers), np.random.default_rng(seed)
@@ -144,7 +135,7 @@ def test_no_matrix_of_that_rank_is_nearer(widths, seed):
 
 @given(WIDTHS, SEEDS, DTYPES)
 @settings(max_examples=40, deadline=None)
-def test_what_was_compressed_is_compressed_to_itself(widths, seed, dtype):
+def test_compressing_twice_changes_nothing(widths, seed, dtype):
     layers = [w.astype(dtype) for w in dln.gaussian(widths, seed=seed)]
     once = dln.compress(layers, tol=0.5)
     twice = dln.compress(list(once))
@@ -177,7 +168,7 @@ def test_inputs_pass_through_the_thin_layers(widths, dtype):
 
 
 def test_one_layer_becomes_two():
-    (weight,) = chain([7, 5], decay=0.5)
+    (weight,) = draw_layers(0, [7, 5], decay=0.5)
     result = dln.compress([weight], rank=2)
     assert [w.shape for w in result] == [(2, 7), (5, 2)]
     assert_chain(result, [weight])
@@ -187,7 +178,7 @@ def test_one_layer_becomes_two():
 
 
 def test_small_singular_values_are_not_lost_to_squaring():
-    layers = chain([20, 20], decay=10.0**-0.7)  # the last is 5e-14 of the first
+    layers = draw_layers(0, [20, 20], decay=10.0**-0.7)  # the last is 5e-14 of the first
     result = dln.compress(layers)
     wanted = 10.0 ** (-0.7 * np.arange(20))
     assert abs(result.singular_values - wanted).max() < tolerance(F64, 20)
@@ -238,15 +229,15 @@ def test_layers_that_cancel_leave_only_rounding():
 
 
 def test_thin_factors_that_cancel_leave_only_rounding():
-    q = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 4)))[0]
-    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    q = draw_orthonormal(0, 40, 4)
+    turn = draw_orthonormal(1, 4, 4)
     below = (q * [1, 1, 0, 0] @ turn).T
     above = q * [0, 0, 1, 1] @ turn
     with pytest.raises(ValueError, match="zero to rounding"):
         dln.compress([below, above])
 
 
-def test_long_chains_of_gaussian_layers_are_no_zero():
+def test_long_products_of_gaussian_layers_are_not_taken_for_zero():
     layers = dln.gaussian([30] * 51, seed=0)
     result = dln.compress(layers, rank=1)
     values = np.linalg.svd(product(layers), compute_uv=False)
@@ -265,7 +256,7 @@ def test_lists_and_integers_are_matrices():
     )
 
 
-def test_what_comes_in_stays_as_it_is_and_what_comes_out_is_its_own():
+def test_arguments_stay_unchanged_and_results_own_their_memory():
     layers = dln.gaussian([8, 8, 8], seed=2)
     before = [w.copy() for w in layers]
     result = dln.compress(layers, rank=3)
@@ -275,8 +266,8 @@ def test_what_comes_in_stays_as_it_is_and_what_comes_out_is_its_own():
         np.testing.assert_array_equal(w, same)
 
 
-def test_tensors():
-    torch = pytest.importorskip("torch", reason="PyTorch makes the tensors")
+def test_tensors_are_read():
+    torch = import_torch()
     layers = dln.gaussian([6, 7, 5], seed=0)
     wanted = dln.compress(layers, rank=2)
     found = dln.compress([torch.from_numpy(w) for w in layers], rank=2)
@@ -306,17 +297,13 @@ def run_of(engine, *, dim=DIM, depth=3, scale=0.1, steps=3000, decay=0.0, widths
     )
 
 
-def weights_of(run):
-    return [run.weights(layer) for layer in range(1, run.n_layers + 1)]
-
-
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_a_trained_network_has_the_rank_of_its_target(engine, depth):
     run = run_of(engine, depth=depth, scale=0.2 if depth > 3 else 0.05, steps=8000)
     result = dln.compress(run, tol=0.02)
     assert result.rank == RANK
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
     target = run.problem.target.s
     assert result.singular_values[:RANK] == pytest.approx(target, rel=1e-3)  # as far as 8000 steps train
     # Outside it is a scaled rotation, which each layer keeps and the product has in its L-th power.
@@ -336,10 +323,10 @@ def test_weight_decay_leaves_the_numerical_rank_of_the_target(engine):
     result = dln.compress(run)
     assert result.rank == RANK
     assert result.error <= result.resolution * DIM
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
-def test_both_engines_give_the_same():
+def test_both_engines_give_the_same_compression():
     reduced, dense = (dln.compress(run_of(engine), tol=0.02) for engine in ("reduced", "dense"))
     # 3,000 steps amplify rounding.
     limit = 100 * tolerance(F64, DIM, 3000)
@@ -355,21 +342,21 @@ def test_both_engines_give_the_same():
     [(30, 30, 30), (12, 30, 30), (30, 12, 12), (30, 30, 4), (12, 30, 4)],
 )
 @pytest.mark.parametrize("options", [{"rank": 1}, {"rank": 2}, {"rank": 4}, {"tol": 0.3}, {"tol": 1e-9}, {}])
-def test_a_reduced_run_is_compressed_as_its_weights_are(d_x, hidden, d_y, options):
+def test_compressing_a_reduced_run_equals_compressing_its_weights(d_x, hidden, d_y, options):
     rng = np.random.default_rng(0)
-    u, v = (np.linalg.qr(rng.standard_normal((d, 2)))[0] for d in (d_y, d_x))
+    u, v = (draw_orthonormal(rng, d, 2) for d in (d_y, d_x))
     problem = dln.Problem(dln.LowRank(u, [2.0, 1.0], v))
     weights = dln.orthogonal([d_x, hidden, hidden, d_y], 0.5, seed=2)
     run = dln.train(problem, weights, learning_rate=0.05, steps=60, weight_decay=0.1, engine="reduced")
-    result, wanted = dln.compress(run, **options), dln.compress(weights_of(run), **options)
+    result, wanted = dln.compress(run, **options), dln.compress(run.all_weights(), **options)
     assert result.rank == wanted.rank
     assert result.widths == wanted.widths == (d_x, hidden, hidden, d_y)
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
-def test_a_reduced_run_needs_no_whole_layers(monkeypatch):
+def test_a_reduced_run_is_compressed_without_forming_layers(monkeypatch):
     run = run_of("reduced")
-    wanted = dln.compress(weights_of(run), tol=0.02)
+    wanted = dln.compress(run.all_weights(), tol=0.02)
     monkeypatch.setattr(type(run), "weights", lambda *_: pytest.fail("a whole layer was asked for"))
     result = dln.compress(run, tol=0.02)
     np.testing.assert_allclose(result.end_to_end(), wanted.end_to_end(), atol=1e2 * tolerance(F64, DIM))
@@ -390,7 +377,7 @@ def test_a_file_without_weights_can_be_compressed(tmp_path):
         dln.compress(dln.load(tmp_path / "dense.npz"))
 
 
-def test_a_run_of_any_width_is_compressed_in_its_own_dimension():
+def test_a_run_from_lazily_sampled_weights_is_compressed_in_its_active_dimension():
     dim = 20_000
     run = run_of("reduced", dim=dim, scale=0.1, steps=3000, implicit=True)
     result = dln.compress(run, rank=RANK)
@@ -406,28 +393,28 @@ def test_an_untrained_run_is_compressed_as_arrays():
     run = run_of("reduced", steps=1)
     result = dln.compress(run, rank=10)
     assert result.rank == 10
-    assert_chain(result, weights_of(run))
+    assert_chain(result, run.all_weights())
 
 
-def test_a_compressed_network_trains_on():
+def test_a_compressed_network_can_be_trained():
     run = run_of("dense", steps=1000)
     for balanced in (False, True):
         small = dln.compress(run, rank=RANK, balanced=balanced)
         more = dln.train(run.problem, list(small), learning_rate=1.0, steps=1000)
         assert more.loss[0] == pytest.approx(run.problem.loss(product(small.layers)))
         assert more.loss[-1] < 1e-3 * run.loss[0]
-        # No floor is left by what was outside: all of it is gone.
+        # The directions outside leave no loss floor.
         assert more.loss[-1] < run_of("dense", steps=2000).loss[-1]
 
 
-def test_float32_runs():
+def test_float32_runs_are_compressed():
     problem = dln.low_rank_recovery(DIM, RANK, seed=1)
     weights = dln.orthogonal([DIM] * 4, 0.1, seed=2, dtype=F32)
     for engine in ("reduced", "dense"):
         run = dln.train(problem, weights, learning_rate=1.0, steps=3000, engine=engine)
         result = dln.compress(run, tol=0.02)
         assert result.rank == RANK
-        assert_chain(result, weights_of(run))
+        assert_chain(result, run.all_weights())
 
 
 # Bad input.
@@ -437,14 +424,6 @@ def bad(index, change, widths=(6, 5, 4, 6)):
     layers = dln.gaussian(list(widths), seed=0)
     layers[index] = change(layers[index])
     return layers
-
-
-def with_entry(value):
-    def change(weight):
-        weight[1, 2] = value
-        return weight
-
-    return change
 
 
 BAD_WEIGHTS = {
@@ -460,8 +439,8 @@ BAD_WEIGHTS = {
         dln.ShapeError,
         r"weights\[1\] \(W_2\) has shape \(5, 4\); wanted 5 columns, the rows of weights\[0\]",
     ),
-    "NaN": (bad(1, with_entry(np.nan)), ValueError, r"weights\[1\] \(W_2\).*nan at \(1, 2\)"),
-    "infinity": (bad(0, with_entry(np.inf)), ValueError, r"weights\[0\] \(W_1\).*inf at \(1, 2\)"),
+    "NaN": (bad(1, entry_setter(np.nan, (1, 2))), ValueError, r"weights\[1\] \(W_2\).*nan at \(1, 2\)"),
+    "infinity": (bad(0, entry_setter(np.inf, (1, 2))), ValueError, r"weights\[0\] \(W_1\).*inf at \(1, 2\)"),
     "float16": (bad(0, lambda w: w.astype(np.float16)), TypeError, r"weights\[0\] \(W_1\) has dtype float16"),
     "complex": (bad(0, lambda w: w + 0j), TypeError, r"weights\[0\] \(W_1\) has dtype complex128"),
     "mixed": (
@@ -477,7 +456,7 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights(name):
+def test_bad_weights_are_named(name):
     weights, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         dln.compress(weights)
@@ -503,7 +482,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options(name):
+def test_bad_options_are_named(name):
     options, error, text = BAD_OPTIONS[name]
     with pytest.raises(error, match=text):
         dln.compress(dln.gaussian([7, 6, 5], seed=0), **options)

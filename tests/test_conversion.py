@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Every array argument of every public function as every kind of array: the same result, or a typed error.
 
-The calls are those of test_fuzz_public.py, so that a new public function is tested here, too.
+The calls are those of helpers/public_calls.py, so that a new public function is tested here, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from test_fuzz_public import CALLS
+from helpers.optional_packages import import_pandas, import_sparse, import_torch
+from helpers.public_calls import CALLS
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -24,7 +25,7 @@ import dlnfast as dln
 
 
 class Protocol:
-    """An object that NumPy reads through `__array__` alone, as JAX's arrays."""
+    """An object that NumPy reads only through `__array__`, as JAX's arrays."""
 
     def __init__(self, values):
         self._values = values
@@ -46,24 +47,12 @@ def masked(a):
     return result
 
 
-def torch():
-    return pytest.importorskip("torch")
-
-
-def pandas():
-    return pytest.importorskip("pandas")
-
-
-def sparse():
-    return pytest.importorskip("scipy.sparse")
-
-
 def tensor(a, **options):
-    return torch().tensor(a, **options)
+    return import_torch().tensor(a, **options)
 
 
 def table(a):
-    return pandas().DataFrame(a) if a.ndim == 2 else pandas().Series(a)
+    return import_pandas().DataFrame(a) if a.ndim == 2 else import_pandas().Series(a)
 
 
 def nullable(a):
@@ -81,10 +70,10 @@ def with_na(a):
 
 def negated(a):
     """Return a tensor whose sign is a bit of its view."""
-    return torch()._neg_view(-tensor(a))
+    return import_torch()._neg_view(-tensor(a))
 
 
-#: What has to give the result of the plain array; a kind is left out where an array has no such form.
+#: Kinds that give the result of the plain array; a kind is left out where an array has no such form.
 SAME = {
     "masked array without masked entries": lambda a: np.ma.array(a),
     "list of masked rows": lambda a: [np.ma.array(row) for row in a] if a.ndim == 2 else None,
@@ -104,7 +93,7 @@ SAME = {
     "table of pyarrow type": lambda a: arrow(a) if a.ndim < 3 else None,
 }
 
-#: What is no array of real numbers: refused with the name of the argument.
+#: Values that are not arrays of real numbers: refused with the name of the argument.
 REFUSED = {
     "complex": lambda a: a + 1j,
     "complex tensor": lambda a: tensor(a + 1j),
@@ -116,8 +105,8 @@ REFUSED = {
     "records": lambda a: np.zeros(a.shape, "i4,f8"),
     "no axis": lambda a: np.array(0.5),
     "tensor without values": lambda a: tensor(a).to("meta"),
-    "sparse": lambda a: sparse().csr_array(a) if a.ndim == 2 else sparse().coo_array(a),
-    "sparse matrix": lambda a: sparse().csc_matrix(a) if a.ndim == 2 else None,
+    "sparse": lambda a: import_sparse().csr_array(a) if a.ndim == 2 else import_sparse().coo_array(a),
+    "sparse matrix": lambda a: import_sparse().csc_matrix(a) if a.ndim == 2 else None,
     "sparse tensor": lambda a: tensor(a).to_sparse(),
     "table of text": lambda a: table(a).astype(str).astype(object) if a.ndim < 3 else None,
 }
@@ -146,7 +135,7 @@ SCALARS = {"shape", "widths", "axes", "steps"}
 
 
 def plain(value):
-    """Return an argument as an array, None where it is none."""
+    """Return an argument as an array, None where it is not an array."""
     if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "fiu":
         return value
     if isinstance(value, (list, range)) and len(value) and not isinstance(value[0], (np.ndarray, str, tuple)):
@@ -156,7 +145,7 @@ def plain(value):
 
 
 def slots():
-    """Yield every place of the table that takes an array: function, argument, index in a list or None."""
+    """Yield every array argument of the table: function, argument, index in a list or None."""
     for name, make in CALLS.items():
         try:
             _, arguments = make()
@@ -175,8 +164,8 @@ def slots():
 SLOTS = list(slots())
 
 
-def call(name, key, index, change):
-    """Make a call with an argument changed; return the numbers in its result, None without such a form."""
+def call_with_change(name, key, index, change):
+    """Make a call with one argument changed; return its numbers, None if the array has no such form."""
     function, arguments = CALLS[name]()
     value = arguments[key]
     given = plain(value if index is None else value[index])
@@ -212,7 +201,7 @@ def flat(result, depth=0):
     return [x for key in sorted(held) if key not in TIMES for x in flat(held[key], depth + 1)]
 
 
-def assert_same(found, wanted):
+def assert_same_results(found, wanted):
     """Compare results of the same values; other memory layouts may sum in another order."""
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
@@ -248,40 +237,40 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def assert_refused(name, key, index, change, wanted=None):
-    """Check that a call raises a typed error that names the argument, or returns what is wanted."""
+def assert_refused_or_same(name, key, index, change, wanted=None):
+    """Assert that a call raises a typed error that names the argument, or returns the wanted result."""
     try:
-        found = call(name, key, index, change)
+        found = call_with_change(name, key, index, change)
     except (TypeError, ValueError) as error:
         assert key in str(error)
     else:
         if found is not None:
             assert wanted is not None, "it is accepted"
-            assert_same(found, wanted)
+            assert_same_results(found, wanted)
 
 
 @pytest.mark.parametrize(("name", "key", "index"), SLOTS)
 def test_every_kind_of_array_has_the_same_values(name, key, index, elsewhere):
-    wanted = call(name, key, index, lambda a: a)
+    wanted = call_with_change(name, key, index, lambda a: a)
     for kind, change in SAME.items():
-        found = call(name, key, index, change)
+        found = call_with_change(name, key, index, change)
         if found is not None:
             try:
-                assert_same(found, wanted) if wanted else None
+                assert_same_results(found, wanted) if wanted else None
             except AssertionError as error:
                 raise AssertionError(f"as {kind}: {error}") from error
 
 
 @pytest.mark.parametrize(("name", "key", "index"), SLOTS)
-def test_what_is_no_array_of_real_numbers_is_refused_by_name(name, key, index, elsewhere):
-    wanted = call(name, key, index, lambda a: a)
+def test_values_that_are_not_arrays_of_real_numbers_are_refused_by_name(name, key, index, elsewhere):
+    wanted = call_with_change(name, key, index, lambda a: a)
     for kind, change in REFUSED.items():
         if kind == "no axis" and (name, key) in NUMBERS:
             continue
         # Numbers one by one may be of Python's own types, and labels may be words.
         harmless = (name, key) in NUMBERS or key == "labels"
         try:
-            assert_refused(name, key, index, change, wanted if harmless else None)
+            assert_refused_or_same(name, key, index, change, wanted if harmless else None)
         except AssertionError as error:
             raise AssertionError(f"as {kind}: {error}") from error
 
@@ -290,7 +279,7 @@ def test_what_is_no_array_of_real_numbers_is_refused_by_name(name, key, index, e
 def test_missing_values_are_refused_by_name(name, key, index, elsewhere):
     for kind, change in INCOMPLETE.items():
         try:
-            assert_refused(name, key, index, change)
+            assert_refused_or_same(name, key, index, change)
         except AssertionError as error:
             raise AssertionError(f"as {kind}: {error}") from error
 
@@ -308,12 +297,12 @@ def test_half_precision_tensors_are_read_as_float32(elsewhere):
                 return rounded(a).float().numpy()
 
             try:
-                wanted = call(name, key, index, exact)
+                wanted = call_with_change(name, key, index, exact)
             except (TypeError, ValueError) as error:  # of rounded frames and layers of mixed precision
                 with pytest.raises(type(error)):
-                    call(name, key, index, rounded)
+                    call_with_change(name, key, index, rounded)
                 continue
-            assert_same(call(name, key, index, rounded), wanted) if wanted else None
+            assert_same_results(call_with_change(name, key, index, rounded), wanted) if wanted else None
 
 
 def plain_of(name, key, index):
@@ -340,7 +329,7 @@ def incomplete_matrices():
         np.ma.array(np.where([[1, 1, 1], [1, 1, 0]], PHI, np.nan), mask=[[0, 1, 0], [0, 0, 0]]),
     )
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield "table", pd.DataFrame(NAN)
@@ -350,18 +339,18 @@ def incomplete_matrices():
 
 
 @pytest.mark.parametrize(("kind", "matrix"), list(incomplete_matrices()))
-def test_a_matrix_with_missing_values_has_the_others(kind, matrix):
+def test_missing_values_of_a_matrix_are_unobserved_entries(kind, matrix):
     wanted = dln.Completion(*np.nonzero(KNOWN), PHI[KNOWN], PHI.shape)
     problem = dln.Completion.from_dense(matrix)
-    assert_same(flat(problem.to_arrays()), flat(wanted.to_arrays()))
+    assert_same_results(flat(problem.to_arrays()), flat(wanted.to_arrays()))
     assert problem.shape == (2, 3)
     estimators = [dln.MatrixCompletion(steps=5, rank=1).fit(X) for X in (matrix, NAN)]
-    assert_same([estimators[0].predict()], [estimators[1].predict()])
+    assert_same_results([estimators[0].predict()], [estimators[1].predict()])
     for measure in ("score", "rmse"):
         assert getattr(estimators[0], measure)(matrix) == getattr(estimators[0], measure)(NAN)
 
 
-def test_a_mask_decides_what_counts_beside_missing_values():
+def test_a_mask_and_missing_values_both_count():
     matrix = np.ma.array(PHI, mask=[[0, 1, 0], [0, 0, 0]])
     problem = dln.Completion.from_dense(matrix, KNOWN)
     np.testing.assert_array_equal(problem.values, PHI[KNOWN])
@@ -380,7 +369,7 @@ def incomplete_ratings():
     yield np.ma.array(RATINGS, mask=RATINGS > 100)
     yield [*RATINGS[:-1], np.ma.masked]
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield pd.Series([*RATINGS[:-1], None], dtype="Float64")
@@ -397,14 +386,14 @@ def test_ratings_that_are_missing_are_left_out(ratings):
         dln.MatrixCompletion(steps=5, rank=1, shape=(4, 3)).fit(*given)
         for given in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
     )
-    assert_same([fitted.predict()], [wanted.predict()])
+    assert_same_results([fitted.predict()], [wanted.predict()])
     assert fitted.score(PAIRS, ratings) == wanted.score(PAIRS[:-1], RATINGS[:-1])
     assert fitted.rmse(PAIRS, ratings) == wanted.rmse(PAIRS[:-1], RATINGS[:-1])
     # A pair without a rating still tells of its row.
     assert dln.MatrixCompletion(steps=2, rank=1).fit(PAIRS, ratings).shape_ == (4, 3)
 
 
-def test_pairs_whose_place_is_missing_are_refused():
+def test_pairs_with_a_missing_index_are_refused():
     pairs = np.ma.array(PAIRS, mask=np.arange(10).reshape(5, 2) == 3)
     fitted = dln.MatrixCompletion(steps=2, rank=1).fit(PAIRS, RATINGS)
     for ask in (lambda: fitted.predict(pairs), lambda: fitted.fit(pairs, RATINGS)):
@@ -423,7 +412,7 @@ FORMATS = ("csr", "csc", "coo", "dia", "bsr", "lil", "dok")
 
 def stored_zeros(form, kind="array"):
     """Return diag(1, 0, 2) of three rows and four columns, the zero stored."""
-    made = getattr(sparse(), f"coo_{kind}")(([1.0, 0.0, 2.0], ([0, 1, 2], [0, 1, 2])), shape=(3, 4))
+    made = getattr(import_sparse(), f"coo_{kind}")(([1.0, 0.0, 2.0], ([0, 1, 2], [0, 1, 2])), shape=(3, 4))
     return made.asformat(form)
 
 
@@ -437,14 +426,14 @@ def test_stored_zeros_are_entries_in_every_format(form, kind):
     np.testing.assert_array_equal(problem.columns, [0, 1, 2])
     np.testing.assert_array_equal(problem.values, [1.0, 0.0, 2.0])
     fitted, wanted = (dln.MatrixCompletion(steps=3, rank=1).fit(X) for X in (matrix, stored_zeros("coo")))
-    assert_same([fitted.predict()], [wanted.predict()])
+    assert_same_results([fitted.predict()], [wanted.predict()])
 
 
 @pytest.mark.parametrize("offsets", [(0,), (1, -1), (2, 0, -2), (3,), (-2,), (-5, 0), (9, 1)])
 def test_whole_diagonals_are_stored(offsets):
     shape = (3, 4)
     data = np.arange(len(offsets) * 4.0).reshape(len(offsets), 4)  # with a zero
-    problem = dln.Completion.from_sparse(sparse().dia_array((data + 0, offsets), shape=shape))
+    problem = dln.Completion.from_sparse(import_sparse().dia_array((data + 0, offsets), shape=shape))
     wanted = {
         (j - k, j): data[n, j] for n, k in enumerate(offsets) for j in range(4) if 0 <= j - k < shape[0]
     }
@@ -454,8 +443,8 @@ def test_whole_diagonals_are_stored(offsets):
 
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
 def test_sparse_tensors_hold_their_entries(layout):
-    matrix = torch().sparse_coo_tensor(
-        [[0, 1, 2], [0, 1, 2]], [1.0, 0.0, 2.0], (3, 4), dtype=torch().float64, check_invariants=True
+    matrix = import_torch().sparse_coo_tensor(
+        [[0, 1, 2], [0, 1, 2]], [1.0, 0.0, 2.0], (3, 4), dtype=import_torch().float64, check_invariants=True
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch calls CSR a beta
@@ -463,17 +452,19 @@ def test_sparse_tensors_hold_their_entries(layout):
     problem = dln.Completion.from_sparse(matrix)
     np.testing.assert_array_equal(problem.values, [1.0, 0.0, 2.0])
     np.testing.assert_array_equal(problem.rows, [0, 1, 2])
-    assert_same(
+    assert_same_results(
         [dln.MatrixCompletion(steps=3, rank=1).fit(matrix).predict()],
         [dln.MatrixCompletion(steps=3, rank=1).fit(stored_zeros("csr")).predict()],
     )
 
 
 def test_sparse_tensors_with_an_entry_twice_are_refused():
-    twice = torch().sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2), check_invariants=True)
+    twice = import_torch().sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2), check_invariants=True)
     with pytest.raises(ValueError, match=r"\(0, 1\) is given twice: 1 by entry 0 and 2"):
         dln.Completion.from_sparse(twice)
-    hybrid = torch().sparse_coo_tensor([[0, 1]], torch().ones(2, 3), (2, 3), check_invariants=True)
+    hybrid = import_torch().sparse_coo_tensor(
+        [[0, 1]], import_torch().ones(2, 3), (2, 3), check_invariants=True
+    )
     with pytest.raises(TypeError, match="matrix is a hybrid sparse tensor"):
         dln.Completion.from_sparse(hybrid)
 
@@ -481,15 +472,19 @@ def test_sparse_tensors_with_an_entry_twice_are_refused():
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: sparse().coo_array(np.ones(3)), dln.ShapeError, r"has shape \(3,\); wanted a matrix"),
+        (lambda: import_sparse().coo_array(np.ones(3)), dln.ShapeError, r"has shape \(3,\); wanted a matrix"),
         (
-            lambda: sparse().coo_array(np.ones((2, 3, 4))),
+            lambda: import_sparse().coo_array(np.ones((2, 3, 4))),
             dln.ShapeError,
             r"has shape \(2, 3, 4\); wanted a m",
         ),
-        (lambda: sparse().csr_array(np.eye(2) * 1j), TypeError, "has dtype complex128"),
-        (lambda: sparse().csr_array([[np.nan, 1.0]]), ValueError, "has a value that is not finite: nan"),
-        (lambda: sparse().csr_array((2, 2)), ValueError, "known"),
+        (lambda: import_sparse().csr_array(np.eye(2) * 1j), TypeError, "has dtype complex128"),
+        (
+            lambda: import_sparse().csr_array([[np.nan, 1.0]]),
+            ValueError,
+            "has a value that is not finite: nan",
+        ),
+        (lambda: import_sparse().csr_array((2, 2)), ValueError, "known"),
     ],
 )
 def test_sparse_matrices_of_another_kind_are_refused_by_name(make, error, text):
@@ -500,29 +495,37 @@ def test_sparse_matrices_of_another_kind_are_refused_by_name(make, error, text):
         dln.MatrixCompletion().fit(make())
 
 
-def test_a_sparse_matrix_is_not_taken_for_a_dense_one():
+def test_a_sparse_matrix_is_refused_where_a_dense_one_is_wanted():
     with pytest.raises(TypeError, match=r"matrix is a sparse csr_array; .*Completion\.from_sparse"):
-        dln.Completion.from_dense(sparse().csr_array(np.eye(3)))
+        dln.Completion.from_dense(import_sparse().csr_array(np.eye(3)))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int8, np.bool_])
-def test_sparse_operators_measure_as_dense_ones(form, dtype):
+def test_sparse_measurement_operators_equal_dense_ones(form, dtype):
     operators = (np.random.default_rng(0).integers(-99, 99, (5, 6)) * [[1, 0, 1, 1, 0, 1]]).astype(dtype)
     values = np.arange(5.0)
-    found = dln.Sensing(sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
+    found = dln.Sensing(import_sparse().csr_array(operators).asformat(form), values, shape=(2, 3))
     wanted = dln.Sensing(operators.reshape(5, 2, 3), values)
     W = np.random.default_rng(1).standard_normal((2, 3))
-    assert_same([found.apply(W), found.adjoint(values)], [wanted.apply(W), wanted.adjoint(values)])
+    assert_same_results([found.apply(W), found.adjoint(values)], [wanted.apply(W), wanted.adjoint(values)])
     np.testing.assert_allclose(found.density, wanted.density, rtol=tolerance(np.float64, 30))
 
 
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: sparse().csr_array(np.ones((5, 6)) * 1j), TypeError, "operators .*has dtype complex128"),
-        (lambda: sparse().coo_array(np.ones((5, 2, 3))), dln.ShapeError, r"operators has shape \(5, 2, 3\)"),
-        (lambda: sparse().csr_array(np.full((5, 6), np.nan)), ValueError, "operators .*not finite"),
+        (
+            lambda: import_sparse().csr_array(np.ones((5, 6)) * 1j),
+            TypeError,
+            "operators .*has dtype complex128",
+        ),
+        (
+            lambda: import_sparse().coo_array(np.ones((5, 2, 3))),
+            dln.ShapeError,
+            r"operators has shape \(5, 2, 3\)",
+        ),
+        (lambda: import_sparse().csr_array(np.full((5, 6), np.nan)), ValueError, "operators .*not finite"),
         (
             lambda: np.ma.array(np.ones((5, 2, 3)), mask=np.eye(5, 6).reshape(5, 2, 3)),
             ValueError,
@@ -534,7 +537,7 @@ def test_sparse_operators_measure_as_dense_ones(form, dtype):
             r"operators\[0",
         ),
         (
-            lambda: (sparse().csr_array(np.ones((5, 2))), np.ones((5, 3))),
+            lambda: (import_sparse().csr_array(np.ones((5, 2))), np.ones((5, 3))),
             TypeError,
             r"operators\[0\] is a spar",
         ),
@@ -546,7 +549,7 @@ def test_measurements_of_another_kind_are_refused_by_name(make, error, text):
 
 
 def test_entries_of_a_sparse_operator_that_are_stored_twice_add_up():
-    operators = sparse().coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 4))
+    operators = import_sparse().coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 4))
     problem = dln.Sensing(operators, [1.0], shape=(2, 2))
     np.testing.assert_array_equal(problem.apply([[0.0, 1.0], [0.0, 0.0]]), [3.0])
     assert problem.density == 9.0 / 4
@@ -591,15 +594,15 @@ def labels_of_every_kind():
     yield "memoryview", memoryview(LABELS)
     yield "protocol", Protocol(LABELS)
     try:
-        import torch
+        import import_torch
     except ModuleNotFoundError:
         pass
     else:
-        yield "tensor", torch.tensor(LABELS)
-        yield "tensor of bytes", torch.tensor(LABELS).to(torch.uint8)
-        yield "list of tensors", list(torch.tensor(LABELS))
+        yield "tensor", import_torch.tensor(LABELS)
+        yield "tensor of bytes", import_torch.tensor(LABELS).to(import_torch.uint8)
+        yield "list of tensors", list(import_torch.tensor(LABELS))
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield "series", pd.Series(LABELS, index=[7, 5, 3, 1])
@@ -610,13 +613,13 @@ def labels_of_every_kind():
 
 
 @pytest.mark.parametrize(("kind", "labels"), list(labels_of_every_kind()))
-def test_labels_of_every_kind(kind, labels):
+def test_labels_of_every_kind_are_read(kind, labels):
     X = np.random.default_rng(0).standard_normal((3, 4))
     problem = dln.Problem.from_data(X, labels)
     np.testing.assert_array_equal(problem.labels, LABELS)
     assert problem.classes.tolist() == [0, 2]
-    assert_same([problem.target], [dln.Problem.from_data(X, LABELS).target])
-    assert_same([dln.SufficientStatistics().add(X, labels).target], [problem.target])
+    assert_same_results([problem.target], [dln.Problem.from_data(X, LABELS).target])
+    assert_same_results([dln.SufficientStatistics().add(X, labels).target], [problem.target])
     np.testing.assert_array_equal(dln.one_hot(labels), dln.one_hot(LABELS))
     assert dln.measures.compression(X, labels) == dln.measures.compression(X, LABELS)
 
@@ -625,7 +628,7 @@ def labels_that_are_missing():
     yield np.ma.array([0, 1, 1, 99], mask=[0, 0, 0, 1])
     yield [0, 1, 1, np.ma.masked]
     try:
-        import pandas as pd
+        import import_pandas as pd
     except ModuleNotFoundError:
         return
     yield pd.Series([0, 1, 1, None], dtype="Int64")
@@ -652,7 +655,7 @@ def test_missing_labels_are_refused(labels):
 
 def test_words_in_tables_are_labels_of_measures():
     features = np.random.default_rng(0).standard_normal((3, 4))
-    words = pandas().Series(["b", "a", "a", "b"])
+    words = import_pandas().Series(["b", "a", "a", "b"])
     for measure in (dln.measures.compression, dln.measures.discrimination):
         assert measure(features, words) == measure(features, ["b", "a", "a", "b"])
         assert measure(features, words.astype("category")) == measure(features, list(words))
@@ -662,7 +665,7 @@ def test_words_in_tables_are_labels_of_measures():
 
 
 class Operator:
-    """A matrix that is known by its products."""
+    """A matrix that is defined by its products only."""
 
     def __init__(self, W, dtype=None, cast=lambda x: x):
         self.W, self.cast, self.shape = W, cast, W.shape
@@ -679,10 +682,10 @@ class Operator:
     "cast",
     [np.asfortranarray, np.ma.array, lambda x: tensor(x, requires_grad=True), lambda x: table(x), Protocol],
 )
-def test_operators_may_return_any_array(cast):
+def test_operators_may_return_any_kind_of_array(cast):
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(Operator(W, cast=cast)).singular_values
-    assert_same([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
+    assert_same_results([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
 
 
 @pytest.mark.parametrize(
@@ -710,17 +713,17 @@ def test_operators_without_a_type_or_shape_are_refused():
             dln.SVDTracker(2).update(operator)
 
 
-def test_linear_operators_of_scipy():
+def test_linear_operators_of_scipy_are_read():
     linalg = pytest.importorskip("scipy.sparse.linalg")
     W = np.random.default_rng(0).standard_normal((9, 7))
     found = dln.SVDTracker(2).update(linalg.aslinearoperator(W)).singular_values
-    assert_same([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
+    assert_same_results([found], [dln.SVDTracker(2).update(Operator(W)).singular_values])
     with pytest.raises(TypeError, match=r"W\.dtype is complex128"):
         dln.SVDTracker(2).update(linalg.aslinearoperator(W + 1j))
 
 
 class Capsule:
-    """An array that is known by DLPack alone."""
+    """An array that is accessible through DLPack only."""
 
     def __init__(self, values):
         self._values = values
@@ -733,7 +736,7 @@ class Capsule:
 
 
 class Elsewhere(Capsule):
-    """An array on a device that NumPy does not reach."""
+    """An array on a device that NumPy cannot access."""
 
     def __dlpack_device__(self):
         return (2, 0)
@@ -742,27 +745,27 @@ class Elsewhere(Capsule):
         raise BufferError("on the device")
 
 
-def test_arrays_by_dlpack():
+def test_arrays_are_read_by_dlpack():
     assert dln.measures.stable_rank(Capsule(np.diag([1.0, 2.0]))) == 1.25
     with pytest.raises(TypeError, match=r"matrix .* is Elsewhere, which NumPy cannot read"):
         dln.measures.stable_rank(Elsewhere(np.eye(2)))
 
 
-def test_numbers_of_every_kind():
+def test_numbers_of_every_kind_are_read():
     base = {"problem": dln.low_rank_recovery(6, 2), "weights": dln.orthogonal([6] * 4, 0.7), "steps": 3}
     wanted = dln.train(**base, learning_rate=0.25).loss
     rates = [np.float32(0.25), np.array(0.25), fractions.Fraction(1, 4), decimal.Decimal("0.25")]
     rates += [tensor(0.25, requires_grad=True), tensor(0.25).half(), np.ma.array(0.25)]
-    rates += [tensor([0.25] * 3, requires_grad=True), pandas().Series([0.25] * 3, index=list("abc"))]
+    rates += [tensor([0.25] * 3, requires_grad=True), import_pandas().Series([0.25] * 3, index=list("abc"))]
     rates += [[tensor(0.25, requires_grad=True)] * 3, memoryview(np.full(3, 0.25)), np.ma.array([0.25] * 3)]
     for rate in rates:
         np.testing.assert_array_equal(dln.train(**base, learning_rate=rate).loss, wanted)
     bad = [np.ma.masked, np.ma.array([0.25] * 3, mask=[0, 0, 1]), [0.25, 0.25, np.ma.masked], tensor(0.25j)]
     bad += [
         tensor(0.25).to("meta"),
-        pandas().NA,
-        pandas().DataFrame([[0.25] * 3]),
-        sparse().coo_array([0.25] * 3),
+        import_pandas().NA,
+        import_pandas().DataFrame([[0.25] * 3]),
+        import_sparse().coo_array([0.25] * 3),
     ]
     for rate in bad:
         with pytest.raises((TypeError, ValueError), match="learning_rate"):
@@ -772,27 +775,36 @@ def test_numbers_of_every_kind():
             dln.train(base["problem"], base["weights"], learning_rate=0.25, steps=count)
 
 
-def test_pairs_of_numbers_of_every_kind():
-    pairs = [(0.25, -0.25), np.array([0.25, -0.25]), tensor([0.25, -0.25]), pandas().Series([0.25, -0.25])]
+def test_pairs_of_numbers_of_every_kind_are_read():
+    pairs = [
+        (0.25, -0.25),
+        np.array([0.25, -0.25]),
+        tensor([0.25, -0.25]),
+        import_pandas().Series([0.25, -0.25]),
+    ]
     wanted, *others = [
         dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
     ]
     for found in others:
         np.testing.assert_array_equal(found, wanted)
     # The items of a table are the names of its columns.
-    for odd in (pandas().DataFrame([[0.25, -0.25]]), np.ma.array([0.25, -0.25], mask=[0, 1]), np.eye(2)):
+    for odd in (
+        import_pandas().DataFrame([[0.25, -0.25]]),
+        np.ma.array([0.25, -0.25], mask=[0, 1]),
+        np.eye(2),
+    ):
         for name in ("weighting", "bias_penalty", "clip"):
             with pytest.raises((TypeError, ValueError), match=name):
                 dln.MatrixCompletion(**{name: odd}).fit(PAIRS, RATINGS)
     with pytest.raises((TypeError, ValueError), match="shape"):
-        dln.Completion([0], [0], [1.0], pandas().DataFrame([[1, 1]], columns=[4, 3]))
+        dln.Completion([0], [0], [1.0], import_pandas().DataFrame([[1, 1]], columns=[4, 3]))
 
 
-def test_predictions_of_a_task_are_any_array():
+def test_predictions_of_a_task_may_be_any_kind_of_array():
     from dlnfast._datasets.text import TextTask
 
     task = TextTask("mnli", ("a", "b", "c"), None, np.array([0, 1, 1]), ("no", "yes"))
-    for found in ([0, 1, 0], tensor([0, 1, 0]), pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):
+    for found in ([0, 1, 0], tensor([0, 1, 0]), import_pandas().Series([0, 1, 0]), np.ma.array([0, 1, 0])):
         assert task.score(found) == pytest.approx(2 / 3, abs=0)
     with pytest.raises(ValueError, match="predictions has missing values"):
         task.score(np.ma.array([0, 1, 0], mask=[0, 0, 1]))

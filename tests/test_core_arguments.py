@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The entries of the compiled core, called as nobody should: they raise, they never crash."""
+"""Functions of the compiled core with bad arguments: they raise, they never crash."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.core_calls import (
+    ARGUMENTS,
+    ENTRIES,
+    call_batch_descent,
+    call_descent,
+    freeze,
+    identity_layers,
+)
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast._support.dispatch import core as core_of_package
 from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 F64 = np.float64
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 # Products.
@@ -46,7 +49,7 @@ BAD_PRODUCTS = {
     "Fortran order": ((np.asfortranarray(A), False, B, False, OUT), TypeError, "a is not C-contiguous"),
     "strided": ((A, False, np.ones((8, 5))[::2], False, OUT), TypeError, "b is not C-contiguous"),
     "Fortran result": ((A, False, B, False, np.asfortranarray(OUT)), TypeError, "out is not C-contiguous"),
-    "read-only result": ((A, False, B, False, frozen(np.zeros((3, 5)))), ValueError, "out is read-only"),
+    "read-only result": ((A, False, B, False, freeze(np.zeros((3, 5)))), ValueError, "out is read-only"),
     "a list": ((A.tolist(), False, B, False, OUT), TypeError, "incompatible function arguments"),
     "None": ((A, False, B, False, None), TypeError, "incompatible function arguments"),
     "a flag": ((A, "no", B, False, OUT), TypeError, "incompatible function arguments"),
@@ -56,7 +59,7 @@ BAD_PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", BAD_PRODUCTS)
-def test_multiply(core, name):
+def test_multiply_names_bad_arguments(core, name):
     arguments, error, text = BAD_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.multiply(*arguments)
@@ -75,13 +78,13 @@ BAD_THIN_PRODUCTS = {
         "w has dtype float64",
     ),
     "Fortran order": ((X, np.asfortranarray(W), False, np.zeros((2, 6))), TypeError, "w is not C-contiguous"),
-    "read-only result": ((X, W, False, frozen(np.zeros((2, 6)))), ValueError, "out is read-only"),
+    "read-only result": ((X, W, False, freeze(np.zeros((2, 6)))), ValueError, "out is read-only"),
     "one axis": ((X, np.ones(4), False, np.zeros((2, 6))), ValueError, "w has 1 axes"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_THIN_PRODUCTS)
-def test_thin_multiply(core, name):
+def test_thin_multiply_names_bad_arguments(core, name):
     arguments, error, text = BAD_THIN_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.thin_multiply(*arguments)
@@ -116,15 +119,15 @@ def thin_descend(core, **changes):
         ({"out": [[0.0]]}, TypeError, "out is not a NumPy array"),
         ({"velocity": np.ones((6, 4))}, ValueError, "velocity"),
         ({"velocity": np.ones((4, 6), np.float32)}, TypeError, "velocity has dtype float32"),
-        ({"velocity": frozen(np.ones((4, 6)))}, ValueError, "velocity is read-only"),
-        ({"w": frozen(np.ones((4, 6)))}, ValueError, "w is read-only"),
+        ({"velocity": freeze(np.ones((4, 6)))}, ValueError, "velocity is read-only"),
+        ({"w": freeze(np.ones((4, 6)))}, ValueError, "w is read-only"),
         ({"w": np.ones((6, 4)).T}, TypeError, "w is not C-contiguous"),
         ({"left": np.ones((65, 4)), "right": np.ones((65, 6))}, ValueError, "65 rows"),
         ({"scale": None}, TypeError, "incompatible function arguments"),
         ({"result": None}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_thin_descend(core, changes, error, text):
+def test_thin_descend_names_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
         thin_descend(core, **changes)
 
@@ -142,20 +145,20 @@ def test_thin_descend(core, changes, error, text):
         ((np.ones((3, 4)), np.zeros((1, 3)), np.zeros((4, 3)), None), ValueError, "left singular vectors"),
         ((np.ones((3, 4)), np.zeros((1, 3)), None, np.zeros((3, 3))), ValueError, "right singular vectors"),
         ((np.ones((3, 4)), np.zeros((1, 2)), np.zeros((3, 3)), None), ValueError, "left singular vectors"),
-        ((np.ones((3, 4)), frozen(np.zeros((1, 3))), None, None), ValueError, "values is read-only"),
+        ((np.ones((3, 4)), freeze(np.zeros((1, 3))), None, None), ValueError, "values is read-only"),
         ((np.ones((3, 4)).T, np.zeros((1, 3)), None, None), TypeError, "w is not C-contiguous"),
         ((np.ones((3, 4), int), np.zeros((1, 3)), None, None), TypeError, "w has dtype int64"),
         (("w", np.zeros((1, 3)), None, None), TypeError, "incompatible function arguments"),
     ],
 )
-def test_singular_values(core, arguments, error, text):
+def test_singular_values_names_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.singular_values(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("n", [3, 40])
-def test_singular_values_of_what_is_not_finite(core, bad, n):
+def test_singular_values_of_matrices_that_are_not_finite_are_refused(core, bad, n):
     w = np.ones((n, n))
     w[1, 1] = bad
     with pytest.raises(ValueError, match="not finite"):
@@ -176,13 +179,13 @@ def test_singular_values_of_what_is_not_finite(core, bad, n):
         ((np.ones(8)[::2], np.ones(3), 1), TypeError, "diagonal is not C-contiguous"),
     ],
 )
-def test_bidiagonal_singular_values(core, arguments, error, text):
+def test_bidiagonal_singular_values_names_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.bidiagonal_singular_values(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_bidiagonal_matrices_that_are_not_finite(core, bad):
+def test_bidiagonal_matrices_that_are_not_finite_are_refused(core, bad):
     for diagonal, superdiagonal in (([1.0, bad, 1.0], [1.0, 1.0]), ([1.0, 1.0, 1.0], [bad, 1.0])):
         with pytest.raises(ValueError, match="not finite"):
             core.bidiagonal_singular_values(np.array(diagonal), np.array(superdiagonal), 3)
@@ -192,7 +195,7 @@ def test_bidiagonal_matrices_that_are_not_finite(core, bad):
 
 
 @pytest.mark.parametrize("widths", [[], [3]])
-def test_widths_without_a_layer(core, widths):
+def test_widths_without_a_layer_are_refused(core, widths):
     with pytest.raises(ValueError, match="widths"):
         core.best_pivot(widths)
     with pytest.raises(ValueError, match="widths"):
@@ -200,12 +203,12 @@ def test_widths_without_a_layer(core, widths):
 
 
 @pytest.mark.parametrize("pivot", [-1, 3, 2**60])
-def test_pivots_out_of_range(core, pivot):
+def test_pivots_out_of_range_are_refused(core, pivot):
     with pytest.raises(ValueError, match="pivot"):
         core.step_flops([3, 3, 3], pivot)
 
 
-def test_threads(core):
+def test_bad_thread_counts_are_refused(core):
     for value in (2**40, "2", None, 1.5):
         with pytest.raises(TypeError):
             core.set_num_threads(value)
@@ -214,88 +217,11 @@ def test_threads(core):
 # Both engines.
 
 
-def common(dtype=F64, steps=3, n_layers=2):
-    return {
-        "target": np.ones((2, 2), dtype),
-        "input_gram": None,
-        "input_factor": None,
-        "factor_target": None,
-        "loss_scale": 0.1,
-        "loss_floor": 0.0,
-        "learning_rate": [0.1] * n_layers,
-        "weight_decay": [0.0] * n_layers,
-        "momentum": [0.0] * n_layers,
-        "steps": steps,
-        "record_every": 1,
-        "tolerance": -1.0,
-        "n_threads": 1,
-        "loss": np.zeros(steps + 1),
-        "record_steps": np.zeros(steps + 1, np.int64),
-        "counts": np.zeros(5, np.int64),
-        "first": 0,
-        "drain_every": 0,
-        "on_drain": None,
-        "velocity": [],
-        "carry": [],
-        "search": [],
-        "on_record": None,
-        "on_progress": None,
-    }
-
-
-N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
-
-
-def dense_arguments(dtype=F64, steps=3):
-    layers = range(2)
-    return common(dtype, steps) | {
-        "observed": None,
-        "measurements": None,
-        "snapshot_every": 1,
-        "n_values": 2,
-        "values": [np.zeros((steps + 1, 2), dtype) for _ in layers],
-        "errors": [np.zeros((steps + 1, 2)) for _ in layers],
-        "signs": [np.zeros((steps + 1, 2)) for _ in layers],
-        "branches": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
-        "clusters": [np.zeros((steps + 1, 2), np.int64) for _ in layers],
-        "tracking": [np.zeros((steps + 1, N_COLUMNS)) for _ in layers],
-        "tracker": TRACKER_DEFAULTS | {"n_values": 1},
-        "factored": True,
-        "velocity_norms": [],
-        "initial": [np.ones((2, 2), dtype) for _ in layers],
-        "left": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-        "right": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-        "snapshots": [np.zeros((steps + 1, 2, 2), dtype) for _ in layers],
-    }
-
-
-def reduced_arguments(dtype=F64, steps=3):
-    return common(dtype, steps) | {
-        "families": [(0, 3.0, 1.0, [0.5, 0.5])],
-        "scalars": None,
-        "core_records": [np.zeros((steps + 1, 2, 2), dtype) for _ in range(2)],
-        "rho_records": np.zeros((steps + 1, 2)),
-    }
-
-
-def layers(dtype=F64):
-    return [np.eye(2, dtype=dtype), np.eye(2, dtype=dtype)]
-
-
-ARGUMENTS = {"dense_descent": dense_arguments, "reduced_descent": reduced_arguments}
-ENTRIES = list(ARGUMENTS)
-
-
-def call(core, entry, weights=None, **changes):
-    arguments = {**ARGUMENTS[entry](), **changes}
-    return getattr(core, entry)(layers() if weights is None else weights, arguments)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_a_proper_call(core, entry, dtype):
-    arguments = ARGUMENTS[entry](dtype)
-    assert getattr(core, entry)(layers(dtype), arguments) == ("finished", 3, 0)
+def test_a_valid_call_finishes(core, entry, dtype):
+    arguments = ARGUMENTS[entry](dtype=dtype)
+    assert getattr(core, entry)(identity_layers(dtype), arguments) == ("finished", 3, 0)
     assert arguments["counts"][:2].tolist() == [4, 4]
     assert arguments["record_steps"].tolist() == [0, 1, 2, 3]
     assert np.all(arguments["loss"] > 0)
@@ -307,7 +233,7 @@ def test_every_argument_is_needed(core, entry):
         arguments = ARGUMENTS[entry]()
         del arguments[name]
         with pytest.raises(KeyError, match=name):
-            getattr(core, entry)(layers(), arguments)
+            getattr(core, entry)(identity_layers(), arguments)
 
 
 COMMON_CHANGES = [
@@ -338,7 +264,7 @@ COMMON_CHANGES = [
     ({"loss": np.zeros(3)}, ValueError, "loss"),
     ({"loss": np.zeros(4, np.float32)}, TypeError, "loss has dtype float32"),
     ({"loss": np.zeros(8)[::2]}, TypeError, "loss is not C-contiguous"),
-    ({"loss": frozen(np.zeros(4))}, ValueError, "loss is read-only"),
+    ({"loss": freeze(np.zeros(4))}, ValueError, "loss is read-only"),
     ({"record_steps": np.zeros(3, np.int64)}, ValueError, "record_steps"),
     ({"record_steps": np.zeros(4, np.int32)}, TypeError, "record_steps has dtype int32"),
     ({"counts": np.zeros(4, np.int64)}, ValueError, "counts"),
@@ -349,21 +275,21 @@ COMMON_CHANGES = [
     ({"velocity": [np.zeros((2, 2)), np.zeros((2, 3))]}, ValueError, r"velocity\[1\] has shape"),
     ({"carry": [np.zeros((2, 2))] * 3}, ValueError, "carry"),
     ({"carry": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"carry\[0\] has dtype float32"),
-    ({"carry": [frozen(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
+    ({"carry": [freeze(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
     ({"search": [np.zeros(2)]}, ValueError, "search"),
     ({"search": [np.zeros(3), np.zeros(2)]}, ValueError, r"search\[0\] has the wrong length"),
-    ({"counts": frozen(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
+    ({"counts": freeze(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
 ]
 
 
 def failing(core, entry, changes, error, text):
     with pytest.raises(error, match=text):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(("changes", "error", "text"), COMMON_CHANGES)
-def test_descent(core, entry, changes, error, text):
+def test_descent_names_bad_arguments(core, entry, changes, error, text):
     failing(core, entry, changes, error, text)
 
 
@@ -385,10 +311,10 @@ def test_descent(core, entry, changes, error, text):
         {"on_record": 3},
     ],
 )
-def test_descent_with_other_types(core, entry, changes):
+def test_descent_refuses_other_types(core, entry, changes):
     """Any of the errors that conversions raise."""
     with pytest.raises((TypeError, ValueError, RuntimeError)):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -401,7 +327,7 @@ def test_descent_with_other_types(core, entry, changes):
         ([np.eye(2), np.ones((3, 2))], ValueError, r"target has shape|\[1\] has the wrong shape"),
         ([np.eye(2), np.eye(2, dtype=np.float32)], TypeError, r"\[1\] has dtype float32"),
         ([np.eye(2, dtype=np.float32), np.eye(2)], TypeError, r"\[1\] has dtype float64"),
-        ([np.eye(2), frozen(np.eye(2))], ValueError, r"\[1\] is read-only"),
+        ([np.eye(2), freeze(np.eye(2))], ValueError, r"\[1\] is read-only"),
         ([np.eye(2), np.ones((2, 4))[:, ::2]], TypeError, r"\[1\] is not C-contiguous"),
         ([np.eye(2), np.ones(2)], ValueError, r"\[1\] has 1 axes"),
         ([np.eye(2), None], TypeError, r"\[1\] is not a NumPy array"),
@@ -411,7 +337,7 @@ def test_descent_with_other_types(core, entry, changes):
         (None, TypeError, "incompatible function arguments"),
     ],
 )
-def test_descent_of_bad_weights(core, entry, weights, error, text):
+def test_descent_names_bad_weights(core, entry, weights, error, text):
     with pytest.raises(error, match=text):
         getattr(core, entry)(weights, ARGUMENTS[entry]())
 
@@ -446,7 +372,7 @@ def test_descent_of_bad_weights(core, entry, weights, error, text):
         ({"values": None}, TypeError, None),
     ],
 )
-def test_records_of_the_dense_engine(core, changes, error, text):
+def test_bad_records_of_the_dense_engine_are_named(core, changes, error, text):
     failing(core, "dense_descent", changes, error, text)
 
 
@@ -476,47 +402,18 @@ def test_records_of_the_dense_engine(core, changes, error, text):
         ({"rho_records": np.zeros((4, 1))}, ValueError, "rho_records has the wrong shape"),
         ({"rho_records": np.zeros((2, 4))}, ValueError, "rho_records has the wrong shape"),
         ({"rho_records": np.zeros((4, 2), np.float32)}, TypeError, "rho_records has dtype float32"),
-        ({"rho_records": frozen(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
+        ({"rho_records": freeze(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
     ],
 )
-def test_records_of_the_reduced_engine(core, changes, error, text):
+def test_bad_records_of_the_reduced_engine_are_named(core, changes, error, text):
     failing(core, "reduced_descent", changes, error, text)
 
 
 # Batches.
 
 
-def batch_call(core, cores=None, **changes):
-    n, steps = 3, 4
-    arguments = {
-        "target": np.tile(np.eye(2), (n, 1, 1)),
-        "input_gram": None,
-        "input_factor": None,
-        "factor_target": None,
-        "families": [(0, 2)],
-        "rho": np.full((n, 2), 0.5),
-        "multiplicity": np.full((n, 1), 3.0),
-        "coupling": np.ones((n, 1)),
-        "learning_rate": np.full((n, 2), 0.1),
-        "weight_decay": np.zeros((n, 2)),
-        "momentum": np.zeros((n, 2)),
-        "loss_scale": np.ones((n, 1)),
-        "loss_floor": np.zeros((n, 1)),
-        "steps": steps,
-        "record_every": 2,
-        "tolerance": -1.0,
-        "n_threads": 1,
-        "loss": np.zeros((n, steps + 1)),
-        "core_records": [np.zeros((n, 3, 2, 2)) for _ in range(2)],
-        "rho_records": np.zeros((n, 3, 2)),
-        "counts": np.zeros((n, 2), np.int64),
-    }
-    given = [np.tile(0.5 * np.eye(2), (n, 1, 1)) for _ in range(2)] if cores is None else cores
-    return core.batch_descent(given, {**arguments, **changes})
-
-
-def test_a_proper_batch(core):
-    assert batch_call(core) == [("finished", 4, 0)] * 3
+def test_a_valid_batch_finishes(core):
+    assert call_batch_descent(core) == [("finished", 4, 0)] * 3
 
 
 @pytest.mark.parametrize(
@@ -550,7 +447,7 @@ def test_a_proper_batch(core):
         ({"record_every": 0}, ValueError, "record_every"),
         ({"record_every": 1}, ValueError, "core_records"),
         ({"loss": np.zeros((3, 4))}, ValueError, "loss has shape"),
-        ({"loss": frozen(np.zeros((3, 5)))}, ValueError, "loss is read-only"),
+        ({"loss": freeze(np.zeros((3, 5)))}, ValueError, "loss is read-only"),
         ({"core_records": [np.zeros((3, 3, 2, 2))]}, ValueError, "core_records"),
         ({"core_records": [np.zeros((3, 2, 2, 2))] * 2}, ValueError, "core_records"),
         ({"core_records": [np.zeros((3, 3, 2, 3))] * 2}, ValueError, "core_records"),
@@ -563,9 +460,9 @@ def test_a_proper_batch(core):
         ({"cores": [np.ones((3, 2, 2)), np.ones((3, 2, 2), np.float32)]}, TypeError, "float32"),
     ],
 )
-def test_batches(core, changes, error, text):
+def test_batch_descent_names_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
-        batch_call(core, **changes)
+        call_batch_descent(core, **changes)
 
 
 # Growing bases.
@@ -580,10 +477,10 @@ def test_batches(core, changes, error, text):
         (np.ones((4, 6)), 1, np.ones((2, 5)), np.ones(2), ValueError, "the basis has shape"),
         (np.ones((4, 5)), 1, np.ones((2, 5)), np.ones(1), ValueError, "lengths"),
         (np.ones((4, 5)), 1, np.ones((2, 5), np.float32), np.ones(2), TypeError, "block has dtype float32"),
-        (frozen(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
+        (freeze(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
     ],
 )
-def test_bases(core, basis, n_basis, block, lengths, error, text):
+def test_extend_basis_names_bad_arguments(core, basis, n_basis, block, lengths, error, text):
     with pytest.raises(error, match=text):
         core.extend_basis(basis, n_basis, block, 1e-10, lengths)
 
@@ -598,11 +495,11 @@ def test_bases(core, basis, n_basis, block, lengths, error, text):
     n_threads=st.sampled_from([1, 2, 7]),
     seed=st.integers(0, 99),
 )
-def test_bases_grow_by_what_is_new(core, dim, n_basis, k, rank, dtype, n_threads, seed):
+def test_extend_basis_adds_the_new_directions(core, dim, n_basis, k, rank, dtype, n_threads, seed):
     """Against a singular value decomposition: as many rows as the rank grows, orthonormal, the same span."""
     rng = np.random.default_rng(seed)
     n_basis = min(n_basis, dim)
-    start = np.linalg.qr(rng.standard_normal((dim, n_basis)))[0].T
+    start = draw_orthonormal(rng, dim, n_basis).T
     block = rng.standard_normal((k, min(rank, k))) @ rng.standard_normal((min(rank, k), dim))
     block /= max(np.abs(block).max(initial=0.0), 1.0)
     basis = np.zeros((n_basis + k, dim), dtype)
@@ -614,19 +511,19 @@ def test_bases_grow_by_what_is_new(core, dim, n_basis, k, rank, dtype, n_threads
     assert np.abs(rows @ rows.T - np.eye(len(rows))).max(initial=0.0) <= 32 * eps
     outside = block - (block @ start.T) @ start
     size = np.linalg.svd(outside, compute_uv=False)
-    # What is within rounding of the tolerance may count or not.
+    # Directions within rounding of the tolerance may count or not.
     assert np.sum(size > 1e4 * eps) <= added <= np.sum(size > 1e2 * eps)
     assert np.abs(outside - (outside @ rows.T) @ rows).max(initial=0.0) <= 1e4 * eps
 
 
-# What would take the interpreter along if it went wrong: in one of its own.
+# Calls that could crash the interpreter: each in its own process.
 
 NASTY = """
 import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
-import test_core_arguments as own
-from conftest import MODULES
+from helpers.core_calls import ARGUMENTS, ENTRIES, identity_layers
+from helpers.core_modules import MODULES
 
 core = MODULES[sys.argv[1]]
 {body}
@@ -653,17 +550,17 @@ NASTY_CALLS = {
 
 
 @pytest.mark.parametrize("name", NASTY_CALLS)
-def test_nasty_calls_end_in_python(name, core_modules, run_python):
-    """With a result or an error, but alive; the best level stands for all, which share this code."""
+def test_hostile_calls_end_in_python(name, core_modules, run_python):
+    """They return or raise, and the process survives. All levels share this code: test the best."""
     body = f"""
 arguments = {{}}
 
 def call(entry, weights=None, **changes):
-    arguments.update(own.ARGUMENTS[entry](), **changes)
-    return getattr(core, entry)(own.layers() if weights is None else weights, arguments)
+    arguments.update(ARGUMENTS[entry](), **changes)
+    return getattr(core, entry)(identity_layers() if weights is None else weights, arguments)
 
-for entry in own.ENTRIES:
-    shared, weights = np.eye(2), own.layers()
+for entry in ENTRIES:
+    shared, weights = np.eye(2), identity_layers()
     try:
         {NASTY_CALLS[name]}
     except (ValueError, TypeError, MemoryError, RuntimeError, KeyError) as error:
@@ -702,6 +599,6 @@ def test_products_of_random_shapes_raise_or_fit(core, data):
         np.testing.assert_array_equal(out, before)
 
 
-def test_messages_name_shapes(core):
+def test_messages_contain_the_shapes(core):
     with pytest.raises(ValueError, match=re.escape("target has shape (2, 3); wanted (2, 2)")):
-        call(core, "dense_descent", target=np.ones((2, 3)))
+        call_descent(core, "dense_descent", target=np.ones((2, 3)))

@@ -9,10 +9,11 @@ import pickle
 import struct
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
+from helpers.optional_packages import import_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,14 +40,20 @@ def test_one_hot_keeps_the_order_and_the_gaps_of_given_classes():
     np.testing.assert_array_equal(one_hot(np.array([5, 2], np.uint8), [5, 7, 2]), [[1, 0], [0, 0], [0, 1]])
 
 
-def test_one_hot_refuses_what_is_not_labels():
+def test_one_hot_refuses_labels_that_are_not_integers():
     with pytest.raises(TypeError, match="labels has dtype float64; wanted integers"):
         one_hot([0.0, 1.0])
     with pytest.raises(TypeError, match="labels"):
         one_hot(["cat"])
+
+
+def test_one_hot_refuses_other_shapes():
     for bad in ([], [[0, 1]], 3):
         with pytest.raises(ShapeError, match="labels has shape"):
             one_hot(bad)
+
+
+def test_one_hot_refuses_unknown_labels_and_repeated_classes():
     with pytest.raises(ValueError, match=r"labels\[2\] is 4; wanted one of classes \[0, 1\]"):
         one_hot([0, 1, 4], range(2))
     with pytest.raises(ValueError, match="twice"):
@@ -56,12 +63,12 @@ def test_one_hot_refuses_what_is_not_labels():
 # ------------------------------------------------------------------------------ loading synthetic copies
 
 
-def small_set(n_images, seed):
+def draw_fashion_images(n_images, *, seed):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n_images, 28, 28), np.uint8), rng.integers(0, 10, n_images, np.uint8)
 
 
-TRAIN, TEST = small_set(7, 0), small_set(3, 1)
+TRAIN, TEST = draw_fashion_images(7, seed=0), draw_fashion_images(3, seed=1)
 BOTH = {"train": TRAIN, "test": TEST}
 
 
@@ -84,7 +91,7 @@ def write_idx(folder, compressed=False):
             path.write_bytes(gzip.compress(content) if compressed else content)
 
 
-def assert_is_small_set(path):
+def assert_loads_small_set(path):
     for split, (images, labels) in BOTH.items():
         got_images, got_labels = load_fashion_mnist(path, split)
         assert got_images.dtype == np.uint8
@@ -93,23 +100,23 @@ def assert_is_small_set(path):
         np.testing.assert_array_equal(got_labels, labels)
 
 
-def test_npz_file_or_folder(tmp_path):
+def test_fashion_mnist_is_loaded_from_an_npz_file_or_its_folder(tmp_path):
     write_npz(tmp_path / "fashion_mnist_full.npz")
-    assert_is_small_set(tmp_path)
-    assert_is_small_set(str(tmp_path / "fashion_mnist_full.npz"))
+    assert_loads_small_set(tmp_path)
+    assert_loads_small_set(str(tmp_path / "fashion_mnist_full.npz"))
 
 
-def test_environment_variable_is_the_default(tmp_path, monkeypatch):
+def test_the_environment_variable_is_the_default_folder(tmp_path, monkeypatch):
     write_npz(tmp_path / "fashion_mnist_full.npz")
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
-    assert_is_small_set(None)
+    assert_loads_small_set(None)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("folder", ["FashionMNIST/raw", "raw", "."])
-def test_idx_folders(tmp_path, folder, compressed):
+def test_fashion_mnist_is_loaded_from_idx_folders(tmp_path, folder, compressed):
     write_idx(tmp_path / folder, compressed)
-    assert_is_small_set(tmp_path)
+    assert_loads_small_set(tmp_path)
 
 
 def png(image):
@@ -119,16 +126,15 @@ def png(image):
 
 
 @pytest.mark.parametrize("folder", [".", "fashion_mnist", "data"])
-def test_parquet_folders(tmp_path, folder):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+def test_fashion_mnist_is_loaded_from_parquet_folders(tmp_path, folder):
+    pyarrow, parquet = import_parquet()
     (tmp_path / folder).mkdir(exist_ok=True)
     for split, (images, labels) in BOTH.items():
         for part, rows in enumerate((slice(0, 2), slice(2, None))):
             table = {"image": [png(image) for image in images[rows]], "label": labels[rows].astype(np.int64)}
             file = tmp_path / folder / f"{split}-{part:05d}-of-00002.parquet"
             parquet.write_table(pyarrow.table(table), file)
-    assert_is_small_set(tmp_path)
+    assert_loads_small_set(tmp_path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
@@ -138,7 +144,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         load_fashion_mnist(tmp_path)
 
 
-def test_missing_data_names_every_place(tmp_path, monkeypatch):
+def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_fashion_mnist(tmp_path, "test")
     for place in (
@@ -182,7 +188,7 @@ LABELS = "train-labels-idx1-ubyte"
         (LABELS, idx_bytes(TRAIN[1] + np.uint8(10)), r"labels 1\d..1\d; wanted 0..9"),
     ],
 )
-def test_damaged_idx_files(tmp_path, name, content, message):
+def test_damaged_idx_files_are_named(tmp_path, name, content, message):
     write_idx(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -192,7 +198,7 @@ def test_damaged_idx_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:40], lambda b: b"no gzip" + b, lambda b: b[:30] + b"\xff" * 40 + b[70:]]
 )
-def test_damaged_gzip_files(tmp_path, damage):
+def test_damaged_gzip_files_are_named(tmp_path, damage):
     write_idx(tmp_path, compressed=True)
     file = tmp_path / f"{IMAGES}.gz"
     file.write_bytes(damage(file.read_bytes()))
@@ -213,7 +219,7 @@ def damaged_npz(kind):
 
 
 @pytest.mark.parametrize("kind", ["array", "pickle", "incomplete", "empty", "garbage", "truncated"])
-def test_damaged_npz_files(tmp_path, kind):
+def test_damaged_npz_files_are_named(tmp_path, kind):
     file = tmp_path / "fashion_mnist_full.npz"
     file.write_bytes(damaged_npz(kind))
     with pytest.raises(ValueError, match=r"fashion_mnist_full\.npz cannot be read .* x_train and y_train"):
@@ -223,13 +229,13 @@ def test_damaged_npz_files(tmp_path, kind):
 # ------------------------------------------------------------------------------------ CIFAR-10, synthetic
 
 
-def small_cifar(n_images, seed):
+def small_cifar(n_images, *, seed):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n_images) % 10).astype(np.uint8)
     return rng.integers(0, 256, (n_images, 3072), np.uint8), labels
 
 
-CIFAR = {"train": small_cifar(65, 2), "test": small_cifar(21, 3)}
+CIFAR = {"train": small_cifar(65, seed=2), "test": small_cifar(21, seed=3)}
 
 
 def cifar_batches():
@@ -242,7 +248,7 @@ def cifar_batches():
 
 
 def python2_pickle(images, labels):
-    """Write what Python 2 wrote: protocol 2, all strings as bytes, the array by NumPy's old name."""
+    """Return a pickle of Python 2: protocol 2, all strings as bytes, the array by NumPy's old name."""
 
     def text(content):
         return b"T" + struct.pack("<i", len(content)) + content
@@ -296,8 +302,7 @@ def cifar_arrays():
 
 
 def write_cifar_parquet(folder):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+    pyarrow, parquet = import_parquet()
     folder.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in CIFAR.items():
         for part, rows in enumerate((slice(0, 9), slice(9, None))):
@@ -330,24 +335,24 @@ def assert_is_small_cifar(path):
 
 @pytest.mark.parametrize("folder", ["cifar-10-batches-py", "."])
 @pytest.mark.parametrize("dump", [python2_pickle, *map(python3_pickle, range(5))])
-def test_cifar_pickles(tmp_path, folder, dump):
+def test_cifar10_is_loaded_from_pickles(tmp_path, folder, dump):
     write_pickles(tmp_path / folder, dump)
     assert_is_small_cifar(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "."])
-def test_cifar_binaries(tmp_path, folder):
+def test_cifar10_is_loaded_from_binary_files(tmp_path, folder):
     write_binaries(tmp_path / folder)
     assert_is_small_cifar(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["plain_text", "cifar10/plain_text", "cifar10", "."])
-def test_cifar_parquet(tmp_path, folder):
+def test_cifar10_is_loaded_from_parquet(tmp_path, folder):
     write_cifar_parquet(tmp_path / folder)
     assert_is_small_cifar(tmp_path)
 
 
-def test_cifar_npz(tmp_path, monkeypatch):
+def test_cifar10_is_loaded_from_an_npz_file(tmp_path, monkeypatch):
     file = tmp_path / "cifar10_jpeg.npz"
     np.savez(file, **cifar_arrays())
     assert_is_small_cifar(tmp_path)
@@ -356,7 +361,7 @@ def test_cifar_npz(tmp_path, monkeypatch):
     assert_is_small_cifar(None)
 
 
-def test_cifar_missing(tmp_path, monkeypatch):
+def test_missing_cifar10_names_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_cifar10(tmp_path)
     for place in (
@@ -379,7 +384,7 @@ def test_cifar_missing(tmp_path, monkeypatch):
         load_cifar10()
 
 
-def test_cifar_arguments_are_checked(tmp_path):
+def test_arguments_of_load_cifar10_are_checked(tmp_path):
     write_binaries(tmp_path)
     with pytest.raises(ValueError, match="split is 'valid'; wanted one of 'train', 'test'"):
         load_cifar10(tmp_path, "valid")
@@ -392,14 +397,14 @@ def test_cifar_arguments_are_checked(tmp_path):
 
 
 class RunsCode:
-    """A pickle of this sets the variable when it is read by an unpickler that trusts it."""
+    """A pickle of this sets an environment variable when an unsafe unpickler reads it."""
 
     def __reduce__(self):
         return exec, ("import os; os.environ['DLNFAST_TEST_OF_PICKLES'] = 'ran'",)
 
 
 def numbers_as_objects():
-    """A pickled array that takes its bytes for addresses of objects."""
+    """Return a pickled array whose bytes would be read as addresses of objects."""
     return python2_pickle(*CIFAR["test"]).replace(b"u1", b"O8")
 
 
@@ -428,7 +433,7 @@ IMAGES_32, LABELS_32 = CIFAR["test"]
         (python2_pickle(IMAGES_32, LABELS_32 + 1), r"labels 1\.\.10; wanted 0\.\.9"),
     ],
 )
-def test_cifar_pickles_that_are_refused(tmp_path, monkeypatch, content, message):
+def test_unsafe_cifar10_pickles_are_refused(tmp_path, monkeypatch, content, message):
     monkeypatch.delenv("DLNFAST_TEST_OF_PICKLES", raising=False)
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -438,7 +443,7 @@ def test_cifar_pickles_that_are_refused(tmp_path, monkeypatch, content, message)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(3072), bytes(3073)[:-1], bytes(3074)])
-def test_damaged_cifar_binaries(tmp_path, content):
+def test_damaged_cifar10_binary_files_are_named(tmp_path, content):
     (tmp_path / "test_batch.bin").write_bytes(content)
     with pytest.raises(ValueError, match=rf"test_batch\.bin has {len(content)} bytes; .* multiple of 3073"):
         load_cifar10(tmp_path, "test")
@@ -458,7 +463,7 @@ def test_damaged_cifar_binaries(tmp_path, content):
         ({"y_test": np.full(21, 10)}, r"labels 10\.\.10"),
     ],
 )
-def test_damaged_cifar_npz(tmp_path, changed, message):
+def test_damaged_cifar10_npz_files_are_named(tmp_path, changed, message):
     arrays = {name: array for name, array in {**cifar_arrays(), **changed}.items() if array is not None}
     np.savez(tmp_path / "cifar10_jpeg.npz", **arrays)
     with pytest.raises(ValueError, match=message) as caught:
@@ -466,7 +471,7 @@ def test_damaged_cifar_npz(tmp_path, changed, message):
     assert "cifar10_jpeg.npz" in str(caught.value)
 
 
-def test_cifar_images_of_other_sizes(tmp_path):
+def test_cifar10_images_of_other_sizes_are_refused(tmp_path):
     pillow = pytest.importorskip("PIL.Image", reason="Pillow encodes the images")
     for size, message in (((28, 28), "wanted"), ((32, 32, 3), "image 1 has shape")):
         parts = []
@@ -481,9 +486,8 @@ def test_cifar_images_of_other_sizes(tmp_path):
             load_cifar10(tmp_path, "test")
 
 
-def test_damaged_cifar_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads parquet")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads parquet")
+def test_damaged_cifar10_parquet_files_are_named(tmp_path):
+    pyarrow, parquet = import_parquet()
     file = tmp_path / "test-00000-of-00001.parquet"
     wrong = {"bytes": b"no image", "path": None}
     for table in ({"image": [wrong], "label": [0]}, {"img": [wrong]}, {"img": [None], "label": [0]}):
@@ -503,11 +507,7 @@ def test_damaged_cifar_parquet(tmp_path):
 
 @pytest.fixture(scope="module")
 def data_folder():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "fashion_mnist_full.npz").is_file():
-        pytest.skip(f"no fashion_mnist_full.npz in {folder}; DLNFAST_DATA may name another folder")
-    return folder
+    return find_data_folder("fashion_mnist_full.npz")
 
 
 @pytest.mark.parametrize(
@@ -522,18 +522,26 @@ def test_fashion_mnist_is_the_original(data_folder, split, md5):
     assert np.bincount(labels).tolist() == [len(images) // 10] * 10
 
 
-@pytest.mark.parametrize(("method", "split"), [("zca", "train"), ("pca", "test"), ("cholesky", "test")])
-def test_fashion_mnist_whitens(data_folder, record_property, method, split):
-    images, labels = load_fashion_mnist(data_folder, split)
+def whiten(folder, split, method):
+    """Return the problem of a split, and the seconds that it took."""
+    images, labels = load_fashion_mnist(folder, split)
     start = time.perf_counter()
     problem = Problem.from_data(images, labels, whiten=method, layout="rows")
-    seconds = time.perf_counter() - start
+    return problem, time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def white_training_images(data_folder):
+    return whiten(data_folder, "train", "zca")
+
+
+def assert_whitened(problem, seconds, n_images, record_property):
     white = problem.whitening
     for name in ("error", "rank", "condition_number"):
         record_property(name, getattr(white, name))
     record_property("seconds", seconds)
     print(
-        f"{method}, {len(images)} images: error {white.error:.1e}, rank {white.rank}, "
+        f"{white.method}, {n_images} images: error {white.error:.1e}, rank {white.rank}, "
         f"condition number {white.condition_number:.2e}, {seconds:.1f} s"
     )
     assert white.rank == 784
@@ -542,20 +550,28 @@ def test_fashion_mnist_whitens(data_folder, record_property, method, split):
     assert white.error < 1e-12
     assert problem.target.shape == (10, 784)
     assert problem.whitened
-    assert problem.loss_scale == 1 / (10 * len(images))
+    assert problem.loss_scale == 1 / (10 * n_images)
 
 
-def test_fashion_mnist_least_squares_classifies(data_folder):
-    problem = Problem.from_data(*load_fashion_mnist(data_folder), whiten="pca", layout="rows")
+def test_training_images_of_fashion_mnist_can_be_whitened(white_training_images, record_property):
+    assert_whitened(*white_training_images, 60_000, record_property)
+
+
+@pytest.mark.parametrize("method", ["pca", "cholesky"])
+def test_test_images_of_fashion_mnist_can_be_whitened(data_folder, record_property, method):
+    assert_whitened(*whiten(data_folder, "test", method), 10_000, record_property)
+
+
+def test_least_squares_classifies_fashion_mnist(data_folder, white_training_images):
+    problem, _ = white_training_images
     images, labels = load_fashion_mnist(data_folder, "test")
     predicted = problem.classes[np.argmax(problem.least_squares @ problem.transform(images), axis=0)]
     # Linear regression on raw pixels is known to reach about 81 % on this test set.
     assert 0.79 < np.mean(predicted == labels) < 0.83
 
 
-def test_cifar10_is_whole(data_folder):
-    if not (data_folder / "cifar10_jpeg.npz").is_file():
-        pytest.skip(f"no cifar10_jpeg.npz in {data_folder}; DLNFAST_DATA may name another folder")
+def test_cifar10_is_complete():
+    data_folder = find_data_folder("cifar10_jpeg.npz")
     images, labels = load_cifar10(data_folder, "test")
     assert images.shape == (10000, 3072)
     assert np.bincount(labels).tolist() == [1000] * 10

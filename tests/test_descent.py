@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `train` promises beside its numbers: records, stopping, callbacks, the update rule, the gradients."""
+"""`train` apart from its accuracy: records, stopping, callbacks, the update rule, the gradients."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ from dlnfast._training.curvature import minimum_sharpness
 F64 = np.float64
 ENGINES = ["reduced", "dense"]
 DIM = 10
-
-
-@pytest.fixture
-def problem():
-    return dln.Problem(dln.low_rank_recovery(DIM, 2, seed=1).target, loss_scale=0.01)
-
-
-@pytest.fixture
-def weights():
-    return dln.orthogonal([DIM] * 4, 0.7, seed=2)
 
 
 def scalar_problem(sigma=1.3, loss_scale=0.5):
@@ -63,7 +53,7 @@ def test_recording_does_not_change_the_run(engine, problem, weights):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_no_steps_give_the_start(engine, problem, weights):
+def test_a_run_of_no_steps_has_the_starting_weights(engine, problem, weights):
     run = dln.train(problem, weights, learning_rate=1.0, steps=0, engine=engine)
     wanted = problem.loss(reference.end_to_end(weights))
     np.testing.assert_allclose(run.loss, [wanted], rtol=tolerance(F64, DIM))
@@ -85,12 +75,12 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights)
     # A bound that is met before the first step.
     run = dln.train(problem, weights, tolerance=1e9, **rates)
     assert (len(run.loss), run.steps.tolist()) == (1, [0])
-    # And one that never is.
+    # A bound that is never met.
     assert dln.train(problem, weights, tolerance=0.0, **rates).config["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_callback_sees_every_record_and_may_end_the_run(engine, problem, weights):
+def test_a_callback_sees_every_record(engine, problem, weights):
     seen = []
     rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
@@ -98,19 +88,27 @@ def test_a_callback_sees_every_record_and_may_end_the_run(engine, problem, weigh
     assert [loss for _, loss in seen] == run.loss[run.steps].tolist()
     assert all(type(step) is int and type(loss) is float for step, loss in seen)
 
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_may_end_the_run(engine, problem, weights):
+    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda step, loss: step >= 20, **rates)
     assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
     assert run.config["outcome"] == "stopped"
     assert run.weights(1).shape == (DIM, DIM)
     assert run.singular_values(1).shape == (4, DIM)
-    # numpy's booleans count as booleans.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_may_return_a_numpy_boolean(engine, problem, weights):
+    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda step, loss: np.bool_(step >= 20), **rates)
     assert len(run.loss) == 25
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("at", [0, 16])
-def test_what_a_callback_raises_comes_out_with_the_trajectory(engine, at, problem, weights):
+def test_an_exception_of_a_callback_carries_the_trajectory(engine, at, problem, weights):
     class OwnError(Exception):
         pass
 
@@ -135,21 +133,21 @@ def test_what_a_callback_raises_comes_out_with_the_trajectory(engine, at, proble
     assert run.config["outcome"] == "interrupted"
     assert np.isfinite(run.singular_values(3)).all()
     assert any(f"up to step {at}" in note for note in caught.value.__notes__)
-    # The next run knows nothing of it.
+    # The next run is not affected.
     assert len(dln.train(problem, weights, learning_rate=0.1, steps=5, engine=engine).loss) == 6
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_progress_prints_nothing_off_a_terminal(engine, problem, weights, capfd):
+def test_progress_prints_nothing_outside_a_terminal(engine, problem, weights, capfd):
     dln.train(problem, weights, learning_rate=0.1, steps=500, engine=engine, progress=True)
     assert "tqdm" in sys.modules
     assert capfd.readouterr() == ("", "")
 
 
-# What the records keep.
+# Content of the records.
 
 
-def test_how_many_singular_values_are_kept(problem, weights):
+def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
     rates = {"learning_rate": 0.1, "steps": 4, "engine": "dense"}
     every = dln.train(problem, weights, **rates).singular_values(2)
     np.testing.assert_array_equal(
@@ -164,7 +162,7 @@ def test_how_many_singular_values_are_kept(problem, weights):
     assert reduced.singular_values(2).shape == (5, 3)
 
 
-def test_which_weights_the_dense_engine_keeps(problem, weights):
+def test_weights_every_sets_the_saved_weights_of_the_dense_engine(problem, weights):
     run = dln.train(problem, weights, learning_rate=0.1, steps=10, engine="dense", weights_every=4)
     every = dln.train(problem, weights, learning_rate=0.1, steps=10, engine="dense", weights_every=1)
     for step in (0, 4, 8, 10):
@@ -196,7 +194,7 @@ def test_recorded_vectors_decompose_the_weights(dtype):
             assert np.linalg.norm(left.T @ left - np.eye(5)) <= tolerance(dtype, 12) * 5
 
 
-def test_the_configuration_tells_all(problem, weights):
+def test_a_run_has_its_configuration(problem, weights):
     run = dln.train(
         problem,
         weights,
@@ -233,7 +231,7 @@ def test_the_configuration_tells_all(problem, weights):
 # The update rule, on one entry per layer, where it can be written down.
 
 
-def by_hand(start, sigma, loss_scale, rate, decay, momentum, steps):
+def descend_scalars(start, *, sigma, loss_scale, rate, decay, momentum, steps):
     w, v = list(start), [0.0] * len(start)
     losses, weights = [], []
     for _ in range(steps + 1):
@@ -250,14 +248,16 @@ def by_hand(start, sigma, loss_scale, rate, decay, momentum, steps):
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 5])
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
-def test_one_entry_per_layer(engine, n_layers, data):
+def test_scalar_layers_follow_the_update_rule(engine, n_layers, data):
     def numbers(low, high):
         return data.draw(st.lists(st.floats(low, high), min_size=n_layers, max_size=n_layers))
 
     start = numbers(0.5, 1.2)
     rate, decay, momentum = numbers(0, 0.3), numbers(0, 0.1), numbers(0, 0.9)
     problem = scalar_problem()
-    losses, wanted = by_hand(start, 1.3, 0.5, rate, decay, momentum, 40)
+    losses, wanted = descend_scalars(
+        start, sigma=1.3, loss_scale=0.5, rate=rate, decay=decay, momentum=momentum, steps=40
+    )
     run = dln.train(
         problem,
         [np.array([[w]]) for w in start],
@@ -276,7 +276,7 @@ def test_one_entry_per_layer(engine, n_layers, data):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_all_layers_move_at_once(engine):
+def test_all_layers_are_updated_simultaneously(engine):
     """After one step from (a, b), both have moved along the gradient at (a, b)."""
     a, b, sigma, rate = 0.5, 0.8, 1.3, 0.1
     run = dln.train(dln.Problem([[sigma]]), [[[a]], [[b]]], learning_rate=rate, steps=1, engine=engine)
@@ -293,7 +293,7 @@ def test_the_loss_belongs_to_the_weights_of_its_step(engine, problem, weights):
         assert abs(run.loss[step] - direct) <= tolerance(F64, DIM**2, 30) * run.loss[0]
 
 
-def test_the_prefactor_rescales_the_rate(weights):
+def test_the_loss_scale_multiplies_the_rate(weights):
     target = dln.low_rank_recovery(DIM, 2, seed=1).target
     small, large = (dln.Problem(target, loss_scale=c) for c in (0.01, 1.0))
     a = dln.train(small, weights, learning_rate=1.0, steps=50)
@@ -304,7 +304,7 @@ def test_the_prefactor_rescales_the_rate(weights):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_small_steps_lower_the_loss_and_keep_the_balance(engine, problem, weights):
+def test_small_steps_lower_the_loss_and_conserve_the_balance(engine, problem, weights):
     """Gradient flow keeps W_{l+1}^T W_{l+1} - W_l W_l^T; descent drifts by O(eta^2) a step."""
     drifts = []
     for rate in (0.2, 0.1):
@@ -325,7 +325,7 @@ def test_small_steps_lower_the_loss_and_keep_the_balance(engine, problem, weight
 
 
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_the_loss_is_that_of_the_data(whiten):
+def test_the_loss_equals_the_loss_of_the_data(whiten):
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((6, 40)), rng.standard_normal((3, 40))
     problem = dln.Problem.from_data(X, Y, whiten=whiten)
@@ -348,7 +348,7 @@ def test_the_loss_is_that_of_the_data(whiten):
     dtype=st.sampled_from([np.float32, F64]),
     n_threads=st.sampled_from([1, 2, 7]),
 )
-def test_gradients(widths, seed, white, dtype, n_threads):
+def test_gradients_equal_the_reference(widths, seed, white, dtype, n_threads):
     rng = np.random.default_rng(seed)
     target = rng.standard_normal((widths[-1], widths[0]))
     gram = None
@@ -361,7 +361,7 @@ def test_gradients(widths, seed, white, dtype, n_threads):
     norms = [np.linalg.norm(w, 2) for w in wide]
     got = dln.gradients(problem, weights, n_threads=n_threads)
     wanted = reference.gradients(wide, target, gram, 0.3)
-    # What the products behind a gradient are made of; they may cancel.
+    # Norms of the factors of a gradient; their products may cancel.
     size = np.linalg.norm(target) + math.prod(norms) * (1 if gram is None else np.linalg.norm(gram))
     for layer, (mine, plain) in enumerate(zip(got, wanted, strict=True)):
         others = math.prod(norms[:layer] + norms[layer + 1 :])
@@ -415,12 +415,12 @@ def test_gradients_vanish_where_the_target_is_reached():
         assert np.abs(gradient).max() <= tolerance(F64, DIM) * np.linalg.norm(problem.dense_target())
 
 
-# Arguments stay as they are.
+# Arguments stay unchanged.
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("read_only", [False, True])
-def test_nothing_given_is_changed(engine, read_only, weights):
+def test_arguments_stay_unchanged(engine, read_only, weights):
     target = dln.low_rank_recovery(DIM, 2, seed=1).target.dense()
     rates, decay = np.full(3, 0.5), [1e-3, 0.0, 1e-3]
     given_arrays = [target, rates, *weights]
@@ -466,7 +466,7 @@ def recovery_certificate(rate, problem=None, **options):
 
 
 @pytest.mark.parametrize("engine", ["auto", "reduced", "dense"])
-def test_rates_above_the_threshold_are_named(engine, caplog):
+def test_rates_above_the_stability_threshold_are_reported(engine, caplog):
     problem = dln.low_rank_recovery(30, 3)
     bound = dln.theory.stability_threshold(problem.target.s[0], 3, problem.loss_scale)
     with caplog.at_level("INFO", "dlnfast"):
@@ -496,11 +496,11 @@ def test_momentum_and_rates_per_layer_move_the_threshold():
         dln.Problem(np.full((2, 2), 1e-300)),
     ],
 )
-def test_the_threshold_is_named_only_where_there_is_one(problem):
+def test_no_threshold_is_reported_where_there_is_none(problem):
     assert "part" not in recovery_certificate(0.01, problem).reason
 
 
-def test_dense_targets_have_the_threshold_too():
+def test_the_threshold_of_dense_targets_is_reported():
     target = dln.low_rank_recovery(30, 3).dense_target()
     problem = dln.Problem(target, loss_scale=1 / 900)
     for engine in ("reduced", "dense"):
@@ -516,7 +516,7 @@ def not_white():
 
 
 def of_rank_one_inputs():
-    """Inputs of which all but three dimensions are zero."""
+    """Return a problem whose inputs are zero in all but three dimensions."""
     X = np.random.default_rng(1).standard_normal((6, 50)) * np.array([[3.0, 2.0, 1.0, 0.0, 0.0, 0.0]]).T
     return dln.Problem.from_data(X, X[:3] + X[3:])
 
@@ -530,7 +530,7 @@ def at_the_balanced_minimum(problem, depth):
 
 @pytest.mark.parametrize("make", [not_white, of_rank_one_inputs])
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_the_sharpness_of_the_balanced_minimum_is_that_of_its_hessian(make, depth):
+def test_the_sharpness_of_the_balanced_minimum_equals_that_of_its_hessian(make, depth):
     problem = make()
     found = dln.theory.minimum_sharpness(problem, depth)
     wanted = dln.measures.sharpness(problem, at_the_balanced_minimum(problem, depth), tolerance=1e-8)
@@ -540,7 +540,7 @@ def test_the_sharpness_of_the_balanced_minimum_is_that_of_its_hessian(make, dept
 
 @pytest.mark.parametrize("make", [not_white, of_rank_one_inputs])
 @pytest.mark.parametrize("engine", ["auto", "dense"])
-def test_rates_above_the_threshold_are_named_for_inputs_that_are_not_white(make, engine):
+def test_rates_above_the_threshold_are_reported_for_inputs_that_are_not_white(make, engine):
     problem = make()
     bound = 2 / dln.theory.minimum_sharpness(problem, 3)
     assert "rounding" not in recovery_certificate(0.999 * bound, problem, engine=engine).reason
@@ -551,8 +551,8 @@ def test_rates_above_the_threshold_are_named_for_inputs_that_are_not_white(make,
     assert "part" not in recovery_certificate(1.4 * bound, problem, engine=engine, steps=1).reason
 
 
-def runs_from_nearly_equal_weights(problem, weights, rate, steps):
-    """Return how far two runs part that start 1e-13 apart, relative to the weights, and the first run."""
+def runs_from_nearly_equal_weights(problem, weights, *, rate, steps):
+    """Return the distance, relative to the weights, of two runs that start 1e-13 apart, and the first run."""
     near = [w * (1 + 1e-13 * np.sign(np.sin(np.arange(w.size))).reshape(w.shape)) for w in weights]
     one, other = (
         dln.train(problem, w, learning_rate=rate, steps=steps, engine="dense", singular_values=None)
@@ -569,18 +569,31 @@ OBSERVED = {
 
 
 @pytest.mark.parametrize("kind", OBSERVED)
-def test_rates_above_the_threshold_are_named_for_matrices_known_in_part(kind):
+def test_rates_below_the_threshold_are_not_reported_for_observed_matrices(kind):
     problem = OBSERVED[kind]()
     weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
-    apart, run = runs_from_nearly_equal_weights(problem, weights, 0.5 * bound, 500)
+    apart, run = runs_from_nearly_equal_weights(problem, weights, rate=0.5 * bound, steps=500)
     assert apart < 1e-12
     assert "rounding" not in run.certificate.reason
-    apart, run = runs_from_nearly_equal_weights(problem, weights, 1.3 * bound, 1500)
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+def test_rates_above_the_threshold_are_reported_for_observed_matrices(kind):
+    problem = OBSERVED[kind]()
+    weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
+    bound = 2 / minimum_sharpness(problem, [0.3] * 3, [1.0] * 3)
+    apart, run = runs_from_nearly_equal_weights(problem, weights, rate=1.3 * bound, steps=1500)
     assert apart > 1e-12
     assert f"learning_rate (eta) {1.3 * bound:.3g} is above {bound:.3g}" in run.certificate.reason
     assert "by an estimate from the observations" in run.certificate.reason
     assert "rounding may grow, so that trajectories can part" in run.certificate.reason
+
+
+@pytest.mark.parametrize("kind", OBSERVED)
+def test_automatic_rates_are_not_reported_for_observed_matrices(kind):
+    problem = OBSERVED[kind]()
+    weights = dln.orthogonal([problem.dim_in] * 4, 0.3, seed=1)
     for options in ({"learning_rate": "auto"}, {"learning_rate": "adaptive"}, {"learning_rate": 0.0}):
         assert "part;" not in dln.train(problem, weights, steps=2, **options).certificate.reason
         assert "rounding" not in dln.train(problem, weights, steps=2, **options).certificate.reason
@@ -588,7 +601,7 @@ def test_rates_above_the_threshold_are_named_for_matrices_known_in_part(kind):
 
 @pytest.mark.parametrize("kind", OBSERVED)
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_the_estimated_sharpness_is_near_that_of_the_truth(kind, depth):
+def test_the_estimated_sharpness_is_near_the_true_one(kind, depth):
     problem = OBSERVED[kind]()
     root = np.diag(problem.truth.s ** (1 / depth))
     layers = [root @ problem.truth.V.T, *[root] * (depth - 2), problem.truth.U @ root]
@@ -604,11 +617,11 @@ def test_the_estimated_sharpness_is_near_that_of_the_truth(kind, depth):
                 product = factor @ product
             rows.append(problem.apply(product) if kind == "sensing" else problem.predict(product))
     wanted = problem.loss_scale * np.linalg.norm(np.array(rows), 2) ** 2
-    # An estimate: the spread of the observations over rows and columns is not looked at.
+    # An estimate: it ignores how the observations are spread over rows and columns.
     assert minimum_sharpness(problem, [1e-3] * depth, [1.0] * depth) == pytest.approx(wanted, rel=0.5)
 
 
-def test_one_layer_of_a_matrix_known_in_part_has_an_exact_threshold():
+def test_one_layer_on_an_observed_matrix_has_an_exact_threshold():
     problem = dln.low_rank_completion(10, 2, 0.5, reduction="sum")
     start = [np.zeros((10, 10))]
     for rate, named in ((1.99, False), (2.01, True)):
@@ -619,7 +632,7 @@ def test_one_layer_of_a_matrix_known_in_part_has_an_exact_threshold():
 @pytest.mark.parametrize(
     "options", [{"outer": 0.0}, {}, {"outer_every": 3}], ids=["frozen", "outer", "turns"]
 )
-def test_compressed_runs_name_rates_above_the_threshold(options):
+def test_compressed_runs_report_rates_above_the_threshold(options):
     problem = dln.low_rank_completion(60, 2, 0.5)
     given = {"rank": 2, "steps": 6, "singular_values": None, **options}
     weights = dln.orthogonal([60] * 4, 0.1)
@@ -634,7 +647,7 @@ def test_compressed_runs_name_rates_above_the_threshold(options):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_an_automatic_learning_rate(engine, momentum, problem, weights):
+def test_an_automatic_learning_rate_trains(engine, momentum, problem, weights):
     run = dln.train(problem, weights, learning_rate="auto", momentum=momentum, steps=2000, engine=engine)
     scale = np.linalg.norm(weights[0]) / np.sqrt(DIM)
     wanted = dln.theory.default_learning_rate(problem, len(weights), scale=scale) * (1 - momentum)
@@ -643,7 +656,7 @@ def test_an_automatic_learning_rate(engine, momentum, problem, weights):
 
 
 @pytest.mark.parametrize("decay", [0.2, 50.0])
-def test_an_automatic_learning_rate_bears_weight_decay(decay, problem, weights):
+def test_an_automatic_learning_rate_allows_weight_decay(decay, problem, weights):
     run = dln.train(problem, weights, learning_rate="auto", weight_decay=decay, steps=200)
     assert run.config["learning_rate"][0] <= 1 / decay
     penalty = decay / 2 * sum(np.sum(run.weights(layer) ** 2) for layer in (1, 2, 3))
@@ -651,13 +664,13 @@ def test_an_automatic_learning_rate_bears_weight_decay(decay, problem, weights):
     assert run.loss[-1] + penalty < run.loss[0] + start
 
 
-def test_an_automatic_learning_rate_for_implicit_layers(problem):
+def test_an_automatic_learning_rate_for_lazily_sampled_weights(problem):
     law = dln.orthogonal([DIM] * 4, [0.3, 0.5, 0.4], implicit=True)
     run = dln.train(problem, law, learning_rate="auto", steps=1)
     wanted = dln.theory.default_learning_rate(problem, 3, scale=0.5)
     assert run.config["learning_rate"] == [wanted] * 3
 
 
-def test_other_words_are_no_learning_rate(problem, weights):
+def test_unknown_learning_rate_words_are_refused(problem, weights):
     with pytest.raises(TypeError, match=r"learning_rate \(eta\) is 'fast'"):
         dln.train(problem, weights, learning_rate="fast", steps=1)

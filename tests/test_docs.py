@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The examples of README and docs run, page by page, each as one program.
 
-Those that need a cluster are marked as ``py``, not ``python``, and are read only.
+Examples that need a cluster are marked as ``py``, not ``python``, and are not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: What the examples of a page need beside the package.
+#: Packages that the examples of a page need.
 NEEDED = {
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
@@ -35,7 +35,7 @@ def examples(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.stem)
-def test_the_examples_run(page, tmp_path):
+def test_the_examples_of_a_page_run(page, tmp_path):
     for package in NEEDED.get(page.stem, []):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -53,7 +53,7 @@ def links(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     for link in links(page):
         place, _, heading = link.partition("#")
         target = (page.parent / place).resolve() if place else page

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`MatrixCompletion`: what it recovers, what it takes, what it refuses, and its place in scikit-learn."""
+"""`MatrixCompletion`: recovery, arguments, errors, and use with scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_sparse
 
 import dlnfast as dln
 from dlnfast._completion import fitting
@@ -15,7 +16,7 @@ from dlnfast._completion.estimator import NotFittedError
 
 
 def noisy_ratings(shape=(50, 40), n=900, seed=0, noise=0.3):
-    """Return pairs, ratings and what they would be without noise: biases and rank 2."""
+    """Return pairs, noisy ratings, and the ratings without noise: biases plus rank 2."""
     rng = np.random.default_rng(seed)
     place = np.sort(rng.choice(shape[0] * shape[1], n, replace=False))
     pairs = np.column_stack(np.divmod(place, shape[1]))
@@ -91,7 +92,7 @@ def test_pure_noise_leaves_the_biases_alone():
     assert spread < 0.4
 
 
-def test_the_factors_are_what_the_trajectory_ends_with():
+def test_the_factors_equal_the_end_of_the_trajectory():
     pairs, ratings, whole = noisy_ratings()
     model = quick(weighting=(0, 0), validation_fraction=0.0).fit(pairs, ratings)
     low = model.row_factors_ @ model.column_factors_.T
@@ -108,7 +109,7 @@ def test_the_factors_are_what_the_trajectory_ends_with():
     np.testing.assert_allclose(model.column_factors_.T @ model.column_factors_, gram, atol=1e-10)
 
 
-def test_weighting_weighs_the_loss():
+def test_weighting_weights_the_terms_of_the_loss():
     pairs, ratings, _ = noisy_ratings()
     p, q = 0.5, -0.3
     model = quick(weighting=(p, q), validation_fraction=0.0, weight_decay=0.05, steps=500, rank=6)
@@ -140,7 +141,7 @@ def loop_biases(pairs, ratings, shape, penalty, sweeps=200):
 
 
 @pytest.mark.parametrize("penalty", [(0.5, 2.0), (3.0, 0.0)])
-def test_biases_are_those_of_a_plain_loop(penalty):
+def test_biases_equal_those_of_a_plain_loop(penalty):
     pairs, ratings, _ = noisy_ratings((6, 5), 18)
     found = fit_biases(Entries(*pairs.T, ratings, (7, 6)), "both", penalty)
     mean, a, b = loop_biases(pairs.tolist(), ratings.tolist(), (7, 6), penalty)
@@ -151,7 +152,7 @@ def test_biases_are_those_of_a_plain_loop(penalty):
 
 
 @pytest.mark.parametrize("which", ["rows", "columns", "mean", None])
-def test_fewer_biases(which):
+def test_biases_can_be_restricted_to_rows_or_columns(which):
     pairs, ratings, _ = noisy_ratings()
     model = quick(biases=which).fit(pairs, ratings)
     assert (model.mean_ == 0) == (which is None)
@@ -163,7 +164,7 @@ def test_fewer_biases(which):
 
 
 def test_all_forms_of_input_agree():
-    sparse = pytest.importorskip("scipy.sparse", reason="SciPy makes the sparse matrix")
+    sparse = import_sparse()
     pairs, ratings, whole = noisy_ratings()
     ratings[5] = 0.0  # a rating like any other
     dense = np.full(whole.shape, np.nan)
@@ -181,7 +182,7 @@ def test_all_forms_of_input_agree():
         assert quick().fit(X).rmse(X) == pytest.approx(expected.rmse(dense), rel=1e-12)
 
 
-def test_what_is_given_is_not_changed():
+def test_arguments_stay_unchanged():
     pairs, ratings, _ = noisy_ratings()
     before = pairs.copy(), ratings.copy()
     quick().fit(pairs, ratings)
@@ -198,7 +199,7 @@ def test_score_is_r_squared():
     assert model.score(pairs[:1], ratings[:1]) == 0.0
 
 
-def test_unseen_rows_and_columns_get_what_is_known():
+def test_unseen_rows_and_columns_are_predicted_by_the_biases():
     pairs, ratings, whole = noisy_ratings()
     keep = (pairs[:, 0] != 3) & (pairs[:, 1] != 4)
     for settings in ({}, {"compress": False}):
@@ -221,7 +222,7 @@ def test_predictions_stay_within_the_clip():
     assert model.predict(pairs).max() <= ratings.max()
 
 
-def test_duplicates():
+def test_duplicate_ratings_are_refused_or_averaged():
     pairs, ratings, _ = noisy_ratings()
     twice = np.vstack([pairs, pairs[:3]]), np.concatenate([ratings + 1, ratings[:3] + 1])
     twice[1][:3] -= 1
@@ -233,7 +234,7 @@ def test_duplicates():
 
 
 @pytest.mark.parametrize("ratings", [[4.0] * 6, [0.0] * 6, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]])
-def test_nothing_but_biases_to_learn(ratings):
+def test_ratings_of_biases_only(ratings):
     pairs = [[i, j] for i in range(3) for j in range(2)]
     model = dln.MatrixCompletion(bias_penalty=0.0).fit(pairs, ratings)
     np.testing.assert_allclose(model.predict(pairs), ratings, atol=1e-12)
@@ -241,7 +242,7 @@ def test_nothing_but_biases_to_learn(ratings):
     assert model.score(pairs, model.predict(pairs)) == 1.0
 
 
-def test_a_single_rating():
+def test_a_single_rating_is_fitted():
     model = dln.MatrixCompletion().fit([[0, 0]], [4.5])
     assert model.predict().tolist() == [[4.5]]
 
@@ -250,7 +251,7 @@ def test_a_single_rating():
 
 
 @pytest.mark.parametrize("settings", [{}, {"compress": False}, {"dtype": np.float32}], ids=str)
-def test_the_seed_decides(settings):
+def test_the_seed_determines_the_fit(settings):
     pairs, ratings, _ = noisy_ratings()
     first, again, other = (quick(seed=seed, **settings).fit(pairs, ratings) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.predict(), again.predict())
@@ -258,7 +259,7 @@ def test_the_seed_decides(settings):
     assert first.validation_ != other.validation_
 
 
-def test_biases_are_fitted_where_they_predict():
+def test_biases_are_fitted_only_where_they_improve_predictions():
     pairs, ratings, _ = noisy_ratings()
     assert quick().fit(pairs, ratings).biases_ == "both"
     problem = dln.low_rank_completion(120, 2, 0.4)
@@ -293,7 +294,7 @@ def test_scaled_ratings_give_scaled_predictions():
     np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-12)
 
 
-def test_rates():
+def test_learning_rates_and_outer_factors_reach_the_run():
     pairs, ratings, _ = noisy_ratings()
     model = quick(learning_rate=dln.Adaptive(safety=0.5), outer=0.1).fit(pairs, ratings)
     assert model.trajectory_.config["adaptive"]["safety"] == 0.5
@@ -304,7 +305,7 @@ def test_rates():
         quick(learning_rate=1e9).fit(pairs, ratings)
 
 
-def test_settings_come_and_go():
+def test_parameters_can_be_set_and_read():
     model = dln.MatrixCompletion(7, depth=2)
     settings = model.get_params()
     assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "auto")
@@ -315,7 +316,7 @@ def test_settings_come_and_go():
         model.set_params(ranks=3)
 
 
-def test_before_fit():
+def test_methods_before_fit_raise():
     for call in (
         lambda m: m.predict([[0, 0]]),
         lambda m: m.score([[0, 0]], [1]),
@@ -325,7 +326,7 @@ def test_before_fit():
             call(dln.MatrixCompletion())
 
 
-def test_a_fitted_one_survives_pickling():
+def test_a_fitted_estimator_can_be_pickled():
     pairs, ratings, _ = noisy_ratings()
     model = quick().fit(pairs, ratings)
     again = pickle.loads(pickle.dumps(model))
@@ -360,13 +361,13 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
         ([[0, 0], [0, 0]], [1.0, 2.0], ValueError, r"\(0, 0\) twice, rated 1 and 2"),
     ],
 )
-def test_bad_entries(X, y, error, message):
+def test_bad_entries_are_named(X, y, error, message):
     with pytest.raises(error, match=message):
         dln.MatrixCompletion().fit(X, y)
 
 
-def test_a_sparse_matrix_holds_its_own_ratings():
-    sparse = pytest.importorskip("scipy.sparse", reason="SciPy makes the sparse matrix")
+def test_ratings_beside_a_sparse_matrix_are_refused():
+    sparse = import_sparse()
     with pytest.raises(TypeError, match="y is given with a sparse matrix X"):
         dln.MatrixCompletion().fit(sparse.eye_array(3), [1.0, 2.0, 3.0])
 
@@ -410,13 +411,13 @@ def test_a_sparse_matrix_holds_its_own_ratings():
     ],
     ids=str,
 )
-def test_bad_settings(settings, error, message):
-    model = dln.MatrixCompletion(**settings)  # says nothing yet
+def test_bad_settings_are_named(settings, error, message):
+    model = dln.MatrixCompletion(**settings)  # no error yet
     with pytest.raises(error, match=message):
         model.fit(PAIRS, RATINGS)
 
 
-def test_bad_requests():
+def test_pairs_that_cannot_be_predicted_are_named():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="wanted places from 0"):
         model.predict([[0, -1]])
@@ -424,10 +425,20 @@ def test_bad_requests():
         model.predict([[0.0, 1.0]])
     with pytest.raises(dln.ShapeError, match="wanted pairs"):
         model.predict([0, 1])
+
+
+def test_no_pairs_have_no_predictions():
+    model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     assert model.predict(np.zeros((0, 2), int)).shape == (0,)
+
+
+def test_a_matrix_of_another_shape_is_refused():
     with pytest.raises(dln.ShapeError, match=r"shape is \(3, 3\), but X has shape \(2, 2\)"):
         dln.MatrixCompletion(shape=(3, 3)).fit(np.eye(2))
-    wide = dln.MatrixCompletion(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
+
+
+def test_a_large_matrix_is_not_predicted_whole():
+    wide = quick(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="X is None, but the matrix has 32768 x 32768 entries; wanted pairs"):
         wide.predict()
 
@@ -452,7 +463,7 @@ def interrupting(monkeypatch, at, of_calls):
     return calls
 
 
-def test_ctrl_c_in_the_last_run_keeps_what_was_learned(monkeypatch):
+def test_ctrl_c_in_the_last_run_keeps_the_learned_factors(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     settings = {"validation_fraction": 0.0, "steps": 160}
     interrupting(monkeypatch, 105, {1})
@@ -477,7 +488,7 @@ def test_ctrl_c_while_settings_are_tried_keeps_the_best(monkeypatch):
     assert model.trajectory_ is None
 
 
-def test_ctrl_c_at_once_leaves_the_biases(monkeypatch):
+def test_ctrl_c_at_the_start_keeps_the_biases(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     interrupting(monkeypatch, 0, {1})
     model = dln.MatrixCompletion(n_threads=1)
@@ -491,25 +502,44 @@ def test_ctrl_c_at_once_leaves_the_biases(monkeypatch):
 # ------------------------------------------------------------------------------------------ scikit-learn
 
 
-def test_scikit_learn_clones_it_and_searches():
-    pytest.importorskip("sklearn", reason="scikit-learn")
-    from sklearn.base import clone, is_regressor
-    from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
-    from sklearn.utils.validation import check_is_fitted
+@pytest.fixture
+def sklearn():
+    return pytest.importorskip("sklearn", reason="scikit-learn is optional")
 
-    pairs, ratings, _ = noisy_ratings()
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_clones_the_estimator():
+    from sklearn.base import clone, is_regressor
+
     model = quick(clip=(0.5, 5.0))
     copy = clone(model)
     assert copy is not model
     assert copy.get_params() == model.get_params()
     assert is_regressor(model)
-    folds = KFold(3, shuffle=True, random_state=0)
+
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_cross_validates_the_estimator():
+    from sklearn.model_selection import KFold, cross_val_score
+
+    pairs, ratings, _ = noisy_ratings()
+    model, folds = quick(clip=(0.5, 5.0)), KFold(3, shuffle=True, random_state=0)
     scores = cross_val_score(model, pairs, ratings, cv=folds)
     assert scores.shape == (3,)
     assert scores.min() > 0.3
     scores = cross_val_score(model, pairs, ratings, cv=folds, scoring="neg_root_mean_squared_error")
     assert scores.max() < 0
-    search = GridSearchCV(model, {"rank": [1, 2], "biases": ["both", None]}, cv=folds).fit(pairs, ratings)
+
+
+@pytest.mark.usefixtures("sklearn")
+def test_scikit_learn_searches_over_settings_of_the_estimator():
+    from sklearn.model_selection import GridSearchCV, KFold
+    from sklearn.utils.validation import check_is_fitted
+
+    pairs, ratings, _ = noisy_ratings()
+    folds = KFold(3, shuffle=True, random_state=0)
+    grid = {"rank": [1, 2], "biases": ["both", None]}
+    search = GridSearchCV(quick(clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
     assert search.best_params_["biases"] in ("both", None)
     check_is_fitted(search.best_estimator_)
     assert search.predict(pairs).shape == ratings.shape

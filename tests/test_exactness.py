@@ -9,18 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
 
-# What may stand between two of the three computations, relative to the norm of each quantity, after up to
-# 1,000 steps. For the sizes used here it is tighter than tolerance(float64, d, 1000).
+# Difference allowed between two of the three computations, relative to the norm of each quantity, after up
+# to 1,000 steps. For the sizes used here it is tighter than tolerance(float64, d, 1000).
 EXACT = 1e-13
 
 
-class Setting(NamedTuple):
-    """How a run goes: one number per layer each."""
+class RunOptions(NamedTuple):
+    """Settings of a run, with one number per layer each."""
 
     scales: list[float]
     learning_rate: list[float]
@@ -31,20 +32,18 @@ class Setting(NamedTuple):
     loss_scale: float = 1.0
 
     @classmethod
-    def of(cls, n_layers, scale, learning_rate, weight_decay=0.0, momentum=0.0, steps=1000, every=1, **more):
+    def of(
+        cls, n_layers, *, scale, learning_rate, weight_decay=0.0, momentum=0.0, steps=1000, every=1, **more
+    ):
         rates = (
             np.broadcast_to(x, n_layers).tolist() for x in (scale, learning_rate, weight_decay, momentum)
         )
         return cls(*rates, steps=steps, every=every, **more)
 
 
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def target_of(dim_out, dim_in, values, seed=0):
+def target_of(dim_out, dim_in, values, *, seed=0):
     rng = np.random.default_rng(seed)
-    return frame(rng, dim_out, len(values)) * values @ frame(rng, dim_in, len(values)).T
+    return draw_matrix(rng, dim_out, dim_in, values)
 
 
 class Run(NamedTuple):
@@ -173,13 +172,13 @@ SETTINGS = {
 
 def setting_of(name, n_layers, **more):
     given = {"scale": 0.5, "learning_rate": 0.04} | SETTINGS[name] | more
-    return Setting.of(n_layers, **{k: v(n_layers) if callable(v) else v for k, v in given.items()})
+    return RunOptions.of(n_layers, **{k: v(n_layers) if callable(v) else v for k, v in given.items()})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("n_layers", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("case", [1, 2])
-def test_thousand_steps(case, n_layers, name):
+def test_engines_agree_over_a_thousand_steps(case, n_layers, name):
     widths = [DIM] * n_layers + [DIM if case == 1 else CLASSES]
     values = [2.0, 1.5, 1.0] if case == 1 else [2.0, 1.5, 1.0, 0.7]
     setting = setting_of(name, n_layers, every=10)
@@ -188,7 +187,7 @@ def test_thousand_steps(case, n_layers, name):
 
 
 @pytest.mark.parametrize("case", [1, 2])
-def test_every_single_step(case):
+def test_engines_agree_at_every_step(case):
     setting = setting_of("everything", 3, steps=300)
     widths = [DIM] * 3 + [DIM if case == 1 else CLASSES]
     weights = dln.orthogonal(widths, setting.scales, seed=1)
@@ -218,7 +217,15 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
     are 1e-12 apart too. The draws below stay under 6e-13.
     """
     loss_scale = 1 / 30**2
-    setting = Setting.of(3, 1e-3, 12.0, weight_decay, steps=15_000, every=25, loss_scale=loss_scale)
+    setting = RunOptions.of(
+        3,
+        scale=1e-3,
+        learning_rate=12.0,
+        weight_decay=weight_decay,
+        steps=15_000,
+        every=25,
+        loss_scale=loss_scale,
+    )
     target = dln.low_rank_recovery(30, 3, seed).target.dense()
     weights = dln.orthogonal([30] * 4, setting.scales, seed)
     runs = all_runs(target, weights, setting, singular_values=None)
@@ -230,15 +237,15 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
 
 
 def test_fifteen_thousand_steps_on_the_plateau():
-    """As long, and not yet over: nothing is amplified."""
-    setting = Setting.of(3, 1e-3, 0.02, 1e-6, steps=15_000, every=100)
+    """The run ends on the plateau: nothing is amplified."""
+    setting = RunOptions.of(3, scale=1e-3, learning_rate=0.02, weight_decay=1e-6, steps=15_000, every=100)
     weights = dln.orthogonal([30] * 4, setting.scales, 1)
-    runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], 1), weights, setting, singular_values=None)
+    runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], seed=1), weights, setting, singular_values=None)
     assert max(largest_errors(runs)) <= EXACT
 
 
 def test_four_thousand_steps_from_a_small_scale():
-    setting = Setting.of(3, 1e-2, 0.05, steps=4_000, every=50)
+    setting = RunOptions.of(3, scale=1e-2, learning_rate=0.05, steps=4_000, every=50)
     weights = dln.orthogonal([20] * 4, setting.scales, seed=0)
     runs = all_runs(target_of(20, 20, [3.0, 2.0]), weights, setting, singular_values=None)
     # As above, with 1 / eps = 1e2.
@@ -248,7 +255,7 @@ def test_four_thousand_steps_from_a_small_scale():
 # The published setting.
 
 
-def test_rho_after_fifty_steps():
+def test_rho_after_fifty_steps_has_the_published_value():
     problem = dln.low_rank_recovery(dim=30, rank=3, seed=0)
     run = dln.train(problem, dln.orthogonal([30] * 4, seed=0), learning_rate=1.0, steps=50)
     assert run.engine == "reduced"
@@ -268,7 +275,7 @@ def test_rho_after_fifty_steps():
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("case", [1, 2])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_single_precision(engine, case, name):
+def test_engines_agree_in_single_precision(engine, case, name):
     setting = setting_of(name, 3, every=50)
     widths = [DIM] * 3 + [DIM if case == 1 else CLASSES]
     target = target_of(widths[-1], DIM, [2.0, 1.5, 1.0])
@@ -283,7 +290,7 @@ def test_single_precision(engine, case, name):
     assert loss_error(rough, fine, fine.loss[0]) <= allowed
 
 
-# The corners of the theorem.
+# Extreme cases of the theorem.
 
 
 CORNERS = {
@@ -307,15 +314,23 @@ CORNERS = {
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 @pytest.mark.parametrize("name", CORNERS)
-def test_corners_of_the_theorem(name, momentum):
+def test_engines_agree_in_the_extreme_cases_of_the_theorem(name, momentum):
     widths, values = CORNERS[name]["widths"], CORNERS[name]["values"]
-    setting = Setting.of(len(widths) - 1, 0.6, 0.02, 1e-3, momentum, steps=300, every=10)
+    setting = RunOptions.of(
+        len(widths) - 1,
+        scale=0.6,
+        learning_rate=0.02,
+        weight_decay=1e-3,
+        momentum=momentum,
+        steps=300,
+        every=10,
+    )
     weights = dln.orthogonal(widths, setting.scales, seed=3)
     assert_all_engines_agree(target_of(widths[-1], widths[0], values), weights, setting)
 
 
 @pytest.mark.parametrize("last", ["gaussian", "rank 1", "zero"])
-def test_any_last_layer_of_a_wide_target(last):
+def test_engines_agree_for_any_last_layer_of_a_wide_target(last):
     rng = np.random.default_rng(5)
     widths = [12, 12, 12, 4]
     weights = dln.orthogonal(widths, 0.6, seed=3)
@@ -324,19 +339,23 @@ def test_any_last_layer_of_a_wide_target(last):
         "rank 1": np.outer(rng.standard_normal(4), rng.standard_normal(12)),
         "zero": np.zeros((4, 12)),
     }[last]
-    setting = Setting.of(3, 0.6, 0.02, 1e-3, 0.5, steps=1000, every=10)
+    setting = RunOptions.of(
+        3, scale=0.6, learning_rate=0.02, weight_decay=1e-3, momentum=0.5, steps=1000, every=10
+    )
     assert_all_engines_agree(target_of(4, 12, [2.0, 1.5, 1.0]), weights, setting)
 
 
 @pytest.mark.parametrize("widths", [[12] * 4, [12, 12, 12, 5]])
-def test_aligned_start_keeps_every_mode_apart(widths):
+def test_modes_of_an_aligned_start_stay_separate(widths):
     """s_i <- (1 - eta lam) s_i - c eta prod_{k != l} s_k (prod_k s_k - sigma_i), for each i alone."""
     sigma = np.array([2.0, 1.5, 1.0])
     target = target_of(widths[-1], 12, sigma)
     problem = dln.Problem(target, loss_scale=0.8)
     scales, rate, decay = np.array([0.5, 0.6, 0.7]), 0.05, 1e-3
     weights = dln.aligned(problem, widths, scales)
-    setting = Setting.of(3, scales, rate, decay, steps=400, every=10, loss_scale=0.8)
+    setting = RunOptions.of(
+        3, scale=scales, learning_rate=rate, weight_decay=decay, steps=400, every=10, loss_scale=0.8
+    )
     assert_all_engines_agree(target, weights, setting)
 
     run = dln.train(problem, weights, learning_rate=rate, weight_decay=decay, steps=400, engine="reduced")
@@ -352,10 +371,10 @@ def test_aligned_start_keeps_every_mode_apart(widths):
 
 
 def test_bounded_oscillation_past_the_edge_of_stability():
-    """One mode swings between two values: the step is 1.1 times what a balanced minimum bears."""
+    """One mode oscillates between two values: the rate is 1.1 times the threshold of a balanced minimum."""
     sigma, n_layers = 2.0, 3
     rate = 1.1 * 2 / (n_layers * sigma ** (2 - 2 / n_layers))
-    setting = Setting.of(n_layers, 0.9, rate, steps=1000, every=10)
+    setting = RunOptions.of(n_layers, scale=0.9, learning_rate=rate, steps=1000, every=10)
     target = target_of(16, 16, [sigma])
     weights = dln.aligned(dln.Problem(target), [16] * 4, 0.9)
     assert_all_engines_agree(target, weights, setting)
@@ -390,20 +409,29 @@ PATTERNS = {
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("white", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
-def test_width_patterns(name, white, momentum):
+def test_the_dense_engine_equals_the_reference_for_any_widths(name, white, momentum):
     widths = PATTERNS[name]
     n_layers = len(widths) - 1
     rng = np.random.default_rng(n_layers)
     target = target_of(widths[-1], widths[0], np.linspace(2, 1, min(3, *widths)))
     gram = None
     if not white:
-        gram = frame(rng, widths[0], widths[0])
+        gram = draw_orthonormal(rng, widths[0], widths[0])
         gram = gram * np.linspace(0.5, 1.5, widths[0]) @ gram.T
         gram = (gram + gram.T) / 2
     weights = dln.gaussian(widths, 0.7, seed=1)
     # Away from 0: a layer that passes through it has no relative accuracy there.
     target *= 1.0 if np.sum(reference.end_to_end(weights) * target) > 0 else -1.0
-    setting = Setting.of(n_layers, 0.7, 0.02, 1e-2, momentum, steps=100, every=5, loss_scale=0.9)
+    setting = RunOptions.of(
+        n_layers,
+        scale=0.7,
+        learning_rate=0.02,
+        weight_decay=1e-2,
+        momentum=momentum,
+        steps=100,
+        every=5,
+        loss_scale=0.9,
+    )
     assert_equal_runs(
         {
             "dense": by_engine("dense", target, weights, setting, gram),
@@ -413,8 +441,8 @@ def test_width_patterns(name, white, momentum):
 
 
 @pytest.mark.parametrize("rank_deficient", [False, True])
-def test_correlated_inputs_with_a_floor(rank_deficient):
-    """From data: the loss is the one that the data say, S and Phi come from them."""
+def test_the_dense_engine_equals_the_reference_for_correlated_inputs_with_a_loss_floor(rank_deficient):
+    """The loss, S and Phi are computed from the samples."""
     rng = np.random.default_rng(8)
     X = rng.standard_normal((10, 6 if rank_deficient else 40))
     Y = rng.standard_normal((3, X.shape[1]))
@@ -422,7 +450,9 @@ def test_correlated_inputs_with_a_floor(rank_deficient):
     weights = dln.gaussian([10, 12, 3], 0.5, seed=2)
     run = dln.train(problem, weights, learning_rate=0.1, weight_decay=1e-3, steps=200, weights_every=20)
     assert run.engine == "dense"
-    setting = Setting.of(2, 0.5, 0.1, 1e-3, steps=200, every=20, loss_scale=problem.loss_scale)
+    setting = RunOptions.of(
+        2, scale=0.5, learning_rate=0.1, weight_decay=1e-3, steps=200, every=20, loss_scale=problem.loss_scale
+    )
     wanted = by_reference(Y @ X.T, weights, setting, X @ X.T)
     for record, step in enumerate(run.steps[::20]):
         W = reference.end_to_end([run.weights(layer, int(step)) for layer in (1, 2)])
@@ -436,7 +466,9 @@ def test_correlated_inputs_with_a_floor(rank_deficient):
 def test_a_rate_of_zero_freezes_a_layer():
     target = target_of(8, 8, [2.0, 1.0])
     weights = dln.orthogonal([8] * 4, 0.6, seed=2)
-    setting = Setting.of(3, 0.6, [0.05, 0.0, 0.05], 1e-2, 0.5, steps=200, every=20)
+    setting = RunOptions.of(
+        3, scale=0.6, learning_rate=[0.05, 0.0, 0.05], weight_decay=1e-2, momentum=0.5, steps=200, every=20
+    )
     assert_all_engines_agree(target, weights, setting)
     run = dln.train(dln.Problem(target), weights, learning_rate=[0.05, 0, 0.05], steps=50)
     np.testing.assert_allclose(run.weights(2), weights[1], atol=tolerance(np.float64, 8))

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import shutil
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
+from helpers.memory import peak_bytes
+from helpers.optional_packages import import_pandas, import_torch
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -26,7 +28,7 @@ def xarray():
 
 @pytest.fixture(params=["zarr", "h5"])
 def store(request, xarray):
-    """Return an ending, and a function that opens what has it."""
+    """Return a file ending, and a function that opens such files."""
     pytest.importorskip({"zarr": "zarr", "h5": "h5netcdf"}[request.param], reason="stores are optional")
     if request.param == "zarr":
         return request.param, lambda path: xarray.open_zarr(path).load()
@@ -51,7 +53,7 @@ def uneven(**options):
     return dln.train(problem, dln.gaussian([6, 5, 4], 0.3), **options)
 
 
-def completion(**options):
+def train_completion(**options):
     problem = dln.low_rank_completion(12, 1, observed=0.6)
     options = {"learning_rate": "adaptive", "steps": 40, "record_every": 5, "singular_values": 3} | options
     options |= {"n_threads": 1}
@@ -70,7 +72,7 @@ CASES = {
     "uneven": (uneven, {"vectors": True, "weights_every": 7}),
     "float32": (square, {"dtype": "float32", "engine": "dense", "singular_values": 2}),
     "nothing but the loss": (uneven, {"singular_values": None}),
-    "completion": (completion, {}),
+    "completion": (train_completion, {}),
 }
 
 
@@ -83,13 +85,13 @@ def test_folders_files_and_runs_export_to_the_same(name, store, tmp_path, xarray
     wanted = run.to_xarray()
     path = tmp_path / f"a.{ending}"
     for source, block in ((run, 2**24), (tmp_path / "run.npz", 10_000), (tmp_path / "run", 1)):
-        monkeypatch.setattr(export, "_BLOCK_BYTES", block)  # in the end a record at a time
+        monkeypatch.setattr(export, "_BLOCK_BYTES", block)  # at the end one record at a time
         dln.export(source, path, overwrite=True)
         xarray.testing.assert_identical(opened(path), wanted)
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_dataset_is_the_run(xarray):
+def test_the_dataset_has_the_values_of_the_run(xarray):
     run = square()
     found = run.to_xarray()
     np.testing.assert_array_equal(found.loss, run.loss)
@@ -104,12 +106,20 @@ def test_the_dataset_is_the_run(xarray):
         np.testing.assert_array_equal(of_layer.active_left_angles, run.active_angles(layer, "left"))
         np.testing.assert_array_equal(of_layer.rho.isel(family=0), run.rho(layer))
         assert int(found.family_multiplicity[0]) == run.multiplicity(layer)
+
+
+def test_the_dataset_has_the_metadata_of_the_run(xarray):
+    run = square()
+    found = run.to_xarray()
     assert found.active_right_angles.attrs["units"] == "rad"
     assert json.loads(found.attrs["config"]) == json.loads(json.dumps(run.config))
     assert json.loads(found.attrs["certificate"])["engine"] == found.attrs["engine"] == "reduced"
     assert found.attrs["dlnfast_version"] == dln.__version__
     assert found.attrs["format_version"] == 1
-    assert set(run.to_xarray(["loss"]).sizes) == {"loss_step"}
+
+
+def test_the_dataset_has_only_the_requested_variables(xarray):
+    assert set(square().to_xarray(["loss"]).sizes) == {"loss_step"}
 
 
 def test_layers_of_different_widths_are_filled_up(xarray):
@@ -129,8 +139,8 @@ def test_layers_of_different_widths_are_filled_up(xarray):
     np.testing.assert_array_equal(found.tracking_norm[:, 0], run.tracking(1)["norm"])
 
 
-def test_rates_have_steps_of_their_own(xarray):
-    run = completion()
+def test_rates_have_their_own_steps(xarray):
+    run = train_completion()
     found = run.to_xarray()
     np.testing.assert_array_equal(found.rates, run.rates)
     assert found.rates.dims == ("rate_step",)
@@ -138,7 +148,7 @@ def test_rates_have_steps_of_their_own(xarray):
 
 
 def test_tracked_models_keep_their_names(xarray):
-    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    torch = import_torch()
     from dlnfast.torch import track
 
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
@@ -162,7 +172,7 @@ def test_tracked_models_keep_their_names(xarray):
 # --------------------------------------------------------------------------------------- long runs
 
 
-def test_unfinished_runs_export_too(store, tmp_path):
+def test_unfinished_runs_can_be_exported(store, tmp_path):
     ending, opened = store
 
     def stop(step, loss):
@@ -183,7 +193,7 @@ def test_unfinished_runs_export_too(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["reduced", "vectors, weights", "completion"])
 @pytest.mark.parametrize("every", [2, 3, 7, 1000])
-def test_every_so_many_records_are_held(name, every, tmp_path):
+def test_every_n_th_record_is_loaded(name, every, tmp_path):
     make, options = CASES[name]
     run = make(**options, checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     run.save(tmp_path / "run.npz")
@@ -204,7 +214,7 @@ def test_every_so_many_records_are_held(name, every, tmp_path):
         dln.load(tmp_path / "run", every=0)
 
 
-def test_thinned_exports(store, tmp_path):
+def test_every_n_th_record_is_exported(store, tmp_path):
     ending, opened = store
     run = square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     dln.export(tmp_path / "run", tmp_path / f"a.{ending}", every=4, variables=["loss", "rho"])
@@ -215,16 +225,7 @@ def test_thinned_exports(store, tmp_path):
     np.testing.assert_array_equal(found.loss, run.loss)
 
 
-def peak(action):
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
+def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
     pytest.importorskip("h5netcdf", reason="stores are optional")
     monkeypatch.setattr(export, "_BLOCK_BYTES", 2**18)
     problem, weights = dln.low_rank_recovery(32, 1), dln.orthogonal([32] * 3)
@@ -235,10 +236,10 @@ def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
         kept = Checkpoint(folder, every=30, seconds=60)
         options = {"engine": "dense", "vectors": True, "n_threads": 1, "learning_rate": 0.1}
         dln.train(problem, weights, steps=steps, **options, checkpoint=kept)
-        held.append(peak(lambda folder=folder: dln.load(folder)))
+        held.append(peak_bytes(lambda folder=folder: dln.load(folder)))
         out = folder.with_suffix(".h5")
-        exported.append(peak(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
-        thinned.append(peak(lambda folder=folder: dln.load(folder, every=60)))
+        exported.append(peak_bytes(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
+        thinned.append(peak_bytes(lambda folder=folder: dln.load(folder, every=60)))
     assert held[1] > 5 * held[0]
     assert exported[1] < 1.2 * exported[0]
     assert thinned[1] < 1.3 * thinned[0]
@@ -248,7 +249,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- errors
 
 
-def test_what_is_there_stays(store, tmp_path):
+def test_an_existing_export_is_not_overwritten(store, tmp_path):
     ending, opened = store
     run, path = square(), tmp_path / f"a.{ending}"
     dln.export(run, path, variables=["loss"])
@@ -262,24 +263,34 @@ def test_what_is_there_stays(store, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_folders_of_something_else_stay(tmp_path):
+def test_folders_that_are_not_exports_are_not_overwritten(tmp_path):
     for name in ("a.zarr", "b.h5"):
         (tmp_path / name).mkdir()
         with pytest.raises(FileExistsError, match="is a folder, but no zarr group"):
             dln.export(square(), tmp_path / name, overwrite=True)
 
 
-def test_wrong_requests(tmp_path, xarray):
+def test_endings_that_are_not_known_are_named(tmp_path, xarray):
     run = square()
     with pytest.raises(ValueError, match=r"path is .*a.csv; wanted an ending of .zarr, .h5, .hdf5, .nc"):
         dln.export(run, tmp_path / "a.csv")
+
+
+def test_sources_that_hold_no_run_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.export(tmp_path / "nothing", tmp_path / "a.zarr")
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no run"):
         dln.export(tmp_path / "folder", tmp_path / "a.zarr")
+
+
+def test_targets_in_a_missing_folder_are_named(tmp_path, xarray):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        dln.export(run, tmp_path / "none" / "a.zarr")
+        dln.export(square(), tmp_path / "none" / "a.zarr")
+
+
+def test_bad_options_of_an_export_are_named(tmp_path, xarray):
+    run = square()
     with pytest.raises(ValueError, match="every is 0"):
         dln.export(run, tmp_path / "a.zarr", every=0)
     with pytest.raises(TypeError, match="variables is 'loss'; wanted a list of names"):
@@ -304,7 +315,7 @@ except OSError as error:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def folder_of_a_run(tmp_path_factory):
     """Return a folder with the file of a run whose export takes a few hundred kilobytes."""
     folder = tmp_path_factory.mktemp("recorded")
     weights = dln.gaussian([24] * 3, 0.5)
@@ -314,15 +325,15 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", [0, 300, 3_000, 10_000, 40_000, 160_000])
-def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, recorded):
+def test_a_full_disk_leaves_the_previous_export_and_no_other_file(limit, store, folder_of_a_run):
     resource = pytest.importorskip("resource", reason="limits of processes are POSIX's")
     del resource
     ending, opened = store
-    folder = recorded / f"{ending} {limit}"
+    folder = folder_of_a_run / f"{ending} {limit}"
     folder.mkdir()
     path = folder / f"a.{ending}"
-    dln.export(dln.load(recorded / "run.npz"), path, variables=["loss"])
-    # A process of its own: the HDF5 library used to end it.
+    dln.export(dln.load(folder_of_a_run / "run.npz"), path, variables=["loss"])
+    # In its own process: the HDF5 library used to end it.
     finished = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder), ending, str(limit)],
         capture_output=True,
@@ -340,14 +351,14 @@ def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, record
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5, 20, 60, 150])
-def test_any_write_of_hdf5_may_fail(nth, xarray, recorded, tmp_path, monkeypatch):
-    """Ctrl-C comes while the library writes, too."""
+def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monkeypatch):
+    """Ctrl-C while the library writes is tested, too."""
     pytest.importorskip("h5netcdf", reason="stores are optional")
 
     def opened(path):
         return xarray.load_dataset(path, engine="h5netcdf")
 
-    run, path = dln.load(recorded / "run.npz"), tmp_path / "a.h5"
+    run, path = dln.load(folder_of_a_run / "run.npz"), tmp_path / "a.h5"
     dln.export(run, path, variables=["loss"])
     write, count = stores._Sink.write, 0
 
@@ -389,7 +400,7 @@ def test_missing_packages_are_named(package, ending, extra, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_damage_in_the_middle_leaves_nothing(store, tmp_path):
+def test_a_damaged_run_leaves_no_partial_export(store, tmp_path):
     ending, _ = store
     square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     path = sorted((tmp_path / "run").glob("records-*.npz"))[2]
@@ -416,7 +427,7 @@ def test_the_command_line_exports(store, tmp_path, capsys):
 
 @pytest.fixture
 def pandas():
-    return pytest.importorskip("pandas", reason="pandas is optional")
+    return import_pandas()
 
 
 def test_a_table_has_a_row_for_every_value(pandas):
@@ -448,17 +459,23 @@ def test_a_table_of_a_layer_with_fewer_values_has_fewer_rows(pandas):
     assert table[table.layer == 2]["index"].max() == 1
 
 
-def test_tables_of_other_runs(pandas):
+def test_tables_of_reduced_runs_have_all_values(pandas):
     reduced = square()
     table = reduced.to_dataframe()
     assert len(table) == len(reduced.steps) * 3 * 12
     np.testing.assert_array_equal(
         table[table.layer == 3].singular_values.to_numpy().reshape(-1, 12), reduced.singular_values(3)
     )
-    adaptive = completion()
+
+
+def test_tables_of_adaptive_runs_have_the_rates(pandas):
+    adaptive = train_completion()
     rates = adaptive.to_dataframe().groupby("step").rates.first()
     np.testing.assert_array_equal(rates.iloc[:-1], adaptive.rates[adaptive.steps[:-1]])
     assert np.isnan(rates.iloc[-1])  # no step was taken from the last record
+
+
+def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
     nothing = square(engine="dense", singular_values=None, steps=8).to_dataframe()
     assert len(nothing) in (3 * 3, 3 * 3 * 12)
     none = square(engine="dense", singular_values=0, steps=8).to_dataframe()
@@ -466,8 +483,10 @@ def test_tables_of_other_runs(pandas):
     assert "index" not in none
 
 
-def tracked_model(log_loss):
-    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+@functools.cache
+def tracked_model(*, log_loss):
+    """Return the run of a tracked model; it is trained once for all tests."""
+    torch = import_torch()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -483,8 +502,8 @@ def tracked_model(log_loss):
 
 
 @pytest.mark.parametrize("log_loss", [True, False])
-def test_a_table_of_a_tracked_model(pandas, log_loss):
-    run = tracked_model(log_loss)
+def test_a_table_of_a_tracked_model_has_its_layers(pandas, log_loss):
+    run = tracked_model(log_loss=log_loss)
     table = run.to_dataframe()
     assert len(table) == 11 * 2 * 2
     assert set(table.layer_name) == {"0", "2"}
@@ -496,11 +515,11 @@ def test_a_table_of_a_tracked_model(pandas, log_loss):
 
 
 def test_a_tracked_model_without_losses_has_no_empty_axis(xarray, pandas):
-    found = tracked_model(False).to_xarray()
+    found = tracked_model(log_loss=False).to_xarray()
     assert "loss" not in found
     assert "loss_step" not in found.sizes
     assert len(found.to_dataframe()) == 11 * 2 * 2
-    assert set(tracked_model(True).to_xarray().loss.dims) == {"loss_step"}
+    assert set(tracked_model(log_loss=True).to_xarray().loss.dims) == {"loss_step"}
 
 
 def test_pandas_is_named_where_it_is_missing(monkeypatch):

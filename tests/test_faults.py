@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No fault at any file operation loses what was there, changes a bit of a result, or leaves a file behind."""
+"""No fault of a file operation loses earlier content, changes a bit of a result, or leaves a file behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = {case.name: case for case in every_case()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_lost(name, tmp_path):
-    # bench/fault_injection.py tries all operations; here are some of them, drawn anew for no run.
+    # bench/fault_injection.py tries all operations; here a fixed sample of them.
     case = CASES[name]
     tally = run_case(case, tmp_path, singles=15 if case.cost == 1 else 3, doubles=4, kills=2)
     assert tally.losses == []
@@ -24,7 +24,7 @@ def test_nothing_is_lost(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train, dense, resumed", "train, reduced, resumed"])
-def test_no_operation_of_a_state_may_fail_for_good(name, tmp_path):
+def test_no_failed_write_of_a_state_destroys_the_run(name, tmp_path):
     """The kind of fault that destroyed folders in 0.1.0, at every write of a resumed run."""
     tally = run_case(CASES[name], tmp_path, kinds=["full", "interrupt after"], every=4)
     assert tally.losses == []
@@ -32,7 +32,7 @@ def test_no_operation_of_a_state_may_fail_for_good(name, tmp_path):
 
 
 class TestTheHarness:
-    def test_it_counts_what_is_below_its_folder(self, tmp_path):
+    def test_operations_below_the_folder_are_counted(self, tmp_path):
         def work():
             with open(tmp_path / "a", "w") as file:
                 file.write("text")
@@ -54,7 +54,7 @@ class TestTheHarness:
         assert caught.value.errno == errno.ENOSPC
         assert (tmp_path / "a").read_bytes() == b"01234"
 
-    def test_nothing_follows_a_kill(self, tmp_path):
+    def test_no_operation_follows_a_kill(self, tmp_path):
         def work():
             try:
                 (tmp_path / "a").write_text("0123456789")

@@ -5,40 +5,32 @@ import json
 
 import numpy as np
 import pytest
+from helpers.figures import run_figure
 from matplotlib.figure import Figure
 
 from dlnfast import build_info, figures
 from dlnfast.cli import main
 from dlnfast.theory import rho_flow
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def run_figure(folder, name, *options):
-    """Run the command line and return what it wrote."""
-    assert main(["figure", name, "--out", str(folder), *options]) == 0
-    assert (folder / f"{name}.png").read_bytes().startswith(PNG)
-    return json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)
-
 
 @pytest.fixture(scope="module")
-def evolution(tmp_path_factory):
+def evolution_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("evolution"), "svd-evolution")
 
 
 @pytest.fixture(scope="module")
-def collapse(tmp_path_factory):
+def collapse_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("collapse"), "progressive-collapse", "--activations", "linear")
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory):
+def edge_figure(tmp_path_factory):
     options = ["--quick", "--sweep-points", "60", "--sharpness-every", "25"]
     return run_figure(tmp_path_factory.mktemp("edge"), "edge-of-stability", *options)
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
+def features_figure(tmp_path_factory):
     options = ["--depths", "2", "3", "--assumption-width", "60", "--widths", "50", "80"]
     options += ["--assumption-depth", "3"]
     return run_figure(tmp_path_factory.mktemp("features"), "feature-compression-theory", *options)
@@ -47,8 +39,8 @@ def features(tmp_path_factory):
 # svd-evolution
 
 
-def test_evolution_meets_the_published_numbers(evolution):
-    numbers = evolution["numbers"]
+def test_evolution_meets_the_published_numbers(evolution_figure):
+    numbers = evolution_figure["numbers"]
     assert numbers["engine"] == "reduced"
     assert round(numbers["rho"][50], 4) == 0.9510
     assert round(numbers["rho_flow"][50], 4) == 0.9511
@@ -62,8 +54,8 @@ def test_evolution_meets_the_published_numbers(evolution):
     assert max(numbers["right vectors"]["middle"]["high"]) == 0
 
 
-def test_evolution_records_what_it_depends_on(evolution):
-    assert evolution["settings"] == {
+def test_evolution_records_what_it_depends_on(evolution_figure):
+    assert evolution_figure["settings"] == {
         "dim": 30,
         "depth": 3,
         "rank": 3,
@@ -78,15 +70,15 @@ def test_evolution_records_what_it_depends_on(evolution):
         "reference": "limit",
         "engine": "auto",
     }
-    assert evolution["environment"]["dlnfast"] == build_info()
-    assert {"numpy", "matplotlib"} <= set(evolution["environment"]["packages"])
-    assert evolution["numbers"]["training_seconds"] < evolution["seconds"]["all"]
-    assert len(evolution["numbers"]["loss"]) == 51
+    assert evolution_figure["environment"]["dlnfast"] == build_info()
+    assert {"numpy", "matplotlib"} <= set(evolution_figure["environment"]["packages"])
+    assert evolution_figure["numbers"]["training_seconds"] < evolution_figure["seconds"]["all"]
+    assert len(evolution_figure["numbers"]["loss"]) == 51
 
 
-def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, evolution):
+def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, evolution_figure):
     last = run_figure(tmp_path, "svd-evolution", "--layer", "3")["numbers"]
-    first = evolution["numbers"]
+    first = evolution_figure["numbers"]
     for side, other in (("right vectors", "left vectors"), ("left vectors", "right vectors")):
         here = [column[-1] for column in first[side]["top"]["values"]]
         there = [column[-1] for column in last[other]["top"]["values"]]
@@ -95,32 +87,43 @@ def test_left_and_right_mirror_between_the_first_and_the_last_layer(tmp_path, ev
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_engines_draw_the_same(tmp_path, evolution, engine):
+def test_both_engines_give_the_same_figure(tmp_path, evolution_figure, engine):
     other = run_figure(tmp_path, "svd-evolution", "--engine", engine)["numbers"]
     assert other["engine"] == engine
     for name in ("singular values", "right vectors", "left vectors"):
         for group in ("top", "bottom"):
             # Vectors of a dense run are as accurate as the gaps between singular values after one step allow.
             np.testing.assert_allclose(
-                other[name][group]["values"], evolution["numbers"][name][group]["values"], rtol=0, atol=1e-9
+                other[name][group]["values"],
+                evolution_figure["numbers"][name][group]["values"],
+                rtol=0,
+                atol=1e-9,
             )
 
 
-def test_evolution_variants(tmp_path):
+def test_evolution_with_gaussian_inputs_is_dense(tmp_path):
     gaussian = run_figure(tmp_path, "svd-evolution", "--inputs", "gaussian", "--layer", "2")["numbers"]
     assert gaussian["engine"] == "dense"
     assert gaussian["problem"]["dim_out"] == 3
     assert "rho" not in gaussian
+
+
+def test_evolution_with_momentum_is_reduced_and_has_no_flow(tmp_path):
     options = ["--momentum", "0.9", "--reference", "first_step"]
     momentum = run_figure(tmp_path, "svd-evolution", *options)["numbers"]
     assert momentum["engine"] == "reduced"
     assert momentum["right vectors"]["reference"] == "first_step"
     assert "rho_flow" not in momentum
+
+
+def test_evolution_in_another_setting_follows_the_flow(tmp_path):
     options = ["--dim", "200", "--rank", "2", "--depth", "2", "--steps", "9"]
     wide = run_figure(tmp_path, "svd-evolution", *options)
     assert wide["numbers"]["singular values"]["middle"]["multiplicity"] == 196
     assert wide["numbers"]["rho"][-1] == pytest.approx(rho_flow(9, 1.0, 2, 1 / 40_000, 1.0), rel=1e-7)
 
+
+def test_evolution_is_the_same_at_any_width(tmp_path):
     # At any width the picture is the same: singular values differ by how the target's frames happen to lie.
     published, wide = (
         run_figure(tmp_path, "svd-evolution", "--dim", dim)["numbers"] for dim in ("30", "10000")
@@ -135,8 +138,8 @@ def test_evolution_variants(tmp_path):
 # progressive-collapse
 
 
-def test_collapse_meets_the_published_numbers(collapse):
-    deep = {record["depth"]: record for record in collapse["numbers"]["depth"]}
+def test_collapse_meets_the_published_numbers(collapse_figure):
+    deep = {record["depth"]: record for record in collapse_figure["numbers"]["depth"]}
     assert list(deep) == [6, 8, 10]
     values = deep[8]["compression"]
     assert values[0] == pytest.approx(11.25, rel=1e-12)
@@ -147,7 +150,7 @@ def test_collapse_meets_the_published_numbers(collapse):
     assert 0.97 * values[7] < deep[8]["least"][7] < values[7] < deep[8]["largest"][7] < 1.03 * values[7]
 
 
-def test_collapse_stopped_by_the_mean_loss(tmp_path):
+def test_collapse_can_be_stopped_by_the_mean_loss(tmp_path):
     """The other reading of the published rule: the deepest layers are still on their way."""
     options = ["--tolerance", "2.5e-4", "--depths", "8", "--scales", "0.5", "--inits", "orthogonal"]
     options += ["--activations", "linear"]
@@ -156,8 +159,8 @@ def test_collapse_stopped_by_the_mean_loss(tmp_path):
     assert record["fit"]["ratio"] == pytest.approx(0.1878, abs=3e-4)
 
 
-def test_collapse_runs_reduced_where_it_can(collapse):
-    numbers = collapse["numbers"]
+def test_collapse_runs_reduced_where_it_can(collapse_figure):
+    numbers = collapse_figure["numbers"]
     for panel in ("depth", "scale", "init"):
         for record in numbers[panel]:
             assert record["converged"]
@@ -171,7 +174,7 @@ def test_collapse_runs_reduced_where_it_can(collapse):
     assert ratios == sorted(ratios, reverse=True)
 
 
-def test_collapse_says_what_did_not_converge(tmp_path, capsys):
+def test_collapse_reports_runs_that_did_not_converge(tmp_path, capsys):
     options = ["--depths", "3", "--scales", "0.5", "--inits", "orthogonal", "--steps", "2", "--runs", "1"]
     options += ["--activations", "linear"]
     numbers = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]
@@ -182,8 +185,8 @@ def test_collapse_says_what_did_not_converge(tmp_path, capsys):
 # edge-of-stability
 
 
-def test_edge_meets_the_published_thresholds(edge):
-    numbers = edge["numbers"]
+def test_edge_meets_the_published_thresholds(edge_figure):
+    numbers = edge_figure["numbers"]
     thresholds = list(numbers["thresholds"].values())
     assert [round(threshold, 4) for threshold in thresholds] == [0.0309, 0.0331, 0.0356]
     spacing = np.diff(numbers["sweep"]["parameter"])[0]
@@ -195,8 +198,8 @@ def test_edge_meets_the_published_thresholds(edge):
         assert pair[0] / threshold == pytest.approx(1.244, abs=2 * spacing / threshold)
 
 
-def test_as_many_modes_oscillate_as_theory_says(edge):
-    columns = edge["numbers"]["columns"]
+def test_as_many_modes_oscillate_as_theory_says(edge_figure):
+    columns = edge_figure["numbers"]["columns"]
     assert [column["learning_rate"] for column in columns] == [0.0305, 0.032, 0.0335, 0.0363]
     for modes, column in enumerate(columns):
         assert column["oscillating"] == column["oscillating_in_theory"] == modes
@@ -212,7 +215,7 @@ def test_as_many_modes_oscillate_as_theory_says(edge):
         assert column["late_sharpness_high"] > minimum > 2 / column["learning_rate"]
 
 
-def test_edge_with_other_targets(tmp_path):
+def test_edge_accepts_other_targets(tmp_path):
     options = ["--singular-values", "4", "--dim", "2", "--depth", "2", "--learning-rates", "0.24", "0.26"]
     options += ["--scale", "0.1", "--steps", "300", "--sharpness-every", "101", "--sweep-from", "0.24"]
     options += ["--sweep-to", "0.26", "--sweep-points", "3", "--sweep-steps", "2000"]
@@ -233,7 +236,7 @@ def test_edge_with_other_targets(tmp_path):
         (["--late", "1"], "late is 1"),
     ],
 )
-def test_wrong_requests_for_edge(tmp_path, capsys, options, message):
+def test_bad_options_of_edge_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "edge-of-stability", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -244,8 +247,8 @@ def test_wrong_requests_for_edge(tmp_path, capsys, options, message):
 PUBLISHED = [11.9993305, 3.4821217, 0.9843595, 0.2763253, 0.07745831, 0.02171478]
 
 
-def test_features_meet_the_published_numbers(features):
-    record = features["numbers"]["features"]
+def test_features_meet_the_published_numbers(features_figure):
+    record = features_figure["numbers"]["features"]
     assert record["converged"]
     assert record["runs"] == 20
     compression = record["compression"]
@@ -258,8 +261,8 @@ def test_features_meet_the_published_numbers(features):
     assert compression["least"][0] < compression["compression"][0] < compression["largest"][0]
 
 
-def test_discrimination_is_linear(features):
-    record = features["numbers"]["features"]["discrimination"]
+def test_discrimination_is_linear(features_figure):
+    record = features_figure["numbers"]["features"]["discrimination"]
     assert record["fit"]["r_squared"] > 0.95
     assert record["fit"]["slope"] > 0
     assert record["theory"][0] is None
@@ -267,8 +270,8 @@ def test_discrimination_is_linear(features):
     np.testing.assert_allclose(record["discrimination"][1:], record["theory"][1:], rtol=0, atol=0.011)
 
 
-def test_trained_layers_stay_as_balanced_as_they_were(features):
-    numbers = features["numbers"]
+def test_trained_layers_stay_as_balanced_as_they_were(features_figure):
+    numbers = features_figure["numbers"]
     assert [record["depth"] for record in numbers["depth"]] == [2, 3]
     assert [record["width"] for record in numbers["width"]] == [50, 80]
     for record in [*numbers["depth"], *numbers["width"]]:
@@ -279,7 +282,7 @@ def test_trained_layers_stay_as_balanced_as_they_were(features):
     assert imbalances == sorted(imbalances)
 
 
-def test_features_say_what_did_not_converge(tmp_path, capsys):
+def test_features_report_runs_that_did_not_converge(tmp_path, capsys):
     options = ["--runs", "1", "--steps", "2", "--depths", "2", "--assumption-width", "50", "--widths", "50"]
     numbers = run_figure(tmp_path, "feature-compression-theory", *options)["numbers"]
     assert numbers["features"]["converged"] is False
@@ -298,7 +301,7 @@ def test_features_say_what_did_not_converge(tmp_path, capsys):
         (["--assumption-depth", "1"], "assumption_depth is 1"),
     ],
 )
-def test_wrong_requests_for_features(tmp_path, capsys, options, message):
+def test_bad_options_of_features_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "feature-compression-theory", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -327,12 +330,12 @@ def factorisation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def completion(tmp_path_factory):
+def completion_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("completion"), "completion-compressed", *COMPLETION)
 
 
 @pytest.fixture(scope="module")
-def sensing(tmp_path_factory):
+def sensing_figure(tmp_path_factory):
     return run_figure(tmp_path_factory.mktemp("sensing"), "sensing-compressed", *SENSING)
 
 
@@ -359,8 +362,8 @@ def test_full_and_compressed_factorisation_agree(factorisation):
     assert {run["steps"] for run in numbers["spaced_runs"].values()} == {1500}
 
 
-def test_bases_that_turn_complete_what_frozen_ones_do_not(completion):
-    numbers = completion["numbers"]
+def test_learned_bases_complete_matrices_that_frozen_bases_do_not(completion_figure):
+    numbers = completion_figure["numbers"]
     ends = {}
     for part in ("compressed", "beside_full"):
         ends[part] = [record["errors"][-1] for record in numbers[part].values()]
@@ -374,8 +377,8 @@ def test_bases_that_turn_complete_what_frozen_ones_do_not(completion):
     assert fast < slow < frozen
 
 
-def test_narrow_and_deep_completion(completion):
-    numbers = completion["numbers"]
+def test_narrow_and_deep_networks_complete_the_matrix(completion_figure):
+    numbers = completion_figure["numbers"]
     for entries in numbers["narrow"].values():
         assert [entry["rank"] for entry in entries] == [2, 4]
         assert all(0 < entry["steps"] <= entry["taken"] <= 3000 for entry in entries)
@@ -388,7 +391,7 @@ def test_narrow_and_deep_completion(completion):
     assert reached[2] < reached[1]
 
 
-def test_completion_says_what_diverges(tmp_path, capsys):
+def test_completion_reports_diverged_runs(tmp_path, capsys):
     options = [*COMPLETION, "--outer", "0.01", "5"]
     options += ["--narrow-steps", "5", "--deep-steps", "5", "--alpha-steps", "5"]
     numbers = run_figure(tmp_path, "completion-compressed", *options)["numbers"]
@@ -398,8 +401,8 @@ def test_completion_says_what_diverges(tmp_path, capsys):
     assert f"DIVERGES at iteration {record['diverged_at']}" in capsys.readouterr().out
 
 
-def test_sensing_with_bases_that_turn(sensing):
-    numbers = sensing["numbers"]
+def test_sensing_succeeds_with_learned_bases(sensing_figure):
+    numbers = sensing_figure["numbers"]
     full, frozen, turning = numbers["runs"].values()
     assert full["steps"] == frozen["steps"] == turning["steps"] == list(range(0, 1201, 40))
     assert full["errors"][0] == pytest.approx(1, abs=0.01)
@@ -419,7 +422,7 @@ def test_sensing_with_bases_that_turn(sensing):
         ("sensing-compressed", [*SENSING, "--depth", "1"], "depth is 1"),
     ],
 )
-def test_wrong_requests_for_compressed(tmp_path, capsys, name, options, message):
+def test_bad_options_of_compressed_are_named(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -436,7 +439,7 @@ def scaling(tmp_path_factory):
     return run_figure(folder, "scaling", "--quick", *SCALING, *sizes)
 
 
-def test_scaling_measures_everything(scaling):
+def test_scaling_measures_every_sweep(scaling):
     sweeps = scaling["numbers"]["sweeps"]
     assert list(sweeps) == ["width", "depth", "outputs", "samples", "threads", "memory"]
     for over, sweep in sweeps.items():
@@ -456,7 +459,7 @@ def test_scaling_measures_everything(scaling):
     assert 0 < memory[-1]["bytes"]["dlnfast-reduced"] < 1e8
 
 
-def test_scaling_from_a_file(tmp_path, scaling, capsys):
+def test_scaling_is_drawn_from_a_file(tmp_path, scaling, capsys):
     sweeps = scaling["numbers"]["sweeps"]
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     whole.write_text(json.dumps({"results": [{"case": "scaling", "sweeps": sweeps}]}))
@@ -468,7 +471,7 @@ def test_scaling_from_a_file(tmp_path, scaling, capsys):
     assert "part.json has no sweep" in capsys.readouterr().err
 
 
-def test_names_at_lines_stay_apart():
+def test_labels_at_lines_do_not_overlap():
     spread_out = figures.load("scaling")._spread_out
     places = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
     assert all(gap >= 11.0 - 1e-9 for gap in np.diff(places))
@@ -487,7 +490,7 @@ def test_names_at_lines_stay_apart():
         (["--repeats", "0"], "repeats is 0"),
     ],
 )
-def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
+def test_bad_options_of_scaling_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "scaling", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -495,30 +498,30 @@ def test_wrong_requests_for_scaling(tmp_path, capsys, options, message):
 # The registry.
 
 
-def test_quick_changes_what_was_not_given(edge):
-    assert edge["quick"] is True
-    settings = edge["settings"]
+def test_quick_changes_only_options_that_were_not_given(edge_figure):
+    assert edge_figure["quick"] is True
+    settings = edge_figure["settings"]
     given = {"sweep_points": 60, "sharpness_every": 25}
     quick = dict(figures.quick_settings(figures.load("edge-of-stability")))
     assert {name: settings[name] for name in quick} == {**quick, **given}
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
-def test_quick_settings_are_settings(name):
+def test_quick_settings_are_existing_options(name):
     module = figures.load(name)
     quick = figures.quick_settings(module)
     settings = figures.make_settings(module.Settings, quick)
     assert (settings == module.Settings()) is not bool(quick)
 
 
-def test_quick_is_said_on_the_picture():
+def test_quick_is_written_on_the_figure():
     picture = Figure()
     picture.suptitle("title")
     figures.mark_quick(picture, {"runs": 5, "widths": (50, 100)})
     assert picture.get_suptitle() == "title\nquick, smaller than the default: runs 5; widths 50, 100"
 
 
-def test_quick_changes_nothing_where_the_figure_is_quick_anyway(tmp_path):
+def test_quick_changes_nothing_for_a_fast_figure(tmp_path):
     assert main(["figure", "svd-evolution", "--quick", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "svd-evolution.json").read_text())
     assert written["quick"] is False
@@ -531,13 +534,13 @@ def test_help_names_the_defaults(capsys):
     assert "(default: 6 8 10)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_list(capsys):
+def test_list_names_the_figures(capsys):
     assert main(["figure", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(figures.FIGURES)
 
 
-def test_list_draws_nothing(capsys, tmp_path, monkeypatch):
+def test_list_makes_no_figure(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["figure", "--list", "svd-evolution"]) == 0
     captured = capsys.readouterr()
@@ -564,12 +567,12 @@ def test_every_figure_describes_its_settings(name):
         ({"inputs": "grey"}, ValueError, "inputs is 'grey'; wanted one of 'white', 'gaussian'"),
     ],
 )
-def test_wrong_settings(values, error, message):
+def test_wrong_settings_are_named(values, error, message):
     with pytest.raises(error, match=message):
         figures.make_settings(figures.load("svd-evolution").Settings, values)
 
 
-def test_wrong_lists_and_names():
+def test_wrong_lists_and_names_are_refused():
     with pytest.raises(ValueError, match="depths is empty"):
         figures.make_settings(figures.load("progressive-collapse").Settings, {"depths": ()})
     with pytest.raises(ValueError, match="figure is 'mona-lisa'; wanted one of 'svd-evolution'"):
@@ -585,7 +588,7 @@ def test_wrong_lists_and_names():
         (["--engine", "reduced", "--inputs", "gaussian"], "engine='reduced' does not hold here"),
     ],
 )
-def test_wrong_requests_are_one_line(tmp_path, capsys, options, message):
+def test_errors_are_one_line(tmp_path, capsys, options, message):
     assert main(["figure", "svd-evolution", "--out", str(tmp_path), *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("dlnfast: ")
@@ -601,7 +604,7 @@ def test_wrong_requests_are_one_line(tmp_path, capsys, options, message):
         (["--runs", "0"], "runs is 0; wanted an integer of at least 1"),
     ],
 )
-def test_wrong_requests_for_collapse(tmp_path, capsys, options, message):
+def test_bad_options_of_collapse_are_named(tmp_path, capsys, options, message):
     assert main(["figure", "progressive-collapse", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -617,12 +620,12 @@ def test_wrong_requests_for_collapse(tmp_path, capsys, options, message):
         ["--depth", "1"],
     ],
 )
-def test_corners_of_evolution(tmp_path, options):
+def test_evolution_in_extreme_settings(tmp_path, options):
     numbers = run_figure(tmp_path, "svd-evolution", *options)["numbers"]
     assert np.isfinite(numbers["loss"]).all()
 
 
-def test_a_figure_that_diverges(tmp_path, capsys):
+def test_a_figure_that_diverges_is_an_error(tmp_path, capsys):
     assert main(["figure", "svd-evolution", "--out", str(tmp_path), "--learning-rate", "1e4"]) == 1
     assert "the loss is not finite at step" in capsys.readouterr().err
 
@@ -635,7 +638,7 @@ def test_a_figure_that_diverges(tmp_path, capsys):
         ["figure", "svd-evolution", "--dim", "x"],
     ],
 )
-def test_wrong_names(arguments, capsys):
+def test_unknown_figures_are_named(arguments, capsys):
     try:
         status = main(arguments)
     except SystemExit as leaving:  # argparse's own

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
-from test_figures import run_figure  # noqa: E402
+from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast import figures  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
@@ -18,7 +18,7 @@ from dlnfast.figures._claims import Claim, falls_geometrically, rises_then_satur
 PER_CLASS = 12
 
 
-def noisy_classes(shape, per_class, seed):
+def draw_class_images(shape, per_class, seed):
     """Ten classes around means of their own, and few enough samples to be fitted."""
     means = np.random.default_rng(0).uniform(40, 215, (10, *shape))
     noise = np.random.default_rng(seed).normal(0, 40, (10, per_class, *shape))
@@ -27,17 +27,17 @@ def noisy_classes(shape, per_class, seed):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def image_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for prefix, seed in (("train", 1), ("t10k", 2)):
-        pixels, labels = noisy_classes((28, 28), PER_CLASS, seed)
+        pixels, labels = draw_class_images((28, 28), PER_CLASS, seed)
         for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
             (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
     names = {f"data_batch_{n}": n for n in range(1, 6)} | {"test_batch": 9}
     (folder / "cifar-10-batches-bin").mkdir()
     for name, seed in names.items():
-        pixels, labels = noisy_classes((3, 32, 32), PER_CLASS, seed)
+        pixels, labels = draw_class_images((3, 32, 32), PER_CLASS, seed)
         rows = np.hstack([labels[:, None], pixels.reshape(len(labels), -1)])
         (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(rows.tobytes())
     return folder
@@ -46,9 +46,9 @@ def images(tmp_path_factory):
 SMALL = ["--per-class", str(PER_CLASS), "--test-per-class", str(PER_CLASS)]
 
 
-def test_mlp_vs_hybrid(tmp_path, images, capsys):
+def test_mlp_vs_hybrid_writes_its_numbers(tmp_path, image_folder, capsys):
     options = [*SMALL, "--width", "24", "--epochs", "40", "--batch-size", "30", "--hybrid-scale", "0.3"]
-    options += ["--mlp-learning-rate", "0.01", "--hybrid-learning-rate", "0.001", "--data", str(images)]
+    options += ["--mlp-learning-rate", "0.01", "--hybrid-learning-rate", "0.001", "--data", str(image_folder)]
     found = run_figure(tmp_path, "mlp-vs-hybrid", *options)["numbers"]
     for name, nonlinear in (("MLP", 7), ("hybrid", 3)):
         record = found["networks"][name]
@@ -68,9 +68,20 @@ def test_mlp_vs_hybrid(tmp_path, images, capsys):
         assert f"{'shown' if shown else 'NOT SHOWN'}: {text}" in printed
 
 
-def test_role_of_depth(tmp_path, images):
+def test_role_of_depth_writes_its_numbers(tmp_path, image_folder):
     options = [*SMALL, "--depth", "5", "--nonlinear", "1", "4", "--totals", "2", "5", "--added-to", "1", "2"]
-    options += ["--width", "16", "--epochs", "12", "--runs", "3", "--batch-size", "30", "--data", str(images)]
+    options += [
+        "--width",
+        "16",
+        "--epochs",
+        "12",
+        "--runs",
+        "3",
+        "--batch-size",
+        "30",
+        "--data",
+        str(image_folder),
+    ]
     found = run_figure(tmp_path, "role-of-depth", *options)["numbers"]
     for dataset in ("fashion-mnist", "cifar10"):
         records = {(r["nonlinear"], r["depth"]): r for r in found["networks"][dataset]}
@@ -92,10 +103,10 @@ def test_role_of_depth(tmp_path, images):
     assert "Fashion-MNIST, 1 nonlinear: depth improves compression" in texts
 
 
-def test_penultimate_spectra(tmp_path, images):
+def test_penultimate_spectra_writes_its_numbers(tmp_path, image_folder):
     options = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "6"]
     options += ["--vit-dim", "32", "--vit-depth", "2", "--vit-heads", "2", "--vit-patch", "16"]
-    options += ["--records", "5", "--batch-size", "30", "--data", str(images)]
+    options += ["--records", "5", "--batch-size", "30", "--data", str(image_folder)]
     found = run_figure(tmp_path, "penultimate-spectra", *options)["numbers"]
     shapes = {family: record["shape"] for family, record in found["families"].items()}
     assert shapes == {"linear": [40, 40], "mlp": [40, 40], "vgg": [51, 51], "vit": [32, 128]}
@@ -114,7 +125,7 @@ def test_penultimate_spectra(tmp_path, images):
     assert len(found["claims"]) == 12
 
 
-def test_relu_panels(tmp_path, capsys):
+def test_relu_panels_are_drawn(tmp_path, capsys):
     options = ["--activations", "linear", "relu", "--runs", "1", "--depths", "3", "--relu-depths", "3"]
     options += ["--scales", "0.5", "--inits", "orthogonal", "normal", "--relu-steps", "3000"]
     options += ["--sweep-depth", "3", "--learning-rate", "10"]
@@ -160,12 +171,12 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
     ],
 )
-def test_wrong_requests(tmp_path, capsys, name, options, message):
+def test_bad_options_are_named(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_quick_says_how_long_it_takes():
+def test_quick_states_the_expected_duration():
     module = figures.load("role-of-depth")
     assert figures.quick_takes(module) == "in some minutes"
     assert figures.quick_takes(figures.load("edge-of-stability")) == "in under a minute"

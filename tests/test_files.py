@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading takes no more memory than a file justifies; writing keeps what is in its place."""
+"""Reading takes no more memory than a file justifies; a failed write leaves the previous file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import json
 import os
 import stat
 import threading
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.files import file_names
+from helpers.memory import peak_bytes
 
 import dlnfast as dln
 from dlnfast._config import finetuning, spec
@@ -44,7 +45,7 @@ ARRAYS = {
 posix = pytest.mark.skipif(os.name != "posix", reason="files of other kinds are POSIX's")
 
 
-def same(a, b):
+def assert_same_arrays(a, b):
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype
@@ -58,7 +59,7 @@ def archive(tmp_path):
     return path
 
 
-def members(path):
+def read_members(path):
     with zipfile.ZipFile(path) as file:
         return {info.filename: file.read(info) for info in file.infolist()}
 
@@ -75,46 +76,36 @@ def npy(shape, descr="<f8", content=b""):
     return stream.getvalue() + content
 
 
-def peak(action):
-    tracemalloc.start()
-    try:
-        action()
-    finally:
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return most
-
-
 # ------------------------------------------------------------------------------- archives, as written
 
 
-def test_what_was_written_is_read(archive):
+def test_written_files_are_read(archive):
     meta, arrays = read_whole(archive, KIND, 1)
-    same(arrays, ARRAYS)
+    assert_same_arrays(arrays, ARRAYS)
     assert (meta["x"], meta["y"]) == ([1, 2.5], {"z": None})
     assert "digest" not in meta
 
 
-def test_numpy_reads_the_same(archive):
+def test_numpy_reads_the_same_arrays(archive):
     with np.load(archive, allow_pickle=False) as file:
-        same({name: file[name] for name in ARRAYS}, ARRAYS)
+        assert_same_arrays({name: file[name] for name in ARRAYS}, ARRAYS)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_archives_may_be_packed_again(archive, method):
-    parts = members(archive)
+def test_recompressed_archives_are_read(archive, method):
+    parts = read_members(archive)
     rewrite(archive, dict(reversed(parts.items())), method)
-    same(read_whole(archive, KIND, 1)[1], ARRAYS)
+    assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
 
 
 def test_files_without_a_digest_are_read(archive):
-    parts = members(archive)
+    parts = read_members(archive)
     meta = json.loads(str(np.load(io.BytesIO(parts["meta.npy"]))))
     del meta["digest"]
     stream = io.BytesIO()
     np.save(stream, np.array(json.dumps(meta)))
     rewrite(archive, parts | {"meta.npy": stream.getvalue()})
-    same(read_whole(archive, KIND, 1)[1], ARRAYS)
+    assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
 
 
 # ----------------------------------------------------------------------------- archives, as attacked
@@ -148,8 +139,8 @@ def changes():
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
-def test_changes_with_right_checksums_are_seen(change, archive):
-    rewrite(archive, change(members(archive)))
+def test_changes_with_valid_zip_checksums_are_detected(change, archive):
+    rewrite(archive, change(read_members(archive)))
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
     with pytest.raises(DamagedFileError, match=r"a\.npz is not .* is not the one that was written"):
@@ -173,19 +164,19 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_forged_arrays_are_refused_before_memory_is_taken(kind, archive):
+def test_forged_arrays_are_refused_before_memory_is_allocated(kind, archive):
     part, message = FORGED[kind]
-    rewrite(archive, members(archive) | {"a.npy": part})
+    rewrite(archive, read_members(archive) | {"a.npy": part})
 
     def read():
         with pytest.raises(DamagedFileError, match=message):
             read_whole(archive, KIND, 1)
 
-    assert peak(read) < 2**22
+    assert peak_bytes(read) < 2**22
 
 
 def bomb(path, name, size, mode="a"):
-    """Put an array of zeros into an archive that compresses it to a thousandth."""
+    """Write an array of zeros into an archive that compresses it to a thousandth."""
     with zipfile.ZipFile(path, mode, zipfile.ZIP_DEFLATED) as file, file.open(name, "w") as member:
         member.write(npy((size // 8,)))
         for _ in range(size // 2**20):
@@ -193,10 +184,10 @@ def bomb(path, name, size, mode="a"):
 
 
 @pytest.mark.parametrize("name", ["zzz.npy", "meta.npy"])
-def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
+def test_decompression_bombs_are_refused_before_memory_is_allocated(name, tmp_path):
     path = tmp_path / "a.npz"
     write_whole(path, KIND, 1, {}, {"a": np.eye(2)} | ({} if name == "zzz.npy" else {"b": np.eye(2)}))
-    parts = members(path)
+    parts = read_members(path)
     parts.pop(name, None)
     rewrite(path, parts)
     bomb(path, name, 2**27)
@@ -207,10 +198,10 @@ def test_bombs_are_refused_before_memory_is_taken(name, tmp_path):
         ):
             read_whole(path, KIND, 1)
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
 
 
-def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
+def test_only_the_requested_arrays_of_users_are_read(tmp_path):
     path = tmp_path / "a.npz"
     inputs, outputs = np.eye(3), np.arange(3)
     np.savez_compressed(path, X=inputs, Y=outputs)
@@ -228,14 +219,14 @@ def test_arrays_of_users_are_read_by_name_and_others_are_not(tmp_path):
         )
         assert problem.n_samples == 3
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
     with pytest.raises(ValueError, match="its content would take"):
         read_arrays(path, ["Z"])
-    # What users compress as far as it goes is theirs to read.
+    # Arrays that users compressed strongly can still be read.
     assert read_arrays(path, ["Z"], bounded=False)["Z"].shape == (2**24,)
 
 
-def test_declared_sizes_of_compressed_arrays_need_their_bytes(tmp_path):
+def test_compressed_arrays_with_too_few_bytes_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     forged = npy((2**25,))
     rewrite(path, {"X.npy": forged + bytes(80)}, zipfile.ZIP_DEFLATED)
@@ -250,11 +241,11 @@ def test_declared_sizes_of_compressed_arrays_need_their_bytes(tmp_path):
         with pytest.raises((ValueError, EOFError, zipfile.BadZipFile)):
             read_arrays(path, ["X"], bounded=False)
 
-    assert peak(read) < 2**23
+    assert peak_bytes(read) < 2**23
 
 
 def test_two_members_of_one_name_are_refused(archive):
-    parts = list(members(archive).items())
+    parts = list(read_members(archive).items())
     with zipfile.ZipFile(archive, "w") as file:
         for name, part in [*parts, parts[0]]:
             if name in file.NameToInfo:
@@ -279,10 +270,10 @@ def test_a_directory_without_arrays_is_refused(tmp_path):
         with pytest.raises(DamagedFileError, match="its directory takes"):
             read_whole(path, KIND, 1)
 
-    assert peak(read) < 2**20
+    assert peak_bytes(read) < 2**20
 
 
-def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
+def test_errors_of_the_system_are_not_reported_as_damage(archive, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "input/output error")
 
@@ -292,7 +283,7 @@ def test_errors_of_the_machine_are_not_damage(archive, monkeypatch):
     assert not isinstance(caught.value, ValueError)
 
 
-def test_images_take_no_more_than_their_file_justifies(tmp_path):
+def test_images_take_no_more_memory_than_their_file_justifies(tmp_path):
     count = 2**27 // 784
     header = bytes((0, 0, 8, 3)) + np.array((count, 28, 28), ">u4").tobytes()
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
@@ -306,7 +297,7 @@ def test_images_take_no_more_than_their_file_justifies(tmp_path):
         with pytest.raises(ValueError, match=r"idx3-ubyte\.gz (is too long|has \d+ bytes, too few)"):
             dln.load_fashion_mnist(tmp_path)
 
-    assert peak(read) < 2**26
+    assert peak_bytes(read) < 2**26
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -318,7 +309,7 @@ TOML += "[train]\nlearning_rate = 0.1\nsteps = 2\n"
 @pytest.mark.parametrize(
     "content", [TOML.encode("utf-8-sig"), TOML.replace("\n", "\r\n").encode(), TOML.encode()]
 )
-def test_specifications_of_every_editor_are_read(content, tmp_path):
+def test_specifications_in_every_common_encoding_are_read(content, tmp_path):
     (tmp_path / "a.toml").write_bytes(content)
     assert spec.read_spec(tmp_path / "a.toml").problem["dim"] == 8
 
@@ -340,7 +331,7 @@ def test_other_text_is_refused_with_its_encoding(content, message, tmp_path):
         spec.read_spec(tmp_path / "a.toml")
 
 
-def test_marks_before_other_text(tmp_path):
+def test_byte_order_marks_are_skipped(tmp_path):
     (tmp_path / "ratings.csv").write_bytes(b"\xef\xbb\xbfuserId,movieId,rating,timestamp\r\n1,2,3.5,4\r\n")
     assert dln.load_movielens(tmp_path / "ratings.csv").ratings.tolist() == [3.5]
     line = json.dumps({"run": 1}).encode() + b"\n"
@@ -350,7 +341,7 @@ def test_marks_before_other_text(tmp_path):
     assert read_text(tmp_path / "text") == "ä"
 
 
-def test_lines_without_end_are_named(tmp_path):
+def test_endless_lines_are_refused(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3.5," + "4" * 10**6)
     with pytest.raises(ValueError, match="has a line of more than"):
         dln.load_movielens(tmp_path / "ratings.csv")
@@ -365,7 +356,7 @@ def test_lines_without_end_are_named(tmp_path):
 # --------------------------------------------------------------------------------- JSON with checksums
 
 
-def test_checksums_see_changed_numbers():
+def test_checksums_detect_changed_numbers():
     content = with_checksum({"a": 1, "b": [0.1, None], "c": "ä"})
     assert without_checksum(json.loads(json.dumps(content))) == {"a": 1, "b": [0.1, None], "c": "ä"}
     assert without_checksum({"a": 1}) == {"a": 1}  # of a file of 0.1.0
@@ -373,32 +364,52 @@ def test_checksums_see_changed_numbers():
         without_checksum(content | {"a": 2})
 
 
-def outcome(seed, score):
+def outcome(*, seed, score):
     run = {"method": "lora", "rank": 2, "n_examples": 8, "seed": seed, "learning_rate": 0.1}
     return {"run": run, "about": {}, "scores": {"report": score}, "ranks": {"a": 1}}
 
 
-def test_results_see_changed_numbers_and_keep_what_a_crash_left(tmp_path):
+@pytest.fixture
+def results_file(tmp_path):
+    """Return a file with the results of two runs."""
     path = tmp_path / "results.jsonl"
     results = finetuning.Results(path)
     for seed in range(2):
-        results._write(outcome(seed, 0.5))
-    content = path.read_bytes()
-    assert [record["run"]["seed"] for record in finetuning.Results(path).records] == [0, 1]
-    path.write_bytes(content.replace(b"0.5", b"0.6", 1))
+        results._write(outcome(seed=seed, score=0.5))
+    return path
+
+
+def test_results_are_read_in_their_order(results_file):
+    assert [record["run"]["seed"] for record in finetuning.Results(results_file).records] == [0, 1]
+
+
+def test_a_changed_number_in_results_is_noticed(results_file):
+    results_file.write_bytes(results_file.read_bytes().replace(b"0.5", b"0.6", 1))
     with pytest.raises(ValueError, match=r"line 1 of .* its checksum does not match"):
-        finetuning.Results(path)
-    # A line that was cut off stays until the next one is written: another process may be writing it.
-    path.write_bytes(content[:-20])
-    again = finetuning.Results(path)
+        finetuning.Results(results_file)
+
+
+def test_a_line_of_results_that_was_cut_off_stays_until_the_next_is_written(results_file):
+    """Another process may be writing it."""
+    content = results_file.read_bytes()
+    results_file.write_bytes(content[:-20])
+    again = finetuning.Results(results_file)
     assert len(again.records) == 1
-    assert path.read_bytes() == content[:-20]
-    again._write(outcome(1, 0.5))
-    assert path.read_bytes() == content
-    # Lines of 0.1.0 have no checksum; numbers have to be some.
-    old = outcome(0, 0.5)
+    assert results_file.read_bytes() == content[:-20]
+    again._write(outcome(seed=1, score=0.5))
+    assert results_file.read_bytes() == content
+
+
+def test_results_of_0_1_0_have_no_checksum(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = outcome(seed=0, score=0.5)
     path.write_text(json.dumps(old) + "\n")
     assert finetuning.Results(path).records == [old]
+
+
+def test_results_of_0_1_0_have_to_be_numbers(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = outcome(seed=0, score=0.5)
     for changed, message in (
         (old | {"run": old["run"] | {"rank": -1}}, "run.rank is -1"),
         (old | {"scores": {"report": "high"}}, "scores.report is 'high'"),
@@ -417,26 +428,39 @@ def put(path, content):
         file.write(content)
 
 
-def only(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-@posix
-def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
+@pytest.fixture
+def linked_files(tmp_path):
+    """Return a link to a link, the link, and the file in another folder that both name."""
     (tmp_path / "disk").mkdir()
     target, link, second = tmp_path / "disk" / "run.npz", tmp_path / "link.npz", tmp_path / "second.npz"
     target.write_bytes(b"old")
     link.symlink_to("disk/run.npz")
     second.symlink_to(link)
+    return second, link, target
+
+
+@posix
+def test_the_target_of_a_symbolic_link_is_replaced(linked_files):
+    second, link, target = linked_files
     put(second, b"new")
     assert link.is_symlink()
     assert second.is_symlink()
     assert target.read_bytes() == b"new"
     assert not target.is_symlink()
-    assert only(tmp_path / "disk") == ["run.npz"]
-    target.unlink()  # a link to a file that is to come
+    assert file_names(target.parent) == ["run.npz"]
+
+
+@posix
+def test_a_link_may_name_a_file_that_is_not_there_yet(linked_files):
+    _, link, target = linked_files
+    target.unlink()
     put(link, b"first")
     assert target.read_bytes() == b"first"
+
+
+@posix
+def test_a_failed_write_through_a_link_leaves_everything(linked_files, tmp_path):
+    _, link, target = linked_files
 
     def fail():
         with replacing(link) as file:
@@ -445,12 +469,12 @@ def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         fail()
-    assert target.read_bytes() == b"first"
-    assert only(tmp_path) == ["disk", "link.npz", "second.npz"]
+    assert target.read_bytes() == b"old"
+    assert file_names(tmp_path) == ["disk", "link.npz", "second.npz"]
 
 
 @posix
-def test_links_that_lead_nowhere_are_named(tmp_path):
+def test_broken_links_are_named(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "none" / "run.npz")
     with pytest.raises(FileNotFoundError, match="whose folder does not exist"):
         put(tmp_path / "a", b"")
@@ -475,7 +499,7 @@ def test_runs_are_saved_through_links(tmp_path):
 
 @posix
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
-def test_devices_stay(device, tmp_path):
+def test_devices_are_not_replaced(device, tmp_path):
     if not Path(device).exists():
         pytest.skip(f"there is no {device}")
     link = tmp_path / "link"
@@ -493,7 +517,7 @@ def test_devices_stay(device, tmp_path):
 
 
 @posix
-def test_pipes_get_the_content(tmp_path):
+def test_pipes_are_written_into(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     run = dln.train(dln.low_rank_recovery(4, 1), dln.orthogonal([4] * 3), learning_rate=0.1, steps=2)
@@ -519,7 +543,7 @@ def test_open_descriptors_are_written_into(tmp_path):
 
 
 @posix
-def test_permissions_are_kept(tmp_path):
+def test_permissions_of_a_replaced_file_are_kept(tmp_path):
     path = tmp_path / "a"
     before = os.umask(0o027)
     try:
@@ -533,7 +557,7 @@ def test_permissions_are_kept(tmp_path):
 
 
 @posix
-def test_what_may_not_be_written_is_named(tmp_path, monkeypatch):
+def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     allowed = os.access
@@ -550,39 +574,58 @@ def test_what_may_not_be_written_is_named(tmp_path, monkeypatch):
         put(path, b"new")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
-    assert only(tmp_path) == ["a"]
+    assert file_names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("letter", ["a", "ä", "界"])
-def test_names_as_long_as_they_may_be(letter, tmp_path):
+def test_file_names_of_the_greatest_length_work(letter, tmp_path):
     limit = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     size = len(letter.encode())
     name = letter * (limit // size) + "x" * (limit % size)
     put(tmp_path / name, b"content")
     assert (tmp_path / name).read_bytes() == b"content"
-    assert only(tmp_path) == [name]
+    assert file_names(tmp_path) == [name]
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the system words it
         put(tmp_path / (name + "x"), b"content")
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
-def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
-    place = tmp_path / "a.zarr"
+@pytest.fixture
+def fill(tmp_path):
+    """Return a function that replaces the folder a.zarr by one that holds a file of this name."""
 
-    def fill(text):
-        with placing(place) as temporary:
+    def replace(name):
+        with placing(tmp_path / "a.zarr") as temporary:
             temporary.mkdir()
-            (temporary / text).write_text(text)
+            (temporary / name).write_text(name)
 
+    return replace
+
+
+def test_a_folder_is_replaced_whole(fill, tmp_path):
     fill("old")
     fill("new")
-    assert only(place) == ["new"]
-    assert only(tmp_path) == ["a.zarr"]
-    # Where the system cannot exchange two names in one step:
+    assert file_names(tmp_path / "a.zarr") == ["new"]
+    assert file_names(tmp_path) == ["a.zarr"]
+
+
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """Run on a system that cannot exchange two names in one step."""
     monkeypatch.setattr("dlnfast._support.files._exchange_names", lambda *_: False)
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_a_folder_is_replaced_whole_without_an_exchange_of_names(fill, tmp_path):
+    fill("old")
     fill("newer")
-    assert only(place) == ["newer"]
-    assert only(tmp_path) == ["a.zarr"]
+    assert file_names(tmp_path / "a.zarr") == ["newer"]
+    assert file_names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_a_folder_that_cannot_be_replaced_is_restored(fill, tmp_path, monkeypatch):
+    place = tmp_path / "a.zarr"
     rename = Path.rename
 
     def fail(self, target):
@@ -590,19 +633,20 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "input/output error")
         return rename(self, target)
 
+    fill("newer")
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")
-    assert only(place) == ["newer"]
-    assert only(tmp_path) == ["a.zarr"]
+    assert file_names(place) == ["newer"]
+    assert file_names(tmp_path) == ["a.zarr"]
 
 
-def test_folders_are_no_files(tmp_path):
+def test_a_folder_is_not_written_as_a_file(tmp_path):
     (tmp_path / "a").mkdir()
     for path in (tmp_path / "a", tmp_path / ".."):
         with pytest.raises(IsADirectoryError):
             put(path, b"")
-    assert only(tmp_path) == ["a"]
+    assert file_names(tmp_path) == ["a"]
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path):

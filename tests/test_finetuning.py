@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Grids of fine-tuning runs: what is run, resumed, chosen and reported."""
+"""Grids of fine-tuning runs: running, resuming, selection and reports."""
 
 from __future__ import annotations
 
@@ -14,19 +14,10 @@ import dlnfast as dln
 from dlnfast._support.locks import FolderLock
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
-from test_figures import run_figure  # noqa: E402
+from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast._config import finetuning  # noqa: E402
-from dlnfast._config.finetuning import (  # noqa: E402
-    Grid,
-    Results,
-    Row,
-    make_grid,
-    paired,
-    read_grid,
-    summarise,
-    table,
-)
+from dlnfast._config.finetuning import Grid, Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
 from dlnfast._config.schema import SpecError  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
 from dlnfast.torch.finetune import Outcome, Run, find_model, run_grid  # noqa: E402
@@ -42,20 +33,20 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def transformers():
+def transformers_with_peft():
     pytest.importorskip("peft", reason="peft is optional")
     return pytest.importorskip("transformers", reason="transformers is optional")
 
 
 @pytest.fixture(scope="module")
-def folder(transformers, tmp_path_factory):
+def folder(transformers_with_peft, tmp_path_factory):
     """A small BERT without a head, its tokenizer, and pairs whose score is the share of common words."""
     place = tmp_path_factory.mktemp("finetuning")
     (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
-    transformers.BertModel(config).save_pretrained(place / "model")
-    transformers.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
+    config = transformers_with_peft.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
+    transformers_with_peft.BertModel(config).save_pretrained(place / "model")
+    transformers_with_peft.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
     generator = np.random.default_rng(0)
     lines = ["split\tscore\tsentence1\tsentence2"]
     for i in range(60):
@@ -84,10 +75,10 @@ def tuning(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_both_methods_start_alike_and_learn(tuning):
+def test_both_methods_start_from_the_same_function_and_learn(tuning):
     found = {}
     for method in ("lora", "deep-lora"):
-        run = Run(method, 2, 8, 0, 2e-2, 40, batch_size=8, scale=0.1)
+        run = Run(method, rank=2, n_examples=8, seed=0, learning_rate=2e-2, steps=40, batch_size=8, scale=0.1)
         first, again = (tuning.run(run) for _ in range(2))
         assert first.loss == again.loss
         assert first.scores == again.scores
@@ -101,13 +92,13 @@ def test_both_methods_start_alike_and_learn(tuning):
         found[method] = first
     # The same samples, order and head: both start from the same function (but for eps^3).
     assert found["lora"].loss[0] == pytest.approx(found["deep-lora"].loss[0], rel=1e-2)
-    other = tuning.run(Run("lora", 2, 8, 1, 2e-2, 1, batch_size=8))
+    other = tuning.run(Run("lora", rank=2, n_examples=8, seed=1, learning_rate=2e-2, steps=1, batch_size=8))
     assert other.loss[0] != found["lora"].loss[0]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_head_starts_at_the_mean_and_nothing_else_of_the_model_moves(tuning):
-    run = Run("deep-lora", 2, 8, 0, 1e-2, 2, batch_size=8)
+def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
+    run = Run("deep-lora", rank=2, n_examples=8, seed=0, learning_rate=1e-2, steps=2, batch_size=8)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
 
@@ -124,23 +115,34 @@ def test_the_head_starts_at_the_mean_and_nothing_else_of_the_model_moves(tuning)
     assert seen[-1][2].layer_names[0].startswith("bert.encoder")
 
 
-def test_batches_and_examples(tuning):
-    run = Run("lora", 2, 5, 3, 1e-3, 4, batch_size=4)
+def test_more_examples_contain_the_fewer_ones(tuning):
+    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
     rows = tuning.examples(run)
     assert len(set(rows.tolist())) == 5
-    larger = tuning.examples(Run("lora", 2, 9, 3, 1e-3, 4))
+    larger = tuning.examples(Run("lora", rank=2, n_examples=9, seed=3, learning_rate=1e-3, steps=4))
     assert larger[:5].tolist() == rows.tolist()  # more samples contain the fewer ones
+
+
+def test_batches_are_the_same_for_both_methods(tuning):
+    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
     batches = list(tuning.batches(run))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4, 4]
     assert batches[0]["input_ids"].shape == batches[0]["attention_mask"].shape
-    deep = list(tuning.batches(Run("deep-lora", 2, 5, 3, 1e-2, 4, batch_size=4)))
+    deep = list(
+        tuning.batches(
+            Run("deep-lora", rank=2, n_examples=5, seed=3, learning_rate=1e-2, steps=4, batch_size=4)
+        )
+    )
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, deep, strict=True))
+
+
+def test_more_examples_than_there_are_is_an_error(tuning):
     with pytest.raises(ValueError, match="n_examples is 1000; wanted at most the 40 there are"):
-        tuning.examples(Run("lora", 2, 1000, 0, 1e-3, 1))
+        tuning.examples(Run("lora", rank=2, n_examples=1000, seed=0, learning_rate=1e-3, steps=1))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_command_goes_on_where_it_was(folder, tmp_path, capsys):
+def test_the_command_resumes_an_unfinished_grid(folder, tmp_path, capsys):
     spec = tmp_path / "grid.toml"
     spec.write_text(
         f'[model]\npath = "{folder / "model"}"\nmax_length = 16\n[task]\npath = "{folder}"\n'
@@ -171,7 +173,7 @@ def test_the_command_goes_on_where_it_was(folder, tmp_path, capsys):
     assert "holds no run of this grid" in capsys.readouterr().err
 
 
-def record(method, seed, rate, selection, report, n=16, rank=8):
+def record(method, *, seed, rate, selection, report, n=16, rank=8):
     return {
         "run": {"method": method, "rank": rank, "n_examples": n, "seed": seed, "learning_rate": rate},
         "scores": {"selection": selection, "report": report},
@@ -181,13 +183,13 @@ def record(method, seed, rate, selection, report, n=16, rank=8):
 
 def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     records = [
-        record("lora", 0, 1e-3, 0.6, 0.1),
-        record("lora", 1, 1e-3, 0.5, 0.3),
-        record("lora", 0, 1e-2, 0.4, 0.9),
-        record("lora", 1, 1e-2, 0.5, 0.9),
-        record("lora", 0, 1e-1, 0.9, 0.9),  # tried on one seed only
-        record("deep-lora", 0, 1e-2, 0.7, 0.2),
-        record("deep-lora", 1, 1e-2, 0.7, 0.5),
+        record("lora", seed=0, rate=1e-3, selection=0.6, report=0.1),
+        record("lora", seed=1, rate=1e-3, selection=0.5, report=0.3),
+        record("lora", seed=0, rate=1e-2, selection=0.4, report=0.9),
+        record("lora", seed=1, rate=1e-2, selection=0.5, report=0.9),
+        record("lora", seed=0, rate=1e-1, selection=0.9, report=0.9),  # tried on one seed only
+        record("deep-lora", seed=0, rate=1e-2, selection=0.7, report=0.2),
+        record("deep-lora", seed=1, rate=1e-2, selection=0.7, report=0.5),
     ]
     lora, deep = summarise(records)
     assert (lora.method, lora.learning_rate, lora.scores) == ("lora", 1e-3, {0: 0.1, 1: 0.3})
@@ -202,14 +204,14 @@ def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     assert "| 16 | 8 | +0.1500 | 0.0500 | 2 |" in text
 
 
-def test_single_seeds_have_no_deviation():
+def test_a_single_seed_has_no_deviation():
     row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, 8.0)
     assert math.isnan(row.deviation)
     assert "| 0.5000 | - | 1 |" in table([row])
     assert paired([row]) == []
 
 
-def test_wrong_specifications(tmp_path, folder):
+def test_wrong_specifications_are_named(tmp_path, folder):
     spec = tmp_path / "grid.toml"
     spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\nlearning_rates = [1]\n')
     with pytest.raises(SpecError, match=r"training\.steps is missing"):
@@ -226,13 +228,13 @@ def test_wrong_specifications(tmp_path, folder):
     assert "[deep-lora]" in finetuning.describe_settings()
 
 
-def test_damaged_results(tmp_path):
+def test_damaged_results_are_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run": 1}\nnonsense\n')
     with pytest.raises(ValueError, match="line 2 of"):
         Results(tmp_path / "results.jsonl")
 
 
-def test_lines_that_were_cut_off_go_with_the_next_one(folder, tmp_path):
+def test_truncated_lines_are_removed_by_the_next_write(folder, tmp_path):
     place = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -250,7 +252,7 @@ def test_lines_that_were_cut_off_go_with_the_next_one(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "interrupt after"])
-def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path):
+def test_a_failed_write_of_a_line_leaves_the_others(kind, folder, tmp_path):
     place = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -269,13 +271,13 @@ def test_a_line_that_cannot_be_written_leaves_the_others(kind, folder, tmp_path)
     assert Results(place).missing(grid) == []
 
 
-def test_two_programs_do_not_train_one_grid(folder, tmp_path):
+def test_a_second_program_on_the_same_grid_is_refused(folder, tmp_path):
     grid = specification(folder, methods=["lora"], seeds=[0])
     with FolderLock(tmp_path), pytest.raises(dln.FolderInUseError, match="is in use by process"):
         run_grid(grid, Results(tmp_path / "results.jsonl"))
 
 
-def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
+def test_results_are_written_at_once_and_found_by_their_settings(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
@@ -294,14 +296,14 @@ def test_outcomes_are_on_the_disk_at_once(folder, tmp_path):
         sections = {name: dict(entries) for name, entries in grid.sections.items()}
         sections[section][key] = value
         assert again.missing(Grid(sections)) == [first, second]
-    # What Deep LoRA alone knows does not tell runs of LoRA apart.
+    # Settings of Deep LoRA do not distinguish runs of LoRA.
     sections = {name: dict(entries) for name, entries in grid.sections.items()}
     sections["deep-lora"]["outer"] = 0.5
     assert again.missing(Grid(sections)) == [second]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_runs_that_diverge_are_kept_as_such(folder, tmp_path):
+def test_diverged_runs_are_recorded_as_diverged(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
     grid = specification(folder, methods=["lora"], learning_rates=[1e12, 1e-3])
     said = []
@@ -328,12 +330,12 @@ def test_runs_are_checked():
             Run(**{**values, **keywords})
 
 
-def test_models_are_found_in_folders_and_packages(folder):
+def test_models_are_loaded_from_folders_and_packages(folder):
     assert find_model(str(folder / "model")) == str(folder / "model")
     assert find_model("nowhere/at-all") == "nowhere/at-all"
 
 
-def test_what_is_missing_is_named(run_python, tmp_path):
+def test_missing_packages_are_named(run_python, tmp_path):
     program = """
 import sys
 sys.modules["transformers"] = None
@@ -352,7 +354,7 @@ except ModuleNotFoundError as error:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_figure_of_few_examples(folder, tmp_path, capsys):
+def test_the_figure_of_few_examples_writes_its_numbers(folder, tmp_path, capsys):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
     options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--learning-rates", "1e-3", "1e-2"]
     options += ["--deep-learning-rates", "1e-3", "1e-2"]
@@ -372,12 +374,12 @@ def test_the_figure_of_few_examples(folder, tmp_path, capsys):
     # 2 numbers of examples, 2 seeds, 2 rates, 2 methods; one more rank with the fewest, at one rate each.
     assert len(lines) == 16 + 4
     assert "| 4 | 2 | deep-lora |" in capsys.readouterr().out
-    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from what is there
+    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from the saved results
     assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_figure_of_subspaces(folder, tmp_path):
+def test_the_figure_of_subspaces_writes_its_numbers(folder, tmp_path):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--steps", "6", "--records", "3"]
     options += ["--rank", "2", "--shown", "5", "--max-length", "16", "--evaluated", "12", "--batch-size", "8"]
     options += ["--learning-rate", "1e-2", "--scale", "0.1"]

@@ -11,6 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import released_formats
+from helpers.files import file_names, without_digest
+from helpers.runs import run_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_formats import DATA, FOLDERS, RUNS
@@ -22,7 +24,7 @@ from dlnfast import Checkpoint
 RELEASED = sorted(DATA.glob("format-*"))
 
 
-def files(pattern):
+def released_files(pattern):
     return [
         pytest.param(path, id=f"{path.parent.name}/{path.name}") for d in RELEASED for path in d.glob(pattern)
     ]
@@ -33,7 +35,7 @@ def but_for_rounding(described):
 
 
 def agree(run, again):
-    """Compare what a file holds with what is computed now."""
+    """Compare the content of a file with a result computed now."""
     assert run.engine == again.engine
     assert run.widths == again.widths
     assert run.config["outcome"] == again.config["outcome"]
@@ -49,10 +51,10 @@ def agree(run, again):
         np.testing.assert_allclose(run.weights(layer), weight, rtol=0, atol=near * np.linalg.norm(weight))
     assert but_for_rounding(run.problem.describe()) == but_for_rounding(again.problem.describe())
     if run.rates is not None:
-        np.testing.assert_allclose(run.rates, again.rates, rtol=1e-6)  # of a search that ends early
+        np.testing.assert_allclose(run.rates, again.rates, rtol=1e-6)  # of a power iteration that stops early
 
 
-def test_every_kind_of_file_is_among_them():
+def test_every_kind_of_file_has_an_example():
     names = {path.stem for path in (DATA / "format-1").iterdir()}
     assert names == {
         *RUNS,
@@ -61,21 +63,21 @@ def test_every_kind_of_file_is_among_them():
     }
 
 
-@pytest.mark.parametrize("path", [p for name in RUNS for p in files(f"{name}.npz")])
+@pytest.mark.parametrize("path", [p for name in RUNS for p in released_files(f"{name}.npz")])
 def test_saved_runs_load(path):
     agree(dln.load(path), RUNS[path.stem]())
 
 
-def test_saved_problems_are_whole():
+def test_saved_problems_are_complete():
     for folder in RELEASED:
         for path in folder.glob("whitened.npz"):
-            inputs, _ = released_formats.samples()
+            inputs, _ = released_formats.draw_samples()
             found, wanted = dln.load(path).problem, RUNS["whitened"]().problem
             np.testing.assert_allclose(found.transform(inputs), wanted.transform(inputs), rtol=1e-12)
             np.testing.assert_array_equal(found.classes, wanted.classes)
 
 
-@pytest.mark.parametrize("path", files("statistics.npz"))
+@pytest.mark.parametrize("path", released_files("statistics.npz"))
 def test_saved_statistics_load(path):
     found, wanted = dln.SufficientStatistics.load(path), released_formats.statistics()
     assert (found.n_samples, found.layout) == (wanted.n_samples, wanted.layout)
@@ -84,13 +86,13 @@ def test_saved_statistics_load(path):
     np.testing.assert_allclose(a.input_gram, b.input_gram, rtol=1e-14)
 
 
-@pytest.mark.parametrize("path", files("*-ended"))
-def test_folders_of_runs_that_ended_load(path):
+@pytest.mark.parametrize("path", released_files("*-ended"))
+def test_folders_of_finished_runs_load(path):
     agree(dln.load(path), FOLDERS[path.name.partition("-")[0]]())
 
 
-@pytest.mark.parametrize("path", files("*-stopped"))
-def test_folders_of_runs_that_stopped_load_and_go_on(path, tmp_path):
+@pytest.mark.parametrize("path", released_files("*-stopped"))
+def test_folders_of_stopped_runs_load_and_resume(path, tmp_path):
     whole = FOLDERS[path.name.partition("-")[0]]()
     run = dln.load(path)
     assert run.config["outcome"] == "unfinished"
@@ -113,20 +115,12 @@ def test_no_file_holds_a_pickle():
 # ------------------------------------------------------------------------------------------- damage
 
 
-def content(run):
-    """Return all that a run holds, as one thing to compare."""
-    about, arrays = run.to_arrays()
-    return json.dumps(about, sort_keys=True), {
-        k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()
-    }
-
-
 def read(folder):
     """Return the content of a folder, or the text of the error that it gives."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = content(dln.load(folder))
+            found = run_content(dln.load(folder))
         except ValueError as error:
             return None, str(error)
     assert all(w.category is RuntimeWarning and str(folder) in str(w.message) for w in caught)
@@ -134,7 +128,7 @@ def read(folder):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
+def checkpointed_runs(tmp_path_factory):
     """Return folders of two engines, with more losses than zip reads at once."""
     place = tmp_path_factory.mktemp("kept")
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
@@ -147,19 +141,15 @@ def kept(tmp_path_factory):
     return place
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_folder_is_named_or_the_same(data, kept, tmp_path_factory):
+def test_a_damaged_folder_is_an_error_or_loads_the_same_run(data, checkpointed_runs, tmp_path_factory):
     engine = data.draw(st.sampled_from(["reduced", "dense"]))
     folder = tmp_path_factory.mktemp("damaged") / "run"
-    shutil.copytree(kept / engine, folder)
-    path = folder / data.draw(st.sampled_from(names(folder)))
+    shutil.copytree(checkpointed_runs / engine, folder)
+    path = folder / data.draw(st.sampled_from(file_names(folder)))
     held = bytearray(path.read_bytes())
-    # Headers and directories are as likely as numbers: most bytes of large files are numbers.
+    # Change headers and directories as often as numbers, although most bytes of large files are numbers.
     place = data.draw(st.one_of(st.integers(0, len(held) - 1), st.integers(0, min(400, len(held) - 1))))
     if data.draw(st.booleans()):
         held = held[:place]
@@ -170,13 +160,13 @@ def test_a_damaged_folder_is_named_or_the_same(data, kept, tmp_path_factory):
     if found is None:
         assert str(folder) in error
     else:
-        assert found == content(dln.load(kept / engine))
+        assert found == run_content(dln.load(checkpointed_runs / engine))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_headers_that_say_less_than_there_is_are_noticed(engine, kept, tmp_path):
-    # numpy.load reads no further than the header says, and never comes to the checksum.
-    shutil.copytree(kept / engine, tmp_path / "run")
+def test_shortened_headers_are_detected(engine, checkpointed_runs, tmp_path):
+    # numpy.load reads only as far as the header says, and never reaches the checksum.
+    shutil.copytree(checkpointed_runs / engine, tmp_path / "run")
     path = sorted((tmp_path / "run").glob("records-*.npz"))[0]
     held = path.read_bytes()
     assert held.count(b"(701,)") == 1
@@ -186,31 +176,31 @@ def test_headers_that_say_less_than_there_is_are_noticed(engine, kept, tmp_path)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_files_of_another_run_are_noticed(engine, kept, tmp_path):
-    for i, name in enumerate(names(kept / engine)):
+def test_files_of_another_run_are_detected(engine, checkpointed_runs, tmp_path):
+    for i, name in enumerate(file_names(checkpointed_runs / engine)):
         folder = tmp_path / str(i)
-        shutil.copytree(kept / engine, folder)
-        shutil.copy(kept / f"other {engine}" / name, folder / name)
+        shutil.copytree(checkpointed_runs / engine, folder)
+        shutil.copy(checkpointed_runs / f"other {engine}" / name, folder / name)
         found, error = read(folder)
         if name.startswith("state") and found is not None:
-            assert found == content(dln.load(kept / engine))  # not needed
+            assert found == run_content(dln.load(checkpointed_runs / engine))  # not needed
         else:
             assert "another run" in error or "no state of its last step" in error, (name, error)
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_missing_files_are_noticed(engine, kept, tmp_path):
-    for i, name in enumerate(n for n in names(kept / engine) if n.startswith("records")):
+def test_missing_files_are_detected(engine, checkpointed_runs, tmp_path):
+    for i, name in enumerate(n for n in file_names(checkpointed_runs / engine) if n.startswith("records")):
         folder = tmp_path / str(i)
-        shutil.copytree(kept / engine, folder)
+        shutil.copytree(checkpointed_runs / engine, folder)
         (folder / name).unlink()
         with pytest.raises(ValueError, match=r"is missing|lacks the last"):
             dln.load(folder)
 
 
-def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
+def test_a_finished_run_without_its_last_state_is_not_loaded(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "dense", folder)
+    shutil.copytree(checkpointed_runs / "dense", folder)
     newest = sorted(folder.glob("state-*.npz"))[-1]
     newest.write_bytes(newest.read_bytes()[:500])
     with (
@@ -221,12 +211,12 @@ def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
     (folder / "end.json").unlink()
     with pytest.warns(RuntimeWarning, match="going on from the one before"):
         run = dln.resume(folder)
-    np.testing.assert_array_equal(run.weights(1), dln.load(kept / "dense").weights(1))
+    np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 
 
-def test_newer_and_foreign_endings_are_named(kept, tmp_path):
+def test_damaged_and_newer_end_files_are_named(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "reduced", folder)
+    shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"
     held = json.loads(end.read_text())
     for changed, text in (
@@ -243,7 +233,7 @@ def test_newer_and_foreign_endings_are_named(kept, tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_is_named_or_the_same(data, tmp_path_factory):
+def test_a_damaged_file_is_an_error_or_loads_the_same_content(data, tmp_path_factory):
     source = data.draw(
         st.sampled_from([DATA / "format-1" / f"{n}.npz" for n in ("reduced", "dense", "statistics")])
     )
@@ -298,7 +288,8 @@ def lazy_run():
 
 
 def misfit(make, name, change, message):
-    return pytest.param(make, name, change, message, id=f"{make.__name__} {name} {message}")
+    changed = name if isinstance(name, str) else name.__name__
+    return pytest.param(make, name, change, message, id=f"{make.__name__} {changed} {message}")
 
 
 def entry(*path):
@@ -310,6 +301,7 @@ def entry(*path):
             place = place[key]
         place[path[-1]] = value
 
+    change.__name__ = ".".join(map(str, path))
     return change
 
 
@@ -370,11 +362,11 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("make", "name", "change", "message"), MISFITS)
-def test_arrays_that_do_not_fit_are_named(make, name, change, message):
+def test_inconsistent_arrays_are_named(make, name, change, message):
     run = make()
     about, arrays = run.to_arrays()
     about = json.loads(json.dumps(about))
-    assert content(dln.Trajectory.from_arrays(about, dict(arrays))) == content(run)
+    assert run_content(dln.Trajectory.from_arrays(about, dict(arrays))) == run_content(run)
     if callable(name):
         name(about, change)
     elif change is None:
@@ -385,22 +377,20 @@ def test_arrays_that_do_not_fit_are_named(make, name, change, message):
         dln.Trajectory.from_arrays(about, arrays)
 
 
-def without_digest(path):
-    """Make a file one of 0.1.0, which had no digest."""
+def remove_digest(path):
+    """Rewrite a file as one of 0.1.0, which had no digest."""
     with np.load(path) as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays["meta"]))
-    del meta["digest"]
+        arrays = without_digest(file)
     with path.open("wb") as file:
-        np.savez(file, **arrays | {"meta": np.array(json.dumps(meta))})
+        np.savez(file, **arrays)
 
 
-def test_old_folders_have_to_fit_too(kept, tmp_path):
+def test_folders_of_0_1_0_have_to_be_consistent(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(kept / "reduced", folder)
+    shutil.copytree(checkpointed_runs / "reduced", folder)
     for path in folder.glob("*.npz"):
-        without_digest(path)
-    assert content(dln.load(folder)) == content(dln.load(kept / "reduced"))
+        remove_digest(path)
+    assert run_content(dln.load(folder)) == run_content(dln.load(checkpointed_runs / "reduced"))
     path = sorted(folder.glob("records-*.npz"))[1]
     with np.load(path) as file:
         arrays = dict(file)
@@ -411,7 +401,7 @@ def test_old_folders_have_to_fit_too(kept, tmp_path):
         dln.load(folder)
 
 
-def test_exchanged_arrays_of_one_shape_are_seen(tmp_path):
+def test_exchanged_arrays_of_one_shape_are_detected(tmp_path):
     path = tmp_path / "run.npz"
     reduced_run().save(path)
     with np.load(path) as file:
@@ -462,7 +452,7 @@ def tracker_state():
         ({"version": "1"}, "state"),
     ],
 )
-def test_states_that_do_not_fit_are_named(changes, message):
+def test_inconsistent_states_are_named(changes, message):
     state = tracker_state()
     with pytest.raises((ValueError, TypeError), match=r"its checksum does not match|version"):
         dln.SVDTracker.from_state_dict(state | changes)
@@ -472,7 +462,7 @@ def test_states_that_do_not_fit_are_named(changes, message):
         dln.SVDTracker.from_state_dict(state | changes)
 
 
-def test_exchanged_vectors_of_a_state_are_seen():
+def test_exchanged_vectors_of_a_state_are_detected():
     tracker = dln.SVDTracker(2, seed=3)
     tracker.update(np.random.default_rng(0).standard_normal((6, 6)))
     state = tracker.state_dict()

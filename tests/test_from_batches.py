@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-import os
 import pickle
 from fractions import Fraction
 from functools import reduce
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -27,17 +28,8 @@ from dlnfast._support.errors import ShapeError
 F64 = np.float64
 METHODS = ["zca", "pca", "cholesky"]
 SEEDS = st.integers(0, 10**6)
-#: eps / 2^21: what products of leading parts and rests leave to rounding, beside the largest terms.
+#: eps / 2^21: rounding error of products of leading and trailing parts, relative to the largest terms.
 SUM_ERROR = np.finfo(F64).eps / 2**21
-
-
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def matrix_with(rng, singular_values, rows, columns):
-    rank = len(singular_values)
-    return (frame(rng, rows, rank) * singular_values) @ frame(rng, columns, rank).T
 
 
 def pieces(X, Y, sizes):
@@ -67,7 +59,7 @@ def merged_at_random(rng, parts):
 
 
 def numbers(statistics):
-    """Return every number that is held, values and corrections."""
+    """Return all numbers of the statistics, values and corrections."""
     held = {name: (sums.value, sums.correction) for name, sums in statistics._sums.items()}
     return {
         "n_samples": statistics.n_samples,
@@ -102,7 +94,7 @@ def exact_product(A, B):
 
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS, n_samples=st.integers(1, 60), n_batches=st.integers(1, 20), shift=st.sampled_from([0, 30]))
-def test_sums_are_those_of_rational_arithmetic(seed, n_samples, n_batches, shift):
+def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
     rng = np.random.default_rng(seed)
     scales = 10.0 ** rng.integers(-6, 7, (3, 1))
     X, Y = scales * (rng.standard_normal((3, n_samples)) + shift), rng.standard_normal((2, n_samples))
@@ -135,7 +127,7 @@ def test_sums_are_those_of_rational_arithmetic(seed, n_samples, n_batches, shift
     assert abs(Fraction(found.output_norm_squared) - squares) <= squares * Fraction(float(np.finfo(F64).eps))
 
 
-def test_long_sums_do_not_lose_digits():
+def test_long_sums_lose_no_digits():
     # A plain sum of 2^15 chunks, all alike, loses some 1e-13; these are the same in exact arithmetic.
     X, Y = np.array([[0.1], [1 / 3]]), np.array([[0.7]])
     found = SufficientStatistics()
@@ -230,10 +222,12 @@ def test_labels_take_a_row_for_every_class_of_any_batch():
     reduction=st.sampled_from(["sum", "mean"]),
     data=st.data(),
 )
-def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, layout, reduction, data):
+def test_the_problem_equals_that_of_the_data(
+    seed, dim_in, n_samples, method, center, layout, reduction, data
+):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, min(dim_in, n_samples - 1)))
-    X = matrix_with(rng, np.geomspace(10, 1, rank), dim_in, n_samples)
+    X = draw_matrix(rng, dim_in, n_samples, np.geomspace(10, 1, rank))
     if center:
         X = X - X.mean(axis=1, keepdims=True) + rng.standard_normal((dim_in, 1))
     spread = np.linalg.svd(X - X.mean(axis=1, keepdims=True) if center else X, compute_uv=False)
@@ -275,10 +269,10 @@ def test_problem_is_that_of_the_data(seed, dim_in, n_samples, method, center, la
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_samples", [30, 500])
 @pytest.mark.parametrize("condition", [1e2, 1e5])  # of X, the square of it of S
-def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condition):
+def test_whitening_from_sums_is_as_accurate_as_from_the_data(method, n_samples, condition):
     rng = np.random.default_rng(3)
     X, Y = (
-        matrix_with(rng, np.geomspace(condition, 1, 20), 20, n_samples),
+        draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20)),
         rng.standard_normal((3, n_samples)),
     )
     wanted = Problem.from_data(X, Y, whiten=method)
@@ -293,16 +287,16 @@ def test_whitening_is_as_good_as_with_the_data_at_hand(method, n_samples, condit
     assert share(Z, wanted.transform(X)) < 4 * allowed
 
 
-def test_rank_is_found_and_noise_is_refused():
+def test_the_rank_is_found_and_noise_is_refused():
     rng = np.random.default_rng(4)
-    X, Y = matrix_with(rng, [10.0, 5.0, 1e-2, 1e-9], 9, 60), np.ones((1, 60))
+    X, Y = draw_matrix(rng, 9, 60, [10.0, 5.0, 1e-2, 1e-9]), np.ones((1, 60))
     sums = SufficientStatistics().add_batches(pieces(X, Y, [20, 40]))
     for rank_tolerance in (None, 1e-2, 0.9):
         found = sums.problem(whiten="pca", rank_tolerance=rank_tolerance).whitening
         wanted = Problem.from_data(X, Y, whiten="pca", rank_tolerance=rank_tolerance).whitening
         assert found.rank == wanted.rank
         assert found.discarded == pytest.approx(wanted.discarded, rel=1e-9, abs=1e-15)
-    flat = matrix_with(rng, [1.0, 0.5], 40, 100)
+    flat = draw_matrix(rng, 40, 100, [1.0, 0.5])
     with pytest.raises(ValueError, match=r"rank_tolerance is 1.0e-12.* noise; wanted about 9.6e-07 or more"):
         Problem.from_batches([(flat, np.ones((1, 100)))], whiten="zca", rank_tolerance=1e-12)
     with pytest.raises(ValueError, match=r"X \(raw inputs\) is zero"):
@@ -314,12 +308,12 @@ def test_outputs_that_are_fitted_exactly_are_not_refused(make):
     # ||Phi||^2 is ||Y||^2 up to the error of whitening, far above eps here.
     rng = np.random.default_rng(5)
     for _ in range(5):
-        X = matrix_with(rng, np.geomspace(3e5, 1, 10), 10, 60)
+        X = draw_matrix(rng, 10, 60, np.geomspace(3e5, 1, 10))
         assert make(X, rng.standard_normal((2, 10)) @ X, whiten="zca").loss_floor < 1e-10
 
 
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_centring_is_subtracting_the_mean(whiten, tmp_path):
+def test_centring_subtracts_the_mean(whiten, tmp_path):
     rng = np.random.default_rng(6)
     X, Y = rng.standard_normal((4, 50)) + 3, rng.standard_normal((2, 50))
     plain = Problem.from_data(X - X.mean(axis=1, keepdims=True), Y, whiten=whiten)
@@ -365,15 +359,15 @@ def test_a_mean_far_beyond_the_spread_is_refused():
             sums.problem(center=True)
 
 
-def test_data_that_are_white_already():
+def test_white_data_are_recognised():
     rng = np.random.default_rng(8)
-    X, Y = frame(rng, 40, 6).T, rng.standard_normal((2, 40))
+    X, Y = draw_orthonormal(rng, 40, 6).T, rng.standard_normal((2, 40))
     found = Problem.from_batches(pieces(X, Y, [10, 30]))
     assert found.whitened
     assert found.whitening.method is None
 
 
-def test_problems_do_not_follow_later_batches():
+def test_later_batches_do_not_change_a_problem():
     rng = np.random.default_rng(9)
     X, Y = rng.standard_normal((3, 20)), rng.standard_normal((2, 20))
     sums = SufficientStatistics().add(X, Y)
@@ -390,7 +384,7 @@ def test_problems_do_not_follow_later_batches():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
-def test_batches_of_any_kind(dtype, tmp_path):
+def test_batches_of_any_kind_are_read(dtype, tmp_path):
     rng = np.random.default_rng(10)
     X, labels = rng.integers(0, 200, (60, 5)).astype(dtype), rng.integers(0, 3, 60)
     wanted = SufficientStatistics("rows").add(X, labels)
@@ -408,7 +402,7 @@ def test_batches_of_any_kind(dtype, tmp_path):
         assert [s.tolist() for s in rounded(found)] == [s.tolist() for s in rounded(wanted)]
 
 
-def test_batches_of_tensors():
+def test_batches_of_tensors_are_read():
     torch = pytest.importorskip("torch", reason="needs PyTorch")
     rng = np.random.default_rng(11)
     X, labels = rng.standard_normal((30, 4)).astype(np.float32), rng.integers(0, 3, 30)
@@ -419,7 +413,7 @@ def test_batches_of_tensors():
     np.testing.assert_array_equal(found.target, np.full((1, 4), 2.0))
 
 
-def test_empty_batches_change_nothing():
+def test_no_samples_make_no_problem():
     sums = SufficientStatistics()
     for X, Y in ((np.ones((3, 0)), np.ones((2, 0))), (np.ones((3, 0)), np.array([]))):
         assert sums.add(X, Y).n_samples == 0
@@ -428,6 +422,10 @@ def test_empty_batches_change_nothing():
     with pytest.raises(ValueError, match="there are no samples"):
         Problem.from_batches([])
     assert repr(sums) == "SufficientStatistics(0 samples, layout='columns')"
+
+
+def test_empty_batches_change_nothing():
+    sums = SufficientStatistics()
     sums.add(np.ones((3, 1)), np.ones((2, 1)))
     before = numbers(sums)
     assert numbers(sums.add(np.ones((3, 0)), np.ones((2, 0)))) == before
@@ -458,7 +456,7 @@ BAD_BATCHES = [
 
 
 @pytest.mark.parametrize(("batch", "error", "message"), BAD_BATCHES)
-def test_bad_batches_are_named_and_leave_the_sums_alone(batch, error, message):
+def test_bad_batches_are_named_and_change_nothing(batch, error, message):
     sums = SufficientStatistics()
     good = np.random.default_rng(12).standard_normal((5, 4))
     wanted = numbers(SufficientStatistics().add(good[:3], good[3:]))
@@ -468,7 +466,7 @@ def test_bad_batches_are_named_and_leave_the_sums_alone(batch, error, message):
     assert numbers(sums) == wanted
 
 
-def test_a_bad_value_in_a_late_chunk_leaves_the_sums_alone():
+def test_a_bad_value_in_a_late_chunk_changes_nothing():
     X = np.ones((2, 5000))
     X[1, 4321] = np.nan
     sums = SufficientStatistics().add(X[:, :10], np.arange(10) % 2)
@@ -483,7 +481,7 @@ def test_a_bad_value_in_a_late_chunk_leaves_the_sums_alone():
     assert numbers(big) == before
 
 
-def test_bad_merges():
+def test_statistics_that_do_not_fit_are_not_merged():
     sums = SufficientStatistics().add(X3, Y3)
     with pytest.raises(TypeError, match="other is Problem; wanted SufficientStatistics"):
         sums.merge(sums.problem())
@@ -495,6 +493,9 @@ def test_bad_merges():
         sums.merge(SufficientStatistics().add(np.ones((4, 2)), np.ones((2, 2))))
     with pytest.raises(TypeError, match=r"other \(targets\) are labels"):
         sums.merge(SufficientStatistics().add(X3, np.arange(4)))
+
+
+def test_an_unknown_layout_is_named():
     with pytest.raises(ValueError, match="layout is 'row'"):
         SufficientStatistics("row")
 
@@ -535,7 +536,7 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
     again = SufficientStatistics.load(tmp_path / "sums.npz")
     assert numbers(again) == numbers(begun)
     assert numbers(again.add(*batches[2])) == numbers(whole)
-    assert numbers(pickle.loads(pickle.dumps(whole))) == numbers(whole)  # as between processes
+    assert numbers(pickle.loads(pickle.dumps(whole))) == numbers(whole)  # as when sent to another process
     with np.load(tmp_path / "sums.npz", allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
     SufficientStatistics("rows").save(tmp_path / "empty.npz")
@@ -544,7 +545,7 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.npz", "sums.npz"]
 
 
-def test_damaged_files(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "sums.npz"
     SufficientStatistics().add(X3, Y3 / 3).save(path)
     content = path.read_bytes()
@@ -578,7 +579,7 @@ def test_damaged_files(tmp_path):
         SufficientStatistics().save(tmp_path / "none" / "sums.npz")
 
 
-def test_specifications_take_shards(tmp_path):
+def test_specifications_accept_shards(tmp_path):
     rng = np.random.default_rng(14)
     X, labels = rng.integers(0, 256, (4, 60), np.uint8), rng.integers(0, 3, 60)
     for index, (inputs, outputs) in enumerate(pieces(X, labels, [10, 25, 25])):
@@ -621,10 +622,7 @@ def test_dask_computes_the_sums_of_an_array():
 
 @pytest.fixture(scope="module")
 def fashion():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "fashion_mnist_full.npz").is_file():
-        pytest.skip(f"no fashion_mnist_full.npz in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder("fashion_mnist_full.npz")
     return dln.load_fashion_mnist(folder)
 
 

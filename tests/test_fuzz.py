@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fuzzer of the bindings, for a moment; and what it found."""
+"""A short run of the fuzzer of the bindings, and tests of its findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_core_arguments import ARGUMENTS, batch_call, call, layers
+from helpers.core_calls import ARGUMENTS, call_batch_descent, call_descent, identity_layers
+from helpers.matrices import draw_orthonormal
 
 import dlnfast as dln
 from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
@@ -22,7 +23,7 @@ DRIVER = SimpleNamespace(**run_path(str(PROGRAM)))
 
 
 @pytest.mark.skipif(not hasattr(DRIVER.signal, "SIGALRM"), reason="no alarms on this system")
-def test_some_calls(tmp_path):
+def test_some_random_calls_have_no_finding(tmp_path):
     limit = ["--memory", "2"] if sys.platform.startswith("linux") else []
     command = [sys.executable, str(PROGRAM), "--calls", "400", "--unguided", *limit]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
@@ -50,17 +51,17 @@ def misaligned(array):
     return copy
 
 
-def test_misaligned_arrays(core):
+def test_misaligned_arrays_are_refused(core):
     a, b = np.ones((3, 4)), np.ones((4, 5))
     with pytest.raises(TypeError, match="a is not aligned"):
         core.multiply(misaligned(a), False, b, False, np.zeros((3, 5)))
     with pytest.raises(TypeError, match="out is not aligned"):
         core.multiply(a, False, b, False, misaligned(np.zeros((3, 5))))
     with pytest.raises(TypeError, match="target is not aligned"):
-        call(core, "dense_descent", target=misaligned(np.ones((2, 2))))
+        call_descent(core, "dense_descent", target=misaligned(np.ones((2, 2))))
 
 
-def test_products_of_operators_that_are_not_aligned(core):
+def test_misaligned_products_of_operators_are_refused(core):
     w = np.random.default_rng(0).standard_normal((30, 20))
     settings = TRACKER_DEFAULTS | {"n_values": 2}
     tracker = core.SvdTracker64(30, 20, settings)
@@ -76,7 +77,7 @@ def test_products_of_operators_that_are_not_aligned(core):
 
 
 @pytest.mark.parametrize("n_threads", [4097, 2**31 - 1])
-def test_more_threads_than_can_be(core, n_threads):
+def test_too_many_threads_are_refused(core, n_threads):
     """OpenMP would end the process."""
     a = np.ones((3, 3))
     with pytest.raises(ValueError, match=f"{n_threads} threads are asked for; wanted at most 4096"):
@@ -85,7 +86,7 @@ def test_more_threads_than_can_be(core, n_threads):
         core.set_num_threads(n_threads)
 
 
-def test_the_least_number_of_threads(core):
+def test_the_smallest_integer_means_the_default_number_of_threads(core):
     a, out = np.ones((3, 3)), np.empty((3, 3))
     core.multiply(a, False, a, False, out, -(2**31))
     np.testing.assert_array_equal(out, 3.0 * a)
@@ -93,20 +94,20 @@ def test_the_least_number_of_threads(core):
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
 @pytest.mark.parametrize("changes", [{"steps": "3"}, {"loss_scale": None}, {"n_threads": 2**40}])
-def test_values_of_another_type(core, entry, changes):
+def test_values_of_another_type_are_refused(core, entry, changes):
     with pytest.raises(TypeError, match="Unable to cast"):
-        call(core, entry, **changes)
+        call_descent(core, entry, **changes)
 
 
-def test_settings_of_another_type(core):
+def test_settings_of_another_type_are_refused(core):
     with pytest.raises(TypeError, match="Unable to cast"):
         core.SvdTracker64(3, 3, TRACKER_DEFAULTS | {"n_values": None})
 
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
-def test_lists_that_a_callback_empties(core, entry):
-    """What a run writes lives for as long as the run, whoever else lets go of it."""
-    arguments, weights = ARGUMENTS[entry](), layers()
+def test_a_run_outlives_lists_that_a_callback_empties(core, entry):
+    """A run holds references to its output arrays."""
+    arguments, weights = ARGUMENTS[entry](), identity_layers()
     arrays = [*weights, *(a for value in arguments.values() if isinstance(value, list) for a in value)]
     references = [weakref.ref(a) for a in arrays if isinstance(a, np.ndarray)]
     assert len(references) > 3
@@ -128,20 +129,20 @@ def test_lists_that_a_callback_empties(core, entry):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_assignments_that_are_not_finite(core, bad):
-    """Without an end, once."""
+def test_costs_that_are_nan_or_infinite_are_refused(core, bad):
+    """The iteration once never ended."""
     with pytest.raises(ValueError, match="gains of an assignment are not finite"):
         core.best_assignment(np.full((3, 3), bad))
 
 
-def test_costs_that_are_not_finite(core):
-    """Minus infinity is a pair that cannot be."""
+def test_pairs_of_infinite_cost_are_not_assigned(core):
+    """A gain of minus infinity marks an impossible pair."""
     gain = np.where(np.eye(3) > 0, -np.inf, 1.0)
     assert sorted(core.best_assignment(gain)) == [0, 1, 2]
 
 
-def test_tall_matrices_of_few_columns(core):
-    """These are decomposed by way of their QR factors; at any scale."""
+def test_tall_matrices_of_few_columns_are_decomposed(core):
+    """They are decomposed through their QR factors, at any scale."""
     rng = np.random.default_rng(0)
     for m, n in [(40, 3), (3, 40), (17, 15), (2, 1), (40, 16)]:
         for scale in (1.0, 1e300, 1e-300, 0.0):
@@ -160,7 +161,7 @@ def test_tall_matrices_of_few_columns(core):
 # Indices and counts are checked once: what is written must not lie in their memory.
 
 
-def test_results_within_the_indices(core):
+def test_results_that_overlap_the_indices_are_refused(core):
     row, col, value = np.array([16, 10, 11, 15]), np.array([1, 2, 2, 0]), np.ones(4)
     start, values = np.zeros(18, np.int64), np.zeros(4)
     with pytest.raises(ValueError, match="row and index share memory"):
@@ -171,21 +172,21 @@ def test_results_within_the_indices(core):
 
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
-def test_runs_that_write_into_themselves(core, entry):
+def test_runs_with_overlapping_outputs_are_refused(core, entry):
     shared = np.zeros(9)
     with pytest.raises(ValueError, match=r"counts and loss|loss and counts"):
-        call(core, entry, loss=shared[:4], counts=shared.view(np.int64)[3:8])
+        call_descent(core, entry, loss=shared[:4], counts=shared.view(np.int64)[3:8])
     with pytest.raises(ValueError, match="share memory"):
-        call(core, entry, weights=[shared[:4].reshape(2, 2), shared[2:6].reshape(2, 2)])
+        call_descent(core, entry, weights=[shared[:4].reshape(2, 2), shared[2:6].reshape(2, 2)])
 
 
-def test_batches_that_write_into_themselves(core):
+def test_batches_with_overlapping_outputs_are_refused(core):
     shared = np.zeros(15)
     with pytest.raises(ValueError, match="share memory"):
-        batch_call(core, loss=shared.reshape(3, 5), counts=shared.view(np.int64)[:6].reshape(3, 2))
+        call_batch_descent(core, loss=shared.reshape(3, 5), counts=shared.view(np.int64)[:6].reshape(3, 2))
 
 
-def test_products_into_a_factor(core):
+def test_products_into_a_factor_are_refused(core):
     a = np.eye(3)
     with pytest.raises(ValueError, match="share memory; wanted arrays apart from those written"):
         core.multiply(a, False, np.eye(3), False, a)
@@ -193,19 +194,19 @@ def test_products_into_a_factor(core):
 
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
-def test_drains_further_apart_than_steps(core, entry):
-    """One more than the most that 64 bits count was a number of losses that any array had room for."""
+def test_a_huge_flush_interval_still_needs_room_for_the_losses(core, entry):
+    """The interval plus one overflowed 64 bits, and any array seemed large enough for the losses."""
     changes = {"drain_every": 2**63 - 1, "record_every": 100}
     if entry == "dense_descent":
         changes |= {"snapshot_every": 0, "snapshots": []}
     with pytest.raises(ValueError, match="loss has the wrong shape"):
-        call(core, entry, loss=np.zeros(0), **changes)
-    call(core, entry, on_drain=None, **changes)
+        call_descent(core, entry, loss=np.zeros(0), **changes)
+    call_descent(core, entry, on_drain=None, **changes)
 
 
 @pytest.mark.parametrize("shape", [(7, 65), (65, 7), (40, 60)])
-def test_trackers_without_guards(core, shape):
-    """All that is tracked may stand above the value that a closed Krylov space shares: nothing follows it."""
+def test_trackers_work_without_guards(core, shape):
+    """All tracked values may be above the value shared by a closed Krylov space."""
     rng = np.random.default_rng(0)
     w = np.eye(*shape) if shape[0] == 40 else rng.standard_normal(shape)
     w[:2, :2] += 5.0 * np.eye(2)
@@ -216,10 +217,10 @@ def test_trackers_without_guards(core, shape):
         assert np.all(np.abs(record["values"] - np.linalg.svd(w)[1][:2]) <= record["errors"])
 
 
-def test_factored_forms_that_are_begun_anew(core):
-    """Vectors of the last event are made of the frames then, whatever became of them."""
+def test_vectors_stay_when_the_factored_form_restarts(core):
+    """The vectors of the last update use the frames of that time."""
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    w = draw_orthonormal(rng, 40, 40)
     a, b = rng.standard_normal((2, 40)), rng.standard_normal((2, 40))
     moved = w + a.T @ b
     for bad in (np.full((40, 40), np.nan), np.ones((40, 41)), w[::2], None):
@@ -234,11 +235,11 @@ def test_factored_forms_that_are_begun_anew(core):
         np.testing.assert_allclose(left.T @ moved @ right, np.diag(record["values"]), atol=1e-9)
 
 
-def test_more_frames_than_a_tracker_takes(core):
-    """The event is refused, and the vectors are still those of the event before."""
+def test_a_refused_update_keeps_the_previous_vectors(core):
+    """The update is refused, and the vectors are those of the previous update."""
     rng = np.random.default_rng(0)
     n = 280
-    w = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    w = draw_orthonormal(rng, n, n)
     tracker = core.SvdTracker64(n, n, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
     tracker.update(w, np.inf)
     tracker.begin_factored(w, n)
@@ -253,7 +254,7 @@ def test_more_frames_than_a_tracker_takes(core):
 
 
 class Products:
-    """A matrix by its products alone."""
+    """A matrix defined by its products only."""
 
     def __init__(self, matrix):
         self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
@@ -265,8 +266,8 @@ class Products:
         return self.matrix.T @ y
 
 
-def test_trackers_that_grow_between_events():
-    """More guards are for the next event: this one's vectors were turned without them."""
+def test_more_guards_take_effect_at_the_next_update():
+    """More guard vectors apply to the next update: the current vectors were rotated without them."""
     rng = np.random.default_rng(4)
     widths = [4, 160, 150, 3]
     problem = dln.Problem(target=rng.standard_normal((3, 4)), loss_scale=0.3)
@@ -291,9 +292,9 @@ def test_trackers_that_grow_between_events():
             assert not record.vector_error < 0.0
 
 
-def test_updates_that_are_refused_change_nothing(core):
+def test_refused_updates_change_nothing(core):
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    w = draw_orthonormal(rng, 40, 40)
     a, b = rng.standard_normal((2, 2, 40)) / 7
     tracker = core.SvdTracker64(40, 40, TRACKER_DEFAULTS | {"n_values": 2, "mode": "dense"})
     tracker.update(w, np.inf)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal, gram_error
+from helpers.memory import measure_peak
+from helpers.problems import draw_low_rank_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -25,18 +26,13 @@ SHAPES = [[1, 1], [5, 5], [7, 1], [1, 7], [7, 3], [3, 7], [6, 6, 6, 6], [4, 9, 9
 #: Chance of a false alarm in one Kolmogorov-Smirnov test. There are fewer than 200 of them, so that the
 #: chance of any, had the seeds been drawn, is below 2e-2; they are fixed, and a passing test always passes.
 LEVEL = 1e-4
-#: Seeds of the two samples; the law that costs less is drawn more often where one sample is small.
+#: Seeds of the two samples; the cheaper distribution is sampled more often where one sample is small.
 N_SEEDS = 500
 FEW_SEEDS, MANY_SEEDS = 250, 1000
 
 
-def frame(dim, rank, seed=0):
-    return np.linalg.qr(np.random.default_rng([seed, dim]).standard_normal((dim, rank)))[0]
-
-
-def isometry_error(matrix):
-    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return np.abs(small @ small.T - np.eye(len(small))).max()
+def frame(dim, rank, *, seed=0):
+    return draw_orthonormal(np.random.default_rng([seed, dim]), dim, rank)
 
 
 # ------------------------------------------------------------------------------------ identities
@@ -44,8 +40,8 @@ def isometry_error(matrix):
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("widths", SHAPES, ids=str)
-def test_all_questions_have_one_answer(widths, dtype):
-    """dense, apply, apply_transpose, row, column and entry agree, whichever came first."""
+def test_all_queries_are_consistent(widths, dtype):
+    """The results of dense, apply, apply_transpose, row, column and entry agree in any order of calls."""
     rng = np.random.default_rng(0)
     scales = 0.5 + np.arange(len(widths) - 1) / 4
     weights = ImplicitWeights(widths, scales, 3, dtype=dtype)
@@ -61,20 +57,20 @@ def test_all_questions_have_one_answer(widths, dtype):
         dense = weights.dense(layer)
         assert all(array.dtype == dtype for array in (column, row, WX, WY, dense))
         assert (column.shape, row.shape, dense.shape) == ((rows,), (cols,), (rows, cols))
-        assert isometry_error(dense.astype(F64) / scales[layer - 1]) <= error
+        assert np.abs(gram_error(dense.astype(F64) / scales[layer - 1])).max() <= error
         np.testing.assert_allclose(column, dense[:, j], rtol=0, atol=error)
         np.testing.assert_allclose(row, dense[i], rtol=0, atol=error)
         assert abs(entry - dense[i, j]) <= error
         assert abs(column[i] - row[j]) <= error
         for got, wanted, size in ((WX, dense @ X, X), (WY, dense.T @ Y, Y)):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=error * np.linalg.norm(size))
-        # And again, from what is now known.
+        # Again, from the sampled directions.
         np.testing.assert_allclose(weights.apply(layer, X), WX, rtol=0, atol=error * np.linalg.norm(X))
 
 
 @settings(deadline=None, max_examples=40)
 @given(widths=WIDTHS, seed=SEEDS, data=st.data())
-def test_any_sequence_of_questions_fits_the_matrices_it_reveals(widths, seed, data):
+def test_any_sequence_of_queries_is_consistent_with_the_matrices(widths, seed, data):
     weights = ImplicitWeights(widths, seed=seed)
     n_layers = len(widths) - 1
     rng = np.random.default_rng(1)
@@ -98,7 +94,7 @@ def test_any_sequence_of_questions_fits_the_matrices_it_reveals(widths, seed, da
             asked.append((kind, layer, X, call(layer, X)))
     error = 1e-12
     matrices = [weights.dense(layer) for layer in range(1, n_layers + 1)]
-    assert max(map(isometry_error, matrices)) <= error
+    assert max(np.abs(gram_error(matrix)).max() for matrix in matrices) <= error
     for kind, layer, question, answer in asked:
         if kind == "close":
             check_closure(weights, matrices, question, frame(widths[-1], answer.left.shape[1]), answer, error)
@@ -112,7 +108,7 @@ def test_any_sequence_of_questions_fits_the_matrices_it_reveals(widths, seed, da
 
 
 def check_closure(weights, matrices, right, left, closure, error):
-    """Cores, inclusions and coordinates of a closure, against the matrices made explicit."""
+    """Compare cores, inclusions and coordinates of a closure with the explicit matrices."""
     assert closure.closed
     bases = [weights.basis(node, dim) for node, dim in enumerate(closure.dims)]
     for basis in bases:
@@ -165,23 +161,25 @@ CLOSURES = [
 def test_closures_are_exact_and_of_the_known_dimensions(widths, rank, dims, abstract):
     scale = 0.3
     weights = ImplicitWeights(widths, scale, seed=5)
-    right, left = (rank, rank) if abstract else (frame(widths[0], rank), frame(widths[-1], rank, 1))
+    right, left = (rank, rank) if abstract else (frame(widths[0], rank), frame(widths[-1], rank, seed=1))
     closure = weights.close(right, left, limit=max(widths))
     assert closure.dims == dims
     assert (closure.right.shape, closure.left.shape) == ((dims[0], rank), (dims[-1], rank))
     matrices = [weights.dense(layer) / scale for layer in range(1, len(widths))]
     check_closure(weights, matrices, right, left, closure, 1e-12)
-    again = weights.close(None, None, limit=max(widths))  # the whole space, by now, where all is known
+    again = weights.close(
+        None, None, limit=max(widths)
+    )  # the whole space, where all directions have been sampled
     check_closure(weights, matrices, 0, 0, again, 1e-12)
 
 
 @pytest.mark.parametrize("widths", SHAPES, ids=str)
-def test_closures_after_other_questions_hold_all_that_is_known(widths):
+def test_closures_after_other_queries_contain_all_sampled_directions(widths):
     weights = ImplicitWeights(widths, seed=6)
     rank = min(2, widths[0], widths[-1])
-    right, left = frame(widths[0], rank), frame(widths[-1], rank, 1)
-    weights.apply(1, right[:, :1] + frame(widths[0], 1, 2))  # not orthogonal to V
-    weights.apply_transpose(len(weights), frame(widths[-1], 1, 2))
+    right, left = frame(widths[0], rank), frame(widths[-1], rank, seed=1)
+    weights.apply(1, right[:, :1] + frame(widths[0], 1, seed=2))  # not orthogonal to V
+    weights.apply_transpose(len(weights), frame(widths[-1], 1, seed=2))
     closure = weights.close(right, left, limit=max(widths))
     random = weights.close(rank, rank, limit=max(widths))
     matrices = [weights.dense(layer) for layer in range(1, len(widths))]
@@ -189,7 +187,7 @@ def test_closures_after_other_questions_hold_all_that_is_known(widths):
     check_closure(weights, matrices, rank, rank, random, 1e-12)
 
 
-def test_closures_of_float32_vectors():
+def test_closures_accept_float32_vectors():
     widths, rank = [30, 50, 50, 50], 4
     weights = ImplicitWeights(widths, seed=2, dtype=np.float32)
     right, left = (frame(dim, rank).astype(np.float32) for dim in (30, 50))
@@ -213,7 +211,7 @@ def test_frames_may_have_another_precision_than_the_vectors():
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_long_vectors_keep_their_digits(dtype):
+def test_long_vectors_lose_no_digits(dtype):
     dim = 100_000
     weights = ImplicitWeights([dim, dim, dim], seed=1, dtype=dtype)
     weights.close(2, 2, limit=4)
@@ -234,6 +232,9 @@ def test_a_closure_stops_at_its_limit():
     assert max(closure.dims[0] - 10, closure.dims[1] - 12, closure.dims[2] - 10) > 0
     assert max(closure.dims) < 20
     assert closure.right.shape == (closure.dims[0], 2)
+
+
+def test_a_closure_may_need_exactly_its_limit():
     # Four directions at each node are what this closure needs: exactly the limit is allowed.
     for limit in (4, [4, 4, 4], lambda node: 4 + node):
         assert ImplicitWeights([9, 9, 9]).close(2, 2, limit).closed
@@ -242,9 +243,9 @@ def test_a_closure_stops_at_its_limit():
     assert ImplicitWeights([9, 9, 9]).close(None, None, 0).closed
 
 
-def test_what_stopped_at_a_limit_can_go_on():
+def test_a_closure_that_stopped_at_its_limit_can_continue():
     weights = ImplicitWeights([12, 12, 12], seed=1)
-    right, left = frame(12, 2), frame(12, 2, 1)
+    right, left = frame(12, 2), frame(12, 2, seed=1)
     assert not weights.close(right, left, limit=2).closed
     closure = weights.close(right, left, limit=4)
     check_closure(weights, [weights.dense(1), weights.dense(2)], right, left, closure, 1e-12)
@@ -259,22 +260,18 @@ def test_what_stopped_at_a_limit_can_go_on():
     ],
 )
 def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
-    tracemalloc.start()
-    try:
+    with measure_peak() as peak:
         closure = ImplicitWeights(widths, seed=1).close(10, 10, limit=100)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert closure.dims == dims
-    assert peak < 2**20
-    for core in closure.cores:  # what a square layer carries to and fro keeps its length
+    assert peak.bytes < 2**20
+    for core in closure.cores:  # a square layer is an isometry
         rows, cols = core.shape
         if rows == cols:
-            assert isometry_error(core) <= 1e-13
+            assert np.abs(gram_error(core)).max() <= 1e-13
 
 
 def test_frames_are_kept_by_reference_and_bases_are_read_only():
-    right, left = frame(50, 3), frame(50, 3, 1)
+    right, left = frame(50, 3), frame(50, 3, seed=1)
     weights = ImplicitWeights([50, 50, 50])
     closure = weights.close(right, left, limit=10)
     assert np.shares_memory(weights.basis(0, 3), right)
@@ -292,7 +289,7 @@ def test_frames_are_kept_by_reference_and_bases_are_read_only():
 def test_reduced_descent_in_a_closure_is_descent_of_the_layers():
     """Thirty steps on the cores are thirty steps on the layers, seen from the closure's bases."""
     widths, rank, eps, step = [12, 20, 20, 20], 2, 0.5, 0.1
-    V, U, s = frame(12, rank), frame(20, rank, 1), np.array([2.0, 1.0])
+    V, U, s = frame(12, rank), frame(20, rank, seed=1), np.array([2.0, 1.0])
     weights = ImplicitWeights(widths, eps, seed=4)
     closure = weights.close(V, U, limit=20)
     layers = [weights.dense(layer) for layer in (1, 2, 3)]
@@ -318,7 +315,7 @@ def test_reduced_descent_in_a_closure_is_descent_of_the_layers():
 # ------------------------------------------------------------------------------------ determinism
 
 
-def test_the_same_questions_get_the_same_numbers():
+def test_the_same_queries_give_the_same_numbers():
     def ask(seed):
         weights = ImplicitWeights([9, 14, 14], 0.5, seed)
         closure = weights.close(frame(9, 2), frame(14, 2), limit=14)
@@ -351,7 +348,7 @@ def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
     assert len(set(opened)) == len(opened)
 
 
-def test_directions_do_not_depend_on_when_they_are_drawn():
+def test_directions_do_not_depend_on_the_order_of_queries():
     together, apart = (ImplicitWeights([30, 30, 30], seed=3) for _ in range(2))
     for weights in (together, apart):
         weights.close(4, 4, limit=30)
@@ -359,7 +356,7 @@ def test_directions_do_not_depend_on_when_they_are_drawn():
     np.testing.assert_allclose(together.basis(1), apart.basis(1), rtol=0, atol=1e-14)
 
 
-def test_attributes():
+def test_attributes_describe_the_weights():
     weights = ImplicitWeights([3, 4, 5], [0.5, 2], 9, dtype=np.float32)
     assert (weights.widths, weights.scales, weights.seed) == ((3, 4, 5), (0.5, 2.0), 9)
     assert (weights.dtype, weights.n_layers, len(weights)) == (np.float32, 2, 2)
@@ -367,7 +364,7 @@ def test_attributes():
     np.testing.assert_array_equal(ImplicitWeights([3, 3], 0.0).dense(1), np.zeros((3, 3)))
 
 
-def test_questions_without_columns_and_zero_vectors():
+def test_queries_without_columns_and_with_zero_vectors():
     weights = ImplicitWeights([3, 5])
     assert weights.apply(1, np.zeros((3, 0))).shape == (5, 0)
     assert weights.basis(0).shape == (3, 0)
@@ -382,7 +379,7 @@ def test_questions_without_columns_and_zero_vectors():
 
 
 def kolmogorov_smirnov(one, two):
-    """Return the asymptotic p-value of equal laws behind two samples."""
+    """Return the asymptotic p-value for two samples of one distribution."""
     one, two = np.sort(one), np.sort(two)
     points = np.concatenate([one, two])
     below = [np.searchsorted(sample, points, side="right") / sample.size for sample in (one, two)]
@@ -392,13 +389,13 @@ def kolmogorov_smirnov(one, two):
     return float(np.clip(2 * np.sum((-1.0) ** (k - 1) * np.exp(-2 * (k * x) ** 2)), 0, 1)) if x > 0.2 else 1.0
 
 
-def test_the_two_sample_test_tells_laws_apart():
+def test_the_two_sample_test_distinguishes_distributions():
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((3, N_SEEDS))
     assert kolmogorov_smirnov(normal[0], normal[1]) > 0.01
     assert kolmogorov_smirnov(normal[0], normal[2] + 0.4) < LEVEL
     assert kolmogorov_smirnov(normal[0], 1.6 * normal[2]) < LEVEL
-    # 1.358 is the 5 % point of Kolmogorov's law.
+    # 1.358 is the 5 % point of Kolmogorov's distribution.
     shift = np.arange(1000.0)
     assert kolmogorov_smirnov(shift, shift + 60.5) == pytest.approx(2 * np.exp(-2 * 0.061**2 * 500), rel=1e-2)
 
@@ -409,7 +406,7 @@ def p_values(one, two):
 
 
 class Explicit:
-    """The same questions, answered by explicit layers."""
+    """The same queries, answered by explicit layers."""
 
     def __init__(self, widths, seed):
         self.layers = dln.orthogonal(widths, seed=seed)
@@ -446,8 +443,8 @@ class Revealed(ImplicitWeights):
         return closure.right.T @ pulled, pulled
 
 
-def statistics(weights, widths, right, left, close_first):
-    """Numbers that link the closure, the vectors drawn for it, and layers applied to other vectors."""
+def linked_statistics(weights, widths, right, left, close_first):
+    """Return numbers that depend on the closure, its vectors, and layers applied to other vectors."""
     answers = {}
 
     def closure():
@@ -465,7 +462,7 @@ def statistics(weights, widths, right, left, close_first):
 
     for question in (closure, vectors) if close_first else (vectors, closure):
         question()
-    # Products notice dependence between questions that each have the right law.
+    # Products detect a dependence between queries that each have the right distribution.
     first, second, third = answers["overlaps"][0], answers["vectors"][0], answers["vectors"][1]
     products = [
         first * second * third,
@@ -487,10 +484,12 @@ def statistics(weights, widths, right, left, close_first):
     ],
     ids=str,
 )
-def test_the_law_is_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
-    right, left = frame(widths[0], 2), frame(widths[-1], 2, 1)
+def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, close_first, n_seeds):
+    right, left = frame(widths[0], 2), frame(widths[-1], 2, seed=1)
     samples = [
-        np.array([statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)])
+        np.array(
+            [linked_statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)]
+        )
         for law, n in zip((Revealed, Explicit), n_seeds, strict=True)
     ]
     values = p_values(*samples)
@@ -498,8 +497,8 @@ def test_the_law_is_that_of_explicit_orthogonal_layers(widths, close_first, n_se
 
 
 @pytest.mark.parametrize(("widths", "rank"), [([5, 9, 9], 2), ([6, 6], 3), ([3, 7], 3)], ids=str)
-def test_the_law_of_abstract_frames_is_that_of_random_frames(widths, rank):
-    """Of ranks close to the widths, too, where degrees of freedom are few and each of them counts."""
+def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
+    """Ranks close to the widths are tested too: they leave few degrees of freedom."""
     samples = []
     for law, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
         found = []
@@ -507,8 +506,8 @@ def test_the_law_of_abstract_frames_is_that_of_random_frames(widths, rank):
             weights = law(widths, seed)
             frames = (rank, rank)
             if law is Explicit:
-                frames = [frame(dim, rank, seed) for dim in (widths[0], widths[-1])]
-            elif seed % 2:  # a frame at a node where something is known already is as random
+                frames = [frame(dim, rank, seed=seed) for dim in (widths[0], widths[-1])]
+            elif seed % 2:  # a frame at a node with sampled directions is as random
                 weights.column(1, 0)
             overlap, pulled = weights.overlap(*frames)
             values = np.linalg.svd(overlap)[1]
@@ -519,7 +518,7 @@ def test_the_law_of_abstract_frames_is_that_of_random_frames(widths, rank):
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (7, 4), (4, 7)])
-def test_whole_matrices_have_haars_law(shape):
+def test_whole_matrices_are_haar_distributed(shape):
     """Traces, fourth moments and determinants of matrices revealed after a closure, column by column."""
     rows, cols = shape
     samples = []
@@ -564,7 +563,7 @@ def test_whole_matrices_have_haars_law(shape):
         (([5, 5],), {"dtype": np.float16}, TypeError, "dtype is float16"),
     ],
 )
-def test_bad_laws_are_named(arguments, options, error, text):
+def test_bad_arguments_are_named(arguments, options, error, text):
     with pytest.raises(error, match=text):
         ImplicitWeights(*arguments, **options)
 
@@ -593,28 +592,22 @@ def test_bad_laws_are_named(arguments, options, error, text):
         (lambda w: w.close(2, 2, [9, -1, 9]), ValueError, r"limit\[1\] is -1"),
     ],
 )
-def test_bad_questions_are_named(call, error, text):
+def test_bad_queries_are_named(call, error, text):
     weights = ImplicitWeights([3, 4, 5])
     with pytest.raises(error, match=text):
         call(weights)
-    assert all(weights.basis(node).shape[1] == 0 for node in range(3))  # and leave nothing behind
+    assert all(weights.basis(node).shape[1] == 0 for node in range(3))  # and change nothing
 
 
 # Runs of implicit layers.
 
 
-def low_rank(dim_out, dim_in, rank, seed=0):
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for d in (dim_out, dim_in))
-    return dln.Problem(dln.LowRank(left, np.arange(rank, 0, -1.0), right))
-
-
 @pytest.mark.parametrize(
     "widths", [[24] * 4, [16, 24, 24, 24], [30, 24, 24, 24], [24, 24, 24, 3], [16, 24, 24, 3], [24, 30]]
 )
-def test_a_run_is_that_of_its_own_layers(widths):
-    """Reveal all layers once the run is done: the dense engine, started from them, does the same."""
-    problem = low_rank(widths[-1], widths[0], 3)
+def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
+    """The dense engine gives the same run from the layers sampled after the run."""
+    problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
     law = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
     rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record_every": 20}
@@ -643,19 +636,15 @@ def test_a_run_is_that_of_its_own_layers(widths):
         )
 
 
-def test_runs_at_any_width_ask_for_no_wide_array():
-    """Tables of a run a million wide; its arrays are those of the target."""
+def test_runs_at_any_width_form_no_wide_array():
+    """The tables of a run of width 10^6 need no array of that width but those of the target."""
     dim = 10**6
-    problem = low_rank(dim, dim, 2)
-    tracemalloc.start()
-    try:
+    problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
+    with measure_peak() as peak:
         law = dln.orthogonal([dim] * 4, 0.5, implicit=True)
         run = dln.train(problem, law, learning_rate=0.05, steps=200, record_every=10)
         tables = [run.active_singular_values(2), run.active_angles(1), run.active_angles(3, "left")]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * dim * 6  # a check of the two frames
+    assert peak.bytes < 8 * dim * 6  # a check of the two frames
     assert all(table.shape == (21, 4) for table in tables)
     assert run.multiplicity(1) == dim - 4
     column = run.layer(2).column(7)
@@ -664,8 +653,8 @@ def test_runs_at_any_width_ask_for_no_wide_array():
         run.weights(2)
 
 
-def test_the_same_seed_runs_the_same():
-    problem = low_rank(40, 40, 2)
+def test_the_same_seed_gives_the_same_run():
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     rates = {"learning_rate": 0.05, "steps": 50}
     runs = [dln.train(problem, dln.orthogonal([40] * 4, 0.5, 7, implicit=True), **rates) for _ in range(2)]
     np.testing.assert_array_equal(runs[0].loss, runs[1].loss)
@@ -675,7 +664,7 @@ def test_the_same_seed_runs_the_same():
 
 
 def test_runs_can_be_saved(tmp_path):
-    problem = low_rank(40, 40, 2)
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     run = dln.train(
         problem, dln.orthogonal([40] * 4, [0.5, 0.4, 0.3], 7, implicit=True), learning_rate=0.05, steps=50
     )
@@ -685,8 +674,8 @@ def test_runs_can_be_saved(tmp_path):
     np.testing.assert_array_equal(again.weights(2, 20), run.weights(2, 20))
 
 
-def test_what_implicit_layers_cannot_do():
-    problem = low_rank(40, 40, 2)
+def test_operations_that_need_explicit_layers_are_refused():
+    problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     law = dln.orthogonal([40] * 4, 0.5, implicit=True)
     rates = {"learning_rate": 0.05, "steps": 5}
     with pytest.raises(dln.AssumptionError, match="implicit=False"):
@@ -701,21 +690,21 @@ def test_what_implicit_layers_cannot_do():
     assert "4 of 40 dimensions are active" in report
 
 
-def test_runs_have_the_law_of_explicit_ones():
+def test_runs_are_distributed_as_those_of_explicit_layers():
     """Singular values, angles and loss of trained networks over 500 seeds; level 1e-3 for all together."""
-    problem, n_seeds = low_rank(40, 40, 2), 500
+    problem, n_seeds = dln.Problem(draw_low_rank_target(40, 40, rank=2)), 500
     rates = {"learning_rate": 0.05, "steps": 30, "record_every": 30}
 
-    def statistics(implicit, seed):
+    def linked_statistics(implicit, seed):
         run = dln.train(problem, dln.orthogonal([40] * 4, 0.8, seed, implicit=implicit), **rates)
         values = run.active_singular_values(2)[-1]
-        # What links layers: how left vectors of one lie to right vectors of the next.
+        # Between layers: overlaps of left vectors of one with right vectors of the next.
         u, v = run.singular_vectors(1, "left")[:, 0], run.singular_vectors(2, "right")[:, 0]
         input_overlap = (run.singular_vectors(1, "right")[:, 0] @ problem.target.V[:, 0]) ** 2
         return [run.loss[-1], *values, run.active_angles(1)[-1, 0], (u @ v) ** 2, input_overlap]
 
     drawn, law = (
-        np.array([statistics(implicit, seed) for seed in range(n_seeds)]) for implicit in (False, True)
+        np.array([linked_statistics(implicit, seed) for seed in range(n_seeds)]) for implicit in (False, True)
     )
     level = 1e-3 / drawn.shape[1]
     for one, other in zip(drawn.T, law.T, strict=True):

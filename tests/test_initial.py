@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal, gram_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -17,20 +18,14 @@ WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
 SEEDS = st.integers(0, 2**64 - 1)
 LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 
-# Draws of one entry from which a mean is taken, and how many standard errors it may be off.
+# Number of samples of an entry for its mean, and number of standard errors allowed.
 N_DRAWS, SIGMAS = 4000, 5
-
-
-def isometry_error(weight, scale):
-    small = weight if weight.shape[0] <= weight.shape[1] else weight.T
-    gram = small.astype(F64) @ small.T.astype(F64)
-    return np.linalg.norm(gram - scale**2 * np.eye(len(small)))
 
 
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=SEEDS, scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([np.float32, F64]))
 @pytest.mark.parametrize("law", LAWS)
-def test_shapes_norms_and_precision(law, widths, seed, scale, dtype):
+def test_layers_have_the_shapes_norms_and_precision_asked_for(law, widths, seed, scale, dtype):
     weights = LAWS[law](widths, scale, seed, dtype=dtype)
     assert [w.shape for w in weights] == [(rows, cols) for cols, rows in itertools.pairwise(widths)]
     for weight in weights:
@@ -47,11 +42,13 @@ def test_orthogonal_layers_are_scaled_isometries(widths, seed, dtype):
     scales = 0.5 + np.arange(len(widths) - 1)
     for weight, scale in zip(dln.orthogonal(widths, scales, seed, dtype=dtype), scales, strict=True):
         dim = min(weight.shape)
-        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * dim
+        assert (
+            np.linalg.norm(gram_error(weight, scale)) <= tolerance(dtype, max(weight.shape)) * scale**2 * dim
+        )
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_scales_per_layer(law):
+def test_scales_may_differ_between_layers(law):
     scales = [0.1, 2.0, 30.0]
     single = LAWS[law]([5, 4, 6, 3], 1.0, seed=7)
     for plain, scaled, scale in zip(single, LAWS[law]([5, 4, 6, 3], scales, seed=7), scales, strict=True):
@@ -72,7 +69,7 @@ def test_layers_depend_on_the_seed_and_on_nothing_else(law):
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])
-def test_orthogonal_layers_have_haars_law(shape):
+def test_orthogonal_layers_are_haar_distributed(shape):
     """Moments of a Haar frame's entries: mean 0, E q^2 = 1/n, E q^4 = 3/(n (n + 2)), n the longer side."""
     rows, cols = shape
     n = max(shape)
@@ -87,7 +84,7 @@ def test_orthogonal_layers_have_haars_law(shape):
 
 
 def test_gaussian_and_uniform_entries_have_their_shapes():
-    """Kurtosis tells them apart: 3 for the normal law, 9/5 for the uniform one."""
+    """Kurtosis tells them apart: 3 for the normal distribution, 9/5 for the uniform one."""
     normal, flat = (law([200, 200], seed=0)[0].ravel() for law in (dln.gaussian, dln.uniform))
     for entries, kurtosis in ((normal, 3.0), (flat, 1.8)):
         assert abs(entries.mean()) <= SIGMAS / np.sqrt(200 * entries.size)
@@ -98,21 +95,21 @@ def test_gaussian_and_uniform_entries_have_their_shapes():
 
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=st.integers(0, 999), data=st.data(), dtype=st.sampled_from([np.float32, F64]))
-def test_aligned_layers_carry_v_to_u(widths, seed, data, dtype):
+def test_aligned_layers_map_v_to_u(widths, seed, data, dtype):
     rank = data.draw(st.integers(0, min(widths)))
     rng = np.random.default_rng(seed)
-    U, V = (np.linalg.qr(rng.standard_normal((dim, rank)))[0] for dim in (widths[-1], widths[0]))
+    U, V = (draw_orthonormal(rng, dim, rank) for dim in (widths[-1], widths[0]))
     problem = dln.Problem(dln.LowRank(U, np.arange(rank, 0, -1.0), V))
     scales = 0.5 + np.arange(len(widths) - 1) / 4
     weights = dln.aligned(problem, widths, scales, seed, dtype=dtype)
     for weight, scale in zip(weights, scales, strict=True):
         assert weight.dtype == dtype
-        assert isometry_error(weight, scale) <= tolerance(dtype, max(weight.shape)) * scale**2 * min(
-            weight.shape
-        )
+        assert np.linalg.norm(gram_error(weight, scale)) <= tolerance(
+            dtype, max(weight.shape)
+        ) * scale**2 * min(weight.shape)
     whole = reference.end_to_end([w.astype(F64) for w in weights]) / np.prod(scales)
     assert np.linalg.norm(whole @ V - U) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
-    # And back, so that U's complement is not mixed into V.
+    # The transpose maps U to V, so that the complement of U is not mixed into V.
     assert np.linalg.norm(whole.T @ U - V) <= tolerance(dtype, max(widths), len(widths)) * max(rank, 1)
 
 
@@ -125,7 +122,7 @@ def test_aligned_complements_are_random():
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_aligned_complements_have_haars_law(missing):
+def test_aligned_complements_are_haar_distributed(missing):
     """On the complement of V, one layer is a Haar rotation onto that of U: E c = 0, E c^2 = 1/m."""
     dim, n_draws = 2 + missing, 1000
     problem = dln.low_rank_recovery(dim, 2, seed=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import draw_rows, make_two_layers  # noqa: E402
 from torch import nn  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
@@ -15,14 +16,8 @@ STEPS = 7
 EVERY = 2
 
 
-def rows(n=STEPS * 4):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(n, 10, generator=generator)
-
-
 def network():
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 2))
+    return make_two_layers(10, 30, 2, seed=3)
 
 
 def plain_loop():
@@ -30,7 +25,7 @@ def plain_loop():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with dln.torch.track(model, k=3, every=EVERY) as tracked:
-        for batch in rows().split(4):
+        for batch in draw_rows(STEPS * 4).split(4):
             optimizer.zero_grad()
             model(batch).square().mean().backward()
             optimizer.step()
@@ -47,10 +42,6 @@ def assert_same(seen, tracked, prefix):
 
 
 class TestLightning:
-    @pytest.fixture
-    def lightning(self):
-        return pytest.importorskip("lightning.pytorch", reason="Lightning is optional")
-
     def module(self, lightning):
         class Module(lightning.LightningModule):
             def __init__(self):
@@ -76,7 +67,7 @@ class TestLightning:
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        loader = torch.utils.data.DataLoader(rows(), batch_size=4)
+        loader = torch.utils.data.DataLoader(draw_rows(STEPS * 4), batch_size=4)
         trainer.fit(self.module(lightning), loader, ckpt_path=checkpoint)
         return trainer
 
@@ -91,7 +82,7 @@ class TestLightning:
         assert_same(spectra, plain_loop(), "net.")
         run = spectra.trajectory()
         assert run.loss_steps.tolist() == [0, 2, 4, 6]
-        first = network()(rows()[:4]).square().mean()
+        first = network()(draw_rows(STEPS * 4)[:4]).square().mean()
         assert run.loss[0] == pytest.approx(float(first), rel=1e-6)
 
     @pytest.mark.filterwarnings("ignore")
@@ -110,12 +101,6 @@ class TestLightning:
 
 
 class TestTransformers:
-    @pytest.fixture
-    def transformers(self, monkeypatch):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        pytest.importorskip("accelerate", reason="accelerate is optional")
-        return pytest.importorskip("transformers", reason="transformers is optional")
-
     def train(self, transformers, spectra, folder, steps, resume=None):
         class Model(nn.Module):
             def __init__(self):
@@ -140,7 +125,7 @@ class TestTransformers:
             use_cpu=True,
             train_sampling_strategy="sequential",
         )
-        data = [{"inputs": row} for row in rows()]
+        data = [{"inputs": row} for row in draw_rows(STEPS * 4)]
         trainer = transformers.Trainer(Model(), arguments, train_dataset=data, callbacks=[spectra])
         trainer.train(resume_from_checkpoint=resume)
         return trainer

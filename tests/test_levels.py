@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import MODULES
+from helpers.core_modules import MODULES
 from tolerances import tolerance
 
 import dlnfast as dln

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Folders have one owner: another one gets an error that names it, and a dead one is replaced."""
+"""A folder has one owner: a second one gets an error that names it, and a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.optional_packages import import_torch
 
 import dlnfast as dln
 from dlnfast import Checkpoint, FolderInUseError
@@ -66,7 +67,7 @@ def test_another_process_is_named(holder, tmp_path, system):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_another_object_of_this_process_is_refused(tmp_path, system):
+def test_a_second_owner_in_the_same_process_is_refused(tmp_path, system):
     with FolderLock(tmp_path), pytest.raises(FolderInUseError, match="another run of this process"):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path):
@@ -82,7 +83,7 @@ def test_another_object_of_this_process_is_refused(tmp_path, system):
         ({}, False),
     ],
 )
-def test_owners_without_locks_of_the_file_system(changes, is_free, tmp_path, monkeypatch):
+def test_owners_are_named_without_file_system_locks(changes, is_free, tmp_path, monkeypatch):
     monkeypatch.setattr(_locks, "_flock", lambda file: None)
     (tmp_path / LOCK).write_text(json.dumps(_locks._describe_process() | changes))
     if is_free:
@@ -94,7 +95,7 @@ def test_owners_without_locks_of_the_file_system(changes, is_free, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ([] if is_free else [LOCK])
 
 
-def test_a_forked_child_holds_nothing(tmp_path):
+def test_a_forked_child_owns_no_folder(tmp_path):
     lock = FolderLock(tmp_path)
     with lock:
         reader, writer = multiprocessing.Pipe(duplex=False)
@@ -116,7 +117,7 @@ def test_a_forked_child_holds_nothing(tmp_path):
 
 
 class TestOwners:
-    """Everything that writes to a folder owns it."""
+    """All functions that write to a folder own it."""
 
     problem = dln.low_rank_recovery(6, 1)
     weights = dln.orthogonal([6] * 3)
@@ -133,12 +134,12 @@ class TestOwners:
         )
 
     def turns(self, folder):
-        law = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
+        lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
         options = {"rank": 1, "steps": 4, "outer_every": 2, "n_threads": 1}
-        return dln.train_compressed(self.completion, law, **options, checkpoint=folder)
+        return dln.train_compressed(self.completion, lazy_weights, **options, checkpoint=folder)
 
     def torch(self, folder):
-        pytest.importorskip("torch", reason="PyTorch is optional")
+        import_torch()
         return self.train(folder, engine="torch")
 
     @pytest.mark.parametrize("name", ["train", "batch", "turns", "torch"])
@@ -151,7 +152,7 @@ class TestOwners:
         run(tmp_path)
         assert not (tmp_path / LOCK).exists()
         with RunFolder(tmp_path).owned():
-            run(tmp_path)  # it has ended, and is read
+            run(tmp_path)  # it is finished, and loaded
 
     def test_a_second_fit_is_refused(self, tmp_path):
         matrix = np.outer(np.arange(1.0, 9.0), np.arange(1.0, 8.0)) + np.eye(8, 7)
@@ -161,7 +162,7 @@ class TestOwners:
         with RunFolder(folder).owned(), pytest.raises(FolderInUseError):
             dln.MatrixCompletion(**options).fit(matrix)
 
-    def test_a_run_within_a_run_is_refused_and_the_outer_one_goes_on(self, tmp_path):
+    def test_a_run_within_a_run_is_refused_and_the_outer_one_continues(self, tmp_path):
         refused = []
 
         def again(step, loss):
@@ -174,7 +175,7 @@ class TestOwners:
         assert len(refused) == 4
         np.testing.assert_array_equal(run.loss, self.train(tmp_path / "other").loss)
 
-    def test_nobody_writes_without_the_lock(self, tmp_path):
+    def test_nothing_is_written_without_the_lock(self, tmp_path):
         folder = RunFolder(tmp_path, "identity")
         with folder.owned():
             folder.begin({}, {})
@@ -184,7 +185,7 @@ class TestOwners:
             folder.go_back_to(-1)
 
 
-def test_the_next_owner_removes_what_killed_ones_left(tmp_path):
+def test_the_next_owner_removes_temporary_files_of_killed_owners(tmp_path):
     own = ["state-000000000000003.npz.17.0a1b2c3d.part", "run.npz.17.0a1b2c3d.part"]
     others = ["picture.png.17.0a1b2c3d.part", "state.npz.part", "notes.part"]
     for name in own + others:
@@ -194,7 +195,7 @@ def test_the_next_owner_removes_what_killed_ones_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
-def test_the_command_line_says_who_owns_a_folder(tmp_path, capsys):
+def test_the_command_line_names_the_owner_of_a_folder(tmp_path, capsys):
     from dlnfast.cli import main
 
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)

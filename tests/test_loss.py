@@ -11,6 +11,9 @@ import math
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
+from helpers.optional_packages import import_torch
+from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -20,30 +23,6 @@ from dlnfast import Problem, reference
 
 F32, F64 = np.float32, np.float64
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13, 24])
-
-
-def few_samples(dim, n_samples, n_outputs, seed=0, orthonormal=False, repeated=False):
-    """Return N < d samples of a linear map, which some W fits exactly."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((dim, n_samples))
-    if orthonormal:
-        X = np.linalg.qr(X)[0]
-    if repeated:
-        X[:, -1] = X[:, 0]
-    return X, rng.standard_normal((n_outputs, dim)) @ X / dim
-
-
-def true_loss(problem, weights, X, Y):
-    """Return the loss of the samples in extended precision, and what double precision cannot see of it."""
-    product = np.eye(len(X), dtype=np.longdouble)
-    size = np.linalg.norm(X)
-    for W in weights:
-        product = W.astype(np.longdouble) @ product
-        size *= np.linalg.norm(W, 2)
-    residual = product @ X.astype(np.longdouble) - Y.astype(np.longdouble)
-    unseen = tolerance(weights[0].dtype, max(len(X), len(Y))) * (size + np.linalg.norm(Y))
-    scale = problem.loss_scale / 2
-    return float(scale * np.sum(residual**2)), float(scale * unseen**2)
 
 
 def assert_loss(run, X, Y, step=-1):
@@ -59,43 +38,38 @@ def assert_loss(run, X, Y, step=-1):
     return true
 
 
-def start(dim, n_outputs, dtype=F64, depth=3):
-    return dln.orthogonal([dim] * depth + [n_outputs], scale=0.5, seed=0, dtype=dtype)
-
-
 @pytest.mark.parametrize("engine", ["dense", "torch"])
 @pytest.mark.parametrize("dim", [12, 40])
-def test_down_to_the_last_digits(engine, dim):
+def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
     if engine == "torch":
-        pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = few_samples(dim, dim // 3, 3)
+        import_torch()
+    X, Y = draw_few_samples(dim, n_samples=dim // 3, n_outputs=3)
     problem = Problem.from_data(X, Y)
     options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
-    run = dln.train(problem, start(dim, 3), weights_every=500, **options)
+    run = dln.train(problem, make_orthogonal_layers(dim, n_outputs=3), weights_every=500, **options)
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
-    assert min(losses) < 1e-26  # it was followed as far as that
+    assert min(losses) < 1e-26  # the loss was compared down to this value
     assert min(run.loss) < 1e-26
 
 
 def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
     for dim, depth in ((5, 1), (5, 2), (30, 2), (34, 2)):
-        X, Y = few_samples(dim, max(dim // 2, 1), 2, seed=dim)
+        X, Y = draw_few_samples(dim, n_samples=max(dim // 2, 1), n_outputs=2, seed=dim)
         problem = Problem.from_data(X, Y)
-        run = dln.train(
-            problem, start(dim, 2, depth=depth), learning_rate="auto", steps=3000, engine="dense",
-            record_every=1000, weights_every=1000, n_threads=1,
-        )  # fmt: skip
+        weights = make_orthogonal_layers(dim, n_outputs=2, depth=depth)
+        options = {"learning_rate": "auto", "steps": 3000, "record_every": 1000, "weights_every": 1000}
+        run = dln.train(problem, weights, **options, engine="dense", n_threads=1)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
         assert np.all(run.loss >= 0)
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
-def test_the_reduced_engine_and_batches_of_it(dtype):
+def test_the_loss_of_reduced_runs_and_batches_is_accurate(dtype):
     """Orthonormal samples, fewer than dimensions: S is a projector, and the subspaces close."""
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0, dtype=dtype)
-    X, Y = few_samples(40, 2, 40, orthonormal=True)
+    X, Y = draw_few_samples(40, n_samples=2, n_outputs=40, orthonormal=True)
     Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
     problem = Problem.from_data(X, Y, reduction="sum")
     options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
@@ -112,10 +86,8 @@ def test_the_reduced_engine_and_batches_of_it(dtype):
 def test_ranks_may_differ_within_a_batch():
     problems, data = [], []
     for n_samples in (3, 4):
-        X, _ = few_samples(40, n_samples, 1, orthonormal=True)
-        Y = np.outer(
-            np.linalg.qr(np.random.default_rng(1).standard_normal((40, 1)))[0][:, 0], np.ones(n_samples)
-        )
+        X, _ = draw_few_samples(40, n_samples=n_samples, n_outputs=1, orthonormal=True)
+        Y = np.outer(draw_orthonormal(1, 40, 1)[:, 0], np.ones(n_samples))
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0)
@@ -128,10 +100,10 @@ def test_ranks_may_differ_within_a_batch():
 
 
 @pytest.mark.parametrize("engine", ["dense", "torch"])
-def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
+def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
     if engine == "torch":
-        pytest.importorskip("torch", reason="PyTorch is optional")
-    X, Y = few_samples(24, 7, 3, repeated=True)
+        import_torch()
+    X, Y = draw_few_samples(24, n_samples=7, n_outputs=3, repeated=True)
     problem = Problem.from_data(X, Y)
     options = {
         "learning_rate": "auto",
@@ -140,26 +112,28 @@ def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
         "record_every": 1,
         "n_threads": 1,
     }
-    run = dln.train(problem, start(24, 3), steps=20_000, weights_every=1, **options)
+    run = dln.train(
+        problem, make_orthogonal_layers(24, n_outputs=3), steps=20_000, weights_every=1, **options
+    )
     assert run.config["outcome"] == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
     assert assert_loss(run, X, Y, -2) > 0.999e-22
 
 
-def test_sharded_layers(run_python, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is optional")
+def test_the_loss_of_sharded_layers_is_accurate(run_python, tmp_path):
+    import_torch()
     program = f"""
 import sys
 sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
 import numpy as np, torch, torch.distributed as dist
 import dlnfast as dln
 from dlnfast.torch import RowSharded, train_sharded
-from test_loss import few_samples, start, true_loss
+from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 for outputs in (3, 12):
-    X, Y = few_samples(12, 4, outputs)
+    X, Y = draw_few_samples(12, n_samples=4, n_outputs=outputs)
     problem = dln.Problem.from_data(X, Y)
-    weights = start(12, outputs)
+    weights = make_orthogonal_layers(12, n_outputs=outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
     run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
@@ -182,7 +156,7 @@ dist.destroy_process_group()
 )
 def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, size):
     rng = np.random.default_rng(seed)
-    directions = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    directions = draw_orthonormal(rng, dim, dim)
     rank = min(rank, dim)
     X = directions[:, :rank] * (1.1 + rng.random(rank))
     Y = rng.standard_normal((outputs, dim)) @ X
@@ -209,7 +183,7 @@ def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, si
     single=st.booleans(),
     n_threads=st.sampled_from([1, 2, 7]),
 )
-def test_the_kernels_take_a_factor_of_any_rank(
+def test_the_kernels_accept_a_factor_of_any_rank(
     core_modules, dim, rank, outputs, n_layers, seed, single, n_threads
 ):
     rng = np.random.default_rng(seed)
@@ -220,7 +194,7 @@ def test_the_kernels_take_a_factor_of_any_rank(
         (rng.standard_normal(shape) / math.sqrt(shape[1] or 1)).astype(dtype)
         for shape in [(outputs, rank), *zip(widths[1:], widths, strict=False)]
     )
-    F = np.linalg.qr(rng.standard_normal((dim, rank)))[0] * (0.5 + rng.random(rank))
+    F = draw_orthonormal(rng, dim, rank) * (0.5 + rng.random(rank))
     F = np.ascontiguousarray(F, dtype=dtype)
     values, expected = naive_descent(weights, F, G, steps := 4)
     for core in core_modules.values():
@@ -272,19 +246,25 @@ def descend(core, weights, factor, target, steps, n_threads):
 
 def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
     """||Y||^2 - ||G||^2 of data that are fitted exactly is rounding, which no tolerance would ever pass."""
-    X, Y = few_samples(30, 9, 3)
+    X, Y = draw_few_samples(30, n_samples=9, n_outputs=3)
     for norm in (float(np.sum(Y**2)), float(np.sum(Y**2)) * (1 + 1e-15)):
         problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=norm)
         assert problem.loss_floor == 0.0
         assert problem.loss(problem.least_squares) == 0.0
-    # One that is there stays.
+    # A floor above the resolution stays.
     assert Problem(Y @ X.T, X @ X.T, output_norm_squared=2 * norm).loss_floor == pytest.approx(norm / 2)
     batches = [(X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:])]
     found = Problem.from_batches(batches)
     # Without the samples: to the precision of the sums, beyond that of float64.
     assert 0 <= found.loss_floor < 1e-25 * norm
     run = dln.train(
-        found, start(30, 3), learning_rate="auto", steps=20_000, engine="dense", tolerance=1e-20, n_threads=1
+        found,
+        make_orthogonal_layers(30, n_outputs=3),
+        learning_rate="auto",
+        steps=20_000,
+        engine="dense",
+        tolerance=1e-20,
+        n_threads=1,
     )
     assert run.config["outcome"] == "converged"
 
@@ -292,12 +272,14 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
 def test_without_inputs_nothing_is_learned():
     problem = Problem(np.zeros((2, 5)), np.zeros((5, 5)), output_norm_squared=3.0)
     assert problem.input_factor.shape == (5, 0)
-    run = dln.train(problem, start(5, 2, depth=2), learning_rate=0.1, steps=3, engine="dense")
+    run = dln.train(
+        problem, make_orthogonal_layers(5, n_outputs=2, depth=2), learning_rate=0.1, steps=3, engine="dense"
+    )
     np.testing.assert_array_equal(run.loss, [1.5] * 4)
 
 
-def test_factors_of_the_statistics():
-    X, Y = few_samples(17, 5, 3)
+def test_statistics_have_consistent_factors():
+    X, Y = draw_few_samples(17, n_samples=5, n_outputs=3)
     problem = Problem.from_data(X, Y)
     F, G = problem.input_factor, problem.factor_target
     assert F.shape == (17, 5)

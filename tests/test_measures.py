@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -21,10 +22,6 @@ from dlnfast._support.errors import ShapeError
 Array = npt.NDArray[Any]
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> Array:
-    return np.linalg.qr(generator.standard_normal((rows, columns)))[0]
 
 
 # Compression and discrimination.
@@ -64,7 +61,7 @@ def labelled_features(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @settings(deadline=None)
 @given(labelled_features())
-def test_features_against_brute_force(sample: tuple[Array, Array]) -> None:
+def test_feature_measures_equal_brute_force(sample: tuple[Array, Array]) -> None:
     features, labels = sample
     bound = tolerance(np.float64, features.size)
     expected = brute_compression(features, labels)
@@ -83,7 +80,7 @@ def test_compression_is_invariant(
     sample: tuple[Array, Array], shift: float, factor: float, seed: int
 ) -> None:
     features, labels = sample
-    rotation = orthonormal(np.random.default_rng(seed), len(features), len(features))
+    rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
     value = measures.compression(features, labels)
     moved = measures.compression(factor * (rotation @ features + shift), labels)
     assert moved == pytest.approx(value, rel=tolerance(np.float64, features.size) * 10 * (1 + value))
@@ -93,7 +90,7 @@ def test_compression_is_invariant(
 @given(labelled_features(), st.sampled_from([1e-200, 1e-3, 1e200]), seeds)
 def test_discrimination_is_invariant(sample: tuple[Array, Array], factor: float, seed: int) -> None:
     features, labels = sample
-    rotation = orthonormal(np.random.default_rng(seed), len(features), len(features))
+    rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
     value = measures.discrimination(features, labels)
     assert 0.0 <= value <= len(set(labels.tolist())) / (len(set(labels.tolist())) - 1) * (1 + 1e-12)
     assert measures.discrimination(factor * (rotation @ features), labels) == pytest.approx(
@@ -103,13 +100,13 @@ def test_discrimination_is_invariant(sample: tuple[Array, Array], factor: float,
 
 def test_feature_measures_of_the_inputs_of_a_classification() -> None:
     """Orthonormal samples: C_0 = (1 - 1/n) / (1/n - 1/N) and orthogonal class means."""
-    inputs = orthonormal(np.random.default_rng(0), 50, 50)
+    inputs = draw_orthonormal(np.random.default_rng(0), 50, 50)
     labels = np.repeat(np.arange(5), 10)
     assert measures.compression(inputs, labels) == pytest.approx(11.25, rel=tolerance(np.float64, 50))
     assert measures.discrimination(inputs, labels) == pytest.approx(1.0, abs=tolerance(np.float64, 50))
 
 
-def test_feature_measures_at_their_limits() -> None:
+def test_feature_measures_in_limiting_cases() -> None:
     assert measures.compression([[1.0, 2.0, 4.0]], [0, 1, 2]) == 0.0  # one sample per class
     assert measures.compression([[0.1, 0.1, 0.1, 0.7, 0.7, 0.7]], [0, 0, 0, 1, 1, 1]) == 0.0  # collapsed
     assert measures.compression([[-1.0, 1.0, -2.0, 2.0, 0.0]], [0, 0, 1, 1, 1]) == np.inf  # equal means
@@ -140,7 +137,7 @@ FeatureMeasure = Callable[[Any, Any], float]
 
 
 @pytest.mark.parametrize("measure", [measures.compression, measures.discrimination])
-def test_feature_measures_refuse(measure: FeatureMeasure) -> None:
+def test_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
     features = np.arange(6.0).reshape(2, 3)
     with pytest.raises(ValueError, match=r"labels has a single class, 'a'"):
         measure(features, ["a"] * 3)
@@ -174,10 +171,10 @@ def test_discrimination_names_the_class_without_direction() -> None:
 def subspaces_at(generator: np.random.Generator, dim: int, angles: Array) -> tuple[Array, Array]:
     """Return bases, mixed and rescaled, of two subspaces with the given principal angles."""
     count = len(angles)
-    frame = orthonormal(generator, dim, 2 * count)
+    frame = draw_orthonormal(generator, dim, 2 * count)
     first, second = frame[:, :count], frame[:, :count] * np.cos(angles) + frame[:, count:] * np.sin(angles)
-    mixing = orthonormal(generator, count, count)
-    return first @ mixing, second @ orthonormal(generator, count, count)
+    mixing = draw_orthonormal(generator, count, count)
+    return first @ mixing, second @ draw_orthonormal(generator, count, count)
 
 
 @settings(deadline=None)
@@ -186,9 +183,7 @@ def subspaces_at(generator: np.random.Generator, dim: int, angles: Array) -> tup
     logarithms=st.lists(st.floats(-15.0, 0.0), min_size=1, max_size=4),
     near_right=st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_subspace_angles_keep_their_digits(
-    seed: int, logarithms: list[float], near_right: list[bool]
-) -> None:
+def test_subspace_angles_lose_no_digits(seed: int, logarithms: list[float], near_right: list[bool]) -> None:
     small = 10.0 ** np.array(logarithms)
     angles = np.where(near_right[: len(small)], np.pi / 2 - small, small)
     first, second = subspaces_at(np.random.default_rng(seed), 11, angles)
@@ -200,7 +195,9 @@ def test_subspace_angles_keep_their_digits(
 
 @settings(deadline=None)
 @given(seed=seeds, dim=st.integers(2, 9), first_rank=st.integers(1, 5), second_rank=st.integers(1, 5))
-def test_subspace_angles_against_projectors(seed: int, dim: int, first_rank: int, second_rank: int) -> None:
+def test_subspace_angles_agree_with_projectors(
+    seed: int, dim: int, first_rank: int, second_rank: int
+) -> None:
     generator = np.random.default_rng(seed)
     first = generator.standard_normal((dim, min(first_rank, dim)))
     second = generator.standard_normal((dim, min(second_rank, dim)))
@@ -209,7 +206,7 @@ def test_subspace_angles_against_projectors(seed: int, dim: int, first_rank: int
     assert np.all(np.diff(angles) >= 0)
     projectors = [m @ np.linalg.pinv(m) for m in (first, second)]
     squared = np.sort(np.linalg.eigvals(projectors[0] @ projectors[1]).real)[::-1][: len(angles)]
-    # Projectors lose digits with the condition of the bases, which random ones may have.
+    # Projectors lose digits where random bases are badly conditioned.
     condition = max(np.linalg.cond(first), np.linalg.cond(second))
     np.testing.assert_allclose(np.cos(angles) ** 2, squared, atol=tolerance(np.float64, dim) * condition**2)
 
@@ -221,7 +218,7 @@ def test_subspace_angles_do_not_depend_on_the_basis() -> None:
     np.testing.assert_allclose(
         measures.subspace_angles(first, skewed), [0.2, 0.5, 1.2], rtol=10 * tolerance(np.float64, 9)
     )
-    # 1e-7 is what single precision knows of a direction.
+    # A direction has an accuracy of 1e-7 in single precision.
     single = measures.subspace_angles(first.astype(np.float32), second.astype(np.float32))
     assert single.dtype == np.float64
     np.testing.assert_allclose(single, [0.2, 0.5, 1.2], atol=1e-6)
@@ -229,9 +226,9 @@ def test_subspace_angles_do_not_depend_on_the_basis() -> None:
 
 @settings(deadline=None)
 @given(seed=seeds, first_rank=st.integers(1, 4), second_rank=st.integers(1, 4))
-def test_subspace_cosine_against_projectors(seed: int, first_rank: int, second_rank: int) -> None:
+def test_subspace_cosines_agree_with_projectors(seed: int, first_rank: int, second_rank: int) -> None:
     generator = np.random.default_rng(seed)
-    first, second = orthonormal(generator, 8, first_rank), orthonormal(generator, 8, second_rank)
+    first, second = draw_orthonormal(generator, 8, first_rank), draw_orthonormal(generator, 8, second_rank)
     result = measures.subspace_cosine(first, second)
     rank, bound = min(first_rank, second_rank), tolerance(np.float64, 8)
     overlap = np.trace(first @ first.T @ second @ second.T) / rank
@@ -248,20 +245,22 @@ def test_subspace_cosine_against_projectors(seed: int, first_rank: int, second_r
 def test_subspace_cosine_baseline_is_the_mean_over_random_subspaces() -> None:
     generator = np.random.default_rng(3)
     fixed = np.eye(12)[:, :3]
-    overlaps = [measures.subspace_cosine(fixed, orthonormal(generator, 12, 3)).overlap for _ in range(2000)]
+    overlaps = [
+        measures.subspace_cosine(fixed, draw_orthonormal(generator, 12, 3)).overlap for _ in range(2000)
+    ]
     standard_error = np.std(overlaps) / np.sqrt(len(overlaps))
     assert abs(np.mean(overlaps) - 3 / 12) < 5 * standard_error
 
 
 def test_subspace_cosine_of_a_subspace_with_itself() -> None:
-    basis = orthonormal(np.random.default_rng(4), 30, 8)
+    basis = draw_orthonormal(np.random.default_rng(4), 30, 8)
     result = measures.subspace_cosine(basis, -basis[:, ::-1])
     assert result.maximum <= 1.0
     np.testing.assert_allclose(result[:4], 1.0, rtol=tolerance(np.float64, 30))
 
 
 @pytest.mark.parametrize("measure", [measures.subspace_angles, measures.subspace_cosine])
-def test_subspace_measures_refuse(measure: Callable[[Any, Any], Any]) -> None:
+def test_subspace_measures_name_bad_arguments(measure: Callable[[Any, Any], Any]) -> None:
     basis = np.eye(4)[:, :2]
     with pytest.raises(ShapeError, match=r"V has shape \(3, 2\); wanted \(4, any\)"):
         measure(basis, basis[:3])
@@ -279,10 +278,10 @@ def test_subspace_measures_refuse(measure: Callable[[Any, Any], Any]) -> None:
 @given(seed=seeds, dim=st.integers(1, 12), missing=st.integers(0, 3), rank=st.integers(0, 7))
 @example(seed=0, dim=9, missing=0, rank=2)
 @example(seed=1, dim=12, missing=1, rank=1)
-def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, rank: int) -> None:
+def test_vector_angles_equal_brute_force(seed: int, dim: int, missing: int, rank: int) -> None:
     generator = np.random.default_rng(seed)
     count = max(dim - missing, 1)
-    vectors, initial = orthonormal(generator, dim, count), orthonormal(generator, dim, count)
+    vectors, initial = draw_orthonormal(generator, dim, count), draw_orthonormal(generator, dim, count)
     computed = measures.vector_angles(vectors, initial, rank)
     expected = np.arccos(np.minimum(np.abs(np.sum(vectors * initial, axis=0)), 1.0))
     middle = slice(rank, count - rank)
@@ -297,19 +296,19 @@ def test_vector_angles_against_brute_force(seed: int, dim: int, missing: int, ra
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 0.3, np.pi / 2 - 1e-12])
-def test_vector_angles_of_the_middle_keep_their_digits(size: float) -> None:
-    """A complete set whose middle block turns, and mixes within itself."""
+def test_vector_angles_of_the_middle_block_lose_no_digits(size: float) -> None:
+    """All vectors are given; those of the middle block rotate among themselves."""
     generator = np.random.default_rng(5)
-    initial = orthonormal(generator, 20, 20)
+    initial = draw_orthonormal(generator, 20, 20)
     turn = np.eye(20)
     turn[np.ix_([1, 7], [1, 7])] = [[np.cos(size), -np.sin(size)], [np.sin(size), np.cos(size)]]
-    turn[:, 3:17] = turn[:, 3:17] @ orthonormal(generator, 14, 14)
+    turn[:, 3:17] = turn[:, 3:17] @ draw_orthonormal(generator, 14, 14)
     angles = measures.vector_angles(initial @ turn, initial, rank=3)
     expected = np.where(np.isin(np.arange(20), [0, 2, 17, 18, 19]), 0.0, size)
     np.testing.assert_allclose(angles, expected, rtol=0, atol=tolerance(np.float64, 20))
 
 
-def test_vector_angles_refuse() -> None:
+def test_vector_angles_name_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"reference has shape \(3, 2\); wanted \(3, 3\)"):
         measures.vector_angles(np.eye(3), np.eye(3)[:, :2], 1)
     with pytest.raises(ValueError, match="vectors has a column of zeros, number 2"):
@@ -325,7 +324,7 @@ def test_vector_angles_refuse() -> None:
 
 @settings(deadline=None)
 @given(seed=seeds, rows=st.integers(1, 8), columns=st.integers(1, 8), rank=st.integers(0, 8))
-def test_ranks_and_norms_against_brute_force(seed: int, rows: int, columns: int, rank: int) -> None:
+def test_ranks_and_norms_equal_brute_force(seed: int, rows: int, columns: int, rank: int) -> None:
     generator = np.random.default_rng(seed)
     matrix = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -350,7 +349,7 @@ def test_ranks_and_norms_against_brute_force(seed: int, rows: int, columns: int,
 
 
 @given(seeds, st.integers(1, 12), st.integers(1, 12), st.integers(1, 14))
-def test_energy_is_what_the_best_approximation_keeps(seed: int, rows: int, columns: int, k: int) -> None:
+def test_energy_is_that_of_the_best_approximation(seed: int, rows: int, columns: int, k: int) -> None:
     matrix = np.random.default_rng(seed).standard_normal((rows, columns))
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     best = (left[:, :k] * values[:k]) @ right[:k]
@@ -361,7 +360,7 @@ def test_energy_is_what_the_best_approximation_keeps(seed: int, rows: int, colum
     assert measures.energy_share(values[::-1], k) == pytest.approx(wanted, abs=bound)
 
 
-def test_energy_at_its_edges() -> None:
+def test_energy_in_limiting_cases() -> None:
     assert measures.energy_share(np.zeros((3, 2)), 1) == 0.0
     assert measures.energy_share(np.full(3, 1e-300), 2) == pytest.approx(2 / 3)
     assert measures.energy_share([1.0, 2.0], 9) == 1.0
@@ -373,7 +372,7 @@ def test_energy_at_its_edges() -> None:
 def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int, size: float) -> None:
     generator = np.random.default_rng(seed)
     start = generator.standard_normal((rows, columns))
-    directions = orthonormal(generator, columns, columns)
+    directions = draw_orthonormal(generator, columns, columns)
     left = generator.standard_normal((rows, 1))
     moved = start + size * left @ directions[:, :1].T
     angles = measures.image_angles(moved, start, directions)
@@ -386,7 +385,7 @@ def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int,
     assert np.cos(angles[0]) == pytest.approx(cosine, abs=float(slack[0]) + 1e-12)
 
 
-def test_images_that_vanish() -> None:
+def test_vanishing_images_have_no_angle() -> None:
     angles = measures.image_angles([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], np.eye(3))
     np.testing.assert_array_equal(angles, [np.pi / 2, np.pi / 2, 0.0])
     with pytest.raises(ShapeError, match="W_0"):
@@ -396,7 +395,7 @@ def test_images_that_vanish() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-30, 1.0, 1e300])
-def test_ranks_have_no_unit(factor: float) -> None:
+def test_ranks_do_not_depend_on_the_scale(factor: float) -> None:
     values = np.array([0.5, 4.0, 2.0, 0.0])
     for measure in (measures.stable_rank, measures.effective_rank, measures.numerical_rank):
         assert measure(factor * values) == pytest.approx(measure(values), rel=tolerance(np.float64, 4))
@@ -414,7 +413,7 @@ def test_ranks_of_equal_singular_values() -> None:
     assert measures.numerical_rank(np.eye(20), "nuclear", mass=1.0) == 20
 
 
-def test_machine_rank_knows_precision_and_shape() -> None:
+def test_machine_rank_depends_on_precision_and_shape() -> None:
     values = [1.0, 1e-5, 1e-8]
     assert measures.numerical_rank(np.array(values)) == 3
     assert measures.numerical_rank(np.array(values, dtype=np.float32)) == 2
@@ -430,7 +429,7 @@ def test_machine_rank_knows_precision_and_shape() -> None:
         lambda w: measures.schatten_norm(w, 2),
     ],
 )
-def test_spectral_measures_refuse(measure: Callable[[Any], float]) -> None:
+def test_spectral_measures_name_bad_arguments(measure: Callable[[Any], float]) -> None:
     with pytest.raises(ValueError, match=r"singular values\) has a negative value, -1"):
         measure([1.0, -1.0])
     with pytest.raises(ValueError, match="not finite"):
@@ -441,7 +440,7 @@ def test_spectral_measures_refuse(measure: Callable[[Any], float]) -> None:
         measure([])
 
 
-def test_spectral_measures_refuse_bad_levels() -> None:
+def test_spectral_measures_name_bad_levels() -> None:
     with pytest.raises(ValueError, match=r"kind is 'numerical'; wanted one of 'machine'"):
         measures.numerical_rank([1.0], "numerical")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mass is 1\.5"):
@@ -455,7 +454,7 @@ def test_spectral_measures_refuse_bad_levels() -> None:
 
 def test_balancedness_of_orthogonal_layers_is_their_difference_of_scales() -> None:
     generator = np.random.default_rng(6)
-    weights = [scale * orthonormal(generator, 6, 6) for scale in (0.5, 0.5, 0.1)]
+    weights = [scale * draw_orthonormal(generator, 6, 6) for scale in (0.5, 0.5, 0.1)]
     expected = [0.0, (0.25 - 0.01) * np.sqrt(6)]
     np.testing.assert_allclose(measures.balancedness(weights), expected, atol=tolerance(np.float64, 6))
     assert measures.balancedness(weights[:1]).shape == (0,)
@@ -464,7 +463,7 @@ def test_balancedness_of_orthogonal_layers_is_their_difference_of_scales() -> No
 def test_balancedness_is_conserved_by_the_flow() -> None:
     """Descent changes W_{l+1}^T W_{l+1} - W_l W_l^T by O(rate^2) per step: half the rate, half the change."""
     generator = np.random.default_rng(7)
-    weights = [0.5 * orthonormal(generator, 6, 6) for _ in range(3)]
+    weights = [0.5 * draw_orthonormal(generator, 6, 6) for _ in range(3)]
     target = generator.standard_normal((6, 6))
     changes = []
     for rate, steps in ((2e-3, 400), (1e-3, 800), (5e-4, 1600)):
@@ -479,7 +478,7 @@ def test_balancedness_is_conserved_by_the_flow() -> None:
     np.testing.assert_allclose(changes[1] / changes[2], 2.0, rtol=0.05)
 
 
-def test_balancedness_refuses() -> None:
+def test_balancedness_names_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"weights\[1\] \(W_2\) has shape \(3, 3\); wanted \(any, 2\)"):
         measures.balancedness([np.ones((2, 3)), np.ones((3, 3))])
     with pytest.raises(ShapeError, match="weights is empty"):
@@ -488,7 +487,7 @@ def test_balancedness_refuses() -> None:
 
 def test_mode_strengths_ignore_what_lies_across() -> None:
     generator = np.random.default_rng(8)
-    left, right = orthonormal(generator, 5, 2), orthonormal(generator, 4, 2)
+    left, right = draw_orthonormal(generator, 5, 2), draw_orthonormal(generator, 4, 2)
     problem = Problem(left @ np.diag([3.0, 1.0]) @ right.T)
     across = left[:, :1] @ right[:, 1:].T
     found = measures.mode_strengths(problem, problem.dense_target() * 2 + 7 * across)
@@ -530,7 +529,7 @@ def test_sharpness_is_the_largest_eigenvalue(widths: list[int], white: bool, see
 
 def test_sharpness_at_the_balanced_minimum_is_two_over_the_threshold() -> None:
     generator = np.random.default_rng(0)
-    left, right = orthonormal(generator, 30, 30), orthonormal(generator, 30, 30)
+    left, right = draw_orthonormal(generator, 30, 30), draw_orthonormal(generator, 30, 30)
     values = np.linspace(3.0, 1.0, 30)
     roots = np.diag(values ** (1 / 3))
     problem = Problem(left @ np.diag(values) @ right.T, loss_scale=0.01)
@@ -538,11 +537,15 @@ def test_sharpness_at_the_balanced_minimum_is_two_over_the_threshold() -> None:
     assert found == pytest.approx(2 / theory.stability_threshold(3.0, 3, 0.01), rel=1e-9)
 
 
-def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharpness_at_stationary_points() -> None:
     problem = Problem([[2.0, 0.0]])
     assert measures.sharpness(problem, [[[0.0, 0.0]]]) == pytest.approx(1.0)
     assert measures.sharpness(Problem([[0.0]]), [[[0.0]]] * 3) == 0.0
     assert measures.sharpness(Problem([[1.0]]), [[[0.0]]] * 2) == pytest.approx(1.0)  # a saddle
+
+
+def test_sharpness_names_bad_arguments() -> None:
+    problem = Problem([[2.0, 0.0]])
     with pytest.raises(ShapeError, match="weights is empty; wanted at least one layer"):
         measures.sharpness(problem, [])
     with pytest.raises(ShapeError, match="weights end with 3 rows"):
@@ -551,6 +554,9 @@ def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         measures.sharpness(problem, [np.ones((3, 2)), np.ones((1, 2))])
     with pytest.raises(ValueError, match="tolerance is 0"):
         measures.sharpness(problem, [np.ones((1, 2))], tolerance=0.0)
+
+
+def test_sharpness_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     large = Problem(np.diag(np.linspace(1.0, 2.0, 20)))
     weights = list(np.random.default_rng(0).standard_normal((2, 20, 20)))
     monkeypatch.setattr(measures, "_MOST_ITERATIONS", 5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory that is not there: a MemoryError, and everything goes on."""
+"""Missing memory raises a MemoryError, and the process continues."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 
 import dlnfast as dln
 from dlnfast._support.dispatch import core
@@ -68,7 +69,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_sizes_beyond_memory(name):
+def test_sizes_beyond_memory_raise_memory_errors(name):
     with pytest.raises(MemoryError):
         TOO_LARGE[name]()
     everything_works()
@@ -131,9 +132,9 @@ print(failed)
     "call", ["dense", "completion", "gradients", "orthogonal", "tracker", "full tracker", "entries"]
 )
 def test_little_memory(call, run_python):
-    """At some limits the call raises MemoryError; after each it gives what it gave before."""
+    """At some limits the call raises MemoryError; after each the call gives the same result as before."""
     variables = {
-        # What is freed goes back at once: the next call has to ask for it again.
+        # Freed memory is returned at once: the next call has to allocate it again.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "0",
         # OpenBLAS ends the process where it has no memory for the work of several threads.
@@ -149,7 +150,7 @@ DRIVER = SimpleNamespace(**run_path(str(Path(__file__).parents[1] / "fuzz" / "bi
 
 
 def proper_call(core, name, seed):
-    """Make a call that is the same every time."""
+    """Make a valid call, the same for equal seeds."""
     draw = DRIVER.Draw(np.random.default_rng(seed).bytes(64))
     arguments = DRIVER.FUNCTIONS[name][0](draw)
     DRIVER.bind_callbacks(arguments, getattr(core, name), DRIVER.Memory())
@@ -168,7 +169,7 @@ def fail():
 
 
 @pytest.mark.parametrize("name", sorted(DRIVER.FUNCTIONS.keys() - {"forbid_threads"}))
-def test_each_allocation_fails_once(name, fail):
+def test_each_failed_allocation_raises_a_memory_error(name, fail):
     least = DRIVER.LEAST_WITH_SVD if name in DRIVER.WITH_SVD else 0
     n_failed = 0
     for seed in range(5):
@@ -187,7 +188,7 @@ def test_each_allocation_fails_once(name, fail):
 
 
 def events(tracker, w, moves):
-    """Yield functions that make an event each, with the matrix that it is for."""
+    """Yield functions that make one update each, with its matrix."""
     total = w.copy()
     for a, b in moves[:3]:
         total = total + a.T @ b
@@ -212,10 +213,10 @@ def events(tracker, w, moves):
 
 
 @pytest.mark.parametrize("mode", ["dense", "full"])
-def test_trackers_go_on_after_each_failure(mode, fail):
-    """The event is made once more; the factored form, which may have lost an update, says so instead."""
+def test_trackers_continue_after_each_failed_allocation(mode, fail):
+    """The update is repeated; the factored form, which may have lost an update, reports that instead."""
     rng = np.random.default_rng(0)
-    w = np.linalg.qr(rng.standard_normal((90, 80)))[0]
+    w = draw_orthonormal(rng, 90, 80)
     moves = [(rng.standard_normal((2, 90)) / 9, rng.standard_normal((2, 80)) / 9) for _ in range(4)]
     settings = TRACKER_DEFAULTS | {"n_values": 6, "n_guards": 2, "mode": mode}
     n_failed = before = 0

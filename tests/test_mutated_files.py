@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Files of every format that were changed at random are read right or refused, in bounded memory.
+"""Randomly mutated files of every format are read correctly or refused, in bounded memory.
 
-``python bench/mutate_files.py`` changes ten thousand.
+``python bench/mutate_files.py`` mutates ten thousand.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def program():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_changed_files_are_right_or_refused(program, tmp_path):
+def test_mutated_files_are_read_correctly_or_refused(program, tmp_path):
     names = [name for name in program.formats() if name not in LEFT_OUT]
     tally = program.run(seed=1, first=0, count=12 * len(names), names=names, folder=tmp_path)
     assert tally.n_bad == 0, "\n".join(tally.examples)
@@ -39,7 +39,7 @@ def test_changed_files_are_right_or_refused(program, tmp_path):
         assert found["refused"] > 0
 
 
-def test_the_program_counts_what_must_not_be(program, tmp_path):
+def test_the_program_counts_failures(program, tmp_path):
     def make(folder):
         (folder / "a").write_bytes(b"content")
         return [folder / "a"]
@@ -64,7 +64,7 @@ def test_the_program_counts_what_must_not_be(program, tmp_path):
     assert mutator._read("a", mutator.formats["a"], tmp_path / "a")[2] > 2**27
 
 
-def test_changes_change_something(program):
+def test_mutations_change_the_file(program):
     rng, held = random.Random(0), bytes(range(200)) * 3
     for change in program.BYTES:
         assert any(change(rng, held) != held for _ in range(20)), change.__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NaN and infinity have one answer wherever numbers come in: an error that names them."""
+"""NaN and infinity are refused by an error that names them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bad_matrix(value, shape=(4, 3)):
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("kind", [float, np.float32, "tensor", "float16 tensor", "tensor with a gradient"])
-def test_a_loss_that_is_not_finite_is_refused_whatever_holds_it(value, kind):
+def test_a_loss_that_is_not_finite_is_refused_in_any_container(value, kind):
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     model = torch.nn.Sequential(torch.nn.Linear(3, 3))
     tracked = dln.torch.track(model, k=1)
@@ -53,14 +53,14 @@ def test_a_loss_that_is_not_finite_is_refused_whatever_holds_it(value, kind):
         lambda W: measures.subspace_angles(W, W),
     ],
 )
-def test_measures(measure, value):
+def test_measures_refuse_values_that_are_not_finite(measure, value):
     with pytest.raises(ValueError, match="not finite"):
         measure(bad_matrix(value))
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("shape", [(4, 3), (160, 150)])
-def test_the_tracker_names_the_entry_and_goes_on(value, shape):
+def test_the_tracker_names_the_entry_and_stays_usable(value, shape):
     rng = np.random.default_rng(0)
     good = rng.standard_normal(shape)
     tracker = dln.SVDTracker(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The notebook of the examples: what is kept of its run, and its cells as programs."""
+"""The notebook of the examples: its saved outputs, and its cells run as programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
 MOST_BYTES = 1_500_000
 
 
-def source(cell):
+def cell_source(cell):
     return "".join(cell["source"])
 
 
@@ -31,7 +31,7 @@ def tagged(cell, tag):
 def run_cells(cells, folder, **variables):
     """Run cells as one program, without a notebook around them."""
     program = folder / "cells.py"
-    program.write_text("\n\n".join(map(source, cells)), encoding="utf-8")
+    program.write_text("\n\n".join(map(cell_source, cells)), encoding="utf-8")
     environment = {**os.environ, "MPLBACKEND": "agg", **variables}
     done = subprocess.run(
         [sys.executable, program.name],
@@ -53,7 +53,7 @@ def test_every_code_cell_was_run_in_order_and_shows_something():
 def test_every_code_cell_has_one_picture():
     for cell in CODE:
         pictures = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
-        assert len(pictures) == 1, source(cell)
+        assert len(pictures) == 1, cell_source(cell)
 
 
 def test_outputs_are_printed_lines_and_pictures_only():
@@ -69,19 +69,19 @@ def test_the_notebook_is_small():
     assert NOTEBOOK.stat().st_size < MOST_BYTES
 
 
-def test_nothing_tells_where_and_when_it_was_run():
+def test_outputs_contain_no_paths_or_times():
     assert BOOK["metadata"] == {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     assert all(set(cell["metadata"]) <= {"tags"} for cell in BOOK["cells"])
-    text = "".join(source(cell) for cell in BOOK["cells"])
+    text = "".join(cell_source(cell) for cell in BOOK["cells"])
     text += "".join("".join(output.get("text", "")) for output in OUTPUTS)
     assert not re.search(r"(?<![\w.:/])/(home|root|tmp|Users|usr|work)\b|[A-Z]:\\", text)
 
 
-def test_links_lead_somewhere():
-    text = "".join(source(cell) for cell in BOOK["cells"] if cell["cell_type"] == "markdown")
+def test_links_have_a_target():
+    text = "".join(cell_source(cell) for cell in BOOK["cells"] if cell["cell_type"] == "markdown")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
     assert links
     for link in links:
@@ -89,7 +89,7 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
-def test_style(command):
+def test_the_cells_pass_ruff(command):
     if importlib.util.find_spec("ruff") is None:
         pytest.skip("ruff is not installed")
     done = subprocess.run(
@@ -114,7 +114,7 @@ def test_the_cells_with_torch_run(tmp_path, data):
     pytest.importorskip("torch", reason="PyTorch is optional")
     cells = [cell for cell in CODE if tagged(cell, "setup") or tagged(cell, "torch")]
     if data == "unset":
-        cells = [cell for cell in cells if tagged(cell, "setup") or "DLNFAST_DATA" in source(cell)]
+        cells = [cell for cell in cells if tagged(cell, "setup") or "DLNFAST_DATA" in cell_source(cell)]
         printed = run_cells(cells, tmp_path, DLNFAST_DATA=None)
         assert "Gaussian classes" in printed
     else:

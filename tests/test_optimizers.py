@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Which updates keep the invariant subspaces: those made of products and functions of singular values."""
+"""Updates made of products and functions of singular values keep the invariant subspaces."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -93,7 +94,7 @@ def split_problems():
     yield dln.low_rank_recovery(30, 3), [30] * 4
     yield dln.classification(3, 10), [30, 30, 30, 3]
     spiked = np.eye(20) + 3.0 * np.outer(np.eye(20)[0], np.eye(20)[0])
-    frame = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 2)))[0]
+    frame = draw_orthonormal(0, 20, 2)
     yield dln.Problem(dln.LowRank(frame, [3.0, 2.0], frame[::-1]).dense(), spiked, loss_scale=0.01), [20] * 3
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is imported when, and what works without the packages that are not always there."""
+"""Imports of optional packages, and the package without them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(sorted(new - set(sys.stdlib_module_names) - {"numpy", "dlnfast"}))
     assert run_python(program).strip() == "[]"
 
 
-def test_training_imports_nothing_more(run_python):
+def test_training_imports_no_other_package(run_python):
     program = """
 import sys
 import dlnfast as dln
@@ -40,7 +40,7 @@ print(sorted({"matplotlib", "tqdm", "torch", "scipy"} & set(sys.modules)))
     assert run_python(program).strip() == "[]"
 
 
-def test_everything_but_plots_works_without_the_others(run_python, tmp_path):
+def test_everything_but_plots_works_without_optional_packages(run_python, tmp_path):
     names = ["matplotlib", "tqdm", "torch", "scipy", "pyarrow", "PIL", "threadpoolctl"]
     assert run_python(BLOCKED.format(names=names), tmp_path / "run.npz").strip() == "21"
 

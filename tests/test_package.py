@@ -21,7 +21,7 @@ MODULES = sorted(
 SOURCES = [m for m in MODULES if not m.split(".")[-1].startswith(("_core", "_cpu"))]
 
 
-def test_one_version_everywhere(core):
+def test_the_version_is_the_same_everywhere(core):
     assert core.build_info()["version"] == dlnfast.__version__
     try:
         installed = importlib.metadata.version("dlnfast")
@@ -30,7 +30,7 @@ def test_one_version_everywhere(core):
     assert installed == dlnfast.__version__
 
 
-def test_all_names_are_there_and_sorted():
+def test_all_public_names_exist_and_are_sorted():
     assert list(dlnfast.__all__) == sorted(dlnfast.__all__)
     for name in dlnfast.__all__:
         if name == "torch" and importlib.util.find_spec("torch") is None:

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.torch_networks import relative_error
 from tolerances import tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
@@ -19,17 +20,13 @@ import dlnfast.torch as dt  # noqa: E402
 from dlnfast.integrations import peft as deep  # noqa: E402
 
 # Of transformers, where PEFT asks a model whether it has checkpoints.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.usefixtures("fixed_torch_seed"),
+]
 
 #: Through two layers of a transformer and what is added to them.
 BOUND = tolerance(np.float32, 24, 10)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def bert():
@@ -73,10 +70,6 @@ def logits(model, batch):
         return model(**batch).logits
 
 
-def off(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
-
-
 def train(model, batch, groups, steps=5):
     optimizer = torch.optim.AdamW(groups)
     losses = []
@@ -108,15 +101,15 @@ def test_peft_loads_the_exported_lora_with_the_same_output(compressed, batch, tm
         ranks = {kept.rank for kept in adapter.compress(tolerance=0.3).values()}
         assert len(ranks) > 1
     output = logits(model, batch)
-    assert off(output, plain) > 1e-2
+    assert relative_error(output, plain) > 1e-2
     adapter.export_lora(tmp_path / "lora")
     loaded = peft.PeftModel.from_pretrained(bert(), tmp_path / "lora").eval()
-    assert off(logits(loaded, batch), output) <= BOUND
+    assert relative_error(logits(loaded, batch), output) <= BOUND
     for name in adapter.layer_names:
         layer = loaded.get_submodule(f"base_model.model.{name}")
         assert layer.scaling == {"default": 1.0}
         delta = adapter.delta_weight(name)
-        assert off(layer.get_delta_weight("default"), delta) <= tolerance(np.float32, 50, 4)
+        assert relative_error(layer.get_delta_weight("default"), delta) <= tolerance(np.float32, 50, 4)
 
 
 def test_exported_heads_replace_those_of_the_model(batch, tmp_path):
@@ -129,7 +122,7 @@ def test_exported_heads_replace_those_of_the_model(batch, tmp_path):
     adapter.export_lora(tmp_path, modules_to_save=["classifier"], task_type="SEQ_CLS")
     loaded = peft.PeftModel.from_pretrained(bert(), tmp_path).eval()
     assert isinstance(loaded, peft.PeftModelForSequenceClassification)
-    assert off(logits(loaded, batch), output) <= BOUND
+    assert relative_error(logits(loaded, batch), output) <= BOUND
     with pytest.raises(ValueError, match="the model has no module 'head'"):
         adapter.export_lora(tmp_path, modules_to_save=["head"])
     with pytest.raises(TypeError, match="wanted a sequence of names"):
@@ -151,11 +144,11 @@ def test_weights_with_inputs_first_are_exported(tmp_path):
     adapter = dt.DeepLoRA(model, rank=4, scale=0.5, batches=tokens, loss=loss)
     assert len(adapter.layer_names) == 8
     output = states(model)
-    assert off(output, plain) > 1e-2
+    assert relative_error(output, plain) > 1e-2
     adapter.export_lora(tmp_path)
-    assert off(states(peft.PeftModel.from_pretrained(gpt2(), tmp_path).eval()), output) <= BOUND
+    assert relative_error(states(peft.PeftModel.from_pretrained(gpt2(), tmp_path).eval()), output) <= BOUND
     adapter.merge()
-    assert off(states(model), output) <= BOUND
+    assert relative_error(states(model), output) <= BOUND
 
 
 def test_names_that_end_others_are_told_apart(tmp_path):
@@ -169,7 +162,7 @@ def test_names_that_end_others_are_told_apart(tmp_path):
     adapter.export_lora(tmp_path)
     loaded = peft.PeftModel.from_pretrained(make(), tmp_path)
     assert loaded.targeted_module_names == ["0", "2"]
-    assert off(loaded(x).detach(), model(x).detach()) <= BOUND
+    assert relative_error(loaded(x).detach(), model(x).detach()) <= BOUND
 
 
 # ------------------------------------------------------------------------------ own type
@@ -194,8 +187,8 @@ def test_it_starts_as_the_adapter_of_this_package(batch):
     assert sum(p.numel() for p in ours.parameters() if p.requires_grad) == adapter.n_parameters
     for name in adapter.layer_names:
         layer = ours.get_submodule(f"base_model.model.{name}")
-        assert off(layer.get_delta_weight("default"), adapter.delta_weight(name)) <= 1e-6
-    assert off(logits(ours, batch), logits(model, batch)) <= BOUND
+        assert relative_error(layer.get_delta_weight("default"), adapter.delta_weight(name)) <= 1e-6
+    assert relative_error(logits(ours, batch), logits(model, batch)) <= BOUND
     groups, wanted = deep.param_groups(ours, 1e-2, 0.1, eps=1e-9), adapter.param_groups(1e-2, 0.1, eps=1e-9)
     for group, other in zip(groups, wanted, strict=True):
         assert [p.shape for p in group["params"]] == [p.shape for p in other["params"]]
@@ -228,18 +221,18 @@ def test_it_is_switched_off_merged_and_unloaded(batch):
     plain = logits(bert(), batch)
     model = wrapped(batch)
     output = logits(model, batch)
-    assert off(output, plain) > 1e-2
+    assert relative_error(output, plain) > 1e-2
     with model.disable_adapter():
         assert torch.equal(logits(model, batch), plain)
     assert torch.equal(logits(copy.deepcopy(model), batch), output)
     model.merge_adapter(safe_merge=True)
-    assert off(logits(model, batch), output) <= BOUND
+    assert relative_error(logits(model, batch), output) <= BOUND
     model.unmerge_adapter()
-    assert off(logits(model, batch), output) <= BOUND
-    assert off(logits(copy.deepcopy(model).merge_and_unload(), batch), output) <= BOUND
+    assert relative_error(logits(model, batch), output) <= BOUND
+    assert relative_error(logits(copy.deepcopy(model).merge_and_unload(), batch), output) <= BOUND
     assert (
         torch.equal(logits(model.unload(), batch), plain)
-        or off(logits(model.unload(), batch), plain) <= BOUND
+        or relative_error(logits(model.unload(), batch), plain) <= BOUND
     )
 
 
@@ -250,7 +243,7 @@ def test_peft_converts_it_to_lora(batch, tmp_path):
     peft.save_as_lora(tmp_path, model, rank=4)
     loaded = peft.PeftModel.from_pretrained(bert(), tmp_path).eval()
     assert loaded.peft_config["default"].peft_type == "LORA"
-    assert off(logits(loaded, batch), output) <= BOUND
+    assert relative_error(logits(loaded, batch), output) <= BOUND
     with pytest.raises(TypeError, match="do not support LoRA conversion"):
         peft.convert_to_lora(wrapped(batch), rank=4)
 
@@ -506,7 +499,7 @@ def test_all_linear_are_those_that_can_be_adapted(choice, tmp_path):
     wrapped_model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(twin, tmp_path).eval()
     assert torch.equal(again(tokens), output)
-    assert off(wrapped_model.merge_and_unload()(tokens).detach(), output.detach()) <= BOUND
+    assert relative_error(wrapped_model.merge_and_unload()(tokens).detach(), output.detach()) <= BOUND
     with pytest.raises(ValueError, match="'all-linear', but the model has no linear layer to adapt"):
         peft.get_peft_model(torch.nn.Sequential(torch.nn.ReLU()), config(target_modules=choice))
 
@@ -548,9 +541,9 @@ def test_transformer_layers_see_the_branches_in_their_fast_path():
         for mask in (None, padding):
             found = wrapped_model(x, src_key_padding_mask=mask)
             wanted = twin(x, src_key_padding_mask=mask)
-            assert off(found[~padding], wanted[~padding]) <= BOUND
+            assert relative_error(found[~padding], wanted[~padding]) <= BOUND
         merged = wrapped_model.merge_and_unload()
-        assert off(merged(x), twin(x)) <= BOUND
+        assert relative_error(merged(x), twin(x)) <= BOUND
 
 
 def test_names_of_compiled_models_are_those_of_plain_ones():
@@ -603,7 +596,7 @@ def test_a_state_dict_has_the_weights_from_before_merging(batch, tmp_path):
     with torch.no_grad():
         other.base_model.model.bert.encoder.layer[0].attention.self.query.base_layer.weight.neg_()
     model.load_state_dict(other.state_dict())
-    assert off(logits(model, batch), logits(other, batch)) <= BOUND
+    assert relative_error(logits(model, batch), logits(other, batch)) <= BOUND
     model.unmerge_adapter()
     assert torch.equal(logits(model, batch), logits(other, batch))
 
@@ -614,7 +607,7 @@ def test_adapters_that_are_not_merged_stay_active():
     model.base_model.set_adapter(["default", "other"])
     both = model(x)
     model.merge_adapter(["default"])
-    assert off(model(x).detach(), both.detach()) <= BOUND
+    assert relative_error(model(x).detach(), both.detach()) <= BOUND
     with pytest.raises(ValueError, match="merged"):
         model.delete_adapter("default")
 
@@ -666,7 +659,7 @@ def test_unloading_gives_the_base_model_back_bit_for_bit():
     assert torch.equal(model(x), output)
     model.merge_adapter()
     assert torch.equal(copy.deepcopy(model).unload()(x), plain)
-    assert off(model.merge_and_unload()(x).detach(), output.detach()) <= BOUND
+    assert relative_error(model.merge_and_unload()(x).detach(), output.detach()) <= BOUND
 
 
 def test_packed_weights_are_adapted_but_not_merged():
@@ -685,7 +678,7 @@ def test_packed_weights_are_adapted_but_not_merged():
     plain, before = base(x), base[0].weight.detach().clone()
     model = peft.get_peft_model(base, config(target_modules=["0", "1"]))
     output = model(x)
-    assert off(output.detach(), plain.detach()) > 1e-2
+    assert relative_error(output.detach(), plain.detach()) > 1e-2
     for call in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(
             TypeError, match=r"the weight of layer '1' is torch\.uint8, which takes no update"

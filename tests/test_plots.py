@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from matplotlib.figure import Figure
 from tolerances import tolerance
 
@@ -55,12 +56,12 @@ def classifier():
     )
 
 
-def draw(figure):
-    """Render, so that everything a backend would complain about comes up."""
+def render(figure):
+    """Render the figure, so that errors of the backend are raised."""
     figure.canvas.draw()
 
 
-# What is drawn is what the run holds.
+# Figures show the data of the run.
 
 
 def test_loss_is_drawn_at_every_step(run):
@@ -69,10 +70,10 @@ def test_loss_is_drawn_at_every_step(run):
     assert display.ax_.get_yscale() == "log"
     assert display.figure_ is display.ax_.figure
     assert display.numbers()["loss"] == run.loss.tolist()
-    draw(display.figure_)
+    render(display.figure_)
 
 
-def test_a_floor_at_rounding_level_is_not_drawn():
+def test_a_loss_floor_at_rounding_level_is_not_drawn():
     problem = dln.classification(5, 10)
     assert 0 < problem.loss_floor < 1e-15
     run = dln.train(problem, dln.orthogonal([50, 50, 5]), learning_rate=1.0, steps=5)
@@ -87,11 +88,11 @@ def test_loss_leaves_gaps_for_zeros_and_shows_the_floor():
     assert np.isnan(display.ax_.lines[0].get_ydata()[1])
     assert display.ax_.lines[0].get_color() == "red"
     np.testing.assert_array_equal(display.ax_.lines[1].get_ydata(), [0.25, 0.25])
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
-def test_singular_values_keep_their_numbers(run, layer):
+def test_the_numbers_of_singular_values_equal_the_run(run, layer):
     display = SingularValueDisplay.from_trajectory(run, layer)
     values, numbers = run.singular_values(layer), display.numbers()
     assert display.multiplicity == DIM - 2 * RANK == numbers["middle"]["multiplicity"]
@@ -102,7 +103,7 @@ def test_singular_values_keep_their_numbers(run, layer):
     bound = tolerance(np.float64, DIM, STEPS)
     np.testing.assert_allclose(numbers["middle"]["low"], run.rho(layer), rtol=bound)
     np.testing.assert_allclose(numbers["middle"]["high"], run.rho(layer), rtol=bound)
-    assert "values" not in numbers["middle"]  # equal: said once
+    assert "values" not in numbers["middle"]  # equal values are written once
 
 
 def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
@@ -111,14 +112,14 @@ def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert labels == ["top 2", "middle 8, equal", "bottom 2"]
     assert r"\sigma_i(t)" in display.ax_.get_ylabel()
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_waterfall_has_a_line_per_value(run):
     display = SingularValueDisplay.from_trajectory(run).plot(style="waterfall", legend=False)
     assert len(display.ax_.lines) == DIM
     assert display.ax_.name == "3d"
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize("style", ["flat", "waterfall"])
@@ -129,7 +130,7 @@ def test_ten_thousand_values_need_few_lines(style):
     assert display.multiplicity == 9_994
     assert len(display.ax_.lines) == (7 if style == "flat" else 30)
     assert len(str(display.numbers())) < 2_000
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_spread_values_become_a_band():
@@ -139,7 +140,7 @@ def test_spread_values_become_a_band():
     np.testing.assert_array_equal(display.numbers()["middle"]["low"], values[:, 54])
     np.testing.assert_array_equal(display.numbers()["middle"]["high"], values[:, 5])
     assert len(display.numbers()["middle"]["values"]) == 24
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_every_value_belongs_to_one_group(n_values, rank, multiplicity):
     assert display.multiplicity == multiplicity
     assert outer + multiplicity == n_values
     for style in ("flat", "waterfall"):
-        draw(display.plot(style=style).figure_)
+        render(display.plot(style=style).figure_)
 
 
 def test_partial_spectra_are_not_split():
@@ -182,32 +183,32 @@ def test_errors_and_refreshes_are_drawn():
     assert display.numbers()["refreshes"] == [0, 2]
     ax = display.plot().ax_
     assert len(ax.collections) == 2  # a band around each line
-    assert ax.get_ylim()[1] < 4  # an error without end does not flatten the curves
+    assert ax.get_ylim()[1] < 4  # an infinite error does not flatten the curves
     plain = SingularValueDisplay(steps, values, errors=np.full((3, 2), 1e-12))
     assert len(plain.plot().ax_.collections) == 0
-    draw(display.figure_)
+    render(display.figure_)
 
 
 @pytest.mark.parametrize(("side", "symbol"), [("right", "v_i"), ("left", "u_i")])
 @pytest.mark.parametrize(("reference", "origin"), [("limit", "0^+"), ("first_step", "1")])
-def test_angles(run, side, symbol, reference, origin):
+def test_angles_are_drawn(run, side, symbol, reference, origin):
     display = AngleDisplay.from_trajectory(run, 1, side, reference).plot()
     angles = run.angles(1, side=side, reference=reference)
     np.testing.assert_array_equal(np.transpose(display.numbers()["top"]["values"]), angles[:, :RANK])
     assert display.numbers()["side"] == side
     assert display.ax_.get_ylabel() == rf"$\angle({symbol}(t),\,{symbol}({origin}))$ [rad]"
-    draw(display.figure_)
+    render(display.figure_)
 
 
-def test_angles_from_given_vectors(run):
-    given = np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0]
+def test_angles_from_given_vectors_are_drawn(run):
+    given = draw_orthonormal(0, DIM, DIM)
     display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
     assert display.numbers()["reference"] == "given"
     assert "ref" in display.ax_.get_zlabel()
-    draw(display.figure_)
+    render(display.figure_)
 
 
-def test_compression_reads_the_features(classifier):
+def test_compression_is_measured_on_the_features(classifier):
     display = CompressionDisplay.from_trajectory(classifier)
     labels = classifier.problem.labels
     wanted = [measures.compression(classifier.features(layer), labels) for layer in range(4)]
@@ -220,10 +221,10 @@ def test_compression_reads_the_features(classifier):
     display.plot()
     assert display.ax_.get_yscale() == "log"
     assert display.numbers()["fit"]["ratio"] == display.fit.ratio < 1
-    draw(display.figure_)
+    render(display.figure_)
 
 
-def test_compression_without_labels(run):
+def test_compression_needs_labels(run):
     with pytest.raises(ValueError, match="labels is not given"):
         CompressionDisplay.from_trajectory(run)
 
@@ -232,12 +233,12 @@ def test_compression_leaves_out_what_a_log_axis_cannot_show():
     display = CompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
     assert display.fit.ratio == pytest.approx(0.5)
     assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
-    draw(display.figure_)
+    render(display.figure_)
 
 
-def test_nothing_to_draw_on_a_log_axis():
+def test_without_positive_values_the_axis_is_linear():
     for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
-        draw(display.plot().figure_)
+        render(display.plot().figure_)
         assert display.ax_.get_yscale() == "linear"
 
 
@@ -258,7 +259,7 @@ def test_discrimination_is_measured_on_the_features(classifier):
     np.testing.assert_array_equal(display.ax_.lines[0].get_ydata(), display.discrimination)
     assert len(display.ax_.lines) == 3
     assert display.numbers()["fit"]["slope"] == display.fit.slope
-    draw(display.figure_)
+    render(display.figure_)
     with pytest.raises(ValueError, match="labels is not given"):
         DiscriminationDisplay.from_trajectory(
             dln.train(dln.Problem(np.eye(2)), dln.orthogonal([2, 2]), learning_rate=0.1, steps=0)
@@ -295,7 +296,7 @@ def test_lines_are_drawn_with_theory_and_levels():
     assert numbers["x"] == [1.0, 2.0, 3.0]
     assert numbers["theory"] == {"b": [0.5, 1.0, 2.5]}
     assert numbers["levels"] == {"threshold": 2.0}
-    draw(display.figure_)
+    render(display.figure_)
 
 
 def test_lines_with_error_bars_on_a_logarithmic_axis():
@@ -316,7 +317,7 @@ def test_lines_with_error_bars_on_a_logarithmic_axis():
         LineDisplay([1], {"a": [1]}, x_label="", y_label="", spread={"c": [1]})
 
 
-def test_a_loss_that_was_not_kept_at_every_step():
+def test_a_loss_that_was_not_recorded_at_every_step_is_drawn():
     display = LossDisplay([1.0, 0.5, 0.1], steps=[0, 10, 20]).plot()
     assert display.ax_.lines[0].get_xdata().tolist() == [0.0, 10.0, 20.0]
     assert display.ax_.get_xlim() == (0.0, 20.0)
@@ -333,8 +334,8 @@ def test_values_that_are_visited_count_once():
     assert display.numbers()["visited"]["s"] == [[1.0], [0.8, 1.2]]
     np.testing.assert_array_equal(display.ax_.lines[0].get_xdata(), [0.1, 0.2, 0.2])
     np.testing.assert_array_equal(display.ax_.lines[1].get_xdata(), [0.15, 0.15])
-    draw(display.figure_)
-    draw(BifurcationDisplay([0.1], {"s": [[1.0]]}, x_label="step", y_label="s").plot(legend=False).figure_)
+    render(display.figure_)
+    render(BifurcationDisplay([0.1], {"s": [[1.0]]}, x_label="step", y_label="s").plot(legend=False).figure_)
 
 
 # Axes.
@@ -352,14 +353,14 @@ def test_given_axes_leave_pyplot_alone(run):
     assert plt.get_fignums() == []
 
 
-def test_subfigures(run):
+def test_subfigures_are_drawn_into(run):
     figure = Figure()
     display = LossDisplay.from_trajectory(run).plot(figure.subfigures(1, 2)[0].subplots())
     assert display.figure_ is figure
 
 
 @pytest.mark.parametrize(("style", "projection"), [("flat", "3d"), ("waterfall", "rectilinear")])
-def test_wrong_projection(run, style, projection):
+def test_a_wrong_projection_is_named(run, style, projection):
     ax = Figure().add_subplot(projection=projection)
     with pytest.raises(ValueError, match="ax has projection"):
         SingularValueDisplay.from_trajectory(run).plot(ax, style=style)
@@ -389,21 +390,27 @@ def test_wrong_projection(run, style, projection):
         ),
     ],
 )
-def test_wrong_arguments(make, error, message):
+def test_wrong_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_ranks_are_counted_and_drawn(run):
+def test_ranks_are_counted_and_drawn():
     display = RankDisplay({"a": [0, 2, 2], "b": [1]}).plot()
     assert display.numbers()["counts"] == {"a": [1, 0, 2], "b": [0, 1, 0]}
     assert [bar.get_height() for bar in display.ax_.patches] == [1, 0, 2, 0, 1, 0]
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
-    draw(display.figure_)
+    render(display.figure_)
+
+
+def test_ranks_of_a_run_are_those_above_a_share_of_the_largest_value(run):
     (label, ranks), *_ = RankDisplay.from_trajectory(run, 0.5).ranks.items()
     assert label == "above 0.5 of the largest"
     top = max(run.singular_values(layer)[-1, 0] for layer in range(1, DEPTH + 1))
     assert ranks == [int(np.sum(run.singular_values(i)[-1] > 0.5 * top)) for i in range(1, DEPTH + 1)]
+
+
+def test_bad_ranks_are_named():
     with pytest.raises(ValueError, match="ranks is empty"):
         RankDisplay({})
     with pytest.raises(ValueError, match=r"ranks\['a'\] is -1"):

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import json
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_low_rank, draw_matrix, draw_orthonormal
+from helpers.memory import measure_peak
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -25,18 +26,9 @@ SIZES = st.sampled_from([1, 2, 3, 5, 7, 11, 13, 17])
 SEEDS = st.integers(0, 10**6)
 
 
-def frame(rng, rows, columns):
-    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-def matrix_with(rng, singular_values, rows, columns):
-    rank = len(singular_values)
-    return (frame(rng, rows, rank) * singular_values) @ frame(rng, columns, rank).T
-
-
 def random_factors(rng, dim_out, dim_in, rank):
     values = np.sort(rng.uniform(1, 2, rank))[::-1]
-    return LowRank(frame(rng, dim_out, rank), values, frame(rng, dim_in, rank))
+    return draw_low_rank(rng, dim_out, dim_in, values)
 
 
 def direct_loss(W, X, Y, loss_scale):
@@ -54,7 +46,7 @@ def relative_error(got, wanted, *factors):
 
 @settings(deadline=None)
 @given(dim_out=SIZES, dim_in=SIZES, data=st.data(), seed=SEEDS)
-def test_low_rank_is_its_decomposition(dim_out, dim_in, data, seed):
+def test_low_rank_equals_its_decomposition(dim_out, dim_in, data, seed):
     rank = data.draw(st.integers(0, min(dim_out, dim_in)))
     factors = random_factors(np.random.default_rng(seed), dim_out, dim_in, rank)
     dense = factors.dense()
@@ -87,7 +79,7 @@ def test_low_rank_keeps_float32_and_widens_exactly():
     assert Problem(narrow).target.dtype == F64
 
 
-def test_low_rank_takes_the_higher_of_mixed_precisions():
+def test_low_rank_uses_the_higher_of_mixed_precisions():
     mixed = LowRank(np.eye(3, 1, dtype=np.float32), [2.0], np.eye(2, 1))
     assert mixed.dtype == mixed.U.dtype == mixed.V.dtype == F64
     assert repr(mixed) == "LowRank(3 x 2, rank 1, float64)"
@@ -112,7 +104,7 @@ def test_low_rank_takes_the_higher_of_mixed_precisions():
         ((np.eye(3, 1), [1j], np.eye(3, 1)), TypeError, "s .*complex"),
     ],
 )
-def test_low_rank_refuses(factors, error, message):
+def test_low_rank_names_bad_arguments(factors, error, message):
     with pytest.raises(error, match=message):
         LowRank(*factors)
 
@@ -146,9 +138,9 @@ def test_loss_of_statistics_is_the_loss_of_the_data(dim_in, dim_out, n_samples, 
 
 @settings(deadline=None)
 @given(dim_in=SIZES, dim_out=SIZES, extra=st.integers(0, 9), seed=SEEDS)
-def test_white_statistics(dim_in, dim_out, extra, seed):
+def test_statistics_of_white_inputs(dim_in, dim_out, extra, seed):
     rng = np.random.default_rng(seed)
-    X, Y = frame(rng, dim_in + extra, dim_in).T, rng.standard_normal((dim_out, dim_in + extra))
+    X, Y = draw_orthonormal(rng, dim_in + extra, dim_in).T, rng.standard_normal((dim_out, dim_in + extra))
     W = rng.standard_normal((dim_out, dim_in))
     problem = Problem(Y @ X.T, loss_scale=0.5, output_norm_squared=np.sum(Y**2))
     assert problem.least_squares is problem.target
@@ -189,7 +181,7 @@ def test_default_output_norm_is_the_least_consistent_one():
 def test_least_squares_of_a_singular_gram_has_least_norm(dim_in, dim_out, data, seed):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, dim_in))
-    X = matrix_with(rng, np.linspace(2, 1, rank), dim_in, 20)
+    X = draw_matrix(rng, dim_in, 20, np.linspace(2, 1, rank))
     Y = rng.standard_normal((dim_out, 20))
     problem = Problem(Y @ X.T, X @ X.T, output_norm_squared=np.sum(Y**2))
     allowed = tolerance(F64, 20 * dim_in)
@@ -199,7 +191,7 @@ def test_least_squares_of_a_singular_gram_has_least_norm(dim_in, dim_out, data, 
     assert relative_error(problem.least_squares, minimal.T, Y) < 4 * allowed
 
 
-def test_factored_target_with_a_general_gram():
+def test_a_factored_target_with_a_general_gram_matrix():
     rng = np.random.default_rng(3)
     factors, X = random_factors(rng, 6, 5, 2), rng.standard_normal((5, 12))
     gram = X @ X.T
@@ -210,14 +202,14 @@ def test_factored_target_with_a_general_gram():
     assert problem.loss(W) == pytest.approx(Problem(factors.dense(), gram).loss(W))
 
 
-def test_zero_statistics():
+def test_statistics_that_are_zero():
     problem = Problem(np.zeros((2, 3)), np.zeros((3, 3)))
     np.testing.assert_array_equal(problem.least_squares, np.zeros((2, 3)))
     assert problem.loss(np.ones((2, 3))) == 0.0
     assert Problem(np.zeros((2, 3))).target_factors().rank == 0
 
 
-def test_target_outside_the_range_of_the_gram():
+def test_a_target_outside_the_range_of_the_gram_matrix_is_refused():
     target = np.array([[1.0, 0.0, 1e-3]])
     with pytest.raises(ValueError, match=r"target .* outside the range of input_gram .* size 1.0e-03"):
         Problem(target, np.diag([1.0, 1.0, 0.0]))
@@ -225,11 +217,11 @@ def test_target_outside_the_range_of_the_gram():
         Problem(target, np.zeros((3, 3)))
 
 
-def test_feeble_directions_of_real_data_are_not_refused():
+def test_weak_directions_of_real_data_are_not_refused():
     # One input dwarfs another, which alone explains Y: ||Phi e|| is large beside ||Phi||, yet the Gram
     # matrix does not resolve e.
     rng = np.random.default_rng(4)
-    large, small = frame(rng, 50, 2).T
+    large, small = draw_orthonormal(rng, 50, 2).T
     X = np.stack([1e9 * large, small])
     problem = Problem.from_data(X, small[None], reduction="sum")
     assert problem.loss(np.array([[0.0, 1.0]])) == pytest.approx(problem.loss_floor, abs=1)
@@ -246,7 +238,7 @@ def test_feeble_directions_of_real_data_are_not_refused():
         (np.eye(2, dtype=np.float16), TypeError, "input_gram .*float16"),
     ],
 )
-def test_bad_grams(gram, error, message):
+def test_bad_gram_matrices_are_named(gram, error, message):
     with pytest.raises(error, match=message):
         Problem(np.ones((1, 2)), gram)
 
@@ -270,12 +262,12 @@ def test_gram_is_symmetrised_within_rounding():
         ([[np.inf]], ValueError, "target .*not finite"),
     ],
 )
-def test_bad_targets(target, error, message):
+def test_bad_targets_are_named(target, error, message):
     with pytest.raises(error, match=message):
         Problem(target)
 
 
-def test_targets_of_any_layout():
+def test_targets_of_any_layout_are_read():
     values = np.random.default_rng(5).standard_normal((4, 6))
     read_only = values.copy()
     read_only.flags.writeable = False
@@ -287,12 +279,12 @@ def test_targets_of_any_layout():
 
 
 @pytest.mark.parametrize("loss_scale", [0.0, -1.0, np.nan, np.inf])
-def test_bad_loss_scales(loss_scale):
+def test_bad_loss_scales_are_named(loss_scale):
     with pytest.raises(ValueError, match="loss_scale is"):
         Problem(np.eye(2), loss_scale=loss_scale)
 
 
-def test_output_norm_below_the_least_consistent_one():
+def test_an_output_norm_below_the_least_consistent_one_is_refused():
     target = np.diag([3.0, 4.0])
     with pytest.raises(ValueError, match=r"output_norm_squared .* is 24.9; wanted at least 25"):
         Problem(target, output_norm_squared=24.9)
@@ -331,7 +323,7 @@ def test_target_factors_find_the_rank(dim_in, dim_out, data, seed):
 
 def test_target_factors_take_a_tolerance():
     rng = np.random.default_rng(6)
-    problem = Problem(matrix_with(rng, [1.0, 1e-3, 1e-9], 8, 5))
+    problem = Problem(draw_matrix(rng, 8, 5, [1.0, 1e-3, 1e-9]))
     assert [problem.target_factors(t).rank for t in (None, 1e-12, 1e-6, 1e-2, 2.0)] == [3, 3, 2, 1, 0]
     with pytest.raises(ValueError, match="tolerance is -1"):
         problem.target_factors(-1.0)
@@ -344,7 +336,7 @@ def test_target_factors_of_a_factored_target_are_exact():
     np.testing.assert_array_equal(found.U, factors.U[:, :2])
 
 
-def test_dense_target():
+def test_dense_target_is_an_array():
     factors = random_factors(np.random.default_rng(7), 4, 5, 2)
     np.testing.assert_array_equal(Problem(factors).dense_target(), factors.dense())
     assert Problem(factors).dense_target(np.float32).dtype == np.float32
@@ -401,7 +393,7 @@ def test_statistics_of_data(dim_in, dim_out, n_samples, seed, chunk, layout, red
     whiten=st.sampled_from([None, *METHODS]),
     near=st.sampled_from([1.0, 1e-6]),
 )
-def test_loss_of_data_is_the_loss(dim_in, dim_out, n_samples, seed, whiten, near):
+def test_loss_of_data_equals_the_loss(dim_in, dim_out, n_samples, seed, whiten, near):
     rng = np.random.default_rng(seed)
     X, Y = rng.standard_normal((dim_in, n_samples)), rng.standard_normal((dim_out, n_samples))
     condition = np.linalg.cond(X)
@@ -417,7 +409,7 @@ def test_loss_of_data_is_the_loss(dim_in, dim_out, n_samples, seed, whiten, near
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.bool_, np.float32, np.float64])
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_inputs_of_any_precision_and_layout(dtype, whiten):
+def test_inputs_of_any_precision_and_layout_are_read(dtype, whiten):
     rng = np.random.default_rng(8)
     X = rng.integers(0, 2, (6, 40)).astype(dtype)
     Y = rng.integers(0, 2, (2, 40)).astype(dtype)
@@ -443,14 +435,12 @@ def test_contiguous_float64_data_are_not_copied():
 def test_integer_images_are_never_converted_as_a_whole():
     images = np.random.default_rng(10).integers(0, 256, (20_000, 300), np.uint8)
     labels = np.arange(20_000) % 10
-    tracemalloc.start()
-    problem = Problem.from_data(images, labels, whiten="cholesky", layout="rows")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    with measure_peak() as peak:
+        problem = Problem.from_data(images, labels, whiten="cholesky", layout="rows")
     as_float64 = 8 * images.size
     # Raw, transformed and integer chunks of at most 32 MB, where a converted copy alone takes 48 MB.
     assert problem.whitening.error < 1e-13
-    assert peak < 2.2 * 8 * data_module._CHUNK_VALUES
+    assert peak.bytes < 2.2 * 8 * data_module._CHUNK_VALUES
     assert as_float64 > 8 * data_module._CHUNK_VALUES
 
 
@@ -477,9 +467,9 @@ def test_other_targets_have_no_labels(change):
     assert problem.classes is None
 
 
-def test_data_that_are_white_already():
+def test_white_data_stay_unchanged():
     rng = np.random.default_rng(12)
-    X, Y = frame(rng, 30, 7).T, rng.standard_normal((2, 30))
+    X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     problem = Problem.from_data(X, Y)
     assert problem.whitened
     assert problem.whitening.method is None
@@ -488,6 +478,11 @@ def test_data_that_are_white_already():
     assert 0 < problem.whitening.error < 1e-14
     assert problem.inputs is not None
     np.testing.assert_array_equal(problem.transform(X), X)
+
+
+def test_data_that_are_nearly_white_are_not_white():
+    rng = np.random.default_rng(12)
+    X, Y = draw_orthonormal(rng, 30, 7).T, rng.standard_normal((2, 30))
     nearly = Problem.from_data(X * (1 + 1e-11), Y)
     assert not nearly.whitened
     assert nearly.whitening is None
@@ -516,7 +511,7 @@ def test_data_that_are_white_already():
     ],
 )
 @pytest.mark.parametrize("whiten", [None, "pca"])
-def test_bad_data(X, Y, error, message, whiten):
+def test_bad_data_are_named(X, Y, error, message, whiten):
     with pytest.raises(error, match=message):
         Problem.from_data(X, Y, whiten=whiten)
 
@@ -552,7 +547,7 @@ def test_data_that_are_not_finite_are_located(value, whiten, monkeypatch):
         ),
     ],
 )
-def test_bad_settings(settings, message):
+def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Problem.from_data(np.ones((2, 4)), np.ones((1, 4)), **settings)
 
@@ -572,7 +567,7 @@ def test_bad_settings(settings, message):
 def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed, method, chunk):
     rng = np.random.default_rng(seed)
     rank = data.draw(st.integers(1, min(dim_in, n_samples)))
-    X = matrix_with(rng, np.geomspace(1e3, 1, rank), dim_in, n_samples)
+    X = draw_matrix(rng, dim_in, n_samples, np.geomspace(1e3, 1, rank))
     Y = rng.standard_normal((2, n_samples))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "_CHUNK_VALUES", chunk)
@@ -595,9 +590,9 @@ def test_whitening_reduces_to_the_rank_and_whitens(dim_in, n_samples, data, seed
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_whitening_methods_are_what_their_names_say(method):
+def test_whitening_methods_equal_their_definitions(method):
     rng = np.random.default_rng(14)
-    X = matrix_with(rng, np.linspace(5, 1, 6), 6, 30)
+    X = draw_matrix(rng, 6, 30, np.linspace(5, 1, 6))
     gram = X @ X.T
     T = Problem.from_data(X, np.ones((1, 30)), whiten=method).whitening.matrix
     eigenvalues, vectors = np.linalg.eigh(gram)
@@ -619,7 +614,7 @@ def test_whitening_methods_are_what_their_names_say(method):
 def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_samples):
     rng = np.random.default_rng(15)
     condition = 1e5  # of X; of S = X X^T it is 1e10
-    X = matrix_with(rng, np.geomspace(condition, 1, 20), 20, n_samples)
+    X = draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20))
     eigenvalues, vectors = np.linalg.eigh(X @ X.T)
     one_pass = (vectors / np.sqrt(eigenvalues)).T @ X
     assert np.linalg.norm(one_pass @ one_pass.T - np.eye(20)) > 1e-8
@@ -632,7 +627,7 @@ def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_sampl
 def test_rank_tolerance_drops_directions_and_says_how_much(n_samples):
     rng = np.random.default_rng(16)
     values = np.array([10.0, 5.0, 1e-2, 1e-9])
-    X, Y = matrix_with(rng, values, 9, n_samples), np.ones((1, n_samples))
+    X, Y = draw_matrix(rng, 9, n_samples, values), np.ones((1, n_samples))
     ranks = {t: Problem.from_data(X, Y, whiten="pca", rank_tolerance=t).whitening for t in (None, 1e-2, 0.9)}
     assert [white.rank for white in ranks.values()] == [3, 2, 1]
     assert ranks[1e-2].discarded == pytest.approx(1e-4 / 125, rel=1e-3)
@@ -642,7 +637,7 @@ def test_rank_tolerance_drops_directions_and_says_how_much(n_samples):
 
 def test_rank_tolerance_below_rounding_is_refused_where_it_keeps_noise():
     rng = np.random.default_rng(17)
-    X = matrix_with(rng, [1.0, 0.5], 40, 100)
+    X = draw_matrix(rng, 40, 100, [1.0, 0.5])
     with pytest.raises(ValueError, match=r"rank_tolerance is 1.0e-12.* noise; wanted about 9.6e-07 or more"):
         Problem.from_data(X, np.ones((1, 100)), whiten="zca", rank_tolerance=1e-12)
 
@@ -650,12 +645,12 @@ def test_rank_tolerance_below_rounding_is_refused_where_it_keeps_noise():
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_coincide_where_the_rank_is_deficient(method):
     rng = np.random.default_rng(18)
-    X, Y = matrix_with(rng, [3.0, 2.0, 1.0], 7, 25), rng.standard_normal((2, 25))
+    X, Y = draw_matrix(rng, 7, 25, [3.0, 2.0, 1.0]), rng.standard_normal((2, 25))
     principal = Problem.from_data(X, Y, whiten="pca").whitening.matrix
     np.testing.assert_array_equal(Problem.from_data(X, Y, whiten=method).whitening.matrix, principal)
 
 
-def test_constant_pixels_and_copies_are_dropped():
+def test_constant_and_repeated_pixels_are_dropped():
     rng = np.random.default_rng(19)
     X = rng.integers(0, 256, (5, 200), np.uint8)
     X = np.vstack([X, X[:2], np.zeros((3, 200), np.uint8)])
@@ -695,7 +690,7 @@ def test_transform_takes_new_inputs_in_the_given_layout(layout, whiten):
         problem.transform(turn(np.ones((4, 3))))
 
 
-def test_rows_that_are_columns_are_told_so():
+def test_rows_given_as_columns_are_named():
     with pytest.raises(ShapeError, match=r'layout="columns" would fit: 4 samples'):
         Problem.from_data(np.ones((2, 4)), np.ones((3, 4)), layout="rows")
     with pytest.raises(TypeError, match=r"of shape \(N, 1\): Y\[:, None\]"):
@@ -749,7 +744,14 @@ def test_low_rank_recovery_in_the_published_setting():
     assert problem.target.shape == (30, 30)
     # The largest singular value of such a Gaussian is near 2 sqrt(30) = 10.95.
     assert ((problem.target.s > 8) & (problem.target.s < 12.5)).all()
+
+
+def test_low_rank_recovery_with_summed_losses():
     assert low_rank_recovery(30, 3, reduction="sum").loss_scale == 1.0
+
+
+def test_low_rank_recovery_depends_on_the_seed_alone():
+    problem = low_rank_recovery(dim=30, rank=3, seed=0)
     np.testing.assert_array_equal(low_rank_recovery(30, 3, seed=0).target.U, problem.target.U)
     assert not np.array_equal(low_rank_recovery(30, 3, seed=1).target.U, problem.target.U)
 
@@ -767,19 +769,17 @@ def test_low_rank_recovery_truncates_one_gaussian():
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_large_recovery_is_held_as_factors(rank):
-    tracemalloc.start()
-    problem = low_rank_recovery(dim=3000, rank=rank, seed=3)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    with measure_peak() as peak:
+        problem = low_rank_recovery(dim=3000, rank=rank, seed=3)
     assert problem.target.shape == (3000, 3000)
     assert problem.target.rank == rank
     assert problem.loss_scale == 1 / 3000**2
-    assert peak < 8 * 3000**2 / 10  # no d x d array
+    assert peak.bytes < 8 * 3000**2 / 10  # no d x d array
     # Near 2 sqrt(d), within the width d^(-1/6) of its fluctuations, generously.
     assert (np.abs(problem.target.s - 2 * math.sqrt(3000)) < 3).all()
 
 
-def test_large_recovery_has_the_law_of_the_small_one(monkeypatch):
+def test_large_recovery_has_the_distribution_of_the_small_one(monkeypatch):
     def draws():
         targets = [low_rank_recovery(6, 3, seed=s).target for s in range(400)]
         singular_values = np.array([t.s for t in targets])
@@ -817,7 +817,7 @@ def test_large_recovery_uses_the_singular_values_of_the_bidiagonal_matrix():
         ((3, 1, 0, "max"), ValueError, "reduction is 'max'"),
     ],
 )
-def test_bad_recoveries(arguments, error, message):
+def test_bad_recovery_problems_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         low_rank_recovery(*arguments)
 
@@ -827,7 +827,7 @@ def test_bad_recoveries(arguments, error, message):
     [(5, 10, None), (5, 10, 50), (3, 7, 4), (3, 2, 11), (1, 1, 1), (1, 3, 2)],
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_classification(n_classes, samples_per_class, dim, reduction):
+def test_classification_has_orthonormal_samples(n_classes, samples_per_class, dim, reduction):
     problem = classification(n_classes, samples_per_class, dim, seed=2, reduction=reduction)
     n_samples = n_classes * samples_per_class
     dim = n_samples if dim is None else dim
@@ -859,7 +859,7 @@ def test_classification_is_the_published_setting_and_depends_on_the_seed():
     np.testing.assert_array_equal(problem.inputs, classification(5, 10).inputs)
 
 
-def test_bad_classifications():
+def test_bad_classification_problems_are_named():
     for arguments in ((0, 1), (1, 0), (2, 2, 0)):
         with pytest.raises(ValueError, match="is 0; wanted an integer of at least 1"):
             classification(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -17,7 +18,7 @@ SEEDS = st.integers(0, 10**6)
 FLAGS = st.booleans()
 
 
-def draw(seed, *shapes, dtype):
+def draw_matrices(seed, *shapes, dtype):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
@@ -45,9 +46,11 @@ def assert_product(got, a, b):
     transpose_a=FLAGS,
     transpose_b=FLAGS,
 )
-def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_b):
-    a, b = draw(seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype)
-    # What the memory held before must not show, not even a NaN.
+def test_multiply_equals_numpy(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_b):
+    a, b = draw_matrices(
+        seed, (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n), dtype=dtype
+    )
+    # The previous content of the output must not matter, not even a NaN.
     out = np.full((m, n), np.nan, dtype)
     core.multiply(a, transpose_a, b, transpose_b, out, n_threads)
     assert_product(out, a.T if transpose_a else a, b.T if transpose_b else b)
@@ -58,9 +61,9 @@ def test_multiply(core, m, k, n, dtype, n_threads, seed, transpose_a, transpose_
     "shape", [(523, 311, 409), (16, 1031, 700), (700, 1031, 16), (1, 2000, 1), (2000, 1, 64)]
 )
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
+def test_multiply_on_several_threads_equals_numpy(core, shape, dtype, n_threads):
     m, k, n = shape
-    a, b = draw(1, (m, k), (k, n), dtype=dtype)
+    a, b = draw_matrices(1, (m, k), (k, n), dtype=dtype)
     out = np.full((m, n), np.nan, dtype)
     core.multiply(a, False, b, False, out, n_threads)
     assert_product(out, a, b)
@@ -68,8 +71,8 @@ def test_multiply_large_enough_for_a_team(core, shape, dtype, n_threads):
 
 @settings(deadline=None, max_examples=40)
 @given(k=THIN, m=SIZES, n=SIZES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS, transpose=FLAGS)
-def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
-    x, w = draw(seed, (k, n if transpose else m), (m, n), dtype=dtype)
+def test_thin_multiply_equals_numpy(core, k, m, n, dtype, n_threads, seed, transpose):
+    x, w = draw_matrices(seed, (k, n if transpose else m), (m, n), dtype=dtype)
     out = np.full((k, m if transpose else n), np.nan, dtype)
     core.thin_multiply(x, w, transpose, out, n_threads)
     assert_product(out, x, w.T if transpose else w)
@@ -87,8 +90,8 @@ def test_thin_multiply(core, k, m, n, dtype, n_threads, seed, transpose):
     momentum=st.sampled_from([None, 0.0, 0.9]),
     weight_decay=st.sampled_from([0.0, 0.3]),
 )
-def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, weight_decay):
-    left, right, w, v = draw(seed, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
+def test_thin_descend_equals_numpy(core, k, m, n, dtype, n_threads, seed, result, momentum, weight_decay):
+    left, right, w, v = draw_matrices(seed, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     scale, rate = 0.7, 0.2
     wide_left, wide_right, old, speed = double(left, right, w, v)
     wanted_speed = scale * wide_left.T @ wide_right + weight_decay * old
@@ -120,9 +123,9 @@ def test_thin_descend(core, k, m, n, dtype, n_threads, seed, result, momentum, w
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("result", ["rows", "columns", "none"])
-def test_thin_descend_large_enough_for_a_team(core, dtype, n_threads, result):
+def test_thin_descend_on_several_threads_equals_numpy(core, dtype, n_threads, result):
     k, m, n = 10, 613, 1229
-    left, right, w, v = draw(2, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
+    left, right, w, v = draw_matrices(2, (k, m), (k, n), (m, n), (m, n), dtype=dtype)
     old = w.copy()
     wanted_speed = 0.9 * v.astype(np.float64) + 0.5 * left.astype(np.float64).T @ right + 0.1 * old
     wanted = old - 0.3 * wanted_speed
@@ -144,8 +147,8 @@ def decompose(core, w, n_values=None, vectors=True):
 
 @settings(deadline=None, max_examples=30)
 @given(m=SIZES, n=SIZES, dtype=DTYPES, seed=SEEDS, data=st.data())
-def test_singular_values(core, m, n, dtype, seed, data):
-    (w,) = draw(seed, (m, n), dtype=dtype)
+def test_singular_values_equal_numpy(core, m, n, dtype, seed, data):
+    (w,) = draw_matrices(seed, (m, n), dtype=dtype)
     k = data.draw(st.integers(0, min(m, n)))
     wanted = np.linalg.svd(w.astype(np.float64), compute_uv=False)
     left, values, right = decompose(core, w, k)
@@ -171,7 +174,7 @@ def test_singular_values_of_special_matrices(core, dtype, kind):
         "zero": np.zeros((n, n)),
         "rank 2": rng.standard_normal((n, 2)) @ rng.standard_normal((2, n)),
         "identity": np.eye(n),
-        "repeated": np.linalg.qr(rng.standard_normal((n, n)))[0] * np.repeat([2.0, 1.0, 0.5], n // 3),
+        "repeated": draw_orthonormal(rng, n, n) * np.repeat([2.0, 1.0, 0.5], n // 3),
         "tiny": rng.standard_normal((n, n)) * 1e-30,
         "huge": rng.standard_normal((n, n)) * 1e30,
     }[kind].astype(dtype)
@@ -183,8 +186,8 @@ def test_singular_values_of_special_matrices(core, dtype, kind):
 
 
 def test_singular_values_of_a_large_matrix(core):
-    """One that is decomposed on a thread of its own."""
-    (w,) = draw(3, (420, 400), dtype=np.float64)
+    """A matrix of this size is decomposed on a separate thread."""
+    (w,) = draw_matrices(3, (420, 400), dtype=np.float64)
     wanted = np.linalg.svd(w, compute_uv=False)
     left, values, right = decompose(core, w, 5)
     assert np.all(np.abs(values - wanted[:5]) <= tolerance(np.float64, 420) * wanted[0])
@@ -193,7 +196,7 @@ def test_singular_values_of_a_large_matrix(core):
 
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(1, 40), seed=SEEDS, data=st.data(), scale=st.sampled_from([1.0, 1e-8, 1e8]))
-def test_bidiagonal_singular_values(core, n, seed, data, scale):
+def test_bidiagonal_singular_values_equal_numpy(core, n, seed, data, scale):
     rng = np.random.default_rng(seed)
     diagonal, superdiagonal = scale * rng.standard_normal(n), scale * rng.standard_normal(n - 1)
     k = data.draw(st.integers(0, n))
@@ -229,7 +232,7 @@ def test_the_best_pivot_is_the_cheapest(core):
     ("widths", "pivot"),
     [([9, 9, 9, 9], 3), ([50, 50, 50, 4], 3), ([4, 50, 50, 50, 50], 0), ([50, 50, 3, 50, 50], 2)],
 )
-def test_the_pivot_stands_at_the_bottleneck(core, widths, pivot):
+def test_the_pivot_is_at_the_bottleneck(core, widths, pivot):
     assert core.best_pivot(widths) == pivot
 
 

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
 
 import dlnfast as dln
 
@@ -18,7 +17,7 @@ USERS, ITEMS, STARS = [1, 0, 1, 2], [1, 0, 0, 2], [4.0, 3.5, 0.5, 5.0]
 USER_IDS, ITEM_IDS = [2, 7, 9], [10, 30, 31]
 
 
-def assert_is_small_set(ratings, stars=STARS):
+def assert_small_ratings(ratings, stars=STARS):
     assert isinstance(ratings, dln.Ratings)
     for name, expected in zip(ratings._fields, (USERS, ITEMS, stars, USER_IDS, ITEM_IDS), strict=True):
         array = getattr(ratings, name)
@@ -45,26 +44,26 @@ def lines(separator, rows=ROWS):
     return "".join(separator.join(map(str, row)) + "\n" for row in rows)
 
 
-def test_npz_file_folder_and_variable(tmp_path, monkeypatch):
+def test_ratings_are_loaded_from_a_file_a_folder_or_the_default(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "movielens_latest_small.npz", **arrays())
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(str(tmp_path / "movielens_latest_small.npz")))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(str(tmp_path / "movielens_latest_small.npz")))
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
-    assert_is_small_set(dln.load_movielens())
+    assert_small_ratings(dln.load_movielens())
 
 
 @pytest.mark.parametrize("folder", [".", "ml-latest-small", "ml-25m"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_csv(tmp_path, folder, end):
+def test_ratings_are_loaded_from_csv(tmp_path, folder, end):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / "ratings.csv").write_bytes(csv(end).encode())
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(tmp_path / folder / "ratings.csv"))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path / folder / "ratings.csv"))
 
 
-def test_csv_with_byte_order_mark_and_no_end(tmp_path):
+def test_ratings_are_loaded_from_csv_with_a_byte_order_mark_and_no_final_newline(tmp_path):
     (tmp_path / "ratings.csv").write_text("\ufeff" + csv().rstrip("\n"), encoding="utf-8")
-    assert_is_small_set(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +76,17 @@ def test_csv_with_byte_order_mark_and_no_end(tmp_path):
         ("ml-10M100K", "ratings.dat", "::"),
     ],
 )
-def test_older_layouts(tmp_path, folder, name, separator):
+def test_ratings_are_loaded_from_older_layouts(tmp_path, folder, name, separator):
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / name).write_text(lines(separator))
-    assert_is_small_set(dln.load_movielens(tmp_path))
-    assert_is_small_set(dln.load_movielens(tmp_path / folder / name))
+    assert_small_ratings(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path / folder / name))
 
 
 def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("dlnfast._datasets.ratings._TEXT_BYTES", 10)
     (tmp_path / "ratings.csv").write_text(csv())
-    assert_is_small_set(dln.load_movielens(tmp_path))
+    assert_small_ratings(dln.load_movielens(tmp_path))
     (tmp_path / "ratings.csv").write_text(csv() + "1,2\n")
     with pytest.raises(ValueError, match=r"line 6 of .*ratings\.csv is '1,2'"):
         dln.load_movielens(tmp_path)
@@ -113,7 +112,7 @@ def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
         ("ratings.dat", "1::2\n", r"line 1 of .*separated by '::'"),
     ],
 )
-def test_damaged_text(tmp_path, name, content, message):
+def test_damaged_text_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
@@ -131,14 +130,14 @@ def test_damaged_text(tmp_path, name, content, message):
         ({"ratings_x2": np.array([8, 7, 1, 11])}, r"ratings 0\.5 \.\. 5\.5"),
     ],
 )
-def test_damaged_arrays(tmp_path, changes, message):
+def test_damaged_arrays_are_named(tmp_path, changes, message):
     np.savez(tmp_path / "movielens_latest_small.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["empty", "garbage", "truncated", "array"])
-def test_damaged_npz_files(tmp_path, kind):
+def test_damaged_npz_files_are_named(tmp_path, kind):
     stream = io.BytesIO()
     if kind == "array":
         np.save(stream, np.arange(5))
@@ -151,7 +150,7 @@ def test_damaged_npz_files(tmp_path, kind):
         dln.load_movielens(tmp_path)
 
 
-def test_missing_data_names_every_place(tmp_path, monkeypatch):
+def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         dln.load_movielens(tmp_path)
     for place in (
@@ -166,11 +165,8 @@ def test_missing_data_names_every_place(tmp_path, monkeypatch):
         dln.load_movielens()
 
 
-def test_the_real_set():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "movielens_latest_small.npz").is_file():
-        pytest.skip(f"no movielens_latest_small.npz in {folder}; DLNFAST_DATA may name another folder")
+def test_the_real_movielens_set_has_its_published_counts():
+    folder = find_data_folder("movielens_latest_small.npz")
     users, items, stars, user_ids, item_ids = dln.load_movielens(folder)
     # The counts of its README.
     assert (users.size, user_ids.size, item_ids.size) == (100_836, 610, 9724)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The plain NumPy reference against the data it stands for, and the theorem against full training."""
+"""The NumPy reference against training on the data, and the theorem against full training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -19,20 +20,8 @@ from dlnfast._support.errors import AssumptionError
 
 Array = npt.NDArray[Any]
 
-# What the reduced run may differ from the full one, relative to each ||W_l||_F, at any step.
+# Difference allowed between the reduced and the full run, relative to each ||W_l||_F, at any step.
 EXACT = 1e-13
-
-
-def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> Array:
-    """Return a matrix with orthonormal columns or, if it is wide, rows."""
-    if rows < columns:
-        return np.transpose(orthonormal(generator, columns, rows))
-    return np.linalg.qr(generator.standard_normal((rows, columns)))[0]
-
-
-def low_rank(generator: np.random.Generator, rows: int, columns: int, values: Sequence[float]) -> Array:
-    left, right = orthonormal(generator, rows, len(values)), orthonormal(generator, columns, len(values))
-    return left * np.asarray(values, dtype=float) @ right.T
 
 
 def random_weights(generator: np.random.Generator, widths: Sequence[int], scale: float = 0.5) -> list[Array]:
@@ -120,7 +109,7 @@ def test_loss_near_its_minimum_keeps_its_digits() -> None:
     assert computed == pytest.approx(expected, rel=1e-6)
 
 
-def test_whitened_is_identity_gram() -> None:
+def test_whitened_inputs_equal_an_identity_gram_matrix() -> None:
     generator = np.random.default_rng(2)
     weights, target = random_weights(generator, [5, 4, 3]), generator.standard_normal((3, 5))
     assert reference.loss(weights, target, None, 2.0) == pytest.approx(
@@ -225,7 +214,7 @@ def test_float32_is_trained_in_float64() -> None:
 # The theorem.
 
 
-class Setting(NamedTuple):
+class LayerOptions(NamedTuple):
     """Per-layer settings, cycled through the layers."""
 
     scales: tuple[float, ...] = (0.5,)
@@ -238,23 +227,23 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "plain": Setting(),
-    "weight decay": Setting(decays=(1e-3,)),
-    "per layer": Setting((0.4, 0.7, 0.5), (0.03, 0.06), (0.0, 1e-3, 1e-2)),
-    "momentum": Setting(rates=(0.01,), momenta=(0.9,)),
-    "momentum and weight decay": Setting((0.6, 0.4), (0.02, 0.01), (1e-2, 0.0, 1e-3), (0.8, 0.5, 0.0)),
+    "plain": LayerOptions(),
+    "weight decay": LayerOptions(decays=(1e-3,)),
+    "per layer": LayerOptions((0.4, 0.7, 0.5), (0.03, 0.06), (0.0, 1e-3, 1e-2)),
+    "momentum": LayerOptions(rates=(0.01,), momenta=(0.9,)),
+    "momentum and weight decay": LayerOptions((0.6, 0.4), (0.02, 0.01), (1e-2, 0.0, 1e-3), (0.8, 0.5, 0.0)),
 }
 
 
 class Agreement(NamedTuple):
-    """How far a reduced run is from the full one, and how much of the loss was left at its end."""
+    """Largest differences of a reduced run from the full one, and the share of the loss left at the end."""
 
     weights: float
     loss: float
     remaining: float
 
 
-def compare(weights0: list[Array], target: Array, setting: Setting, steps: int) -> Agreement:
+def compare_engines(weights0: list[Array], target: Array, setting: LayerOptions, steps: int) -> Agreement:
     scales, rates, decays, momenta = setting.layers(len(weights0))
     arguments: dict[str, Any] = {
         "loss_scale": 1.0, "learning_rate": rates, "steps": steps,
@@ -275,21 +264,28 @@ def compare(weights0: list[Array], target: Array, setting: Setting, steps: int) 
 
 
 def initial(
-    generator: np.random.Generator, dim: int, n_layers: int, setting: Setting, n_outputs: int | None = None
+    generator: np.random.Generator,
+    dim: int,
+    *,
+    n_layers: int,
+    setting: LayerOptions,
+    n_outputs: int | None = None,
 ) -> list[Array]:
     rows = [dim] * (n_layers - 1) + [n_outputs or dim]
     scales = setting.layers(n_layers)[0]
-    return [scale * orthonormal(generator, k, dim) for scale, k in zip(scales, rows, strict=True)]
+    return [scale * draw_orthonormal(generator, k, dim) for scale, k in zip(scales, rows, strict=True)]
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("n_layers", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("n_outputs", [None, 4], ids=["square", "wide"])
-def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: Setting) -> None:
+def test_reduced_training_equals_dense_training(
+    n_outputs: int | None, n_layers: int, setting: LayerOptions
+) -> None:
     generator = np.random.default_rng(n_layers)
-    target = low_rank(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
-    weights0 = initial(generator, 24, n_layers, setting, n_outputs)
-    agreement = compare(weights0, target, setting, steps=250)
+    target = draw_matrix(generator, n_outputs or 24, 24, [3.0, 2.5, 2.0, 1.5])
+    weights0 = initial(generator, 24, n_layers=n_layers, setting=setting, n_outputs=n_outputs)
+    agreement = compare_engines(weights0, target, setting, steps=250)
     assert agreement.weights <= EXACT
     assert agreement.loss <= EXACT
     assert agreement.remaining < 0.5  # something was learned
@@ -310,55 +306,55 @@ def test_reduced_is_dense(n_outputs: int | None, n_layers: int, setting: Setting
     ids=["plain", "2r > d", "r = d", "repeated", "deficient", "nearly deficient", "rank 0"],
 )
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_reduced_is_dense_at_the_edges(
+def test_reduced_training_equals_dense_training_in_extreme_cases(
     n_layers: int, dim: int, values: list[float], n_outputs: int | None
 ) -> None:
     # Without momentum: a single layer with target 0 would swing through 0, where no relative error is small.
     setting = SETTINGS["per layer"]
     generator = np.random.default_rng(dim)
-    target = low_rank(generator, n_outputs or dim, dim, values)
-    weights0 = initial(generator, dim, n_layers, setting, n_outputs)
-    assert compare(weights0, target, setting, steps=200).weights <= EXACT
+    target = draw_matrix(generator, n_outputs or dim, dim, values)
+    weights0 = initial(generator, dim, n_layers=n_layers, setting=setting, n_outputs=n_outputs)
+    assert compare_engines(weights0, target, setting, steps=200).weights <= EXACT
 
 
-def test_a_single_number_per_layer() -> None:
+def test_scalar_layers_have_reduced_dynamics() -> None:
     weights0 = [np.array([[0.5]])] * 3
-    assert compare(weights0, np.array([[2.0]]), SETTINGS["plain"], steps=100).weights <= EXACT
+    assert compare_engines(weights0, np.array([[2.0]]), SETTINGS["plain"], steps=100).weights <= EXACT
 
 
-def test_active_dimensions() -> None:
+def test_active_dimensions_are_those_of_the_theorem() -> None:
     generator = np.random.default_rng(4)
     scales = [0.5] * 3
 
     def dimensions(weights0: list[Array], target: Array) -> list[int]:
         return [basis.shape[1] for basis in reference.active_subspaces(weights0, scales, target)]
 
-    square = initial(generator, 10, 3, SETTINGS["plain"])
-    wide = initial(generator, 10, 3, SETTINGS["plain"], 3)
-    assert dimensions(square, low_rank(generator, 10, 10, [2.0, 1.0])) == [4, 4, 4, 4]
+    square = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"])
+    wide = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"], n_outputs=3)
+    assert dimensions(square, draw_matrix(generator, 10, 10, [2.0, 1.0])) == [4, 4, 4, 4]
     assert dimensions(square, np.zeros((10, 10))) == [0, 0, 0, 0]
-    assert dimensions(wide, low_rank(generator, 3, 10, [3.0, 2.0, 1.0])) == [6, 6, 6, 3]
-    assert dimensions(wide, low_rank(generator, 3, 10, [3.0])) == [4, 4, 4, 3]
+    assert dimensions(wide, draw_matrix(generator, 3, 10, [3.0, 2.0, 1.0])) == [6, 6, 6, 3]
+    assert dimensions(wide, draw_matrix(generator, 3, 10, [3.0])) == [4, 4, 4, 3]
     # Aligned with the target, Q_{L:1}^T U = V, the network never leaves r dimensions.
     rotation = reference.end_to_end(square) / 0.5**3
-    right = orthonormal(generator, 10, 2)
+    right = draw_orthonormal(generator, 10, 2)
     assert dimensions(square, rotation @ right * [2.0, 1.0] @ right.T) == [2, 2, 2, 2]
 
 
 def test_aligned_network_is_exact_in_r_dimensions() -> None:
     generator = np.random.default_rng(5)
-    square = initial(generator, 10, 3, SETTINGS["plain"])
-    right = orthonormal(generator, 10, 2)
+    square = initial(generator, 10, n_layers=3, setting=SETTINGS["plain"])
+    right = draw_orthonormal(generator, 10, 2)
     target = reference.end_to_end(square) / 0.5**3 @ right * [3.0, 2.0] @ right.T
-    assert compare(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
+    assert compare_engines(square, target, SETTINGS["plain"], steps=250).weights <= EXACT
 
 
 @pytest.mark.parametrize("n_outputs", [None, 2], ids=["square", "wide"])
 def test_bases_hold_all_changes(n_outputs: int | None) -> None:
     generator = np.random.default_rng(6)
     setting = SETTINGS["plain"]
-    weights0 = initial(generator, 9, 3, setting, n_outputs)
-    target = low_rank(generator, n_outputs or 9, 9, [2.0, 1.0])
+    weights0 = initial(generator, 9, n_layers=3, setting=setting, n_outputs=n_outputs)
+    target = draw_matrix(generator, n_outputs or 9, 9, [2.0, 1.0])
     bases = reference.active_subspaces(weights0, setting.layers(3)[0], target)
     bound = tolerance(np.float64, 9, 3)
     for basis in bases:
@@ -375,8 +371,8 @@ def test_middle_singular_values_are_rho() -> None:
     setting = SETTINGS["weight decay"]
     scales, rates, decays, momenta = setting.layers(3)
     for n_outputs in (None, 3):
-        weights0 = initial(generator, 12, 3, setting, n_outputs)
-        target = low_rank(generator, n_outputs or 12, 12, [3.0, 2.0, 1.0])
+        weights0 = initial(generator, 12, n_layers=3, setting=setting, n_outputs=n_outputs)
+        target = draw_matrix(generator, n_outputs or 12, 12, [3.0, 2.0, 1.0])
         bases = reference.active_subspaces(weights0, scales, target)
         run = reference.train_reduced(
             weights0, scales, bases, target, loss_scale=1.0, learning_rate=rates, steps=100,
@@ -395,11 +391,13 @@ def test_middle_singular_values_are_rho() -> None:
             assert rho[0] == pytest.approx(0.5 * (1 - 0.05 * 1e-3) ** 100, rel=tolerance(np.float64, 100))
 
 
-def test_exactness_holds_through_a_long_plateau() -> None:
+def test_reduced_training_is_exact_through_a_long_plateau() -> None:
     generator = np.random.default_rng(8)
-    setting = Setting(scales=(1e-2,), rates=(0.05,))
-    target = low_rank(generator, 12, 12, [3.0, 2.0])
-    agreement = compare(initial(generator, 12, 3, setting), target, setting, steps=4000)
+    setting = LayerOptions(scales=(1e-2,), rates=(0.05,))
+    target = draw_matrix(generator, 12, 12, [3.0, 2.0])
+    agreement = compare_engines(
+        initial(generator, 12, n_layers=3, setting=setting), target, setting, steps=4000
+    )
     # Rounding in the direction of growth is amplified along with the weights, from 1e-2 to 1.
     assert agreement.weights <= 1e-12
     assert agreement.remaining < 1e-3
@@ -415,7 +413,7 @@ def test_exactness_holds_through_a_long_plateau() -> None:
     ],
     ids=["not orthogonal", "narrow input", "wider inside", "bulge"],
 )
-def test_theorem_refuses_other_networks(weights0: list[Array]) -> None:
+def test_networks_outside_the_theorem_are_refused(weights0: list[Array]) -> None:
     target = np.zeros((weights0[-1].shape[0], weights0[0].shape[1]))
     with pytest.raises(AssumptionError, match=r"W_\d\(0\)"):
         reference.active_subspaces(weights0, [1.0] * 3, target)
@@ -427,7 +425,7 @@ def test_theorem_refuses_other_networks(weights0: list[Array]) -> None:
 @pytest.mark.parametrize("shape", [(7, 7), (4, 7), (7, 4)], ids=["square", "wide", "tall"])
 def test_limit_vectors_are_those_of_a_tiny_step(shape: tuple[int, int]) -> None:
     generator = np.random.default_rng(9)
-    weight0 = 0.3 * orthonormal(generator, *shape)
+    weight0 = 0.3 * draw_orthonormal(generator, *shape)
     gradient0 = generator.standard_normal(shape)
     left, right = reference.limit_vectors(weight0, gradient0, 0.3)
     assert left.shape == (shape[0], min(shape))
@@ -449,8 +447,8 @@ def test_limit_vectors_of_the_theorem() -> None:
     """r singular values rise, r fall, the others stay together, with the same q in every layer."""
     generator = np.random.default_rng(10)
     setting, rank = SETTINGS["plain"], 2
-    weights0 = initial(generator, 9, 3, setting)
-    target = low_rank(generator, 9, 9, [2.0, 1.0])
+    weights0 = initial(generator, 9, n_layers=3, setting=setting)
+    target = draw_matrix(generator, 9, 9, [2.0, 1.0])
     scales = setting.layers(3)[0]
     bases = reference.active_subspaces(weights0, scales, target)
     small_target = bases[-1].T @ target @ bases[0]
@@ -468,14 +466,14 @@ def test_limit_vectors_of_the_theorem() -> None:
 
 @pytest.mark.parametrize("size", [0.0, 1e-150, 1e-14, 1e-8, 0.3, 1.0, np.pi / 2 - 1e-8, np.pi / 2])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_angle_keeps_its_digits(size: float, sign: float) -> None:
+def test_angles_lose_no_digits(size: float, sign: float) -> None:
     first = np.array([[1.0], [0.0]])
     second = sign * np.array([[np.cos(size)], [np.sin(size)]])
     (computed,) = reference.angle(first, second)
     np.testing.assert_allclose(computed, size, rtol=4 * np.finfo(np.float64).eps)
 
 
-def test_singular_values_descend() -> None:
+def test_singular_values_are_sorted() -> None:
     np.testing.assert_allclose(
         reference.singular_values(np.diag([1.0, -3.0, 2.0])), [3.0, 2.0, 1.0], rtol=tolerance(np.float64, 3)
     )

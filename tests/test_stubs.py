@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The stubs say what the compiled modules say of themselves: pybind11 writes signatures into docstrings."""
+"""The stubs have the signatures of the compiled modules, which pybind11 writes into docstrings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_public(name):
     return name == "__init__" or not name.startswith("_")
 
 
-def members(body):
+def public_members(body):
     """Return {name: node} of what a stub, or a class of it, declares to the outside."""
     found = {}
     for node in body:
@@ -59,7 +59,7 @@ def class_members(tree, node):
     found = {}
     for base in node.bases:
         found |= class_members(tree, classes[base.id])
-    return found | members(node.body)
+    return found | public_members(node.body)
 
 
 def present(owner):
@@ -88,7 +88,7 @@ def annotations(function):
     return {**listed, "return": ast.unparse(function.returns)}
 
 
-def compare(name, declared, thing):
+def assert_same_signature(name, declared, thing):
     written = signature_of(thing)
     assert parameters(declared) == parameters(written), name
     kinds, found = annotations(written), annotations(declared)
@@ -100,7 +100,7 @@ def compare(name, declared, thing):
 def pairs(core):
     """Yield (name, declaration, compiled thing) of all that is called."""
     tree = parse_stub("_core")
-    for name, node in members(tree.body).items():
+    for name, node in public_members(tree.body).items():
         thing = getattr(core, name)
         if isinstance(node, ast.FunctionDef):
             yield name, node, thing
@@ -110,10 +110,10 @@ def pairs(core):
 
 
 @pytest.mark.parametrize("stem", ["_core", "_cpu"])
-def test_the_stub_names_what_the_module_has(stem, core):
+def test_the_stub_has_the_names_of_the_module(stem, core):
     module = core if stem == "_core" else _cpu
     tree = parse_stub(stem)
-    declared = members(tree.body)
+    declared = public_members(tree.body)
     assert set(declared) == set(present(module))
     for name, node in declared.items():
         assert isinstance(node, ast.ClassDef) == isinstance(getattr(module, name), type), name
@@ -129,15 +129,15 @@ def test_the_stub_has_the_signatures_of_the_module(core):
         if is_property:
             assert thing.fset is None, f"{name} can be set; the stub says it cannot"
         else:
-            compare(name, declaration, thing)
+            assert_same_signature(name, declaration, thing)
             checked += 1
     assert checked > 30
 
 
 def test_the_stub_of_the_probe_has_its_signatures():
-    for name, declaration in members(parse_stub("_cpu").body).items():
-        compare(name, declaration, getattr(_cpu, name))
+    for name, declaration in public_members(parse_stub("_cpu").body).items():
+        assert_same_signature(name, declaration, getattr(_cpu, name))
 
 
-def test_typed_marker_travels_along():
+def test_the_typed_marker_is_installed():
     assert (PACKAGE / "py.typed").exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SVDTracker: bounds that hold, branches that keep their names, and every way to hand it a matrix."""
+"""SVDTracker: error bounds, branches, and all kinds of updates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers.matrices import draw_matrix, draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -29,12 +30,6 @@ def assert_within_bounds(record, W):
         assert sigma[k] <= record.tail + tolerance(W.dtype, max(W.shape)) * sigma[0]
 
 
-def with_values(values, dim, seed=0):
-    rng = np.random.default_rng(seed)
-    U, V = (np.linalg.qr(rng.standard_normal((dim, len(values))))[0] for _ in range(2))
-    return (U * np.asarray(values)) @ V.T
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     m=st.integers(1, 40),
@@ -46,7 +41,7 @@ def with_values(values, dim, seed=0):
     level=st.sampled_from([1e-30, 1.0, 1e30]),
     seed=st.integers(0, 2**31),
 )
-def test_small_matrices_of_any_shape_and_rank(m, n, k, rank, mode, single, level, seed):
+def test_small_matrices_of_any_shape_and_rank_are_within_the_bounds(m, n, k, rank, mode, single, level, seed):
     rng = np.random.default_rng(seed)
     dtype = np.float32 if single else np.float64
     if single and level != 1.0:
@@ -62,12 +57,12 @@ def test_small_matrices_of_any_shape_and_rank(m, n, k, rank, mode, single, level
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
+def test_every_level_and_number_of_threads_gives_the_same(core, n_threads, dtype):
     rng = np.random.default_rng(1)
     made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
     tracker = made(150, 180, DEFAULTS | {"n_values": 5}, n_threads)
     W = (rng.standard_normal((150, 180)) / 20).astype(dtype)
-    W += with_values([3, 2, 1], 180).astype(dtype)[:150]
+    W += draw_matrix(0, 180, 180, [3, 2, 1]).astype(dtype)[:150]
     for _ in range(4):
         W += (1e-2 * np.outer(rng.standard_normal(150), rng.standard_normal(180)) / 180).astype(dtype)
         raw = tracker.update(W, np.inf)
@@ -83,7 +78,7 @@ def test_every_level_and_team_tracks_alike(core, n_threads, dtype):
 
 @pytest.mark.parametrize("k", [1, 4, 16])
 def test_a_decaying_spectrum_is_certified(k):
-    W = with_values(0.5 ** np.arange(60), 200)
+    W = draw_matrix(0, 200, 200, 0.5 ** np.arange(60))
     record = dln.SVDTracker(k).update(W)
     assert record.tier == "dense"
     assert record.completeness != "none"
@@ -97,7 +92,7 @@ def test_a_decaying_spectrum_is_certified(k):
 )
 def test_bounds_hold_at_any_scale(dtype, exponents):
     """Squares of squares neither overflow nor vanish, also where one tracker sees all scales."""
-    W = with_values(0.8 ** np.arange(60), 200)
+    W = draw_matrix(0, 200, 200, 0.8 ** np.arange(60))
     through = dln.SVDTracker(5)
     for exponent in exponents:
         level = 10.0**exponent
@@ -111,8 +106,8 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
                 assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
 
 
-def test_noise_that_hides_values_is_no_promise():
-    """The top of a bulk cannot be certified to a tolerance below what random starts can tell."""
+def test_values_hidden_by_noise_are_not_certified():
+    """The largest values of a bulk cannot be certified below the resolution of random vectors."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((300, 300)) / 17
     record = dln.SVDTracker(16, tolerance=1e-6).update(W)
@@ -121,7 +116,7 @@ def test_noise_that_hides_values_is_no_promise():
 
 
 def test_a_known_drift_saves_certificates():
-    W = with_values([4, 3, 2], 200) + np.eye(200)
+    W = draw_matrix(0, 200, 200, [4, 3, 2]) + np.eye(200)
     rng = np.random.default_rng(0)
     known, unknown = dln.SVDTracker(3), dln.SVDTracker(3)
     for tracker in (known, unknown):
@@ -140,7 +135,7 @@ def test_a_known_drift_saves_certificates():
 def test_branches_keep_their_names_through_a_crossing():
     rng = np.random.default_rng(3)
     dim = 160
-    U, V = (np.linalg.qr(rng.standard_normal((dim, 4)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, dim, 4) for _ in range(2))
     tracker = dln.SVDTracker(3)
     seen = []
     previous = None
@@ -154,7 +149,7 @@ def test_branches_keep_their_names_through_a_crossing():
         previous = vectors
     seen = np.array(seen)
     np.testing.assert_allclose(seen[:, 0], 5, atol=1e-12)
-    # By size they would meet and part again; by branch they go straight through.
+    # Sorted by size the curves touch; by branch they cross.
     t = np.linspace(-1, 1, 41)
     np.testing.assert_allclose(np.sort(seen[:, 1:], axis=0)[:, 0], np.sort(seen[:, 1]), atol=1e-12)
     slopes = np.diff(seen[:, 1:], axis=0)
@@ -165,7 +160,7 @@ def test_branches_keep_their_names_through_a_crossing():
 
 def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
     rng = np.random.default_rng(3)
-    U, V = (np.linalg.qr(rng.standard_normal((40, 40)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, 40, 40) for _ in range(2))
     signed, unsigned = dln.SVDTracker(3, signed=True), dln.SVDTracker(3)
     for t in np.linspace(0.55, -0.45, 11):
         W = (U[:, :3] * [3, 2, t]) @ V[:, :3].T
@@ -177,7 +172,7 @@ def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
 
 
 def test_equal_values_are_one_cluster():
-    W = with_values([3, 3, 3, 1, 1], 150)
+    W = draw_matrix(0, 150, 150, [3, 3, 3, 1, 1])
     tracker = dln.SVDTracker(5)
     record = tracker.update(W)
     assert record.clusters.tolist() == [0, 0, 0, 1, 1]
@@ -191,11 +186,11 @@ def test_equal_values_are_one_cluster():
 def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
     rng = np.random.default_rng(0)
     dim = 150
-    Q = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    Q = draw_orthonormal(rng, dim, dim)
     tracker = dln.SVDTracker(2)
     record = tracker.update(Q)
     assert np.isnan(record.right_angles).all()
-    U, V = (np.linalg.qr(rng.standard_normal((dim, 2)))[0] for _ in range(2))
+    U, V = (draw_orthonormal(rng, dim, 2) for _ in range(2))
     low = (U * [3, 2]) @ V.T
     assert np.allclose(tracker.update(0.01 * Q + low).right_angles, 0, atol=1e-12)
     turned = V @ np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
@@ -211,14 +206,14 @@ def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
 
 class TestInput:
     def test_arrays_are_not_copied(self):
-        W = np.asarray(with_values([2, 1], 140), order="C")
+        W = np.asarray(draw_matrix(0, 140, 140, [2, 1]), order="C")
         tracker = dln.SVDTracker(2)
         tracker.update(W)
         assert tracker._last is W
 
-    def test_torch_tensors(self):
+    def test_torch_tensors_are_read(self):
         torch = pytest.importorskip("torch")
-        W = with_values([2, 1], 140)
+        W = draw_matrix(0, 140, 140, [2, 1])
         tensor = torch.from_numpy(W)
         tracker = dln.SVDTracker(2)
         assert_within_bounds(tracker.update(tensor), W)
@@ -228,7 +223,7 @@ class TestInput:
 
     @pytest.mark.parametrize("known", [False, True])
     def test_operators(self, known):
-        W = with_values(0.7 ** np.arange(40), 160)[:, :130]
+        W = draw_matrix(0, 160, 160, 0.7 ** np.arange(40))[:, :130]
 
         class Operator:
             shape = W.shape
@@ -249,8 +244,8 @@ class TestInput:
             assert record.completeness in (("probabilistic", "rigorous") if known else ("probabilistic",))
 
     @pytest.mark.parametrize("bad", ["matmat", "rmatmat"])
-    def test_a_failed_event_is_forgotten(self, bad):
-        W = with_values([3, 2, 1], 150)
+    def test_a_failed_update_is_discarded(self, bad):
+        W = draw_matrix(0, 150, 150, [3, 2, 1])
         tracker = dln.SVDTracker(2)
         tracker.update(W)
 
@@ -270,7 +265,7 @@ class TestInput:
         assert_within_bounds(record, W)
         assert record.completeness != "none"
 
-    def test_what_operators_do_wrong(self):
+    def test_errors_of_operators_are_named(self):
         class Operator:
             shape = (150, 140)
             dtype = np.float64
@@ -294,8 +289,9 @@ class TestInput:
         with pytest.raises(TypeError, match="float16"):
             dln.SVDTracker(2).update(Operator())
 
-    def test_bad_arguments(self):
-        for arguments, kind, text in [
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "text"),
+        [
             ({"k": 0}, ValueError, "k is 0"),
             ({"k": 2.5}, TypeError, "k is 2.5"),
             ({"mode": "svd"}, ValueError, "mode is 'svd'"),
@@ -304,17 +300,24 @@ class TestInput:
             ({"failure": 0.0}, ValueError, "failure"),
             ({"max_sweeps": 0}, ValueError, "max_sweeps is 0"),
             ({"guards": -1}, ValueError, "guards is -1"),
-        ]:
-            with pytest.raises(kind, match=text):
-                dln.SVDTracker(**arguments)
+        ],
+    )
+    def test_bad_settings_are_named(self, arguments, kind, text):
+        with pytest.raises(kind, match=text):
+            dln.SVDTracker(**arguments)
+
+    def test_requests_before_the_first_update_are_named(self):
         tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="earlier update"):
             tracker.update_low_rank(np.ones(3), np.ones(3))
         with pytest.raises(ValueError, match="before the first event"):
             _ = tracker.left_vectors
+
+    def test_bad_updates_are_named_and_change_nothing(self):
+        tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="finite"):
             tracker.update(np.full((200, 200), np.nan))
-        W = with_values([2, 1], 140)
+        W = draw_matrix(0, 140, 140, [2, 1])
         tracker = dln.SVDTracker(2)
         tracker.update(W)
         with pytest.raises(dln.ShapeError, match=r"shape \(3, 4\); wanted \(140, 140\)"):
@@ -331,9 +334,9 @@ class TestInput:
         with pytest.raises(ValueError, match="finite"):
             tracker.update(W)
         W[0, 0] = 0.0
-        assert_within_bounds(tracker.update(W), W)  # it lives
+        assert_within_bounds(tracker.update(W), W)  # the tracker still works
 
-    def test_one_event_at_a_time(self):
+    def test_only_one_update_at_a_time(self):
         W = np.random.default_rng(0).standard_normal((1200, 1200))
         tracker = dln.SVDTracker(16)
         errors = []
@@ -353,7 +356,7 @@ class TestInput:
         assert all("already at work" in error for error in errors)
         assert_within_bounds(tracker.update(W), W)
 
-    def test_control_c_ends_a_long_event(self, run_python):
+    def test_control_c_interrupts_a_long_update(self, run_python):
         program = """
 import os, signal, threading, time
 import numpy as np
@@ -375,7 +378,7 @@ except KeyboardInterrupt:
 class TestLowRankUpdates:
     @pytest.mark.parametrize("shape", [(150, 150), (190, 140), (140, 190)])
     @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-    def test_from_an_isometry(self, shape, dtype):
+    def test_low_rank_updates_of_an_isometry(self, shape, dtype):
         rng = np.random.default_rng(0)
         W = (0.4 * dln.orthogonal([shape[1], shape[0]], 1.0, 0)[0]).astype(dtype)
         few = dln.SVDTracker(6)
@@ -404,7 +407,7 @@ class TestLowRankUpdates:
             truth.T @ u, v * few.record.singular_values, atol=20 * tolerance(dtype, max(shape))
         )
 
-    def test_frames_that_outgrow_their_limit_go_on_in_a_copy(self):
+    def test_frames_that_outgrow_their_limit_become_a_dense_copy(self):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([150, 150], 0.4, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -420,10 +423,10 @@ class TestLowRankUpdates:
         assert tiers[0] == "factored"
         assert tiers[-1] == "dense"
         np.testing.assert_allclose(tracker.current(), truth, atol=tolerance(np.float64, 150, 12))
-        # And back to arrays.
+        # Updates by arrays work again.
         assert_within_bounds(tracker.update(truth), truth)
 
-    def test_from_any_matrix(self):
+    def test_low_rank_updates_of_any_matrix(self):
         rng = np.random.default_rng(0)
         W = rng.standard_normal((160, 140)) / 12
         truth = W.copy()
@@ -442,10 +445,10 @@ class TestLowRankUpdates:
         ("m", "n", "k"), [(60, 60, 20), (1, 7, 1), (13, 5, 9), (128, 300, 4), (140, 150, 60)]
     )
     def test_decomposed_sizes_are_as_exact_as_update(self, mode, dtype, m, n, k):
-        """Where `update` decomposes W, so do updates of it: equal values are no harder than others."""
+        """Small matrices are decomposed by low-rank updates as by `update`, including equal values."""
         tracker, plain = dln.SVDTracker(k, mode=mode), dln.SVDTracker(k, mode=mode)
         W = np.zeros((m, n), dtype=dtype)
-        tracker.update(W.copy())  # which must not change
+        tracker.update(W.copy())  # it must not change
         for i in range(min(m, n, 12)):
             a, b = np.eye(m, dtype=dtype)[i], np.eye(n, dtype=dtype)[i]
             W[i, i] = 1
@@ -457,7 +460,7 @@ class TestLowRankUpdates:
             assert_within_bounds(record, W)
         np.testing.assert_array_equal(tracker.current(), W)
 
-    def test_the_array_of_the_caller_is_left_alone(self):
+    def test_the_array_of_the_caller_is_unchanged(self):
         rng = np.random.default_rng(0)
         for n in (20, 150):
             W = rng.standard_normal((n, n))
@@ -468,8 +471,8 @@ class TestLowRankUpdates:
                 tracker.update_low_rank(rng.standard_normal(n), rng.standard_normal(n), factor=0.5)
             np.testing.assert_array_equal(W, before)
 
-    def test_weights_that_decay_are_followed_to_their_own_precision(self):
-        """What the frames leave out is small beside the W of now, not beside the one of the start."""
+    def test_decaying_weights_are_tracked_to_their_own_precision(self):
+        """The truncation error of the frames is relative to the current W, not to the initial one."""
         rng = np.random.default_rng(0)
         truth = dln.orthogonal([150, 150], 1.0, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -492,7 +495,7 @@ AT_LEVELS = [(dtype, level) for dtype, levels in LEVELS.items() for level in lev
 
 
 class TestScales:
-    """Whatever W's size: bounds hold, and norms are right."""
+    """Bounds hold and norms are accurate at any scale of W."""
 
     @staticmethod
     def scaled(W, dtype, level):
@@ -521,7 +524,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     @pytest.mark.parametrize("mode", ["auto", "dense", "full"])
     @pytest.mark.parametrize(("m", "n", "k"), [(300, 150, 3), (40, 23, 23), (1, 5, 1)])
-    def test_arrays(self, dtype, level, mode, m, n, k):
+    def test_arrays_of_any_scale_are_within_the_bounds(self, dtype, level, mode, m, n, k):
         rng = np.random.default_rng(0)
         W = rng.standard_normal((m, n)) / np.sqrt(m)
         W[:, : min(n, 5)] *= 4.0
@@ -534,7 +537,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     def test_operators(self, dtype, level):
         rng = np.random.default_rng(0)
-        W = with_values([5, 4, 3] + [1] * 60, 150)
+        W = draw_matrix(0, 150, 150, [5, 4, 3] + [1] * 60)
 
         class Operator:
             def __init__(self, matrix):
@@ -559,7 +562,7 @@ class TestScales:
     @pytest.mark.parametrize(("dtype", "level"), AT_LEVELS)
     @pytest.mark.parametrize("isometry", [True, False])
     @pytest.mark.parametrize("n", [150, 11])
-    def test_low_rank_updates(self, dtype, level, isometry, n):
+    def test_low_rank_updates_of_any_scale_are_within_the_bounds(self, dtype, level, isometry, n):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([n, n], 1.0, 0)[0] if isometry else rng.standard_normal((n, n)) / np.sqrt(n)
         W = (W * level).astype(dtype)
@@ -594,7 +597,7 @@ class TestScales:
             assert record.norm == pytest.approx(norm, rel=1e-12, abs=1e-322)
             before = held
 
-    def test_what_no_number_can_hold_is_refused(self):
+    def test_values_beyond_the_largest_number_are_refused(self):
         W = np.full((200, 200), 1.7e308)
         with pytest.raises(ValueError, match="not finite, or its norm overflows"):
             dln.SVDTracker(2).update(W)
@@ -604,8 +607,8 @@ class TestScales:
             tracker.update_low_rank(np.full(200, 1e155), np.full(200, 1e152))
 
     @pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e200), (np.float32, 1e25)])
-    def test_factors_far_from_one_beside_each_other(self, dtype, size):
-        """Of their product nothing is lost: it is of size 1."""
+    def test_factors_of_very_different_size_lose_no_digits(self, dtype, size):
+        """Their product has size 1 and loses no digits."""
         tracker = dln.SVDTracker(3)
         tracker.update(np.eye(150, dtype=dtype))
         a, b = np.zeros((2, 150), dtype=dtype)
@@ -617,8 +620,8 @@ class TestScales:
             apart = abs(record.singular_values[0] - (1 + 4 * (i + 1)))
             assert apart <= record.errors[0] + 8 * tolerance(dtype, 4)
 
-    def test_shares_and_ranks_of_a_run(self):
-        """What a trajectory makes of norms and values is free of the scale, too."""
+    def test_shares_and_ranks_do_not_depend_on_the_scale(self):
+        """Measures of a trajectory do not depend on the scale either."""
         problem = dln.low_rank_recovery(dim=150, rank=2)
         runs = [
             dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1,
@@ -699,7 +702,9 @@ class TestRuns:
                     assert set(found["completeness"]) == {"rigorous"}
             if name.startswith("square") and tracking != "full":
                 assert np.all(errors < 0.0501 * values[:, :1])
-                assert np.median(errors) < 1e-4  # W(0) is a rotation: what is not tracked is known
+                assert (
+                    np.median(errors) < 1e-4
+                )  # W(0) is a rotation: the values that are not tracked are known
                 assert set(found["completeness"]) == {"probabilistic"}
 
     def test_all_values_in_factored_form(self):
@@ -715,7 +720,7 @@ class TestRuns:
         rate = run.config["learning_rate"][0]
         np.testing.assert_allclose(run.tracking(1)["rho"], 0.5 * (1 - rate * 1e-3) ** run.steps, rtol=1e-12)
 
-    def test_vectors_and_angles_from_the_tracker(self):
+    def test_vectors_and_angles_of_the_tracker_equal_the_dense_ones(self):
         problem, weights, changes = self.networks()["thin"]
         arguments = dict(learning_rate="auto", steps=20, vectors=True, weights_every=20, **changes)
         few = dln.train(problem, weights, engine="dense", singular_values=8, **arguments)
@@ -732,7 +737,7 @@ class TestRuns:
             atol=1e-6,
         )
 
-    def test_branches_of_both_engines(self):
+    def test_both_engines_have_the_same_branches(self):
         problem = dln.low_rank_recovery(self.DIM, 3, seed=1)
         weights = dln.orthogonal([self.DIM] * 4, 0.5, 0)
         arguments = {"learning_rate": "auto", "steps": 60, "momentum": 0.9}
@@ -752,7 +757,7 @@ class TestRuns:
         with pytest.raises(ValueError, match="not followed"):
             dln.train(problem, weights, engine="dense", **arguments).branch_values(1)
 
-    def test_files_keep_what_was_tracked(self, tmp_path):
+    def test_files_contain_the_tracked_values(self, tmp_path):
         problem, weights, _ = self.networks()["square"]
         run = dln.train(problem, weights, learning_rate="auto", steps=5, engine="dense", singular_values=4)
         run.save(tmp_path / "run.npz")
@@ -774,11 +779,11 @@ class TestRuns:
 
 @pytest.mark.parametrize("mode", ["auto", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_tracker_goes_on_where_another_was(mode, dtype):
+def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
     """The same values within the errors, and the same branches through a crossing after the change."""
     rng = np.random.default_rng(3)
     m, n, k = 170, 150, 3
-    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
+    u, v = (draw_orthonormal(rng, size, k) for size in (m, n))
     rest = 1e-3 * rng.standard_normal((m, n))
 
     def matrix(t):
@@ -800,7 +805,7 @@ def test_a_tracker_goes_on_where_another_was(mode, dtype):
         assert sorted(found.branches) == [0, 1, 2]
         np.testing.assert_array_equal(found.branches, wanted.branches)
     assert again.n_events == whole.n_events == len(times)
-    # And once more, from one that went on.
+    # Again, from a tracker that was itself restored.
     third = dln.SVDTracker.from_state_dict(again.state_dict())
     np.testing.assert_array_equal(third.update(matrix(times[-1])).branches, records[-1].branches)
 
@@ -816,7 +821,7 @@ def test_new_branches_get_new_numbers_after_a_change():
     assert again.state_dict()["next_branch"] == 2
 
 
-def test_bad_states_of_a_tracker():
+def test_bad_states_of_a_tracker_are_named():
     with pytest.raises(ValueError, match="state_dict needs an earlier event"):
         dln.SVDTracker(2).state_dict()
     with pytest.raises(TypeError, match="state is list; wanted what state_dict returned"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps: grids that are checked, runs that are those of `train`, executors, sweeps that are cut short."""
+"""Sweeps: grids, runs equal to those of `train`, executors, interrupted sweeps."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.executors import InlineExecutor
+from helpers.optional_packages import import_pandas
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -35,7 +37,7 @@ BASE = {
     "weights": {"depth": 3, "scale": 0.5},
     "train": {"learning_rate": 1.0, "steps": STEPS, "record_every": 20},
 }
-#: Runs side by side, runs alone, one that diverges and, with decay, another recursion.
+#: Runs in batches, runs alone, diverging runs and, with decay, another recursion.
 AXES = {
     "train.learning_rate": [0.5, 1e9],
     "weights.seed": range(3),
@@ -53,18 +55,6 @@ depth = 3
 learning_rate = 1.0
 steps = 60
 """
-
-
-class Inline:
-    """An executor that runs every call at once, in this thread."""
-
-    def submit(self, function, *arguments):
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class Polled:
@@ -89,13 +79,13 @@ class Polling:
         return Polled(function, *arguments)
 
 
-def losses(results):
+def outcome_rows(results):
     return [(row["hash"], row["outcome"], row["final_loss"], row["error"]) for row in results]
 
 
 @pytest.fixture(scope="module")
-def wanted():
-    return losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline()))
+def inline_results():
+    return outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor()))
 
 
 # Grids.
@@ -146,7 +136,7 @@ def test_a_grid_from_a_file(tmp_path, table):
     assert changed.output["directory"] == "x"
 
 
-def test_the_hash_is_of_what_a_run_gives(tmp_path):
+def test_the_hash_depends_on_the_settings_that_change_the_result(tmp_path):
     def name(**changes):
         sections = {section: {**BASE[section], **changes.get(section, {})} for section in BASE}
         return dln.SweepGrid({**sections, "output": changes.get("output", {})}).items[0].hash
@@ -159,7 +149,7 @@ def test_the_hash_is_of_what_a_run_gives(tmp_path):
     assert name(weights={"seed": 1}) != name()
 
 
-def test_paths_count_from_the_file_and_do_not_depend_on_the_folder(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", X=np.eye(3), Y=np.eye(3))
     rest = TOML.partition("rank = 2")[2]
     (tmp_path / "spec.toml").write_text(f"[problem]\nkind = 'npz'\npath = 'data.npz'{rest}")
@@ -194,12 +184,12 @@ def test_paths_count_from_the_file_and_do_not_depend_on_the_folder(tmp_path, mon
         ({"problem.kind": ["npz"]}, "problem.dim is not a setting"),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(axes, message):
+def test_mistakes_are_found_before_the_first_run(axes, message):
     with pytest.raises(SpecError, match=message):
         dln.SweepGrid(BASE, axes)
 
 
-def test_wrong_arguments(tmp_path):
+def test_bad_arguments_of_a_grid_are_named():
     with pytest.raises(TypeError, match="base is int"):
         dln.SweepGrid(3)
     with pytest.raises(TypeError, match="axes is int"):
@@ -208,24 +198,30 @@ def test_wrong_arguments(tmp_path):
         dln.SweepGrid(BASE, [3])
     with pytest.raises(ValueError, match="changes are for a file"):
         dln.SweepGrid(BASE, changes=["train.steps=3"])
+
+
+def test_bad_arguments_of_a_sweep_are_named():
     with pytest.raises(TypeError, match="executor is str; wanted an object with submit"):
         dln.sweep(BASE, "threads")
     with pytest.raises(ValueError, match="n_workers is 0"):
-        dln.sweep(BASE, Inline(), n_workers=0)
+        dln.sweep(BASE, InlineExecutor(), n_workers=0)
     with pytest.raises(ValueError, match="chunk_seconds is 0"):
-        dln.sweep(BASE, Inline(), chunk_seconds=0)
+        dln.sweep(BASE, InlineExecutor(), chunk_seconds=0)
+
+
+def test_bad_specifications_of_a_sweep_are_named(tmp_path):
     with pytest.raises(SpecError, match="sweep is 3; wanted a section"):
-        dln.sweep({**BASE, "sweep": 3}, Inline())
+        dln.sweep({**BASE, "sweep": 3}, InlineExecutor())
     problem = {"kind": "npz", "path": str(tmp_path / "none.npz")}
     with pytest.raises(SpecError, match="which is no file"):
-        dln.sweep({**BASE, "problem": problem}, Inline())
+        dln.sweep({**BASE, "problem": problem}, InlineExecutor())
 
 
-# What runs give.
+# Results of runs.
 
 
-def test_runs_are_those_of_train():
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+def test_runs_equal_those_of_train():
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     assert len(results) == 24
     problem = dln.low_rank_recovery(DIM, 2)
     for row in results:
@@ -243,19 +239,22 @@ def test_runs_are_those_of_train():
     assert results.counted() == "24 runs: 12 diverged, 12 finished"
 
 
-def test_a_run_has_the_same_bits_whatever_runs_beside_it(wanted):
+def test_a_run_has_the_same_bits_whatever_runs_beside_it(inline_results):
     for i in (0, 5, 11):
         change = dln.SweepGrid(BASE, AXES)[i]
-        assert losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline())) == [wanted[i]]
-    # A chunk that may begin one run only hands the others back.
-    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), chunk_seconds=1e-9)) == wanted
+        assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor())) == [inline_results[i]]
+    # A chunk that may start only one run returns the others.
+    assert (
+        outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), chunk_seconds=1e-9))
+        == inline_results
+    )
 
 
-def test_momentum_beside_none_changes_no_bit():
+def test_runs_with_and_without_momentum_side_by_side_change_no_bit():
     axes = {"train.momentum": [0.0, 0.9], "weights.seed": range(4), "train.weight_decay": [0.0, 0.1]}
     grid = dln.SweepGrid(BASE, axes)
-    together = losses(dln.sweep(grid, Inline()))
-    alone = [losses(dln.sweep(dln.SweepGrid(BASE, [change]), Inline()))[0] for change in grid]
+    together = outcome_rows(dln.sweep(grid, InlineExecutor()))
+    alone = [outcome_rows(dln.sweep(dln.SweepGrid(BASE, [change]), InlineExecutor()))[0] for change in grid]
     assert together == alone
 
 
@@ -263,27 +262,27 @@ def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
     base = {**BASE, "weights": {"scale": 0.5}}
     axes = {"weights.widths": [[DIM] * 4, [DIM + 1] * 4], "train.engine": ["auto", "dense"]}
     grid = dln.SweepGrid(base, axes)
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
     for row in results[2:]:
         assert row["error"].startswith(("ShapeError: ", "ValueError: "))
         assert json.loads((tmp_path / row["hash"] / "summary.json").read_text())["error"] == row["error"]
-    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
-    again = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)
     assert again.usage["started"] == 2
-    assert losses(again) == losses(results)
+    assert outcome_rows(again) == outcome_rows(results)
 
 
 def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
     grid = dln.SweepGrid(BASE, {"train.steps": [10, 10**15], "train.engine": ["auto", "dense"]})
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
     for row in results[2:]:
         assert row["error"].startswith("MemoryError: ")
         assert not (tmp_path / row["hash"]).exists()
-    again = dln.sweep(grid, Inline(), directory=tmp_path)
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 2
-    assert losses(again) == losses(results)
+    assert outcome_rows(again) == outcome_rows(results)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +297,7 @@ def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
         (ValueError("data that do not fit"), False),
     ],
 )
-def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path, monkeypatch):
+def test_failures_of_the_machine_are_retried(error, is_run_again, tmp_path, monkeypatch):
     from dlnfast._config import sweep_worker as _sweep_worker
 
     def failing(*arguments, **settings):
@@ -307,18 +306,18 @@ def test_failures_of_the_machine_are_not_for_good(error, is_run_again, tmp_path,
     grid = dln.SweepGrid(BASE, {"train.engine": ["dense"]})
     with monkeypatch.context() as patch:
         patch.setattr(_sweep_worker, "train", failing)
-        (row,) = dln.sweep(grid, Inline(), directory=tmp_path)
+        (row,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert row["outcome"] == "failed"
     assert row["error"] == f"{type(error).__name__}: {error}"
-    (again,) = dln.sweep(grid, Inline(), directory=tmp_path)
+    (again,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again["outcome"] == ("finished" if is_run_again else "failed")
-    (retried,) = dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)
+    (retried,) = dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True)
     assert retried["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("error", [BrokenProcessPool("a process died"), OSError(errno.ENOSPC, "full")])
 def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
-    class Dying(Inline):
+    class Dying(InlineExecutor):
         def submit(self, function, *arguments):
             future = Future()
             future.set_exception(error)
@@ -329,11 +328,11 @@ def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
         results = dln.sweep(grid, Dying(), directory=tmp_path)
         assert [row["outcome"] for row in results] == ["failed", "failed"]
     assert not list(tmp_path.glob("*/summary.json"))
-    results = dln.sweep(grid, Inline(), directory=tmp_path)
+    results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished"]
 
 
-def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
+def test_a_failed_write_of_the_table_loses_no_result(tmp_path, monkeypatch):
     from dlnfast._config import sweep as module
 
     def failing(*arguments, **settings):
@@ -341,43 +340,50 @@ def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules[module.__module__], "write_text_whole", failing)
     with pytest.raises(OSError, match="No space") as caught:
-        dln.sweep(dln.SweepGrid(BASE), Inline(), directory=tmp_path)
+        dln.sweep(dln.SweepGrid(BASE), InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in caught.value.results] == ["finished"]
     assert "results.csv is not written" in caught.value.__notes__[-1]
 
 
-def test_what_killed_sweeps_left_goes(tmp_path):
+def test_temporary_files_of_killed_sweeps_are_removed(tmp_path):
     grid = dln.SweepGrid(BASE)
     folder = tmp_path / grid.items[0].hash
-    for _ in range(2):  # of a run that is not done, and of one that is
+    for _ in range(2):  # of an unfinished run, and of a finished one
         folder.mkdir(exist_ok=True)
         for name in ("summary.json.17.0a1b2c3d.part", "owner.lock"):
             (folder / name).write_text("")
-        dln.sweep(grid, Inline(), directory=tmp_path)
+        dln.sweep(grid, InlineExecutor(), directory=tmp_path)
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json"}
 
 
-def test_equal_runs_run_once():
-    results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), Inline())
+def test_equal_runs_are_run_once():
+    results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), InlineExecutor())
     assert results.usage["started"] == 2
     assert results[0]["hash"] == results[1]["hash"] != results[2]["hash"]
 
 
 def test_accuracies_are_columns():
     base = {**BASE, "problem": {"kind": "classification", "n_classes": 3, "samples_per_class": 4, "dim": DIM}}
-    results = dln.sweep(dln.SweepGrid(base, {"weights.seed": [0, 1]}), Inline())
+    results = dln.sweep(dln.SweepGrid(base, {"weights.seed": [0, 1]}), InlineExecutor())
     assert all(0 <= row["accuracy_train"] <= 1 for row in results)
 
 
 # Folders.
 
 
-def test_folders_hold_what_was_run(tmp_path):
+@pytest.fixture(scope="module")
+def sweep_with_runs(tmp_path_factory):
+    """Return a grid, its results and the folder, with the runs."""
+    folder = tmp_path_factory.mktemp("sweep")
     grid = dln.SweepGrid(BASE, AXES)
-    results = dln.sweep(grid, Inline(), directory=tmp_path, keep_runs=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
+    return grid, dln.sweep(grid, InlineExecutor(), directory=folder, keep_runs=True), folder
+
+
+def test_folders_hold_the_specifications_and_the_runs(sweep_with_runs):
+    grid, results, directory = sweep_with_runs
+    assert {path.name for path in directory.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
     for i, (item, row) in enumerate(zip(grid.items, results, strict=True)):
-        folder = tmp_path / item.hash
+        folder = directory / item.hash
         run_file = "diverged.npz" if row["outcome"] == "diverged" else "run.npz"
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json", run_file}
         assert json.loads((folder / "spec.json").read_text()) == item.sections
@@ -388,7 +394,11 @@ def test_folders_hold_what_was_run(tmp_path):
         assert summary["steps"] == row["steps"] == len(run.loss) - 1
         assert summary["why"].startswith(run.engine)
         assert summary["environment"]["dlnfast"]["version"] == dln.__version__
-    with (tmp_path / "results.csv").open(newline="") as file:
+
+
+def test_the_table_has_a_row_for_every_run(sweep_with_runs):
+    grid, results, directory = sweep_with_runs
+    with (directory / "results.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["hash"] for row in table] == [item.hash for item in grid.items]
     assert float(table[0]["final_loss"]) == results[0]["final_loss"]
@@ -396,30 +406,30 @@ def test_folders_hold_what_was_run(tmp_path):
 
 def test_finished_runs_are_not_run_again(tmp_path):
     part = dln.SweepGrid(BASE, {**AXES, "weights.seed": range(2)})
-    dln.sweep(part, Inline(), directory=tmp_path)
+    dln.sweep(part, InlineExecutor(), directory=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path)
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path)
     assert results.usage["started"] == 8
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(ValueError, match=r"run 0 \(finished\) has no trajectory"):
         results.load(0)
-    # Asking for trajectories runs what has none.
-    kept = dln.sweep(dln.SweepGrid(BASE, AXES), Inline(), directory=tmp_path, keep_runs=True)
-    assert kept.usage["started"] == 12  # what diverged has told all
-    assert losses(kept) == losses(results)
+    # Asking for trajectories repeats runs without one.
+    kept = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
+    assert kept.usage["started"] == 12  # diverged runs have a trajectory
+    assert outcome_rows(kept) == outcome_rows(results)
     assert kept.load(0).loss[-1] == kept[0]["final_loss"]
 
 
-def test_a_summary_that_is_not_whole_counts_for_nothing(tmp_path, wanted):
+def test_an_incomplete_summary_is_ignored(tmp_path, inline_results):
     grid = dln.SweepGrid(BASE, AXES)
     folder = tmp_path / grid.items[0].hash
     folder.mkdir()
     (folder / "summary.json").write_text('{"hash": ')
-    assert losses(dln.sweep(grid, Inline(), directory=tmp_path)) == wanted
+    assert outcome_rows(dln.sweep(grid, InlineExecutor(), directory=tmp_path)) == inline_results
 
 
 def test_the_directory_of_the_specification(tmp_path):
-    results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, Inline())
+    results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, InlineExecutor())
     assert results.directory == tmp_path / "there"
     assert (tmp_path / "there" / "results.csv").is_file()
 
@@ -427,8 +437,8 @@ def test_the_directory_of_the_specification(tmp_path):
 # Tables.
 
 
-def test_tables():
-    results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), Inline())
+def test_results_are_formatted_as_tables():
+    results = dln.sweep(dln.SweepGrid(BASE, {"weights.scale": [[0.5, 0.5, 1.0]]}), InlineExecutor())
     lines = results.to_markdown().splitlines()
     assert lines[0].startswith("| weights.scale | outcome | engine | steps | final_loss | seconds | error |")
     assert lines[2].startswith("| [0.5, 0.5, 1.0] | finished | reduced | 60 |")
@@ -437,18 +447,18 @@ def test_tables():
     assert repr(results) == "SweepResults(1 runs: 1 finished)"
 
 
-def test_to_pandas():
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    results = dln.sweep(dln.SweepGrid(BASE, AXES), Inline())
+def test_results_become_a_pandas_table():
+    pandas = import_pandas()
+    results = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor())
     frame = results.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == results.columns
     assert frame["hash"].tolist() == [row["hash"] for row in results]
 
 
-def test_without_pandas(monkeypatch):
+def test_a_missing_pandas_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    results = dln.sweep(BASE, Inline())
+    results = dln.sweep(BASE, InlineExecutor())
     with pytest.raises(ModuleNotFoundError, match=r"to_pandas .* needs pandas"):
         results.to_pandas()
 
@@ -456,22 +466,22 @@ def test_without_pandas(monkeypatch):
 # Executors.
 
 
-def test_threads(wanted):
+def test_a_thread_pool_runs_a_sweep(inline_results):
     with ThreadPoolExecutor(3) as executor:
         results = dln.sweep(dln.SweepGrid(BASE, AXES), executor, n_workers=3, chunk_seconds=0.01)
-        assert losses(results) == wanted
+        assert outcome_rows(results) == inline_results
         assert executor.submit(int, 3).result() == 3  # it stays open
 
 
-def test_futures_that_have_done_and_result_only(wanted):
-    assert losses(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == wanted
+def test_futures_need_only_done_and_result(inline_results):
+    assert outcome_rows(dln.sweep(dln.SweepGrid(BASE, AXES), Polling())) == inline_results
 
 
-def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
+def test_a_call_that_fails_is_traced_to_its_run(tmp_path, inline_results):
     grid = dln.SweepGrid(BASE, AXES)
     bad = grid.items[7].hash
 
-    class Breaking(Inline):
+    class Breaking(InlineExecutor):
         def submit(self, function, job):
             if any(item.hash == bad for item in job.items):
                 function = [].pop
@@ -479,14 +489,17 @@ def test_a_call_that_fails_is_traced_to_its_run(tmp_path, wanted):
             return super().submit(function, job)
 
     results = dln.sweep(grid, Breaking(), directory=tmp_path)
-    assert losses(results[:7]) == wanted[:7]
-    assert losses(results[8:]) == wanted[8:]
+    assert outcome_rows(results[:7]) == inline_results[:7]
+    assert outcome_rows(results[8:]) == inline_results[8:]
     assert results[7]["outcome"] == "failed"
     assert results[7]["error"] == "IndexError: pop from empty list"
-    assert losses(dln.sweep(grid, Inline(), directory=tmp_path, retry_failed=True)) == wanted
+    assert (
+        outcome_rows(dln.sweep(grid, InlineExecutor(), directory=tmp_path, retry_failed=True))
+        == inline_results
+    )
 
 
-def test_an_executor_that_is_closed(tmp_path):
+def test_a_closed_executor_is_an_error(tmp_path):
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     with pytest.raises(RuntimeError, match="shutdown") as caught:
@@ -495,10 +508,10 @@ def test_an_executor_that_is_closed(tmp_path):
     assert caught.value.results[0]["outcome"] is None
 
 
-def test_the_default_executor(tmp_path, wanted):
+def test_the_default_executor_runs_processes(tmp_path, inline_results):
     before = dict(os.environ)
     results = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
-    assert losses(results) == wanted
+    assert outcome_rows(results) == inline_results
     assert dict(os.environ) == before
     cores = available_cores()
     assert results.usage["workers"] == 2
@@ -509,11 +522,11 @@ def test_the_default_executor(tmp_path, wanted):
     again = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
     assert (again.usage["workers"], again.usage["started"]) == (1, 1)
     assert again.load(0).config == results.load(1).config | {"weight_decay": [0.0] * 3}
-    assert losses(again) == wanted
+    assert outcome_rows(again) == inline_results
 
 
-def test_a_worker_that_dies_is_replaced(wanted):
-    """One of the processes is killed while runs are under way: all runs are there in the end."""
+def test_a_worker_that_dies_is_replaced(inline_results):
+    """One of the processes is killed during the sweep: all runs finish."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("finds the workers in /proc")
 
@@ -542,10 +555,10 @@ def test_a_worker_that_dies_is_replaced(wanted):
     finally:
         thread.join()
     assert killed
-    assert losses(results) == losses(dln.sweep(grid, Inline()))
+    assert outcome_rows(results) == outcome_rows(dln.sweep(grid, InlineExecutor()))
 
 
-def test_dask(tmp_path, wanted):
+def test_dask_runs_a_sweep(tmp_path, inline_results):
     if importlib.util.find_spec("distributed") is None:
         pytest.skip("dask.distributed is not installed")
     script = tmp_path / "script.py"
@@ -562,10 +575,10 @@ if __name__ == "__main__":
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [tuple(row) for row in json.loads(done.stdout)] == wanted
+    assert [tuple(row) for row in json.loads(done.stdout)] == inline_results
 
 
-def test_a_script_without_a_guard_is_told(tmp_path):
+def test_a_script_without_a_main_guard_is_named(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import dlnfast as dln\ndln.sweep({BASE!r}, n_workers=1)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
@@ -573,12 +586,12 @@ def test_a_script_without_a_guard_is_told(tmp_path):
     assert 'needs if __name__ == "__main__"' in done.stderr
 
 
-def test_threads_of_workers(monkeypatch):
+def test_workers_share_the_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("MKL_NUM_THREADS", "many")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     limits = _LocalProcesses(1, 4).limits
-    assert limits["OMP_NUM_THREADS"] == "2"  # what the user has set, where that is less
+    assert limits["OMP_NUM_THREADS"] == "2"  # the value set by the user, if it is less
     assert limits["MKL_NUM_THREADS"] == limits["OPENBLAS_NUM_THREADS"] == "4"
     with _environment(limits):
         assert os.environ["OPENBLAS_NUM_THREADS"] == "4"
@@ -587,7 +600,7 @@ def test_threads_of_workers(monkeypatch):
     assert available_cores() >= 1
 
 
-# Sweeps that are cut short.
+# Interrupted sweeps.
 
 
 def command(spec, folder):
@@ -596,7 +609,7 @@ def command(spec, folder):
 
 @pytest.fixture
 def long_sweep(tmp_path):
-    """A sweep of 400 runs that take some hundredths of a second each."""
+    """Return the file of a sweep of 400 runs that take some hundredths of a second each."""
     place = tmp_path / "spec.toml"
     text = TOML.replace("steps = 60", 'steps = 20_000\nrecord_every = 20_000\nengine = "dense"')
     place.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
@@ -604,13 +617,13 @@ def long_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_stopped_says_how_to_go_on(long_sweep, tmp_path, sent, status):
+def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
     folder = tmp_path / "out"
     process = subprocess.Popen(command(long_sweep, folder), stderr=subprocess.PIPE, start_new_session=True)
     while not any(folder.glob("*/summary.json")):
         assert process.poll() is None
         time.sleep(0.01)
-    # Ctrl-C on a terminal reaches the workers too; what ends a service reaches its parent only.
+    # Ctrl-C on a terminal reaches the workers too; the signal that stops a service reaches its parent only.
     os.killpg(process.pid, sent) if sent == signal.SIGINT else os.kill(process.pid, sent)
     message = process.communicate(timeout=60)[1].decode()
     assert process.returncode == status, message
@@ -626,7 +639,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(long_sweep, tmp_path, sent, s
 
 
 def alive(group):
-    """Return the processes of a group; none that only wait to be forgotten."""
+    """Return the processes of a group without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -636,7 +649,7 @@ def alive(group):
     return found
 
 
-def test_kills_lose_nothing():
+def test_killed_sweeps_resume():
     """Few kills here; ``python bench/kill_sweep.py`` makes fifty."""
     done = subprocess.run(
         [sys.executable, str(BENCH / "kill_sweep.py"), "--kills", "2", "--seeds", "2"],
@@ -660,13 +673,13 @@ def test_two_processes_may_run_one_sweep(tmp_path):
         assert process.returncode == 0
     assert len(list(folder.glob("*/summary.json"))) == 120
     assert not list(folder.glob("**/*.part"))
-    again = dln.sweep(place, Inline(), directory=folder)
+    again = dln.sweep(place, InlineExecutor(), directory=folder)
     assert again.usage["started"] == 0
-    assert losses(again) == losses(dln.sweep(place, Inline()))
+    assert outcome_rows(again) == outcome_rows(dln.sweep(place, InlineExecutor()))
 
 
 class Least:
-    """An executor with no more than `sweep` asks for."""
+    """An executor with only the methods that `sweep` needs."""
 
     class Future:
         def __init__(self, answer):
@@ -725,28 +738,28 @@ def test_futures_that_fail_to_cancel_do_not_hide_the_error():
         lambda held: "\N{BYTE ORDER MARK}" * 2 + held,
     ],
 )
-def test_summaries_that_were_changed_are_run_again(change, tmp_path):
+def test_runs_with_changed_summaries_are_repeated(change, tmp_path):
     grid = dln.SweepGrid(BASE, {"weights.seed": [0, 1]})
-    first = dln.sweep(grid, Inline(), directory=tmp_path)
+    first = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     path = tmp_path / first.rows[0]["hash"] / "summary.json"
     path.write_text(change(path.read_text()), encoding="utf-8")
-    again = dln.sweep(grid, Inline(), directory=tmp_path)
+    again = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert again.usage["started"] == 1
-    assert losses(again) == losses(first)
-    assert dln.sweep(grid, Inline(), directory=tmp_path).usage["started"] == 0
+    assert outcome_rows(again) == outcome_rows(first)
+    assert dln.sweep(grid, InlineExecutor(), directory=tmp_path).usage["started"] == 0
 
 
 # The command line.
 
 
-def test_command_line(tmp_path, capsys, monkeypatch):
+def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, monkeypatch):
     from dlnfast import cli
 
     place = tmp_path / "spec.toml"
     place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
 
     def inline(grid, **settings):
-        return dln.sweep(grid, Inline(), **settings)
+        return dln.sweep(grid, InlineExecutor(), **settings)
 
     monkeypatch.setattr(cli, "sweep", inline)
     arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]
@@ -755,5 +768,12 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "| 5 | finished | reduced | 5 |" in printed.out
     assert "sweep:    2 runs: 1 failed, 1 finished" in printed.out
     assert printed.err.startswith("dlnfast: 1 runs failed, one of them: MemoryError")
+
+
+def test_the_command_line_names_the_run_with_a_bad_setting(tmp_path, capsys):
+    from dlnfast import cli
+
+    place = tmp_path / "spec.toml"
+    place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
     assert cli.main(["sweep", str(place), "--set", "train.momentum=2"]) == 2
     assert "run 0 of the sweep (train.steps = 5): momentum (mu) is 2" in capsys.readouterr().err

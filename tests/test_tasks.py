@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers.data_folder import find_data_folder
 
 from dlnfast._datasets.text import TASKS, TextTask, load_task
 
-# Folder, file of the development split, header, one row, and what is to come out: first, second, target.
+# Folder, file of the development split, header, one row, and the expected result: first, second, target.
 GLUE = {
     "stsb": (
         "STS-B",
@@ -56,7 +54,7 @@ GLUE = {
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("inside", [True, False])
-def test_every_task_of_glue(tmp_path, name, inside):
+def test_every_task_of_glue_is_read(tmp_path, name, inside):
     folder, file, header, row, (first, second, target) = GLUE[name]
     place = tmp_path / folder if inside else tmp_path
     place.mkdir(exist_ok=True)
@@ -68,7 +66,7 @@ def test_every_task_of_glue(tmp_path, name, inside):
     assert (task.classes is None) == (name == "stsb")
 
 
-def test_the_open_part_of_stsb(tmp_path, monkeypatch):
+def test_the_open_part_of_stsb_is_read(tmp_path, monkeypatch):
     lines = ["split\tscore\tsentence1\tsentence2", "train\t4.4\ta\tb", "dev\t0\tc\td", "train\t1\te\tf"]
     (tmp_path / "stsb_open.tsv").write_text("\n".join(lines))
     monkeypatch.setenv("DLNFAST_DATA", str(tmp_path))
@@ -91,13 +89,13 @@ def test_the_open_part_of_stsb(tmp_path, monkeypatch):
         ("stsb", "sentence1\tsentence2\tscore\n", "holds no samples"),
     ],
 )
-def test_damaged_files(tmp_path, name, text, message):
+def test_damaged_files_are_named(tmp_path, name, text, message):
     (tmp_path / "train.tsv").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_task(name, tmp_path)
 
 
-def test_wrong_requests(tmp_path, monkeypatch):
+def test_wrong_arguments_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="name is 'boolq'"):
         load_task("boolq", tmp_path)
     with pytest.raises(ValueError, match="split is 'valid'"):
@@ -112,7 +110,7 @@ def test_wrong_requests(tmp_path, monkeypatch):
         load_task("stsb")
 
 
-def test_scores():
+def test_scores_equal_those_of_scipy_and_scikit_learn():
     scipy = pytest.importorskip("scipy.stats", reason="SciPy is optional")
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is optional")
     generator = np.random.default_rng(0)
@@ -130,9 +128,6 @@ def test_scores():
 
 
 def test_the_real_open_part_of_stsb():
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / "stsb_open.tsv").is_file():
-        pytest.skip(f"no stsb_open.tsv in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder("stsb_open.tsv")
     sizes = [len(load_task("stsb", folder, split)) for split in ("train", "dev", "test")]
     assert sizes == [2999, 1000, 879]

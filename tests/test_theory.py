@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -17,10 +18,6 @@ import dlnfast as dln
 from dlnfast import measures, reference, theory
 
 Array = npt.NDArray[Any]
-
-
-def orthogonal(generator: np.random.Generator, dim: int) -> Array:
-    return np.linalg.qr(generator.standard_normal((dim, dim)))[0]
 
 
 def plain_descent(
@@ -36,11 +33,11 @@ def plain_descent(
 # rho.
 
 
-def test_rho_in_the_setting_of_svd_evolution() -> None:
+def test_rho_has_the_published_values_of_svd_evolution() -> None:
     generator = np.random.default_rng(0)
     left, values, right_t = np.linalg.svd(generator.standard_normal((30, 30)))
     target = left[:, :3] * values[:3] @ right_t[:3]
-    weights = [orthogonal(generator, 30) for _ in range(3)]
+    weights = [draw_orthonormal(generator, 30, 30) for _ in range(3)]
     *_, (_, final) = plain_descent(weights, target, rate=1.0, steps=50, loss_scale=1 / 900)
     flow = theory.rho_flow(50, scale=1.0, n_layers=3, loss_scale=1 / 900, learning_rate=1.0)
     assert round(float(flow), 4) == 0.9511
@@ -70,14 +67,14 @@ def test_rho_of_descent_tends_to_the_flow(n_layers: int) -> None:
     n_layers=st.integers(2, 8),
     rate=st.floats(1e-6, 1.0),
 )
-def test_rho_is_the_formula(time: float, scale: float, n_layers: int, rate: float) -> None:
+def test_rho_equals_the_formula(time: float, scale: float, n_layers: int, rate: float) -> None:
     power = 2 * n_layers - 2
     expected = (scale**-power + power * 0.3 * rate * time) ** (-1 / power)
     computed = theory.rho_flow(time, scale, n_layers, 0.3, rate)
     assert computed == pytest.approx(expected, rel=tolerance(np.float64, power))
 
 
-def test_rho_at_its_limits() -> None:
+def test_rho_in_limiting_cases() -> None:
     np.testing.assert_array_equal(theory.rho_flow([0.0, 5.0], 0.0, 3, 1.0, 1.0), [0.0, 0.0])
     # eps^(2 - 2L) would overflow here.
     assert theory.rho_flow(1e9, 1e-3, 200, 1.0, 1.0) == pytest.approx(1e-3, rel=1e-12)
@@ -91,11 +88,11 @@ def test_rho_at_its_limits() -> None:
 # The split in the first step.
 
 
-def low_rank(generator: np.random.Generator, rows: int, cols: int, rank: int) -> dln.Problem:
+def draw_low_rank_problem(generator: np.random.Generator, rows: int, cols: int, rank: int) -> dln.Problem:
     return dln.Problem(generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, cols)))
 
 
-def after_one_step(split: theory.FirstOrderSplit, scale: float, rate: float) -> Array:
+def after_one_step(split: theory.FirstOrderSplit, *, scale: float, rate: float) -> Array:
     """Return the singular values that the split predicts, descending."""
     rates = np.concatenate([split.rates, np.full(split.multiplicity, split.rest)])
     return np.sort(scale + rate * rates)[::-1]
@@ -106,9 +103,11 @@ def after_one_step(split: theory.FirstOrderSplit, scale: float, rate: float) -> 
     ("dim", "n_outputs", "rank", "n_layers"),
     [(9, 9, 2, 3), (12, 12, 1, 1), (8, 8, 4, 2), (7, 7, 6, 2), (5, 5, 0, 3), (11, 3, 3, 3), (12, 5, 2, 4)],
 )
-def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: int, scale: float) -> None:
+def test_the_split_equals_the_first_step(
+    dim: int, n_outputs: int, rank: int, n_layers: int, scale: float
+) -> None:
     """r rise; r fall, or all K with a wide last layer; half the step, a quarter of the error."""
-    problem = low_rank(np.random.default_rng(dim), n_outputs, dim, rank)
+    problem = draw_low_rank_problem(np.random.default_rng(dim), n_outputs, dim, rank)
     weights = dln.orthogonal([dim] * n_layers + [n_outputs], scale, seed=1)
     for layer in range(1, n_layers + (n_outputs == dim)):
         split = theory.first_order_split(problem, weights, layer)
@@ -120,7 +119,9 @@ def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: 
         errors = []
         for rate in (2e-4, 1e-4):
             run = dln.train(problem, weights, learning_rate=rate, steps=1)
-            errors.append(np.max(np.abs(run.singular_values(layer)[1] - after_one_step(split, scale, rate))))
+            errors.append(
+                np.max(np.abs(run.singular_values(layer)[1] - after_one_step(split, scale=scale, rate=rate)))
+            )
         assert errors[0] < 1e-4
         if rank > 0:
             assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.1)
@@ -128,7 +129,7 @@ def test_split_is_the_first_step(dim: int, n_outputs: int, rank: int, n_layers: 
 
 @pytest.mark.parametrize("n_outputs", [10, 4])
 def test_rates_are_the_eigenvalues_of_the_formula(n_outputs: int) -> None:
-    problem = low_rank(np.random.default_rng(2), n_outputs, 10, 3)
+    problem = draw_low_rank_problem(np.random.default_rng(2), n_outputs, 10, 3)
     scales = [0.5, 1.0, 0.8]
     weights = dln.orthogonal([10, 10, 10, n_outputs], scales, seed=3)
     product = np.prod(scales)
@@ -137,14 +138,14 @@ def test_rates_are_the_eigenvalues_of_the_formula(n_outputs: int) -> None:
     expected = np.linalg.eigvalsh((inner + inner.T) / 2 - product * frame @ frame.T)[::-1]
     for layer in (1, 2):
         split = theory.first_order_split(problem, weights, layer)
-        found = after_one_step(split, 0.0, 1.0)
+        found = after_one_step(split, scale=0.0, rate=1.0)
         bound = tolerance(np.float64, 10) * np.max(np.abs(found))
         np.testing.assert_allclose(found, product / scales[layer - 1] * expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("n_outputs", [9, 4])
 def test_vectors_of_the_split_are_the_limit(n_outputs: int) -> None:
-    problem = low_rank(np.random.default_rng(4), n_outputs, 9, 2)
+    problem = draw_low_rank_problem(np.random.default_rng(4), n_outputs, 9, 2)
     weights = dln.orthogonal([9, 9, 9, n_outputs], 0.7, seed=5)
     rate = 1e-6
     run = dln.train(problem, weights, learning_rate=rate, steps=1, vectors=True, engine="dense")
@@ -166,8 +167,8 @@ def test_aligned_layers_only_rise() -> None:
     assert (split.n_rising, split.n_falling, split.multiplicity) == (3, 0, 9)
 
 
-def test_split_refuses() -> None:
-    problem = low_rank(np.random.default_rng(0), 3, 6, 2)
+def test_the_split_names_bad_arguments() -> None:
+    problem = draw_low_rank_problem(np.random.default_rng(0), 3, 6, 2)
     weights = dln.orthogonal([6, 6, 3])
     with pytest.raises(ValueError, match="layer is 2, the wide last one"):
         theory.first_order_split(problem, weights, 2)
@@ -201,8 +202,8 @@ def test_split_refuses() -> None:
     ],
 )
 @pytest.mark.parametrize("scale", [0.3, [0.5, 0.9, 0.2]])
-def test_modes_are_an_aligned_run(engine: str, settings_: dict[str, Any], scale: Any) -> None:
-    problem = dln.Problem(low_rank(np.random.default_rng(6), 10, 10, 2).target, loss_scale=0.1)
+def test_modes_equal_an_aligned_run(engine: str, settings_: dict[str, Any], scale: Any) -> None:
+    problem = dln.Problem(draw_low_rank_problem(np.random.default_rng(6), 10, 10, 2).target, loss_scale=0.1)
     sigma = problem.target_factors().s
     weights = dln.aligned(problem, [10] * 4, scale, seed=2)
     run = dln.train(problem, weights, steps=300, engine=engine, **settings_)
@@ -221,7 +222,7 @@ def test_modes_are_an_aligned_run(engine: str, settings_: dict[str, Any], scale:
 
 
 def test_modes_below_a_wide_last_layer() -> None:
-    problem = low_rank(np.random.default_rng(7), 3, 8, 3)
+    problem = draw_low_rank_problem(np.random.default_rng(7), 3, 8, 3)
     run = dln.train(problem, dln.aligned(problem, [8, 8, 8, 3], 0.4), learning_rate=0.02, steps=200)
     modes = theory.aligned_modes(problem.target_factors().s, 3, steps=200, scale=0.4, learning_rate=0.02)
     frozen = np.full((201, 5), 0.4)
@@ -237,7 +238,7 @@ def test_modes_of_zero_layers_and_of_divergence() -> None:
     assert not np.isfinite(theory.aligned_modes([2.0], 3, steps=50, learning_rate=9.0)[-1]).any()
 
 
-def test_modes_refuse() -> None:
+def test_modes_name_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"singular_values .* negative value, -1"):
         theory.aligned_modes([1.0, -1.0], 2, steps=1, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"momentum .* is 1"):
@@ -250,17 +251,17 @@ def test_modes_refuse() -> None:
 
 
 def trained_compressions(
-    seed: int, scale: float, n_layers: int, loss_below: float, multiplier: float = 1.0, rate: float = 1.0
+    *, seed: int, scale: float, n_layers: int, loss_below: float, multiplier: float = 1.0, rate: float = 1.0
 ) -> Array:
     """Return C_0 .. C_{L-1} for K = 5 classes of 10 orthonormal samples each, on the loss of a W X."""
     generator = np.random.default_rng(seed)
-    inputs = orthogonal(generator, 50)
+    inputs = draw_orthonormal(generator, 50, 50)
     labels = np.repeat(np.arange(5), 10)
     outputs = (labels == np.arange(5)[:, np.newaxis]).astype(float)
     target = outputs @ inputs.T / multiplier
     loss_scale = multiplier**2 / outputs.size
     scales = [scale] * n_layers
-    weights0 = [scale * orthogonal(generator, 50) for _ in range(n_layers)]
+    weights0 = [scale * draw_orthonormal(generator, 50, 50) for _ in range(n_layers)]
     weights0[-1] = weights0[-1][:5]
     bases = reference.active_subspaces(weights0, scales, target)
     run = reference.train_reduced(
@@ -279,14 +280,14 @@ def fitted_ratio(compressions: Array) -> float:
 
 
 def assert_within_law(compressions: Array, law: Array) -> None:
-    """Of the N - K = 45 directions within classes, K = 5 shrink while learning and count for less."""
+    """Of the N - K = 45 directions within classes, K = 5 shrink during training and contribute less."""
     rounding = tolerance(np.float64, 50)
     assert np.all(compressions <= law * (1 + rounding))
     assert np.all(compressions >= law * 40 / 45)
 
 
 def test_compression_in_the_setting_of_progressive_collapse() -> None:
-    runs = [trained_compressions(seed, 0.5, 8, loss_below=4e-9) for seed in range(4)]
+    runs = [trained_compressions(seed=seed, scale=0.5, n_layers=8, loss_below=4e-9) for seed in range(4)]
     law = theory.compression_law(np.arange(8), scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
     assert round(float(law[1] / law[0]), 4) == 0.1875
     for compressions in runs:
@@ -298,8 +299,8 @@ def test_compression_in_the_setting_of_progressive_collapse() -> None:
 
 
 def test_compression_lags_behind_the_loss() -> None:
-    """A mean loss of 1e-6 is not yet convergence: the component that is left adds to the last layers."""
-    compressions = trained_compressions(0, 0.5, 8, loss_below=1e-6)
+    """A mean loss of 1e-6 is not yet convergence: the remaining component adds to the last layers."""
+    compressions = trained_compressions(seed=0, scale=0.5, n_layers=8, loss_below=1e-6)
     assert compressions[7] == pytest.approx(9.63e-5, rel=0.02)
     assert fitted_ratio(compressions) == pytest.approx(0.1877, abs=5e-4)
 
@@ -308,8 +309,12 @@ def test_compression_lags_behind_the_loss() -> None:
     ("scale", "n_layers", "multiplier", "rate"),
     [(0.3, 4, 1.0, 2.0), (0.2, 3, 1.0, 4.0), (0.3, 4, 10.0, 0.5), (0.3, 5, 0.3, 2.0)],
 )
-def test_compression_law(scale: float, n_layers: int, multiplier: float, rate: float) -> None:
-    compressions = trained_compressions(1, scale, n_layers, 1e-11, multiplier, rate)
+def test_the_compression_law_equals_its_formula(
+    scale: float, n_layers: int, multiplier: float, rate: float
+) -> None:
+    compressions = trained_compressions(
+        seed=1, scale=scale, n_layers=n_layers, loss_below=1e-11, multiplier=multiplier, rate=rate
+    )
     law = theory.compression_law(
         np.arange(n_layers), scale=scale, n_layers=n_layers, n_classes=5, samples_per_class=10,
         output_multiplier=multiplier,
@@ -317,7 +322,7 @@ def test_compression_law(scale: float, n_layers: int, multiplier: float, rate: f
     assert_within_law(compressions, law)
 
 
-def test_compression_law_refuses() -> None:
+def test_the_compression_law_names_bad_arguments() -> None:
     arguments: dict[str, Any] = {"scale": 0.5, "n_layers": 4, "n_classes": 5, "samples_per_class": 10}
     assert theory.compression_law(2, **arguments).shape == ()
     for layer in (-1, 4):
@@ -333,10 +338,10 @@ def test_compression_law_refuses() -> None:
 # Discrimination.
 
 
-def noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
+def make_noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
     """Return a problem, its samples and labels: K = 3 classes of 6 orthonormal samples, plus noise."""
     generator = np.random.default_rng(seed)
-    inputs = orthogonal(generator, 30)[:, :18]
+    inputs = draw_orthonormal(generator, 30, 30)[:, :18]
     disturbance = generator.standard_normal(inputs.shape)
     inputs = inputs + noise * disturbance / np.linalg.norm(disturbance)
     labels = np.repeat(np.arange(3), 6)
@@ -346,7 +351,7 @@ def noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Array]:
 
 @pytest.mark.parametrize("n_layers", [2, 3])
 def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int) -> None:
-    problem, inputs, labels = noisy_classes(1.0, seed=8)
+    problem, inputs, labels = make_noisy_classes(1.0, seed=8)
     law = theory.discrimination_law(np.arange(1, n_layers + 1), problem.least_squares, n_layers=n_layers)
     errors = []
     for scale in (0.2, 0.05):
@@ -373,7 +378,7 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
     layers = np.arange(1, 7)
     slopes = []
     for noise in (0.1, 0.05):
-        problem, _, _ = noisy_classes(noise, seed=8)
+        problem, _, _ = make_noisy_classes(noise, seed=8)
         law = theory.discrimination_law(layers, problem.least_squares, n_layers=6)
         line = 1 - (1 - layers / 6) * (1 - law[0]) / (1 - 1 / 6)
         slopes.append(np.max(np.abs(law - line)) / (1 - law[0]))
@@ -381,8 +386,8 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
     assert slopes[1] == pytest.approx(slopes[0] / 2, rel=0.2)
 
 
-def test_discrimination_law_refuses() -> None:
-    problem, _, _ = noisy_classes(1.0, seed=8)
+def test_the_discrimination_law_names_bad_arguments() -> None:
+    problem, _, _ = make_noisy_classes(1.0, seed=8)
     assert theory.discrimination_law(2, problem.least_squares, n_layers=2).shape == ()
     for layer in (0, 4):
         with pytest.raises(ValueError, match=r"layer \(l\) has a value outside 1 \.\. 3"):
@@ -448,7 +453,7 @@ def test_threshold_of_edge_of_stability() -> None:
 
 
 def problems() -> dict[str, dln.Problem]:
-    """Return problems of all kinds: sizes of the target, ranks, inputs that are white, skewed, too few."""
+    """Return problems with several target shapes and ranks, and white, correlated or too few inputs."""
     generator = np.random.default_rng(0)
     return {
         "recovery": dln.low_rank_recovery(30, 3),
@@ -473,7 +478,7 @@ PROBLEMS = problems()
 
 
 def trained_losses(name: str, weights: list[Array], rate: float, momentum: float = 0.0) -> Array:
-    """Return the losses over 1500 steps, less what no weights remove."""
+    """Return the losses over 1500 steps, minus the loss floor."""
     run = dln.train(
         PROBLEMS[name],
         weights,
@@ -514,7 +519,7 @@ def test_default_rate_does_not_need_the_scale(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
-def test_default_rate_of_many_layers_of_large_ones_and_with_momentum(name: str) -> None:
+def test_default_rate_of_many_and_of_large_layers_and_with_momentum(name: str) -> None:
     problem = PROBLEMS[name]
     for n_layers, scale in ((20, 1.0), (6, 2.0)):
         widths = [problem.dim_in] * n_layers + [problem.dim_out]
@@ -558,7 +563,7 @@ def test_default_rate_is_one_over_the_sharpness(n_layers: int, white: bool) -> N
         assert np.linalg.eigvalsh(hessian(start, target, 0.3, gram))[-1] <= (1 + 1e-6) / bound
 
 
-def test_default_rate_at_its_limits() -> None:
+def test_default_rate_in_limiting_cases() -> None:
     target = np.diag([2.0, 1.0])
     base = theory.default_learning_rate(dln.Problem(target), 3)
     assert theory.default_learning_rate(dln.Problem(target, loss_scale=0.01), 3) == pytest.approx(100 * base)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads, signals, forks: what a long call may not do to the rest of the process."""
+"""Threads, signals and forks during long calls."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_core_arguments as core_arguments
+from helpers.core_calls import common_arguments, dense_arguments
 from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast._support.dispatch import core as chosen_core
 
-#: For programs with more threads at work than cores: members of a team that wait do not hold a core.
+#: For programs with more threads at work than cores: waiting threads release their core.
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -86,7 +86,7 @@ def computed(**environment):
 
 
 @pytest.fixture(scope="module")
-def wanted():
+def expected_results():
     return computed(OMP_NUM_THREADS="2")
 
 
@@ -105,15 +105,15 @@ def wanted():
     ],
     ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
 )
-def test_whatever_openmp_is_told_the_results_are_the_same(environment, wanted):
+def test_openmp_settings_do_not_change_the_results(environment, expected_results):
     found = computed(**environment)
     assert 1 <= found.pop("threads") <= 4096
     for name, value in found.items():
-        np.testing.assert_allclose(value, wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(value, expected_results[name], rtol=1e-9, atol=1e-12, err_msg=name)
     assert np.all(np.array(found["values"]) > 0.1)
 
 
-def test_set_num_threads():
+def test_set_num_threads_sets_the_default():
     before = chosen_core.max_threads()
     try:
         dln.set_num_threads(3)
@@ -162,8 +162,8 @@ print(len(os.listdir("/proc/self/task")) - before)
     ("n_threads", "default", "variable", "started"),
     [(0, 0, "1", 0), (0, 0, "3", 2), (4, 0, "1", 3), (1, 0, "3", 0), (0, 2, "4", 1), (3, 2, "1", 2)],
 )
-def test_as_many_threads_run_as_were_asked_for(run_python, n_threads, default, variable, started):
-    """An argument above the default above OMP_NUM_THREADS; one of them is the caller."""
+def test_the_number_of_threads_is_the_one_asked_for(run_python, n_threads, default, variable, started):
+    """The argument overrides the default, which overrides OMP_NUM_THREADS; the caller is one of them."""
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
     how = ("default", default) if default else ("environment", 0)
@@ -196,7 +196,7 @@ def test_the_gil_is_released():
     assert turns > 20
 
 
-def test_two_threads_may_train_at_once():
+def test_two_threads_can_train_at_the_same_time():
     cases = [(dense_problem([60, 60, 60, 5], seed=s), {"learning_rate": 0.5, "steps": 200}) for s in range(3)]
     small = dln.low_rank_recovery(30, 3)
     cases.append(((small, dln.orthogonal([30] * 4)), {"learning_rate": 1.0, "steps": 500}))
@@ -218,7 +218,7 @@ def test_two_threads_may_train_at_once():
 
 
 class Product:
-    """A B as an operator, whose products are Python's."""
+    """The operator A B, whose products run in Python."""
 
     def __init__(self, A, B):
         self.A, self.B = A, B
@@ -232,7 +232,7 @@ class Product:
 
 
 def kinds_of_calls():
-    """Return {name: call}; a call returns arrays. Calls share problems, which keep what they derive."""
+    """Return {name: call}; a call returns arrays. Calls share problems, which cache derived data."""
     rng = np.random.default_rng(1)
     problem, weights = dense_problem([60, 60, 60, 5])
     recovery, orthogonal = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
@@ -305,8 +305,8 @@ def results_alone():
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
-def test_calls_of_many_threads_give_the_bits_of_calls_alone(n, results_alone):
-    """Every thread makes all calls, each in another order, on problems that nobody has used before."""
+def test_calls_from_many_threads_give_the_same_bits(n, results_alone):
+    """Every thread makes all calls, each in another order, on new problems."""
     calls = kinds_of_calls()
     names = list(calls)
     begin = threading.Barrier(n)
@@ -358,17 +358,17 @@ except KeyboardInterrupt as error:
 
 
 def longest_silence(call):
-    """Return the most computing time, in seconds of this thread, between two words to the caller."""
+    """Return the longest computing time, in seconds of this thread, between two polls for interrupts."""
     times = [time.thread_time()]
     call(lambda step, loss: times.append(time.thread_time()))
     return float(np.max(np.diff([*times, time.thread_time()])))
 
 
-def test_large_products_listen_in_between(core):
+def test_large_products_poll_for_interrupts(core):
     """Whatever the level, on one thread: a product of 1.6e10 flops is 0.8 s of a core without AVX."""
     dim = 2000
     weights = [np.eye(dim) for _ in range(2)]
-    arguments = core_arguments.dense_arguments(steps=1) | {
+    arguments = dense_arguments(steps=1) | {
         "target": np.eye(dim),
         "snapshot_every": 0,
         "values": [],
@@ -379,11 +379,11 @@ def test_large_products_listen_in_between(core):
     assert longest_silence(lambda hear: core.dense_descent(weights, arguments | {"on_progress": hear})) < 0.5
 
 
-def test_deep_reduced_runs_listen_in_between(core):
+def test_deep_reduced_runs_poll_for_interrupts(core):
     """Four hundred cores of the largest fixed size: 8e7 flops a step."""
     n_layers, size, steps = 400, 32, 300
     cores = [0.9 * np.eye(size) for _ in range(n_layers)]
-    arguments = core_arguments.common(steps=steps, n_layers=n_layers) | {
+    arguments = common_arguments(steps=steps, n_layers=n_layers) | {
         "target": np.eye(size),
         "record_every": steps,
         "families": [(0, 1.0, 1.0, [0.5] * n_layers)],
@@ -442,13 +442,13 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of single threads")
 def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
-    """Late by computing time of the main thread: it has to share the cores."""
+    """Measured in computing time of the main thread: it has to share the cores."""
     late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS, timeout=120).split()
     assert float(late) < 0.5
     assert (at_work, as_alone) == ("True", "True")
 
 
-def test_an_exception_of_the_callback_travels_out_with_the_trajectory():
+def test_an_exception_of_a_callback_carries_the_trajectory():
     problem, weights = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
 
     def callback(step, loss):
@@ -584,7 +584,7 @@ print(bool(np.allclose(loss, alone, rtol=1e-10)))
 
 
 @needs_fork
-def test_forks_beside_and_within_runs(run_python):
+def test_forks_during_runs_do_not_hang(run_python):
     """NumPy on one thread: a fork while OpenBLAS's threads multiply hangs without dlnfast too."""
     first, within, after = run_python(FORKS, timeout=120, OPENBLAS_NUM_THREADS="1", **PATIENT).splitlines()
     assert first == f"{[0] * 8} True"
@@ -630,8 +630,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_processes_that_start_afresh(run_python, tmp_path, method):
-    """They have all their threads, and give the bits of the parent, which trains meanwhile."""
+def test_spawned_processes_have_all_threads_and_the_same_bits(run_python, tmp_path, method):
+    """They use all threads and give the same bits as the parent, which trains at the same time."""
     if method == "forkserver" and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     (tmp_path / "worker.py").write_text(WORKER)
@@ -673,7 +673,7 @@ print(all(runs), len(products) > 0 and all(products), len(within) == 11 and all(
 """
 
 
-def test_numpy_multiplies_beside_and_within_runs(run_python):
+def test_numpy_multiplies_during_runs(run_python):
     assert run_python(NUMPY_BESIDE, timeout=120, OPENBLAS_NUM_THREADS="2", **PATIENT).split() == ["True"] * 3
 
 
@@ -743,8 +743,8 @@ else:
 
 
 @pytest.mark.parametrize("first", ["torch", "dlnfast"])
-def test_torch_before_beside_and_within_runs(run_python, first):
-    """In both orders of import; and after a fork, which PyTorch's pool does not survive."""
+def test_torch_runs_before_and_during_runs(run_python, first):
+    """In both orders of import, and after a fork, which breaks PyTorch's pool."""
     pytest.importorskip("torch", reason="PyTorch's pool beside ours")
     assert run_python(TORCH_BESIDE, first, timeout=120, **PATIENT).split() == ["True"] * 6
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.torch_networks import add_adapter, make_two_layers
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -25,31 +26,21 @@ import dlnfast.torch as dt  # noqa: E402
 from dlnfast.torch.deep_lora import adapter as adapter_module  # noqa: E402
 from dlnfast.torch.deep_lora import files  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("fixed_torch_seed")
+
 RELEASED = Path(__file__).parent / "data" / "deep-lora-1.safetensors"
 KEY = "dlnfast.deep_lora"
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def network():
-    torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
-
-
-def adapt(model, **settings):
-    return dt.DeepLoRA(model, **{"rank": 2, "init": "random", "scale": 0.5, **settings})
+    return make_two_layers(6, 5, 4, seed=7)
 
 
 @pytest.fixture
 def saved(tmp_path):
     """A file, its tensors and its metadata."""
     path = tmp_path / "adapter.safetensors"
-    adapt(network()).save(path)
+    add_adapter(network()).save(path)
     with safetensors.safe_open(path, "pt") as file:
         return path, load_file(path), file.metadata()
 
@@ -178,7 +169,7 @@ def test_models_that_do_not_fit_stay_as_they_were(saved, tmp_path):
         assert_unchanged_by(model, lambda model: dt.DeepLoRA.load(model, path), error, match)
     assert_unchanged_by(network(), lambda model: dt.DeepLoRA.load(model, path, name="a.b"), ValueError, "a.b")
     # A factor that float64 holds and float32 does not.
-    wide = adapt(network().double())
+    wide = add_adapter(network().double())
     with torch.no_grad():
         wide._branches["2"].left.mul_(1e100)
     wide.save(tmp_path / "wide")
@@ -223,7 +214,7 @@ def test_a_layer_by_itself_is_a_model(tmp_path):
         return nn.Linear(4, 4)
 
     model, x = make(), torch.ones(2, 4)
-    adapter = adapt(model)
+    adapter = add_adapter(model)
     output = model(x)
     adapter.save(tmp_path / "file")
     plain = make()
@@ -236,7 +227,7 @@ def test_released_files_are_read():
     model = network()
     adapter = dt.DeepLoRA.load(model, RELEASED)
     assert (adapter.name, adapter.depth, adapter.scale, adapter.init) == ("early", 3, 0.5, "random")
-    wanted = adapt(network(), seed=3)
+    wanted = add_adapter(network(), seed=3)
     for name, factor in adapter.state_dict().items():
         assert (factor - wanted.state_dict()[name]).norm() <= tolerance(np.float32, 6)
 
@@ -248,14 +239,14 @@ def test_adapters_of_wrapped_models_load_into_plain_ones(wrap, tmp_path):
         model = torch.compile(model, backend="eager")
     if wrap != "compiled":
         model = nn.DataParallel(model)
-    adapter = adapt(model)
+    adapter = add_adapter(model)
     assert adapter.layer_names == ["0", "2"]
     adapter.save(tmp_path / "file")
     plain = network()
     loaded = dt.DeepLoRA.load(plain, tmp_path / "file")
     assert all(torch.equal(loaded.state_dict()[key], factor) for key, factor in adapter.state_dict().items())
     # Draws depend on the name of the layer, not on the wrapper.
-    drawn = adapt(network())
+    drawn = add_adapter(network())
     assert all(torch.equal(drawn.state_dict()[key], factor) for key, factor in adapter.state_dict().items())
     again = dt.DeepLoRA.load(model, tmp_path / "file", name="again")
     assert again.layer_names == ["0", "2"]
@@ -304,7 +295,7 @@ def fail_at(monkeypatch, name, fault, n):
 def test_a_failed_save_leaves_the_file_that_was_there(name, fault, n, saved, monkeypatch):
     path = saved[0]
     before = path.read_bytes()
-    other = adapt(network(), rank=3)
+    other = add_adapter(network(), rank=3)
     with monkeypatch.context() as patch:
         calls = fail_at(patch, name, fault, n)
         try:
@@ -328,13 +319,13 @@ def read_export(folder):
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_path, monkeypatch):
     folder = tmp_path / "lora"
-    adapt(network()).export_lora(folder)
+    add_adapter(network()).export_lora(folder)
     if others == "a file":
         (folder / "README.md").write_text("text")
     elif others == "a folder":
         (folder / "logs").mkdir()
     there = sorted(entry.name for entry in folder.iterdir())
-    other = adapt(network(), rank=3)
+    other = add_adapter(network(), rank=3)
     for n in range(1, 12):
         with monkeypatch.context() as patch:
             calls = fail_at(patch, name, fault, n)
@@ -353,7 +344,7 @@ def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_
 
 
 def test_exports_make_folders_and_follow_the_factors(tmp_path):
-    adapter = adapt(network())
+    adapter = add_adapter(network())
     adapter.export_lora(tmp_path / "a" / "b")
     assert read_export(tmp_path / "a" / "b") == (2, {2})
     with torch.no_grad():
@@ -365,5 +356,5 @@ def test_exports_make_folders_and_follow_the_factors(tmp_path):
     assert not (tmp_path / "file").exists()
     (tmp_path / "text").write_text("text")
     with pytest.raises(OSError, match="text"):
-        adapt(network()).export_lora(tmp_path / "text")
+        add_adapter(network()).export_lora(tmp_path / "text")
     assert (tmp_path / "text").read_text() == "text"

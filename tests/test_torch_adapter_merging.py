@@ -4,38 +4,32 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.torch_networks import add_adapter, make_two_layers, relative_error
 from tolerances import tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
 from torch import nn  # noqa: E402
 
-import dlnfast.torch as dt  # noqa: E402
 from dlnfast.torch.deep_lora.layers import DeepFactors  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("fixed_torch_seed")
 
 BOUND = tolerance(np.float32, 12, 8)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def network(dtype=torch.float32):
-    torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 7)).to(dtype)
+    return make_two_layers(12, 10, 7, seed=7, dtype=dtype)
 
 
-def adapt(model, layers=None, **settings):
-    return dt.DeepLoRA(model, layers, **{"rank": 3, "init": "random", "scale": 0.7, **settings})
+adapt = partial(add_adapter, rank=3, scale=0.7)
 
 
-def weights(model):
+def copy_weights(model):
     return [layer.weight.detach().clone() for layer in (model[0], model[2])]
 
 
@@ -43,48 +37,44 @@ def equal(found, wanted):
     return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def off(found, wanted):
-    return float((found - wanted).detach().norm() / wanted.detach().norm())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_sums_are_rounded_once_and_taken_back_bit_for_bit(dtype):
     model = network(dtype)
-    before = weights(model)
+    before = copy_weights(model)
     first, second = adapt(model, name="first"), adapt(model, "0", name="second", seed=1)
     first.merge()
     second.merge()
     high = torch.promote_types(dtype, torch.float32)
     wanted = before[0].to(high) + first.delta_weight("0") + second.delta_weight("0")
     assert torch.equal(model[0].weight, wanted.to(dtype))
-    once = weights(model)
+    once = copy_weights(model)
     first.merge()
-    assert equal(weights(model), once)
+    assert equal(copy_weights(model), once)
     first.unmerge()
     assert torch.equal(model[0].weight, (before[0].to(high) + second.delta_weight("0")).to(dtype))
     assert torch.equal(model[2].weight, before[1])
     second.unmerge()
     second.unmerge()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
 
 
 def test_factors_may_change_while_they_are_merged():
     model = network()
-    before, x = weights(model), torch.randn(4, 12)
+    before, x = copy_weights(model), torch.randn(4, 12)
     adapter = adapt(model)
     adapter.merge()
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.mul_(2)
     adapter.unmerge()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
     # Through load_state_dict the weights follow at once.
     other = adapt(network(), seed=5)
     adapter.merge()
     adapter.load_state_dict(other.state_dict())
-    assert off(model(x), other.model(x)) <= BOUND
+    assert relative_error(model(x), other.model(x)) <= BOUND
     adapter.unmerge()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
     assert torch.equal(model(x), other.model(x))
 
 
@@ -121,15 +111,15 @@ def test_a_state_dict_that_is_loaded_while_merged_is_merged_too(part):
     for each in (model, wanted):
         each.load_state_dict(chosen, strict=part == "all")
     assert adapter.merged
-    assert off(model(x), wanted(x)) <= BOUND
+    assert relative_error(model(x), wanted(x)) <= BOUND
     adapter.unmerge()
     assert torch.equal(model(x), wanted(x))
-    assert equal(weights(model), weights(wanted))
+    assert equal(copy_weights(model), copy_weights(wanted))
 
 
 def test_loaded_factors_that_are_not_finite_leave_the_model_unmerged():
     model = network()
-    before = weights(model)
+    before = copy_weights(model)
     adapter = adapt(model)
     adapter.merge()
     state = {**model.state_dict(), "0.deep_lora.default.left": torch.full((10, 3), torch.nan)}
@@ -146,7 +136,7 @@ def test_changes_of_a_merged_weight_are_not_lost_in_silence():
     optimizer = torch.optim.SGD([model[0].weight], lr=0.1)
     model(torch.randn(4, 12)).square().sum().backward()
     optimizer.step()
-    trained = weights(model)
+    trained = copy_weights(model)
     for call in (adapter.unmerge, other.merge, lambda: adapter.load_state_dict(adapter.state_dict())):
         with pytest.raises(RuntimeError, match="the weight of layer '0' was changed"):
             call()
@@ -155,26 +145,26 @@ def test_changes_of_a_merged_weight_are_not_lost_in_silence():
     with pytest.raises(RuntimeError, match="was changed"):
         adapter.remove()
     assert adapter.merged
-    assert equal(weights(model), trained)
+    assert equal(copy_weights(model), trained)
     adapter.remove(merge=True)
-    assert equal(weights(model), trained)
+    assert equal(copy_weights(model), trained)
     other.remove()
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 def test_a_merged_model_may_be_moved_and_copied():
     model = network()
-    before = weights(model)
+    before = copy_weights(model)
     adapter = adapt(model)
     adapter.merge()
     twin = copy.deepcopy(adapter)
     twin.unmerge()
-    assert equal(weights(twin.model), before)
-    assert not equal(weights(model), before)
+    assert equal(copy_weights(twin.model), before)
+    assert not equal(copy_weights(model), before)
     model.to(torch.bfloat16)
     assert all(t.dtype == torch.bfloat16 for t in model.state_dict().values())
     adapter.unmerge()
-    assert equal(weights(model), [w.to(torch.bfloat16) for w in before])
+    assert equal(copy_weights(model), [w.to(torch.bfloat16) for w in before])
 
 
 def test_a_merged_adapter_can_be_switched_off():
@@ -189,12 +179,12 @@ def test_a_merged_adapter_can_be_switched_off():
         assert torch.equal(model(x), plain)
     assert not adapter.enabled
     adapter.enabled = True
-    assert off(model(x), output) <= BOUND
+    assert relative_error(model(x), output) <= BOUND
     with adapter.disabled():
         assert torch.equal(model(x), plain)
     adapter.enabled = False
     adapter.remove(merge=True)
-    assert off(model(x), output) <= BOUND
+    assert relative_error(model(x), output) <= BOUND
 
 
 # -------------------------------------------------------------------------------- all or nothing
@@ -217,27 +207,27 @@ def breaking(kind, adapter):
 @pytest.mark.parametrize("kind", ["nan", "overflow"])
 def test_sums_that_are_not_finite_change_no_weight(kind):
     model = network()
-    before = weights(model)
+    before = copy_weights(model)
     adapter = adapt(model)
     match = breaking(kind, adapter)
     for call in (adapter.merge, lambda: adapter.remove(merge=True)):
         with pytest.raises(ValueError, match=match):
             call()
         assert not adapter.merged
-        assert equal(weights(model), before)
+        assert equal(copy_weights(model), before)
         assert adapter.layer_names == ["0", "2"]
     adapter.remove()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
 
 
 def test_half_precision_overflows_in_the_sum():
     model = network(torch.float16)
-    before = weights(model)
+    before = copy_weights(model)
     adapter = adapt(model, "0", scale=100.0)
     assert torch.isfinite(adapter.delta_weight("0")).all()
     with pytest.raises(ValueError, match=r"layer '0' .* is not finite in torch\.float16"):
         adapter.merge()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
 
 
 def test_factors_that_are_not_finite_are_named():
@@ -266,7 +256,7 @@ def test_factors_that_are_not_finite_are_named():
 
 def test_an_interrupt_while_merging_leaves_every_weight(monkeypatch):
     model, x = network(), torch.randn(4, 12)
-    before = weights(model)
+    before = copy_weights(model)
     adapter = adapt(model)
     output = model(x)
     calls = []
@@ -282,16 +272,16 @@ def test_an_interrupt_while_merging_leaves_every_weight(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         adapter.merge()
     assert not adapter.merged
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
     assert torch.equal(model(x), output)
     adapter.merge()
     calls[:] = calls[:1]
     other = adapt(model, name="other")
     with pytest.raises(KeyboardInterrupt):
         other.merge()
-    assert off(model(x), adapt(copy.deepcopy(model), name="third", scale=1e-6).model(x)) <= BOUND
+    assert relative_error(model(x), adapt(copy.deepcopy(model), name="third", scale=1e-6).model(x)) <= BOUND
     adapter.unmerge()
-    assert equal(weights(model), before)
+    assert equal(copy_weights(model), before)
 
 
 def test_names_of_adapters_leave_the_model_alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.interruption import StopTraining, stop_at
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -18,16 +19,6 @@ from torch import nn  # noqa: E402
 from dlnfast.torch import DeepLinear, DeepLoRA, Trainer, track  # noqa: E402
 
 STEPS = 60
-
-
-class Stop(Exception):
-    pass
-
-
-def stop(step, loss):
-    del loss
-    if step >= 30:
-        raise Stop
 
 
 def network(dim, dtype, seed=0):
@@ -78,8 +69,8 @@ def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
     options |= {"device": "cuda", "singular_values": 2, "record_every": 5}
     plain = dln.train(problem, weights, **options)
     kept = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop)
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(30))
     run = dln.resume(kept.directory)
     np.testing.assert_array_equal(run.loss, plain.loss)
     for one, other in zip(run.all_weights(), plain.all_weights(), strict=True):

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.problems import draw_problem
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -19,19 +20,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
 from dlnfast.torch import descent as torch_descent  # noqa: E402
 
+DIM = 10
+
 F32, F64 = np.float32, np.float64
 #: What may stand between the two engines in float64, beside the size of each quantity: nine times
 #: tolerance(float64, 16, 200), for runs in which gradients of many layers feed on each other's rounding.
 EXACT = 1e-12
-
-
-def problem_of(widths, seed=0, white=True, loss_scale=0.3):
-    rng = np.random.default_rng(seed)
-    target = rng.standard_normal((widths[-1], widths[0])) / np.sqrt(widths[0])
-    if white:
-        return dln.Problem(target, loss_scale=loss_scale)
-    root = rng.standard_normal((widths[0], widths[0] + 3)) / np.sqrt(widths[0])
-    return dln.Problem(target @ root @ root.T, root @ root.T, loss_scale)
 
 
 def stable_rate(problem, weights):
@@ -82,16 +76,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def problem():
-    return dln.Problem(dln.low_rank_recovery(10, 2, seed=1).target, loss_scale=0.01)
-
-
-@pytest.fixture
-def weights():
-    return dln.orthogonal([10] * 4, 0.7, seed=2)
-
-
 @pytest.fixture(params=[1, 7], ids=["host", "accelerator"])
 def apart(request, monkeypatch):
     """Let the CPU play a device apart from the host, on which 7 steps are queued at a time, or be itself."""
@@ -125,7 +109,7 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
     def each(*choices):
         return data.draw(st.lists(st.sampled_from(choices), min_size=n_layers, max_size=n_layers))
 
-    problem = problem_of(widths, seed, white)
+    problem = draw_problem(widths, seed=seed, white=white)
     weights = dln.gaussian(widths, 0.7, seed, dtype=dtype)
     rate = stable_rate(problem, weights)
     momentum = each(0.0, 0.5, 0.9)
@@ -156,7 +140,7 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
 @pytest.mark.parametrize("white", [True, False])
 @pytest.mark.parametrize("widths", [[7, 4], [4, 7], [6, 6, 6, 6], [11, 3, 11], [8, 8, 8, 2], [2, 8, 8, 8]])
 def test_a_run_is_that_of_the_reference(widths, white):
-    problem, weights = problem_of(widths, white=white), dln.gaussian(widths, 0.8, 1)
+    problem, weights = draw_problem(widths, white=white), dln.gaussian(widths, 0.8, 1)
     n_layers = len(weights)
     rates = {"learning_rate": 0.1, "weight_decay": 0.02, "momentum": 0.3}
     run = dln.train(problem, weights, steps=50, engine="torch", weights_every=1, **rates)
@@ -176,7 +160,7 @@ def test_a_run_is_that_of_the_reference(widths, white):
 
 def test_wider_layers_on_both_sides_of_a_bottleneck():
     widths = [70, 90, 20, 130, 75]
-    problem, weights = problem_of(widths), dln.gaussian(widths, 0.7)
+    problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7)
     rate = stable_rate(problem, weights)
     wanted, run = both(
         problem, weights, learning_rate=rate, weight_decay=0.01, steps=100, record_every=50, weights_every=50
@@ -201,7 +185,7 @@ def test_targets_in_factors_and_data_that_leave_a_loss():
 
 @pytest.mark.parametrize("widths", [[5, 4], [5, 4, 6], [3, 9, 9, 9], [9, 9, 9, 3]])
 def test_decay_that_takes_everything_leaves_the_gradient(widths):
-    problem, weights = problem_of(widths), dln.gaussian(widths, 1e-3)
+    problem, weights = draw_problem(widths), dln.gaussian(widths, 1e-3)
     run = dln.train(problem, weights, learning_rate=0.5, weight_decay=2.0, steps=1, engine="torch")
     slopes = reference.gradients(weights, problem.dense_target(), None, problem.loss_scale)
     for layer, slope in enumerate(slopes, start=1):
@@ -366,7 +350,7 @@ def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
 @pytest.mark.parametrize("k", [4, "all"])
 def test_records_are_those_of_the_dense_engine(apart, dtype, tracking, k):
     widths = [20, 30, 25, 6]
-    problem, weights = problem_of(widths), dln.gaussian(widths, 0.7, dtype=dtype)
+    problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7, dtype=dtype)
     options = {"singular_values": k, "tracking": tracking, "vectors": True, "weights_every": 4}
     wanted, run = both(problem, weights, learning_rate=0.2, steps=12, record_every=4, **options)
     for layer in (1, 2, 3):
@@ -395,7 +379,7 @@ def test_records_are_those_of_the_dense_engine(apart, dtype, tracking, k):
 def test_iteration_knows_how_far_the_weights_moved(apart):
     """Layers that are too large to be decomposed, followed through products with thin blocks."""
     widths = [150, 160, 140]
-    problem, weights = problem_of(widths), dln.gaussian(widths, 0.7)
+    problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7)
     run = dln.train(
         problem,
         weights,
@@ -496,7 +480,7 @@ def test_a_step_makes_no_new_tensor(widths, white, decay, momentum):
         return [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
 
     calls = []
-    problem = problem_of(widths, white=white)
+    problem = draw_problem(widths, white=white)
     weights = [w.copy() for w in dln.gaussian(widths)]
     n = len(weights)
     arguments = problem.engine_arguments(F64) | {

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.torch_networks import assert_same_state, copy_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -42,15 +43,6 @@ def normalised_network():
         nn.Dropout(0.5),
         nn.Linear(4, 3),
     )
-
-
-def state_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_state(model, before):
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
 
 
 def hooks_of(model):
@@ -110,14 +102,14 @@ def test_measuring_leaves_nothing_behind(mode):
     model = normalised_network().train()
     model[1].eval()  # frozen, as in fine-tuning
     flags = [module.training for module in model.modules()]
-    before = state_of(model)
+    before = copy_state(model)
     identities = {name: id(buffer) for name, buffer in model.named_buffers()}
     random_state = torch.random.get_rng_state()
     for _ in layer_outputs(model, batches_of(6, 5), None, mode=mode):
         # Between two batches, too.
         assert [module.training for module in model.modules()] == flags
         assert hooks_of(model) == []
-    assert_same_state(model, before)
+    assert_same_state(copy_state(model), before)
     assert {name: id(buffer) for name, buffer in model.named_buffers()} == identities
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
@@ -165,12 +157,12 @@ def test_a_model_with_its_own_train_method_is_told():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_an_error_in_the_model_leaves_nothing_behind(mode):
     model = normalised_network().train()
-    before = state_of(model)
+    before = copy_state(model)
     with pytest.raises(RuntimeError):
         list(layer_outputs(model, [*batches_of(6, 5, n_batches=1), *batches_of(6, 4)], mode=mode))
     assert hooks_of(model) == []
     assert all(module.training for module in model.modules())
-    assert_same_state(model, before)
+    assert_same_state(copy_state(model), before)
 
 
 def test_an_abandoned_loop_leaves_nothing_behind():
@@ -562,7 +554,7 @@ def test_measuring_a_training_run_does_not_change_it():
             optimiser.step()
             if measured:
                 measure_layers(model, batches_of(20, 5, seed=9), mode="train", probe="sgd")
-        return state_of(model)
+        return copy_state(model)
 
     measured = trained(True)
     for name, value in trained(False).items():

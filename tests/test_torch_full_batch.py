@@ -15,27 +15,27 @@ STEPS = 60
 
 
 @pytest.fixture
-def problem():
+def recovery():
     return dln.low_rank_recovery(10, 2, seed=1)
 
 
-def loss_of(problem, model):
-    target = torch.from_numpy(np.array(problem.target_factors().dense()))
+def loss_of(recovery, model):
+    target = torch.from_numpy(np.array(recovery.target_factors().dense()))
 
     def loss():
-        product = torch.eye(problem.dim_in, dtype=torch.float64)
+        product = torch.eye(recovery.dim_in, dtype=torch.float64)
         for weight in model.parameters():
             product = weight @ product
-        return problem.loss_scale / 2 * (product - target).square().sum()
+        return recovery.loss_scale / 2 * (product - target).square().sum()
 
     return loss
 
 
-def test_linear_networks_take_the_same_steps(problem):
+def test_linear_networks_take_the_same_steps(recovery):
     weights = dln.orthogonal([10] * 4, 0.5, seed=2)
-    run = dln.train(problem, weights, learning_rate=1.0, steps=STEPS, engine="dense")
+    run = dln.train(recovery, weights, learning_rate=1.0, steps=STEPS, engine="dense")
     model = DeepLinear.from_weights(weights)
-    found = descend(model, loss_of(problem, model), learning_rate=1.0, steps=STEPS)
+    found = descend(model, loss_of(recovery, model), learning_rate=1.0, steps=STEPS)
     assert found.steps == STEPS
     assert not found.converged
     bound = tolerance(np.float64, 10, STEPS)
@@ -44,9 +44,9 @@ def test_linear_networks_take_the_same_steps(problem):
         np.testing.assert_allclose(mine, theirs, atol=bound * np.linalg.norm(theirs))
 
 
-def test_it_stops_at_the_tolerance(problem):
+def test_it_stops_at_the_tolerance(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
-    loss = loss_of(problem, model)
+    loss = loss_of(recovery, model)
     level = loss().item() / 2
     found = descend(model, loss, learning_rate=1.0, steps=1000, tolerance=level)
     assert found.converged
@@ -56,16 +56,16 @@ def test_it_stops_at_the_tolerance(problem):
     assert again.loss[0] == found.loss[-1]
 
 
-def test_frozen_parameters_stay(problem):
+def test_frozen_parameters_stay(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     first = model.layers[0].weight.requires_grad_(False).clone()
-    descend(model, loss_of(problem, model), learning_rate=1.0, steps=3)
+    descend(model, loss_of(recovery, model), learning_rate=1.0, steps=3)
     assert torch.equal(model.layers[0].weight, first)
 
 
-def test_bad_runs_are_named(problem):
+def test_bad_runs_are_named(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
-    loss = loss_of(problem, model)
+    loss = loss_of(recovery, model)
     with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
         descend(model, loss, learning_rate=1e6, steps=100)
     assert caught.value.step > 0

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.data_folder import find_data_folder  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tolerances import tolerance  # noqa: E402
@@ -138,10 +136,7 @@ def test_wrong_requests_for_images(generated):
     ],
 )
 def test_real_images(name, file, mean, std):
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("DLNFAST_DATA", default))
-    if not (folder / file).is_file():
-        pytest.skip(f"no {file} in {folder}; DLNFAST_DATA may name another folder")
+    folder = find_data_folder(file)
     data = load_images(name, path=folder, per_class=300, test_per_class=20)
     assert (len(data.train.inputs), len(data.test.inputs)) == (3000, 200)
     assert_standardised(data)

@@ -21,6 +21,8 @@ from torch.nn.utils import parametrizations  # noqa: E402
 
 import dlnfast.torch as dt  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("fixed_torch_seed")
+
 F64 = np.float64
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 13])
 LAYERS = {
@@ -29,13 +31,6 @@ LAYERS = {
     "conv2d": (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2, bias=False), (4, 8, 8)),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 4, 4, 4)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def factors_of(layer):

@@ -17,7 +17,7 @@ from dlnfast._support.errors import DivergedError, ShapeError  # noqa: E402
 from dlnfast.torch import ClassStatistics, RidgeProbes, SGDProbes  # noqa: E402
 
 
-def problem(n_samples, dim, n_classes, seed, dtype=torch.float64, offset=1.0):
+def draw_features(n_samples, dim, n_classes, seed, dtype=torch.float64, offset=1.0):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(n_samples, dim, generator=generator, dtype=torch.float64) + offset
     labels = torch.cat(
@@ -64,7 +64,7 @@ def brute_ridge(features, labels, n_classes, ridge, standardise):
 )
 def test_ridge_agrees_with_its_definition(n_samples, dim, size, ridge, standardise, seed):
     # More features than samples, and fewer.
-    features, labels = problem(n_samples, dim, 3, seed)
+    features, labels = draw_features(n_samples, dim, 3, seed)
     probes = RidgeProbes(3, ridge=ridge, standardise=standardise).fit(batched(features, labels, size))
     weights, intercept = brute_ridge(features, labels, 3, ridge, standardise)
     # The condition number of the stacked features, and once more for the residual of least squares; random
@@ -77,7 +77,7 @@ def test_ridge_agrees_with_its_definition(n_samples, dim, size, ridge, standardi
 @pytest.mark.parametrize(("n_samples", "dim"), [(60, 20), (20, 60)])
 def test_ridge_agrees_with_scikit_learn(n_samples, dim):
     linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is optional")
-    features, labels = problem(n_samples, dim, 4, 0)
+    features, labels = draw_features(n_samples, dim, 4, 0)
     centred = features - features.mean(dim=0)
     for ridge in (1e-3, 0.1):
         probes = RidgeProbes(4, ridge=ridge, standardise=False).fit(batched(features, labels))
@@ -92,7 +92,7 @@ def test_ridge_agrees_with_scikit_learn(n_samples, dim):
 @pytest.mark.parametrize(("n_samples", "dim"), [(50, 12), (12, 50), (30, 30)])
 @pytest.mark.parametrize("standardise", [False, True])
 def test_without_penalty_it_is_least_squares(n_samples, dim, standardise):
-    features, labels = problem(n_samples, dim, 3, 1)
+    features, labels = draw_features(n_samples, dim, 3, 1)
     probes = RidgeProbes(3, ridge=0.0, standardise=standardise).fit(batched(features, labels))
     weights, intercept = brute_ridge(features, labels, 3, 0.0, standardise)
     bound = 1e4 * tolerance(np.float64, n_samples)  # the condition number of square random features
@@ -116,7 +116,7 @@ def test_ridge_of_badly_conditioned_features_in_single_precision():
 
 
 def test_constant_features_get_no_weight():
-    features, labels = problem(50, 4, 2, 3, torch.float32)
+    features, labels = draw_features(50, 4, 2, 3, torch.float32)
     features[:, 1] = 0.1  # has no exact value in any precision
     features[:, 2] = 0.0
     for probes in (RidgeProbes(2), SGDProbes(2, epochs=2)):
@@ -131,7 +131,7 @@ def test_constant_features_get_no_weight():
 
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
 def test_probes_do_not_depend_on_the_scale(factor):
-    features, labels = problem(60, 5, 3, 4)
+    features, labels = draw_features(60, 5, 3, 4)
     for make in (RidgeProbes, SGDProbes):
         for standardise in (False, True):
             plain = make(3, standardise=standardise).fit(batched(features, labels)).weights["x"]
@@ -141,7 +141,7 @@ def test_probes_do_not_depend_on_the_scale(factor):
 
 
 def test_fit_from_statistics():
-    features, labels = problem(60, 5, 3, 5)
+    features, labels = draw_features(60, 5, 3, 5)
     batches = batched(features, labels)
     statistics = ClassStatistics(5, 3)
     for rows, which in batches:
@@ -181,7 +181,7 @@ def test_sgd_reaches_a_separable_solution(shuffle, standardise):
 
 def test_sgd_reaches_the_minimum_of_the_loss():
     """With weight decay on normalised features the minimum is unique: its gradient vanishes."""
-    features, labels = problem(64, 3, 3, 6, offset=0.0)
+    features, labels = draw_features(64, 3, 3, 6, offset=0.0)
     decay = 0.01
     probes = SGDProbes(
         3, epochs=3000, batch_size=64, learning_rate=2.0, weight_decay=decay, standardise=False
@@ -198,7 +198,7 @@ def test_sgd_reaches_the_minimum_of_the_loss():
 @settings(deadline=None, max_examples=15)
 @given(n_samples=st.integers(4, 40), dim=st.sampled_from([1, 2, 11]), size=st.sampled_from([1, 3, 64]))
 def test_sgd_of_any_shape_descends(n_samples, dim, size):
-    features, labels = problem(n_samples, dim, 3, 7)
+    features, labels = draw_features(n_samples, dim, 3, 7)
     start = math.log(3)
     probes = SGDProbes(3, epochs=10, learning_rate=0.1, batch_size=size).fit(batched(features, labels, 5))
     assert probes.weights["x"].shape == (3, dim)
@@ -207,7 +207,7 @@ def test_sgd_of_any_shape_descends(n_samples, dim, size):
 
 
 def test_sgd_is_repeatable_and_depends_on_the_seed():
-    features, labels = problem(70, 4, 3, 8, torch.float32)
+    features, labels = draw_features(70, 4, 3, 8, torch.float32)
 
     def weights(seed, size):
         state = torch.random.get_rng_state()
@@ -222,7 +222,7 @@ def test_sgd_is_repeatable_and_depends_on_the_seed():
 
 
 def test_layers_do_not_disturb_each_other():
-    features, labels = problem(70, 4, 3, 9, torch.float32)
+    features, labels = draw_features(70, 4, 3, 9, torch.float32)
     both = [({"a": rows["x"], "b": rows["x"][:, :2]}, which) for rows, which in batched(features, labels)]
     for make in (RidgeProbes, SGDProbes):
         together = make(3).fit(both)
@@ -253,7 +253,7 @@ def test_accuracy_counts():
 
 @pytest.mark.parametrize("make", [RidgeProbes, SGDProbes])
 def test_what_probes_refuse(make):
-    features, labels = problem(20, 4, 3, 0)
+    features, labels = draw_features(20, 4, 3, 0)
     batches = batched(features, labels)
     with pytest.raises(ValueError, match="n_classes is 1; wanted an integer of at least 2"):
         make(1)
@@ -296,13 +296,13 @@ def test_what_the_settings_refuse():
     ):
         with pytest.raises(ValueError, match=f"{name} is"):
             SGDProbes(2, **{name: value})
-    features, labels = problem(20, 4, 3, 0)
+    features, labels = draw_features(20, 4, 3, 0)
     with pytest.raises(TypeError, match="batches is an iterator"):
         SGDProbes(3, shuffle=False).fit(iter(batched(features, labels)))
 
 
 def test_descent_that_diverges_is_an_error():
-    features, labels = problem(20, 4, 3, 0, torch.float32)
+    features, labels = draw_features(20, 4, 3, 0, torch.float32)
     with pytest.raises(
         DivergedError, match="the probe of 'x' left the finite numbers; lower learning_rate"
     ) as caught:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import squared_error  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 
@@ -140,11 +141,7 @@ def run(model):
     for mode in ("eval", "train", "keep"):
         list(dt.layer_outputs(model, [(torch.ones(3, 8), torch.tensor([0, 1, 1]))], mode=mode))
     batch = torch.ones(3, 8), torch.ones(3, 2)
-    dt.DeepLoRA(model, "1", rank=2, batches=batch, loss=squared, freeze=False).remove()
-
-
-def squared(model, batch):
-    return (model(batch[0]) - batch[1]).square().mean()
+    dt.DeepLoRA(model, "1", rank=2, batches=batch, loss=squared_error, freeze=False).remove()
 
 
 @pytest.mark.parametrize("kind", COMPUTED)

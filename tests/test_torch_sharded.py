@@ -16,6 +16,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 import torch.distributed as dist  # noqa: E402
+from helpers.matrices import draw_orthonormal  # noqa: E402
+from helpers.problems import draw_problem  # noqa: E402
 from tolerances import tolerance  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -33,15 +35,6 @@ F32, F64 = np.float32, np.float64
 PATIENCE = 120
 
 # What the processes run.
-
-
-def draw_problem(widths, seed=0, white=True, loss_scale=0.3):
-    rng = np.random.default_rng(seed)
-    target = rng.standard_normal((widths[-1], widths[0])) / np.sqrt(widths[0])
-    if white:
-        return dln.Problem(target, loss_scale=loss_scale)
-    root = rng.standard_normal((widths[0], widths[0] + 3)) / np.sqrt(widths[0])
-    return dln.Problem(target @ root @ root.T, root @ root.T, loss_scale)
 
 
 def cut(matrix, counts=None, seed=0):
@@ -80,7 +73,7 @@ def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
     """Train in one process and in all, with rates of all kinds, and compare everything."""
     rng = np.random.default_rng([seed, *widths])
     n_layers = len(widths) - 1
-    problem = draw_problem(widths, seed, white)
+    problem = draw_problem(widths, seed=seed, white=white)
     weights = dln.gaussian(widths, 0.7, seed, dtype=dtype)
     rate = dln.train(problem, weights, learning_rate="auto", steps=0).config["learning_rate"][0]
     momentum = rng.choice([0.0, 0.5], n_layers)
@@ -131,7 +124,7 @@ def case_runs_in_single_precision():
 
 def case_automatic_rates():
     widths = [6, 19, 19, 4]
-    problem, weights = draw_problem(widths, 3), dln.orthogonal(widths, 0.5, seed=3)
+    problem, weights = draw_problem(widths, seed=3), dln.orthogonal(widths, 0.5, seed=3)
     options = {"learning_rate": "auto", "steps": 30, "weight_decay": 0.01, "tolerance": 0.6}
     wanted = dln.train(problem, weights, engine="dense", **options)
     run = train_sharded(problem, [cut(w) for w in weights], **options)
@@ -163,7 +156,7 @@ def case_products_and_values_of_a_matrix():
 def case_tracker_over_a_drifting_matrix():
     rng = np.random.default_rng(6)
     for dtype in (F64, F32):
-        W = np.linalg.qr(rng.standard_normal((180, 150)))[0].astype(dtype)
+        W = draw_orthonormal(rng, 180, 150).astype(dtype)
         shard = cut(W, counts=[len(W) - 7] + [0] * (dist.get_world_size() - 2) + [7])
         tracker = dln.SVDTracker(k=4)
         for event in range(3):
@@ -182,7 +175,7 @@ def case_tracker_over_a_drifting_matrix():
 def case_records_hold_true_values():
     """Drift is bounded by the steps alone: errors must hold, and values be good, through a whole run."""
     widths = [4, 160, 150, 3]
-    problem = draw_problem(widths, 4)
+    problem = draw_problem(widths, seed=4)
     for momentum, decay, dtype in ((0.0, 0.0, F64), (0.6, 0.02, F64), (0.0, 0.02, F32)):
         weights = dln.orthogonal(widths, 0.5, seed=4, dtype=dtype)
         options = {"learning_rate": 0.3, "momentum": momentum, "weight_decay": decay, "steps": 40}
@@ -207,7 +200,7 @@ def case_records_hold_true_values():
 def case_the_sum_of_steps_bounds_the_drift():
     """Every layer's drift, beside the true one, whatever its rates."""
     widths = [3, 14, 12, 5]
-    problem, weights = draw_problem(widths, 8), dln.gaussian(widths, 0.7, 8)
+    problem, weights = draw_problem(widths, seed=8), dln.gaussian(widths, 0.7, 8)
     for dtype in (F64, F32):
         options = {
             "learning_rate": [0.1, 0.0, 0.2],
@@ -276,7 +269,7 @@ def case_messages_of_a_step():
             [("rows", (2, d)), summed, summed, loss, gathered, gathered],
         ),
     ):
-        problem, weights = draw_problem(widths, 1), dln.gaussian(widths, 0.5, 1)
+        problem, weights = draw_problem(widths, seed=1), dln.gaussian(widths, 0.5, 1)
         counts = []
         for steps in (0, 3, 5):
             shards = [RowSharded.from_rows(w) for w in weights]
@@ -316,7 +309,7 @@ class _Largest(TorchDispatchMode):
 def case_no_process_forms_a_layer():
     d, k = 240, 3
     widths = [k, d, d, k]
-    problem, weights = draw_problem(widths, 1), dln.orthogonal(widths, 0.5, seed=1)
+    problem, weights = draw_problem(widths, seed=1), dln.orthogonal(widths, 0.5, seed=1)
     for momentum, values in ((0.0, 2), (0.5, None)):
         shards = [RowSharded.from_rows(w) for w in weights]
         with _Largest() as seen:
@@ -363,7 +356,7 @@ def case_sources_of_rows():
 
 def case_divergence_is_an_error_on_all():
     widths = [4, 9, 9, 3]
-    problem = draw_problem(widths, 1)
+    problem = draw_problem(widths, seed=1)
     shards = [cut(w) for w in dln.gaussian(widths, 1.0, 1)]
     with pytest.raises(dln.DivergedError, match="lower learning_rate") as raised:
         train_sharded(problem, shards, learning_rate=1e3, steps=100, singular_values=1)
@@ -377,7 +370,7 @@ def case_divergence_is_an_error_on_all():
 def case_callbacks_of_some():
     rank = dist.get_rank()
     widths = [4, 9, 3]
-    problem = draw_problem(widths, 1)
+    problem = draw_problem(widths, seed=1)
 
     def shards():
         return [cut(w) for w in dln.gaussian(widths, 0.5, 1)]
@@ -402,7 +395,7 @@ def case_callbacks_of_some():
 def case_errors_of_one_are_errors_of_all():
     rank = dist.get_rank()
     widths = [4, 9, 3]
-    problem, weights = draw_problem(widths, 1), dln.gaussian(widths, 0.5, 1)
+    problem, weights = draw_problem(widths, seed=1), dln.gaussian(widths, 0.5, 1)
 
     def raises(mine, text, call):
         """On process 1 its own error, on the others one that quotes it."""
@@ -482,7 +475,7 @@ def case_parameters_under_fsdp():
     net = torch.nn.Sequential(torch.nn.Linear(3, 20, bias=False), torch.nn.Linear(20, 4, bias=False)).double()
     start = [layer.weight.detach().numpy().copy() for layer in net]
     fsdp.fully_shard(net, mesh=mesh)
-    problem = draw_problem([3, 20, 4], 1)
+    problem = draw_problem([3, 20, 4], seed=1)
     train_sharded(
         problem, [RowSharded.from_dtensor(layer.weight) for layer in net], learning_rate=0.1, steps=9
     )
@@ -503,7 +496,7 @@ def case_groups():
         W = np.random.default_rng(1).standard_normal((12, 9))
         shard = RowSharded.from_rows(W, group=group)
         assert shard.counts == [6, 6]
-        problem = draw_problem([9, 12], 1)
+        problem = draw_problem([9, 12], seed=1)
         run = train_sharded(problem, [shard], learning_rate=0.1, steps=3)
         wanted = dln.train(problem, [W], engine="dense", learning_rate=0.1, steps=3)
         assert np.abs(run.loss - wanted.loss).max() <= tolerance(F64, 12, 3) * wanted.loss[0]
@@ -577,7 +570,7 @@ def test_processes(found, case):
 
 def test_one_process_needs_no_group(tmp_path):
     widths = [5, 30, 20, 4]
-    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+    problem, weights = draw_problem(widths, seed=2, white=False), dln.gaussian(widths, 0.5, 2)
     wanted = dln.train(problem, weights, engine="dense", learning_rate=0.05, steps=20, weight_decay=0.01)
     shards = [RowSharded.from_rows(w) for w in weights]
     run = train_sharded(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
+from helpers.torch_networks import assert_same_state, copy_state  # noqa: E402
 from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -40,16 +41,6 @@ def with_dropout(seed=0):
 
 def trainer(model, **settings):
     return Trainer(model, **{"learning_rate": 0.1, "epochs": 4, "batch_size": 5, **settings})
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_state(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 # -------------------------------------------------------------------------------- the steps it takes
@@ -141,7 +132,7 @@ def test_optimizers_may_be_made_by_the_caller():
             optimizer.zero_grad()
             nn.functional.cross_entropy(theirs(x), y).backward()
             optimizer.step()
-    assert_same_state(state(ours), state(theirs))
+    assert_same_state(copy_state(ours), copy_state(theirs))
 
 
 def test_cosine_rates():
@@ -184,7 +175,7 @@ def test_seeds_are_reproducible_and_differ():
     for seed in (1, 1, 2):
         model = with_dropout()
         trainer(model, seed=seed).fit(*data())
-        ends.append(state(model))
+        ends.append(copy_state(model))
     assert_same_state(ends[0], ends[1])
     assert not torch.equal(ends[0]["0.weight"], ends[2]["0.weight"])
 
@@ -214,7 +205,7 @@ def test_the_generators_of_others_are_not_touched():
         model = with_dropout(1)
         torch.rand(draws)
         trainer(model).fit(*data(), after_epoch=lambda _, draws=draws: torch.rand(draws) is None)
-        ends.append(state(model))
+        ends.append(copy_state(model))
     assert_same_state(*ends)
 
 
@@ -241,7 +232,7 @@ def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
     with track(other, k=2, every=4) as two:
         resumed = trainer(other, tracker=two, checkpoint=place, **settings)
         history = resumed.fit(*samples, test=test, test_every=2)
-    assert_same_state(state(whole), state(other))
+    assert_same_state(copy_state(whole), copy_state(other))
     assert whole[1].num_batches_tracked == 6 * 5
     for name in ("loss", "accuracy", "learning_rate"):
         assert getattr(history, name) == getattr(wanted, name), name
@@ -267,7 +258,7 @@ def test_a_stopped_training_goes_on_without_a_checkpoint():
     assert len(seen.history.loss) == 1
     seen.fit(*data())
     assert seen.history.loss == wanted.loss
-    assert_same_state(state(whole), state(halves))
+    assert_same_state(copy_state(whole), copy_state(halves))
 
 
 def test_constant_rates_can_go_on_for_longer(tmp_path):
@@ -276,7 +267,7 @@ def test_constant_rates_can_go_on_for_longer(tmp_path):
     trainer(with_dropout(), schedule="constant", epochs=2, checkpoint=place).fit(*data())
     trainer(longer, schedule="constant", epochs=5, checkpoint=place).fit(*data())
     trainer(whole, schedule="constant", epochs=5).fit(*data())
-    assert_same_state(state(whole), state(longer))
+    assert_same_state(copy_state(whole), copy_state(longer))
 
 
 def test_checkpoints_are_written_when_they_should_be(tmp_path, monkeypatch):
@@ -343,11 +334,11 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path, changed, message):
     place = tmp_path / "checkpoint.pt"
     trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
     model = changed.pop("model", network())
-    before = state(model)
+    before = copy_state(model)
     other = trainer(model, checkpoint=place, **changed)
     with pytest.raises(ValueError, match=re.escape(f"checkpoint.pt belongs to a training with {message}")):
         other.fit(*data())
-    assert_same_state(before, state(model))
+    assert_same_state(before, copy_state(model))
     assert other.history.loss == []
 
 
@@ -467,12 +458,12 @@ def test_evaluation_restores_the_modes():
     model = with_dropout()
     model.train()
     model[1].eval()
-    before, buffers = [m.training for m in model.modules()], state(model)
+    before, buffers = [m.training for m in model.modules()], copy_state(model)
     samples = data()
     seen = trainer(model, loss="squared", output_scale=2.0)
     found = seen.evaluate(*samples, batch_size=4)
     assert [m.training for m in model.modules()] == before
-    assert_same_state(state(model), buffers)
+    assert_same_state(copy_state(model), buffers)
     model.eval()
     with torch.no_grad():
         outputs = model(samples.inputs)

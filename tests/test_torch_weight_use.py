@@ -7,6 +7,7 @@ import copy
 
 import numpy as np
 import pytest
+from helpers.torch_networks import add_adapter
 from tolerances import tolerance
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
@@ -19,14 +20,9 @@ from torch.nn.utils import parametrizations, prune  # noqa: E402
 import dlnfast.torch as dt  # noqa: E402
 from dlnfast.torch._weight_use import find_weight_use  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("fixed_torch_seed")
+
 BOUND = tolerance(np.float32, 32, 8)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def names(model, found):
@@ -34,11 +30,7 @@ def names(model, found):
     return {by_id[key]: value for key, value in found.items()}
 
 
-def adapt(model, layers=None):
-    return dt.DeepLoRA(model, layers, rank=2, init="random", scale=0.5)
-
-
-def assert_refused(model, layers, error, match, change=adapt):
+def assert_refused(model, layers, error, match, change=add_adapter):
     """Assert that `change` raises, and leaves no trace in the model."""
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
@@ -115,7 +107,7 @@ def test_weights_that_share_memory_are_refused(how, other):
         f"'head' is shared with '{other}'",
         lambda m, layers: dt.overparameterize(m, layers=layers),
     )
-    assert adapt(model).layer_names == ["inner"]
+    assert add_adapter(model).layer_names == ["inner"]
 
 
 def test_parts_of_one_memory_that_do_not_overlap_are_not_shared():
@@ -125,7 +117,7 @@ def test_parts_of_one_memory_that_do_not_overlap_are_not_shared():
     assert (
         names(copy.deepcopy(model).to("meta"), find_weight_use(copy.deepcopy(model).to("meta")).sharing) == {}
     )
-    adapter = adapt(model, ["emb", "head"])
+    adapter = add_adapter(model, ["emb", "head"])
     output = model(torch.arange(9))
     adapter.remove(merge=True)
     assert (model(torch.arange(9)) - output).norm() <= BOUND * output.norm()
@@ -178,7 +170,7 @@ def test_weights_that_another_module_reads_are_refused():
     assert readers == dict.fromkeys(("emb", "bypassed", "block.deep", "listed"), model)
     for name in readers:
         assert_refused(model, name, TypeError, f"the weight of '{name}' is read by a Reading")
-    adapter = adapt(model)
+    adapter = add_adapter(model)
     assert adapter.layer_names == ["typed", "free"]
     output = model(torch.arange(9))
     output.sum().backward()
@@ -290,14 +282,14 @@ def test_computed_weights_are_refused(kind):
         f"'0' has another parametrization: .*{how}",
         lambda m, layers: dt.overparameterize(m, layers=layers),
     )
-    assert adapt(model).layer_names == ["1"]
+    assert add_adapter(model).layer_names == ["1"]
 
 
 def test_layers_without_a_weight_yet_are_refused():
     model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8))
     with pytest.raises(ValueError, match="'1' has no parameter 'weight', or none before its first call"):
-        adapt(model, "1")
-    assert adapt(model).layer_names == ["0"]
+        add_adapter(model, "1")
+    assert add_adapter(model).layer_names == ["0"]
 
 
 def test_packed_weights_are_no_products():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run knows of itself: angles, features, reconstruction, files."""
+"""Data derived from a run: angles, features, reconstruction, files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.files import without_digest
+from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -99,7 +101,7 @@ def test_angles_to_the_first_step_start_at_it():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_limit_is_that_of_smaller_and_smaller_steps(side):
+def test_the_limit_is_approached_by_smaller_steps(side):
     """Angles to the limit after one step shrink like the step."""
     problem, weights = square_problem(), square_weights()
     largest = []
@@ -111,7 +113,7 @@ def test_the_limit_is_that_of_smaller_and_smaller_steps(side):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_the_limit_is_where_tiny_steps_lead(kind):
+def test_the_limit_equals_the_result_of_tiny_steps(kind):
     make_problem, make_weights, rate = MAKERS[kind]
     tiny = dln.train(
         make_problem(), make_weights(), learning_rate=1e-6 * rate, steps=1, engine="dense", vectors=True
@@ -124,7 +126,7 @@ def test_the_limit_is_where_tiny_steps_lead(kind):
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_limits_against_one_tiny_step(engine, layer):
+def test_limit_vectors_equal_those_after_a_tiny_step(engine, layer):
     """The limit vectors are the singular vectors after a step of 1e-6, to about 1e-6."""
     problem, weights = square_problem(), square_weights()
     tiny = dln.train(problem, weights, learning_rate=1e-6, steps=1, engine="dense", vectors=True)
@@ -135,7 +137,7 @@ def test_limits_against_one_tiny_step(engine, layer):
         assert np.abs(difference).max() <= 1e-4  # first order in the step, over the gaps that it opens
 
 
-def test_layers_that_are_no_rotations_have_a_start_of_their_own():
+def test_layers_that_are_not_rotations_have_their_own_starting_vectors():
     problem, weights = square_problem(), dln.gaussian([DIM] * 4, 0.6, seed=4)
     run = dln.train(problem, weights, learning_rate=0.02, steps=5, vectors=True)
     angles = run.angles(1)
@@ -164,11 +166,11 @@ def test_singular_vectors_of_the_reduced_engine_decompose_the_weights():
             assert np.linalg.norm(weight.T @ left - right * values) <= tolerance(F64, DIM, 20) * values[0]
 
 
-# Singular values and the scalars of the rest.
+# Singular values and the scalars outside the active subspaces.
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_singular_values_with_their_multiplicities(kind):
+def test_singular_values_have_their_multiplicities(kind):
     reduced, dense = both_engines(kind, weight_decay=1e-3)
     n_active = 2 * RANK if kind == "square" else 2 * CLASSES
     for layer in (1, 2, 3):
@@ -186,7 +188,7 @@ def test_singular_values_with_their_multiplicities(kind):
         assert np.all(close.sum(axis=1) >= reduced.multiplicity(layer))
 
 
-def test_the_scalars_of_both_cases():
+def test_the_scalars_are_coupled_for_square_layers_and_free_under_a_wide_last_one():
     """Coupled where all layers are square, free under a wide last one."""
     run, _ = both_engines("square", weight_decay=1e-2)
     rho, rate = np.full(3, 0.6), 0.05
@@ -199,8 +201,8 @@ def test_the_scalars_of_both_cases():
     np.testing.assert_allclose(run.rho(2), 0.6 * (1 - 3.0 * 1e-2) ** run.steps, rtol=tolerance(F64, 1, 60))
 
 
-def test_a_scalar_that_changes_its_sign_shows_its_size():
-    """A rate with eta lambda > 1 turns the rest around in every step."""
+def test_a_scalar_that_changes_sign_is_recorded_by_its_size():
+    """A rate with eta lambda > 1 flips the sign outside the active subspaces in every step."""
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="reduced"
     )
@@ -219,7 +221,7 @@ def test_a_scalar_that_changes_its_sign_shows_its_size():
 
 @pytest.mark.parametrize("engine", [0, 1])
 @pytest.mark.parametrize("kind", MAKERS)
-def test_features_are_explicit_products(kind, engine):
+def test_features_equal_explicit_products(kind, engine):
     run = both_engines(kind, steps=12)[engine]
     rng = np.random.default_rng(0)
     X = rng.standard_normal((run.widths[0], 9))
@@ -234,7 +236,7 @@ def test_features_are_explicit_products(kind, engine):
         assert np.linalg.norm(W @ X - Z) <= tolerance(F64, run.widths[0], 3) * np.linalg.norm(X)
 
 
-def test_features_default_to_the_inputs_of_the_problem():
+def test_features_use_the_inputs_of_the_problem_by_default():
     run, _ = both_engines("wide", steps=3)
     X = run.problem.inputs
     np.testing.assert_array_equal(run.features(0), X)
@@ -257,7 +259,7 @@ def test_end_to_end_of_any_widths(widths):
 # Bad requests.
 
 
-def test_energy_in_the_largest_values():
+def test_energy_in_the_largest_singular_values():
     problem = dln.low_rank_recovery(40, 2, seed=1)
     weights = dln.gaussian([40] * 3, seed=1)
     settings = {"learning_rate": 1.0, "steps": 3, "engine": "dense"}
@@ -274,22 +276,37 @@ def test_energy_in_the_largest_values():
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_bad_requests_are_named(engine):
+def test_layers_that_do_not_exist_are_named(engine):
     run = both_engines("square", steps=8, record_every=4)[engine]
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match="layer is"):
             run.singular_values(layer)
         with pytest.raises(ValueError, match="layer is"):
             run.weights(layer)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_layers_have_to_be_integers(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     for layer in (1.0, "1", True, None):
         with pytest.raises(TypeError, match="layer is"):
             run.weights(layer)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_steps_that_were_not_recorded_are_named(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="step is 3"):
         run.singular_vectors(1, "left", 3)
     with pytest.raises(ValueError, match="step is 9"):
         run.weights(1, 9)
     with pytest.raises(ValueError, match="step is -2"):
         run.end_to_end(-2)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_sides_and_references_of_angles_are_checked(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="side is 'up'"):
         run.angles(1, "up")
     with pytest.raises(ValueError, match="reference is 'last'"):
@@ -300,6 +317,11 @@ def test_bad_requests_are_named(engine):
         run.angles(1, "left", np.full((DIM, DIM), np.nan))
     with pytest.raises(ValueError, match="step is 1, which is not among the recorded steps"):
         run.angles(1, "left", "first_step")
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+def test_inputs_of_features_are_checked(engine):
+    run = both_engines("square", steps=8, record_every=4)[engine]
     with pytest.raises(ValueError, match="X is needed"):
         run.features(1)
     with pytest.raises(dln.ShapeError, match="X has shape"):
@@ -308,7 +330,7 @@ def test_bad_requests_are_named(engine):
         run.features(4, np.ones((DIM, 2)))
 
 
-def test_requests_that_one_engine_cannot_meet():
+def test_data_that_an_engine_does_not_record_are_refused():
     dense = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=2, engine="dense")
     for ask in (dense.rho, dense.multiplicity, dense.active_singular_values):
         with pytest.raises(ValueError, match="belongs to the reduced engine"):
@@ -323,14 +345,14 @@ def test_requests_that_one_engine_cannot_meet():
 # Files.
 
 
-def saved(run, path, **options):
+def save_and_load(run, path, **options):
     run.save(path, **options)
     assert path.exists()
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half-written neighbours
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no partially written files
     return dln.load(path)
 
 
-def assert_same_run(got, wanted, weights=True):
+def assert_same_content(got, wanted, weights=True):
     np.testing.assert_array_equal(got.steps, wanted.steps)
     np.testing.assert_array_equal(got.loss, wanted.loss)
     assert got.config == wanted.config
@@ -365,9 +387,9 @@ def assert_same_run(got, wanted, weights=True):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_saved_run_is_the_same_run(kind, engine, tmp_path):
     run = both_engines(kind, steps=12, record_every=4, weight_decay=1e-3, momentum=0.1)[engine]
-    again = saved(run, tmp_path / "run.npz")
-    assert_same_run(again, run)
-    assert_same_run(saved(again, tmp_path / "run.npz"), run)
+    again = save_and_load(run, tmp_path / "run.npz")
+    assert_same_content(again, run)
+    assert_same_content(save_and_load(again, tmp_path / "run.npz"), run)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, F64])
@@ -378,16 +400,16 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=8, weights_every=4, record_every=4, vectors=True
     )
-    again = saved(run, tmp_path / "run")  # the name is the user's
-    assert_same_run(again, run)
+    again = save_and_load(run, tmp_path / "run")  # the file name is the one given
+    assert_same_content(again, run)
     assert again.weights(1).dtype == dtype
 
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_a_run_saved_without_weights(engine, tmp_path):
     run = both_engines("square", steps=8, record_every=4)[engine]
-    again = saved(run, tmp_path / "run.npz", weights=False)
-    assert_same_run(again, run, weights=False)
+    again = save_and_load(run, tmp_path / "run.npz", weights=False)
+    assert_same_content(again, run, weights=False)
     for ask in (
         lambda: again.weights(1),
         lambda: again.end_to_end(),
@@ -401,20 +423,20 @@ def test_a_run_saved_without_weights(engine, tmp_path):
     assert size < (tmp_path / "whole.npz").stat().st_size - 3 * DIM * DIM * 8
 
 
-def test_a_run_that_kept_next_to_nothing(tmp_path):
+def test_a_run_with_the_fewest_records_is_saved(tmp_path):
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, steps=3, engine="dense", singular_values=None
     )
-    again = saved(run, tmp_path / "run.npz", weights=False)
+    again = save_and_load(run, tmp_path / "run.npz", weights=False)
     np.testing.assert_array_equal(again.loss, run.loss)
     with pytest.raises(ValueError, match="no singular values were recorded"):
         again.singular_values(1)
 
 
 def data_run(layout, whiten, n_samples=60):
-    """Return a short run on data whose inputs reach into 5 of 7 dimensions, and inputs to predict for."""
+    """Return a short run on inputs that span 5 of 7 dimensions, and new inputs."""
     rng = np.random.default_rng(6)
-    frame = np.linalg.qr(rng.standard_normal((7, 5)))[0] if whiten else np.eye(7)
+    frame = draw_orthonormal(rng, 7, 5) if whiten else np.eye(7)
     inputs = frame @ (rng.standard_normal((frame.shape[1], n_samples)) * 3)
     new = frame @ rng.standard_normal((frame.shape[1], 4))
     labels = 4 + 3 * (np.arange(n_samples) % 3)
@@ -426,9 +448,9 @@ def data_run(layout, whiten, n_samples=60):
 
 @pytest.mark.parametrize("layout", ["columns", "rows"])
 @pytest.mark.parametrize("whiten", [None, "zca", "pca", "cholesky"])
-def test_a_saved_run_still_predicts(layout, whiten, tmp_path):
+def test_a_loaded_run_predicts(layout, whiten, tmp_path):
     run, new = data_run(layout, whiten)
-    again = saved(saved(run, tmp_path / "run.npz"), tmp_path / "run.npz")
+    again = save_and_load(save_and_load(run, tmp_path / "run.npz"), tmp_path / "run.npz")
     got, wanted = again.problem, run.problem
     assert got.describe() == wanted.describe()
     assert (got.n_samples, got.reduction, got.loss_floor) == (60, "mean", wanted.loss_floor)
@@ -443,7 +465,7 @@ def test_a_saved_run_still_predicts(layout, whiten, tmp_path):
 
 
 def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
-    again = saved(data_run("columns", "zca")[0], tmp_path / "run.npz")
+    again = save_and_load(data_run("columns", "zca")[0], tmp_path / "run.npz")
     assert (again.problem.inputs, again.problem.outputs, again.problem.labels) == (None, None, None)
     with pytest.raises(ValueError, match=r"X is needed.*a file keeps no samples"):
         again.features(1)
@@ -465,7 +487,7 @@ def test_a_saved_standard_problem_says_what_it_is(tmp_path):
     for make in (wide_problem, lambda: dln.low_rank_recovery(DIM, RANK)):
         problem = make()
         weights = dln.orthogonal([problem.dim_in, problem.dim_in, problem.dim_out])
-        again = saved(dln.train(problem, weights, learning_rate=0.1, steps=2), tmp_path / "run.npz")
+        again = save_and_load(dln.train(problem, weights, learning_rate=0.1, steps=2), tmp_path / "run.npz")
         assert again.problem.describe() == problem.describe()
         assert again.problem.loss_floor == problem.loss_floor
 
@@ -474,7 +496,7 @@ def test_special_targets_can_be_saved(tmp_path):
     for rank, dim in ((0, 5), (1, 1)):
         problem = dln.low_rank_recovery(dim, rank)
         run = dln.train(problem, dln.orthogonal([dim] * 3), learning_rate=0.1, steps=4, engine="reduced")
-        again = saved(run, tmp_path / "run.npz")
+        again = save_and_load(run, tmp_path / "run.npz")
         np.testing.assert_array_equal(again.weights(1), run.weights(1))
         assert again.rank == rank
 
@@ -485,7 +507,7 @@ def test_a_partial_run_can_be_saved(tmp_path):
             square_problem(), square_weights(), learning_rate=50.0, steps=100, engine="dense", vectors=True
         )
     partial = caught.value.trajectory
-    again = saved(partial, tmp_path / "run.npz")
+    again = save_and_load(partial, tmp_path / "run.npz")
     np.testing.assert_array_equal(again.loss, partial.loss)
     np.testing.assert_array_equal(again.singular_values(2), partial.singular_values(2))
 
@@ -537,17 +559,11 @@ def members_of(path):
         return {name: file[name] for name in file.files}
 
 
-def without_digest(members):
-    meta = json.loads(str(members["meta"]))
-    meta.pop("digest", None)
-    return members | {"meta": np.array(json.dumps(meta))}
-
-
 def changed_meta(members, **changes):
     return members | {"meta": np.array(json.dumps(json.loads(str(members["meta"])) | changes))}
 
 
-def test_there_is_no_such_place(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.load(tmp_path / "nothing.npz")
     run = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=1)
@@ -567,7 +583,7 @@ def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
 @settings(deadline=None, max_examples=300)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200]))
 def test_damaged_files_are_refused_or_harmless(place, byte, length, file_of_a_run, tmp_path_factory):
-    """Either the damage hit something that nothing depends on, or it is a ValueError that names the file."""
+    """The damage has no effect, or it is a ValueError that names the file."""
     content = bytearray(file_of_a_run.read_bytes())
     start = int(place * len(content))
     for i in range(start, min(start + length, len(content))):
@@ -608,7 +624,7 @@ def foreign_files(members):
 
 
 @pytest.mark.parametrize("kind", list(foreign_files({"meta": '{"format": ""}', "loss": 0})))
-def test_foreign_files_are_refused(kind, file_of_a_run, tmp_path):
+def test_files_of_other_programs_are_refused(kind, file_of_a_run, tmp_path):
     content = foreign_files(members_of(file_of_a_run))[kind]
     path = tmp_path / "run.npz"
     if isinstance(content, bytes):
@@ -632,7 +648,7 @@ def test_foreign_files_are_refused(kind, file_of_a_run, tmp_path):
         ("an array is missing", "it lacks 'loss'"),
     ],
 )
-def test_refusals_say_what_the_file_is(kind, reason, file_of_a_run, tmp_path):
+def test_errors_name_the_kind_of_the_file(kind, reason, file_of_a_run, tmp_path):
     content = foreign_files(members_of(file_of_a_run))[kind]
     path = tmp_path / "run.npz"
     if isinstance(content, dict):
@@ -646,7 +662,7 @@ def test_refusals_say_what_the_file_is(kind, reason, file_of_a_run, tmp_path):
         dln.load(path)
 
 
-def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
+def test_files_of_a_newer_version_are_named(file_of_a_run, tmp_path):
     newer = changed_meta(members_of(file_of_a_run), format_version=FORMAT_VERSION + 1, version="99.0")
     write_members(tmp_path / "run.npz", newer)
     with pytest.raises(
@@ -659,8 +675,8 @@ def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_a_run_goes_when_its_last_name_goes(engine):
-    """No cycle keeps the arrays until a collection."""
+def test_a_run_is_freed_with_its_last_reference(engine):
+    """No reference cycle keeps the arrays alive."""
     gc.collect()
     gc.disable()
     try:
@@ -677,7 +693,7 @@ def test_a_run_goes_when_its_last_name_goes(engine):
 
 
 def test_records_are_not_the_engines_working_copies():
-    """What one run recorded is not touched by the next."""
+    """The next run does not change the records of the previous one."""
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, engine="reduced")
     before = [run.weights(layer) for layer in (1, 2, 3)]
     dln.train(square_problem(), square_weights(), learning_rate=0.2, steps=10, engine="reduced")
@@ -685,6 +701,6 @@ def test_records_are_not_the_engines_working_copies():
         np.testing.assert_array_equal(run.weights(layer), before[layer - 1])
 
 
-def test_the_representation_tells_the_essentials():
+def test_the_repr_describes_the_run():
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, record_every=4)
     assert repr(run).startswith(f"Trajectory(reduced, widths {[DIM] * 4}, 10 steps, 4 records, loss ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The one place where the suite's tolerances come from."""
+"""Tolerances of the test suite."""
 
 from __future__ import annotations
 
