@@ -104,7 +104,7 @@ def apart(request, monkeypatch):
                 self.steps_ahead = request.param
 
         monkeypatch.setattr(torch_descent.TorchJob, "__init__", begin_apart)
-        monkeypatch.setattr(torch_descent, "_placed", lambda host, device: host.clone())
+        monkeypatch.setattr(torch_descent, "_move_to_device", lambda host, device: host.clone())
     return request.param > 1
 
 
@@ -347,7 +347,7 @@ def test_a_start_without_a_finite_loss_has_no_trajectory(apart, problem):
 
 def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
     told = []
-    monkeypatch.setattr(torch_descent, "BREATH", 0.0)
+    monkeypatch.setattr(torch_descent, "PROGRESS_INTERVAL", 0.0)
     monkeypatch.setattr(
         dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
     )

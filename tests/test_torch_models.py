@@ -22,7 +22,7 @@ import dlnfast.torch as dt  # noqa: E402
 
 F64 = np.float64
 WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
-LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
+DISTRIBUTIONS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 #: One small model of every family, by what makes it from settings all of them take.
 FAMILIES = {
     "linear": lambda **settings: dt.DeepLinear([48, 6, 5, 4], **settings),
@@ -347,7 +347,7 @@ def test_dropout_is_for_training(family):
 
 
 @families
-@pytest.mark.parametrize("initial", ["torch", *LAWS])
+@pytest.mark.parametrize("initial", ["torch", *DISTRIBUTIONS])
 def test_a_seed_is_all_that_weights_depend_on(family, initial):
     state = torch.get_rng_state()
     one = FAMILIES[family](initial=initial, seed=3).state_dict()
@@ -366,7 +366,7 @@ def test_a_seed_is_all_that_weights_depend_on(family, initial):
 
 
 @families
-@pytest.mark.parametrize("initial", LAWS)
+@pytest.mark.parametrize("initial", DISTRIBUTIONS)
 def test_initial_laws_have_one_norm(family, initial):
     model = FAMILIES[family](initial=initial, scale=0.3, dtype=torch.float64)
     for matrix in dt.weight_matrices(model):
@@ -476,13 +476,15 @@ def test_tied_weights_are_one_matrix():
 
 
 @settings(max_examples=25, deadline=None)
-@given(widths=WIDTHS, law=st.sampled_from(sorted(LAWS)), seed=st.integers(0, 99), data=st.data())
+@given(widths=WIDTHS, law=st.sampled_from(sorted(DISTRIBUTIONS)), seed=st.integers(0, 99), data=st.data())
 def test_initialize_has_the_numbers_of_the_package(widths, law, seed, data):
     dtype = data.draw(st.sampled_from([np.float32, F64]))
     scales = data.draw(st.lists(st.floats(0, 10), min_size=len(widths) - 1, max_size=len(widths) - 1))
     model = dt.DeepLinear(widths, initial="torch", dtype=torch.float64 if dtype == F64 else torch.float32)
     assert dt.initialize_(model, law, scales, seed) is model
-    for ours, theirs in zip(model.to_weights(), LAWS[law](widths, scales, seed, dtype=dtype), strict=True):
+    for ours, theirs in zip(
+        model.to_weights(), DISTRIBUTIONS[law](widths, scales, seed, dtype=dtype), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim.swa_utils import AveragedModel  # noqa: E402
 
 import dlnfast.torch as dt  # noqa: E402
-from dlnfast.torch._names import canonical_name, match_names, named_layers, unwrapped  # noqa: E402
+from dlnfast.torch._names import strip_wrapper_parts, match_names, named_layers, unwrap_model  # noqa: E402
 
 NAMES = ["0", "1.fc", "1.out", "2"]
 
@@ -178,7 +178,7 @@ def test_checkpoints_of_a_trainer_belong_to_the_layers(tmp_path):
             checkpoint=tmp_path / "checkpoint.pt",
         )
         trainer.fit(inputs, labels)
-        return unwrapped(model).state_dict()
+        return unwrap_model(model).state_dict()
 
     train(compiled(net()), 2)
     train(net(), 4)
@@ -241,14 +241,16 @@ def test_two_modules_of_one_name_are_an_error_that_names_both():
 
 
 def test_names_alone():
-    assert canonical_name("layers.3._checkpoint_wrapped_module.fc") == "layers.3.fc"
-    assert canonical_name("module._orig_mod.layers.0.modules.module_list") == "layers.0.modules.module_list"
+    assert strip_wrapper_parts("layers.3._checkpoint_wrapped_module.fc") == "layers.3.fc"
+    assert (
+        strip_wrapper_parts("module._orig_mod.layers.0.modules.module_list") == "layers.0.modules.module_list"
+    )
     assert match_names(["a", "module.b", "c"], ["a", "_orig_mod.b", "d"]) == {
         "a": "a",
         "module.b": "_orig_mod.b",
     }
     assert match_names(["fc"], ["module.fc", "fc"]) == {"fc": "fc"}
-    assert unwrapped(compiled(nn.DataParallel(net())))[0].weight.shape == (8, 8)
+    assert unwrap_model(compiled(nn.DataParallel(net())))[0].weight.shape == (8, 8)
 
 
 # PyTorch's compiler looks at gradients of inner tensors under a checkpoint.
@@ -260,9 +262,11 @@ def test_records_of_a_compiled_model(wrapped):
             optimizer.zero_grad()
             wrapped(torch.ones(4, 8)).square().mean().backward()
             optimizer.step()
-    weight = unwrapped(wrapped).get_parameter
+    weight = unwrap_model(wrapped).get_parameter
     name = next(
-        name for name, _ in unwrapped(wrapped).named_parameters() if canonical_name(name) == "1.fc.weight"
+        name
+        for name, _ in unwrap_model(wrapped).named_parameters()
+        if strip_wrapper_parts(name) == "1.fc.weight"
     )
     wanted = torch.linalg.svdvals(weight(name).detach())[:3]
     np.testing.assert_allclose(tracked.trajectory().singular_values("1.fc")[-1], wanted, rtol=1e-5)

@@ -187,7 +187,7 @@ def test_the_device_path_gives_the_same(monkeypatch):
             monkeypatch.setattr(
                 dln.torch.SpectralTracker,
                 "_update",
-                lambda self, *arguments: self._by_products(*arguments),
+                lambda self, *arguments: self._update_by_products(*arguments),
             )
         with track(model, k=3, every=1) as tracked:
             with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 import dlnfast as dln  # noqa: E402
 from dlnfast.torch import DeepLoRA, adapter_updates, track, weight_matrices  # noqa: E402
 from dlnfast.torch.operators import ProductMatrix  # noqa: E402
-from dlnfast.torch.updates import thin_svd  # noqa: E402
+from dlnfast.torch.updates import compute_thin_svd  # noqa: E402
 
 sizes = st.sampled_from([1, 2, 3, 7, 13, 40])
 
@@ -59,7 +59,7 @@ def test_half_precisions_are_read_as_float32():
 @given(m=sizes, n=sizes, r=sizes)
 def test_the_thin_decomposition_is_that_of_the_product(m, n, r):
     left, right = draw(m, r, 0), draw(r, n, 1)
-    u, s, vt = thin_svd(left, right)
+    u, s, vt = compute_thin_svd(left, right)
     size = float(left.norm() * right.norm())
     k = min(m, n, r)
     assert s.shape == (k,)
@@ -129,7 +129,7 @@ def test_a_tracker_follows_the_update(width, dtype):
         assert np.all(gap <= found.singular_value_errors("0") + bound)
         assert np.all(gap <= 50 * bound)  # and not by large errors
     # The vectors of the last record are those of the update.
-    u, s, vt = thin_svd(*adapter.updates()[0].pair())
+    u, s, vt = compute_thin_svd(*adapter.updates()[0].pair())
     left, right = run.singular_vectors("0", "left"), run.singular_vectors("0", "right")
     product = left.astype(np.float64) * s.numpy() @ right.astype(np.float64).T
     assert np.abs(product - (u * s @ vt).numpy()).max() <= 200 * bound

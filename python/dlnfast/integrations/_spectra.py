@@ -33,9 +33,9 @@ class Spectra:
         self._settings = {"layers": layers, "k": k, "every": every, **settings}
         self._has_warned = False
 
-    def _begin(self, model: nn.Module) -> SpectralTracker:
+    def _start_tracker(self, model: nn.Module) -> SpectralTracker:
         """Take the record of step 0."""
-        self._end()
+        self._close_tracker()
         self.tracker = track(model, **self._settings)
         return self.tracker
 
@@ -60,7 +60,7 @@ class Spectra:
                 stacklevel=3,
             )
 
-    def _end(self) -> None:
+    def _close_tracker(self) -> None:
         """Take the last record."""
         if self.tracker is not None:
             self.tracker.close()

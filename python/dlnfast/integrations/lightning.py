@@ -64,7 +64,7 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
         """Take the record of step 0, or go on where a checkpoint was."""
         if not trainer.is_global_zero:
             return
-        tracker = self._begin(pl_module)
+        tracker = self._start_tracker(pl_module)
         if self._restored is not None:
             tracker.load_state_dict(self._restored)
             self._restored = None
@@ -102,7 +102,7 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record."""
         del trainer, pl_module
-        self._end()
+        self._close_tracker()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -37,11 +37,11 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale, random_generator
-from ..torch._names import canonical_name, named_layers
+from ..torch._names import strip_wrapper_parts, named_layers
 from ..torch._weight_use import WeightUse, find_weight_use
-from ..torch.deep_lora.files import expression_for
-from ..torch.deep_lora.gradient import Loss, draw_frames, first_factors, leading_gradients
-from ..torch.deep_lora.layers import DeepFactors, MergedWeight, as_target, obstacle
+from ..torch.deep_lora.files import make_target_expression
+from ..torch.deep_lora.gradient import Loss, draw_frames, make_first_factors, leading_gradients
+from ..torch.deep_lora.layers import DeepFactors, MergedWeight, make_target, find_obstacle
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]
 
@@ -127,11 +127,11 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.base_layer = base_layer
         self.deep_lora_factors = nn.ModuleDict()
         #: Whether the frames of an adapter still wait for a gradient.
-        self.deep_lora_drawn: dict[str, bool] = {}
+        self.deep_lora_needs_gradient: dict[str, bool] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.target = as_target(name, self.get_base_layer(), use)
+        self.target = make_target(name, self.get_base_layer(), use)
         self.merged_weight = MergedWeight(name)
         self.register_load_state_dict_post_hook(_merge_after_load)  # type: ignore[no-untyped-call]
         self.update_layer(adapter_name, config)
@@ -144,14 +144,14 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         waits = config.init == "gradient"
         generator = random_generator(config.seed, ("deep lora", name))
         frames = draw_frames(None, self.target, rank, generator) if waits else None
-        factors = first_factors(self.target, frames, rank, config.depth, config.scale, generator)
+        factors = make_first_factors(self.target, frames, rank, config.depth, config.scale, generator)
         self.deep_lora_factors[adapter_name] = DeepFactors(self.target, factors)
-        self.deep_lora_drawn[adapter_name] = waits
+        self.deep_lora_needs_gradient[adapter_name] = waits
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Return the update of the weight, in its layout."""
-        return self._factors(adapter).delta_weight()
+        return self._get_factors(adapter).delta_weight()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of adapters to the weight, of which a copy is kept until `unmerge`.
@@ -173,7 +173,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             If something else changed the weight while adapters were merged into it.
         """
         del safe_merge
-        self._write(self._merged_with(check_adapters_to_merge(self, adapter_names)))
+        self._write(self._list_merged(check_adapters_to_merge(self, adapter_names)))
 
     def unmerge(self) -> None:
         """Bring the weight back to what it was before `merge`, bit for bit; see there for the errors."""
@@ -183,22 +183,22 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def check_merge(self, adapter_names: list[str] | None) -> None:
         """Raise what `merge` would."""
-        names = self._merged_with(self.active_adapters if adapter_names is None else adapter_names)
+        names = self._list_merged(self.active_adapters if adapter_names is None else adapter_names)
         self.merged_weight.check_unchanged(self.target.module)
         if names:
-            self.merged_weight.sum(self.target.module, self._branches(names))
+            self.merged_weight.sum(self.target.module, self._select_branches(names))
 
-    def _merged_with(self, names: list[str]) -> list[str]:
+    def _list_merged(self, names: list[str]) -> list[str]:
         """Return the adapters of this layer that are merged, or are to be."""
         added = [n for n in names if n in self.deep_lora_factors and n not in self.merged_adapters]
         return [*self.merged_adapters, *added]
 
     def _write(self, names: list[str]) -> None:
-        self.merged_weight.write(self.target.module, self._branches(names))
+        self.merged_weight.write(self.target.module, self._select_branches(names))
         self.merged_adapters = names
 
-    def _branches(self, names: list[str]) -> dict[str, DeepFactors]:
-        return {name: self._factors(name) for name in names}
+    def _select_branches(self, names: list[str]) -> dict[str, DeepFactors]:
+        return {name: self._get_factors(name) for name in names}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output with those of the active adapters."""
@@ -212,12 +212,12 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for name in self.active_adapters:
             if name not in self.deep_lora_factors or name in self.merged_adapters:
                 continue
-            if self.training and self.deep_lora_drawn[name]:
+            if self.training and self.deep_lora_needs_gradient[name]:
                 raise RuntimeError(
                     f"adapter {name!r} has no gradient to start from: call initialize_from_gradients(model, "
                     'batches) before training, or take init="random"'
                 )
-            output = self._factors(name)(x, output)
+            output = self._get_factors(name)(x, output)
         return output
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -225,7 +225,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         del adapter_name
         return self.target.kind != "embedding"
 
-    def _factors(self, adapter: str) -> DeepFactors:
+    def _get_factors(self, adapter: str) -> DeepFactors:
         if adapter not in self.deep_lora_factors:
             raise ValueError(f"layer {self.target.name!r} has no adapter {adapter!r}")
         factors = self.deep_lora_factors[adapter]
@@ -260,7 +260,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_weight.restore(self.target.module)
         for name in self.deep_lora_factors:
             if f"{prefix}deep_lora_factors.{name}.right" in state_dict:
-                self.deep_lora_drawn[name] = False
+                self.deep_lora_needs_gradient[name] = False
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -296,7 +296,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         if isinstance(target, DeepLoraLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        self._check_place(current_key, target)
+        self._check_registration(current_key, target)
         name = self._names.get(id(target), current_key)
         layer = DeepLoraLayer(target, adapter_name, name, peft_config, self._use)
         if adapter_name not in self.active_adapters:
@@ -325,13 +325,13 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         self._use = find_weight_use(model)
         self._names = {id(layer): name for name, _, layer in named_layers(model)}
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        there = {layer for layer in self._layers() if adapter_name in layer.deep_lora_factors}
+        there = {layer for layer in self._list_layers() if adapter_name in layer.deep_lora_factors}
         config = self.peft_config[adapter_name]
         try:
             self._leave_out_obstacles(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
-            self._take_back(model, adapter_name, there)
+            self._remove_partial_adapter(model, adapter_name, there)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             raise
@@ -352,21 +352,21 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
                 kept.append(name)
         if not kept:
             raise ValueError("target_modules is 'all-linear', but the model has no linear layer to adapt")
-        config.target_modules = expression_for(model, kept)
+        config.target_modules = make_target_expression(model, kept)
 
     def _can_adapt(self, name: str, layer: nn.Module) -> bool:
         try:
-            self._check_place(name, layer)
+            self._check_registration(name, layer)
         except ValueError:
             return False
-        return obstacle(name, layer, self._use) is None
+        return find_obstacle(name, layer, self._use) is None
 
-    def _check_place(self, name: str, layer: nn.Module) -> None:
+    def _check_registration(self, name: str, layer: nn.Module) -> None:
         """Refuse a layer that PEFT would replace, or delete an adapter of, in part only."""
-        places = self._use.places.get(id(layer), ())
-        if len(places) > 1:
+        parent_names = self._use.parent_names.get(id(layer), ())
+        if len(parent_names) > 1:
             raise ValueError(
-                f"layers: {name!r} is registered as {' and '.join(map(repr, places))}, and PEFT replaces one "
+                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT replaces one "
                 "of them only; dlnfast.torch.DeepLoRA adapts them together"
             )
         if self.prefix in name:
@@ -375,14 +375,14 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
                 "dlnfast.torch.DeepLoRA adapts it"
             )
 
-    def _take_back(self, model: nn.Module, adapter_name: str, there: set[DeepLoraLayer]) -> None:
+    def _remove_partial_adapter(self, model: nn.Module, adapter_name: str, there: set[DeepLoraLayer]) -> None:
         """Remove the layers and factors of an adapter that could not be made in all layers."""
         for parent in list(model.modules()):
             for name, layer in list(parent._modules.items()):
                 if not isinstance(layer, DeepLoraLayer) or layer in there:
                     continue
                 if adapter_name in layer.deep_lora_factors:
-                    del layer.deep_lora_factors[adapter_name], layer.deep_lora_drawn[adapter_name]
+                    del layer.deep_lora_factors[adapter_name], layer.deep_lora_needs_gradient[adapter_name]
                     if not layer.deep_lora_factors:
                         parent._modules[name] = layer.base_layer
 
@@ -410,7 +410,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         Memory: a copy of each adapted weight, until ``unmerge_adapter`` brings it back bit for bit.
         """
         self._check_merge(adapter_names)
-        before = {layer: layer.merged_adapters for layer in self._layers()}
+        before = {layer: layer.merged_adapters for layer in self._list_layers()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         except BaseException:
@@ -429,7 +429,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         if merge:
             self._check_merge(adapter_names)
         else:
-            for layer in self._layers():
+            for layer in self._list_layers():
                 layer._write([])
         result: nn.Module = super()._unload_and_optionally_merge(
             merge, progressbar, safe_merge, adapter_names
@@ -437,10 +437,10 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         return result
 
     def _check_merge(self, adapter_names: list[str] | None) -> None:
-        for layer in self._layers():
+        for layer in self._list_layers():
             layer.check_merge(adapter_names)
 
-    def _layers(self) -> list[DeepLoraLayer]:
+    def _list_layers(self) -> list[DeepLoraLayer]:
         return [module for module in self.model.modules() if isinstance(module, DeepLoraLayer)]
 
     @classmethod
@@ -455,8 +455,8 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         found = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
-        keys = _factor_keys(model, adapter_name)
-        own = {key: tensor for key, tensor in found.items() if canonical_name(key) in keys}
+        keys = _list_factor_keys(model, adapter_name)
+        own = {key: tensor for key, tensor in found.items() if strip_wrapper_parts(key) in keys}
         _check_complete(own, keys, adapter_name)
         return own
 
@@ -467,10 +467,10 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        keys = _factor_keys(model, adapter_name)
+        keys = _list_factor_keys(model, adapter_name)
         _check_complete(remapped, keys, adapter_name)
         for key, tensor in remapped.items():
-            if canonical_name(key) in keys and not bool(torch.isfinite(tensor).all()):
+            if strip_wrapper_parts(key) in keys and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"the file of adapter {adapter_name!r} is not finite: see {key}")
         return remapped
 
@@ -510,10 +510,10 @@ def _check_adapter_name(model: nn.Module, name: object) -> None:
         )
 
 
-def _factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
+def _list_factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
     """Return the names of an adapter's factors in the model's state_dict, without the parts of wrappers."""
     return {
-        canonical_name(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
+        strip_wrapper_parts(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
         for path, layer in model.named_modules()
         if isinstance(layer, DeepLoraLayer) and adapter_name in layer.deep_lora_factors
         for key, _ in layer.deep_lora_factors[adapter_name].named_parameters()
@@ -521,7 +521,7 @@ def _factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
 
 
 def _check_complete(state: dict[str, torch.Tensor], keys: set[str], adapter_name: str) -> None:
-    missing = sorted(keys - {canonical_name(key) for key in state})
+    missing = sorted(keys - {strip_wrapper_parts(key) for key in state})
     if missing:
         raise ValueError(
             f"adapter {adapter_name!r} is incomplete: {len(missing)} of {len(keys)} factors are missing, the "
@@ -556,31 +556,31 @@ def initialize_from_gradients(
         If there is no such adapter with ``init="gradient"``, or it has started already; and for gradients
         that vanish or are not finite.
     """
-    config = _configs(model).get(adapter_name)
+    config = _get_configs(model).get(adapter_name)
     if not isinstance(config, DeepLoraConfig) or config.init != "gradient":
         raise ValueError(f'adapter_name is {adapter_name!r}, which is no Deep LoRA with init="gradient"')
     adapted = [m for m in model.modules() if isinstance(m, DeepLoraLayer)]
     layers = [layer for layer in adapted if adapter_name in layer.deep_lora_factors]
-    if not overwrite and not all(layer.deep_lora_drawn[adapter_name] for layer in layers):
+    if not overwrite and not all(layer.deep_lora_needs_gradient[adapter_name] for layer in layers):
         raise ValueError(
             f"adapter {adapter_name!r} has started already, or was loaded: what it has learned would be lost "
             "(overwrite=True)"
         )
     targets = [layer.target for layer in layers]
-    ranks = [(layer._factors(adapter_name).rank + 1) // 2 for layer in layers]
+    ranks = [(layer._get_factors(adapter_name).rank + 1) // 2 for layer in layers]
     memory = check_count(gradient_memory, "gradient_memory", minimum=0)
-    with _without_adapters(layers):
+    with _disable_adapters_of(layers):
         found = leading_gradients(model, targets, batches, loss, ranks, memory)
     for layer, gradient in zip(layers, found, strict=True):
-        branch = layer._factors(adapter_name)
+        branch = layer._get_factors(adapter_name)
         generator = random_generator(config.seed, ("deep lora", layer.target.name))
         frames = draw_frames(gradient, layer.target, branch.rank, generator)
-        factors = first_factors(layer.target, frames, branch.rank, config.depth, config.scale, generator)
+        factors = make_first_factors(layer.target, frames, branch.rank, config.depth, config.scale, generator)
         # In place: an optimiser may hold the parameters.
         with torch.no_grad():
             for parameter, start in zip(branch.parameters(), factors.as_parameters(), strict=True):
                 parameter.copy_(start)
-        layer.deep_lora_drawn[adapter_name] = False
+        layer.deep_lora_needs_gradient[adapter_name] = False
 
 
 def param_groups(
@@ -625,13 +625,13 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
-def _configs(model: nn.Module) -> dict[str, Any]:
+def _get_configs(model: nn.Module) -> dict[str, Any]:
     found = getattr(model, "peft_config", None)
     return found if isinstance(found, dict) else {}
 
 
 @contextmanager
-def _without_adapters(layers: list[DeepLoraLayer]) -> Iterator[None]:
+def _disable_adapters_of(layers: list[DeepLoraLayer]) -> Iterator[None]:
     before = [(layer, layer._disable_adapters) for layer in layers]
     try:
         for layer in layers:

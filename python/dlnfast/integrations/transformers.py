@@ -99,14 +99,14 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         del control, rest
         if not state.is_world_process_zero:
             return
-        self._begin(model)
+        self._start_tracker(model)
         if state.global_step > 0:
             self._resume(args, state)
 
     def _resume(self, args: Any, state: Any) -> None:
         assert self.tracker is not None
         reasons = []
-        for path in self._candidates(args, state):
+        for path in self._list_candidates(args, state):
             if not path.is_file():
                 reasons.append(f"{path} is not there")
                 continue
@@ -126,14 +126,14 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
             stacklevel=2,
         )
 
-    def _candidates(self, args: Any, state: Any) -> Iterator[Path]:
+    def _list_candidates(self, args: Any, state: Any) -> Iterator[Path]:
         """Yield where the tracker's state may be, the likeliest first, each path once."""
         if self._resume_from is not None:
             yield self._resume_from / FILE_NAME
             return
         entry = (state.stateful_callbacks or {}).get(_ENTRY)
         written = entry.get("attributes", {}).get("folder") if isinstance(entry, dict) else None
-        folders = [written, args.resume_from_checkpoint, _folder(args, state)]
+        folders = [written, args.resume_from_checkpoint, _get_checkpoint_folder(args, state)]
         paths = (Path(folder) / FILE_NAME for folder in folders if isinstance(folder, (str, Path)))
         yield from dict.fromkeys(paths)
 
@@ -142,7 +142,7 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         del rest
         self._finish_step(is_last=False)
         if self.tracker is not None and isinstance(state.stateful_callbacks, dict):
-            folder = os.fspath(_folder(args, state).absolute())
+            folder = os.fspath(_get_checkpoint_folder(args, state).absolute())
             state.stateful_callbacks[_ENTRY] = {"args": {}, "attributes": {"folder": folder}}
         del control
 
@@ -157,7 +157,7 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Write the state beside the checkpoint's weights."""
         del control, rest
-        folder = _folder(args, state)
+        folder = _get_checkpoint_folder(args, state)
         if self.tracker is not None and folder.is_dir():
             with replacing(folder / FILE_NAME) as file:
                 torch.save(self.tracker.state_dict(), file)
@@ -165,8 +165,8 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Take the last record."""
         del args, state, control, rest
-        self._end()
+        self._close_tracker()
 
 
-def _folder(args: Any, state: Any) -> Path:
+def _get_checkpoint_folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"

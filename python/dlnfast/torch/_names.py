@@ -31,7 +31,7 @@ _WRAPPERS: Final = (
 _WRAPPED: Final = frozenset(child for _, _, child in _WRAPPERS)
 
 
-def canonical_name(name: str) -> str:
+def strip_wrapper_parts(name: str) -> str:
     """Return a name without all parts that can come from a wrapper: ``"module.fc"`` becomes ``"fc"``.
 
     For comparing two names of which one may belong to a wrapped model. Where the model is there, use
@@ -53,7 +53,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """
     names: dict[str, str] = {}
     paths: dict[str, str] = {}
-    wrapped = {path: _wrapped_child(module) for path, module in model.named_modules()}
+    wrapped = {path: _find_wrapped_child(module) for path, module in model.named_modules()}
     for path, module in model.named_modules():
         parent, _, child = path.rpartition(".")
         if not path or wrapped[parent] == child:
@@ -69,9 +69,9 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         yield name, path, module
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """Return what a model's wrappers contain, or the model where there are none."""
-    while (child := _wrapped_child(model)) is not None:
+    while (child := _find_wrapped_child(model)) is not None:
         model = model.get_submodule(child)
     return model
 
@@ -79,7 +79,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def match_names(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     """Return for each wanted name the name that is there for the same layer, where there is one.
 
-    The same name, or else the one that is equal without the parts of wrappers (see `canonical_name`).
+    The same name, or else the one that is equal without the parts of wrappers (see `strip_wrapper_parts`).
 
     Raises
     ------
@@ -89,10 +89,10 @@ def match_names(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     known = dict.fromkeys(there)
     by_canonical: dict[str, list[str]] = {}
     for name in known:
-        by_canonical.setdefault(canonical_name(name), []).append(name)
+        by_canonical.setdefault(strip_wrapper_parts(name), []).append(name)
     found: dict[str, str] = {}
     for name in wanted:
-        fitting = [name] if name in known else by_canonical.get(canonical_name(name), [])
+        fitting = [name] if name in known else by_canonical.get(strip_wrapper_parts(name), [])
         if len(fitting) > 1:
             raise ValueError(f"layer {name!r} can be {' or '.join(map(repr, fitting))}; wanted one of these")
         if fitting:
@@ -100,7 +100,7 @@ def match_names(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _wrapped_child(module: nn.Module) -> str | None:
+def _find_wrapped_child(module: nn.Module) -> str | None:
     """Return the name of the child that a module wraps; None for what is no wrapper."""
     for where, kind, child in _WRAPPERS:
         wrapper = getattr(sys.modules.get(where), kind, None)

@@ -23,7 +23,7 @@ PACKED_ATTRIBUTES: Final = ("qweight", "W_q", "_packed_params")
 _ONE_AT_A_TIME: Final = threading.RLock()
 
 
-def computed_by(module: nn.Module, attribute: str = "weight") -> str | None:
+def describe_computation(module: nn.Module, attribute: str = "weight") -> str | None:
     """Return what computes a tensor of a module at every forward pass; None for a parameter or buffer.
 
     Parametrizations (`torch.nn.utils.parametrize`), the hooks of `torch.nn.utils.weight_norm`,
@@ -33,26 +33,28 @@ def computed_by(module: nn.Module, attribute: str = "weight") -> str | None:
     if parametrize.is_parametrized(module, attribute):
         steps: Any = module.parametrizations[attribute]  # type: ignore[index]
         return f"a parametrization ({', '.join(type(step).__name__.lstrip('_') for step in steps)})"
-    for hook, name in _weight_hooks(module):
+    for hook, name in _find_weight_hooks(module):
         if name == attribute:
             return f"a hook ({type(hook).__name__})"
     held = vars(module).get(attribute)
     return "code of its own" if isinstance(held, torch.Tensor) else None
 
 
-def computed_attributes(module: nn.Module) -> list[str]:
+def list_computed_attributes(module: nn.Module) -> list[str]:
     """Return the names of a module's tensors that parametrizations or known hooks compute."""
-    by_hooks = [name for _, name in _weight_hooks(module) if isinstance(vars(module).get(name), torch.Tensor)]
+    by_hooks = [
+        name for _, name in _find_weight_hooks(module) if isinstance(vars(module).get(name), torch.Tensor)
+    ]
     if not parametrize.is_parametrized(module):
         return list(dict.fromkeys(by_hooks))
     return list(dict.fromkeys([*module.parametrizations, *by_hooks]))  # type: ignore[misc]
 
 
-def is_raw(module: nn.Module, attribute: str) -> bool:
+def is_hook_input(module: nn.Module, attribute: str) -> bool:
     """Return whether a parameter is what a hook computes another tensor from."""
     return any(
         attribute in (f"{name}_g", f"{name}_v", f"{name}_orig") and attribute != name
-        for _, name in _weight_hooks(module)
+        for _, name in _find_weight_hooks(module)
     )
 
 
@@ -74,12 +76,12 @@ def read_weight(module: nn.Module, attribute: str = "weight") -> torch.Tensor:
     modules = [module]
     if parametrize.is_parametrized(module):
         modules += module.parametrizations.modules()  # type: ignore[union-attr]
-    with _ONE_AT_A_TIME, torch.no_grad(), undisturbed(modules):
+    with _ONE_AT_A_TIME, torch.no_grad(), isolate_modules(modules):
         if parametrize.is_parametrized(module, attribute):
             value = module.parametrizations[attribute]()  # type: ignore[index,operator]
         else:
             names = set()
-            for hook, name in _weight_hooks(module):
+            for hook, name in _find_weight_hooks(module):
                 hook(module, ())
                 names.add(name)
             if attribute not in names:
@@ -93,7 +95,7 @@ def read_weight(module: nn.Module, attribute: str = "weight") -> torch.Tensor:
     return result
 
 
-def stand_in(module: nn.Module, attribute: str = "weight") -> torch.Tensor | None:
+def find_shape_tensor(module: nn.Module, attribute: str = "weight") -> torch.Tensor | None:
     """Return a tensor that has the shape of a weight, and is there without computing it; None if none is."""
     held: Any = module._parameters.get(attribute)
     if held is None and parametrize.is_parametrized(module, attribute):
@@ -104,7 +106,7 @@ def stand_in(module: nn.Module, attribute: str = "weight") -> torch.Tensor | Non
     return held if isinstance(held, torch.Tensor) else None
 
 
-def unreadable(module: nn.Module, attribute: str = "weight") -> str | None:
+def explain_unreadable(module: nn.Module, attribute: str = "weight") -> str | None:
     """Return why a weight is no matrix of real floating-point numbers ("is torch.uint8"); None if it is one.
 
     Integers, truth values, complex and quantised numbers, 4-bit weights of bitsandbytes whatever their
@@ -115,7 +117,7 @@ def unreadable(module: nn.Module, attribute: str = "weight") -> str | None:
         return f"is packed ({type(module).__name__}.{attribute})"
     held: Any = module._parameters.get(attribute)
     if held is None:
-        how = computed_by(module, attribute)
+        how = describe_computation(module, attribute)
         if how == "code of its own":
             return "is a plain tensor, which code of the layer's own computes"
         held = read_weight(module, attribute)
@@ -131,7 +133,7 @@ def unreadable(module: nn.Module, attribute: str = "weight") -> str | None:
         return f"is {held.dtype}, whose scale is elsewhere"
     if held.layout != torch.strided:
         return f"is sparse ({held.layout})"
-    if _holds_other_tensors(held):
+    if _has_inner_tensors(held):
         return f"is packed ({type(held).__name__})"
     if held.numel() == 0:
         return f"is empty, with shape {tuple(held.shape)}"
@@ -139,7 +141,7 @@ def unreadable(module: nn.Module, attribute: str = "weight") -> str | None:
 
 
 @contextmanager
-def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
+def isolate_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules compute in evaluation mode on copies of what they hold; afterwards all is as it was.
 
     Meant for a few modules: their tensors and containers are copied, so that nothing is written to the
@@ -148,15 +150,15 @@ def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     kept = [(module, dict(vars(module))) for module in dict.fromkeys(modules)]
     copies: dict[int, Any] = {}
-    tensors = [tensor for module, _ in kept for tensor in _tensors_of(module)]
+    tensors = [tensor for module, _ in kept for tensor in _list_tensors(module)]
     with ExitStack() as stack:
-        stack.enter_context(random_state_kept(tensors))
+        stack.enter_context(preserve_random_state(tensors))
         for kind in sorted({tensor.device.type for tensor in tensors} - {"meta"}):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_without_caches())
+        stack.enter_context(_disable_caches())
         try:
             for module, state in kept:
-                vars(module).update({name: _copied(value, copies) for name, value in state.items()})
+                vars(module).update({name: _copy_value(value, copies) for name, value in state.items()})
                 vars(module)["training"] = False
             yield
         finally:
@@ -167,7 +169,7 @@ def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Let a model run, and put back buffers, random states, and what modules have as attributes.
 
     Of attributes, tensors, numbers and generators of random numbers. Parameters and train or eval modes are
@@ -190,7 +192,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
         if isinstance(value, torch.Generator)
     ]
     # A cache would hand on tensors without gradients to the next forward pass.
-    with random_state_kept([*model.parameters(), *model.buffers()]), _without_caches():
+    with preserve_random_state([*model.parameters(), *model.buffers()]), _disable_caches():
         try:
             yield
         finally:
@@ -205,7 +207,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_caches() -> Iterator[None]:
+def _disable_caches() -> Iterator[None]:
     """Switch off ``parametrize.cached()``."""
     enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
@@ -215,7 +217,7 @@ def _without_caches() -> Iterator[None]:
 
 
 @contextmanager
-def random_state_kept(tensors: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+def preserve_random_state(tensors: Iterable[torch.Tensor] = ()) -> Iterator[None]:
     """Put back the global random states of PyTorch, on the devices of these tensors too, NumPy and Python."""
     devices: dict[str, set[int]] = {}
     for tensor in tensors:
@@ -233,13 +235,13 @@ def random_state_kept(tensors: Iterable[torch.Tensor] = ()) -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+def _list_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
         if isinstance(held, torch.Tensor) and not is_lazy(held):
             yield held
 
 
-def _copied(value: Any, copies: dict[int, Any]) -> Any:
+def _copy_value(value: Any, copies: dict[int, Any]) -> Any:
     """Return a copy of a tensor, a generator of random numbers or a container of these; all else as it is."""
     if id(value) in copies:
         return copies[id(value)]
@@ -254,16 +256,16 @@ def _copied(value: Any, copies: dict[int, Any]) -> Any:
     elif isinstance(value, (dict, list)):
         made = copies[id(value)] = copy.copy(value)  # before its contents, which may contain it
         for key in list(made) if isinstance(made, dict) else range(len(made)):
-            made[key] = _copied(made[key], copies)
+            made[key] = _copy_value(made[key], copies)
     elif type(value) is tuple:
-        made = tuple(_copied(entry, copies) for entry in value)
+        made = tuple(_copy_value(entry, copies) for entry in value)
     elif isinstance(value, set):
         made = copy.copy(value)
     copies[id(value)] = made
     return made
 
 
-def _weight_hooks(module: nn.Module) -> Iterator[tuple[Any, str]]:
+def _find_weight_hooks(module: nn.Module) -> Iterator[tuple[Any, str]]:
     """Yield the hooks before a forward pass that compute a tensor of the module, and its name, in order."""
     for hook in module._forward_pre_hooks.values():
         if hasattr(hook, "compute_weight") and isinstance(getattr(hook, "name", None), str):
@@ -272,7 +274,7 @@ def _weight_hooks(module: nn.Module) -> Iterator[tuple[Any, str]]:
             yield hook, hook._tensor_name  # type: ignore[attr-defined]
 
 
-def _holds_other_tensors(tensor: torch.Tensor) -> bool:
+def _has_inner_tensors(tensor: torch.Tensor) -> bool:
     """Return whether a tensor is made of others, as torchao's are; sharded ones (DTensor) do not count."""
     if type(tensor) in (torch.Tensor, nn.Parameter) or "DTensor" in type(tensor).__name__:
         return False

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 
-class Rule:
+class UpdateRule:
     """Rates of a layer, and its step from W (or W^T) along c G.
 
     Parameters
@@ -25,34 +25,36 @@ class Rule:
     def __init__(self, loss_scale: float, rates: tuple[float, float, float], dtype: np.dtype[Any]) -> None:
         self.scale = loss_scale
         self.rate, self.decay, self.momentum = rates
-        self.moves = self.rate != 0.0
+        self.is_trained = self.rate != 0.0
         #: Whether a velocity is kept.
-        self.inert = self.moves and self.momentum != 0.0
+        self.has_momentum = self.is_trained and self.momentum != 0.0
         # As the core: 0 where decay takes all of W, so that exactly -rate G remains.
-        takes_all = not self.inert and dtype.type(self.rate) * dtype.type(self.decay) == 1
-        self.kept = 0.0 if takes_all else 1.0
+        takes_all = not self.has_momentum and dtype.type(self.rate) * dtype.type(self.decay) == 1
+        self.weight_factor = 0.0 if takes_all else 1.0
         #: Whether W moves along a sum, which is rounded once: a factor 1 - rate decay would be rounded in the
         #: same direction at every step of a slow phase.
-        self.adds_decay = self.moves and not self.inert and self.decay != 0.0 and not takes_all
+        self.has_decay_term = (
+            self.is_trained and not self.has_momentum and self.decay != 0.0 and not takes_all
+        )
 
-    def along_product(
+    def step_along_product(
         self, matrix: torch.Tensor, velocity: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor
     ) -> None:
-        """Step along ``c left right``; with `adds_decay` the caller forms the gradient himself."""
+        """Step along ``c left right``; with `has_decay_term` the caller forms the gradient himself."""
         if velocity is not None:
             velocity.addmm_(left, right, beta=self.momentum, alpha=self.scale)
-            self._along_velocity(matrix, velocity)
+            self._step_along_velocity(matrix, velocity)
         else:
-            matrix.addmm_(left, right, beta=self.kept, alpha=-self.rate * self.scale)
+            matrix.addmm_(left, right, beta=self.weight_factor, alpha=-self.rate * self.scale)
 
-    def along_sum(
+    def step_along_sum(
         self, matrix: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None
     ) -> None:
         """Step along ``c left right + decay W``, formed in `out`."""
         gradient = torch.addmm(matrix, left, right, beta=self.decay, alpha=self.scale, out=out)
         matrix.add_(gradient, alpha=-self.rate)
 
-    def along(
+    def step_along(
         self,
         matrix: torch.Tensor,
         velocity: torch.Tensor | None,
@@ -62,16 +64,16 @@ class Rule:
         """Step along ``c block``; a sum with decay is formed in `out`, which may be the block."""
         if velocity is not None:
             velocity.mul_(self.momentum).add_(block, alpha=self.scale)
-            self._along_velocity(matrix, velocity)
-        elif self.adds_decay:
+            self._step_along_velocity(matrix, velocity)
+        elif self.has_decay_term:
             gradient = torch.mul(block, self.scale, out=out).add_(matrix, alpha=self.decay)
             matrix.add_(gradient, alpha=-self.rate)
-        elif self.kept == 0.0:
+        elif self.weight_factor == 0.0:
             torch.mul(block, -self.rate * self.scale, out=matrix)
         else:
             matrix.add_(block, alpha=-self.rate * self.scale)
 
-    def _along_velocity(self, matrix: torch.Tensor, velocity: torch.Tensor) -> None:
+    def _step_along_velocity(self, matrix: torch.Tensor, velocity: torch.Tensor) -> None:
         if self.decay != 0.0:
             velocity.add_(matrix, alpha=self.decay)
         matrix.add_(velocity, alpha=-self.rate)

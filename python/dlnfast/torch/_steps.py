@@ -66,12 +66,12 @@ class StepMonitor:
         self._on_step, self._on_step_extended, self._on_step_over = (
             weakref.WeakMethod(method) for method in (on_step, on_step_extended, on_step_over)
         )
-        self._held: set[int] = set()
+        self._watched: set[int] = set()
         #: Optimizers that hold no watched parameter, with the parameters that they had then.
-        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
+        self._unrelated: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
             weakref.WeakKeyDictionary()
         )
-        self._only: weakref.ref[torch.optim.Optimizer] | None = None
+        self._only_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._seen: list[weakref.ref[torch.optim.Optimizer]] = []
         self._names: list[str] = []
         self._gradient_handles: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
@@ -81,15 +81,15 @@ class StepMonitor:
         if optimizer is not None:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
-            if not self._holds(optimizer):
+            if not self._has_watched_parameter(optimizer):
                 raise ValueError("optimizer holds none of the chosen weights")
-            self._only = weakref.ref(optimizer)
+            self._only_optimizer = weakref.ref(optimizer)
         self._watch_gradients()
         # PyTorch's compiler leaves what is marked so to the interpreter.
         disable: Any = torch.compiler.disable
         self._handles = [
-            register_optimizer_step_pre_hook(disable(self._before)),
-            register_optimizer_step_post_hook(disable(self._after)),
+            register_optimizer_step_pre_hook(disable(self._before_step)),
+            register_optimizer_step_post_hook(disable(self._after_step)),
         ]
 
     # ------------------------------------------------------------------------------------- state
@@ -135,44 +135,44 @@ class StepMonitor:
 
     # ------------------------------------------------------------------------------------- hooks
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if not self._holds(optimizer):
+        if not self._has_watched_parameter(optimizer):
             return
         if id(optimizer) in self._stepped or self._has_new_gradient:
             self.restart()
         if not self._stepped:
-            _call(self._on_step_over)
+            _call_if_alive(self._on_step_over)
             self._watch_gradients()
         self._stepped.add(id(optimizer))
         self._stepping.add(id(optimizer))
 
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         # It may hold a watched parameter only since it was called.
-        if not (id(optimizer) in self._stepped or self._holds(optimizer)):
+        if not (id(optimizer) in self._stepped or self._has_watched_parameter(optimizer)):
             return
         self._stepping.discard(id(optimizer))
         self._stepped.add(id(optimizer))
-        self._stepped_parameters.update(self._parameters_of(optimizer))
-        self._pass = _backward_pass()
-        self._note(optimizer)
+        self._stepped_parameters.update(self._list_parameters(optimizer))
+        self._pass = _get_backward_pass()
+        self._remember_optimizer(optimizer)
         if self._is_counted:
-            _call(self._on_step_extended)
-        elif self._only is None or self._only() is optimizer:
+            _call_if_alive(self._on_step_extended)
+        elif self._only_optimizer is None or self._only_optimizer() is optimizer:
             self._is_counted = True
-            _call(self._on_step)
+            _call_if_alive(self._on_step)
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         number = id(parameter)
         # Optimizers that step within the backward pass may have been called for this very gradient before.
-        is_of_this_pass = self._pass != _NO_PASS and self._pass == _backward_pass()
+        is_of_this_pass = self._pass != _NO_PASS and self._pass == _get_backward_pass()
         if number in self._stepped_parameters and not is_of_this_pass:
             if self._stepping:  # the closure of the next step, before that moves weights
                 stepping = self._stepping
                 self.restart()
                 self._stepped, self._stepping = set(stepping), stepping
-                _call(self._on_step_over)
+                _call_if_alive(self._on_step_over)
             else:
                 self._has_new_gradient = True
         if not self._seen and number not in self.gradient_order:
@@ -180,7 +180,7 @@ class StepMonitor:
 
     # ----------------------------------------------------------------------------------- helpers
 
-    def _note(self, optimizer: torch.optim.Optimizer) -> None:
+    def _remember_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if all(ref() is not optimizer for ref in self._seen):
             self._seen = [ref for ref in self._seen if ref() is not None]
             self._seen.append(weakref.ref(optimizer))
@@ -188,7 +188,7 @@ class StepMonitor:
             if name not in self._names:
                 self._names.append(name)
 
-    def _held_parameters(self) -> set[int]:
+    def _find_watched_ids(self) -> set[int]:
         # As they are now: an adapter that was compressed has new ones.
         return {id(parameter) for parameter in self._watched_parameters()}
 
@@ -201,30 +201,30 @@ class StepMonitor:
                         yield parameter
 
     @staticmethod
-    def _parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
+    def _list_parameters(optimizer: torch.optim.Optimizer) -> list[int]:
         return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
-    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
-        parameters = self._parameters_of(optimizer)
-        if not self._held.isdisjoint(parameters):
+    def _has_watched_parameter(self, optimizer: torch.optim.Optimizer) -> bool:
+        parameters = self._list_parameters(optimizer)
+        if not self._watched.isdisjoint(parameters):
             return True
-        if self._strangers.get(optimizer) == parameters:
+        if self._unrelated.get(optimizer) == parameters:
             return False
-        before, self._held = self._held, self._held_parameters()
-        holds = not self._held.isdisjoint(parameters)
+        before, self._watched = self._watched, self._find_watched_ids()
+        holds = not self._watched.isdisjoint(parameters)
         # A layer that was stepped has other parameters now, whose gradients nobody has watched.
-        if not self._stepped_parameters.isdisjoint(before - self._held):
+        if not self._stepped_parameters.isdisjoint(before - self._watched):
             self._has_new_gradient = True
         if not holds:
-            self._strangers[optimizer] = parameters
+            self._unrelated[optimizer] = parameters
         return holds
 
     def _watch_gradients(self) -> None:
         """Hear of new gradients of the watched parameters, those that were frozen before among them."""
-        self._held = set()
+        self._watched = set()
         for parameter in self._watched_parameters():
             number = id(parameter)
-            self._held.add(number)
+            self._watched.add(number)
             known = self._gradient_handles.get(number)
             if known is not None and known[0]() is parameter:
                 continue
@@ -234,12 +234,12 @@ class StepMonitor:
                 self._gradient_handles[number] = (weakref.ref(parameter), handle)
 
 
-def _backward_pass() -> int:
+def _get_backward_pass() -> int:
     """Return the number of the backward pass under way."""
     return int(torch._C._current_graph_task_id())
 
 
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+def _call_if_alive(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     alive = method()
     if alive is not None:
         alive()

@@ -41,7 +41,7 @@ class WeightUse:
 
     sharing: dict[int, tuple[str, ...]]
     readers: dict[int, nn.Module]
-    places: dict[int, tuple[str, ...]]
+    parent_names: dict[int, tuple[str, ...]]
 
 
 def find_weight_use(model: nn.Module) -> WeightUse:
@@ -62,10 +62,10 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     an index. `torch.nn.TransformerEncoderLayer` is not counted as a reader: it calls its layers wherever one
     of them has a hook.
     """
-    return WeightUse(_sharing(model), _readers(model), _places(model))
+    return WeightUse(_find_sharing(model), _find_readers(model), _find_parent_names(model))
 
 
-def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
+def _find_parent_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     found: dict[int, list[str]] = defaultdict(list)
     for path, _, module in named_layers(model):
         for name, child in module._modules.items():
@@ -75,7 +75,7 @@ def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _TensorRange:
     """A tensor of a module, and its bytes in a storage."""
 
     name: str
@@ -86,10 +86,10 @@ class _Piece:
     end: int
 
 
-def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
+def _find_sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
     """Return for each module with a weight what shares memory with it."""
     found: dict[int, tuple[str, ...]] = {}
-    for run in _runs(list(_pieces(model))):
+    for run in _group_ranges(list(_list_ranges(model))):
         for weight in run:
             names = tuple(
                 piece.name
@@ -101,17 +101,17 @@ def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return found
 
 
-def _pieces(model: nn.Module) -> Iterator[_Piece]:
+def _list_ranges(model: nn.Module) -> Iterator[_TensorRange]:
     for path, _, module in named_layers(model):
-        for attribute, tensor in _tensors_of(module):
+        for attribute, tensor in _list_tensors(module):
             name = path if path and attribute == "weight" else f"{path}.{attribute}".lstrip(".")
-            storage, start, end = _memory(tensor)
-            yield _Piece(name, module, attribute, (str(tensor.device), storage), start, end)
+            storage, start, end = _find_memory(tensor)
+            yield _TensorRange(name, module, attribute, (str(tensor.device), storage), start, end)
 
 
-def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _group_ranges(pieces: list[_TensorRange]) -> Iterator[list[_TensorRange]]:
     """Yield the pieces in runs, such that pieces of different runs share nothing."""
-    run: list[_Piece] = []
+    run: list[_TensorRange] = []
     for piece in sorted(pieces, key=lambda piece: (piece.place, piece.start)):
         if run and (piece.place != run[0].place or piece.start >= max(p.end for p in run)):
             yield run
@@ -121,14 +121,14 @@ def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         yield run
 
 
-def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _list_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for held in (module._parameters, module._buffers, vars(module)):
         for name, tensor in held.items():
             if isinstance(tensor, torch.Tensor):
                 yield name, tensor
 
 
-def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
+def _find_memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     """Return the address of a tensor's storage, and the range of its bytes there.
 
     Tensors without memory of their own, on the device "meta" or of other kinds, share with themselves only.
@@ -144,13 +144,13 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     return -id(tensor), 0, 1
 
 
-def _readers(model: nn.Module) -> dict[int, nn.Module]:
+def _find_readers(model: nn.Module) -> dict[int, nn.Module]:
     reads: dict[type, frozenset[tuple[str, ...]]] = {}
     found: dict[int, nn.Module] = {}
     for module in model.modules():
         kind = type(module)
         if kind not in reads:
-            reads[kind] = frozenset(_weights_read(kind))
+            reads[kind] = frozenset(_find_weights_read(kind))
         for path in reads[kind]:
             target: nn.Module | None = module
             for name in path:
@@ -160,7 +160,7 @@ def _readers(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
-def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
+def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
     """Yield the paths of the modules whose weights the forward pass of a class reads."""
     seen: set[str] = set()
     waiting = ["forward"]
@@ -169,15 +169,15 @@ def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
         if method in seen or (method != "forward" and hasattr(nn.Module, method)):
             continue
         seen.add(method)
-        for code in _definitions(kind, method):
-            for chain in _attributes(code, code.co_varnames[0]):
+        for code in _find_code(kind, method):
+            for chain in _find_attribute_paths(code, code.co_varnames[0]):
                 waiting.append(chain[0])
                 for i, name in enumerate(chain):
                     if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
                         yield chain[:i]
 
 
-def _definitions(kind: type, method: str) -> Iterator[CodeType]:
+def _find_code(kind: type, method: str) -> Iterator[CodeType]:
     """Yield the code of a method or property: of the class and, if that calls ``super``, of its bases."""
     for base in kind.__mro__:
         found: Any = vars(base).get(method)
@@ -192,7 +192,7 @@ def _definitions(kind: type, method: str) -> Iterator[CodeType]:
             return
 
 
-def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
+def _find_attribute_paths(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
     """Yield ``("a", "b")`` for each ``own.a.b`` in a function, functions inside of it included."""
     chain: list[str] | None = None
     before: object = None
@@ -214,4 +214,4 @@ def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
             chain = [] if loaded == own else None
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _attributes(constant, own)
+            yield from _find_attribute_paths(constant, own)

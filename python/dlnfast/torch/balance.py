@@ -10,7 +10,7 @@ from torch import nn
 from .. import measures
 from .._errors import ShapeError
 from .layers import LayerChoice, weight_matrices
-from .operators import host_matrix
+from .operators import matrix_to_host
 
 __all__ = ["balance"]
 
@@ -70,6 +70,6 @@ def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str
                 f"layers: {above.name!r} has shape {above.shape}, but {below.name!r} before it has "
                 f"{below.shape[0]} rows; wanted layers that follow each other"
             )
-        pair = [host_matrix(below.matrix()), host_matrix(above.matrix())]
+        pair = [matrix_to_host(below.matrix()), matrix_to_host(above.matrix())]
         found[below.name, above.name] = float(measures.balancedness(pair)[0])
     return found

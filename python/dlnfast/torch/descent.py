@@ -21,13 +21,13 @@ from .._dispatch import core, is_forked
 from ..descent import DenseJob, Request
 from ..svd_tracker import DEFAULTS, SVDTracker
 from ..trajectory import LayerTracking, tracking_rows
-from ._rule import Rule
+from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
 #: Seconds between two looks of the progress bar, as in the core.
-BREATH = 0.05
+PROGRESS_INTERVAL = 0.05
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -75,29 +75,29 @@ class TorchJob(DenseJob):
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
+        with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
             descent = _Descent(self.weights, arguments, self.device)
             for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
-                layer.go_on_with(velocity)
+                layer.set_velocity(velocity)
             try:
-                return self._follow(descent, arguments)
+                return self._take_steps(descent, arguments)
             finally:
-                self._store(descent)
+                self._copy_to_host(descent)
 
-    def _store(self, descent: _Descent) -> None:
+    def _copy_to_host(self, descent: _Descent) -> None:
         """Bring weights and velocities to the host."""
         for layer in descent.layers:
-            layer.bring_home()
+            layer.copy_to_host()
 
-    def _follow(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         steps, every, kept_every = self.request.steps, self.request.record_every, self.request.weights_every
         loss, counts = arguments["loss"], arguments["counts"]
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
         first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
-        tracked = [self._tracked(i, descent.layers[i]) for i in range(len(self.values))]
+        tracked = [self._make_tracked_layer(i, descent.layers[i]) for i in range(len(self.values))]
         losses = _Losses(self.steps_ahead, arguments, descent)
-        looked = time.perf_counter()
+        last_poll = time.perf_counter()
         descent.evaluate(losses.squares[0])
         step, n_new = first, 1  # losses that are not read yet, the last of them at `step`
         while True:
@@ -108,7 +108,7 @@ class TorchJob(DenseJob):
             counts[0] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
-                    descent.return_to(n_finite + 1)
+                    descent.repeat_from_saved(n_finite + 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
             counts[4] = 1
@@ -131,11 +131,11 @@ class TorchJob(DenseJob):
             if isinstance(answer, (bool, np.bool_)) and answer:
                 return "stopped", step, 0
             if drain_every and step % drain_every == 0 and step != first:
-                self._store(descent)
+                self._copy_to_host(descent)
                 on_drain(step)
-            if on_progress is not None and time.perf_counter() - looked >= BREATH:
+            if on_progress is not None and time.perf_counter() - last_poll >= PROGRESS_INTERVAL:
                 on_progress(step, now)
-                looked = time.perf_counter()
+                last_poll = time.perf_counter()
 
             until = min(steps, step + self.steps_ahead, _next_multiple(step, every))
             if kept_every is not None:
@@ -145,13 +145,13 @@ class TorchJob(DenseJob):
             n_new = until - step
             counts[4] = 0
             if n_new > 1:
-                descent.remember()
+                descent.save_state()
             for i in range(n_new):
                 descent.update()
                 descent.evaluate(losses.squares[i])
             step = until
 
-    def _tracked(self, i: int, layer: _Layer) -> _TrackedLayer:
+    def _make_tracked_layer(self, i: int, layer: _Layer) -> _TrackedLayer:
         arrays = LayerTracking(
             self.errors[i], self.signs[i], self.branches[i], self.clusters[i], self.tracking[i]
         )
@@ -193,18 +193,18 @@ class _Layer:
     ) -> None:
         self.host = torch.from_numpy(host)
         #: The same memory where the device is the host.
-        self.weight = _placed(self.host, device)
-        self.rule = Rule(loss_scale, rates, host.dtype)
-        self.velocity = torch.zeros_like(self.weight) if self.rule.inert else None
+        self.weight = _move_to_device(self.host, device)
+        self.rule = UpdateRule(loss_scale, rates, host.dtype)
+        self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
         self.host_velocity: torch.Tensor | None = None
 
-    def go_on_with(self, velocity: npt.NDArray[Any]) -> None:
-        """Start from a velocity, which `bring_home` then writes."""
+    def set_velocity(self, velocity: npt.NDArray[Any]) -> None:
+        """Start from a velocity, which `copy_to_host` then writes."""
         self.host_velocity = torch.from_numpy(velocity)
         if self.velocity is not None:
             self.velocity.copy_(self.host_velocity)
 
-    def bring_home(self) -> None:
+    def copy_to_host(self) -> None:
         """Bring the weights, and a velocity that was given, to the host."""
         if self.host is not self.weight:
             self.host.copy_(self.weight)
@@ -212,7 +212,7 @@ class _Layer:
             self.host_velocity.copy_(self.velocity)
 
 
-class _Descending:
+class _SideLayer:
     """A layer seen from the split: A = W below it, W^T above."""
 
     def __init__(self, layer: _Layer, transposed: bool) -> None:
@@ -227,17 +227,17 @@ class _Descending:
         """Let the gradient stand there for as long as it is needed."""
         self.gradient = scratch[: self.inner * self.outer].view(self.inner, self.outer)
 
-    def along_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
+    def step_along_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Step along ``c left right``."""
         rule = self.layer.rule
         if self.gradient is not None:
-            rule.along_sum(self.matrix, left, right, out=self.gradient)
+            rule.step_along_sum(self.matrix, left, right, out=self.gradient)
         else:
-            rule.along_product(self.matrix, self.velocity, left, right)
+            rule.step_along_product(self.matrix, self.velocity, left, right)
 
-    def along(self, block: torch.Tensor) -> None:
+    def step_along(self, block: torch.Tensor) -> None:
         """Step along ``c block``, which is overwritten."""
-        self.layer.rule.along(self.matrix, self.velocity, block, out=block)
+        self.layer.rule.step_along(self.matrix, self.velocity, block, out=block)
 
 
 class _Side:
@@ -248,7 +248,7 @@ class _Side:
     """
 
     def __init__(self, layers: Sequence[_Layer], transposed: bool, error: torch.Tensor) -> None:
-        factors = [_Descending(layer, transposed) for layer in layers]
+        factors = [_SideLayer(layer, transposed) for layer in layers]
         new = error.new_empty
         k = factors[0].inner
         #: X_n.
@@ -260,20 +260,20 @@ class _Side:
             self._forward.append((self.product, factor.matrix, result))
             self.product = result
 
-        moving = [i for i, layer in enumerate(layers) if layer.rule.moves]
+        moving = [i for i, layer in enumerate(layers) if layer.rule.is_trained]
         #: Whether any layer steps at all; nothing goes further inwards than to the innermost that does.
-        self.moves = bool(moving)
+        self.is_trained = bool(moving)
         end = moving[0] if moving else len(factors)
-        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.rule.adds_decay), default=0)
+        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.rule.has_decay_term), default=0)
         scratch = new(largest)
         turns = new(2, k * max((f.outer for f in factors[:-1]), default=0))
         #: The layer, X_{i-1}^T, Y_i, A_i^T and Y_{i-1}.
         self._backward: list[
-            tuple[_Descending, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+            tuple[_SideLayer, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
         ] = []
         for i in range(len(factors) - 1, max(end, 1) - 1, -1):
             factor = factors[i]
-            if factor.layer.rule.adds_decay:
+            if factor.layer.rule.has_decay_term:
                 factor.use(scratch)
             inner = turns[i % 2][: k * factor.inner].view(k, factor.inner) if i > end else None
             self._backward.append((factor, self._forward[i - 1][0].T, error, factor.matrix.T, inner))
@@ -290,11 +290,11 @@ class _Side:
         for factor, prefix, error, transpose, inner in self._backward:
             if inner is not None:
                 torch.mm(error, transpose, out=inner)
-            if factor.layer.rule.moves:
-                factor.along_product(prefix, error)
+            if factor.layer.rule.is_trained:
+                factor.step_along_product(prefix, error)
         if self._innermost is not None:
             factor, error = self._innermost
-            factor.along(error)
+            factor.step_along(error)
 
 
 class _Descent:
@@ -317,7 +317,7 @@ class _Descent:
         self._states = [
             state for layer in self.layers for state in (layer.weight, layer.velocity) if state is not None
         ]
-        self._remembered: list[torch.Tensor] = []
+        self._saved: list[torch.Tensor] = []
 
         widths = widths_of(weights)
         split = core.best_pivot(widths)
@@ -338,9 +338,9 @@ class _Descent:
         if lower is not None and upper is not None:
             self._product = new(widths[-1], widths[0])
             self._join = (upper.product.T, lower.product, self._product)
-            if lower.moves:
+            if lower.is_trained:
                 self._to_split.append((upper.product, self._error, ends[0]))
-            if upper.moves:
+            if upper.is_trained:
                 self._to_split.append((lower.product, self._error.T, ends[1]))
         else:
             self._product = upper.product.T if upper is not None else self._sides[0].product
@@ -372,16 +372,16 @@ class _Descent:
         for side in self._sides:
             side.backward()
 
-    def remember(self) -> None:
+    def save_state(self) -> None:
         """Keep the weights of this step."""
-        if not self._remembered:
-            self._remembered = [torch.empty_like(state) for state in self._states]
-        for copy, state in zip(self._remembered, self._states, strict=True):
+        if not self._saved:
+            self._saved = [torch.empty_like(state) for state in self._states]
+        for copy, state in zip(self._saved, self._states, strict=True):
             copy.copy_(state)
 
-    def return_to(self, n_steps: int) -> None:
+    def repeat_from_saved(self, n_steps: int) -> None:
         """Go to so many steps after those that were kept last."""
-        for copy, state in zip(self._remembered, self._states, strict=True):
+        for copy, state in zip(self._saved, self._states, strict=True):
             state.copy_(copy)
         square = self._error.new_empty(())
         for _ in range(n_steps):
@@ -425,7 +425,7 @@ class _TrackedLayer:
         layer = self.layer
         drift = None if self.whole else self._drift()
         if layer.host is layer.weight or self.whole:
-            layer.bring_home()
+            layer.copy_to_host()
             found = self.tracker.update(layer.host.numpy(), drift=drift)
         else:
             matrix = DeviceMatrix(layer.weight)
@@ -449,13 +449,13 @@ class _TrackedLayer:
         return moved * (1.0 + 1e-6)  # more than rounding can take from it
 
 
-def _placed(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _move_to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the tensor on the device: itself where that is the host, unless a test replaces this."""
     return host.to(device)
 
 
 @contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
+def use_exact_products(device: torch.device) -> Iterator[None]:
     """Multiply in the precision of the matrices, whatever PyTorch is set to outside."""
     settings: Any = torch.backends
     with torch.autocast(device.type, enabled=False):
@@ -479,7 +479,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _team(n_threads: int) -> Iterator[None]:
+def _limit_threads(n_threads: int) -> Iterator[None]:
     """Take a positive number of threads literally, and one after a fork.
 
     PyTorch's threads do not survive a fork, and a team of them would be waited for without end.

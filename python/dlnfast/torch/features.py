@@ -14,8 +14,8 @@ from torch import nn
 
 from .._arrays import check_choice, check_count
 from .._errors import ShapeError
-from ._names import unwrapped
-from ._reading import state_kept
+from ._names import unwrap_model
+from ._reading import preserve_state
 from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
@@ -48,7 +48,7 @@ class LayerOutputs:
         check_choice(of, "of", ("output", "input"))
         if not callable(pool):
             check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
-        self._takes_input, self._modules = _input_and_modules(model, layers)
+        self._takes_input, self._modules = _split_input_choice(model, layers)
         #: For "penultimate", until the model has run: the modules among which it is.
         self._candidates = (
             select_modules(model, None) if isinstance(layers, str) and layers == PENULTIMATE else {}
@@ -56,7 +56,7 @@ class LayerOutputs:
         self._model, self._batches = model, batches
         self._mode: Mode = mode
         self._of, self._pool = of, pool
-        self._device = _device_of(model) if device is None else torch.device(device)
+        self._device = _find_device(model) if device is None else torch.device(device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,19 +66,19 @@ class LayerOutputs:
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Yield the features of each batch, (B, d) by name, and its labels, (B,)."""
         empty = True
-        for inputs, labels in _pairs(self._batches):
+        for inputs, labels in _iterate_pairs(self._batches):
             empty = False
-            moved = _moved(inputs, self._device)
+            moved = _move_inputs(inputs, self._device)
             features: dict[str, torch.Tensor] = {}
             if self._takes_input:
-                features[INPUT] = self._rows(moved, INPUT)
+                features[INPUT] = self._to_rows(moved, INPUT)
             if self._candidates:
-                with torch.no_grad(), _as_it_was(self._model, self._mode):
-                    self._modules = _last_but_one(self._model, self._candidates, moved)
+                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                    self._modules = _find_penultimate(self._model, self._candidates, moved)
                 self._candidates = {}
             if self._modules:
-                with torch.no_grad(), _as_it_was(self._model, self._mode):
-                    features |= self._collected(moved)
+                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                    features |= self._run_with_hooks(moved)
             for name, rows in features.items():
                 if len(rows) != len(labels):
                     raise ShapeError(
@@ -89,7 +89,7 @@ class LayerOutputs:
         if empty:
             raise ValueError("batches yields nothing; an iterator gives its batches only once")
 
-    def _collected(self, inputs: Any) -> dict[str, torch.Tensor]:
+    def _run_with_hooks(self, inputs: Any) -> dict[str, torch.Tensor]:
         """Run the model, and return what its modules gave."""
         found: dict[str, torch.Tensor] = {}
         handles = []
@@ -100,8 +100,8 @@ class LayerOutputs:
                 else:
                     hook = self._input_hook(found, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            with _uncompiled():
-                _call(self._model, inputs)
+            with _disable_compilation():
+                _call_model(self._model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -115,17 +115,17 @@ class LayerOutputs:
 
     def _output_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[name] = self._rows(output, name)
+            found[name] = self._to_rows(output, name)
 
         return hook
 
     def _input_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            found[name] = self._rows((*inputs, *named.values()), name)
+            found[name] = self._to_rows((*inputs, *named.values()), name)
 
         return hook
 
-    def _rows(self, value: Any, name: str) -> torch.Tensor:
+    def _to_rows(self, value: Any, name: str) -> torch.Tensor:
         """Return what a layer gave as (B, d)."""
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(first, torch.Tensor) or first.ndim == 0:
@@ -133,7 +133,11 @@ class LayerOutputs:
                 f"layer {name!r} gives {type(first).__name__}; wanted a tensor with one row per sample, or a "
                 "tuple that begins with one"
             )
-        rows = self._pool(first.detach()) if callable(self._pool) else _pooled(first.detach(), self._pool)
+        rows = (
+            self._pool(first.detach())
+            if callable(self._pool)
+            else _pool_positions(first.detach(), self._pool)
+        )
         if rows.ndim != 2:
             raise ShapeError(f"layer {name!r}: pool gives shape {tuple(rows.shape)}; wanted (B, d)")
         # A copy: the next layer may work in place.
@@ -315,7 +319,7 @@ def measure_layers(
             check_repeatable(given, name)
     outputs = layer_outputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
     count = _count_classes(batches) if n_classes is None else check_count(n_classes, "n_classes", minimum=2)
-    probes = _probes(probe, count)
+    probes = _make_probes(probe, count)
     statistics = gather_statistics(outputs, count, spectrum=ranks or isinstance(probes, RidgeProbes))
     train: dict[str, float] = {}
     test: dict[str, float] = {}
@@ -330,11 +334,12 @@ def measure_layers(
                 layer_outputs(model, test_batches, layers, mode=mode, device=device, of=of, pool=pool)
             )
     return [
-        _measured(name, statistics[name], ranks, train.get(name), test.get(name)) for name in outputs.names
+        _measure_layer(name, statistics[name], ranks, train.get(name), test.get(name))
+        for name in outputs.names
     ]
 
 
-def _measured(
+def _measure_layer(
     name: str, statistics: ClassStatistics, ranks: bool, train: float | None, test: float | None
 ) -> LayerMeasures:
     try:
@@ -353,7 +358,7 @@ def _measured(
         raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
+def _make_probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
     if probe == "ridge":
         return RidgeProbes(n_classes)
     if probe == "sgd":
@@ -366,7 +371,7 @@ def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
 
 
 def _count_classes(batches: Iterable[Any]) -> int:
-    largest = max((int(labels.max()) for _, labels in _pairs(batches) if len(labels)), default=-1)
+    largest = max((int(labels.max()) for _, labels in _iterate_pairs(batches) if len(labels)), default=-1)
     if largest < 0:
         raise ValueError("batches yields nothing; wanted pairs (inputs, labels)")
     if largest < 1:
@@ -374,7 +379,7 @@ def _count_classes(batches: Iterable[Any]) -> int:
     return largest + 1
 
 
-def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
+def _iterate_pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield inputs and labels, which are checked."""
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -388,19 +393,21 @@ def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
         yield inputs, labels.to(torch.int64)
 
 
-def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
+def _split_input_choice(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
     """Return whether "input" is among the layers, and the modules."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
-    is_child = INPUT in dict(unwrapped(model).named_children())
+    is_child = INPUT in dict(unwrap_model(model).named_children())
     if not isinstance(listed, (list, tuple)) or INPUT not in listed or is_child:
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}
 
 
-def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any) -> dict[str, nn.Module]:
+def _find_penultimate(
+    model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any
+) -> dict[str, nn.Module]:
     """Run the model, and return the last but one of the modules that it calls."""
     called: dict[str, nn.Module] = {}
 
@@ -413,8 +420,8 @@ def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: An
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        with _uncompiled():
-            _call(model, inputs)
+        with _disable_compilation():
+            _call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -423,20 +430,20 @@ def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: An
     return dict([list(called.items())[-2]])
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def _find_device(model: nn.Module) -> torch.device:
     first = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return torch.device("cpu") if first is None else first.device
 
 
-def _moved(inputs: Any, device: torch.device) -> Any:
+def _move_inputs(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Mapping):
-        return {name: _moved(part, device) for name, part in inputs.items()}
+        return {name: _move_inputs(part, device) for name, part in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return tuple(_moved(part, device) for part in inputs)
+        return tuple(_move_inputs(part, device) for part in inputs)
     return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
 
 
-def _call(model: nn.Module, inputs: Any) -> None:
+def _call_model(model: nn.Module, inputs: Any) -> None:
     if isinstance(inputs, dict):
         model(**inputs)
     elif isinstance(inputs, tuple):
@@ -445,7 +452,7 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(inputs)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def _disable_compilation() -> AbstractContextManager[Any]:
     """Run compiled models as they are written: compiled code does not call hooks that were added since."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
         return nullcontext()
@@ -453,7 +460,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
+def _pool_positions(values: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean" and values.ndim > 3:
         return values.flatten(2).mean(dim=2)
     if pool == "mean" and values.ndim == 3:
@@ -462,10 +469,10 @@ def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
+def _preserve_model(model: nn.Module, mode: Mode) -> Iterator[None]:
     """Set the mode; put back modes, buffers and the random states afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    with state_kept(model):
+    with preserve_state(model):
         try:
             if mode != "keep":
                 model.train(mode == "train")

@@ -36,7 +36,7 @@ from .updates import adapter_updates
 __all__ = ["FineTuning", "Outcome", "Run", "find_model"]
 
 #: Samples whose predictions are computed at a time.
-_EVALUATED_AT_ONCE: Final = 64
+_EVALUATION_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class FineTuning:
             raise ValueError("parts has an empty name")
         transformers = imported("transformers", "fine-tuning", "transformers")
         self._path = find_model(model)
-        self._no_dropout = dict.fromkeys(_dropouts(transformers, self._path), 0.0)
+        self._no_dropout = dict.fromkeys(_find_dropout_settings(transformers, self._path), 0.0)
         self._device = torch.device(device)
         self._layers = layers
         self.train, self.parts = train, dict(parts)
@@ -191,14 +191,14 @@ class FineTuning:
         tokenizer = transformers.AutoTokenizer.from_pretrained(self._path)
         self._padding = int(tokenizer.pad_token_id or 0)
         self._tokens = {
-            name: _tokenised(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
+            name: _tokenise(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
         }
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
         """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
         transformers = imported("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
-        with torch.random.fork_rng(devices=[]), _quiet(transformers):
+        with torch.random.fork_rng(devices=[]), _silence_logging(transformers):
             torch.manual_seed(seed)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._path,
@@ -260,9 +260,9 @@ class FineTuning:
             for name, parameter in model.named_parameters():
                 if name in head and parameter.ndim == 1:
                     nn.init.constant_(parameter, mean)
-        names = [m.name for m in weight_matrices(model, self._layers or _encoder_layers(head))]
-        model, groups, adapter = self._adapted(run, model, names)
-        trained = [p for name, p in model.named_parameters() if _is_of(name, head)]
+        names = [m.name for m in weight_matrices(model, self._layers or _select_encoder_layers(head))]
+        model, groups, adapter = self._add_adapter(run, model, names)
+        trained = [p for name, p in model.named_parameters() if _is_head_parameter(name, head)]
         if run.train_head:
             for parameter in trained:
                 parameter.requires_grad_(True)
@@ -290,12 +290,12 @@ class FineTuning:
                     bar.listener(step, losses[-1])
                 if after_step is not None:
                     after_step(step, model, adapter)
-        updates = _updates(model, adapter)
+        updates = _compute_update_values(model, adapter)
         return Outcome(
             scores={name: self.score(model, name) for name in self.parts},
             loss=losses,
             n_parameters=sum(p.numel() for group in groups for p in group["params"]),
-            ranks=_ranks(updates),
+            ranks=_count_ranks(updates),
             seconds=time.perf_counter() - start,
         )
 
@@ -306,8 +306,8 @@ class FineTuning:
         order = sorted(range(len(task)), key=lambda i: len(tokens[i]["input_ids"]))
         outputs = []
         with torch.no_grad():
-            for start in range(0, len(order), _EVALUATED_AT_ONCE):
-                batch = self._batch(part, order[start : start + _EVALUATED_AT_ONCE])
+            for start in range(0, len(order), _EVALUATION_BATCH):
+                batch = self._batch(part, order[start : start + _EVALUATION_BATCH])
                 del batch["labels"]
                 outputs.append(model(**batch).logits.cpu())
         logits = torch.cat(outputs).numpy()
@@ -316,7 +316,7 @@ class FineTuning:
         predictions[order] = found
         return task.score(predictions)
 
-    def _adapted(
+    def _add_adapter(
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
         if run.method == "lora":
@@ -354,7 +354,7 @@ class FineTuning:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _silence_logging(transformers: Any) -> Iterator[None]:
     """Say nothing about a head that is missing: it is meant to be."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -368,7 +368,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _dropouts(transformers: Any, path: str) -> list[str]:
+def _find_dropout_settings(transformers: Any, path: str) -> list[str]:
     """Return the settings of a model that are probabilities of dropout."""
     config = transformers.AutoConfig.from_pretrained(path)
     return [
@@ -378,31 +378,31 @@ def _dropouts(transformers: Any, path: str) -> list[str]:
     ]
 
 
-def _tokenised(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str, list[int]]]:
+def _tokenise(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str, list[int]]]:
     texts = [list(task.first)] + ([] if task.second is None else [list(task.second)])
     found = tokenizer(*texts, truncation=True, max_length=max_length)
     return [{key: list(values[i]) for key, values in found.items()} for i in range(len(task))]
 
 
-def _is_of(name: str, head: Sequence[str]) -> bool:
+def _is_head_parameter(name: str, head: Sequence[str]) -> bool:
     """Return whether a parameter is the head's, whatever wraps the model."""
     return any(name == key or name.endswith("." + key) for key in head)
 
 
-def _encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
+def _select_encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
     def choose(name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear) and f"{name}.weight" not in head
 
     return choose
 
 
-def _updates(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
+def _compute_update_values(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
     """Return the singular values of every layer's update."""
     updates = adapter_updates(model) if adapter is None else adapter.updates()
     return {update.name: update.singular_values() for update in updates}
 
 
-def _ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
+def _count_ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
     largest = max((float(values[0]) for values in updates.values() if len(values)), default=0.0)
     if largest == 0.0:
         return dict.fromkeys(updates, 0)

@@ -105,19 +105,19 @@ def load_images(
         images, labels = loader(path, split, per_class=count)
         splits[split] = images.reshape(-1, *shape), torch.from_numpy(np.ascontiguousarray(labels))
     pixels = splits["train"][0]
-    mean, std = _moments(pixels)
+    mean, std = _compute_moments(pixels)
 
-    def standardised(images: npt.NDArray[Any]) -> torch.Tensor:
+    def standardise(images: npt.NDArray[Any]) -> torch.Tensor:
         shifted = images.astype(np.float32)  # whole numbers are exact
         shifted -= mean.astype(np.float32)[:, None, None]
         shifted /= np.maximum(std, 1e-12).astype(np.float32)[:, None, None]
         return torch.from_numpy(shifted)
 
-    train, test = (Samples(standardised(images), labels) for images, labels in splits.values())
+    train, test = (Samples(standardise(images), labels) for images, labels in splits.values())
     return ImageData(train, test, tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
 
 
-def _moments(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _compute_moments(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return means and standard deviations by channel, of sums that are exact."""
     sums = np.zeros((2, pixels.shape[1]), dtype=np.int64)
     for start in range(0, len(pixels), _CHUNK):
@@ -210,7 +210,7 @@ class Batches:
         """Yield the batches of one pass."""
         order: torch.Tensor | None = None
         if self._shuffle:
-            generator = torch.Generator("cpu").manual_seed(seed_of_pass(self._seed, self.epoch))
+            generator = torch.Generator("cpu").manual_seed(derive_pass_seed(self._seed, self.epoch))
             order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
             order = order.to(self.inputs.device)
         self.epoch += 1
@@ -222,7 +222,7 @@ class Batches:
             )
 
 
-def seed_of_pass(seed: int, epoch: int, stream: int = 0) -> int:
+def derive_pass_seed(seed: int, epoch: int, stream: int = 0) -> int:
     """Return a seed of its own for every pass, and for every use in it."""
     sequence = np.random.SeedSequence([seed, epoch, stream] if stream else [seed, epoch])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import initial as laws
+from .. import initial as distributions
 from .._arrays import FloatArray, check_choice, per_layer, random_generator
-from ._reading import computed_by
+from ._reading import describe_computation
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
-Scale = laws.Scale
-LAWS: Final[dict[str, Any]] = {
-    "orthogonal": laws.orthogonal,
-    "gaussian": laws.gaussian,
-    "uniform": laws.uniform,
+Scale = distributions.Scale
+DISTRIBUTIONS: Final[dict[str, Any]] = {
+    "orthogonal": distributions.orthogonal,
+    "gaussian": distributions.gaussian,
+    "uniform": distributions.uniform,
 }
 
 _BIASES: Final = ("bias", "in_proj_bias")
@@ -101,17 +101,17 @@ def initialize_(
     >>> torch.allclose(layer.weight @ layer.weight.T, 0.25 * torch.eye(3))
     True
     """
-    check_choice(initial, "initial", LAWS)
+    check_choice(initial, "initial", DISTRIBUTIONS)
     chosen = weight_matrices(model, layers)
     scales = per_layer(scale, "scale (eps)", len(chosen))
     for matrix in chosen:
-        if (how := computed_by(matrix.module, matrix.attribute)) is not None:
+        if (how := describe_computation(matrix.module, matrix.attribute)) is not None:
             raise ValueError(
                 f"layers: {matrix.name!r} is computed from other tensors (by {how}); initialise "
                 f"it before, or choose those: '{matrix.name}.factors.*' after overparameterize"
             )
         for name in _BIASES:
-            if (how := computed_by(matrix.module, name)) is not None:
+            if (how := describe_computation(matrix.module, name)) is not None:
                 raise ValueError(
                     f"layers: the {name} of {matrix.name!r} is computed from other tensors (by {how}) and "
                     "cannot be set to zero; initialise it before"
@@ -127,11 +127,13 @@ def initialize_(
     return model
 
 
-def draw(initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0) -> list[FloatArray]:
+def draw_weights(
+    initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0
+) -> list[FloatArray]:
     """Return the layers of a seed between these widths, the first of them with the number before + 1."""
     scales = per_layer(scale, "scale (eps)", len(widths) - 1)
     # No layer of a seed depends on the others, so that thin ones can stand for those before.
-    drawn: list[FloatArray] = LAWS[initial](
+    drawn: list[FloatArray] = DISTRIBUTIONS[initial](
         [1] * before + list(widths), np.concatenate([np.zeros(before), scales]), seed
     )
     return drawn[before:]
@@ -141,8 +143,8 @@ def _draw_weight(initial: str, matrix: WeightMatrix, scale: float, seed: int, be
     """Return new values of a weight; every group of a convolution is a map of its own, and drawn apart."""
     rows, columns = matrix.shape
     widths = [columns, rows // matrix.groups]
-    blocks = [draw(initial, widths, scale, seed, before)[0]]
+    blocks = [draw_weights(initial, widths, scale, seed, before)[0]]
     for group in range(1, matrix.groups):
         own_seed = int(random_generator(seed, ("group", before, group)).integers(2**63))
-        blocks.append(draw(initial, widths, scale, own_seed, before)[0])
+        blocks.append(draw_weights(initial, widths, scale, own_seed, before)[0])
     return np.concatenate(blocks)

@@ -17,15 +17,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._names import canonical_name, named_layers
+from ._names import strip_wrapper_parts, named_layers
 from ._reading import (
     PACKED_ATTRIBUTES,
-    computed_attributes,
-    computed_by,
-    is_raw,
+    list_computed_attributes,
+    describe_computation,
+    is_hook_input,
     read_weight,
-    stand_in,
-    unreadable,
+    find_shape_tensor,
+    explain_unreadable,
 )
 from .operators import DeviceMatrix, ProductMatrix
 
@@ -90,7 +90,7 @@ class WeightMatrix:
         A weight that is computed from other tensors is computed anew, without a trace in the model. Which
         matrix it is for every kind of layer says the table "The matrix of a layer" in the guide to networks.
         """
-        return self._outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
+        return self._put_outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
 
     @torch.no_grad()
     def write(self, values: torch.Tensor) -> None:
@@ -106,17 +106,17 @@ class WeightMatrix:
         TypeError
             For a weight that is computed from other tensors, or is packed.
         """
-        reason = unreadable(self.module, self.attribute)
-        if reason is None and (how := computed_by(self.module, self.attribute)) is not None:
+        reason = explain_unreadable(self.module, self.attribute)
+        if reason is None and (how := describe_computation(self.module, self.attribute)) is not None:
             reason = f"is computed by {how}"
         if reason is not None:
             raise TypeError(
                 f"the weight of layer {self.name} {reason}; wanted a parameter that can be written"
             )
-        view = self._outputs_first(read_weight(self.module, self.attribute))
+        view = self._put_outputs_first(read_weight(self.module, self.attribute))
         view.copy_(values.reshape(view.shape))
 
-    def _outputs_first(self, weight: torch.Tensor) -> torch.Tensor:
+    def _put_outputs_first(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a view of a tensor in the layout of the weight, whose leading axes are the rows.
 
         One axis, or two for a transposed convolution with groups: the groups, and the outputs of each.
@@ -140,7 +140,7 @@ class WeightMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        held = stand_in(self.module, self.attribute)
+        held = find_shape_tensor(self.module, self.attribute)
         first, *rest = self._computed_shape if held is None else held.shape
         if self.part is not None:
             return first // len(_ATTENTION_PARTS), math.prod(rest)
@@ -257,26 +257,28 @@ def find_weights(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
-        return _found_before(model, layers)
-    everything = list(_named_matrices(model))
+        return _check_matrices(model, layers)
+    everything = list(_find_named_matrices(model))
     if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
-        chosen = [m for m, _ in everything if _by_default(m)]
-        chosen = chosen if with_unreadable else _readable(chosen, ())
+        chosen = [m for m, _ in everything if _is_default(m)]
+        chosen = chosen if with_unreadable else _skip_unreadable(chosen, ())
         if layers is not None:
             if len(chosen) < 2:
                 raise ValueError(f"layers is 'penultimate', but the model has {len(chosen)} weight matrices")
             return [chosen[-2]]
     else:
-        candidates = [_Candidate((m.name, _path(m), *m.aliases), raw, m.module, m) for m, raw in everything]
+        candidates = [
+            _Candidate((m.name, _get_module_path(m), *m.aliases), raw, m.module, m) for m, raw in everything
+        ]
         chosen, named = _choose(candidates, layers, "weight matrices")
-        chosen = chosen if with_unreadable else _readable(chosen, named)
+        chosen = chosen if with_unreadable else _skip_unreadable(chosen, named)
     if not chosen:
-        there = _listed([m.name for m, _ in everything]) or "it has none"
+        there = _format_names([m.name for m, _ in everything]) or "it has none"
         raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {there}")
     return chosen
 
 
-def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatrix]:
+def _check_matrices(model: nn.Module, layers: Sequence[object]) -> list[WeightMatrix]:
     """Return matrices that are given as such, checked."""
     modules = set(model.modules())
     found: dict[str, WeightMatrix] = {}
@@ -288,10 +290,10 @@ def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatr
         if entry.name in found:
             raise ValueError(f"layers holds {entry.name!r} twice")
         found[entry.name] = entry
-    return _readable(list(found.values()), list(found.values()))
+    return _skip_unreadable(list(found.values()), list(found.values()))
 
 
-def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> list[WeightMatrix]:
+def _skip_unreadable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> list[WeightMatrix]:
     """Return the matrices of real floating-point numbers, and say which others are skipped.
 
     Others that are named are refused, and so are all if there is nothing else.
@@ -299,7 +301,8 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
     reasons = {
         matrix: reason
         for matrix in matrices
-        if not matrix.is_product and (reason := unreadable(matrix.module, matrix.attribute)) is not None
+        if not matrix.is_product
+        and (reason := explain_unreadable(matrix.module, matrix.attribute)) is not None
     }
     for matrix in named if len(reasons) < len(matrices) else matrices:
         if matrix in reasons:
@@ -311,14 +314,14 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
         skipped = [f"{matrix.name} {reason}" for matrix, reason in reasons.items()]
         warnings.warn(
             f"layers whose weights are no matrices of real floating-point numbers are skipped: "
-            f"{_listed(skipped)}",
+            f"{_format_names(skipped)}",
             UserWarning,
             stacklevel=4,
         )
     return [matrix for matrix in matrices if matrix not in reasons]
 
 
-def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
+def find_penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
     """Return the weight before the last one in the order of the forward pass; None where that is not known.
 
     A backward pass gives the last layer its gradients first. A weight that is shared by layers gets its
@@ -340,7 +343,7 @@ def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> Weig
     shared = bool(matrices[-1].aliases)
     found = []
     for i, matrix in enumerate(matrices[:-1] if shared else matrices):
-        arrivals = [arrival[number] for number in _parameters_behind(matrix) if number in arrival]
+        arrivals = [arrival[number] for number in _find_parameters(matrix) if number in arrival]
         if arrivals:
             found.append((min(arrivals), -i))  # parts of one parameter: the last one first
     if len(found) < 2 - shared:
@@ -348,14 +351,14 @@ def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> Weig
     return matrices[-sorted(found)[1 - shared][1]]
 
 
-def _parameters_behind(matrix: WeightMatrix) -> list[int]:
+def _find_parameters(matrix: WeightMatrix) -> list[int]:
     """Return the parameters that hold a weight, or from which it is computed, by ``id``."""
     own = matrix.module._parameters.get(matrix.attribute)
     if own is None and parametrize.is_parametrized(matrix.module, matrix.attribute):
         lists: nn.ModuleDict = matrix.module.parametrizations  # type: ignore[assignment, unused-ignore]
         return [id(parameter) for parameter in lists[matrix.attribute].parameters()]
     if own is None and not matrix.is_product:  # computed by a hook
-        raw = [name for name in matrix.module._parameters if is_raw(matrix.module, name)]
+        raw = [name for name in matrix.module._parameters if is_hook_input(matrix.module, name)]
         return [id(matrix.module._parameters[name]) for name in raw]
     return [] if own is None else [id(own)]
 
@@ -389,7 +392,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
         hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         # Outputs are there for packed weights as well.
         found = find_weights(model, layers, with_unreadable=True)
-        return {_path(m): m.module for m in found if id(m.module) not in hidden}
+        return {_get_module_path(m): m.module for m in found if id(m.module) not in hidden}
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     candidates = [
@@ -429,13 +432,13 @@ def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) ->
     kept: set[int] = set()
     named: set[int] = set()
     for choice in choices:
-        found = _fitting(candidates, choice)
+        found = _find_matches(candidates, choice)
         if not found:
             wanted = choice.pattern if isinstance(choice, re.Pattern) else choice
             there = [c.names[0] for c in candidates]
             raise ValueError(
                 f"layers: {wanted!r} fits none of the model's {what}, by their "
-                f"names in model.named_modules(): {_listed(there)}"
+                f"names in model.named_modules(): {_format_names(there)}"
             )
         kept |= found
         if isinstance(choice, str) and not _GLOB.search(choice):
@@ -443,20 +446,22 @@ def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) ->
     return [candidates[i].item for i in sorted(kept)], [candidates[i].item for i in sorted(named)]
 
 
-def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
+def _find_matches(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
     """Return the indices of what a choice fits, by names without and, if there is none, with wrappers' parts.
 
     Last of all both the choice and the names lose all parts that can come from a wrapper: the name of a layer
     in a wrapped model is found in the plain one.
     """
-    found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.names)}
+    found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.names)}
     if not found:
-        found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.raw_names)}
+        found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.raw_names)}
     if found or not isinstance(choice, str):
         return found
-    stripped = canonical_name(choice)
+    stripped = strip_wrapper_parts(choice)
     found = {
-        i for i, c in enumerate(candidates) if any(_fits(canonical_name(name), stripped) for name in c.names)
+        i
+        for i, c in enumerate(candidates)
+        if any(_is_match(strip_wrapper_parts(name), stripped) for name in c.names)
     }
     if not _GLOB.search(choice) and len({id(candidates[i].module) for i in found}) > 1:
         names = " or ".join(repr(candidates[i].names[0]) for i in sorted(found))
@@ -464,7 +469,7 @@ def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
     return found
 
 
-def _fits(name: str, choice: object) -> bool:
+def _is_match(name: str, choice: object) -> bool:
     if isinstance(choice, re.Pattern):
         return choice.search(name) is not None
     if not isinstance(choice, str):
@@ -472,17 +477,17 @@ def _fits(name: str, choice: object) -> bool:
     return fnmatch.fnmatchcase(name, choice) if _GLOB.search(choice) else name == choice
 
 
-def _listed(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else ", ".join([*names[:6], "..", *names[-3:]])
 
 
-def _path(matrix: WeightMatrix) -> str:
+def _get_module_path(matrix: WeightMatrix) -> str:
     """Return the name of the module, without that of the part or the parameter."""
     whole = matrix.part is None and matrix.attribute in _KNOWN
     return matrix.name if whole else matrix.name.rpartition(".")[0]
 
 
-def _by_default(matrix: WeightMatrix) -> bool:
+def _is_default(matrix: WeightMatrix) -> bool:
     if ".parametrizations." in f".{matrix.name}":  # layers that compute a weight
         return False
     if matrix.attribute not in _KNOWN:
@@ -490,17 +495,17 @@ def _by_default(matrix: WeightMatrix) -> bool:
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
-def every_matrix(model: nn.Module) -> Iterator[WeightMatrix]:
+def list_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
     """Yield every weight with two axes or more, those that are shared once."""
-    yield from (matrix for matrix, _ in _named_matrices(model))
+    yield from (matrix for matrix, _ in _find_named_matrices(model))
 
 
-def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
-    """Yield what `every_matrix` yields, and all names of the weight with the parts of wrappers in them."""
+def _find_named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
+    """Yield what `list_matrices` yields, and all names of the weight with the parts of wrappers in them."""
     raw_names: dict[WeightMatrix, str] = {}
     for name, path, module in named_layers(model):
-        for matrix in _matrices_of(name, module):
-            raw_names[matrix] = path + matrix.name[len(name) :] if name else _inside(path, matrix.name)
+        for matrix in _find_matrices(name, module):
+            raw_names[matrix] = path + matrix.name[len(name) :] if name else _join_path(path, matrix.name)
     groups: dict[tuple[int, int | None], list[WeightMatrix]] = {}
     for matrix in raw_names:
         owned = matrix.module._parameters.get(matrix.attribute)
@@ -508,7 +513,7 @@ def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str,
         groups.setdefault((id(matrix if owned is None else owned), matrix.part), []).append(matrix)
     # Where a head shares the weight of an embedding, it is the head's.
     owners = {
-        next((m for m in sharing if _by_default(m)), sharing[0]): sharing for sharing in groups.values()
+        next((m for m in sharing if _is_default(m)), sharing[0]): sharing for sharing in groups.values()
     }
     for matrix in raw_names:
         if matrix in owners:
@@ -518,7 +523,7 @@ def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str,
             yield listed, tuple(raw_names[m] for m in sharing)
 
 
-def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
+def _find_matrices(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
     if isinstance(module, parametrize.ParametrizationList):
         # The layer is called what the list belongs to: "fc" for "fc.parametrizations.weight".
         layer, _, attribute = f".{path}".rpartition(".parametrizations.")
@@ -533,19 +538,19 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
             yield WeightMatrix(path or "weight", module, attribute)
     if _is_matrix(module, "in_proj_weight"):
         for part, letter in enumerate(_ATTENTION_PARTS):
-            yield WeightMatrix(_inside(path, letter), module, "in_proj_weight", part)
+            yield WeightMatrix(_join_path(path, letter), module, "in_proj_weight", part)
     for letter in _ATTENTION_PARTS:
         # Attention whose keys or values have other widths than its queries holds them apart.
         if _is_matrix(module, f"{letter}_proj_weight"):
-            yield WeightMatrix(_inside(path, letter), module, f"{letter}_proj_weight")
-    for attribute in dict.fromkeys([*module._parameters, *computed_attributes(module)]):
+            yield WeightMatrix(_join_path(path, letter), module, f"{letter}_proj_weight")
+    for attribute in dict.fromkeys([*module._parameters, *list_computed_attributes(module)]):
         # Recurrent layers, and parameters of no layer.
-        known = attribute in _KNOWN or is_raw(module, attribute)
-        if not known and len(_shape_of(module, attribute)) == 2:
-            yield WeightMatrix(_inside(path, attribute), module, attribute)
+        known = attribute in _KNOWN or is_hook_input(module, attribute)
+        if not known and len(_get_shape(module, attribute)) == 2:
+            yield WeightMatrix(_join_path(path, attribute), module, attribute)
 
 
-def _inside(path: str, name: str) -> str:
+def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
@@ -555,16 +560,16 @@ def _is_matrix(module: nn.Module, attribute: str) -> bool:
         return any(attribute in held for held in (module._parameters, module._buffers, module._modules))
     is_layer = attribute == "weight" and isinstance(module, _LAYERS)
     held = module._parameters.get(attribute)
-    if held is None and attribute not in computed_attributes(module):
-        return is_layer and computed_by(module, attribute) is not None
+    if held is None and attribute not in list_computed_attributes(module):
+        return is_layer and describe_computation(module, attribute) is not None
     # Shards and parameters that are not initialised have other shapes than the weight.
-    return is_layer or len(_shape_of(module, attribute)) >= 2
+    return is_layer or len(_get_shape(module, attribute)) >= 2
 
 
-def _shape_of(module: nn.Module, attribute: str) -> tuple[int, ...]:
+def _get_shape(module: nn.Module, attribute: str) -> tuple[int, ...]:
     """Return the shape of a tensor of a module; () for none, and for one that is not initialised."""
-    held = stand_in(module, attribute)
+    held = find_shape_tensor(module, attribute)
     if held is not None:
         return () if is_lazy(held) else tuple(held.shape)
-    computed = attribute in computed_attributes(module)
+    computed = attribute in list_computed_attributes(module)
     return tuple(read_weight(module, attribute).shape) if computed else ()

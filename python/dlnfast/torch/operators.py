@@ -18,19 +18,19 @@ _EXACT: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 
-def precision(dtype: torch.dtype) -> np.dtype[Any]:
+def get_numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """Return the NumPy precision in which a tensor is tracked: its own, or float32 for half ones."""
     return _EXACT.get(dtype, np.dtype(np.float32))
 
 
-def exact(dtype: torch.dtype) -> torch.dtype:
+def get_torch_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the same as PyTorch's precision."""
     return dtype if dtype in _EXACT else torch.float32
 
 
-def host_matrix(matrix: torch.Tensor) -> FloatArray:
+def matrix_to_host(matrix: torch.Tensor) -> FloatArray:
     """Return a tensor as an array, half precisions as float32; no copy where the layout allows."""
-    result: FloatArray = matrix.detach().to("cpu", exact(matrix.dtype)).numpy()
+    result: FloatArray = matrix.detach().to("cpu", get_torch_dtype(matrix.dtype)).numpy()
     return result
 
 
@@ -71,8 +71,8 @@ class DeviceMatrix:
     """
 
     def __init__(self, matrix: torch.Tensor, start: torch.Tensor | None = None) -> None:
-        self.dtype = precision(matrix.dtype)
-        values = matrix.detach().to(exact(matrix.dtype))
+        self.dtype = get_numpy_dtype(matrix.dtype)
+        values = matrix.detach().to(get_torch_dtype(matrix.dtype))
         self._values = values if start is None else values - start.detach().to(values)
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
@@ -124,8 +124,8 @@ class ProductMatrix:
         right: torch.Tensor,
         start: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        self.dtype = precision(left.dtype)
-        kind = exact(left.dtype)
+        self.dtype = get_numpy_dtype(left.dtype)
+        kind = get_torch_dtype(left.dtype)
         self._left, self._right = left.detach().to(kind), right.detach().to(kind)
         if start is not None:
             first, second = (tensor.detach().to(self._left) for tensor in start)

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrize
 
 from .._arrays import FloatArray, as_matrix, check_choice, check_count
 from ._names import named_layers
-from ._reading import computed_by, read_weight
+from ._reading import describe_computation, read_weight
 from ._weight_use import find_weight_use
-from .initial import Scale, draw
+from .initial import Scale, draw_weights
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -103,7 +103,7 @@ def overparameterize(
     check_choice(initial, "initial", ("balanced", "orthogonal"))
     if initial == "balanced" and scale is not None:
         raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
-    chosen = _choose(module, layers)
+    chosen = _choose_weights(module, layers)
     products = []
     for number, matrix in enumerate(chosen):
         rows, columns = matrix.shape
@@ -113,9 +113,11 @@ def overparameterize(
                 raise ValueError(
                     f"weight matrix {matrix.name!r} is on the meta device, where weights have no values"
                 )
-            factors = _balanced(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
+            factors = _balance_factors(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
         else:
-            factors = draw("orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors)
+            factors = draw_weights(
+                "orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors
+            )
         shape = matrix.module.get_parameter("weight").shape
         products.append((matrix.module, DeepProduct(shape, widths, factors)))
     for layer, product in products:
@@ -202,7 +204,7 @@ class DeepProduct(nn.Module):
         factors, self._start = self._start, None
         if factors is None:
             matrix = weight.detach().reshape(weight.shape[0], -1)
-            factors = _balanced(matrix, self.widths, "the weight")
+            factors = _balance_factors(matrix, self.widths, "the weight")
         return [torch.tensor(factor, dtype=weight.dtype, device=weight.device) for factor in factors]
 
     def extra_repr(self) -> str:
@@ -210,7 +212,7 @@ class DeepProduct(nn.Module):
         return " -> ".join(map(str, self.widths))
 
 
-def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
+def _choose_weights(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
     """Return the weights that become products, each of a layer that can have one."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
@@ -224,7 +226,7 @@ def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
         if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
             kind = type(matrix.module).__name__
             raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
-        if (how := computed_by(matrix.module)) is not None:
+        if (how := describe_computation(matrix.module)) is not None:
             raise ValueError(
                 f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
                 if _is_deep(matrix.module)
@@ -245,7 +247,7 @@ def _is_deep(layer: nn.Module) -> bool:
     return isinstance(layer.parametrizations["weight"][0], DeepProduct)  # type: ignore[index]
 
 
-def _balanced(weight: torch.Tensor, widths: Sequence[int], what: str) -> list[FloatArray]:
+def _balance_factors(weight: torch.Tensor, widths: Sequence[int], what: str) -> list[FloatArray]:
     """Return ``W_1 .. W_L`` with ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the product `weight`."""
     matrix = as_matrix(weight.to("cpu", torch.float64).numpy(), what)
     left, values, right_t = np.linalg.svd(matrix, full_matrices=False)

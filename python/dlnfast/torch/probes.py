@@ -12,7 +12,7 @@ import torch
 
 from .._arrays import check_count, check_scale
 from .._errors import DivergedError, ShapeError
-from .statistics import ClassStatistics, check_labels, exact_device
+from .statistics import ClassStatistics, check_labels, find_float64_device
 
 #: What `layer_outputs` yields.
 FeatureBatches = Iterable[tuple[Mapping[str, torch.Tensor], torch.Tensor]]
@@ -35,7 +35,7 @@ class _LinearProbes:
         self.weights: dict[str, torch.Tensor] = {}
         self.intercepts: dict[str, torch.Tensor] = {}
 
-    def _set(self, name: str, scaled: torch.Tensor, mean: torch.Tensor, intercept: torch.Tensor) -> None:
+    def _set_map(self, name: str, scaled: torch.Tensor, mean: torch.Tensor, intercept: torch.Tensor) -> None:
         """Take the map of centred features, ``(x - mean) scaled + intercept``, with `scaled` of (d, K)."""
         self.weights[name] = scaled.T.contiguous()
         self.intercepts[name] = intercept - mean @ scaled
@@ -93,7 +93,7 @@ class _LinearProbes:
         right: dict[str, int] = {}
         n_samples = 0
         for features, labels in batches:
-            for name, rows in _layers_of(features).items():
+            for name, rows in _check_features(features).items():
                 check_labels(labels, len(rows))
                 scores = self.scores(name, rows)
                 hits = int((scores.argmax(dim=1) == labels.to(scores.device)).sum())
@@ -208,7 +208,7 @@ class RidgeProbes(_LinearProbes):
             scaled = inputs * factors
             penalty = self.ridge * float(scaled.square().sum()) / gathered.dim
             solution = factors[:, None] * _solve_ridge(scaled, outputs, penalty)
-            self._set(name, solution, mean, shares)
+            self._set_map(name, solution, mean, shares)
         return self
 
 
@@ -224,7 +224,7 @@ def gather_statistics(
     """
     statistics: dict[str, ClassStatistics] = {}
     for features, labels in batches:
-        for name, rows in _layers_of(features).items():
+        for name, rows in _check_features(features).items():
             if name not in statistics and (rows.ndim != 2 or rows.shape[1] == 0):
                 raise ShapeError(f"layer {name!r}: features has shape {tuple(rows.shape)}; wanted (B, d)")
             try:
@@ -238,7 +238,7 @@ def gather_statistics(
     return statistics
 
 
-def _layers_of(features: object) -> Mapping[str, torch.Tensor]:
+def _check_features(features: object) -> Mapping[str, torch.Tensor]:
     if not isinstance(features, Mapping):
         raise TypeError(
             f"batches yields features of type {type(features).__name__}; wanted a dict of tensors by layer"
@@ -267,7 +267,7 @@ def _solve_ridge(inputs: torch.Tensor, outputs: torch.Tensor, penalty: float) ->
 
 
 @dataclass
-class _Training:
+class _ProbeState:
     """One classifier on its way: centred and scaled features times `weight`, plus `intercept`."""
 
     mean: torch.Tensor
@@ -277,7 +277,7 @@ class _Training:
     weight_velocity: torch.Tensor
     intercept_velocity: torch.Tensor
 
-    def normalised(self, features: torch.Tensor) -> torch.Tensor:
+    def normalise(self, features: torch.Tensor) -> torch.Tensor:
         return (features.to(self.weight) - self.mean.to(self.weight)) * self.factors.to(self.weight)
 
 
@@ -380,22 +380,22 @@ class SGDProbes(_LinearProbes):
         self.weights, self.intercepts = {}, {}
         held: dict[str, list[torch.Tensor]] = {}
         held_labels: list[torch.Tensor] = []
-        training = self._begin(batches, held, held_labels)
+        training = self._prepare(batches, held, held_labels)
         features: dict[str, torch.Tensor] = {}
         labels = torch.empty(0, dtype=torch.int64)
         if self.shuffle:
             # Layer by layer, so that no more than one is there twice.
-            features = {name: probe.normalised(torch.cat(held.pop(name))) for name, probe in training.items()}
+            features = {name: probe.normalise(torch.cat(held.pop(name))) for name, probe in training.items()}
             labels = torch.cat(held_labels)
         generator = torch.Generator().manual_seed(self.seed)
         step = 0
         for epoch in range(self.epochs):
             rate = self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
             if self.shuffle:
-                drawn = self._drawn(features, labels, generator)
+                drawn = self._draw_batches(features, labels, generator)
             else:
                 drawn = (
-                    ({name: training[name].normalised(rows) for name, rows in part.items()}, which)
+                    ({name: training[name].normalise(rows) for name, rows in part.items()}, which)
                     for part, which in batches
                 )
             for part, which in drawn:
@@ -411,10 +411,10 @@ class SGDProbes(_LinearProbes):
                     layer=number,
                 )
             scaled = probe.factors[:, None] * probe.weight.to(torch.float64)
-            self._set(name, scaled, probe.mean, probe.intercept.to(torch.float64))
+            self._set_map(name, scaled, probe.mean, probe.intercept.to(torch.float64))
         return self
 
-    def _drawn(
+    def _draw_batches(
         self, features: Mapping[str, torch.Tensor], labels: torch.Tensor, generator: torch.Generator
     ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Yield the mini-batches of an epoch."""
@@ -424,7 +424,7 @@ class SGDProbes(_LinearProbes):
                 labels[rows.to(labels.device)],
             )
 
-    def _step(self, probe: _Training, rows: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
+    def _step(self, probe: _ProbeState, rows: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
         # The gradient of the mean cross-entropy: softmax minus one-hot.
         errors = torch.softmax(rows @ probe.weight + probe.intercept, dim=1)
         errors[torch.arange(len(rows), device=rows.device), labels] -= 1
@@ -436,16 +436,16 @@ class SGDProbes(_LinearProbes):
         probe.weight.sub_(probe.weight_velocity, alpha=rate)
         probe.intercept.sub_(probe.intercept_velocity, alpha=rate)
 
-    def _begin(
+    def _prepare(
         self,
         batches: FeatureBatches,
         held: dict[str, list[torch.Tensor]],
         held_labels: list[torch.Tensor],
-    ) -> dict[str, _Training]:
+    ) -> dict[str, _ProbeState]:
         """Return classifiers of weight zero, with the scales of the features; hold the batches to shuffle."""
         moments: dict[str, _Moments] = {}
         for features, labels in batches:
-            for name, rows in _layers_of(features).items():
+            for name, rows in _check_features(features).items():
                 try:
                     check_labels(labels, len(rows), self.n_classes)
                     moments.setdefault(name, _Moments(rows)).add(rows)
@@ -459,10 +459,10 @@ class SGDProbes(_LinearProbes):
             raise ValueError("batches yields no samples")
         training = {}
         for name, moment in moments.items():
-            mean, factors = moment.normalisation(self.standardise)
+            mean, factors = moment.compute_normalisation(self.standardise)
             zeros = torch.zeros((len(mean), self.n_classes), dtype=moment.dtype, device=mean.device)
             start = (zeros.clone(), zeros[0].clone(), zeros.clone(), zeros[0].clone())
-            training[name] = _Training(mean, factors, *start)
+            training[name] = _ProbeState(mean, factors, *start)
         return training
 
 
@@ -472,7 +472,7 @@ class _Moments:
     def __init__(self, rows: torch.Tensor) -> None:
         self.dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         self._count = 0
-        self._mean = torch.zeros(rows.shape[1:], dtype=torch.float64, device=exact_device(rows))
+        self._mean = torch.zeros(rows.shape[1:], dtype=torch.float64, device=find_float64_device(rows))
         self._scatter = torch.zeros_like(self._mean)
 
     def add(self, rows: torch.Tensor) -> None:
@@ -491,7 +491,7 @@ class _Moments:
         self._mean += change * (len(rows) / total)
         self._count = total
 
-    def normalisation(self, standardise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_normalisation(self, standardise: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean, and the factors that give centred features a mean squared length of 1."""
         spread = torch.sqrt(self._scatter / max(self._count, 1))
         varies = spread > 10 * torch.finfo(self.dtype).eps * torch.hypot(spread, self._mean)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .._arrays import FloatArray, as_array, check_count
 from .._errors import ShapeError
 from .._threads import build_info
-from .operators import exact, precision, to_device, to_host
+from .operators import get_torch_dtype, get_numpy_dtype, to_device, to_host
 
 #: What a process puts in place of its own error where another one has failed.
 _ELSEWHERE = "another process of the group failed; {0}"
@@ -39,7 +39,7 @@ class Peers:
         if self.rank < 0:
             raise ValueError("group does not hold this process; wanted one that it belongs to")
 
-    def same_as(self, other: Peers) -> bool:
+    def is_same_as(self, other: Peers) -> bool:
         """Tell whether these are the same processes, for the same messages."""
         return self.group is other.group or self.size == other.size == 1
 
@@ -184,9 +184,13 @@ class RowSharded:
         checked: torch.Tensor | None = None
         count = 0
         try:
-            checked = _checked_rows(rows)
+            checked = _check_rows(rows)
             count = len(checked)
-            facts = {"dtype": precision(checked.dtype).name, "columns": int(checked.shape[1]), **_build()}
+            facts = {
+                "dtype": get_numpy_dtype(checked.dtype).name,
+                "columns": int(checked.shape[1]),
+                **_describe_build(),
+            }
         except (TypeError, ShapeError) as raised:
             error = raised
         said = self.peers.agree(error, {"rows": count, **facts})
@@ -196,7 +200,7 @@ class RowSharded:
         if sum(self.counts) == 0:
             raise ShapeError("rows are empty on all processes; wanted a matrix with entries")
         self.rows = checked
-        self.dtype = precision(checked.dtype)
+        self.dtype = get_numpy_dtype(checked.dtype)
         self.shape = (sum(self.counts), int(checked.shape[1]))
         self.start = sum(self.counts[: self.peers.rank])
         self.stop = self.start + count
@@ -265,14 +269,14 @@ class RowSharded:
         error: Exception | None = None
         local: Any = None
         try:
-            m, n = _shape_of(source, shape)
+            m, n = _find_shape(source, shape)
             start, stop = m * peers.rank // peers.size, m * (peers.rank + 1) // peers.size
             if callable(source):
                 # Not asked for no rows: there may be no way to make an array of them.
                 read = source(start, stop) if stop > start else np.empty((0, n), dtype or np.float64)
             else:
                 read = source[start:stop]
-            local = _own(read, fresh=callable(source))
+            local = _copy_if_shared(read, fresh=callable(source))
             if tuple(local.shape) != (stop - start, n):
                 raise ShapeError(
                     f"rows {start} to {stop} of source have shape {tuple(local.shape)}; "
@@ -402,7 +406,7 @@ class RowSharded:
         return norm
 
 
-def _checked_rows(rows: object) -> torch.Tensor:
+def _check_rows(rows: object) -> torch.Tensor:
     if not isinstance(rows, torch.Tensor) or not rows.dtype.is_floating_point:
         what = rows.dtype if isinstance(rows, torch.Tensor) else type(rows).__name__
         raise TypeError(f"rows is {what}; wanted a tensor of real floating-point numbers")
@@ -410,11 +414,11 @@ def _checked_rows(rows: object) -> torch.Tensor:
         raise TypeError("rows is a DTensor; wanted its local rows: RowSharded.from_dtensor")
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ShapeError(f"rows has shape {tuple(rows.shape)}; wanted a matrix (2 axes) with columns")
-    checked: torch.Tensor = rows.detach().to(exact(rows.dtype))
+    checked: torch.Tensor = rows.detach().to(get_torch_dtype(rows.dtype))
     return checked
 
 
-def _own(read: Any, fresh: bool) -> torch.Tensor:
+def _copy_if_shared(read: Any, fresh: bool) -> torch.Tensor:
     """Return rows on memory that nobody else writes to: without a copy where they were made for this."""
     if isinstance(read, torch.Tensor):
         detached: torch.Tensor = read.detach()
@@ -426,12 +430,12 @@ def _own(read: Any, fresh: bool) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _build() -> dict[str, str]:
+def _describe_build() -> dict[str, str]:
     info = build_info()
     return {"core": f"{info['version']}, {info['level']}"}
 
 
-def _shape_of(source: Any, shape: tuple[int, int] | None) -> tuple[int, int]:
+def _find_shape(source: Any, shape: tuple[int, int] | None) -> tuple[int, int]:
     if callable(source) and shape is None:
         raise TypeError("source is a callable; wanted the shape of the matrix beside it")
     found = tuple(getattr(source, "shape", ())) if shape is None else tuple(shape)

@@ -22,8 +22,8 @@ from ..problem import LowRank, Problem
 from ..progress import ProgressBar
 from ..svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
-from ._rule import Rule
-from .descent import BREATH, exact_products
+from ._rule import UpdateRule
+from .descent import PROGRESS_INTERVAL, use_exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
 
@@ -131,7 +131,7 @@ def train_sharded(
     ('sharded', (21, 2), True)
     """
     start = time.perf_counter()
-    layers = _sharded_layers(weights)
+    layers = _check_layers(weights)
     peers = layers[0].peers
     automatic = isinstance(learning_rate, str) and learning_rate == "auto"
     request: Request | None = None
@@ -160,13 +160,13 @@ def train_sharded(
             callback=callback,
         )
         request = replace(request, device=layers[0].rows.device.type)
-        facts = _facts(request, automatic)
+        facts = _list_shared_settings(request, automatic)
     except (TypeError, ValueError) as raised:
         error = raised
     peers.agree_on(error, facts)
     assert request is not None
     if automatic:
-        request = replace(request, learning_rate=_automatic_rates(request, layers))
+        request = replace(request, learning_rate=_find_automatic_rates(request, layers))
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
@@ -174,14 +174,14 @@ def train_sharded(
         return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
 
 
-def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
+def _check_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
     layers = list(weights)
     if not layers:
         raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
     for i, layer in enumerate(layers):
         if not isinstance(layer, RowSharded):
             raise TypeError(f"weights[{i}] (W_{i + 1}) is {type(layer).__name__}; wanted a RowSharded")
-        if not layer.peers.same_as(layers[0].peers):
+        if not layer.peers.is_same_as(layers[0].peers):
             raise ValueError(
                 f"weights[{i}] (W_{i + 1}) has another group than weights[0]; wanted one for all"
             )
@@ -216,7 +216,7 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
         )
 
 
-def _facts(request: Request, automatic: bool) -> dict[str, Any]:
+def _list_shared_settings(request: Request, automatic: bool) -> dict[str, Any]:
     """Return what has to be the same on all processes."""
     described = request.describe("sharded", "")
     source = described.pop("problem")
@@ -230,7 +230,7 @@ def _facts(request: Request, automatic: bool) -> dict[str, Any]:
     }
 
 
-def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
+def _find_automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
     """Return what ``train(learning_rate="auto")`` takes."""
     assert isinstance(request.problem, Problem)
     scales = [float(np.sqrt(layer.squared_norm() / min(layer.shape))) for layer in layers]
@@ -254,7 +254,7 @@ class _ShardedJob:
         request = self.request
         # Without knowing: another process may have a callback, which may end the run.
         self.asks = self._largest(0.0 if request.callback is None else 1.0) > 0
-        with torch.no_grad(), exact_products(self.shards[0].rows.device):
+        with torch.no_grad(), use_exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
             tracked = [_TrackedLayer(layer, request) for layer in descent.layers if request.n_values != 0]
             for layer in tracked:
@@ -264,14 +264,14 @@ class _ShardedJob:
             if request.vectors:
                 self.left = [layer.left for layer in tracked]
                 self.right = [layer.right for layer in tracked]
-            return self._follow(descent, tracked, arguments)
+            return self._take_steps(descent, tracked, arguments)
 
-    def _follow(
+    def _take_steps(
         self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
     ) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
-        looked = time.perf_counter()
+        last_poll = time.perf_counter()
         step = 0
         while True:
             now = descent.evaluate()
@@ -287,18 +287,18 @@ class _ShardedJob:
                     layer.record()
                 arguments["record_steps"][counts[1]] = step
                 counts[1] += 1
-                stopped = self._ask(step, now)
+                stopped = self._ask_callbacks(step, now)
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if on_progress is not None and time.perf_counter() - looked >= BREATH:
+            if on_progress is not None and time.perf_counter() - last_poll >= PROGRESS_INTERVAL:
                 on_progress(step, now)
-                looked = time.perf_counter()
+                last_poll = time.perf_counter()
             descent.update()
             step += 1
 
-    def _ask(self, step: int, loss: float) -> bool:
+    def _ask_callbacks(self, step: int, loss: float) -> bool:
         """Return whether a callback of any process ends the run."""
         if not self.asks:
             return False
@@ -334,11 +334,11 @@ class _ShardedJob:
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
             final=None,
-            tracking=tuple(_tracking(each[:n]) for each in self.found),
+            tracking=tuple(_stack_tracking(each[:n]) for each in self.found),
         )
 
 
-def _tracking(found: list[TrackerRecord]) -> LayerTracking:
+def _stack_tracking(found: list[TrackerRecord]) -> LayerTracking:
     rows = [tracking_rows(each) for each in found]
     return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
 
@@ -349,8 +349,8 @@ class _Layer:
     def __init__(self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float]) -> None:
         self.shard = shard
         self.weight = shard.rows
-        self.rule = Rule(loss_scale, rates, shard.dtype)
-        self.velocity = torch.zeros_like(self.weight) if self.rule.inert else None
+        self.rule = UpdateRule(loss_scale, rates, shard.dtype)
+        self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
         #: The norm of these rows at the last record, and the sum of the norms of the steps since then; None
         #: where nobody asks. On the device, so that no step waits for the host.
         self.norm: torch.Tensor | None = None
@@ -365,18 +365,18 @@ class _Layer:
         """Step along ``c left right^T``."""
         before = self._gradient_norm(left, right)
         across = right.T
-        if self.rule.adds_decay:
+        if self.rule.has_decay_term:
             n = max(1, _SCRATCH // self.weight.shape[1])
             for rows, own in zip(torch.split(self.weight, n), torch.split(left, n), strict=True):
-                self.rule.along_sum(rows, own, across)
+                self.rule.step_along_sum(rows, own, across)
         else:
-            self.rule.along_product(self.weight, self.velocity, left, across)
+            self.rule.step_along_product(self.weight, self.velocity, left, across)
         self._advance(before)
 
     def step_along_block(self, block: torch.Tensor) -> None:
         """Step along ``c block``, which is as thin as the layer."""
         before = None if self.path is None else torch.linalg.vector_norm(block, dtype=torch.float64)
-        self.rule.along(self.weight, self.velocity, block)
+        self.rule.step_along(self.weight, self.velocity, block)
         self._advance(before)
 
     def _gradient_norm(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
@@ -468,7 +468,7 @@ class _Descent:
         self._half_scale, self._floor = 0.5 * problem.loss_scale, problem.loss_floor
         self._n = len(shards)
         self._split = int(core.best_pivot(request.widths))
-        moving = [layer for layer, held in enumerate(self.layers, 1) if held.rule.moves]
+        moving = [layer for layer, held in enumerate(self.layers, 1) if held.rule.is_trained]
         #: The innermost layers that step, below the split and above it; errors go no further.
         self._last_below = max((layer for layer in moving if layer <= self._split), default=0)
         self._last_above = min((layer for layer in moving if layer > self._split), default=self._n + 1)
@@ -482,7 +482,7 @@ class _Descent:
         def placed(array: FloatArray) -> torch.Tensor:
             return torch.from_numpy(np.array(array, dtype=request.dtype, order="C")).to(device)
 
-        self._target = placed(_rows_of(problem.target, rows))
+        self._target = placed(_take_rows(problem.target, rows))
         #: S, F and rows of G, where S = F F^T is not the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
         if problem.input_gram is not None:
@@ -548,7 +548,7 @@ class _Descent:
             held, right, own = self.layers[layer - 1], self._upper[layer - 1 - self._split], error
             if layer > self._last_above:
                 error = self._own_rows(held.shard.transposed_times(own), layer - 1)
-            if not held.rule.moves:
+            if not held.rule.is_trained:
                 continue
             if right is None:
                 held.step_along_block(own)
@@ -560,7 +560,7 @@ class _Descent:
             held, left, right = self.layers[layer - 1], self._lower[layer], error
             if layer < self._last_below:
                 error = held.shard.times(right)
-            if not held.rule.moves:
+            if not held.rule.is_trained:
                 continue
             if left is None:
                 held.step_along_block(right.T[held.shard.start : held.shard.stop])
@@ -582,7 +582,7 @@ class _Descent:
         return int(self._peers.largest_(largest).argmax()) + 1
 
 
-def _rows_of(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
+def _take_rows(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
     if isinstance(matrix, LowRank):
         product: FloatArray = (matrix.U[rows] * matrix.s) @ matrix.V.T
         return product

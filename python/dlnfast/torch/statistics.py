@@ -12,7 +12,7 @@ import torch
 from .. import measures
 from .._arrays import check_count
 from .._errors import ShapeError
-from .operators import precision
+from .operators import get_numpy_dtype
 
 #: Rows that are collected at least before they are merged into the factor.
 _LEAST_ROWS = 1024
@@ -103,7 +103,7 @@ class ClassStatistics:
         if len(features) == 0:
             return
         if self._device is None:
-            self._begin(features)
+            self._allocate(features)
         rows = features.detach().to(self._device).to(torch.float64)
         which = labels.to(self._device, torch.int64)
         if not bool(torch.isfinite(rows.square().sum())):
@@ -117,9 +117,9 @@ class ClassStatistics:
             self._factor.append(torch.cat([torch.ones_like(members[:, :1]), rows, members], dim=1))
         self.n_samples += len(rows)
 
-    def _begin(self, features: torch.Tensor) -> None:
-        self._device = exact_device(features)
-        self._dtype = precision(features.dtype)
+    def _allocate(self, features: torch.Tensor) -> None:
+        self._device = find_float64_device(features)
+        self._dtype = get_numpy_dtype(features.dtype)
         shape = (self.n_classes, self.dim)
         #: The first sample of each class, and the mean of its samples relative to it.
         self._origins = torch.zeros(shape, dtype=torch.float64, device=self._device)
@@ -164,7 +164,7 @@ class ClassStatistics:
         ValueError
             For a single class, and for features that do not vary at all.
         """
-        present = self._present()
+        present = self._find_present_classes()
         # Relative to those of one class, so that what all means share cancels first.
         centres = (self._origins[present] - self._origins[present][:1]) + (
             self._shifts[present] - self._shifts[present][:1]
@@ -186,7 +186,7 @@ class ClassStatistics:
         ValueError
             For a single class, and for a class whose mean is zero.
         """
-        present = self._present().cpu().numpy()
+        present = self._find_present_classes().cpu().numpy()
         return measures.discrimination(self.means()[present].T, present)
 
     def geometry(self) -> ClassGeometry:
@@ -203,7 +203,7 @@ class ClassStatistics:
         training", PNAS 117 (2020): equinorm and equiangular class means. The means are centred at their
         unweighted mean, which is that of all samples for classes of one size.
         """
-        present = self._present().cpu().numpy()
+        present = self._find_present_classes().cpu().numpy()
         means = self.means()[present]
         means = means - means[:1]
         centred = means - means.mean(axis=0)
@@ -279,7 +279,7 @@ class ClassStatistics:
         """Return the machine eps of the features as they came."""
         return float(np.finfo(self._dtype or np.float64).eps)
 
-    def _present(self) -> torch.Tensor:
+    def _find_present_classes(self) -> torch.Tensor:
         """Return the classes that have samples."""
         present = torch.arange(0) if self._device is None else torch.nonzero(self._counts)[:, 0]
         if len(present) < 2:
@@ -344,6 +344,6 @@ def check_labels(labels: torch.Tensor, n_samples: int, n_classes: int | None = N
             raise ValueError(f"labels are {lowest}..{highest}; wanted 0..{n_classes - 1}")
 
 
-def exact_device(tensor: torch.Tensor) -> torch.device:
+def find_float64_device(tensor: torch.Tensor) -> torch.device:
     """Return the device of a tensor, or the CPU where that has no float64."""
     return tensor.device if tensor.device.type != "mps" else torch.device("cpu")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .. import reference as plain
+from .. import reference as reference_measures
 from .._arrays import FloatArray, check_count, check_flag, check_scale
 from .._stored import naming_parts
 from .._threads import MAX_THREADS
@@ -37,10 +37,10 @@ from ..svd_tracker import (
 )
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._names import match_names
-from ._reading import computed_by, unreadable
+from ._reading import describe_computation, explain_unreadable
 from ._steps import StepMonitor
-from .layers import PENULTIMATE, LayerChoice, WeightMatrix, every_matrix, penultimate, weight_matrices
-from .operators import frobenius_norm, host_matrix
+from .layers import PENULTIMATE, LayerChoice, WeightMatrix, list_matrices, find_penultimate, weight_matrices
+from .operators import frobenius_norm, matrix_to_host
 
 Of = Literal["weights", "change"]
 
@@ -256,8 +256,8 @@ class SpectralTracker:
         self.matrices = matrices
         self._steps: list[int] = []
         self._start = [m.copy() for m in matrices] if self._change else None
-        self._followed: dict[Of, list[_Followed]] = {
-            of: [_Followed(self._new_tracker(m)) for m in matrices]
+        self._followed: dict[Of, list[_MatrixRecords]] = {
+            of: [_MatrixRecords(self._new_tracker(m)) for m in matrices]
             for of in _WHAT
             if self._change or of == "weights"
         }
@@ -272,7 +272,7 @@ class SpectralTracker:
     def advance(self) -> None:
         """Count a training step that is over, and take a record if it is time: for weights moved by hand."""
         self._count_step()
-        self._take_due()
+        self._take_due_record()
 
     def finish_step(self) -> None:
         """Say that the training step is over: a record that is due is taken at once.
@@ -285,8 +285,8 @@ class SpectralTracker:
         ValueError
             As for `record`.
         """
-        self._take_due()
-        self._finished = self._versions()
+        self._take_due_record()
+        self._finished = self._read_versions()
 
     def start_at(self, step: int) -> None:
         """Count steps from another one than 0, for a training that is resumed without its records.
@@ -321,7 +321,7 @@ class SpectralTracker:
         self._find_replaced()
         start = time.perf_counter()
         jobs: list[tuple[int, Of]] = [(i, of) for i in range(len(self.matrices)) for of in self._followed]
-        found = self._find(jobs)
+        found = self._update_trackers(jobs)
         for i, of in jobs:  # all of them or none
             if isinstance(error := found[i, of], ValueError):
                 self._failed = True
@@ -329,23 +329,23 @@ class SpectralTracker:
         for i, of in jobs:
             followed = self._followed[of][i]
             followed.append(found[i, of], self._vectors)
-            if followed.reference is None and _is_split(found[i, of]):
-                followed.refer_to(found[i, of], self.step, self._host(i, of))
+            if followed.reference is None and _has_own_vectors(found[i, of]):
+                followed.refer_to(found[i, of], self.step, self._to_host(i, of))
         self._steps.append(self.step)
         self.seconds += time.perf_counter() - start
 
-    def _take_due(self) -> None:
+    def _take_due_record(self) -> None:
         # A schedule-free optimizer's averages are not the weights of a step.
-        if self._is_due and self._averaging() is None:
-            with _as_noted(self._due_buffers):
+        if self._is_due and self._find_averaging_optimizer() is None:
+            with _restore_buffers(self._due_buffers):
                 self.record()
 
-    def _computing_buffers(self) -> list[_Buffer]:
+    def _copy_computing_buffers(self) -> list[_Buffer]:
         """Return copies of buffers from which weights are computed, as spectral normalisation's vectors."""
         return [
             (module, name, buffer, buffer.clone())
             for matrix in self.matrices
-            if computed_by(matrix.module, matrix.attribute) is not None
+            if describe_computation(matrix.module, matrix.attribute) is not None
             for module in matrix.module.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
@@ -357,14 +357,14 @@ class SpectralTracker:
         for followed in (each for several in self._followed.values() for each in several):
             followed.drop_last(self.step)
 
-    def _averaging(self) -> str | None:
+    def _find_averaging_optimizer(self) -> str | None:
         """Return the class of an optimizer that has put averages in the place of its weights."""
         for optimizer in self._monitor.optimizers:
             if any(group.get("train_mode") is False for group in optimizer.param_groups):
                 return type(optimizer).__name__
         return None
 
-    def _versions(self) -> list[int]:
+    def _read_versions(self) -> list[int]:
         """Return what changes whenever a weight is written to."""
         return [p._version for module in self._watched_modules() for p in module.parameters()]
 
@@ -374,7 +374,7 @@ class SpectralTracker:
         modules = None if model is None else set(model.modules())
         if model is None or modules is None or all(m.module in modules for m in self.matrices):
             return
-        there = {m.name: m for m in every_matrix(model)}
+        there = {m.name: m for m in list_matrices(model)}
         for i, matrix in enumerate(self.matrices):
             if matrix.module in modules or matrix.name in self._replaced:
                 continue
@@ -400,7 +400,7 @@ class SpectralTracker:
         self.step += 1
         self._finished = None
         self._is_due = self.step % self._every == 0
-        self._due_buffers = self._computing_buffers() if self._is_due else []
+        self._due_buffers = self._copy_computing_buffers() if self._is_due else []
 
     def _extend_step(self) -> None:
         """Take the record of this step anew: one more optimizer has moved weights in it."""
@@ -413,20 +413,20 @@ class SpectralTracker:
         """Take a record that is due; before the first step, find the penultimate layer."""
         if self._candidates:
             candidates, self._candidates = self._candidates, []
-            last_but_one = penultimate(candidates, self._monitor.gradient_order)
+            last_but_one = find_penultimate(candidates, self._monitor.gradient_order)
             if last_but_one is not None and last_but_one.name != self.matrices[0].name:
                 self._follow([last_but_one])  # no weight has moved since the start
                 self.record()
-        self._take_due()
+        self._take_due_record()
 
-    def _host(self, i: int, of: Of) -> FloatArray:
+    def _to_host(self, i: int, of: Of) -> FloatArray:
         """Return a weight or its change in float64."""
         matrix = self.matrices[i]
-        now = host_matrix(matrix.matrix()).astype(np.float64)
-        start = self._start_of(of, i)
-        return now if start is None else now - host_matrix(matrix.start_matrix(start))
+        now = matrix_to_host(matrix.matrix()).astype(np.float64)
+        start = self._get_start(of, i)
+        return now if start is None else now - matrix_to_host(matrix.start_matrix(start))
 
-    def _find(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
+    def _update_trackers(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
         """Return what each tracker finds, or the error that it raises."""
         found: dict[tuple[int, Of], Any] = {}
         n_threads = self._settings["n_threads"] or torch.get_num_threads()
@@ -438,7 +438,7 @@ class SpectralTracker:
                 except IndexError:  # another thread was faster
                     return
                 try:
-                    tracker, start = self._followed[of][i].tracker, self._start_of(of, i)
+                    tracker, start = self._followed[of][i].tracker, self._get_start(of, i)
                     found[i, of] = self._update(tracker, self.matrices[i], start)
                 except ValueError as error:
                     found[i, of] = error
@@ -464,7 +464,7 @@ class SpectralTracker:
         self._buffers.clear()  # the threads are gone
         return found
 
-    def _start_of(self, of: Of, i: int) -> tuple[torch.Tensor, ...] | None:
+    def _get_start(self, of: Of, i: int) -> tuple[torch.Tensor, ...] | None:
         if of == "weights":
             return None
         assert self._start is not None
@@ -478,8 +478,8 @@ class SpectralTracker:
     ) -> TrackerRecord:
         # One that is decomposed anyway is brought to the host.
         if not is_decomposed(matrix.shape, tracker.k) and (matrix.is_product or matrix.device.type != "cpu"):
-            return self._by_products(tracker, matrix, start)
-        values = host_matrix(matrix.matrix())
+            return self._update_by_products(tracker, matrix, start)
+        values = matrix_to_host(matrix.matrix())
         if start is None:
             return tracker.update(values)
         buffer = self._buffers.get(threading.get_ident())
@@ -487,10 +487,10 @@ class SpectralTracker:
             buffer = self._buffers[threading.get_ident()] = np.empty(values.size, dtype=values.dtype)
         moved = buffer[: values.size].reshape(values.shape)
         # By NumPy: every thread that calls PyTorch would have a team of its own.
-        return tracker.update(np.subtract(values, host_matrix(matrix.start_matrix(start)), out=moved))
+        return tracker.update(np.subtract(values, matrix_to_host(matrix.start_matrix(start)), out=moved))
 
     @staticmethod
-    def _by_products(
+    def _update_by_products(
         tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
     ) -> TrackerRecord:
         """Leave the matrix where it is, and let blocks of vectors travel."""
@@ -577,7 +577,7 @@ class SpectralTracker:
         ValueError
             For the change, if ``change=False`` was asked for.
         """
-        self._take_due()
+        self._take_due_record()
         if of not in self._followed:
             if of == "change":
                 raise ValueError("of is 'change', which is not followed: change=False was asked for")
@@ -585,8 +585,8 @@ class SpectralTracker:
         followed = self._followed[of]
         states = DenseStates(
             values=tuple(f.values() for f in followed),
-            left=self._recorded(followed, "left"),
-            right=self._recorded(followed, "right"),
+            left=self._stack_vectors(followed, "left"),
+            right=self._stack_vectors(followed, "right"),
             snapshots=(),
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
@@ -598,7 +598,7 @@ class SpectralTracker:
             "engine": "tracked",
             "of": of,
             "aliases": [list(m.aliases) for m in self.matrices],
-            **self._identity(),
+            **self._describe_layers(),
             "every": self._every,
             "steps": self.step,
             "optimizers": self._monitor.optimizer_names,
@@ -619,7 +619,7 @@ class SpectralTracker:
             wall_time=self.seconds,
         )
 
-    def _recorded(self, followed: list[_Followed], side: str) -> tuple[FloatArray, ...]:
+    def _stack_vectors(self, followed: list[_MatrixRecords], side: str) -> tuple[FloatArray, ...]:
         return tuple(np.array(each.rows[side]) for each in followed) if self._vectors else ()
 
     # ----------------------------------------------------------------------------------- end, resume
@@ -640,7 +640,7 @@ class SpectralTracker:
         """
         if not self._monitor.is_active:
             return
-        averaging = self._averaging()
+        averaging = self._find_averaging_optimizer()
         self._monitor.remove()
         if self._failed:  # the weight that is not finite has been named
             return
@@ -649,7 +649,7 @@ class SpectralTracker:
         is_there = self._steps[-1] == self.step
         if not is_there and averaging is not None:
             said = f"{averaging} is in evaluation mode, and the model holds averages: close before"
-        elif not is_there and self._finished is not None and self._finished != self._versions():
+        elif not is_there and self._finished is not None and self._finished != self._read_versions():
             said = "the weights were replaced after it, as by loading a best model"
         else:
             self.record()
@@ -662,7 +662,9 @@ class SpectralTracker:
         tensors = [p for module in self._watched_modules() for p in module.parameters()]
         records = [followed.tracker.record for followed in self._followed["weights"]]
         first = [0.0 if record is None else record.norm for record in records]
-        moved = any(abs(now - then) > 1e-3 * then for now, then in zip(self._norms(), first, strict=True))
+        moved = any(
+            abs(now - then) > 1e-3 * then for now, then in zip(self._compute_norms(), first, strict=True)
+        )
         if moved or any(p.grad is not None for p in tensors):
             warnings.warn(
                 "no step of a torch.optim.Optimizer that holds a followed weight was seen: call advance() "
@@ -679,7 +681,7 @@ class SpectralTracker:
             self.close()
         elif not self._monitor.is_stepping:  # the last step was over; its weights may be anything, though
             with contextlib.suppress(ValueError):
-                self._take_due()
+                self._take_due_record()
         self._monitor.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -690,21 +692,21 @@ class SpectralTracker:
         dict
             ``torch.load(..., weights_only=True)`` reads it.
         """
-        self._take_due()
+        self._take_due_record()
         state = {
             "version": _STATE_VERSION,
-            **self._identity(),
+            **self._describe_layers(),
             "step": self.step,
             "steps": list(self._steps),
             "loss": dict(self._loss),
             "seconds": self.seconds,
             "start": None if self._start is None else [[t.clone() for t in s] for s in self._start],
-            "norms": self._norms(),
+            "norms": self._compute_norms(),
             "followed": {of: [f.state_dict() for f in each] for of, each in self._followed.items()},
         }
         return with_state_checksum(state)
 
-    def _identity(self) -> dict[str, Any]:
+    def _describe_layers(self) -> dict[str, Any]:
         """Return what must be the same in a tracker that goes on."""
         return {
             "layers": [m.name for m in self.matrices],
@@ -713,7 +715,7 @@ class SpectralTracker:
             "vectors": self._vectors,
         }
 
-    def _norms(self) -> list[float]:
+    def _compute_norms(self) -> list[float]:
         return [frobenius_norm(m.matrix()) for m in self.matrices]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -735,16 +737,16 @@ class SpectralTracker:
         """
         check_state(state, "followed", _STATE_VERSION)
         with naming_parts("state"):
-            self._take_over(state)
+            self._restore(state)
 
-    def _take_over(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         """Check a state, and take it over once all of it can be read."""
         self._candidates, candidates = [], self._candidates
         for matrix in candidates:
             if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
                 self._follow([matrix])
                 self.record()
-        mine = {**self._identity(), "what is followed": sorted(self._followed)}
+        mine = {**self._describe_layers(), "what is followed": sorted(self._followed)}
         theirs = {**state, "what is followed": sorted(state["followed"])}
         # A wrapper around the model changes no layer.
         same = match_names(theirs["layers"], mine["layers"])
@@ -752,7 +754,7 @@ class SpectralTracker:
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(f"state was taken with {name} {theirs[name]}; this tracker has {value}")
-        for matrix, now, then in zip(self.matrices, self._norms(), state["norms"], strict=True):
+        for matrix, now, then in zip(self.matrices, self._compute_norms(), state["norms"], strict=True):
             if abs(now - then) > 1e-3 * then:  # room for another precision
                 raise ValueError(
                     f"layer {matrix.name} has the norm {now:.6g}, but had {then:.6g} when the state was "
@@ -767,7 +769,9 @@ class SpectralTracker:
         loss = {int(number): float(value) for number, value in state["loss"].items()}
         followed = {
             of: [
-                _Followed.from_state_dict(state["followed"][of][i], 0 if _is_large(matrix) else 1, len(steps))
+                _MatrixRecords.from_state_dict(
+                    state["followed"][of][i], 0 if _is_large(matrix) else 1, len(steps)
+                )
                 for i, matrix in enumerate(self.matrices)
             ]
             for of in self._followed
@@ -780,7 +784,7 @@ class SpectralTracker:
 
 
 @contextlib.contextmanager
-def _as_noted(buffers: list[_Buffer]) -> Iterator[None]:
+def _restore_buffers(buffers: list[_Buffer]) -> Iterator[None]:
     """Put copies in the places of buffers that were written to since; replaced ones stay as they are."""
     moved = [
         (module, name, buffer, then)
@@ -798,7 +802,7 @@ def _as_noted(buffers: list[_Buffer]) -> Iterator[None]:
 
 def _check_followed(matrix: WeightMatrix) -> None:
     """Refuse weights that cannot be read as one matrix of real numbers."""
-    reason = None if matrix.is_product else unreadable(matrix.module, matrix.attribute)
+    reason = None if matrix.is_product else explain_unreadable(matrix.module, matrix.attribute)
     if reason is not None:
         raise TypeError(f"layer {matrix.name} {reason}; wanted real floating-point numbers")
     values = matrix.matrix()
@@ -812,7 +816,7 @@ def _check_followed(matrix: WeightMatrix) -> None:
         raise ValueError(f"layer {matrix.name} is on the meta device, where weights have no values")
 
 
-def _is_split(found: TrackerRecord) -> bool:
+def _has_own_vectors(found: TrackerRecord) -> bool:
     """Return whether a matrix has singular vectors of its own: it is not zero, and no scaled isometry."""
     values = np.abs(found.singular_values)
     if not found.norm > 0:
@@ -827,7 +831,7 @@ def _is_large(matrix: WeightMatrix) -> bool:
 
 
 @dataclass
-class _Followed:
+class _MatrixRecords:
     """The records of one matrix."""
 
     tracker: SVDTracker
@@ -857,8 +861,8 @@ class _Followed:
         if self.reference is not None:
             for side in range(2):
                 now, then = (x[side].astype(np.float64) for x in (vectors, self.reference))
-                angles[side] = plain.angle(now, then)
-                block[side] = plain.principal_angles(now, then)[-1]
+                angles[side] = reference_measures.angle(now, then)
+                block[side] = reference_measures.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
             **tracking_rows(found),
@@ -906,7 +910,7 @@ class _Followed:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int, n_records: int) -> _Followed:
+    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int, n_records: int) -> _MatrixRecords:
         pair = state["reference"]
         for name, rows in state["rows"].items():
             if len(rows) != n_records:

@@ -24,8 +24,8 @@ from ..files import is_of_the_machine, replacing
 from ..svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device
-from .images import Batches, Samples, seed_of_pass
-from .statistics import check_labels, exact_device
+from .images import Batches, Samples, derive_pass_seed
+from .statistics import check_labels, find_float64_device
 from .track import SpectralTracker
 
 __all__ = ["Evaluation", "History", "Trainer"]
@@ -200,7 +200,7 @@ class Trainer:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._checkpoint_every = check_count(checkpoint_every, "checkpoint_every")
         self._progress = progress
-        self.optimizer = _optimizer(
+        self.optimizer = _make_optimizer(
             model.parameters(),
             optimizer,
             learning_rate,
@@ -260,33 +260,33 @@ class Trainer:
             raise TypeError(f"after_epoch is {type(after_epoch).__name__}; wanted a callable")
         batches = Batches(
             inputs,
-            _as_classes(inputs, labels),
+            _convert_labels(inputs, labels),
             self.batch_size,
             shuffle=True,
             seed=self._seed,
             device=self.device,
             join_single=True,
         )
-        samples = "" if self._checkpoint is None else _digest(inputs, labels)
+        samples = "" if self._checkpoint is None else _fingerprint_samples(inputs, labels)
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._resume(self._checkpoint, samples)
         taken = len(self.history.loss)
-        with self._own_random_numbers(), self._bar(taken) as bar:
+        with self._preserve_random_state(), self._make_progress_bar(taken) as bar:
             for epoch in range(taken, self.epochs):
                 self._seed_dropout(epoch)
                 batches.epoch = epoch
-                self._epoch(batches, epoch)
+                self._train_epoch(batches, epoch)
                 bar.set_postfix_str(f"loss {self.history.loss[-1]:.3e}", refresh=False)
                 bar.update(1)
                 done = epoch + 1
                 last = done == self.epochs
                 if test is not None and (last or (test_every and done % test_every == 0)):
-                    self._test(test, done)
+                    self._measure_test_accuracy(test, done)
                 if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
                     self._save(self._checkpoint, samples)
                 stop = after_epoch is not None and after_epoch(done) is True
                 if stop and test is not None and self.history.test_epochs[-1:] != [done]:
-                    self._test(test, done)
+                    self._measure_test_accuracy(test, done)
                 if self._checkpoint is not None and stop:
                     self._save(self._checkpoint, samples)
                 if stop:
@@ -314,15 +314,15 @@ class Trainer:
         TypeError, ShapeError, ValueError
             As for `fit`.
         """
-        labels = _as_classes(inputs, labels)
+        labels = _convert_labels(inputs, labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
                 for number, (x, y) in enumerate(Batches(inputs, labels, batch_size, device=self.device)):
-                    outputs = self.model(x) if number else self._outputs(x, labels)
-                    loss += float(self._value(outputs, y)) * len(y)
+                    outputs = self.model(x) if number else self._compute_outputs(x, labels)
+                    loss += float(self._compute_loss(outputs, y)) * len(y)
                     right += int((outputs.argmax(dim=1) == y).sum())
         finally:
             for module, training in modes:
@@ -349,13 +349,13 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- helpers
 
-    def _outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _compute_outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the outputs, of which there must be one for each class of all labels."""
         outputs: torch.Tensor = self.model(x)
         check_labels(labels, len(labels), outputs.shape[1])
         return outputs
 
-    def _value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _compute_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         scaled = outputs * self._output_scale if self._output_scale != 1.0 else outputs
         if callable(self._loss):
             return self._loss(scaled, labels)
@@ -364,20 +364,24 @@ class Trainer:
         targets = nn.functional.one_hot(labels, outputs.shape[1]).to(scaled.dtype)
         return (scaled - targets).square().sum() / len(labels)
 
-    def _epoch(self, batches: Batches, epoch: int) -> None:
+    def _train_epoch(self, batches: Batches, epoch: int) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate(epoch)
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=exact_device(next(self.model.parameters())))
+        total = torch.zeros(
+            (), dtype=torch.float64, device=find_float64_device(next(self.model.parameters()))
+        )
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for number, (x, y) in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            outputs = self.model(x) if number else self._outputs(x, batches.labels)
-            loss = self._value(outputs, y)
+            outputs = self.model(x) if number else self._compute_outputs(x, batches.labels)
+            loss = self._compute_loss(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
                 if not math.isfinite(value := float(loss.detach())):
-                    raise self._diverged(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
+                    raise self._make_divergence_error(
+                        f"a loss of epoch {epoch + 1} is {value}", epoch, batches
+                    )
                 self._tracker.log_loss(value)
             try:
                 self.optimizer.step()
@@ -386,29 +390,31 @@ class Trainer:
             except ValueError as error:  # a record of the tracker
                 if self._is_finite():
                     raise
-                raise self._diverged(f"weights are not finite ({error})", epoch, batches) from error
+                raise self._make_divergence_error(
+                    f"weights are not finite ({error})", epoch, batches
+                ) from error
             total += loss.detach().to(total.device) * len(y)
             right += (outputs.detach().argmax(dim=1) == y).sum()
         mean = float(total) / len(batches.labels)
         if not math.isfinite(mean):
-            raise self._diverged(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
+            raise self._make_divergence_error(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
         self.history.loss.append(mean)
         self.history.accuracy.append(int(right) / len(batches.labels))
         self.history.learning_rate.append(self._rates[0] * self.rate(epoch))
 
-    def _test(self, test: Samples, done: int) -> None:
+    def _measure_test_accuracy(self, test: Samples, done: int) -> None:
         self.history.test_accuracy.append(self.evaluate(*test).accuracy)
         self.history.test_epochs.append(done)
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
-    def _diverged(self, what: str, epoch: int, batches: Batches) -> DivergedError:
+    def _make_divergence_error(self, what: str, epoch: int, batches: Batches) -> DivergedError:
         text = f"{what}: lower the learning rate (eta), now {self._rates[0] * self.rate(epoch):g}"
         return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
 
     @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
+    def _preserve_random_state(self) -> Iterator[None]:
         """Put back the states of PyTorch's generators at the end."""
         kind = self.device.type
         if kind == "cpu":
@@ -419,7 +425,7 @@ class Trainer:
                 yield
 
     def _seed_dropout(self, epoch: int) -> None:
-        number = seed_of_pass(self._seed, epoch, _DROPOUT)
+        number = derive_pass_seed(self._seed, epoch, _DROPOUT)
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
@@ -431,7 +437,7 @@ class Trainer:
         """Return what must be the same for a checkpoint to be gone on from."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
-            "loss": _name(self._loss),
+            "loss": _name_loss(self._loss),
             "output_scale": self._output_scale,
             "optimizer": type(self.optimizer).__name__,
             "samples": samples,
@@ -488,7 +494,7 @@ class Trainer:
             there = theirs.get(name, here)  # other versions of PyTorch keep other settings
             if here != there:
                 if name == "parameters":
-                    here, there = _first_difference(here, there)
+                    here, there = _find_first_difference(here, there)
                 raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
         taken = len(state["history"]["loss"])
         if taken > self.epochs:
@@ -501,7 +507,7 @@ class Trainer:
         if self._tracker is not None:
             self._tracker.load_state_dict(state["tracker"])
 
-    def _bar(self, taken: int) -> Any:
+    def _make_progress_bar(self, taken: int) -> Any:
         from tqdm import tqdm
 
         return tqdm(
@@ -518,7 +524,7 @@ class Trainer:
 _UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
 
 
-def _optimizer(
+def _make_optimizer(
     parameters: Iterator[nn.Parameter],
     optimizer: str | Callable[..., torch.optim.Optimizer],
     learning_rate: float | None,
@@ -542,7 +548,7 @@ def _optimizer(
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
 
 
-def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
+def _fingerprint_samples(inputs: torch.Tensor, labels: torch.Tensor) -> str:
     """Return what tells samples from others: their shape, and some of their numbers."""
     parts = [str(tuple(inputs.shape))]
     for tensor in (inputs, labels):
@@ -552,7 +558,7 @@ def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
     return " ".join(parts)
 
 
-def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _convert_labels(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return labels in the precision that losses want."""
     for name, value in (("inputs", inputs), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
@@ -561,10 +567,10 @@ def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-def _name(loss: str | LossFunction) -> str:
+def _name_loss(loss: str | LossFunction) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
-def _first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
+def _find_first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
     pairs = zip_longest(mine, theirs)
     return next((here, there) for here, there in pairs if here != there)

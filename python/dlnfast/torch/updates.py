@@ -105,11 +105,13 @@ class UpdateMatrix(WeightMatrix):
 
     def singular_values(self) -> npt.NDArray[np.float64]:
         """Return all that can differ from zero, descending, computed in float64; O((d_out + d_in) r^2)."""
-        values: npt.NDArray[np.float64] = thin_svd(*self.pair())[1].cpu().numpy()
+        values: npt.NDArray[np.float64] = compute_thin_svd(*self.pair())[1].cpu().numpy()
         return values
 
 
-def thin_svd(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def compute_thin_svd(
+    left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return U, s, V^T of ``left right``, in float64; O((m + n) r^2)."""
     q_left, r_left = torch.linalg.qr(left.double())
     q_right, r_right = torch.linalg.qr(right.T.double())
@@ -150,28 +152,28 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
-    found = list(_updates_of(model, adapter_name))
+    found = list(_find_updates(model, adapter_name))
     if not found:
         raise ValueError(f"model has no LoRA or Deep LoRA layers with an adapter {adapter_name!r}")
     return found
 
 
-def _updates_of(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
+def _find_updates(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
     for name, _, module in named_layers(model):
-        pair = _deep_pair(module, adapter) or _lora_pair(module, adapter, name)
+        pair = _get_deep_factors(module, adapter) or _get_lora_factors(module, adapter, name)
         if pair is not None:
             left, right = pair()
             yield UpdateMatrix(name, module, pair=pair, size=(int(left.shape[0]), int(right.shape[1])))
 
 
-def _deep_pair(module: Any, adapter: str) -> Callable[[], Pair] | None:
+def _get_deep_factors(module: Any, adapter: str) -> Callable[[], Pair] | None:
     held = getattr(module, "deep_lora_factors", None)
     if held is None or adapter not in held:
         return None
     return lambda: held[adapter].factors().as_pair()
 
 
-def _lora_pair(module: Any, adapter: str, name: str) -> Callable[[], Pair] | None:
+def _get_lora_factors(module: Any, adapter: str, name: str) -> Callable[[], Pair] | None:
     """Return the factors of a layer of PEFT's LoRA, whose update is ``scaling B A``."""
     for below, above in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
         if adapter not in getattr(module, below, {}):

@@ -17,9 +17,9 @@ from torch import nn
 from ..._arrays import check_choice, check_count, check_scale, random_generator
 from ..._errors import ShapeError
 from ..layers import LayerChoice
-from ..updates import UpdateMatrix, thin_svd
+from ..updates import UpdateMatrix, compute_thin_svd
 from . import files
-from .gradient import Loss, draw_frames, first_factors, leading_gradients
+from .gradient import Loss, draw_frames, make_first_factors, leading_gradients
 from .layers import (
     CHILD,
     INITS,
@@ -27,12 +27,12 @@ from .layers import (
     DeepFactors,
     Factors,
     Target,
-    adapters_of,
+    get_adapters,
     attach,
     detach,
     find_named_targets,
     find_targets,
-    names_at,
+    list_adapters,
 )
 
 _FROZEN: Final = "_frozen_by_deep_lora"
@@ -203,7 +203,7 @@ class DeepLoRA:
                 for gradient, target, generator in zip(found, targets, generators, strict=True)
             ]
         factors = [
-            first_factors(
+            make_first_factors(
                 target,
                 pair,
                 min(target.d_out, target.d_in) if init == "full" else width,
@@ -347,25 +347,25 @@ class DeepLoRA:
 
     def _switch(self, attribute: str, value: bool) -> None:
         """Set `enabled` or `merged` of all branches, and write the weights that change by it; or none."""
-        branches = self._attached()
+        branches = self._require_branches()
         for name in branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
+            self._get_adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         changed = []
         try:
             for name, branch in branches.items():
                 if getattr(branch, attribute) != value:
                     changed.append(name)
                     setattr(branch, attribute, value)
-                    self._adapters(name).write_weight(self._targets[name].module)
+                    self._get_adapters(name).write_weight(self._targets[name].module)
         except BaseException:
             for name in changed:
                 setattr(branches[name], attribute, not value)
-                self._adapters(name).merged_weight.restore(self._targets[name].module)
-                self._adapters(name).write_weight(self._targets[name].module)
+                self._get_adapters(name).merged_weight.restore(self._targets[name].module)
+                self._get_adapters(name).write_weight(self._targets[name].module)
             raise
 
-    def _adapters(self, layer: str) -> Adapters:
-        return adapters_of(self._targets[layer].module)
+    def _get_adapters(self, layer: str) -> Adapters:
+        return get_adapters(self._targets[layer].module)
 
     def remove(self, merge: bool = False) -> None:
         """Take the adapter away and give the model back as it was.
@@ -384,12 +384,12 @@ class DeepLoRA:
         -----
         What the first adapter of a model froze is thawed with the last one.
         """
-        branches = self._attached()
+        branches = self._require_branches()
         for name in branches:
-            self._adapters(name).check_removal(self.name, self._targets[name].module, merge)
+            self._get_adapters(name).check_removal(self.name, self._targets[name].module, merge)
         for name in list(branches):
             target = self._targets[name]
-            self._adapters(name).settle(self.name, target.module, merge)
+            self._get_adapters(name).take_out(self.name, target.module, merge)
             detach(target.module, self.name)
             del branches[name], self._targets[name]
         _thaw(self.model)
@@ -413,7 +413,7 @@ class DeepLoRA:
         ValueError
             For a name that is not among them.
         """
-        return self._branch(layer).factors().as_list()
+        return self._get_branch(layer).factors().as_list()
 
     def delta_weight(self, layer: str) -> torch.Tensor:
         """Return the update of a layer's weight, dense, in the layout of that weight.
@@ -429,7 +429,7 @@ class DeepLoRA:
         -------
         Tensor
         """
-        return self._branch(layer).delta_weight()
+        return self._get_branch(layer).delta_weight()
 
     def singular_values(self, layer: str) -> npt.NDArray[np.float64]:
         """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2).
@@ -448,8 +448,8 @@ class DeepLoRA:
         ValueError
             For a name that is not among them, and factors that are not finite.
         """
-        self._branch(layer).check_finite(layer, self.name)
-        return thin_svd(*self._branch(layer).factors().double().as_pair())[1].cpu().numpy()
+        self._get_branch(layer).check_finite(layer, self.name)
+        return compute_thin_svd(*self._get_branch(layer).factors().double().as_pair())[1].cpu().numpy()
 
     def updates(self) -> list[UpdateMatrix]:
         """Return the updates of all layers' weights as matrices for `track`.
@@ -474,7 +474,7 @@ class DeepLoRA:
                 pair=branch.pair,
                 size=(self._targets[name].d_out, self._targets[name].d_in),
             )
-            for name, branch in self._attached().items()
+            for name, branch in self._require_branches().items()
         ]
 
     def compress(self, rank: int | None = None, *, tolerance: float | None = None) -> dict[str, Truncation]:
@@ -511,7 +511,7 @@ class DeepLoRA:
         share = None
         if tolerance is not None:
             share = check_scale(tolerance, "tolerance (share of the update's norm)", below=1.0)
-        branches = self._attached()
+        branches = self._require_branches()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
         for name, branch in branches.items():
@@ -525,7 +525,7 @@ class DeepLoRA:
         self, branch: DeepFactors, most: int | None, share: float | None
     ) -> tuple[Truncation, Factors]:
         """Return the best approximation of an update by at most `most` singular values."""
-        left, values, right = thin_svd(*branch.factors().double().as_pair())
+        left, values, right = compute_thin_svd(*branch.factors().double().as_pair())
         # tails[k] is what is left out at rank k.
         tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
         kept = len(values)
@@ -578,12 +578,12 @@ class DeepLoRA:
                     f"state: {key!r} has shape {tuple(state[key].shape)}; wanted {tuple(tensor.shape)}"
                 )
         for name in self._branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
+            self._get_adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
         for name in self._branches:
-            self._adapters(name).write_weight(self._targets[name].module)
+            self._get_adapters(name).write_weight(self._targets[name].module)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter to a safetensors file, for `load`.
@@ -606,7 +606,7 @@ class DeepLoRA:
         or stays. It carries a checksum of its content.
         """
         layers = {}
-        for name, branch in self._attached().items():
+        for name, branch in self._require_branches().items():
             branch.check_finite(name, self.name)
             target = self._targets[name]
             layers[name] = files.SavedLayer(target.kind, target.d_out, target.d_in, branch.factors())
@@ -694,7 +694,7 @@ class DeepLoRA:
         or not at all. An earlier export in it is replaced in one step, and other files stay; where they are
         folders or links, the two files of the export are replaced one after the other.
         """
-        for name, branch in self._attached().items():
+        for name, branch in self._require_branches().items():
             branch.check_finite(name, self.name)
         layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
         files.write_lora(path, self.model, layers, modules_to_save, settings)
@@ -705,10 +705,10 @@ class DeepLoRA:
     def _check_name(name: object, targets: list[Target]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name is {type(name).__name__}; wanted a str")
-        if not Adapters.accepts(name):
+        if not Adapters.is_valid_name(name):
             raise ValueError(f"name is {name!r}; wanted a word without dots that no ModuleDict uses itself")
         for target in targets:
-            if name in names_at(target.module):
+            if name in list_adapters(target.module):
                 raise ValueError(f"name is {name!r}, which layer {target.name!r} has an adapter of already")
 
     def _attach(
@@ -725,18 +725,18 @@ class DeepLoRA:
                 _freeze(model)
         except BaseException:
             for target in targets:
-                if name in names_at(target.module):
+                if name in list_adapters(target.module):
                     detach(target.module, name)
             _thaw(model)
             raise
 
-    def _attached(self) -> dict[str, DeepFactors]:
+    def _require_branches(self) -> dict[str, DeepFactors]:
         if not self._branches:
             raise RuntimeError(f"adapter {self.name!r} was removed")
         return self._branches
 
-    def _branch(self, layer: str) -> DeepFactors:
-        branches = self._attached()
+    def _get_branch(self, layer: str) -> DeepFactors:
+        branches = self._require_branches()
         if layer not in branches:
             raise ValueError(f"layer is {layer!r}; wanted one of {', '.join(list(branches)[:12])}")
         return branches[layer]
@@ -756,7 +756,7 @@ def _freeze(model: nn.Module) -> None:
 
 def _thaw(model: nn.Module) -> None:
     """Turn on again what was frozen, unless there are adapters left."""
-    if any(names_at(module) for module in model.modules()):
+    if any(list_adapters(module) for module in model.modules()):
         return
     frozen = set(getattr(model, _FROZEN, []))
     for name, parameter in model.named_parameters():

@@ -67,7 +67,7 @@ def write(
     path: str | os.PathLike[str], settings: Mapping[str, Any], layers: Mapping[str, SavedLayer]
 ) -> None:
     """Write an adapter to a safetensors file, with a checksum, whole or not at all."""
-    about = {
+    description = {
         "version": _VERSION,
         **settings,
         "layers": {
@@ -80,8 +80,8 @@ def write(
         for name, layer in layers.items()
         for key, factor in layer.factors.by_name().items()
     }
-    text = json.dumps(about)
-    metadata = {"format": "pt", _KEY: text, _CHECKSUM: _digest(text, tensors)}
+    text = json.dumps(description)
+    metadata = {"format": "pt", _KEY: text, _CHECKSUM: _compute_checksum(text, tensors)}
     content = _safetensors().save(tensors, metadata)
     with replacing(Path(path)) as file:
         file.write(content)
@@ -103,10 +103,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
         raise FileNotFoundError(f"path is {os.fspath(path)!r}, which is no file")
     content = path.read_bytes()
     with naming_damage(path, _WHAT):
-        metadata = _metadata(content)
-        about = json.loads(metadata[_KEY]) if _KEY in metadata else None
-        version = 0 if about is None else int(about["version"])
-    if about is None:
+        metadata = _read_metadata(content)
+        description = json.loads(metadata[_KEY]) if _KEY in metadata else None
+        version = 0 if description is None else int(description["version"])
+    if description is None:
         raise ValueError(f"{os.fspath(path)!r} holds no {_WHAT} of DeepLoRA.save")
     if version > _VERSION:
         raise ValueError(
@@ -117,12 +117,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
         # The format of 0.1.0 is this one without the checksum. A third entry is a damaged name of it.
         if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
             raise ValueError(f"its metadata have an unknown entry {unknown[0]!r}")
-        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _digest(metadata[_KEY], tensors):
+        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _compute_checksum(metadata[_KEY], tensors):
             raise ValueError("its checksum does not match")
-        return _parse(about, tensors)
+        return _parse(description, tensors)
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def _read_metadata(content: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file: 8 bytes with the size of the header, and the header."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
@@ -132,9 +132,9 @@ def _metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
-def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _compute_checksum(description: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
-    digest = hashlib.sha256(about.encode())
+    digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -142,15 +142,15 @@ def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _parse(
-    about: dict[str, Any], tensors: dict[str, torch.Tensor]
+    description: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], dict[str, SavedLayer]]:
     """Return settings and layers, checked against each other and against the tensors."""
-    settings = {key: about[key] for key in ("depth", "scale", "init", "name")}
+    settings = {key: description[key] for key in ("depth", "scale", "init", "name")}
     depth = check_count(settings["depth"], "depth", minimum=2, maximum=5)
     check_scale(settings["scale"], "scale", strict=True)
     check_choice(settings["init"], "init", INITS)
     layers = {}
-    for name, entry in about["layers"].items():
+    for name, entry in description["layers"].items():
         check_choice(entry["kind"], "kind", get_args(Kind))
         if not isinstance(entry["framed"], bool):
             raise ValueError(f"framed of layer {name!r} is {entry['framed']!r}")
@@ -189,7 +189,7 @@ def write_lora(
         ends = ("lora_embedding_A", "lora_embedding_B")
         a, b = ends if target.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
         tensors[f"{key}.{a}"] = factors.right
-        tensors[f"{key}.{b}"] = factors.map_above()
+        tensors[f"{key}.{b}"] = factors.multiply_above()
     if isinstance(modules, str):
         raise TypeError(f"modules_to_save is {modules!r}; wanted a sequence of names")
     own = dict(model.named_modules())
@@ -208,7 +208,7 @@ def write_lora(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": expression_for(model, list(layers)),
+        "target_modules": make_target_expression(model, list(layers)),
         "modules_to_save": list(modules) or None,
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -222,10 +222,10 @@ def write_lora(
     contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     model_bytes = _safetensors().save(contents, {"format": "pt"})
     config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    _place_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
+    _write_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
 
 
-def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
+def make_target_expression(model: nn.Module, names: list[str]) -> list[str] | str:
     """Return what PEFT's target_modules has to be: names, which fit ends of others too, or an expression."""
     wanted = set(names)
     others = [other for other, _ in model.named_modules() if other not in wanted]
@@ -234,7 +234,7 @@ def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
     return names
 
 
-def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files of an export: all of them, or none. Other files in the folder stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     there = list(folder.iterdir()) if folder.is_dir() else []

@@ -15,7 +15,7 @@ from ..._arrays import FloatArray
 from ...factors import LinearMap, leading_factors
 from ...initial import haar, joined, signed_q
 from ...problem import LowRank
-from .._reading import state_kept
+from .._reading import preserve_state
 from .layers import Factors, Target
 
 #: Of a batch, the loss: a scalar tensor.
@@ -38,11 +38,11 @@ def leading_gradients(
     With one batch every gradient is reduced as soon as it is complete; with several, as many are summed at a
     time as fit into `memory` bytes, and every such group takes a pass over the batches.
     """
-    each = _as_list(batches)
-    rule = _own_loss if loss is None else loss
+    each = _list_batches(batches)
+    rule = _compute_model_loss if loss is None else loss
     sums = [_GradientSum(target, rank) for target, rank in zip(targets, ranks, strict=True)]
-    for group in [sums] if len(each) == 1 else _groups(sums, memory):
-        with _unchanged(model):
+    for group in [sums] if len(each) == 1 else _group_by_memory(sums, memory):
+        with _freeze_parameters(model):
             hooks = [entry.watch(at_once=len(each) == 1) for entry in group]
             try:
                 for batch in each:
@@ -84,7 +84,7 @@ def draw_frames(
     return np.ascontiguousarray(right.T), left
 
 
-def first_factors(
+def make_first_factors(
     target: Target,
     frames: tuple[FloatArray, FloatArray] | None,
     width: int,
@@ -205,25 +205,25 @@ class _TensorMap(LinearMap):
 
     def apply(self, X: FloatArray) -> FloatArray:
         """Return ``X M^T``."""
-        return self._host(self._block(X) @ self.matrix.T)
+        return self._to_host(self._to_block(X) @ self.matrix.T)
 
     def apply_transpose(self, X: FloatArray) -> FloatArray:
         """Return ``X M``."""
-        return self._host(self._block(X) @ self.matrix)
+        return self._to_host(self._to_block(X) @ self.matrix)
 
     def dense(self) -> FloatArray:
         """Return M."""
-        return self._host(self.matrix)
+        return self._to_host(self.matrix)
 
-    def _block(self, X: FloatArray) -> torch.Tensor:
+    def _to_block(self, X: FloatArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(X)).to(self.matrix)
 
     @staticmethod
-    def _host(block: torch.Tensor) -> FloatArray:
+    def _to_host(block: torch.Tensor) -> FloatArray:
         return np.asarray(block.cpu().numpy())
 
 
-def _groups(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum]]:
+def _group_by_memory(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum]]:
     group: list[_GradientSum] = []
     for entry in sums:
         if group and sum(e.n_bytes for e in group) + entry.n_bytes > memory:
@@ -233,7 +233,7 @@ def _groups(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum
     yield group
 
 
-def _as_list(batches: Any) -> list[Any]:
+def _list_batches(batches: Any) -> list[Any]:
     if batches is None:
         raise ValueError('batches are needed for init="gradient": one batch, or a list of them')
     one = isinstance(batches, (Mapping, torch.Tensor, tuple))
@@ -243,7 +243,7 @@ def _as_list(batches: Any) -> list[Any]:
     return each
 
 
-def _own_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+def _compute_model_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"a batch is {type(batch).__name__}; without a loss it has to be a mapping for model(**batch), "
@@ -268,10 +268,10 @@ def _check_loss(value: Any) -> None:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def _freeze_parameters(model: nn.Module) -> Iterator[None]:
     """Let the model compute gradients but not of its own; afterwards all is as it was, random state too."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    with state_kept(model):
+    with preserve_state(model):
         try:
             for p in trained:
                 p.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from .._names import match_names
-from .._reading import computed_by, unreadable
+from .._reading import describe_computation, explain_unreadable
 from .._weight_use import WeightUse, find_weight_use
 from ..layers import LayerChoice, WeightMatrix, find_weights
 
@@ -81,10 +81,12 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
     chosen = find_weights(model, layers, with_unreadable=True)
     use = find_weight_use(model)
     if layers is None:
-        chosen = [m for m in chosen if m.attribute == "weight" and obstacle(m.name, m.module, use) is None]
+        chosen = [
+            m for m in chosen if m.attribute == "weight" and find_obstacle(m.name, m.module, use) is None
+        ]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
-    return [_target(matrix, use) for matrix in chosen]
+    return [_make_target_of(matrix, use) for matrix in chosen]
 
 
 def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
@@ -97,15 +99,15 @@ def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     if len(set(found.values())) < len(found):
         raise ValueError(f"layers: {', '.join(map(repr, names))} name one layer twice")
     use = find_weight_use(model)
-    return [_target(there[found[name]], use) for name in names]
+    return [_make_target_of(there[found[name]], use) for name in names]
 
 
-def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
-    """Return a layer as what can be adapted, or raise its `obstacle`."""
-    error = obstacle(name, module, use)
+def make_target(name: str, module: nn.Module, use: WeightUse) -> Target:
+    """Return a layer as what can be adapted, or raise its `find_obstacle`."""
+    error = find_obstacle(name, module, use)
     if error is not None:
         raise error
-    kind = _kind(module)
+    kind = _find_kind(module)
     assert kind is not None
     if isinstance(module, nn.Linear):
         return Target(name, module, kind, module.out_features, module.in_features)
@@ -113,7 +115,7 @@ def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
     return Target(name, module, kind, d_out, d_in)
 
 
-def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueError | None:
+def find_obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueError | None:
     """Return the error that says why a layer cannot be adapted, or None where it can.
 
     The one place for it: `DeepLoRA` and the method of PEFT adapt the same layers.
@@ -125,11 +127,11 @@ def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueE
     use : WeightUse
         Of the whole model.
     """
-    if _kind(module) is None:
+    if _find_kind(module) is None:
         return TypeError(
             f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
         )
-    if (how := computed_by(module)) is not None:
+    if (how := describe_computation(module)) is not None:
         return ValueError(f"layers: the weight of {name!r} is computed by {how}; wanted a parameter")
     weight = module._parameters.get("weight")
     if weight is None or is_lazy(weight):
@@ -153,7 +155,7 @@ def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueE
     return None
 
 
-def _kind(module: nn.Module) -> Kind | None:
+def _find_kind(module: nn.Module) -> Kind | None:
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Embedding):
@@ -161,13 +163,13 @@ def _kind(module: nn.Module) -> Kind | None:
     return "inputs first" if type(module).__name__ == "Conv1D" else None
 
 
-def _target(matrix: WeightMatrix, use: WeightUse) -> Target:
+def _make_target_of(matrix: WeightMatrix, use: WeightUse) -> Target:
     if isinstance(matrix.module, nn.MultiheadAttention):
         raise TypeError(
             f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
             "layer that is called"
         )
-    return as_target(matrix.name, matrix.module, use)
+    return make_target(matrix.name, matrix.module, use)
 
 
 class DeepFactors(nn.Module):
@@ -241,7 +243,7 @@ class DeepFactors(nn.Module):
                 inner = inner * self.embedding_scale
             return self._expand(inner, output, None)
         device = x.device.type
-        low = _autocast_dtype(device)
+        low = _get_autocast_dtype(device)
         if low is None:
             return self._expand(F.linear(x.to(self.right.dtype), self.right), output, None)
         # Products of cores, and the gradients behind them, are far below what float16 holds.
@@ -257,7 +259,7 @@ class DeepFactors(nn.Module):
             k, rank, _ = self.cores.shape
             cores = self.cores.unbind(0)
             if (k - 1) * rank + len(left) <= k * len(inner):
-                left = left @ _product(cores)
+                left = left @ _multiply_cores(cores)
             else:
                 for core in cores:
                     inner = inner @ core.T
@@ -294,9 +296,9 @@ class Factors:
     left: torch.Tensor
     framed: bool
 
-    def map_above(self) -> torch.Tensor:
+    def multiply_above(self) -> torch.Tensor:
         """Return ``left C_k .. C_1``."""
-        return self.left if self.cores is None else self.left @ _product(self.cores.unbind(0))
+        return self.left if self.cores is None else self.left @ _multiply_cores(self.cores.unbind(0))
 
     def double(self) -> Factors:
         """Return them in float64."""
@@ -305,7 +307,7 @@ class Factors:
 
     def as_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``left C_k .. C_1`` and right, whose product is the update, one row per output."""
-        return self.map_above(), self.right
+        return self.multiply_above(), self.right
 
     def by_name(self) -> dict[str, torch.Tensor]:
         """Return them as a `DeepFactors` names its parameters."""
@@ -321,7 +323,7 @@ class Factors:
         return [self.right, *([] if self.cores is None else self.cores), self.left]
 
 
-def _product(cores: Sequence[torch.Tensor]) -> torch.Tensor:
+def _multiply_cores(cores: Sequence[torch.Tensor]) -> torch.Tensor:
     product = cores[0]
     for core in cores[1:]:
         product = core @ product
@@ -380,8 +382,8 @@ class MergedWeight:
         ValueError
             If a factor or the sum is not finite.
         """
-        weight = self.own(layer)
-        if (reason := unreadable(layer)) is not None:
+        weight = self.get_own_weight(layer)
+        if (reason := explain_unreadable(layer)) is not None:
             raise TypeError(f"the weight of layer {self.name!r} {reason}, which takes no update")
         total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         for adapter, branch in merged.items():
@@ -395,7 +397,7 @@ class MergedWeight:
             )
         return total
 
-    def own(self, layer: nn.Module) -> torch.Tensor:
+    def get_own_weight(self, layer: nn.Module) -> torch.Tensor:
         """Return the weight of a layer without what is merged into it, not a copy."""
         return layer.get_parameter("weight") if self.original is None else self.original
 
@@ -448,40 +450,42 @@ class Adapters(nn.ModuleDict):
         ]
 
     @classmethod
-    def accepts(cls, name: str) -> bool:
+    def is_valid_name(cls, name: str) -> bool:
         """Tell whether an adapter can have a name."""
         taken = hasattr(nn.ModuleDict(), name) or hasattr(cls, name) or name in ("merged_weight", "handles")
         return bool(name) and "." not in name and not taken
 
-    def branches(self) -> dict[str, DeepFactors]:
+    def get_branches(self) -> dict[str, DeepFactors]:
         """Return the adapters by name."""
         return {name: branch for name, branch in self.items() if isinstance(branch, DeepFactors)}
 
     def write_weight(self, layer: nn.Module) -> None:
         """Make the layer's weight contain the adapters that are merged and enabled; see `MergedWeight`."""
-        self.merged_weight.write(layer, self._in_weight())
+        self.merged_weight.write(layer, self._select_merged())
 
-    def check_removal(self, name: str, layer: nn.Module, stays: bool) -> None:
-        """Raise what `settle` would, before anything is changed."""
-        if stays and list(self._in_weight()) == [name]:
+    def check_removal(self, name: str, layer: nn.Module, keep_update: bool) -> None:
+        """Raise what `take_out` would, before anything is changed."""
+        if keep_update and list(self._select_merged()) == [name]:
             return
         self.merged_weight.check_unchanged(layer)
-        if stays:
-            self.merged_weight.sum(layer, {name: self.branches()[name]})
+        if keep_update:
+            self.merged_weight.sum(layer, {name: self.get_branches()[name]})
 
     @torch.no_grad()
-    def settle(self, name: str, layer: nn.Module, stays: bool) -> None:
-        """Take the update of an adapter out of the weight, or leave it there for good with `stays`."""
-        branch = self.branches()[name]
-        if stays and list(self._in_weight()) == [name]:
+    def take_out(self, name: str, layer: nn.Module, keep_update: bool) -> None:
+        """Take the update of an adapter out of the weight, or leave it there for good with `keep_update`."""
+        branch = self.get_branches()[name]
+        if keep_update and list(self._select_merged()) == [name]:
             self.merged_weight.original = None
-        elif stays:
-            self.merged_weight.own(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
+        elif keep_update:
+            self.merged_weight.get_own_weight(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
         branch.merged = False
         self.write_weight(layer)
 
-    def _in_weight(self) -> dict[str, DeepFactors]:
-        return {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
+    def _select_merged(self) -> dict[str, DeepFactors]:
+        return {
+            name: branch for name, branch in self.get_branches().items() if branch.merged and branch.enabled
+        }
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the factors; the entry of the layer's weight becomes that from before merging."""
@@ -494,7 +498,7 @@ class Adapters(nn.ModuleDict):
 def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Bring the layer's own weight back, before values from a state_dict are copied into it."""
     del rest
-    merged_weight = adapters_of(module).merged_weight
+    merged_weight = get_adapters(module).merged_weight
     if f"{prefix}weight" not in state:
         merged_weight.check_unchanged(module)
     merged_weight.restore(module)
@@ -503,11 +507,11 @@ def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *res
 def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
     """Merge again, into the weight that was loaded and with the factors that were."""
     del incompatible
-    adapters = adapters_of(module)
+    adapters = get_adapters(module)
     try:
         adapters.write_weight(module)
     except BaseException:
-        for branch in adapters.branches().values():
+        for branch in adapters.get_branches().values():
             branch.merged = False
         raise
 
@@ -517,13 +521,13 @@ def attach(target: Target, name: str, factors: Factors) -> DeepFactors:
     branch = DeepFactors(target, factors)
     if CHILD not in target.module._modules:
         target.module.add_module(CHILD, Adapters(target))
-    adapters_of(target.module)[name] = branch
+    get_adapters(target.module)[name] = branch
     return branch
 
 
 def detach(module: nn.Module, name: str) -> None:
     """Take a branch away, and with the last one everything that was added."""
-    adapters = adapters_of(module)
+    adapters = get_adapters(module)
     del adapters[name]
     if not adapters:
         for handle in adapters.handles:
@@ -531,28 +535,28 @@ def detach(module: nn.Module, name: str) -> None:
         del module._modules[CHILD]
 
 
-def adapters_of(module: nn.Module) -> Adapters:
+def get_adapters(module: nn.Module) -> Adapters:
     """Return the adapters of a layer that has some."""
     adapters = module._modules[CHILD]
     assert isinstance(adapters, Adapters)
     return adapters
 
 
-def names_at(module: nn.Module) -> Sequence[str]:
+def list_adapters(module: nn.Module) -> Sequence[str]:
     """Return the names of a layer's adapters."""
-    return list(adapters_of(module)) if CHILD in module._modules else []
+    return list(get_adapters(module)) if CHILD in module._modules else []
 
 
 def _add_branches(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     # The layer is an argument, so that copies of a model find their own adapters.
     x = args[0] if args else next(iter(kwargs.values()))
-    for adapter in adapters_of(module).values():
+    for adapter in get_adapters(module).values():
         if adapter.active:
             output = adapter(x, output)
     return output
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
+def _get_autocast_dtype(device: str) -> torch.dtype | None:
     """Return the precision of autocast on a kind of device, where it is on."""
     try:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..._arrays import check_choice, check_count, per_layer
 from ..._errors import ShapeError
-from ..initial import LAWS, Scale, initialize_
+from ..initial import DISTRIBUTIONS, Scale, initialize_
 from ..layers import weight_matrices
 
 Device = torch.device | str | None
@@ -30,7 +30,7 @@ ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
 
 
 @contextmanager
-def construction(
+def construct(
     model: nn.Module, initial: str, scale: Scale, seed: int, dtype: torch.dtype | None, device: Device
 ) -> Iterator[None]:
     """Make the modules of a model here; on the way out its weights are drawn and it moves to its device.
@@ -38,7 +38,7 @@ def construction(
     Everything is drawn on the CPU, so that a seed means the same numbers on every device, and PyTorch's own
     generators keep their state. On the meta device nothing is drawn.
     """
-    check_choice(initial, "initial", (*LAWS, "torch"))
+    check_choice(initial, "initial", (*DISTRIBUTIONS, "torch"))
     number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
     # An empty tensor is where the device of the surrounding context, or the default one, is found.
     place = torch.empty(0, device=device).device
@@ -56,7 +56,7 @@ def construction(
     model.to(device=place)
 
 
-def hidden_layer(
+def make_hidden_layer(
     kind: str, linear: nn.Module, norm: nn.Module | None = None, activation: str | None = None
 ) -> nn.Sequential:
     """Return a linear map and what follows it, as one module."""
@@ -68,7 +68,7 @@ def hidden_layer(
     return nn.Sequential(parts)
 
 
-def flattened(x: torch.Tensor, dim_in: int) -> torch.Tensor:
+def flatten_inputs(x: torch.Tensor, dim_in: int) -> torch.Tensor:
     """Return inputs of shape (B, ..) as rows of d_0 values."""
     rows = x.flatten(1)
     if rows.shape[1] != dim_in:

@@ -14,8 +14,8 @@ from ..._arrays import FloatArray, as_layers, widths_of
 from ...initial import check_widths
 from ...trajectory import Trajectory
 from ..initial import Scale
-from ..operators import exact
-from ._construction import Device, construction, flattened
+from ..operators import get_torch_dtype
+from ._construction import Device, construct, flatten_inputs
 
 
 class DeepLinear(nn.Module):
@@ -78,7 +78,7 @@ class DeepLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = check_widths(widths)
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.layers = nn.Sequential(
                 *(nn.Linear(a, b, bias=False) for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
             )
@@ -141,13 +141,13 @@ class DeepLinear(nn.Module):
     def to_weights(self) -> list[FloatArray]:
         """Return copies of ``W_1 .. W_L``, as `dlnfast.train` takes them; half precisions as float32."""
         return [
-            np.array(layer.weight.detach().cpu().to(exact(layer.weight.dtype)).numpy(), order="C")
+            np.array(layer.weight.detach().cpu().to(get_torch_dtype(layer.weight.dtype)).numpy(), order="C")
             for layer in self._linear_layers()
         ]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``W_L .. W_1 x`` for the rows x of shape (B, d_0); inputs with more axes are flattened."""
-        result: torch.Tensor = self.layers(flattened(x, self.widths[0]))
+        result: torch.Tensor = self.layers(flatten_inputs(x, self.widths[0]))
         return result
 
     def _linear_layers(self) -> list[nn.Linear]:

@@ -11,7 +11,7 @@ from torch import nn
 from ..._arrays import check_choice, check_count
 from ...initial import check_widths
 from ..initial import Scale
-from ._construction import ACTIVATIONS, Device, construction, flattened, hidden_layer
+from ._construction import ACTIVATIONS, Device, construct, flatten_inputs, make_hidden_layer
 
 
 class MLP(nn.Module):
@@ -84,19 +84,21 @@ class MLP(nn.Module):
             n_nonlinear = n_hidden
         check_count(n_nonlinear, "n_nonlinear", minimum=0, maximum=n_hidden)
         check_choice(activation, "activation", ACTIVATIONS)
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.layers = nn.Sequential()
             for i in range(n_hidden):
                 linear = nn.Linear(self.widths[i], self.widths[i + 1], bias=bias)
                 nonlinear = i < n_nonlinear
                 norm = nn.BatchNorm1d(self.widths[i + 1]) if nonlinear and batch_norm else None
-                self.layers.append(hidden_layer("linear", linear, norm, activation if nonlinear else None))
+                self.layers.append(
+                    make_hidden_layer("linear", linear, norm, activation if nonlinear else None)
+                )
             self.head = nn.Linear(self.widths[-2], self.widths[-1], bias=bias)
         self.hidden_layers = [f"layers.{i}" for i in range(n_hidden)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the head, shape (B, d_L); inputs of any shape (B, ..) are flattened."""
-        result: torch.Tensor = self.head(self.layers(flattened(x, self.widths[0])))
+        result: torch.Tensor = self.head(self.layers(flatten_inputs(x, self.widths[0])))
         return result
 
 

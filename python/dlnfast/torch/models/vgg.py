@@ -12,7 +12,7 @@ from torch import nn
 
 from ..._arrays import check_choice, check_count, check_scale
 from ..initial import Scale
-from ._construction import Device, check_images, construction, hidden_layer
+from ._construction import Device, check_images, construct, make_hidden_layer
 
 #: Convolutions of each stage; arXiv 1409.1556, table 1, configurations A, B, D, E.
 _STAGES: Final = {
@@ -102,21 +102,21 @@ class VGG(nn.Module):
         channels = [max(1, round(c * width)) for c in _CHANNELS]
         hidden = [channels[-1]] if classifier is None else list(classifier)
         hidden = [check_count(c, f"classifier[{i}]") for i, c in enumerate(hidden)]
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
             before = self.in_channels
             for stage, (count, after) in enumerate(zip(_STAGES[name], channels, strict=True), start=1):
                 for number in range(1, count + 1):
                     conv = nn.Conv2d(before, after, kernel_size=3, padding=1)
                     norm = nn.BatchNorm2d(after) if batch_norm else None
-                    parts[f"conv{stage}_{number}"] = hidden_layer("conv", conv, norm, "relu")
+                    parts[f"conv{stage}_{number}"] = make_hidden_layer("conv", conv, norm, "relu")
                     before = after
                 parts[f"pool{stage}"] = nn.MaxPool2d(2)
             self.features = nn.Sequential(parts)
             before *= (self.image_size // 2 ** len(_CHANNELS)) ** 2
             self.classifier = nn.Sequential()
             for after in hidden:
-                layer = hidden_layer("linear", nn.Linear(before, after), activation="relu")
+                layer = make_hidden_layer("linear", nn.Linear(before, after), activation="relu")
                 if dropout:
                     layer.add_module("dropout", nn.Dropout(dropout))
                 self.classifier.append(layer)

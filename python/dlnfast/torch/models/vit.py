@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..._arrays import check_choice, check_count, check_scale
 from ..initial import Scale
-from ._construction import Device, check_images, construction
+from ._construction import Device, check_images, construct
 
 #: arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
 _PRESETS: Final = {
@@ -119,7 +119,7 @@ class ViT(nn.Module):
         dropout = check_scale(dropout, "dropout", below=1.0)
         self.pool = pool
         n_tokens = (image_size // patch_size) ** 2 + (pool == "cls")
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.patches = nn.Conv2d(self.in_channels, dim, kernel_size=patch_size, stride=patch_size)
             self.positions = nn.Parameter(_TOKEN_SPREAD * torch.randn(1, n_tokens, dim))
             token = nn.Parameter(_TOKEN_SPREAD * torch.randn(1, 1, dim)) if pool == "cls" else None
