@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim.swa_utils import AveragedModel  # noqa: E402
 
 import dlnfast.torch as dt  # noqa: E402
-from dlnfast.torch._names import strip_wrapper_parts, match_names, named_layers, unwrap_model  # noqa: E402
+from dlnfast.torch._names import match_names, named_layers, strip_wrapper_parts, unwrap_model  # noqa: E402
 
 NAMES = ["0", "1.fc", "1.out", "2"]
 

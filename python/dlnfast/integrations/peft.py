@@ -37,11 +37,11 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._arrays import check_choice, check_count, check_scale, random_generator
-from ..torch._names import strip_wrapper_parts, named_layers
+from ..torch._names import named_layers, strip_wrapper_parts
 from ..torch._weight_use import WeightUse, find_weight_use
 from ..torch.deep_lora.files import make_target_expression
-from ..torch.deep_lora.gradient import Loss, draw_frames, make_first_factors, leading_gradients
-from ..torch.deep_lora.layers import DeepFactors, MergedWeight, make_target, find_obstacle
+from ..torch.deep_lora.gradient import Loss, draw_frames, leading_gradients, make_first_factors
+from ..torch.deep_lora.layers import DeepFactors, MergedWeight, find_obstacle, make_target
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]
 
@@ -366,8 +366,8 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         parent_names = self._use.parent_names.get(id(layer), ())
         if len(parent_names) > 1:
             raise ValueError(
-                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT replaces one "
-                "of them only; dlnfast.torch.DeepLoRA adapts them together"
+                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT replaces "
+                "one of them only; dlnfast.torch.DeepLoRA adapts them together"
             )
         if self.prefix in name:
             raise ValueError(

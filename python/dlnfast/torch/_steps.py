@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`StepMonitor`: tells where one training step ends and the next begins, whoever calls the optimizers."""
+"""`StepMonitor`: detection of training steps, independent of the program that calls the optimizers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 __all__ = ["StepMonitor"]
 
-#: What PyTorch returns outside of a backward pass.
+#: Number that PyTorch returns outside of a backward pass.
 _NO_PASS = -1
 
 
 class StepMonitor:
     """Group the calls of ``Optimizer.step`` into training steps, and report these.
 
-    Optimizers that hold a parameter of the watched modules take part. Several of them may share a training
-    step: one for matrices and one for vectors, one for each parameter that steps within the backward pass, a
-    wrapper around another optimizer. The next training step begins with the first call of ``Optimizer.step``
-    for which
+    Only optimizers with a parameter of the watched modules count. Several of them may share a training step:
+    one for matrices and one for vectors, one for each parameter that steps within the backward pass, a
+    wrapper around another optimizer. The next training step begins with the first call of
+    ``Optimizer.step`` for which
 
     * the optimizer has stepped in this training step already, or
     * a watched parameter that was stepped has received a new gradient since, or was replaced.
@@ -31,26 +31,26 @@ class StepMonitor:
     Parameters
     ----------
     modules : method
-        Returns the modules whose parameters are watched. All methods are held weakly: the hooks go with their
-        object.
+        Returns the modules with the watched parameters. Only weak references to the methods are stored: the
+        hooks are removed with the object of the methods.
     on_step : method
-        Called once in every training step, after an optimizer has moved weights. Others may still follow.
+        Called once in every training step, after the first optimizer has moved weights.
     on_step_extended : method
-        Called when one more optimizer has moved weights since, in the same training step.
+        Called whenever one more optimizer has moved weights in the same training step.
     on_step_over : method
-        Called when the last training step is over, before an optimizer moves weights again.
+        Called when a training step is over, before an optimizer moves weights again.
     optimizer : Optimizer, optional
-        The only one whose steps are counted. Others still delimit steps.
+        Only optimizer whose steps are counted. Other optimizers still delimit steps.
 
     Raises
     ------
     TypeError, ValueError
-        For an optimizer of another kind, or that holds none of the watched parameters.
+        For an optimizer of another type, and for one without a watched parameter.
 
     Notes
     -----
-    The hooks are those of PyTorch's optimizers and of gradients of leaves. No module gets a hook, so that
-    models can be compiled, copied and pickled as before, and ``torch.compile`` traces none of them.
+    Hooks are registered for optimizers and for gradients of leaves, not for modules. So models can be
+    compiled, copied and pickled as before, and ``torch.compile`` traces no hook.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StepMonitor:
             weakref.WeakMethod(method) for method in (on_step, on_step_extended, on_step_over)
         )
         self._watched: set[int] = set()
-        #: Optimizers that hold no watched parameter, with the parameters that they had then.
+        #: Optimizers without a watched parameter, and the ids of their parameters when that was found.
         self._unrelated: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
             weakref.WeakKeyDictionary()
         )
@@ -75,7 +75,7 @@ class StepMonitor:
         self._seen: list[weakref.ref[torch.optim.Optimizer]] = []
         self._names: list[str] = []
         self._gradient_handles: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
-        #: Parameters in the order in which the first backward pass gave them gradients: the last layer first.
+        #: Ids of parameters in the order of their gradients in the first backward pass: the last layer first.
         self.gradient_order: list[int] = []
         self.restart()
         if optimizer is not None:
@@ -85,7 +85,7 @@ class StepMonitor:
                 raise ValueError("optimizer holds none of the chosen weights")
             self._only_optimizer = weakref.ref(optimizer)
         self._watch_gradients()
-        # PyTorch's compiler leaves what is marked so to the interpreter.
+        # PyTorch's compiler does not trace disabled functions.
         disable: Any = torch.compiler.disable
         self._handles = [
             register_optimizer_step_pre_hook(disable(self._before_step)),
@@ -101,27 +101,27 @@ class StepMonitor:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether an optimizer is within its step, or failed there."""
+        """Whether an optimizer's step has started and not returned, or has raised."""
         return bool(self._stepping)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers that have stepped and are still there."""
+        """Optimizers that have stepped and still exist."""
         return [each for ref in self._seen if (each := ref()) is not None]
 
     @property
     def optimizer_names(self) -> list[str]:
-        """The classes of all optimizers that have stepped, in the order of their first steps."""
+        """Class names of all optimizers that have stepped, in the order of their first steps."""
         return list(self._names)
 
     def restart(self) -> None:
-        """Forget the training step under way: the next call of an optimizer begins another one."""
+        """Forget the current training step: the next call of an optimizer starts a new one."""
         self._stepped: set[int] = set()
         self._stepping: set[int] = set()
         self._stepped_parameters: set[int] = set()
         self._has_new_gradient = False
         self._is_counted = False
-        #: The backward pass within which the last optimizer stepped.
+        #: Number of the backward pass within which the last optimizer stepped.
         self._pass = _NO_PASS
 
     def remove(self) -> None:
@@ -149,7 +149,7 @@ class StepMonitor:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        # It may hold a watched parameter only since it was called.
+        # The optimizer may have received a watched parameter during the call.
         if not (id(optimizer) in self._stepped or self._has_watched_parameter(optimizer)):
             return
         self._stepping.discard(id(optimizer))
@@ -165,10 +165,10 @@ class StepMonitor:
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         number = id(parameter)
-        # Optimizers that step within the backward pass may have been called for this very gradient before.
+        # An optimizer that steps within the backward pass may already have used this gradient.
         is_of_this_pass = self._pass != _NO_PASS and self._pass == _get_backward_pass()
         if number in self._stepped_parameters and not is_of_this_pass:
-            if self._stepping:  # the closure of the next step, before that moves weights
+            if self._stepping:  # the closure of the next step runs before that step moves weights
                 stepping = self._stepping
                 self.restart()
                 self._stepped, self._stepping = set(stepping), stepping
@@ -189,13 +189,13 @@ class StepMonitor:
                 self._names.append(name)
 
     def _find_watched_ids(self) -> set[int]:
-        # As they are now: an adapter that was compressed has new ones.
+        # Not cached: an adapter has new parameters after it was compressed.
         return {id(parameter) for parameter in self._watched_parameters()}
 
     def _watched_parameters(self) -> Iterator[nn.Parameter]:
         modules = self._modules()
         for module in () if modules is None else modules():
-            for part in module.modules():  # in a third of the time that module.parameters() takes
+            for part in module.modules():  # three times as fast as module.parameters()
                 for parameter in part._parameters.values():
                     if parameter is not None:
                         yield parameter
@@ -211,16 +211,16 @@ class StepMonitor:
         if self._unrelated.get(optimizer) == parameters:
             return False
         before, self._watched = self._watched, self._find_watched_ids()
-        holds = not self._watched.isdisjoint(parameters)
-        # A layer that was stepped has other parameters now, whose gradients nobody has watched.
+        has_watched = not self._watched.isdisjoint(parameters)
+        # A stepped layer has new parameters, whose gradients had no hook: assume that there was a gradient.
         if not self._stepped_parameters.isdisjoint(before - self._watched):
             self._has_new_gradient = True
-        if not holds:
+        if not has_watched:
             self._unrelated[optimizer] = parameters
-        return holds
+        return has_watched
 
     def _watch_gradients(self) -> None:
-        """Hear of new gradients of the watched parameters, those that were frozen before among them."""
+        """Add hooks to the gradients of watched parameters that have none yet, such as thawed ones."""
         self._watched = set()
         for parameter in self._watched_parameters():
             number = id(parameter)
@@ -235,7 +235,7 @@ class StepMonitor:
 
 
 def _get_backward_pass() -> int:
-    """Return the number of the backward pass under way."""
+    """Return the number of the current backward pass, `_NO_PASS` outside of one."""
     return int(torch._C._current_graph_task_id())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who uses the weight of a layer besides the layer itself: other parameters, and modules that read it."""
+"""Search for weights that other tensors share, or that other modules read directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from ._names import named_layers
 
-#: Attributes of a weight that say nothing about its values: ``self.fc.weight.dtype`` is no use of it.
+#: Attributes of a weight that do not depend on its values: ``self.fc.weight.dtype`` does not read the weight.
 _PROPERTIES: Final = frozenset(
     {"data_ptr", "device", "dim", "dtype", "element_size", "get_device", "is_cuda", "is_floating_point"}
     | {"is_meta", "layout", "ndim", "ndimension", "nelement", "numel", "requires_grad", "shape", "size"}
@@ -25,18 +25,17 @@ _PROPERTIES: Final = frozenset(
 
 @dataclass(frozen=True)
 class WeightUse:
-    """Uses of the weights of a model's layers, as `find_weight_use` finds them.
+    """Uses of the weights of a model's layers, found by `find_weight_use`; all keys are ids of modules.
 
     Attributes
     ----------
     sharing : dict of int to tuple of str
-        By the id of a module: names of what shares memory with its weight; a module's name where that is the
-        weight of another module.
+        Names of tensors that share memory with the module's weight; the weight of another module is named by
+        that module.
     readers : dict of int to Module
-        By the id of a module: another module whose forward pass reads the weight, instead of calling the
-        module, or in addition to that.
-    places : dict of int to tuple of str
-        By the id of a module: the names under which parents hold it.
+        Another module that reads the weight in its forward pass, whether it also calls the module or not.
+    parent_names : dict of int to tuple of str
+        Names under which parent modules register the module.
     """
 
     sharing: dict[int, tuple[str, ...]]
@@ -50,6 +49,7 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     Parameters
     ----------
     model : Module
+        Model to search; it is not run.
 
     Returns
     -------
@@ -57,10 +57,10 @@ def find_weight_use(model: nn.Module) -> WeightUse:
 
     Notes
     -----
-    Nothing is run. Reads are found in the bytecode of ``forward`` and of the methods that it names:
-    ``self.fc.weight`` and longer paths of attributes, but not a weight that is reached through a variable or
-    an index. `torch.nn.TransformerEncoderLayer` is not counted as a reader: it calls its layers wherever one
-    of them has a hook.
+    Reads are found in the bytecode of ``forward`` and of the methods that it names: ``self.fc.weight`` and
+    longer attribute paths, but not a weight that is reached through a variable or an index.
+    `torch.nn.TransformerEncoderLayer` does not count as a reader: it calls its layers if one of them has a
+    hook.
     """
     return WeightUse(_find_sharing(model), _find_readers(model), _find_parent_names(model))
 
@@ -76,25 +76,26 @@ def _find_parent_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _TensorRange:
-    """A tensor of a module, and its bytes in a storage."""
+    """A tensor of a module, and its range of bytes in a storage: start included, end excluded."""
 
     name: str
     module: nn.Module
     attribute: str
-    place: tuple[str, int]
+    #: Device and address of the storage.
+    storage: tuple[str, int]
     start: int
     end: int
 
 
 def _find_sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
-    """Return for each module with a weight what shares memory with it."""
+    """Return the names of the tensors that share memory with each module's weight, by the module's id."""
     found: dict[int, tuple[str, ...]] = {}
-    for run in _group_ranges(list(_list_ranges(model))):
-        for weight in run:
+    for group in _group_ranges(list(_list_ranges(model))):
+        for weight in group:
             names = tuple(
-                piece.name
-                for piece in run
-                if piece is not weight and piece.start < weight.end and weight.start < piece.end
+                other.name
+                for other in group
+                if other is not weight and other.start < weight.end and weight.start < other.end
             )
             if weight.attribute == "weight" and names:
                 found[id(weight.module)] = names
@@ -109,21 +110,21 @@ def _list_ranges(model: nn.Module) -> Iterator[_TensorRange]:
             yield _TensorRange(name, module, attribute, (str(tensor.device), storage), start, end)
 
 
-def _group_ranges(pieces: list[_TensorRange]) -> Iterator[list[_TensorRange]]:
-    """Yield the pieces in runs, such that pieces of different runs share nothing."""
-    run: list[_TensorRange] = []
-    for piece in sorted(pieces, key=lambda piece: (piece.place, piece.start)):
-        if run and (piece.place != run[0].place or piece.start >= max(p.end for p in run)):
-            yield run
-            run = []
-        run.append(piece)
-    if run:
-        yield run
+def _group_ranges(ranges: list[_TensorRange]) -> Iterator[list[_TensorRange]]:
+    """Yield groups of ranges, such that ranges of different groups do not overlap."""
+    group: list[_TensorRange] = []
+    for each in sorted(ranges, key=lambda entry: (entry.storage, entry.start)):
+        if group and (each.storage != group[0].storage or each.start >= max(r.end for r in group)):
+            yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
 
 
 def _list_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for held in (module._parameters, module._buffers, vars(module)):
-        for name, tensor in held.items():
+    for holder in (module._parameters, module._buffers, vars(module)):
+        for name, tensor in holder.items():
             if isinstance(tensor, torch.Tensor):
                 yield name, tensor
 
@@ -131,7 +132,7 @@ def _list_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _find_memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     """Return the address of a tensor's storage, and the range of its bytes there.
 
-    Tensors without memory of their own, on the device "meta" or of other kinds, share with themselves only.
+    A tensor without memory of its own, such as one on the device "meta", shares memory with itself only.
     """
     try:
         storage = tensor.untyped_storage().data_ptr()
@@ -161,7 +162,7 @@ def _find_readers(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the modules whose weights the forward pass of a class reads."""
+    """Yield the attribute paths of modules that have their weight read by the forward pass of a class."""
     seen: set[str] = set()
     waiting = ["forward"]
     while waiting:
@@ -178,14 +179,14 @@ def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
 
 
 def _find_code(kind: type, method: str) -> Iterator[CodeType]:
-    """Yield the code of a method or property: of the class and, if that calls ``super``, of its bases."""
+    """Yield the code of a method or property of a class and, if it calls ``super``, of the base classes."""
     for base in kind.__mro__:
         found: Any = vars(base).get(method)
         for inner in ("__func__", "fget", "func"):
             found = getattr(found, inner, found)
         code = getattr(inspect.unwrap(found), "__code__", None)
         if found is None or found is nn.TransformerEncoderLayer.forward:
-            continue  # which reads weights only where none of its layers has a hook
+            continue  # reads weights only if none of its layers has a hook
         if isinstance(code, CodeType) and code.co_argcount:
             yield code
         if not isinstance(code, CodeType) or "super" not in code.co_names:
@@ -193,7 +194,7 @@ def _find_code(kind: type, method: str) -> Iterator[CodeType]:
 
 
 def _find_attribute_paths(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
-    """Yield ``("a", "b")`` for each ``own.a.b`` in a function, functions inside of it included."""
+    """Yield ``("a", "b")`` for each ``own.a.b`` in a function and in the functions inside of it."""
     chain: list[str] | None = None
     before: object = None
     for instruction in dis.get_instructions(code):
@@ -204,12 +205,12 @@ def _find_attribute_paths(code: CodeType, own: str) -> Iterator[tuple[str, ...]]
         if chain:
             yield tuple(chain)
         chain = None
-        # ``isinstance(own.a.b, ..)`` is no use of it.
-        is_asked, before = before == "isinstance", value
-        if is_asked:
+        # ``isinstance(own.a.b, ..)`` does not read the weight.
+        is_type_check, before = before == "isinstance", value
+        if is_type_check:
             continue
         if name.startswith("LOAD_") and ("FAST" in name or "DEREF" in name):
-            # Python 3.13 loads two at once.
+            # Python 3.13 has an instruction that loads two variables.
             loaded = value[-1] if isinstance(value, tuple) else value
             chain = [] if loaded == own else None
     for constant in code.co_consts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Features of the layers of a model, batch by batch, and what is measured of them."""
+"""Features of the layers of a model, batch by batch, and measures of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .statistics import ClassGeometry, ClassStatistics, check_labels
 Mode = Literal["eval", "train", "keep"]
 Pool = Literal["flatten", "mean"] | Callable[[torch.Tensor], torch.Tensor]
 
-#: The name of what goes into the model.
+#: Name of the model's input among the features.
 INPUT = "input"
 
 
 class LayerOutputs:
-    """Features and labels, batch by batch; each loop over it is a pass over the batches.
+    """Iterable of features and labels, batch by batch, made by `layer_outputs`.
 
-    Made by `layer_outputs`.
+    Each loop is a pass over the batches.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LayerOutputs:
         if not callable(pool):
             check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
         self._takes_input, self._modules = _split_input_choice(model, layers)
-        #: For "penultimate", until the model has run: the modules among which it is.
+        #: For "penultimate", until the model has run: candidate modules.
         self._candidates = (
             select_modules(model, None) if isinstance(layers, str) and layers == PENULTIMATE else {}
         )
@@ -60,7 +60,7 @@ class LayerOutputs:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the features are called, in their order."""
+        """Names of the features, in their order."""
         return (*((INPUT,) if self._takes_input else ()), *self._modules)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
@@ -90,7 +90,7 @@ class LayerOutputs:
             raise ValueError("batches yields nothing; an iterator gives its batches only once")
 
     def _run_with_hooks(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Run the model, and return what its modules gave."""
+        """Run the model, and return the features of its modules."""
         found: dict[str, torch.Tensor] = {}
         handles = []
         try:
@@ -126,7 +126,7 @@ class LayerOutputs:
         return hook
 
     def _to_rows(self, value: Any, name: str) -> torch.Tensor:
-        """Return what a layer gave as (B, d)."""
+        """Return the output or input of a layer as a matrix (B, d)."""
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(first, torch.Tensor) or first.ndim == 0:
             raise TypeError(
@@ -140,7 +140,7 @@ class LayerOutputs:
         )
         if rows.ndim != 2:
             raise ShapeError(f"layer {name!r}: pool gives shape {tuple(rows.shape)}; wanted (B, d)")
-        # A copy: the next layer may work in place.
+        # The next layer may change its input in place.
         return rows.clone()
 
 
@@ -156,54 +156,55 @@ def layer_outputs(
 ) -> LayerOutputs:
     """Return the features of the chosen layers, batch by batch, without gradients.
 
-    Measuring leaves nothing behind: between two batches the model has the hooks, the train or eval mode of
-    each module, the buffers, and the tensors and numbers among its modules' attributes that it had before. So
-    have the random states of PyTorch, NumPy and Python. A compiled model runs uncompiled, as compiled code
-    does not call new hooks.
+    The model is restored after each batch: hooks, train or eval mode of each module, buffers, and the tensors
+    and numbers among the modules' attributes. The random states of PyTorch, NumPy and Python are restored,
+    too. A compiled model runs uncompiled, because compiled code does not call new hooks.
 
     Parameters
     ----------
     model : Module
+        Model to run on the batches.
     batches : iterable of (inputs, labels)
-        A DataLoader or a list, for instance. Inputs: a tensor (B, ..); a tuple or a dict stands for several
-        arguments of the model. Labels: integers, (B,).
+        Samples and their classes, such as a DataLoader or a list. Inputs are a tensor (B, ..), or a tuple or
+        dict with several arguments of the model. Labels are integers (B,).
     layers : str, regular expression, callable, sequence of them, or None
-        As for `select_modules`; "input", alone or in a sequence, is what goes into the model (unless a module
-        is called so). None: the modules that own a weight matrix. "penultimate": the last but one of these in
-        the order of the forward pass, as the first batch tells it, which runs twice then.
+        Choice of layers as for `select_modules`. "input", alone or in a sequence, is the input of the model
+        (unless a module has that name). None: all modules that own a weight matrix. "penultimate": the last
+        but one of these in the order of the forward pass, which is found by running the first batch twice.
     mode : {"eval", "train", "keep"}
-        In which mode the model runs. "eval": batch normalisation takes its running statistics, dropout does
-        nothing. "train": batch normalisation takes the statistics of each batch, and its running ones are put
-        back; dropout is active. "keep": each module as it is.
+        Mode in which the model runs. "eval": batch normalisation uses its running statistics, dropout does
+        nothing. "train": batch normalisation uses the statistics of each batch, and its running ones are
+        restored; dropout is active. "keep": each module keeps its mode.
     device : device, optional
-        Where the inputs are moved. Default: that of the model's first parameter.
+        Device to which the inputs are moved. Default: the device of the model's first parameter.
     of : {"output", "input"}
-        Which side of the layers.
+        Side of the layers on which features are read.
     pool : {"flatten", "mean"} or callable
-        "flatten": all of a sample's numbers. "mean": the mean over positions: over all axes after the second
-        of maps (B, channels, ..) with 4 axes or more, over the second of tokens (B, positions, d). A function
-        gets the tensor and returns (B, d); a Conv1d's (B, channels, positions) needs one.
+        Reduction of a layer's output to (B, d). "flatten": all numbers of a sample. "mean": the mean over
+        positions, which are all axes after the second of maps (B, channels, ..) with 4 axes or more, and the
+        second axis of tokens (B, positions, d). A function gets the tensor and returns (B, d); use one for
+        the (B, channels, positions) of a Conv1d.
 
     Returns
     -------
     LayerOutputs
         Iterable of ``(features, labels)``: a dict of tensors (B, d) by layer, in their own precision, and a
-        tensor (B,). Each loop over it runs the model on all batches.
+        tensor (B,). Each loop runs the model on all batches.
 
     Raises
     ------
     TypeError, ValueError
-        As for `select_modules`, for other arguments out of their range; in the loop, for batches that are no
-        pairs, labels that are not integers, for no batch at all, and for a layer that was not called or gives
-        no tensor.
+        For choices that `select_modules` refuses, and other arguments out of their range. In the loop: for
+        batches that are no pairs, labels that are not integers, no batch at all, and a layer that was not
+        called or returns no tensor.
     ShapeError
-        In the loop, where features and labels differ in number.
+        In the loop, if features and labels differ in number.
 
     Notes
     -----
-    Of a module that gives a tuple, the first is taken; of one that is called several times, the last call. In
-    mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a generator of
-    its own draws from PyTorch's, at the start of each pass.)
+    If a module returns a tuple, its first entry is used. If a module is called several times, the last call
+    counts. In mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a
+    generator of its own draws from PyTorch's, at the start of each pass.)
 
     Cost: a forward pass, and memory for the features of one batch.
 
@@ -222,26 +223,27 @@ def layer_outputs(
 
 @dataclass(frozen=True)
 class LayerMeasures:
-    """What `measure_layers` found of one layer.
+    """Measures of the features of one layer, computed by `measure_layers`.
 
     Attributes
     ----------
     layer : str
+        Name of the layer.
     dim : int
-        d, features of a sample.
+        Number of features d of a sample.
     n_samples : int
-        N, of the training batches; all but `probe_test` is measured on these.
+        Number of samples N in the training batches. All measures except `probe_test` use these samples.
     compression : float
-        C_l; see `dlnfast.measures.compression`.
+        Within-class compression C_l; see `dlnfast.measures.compression`.
     discrimination : float
-        D_l; see `dlnfast.measures.discrimination`.
+        Between-class discrimination D_l; see `dlnfast.measures.discrimination`.
     geometry : ClassGeometry
-        How far the class means are from a simplex.
+        Distance of the class means from a simplex.
     ranks : dict of str to int, or None
         Numerical ranks of the (N, d) features: "machine", "nuclear" and "threshold"; see
         `dlnfast.measures.numerical_rank`.
     probe_train, probe_test : float or None
-        Accuracy of a linear probe fitted to the training batches, on these and on the test batches.
+        Accuracies of a linear probe on the training batches, to which it was fitted, and on the test batches.
     """
 
     layer: str
@@ -274,17 +276,18 @@ def measure_layers(
     Parameters
     ----------
     model, batches, layers, mode, device, of, pool
-        As for `layer_outputs`. The batches are gone through several times.
+        Arguments of `layer_outputs`. `batches` must allow several passes.
     test_batches : iterable of (inputs, labels), optional
-        For the accuracy of the probes on samples that they were not fitted to.
+        Samples for the test accuracy of the probes.
     n_classes : int, optional
-        Labels are 0 .. n_classes - 1. Default: the largest label of the training batches, plus one, for which
-        they are gone through once more, without the model.
+        Number of classes; labels are 0 .. n_classes - 1. Default: the largest label of the training batches
+        plus one, which takes one more pass over the batches, without the model.
     ranks : bool
-        Whether to compute the singular values of the features.
+        Whether to compute numerical ranks, from the singular values of the features.
     probe : {"ridge", "sgd"}, RidgeProbes, SGDProbes or None
-        "ridge": `RidgeProbes` as they are by default, from the pass that gathers the statistics. "sgd":
-        `SGDProbes`, from one pass more, and with the features of all layers in memory. None: no probes.
+        Linear classifier of the features. "ridge": `RidgeProbes` with default settings, fitted in the pass
+        that gathers the statistics. "sgd": `SGDProbes` with default settings, which take one more pass and
+        store the features of all layers in memory. None: no probes.
 
     Returns
     -------
@@ -294,16 +297,16 @@ def measure_layers(
     Raises
     ------
     TypeError
-        For batches that can be gone through only once, and as for `layer_outputs`.
+        For batches that allow one pass only, and the errors of `layer_outputs`.
     ValueError, ShapeError
-        As for `layer_outputs` and `ClassStatistics`, naming the layer: features that are not finite, or the
-        same for all samples; a single class.
+        The errors of `layer_outputs` and `ClassStatistics`, with the name of the layer: features that are not
+        finite or the same for all samples, and a single class.
 
     Notes
     -----
-    Passes of the model: one for the statistics and ridge probes, one for the accuracy on the training
-    batches, one over the test batches. Time and memory beside it: those of `ClassStatistics`, for each layer,
-    and 4 d^3 or so for singular values and as much for a ridge probe.
+    Cost: one pass of the model for the statistics and ridge probes, one for the accuracy on the training
+    batches, one over the test batches. For each layer, time and memory of `ClassStatistics`, about 4 d^3
+    flops for the singular values, and as many for a ridge probe.
 
     Examples
     --------
@@ -314,9 +317,9 @@ def measure_layers(
     >>> found[0].compression, found[0].discrimination, found[0].probe_train
     (0.5, 1.0, 1.0)
     """
-    for name, given in (("batches", batches), ("test_batches", test_batches)):
-        if given is not None:
-            check_repeatable(given, name)
+    for name, value in (("batches", batches), ("test_batches", test_batches)):
+        if value is not None:
+            check_repeatable(value, name)
     outputs = layer_outputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
     count = _count_classes(batches) if n_classes is None else check_count(n_classes, "n_classes", minimum=2)
     probes = _make_probes(probe, count)
@@ -380,13 +383,13 @@ def _count_classes(batches: Iterable[Any]) -> int:
 
 
 def _iterate_pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Yield inputs and labels, which are checked."""
+    """Yield the inputs and the checked labels of each batch."""
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(f"batches yields {type(batch).__name__}{size}; wanted pairs (inputs, labels)")
-        inputs, given = batch
-        labels = torch.as_tensor(given)
+        inputs, raw_labels = batch
+        labels = torch.as_tensor(raw_labels)
         if labels.ndim != 1:
             raise ShapeError(f"labels has shape {tuple(labels.shape)}; wanted one per sample, (B,)")
         check_labels(labels, len(labels))
@@ -394,7 +397,7 @@ def _iterate_pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]
 
 
 def _split_input_choice(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
-    """Return whether "input" is among the layers, and the modules."""
+    """Return whether "input" is among the layers, and the chosen modules."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
@@ -408,12 +411,12 @@ def _split_input_choice(model: nn.Module, layers: LayerChoice) -> tuple[bool, di
 def _find_penultimate(
     model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any
 ) -> dict[str, nn.Module]:
-    """Run the model, and return the last but one of the modules that it calls."""
+    """Run the model, and return the last but one of the given modules in the order of their calls."""
     called: dict[str, nn.Module] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, *rest: Any) -> None:
-            called.pop(name, None)  # where it is called twice, the last time counts
+        def note(module: nn.Module, *unused: Any) -> None:
+            called.pop(name, None)  # the last call counts
             called[name] = module
 
         return note
@@ -453,7 +456,7 @@ def _call_model(model: nn.Module, inputs: Any) -> None:
 
 
 def _disable_compilation() -> AbstractContextManager[Any]:
-    """Run compiled models as they are written: compiled code does not call hooks that were added since."""
+    """Run compiled models uncompiled in the block: compiled code does not call hooks that were added since."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -470,7 +473,7 @@ def _pool_positions(values: torch.Tensor, pool: str) -> torch.Tensor:
 
 @contextmanager
 def _preserve_model(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Set the mode; put back modes, buffers and the random states afterwards."""
+    """Set the mode of a model; restore modes, buffers and random states at the end of the block."""
     flags = [(module, module.training) for module in model.modules()]
     with preserve_state(model):
         try:
@@ -479,7 +482,7 @@ def _preserve_model(model: nn.Module, mode: Mode) -> Iterator[None]:
             yield
         finally:
             if mode != "keep":
-                # By way of the model's own method, which may do more than set the flags; then one by one.
+                # The model's own method may do more than set flags. Then restore the flag of each module.
                 model.train(flags[0][1])
                 for module, training in flags:
                     module.training = training

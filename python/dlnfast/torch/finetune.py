@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Fine-tuning of pretrained transformers on text tasks: LoRA beside Deep LoRA, on equal terms.
+"""Fine-tuning of pretrained transformers on text tasks, for comparisons of LoRA and Deep LoRA.
 
-One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs.
-Needs transformers, and peft for LoRA.
+A `Run` holds the settings of one training; `FineTuning` holds the pretrained model and the tokenised task,
+and trains runs. Needs transformers, and peft for LoRA.
 """
 
 from __future__ import annotations
@@ -35,34 +35,38 @@ from .updates import adapter_updates
 
 __all__ = ["FineTuning", "Outcome", "Run", "find_model"]
 
-#: Samples whose predictions are computed at a time.
+#: Number of samples in a batch of predictions.
 _EVALUATION_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of one training.
+    """Settings of one training.
 
     Attributes
     ----------
     method : {"lora", "deep-lora"}
-        "lora": PEFT's, with alpha = r, as Deep LoRA has no such factor either.
+        Method of adaptation. "lora" is that of PEFT with alpha = r, because Deep LoRA has no factor alpha / r.
     rank : int
-        r.
+        Rank r of the adapters; ignored by Deep LoRA with ``init="full"``.
     n_examples : int
-        Training samples, drawn without replacement; runs of one seed share them, their order and the head.
+        Number of training samples, drawn without replacement. Runs with the same seed share the samples,
+        their order and the new head.
     seed : int
+        Seed of samples, their order, the head and the adapters.
     learning_rate : float
-        Of AdamW, falling linearly to `final_rate` of it.
+        Learning rate of AdamW at the start; it falls linearly to ``final_rate * learning_rate``.
     steps, batch_size : int
+        Number of steps, and of samples in each.
     final_rate : float
+        Factor of the learning rate at the end.
     epsilon : float
-        Of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` of the weight's: far below
-        epsilon they start late.
+        Epsilon of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` times those of the
+        weight; if that is far below epsilon, the cores start to move late.
     depth, scale, init, outer
-        Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
+        Depth L, scale eps, initialisation and factor gamma of Deep LoRA.
     train_head : bool
-        Whether the new head is trained along.
+        Whether the new head is trained as well.
     """
 
     method: str
@@ -81,7 +85,7 @@ class Run:
     train_head: bool = True
 
     def __post_init__(self) -> None:
-        """Check what the parts that take the settings would not name."""
+        """Check the settings here, where error messages can name them."""
         check_choice(self.method, "method", METHODS)
         for name in ("rank", "n_examples", "steps", "batch_size"):
             check_count(getattr(self, name), name)
@@ -92,7 +96,7 @@ class Run:
             check_scale(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings; those of Deep LoRA for that method only."""
+        """Return the settings as a dict; settings of Deep LoRA are left out for LoRA."""
         values = asdict(self)
         if self.method == "lora":
             for name in ("depth", "scale", "init", "outer"):
@@ -102,19 +106,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """Results of a run.
 
     Attributes
     ----------
     scores : dict of str to float
-        The task's metric on every part that is evaluated.
+        Metric of the task on each evaluated part of the data.
     loss : list of float
-        Training loss at every step, on its batch.
+        Training loss at every step, on the batch of that step.
     n_parameters : int
-        Trained numbers, those of the head included.
+        Number of trained parameters, including the head.
     ranks : dict of str to int
-        Of the update of each layer: singular values above 1 % of the largest of all layers.
+        Rank of each layer's update: the number of singular values above 1 % of the largest of all layers.
     seconds : float
+        Time of training and evaluation.
     """
 
     scores: dict[str, float]
@@ -125,14 +130,13 @@ class Outcome:
 
 
 def find_model(name: str) -> str:
-    """Return the folder of a pretrained model: a folder, an installed package with one, or a hub's name.
+    """Return the folder of a pretrained model, or the name itself for transformers to look up.
 
     Parameters
     ----------
     name : str
-        A folder with ``config.json``; the name of an installed package with such a folder ``model``;
-        anything else is left to transformers, which looks into its cache, and on a hub unless
-        ``HF_HUB_OFFLINE`` is set.
+        A folder with ``config.json``, or an installed package with such a folder ``model``. Transformers
+        looks up any other name in its cache, and on its hub unless ``HF_HUB_OFFLINE`` is set.
     """
     if (Path(name) / "config.json").is_file():
         return name
@@ -145,28 +149,29 @@ def find_model(name: str) -> str:
 
 
 class FineTuning:
-    """A pretrained model, a task, and trainings that differ in their `Run` only.
+    """Fine-tuning of one pretrained model on one task, with the settings of different runs.
 
     Parameters
     ----------
     model : str
-        As for `find_model`; loaded as a model for sequence classification: one output for scores, one per
-        class otherwise, dropout off.
+        Name of the pretrained model, as for `find_model`. It is loaded for sequence classification without
+        dropout, with one output for tasks with scores, and one per class otherwise.
     train : TextTask
-        Where examples are drawn from.
+        Training data, from which each run draws its examples.
     parts : mapping of str to TextTask
-        What is evaluated after every training.
+        Test data by name, evaluated after every training.
     layers : LayerChoice
-        Which layers get adapters; None: all linear ones but the new head.
+        Layers that get adapters; None: all linear ones except the new head.
     max_length : int
-        Tokens of a sample at most.
+        Maximal number of tokens of a sample.
     device : device
+        Device of the training.
 
     Notes
     -----
-    What the checkpoint lacks, the head, is drawn anew for every seed and trained along; for scores its bias
-    starts at the mean of the examples, which else is what the gradient at the start is about. All runs start
-    from the same weights, which stay frozen.
+    The head is not in the checkpoint: it is drawn from the seed of a run, and trained with the adapters. For
+    tasks with scores its bias starts at the mean of the examples; otherwise the first gradient would mostly
+    point to that mean. All runs start from the same pretrained weights, which are frozen.
     """
 
     def __init__(
@@ -195,7 +200,7 @@ class FineTuning:
         }
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
-        """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
+        """Return the pretrained model with a head drawn from the seed, and the names of the head's parameters."""
         transformers = imported("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]), _silence_logging(transformers):
@@ -211,7 +216,7 @@ class FineTuning:
         return model, sorted(info["missing_keys"])
 
     def batches(self, run: Run) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the batches of a run's steps: passes over its examples, each in an order of its own."""
+        """Yield the batches of a run: passes over its examples, each in a new order."""
         rows = self.examples(run)
         size = min(run.batch_size, len(rows))
         generator = np.random.default_rng([run.seed, 1])
@@ -223,7 +228,7 @@ class FineTuning:
             order = order[size:]
 
     def examples(self, run: Run) -> npt.NDArray[np.int64]:
-        """Return the rows of the training samples that a run draws: the first of its seed's order."""
+        """Return the indices of a run's training samples: the first ones of a permutation of its seed."""
         if run.n_examples > len(self.train):
             raise ValueError(
                 f"n_examples is {run.n_examples}; wanted at most the {len(self.train)} there are"
@@ -238,15 +243,17 @@ class FineTuning:
         after_step: Callable[[int, nn.Module, DeepLoRA | None], None] | None = None,
         progress: bool = False,
     ) -> Outcome:
-        """Train, and evaluate all parts.
+        """Train a model with the settings of a run, and evaluate it on all parts.
 
         Parameters
         ----------
         run : Run
+            Settings of the training.
         after_step : callable, optional
-            ``after_step(step, model, adapter)``, step 0 before the first one; the adapter is None for "lora".
+            Function ``after_step(step, model, adapter)``, called before the first step with step 0, and after
+            each step. The adapter is None for "lora".
         progress : bool
-            A bar on a terminal, once the training has taken a second.
+            Show a progress bar on a terminal, after the first second.
 
         Raises
         ------
@@ -274,7 +281,7 @@ class FineTuning:
         if after_step is not None:
             after_step(0, model, adapter)
         losses: list[float] = []
-        model.eval()  # no dropout; nothing else depends on the mode
+        model.eval()  # dropout is off, and nothing else depends on the mode
         with ProgressBar(run.steps, progress) as bar:
             for step, batch in enumerate(self.batches(run), 1):
                 optimizer.zero_grad(set_to_none=True)
@@ -300,7 +307,7 @@ class FineTuning:
         )
 
     def score(self, model: nn.Module, part: str) -> float:
-        """Return the task's metric on one of the parts."""
+        """Return the metric of the task on one of the parts."""
         task = self.parts[part]
         tokens = self._tokens[part]
         order = sorted(range(len(task)), key=lambda i: len(tokens[i]["input_ids"]))
@@ -338,7 +345,7 @@ class FineTuning:
         return model, adapter.param_groups(run.learning_rate, outer=run.outer), adapter
 
     def _batch(self, part: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return samples padded to the longest of them, with their targets."""
+        """Return a batch of samples with their targets, padded to the longest sample."""
         task = self.parts[part] if part else self.train
         tokens = [self._tokens[part][i] for i in rows]
         longest = max(len(t["input_ids"]) for t in tokens)
@@ -355,7 +362,7 @@ class FineTuning:
 
 @contextmanager
 def _silence_logging(transformers: Any) -> Iterator[None]:
-    """Say nothing about a head that is missing: it is meant to be."""
+    """Silence the warning that the checkpoint has no head, which is expected here."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -369,7 +376,7 @@ def _silence_logging(transformers: Any) -> Iterator[None]:
 
 
 def _find_dropout_settings(transformers: Any, path: str) -> list[str]:
-    """Return the settings of a model that are probabilities of dropout."""
+    """Return the names of a model's settings that are dropout probabilities."""
     config = transformers.AutoConfig.from_pretrained(path)
     return [
         name
@@ -385,7 +392,7 @@ def _tokenise(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str,
 
 
 def _is_head_parameter(name: str, head: Sequence[str]) -> bool:
-    """Return whether a parameter is the head's, whatever wraps the model."""
+    """Return whether a parameter belongs to the head, also in a wrapped model."""
     return any(name == key or name.endswith("." + key) for key in head)
 
 

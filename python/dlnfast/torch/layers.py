@@ -17,15 +17,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._names import strip_wrapper_parts, named_layers
+from ._names import named_layers, strip_wrapper_parts
 from ._reading import (
     PACKED_ATTRIBUTES,
-    list_computed_attributes,
     describe_computation,
-    is_hook_input,
-    read_weight,
-    find_shape_tensor,
     explain_unreadable,
+    find_shape_tensor,
+    is_hook_input,
+    list_computed_attributes,
+    read_weight,
 )
 from .operators import DeviceMatrix, ProductMatrix
 

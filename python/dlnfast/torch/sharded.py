@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .._arrays import FloatArray, as_array, check_count
 from .._errors import ShapeError
 from .._threads import build_info
-from .operators import get_torch_dtype, get_numpy_dtype, to_device, to_host
+from .operators import get_numpy_dtype, get_torch_dtype, to_device, to_host
 
 #: What a process puts in place of its own error where another one has failed.
 _ELSEWHERE = "another process of the group failed; {0}"

@@ -39,7 +39,7 @@ from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._names import match_names
 from ._reading import describe_computation, explain_unreadable
 from ._steps import StepMonitor
-from .layers import PENULTIMATE, LayerChoice, WeightMatrix, list_matrices, find_penultimate, weight_matrices
+from .layers import PENULTIMATE, LayerChoice, WeightMatrix, find_penultimate, list_matrices, weight_matrices
 from .operators import frobenius_norm, matrix_to_host
 
 Of = Literal["weights", "change"]

@@ -19,7 +19,7 @@ from ..._errors import ShapeError
 from ..layers import LayerChoice
 from ..updates import UpdateMatrix, compute_thin_svd
 from . import files
-from .gradient import Loss, draw_frames, make_first_factors, leading_gradients
+from .gradient import Loss, draw_frames, leading_gradients, make_first_factors
 from .layers import (
     CHILD,
     INITS,
@@ -27,11 +27,11 @@ from .layers import (
     DeepFactors,
     Factors,
     Target,
-    get_adapters,
     attach,
     detach,
     find_named_targets,
     find_targets,
+    get_adapters,
     list_adapters,
 )
 
