@@ -456,7 +456,7 @@ def _call_model(model: nn.Module, inputs: Any) -> None:
 
 
 def _disable_compilation() -> AbstractContextManager[Any]:
-    """Run compiled models uncompiled in the block: compiled code does not call hooks that were added since."""
+    """Run compiled models uncompiled in the block, because compiled code does not call new hooks."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")

@@ -46,7 +46,7 @@ class Run:
     Attributes
     ----------
     method : {"lora", "deep-lora"}
-        Method of adaptation. "lora" is that of PEFT with alpha = r, because Deep LoRA has no factor alpha / r.
+        Method of adaptation. "lora" is that of PEFT with alpha = r: Deep LoRA has no factor alpha / r either.
     rank : int
         Rank r of the adapters; ignored by Deep LoRA with ``init="full"``.
     n_examples : int
@@ -200,7 +200,7 @@ class FineTuning:
         }
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
-        """Return the pretrained model with a head drawn from the seed, and the names of the head's parameters."""
+        """Return the pretrained model with a head drawn from the seed, and the names of its parameters."""
         transformers = imported("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]), _silence_logging(transformers):

@@ -115,8 +115,8 @@ def initialize_(
         for name in _BIASES:
             if (computation := describe_computation(matrix.module, name)) is not None:
                 raise ValueError(
-                    f"layers: the {name} of {matrix.name!r} is computed from other tensors (by {computation}) "
-                    "and cannot be set to zero; initialise it before"
+                    f"layers: the {name} of {matrix.name!r} is computed from other tensors (by "
+                    f"{computation}) and cannot be set to zero; initialise it before"
                 )
     with torch.no_grad():
         for number, (matrix, eps) in enumerate(zip(chosen, scales, strict=True)):
