@@ -382,12 +382,12 @@ def test_statistics_at_their_limits():
     for statistics, count in ((gathered(torch.ones(2, 1), pair * 0, 2, 1), 1), (ClassStatistics(3, 2), 0)):
         for measure in (statistics.compression, statistics.discrimination, statistics.geometry):
             with pytest.raises(
-                ValueError, match=f"samples of {count} classes were shown; wanted at least two"
+                ValueError, match=f"there are samples of {count} classes; wanted at least two"
             ):
                 measure()
     assert ClassStatistics(3, 2).counts().tolist() == [0, 0]
     assert ClassStatistics(3, 2).means().shape == (2, 3)
-    with pytest.raises(ValueError, match="no samples were shown yet"):
+    with pytest.raises(ValueError, match="there are no samples yet; wanted a call of update first"):
         ClassStatistics(3, 2).ranks()
     with pytest.raises(ValueError, match="spectrum is False"):
         gathered(torch.ones(2, 1), pair, 2, 1, spectrum=False).ranks()

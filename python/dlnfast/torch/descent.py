@@ -412,7 +412,7 @@ class _TrackedLayer:
         every = k == min(layer.weight.shape)
         mode = request.tracking
         #: Whether every record decomposes the whole matrix on the host; otherwise the tracker uses products.
-        self.whole = mode == "full" or (every and mode == "auto")
+        self.is_whole = mode == "full" or (every and mode == "auto")
         self.tracker = SVDTracker(
             k,
             mode=mode,
@@ -424,8 +424,8 @@ class _TrackedLayer:
     def record(self, number: int) -> None:
         """Update the tracker with the current weight, and write record `number`."""
         layer = self.layer
-        drift = None if self.whole else self._drift()
-        if layer.host is layer.weight or self.whole:
+        drift = None if self.is_whole else self._drift()
+        if layer.host is layer.weight or self.is_whole:
             layer.copy_to_host()
             found = self.tracker.update(layer.host.numpy(), drift=drift)
         else:

@@ -246,8 +246,8 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
 
     Notes
     -----
-    If no name in the choice refers to them, weights that are no such matrices are skipped, with one
-    UserWarning for all.
+    Weights that are no such matrices are skipped with one UserWarning for all, unless they are chosen by
+    name.
 
     The table "The matrix of a layer" in the guide to networks shows the matrix of each kind of layer. Weights
     that parametrizations or hooks compute are listed as the layer's weight; reading them does not change the
@@ -333,8 +333,8 @@ def find_penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) ->
     """Return the weight before the last one in the order of the forward pass; None if that is unknown.
 
     A backward pass computes the gradients of the last layer first. A weight that layers share gets its
-    gradient late, when all of them have contributed. If the last weight by registration is shared, such as the
-    head of a language model with its embedding, it is taken for the last one.
+    gradient late, when all of them have contributed. If the last weight by registration is shared, such as
+    the head of a language model with its embedding, it is taken for the last one.
 
     Parameters
     ----------
