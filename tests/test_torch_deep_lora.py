@@ -785,7 +785,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     model, _, adapter = adapted()
     place = tmp_path / "adapter.safetensors"
     adapter.save(place)
-    with pytest.raises(ValueError, match="name is 'default', which layer '0' has an adapter of already"):
+    with pytest.raises(ValueError, match="name is 'default', but layer '0' has an adapter of this name"):
         dt.DeepLoRA.load(model, place)
     with pytest.raises(dln.ShapeError, match="layer '2' is 5 x 10; the file's is 7 x 10"):
         dt.DeepLoRA.load(network(n_out=5), place)
@@ -982,13 +982,13 @@ def test_what_would_be_wrong_in_silence_is_refused(tmp_path):
         dt.DeepLoRA(model, "0", rank=1, batches=batch, loss=squared)
     adapter = dt.DeepLoRA(model, "0", rank=2, batches=batch, loss=squared)
     for options in ({"lr": 1.0}, {"params": []}):
-        with pytest.raises(TypeError, match="is made here"):
+        with pytest.raises(TypeError, match="is set by param_groups"):
             adapter.param_groups(1e-2, **options)
     with pytest.raises(ValueError, match=r"tolerance .* is 2; wanted a number in"):
         adapter.compress(tolerance=2.0)
     pytest.importorskip("safetensors", reason="safetensors is optional")
     for settings_ in ({"lora_alpha": 16}, {"use_rslora": True}, {"peft_type": "IA3"}, {"r": 3}):
-        with pytest.raises(TypeError, match="follows from the adapter; wanted base_model_name_or_path"):
+        with pytest.raises(TypeError, match="is determined by the adapter; wanted base_model_name_or_path"):
             adapter.export_lora(tmp_path / "lora", **settings_)
 
 

@@ -304,7 +304,7 @@ def test_states_of_other_trackers_are_refused():
         track(model, k=3).load_state_dict(state)
     with pytest.raises(ValueError, match="state was taken with layers"):
         track(model, "0", k=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="what is followed"):
+    with pytest.raises(ValueError, match="tracked matrices"):
         track(model, k=2, change=False).load_state_dict(state)
     with pytest.raises(ValueError, match="version 99"):
         track(model, k=2).load_state_dict({**state, "version": 99})

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Deep LoRA as a method of PEFT: `DeepLoraConfig` for ``peft.get_peft_model``.
 
-Importing this module adds the type DEEP_LORA to PEFT, whose own types are a closed list. Adapters are saved
-under that type, so that PEFT without this module refuses them, instead of taking two factors of three for
-LoRA. For a file that loads anywhere: `dlnfast.torch.DeepLoRA.export_lora`, or PEFT's ``save_as_lora``.
+Importing this module adds the type DEEP_LORA to PEFT, which has no interface for new types. Adapters are
+saved with that type, so that PEFT without this module refuses them, instead of loading two of the three
+factors as LoRA. For files that PEFT loads without this module, use `dlnfast.torch.DeepLoRA.export_lora`, or
+PEFT's ``save_as_lora``.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from .._arrays import check_choice, check_count, check_scale, random_generator
 from ..torch._names import named_layers, strip_wrapper_parts
 from ..torch._weight_use import WeightUse, find_weight_use
 from ..torch.deep_lora.files import make_target_expression
-from ..torch.deep_lora.gradient import Loss, draw_frames, leading_gradients, make_first_factors
+from ..torch.deep_lora.gradient import Loss, draw_frames, find_leading_gradients, make_first_factors
 from ..torch.deep_lora.layers import DeepFactors, MergedWeight, find_obstacle, make_target
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]
 
-#: Releases of PEFT that the tests ran with.
+#: Release of PEFT with which this module was tested.
 TESTED: Final = (0, 21)
 _NAME: Final = "DEEP_LORA"
 _INITS: Final = ("gradient", "random")
@@ -58,19 +59,19 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
     Parameters
     ----------
     r : int
-        Rank.
+        Rank of the adapters.
     depth : int
-        L, from 2 to 5.
+        Depth L, from 2 to 5.
     scale : float
-        eps.
+        Scale eps of the cores.
     init : {"gradient", "random"}
-        As for `dlnfast.torch.DeepLoRA`. "gradient" takes a call of `initialize_from_gradients` before the
-        first training step.
+        Initial factors as for `dlnfast.torch.DeepLoRA`. "gradient" needs a call of
+        `initialize_from_gradients` before the first training step.
     seed : int
-        Of the random frames; a layer's depend on it and on the layer's name.
+        Seed of the random frames. Those of a layer depend on the seed and the layer's name only.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern, modules_to_save
-        As for ``peft.LoraConfig``. "all-linear" leaves out the layers that cannot be adapted; those that are
-        named are refused, by the same rules as those of `dlnfast.torch.DeepLoRA`.
+        Settings of ``peft.LoraConfig``. "all-linear" leaves out layers that cannot be adapted; naming such a
+        layer is an error. The rules are those of `dlnfast.torch.DeepLoRA`.
 
     Examples
     --------
@@ -111,11 +112,11 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
 
 
 class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A layer with the branches of its adapters."""
+    """A layer of PEFT with Deep LoRA adapters."""
 
     adapter_layer_names = ("deep_lora_factors",)
     other_param_names = ("deep_lora_drawn",)
-    # Of PEFT.
+    # Members of BaseTunerLayer, which has no types.
     get_base_layer: Any
     set_adapter: Any
     active_adapters: Any
@@ -126,7 +127,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.base_layer = base_layer
         self.deep_lora_factors = nn.ModuleDict()
-        #: Whether the frames of an adapter still wait for a gradient.
+        #: Whether an adapter still needs `initialize_from_gradients`, by name.
         self.deep_lora_needs_gradient: dict[str, bool] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -137,38 +138,38 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
-        """Make an adapter."""
+        """Add an adapter, or replace the one of this name."""
         name = self.target.name
         rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
         self.target.check_rank(rank, config.init, "r")
-        waits = config.init == "gradient"
+        needs_gradient = config.init == "gradient"
         generator = random_generator(config.seed, ("deep lora", name))
-        frames = draw_frames(None, self.target, rank, generator) if waits else None
+        frames = draw_frames(None, self.target, rank, generator) if needs_gradient else None
         factors = make_first_factors(self.target, frames, rank, config.depth, config.scale, generator)
         self.deep_lora_factors[adapter_name] = DeepFactors(self.target, factors)
-        self.deep_lora_needs_gradient[adapter_name] = waits
+        self.deep_lora_needs_gradient[adapter_name] = needs_gradient
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Return the update of the weight, in its layout."""
+        """Return the update of the weight, in the layout of the weight."""
         return self._get_factors(adapter).delta_weight()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of adapters to the weight, of which a copy is kept until `unmerge`.
+        """Add the updates of adapters to the weight, and store a copy of the original weight for `unmerge`.
 
         Parameters
         ----------
         safe_merge : bool
-            Has no effect: the sum is tested in any case before it is written.
+            No effect: the sum is always checked before it is written.
         adapter_names : list of str, optional
-            Default: the active ones.
+            Adapters to merge. Default: the active ones.
 
         Raises
         ------
         TypeError
             For a weight that is no matrix of floating-point numbers.
         ValueError
-            If a factor, or the sum, is not finite; nothing has changed then.
+            If a factor or the sum is not finite. The weight is then unchanged.
         RuntimeError
             If something else changed the weight while adapters were merged into it.
         """
@@ -176,13 +177,13 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._write(self._list_merged(check_adapters_to_merge(self, adapter_names)))
 
     def unmerge(self) -> None:
-        """Bring the weight back to what it was before `merge`, bit for bit; see there for the errors."""
+        """Restore the weight from before `merge`, bit for bit; see `merge` for the errors."""
         if not self.merged:
             warnings.warn("no adapter is merged", stacklevel=2)
         self._write([])
 
     def check_merge(self, adapter_names: list[str] | None) -> None:
-        """Raise what `merge` would."""
+        """Raise the errors of `merge`, without merging."""
         names = self._list_merged(self.active_adapters if adapter_names is None else adapter_names)
         self.merged_weight.check_unchanged(self.target.module)
         if names:
@@ -201,7 +202,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return {name: self._get_factors(name) for name in names}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the layer's output with those of the active adapters."""
+        """Return the layer's output plus the branches of the active adapters."""
         if kwargs.pop("adapter_names", None) is not None:
             raise ValueError("adapter_names: Deep LoRA has no batches of several adapters; save_as_lora has")
         if self.disable_adapters and self.merged:
@@ -215,13 +216,13 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if self.training and self.deep_lora_needs_gradient[name]:
                 raise RuntimeError(
                     f"adapter {name!r} has no gradient to start from: call initialize_from_gradients(model, "
-                    'batches) before training, or take init="random"'
+                    'batches) before training, or use init="random"'
                 )
             output = self._get_factors(name)(x, output)
         return output
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Tell whether PEFT can convert this to LoRA, which it does for linear layers."""
+        """Return whether PEFT can convert this adapter to LoRA, which is true for linear layers."""
         del adapter_name
         return self.target.kind != "embedding"
 
@@ -233,39 +234,39 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return factors
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; one that is merged is refused, as by PEFT for whole models."""
+        """Delete an adapter; raise ValueError for a merged one, as PEFT does for models."""
         if adapter_name in self.merged_adapters:
             raise ValueError(f"adapter_name is {adapter_name!r}, which is merged; unmerge it first")
         super().delete_adapter(adapter_name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the layer's state, with the weight from before merging."""
+        """Return the layer's state with the original weight."""
         state = super().state_dict(*args, **kwargs)
         self.merged_weight.put_original(state, self._weight_key(kwargs.get("prefix", "")))
         return state
 
     def _weight_key(self, prefix: str) -> str:
-        """Return the name of the weight in a state_dict; the layer may be inside of other tuners' layers."""
+        """Return the key of the weight in a state_dict; other tuners' layers may wrap the layer."""
         layer: Any = self
         while layer is not self.target.module:
             prefix, layer = f"{prefix}base_layer.", layer.base_layer
         return f"{prefix}weight"
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
     ) -> None:
-        # What is loaded is the weight without updates; they are merged again afterwards.
+        # A state_dict contains the weight without updates. They are merged again after loading.
         if self._weight_key(prefix) not in state_dict:
             self.merged_weight.check_unchanged(self.target.module)
         self.merged_weight.restore(self.target.module)
         for name in self.deep_lora_factors:
             if f"{prefix}deep_lora_factors.{name}.right" in state_dict:
                 self.deep_lora_needs_gradient[name] = False
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def _merge_after_load(layer: nn.Module, incompatible: Any) -> None:
-    """Merge again, into the weight that was loaded and with the factors that were."""
+    """Merge the loaded factors into the loaded weight."""
     del incompatible
     assert isinstance(layer, DeepLoraLayer)
     try:
@@ -276,7 +277,7 @@ def _merge_after_load(layer: nn.Module, incompatible: Any) -> None:
 
 
 class DeepLoraModel(BaseTuner):  # type: ignore[misc]
-    """What PEFT makes of a model and a `DeepLoraConfig`."""
+    """Tuner of PEFT for a model and a `DeepLoraConfig`."""
 
     prefix = "deep_lora_"
     tuner_layer_cls = DeepLoraLayer
@@ -290,9 +291,9 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **rest: Any,
+        **unused: Any,
     ) -> None:
-        del rest
+        del unused
         if isinstance(target, DeepLoraLayer):
             target.update_layer(adapter_name, peft_config)
             return
@@ -306,53 +307,55 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Make the layers of an adapter; where one cannot be made, the model is as it was.
+        """Add an adapter to all chosen layers, or after an error to none.
 
         Parameters
         ----------
         model : Module
+            Model to adapt.
         adapter_name : str
+            Name of the adapter.
         *args, **kwargs
-            As for PEFT's tuners.
+            Further arguments of PEFT's tuners.
 
         Raises
         ------
         TypeError, ValueError
-            For layers that cannot be adapted, as `dlnfast.torch.DeepLoRA`, and for names of adapters that
-            PEFT's files would confuse.
+            For layers that cannot be adapted (see `dlnfast.torch.DeepLoRA`), and for names of adapters that
+            PEFT cannot tell apart from other parts of keys in its files.
         """
         _check_adapter_name(model, adapter_name)
         self._use = find_weight_use(model)
         self._names = {id(layer): name for name, _, layer in named_layers(model)}
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        there = {layer for layer in self._list_layers() if adapter_name in layer.deep_lora_factors}
+        existing = {layer for layer in self._list_layers() if adapter_name in layer.deep_lora_factors}
         config = self.peft_config[adapter_name]
         try:
             self._leave_out_obstacles(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
-            self._remove_partial_adapter(model, adapter_name, there)
+            self._remove_partial_adapter(model, adapter_name, existing)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             raise
 
     def _leave_out_obstacles(self, model: nn.Module, config: DeepLoraConfig) -> None:
-        """Make "all-linear" an expression for the layers that can be adapted."""
+        """Replace "all-linear" by a choice of the linear layers that can be adapted."""
         choice = config.target_modules
         if not isinstance(choice, str) or choice.lower() != "all-linear":
             return
         linear = _maybe_include_all_linear_layers(config, model).target_modules
-        kept = []
+        chosen = []
         for name, layer in model.named_modules():
             if isinstance(layer, DeepLoraLayer):
-                fits = layer.target.kind != "embedding"
+                is_chosen = layer.target.kind != "embedding"
             else:
-                fits = name in linear and self._can_adapt(name, layer)
-            if fits:
-                kept.append(name)
-        if not kept:
+                is_chosen = name in linear and self._can_adapt(name, layer)
+            if is_chosen:
+                chosen.append(name)
+        if not chosen:
             raise ValueError("target_modules is 'all-linear', but the model has no linear layer to adapt")
-        config.target_modules = make_target_expression(model, kept)
+        config.target_modules = make_target_expression(model, chosen)
 
     def _can_adapt(self, name: str, layer: nn.Module) -> bool:
         try:
@@ -362,24 +365,26 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         return find_obstacle(name, layer, self._use) is None
 
     def _check_registration(self, name: str, layer: nn.Module) -> None:
-        """Refuse a layer that PEFT would replace, or delete an adapter of, in part only."""
+        """Raise ValueError for a layer that PEFT cannot replace everywhere, or cannot restore."""
         parent_names = self._use.parent_names.get(id(layer), ())
         if len(parent_names) > 1:
             raise ValueError(
-                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT replaces "
-                "one of them only; dlnfast.torch.DeepLoRA adapts them together"
+                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT "
+                "replaces one of them only; dlnfast.torch.DeepLoRA adapts them together"
             )
         if self.prefix in name:
             raise ValueError(
-                f"layers: {name!r} has {self.prefix!r} in its name, by which PEFT knows adapters; "
+                f"layers: {name!r} has {self.prefix!r} in its name, by which PEFT recognizes adapters; "
                 "dlnfast.torch.DeepLoRA adapts it"
             )
 
-    def _remove_partial_adapter(self, model: nn.Module, adapter_name: str, there: set[DeepLoraLayer]) -> None:
-        """Remove the layers and factors of an adapter that could not be made in all layers."""
+    def _remove_partial_adapter(
+        self, model: nn.Module, adapter_name: str, existing: set[DeepLoraLayer]
+    ) -> None:
+        """Remove an adapter that could not be added to all layers, except from the `existing` layers."""
         for parent in list(model.modules()):
             for name, layer in list(parent._modules.items()):
-                if not isinstance(layer, DeepLoraLayer) or layer in there:
+                if not isinstance(layer, DeepLoraLayer) or layer in existing:
                     continue
                 if adapter_name in layer.deep_lora_factors:
                     del layer.deep_lora_factors[adapter_name], layer.deep_lora_needs_gradient[adapter_name]
@@ -387,14 +392,14 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
                         parent._modules[name] = layer.base_layer
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters in all layers or, on an error, in none.
+        """Merge adapters in all layers, or after an error in none.
 
         Parameters
         ----------
         adapter_names : list of str, optional
-            Default: the active ones.
+            Adapters to merge. Default: the active ones.
         safe_merge : bool
-            Has no effect: sums are tested in any case before they are written.
+            No effect: sums are always checked before they are written.
 
         Raises
         ------
@@ -407,7 +412,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
 
         Notes
         -----
-        Memory: a copy of each adapted weight, until ``unmerge_adapter`` brings it back bit for bit.
+        Memory: a copy of each adapted weight, until ``unmerge_adapter`` restores it bit for bit.
         """
         self._check_merge(adapter_names)
         before = {layer: layer.merged_adapters for layer in self._list_layers()}
@@ -476,14 +481,14 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
 
 
 def _prevent_fast_path(module: nn.Module, args: Any, output: Any) -> None:
-    """Do nothing: TransformerEncoderLayer calls its layers, instead of reading weights, if one has a hook."""
+    """Do nothing. TransformerEncoderLayer calls its layers, instead of reading weights, if one has a hook."""
 
 
 def _check_adapter_name(model: nn.Module, name: object) -> None:
-    """Refuse a name by which PEFT's files would lose or exchange factors.
+    """Raise an error for an adapter name with which PEFT's files would lose or exchange factors.
 
-    PEFT tells adapters apart by parts of keys: of an adapter's own keys it drops all that have the name of
-    another adapter as a part, and saves each adapter but "default" in a folder of its name.
+    PEFT identifies adapters by parts of keys: when it saves an adapter, it drops all keys that contain the
+    name of another adapter as a part. It saves each adapter except "default" in a folder of its name.
     """
     if not isinstance(name, str):
         raise TypeError(f"adapter_name is {type(name).__name__}; wanted a str")
@@ -506,12 +511,12 @@ def _check_adapter_name(model: nn.Module, name: object) -> None:
     if name in {*taken, "base_model", "model"} - adapters:
         raise ValueError(
             f"adapter_name is {name!r}, which is also a part of the names of the model's parameters; PEFT "
-            "tells adapters apart by such parts and would lose some when it saves them: wanted another name"
+            "identifies adapters by such parts and would lose some when it saves them: wanted another name"
         )
 
 
 def _list_factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
-    """Return the names of an adapter's factors in the model's state_dict, without the parts of wrappers."""
+    """Return the keys of an adapter's factors in the model's state_dict, without the parts of wrappers."""
     return {
         strip_wrapper_parts(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
         for path, layer in model.named_modules()
@@ -538,23 +543,24 @@ def initialize_from_gradients(
     overwrite: bool = False,
     gradient_memory: int = 2**26,
 ) -> None:
-    """Start an adapter with ``init="gradient"`` from the gradient of a loss.
+    """Initialize an adapter with ``init="gradient"`` from the gradient of a loss.
 
     Parameters
     ----------
     model : PeftModel
-        What ``get_peft_model`` returned.
+        Model returned by ``get_peft_model``.
     batches, loss, gradient_memory
-        As for `dlnfast.torch.DeepLoRA`. The gradient is that of the model without adapters.
+        Arguments of `dlnfast.torch.DeepLoRA`. The gradient is that of the model without adapters.
     adapter_name : str
+        Name of the adapter.
     overwrite : bool
-        Start an adapter again that has started, or was loaded.
+        Whether to reinitialize an adapter that was initialized or loaded before.
 
     Raises
     ------
     ValueError
-        If there is no such adapter with ``init="gradient"``, or it has started already; and for gradients
-        that vanish or are not finite.
+        If there is no such adapter with ``init="gradient"``, or it was initialized or loaded before; and for
+        gradients that vanish or are not finite.
     """
     config = _get_configs(model).get(adapter_name)
     if not isinstance(config, DeepLoraConfig) or config.init != "gradient":
@@ -563,20 +569,20 @@ def initialize_from_gradients(
     layers = [layer for layer in adapted if adapter_name in layer.deep_lora_factors]
     if not overwrite and not all(layer.deep_lora_needs_gradient[adapter_name] for layer in layers):
         raise ValueError(
-            f"adapter {adapter_name!r} has started already, or was loaded: what it has learned would be lost "
-            "(overwrite=True)"
+            f"adapter {adapter_name!r} was initialized or loaded before, and its values would be lost; "
+            "wanted overwrite=True to replace them"
         )
     targets = [layer.target for layer in layers]
     ranks = [(layer._get_factors(adapter_name).rank + 1) // 2 for layer in layers]
     memory = check_count(gradient_memory, "gradient_memory", minimum=0)
     with _disable_adapters_of(layers):
-        found = leading_gradients(model, targets, batches, loss, ranks, memory)
+        found = find_leading_gradients(model, targets, batches, loss, ranks, memory)
     for layer, gradient in zip(layers, found, strict=True):
         branch = layer._get_factors(adapter_name)
         generator = random_generator(config.seed, ("deep lora", layer.target.name))
         frames = draw_frames(gradient, layer.target, branch.rank, generator)
         factors = make_first_factors(layer.target, frames, branch.rank, config.depth, config.scale, generator)
-        # In place: an optimiser may hold the parameters.
+        # In place, because an optimiser may already have the parameters.
         with torch.no_grad():
             for parameter, start in zip(branch.parameters(), factors.as_parameters(), strict=True):
                 parameter.copy_(start)
@@ -586,19 +592,19 @@ def initialize_from_gradients(
 def param_groups(
     model: nn.Module, learning_rate: float, outer: float = 1e-2, **options: Any
 ) -> list[dict[str, Any]]:
-    """Return all that is trained as groups for an optimiser, frames at ``outer * learning_rate``.
+    """Return all trained parameters as groups for an optimiser, frames with their own learning rate.
 
-    See `dlnfast.torch.DeepLoRA.param_groups`; what else is trained, such as a new head, learns at
-    `learning_rate`.
+    See `dlnfast.torch.DeepLoRA.param_groups`. Other trained parameters, such as a new head, are in the group
+    of the cores.
 
     Parameters
     ----------
     model : PeftModel
-        With Deep LoRA adapters.
+        Model with Deep LoRA adapters.
     learning_rate : float
-        Of cores and other parameters.
+        Learning rate of cores and other parameters.
     outer : float
-        gamma, the frames' share of it.
+        Factor gamma of the frames' learning rate ``outer * learning_rate``.
     **options
         Further settings of each group.
 
@@ -609,18 +615,18 @@ def param_groups(
     Raises
     ------
     ValueError
-        For rates that are negative or not finite.
+        For learning rates that are negative or not finite.
 
     Notes
     -----
-    Cost: O(number of parameters' arrays).
+    Cost: O(number of parameter tensors).
     """
     rate = check_scale(learning_rate, "learning_rate")
     ratio = check_scale(outer, "outer (gamma)")
     framed = [m for m in model.modules() if isinstance(m, DeepFactors) and m.framed]
     frames = [p for m in framed for p in (m.right, m.left) if p.requires_grad]
-    kept = {id(p) for p in frames}
-    inner = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    frame_ids = {id(p) for p in frames}
+    inner = [p for p in model.parameters() if p.requires_grad and id(p) not in frame_ids]
     groups = [{"params": inner, "lr": rate, **options}, {"params": frames, "lr": ratio * rate, **options}]
     return [group for group in groups if group["params"]]
 
@@ -643,7 +649,7 @@ def _disable_adapters_of(layers: list[DeepLoraLayer]) -> Iterator[None]:
 
 
 def _register() -> None:
-    """Add the type to PEFT, whose list of types is an Enum."""
+    """Add the type DEEP_LORA to PEFT's Enum of types, and register this method."""
     release = Version(peft.__version__).release[:2]
     if release < TESTED:
         raise ImportError(
