@@ -468,7 +468,7 @@ class Adapters(nn.ModuleDict):
         )
         return bool(name) and "." not in name and not is_taken
 
-    def get_branches(self) -> dict[str, DeepFactors]:
+    def branches(self) -> dict[str, DeepFactors]:
         """Return the adapters by name."""
         return {name: branch for name, branch in self.items() if isinstance(branch, DeepFactors)}
 
@@ -482,12 +482,12 @@ class Adapters(nn.ModuleDict):
             return
         self.merged_weight.check_unchanged(layer)
         if keep_update:
-            self.merged_weight.sum(layer, {name: self.get_branches()[name]})
+            self.merged_weight.sum(layer, {name: self.branches()[name]})
 
     @torch.no_grad()
     def take_out(self, name: str, layer: nn.Module, keep_update: bool) -> None:
         """Remove the update of an adapter from the weight, or with `keep_update` make it permanent."""
-        branch = self.get_branches()[name]
+        branch = self.branches()[name]
         if keep_update and list(self._select_merged()) == [name]:
             self.merged_weight.original = None
         elif keep_update:
@@ -496,9 +496,7 @@ class Adapters(nn.ModuleDict):
         self.write_weight(layer)
 
     def _select_merged(self) -> dict[str, DeepFactors]:
-        return {
-            name: branch for name, branch in self.get_branches().items() if branch.merged and branch.enabled
-        }
+        return {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the factors, and restore the original weight in the layer's own entry."""
@@ -524,7 +522,7 @@ def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
     try:
         adapters.write_weight(module)
     except BaseException:
-        for branch in adapters.get_branches().values():
+        for branch in adapters.branches().values():
             branch.merged = False
         raise
 
