@@ -291,8 +291,8 @@ def test_errors_name_the_invalid_setting(batch):
         ({"depth": 6}, ValueError, "depth is 6"),
         ({"scale": 0}, ValueError, "scale"),
         ({"init": "full"}, ValueError, "init is 'full'; wanted one of 'gradient', 'random'"),
-        ({"target_modules": "a", "layers_to_transform": 1}, ValueError, "layers_to_transform goes with"),
-        ({"layers_pattern": "layer"}, ValueError, "layers_pattern goes with layers_to_transform"),
+        ({"target_modules": "a", "layers_to_transform": 1}, ValueError, "layers_to_transform needs"),
+        ({"layers_pattern": "layer"}, ValueError, "layers_pattern needs layers_to_transform"),
     ]:
         with pytest.raises(error, match=match):
             deep.DeepLoraConfig(**settings)
@@ -688,7 +688,8 @@ def test_packed_weights_are_adapted_but_not_merged():
     assert off(output.detach(), plain.detach()) > 1e-2
     for call in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(
-            TypeError, match=r"the weight of layer '1' is torch\.uint8, which takes no update"
+            TypeError,
+            match=r"the weight of layer '1' is torch\.uint8; wanted one that an update can be added to",
         ):
             call()
     assert torch.equal(model(x), output)

@@ -630,10 +630,10 @@ def test_copies_of_a_model_have_independent_adapters():
     output = model(x)
     twin = copy.deepcopy(adapter)
     alone = copy.deepcopy(model)
-    kept = pickle.loads(pickle.dumps(model))
+    unpickled = pickle.loads(pickle.dumps(model))
     stir(adapter)
     assert not torch.equal(model(x), output)
-    for other in (twin.model, alone, kept):
+    for other in (twin.model, alone, unpickled):
         assert torch.equal(other(x), output)
     twin.remove()
     assert list(twin.model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -728,11 +728,11 @@ def test_compression_to_a_tolerance_uses_the_lowest_rank():
     stir(adapter)
     values = {name: adapter.singular_values(name) for name in adapter.layer_names}
     twin = copy.deepcopy(adapter)
-    for name, kept in adapter.compress(tolerance=0.2).items():
+    for name, truncation in adapter.compress(tolerance=0.2).items():
         tails = np.sqrt(np.cumsum(values[name][::-1] ** 2)[::-1]) / np.linalg.norm(values[name])
-        assert kept.rank == np.count_nonzero(tails > 0.2)
-        assert kept.relative_error <= 0.2
-    assert {kept.rank for kept in twin.compress(1, tolerance=0.2).values()} == {1}
+        assert truncation.rank == np.count_nonzero(tails > 0.2)
+        assert truncation.relative_error <= 0.2
+    assert {truncation.rank for kept in twin.compress(1, tolerance=0.2).values()} == {1}
     assert adapter.compress(tolerance=0)["0"].error <= tolerance(F32, 12) * values["0"][0]
     with torch.no_grad():
         for p in adapter.parameters():
@@ -840,7 +840,7 @@ def test_errors_name_the_invalid_setting():
         ({"rank": 2}, ValueError, 'batches are needed for init="gradient"'),
         ({"rank": 2, "batches": []}, ValueError, "batches is empty"),
         ({"rank": 2, "batches": batch}, TypeError, r"a batch is tuple; .* model\(\*\*batch\)"),
-        ({"rank": 2, "batches": batch, "loss": lambda m, b: 1.0}, TypeError, "loss gave float"),
+        ({"rank": 2, "batches": batch, "loss": lambda m, b: 1.0}, TypeError, "loss returned float"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: m(b[0])}, ValueError, r"shape \(9, 7\)"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: b[0].sum()}, ValueError, "none of the chosen"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: m(b[0]).sum() / 0}, ValueError, "loss is .*inf"),

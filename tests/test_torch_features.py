@@ -259,11 +259,11 @@ def test_layer_outputs_refuses_invalid_arguments():
         return list(layer_outputs(model, bad_batches, **settings))
 
     inputs, labels = batches[0]
-    with pytest.raises(ValueError, match="batches yields nothing"):
+    with pytest.raises(ValueError, match="batches is empty"):
         outcome([])
     once = iter(batches)
     outcome(once)
-    with pytest.raises(ValueError, match="an iterator gives its batches only once"):
+    with pytest.raises(ValueError, match="an iterator yields its batches only once"):
         outcome(once)
     with pytest.raises(TypeError, match=r"batches yields Tensor; wanted pairs"):
         outcome([inputs])
@@ -273,11 +273,11 @@ def test_layer_outputs_refuses_invalid_arguments():
         outcome([(inputs, labels.float())])
     with pytest.raises(ShapeError, match=r"labels has shape \(6, 1\)"):
         outcome([(inputs, labels[:, None])])
-    with pytest.raises(ShapeError, match=r"layer '0' gives features of shape \(6, 4\) for 5 labels"):
+    with pytest.raises(ShapeError, match=r"layer '0' returns features of shape \(6, 4\) for 5 labels"):
         outcome([(inputs, labels[:5])])
-    with pytest.raises(ShapeError, match=r"layer '0': pool gives shape \(6,\); wanted \(B, d\)"):
+    with pytest.raises(ShapeError, match=r"layer '0': pool returns shape \(6,\); wanted \(B, d\)"):
         outcome(batches, pool=lambda values: values[:, 0])
-    with pytest.raises(TypeError, match="layer 'input' gives str; wanted a tensor"):
+    with pytest.raises(TypeError, match="layer 'input' returns str; wanted a tensor"):
         list(layer_outputs(model, [("text", labels)], "input"))
 
 

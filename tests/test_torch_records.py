@@ -280,14 +280,14 @@ def with_evaluations(model):
         loss_of(model, number).backward()
         optimizer.step()
         optimizer.zero_grad()
-        kept = copy.deepcopy(model.state_dict())
+        saved_state = copy.deepcopy(model.state_dict())
         with torch.no_grad():
             for mean, p in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(p, 0.1)
         model.load_state_dict(average.state_dict())
         with torch.no_grad():
             loss_of(model, number)
-        model.load_state_dict(kept)
+        model.load_state_dict(saved_state)
 
     return step
 
@@ -648,10 +648,10 @@ def test_computed_weights_are_recorded_after_the_step(kind, look):
         model.train()
         return values
 
-    kept = [weight()]
+    copies = [weight()]
     for number in range(1, 6):
         step(number)
-        kept.append(weight())
+        copies.append(weight())
         buffers = [buffer.clone() for buffer in model.buffers()]
         if look:
             tracked.trajectory()
@@ -660,7 +660,7 @@ def test_computed_weights_are_recorded_after_the_step(kind, look):
     run = tracked.trajectory()
     assert run.steps.tolist() == [0, 2, 4, 5]
     for record, number in enumerate(run.steps):
-        np.testing.assert_allclose(run.singular_values(1)[record], kept[number], rtol=tolerance(float, 20))
+        np.testing.assert_allclose(run.singular_values(1)[record], copies[number], rtol=tolerance(float, 20))
 
 
 # ------------------------------------------------------------------------------- warnings and errors

@@ -658,7 +658,7 @@ def test_rows_from_a_source_do_not_share_its_memory(tmp_path):
         shard.rows.zero_()
         for untouched in (read_only, mine, tensor.numpy(), flipped):
             assert np.array_equal(untouched, expected)
-    fresh = expected.copy()  # for this alone: kept
+    fresh = expected.copy()  # made by the function, so not copied
     shard = RowSharded.from_rows(lambda start, stop: fresh, (9, 5))
     assert shard.rows.data_ptr() == fresh.ctypes.data
     assert np.array_equal(RowSharded.from_rows(expected.astype(">f8")).rows.numpy(), expected)

@@ -45,16 +45,16 @@ def run_steps(model, optimizer, n, after=None):
 
 def snapshots(model, optimizer, n, every, names):
     """Train, and return copies of the weights at the steps of the records."""
-    kept = [{name: model.get_submodule(name).weight.detach().clone() for name in names}]
+    copies = [{name: model.get_submodule(name).weight.detach().clone() for name in names}]
     steps = [0]
 
     def after(loss):
         steps[0] += 1
         if steps[0] % every == 0 or steps[0] == n:
-            kept.append({name: model.get_submodule(name).weight.detach().clone() for name in names})
+            copies.append({name: model.get_submodule(name).weight.detach().clone() for name in names})
 
     run_steps(model, optimizer, n, after)
-    return kept
+    return copies
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -63,7 +63,7 @@ def test_records_are_the_singular_values(dtype, of):
     model = small_model(dtype=dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     with track(model, k=3, every=4) as tracked:
-        kept = snapshots(model, optimizer, 10, 4, ["0", "2", "4"])
+        copies = snapshots(model, optimizer, 10, 4, ["0", "2", "4"])
     run = tracked.trajectory(of)
     assert run.steps.tolist() == [0, 4, 8, 10]
     assert run.layer_names == ["0", "2", "4"]
@@ -71,13 +71,13 @@ def test_records_are_the_singular_values(dtype, of):
     for number, name in enumerate(run.layer_names, 1):
         values, errors = run.singular_values(name), run.singular_value_errors(number)
         assert values.dtype == (np.float64 if dtype == torch.float64 else np.float32)
-        for record, weights in enumerate(kept):
+        for record, weights in enumerate(copies):
             matrix = weights[name].double()
             if of == "change":
-                matrix = matrix - kept[0][name].double()
+                matrix = matrix - copies[0][name].double()
             exact = torch.linalg.svdvals(matrix).numpy()[:3]
             # The error of a difference of float32 weights is a rounding of the weights' size.
-            scale = float(torch.linalg.norm(kept[0][name].double()))
+            scale = float(torch.linalg.norm(copies[0][name].double()))
             eps = tolerance(values.dtype, max(matrix.shape))
             assert np.all(np.abs(values[record] - exact) <= errors[record] + eps * scale)
 
@@ -278,11 +278,11 @@ def test_resumed_tracking_continues_the_records(tmp_path):
     torch.save({"model": halves.state_dict(), "tracker": first.state_dict()}, tmp_path / "checkpoint.pt")
     first._monitor.remove()
 
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     again = small_model(seed=9)
-    again.load_state_dict(kept["model"])
+    again.load_state_dict(state["model"])
     second = track(again, k=3, every=2)
-    second.load_state_dict(kept["tracker"])
+    second.load_state_dict(state["tracker"])
     assert second.step == 5
     run_steps(again, torch.optim.SGD(again.parameters(), lr=0.5), 7, second.log_loss)
     second.close()

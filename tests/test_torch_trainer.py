@@ -195,9 +195,9 @@ def test_dropout_masks_differ_between_epochs():
     model[3].register_forward_hook(lambda module, inputs, output: masks.append((output == 0).clone()))
     trainer(model, epochs=3, batch_size=23, learning_rate=0.0).fit(*data())
     assert len(masks) == 3
-    kept = [mask.sum(dim=0) for mask in masks]  # whatever the order of the samples
-    assert not torch.equal(kept[0], kept[1])
-    assert not torch.equal(kept[1], kept[2])
+    n_active = [mask.sum(dim=0) for mask in masks]  # whatever the order of the samples
+    assert not torch.equal(n_active[0], n_active[1])
+    assert not torch.equal(n_active[1], n_active[2])
 
 
 def test_global_generators_are_not_changed():
@@ -246,8 +246,8 @@ def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
     for name in ("loss", "accuracy", "learning_rate"):
         assert getattr(history, name) == getattr(wanted, name), name
     # The test accuracy is also measured when a training is stopped.
-    kept = [i for i, epoch in enumerate(history.test_epochs) if epoch in wanted.test_epochs]
-    assert [history.test_accuracy[i] for i in kept] == wanted.test_accuracy
+    indices = [i for i, epoch in enumerate(history.test_epochs) if epoch in wanted.test_epochs]
+    assert [history.test_accuracy[i] for i in indices] == wanted.test_accuracy
     for of in ("weights", "change"):
         left, right = one.trajectory(of), two.trajectory(of)
         assert left.steps.tolist() == right.steps.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 30]

@@ -106,9 +106,9 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform goes with a list of target_modules, not with an expression")
+            raise ValueError("layers_to_transform needs a list of target_modules, not an expression")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern goes with layers_to_transform, which is None")
+            raise ValueError("layers_pattern needs layers_to_transform, which is None")
 
 
 class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -674,7 +674,7 @@ def _register() -> None:
     PeftType._value2member_map_[_NAME] = member
     register_peft_method(name=_NAME.lower(), config_cls=DeepLoraConfig, model_cls=DeepLoraModel)
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(member) is not DeepLoraConfig:
-        raise ImportError(f"PEFT {peft.__version__} did not take the type {_NAME}")
+        raise ImportError(f"PEFT {peft.__version__} did not register the type {_NAME}")
 
 
 _register()

@@ -82,12 +82,12 @@ class LayerOutputs:
             for name, rows in features.items():
                 if len(rows) != len(labels):
                     raise ShapeError(
-                        f"layer {name!r} gives features of shape {tuple(rows.shape)} for {len(labels)} "
+                        f"layer {name!r} returns features of shape {tuple(rows.shape)} for {len(labels)} "
                         "labels; wanted one row per sample"
                     )
             yield features, labels.to(self._device)
         if empty:
-            raise ValueError("batches yields nothing; an iterator gives its batches only once")
+            raise ValueError("batches is empty; an iterator yields its batches only once")
 
     def _run_with_hooks(self, inputs: Any) -> dict[str, torch.Tensor]:
         """Run the model, and return the features of its modules."""
@@ -130,7 +130,7 @@ class LayerOutputs:
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(first, torch.Tensor) or first.ndim == 0:
             raise TypeError(
-                f"layer {name!r} gives {type(first).__name__}; wanted a tensor with one row per sample, or a "
+                f"layer {name!r} returns {type(first).__name__}; wanted a tensor with one row per sample, or a "
                 "tuple that begins with one"
             )
         rows = (
@@ -139,7 +139,7 @@ class LayerOutputs:
             else _pool_positions(first.detach(), self._pool)
         )
         if rows.ndim != 2:
-            raise ShapeError(f"layer {name!r}: pool gives shape {tuple(rows.shape)}; wanted (B, d)")
+            raise ShapeError(f"layer {name!r}: pool returns shape {tuple(rows.shape)}; wanted (B, d)")
         # The next layer may change its input in place.
         return rows.clone()
 
@@ -376,7 +376,7 @@ def _make_probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | Non
 def _count_classes(batches: Iterable[Any]) -> int:
     largest = max((int(labels.max()) for _, labels in _iterate_pairs(batches) if len(labels)), default=-1)
     if largest < 0:
-        raise ValueError("batches yields nothing; wanted pairs (inputs, labels)")
+        raise ValueError("batches is empty; wanted pairs (inputs, labels)")
     if largest < 1:
         raise ValueError(f"batches has labels up to {largest} only; wanted at least two classes")
     return largest + 1

@@ -188,7 +188,7 @@ class DeepLoRA:
     ) -> None:
         check_choice(init, "init", INITS)
         if init == "full" and rank is not None:
-            raise ValueError(f'rank is {rank}, but init="full" takes the whole width')
+            raise ValueError(f'rank is {rank}, but init="full" uses the full width')
         if init != "gradient" and (batches is not None or loss is not None):
             raise ValueError(f'batches and loss are for init="gradient"; init is {init!r}')
         self.depth = check_count(depth, "depth", minimum=2, maximum=5)
@@ -237,7 +237,7 @@ class DeepLoRA:
             f"{self.n_parameters} parameters)"
         )
 
-    # ---------------------------------------------------------------------------------- what is trained
+    # --------------------------------------------------------------------------------------- parameters
 
     @property
     def layer_names(self) -> list[str]:
@@ -315,7 +315,7 @@ class DeepLoRA:
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter is merged: the weights contain it where it is enabled."""
+        """Whether the adapter is merged: the weights contain its update while it is enabled."""
         return any(branch.merged for branch in self._branches.values())
 
     def merge(self) -> None:

@@ -259,9 +259,9 @@ def _compute_model_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 def _check_loss(value: Any) -> None:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"loss gave {type(value).__name__}; wanted a tensor with one number")
+        raise TypeError(f"loss returned {type(value).__name__}; wanted a tensor with one number")
     if value.numel() != 1:
-        raise ValueError(f"loss gave a tensor of shape {tuple(value.shape)}; wanted one number")
+        raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}; wanted one number")
     if not torch.isfinite(value.detach()).all():
         raise ValueError(f"the loss is {value.item()} at the start")
     if not value.requires_grad:

@@ -395,7 +395,9 @@ class MergedWeight:
         """
         weight = self.get_own_weight(layer)
         if (reason := explain_unreadable(layer)) is not None:
-            raise TypeError(f"the weight of layer {self.name!r} {reason}, which takes no update")
+            raise TypeError(
+                f"the weight of layer {self.name!r} {reason}; wanted one that an update can be added to"
+            )
         total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         for adapter, branch in merged.items():
             branch.check_finite(self.name, adapter)

@@ -107,7 +107,7 @@ class MLP(nn.Module):
 
 
 class HybridMLP(MLP):
-    """An `MLP` of one width whose first layers are nonlinear and whose last ones are linear.
+    """An `MLP` of constant width with nonlinear layers first and linear layers after them.
 
     Parameters
     ----------
