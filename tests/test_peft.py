@@ -689,7 +689,7 @@ def test_packed_weights_are_adapted_but_not_merged():
     for call in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(
             TypeError,
-            match=r"the weight of layer '1' is torch\.uint8; wanted one that an update can be added to",
+            match=r"the weight of layer '1' is torch\.uint8; wanted plain floating-point numbers",
         ):
             call()
     assert torch.equal(model(x), output)

@@ -130,8 +130,8 @@ class LayerOutputs:
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(first, torch.Tensor) or first.ndim == 0:
             raise TypeError(
-                f"layer {name!r} returns {type(first).__name__}; wanted a tensor with one row per sample, or a "
-                "tuple that begins with one"
+                f"layer {name!r} returns {type(first).__name__}; wanted a tensor with one row per sample, or "
+                "a tuple that starts with one"
             )
         rows = (
             self._pool(first.detach())

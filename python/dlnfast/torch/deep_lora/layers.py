@@ -396,7 +396,7 @@ class MergedWeight:
         weight = self.get_own_weight(layer)
         if (reason := explain_unreadable(layer)) is not None:
             raise TypeError(
-                f"the weight of layer {self.name!r} {reason}; wanted one that an update can be added to"
+                f"the weight of layer {self.name!r} {reason}; wanted plain floating-point numbers"
             )
         total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         for adapter, branch in merged.items():
