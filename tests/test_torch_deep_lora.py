@@ -732,7 +732,7 @@ def test_compression_to_a_tolerance_uses_the_lowest_rank():
         tails = np.sqrt(np.cumsum(values[name][::-1] ** 2)[::-1]) / np.linalg.norm(values[name])
         assert truncation.rank == np.count_nonzero(tails > 0.2)
         assert truncation.relative_error <= 0.2
-    assert {truncation.rank for kept in twin.compress(1, tolerance=0.2).values()} == {1}
+    assert {truncation.rank for truncation in twin.compress(1, tolerance=0.2).values()} == {1}
     assert adapter.compress(tolerance=0)["0"].error <= tolerance(F32, 12) * values["0"][0]
     with torch.no_grad():
         for p in adapter.parameters():

@@ -115,7 +115,7 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A layer of PEFT with Deep LoRA adapters."""
 
     adapter_layer_names = ("deep_lora_factors",)
-    other_param_names = ("deep_lora_drawn",)
+    other_param_names = ("deep_lora_needs_gradient",)
     # Members of BaseTunerLayer, which has no types.
     get_base_layer: Any
     set_adapter: Any
