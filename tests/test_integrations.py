@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The same records through Lightning's and Hugging Face's training loops."""
+"""Callbacks for Lightning and transformers take the same records as a manual loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network():
 
 
 def plain_loop():
-    """The records of the same training by hand."""
+    """Return the records of the same training in a manual loop."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with dln.torch.track(model, k=3, every=EVERY) as tracked:
@@ -72,7 +72,7 @@ class TestLightning:
         return trainer
 
     @pytest.mark.filterwarnings("ignore")  # of Lightning's, about this machine and small loaders
-    def test_the_records_are_those_of_a_plain_loop(self, lightning, tmp_path):
+    def test_records_equal_those_of_a_manual_loop(self, lightning, tmp_path):
         from dlnfast.integrations.lightning import SpectralCallback
 
         spectra = SpectralCallback(k=3, every=EVERY)
@@ -86,7 +86,7 @@ class TestLightning:
         assert run.loss[0] == pytest.approx(float(first), rel=1e-6)
 
     @pytest.mark.filterwarnings("ignore")
-    def test_a_checkpoint_carries_the_records(self, lightning, tmp_path):
+    def test_a_checkpoint_contains_the_records(self, lightning, tmp_path):
         from dlnfast.integrations.lightning import SpectralCallback
 
         trainer = self.fit(lightning, SpectralCallback(k=3, every=EVERY), tmp_path, 4)
@@ -131,7 +131,7 @@ class TestTransformers:
         return trainer
 
     @pytest.mark.filterwarnings("ignore")
-    def test_records_and_checkpoints(self, transformers, tmp_path):
+    def test_records_and_checkpoints_of_a_training(self, transformers, tmp_path):
         from dlnfast.integrations.transformers import SpectralCallback
 
         whole, half, again = (SpectralCallback(k=3, every=EVERY) for _ in range(3))
@@ -156,7 +156,7 @@ class TestTransformers:
                     resumed.singular_values(layer), wanted.singular_values(layer), rtol=1e-4, atol=1e-6
                 )
 
-    def test_attention_of_a_pretrained_kind_of_model(self, transformers):
+    def test_attention_weights_of_a_bert_are_tracked(self, transformers):
         config = transformers.BertConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
         )
@@ -170,7 +170,7 @@ class TestTransformers:
 
 
 @pytest.mark.parametrize("package", ["lightning", "transformers"])
-def test_without_the_package_the_message_says_what_to_install(run_python, package):
+def test_without_the_package_the_error_names_it(run_python, package):
     program = f"""
 import sys
 sys.modules["{package}"] = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Deep LoRA beside PEFT: the LoRA that it exports, and the type that PEFT trains and saves."""
+"""Deep LoRA with PEFT: exported LoRA, and the method DEEP_LORA of PEFT."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ transformers = pytest.importorskip("transformers", reason="transformers is optio
 import dlnfast.torch as dt  # noqa: E402
 from dlnfast.integrations import peft as deep  # noqa: E402
 
-# Of transformers, where PEFT asks a model whether it has checkpoints.
+# transformers warns when PEFT looks for gradient checkpointing.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.usefixtures("fixed_torch_seed"),
 ]
 
-#: Through two layers of a transformer and what is added to them.
+#: Tolerance after two layers of a transformer and an adapter.
 BOUND = tolerance(np.float32, 24, 10)
 
 
@@ -98,7 +98,7 @@ def test_peft_loads_the_exported_lora_with_the_same_output(compressed, batch, tm
         with torch.no_grad():
             for p in adapter.parameters():
                 p += 0.1 * torch.randn_like(p)
-        ranks = {kept.rank for kept in adapter.compress(tolerance=0.3).values()}
+        ranks = {truncation.rank for truncation in adapter.compress(tolerance=0.3).values()}
         assert len(ranks) > 1
     output = logits(model, batch)
     assert relative_error(output, plain) > 1e-2
@@ -151,7 +151,7 @@ def test_weights_with_inputs_first_are_exported(tmp_path):
     assert relative_error(states(model), output) <= BOUND
 
 
-def test_names_that_end_others_are_told_apart(tmp_path):
+def test_names_that_end_other_names_are_distinguished(tmp_path):
     def make():
         torch.manual_seed(2)
         inside = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
@@ -178,7 +178,7 @@ def wrapped(batch, **settings):
     return model
 
 
-def test_it_starts_as_the_adapter_of_this_package(batch):
+def test_initial_factors_equal_those_of_the_package(batch):
     model = bert()
     adapter = dt.DeepLoRA(
         model, ["*.query", "*.value", "*.word_embeddings"], rank=4, scale=0.3, batches=batch
@@ -198,7 +198,7 @@ def test_it_starts_as_the_adapter_of_this_package(batch):
 
 
 @pytest.mark.parametrize("init", ["gradient", "random"])
-def test_saved_adapters_come_back_with_their_head(init, batch, tmp_path):
+def test_adapters_are_saved_and_loaded_with_their_head(init, batch, tmp_path):
     model = wrapped(batch, init=init, modules_to_save=["classifier"])
     train(model, batch, deep.param_groups(model, 1e-2))
     output = logits(model.eval(), batch)
@@ -217,7 +217,7 @@ def test_saved_adapters_come_back_with_their_head(init, batch, tmp_path):
     assert torch.equal(logits(again, batch), output)
 
 
-def test_it_is_switched_off_merged_and_unloaded(batch):
+def test_adapters_can_be_disabled_merged_and_unloaded(batch):
     plain = logits(bert(), batch)
     model = wrapped(batch)
     output = logits(model, batch)
@@ -236,7 +236,7 @@ def test_it_is_switched_off_merged_and_unloaded(batch):
     )
 
 
-def test_peft_converts_it_to_lora(batch, tmp_path):
+def test_peft_converts_deep_lora_to_lora(batch, tmp_path):
     model = wrapped(batch, target_modules=["query", "value"])
     train(model, batch, deep.param_groups(model, 1e-2))
     output = logits(model, batch)
@@ -256,7 +256,7 @@ def test_low_precision_models_keep_factors_in_float32(batch):
     assert logits(model, batch | {"labels": None}).dtype == torch.bfloat16
 
 
-def test_ranks_may_differ_and_have_to_fit(batch):
+def test_ranks_can_differ_and_are_checked(batch):
     model = wrapped(batch, target_modules=["query", "value"], rank_pattern={"query": 3})
     factors = [(n, p) for n, p in model.named_parameters() if n.endswith("default.right")]
     ranks = {name.split(".")[-4]: len(p) for name, p in factors}
@@ -265,7 +265,7 @@ def test_ranks_may_differ_and_have_to_fit(batch):
         wrapped(batch, r=17, target_modules=["query"])
 
 
-def test_training_without_the_gradient_is_refused(batch):
+def test_training_before_initialization_is_refused(batch):
     model = peft.get_peft_model(bert(), deep.DeepLoraConfig(target_modules=["query"]))
     model.train()
     with pytest.raises(RuntimeError, match="call initialize_from_gradients"):
@@ -278,14 +278,14 @@ def test_training_without_the_gradient_is_refused(batch):
         deep.initialize_from_gradients(wrapped(batch, init="random"), batch)
 
 
-def test_bad_settings_are_refused_by_name(batch):
+def test_errors_name_the_invalid_setting(batch):
     for settings, error, match in [
         ({"r": 0}, ValueError, "r is 0"),
         ({"depth": 6}, ValueError, "depth is 6"),
         ({"scale": 0}, ValueError, "scale"),
         ({"init": "full"}, ValueError, "init is 'full'; wanted one of 'gradient', 'random'"),
-        ({"target_modules": "a", "layers_to_transform": 1}, ValueError, "layers_to_transform goes with"),
-        ({"layers_pattern": "layer"}, ValueError, "layers_pattern goes with layers_to_transform"),
+        ({"target_modules": "a", "layers_to_transform": 1}, ValueError, "layers_to_transform needs"),
+        ({"layers_pattern": "layer"}, ValueError, "layers_pattern needs layers_to_transform"),
     ]:
         with pytest.raises(error, match=match):
             deep.DeepLoraConfig(**settings)
@@ -309,7 +309,7 @@ except Exception as error:
     assert re.search("DEEP_LORA", run_python(program, tmp_path, HF_HUB_OFFLINE="1"))
 
 
-def test_other_versions_are_noticed(monkeypatch, run_python):
+def test_other_versions_of_peft_warn_or_are_refused(monkeypatch, run_python):
     monkeypatch.setattr(peft, "__version__", "0.20.0")
     with pytest.raises(ImportError, match=r"is for PEFT 0\.21 or later; 0\.20\.0 is installed"):
         deep._register()
@@ -349,7 +349,7 @@ def config(**settings):
 
 
 def changed_by(call, model):
-    """Return whether a call that raises has left a trace in a model."""
+    """Return whether a call that raises has changed a model."""
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
     kinds = [type(m) for m in model.modules()]
@@ -369,7 +369,7 @@ NAMES += ["original_module", "model", "base_model", "query", "0", "", "a.b", "a/
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
-def test_names_that_files_would_confuse_are_refused(name):
+def test_ambiguous_adapter_names_are_refused(name):
     model = small()
 
     def first():
@@ -387,7 +387,7 @@ def test_names_that_files_would_confuse_are_refused(name):
     assert list(wrapped_model.peft_config) == ["one"]
 
 
-def test_default_is_refused_where_a_layer_has_that_name():
+def test_the_name_default_is_refused_if_a_layer_has_it():
     with pytest.raises(ValueError, match="adapter_name is 'default', which is also a part of the names"):
         peft.get_peft_model(small(), config())
     with pytest.raises(ValueError, match="'deep_lora_' in its name"):
@@ -399,7 +399,7 @@ def test_default_is_refused_where_a_layer_has_that_name():
 
 @pytest.mark.parametrize("names", [("a", "ab", "b"), ("rights", "left_", "core"), ("lora", "deep", "peft")])
 @pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
-def test_adapters_of_other_names_come_back_one_by_one(names, tmp_path):
+def test_several_adapters_are_saved_and_loaded(names, tmp_path):
     model = peft.get_peft_model(two(), config(seed=0, target_modules=["0", "2"]), adapter_name=names[0])
     for seed, name in enumerate(names[1:], 1):
         model.add_adapter(name, config(seed=seed, target_modules=["0", "2"][: 1 + seed % 2]))
@@ -414,12 +414,12 @@ def test_adapters_of_other_names_come_back_one_by_one(names, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
-def test_files_that_lack_factors_are_refused(tmp_path):
+def test_files_with_missing_factors_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     peft.get_peft_model(two(), config(target_modules=["0", "2"])).save_pretrained(tmp_path)
-    place = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(place)
+    file_path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file_path)
     assert len(tensors) == 6
     key = next(key for key in tensors if key.endswith("2.deep_lora_factors.cores"))
     for change, match in [
@@ -429,7 +429,7 @@ def test_files_that_lack_factors_are_refused(tmp_path):
             "the file of adapter 'default' is not finite: see .*2.deep_lora_factors",
         ),
     ]:
-        save_file({k: t for k, t in tensors.items() if k != key} | change, place)
+        save_file({k: t for k, t in tensors.items() if k != key} | change, file_path)
         with pytest.raises(ValueError, match=match):
             peft.PeftModel.from_pretrained(two(), tmp_path)
 
@@ -438,7 +438,7 @@ def test_files_that_lack_factors_are_refused(tmp_path):
 
 
 class Odd(torch.nn.Module):
-    """Layers of which some cannot be adapted, each for a reason of its own."""
+    """Layers of which some cannot be adapted, for different reasons."""
 
     def __init__(self):
         super().__init__()
@@ -470,12 +470,12 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_layers_that_cannot_be_adapted_are_refused_as_by_the_package(name):
+def test_layers_that_cannot_be_adapted_are_refused(name):
     model = Odd()
     error, match = REASONS[name]
 
     def call():
-        # "free" comes first or later: what was replaced already is taken back.
+        # "free" comes first or later: layers that were already replaced are restored.
         with pytest.raises(error, match=match):
             peft.get_peft_model(model, config(target_modules=["free", name]))
 
@@ -486,7 +486,7 @@ def test_layers_that_cannot_be_adapted_are_refused_as_by_the_package(name):
 
 
 @pytest.mark.parametrize("choice", ["all-linear", "All-Linear"])
-def test_all_linear_are_those_that_can_be_adapted(choice, tmp_path):
+def test_all_linear_chooses_the_layers_that_can_be_adapted(choice, tmp_path):
     model, tokens = Odd().eval(), torch.arange(9)[None]
     with torch.no_grad():
         model(tokens)
@@ -513,7 +513,7 @@ def test_all_linear_for_a_second_adapter():
     }
 
 
-def test_a_rank_that_fits_some_layers_changes_none():
+def test_a_rank_that_is_too_large_for_one_layer_changes_none():
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
 
     def call():
@@ -528,7 +528,7 @@ def test_a_rank_that_fits_some_layers_changes_none():
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_transformer_layers_see_the_branches_in_their_fast_path():
+def test_transformer_layers_compute_the_branches():
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
     model = torch.nn.TransformerEncoder(layer, 2).eval()
     x = torch.randn(2, 5, 8)
@@ -546,7 +546,7 @@ def test_transformer_layers_see_the_branches_in_their_fast_path():
         assert relative_error(merged(x), twin(x)) <= BOUND
 
 
-def test_names_of_compiled_models_are_those_of_plain_ones():
+def test_names_of_compiled_models_equal_those_of_plain_ones():
     plain = peft.get_peft_model(two(), config())
     compiled = peft.get_peft_model(torch.compile(two(), backend="eager"), config())
     wanted = dict(plain.base_model.model[0].deep_lora_factors["default"].named_parameters())
@@ -560,7 +560,7 @@ def test_names_of_compiled_models_are_those_of_plain_ones():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.filterwarnings("ignore:Already following adapters were merged:UserWarning")
 @pytest.mark.filterwarnings("ignore:All adapters are already merged:UserWarning")
-def test_unmerging_brings_the_weight_back_bit_for_bit(dtype):
+def test_unmerging_restores_the_weight_bit_for_bit(dtype):
     base = two().to(dtype)
     before = base[0].weight.detach().clone()
     model = peft.get_peft_model(base, config(scale=2.0))
@@ -581,17 +581,17 @@ def test_unmerging_brings_the_weight_back_bit_for_bit(dtype):
     assert torch.equal(layer.base_layer.weight, before)
 
 
-def test_a_state_dict_has_the_weights_from_before_merging(batch, tmp_path):
+def test_a_state_dict_contains_the_original_weights(batch, tmp_path):
     model = wrapped(batch, init="random")
     output = logits(model, batch)
     state = copy.deepcopy(model.state_dict())
     model.merge_adapter()
     assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
-    # Files have those of adapted embeddings.
+    # Files contain the weights of adapted embeddings.
     model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(bert(), tmp_path).eval()
     assert torch.equal(logits(again, batch), output)
-    # What is loaded while merged is merged.
+    # A state that is loaded into a merged model is merged.
     other = wrapped(batch, init="random", seed=4)
     with torch.no_grad():
         other.base_model.model.bert.encoder.layer[0].attention.self.query.base_layer.weight.neg_()
@@ -601,7 +601,7 @@ def test_a_state_dict_has_the_weights_from_before_merging(batch, tmp_path):
     assert torch.equal(logits(model, batch), logits(other, batch))
 
 
-def test_adapters_that_are_not_merged_stay_active():
+def test_adapters_that_are_not_merged_remain_active():
     model, x = peft.get_peft_model(two(), config()), torch.randn(3, 8)
     model.add_adapter("other", config(seed=1))
     model.base_model.set_adapter(["default", "other"])
@@ -613,7 +613,7 @@ def test_adapters_that_are_not_merged_stay_active():
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_sums_that_are_not_finite_are_merged_nowhere(safe):
+def test_sums_that_are_not_finite_change_no_weight(safe):
     base = two().half()
     model = peft.get_peft_model(base, config(target_modules=["0", "2"]))
     before = copy.deepcopy(model.state_dict())
@@ -635,7 +635,7 @@ def test_sums_that_are_not_finite_are_merged_nowhere(safe):
         model.merge_adapter()
 
 
-def test_changes_of_a_merged_weight_are_not_lost_in_silence():
+def test_other_changes_of_a_merged_weight_raise_an_error():
     model = peft.get_peft_model(two(), config())
     model.merge_adapter()
     weight = model.base_model.model[0].base_layer.weight
@@ -648,7 +648,7 @@ def test_changes_of_a_merged_weight_are_not_lost_in_silence():
 
 
 @pytest.mark.filterwarnings("ignore:All adapters are already merged:UserWarning")
-def test_unloading_gives_the_base_model_back_bit_for_bit():
+def test_unloading_restores_the_base_model_bit_for_bit():
     x = torch.randn(3, 8)
     plain = two()(x)
     model = peft.get_peft_model(two(), config())
@@ -664,7 +664,7 @@ def test_unloading_gives_the_base_model_back_bit_for_bit():
 
 def test_packed_weights_are_adapted_but_not_merged():
     class Packed(torch.nn.Linear):
-        """A layer whose weight is packed, as quantised ones are."""
+        """A layer with a packed weight, as in quantised models."""
 
         def __init__(self):
             super().__init__(8, 8)
@@ -681,7 +681,8 @@ def test_packed_weights_are_adapted_but_not_merged():
     assert relative_error(output.detach(), plain.detach()) > 1e-2
     for call in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(
-            TypeError, match=r"the weight of layer '1' is torch\.uint8, which takes no update"
+            TypeError,
+            match=r"the weight of layer '1' is torch\.uint8; wanted plain floating-point numbers",
         ):
             call()
     assert torch.equal(model(x), output)

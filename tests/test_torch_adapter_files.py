@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of adapters: written whole or not at all, and checked whole before the model is touched."""
+"""Files of adapters: written atomically, and checked completely before the model changes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def network():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A file, its tensors and its metadata."""
+    """Return a file, its tensors and its metadata."""
     path = tmp_path / "adapter.safetensors"
     add_adapter(network()).save(path)
     with safetensors.safe_open(path, "pt") as file:
@@ -58,40 +58,40 @@ def assert_unchanged_by(model, call, error, match=None):
     assert not any(name.startswith("_frozen") for name in vars(model))
 
 
-# -------------------------------------------------------------------------------- what is read
+# -------------------------------------------------------------------------------- reading
 
 
-def test_every_changed_byte_is_noticed_or_changes_nothing(saved, tmp_path):
+def test_a_changed_byte_is_detected_or_has_no_effect(saved, tmp_path):
     path, tensors, _ = saved
     content = path.read_bytes()
-    place = tmp_path / "changed.safetensors"
+    file_path = tmp_path / "changed.safetensors"
     settings, _ = files.read(path)
     refused = 0
     for i in range(len(content)):
-        place.write_bytes(content[:i] + bytes([content[i] ^ (1 << i % 8)]) + content[i + 1 :])
+        file_path.write_bytes(content[:i] + bytes([content[i] ^ (1 << i % 8)]) + content[i + 1 :])
         try:
-            found, layers = files.read(place)
+            found, layers = files.read(file_path)
         except ValueError as error:
-            assert str(place) in str(error)
+            assert str(file_path) in str(error)
             refused += 1
             continue
         assert found == settings
         for name, layer in layers.items():
             for key, factor in layer.factors.by_name().items():
                 assert torch.equal(factor, tensors[f"{name}.{key}"])
-    # Read are those whose change is in the format's name, or makes the checksum an unknown entry's.
+    # Accepted changes are in the name of the format; a renamed checksum is an unknown entry.
     assert refused >= len(content) - 40
 
 
-def test_files_that_are_cut_short_or_longer_are_refused(saved, tmp_path):
+def test_truncated_and_extended_files_are_refused(saved, tmp_path):
     content = saved[0].read_bytes()
-    place = tmp_path / "changed.safetensors"
+    file_path = tmp_path / "changed.safetensors"
     sizes = [*range(0, len(content), 37), len(content) - 1]
     forged = [size.to_bytes(8, "little") + content[8:] for size in (0, 1, 2**40, 2**63, len(content))]
     for wrong in (*(content[:n] for n in sizes), content + b"\0", *forged):
-        place.write_bytes(wrong)
+        file_path.write_bytes(wrong)
         assert_unchanged_by(
-            network(), lambda model: dt.DeepLoRA.load(model, place), ValueError, "changed.saf"
+            network(), lambda model: dt.DeepLoRA.load(model, file_path), ValueError, "changed.saf"
         )
 
 
@@ -122,7 +122,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("checksum", [False, True])
-def test_tensors_that_do_not_fit_change_nothing(kind, checksum, saved):
+def test_invalid_tensors_leave_the_model_unchanged(kind, checksum, saved):
     path, tensors, metadata = saved
     if not checksum:  # as dlnfast 0.1.0 wrote it
         del metadata["dlnfast.sha256"]
@@ -147,14 +147,14 @@ def test_tensors_that_do_not_fit_change_nothing(kind, checksum, saved):
         {"layers": {"0": {"kind": "linear", "shape": [5, 6], "framed": 1}}},
     ],
 )
-def test_metadata_that_do_not_fit_change_nothing(change, saved):
+def test_invalid_metadata_leave_the_model_unchanged(change, saved):
     path, tensors, metadata = saved
     del metadata["dlnfast.sha256"]
     save_file(tensors, path, {**metadata, KEY: json.dumps(json.loads(metadata[KEY]) | change)})
     assert_unchanged_by(network(), lambda model: dt.DeepLoRA.load(model, path), ValueError, path.name)
 
 
-def test_models_that_do_not_fit_stay_as_they_were(saved, tmp_path):
+def test_models_of_other_shapes_are_left_unchanged(saved, tmp_path):
     path = saved[0]
     table = nn.Sequential(nn.Embedding(6, 5), nn.ReLU(), nn.Linear(5, 4))
     tied = network()
@@ -168,7 +168,7 @@ def test_models_that_do_not_fit_stay_as_they_were(saved, tmp_path):
     ]:
         assert_unchanged_by(model, lambda model: dt.DeepLoRA.load(model, path), error, match)
     assert_unchanged_by(network(), lambda model: dt.DeepLoRA.load(model, path, name="a.b"), ValueError, "a.b")
-    # A factor that float64 holds and float32 does not.
+    # A factor that overflows in float32, but not in float64.
     wide = add_adapter(network().double())
     with torch.no_grad():
         wide._branches["2"].left.mul_(1e100)
@@ -182,7 +182,7 @@ def test_models_that_do_not_fit_stay_as_they_were(saved, tmp_path):
     assert dt.DeepLoRA.load(network().double(), tmp_path / "wide").layer_names == ["0", "2"]
 
 
-def test_a_fault_in_the_middle_of_loading_is_undone(saved, monkeypatch):
+def test_an_error_during_loading_is_undone(saved, monkeypatch):
     attach, calls = adapter_module.attach, []
 
     def failing(*args):
@@ -195,7 +195,7 @@ def test_a_fault_in_the_middle_of_loading_is_undone(saved, monkeypatch):
     assert_unchanged_by(network(), lambda model: dt.DeepLoRA.load(model, saved[0]), KeyboardInterrupt)
 
 
-def test_names_in_a_file_are_no_patterns(tmp_path):
+def test_layer_names_in_a_file_are_not_used_as_globs(tmp_path):
     def make():
         torch.manual_seed(7)
         return nn.ModuleDict({"a[b]": nn.Linear(4, 4), "ab": nn.Linear(4, 4), "*": nn.Linear(4, 4)})
@@ -208,7 +208,7 @@ def test_names_in_a_file_are_no_patterns(tmp_path):
     assert "deep_lora" not in model["ab"]._modules
 
 
-def test_a_layer_by_itself_is_a_model(tmp_path):
+def test_a_single_layer_can_be_adapted_saved_and_loaded(tmp_path):
     def make():
         torch.manual_seed(7)
         return nn.Linear(4, 4)
@@ -222,8 +222,8 @@ def test_a_layer_by_itself_is_a_model(tmp_path):
     assert torch.equal(plain(x), output)
 
 
-def test_released_files_are_read():
-    """Of dlnfast 0.1.0, which wrote no checksum: ``rank=2, init="random", scale=0.5, seed=3``."""
+def test_files_of_release_0_1_0_are_read():
+    """The file of dlnfast 0.1.0 has no checksum: ``rank=2, init="random", scale=0.5, seed=3``."""
     model = network()
     adapter = dt.DeepLoRA.load(model, RELEASED)
     assert (adapter.name, adapter.depth, adapter.scale, adapter.init) == ("early", 3, 0.5, "random")
@@ -245,9 +245,9 @@ def test_adapters_of_wrapped_models_load_into_plain_ones(wrap, tmp_path):
     plain = network()
     loaded = dt.DeepLoRA.load(plain, tmp_path / "file")
     assert all(torch.equal(loaded.state_dict()[key], factor) for key, factor in adapter.state_dict().items())
-    # Draws depend on the name of the layer, not on the wrapper.
-    drawn = add_adapter(network())
-    assert all(torch.equal(drawn.state_dict()[key], factor) for key, factor in adapter.state_dict().items())
+    # Random factors depend on the name of the layer without wrappers.
+    direct = add_adapter(network())
+    assert all(torch.equal(direct.state_dict()[key], factor) for key, factor in adapter.state_dict().items())
     again = dt.DeepLoRA.load(model, tmp_path / "file", name="again")
     assert again.layer_names == ["0", "2"]
     x = torch.randn(3, 6)
@@ -255,16 +255,16 @@ def test_adapters_of_wrapped_models_load_into_plain_ones(wrap, tmp_path):
     assert torch.equal(plain(x), model(x))
 
 
-def test_names_with_wrappers_in_older_files_are_those_of_plain_layers(saved):
+def test_wrapper_names_in_older_files_match_plain_layers(saved):
     path, tensors, metadata = saved
     del metadata["dlnfast.sha256"]
-    about = json.loads(metadata[KEY])
-    about["layers"] = {f"_orig_mod.{name}": entry for name, entry in about["layers"].items()}
-    save_file({f"_orig_mod.{key}": t for key, t in tensors.items()}, path, {KEY: json.dumps(about)})
+    description = json.loads(metadata[KEY])
+    description["layers"] = {f"_orig_mod.{name}": entry for name, entry in description["layers"].items()}
+    save_file({f"_orig_mod.{key}": t for key, t in tensors.items()}, path, {KEY: json.dumps(description)})
     assert dt.DeepLoRA.load(network(), path).layer_names == ["0", "2"]
 
 
-# ----------------------------------------------------------------------------- what is written
+# ----------------------------------------------------------------------------- writing
 
 
 FAULTS = [
@@ -276,7 +276,7 @@ FAULTS = [
 
 
 def fail_at(monkeypatch, name, fault, n):
-    """Let the n-th call of a function of files raise; return whether it came to that."""
+    """Let the n-th call of a file function raise; return a list of the calls."""
     kind = {"fsync": os, "replace": Path, "open": Path}[name]
     call, calls = getattr(kind, name), []
 
@@ -292,7 +292,7 @@ def fail_at(monkeypatch, name, fault, n):
 
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_failed_save_leaves_the_file_that_was_there(name, fault, n, saved, monkeypatch):
+def test_a_failed_save_leaves_the_previous_file(name, fault, n, saved, monkeypatch):
     path = saved[0]
     before = path.read_bytes()
     other = add_adapter(network(), rank=3)
@@ -317,7 +317,7 @@ def read_export(folder):
 
 @pytest.mark.parametrize("others", ["nothing", "a file", "a folder"])
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
-def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_the_previous_export(name, fault, others, tmp_path, monkeypatch):
     folder = tmp_path / "lora"
     add_adapter(network()).export_lora(folder)
     if others == "a file":
@@ -333,7 +333,7 @@ def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_
                 other.export_lora(folder)
             except type(fault):
                 pass
-        # Never the configuration of one with the tensors of the other.
+        # Configuration and tensors always belong together.
         rank, ranks = read_export(folder)
         assert ranks == {rank}
         assert rank in (2, 3)
@@ -343,7 +343,7 @@ def test_a_failed_export_leaves_the_one_that_was_there(name, fault, others, tmp_
     assert rank == 3
 
 
-def test_exports_make_folders_and_follow_the_factors(tmp_path):
+def test_exports_create_folders_and_contain_the_current_factors(tmp_path):
     adapter = add_adapter(network())
     adapter.export_lora(tmp_path / "a" / "b")
     assert read_export(tmp_path / "a" / "b") == (2, {2})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Merged adapters: the weight comes back bit for bit, whatever happens in the meantime, or not at all."""
+"""Merging of adapters: `unmerge` restores the weight bit for bit, or raises an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def equal(found, wanted):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_sums_are_rounded_once_and_taken_back_bit_for_bit(dtype):
+def test_merging_rounds_once_and_unmerging_restores_bit_for_bit(dtype):
     model = network(dtype)
     before = copy_weights(model)
     first, second = adapt(model, name="first"), adapt(model, "0", name="second", seed=1)
@@ -58,7 +58,7 @@ def test_sums_are_rounded_once_and_taken_back_bit_for_bit(dtype):
     assert equal(copy_weights(model), before)
 
 
-def test_factors_may_change_while_they_are_merged():
+def test_unmerging_works_after_the_factors_have_changed():
     model = network()
     before, x = copy_weights(model), torch.randn(4, 12)
     adapter = adapt(model)
@@ -68,7 +68,7 @@ def test_factors_may_change_while_they_are_merged():
             parameter.mul_(2)
     adapter.unmerge()
     assert equal(copy_weights(model), before)
-    # Through load_state_dict the weights follow at once.
+    # load_state_dict merges the new factors immediately.
     other = adapt(network(), seed=5)
     adapter.merge()
     adapter.load_state_dict(other.state_dict())
@@ -78,7 +78,7 @@ def test_factors_may_change_while_they_are_merged():
     assert torch.equal(model(x), other.model(x))
 
 
-def test_a_state_dict_is_that_of_the_unmerged_model():
+def test_the_state_dict_of_a_merged_model_is_the_unmerged_one():
     model, x = network(), torch.randn(4, 12)
     adapter = adapt(model)
     unmerged = copy.deepcopy(model.state_dict())
@@ -94,7 +94,7 @@ def test_a_state_dict_is_that_of_the_unmerged_model():
 
 
 @pytest.mark.parametrize("part", ["all", "weights", "factors"])
-def test_a_state_dict_that_is_loaded_while_merged_is_merged_too(part):
+def test_a_state_dict_loaded_into_a_merged_model_is_merged(part):
     x = torch.randn(4, 12)
     source = network()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_loaded_factors_that_are_not_finite_leave_the_model_unmerged():
     assert torch.isnan(model(torch.randn(2, 12))).all()
 
 
-def test_changes_of_a_merged_weight_are_not_lost_in_silence():
+def test_other_changes_of_a_merged_weight_raise_an_error():
     model = network()
     adapter, other = adapt(model, freeze=False), adapt(model, "0", name="other", freeze=False)
     adapter.merge()
@@ -152,7 +152,7 @@ def test_changes_of_a_merged_weight_are_not_lost_in_silence():
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_a_merged_model_may_be_moved_and_copied():
+def test_a_merged_model_can_be_moved_and_copied():
     model = network()
     before = copy_weights(model)
     adapter = adapt(model)
@@ -167,7 +167,7 @@ def test_a_merged_model_may_be_moved_and_copied():
     assert equal(copy_weights(model), [w.to(torch.bfloat16) for w in before])
 
 
-def test_a_merged_adapter_can_be_switched_off():
+def test_a_merged_adapter_can_be_disabled():
     model, x = network(), torch.randn(4, 12)
     plain = model(x)
     adapter = adapt(model)
@@ -254,7 +254,7 @@ def test_factors_that_are_not_finite_are_named():
     assert adapter.compress(1)["2"].rank == 1
 
 
-def test_an_interrupt_while_merging_leaves_every_weight(monkeypatch):
+def test_an_interrupt_while_merging_changes_no_weight(monkeypatch):
     model, x = network(), torch.randn(4, 12)
     before = copy_weights(model)
     adapter = adapt(model)
@@ -284,7 +284,7 @@ def test_an_interrupt_while_merging_leaves_every_weight(monkeypatch):
     assert equal(copy_weights(model), before)
 
 
-def test_names_of_adapters_leave_the_model_alone():
+def test_invalid_adapter_names_leave_the_model_unchanged():
     model = network()
     for name in ("training", "handles", "merged_weight", "branches", "_modules", "", "a.b"):
         with pytest.raises(ValueError, match="wanted a word without dots"):
@@ -293,7 +293,7 @@ def test_names_of_adapters_leave_the_model_alone():
         assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_one_rule_for_packed_weights():
+def test_packed_weights_get_adapters_but_no_merge():
     model = nn.Sequential(nn.Linear(6, 6))
     model[0].weight = nn.Parameter(torch.ones(6, 6).to(torch.float8_e4m3fn), requires_grad=False)
     adapter = adapt(model, "0")

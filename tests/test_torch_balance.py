@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Balance of neighbouring layers: conserved by small steps, measured like that of arrays."""
+"""`balance` of neighbouring layers: equal to the measure of arrays, and conserved by small steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import dlnfast as dln  # noqa: E402
 from dlnfast.torch import MLP, VGG, DeepLinear, balance, descend  # noqa: E402
 
 
-def test_it_is_the_measure_of_the_arrays():
+def test_balance_equals_the_measure_of_the_weights_as_arrays():
     model = DeepLinear([5, 7, 3, 2], initial="gaussian", dtype=torch.float64)
     found = balance(model)
     assert list(found) == [("layers.0", "layers.1"), ("layers.1", "layers.2")]
@@ -20,7 +20,7 @@ def test_it_is_the_measure_of_the_arrays():
     np.testing.assert_allclose(list(found.values()), wanted, rtol=tolerance(np.float64, 7))
 
 
-def test_half_precision_and_choices():
+def test_half_precision_and_choices_of_layers_are_supported():
     model = MLP([6, 6, 6, 2], batch_norm=False, initial="orthogonal", scale=0.5)
     exact = balance(model, "layers.*")
     half = balance(model.to(torch.bfloat16), "layers.*")
@@ -30,7 +30,7 @@ def test_half_precision_and_choices():
     assert half["layers.0.linear", "layers.1.linear"] < 6 * 2**-8
 
 
-def test_descent_changes_it_by_its_rate_squared_times_the_steps():
+def test_descent_changes_balance_by_the_squared_rate_times_the_steps():
     inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     changes = []
     for rate, steps in ((0.02, 50), (0.01, 100)):
@@ -44,7 +44,7 @@ def test_descent_changes_it_by_its_rate_squared_times_the_steps():
     assert changes[1] == pytest.approx(changes[0] / 2, rel=0.2)
 
 
-def test_layers_that_do_not_follow_each_other():
+def test_layers_that_do_not_follow_each_other_are_refused():
     with pytest.raises(dln.ShapeError, match="wanted layers that follow each other"):
         balance(VGG("vgg11", width=0.1))
     assert len(balance(VGG("vgg11", width=0.1), ["classifier.0.linear", "head"])) == 1

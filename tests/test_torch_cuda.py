@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What runs on a CUDA device gives what runs on the processor; skipped where there is none."""
+"""Runs, tracking and adapters on a CUDA device agree with those on the CPU; skipped without a device."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def network(dim, dtype, seed=0):
         {"singular_values": "all", "vectors": True, "record_every": 20},
     ],
 )
-def test_the_device_takes_the_steps_of_the_dense_engine(dim, dtype, options):
+def test_the_device_takes_the_same_steps_as_the_dense_engine(dim, dtype, options):
     problem, weights = network(dim, dtype) if dim > 3 else one_number(dtype)
     options = {"learning_rate": 0.5, "steps": STEPS, "singular_values": None} | options
     wanted = dln.train(problem, weights, engine="dense", **options)
     run = dln.train(problem, weights, engine="torch", device="cuda", **options)
     assert run.config["device"] == "cuda:0"
     np.testing.assert_array_equal(run.steps, wanted.steps)
-    # Products on the device come in another order than any here: twice the usual allowance. A product in
-    # TF32 would be off by 1e-3.
+    # Products on the device are summed in another order: twice the usual tolerance. The error of a product
+    # in TF32 would be 1e-3.
     allowed = 2 * tolerance(dtype, dim, STEPS)
     np.testing.assert_allclose(run.loss, wanted.loss, rtol=0, atol=2 * allowed * wanted.loss[0])
     for step in [*run.states.snapshot_steps.tolist(), -1]:
@@ -63,15 +63,15 @@ def one_number(dtype):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
-def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
+def test_checkpointed_runs_resume_bit_for_bit(momentum, tmp_path):
     problem, weights = network(64, "float64")
     options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch"}
     options |= {"device": "cuda", "singular_values": 2, "record_every": 5}
     plain = dln.train(problem, weights, **options)
-    kept = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
+    checkpoint = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(30))
-    run = dln.resume(kept.directory)
+        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(30))
+    run = dln.resume(checkpoint.directory)
     np.testing.assert_array_equal(run.loss, plain.loss)
     for one, other in zip(run.all_weights(), plain.all_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -92,7 +92,7 @@ def samples(device):
     return x.to(device), (x[:, :3].argmax(dim=1)).to(device)
 
 
-def test_trained_and_tracked_as_on_the_processor():
+def test_training_and_tracking_agree_with_the_cpu():
     runs, values = [], []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_trained_and_tracked_as_on_the_processor():
     np.testing.assert_allclose(runs[0].singular_values("2"), runs[1].singular_values("2"), rtol=1e-3)
 
 
-def test_deep_linear_keeps_its_weights_there():
+def test_weights_of_deep_linear_are_on_the_device():
     model = DeepLinear([9] * 4, scale=0.5, dtype=torch.float64).to("cuda")
     x = torch.randn(5, 9, dtype=torch.float64)
     product = np.linalg.multi_dot(model.to_weights()[::-1])
@@ -118,7 +118,7 @@ def test_deep_linear_keeps_its_weights_there():
     np.testing.assert_allclose(found, x.numpy() @ product.T, atol=tolerance(np.float64, 9, 3))
 
 
-def test_adapters_start_learn_and_merge_there():
+def test_adapters_can_be_trained_and_merged_on_the_device():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)).to("cuda")
     x, y = samples("cuda")

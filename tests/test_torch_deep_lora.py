@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Deep LoRA: the full-width factors it stands for, what it leaves alone, its files."""
+"""Deep LoRA: agreement with full-width factors, isolation from other layers, and files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ F32 = np.float32
 
 
 class Conv1D(nn.Module):
-    """As in GPT-2: the weight is (inputs, outputs)."""
+    """Layer of GPT-2 with a weight (inputs, outputs)."""
 
     def __init__(self, n_out, n_in, dtype=torch.float32):
         super().__init__()
@@ -43,7 +43,7 @@ class Conv1D(nn.Module):
 
 
 class Doubled(nn.Embedding):
-    """An embedding with a scale, as some language models have."""
+    """An embedding with a scale, as in some language models."""
 
     embed_scale = 2.0
 
@@ -72,7 +72,7 @@ def adapted(model=None, layers=None, *, rank=4, scale=0.5, **settings):
 
 
 def stir(adapter, by=0.3):
-    """Move all factors, as training does."""
+    """Change all factors, as in training."""
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter += by * parameter.std(correction=0).clamp(min=0.1) * torch.randn_like(parameter)
@@ -89,7 +89,7 @@ def small_bert():
     )
 
 
-# ------------------------------------------------------------------------- what is computed
+# ------------------------------------------------------------------------- forward pass
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,7 +126,7 @@ def test_the_branch_is_the_product_of_its_factors(d_out, d_in, rank, depth, init
     assert [tuple(f.shape) for f in factors] == [(b, a) for a, b in itertools.pairwise([d_in, *inner, d_out])]
     assert adapter.n_parameters == sum(f.numel() for f in factors)
     product = torch.linalg.multi_dot(factors[::-1])
-    # Sums of terms that cancel: relative to those of their sizes.
+    # Terms cancel, so the error is relative to the sum of their sizes.
     sizes = torch.linalg.multi_dot([f.abs() for f in factors[::-1]])
     bound = tolerance(weight.numpy().dtype, max(d_out, d_in, width), len(factors))
     delta = adapter.delta_weight("0")
@@ -138,7 +138,7 @@ def test_the_branch_is_the_product_of_its_factors(d_out, d_in, rank, depth, init
     change = inputs @ product.T
     span = (inputs.abs() @ sizes.T).norm() + plain.norm()
     assert (output - plain - change).norm() <= bound * span
-    # A weight that holds the update gives the same, and comes back to the bit.
+    # A merged weight gives the same output, and is restored bit for bit.
     adapter.merge()
     assert (model(x) - output).norm() <= bound * span
     adapter.unmerge()
@@ -149,7 +149,7 @@ def test_the_branch_is_the_product_of_its_factors(d_out, d_in, rank, depth, init
     assert list(model.state_dict()) == [f"0.{name}" for name, _ in layer.named_parameters()]
 
 
-def test_training_moves_the_factors_alone():
+def test_training_changes_only_the_factors():
     model, batch, adapter = adapted()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(adapter.param_groups(1e-2, weight_decay=0.1))
@@ -165,14 +165,14 @@ def test_training_moves_the_factors_alone():
         assert torch.equal(value, before[key]) != ("deep_lora" in key)
 
 
-def test_groups_hold_all_parameters_and_schedulers_keep_their_ratio():
+def test_groups_contain_all_parameters_and_schedulers_preserve_their_ratio():
     _, _, adapter = adapted()
     groups = adapter.param_groups(1e-2, outer=0.05, weight_decay=0.3)
     assert [group["lr"] for group in groups] == [1e-2, pytest.approx(5e-4)]
     assert all(group["weight_decay"] == 0.3 for group in groups)
     assert {tuple(p.shape) for p in groups[0]["params"]} == {(3, 4, 4)}
-    held = {id(p) for group in groups for p in group["params"]}
-    assert held == {id(p) for p in adapter.parameters()}
+    grouped = {id(p) for group in groups for p in group["params"]}
+    assert grouped == {id(p) for p in adapter.parameters()}
     optimizer = torch.optim.SGD(groups)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5)
     for _ in range(3):
@@ -187,7 +187,7 @@ def test_groups_hold_all_parameters_and_schedulers_keep_their_ratio():
         assert len(other.param_groups(1e-2)) == 1
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
     model, (x, y), adapter = adapted()
     squared_error(model, (x, y)).backward()
     whole = [p.grad.clone() for p in adapter.parameters()]
@@ -249,7 +249,7 @@ class Comparison:
         return lambda x: x @ (self.weight + product).T
 
     def train(self, steps):
-        """Return at each step dW of full width, and dW of the adapter."""
+        """Yield dW of the full width and dW of the adapter at each step."""
         for _ in range(steps):
             product = self.wide[2] @ self.wide[1] @ self.wide[0]
             losses = self.loss(self.as_wide(product), self.batch), self.loss(self.model, self.batch)
@@ -262,7 +262,7 @@ class Comparison:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_with_frozen_frames_it_is_the_training_of_full_width_factors(momentum):
+def test_with_frozen_frames_training_equals_that_of_full_width_factors(momentum):
     """Exact for white inputs and a residual of rank r/2, but for rho^3 outside of the frames."""
     rate = 0.05 if momentum == 0 else 0.005
     case = Comparison(momentum=momentum, rate=rate)
@@ -272,27 +272,27 @@ def test_with_frozen_frames_it_is_the_training_of_full_width_factors(momentum):
     for wide, narrow in case.train(steps):
         velocity = momentum * velocity + rho**5
         rho -= rate * velocity
-        rest = rho**3 * (case.rotation - case.inside)
-        worst = max(worst, float((wide - narrow - rest).norm()))
+        complement = rho**3 * (case.rotation - case.inside)
+        worst = max(worst, float((wide - narrow - complement).norm()))
     assert wide.norm() > 2.2  # the singular values 2 and 1 are learned
     assert worst <= tolerance(np.float64, case.dim, steps) * wide.norm()
 
 
 def differences(steps=1500, **settings):
-    """Return the largest distance on the way and the last one, relative to the last dW."""
+    """Return the largest distance over all steps and the last one, relative to the last dW."""
     path = [(float((wide - narrow).norm()), float(wide.norm())) for wide, narrow in
             Comparison(**settings).train(steps)]  # fmt: skip
     return max(d for d, _ in path) / path[-1][1], path[-1][0] / path[-1][1]
 
 
-def test_frames_that_turn_follow_full_width_training_closely():
+def test_with_trained_frames_training_is_close_to_full_width():
     floor = 0.1**3 * 20**0.5 / 5**0.5
     largest, last = differences(outer=0.01)
     assert floor / 2 < last <= 1.1 * floor
     assert largest <= 0.02
 
 
-def test_other_settings_are_approximations_which_turning_frames_improve():
+def test_other_settings_are_approximations_that_trained_frames_improve():
     """Inputs that are not white, residuals of full rank: the closer to the exact setting, the better."""
     slightly, strongly = differences(spread=1.1)[1], differences(spread=2.0)[1]
     assert 0.005 < slightly < 0.05 < strongly < 0.3
@@ -300,7 +300,7 @@ def test_other_settings_are_approximations_which_turning_frames_improve():
     assert differences(noise=0.01)[1] < 0.01
 
 
-# --------------------------------------------------------------------- where it starts
+# --------------------------------------------------------------------- initial factors
 
 
 def gradient_of(model, batch, path, loss=squared_error):
@@ -309,12 +309,12 @@ def gradient_of(model, batch, path, loss=squared_error):
 
 
 def contained(vectors, frame):
-    """Return how far orthonormal columns are from the span of a frame, in sines."""
+    """Return the sines of the angles between orthonormal columns and the span of a frame."""
     return float((vectors - frame @ (frame.T @ vectors)).norm())
 
 
 @pytest.mark.parametrize(("rank", "d_in", "d_out"), [(4, 12, 10), (5, 10, 10), (1, 1, 7), (2, 300, 270)])
-def test_frames_hold_the_leading_singular_vectors_of_the_gradient(rank, d_in, d_out):
+def test_frames_contain_the_leading_singular_vectors_of_the_gradient(rank, d_in, d_out):
     model = nn.Sequential(nn.Linear(d_in, d_out, dtype=torch.float64))
     # Few samples, so that the spectrum of the gradient decays.
     x = torch.randn(30, 3, dtype=torch.float64) @ torch.randn(3, d_in, dtype=torch.float64)
@@ -329,13 +329,13 @@ def test_frames_hold_the_leading_singular_vectors_of_the_gradient(rank, d_in, d_
     assert (left.T @ left - one).norm() <= tolerance(np.float64, d_out, rank)
     assert all(torch.equal(core, 0.25 * one) for core in cores)
     u, _, vt = torch.linalg.svd(gradient)
-    # Singular values are found to 1e-6, vectors to the root of that.
+    # Singular values have an error of 1e-6, vectors the root of that.
     assert contained(vt[: (rank + 1) // 2].T, right.T) <= 2e-3
     assert contained(u[:, : rank // 2], left) <= 2e-3
 
 
-def test_frames_of_a_square_weight_have_the_law_of_a_random_rotation():
-    """E = left right on the frames: <v_g, E^T u_g> has the law of an entry of a Haar rotation."""
+def test_frames_of_a_square_weight_are_related_by_a_haar_rotation():
+    """E = left right on the frames: <v_g, E^T u_g> is distributed like an entry of a Haar rotation."""
     dim, draws = 5, 400
     model = nn.Sequential(nn.Linear(dim, dim, bias=False))
     batch = torch.eye(dim)[:1] * 3, torch.eye(dim)[1:2]
@@ -356,7 +356,7 @@ def test_frames_of_a_square_weight_have_the_law_of_a_random_rotation():
     assert np.square(others).mean() > 0.01
 
 
-def test_draws_depend_on_the_seed_and_the_name_only():
+def test_random_factors_depend_on_the_seed_and_the_name_only():
     def factors(layers, seed):
         model = network()
         adapter = dt.DeepLoRA(model, layers, rank=2, init="random", seed=seed)
@@ -369,7 +369,7 @@ def test_draws_depend_on_the_seed_and_the_name_only():
 
 
 @pytest.mark.parametrize("init", ["random", "full"])
-def test_other_starts_are_scaled_frames(init):
+def test_random_and_full_factors_are_scaled_frames(init):
     model = network()
     adapter = dt.DeepLoRA(model, rank=3 if init == "random" else None, init=init, scale=0.2)
     for name in adapter.layer_names:
@@ -398,7 +398,7 @@ def test_gradients_of_several_batches_add_up():
             assert torch.equal(c[i], b[i])
 
 
-def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients():
+def test_the_gradients_of_a_layer_that_is_called_twice_are_summed():
     layer = nn.Linear(12, 12)
     model = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(12, 7))
     batch = batch_for(model)
@@ -422,7 +422,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoints_change_nothing(reentrant):
+def test_gradient_checkpointing_gives_the_same_factors(reentrant):
     def run(kind):
         torch.manual_seed(0)
         blocks = [nn.Sequential(nn.Linear(12, 12), nn.ReLU(inplace=True), nn.Dropout(0.1)) for _ in range(2)]
@@ -451,7 +451,7 @@ def test_a_shared_layer_in_a_reentrant_checkpoint_is_refused_and_works_with_two_
     assert adapter.layer_names == ["0", "1.inside"]
 
 
-def test_the_set_up_changes_nothing_of_the_model():
+def test_the_set_up_does_not_change_the_model():
     model = nn.Sequential(
         nn.Linear(12, 10), nn.BatchNorm1d(10), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(10, 7)
     )
@@ -472,7 +472,7 @@ def test_the_set_up_changes_nothing_of_the_model():
     assert not model[4]._forward_hooks
 
 
-def test_gradients_are_found_without_grad_mode_and_beside_frozen_or_free_weights():
+def test_gradients_are_computed_in_no_grad_mode_and_for_frozen_weights():
     model = network()
     batch = batch_for(model)
     with torch.no_grad():
@@ -484,7 +484,7 @@ def test_gradients_are_found_without_grad_mode_and_beside_frozen_or_free_weights
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_embeddings_leave_padding_out_of_the_gradient_and_keep_their_scale():
+def test_embeddings_ignore_padding_and_apply_their_scale():
     class Bag(nn.Module):
         def __init__(self):
             super().__init__()
@@ -532,7 +532,7 @@ def test_low_precision_layers_get_factors_in_float32(low):
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_autocast_loses_nothing_of_tiny_cores(low):
+def test_autocast_does_not_underflow_for_small_cores(low):
     model, batch, adapter = adapted(scale=1e-3)
     exact = model(batch[0])
     squared_error(model, batch).backward()
@@ -550,10 +550,10 @@ def test_autocast_loses_nothing_of_tiny_cores(low):
         assert relative_error(p.grad, gradient) <= 32 * torch.finfo(low).eps
 
 
-# ------------------------------------------------------- several, on and off, copies
+# ------------------------------------------------------- several adapters, enabling, copies
 
 
-def test_adapters_add_up_and_leave_one_by_one():
+def test_updates_of_several_adapters_add_up():
     model = network()
     x, _ = batch_for(model)
     plain = model(x)
@@ -589,7 +589,7 @@ def test_adapters_add_up_and_leave_one_by_one():
     assert torch.equal(model(x), plain)
 
 
-def test_removing_can_leave_the_update_in_the_weights():
+def test_remove_can_merge_the_update_permanently():
     model = network()
     x, _ = batch_for(model)
     stays = stir(dt.DeepLoRA(model, rank=2, init="random", scale=0.5, name="stays"))
@@ -605,7 +605,7 @@ def test_removing_can_leave_the_update_in_the_weights():
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_a_removed_adapter_says_so():
+def test_a_removed_adapter_raises_an_error():
     _, _, adapter = adapted()
     adapter.remove()
     for call in (adapter.merge, adapter.remove, lambda: adapter.factors("0"), lambda: adapter.compress(1)):
@@ -613,22 +613,22 @@ def test_a_removed_adapter_says_so():
             call()
 
 
-def test_copies_have_adapters_of_their_own():
+def test_copies_of_a_model_have_independent_adapters():
     model, (x, _), adapter = adapted()
     output = model(x)
     twin = copy.deepcopy(adapter)
     alone = copy.deepcopy(model)
-    kept = pickle.loads(pickle.dumps(model))
+    unpickled = pickle.loads(pickle.dumps(model))
     stir(adapter)
     assert not torch.equal(model(x), output)
-    for other in (twin.model, alone, kept):
+    for other in (twin.model, alone, unpickled):
         assert torch.equal(other(x), output)
     twin.remove()
     assert list(twin.model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert torch.equal(alone(x), output)
 
 
-def test_the_model_s_own_state_keeps_its_names():
+def test_the_state_dict_of_the_model_keeps_its_names():
     model, (x, _), adapter = adapted()
     stir(adapter)
     state = model.state_dict()
@@ -644,7 +644,7 @@ def test_the_model_s_own_state_keeps_its_names():
     assert torch.equal(third(x), model(x))
 
 
-def test_data_parallelism_sees_the_factors(tmp_path):
+def test_data_parallelism_trains_the_factors(tmp_path):
     if not torch.distributed.is_available() or torch.distributed.is_initialized():
         pytest.skip("PyTorch has no distributed part, or it is in use")
     model, batch, adapter = adapted()
@@ -662,7 +662,7 @@ def test_data_parallelism_sees_the_factors(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_transformer_layers_take_no_shortcut_around_the_branch():
+def test_transformer_layers_do_not_use_their_fast_path():
     model = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True).eval()
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
@@ -678,7 +678,7 @@ def test_transformer_layers_take_no_shortcut_around_the_branch():
 
 
 @pytest.mark.parametrize("init", ["gradient", "random", "full"])
-def test_compression_is_the_best_of_its_rank_and_states_its_error(init):
+def test_compression_is_optimal_and_reports_its_error(init):
     model = network()
     batch = batch_for(model)
     given_batch = {"batches": batch, "loss": squared_error} if init == "gradient" else {}
@@ -711,16 +711,16 @@ def test_compression_is_the_best_of_its_rank_and_states_its_error(init):
     assert squared_error(model, batch).item() < loss.item()
 
 
-def test_compression_to_a_tolerance_takes_the_lowest_rank():
+def test_compression_to_a_tolerance_uses_the_lowest_rank():
     model, (x, _), adapter = adapted(rank=5)
     stir(adapter)
     values = {name: adapter.singular_values(name) for name in adapter.layer_names}
     twin = copy.deepcopy(adapter)
-    for name, kept in adapter.compress(tolerance=0.2).items():
+    for name, truncation in adapter.compress(tolerance=0.2).items():
         tails = np.sqrt(np.cumsum(values[name][::-1] ** 2)[::-1]) / np.linalg.norm(values[name])
-        assert kept.rank == np.count_nonzero(tails > 0.2)
-        assert kept.relative_error <= 0.2
-    assert {kept.rank for kept in twin.compress(1, tolerance=0.2).values()} == {1}
+        assert truncation.rank == np.count_nonzero(tails > 0.2)
+        assert truncation.relative_error <= 0.2
+    assert {truncation.rank for truncation in twin.compress(1, tolerance=0.2).values()} == {1}
     assert adapter.compress(tolerance=0)["0"].error <= tolerance(F32, 12) * values["0"][0]
     with torch.no_grad():
         for p in adapter.parameters():
@@ -739,7 +739,7 @@ def _safetensors():
 
 @pytest.mark.usefixtures("_safetensors")
 @pytest.mark.parametrize("init", ["gradient", "random", "full", "depth 2", "compressed"])
-def test_files_bring_an_adapter_back(init, tmp_path):
+def test_an_adapter_can_be_saved_and_loaded(init, tmp_path):
     model = network()
     batch = batch_for(model)
     if init in ("random", "full"):
@@ -767,18 +767,18 @@ def test_files_bring_an_adapter_back(init, tmp_path):
 
 
 @pytest.mark.usefixtures("_safetensors")
-def test_files_that_do_not_fit_are_refused(tmp_path):
+def test_files_of_other_layers_or_formats_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     model, _, adapter = adapted()
-    place = tmp_path / "adapter.safetensors"
-    adapter.save(place)
-    with pytest.raises(ValueError, match="name is 'default', which layer '0' has an adapter of already"):
-        dt.DeepLoRA.load(model, place)
+    file_path = tmp_path / "adapter.safetensors"
+    adapter.save(file_path)
+    with pytest.raises(ValueError, match="name is 'default', but layer '0' has an adapter of this name"):
+        dt.DeepLoRA.load(model, file_path)
     with pytest.raises(dln.ShapeError, match="layer '2' is 5 x 10; the file's is 7 x 10"):
-        dt.DeepLoRA.load(network(n_out=5), place)
+        dt.DeepLoRA.load(network(n_out=5), file_path)
     with pytest.raises(ValueError, match="'2' fits none"):
-        dt.DeepLoRA.load(nn.Sequential(nn.Linear(12, 10)), place)
+        dt.DeepLoRA.load(nn.Sequential(nn.Linear(12, 10)), file_path)
     with pytest.raises(FileNotFoundError, match="which is no file"):
         dt.DeepLoRA.load(model, tmp_path / "none")
     (tmp_path / "text").write_text("nothing")
@@ -792,7 +792,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         dt.DeepLoRA.load(model, tmp_path / "newer")
 
 
-def test_files_without_safetensors_say_what_is_missing(run_python, tmp_path):
+def test_files_without_safetensors_name_the_missing_package(run_python, tmp_path):
     program = """
 import sys
 sys.modules["safetensors"] = None
@@ -809,7 +809,7 @@ except ModuleNotFoundError as error:
 # ------------------------------------------------------------------------------------ errors
 
 
-def test_bad_settings_are_refused_by_name():
+def test_errors_name_the_invalid_setting():
     model = network()
     batch = batch_for(model)
     cases = [
@@ -828,7 +828,7 @@ def test_bad_settings_are_refused_by_name():
         ({"rank": 2}, ValueError, 'batches are needed for init="gradient"'),
         ({"rank": 2, "batches": []}, ValueError, "batches is empty"),
         ({"rank": 2, "batches": batch}, TypeError, r"a batch is tuple; .* model\(\*\*batch\)"),
-        ({"rank": 2, "batches": batch, "loss": lambda m, b: 1.0}, TypeError, "loss gave float"),
+        ({"rank": 2, "batches": batch, "loss": lambda m, b: 1.0}, TypeError, "loss returned float"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: m(b[0])}, ValueError, r"shape \(9, 7\)"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: b[0].sum()}, ValueError, "none of the chosen"),
         ({"rank": 2, "batches": batch, "loss": lambda m, b: m(b[0]).sum() / 0}, ValueError, "loss is .*inf"),
@@ -883,7 +883,7 @@ def test_layers_that_cannot_be_adapted_are_refused():
         make(nn.Sequential(nn.Embedding(5, 4, max_norm=1.0)), "0")
 
 
-def test_bad_calls_are_refused_by_name():
+def test_errors_name_the_invalid_argument():
     _, _, adapter = adapted()
     with pytest.raises(ValueError, match="layer is '1'; wanted one of 0, 2"):
         adapter.factors("1")
@@ -903,9 +903,9 @@ def test_bad_calls_are_refused_by_name():
         adapter.compress(1)
 
 
-def test_weights_that_hold_no_numbers_with_a_point_are_adapted_but_not_merged():
+def test_weights_of_integers_are_adapted_but_not_merged():
     class Packed(nn.Linear):
-        """A layer whose weight is packed, as quantised ones are."""
+        """A layer with a packed weight, as in quantised models."""
 
         def __init__(self):
             super().__init__(6, 5)
@@ -931,7 +931,7 @@ def test_weights_that_hold_no_numbers_with_a_point_are_adapted_but_not_merged():
 # ---------------------------------------------------------------------- a pretrained model
 
 
-def test_a_pretrained_model_learns_through_the_adapter_and_is_given_back():
+def test_a_pretrained_model_is_adapted_and_restored():
     model = small_bert()
     model.eval()
     generator = torch.Generator().manual_seed(0)
@@ -963,24 +963,24 @@ def test_a_pretrained_model_learns_through_the_adapter_and_is_given_back():
         assert torch.equal(model(**batch).logits, plain)
 
 
-def test_what_would_be_wrong_in_silence_is_refused(tmp_path):
+def test_conflicting_arguments_are_refused(tmp_path):
     model = nn.Sequential(nn.Linear(6, 6))
     batch = torch.randn(4, 6), torch.randn(4, 6)
     with pytest.raises(ValueError, match=r"rank is 1; wanted at least 2 for init=\"gradient\""):
         dt.DeepLoRA(model, "0", rank=1, batches=batch, loss=squared_error)
     adapter = dt.DeepLoRA(model, "0", rank=2, batches=batch, loss=squared_error)
     for options in ({"lr": 1.0}, {"params": []}):
-        with pytest.raises(TypeError, match="is made here"):
+        with pytest.raises(TypeError, match="is set by param_groups"):
             adapter.param_groups(1e-2, **options)
     with pytest.raises(ValueError, match=r"tolerance .* is 2; wanted a number in"):
         adapter.compress(tolerance=2.0)
     pytest.importorskip("safetensors", reason="safetensors is optional")
     for settings_ in ({"lora_alpha": 16}, {"use_rslora": True}, {"peft_type": "IA3"}, {"r": 3}):
-        with pytest.raises(TypeError, match="follows from the adapter; wanted base_model_name_or_path"):
+        with pytest.raises(TypeError, match="is determined by the adapter; wanted base_model_name_or_path"):
             adapter.export_lora(tmp_path / "lora", **settings_)
 
 
-def test_a_tracker_follows_an_adapter_through_compress():
+def test_a_tracker_continues_after_compress():
     model = nn.Sequential(nn.Linear(9, 9))
     adapter = dt.DeepLoRA(model, "0", rank=4, init="random", scale=0.5)
     with dt.track(model, adapter.updates(), every=1, change=False) as tracked:

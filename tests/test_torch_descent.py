@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The torch engine against the dense one: the same numbers, records, endings and errors."""
+"""The torch engine compared with the dense engine: numbers, records, outcomes and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlnfast.torch import descent as torch_descent  # noqa: E402
 DIM = 10
 
 F32, F64 = np.float32, np.float64
-#: What may stand between the two engines in float64, beside the size of each quantity: nine times
+#: Largest difference between the two engines in float64, relative to the size of each quantity: nine times
 #: tolerance(float64, 16, 200), for runs in which gradients of many layers feed on each other's rounding.
 EXACT = 1e-12
 
@@ -37,14 +37,14 @@ def both(problem, weights, **options):
 
 
 def differences(wanted, run):
-    """Return the largest differences of residuals, singular values and weights, each beside its size.
+    """Return the largest differences of residuals, singular values and weights, each relative to its size.
 
     Layers may pass through zero: their size is that of the start where it is larger.
     """
     layers = range(1, run.n_layers + 1)
     sizes = [np.linalg.norm(wanted.weights(layer, 0)) for layer in layers]
     scale = max(wanted.loss[0], run.problem.loss_scale * np.sum(run.problem.dense_target() ** 2))
-    # A loss of zero may come out below it, by rounding.
+    # By rounding a loss of zero may be negative.
     assert min(run.loss.min(), wanted.loss.min()) >= -1e-5 * scale * np.finfo(np.float32).eps
     roots = [np.sqrt(np.maximum(each.loss, 0.0)) for each in (run, wanted)]
     found = {"loss": np.abs(roots[0] - roots[1]).max() / np.sqrt(scale)}
@@ -69,7 +69,7 @@ def assert_same_run(wanted, run, limit=0.0):
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Take one thread: a second team beside the core's makes small work wait on a busy machine."""
+    """Use one thread: a second team of threads slows small work down on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,7 +78,7 @@ def one_thread():
 
 @pytest.fixture(params=[1, 7], ids=["host", "accelerator"])
 def apart(request, monkeypatch):
-    """Let the CPU play a device apart from the host, on which 7 steps are queued at a time, or be itself."""
+    """Let the CPU act as a separate device with a queue of 7 steps, or as the host."""
     if request.param > 1:
         begin = torch_descent.TorchJob.__init__
 
@@ -88,7 +88,7 @@ def apart(request, monkeypatch):
                 self.steps_ahead = request.param
 
         monkeypatch.setattr(torch_descent.TorchJob, "__init__", begin_apart)
-        monkeypatch.setattr(torch_descent, "_placed", lambda host, device: host.clone())
+        monkeypatch.setattr(torch_descent, "_move_to_device", lambda host, device: host.clone())
     return request.param > 1
 
 
@@ -103,7 +103,7 @@ def apart(request, monkeypatch):
     seed=st.integers(0, 999),
     data=st.data(),
 )
-def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
+def test_a_run_equals_that_of_the_dense_engine(widths, white, dtype, seed, data):
     n_layers = len(widths) - 1
 
     def each(*choices):
@@ -124,14 +124,14 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
         "weights_every": 10,
     }
     wanted, run = both(problem, weights, **options)
-    # Descent that leaves a saddle point amplifies the rounding that it came there with, in any engine.
+    # Near a saddle point descent amplifies rounding errors, in any engine.
     rng, small = np.random.default_rng(seed), 1e-7 if dtype == F64 else 1e-3
     nearby = [w * (1 + small * rng.standard_normal(w.shape)).astype(dtype) for w in weights]
     assume(
         max(differences(wanted, dln.train(problem, nearby, engine="dense", **options)).values()) <= 50 * small
     )
-    # In float32 losses near a minimum are known to rounding beside their first value, and momentum 0.9 sums
-    # ten steps' errors up.
+    # In float32 the error of losses near a minimum is relative to their first value, and momentum 0.9 sums
+    # the errors of ten steps.
     assert_same_run(wanted, run, EXACT if dtype == F64 else 10 * tolerance(F32, 16, max(steps, 1)))
     assert run.loss.dtype == F64
     assert run.weights(1).dtype == run.singular_values(1).dtype == dtype
@@ -139,7 +139,7 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
 
 @pytest.mark.parametrize("white", [True, False])
 @pytest.mark.parametrize("widths", [[7, 4], [4, 7], [6, 6, 6, 6], [11, 3, 11], [8, 8, 8, 2], [2, 8, 8, 8]])
-def test_a_run_is_that_of_the_reference(widths, white):
+def test_a_run_equals_that_of_the_reference(widths, white):
     problem, weights = draw_problem(widths, white=white), dln.gaussian(widths, 0.8, 1)
     n_layers = len(weights)
     rates = {"learning_rate": 0.1, "weight_decay": 0.02, "momentum": 0.3}
@@ -158,7 +158,7 @@ def test_a_run_is_that_of_the_reference(widths, white):
             assert np.linalg.norm(run.weights(layer, step) - matrix) <= EXACT * np.linalg.norm(matrix)
 
 
-def test_wider_layers_on_both_sides_of_a_bottleneck():
+def test_layers_around_a_bottleneck_equal_the_dense_engine():
     widths = [70, 90, 20, 130, 75]
     problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7)
     rate = stable_rate(problem, weights)
@@ -168,7 +168,7 @@ def test_wider_layers_on_both_sides_of_a_bottleneck():
     assert_same_run(wanted, run, EXACT)
 
 
-def test_targets_in_factors_and_data_that_leave_a_loss():
+def test_low_rank_targets_and_a_loss_floor_equal_the_dense_engine():
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((6, 40)), rng.standard_normal((3, 40))
     recovery = dln.low_rank_recovery(12, 3)
@@ -184,17 +184,17 @@ def test_targets_in_factors_and_data_that_leave_a_loss():
 
 
 @pytest.mark.parametrize("widths", [[5, 4], [5, 4, 6], [3, 9, 9, 9], [9, 9, 9, 3]])
-def test_decay_that_takes_everything_leaves_the_gradient(widths):
+def test_decay_that_removes_the_weight_leaves_the_gradient(widths):
     problem, weights = draw_problem(widths), dln.gaussian(widths, 1e-3)
     run = dln.train(problem, weights, learning_rate=0.5, weight_decay=2.0, steps=1, engine="torch")
     slopes = reference.gradients(weights, problem.dense_target(), None, problem.loss_scale)
     for layer, slope in enumerate(slopes, start=1):
-        # Beside the gradient, which is much smaller than the weights: nothing was rounded away.
+        # Relative to the gradient, which is much smaller than the weights: it was not lost by rounding.
         allowed = tolerance(F64, 9) * 0.5 * np.linalg.norm(slope)
         assert np.linalg.norm(run.weights(layer) + 0.5 * slope) <= allowed
 
 
-def test_what_is_given_is_left_as_it_is():
+def test_arguments_are_not_changed():
     widths = [5, 6, 4]
     target = np.random.default_rng(0).standard_normal((4, 5))
     weights = dln.gaussian(widths)
@@ -208,11 +208,11 @@ def test_what_is_given_is_left_as_it_is():
     np.testing.assert_array_equal(run.weights(1, 0), before[1])
 
 
-# Records and endings, on the host and on a device that runs ahead of it.
+# Records and outcomes, on the host and on a device with queued steps.
 
 
-def test_a_device_apart_gives_the_same_run(apart, problem, weights):
-    for steps, every, kept in (
+def test_a_separate_device_gives_the_same_run(apart, problem, weights):
+    for steps, every, weights_every in (
         (0, 1, 1),
         (23, 5, 4),
         (50, 50, 50),
@@ -228,13 +228,13 @@ def test_a_device_apart_gives_the_same_run(apart, problem, weights):
             weight_decay=1e-3,
             steps=steps,
             record_every=every,
-            weights_every=kept,
+            weights_every=weights_every,
             vectors=True,
         )
         assert_same_run(wanted, run, EXACT)
 
 
-def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(apart, problem, weights):
+def test_a_run_stops_at_the_first_loss_below_the_tolerance(apart, problem, weights):
     whole = dln.train(problem, weights, learning_rate=0.5, steps=200, engine="torch")
     limit = float(np.sqrt(whole.loss[0] * whole.loss.min()))
     for bound in (limit, 1e9, 0.0):
@@ -244,7 +244,7 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(apart, problem, weights):
         assert_same_run(wanted, run, EXACT)
 
 
-def test_a_callback_sees_every_record_and_may_end_the_run(apart, problem, weights):
+def test_a_callback_is_called_at_every_record_and_can_stop_the_run(apart, problem, weights):
     seen = []
     rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": "torch"}
     run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
@@ -258,14 +258,14 @@ def test_a_callback_sees_every_record_and_may_end_the_run(apart, problem, weight
         assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
         assert run.config["outcome"] == "stopped"
         np.testing.assert_array_equal(run.weights(3), run.weights(3, 24))
-    # At the last step there is nothing left to stop.
+    # At the last step the run is finished in any case.
     run = dln.train(problem, weights, callback=lambda step, loss: step == 50, **rates)
     assert run.config["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 @pytest.mark.parametrize("at", [0, 16])
-def test_an_interruption_carries_the_trajectory(apart, error, at, problem, weights):
+def test_an_interrupt_contains_the_trajectory(apart, error, at, problem, weights):
     def fail(step, loss):
         if step == at:
             raise error
@@ -293,7 +293,7 @@ def test_an_interruption_carries_the_trajectory(apart, error, at, problem, weigh
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("grown", [None, 1, 3])
 @pytest.mark.parametrize("every", [2, 50])
-def test_divergence_names_the_step_and_the_layer(apart, dtype, momentum, grown, every, problem):
+def test_a_divergence_error_names_the_step_and_the_layer(apart, dtype, momentum, grown, every, problem):
     weights = dln.gaussian([10] * 4, 0.9, 3, dtype=dtype)
     rates = [20.0] * 3 if grown is None else [300.0 if layer == grown else 3.0 for layer in (1, 2, 3)]
     caught = []
@@ -322,24 +322,24 @@ def test_divergence_names_the_step_and_the_layer(apart, dtype, momentum, grown, 
     np.testing.assert_allclose(run.loss[:3], wanted.trajectory.loss[:3], rtol=1e2 * tolerance(dtype, 10, 3))
 
 
-def test_a_start_without_a_finite_loss_has_no_trajectory(apart, problem):
+def test_a_run_without_a_finite_first_loss_has_no_trajectory(apart, problem):
     weights = [np.full((10, 10), 1e200) for _ in range(3)]
     with pytest.raises(dln.DivergedError, match="at step 0") as caught:
         dln.train(problem, weights, learning_rate=0.1, steps=5, engine="torch")
     assert (caught.value.step, caught.value.layer, caught.value.trajectory) == (0, 1, None)
 
 
-def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
-    told = []
-    monkeypatch.setattr(torch_descent, "BREATH", 0.0)
+def test_progress_is_reported_at_intervals(apart, problem, weights, monkeypatch):
+    reports = []
+    monkeypatch.setattr(torch_descent, "PROGRESS_INTERVAL", 0.0)
     monkeypatch.setattr(
-        dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
+        dln.descent.ProgressBar, "_update", lambda self, step, loss: reports.append((step, loss))
     )
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=20, record_every=20, engine="torch", progress=True
     )
-    assert [step for step, _ in told] == ([0, 7, 14] if apart else list(range(20)))
-    assert [loss for _, loss in told] == [run.loss[step] for step, _ in told]
+    assert [step for step, _ in reports] == ([0, 7, 14] if apart else list(range(20)))
+    assert [loss for _, loss in reports] == [run.loss[step] for step, _ in reports]
 
 
 # Singular values.
@@ -348,7 +348,7 @@ def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
 @pytest.mark.parametrize("dtype", [F64, F32])
 @pytest.mark.parametrize("tracking", ["auto", "dense", "full"])
 @pytest.mark.parametrize("k", [4, "all"])
-def test_records_are_those_of_the_dense_engine(apart, dtype, tracking, k):
+def test_records_equal_those_of_the_dense_engine(apart, dtype, tracking, k):
     widths = [20, 30, 25, 6]
     problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7, dtype=dtype)
     options = {"singular_values": k, "tracking": tracking, "vectors": True, "weights_every": 4}
@@ -376,8 +376,8 @@ def test_records_are_those_of_the_dense_engine(apart, dtype, tracking, k):
                 assert np.linalg.norm(images) <= size[1] * rounding
 
 
-def test_iteration_knows_how_far_the_weights_moved(apart):
-    """Layers that are too large to be decomposed, followed through products with thin blocks."""
+def test_the_tracker_gets_a_bound_on_the_change_of_the_weights(apart):
+    """Layers that are too large to be decomposed are tracked by products with thin blocks."""
     widths = [150, 160, 140]
     problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7)
     run = dln.train(
@@ -397,7 +397,7 @@ def test_iteration_knows_how_far_the_weights_moved(apart):
             exact = np.linalg.svd(run.weights(layer, step), compute_uv=False)
             values, errors = run.singular_values(layer)[record], run.singular_value_errors(layer)[record]
             assert np.all(np.abs(values - exact[:3]) <= errors + tolerance(F64, 160) * exact[0])
-        # The bounds of the first record are carried on, by the distance itself.
+        # Later bounds are those of the first record plus the distance.
         assert found["refreshed"].tolist() == [True, False, False, False]
         weights = [run.weights(layer, step) for step in run.steps]
         moved = np.cumsum([np.linalg.norm(b - a) for a, b in itertools.pairwise(weights)])
@@ -405,16 +405,16 @@ def test_iteration_knows_how_far_the_weights_moved(apart):
         assert np.all(found["drift"][1:] >= moved)
 
 
-def test_no_singular_values(apart, problem, weights):
+def test_singular_values_can_be_left_out(apart, problem, weights):
     run = dln.train(problem, weights, learning_rate=0.1, steps=4, singular_values=None, engine="torch")
     with pytest.raises(ValueError, match="no singular values were recorded"):
         run.singular_values(1)
 
 
-# How PyTorch is set, within and after.
+# Settings of PyTorch during and after a run.
 
 
-def test_threads_are_taken_literally_and_given_back(problem, weights):
+def test_the_number_of_threads_is_set_and_restored(problem, weights):
     seen = []
     before = torch.get_num_threads()
     for n_threads in (0, 1, 2):
@@ -431,7 +431,7 @@ def test_threads_are_taken_literally_and_given_back(problem, weights):
     assert seen == [before] * 2 + [1] * 2 + [2] * 2
 
 
-def test_nothing_is_rounded_to_less_than_float32(problem):
+def test_products_are_computed_in_full_precision(problem):
     weights = dln.gaussian([10] * 4, 0.7, dtype=F32)
     options = {"learning_rate": 0.5, "steps": 20, "engine": "torch", "n_threads": 1}
     wanted = dln.train(problem, weights, **options)
@@ -447,7 +447,7 @@ def test_nothing_is_rounded_to_less_than_float32(problem):
     np.testing.assert_array_equal(run.loss, wanted.loss)
 
 
-def test_settings_are_given_back_after_an_error(problem, weights):
+def test_settings_of_pytorch_are_restored_after_an_error(problem, weights):
     before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()
 
     def fail(step, loss):
@@ -466,7 +466,7 @@ def test_settings_are_given_back_after_an_error(problem, weights):
 @pytest.mark.parametrize("widths", [[6, 4], [6, 6, 6], [9, 3, 7, 8], [4, 9, 9]])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_a_step_makes_no_new_tensor(widths, white, decay, momentum):
+def test_a_step_allocates_no_tensor(widths, white, decay, momentum):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
@@ -498,10 +498,10 @@ def test_a_step_makes_no_new_tensor(widths, white, decay, momentum):
     assert all(reused for _, reused in calls), calls
 
 
-# What is asked for, and what is not there.
+# Choice of devices, and missing devices.
 
 
-def test_the_trajectory_says_where_it_ran(problem, weights, tmp_path, caplog):
+def test_the_trajectory_contains_the_device(problem, weights, tmp_path, caplog):
     with caplog.at_level("INFO", "dlnfast"):
         run = dln.train(problem, weights, learning_rate=0.5, steps=20, engine="torch", vectors=True)
     assert run.engine == "torch"
@@ -522,20 +522,20 @@ def test_the_trajectory_says_where_it_ran(problem, weights, tmp_path, caplog):
     assert "device" not in dln.train(problem, weights, learning_rate=0.5, steps=1).config
 
 
-def test_rates_above_the_threshold_are_named(problem, weights):
+def test_warnings_name_learning_rates_above_the_threshold(problem, weights):
     bound = dln.theory.stability_threshold(problem.target.s[0], 3, problem.loss_scale)
     run = dln.train(problem, weights, learning_rate=1.01 * bound, steps=2, engine="torch")
     assert "trajectories can part" in run.certificate.reason
 
 
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
-def test_devices_are_named_or_taken_from_pytorch(device, problem, weights):
+def test_the_default_device_is_that_of_pytorch(device, problem, weights):
     run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
     assert run.config["device"] == "cpu"
 
 
 @pytest.mark.parametrize("engine", ["auto", "dense", "reduced"])
-def test_a_device_belongs_to_the_torch_engine(engine, problem, weights):
+def test_other_engines_refuse_a_device(engine, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is 'cpu' but engine is '{engine}'; wanted engine=\"torch\""
     ):
@@ -543,7 +543,7 @@ def test_a_device_belongs_to_the_torch_engine(engine, problem, weights):
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", ""])
-def test_devices_that_are_not_there(device, problem, weights):
+def test_missing_devices_are_refused(device, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is '{device}', on which PyTorch cannot hold float64.*\"cpu\""
     ):
@@ -551,12 +551,12 @@ def test_devices_that_are_not_there(device, problem, weights):
 
 
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
-def test_what_is_no_device(device, problem, weights):
+def test_objects_that_are_no_device_are_refused(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
         dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
 
 
-def test_what_other_engines_do_is_refused_with_their_names(problem, weights):
+def test_errors_name_the_engines_that_support_a_setting(problem, weights):
     options = {"learning_rate": 0.5, "steps": 1, "engine": "torch"}
     completion = dln.Completion([0, 1], [2, 3], [1.0, 2.0], (10, 10))
     with pytest.raises(TypeError, match=r"problem is Completion; engine='torch' wants .*engine='dense'"):
@@ -569,7 +569,7 @@ def test_what_other_engines_do_is_refused_with_their_names(problem, weights):
             dln.train(problem, weights, **options | {"learning_rate": rate})
 
 
-def test_pytorch_is_missed_only_where_it_is_needed(run_python):
+def test_only_the_torch_engine_needs_pytorch(run_python):
     program = """
 import sys
 sys.modules["torch"] = None
@@ -586,13 +586,13 @@ except ModuleNotFoundError as error:
     )
 
 
-def test_a_specification_may_ask_for_it(tmp_path, capsys):
+def test_a_spec_file_can_choose_the_torch_engine(tmp_path, capsys):
     from dlnfast.cli import main
 
-    place = tmp_path / "spec.toml"
-    place.write_text(
+    file_path = tmp_path / "spec.toml"
+    file_path.write_text(
         '[problem]\nkind = "low-rank-recovery"\ndim = 8\nrank = 1\n[weights]\ndepth = 2\n'
         '[train]\nlearning_rate = 1.0\nsteps = 3\nengine = "torch"\ndevice = "cpu"\n'
     )
-    assert main(["train", str(place), "--out", str(tmp_path / "out")]) == 0
+    assert main(["train", str(file_path), "--out", str(tmp_path / "out")]) == 0
     assert "engine='torch' was asked for, on cpu" in capsys.readouterr().out

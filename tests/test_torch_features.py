@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Features of layers: hooks that leave nothing behind, and statistics that agree with those of all data."""
+"""Features of layers: the model is restored, and statistics of batches equal those of all data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hooks_of(model):
     return [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks) if hooks]
 
 
-def test_outputs_are_those_of_the_model():
+def test_features_are_the_outputs_of_the_layers():
     model, batches = normalised_network().eval(), batches_of(7, 5)
     outputs = layer_outputs(model, batches, ["input", "0", "1", "2", "4"])
     assert outputs.names == ("input", "0", "1", "2", "4")
@@ -60,22 +60,22 @@ def test_outputs_are_those_of_the_model():
             second = model[1](first)
             assert torch.equal(features["input"], inputs)
             assert torch.equal(features["0"], first)
-            assert torch.equal(features["1"], second)  # though the next layer works in place
+            assert torch.equal(features["1"], second)  # although the next layer works in place
             assert torch.equal(features["2"], second.clamp(min=0))
             assert torch.equal(features["4"], model(inputs))
             assert torch.equal(labels, wanted)
             assert not features["0"].requires_grad
 
 
-def test_inputs_of_layers():
+def test_features_can_be_the_inputs_of_layers():
     model, batches = normalised_network().eval(), batches_of(7, 5)
     [(features, _), *_] = layer_outputs(model, batches, ["2", "4"], of="input")
     second = model[1](model[0](batches[0][0]))
-    assert torch.equal(features["2"], second)  # what came in, before the layer changed it in place
+    assert torch.equal(features["2"], second)  # the input before the layer changed it in place
     assert torch.equal(features["4"], second.clamp(min=0))
 
 
-def test_by_default_the_layers_with_weights():
+def test_default_layers_are_those_with_weights():
     assert layer_outputs(normalised_network(), [], None).names == ("0", "4")
 
 
@@ -89,7 +89,7 @@ def test_the_input_alone_does_not_run_the_model():
     assert torch.equal(features["input"], batches[0][0].reshape(2, 12))
 
 
-def test_a_module_called_input_is_meant():
+def test_a_module_named_input_takes_precedence():
     model = nn.ModuleDict({"input": nn.Linear(3, 2)})
     model.forward = lambda inputs: model["input"](inputs)
     batches = batches_of(4, 3)
@@ -98,7 +98,7 @@ def test_a_module_called_input_is_meant():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train", "keep"])
-def test_measuring_leaves_nothing_behind(mode):
+def test_measuring_restores_the_model(mode):
     model = normalised_network().train()
     model[1].eval()  # frozen, as in fine-tuning
     flags = [module.training for module in model.modules()]
@@ -114,7 +114,7 @@ def test_measuring_leaves_nothing_behind(mode):
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
-def test_modes_of_batch_normalisation():
+def test_batch_normalisation_uses_the_statistics_of_the_mode():
     model, batches = normalised_network().eval(), batches_of(50, 5)
     model[1].running_mean.fill_(3.0)
 
@@ -133,13 +133,13 @@ def test_modes_of_batch_normalisation():
 
 def test_dropout_is_active_in_train_mode_only():
     model, batches = normalised_network(), batches_of(50, 5)
-    [(kept, _), *_] = layer_outputs(model, batches, ["2", "3"], mode="eval")
-    assert torch.equal(kept["2"], kept["3"])
+    [(features, _), *_] = layer_outputs(model, batches, ["2", "3"], mode="eval")
+    assert torch.equal(features["2"], features["3"])
     [(dropped, _), *_] = layer_outputs(model, batches, ["2", "3"], mode="train")
     assert not torch.equal(dropped["2"], dropped["3"])
 
 
-def test_a_model_with_its_own_train_method_is_told():
+def test_the_train_method_of_a_model_is_called():
     class Merging(nn.Linear):
         merged = False
 
@@ -155,7 +155,7 @@ def test_a_model_with_its_own_train_method_is_told():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_an_error_in_the_model_leaves_nothing_behind(mode):
+def test_the_model_is_restored_after_an_error(mode):
     model = normalised_network().train()
     before = copy_state(model)
     with pytest.raises(RuntimeError):
@@ -165,7 +165,7 @@ def test_an_error_in_the_model_leaves_nothing_behind(mode):
     assert_same_state(copy_state(model), before)
 
 
-def test_an_abandoned_loop_leaves_nothing_behind():
+def test_the_model_is_restored_after_an_incomplete_loop():
     model = normalised_network().train()
     iterator = iter(layer_outputs(model, batches_of(6, 5)))
     next(iterator)
@@ -173,7 +173,7 @@ def test_an_abandoned_loop_leaves_nothing_behind():
     assert all(module.training for module in model.modules())
 
 
-def test_gradients_flow_again_afterwards():
+def test_gradients_can_be_computed_afterwards():
     model, batches = normalised_network(), batches_of(6, 5)
     for features, _ in layer_outputs(model, batches):
         assert not features["4"].requires_grad
@@ -181,7 +181,7 @@ def test_gradients_flow_again_afterwards():
     assert model(batches[0][0]).requires_grad
 
 
-def test_pooling():
+def test_pooling_of_images():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4 * 5, 6))
     batches = batches_of(4, 2, 6, 7)
@@ -196,7 +196,7 @@ def test_pooling():
         assert features["2"].shape == (4, 6)
 
 
-def test_pooling_of_tokens_and_of_tuples():
+def test_pooling_of_tokens_and_tuples():
     torch.manual_seed(0)
     model = nn.MultiheadAttention(4, 2, batch_first=True)
     tokens = torch.randn(3, 5, 4)
@@ -212,7 +212,7 @@ def test_pooling_of_tokens_and_of_tuples():
     assert features["attention"].shape == (3, 20)
 
 
-def test_a_module_that_is_called_twice_gives_its_last_output():
+def test_the_last_output_of_a_repeated_module_counts():
     model = nn.ModuleDict({"same": nn.Linear(3, 3)})
     model.forward = lambda inputs: model["same"](model["same"](inputs))
     batches = batches_of(4, 3)
@@ -220,7 +220,7 @@ def test_a_module_that_is_called_twice_gives_its_last_output():
     assert torch.equal(features["same"], model(batches[0][0]).detach())
 
 
-def test_what_layer_outputs_refuses():
+def test_layer_outputs_refuses_invalid_arguments():
     model, batches = normalised_network(), batches_of(6, 5)
     for name, value in (("mode", "test"), ("of", "weight"), ("pool", "max")):
         with pytest.raises(ValueError, match=f"{name} is '{value}'; wanted"):
@@ -245,11 +245,11 @@ def test_what_layer_outputs_refuses():
         return list(layer_outputs(model, bad_batches, **settings))
 
     inputs, labels = batches[0]
-    with pytest.raises(ValueError, match="batches yields nothing"):
+    with pytest.raises(ValueError, match="batches is empty"):
         outcome([])
     once = iter(batches)
     outcome(once)
-    with pytest.raises(ValueError, match="an iterator gives its batches only once"):
+    with pytest.raises(ValueError, match="an iterator yields its batches only once"):
         outcome(once)
     with pytest.raises(TypeError, match=r"batches yields Tensor; wanted pairs"):
         outcome([inputs])
@@ -259,11 +259,11 @@ def test_what_layer_outputs_refuses():
         outcome([(inputs, labels.float())])
     with pytest.raises(ShapeError, match=r"labels has shape \(6, 1\)"):
         outcome([(inputs, labels[:, None])])
-    with pytest.raises(ShapeError, match=r"layer '0' gives features of shape \(6, 4\) for 5 labels"):
+    with pytest.raises(ShapeError, match=r"layer '0' returns features of shape \(6, 4\) for 5 labels"):
         outcome([(inputs, labels[:5])])
-    with pytest.raises(ShapeError, match=r"layer '0': pool gives shape \(6,\); wanted \(B, d\)"):
+    with pytest.raises(ShapeError, match=r"layer '0': pool returns shape \(6,\); wanted \(B, d\)"):
         outcome(batches, pool=lambda values: values[:, 0])
-    with pytest.raises(TypeError, match="layer 'input' gives str; wanted a tensor"):
+    with pytest.raises(TypeError, match="layer 'input' returns str; wanted a tensor"):
         list(layer_outputs(model, [("text", labels)], "input"))
 
 
@@ -300,13 +300,13 @@ def gathered(features, labels, n_classes, batch_size, **settings):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 1000),
 )
-def test_statistics_agree_with_those_of_all_data(
+def test_statistics_of_batches_equal_those_of_all_data(
     n_samples, dim, n_classes, batch_size, spread, offset, dtype, seed
 ):
     features, labels = clouds(n_samples, dim, n_classes, spread, seed, dtype, offset)
     statistics = gathered(features, labels, n_classes, batch_size, spectrum=False)
     columns = features.double().numpy().T
-    # What is promised, for means that are not near each other.
+    # The documented accuracy, for means that are not close to each other.
     expected = measures.compression(columns, labels.numpy())
     assert statistics.compression() == pytest.approx(expected, rel=1e-10)
     assert statistics.discrimination() == pytest.approx(
@@ -327,7 +327,7 @@ def test_compression_of_collapsed_classes(batch_size):
     assert value == pytest.approx(measures.compression(features.numpy().T, labels.numpy()), rel=1e-10)
 
 
-def test_a_known_scatter_is_exact_however_far_away():
+def test_scatter_is_exact_for_a_large_common_offset():
     # Steps of 2^-40 around 1 are numbers of float64, and their mean and scatter are known.
     step = 2.0**-40
     values = torch.tensor([[1 - step], [1.0], [1 + step], [3.0], [3.0], [3.0]], dtype=torch.float64)
@@ -346,14 +346,14 @@ def test_classes_without_samples_are_left_out():
     assert apart.means()[0].tolist() == [0.0] * 6
 
 
-def test_classes_that_come_later():
+def test_classes_can_first_occur_in_later_batches():
     features, labels = clouds(80, 6, 4, 0.3, 3)
     order = torch.argsort(labels)  # one class after the other, as files are sorted
     sorted_value = gathered(features[order], labels[order], 4, 9).compression()
     assert sorted_value == pytest.approx(gathered(features, labels, 4, 80).compression(), rel=1e-12)
 
 
-def test_statistics_at_their_limits():
+def test_statistics_without_variation_or_classes():
     pair = torch.tensor([0, 1])
     one_each = gathered(torch.tensor([[1.0], [2.0]]), pair, 2, 1)
     assert one_each.compression() == 0.0
@@ -368,18 +368,18 @@ def test_statistics_at_their_limits():
     for statistics, count in ((gathered(torch.ones(2, 1), pair * 0, 2, 1), 1), (ClassStatistics(3, 2), 0)):
         for measure in (statistics.compression, statistics.discrimination, statistics.geometry):
             with pytest.raises(
-                ValueError, match=f"samples of {count} classes were shown; wanted at least two"
+                ValueError, match=f"there are samples of {count} classes; wanted at least two"
             ):
                 measure()
     assert ClassStatistics(3, 2).counts().tolist() == [0, 0]
     assert ClassStatistics(3, 2).means().shape == (2, 3)
-    with pytest.raises(ValueError, match="no samples were shown yet"):
+    with pytest.raises(ValueError, match="there are no samples yet; wanted a call of update first"):
         ClassStatistics(3, 2).ranks()
     with pytest.raises(ValueError, match="spectrum is False"):
         gathered(torch.ones(2, 1), pair, 2, 1, spectrum=False).ranks()
 
 
-def test_what_update_refuses():
+def test_update_refuses_invalid_arguments():
     statistics = ClassStatistics(2, 3)
     labels = torch.tensor([0, 2])
     with pytest.raises(ShapeError, match=r"features has shape \(2, 3\); wanted \(B, 2\)"):
@@ -410,7 +410,7 @@ def test_a_simplex_has_no_deviation():
     assert max(geometry) < 10 * tolerance(np.float64, 20)
 
 
-def test_geometry_by_hand():
+def test_geometry_of_a_known_example():
     # Centred means (2, 0), (-1, 1), (-1, -1): lengths 2, sqrt 2, sqrt 2; cosines -1/sqrt 2 twice and 0.
     features = torch.tensor([[5.0, 1.0], [2.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
     geometry = gathered(features, torch.arange(3), 3, 3).geometry()
@@ -439,7 +439,7 @@ def graded(n_samples, dim, lowest, seed=0):
     dim=st.sampled_from([1, 3, 23, 64]),
     batch_size=st.sampled_from([1, 19, 131]),
 )
-def test_singular_values_are_not_squared_away(n_samples, dim, batch_size):
+def test_small_singular_values_are_accurate(n_samples, dim, batch_size):
     features = graded(n_samples, dim, 1e-12)
     labels = torch.arange(n_samples) % 2
     statistics = gathered(features, labels, 2, batch_size)
@@ -450,7 +450,7 @@ def test_singular_values_are_not_squared_away(n_samples, dim, batch_size):
 
 
 def test_singular_values_after_many_merges():
-    # More rows than the buffer of a narrow layer holds, several times over.
+    # Several times more rows than the buffer of a narrow layer has.
     features = graded(5000, 20, 1e-12, seed=1)
     labels = torch.arange(5000) % 3
     for batch_size in (100, 2500):
@@ -461,7 +461,7 @@ def test_singular_values_after_many_merges():
             kind: measures.numerical_rank(features.numpy(), kind)
             for kind in ("machine", "nuclear", "threshold")
         }
-    # Asking in between changes nothing.
+    # Reading results between batches has no effect.
     statistics = ClassStatistics(20, 3)
     for rows, which in zip(features.split(700), labels.split(700), strict=True):
         statistics.update(rows, which)
@@ -469,7 +469,7 @@ def test_singular_values_after_many_merges():
     assert np.max(np.abs(statistics.singular_values() - expected)) < tolerance(np.float64, 5000)
 
 
-def test_the_machine_rank_is_that_of_the_precision():
+def test_the_machine_rank_depends_on_the_precision():
     features, labels = graded(300, 10, 1e-9), torch.arange(300) % 2
     assert gathered(features, labels, 2, 100).ranks()["machine"] == 10
     single = gathered(features.float(), labels, 2, 100).ranks()
@@ -479,7 +479,7 @@ def test_the_machine_rank_is_that_of_the_precision():
     assert half.ranks()["machine"] == measures.numerical_rank(features.bfloat16().float().numpy())
 
 
-def test_memory_does_not_grow():
+def test_the_memory_of_statistics_does_not_grow():
     statistics = ClassStatistics(6, 3)
     sizes = set()
     for rows, labels in batches_of(300, 6, n_batches=20):
@@ -561,7 +561,7 @@ def test_measuring_a_training_run_does_not_change_it():
         assert torch.equal(value, measured[name]), name
 
 
-def test_what_measure_layers_refuses():
+def test_measure_layers_refuses_invalid_arguments():
     model, batches = normalised_network(), batches_of(6, 5)
     with pytest.raises(TypeError, match=r"^batches is an iterator"):
         measure_layers(model, iter(batches))

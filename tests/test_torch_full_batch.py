@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`descend` takes the steps of `train`, and stops where it is told to."""
+"""`descend` takes the steps of `train`, and stops at the tolerance."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_linear_networks_take_the_same_steps(recovery):
     assert not found.converged
     bound = tolerance(np.float64, 10, STEPS)
     np.testing.assert_allclose(found.loss, run.loss, atol=bound * run.loss[0])
-    for mine, theirs in zip(model.to_weights(), run.all_weights(), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=bound * np.linalg.norm(theirs))
+    for found, expected in zip(model.to_weights(), run.all_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=bound * np.linalg.norm(expected))
 
 
-def test_it_stops_at_the_tolerance(recovery):
+def test_descend_stops_at_the_tolerance(problem):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     loss = loss_of(recovery, model)
     level = loss().item() / 2
@@ -56,14 +56,14 @@ def test_it_stops_at_the_tolerance(recovery):
     assert again.loss[0] == found.loss[-1]
 
 
-def test_frozen_parameters_stay(recovery):
+def test_frozen_parameters_do_not_change(problem):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     first = model.layers[0].weight.requires_grad_(False).clone()
     descend(model, loss_of(recovery, model), learning_rate=1.0, steps=3)
     assert torch.equal(model.layers[0].weight, first)
 
 
-def test_bad_runs_are_named(recovery):
+def test_errors_name_invalid_settings_and_divergence(problem):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     loss = loss_of(recovery, model)
     with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:

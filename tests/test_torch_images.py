@@ -37,7 +37,7 @@ def write_cifar(folder, train, test):
 
 
 SETS = {
-    # Test images are darker, so that statistics of their own would show.
+    # Test images are darker, so that using their own statistics would be detected.
     "fashion-mnist": (write_fashion, (28, 28), (1, 28, 28)),
     "cifar10": (write_cifar, (3, 32, 32), (3, 32, 32)),
 }
@@ -79,7 +79,7 @@ def test_training_images_have_mean_0_and_variance_1(generated):
     np.testing.assert_allclose(data.std, pixels.std(axis=1), rtol=tolerance(float, pixels.shape[1]))
 
 
-def test_test_images_take_the_statistics_of_the_training_images(generated):
+def test_test_images_use_the_statistics_of_the_training_images(generated):
     name, folder, shape, _, (images, labels) = generated
     data = load_images(name, path=folder)
     assert data.test.labels.tolist() == labels.tolist()
@@ -89,7 +89,7 @@ def test_test_images_take_the_statistics_of_the_training_images(generated):
     assert channels(data.test.inputs).mean() < -0.5
 
 
-def test_statistics_are_those_of_the_images_that_were_kept(generated):
+def test_statistics_are_those_of_the_chosen_images(generated):
     name, folder, _, (images, _), _ = generated
     data = load_images(name, path=folder, per_class=2, test_per_class=1)
     assert [len(part.labels) for part in (data.train, data.test)] == [20, 10]
@@ -109,7 +109,7 @@ def test_a_channel_without_variance_becomes_zero(tmp_path):
     assert torch.isfinite(data.test.inputs).all()
 
 
-def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_errors_for_missing_data_list_the_searched_folders(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"(?s)cifar-10-batches-py.*https://"):
         load_images("cifar10", path=tmp_path)
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
@@ -117,7 +117,7 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
         load_images("fashion-mnist")
 
 
-def test_wrong_requests_for_images(generated):
+def test_invalid_arguments_of_load_images_are_refused(generated):
     name, folder, *_ = generated
     with pytest.raises(ValueError, match="name is 'mnist'; wanted one of 'cifar10', 'fashion-mnist'"):
         load_images("mnist")
@@ -130,17 +130,17 @@ def test_wrong_requests_for_images(generated):
 @pytest.mark.parametrize(
     ("name", "file", "mean", "std"),
     [
-        # Known of CIFAR-10: 0.4914, 0.4822, 0.4465 and 0.2470, 0.2435, 0.2616; here after JPEG.
+        # Published values of CIFAR-10: 0.4914, 0.4822, 0.4465 and 0.2470, 0.2435, 0.2616; here after JPEG.
         ("cifar10", "cifar10_jpeg.npz", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         ("fashion-mnist", "fashion_mnist_full.npz", (0.2860,), (0.3530,)),
     ],
 )
-def test_real_images(name, file, mean, std):
+def test_real_images_have_known_statistics(name, file, mean, std):
     folder = find_data_folder(file)
     data = load_images(name, path=folder, per_class=300, test_per_class=20)
     assert (len(data.train.inputs), len(data.test.inputs)) == (3000, 200)
     assert_standardised(data)
-    # Of 3000 images of 50000 or 60000: the means of images vary by about 0.12.
+    # Statistics of 3000 images of 50000 or 60000; the means of images vary by about 0.12.
     np.testing.assert_allclose(data.mean, mean, atol=0.02)
     np.testing.assert_allclose(data.std, std, atol=0.02)
     assert channels(data.test.inputs).mean(dim=1).abs().max() < 0.2
@@ -160,7 +160,7 @@ def numbered(n):
     join=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_every_sample_is_met_once(n, size, shuffle, join, seed):
+def test_each_pass_contains_every_sample_once(n, size, shuffle, join, seed):
     batches = Batches(*numbered(n), size, shuffle=shuffle, seed=seed, join_single=join)
     met = list(batches)
     assert len(met) == len(batches)
@@ -181,7 +181,7 @@ def order(batches):
     return torch.cat([labels for _, labels in batches]).tolist()
 
 
-def test_passes_differ_and_can_be_repeated():
+def test_passes_differ_and_are_reproducible():
     batches = Batches(*numbered(50), 7, shuffle=True, seed=3)
     passes = [order(batches) for _ in range(4)]
     assert batches.epoch == 4
@@ -195,14 +195,14 @@ def test_passes_differ_and_can_be_repeated():
     assert order(plain) == order(plain) == list(range(50))
 
 
-def test_orders_leave_the_generators_of_others_alone():
+def test_shuffling_does_not_use_global_generators():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     order(Batches(*numbered(20), 7, shuffle=True))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_batches_go_where_they_are_wanted():
+def test_batches_are_copied_to_the_device():
     inputs, labels = next(iter(Batches(*numbered(4), 2, device="meta")))
     assert inputs.device.type == labels.device.type == "meta"
     assert next(iter(Batches(*numbered(4), 2))).inputs.device.type == "cpu"
@@ -220,7 +220,7 @@ def test_batches_go_where_they_are_wanted():
         ((torch.ones(3, 2), torch.zeros(3), 1.5), TypeError, "batch_size is 1.5"),
     ],
 )
-def test_what_are_no_batches(arguments, error, message):
+def test_invalid_arguments_of_batches_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         Batches(*arguments)
     with pytest.raises(ValueError, match="seed is -1"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which weights of a model are meant, and how they are seen as matrices."""
+"""Choice of weights of a model, and their matrices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_all_weights_are_matrices_with_a_row_per_output(model):
     }
 
 
-def test_a_matrix_maps_what_the_module_maps(model):
+def test_a_matrix_computes_the_map_of_its_module(model):
     image = torch.randn(2, 3, 2, 5)
     (conv,) = weight_matrices(model, "2")
     expected = model[2](image)[:, :, 0, 0] - model[2].bias
@@ -86,7 +86,7 @@ CONVOLUTIONS = {
 
 
 def maps_of_groups(layer):
-    """Return the map of each group, found by what the layer makes of unit inputs: one row per output.
+    """Return the map of each group, from the outputs for unit inputs: one row per output.
 
     Of a convolution: from a patch of the size of the kernel to a point; of a transposed one, from a point to
     a patch, whose positions stand with the inputs.
@@ -110,7 +110,7 @@ def maps_of_groups(layer):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, "channels last"])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_convolutions_have_the_matrices_of_their_groups_maps(kind, layout):
+def test_matrices_of_convolutions_contain_the_maps_of_the_groups(kind, layout):
     torch.manual_seed(0)
     make, shape = CONVOLUTIONS[kind]
     layer = make()
@@ -140,7 +140,7 @@ def test_convolutions_have_the_matrices_of_their_groups_maps(kind, layout):
 
 
 @pytest.mark.parametrize("initial", ["orthogonal", "gaussian", "uniform"])
-def test_groups_are_drawn_apart_and_the_first_as_a_layer_of_the_seed(initial):
+def test_groups_are_drawn_independently_and_the_first_from_the_seed(initial):
     layer = dln.torch.initialize_(nn.Conv2d(4, 6, 3, groups=2), initial, 0.5, seed=4)
     first, second = weight_matrices(layer)[0].matrix().double().split(3)
     wanted = getattr(dln, initial)([18, 3], 0.5, seed=4)[0]
@@ -157,7 +157,7 @@ def test_balance_of_convolutions_with_groups_is_refused():
     assert list(dln.torch.balance(model, ["0", "2"])) == [("0", "2")]
 
 
-def test_only_what_is_a_parameter_is_written():
+def test_only_parameters_can_be_written():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
     with pytest.raises(
         TypeError, match=r"the weight of layer weight is computed by a parametrization \(WeightNorm"
@@ -168,7 +168,7 @@ def test_only_what_is_a_parameter_is_written():
     assert torch.equal(attention.in_proj_weight[4:8], torch.eye(4))
 
 
-def test_attention_with_other_widths_of_keys_has_three_matrices():
+def test_attention_with_other_key_widths_has_three_matrices():
     attention = nn.MultiheadAttention(8, 2, kdim=5, vdim=3)
     found = weight_matrices(nn.ModuleDict({"attention": attention}))
     assert {m.name: m.shape for m in found} == {
@@ -179,7 +179,7 @@ def test_attention_with_other_widths_of_keys_has_three_matrices():
     }
 
 
-def test_inputs_first_weights_are_turned():
+def test_weights_with_inputs_first_are_transposed():
     class Conv1D(nn.Module):  # as GPT-2 has it
         def __init__(self):
             super().__init__()
@@ -204,7 +204,7 @@ def test_inputs_first_weights_are_turned():
         ("7", ["6"]),  # a weight that two modules share has two names
     ],
 )
-def test_every_way_to_choose(model, choice, wanted):
+def test_layers_can_be_chosen_in_every_documented_way(model, choice, wanted):
     assert names(weight_matrices(model, choice)) == wanted
 
 
@@ -221,7 +221,7 @@ def test_a_head_that_shares_the_weight_of_an_embedding_is_a_layer():
     assert names(weight_matrices(tied, "penultimate")) == ["1"]
 
 
-def test_factors_of_a_layer_that_stands_alone():
+def test_factors_of_a_single_layer_can_be_chosen():
     layer = dln.torch.overparameterize(nn.Linear(4, 6), depth=2)
     assert [(m.name, m.shape) for m in weight_matrices(layer, "factors.*")] == [
         ("factors.1", (4, 4)),
@@ -230,7 +230,7 @@ def test_factors_of_a_layer_that_stands_alone():
     assert names(weight_matrices(layer)) == ["weight"]
 
 
-def test_modules_are_chosen_alike(model):
+def test_modules_are_chosen_by_the_same_rules(model):
     assert list(select_modules(model, "1.linear?")) == ["1.linear1", "1.linear2"]
     assert list(select_modules(model, ["5", "0"])) == ["0", "5"]
     assert list(select_modules(model, "penultimate")) == ["3"]
@@ -253,12 +253,12 @@ def test_modules_are_chosen_alike(model):
         ([7], TypeError, "layers holds int"),
     ],
 )
-def test_bad_choices_are_named(model, choice, error, text):
+def test_errors_name_the_invalid_choice(model, choice, error, text):
     with pytest.raises(error, match=re.escape(text)):
         weight_matrices(model, choice)
 
 
-def test_recurrent_layers_and_parameters_of_no_layer():
+def test_matrices_of_recurrent_layers_and_of_plain_parameters():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -275,7 +275,7 @@ def test_recurrent_layers_and_parameters_of_no_layer():
     assert list(select_modules(Model(), None)) == ["rnn", "head"]
 
 
-def test_bad_models_are_named():
+def test_errors_name_invalid_models():
     with pytest.raises(TypeError, match="model is ndarray; wanted"):
         weight_matrices(np.eye(3))
     with pytest.raises(ValueError, match="'penultimate', but the model has 1 weight matrices"):
@@ -284,7 +284,7 @@ def test_bad_models_are_named():
         weight_matrices(nn.Sequential(nn.ReLU()))
 
 
-def test_torch_is_imported_on_use_only(run_python):
+def test_pytorch_is_imported_on_first_use(run_python):
     program = """
 import sys
 import dlnfast
@@ -295,7 +295,7 @@ print("torch" in sys.modules)
     assert run_python(program).strip() == "True"
 
 
-def test_without_torch_the_message_says_what_to_install(run_python):
+def test_without_pytorch_the_error_names_the_package(run_python):
     program = """
 import sys
 sys.modules["torch"] = None
@@ -309,7 +309,7 @@ except ModuleNotFoundError as error:
     assert printed == "torch | dlnfast.torch needs PyTorch, which is not installed: pip install torch"
 
 
-def test_a_device_matrix_is_a_difference_by_its_products():
+def test_a_device_matrix_multiplies_with_the_difference():
     generator = torch.Generator().manual_seed(0)
     now, start = (torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     operator = dln.torch.DeviceMatrix(now, start)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PyTorch models: the C++ engine's steps, published sizes, features where they are said to be, seeds."""
+"""PyTorch models: steps of the C++ engine, published sizes, names of features, seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import dlnfast.torch as dt  # noqa: E402
 
 F64 = np.float64
 WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
-LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
+DISTRIBUTIONS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 #: One small model of every family, by what makes it from settings all of them take.
 FAMILIES = {
     "linear": lambda **settings: dt.DeepLinear([48, 6, 5, 4], **settings),
@@ -45,7 +45,7 @@ def batch(family, n_samples=3, dtype=torch.float32):
 
 
 def outputs_of(model, names, x):
-    """Return what the named modules give for x, and what the model gives."""
+    """Return the outputs of the named modules and of the model for x."""
     found = {}
     handles = [
         module.register_forward_hook(lambda _, __, out, name=name: found.__setitem__(name, out.detach()))
@@ -73,7 +73,7 @@ def test_autograd_takes_the_steps_of_the_engine(widths, n_samples, reduction, mo
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((widths[0], n_samples)) / np.sqrt(n_samples)
     Y = rng.standard_normal((widths[-1], n_samples))
-    # Away from zero: statistics round relative to |W| |X|, which tiny outputs and targets say nothing of.
+    # Bounded away from zero, because rounding errors of the statistics are relative to |W| |X|.
     Y += np.copysign(1.0, Y)
     problem = dln.Problem.from_data(X, Y, reduction=reduction)
     model = dt.DeepLinear(widths, seed=seed, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_autograd_takes_the_steps_of_the_engine(widths, n_samples, reduction, mo
             assert np.linalg.norm(ours - theirs) <= 1e-12 * np.linalg.norm(ours)
         outputs = model(x)
         loss = problem.loss_scale / 2 * (outputs - y).square().sum()
-        # The engine's loss comes from statistics, which cancel where the fit is good.
+        # The engine computes the loss from statistics, which cancel for a good fit.
         size = problem.loss_scale / 2 * float((outputs.detach().norm() + y.norm()) ** 2)
         assert float(loss.detach()) == pytest.approx(run.loss[step], abs=1e-12 * size)
         optimizer.zero_grad()
@@ -107,7 +107,7 @@ def test_autograd_takes_the_steps_of_the_engine(widths, n_samples, reduction, mo
 
 @settings(max_examples=25, deadline=None)
 @given(widths=WIDTHS, seed=st.integers(0, 99), dtype=st.sampled_from([np.float32, F64]))
-def test_weights_go_both_ways(widths, seed, dtype):
+def test_weights_can_be_set_and_returned(widths, seed, dtype):
     weights = dln.gaussian(widths, seed=seed, dtype=dtype)
     model = dt.DeepLinear.from_weights(weights)
     assert model.widths == widths
@@ -121,15 +121,15 @@ def test_weights_go_both_ways(widths, seed, dtype):
     size = np.linalg.norm(x) * np.prod([np.linalg.norm(w) for w in weights])
     error = np.linalg.norm(model(torch.from_numpy(x)).detach().numpy() - wanted)
     assert error <= tolerance(dtype, max(widths), len(widths)) * size
-    # Neither side sees what is done to the other.
-    kept = weights[0].copy()
+    # Changes of the model and of the arrays are independent.
+    original = weights[0].copy()
     with torch.no_grad():
         model.layers[0].weight.zero_()
-    np.testing.assert_array_equal(back[0], kept)
-    np.testing.assert_array_equal(weights[0], kept)
+    np.testing.assert_array_equal(back[0], original)
+    np.testing.assert_array_equal(weights[0], original)
 
 
-def test_networks_of_a_run_and_of_torch_tensors():
+def test_networks_can_be_made_from_runs_and_tensors():
     problem = dln.low_rank_recovery(8, 2)
     run = dln.train(problem, dln.orthogonal([8] * 3), learning_rate=1.0, steps=3)
     for step in (0, 2, -1):
@@ -146,7 +146,7 @@ def test_networks_of_a_run_and_of_torch_tensors():
         dt.DeepLinear.from_weights([np.eye(3), np.eye(3, dtype=np.float32)])
 
 
-def test_half_precisions_come_out_as_float32():
+def test_half_precisions_are_returned_as_float32():
     model = dt.DeepLinear([4, 3], dtype=torch.bfloat16)
     (weight,) = model.to_weights()
     assert weight.dtype == np.float32
@@ -158,7 +158,7 @@ def test_half_precisions_come_out_as_float32():
 
 @settings(max_examples=20, deadline=None)
 @given(widths=WIDTHS, data=st.data())
-def test_perceptrons_are_what_their_formula_says(widths, data):
+def test_perceptrons_compute_their_formula(widths, data):
     n_hidden = len(widths) - 2
     n_nonlinear = data.draw(st.integers(0, n_hidden))
     batch_norm, bias = data.draw(st.booleans()), data.draw(st.booleans())
@@ -180,7 +180,7 @@ def test_perceptrons_are_what_their_formula_says(widths, data):
     torch.testing.assert_close(result, z, rtol=1e-4, atol=1e-4)
 
 
-def test_hybrids_of_the_paper():
+def test_hybrids_have_the_layers_of_the_paper():
     mlp, hybrid = (dt.HybridMLP(3072, 1024, 10, n_nonlinear=n, n_linear=7 - n, device="meta") for n in (7, 3))
     maps = 3072 * 1024 + 6 * 1024**2 + 1024 * 10
     assert count(mlp) == maps + 7 * 2 * 1024
@@ -199,8 +199,8 @@ def test_hybrids_of_the_paper():
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_network_of_progressive_collapse_starts_like_the_linear_one():
-    """Without normalisation and biases it has the weights of `dlnfast.orthogonal`, nothing else."""
+def test_the_network_of_progressive_collapse_has_the_weights_of_the_linear_one():
+    """Without normalisation and biases it has the weights of `dlnfast.orthogonal` only."""
     widths = [50] * 8 + [5]
     model = dt.MLP(widths, batch_norm=False, initial="orthogonal", scale=0.5, dtype=torch.float64)
     assert len(list(model.parameters())) == 8
@@ -225,7 +225,7 @@ def vgg_count(convolutions, n_classes, linear, batch_norm):
     return maps + norms + sum(a * b + b for a, b in itertools.pairwise([*linear, n_classes]))
 
 
-def test_vgg16_for_small_images_at_full_size():
+def test_vgg16_for_small_images_has_the_documented_size():
     channels = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     for batch_norm in (True, False):
         model = dt.VGG("vgg16", batch_norm=batch_norm, device="meta")
@@ -239,14 +239,14 @@ def test_vgg16_for_small_images_at_full_size():
     ("name", "published"),
     [("vgg11", 132_863_336), ("vgg13", 133_047_848), ("vgg16", 138_357_544), ("vgg19", 143_667_240)],
 )
-def test_vgg_at_published_sizes(name, published):
+def test_vgg_has_the_published_numbers_of_parameters(name, published):
     model = dt.VGG(
         name, 1000, batch_norm=False, image_size=224, classifier=(4096, 4096), dropout=0.5, device="meta"
     )
     assert count(model) == published
 
 
-def test_vgg_features_and_their_shapes():
+def test_vgg_features_have_the_documented_names_and_shapes():
     model = dt.VGG("vgg11", 7, width=0.125, in_channels=1, image_size=64, classifier=[9, 6], dropout=0.1)
     x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     found, result = outputs_of(model, model.hidden_layers, x)
@@ -274,7 +274,7 @@ def test_vgg_features_and_their_shapes():
 @pytest.mark.parametrize(
     ("name", "published"), [("tiny", 5_717_416), ("small", 22_050_664), ("base", 86_567_656)]
 )
-def test_vit_at_published_sizes(name, published):
+def test_vit_has_the_published_numbers_of_parameters(name, published):
     model = dt.ViT.preset(name, image_size=224, patch_size=16, n_classes=1000, device="meta")
     assert count(model) == published
     mean = dt.ViT.preset(name, image_size=224, patch_size=16, n_classes=1000, pool="mean", device="meta")
@@ -315,7 +315,7 @@ def torch_block(block, dim, n_heads):
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_vit_against_torchs_own_layers(pool):
+def test_vit_equals_pytorchs_transformer_layers(pool):
     model = dt.ViT(
         dim=12, depth=2, n_heads=3, patch_size=8, image_size=24, in_channels=2, pool=pool, dtype=torch.float64
     )
@@ -335,7 +335,7 @@ def test_vit_against_torchs_own_layers(pool):
 
 
 @pytest.mark.parametrize("family", ["vgg", "vit"])
-def test_dropout_is_for_training(family):
+def test_dropout_is_active_in_training_only(family):
     model = FAMILIES[family](dropout=0.5)
     x = batch(family)
     assert not torch.equal(model(x), model(x))
@@ -343,12 +343,12 @@ def test_dropout_is_for_training(family):
     assert torch.equal(model(x), model(x))
 
 
-# What all have in common.
+# Common behaviour of all models.
 
 
 @families
-@pytest.mark.parametrize("initial", ["torch", *LAWS])
-def test_a_seed_is_all_that_weights_depend_on(family, initial):
+@pytest.mark.parametrize("initial", ["torch", *DISTRIBUTIONS])
+def test_weights_depend_on_the_seed_only(family, initial):
     state = torch.get_rng_state()
     one = FAMILIES[family](initial=initial, seed=3).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
@@ -366,8 +366,8 @@ def test_a_seed_is_all_that_weights_depend_on(family, initial):
 
 
 @families
-@pytest.mark.parametrize("initial", LAWS)
-def test_initial_laws_have_one_norm(family, initial):
+@pytest.mark.parametrize("initial", DISTRIBUTIONS)
+def test_initial_weights_of_all_distributions_have_the_same_norm(family, initial):
     model = FAMILIES[family](initial=initial, scale=0.3, dtype=torch.float64)
     for matrix in dt.weight_matrices(model):
         wanted = 0.3 * np.sqrt(min(matrix.shape))
@@ -376,7 +376,7 @@ def test_initial_laws_have_one_norm(family, initial):
 
 
 @families
-def test_scales_of_torchs_own_weights(family):
+def test_the_scale_multiplies_pytorchs_default_weights(family):
     matrices = dt.weight_matrices(FAMILIES[family](initial="torch"))
     scales = np.arange(1, len(matrices) + 1)
     scaled = dt.weight_matrices(FAMILIES[family](initial="torch", scale=scales))
@@ -385,7 +385,7 @@ def test_scales_of_torchs_own_weights(family):
 
 
 @families
-def test_models_learn_and_can_be_copied(family):
+def test_models_can_be_trained_and_copied(family):
     model = FAMILIES[family](seed=1)
     x, labels = batch(family, 8), torch.arange(8) % 4
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -406,7 +406,7 @@ def test_models_learn_and_can_be_copied(family):
 
 
 @families
-def test_devices_of_the_context_and_default_precision(family):
+def test_device_contexts_and_the_default_precision_are_respected(family):
     with torch.device("meta"):
         model = FAMILIES[family](initial="orthogonal")
     assert all(p.is_meta for p in model.parameters())
@@ -420,17 +420,17 @@ def test_devices_of_the_context_and_default_precision(family):
 
 
 @families
-def test_one_sample_and_inputs_of_a_wrong_shape(family):
+def test_single_samples_work_and_wrong_shapes_are_refused(family):
     model = FAMILIES[family]().eval()
     assert model(batch(family, 1)).shape == (1, 4)
     with pytest.raises(dln.ShapeError, match=r"x has shape \(2, 7, 5, 5\)"):
         model(torch.zeros(2, 7, 5, 5))
 
 
-# As weight_matrices sees them.
+# Weight matrices of models.
 
 
-def test_names_and_shapes_of_all_families():
+def test_layers_of_all_families_have_the_documented_names():
     def seen(model, layers=None):
         return {matrix.name: matrix.shape for matrix in dt.weight_matrices(model, layers)}
 
@@ -472,21 +472,28 @@ def test_tied_weights_are_one_matrix():
     assert tied.name == "layers.0.linear"
 
 
-# Initial weights in place.
+# Initialisation in place.
 
 
 @settings(max_examples=25, deadline=None)
-@given(widths=WIDTHS, law=st.sampled_from(sorted(LAWS)), seed=st.integers(0, 99), data=st.data())
-def test_initialize_has_the_numbers_of_the_package(widths, law, seed, data):
+@given(
+    widths=WIDTHS,
+    distribution=st.sampled_from(sorted(DISTRIBUTIONS)),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_initialize_draws_the_numbers_of_the_package(widths, distribution, seed, data):
     dtype = data.draw(st.sampled_from([np.float32, F64]))
     scales = data.draw(st.lists(st.floats(0, 10), min_size=len(widths) - 1, max_size=len(widths) - 1))
     model = dt.DeepLinear(widths, initial="torch", dtype=torch.float64 if dtype == F64 else torch.float32)
-    assert dt.initialize_(model, law, scales, seed) is model
-    for ours, theirs in zip(model.to_weights(), LAWS[law](widths, scales, seed, dtype=dtype), strict=True):
+    assert dt.initialize_(model, distribution, scales, seed) is model
+    for ours, theirs in zip(
+        model.to_weights(), DISTRIBUTIONS[distribution](widths, scales, seed, dtype=dtype), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_initialize_chosen_layers_of_any_kind():
+def test_initialize_supports_layers_of_any_type():
     model = nn.ModuleDict(
         {
             "linear": nn.Linear(5, 3),
@@ -519,7 +526,7 @@ def test_initialize_chosen_layers_of_any_kind():
     assert torch.equal(model.state_dict()[joint][8:], before[joint][8:])
 
 
-def test_initialize_of_factors_and_of_their_product():
+def test_initialize_refuses_products_and_draws_factors():
     model = nn.Sequential(dt.overparameterize(nn.Linear(4, 4)), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"'0' is computed from other tensors.*'0\.factors\.\*'"):
         dt.orthogonal_(model)
@@ -527,7 +534,7 @@ def test_initialize_of_factors_and_of_their_product():
     torch.testing.assert_close(model[0].weight @ model[0].weight.T, 0.5**6 * torch.eye(4))
 
 
-# Bad arguments.
+# Invalid arguments.
 
 
 @families
@@ -546,7 +553,7 @@ def test_initialize_of_factors_and_of_their_product():
         ({"seed": 0.5}, TypeError, "seed is 0.5"),
     ],
 )
-def test_bad_arguments_of_all_models(family, options, error, text):
+def test_errors_name_invalid_arguments_of_all_models(family, options, error, text):
     state = torch.get_rng_state()
     with pytest.raises(error, match=text):
         FAMILIES[family](**options)
@@ -582,6 +589,6 @@ def test_bad_arguments_of_all_models(family, options, error, text):
         (lambda: dt.initialize_(nn.Linear(2, 2), "torch"), ValueError, "initial is 'torch'"),
     ],
 )
-def test_bad_arguments_are_named(make, error, text):
+def test_errors_name_the_invalid_argument(make, error, text):
     with pytest.raises(error, match=text):
         make()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers have the same names with wrappers around them, or inside of the model, as without."""
+"""Names of layers are the same with and without wrappers around layers or models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim.swa_utils import AveragedModel  # noqa: E402
 
 import dlnfast.torch as dt  # noqa: E402
-from dlnfast.torch._names import canonical_name, match_names, named_layers, unwrapped  # noqa: E402
+from dlnfast.torch._names import match_names, named_layers, strip_wrapper_parts, unwrap_model  # noqa: E402
 
 NAMES = ["0", "1.fc", "1.out", "2"]
 
@@ -94,7 +94,7 @@ def test_names_are_those_of_the_plain_model(wrapped):
         lambda name, module: name.startswith("1") and isinstance(module, nn.Linear),
     ],
 )
-def test_every_choice_means_the_same_layers(wrapped, choice):
+def test_every_choice_selects_the_same_layers(wrapped, choice):
     def chosen(find, model):
         try:
             return [getattr(entry, "name", entry) for entry in find(model, choice)]
@@ -104,7 +104,7 @@ def test_every_choice_means_the_same_layers(wrapped, choice):
 
     for find in (dt.weight_matrices, dt.select_modules):
         plain, found = chosen(find, net()), chosen(find, wrapped)
-        # What fits nothing in the plain model may still fit the names with the parts of wrappers.
+        # A choice without a match in the plain model may match names with the parts of wrappers.
         assert found == plain or plain is None
 
 
@@ -121,21 +121,21 @@ def with_layers(state, layers):
     return {name: value for name, value in state.items() if name != "checksum"} | {"layers": layers}
 
 
-def test_states_of_trackers_belong_to_the_layers(wrapped):
+def test_tracker_states_match_layers_with_and_without_wrappers(wrapped):
     for source, target in ((net(), wrapped), (wrapped, net())):
         state = dt.track(source, k=2).state_dict()
         assert state["layers"] == NAMES
         tracked = dt.track(target, k=2)
         tracked.load_state_dict(state)
         assert tracked.trajectory().layer_names == NAMES
-    # As 0.1.0 wrote them.
+    # The format of 0.1.0.
     old = with_layers(state, [f"module._orig_mod.{name}" for name in state["layers"]])
     dt.track(net(), k=2).load_state_dict(old)
     with pytest.raises(ValueError, match=r"layers \['0', '1.fc', '1.out', '3'\]; this tracker has"):
         dt.track(net(), k=2).load_state_dict(with_layers(state, ["0", "1.fc", "1.out", "3"]))
 
 
-def test_seeds_and_files_of_adapters_belong_to_the_layers(wrapped, tmp_path):
+def test_adapter_seeds_and_files_match_layers_with_and_without_wrappers(wrapped, tmp_path):
     adapter = dt.DeepLoRA(wrapped, ["0", "1.fc"], rank=2, init="random", seed=3)
     plain = dt.DeepLoRA(net(), ["0", "1.fc"], rank=2, init="random", seed=3)
     assert adapter.layer_names == ["0", "1.fc"]
@@ -149,7 +149,7 @@ def test_seeds_and_files_of_adapters_belong_to_the_layers(wrapped, tmp_path):
         assert all(torch.equal(other.state_dict()[name], t) for name, t in plain.state_dict().items())
 
 
-def test_features_and_probes_belong_to_the_layers(wrapped):
+def test_features_and_probes_match_layers_with_and_without_wrappers(wrapped):
     inputs = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
     batches = [(inputs, torch.arange(12) % 2)]
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_features_and_probes_belong_to_the_layers(wrapped):
     assert [m.layer for m in dt.measure_layers(wrapped, batches, ["1.fc"])] == ["1.fc"]
 
 
-def test_checkpoints_of_a_trainer_belong_to_the_layers(tmp_path):
+def test_trainer_checkpoints_match_layers_with_and_without_wrappers(tmp_path):
     inputs, labels = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
     def train(model, epochs):
@@ -178,7 +178,7 @@ def test_checkpoints_of_a_trainer_belong_to_the_layers(tmp_path):
             checkpoint=tmp_path / "checkpoint.pt",
         )
         trainer.fit(inputs, labels)
-        return unwrapped(model).state_dict()
+        return unwrap_model(model).state_dict()
 
     train(compiled(net()), 2)
     train(net(), 4)
@@ -188,13 +188,13 @@ def test_checkpoints_of_a_trainer_belong_to_the_layers(tmp_path):
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
-def test_distributed_data_parallel(process_group):
+def test_distributed_data_parallel_does_not_change_names(process_group):
     model = nn.parallel.DistributedDataParallel(net())
     assert [m.name for m in dt.weight_matrices(model)] == NAMES
     assert [m.name for m in dt.weight_matrices(model, "module.1.fc")] == ["1.fc"]
 
 
-def test_fully_sharded_data_parallel_by_its_class():
+def test_fully_sharded_data_parallel_is_recognized_by_its_class():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     model = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # without devices
@@ -233,36 +233,40 @@ def test_a_child_that_is_called_module_keeps_its_name():
         dt.track(Model(), k=2).load_state_dict(with_layers(state, ["module.fc", "_orig_mod.fc"]))
 
 
-def test_two_modules_of_one_name_are_an_error_that_names_both():
+def test_an_error_names_both_modules_of_one_name():
     model = nn.DataParallel(net())
     model.add_module("1", nn.Linear(8, 8))
     with pytest.raises(ValueError, match=r"two modules named '1': 'module\.1' and '1'"):
         dt.weight_matrices(model)
 
 
-def test_names_alone():
-    assert canonical_name("layers.3._checkpoint_wrapped_module.fc") == "layers.3.fc"
-    assert canonical_name("module._orig_mod.layers.0.modules.module_list") == "layers.0.modules.module_list"
+def test_names_can_be_compared_without_a_model():
+    assert strip_wrapper_parts("layers.3._checkpoint_wrapped_module.fc") == "layers.3.fc"
+    assert (
+        strip_wrapper_parts("module._orig_mod.layers.0.modules.module_list") == "layers.0.modules.module_list"
+    )
     assert match_names(["a", "module.b", "c"], ["a", "_orig_mod.b", "d"]) == {
         "a": "a",
         "module.b": "_orig_mod.b",
     }
     assert match_names(["fc"], ["module.fc", "fc"]) == {"fc": "fc"}
-    assert unwrapped(compiled(nn.DataParallel(net())))[0].weight.shape == (8, 8)
+    assert unwrap_model(compiled(nn.DataParallel(net())))[0].weight.shape == (8, 8)
 
 
-# PyTorch's compiler looks at gradients of inner tensors under a checkpoint.
+# PyTorch's compiler reads gradients of inner tensors under a checkpoint.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_records_of_a_compiled_model(wrapped):
+def test_records_of_a_compiled_model_are_correct(wrapped):
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
     with dt.track(wrapped, "1.fc", k=3, every=1) as tracked:
         for _ in range(2):
             optimizer.zero_grad()
             wrapped(torch.ones(4, 8)).square().mean().backward()
             optimizer.step()
-    weight = unwrapped(wrapped).get_parameter
+    weight = unwrap_model(wrapped).get_parameter
     name = next(
-        name for name, _ in unwrapped(wrapped).named_parameters() if canonical_name(name) == "1.fc.weight"
+        name
+        for name, _ in unwrap_model(wrapped).named_parameters()
+        if strip_wrapper_parts(name) == "1.fc.weight"
     )
     wanted = torch.linalg.svdvals(weight(name).detach())[:3]
     np.testing.assert_allclose(tracked.trajectory().singular_values("1.fc")[-1], wanted, rtol=1e-5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Deep products for weights: nothing changes by it, the engine's steps, and back to the bit."""
+"""Overparameterised weights: the same function, the engine's steps, and an exact `collapse`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def linear(n_out, n_in, dtype=torch.float64, bias=False):
     extra=st.integers(0, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_balanced_factors_have_the_product_and_one_spectrum(rows, columns, depth, extra, dtype):
+def test_balanced_factors_have_the_product_and_equal_spectra(rows, columns, depth, extra, dtype):
     layer = linear(rows, columns, dtype)
     before = layer.weight.detach().numpy().copy()
     narrow = min(rows, columns)
@@ -66,7 +66,7 @@ def test_balanced_factors_have_the_product_and_one_spectrum(rows, columns, depth
     for below, above in itertools.pairwise(factors):
         gap = np.linalg.norm(above.T @ above - below @ below.T)
         assert gap <= tolerance(before.dtype, max(rows, columns)) * np.linalg.norm(below) ** 2
-    # What is beyond the rank is zero in all factors.
+    # Directions beyond the rank are zero in all factors.
     assert not factors[0][narrow:].any()
     assert not factors[-1][:, narrow:].any()
 
@@ -82,7 +82,7 @@ def test_balanced_factors_have_the_product_and_one_spectrum(rows, columns, depth
     weight_decay=st.sampled_from([0.0, 0.05]),
     seed=st.integers(0, 99),
 )
-def test_descent_on_the_factors_is_that_of_the_engine(
+def test_descent_on_the_factors_equals_the_engine(
     rows, columns, width, depth, initial, momentum, weight_decay, seed
 ):
     rng = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def test_descent_on_the_factors_is_that_of_the_engine(
         optimizer.step()
 
 
-def test_orthogonal_factors_are_those_of_the_package():
+def test_orthogonal_factors_equal_those_of_the_package():
     model = dt.MLP([6, 5, 4, 3], dtype=torch.float64)
     dt.overparameterize(model, 3, 7, initial="orthogonal", scale=[0.1, 0.2, 0.3], seed=4)
     layers = [model.layers[0].linear, model.layers[1].linear, model.head]
@@ -146,7 +146,7 @@ def test_collapse_is_exact(kind, initial):
     assert list(layer.parametrizations.weight.state_dict()) == ["original0", "original1", "original2"]
     if initial == "balanced":
         torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
-    # Not only as it starts.
+    # Also after training.
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
     layer(x).square().sum().backward()
     optimizer.step()
@@ -167,7 +167,7 @@ def test_collapse_is_exact(kind, initial):
     make().load_state_dict(layer.state_dict())
 
 
-def test_whole_models_and_chosen_layers():
+def test_models_and_chosen_layers_can_be_overparameterized():
     model = dt.VGG("vgg11", 4, width=0.07).eval()
     x = torch.randn(2, 3, 32, 32)
     keys, before = list(model.state_dict()), model(x)
@@ -191,12 +191,12 @@ def test_whole_models_and_chosen_layers():
         "blocks.1.mlp.up.factors.2": (8, 8),
         "blocks.1.mlp.up.factors.3": (32, 8),
     }
-    # The products stand where the weights stood.
+    # The products have replaced the weights.
     assert len(dt.weight_matrices(vit)) == 14
     assert [m.name for m in dt.weight_matrices(vit, "penultimate")] == ["blocks.1.mlp.down"]
     torch.testing.assert_close(vit(x), before, rtol=1e-4, atol=1e-5)
     deep = vit(x)
-    # One layer of a model alone.
+    # A single layer of a model.
     dt.collapse(vit.blocks[0].attention.q)
     assert len(dt.weight_matrices(vit, "*.factors.*")) == 6
     dt.collapse(vit)
@@ -210,7 +210,7 @@ def test_factors_are_ordered_from_the_input():
     torch.testing.assert_close(model[0].weight, third @ second @ first)
 
 
-def test_copies_states_and_moves():
+def test_overparameterized_models_can_be_copied_saved_and_moved():
     model = dt.overparameterize(dt.MLP([6, 5, 3], bias=True), 3).eval()
     x = torch.randn(4, 6)
     twin = copy.deepcopy(model)
@@ -218,14 +218,14 @@ def test_copies_states_and_moves():
     with torch.no_grad():
         twin.head.parametrizations.weight.original0.zero_()
     assert not torch.equal(twin(x), model(x))
-    # Factors of other values, in a model that is deep in the same way.
+    # Other values of the factors, in a model with the same products.
     other = dt.overparameterize(dt.MLP([6, 5, 3], bias=True, seed=1), 3, initial="orthogonal").eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), model(x))
     wide = copy.deepcopy(model).to(torch.float64)
     assert wide.head.weight.dtype == torch.float64
     torch.testing.assert_close(wide(x.double()).float(), model(x))
-    # A copy can be collapsed while the model stays deep.
+    # A copy can be collapsed without changing the model.
     assert dt.collapse(wide).head.weight.dtype == torch.float64
     assert len(dt.weight_matrices(model, "*.factors.*")) == 6
     assert torch.equal(other(x), model(x))
@@ -253,7 +253,7 @@ def test_frozen_weights_stay_frozen():
     assert layer.bias.requires_grad
 
 
-def test_half_precision():
+def test_half_precision_is_supported():
     layer = nn.Linear(6, 4, dtype=torch.bfloat16)
     before = layer.weight.detach().clone()
     dt.overparameterize(layer, 3)
@@ -261,8 +261,8 @@ def test_half_precision():
     torch.testing.assert_close(layer.weight, before, rtol=0.05, atol=0.02)
 
 
-def test_width_between_the_rank_and_the_size():
-    """A weight of rank 2 fits through two directions, and not through one."""
+def test_the_width_can_be_between_the_rank_and_the_size():
+    """A weight of rank 2 is a product of width 2, but not of width 1."""
     layer = linear(6, 5)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(6, 2, dtype=torch.float64) @ torch.randn(2, 5, dtype=torch.float64))
@@ -276,8 +276,8 @@ def test_width_between_the_rank_and_the_size():
     torch.testing.assert_close(layer.weight, before, rtol=1e-12, atol=1e-12)
 
 
-def test_balanced_zero_is_a_saddle_and_orthogonal_is_none():
-    """What the documentation says of weights that start at zero."""
+def test_balanced_factors_of_zero_are_a_saddle_and_orthogonal_ones_are_not():
+    """Weights that start at zero, as documented."""
     for initial, moves in (("balanced", False), ("orthogonal", True)):
         layer = linear(3, 3)
         nn.init.zeros_(layer.weight)
@@ -287,7 +287,7 @@ def test_balanced_zero_is_a_saddle_and_orthogonal_is_none():
         assert any(bool(g.any()) for g in gradients) is moves
 
 
-# Bad arguments.
+# Invalid arguments.
 
 
 def tied():
@@ -350,7 +350,7 @@ def with_nan():
         ),
     ],
 )
-def test_bad_arguments_change_nothing(make, options, error, text):
+def test_invalid_arguments_leave_the_model_unchanged(make, options, error, text):
     module = make()
     before = copy.deepcopy(module.state_dict()) if isinstance(module, nn.Module) else {}
     with pytest.raises(error, match=text):
@@ -364,7 +364,7 @@ def test_bad_arguments_change_nothing(make, options, error, text):
 @pytest.mark.parametrize(
     "make", [lambda: nn.Linear(2, 2), lambda: parametrizations.weight_norm(nn.Linear(2, 2))]
 )
-def test_collapse_of_what_never_was_deep(make):
+def test_collapse_without_products_is_an_error(make):
     with pytest.raises(ValueError, match="no weight that is a product of factors"):
         dt.collapse(make())
     with pytest.raises(TypeError, match="module is str"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Linear probes against NumPy's least squares, scikit-learn's ridge and data of known separability."""
+"""Linear probes compared with NumPy's least squares, scikit-learn's ridge, and separable data."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_ridge_agrees_with_scikit_learn(n_samples, dim):
         probes = RidgeProbes(4, ridge=ridge, standardise=False).fit(batched(features, labels))
         alpha = ridge * float(centred.square().sum()) / dim
         reference = linear_model.Ridge(alpha=alpha).fit(features.numpy(), one_hot(labels, 4))
-        # Theirs solves the normal equations.
+        # scikit-learn solves the normal equations.
         bound = 10 * tolerance(np.float64, n_samples) / ridge
         np.testing.assert_allclose(probes.weights["x"], reference.coef_, rtol=0, atol=bound)
         np.testing.assert_allclose(probes.intercepts["x"], reference.intercept_, rtol=0, atol=bound)
@@ -91,7 +91,7 @@ def test_ridge_agrees_with_scikit_learn(n_samples, dim):
 
 @pytest.mark.parametrize(("n_samples", "dim"), [(50, 12), (12, 50), (30, 30)])
 @pytest.mark.parametrize("standardise", [False, True])
-def test_without_penalty_it_is_least_squares(n_samples, dim, standardise):
+def test_ridge_without_penalty_is_least_squares(n_samples, dim, standardise):
     features, labels = draw_features(n_samples, dim, 3, 1)
     probes = RidgeProbes(3, ridge=0.0, standardise=standardise).fit(batched(features, labels))
     weights, intercept = brute_ridge(features, labels, 3, 0.0, standardise)
@@ -102,7 +102,7 @@ def test_without_penalty_it_is_least_squares(n_samples, dim, standardise):
         assert probes.accuracy(batched(features, labels)) == {"x": 1.0}
 
 
-def test_ridge_of_badly_conditioned_features_in_single_precision():
+def test_ridge_is_accurate_for_ill_conditioned_features_in_float32():
     # With singular values down to 1e-5, the normal equations in float32 lose everything at this strength.
     generator = torch.Generator().manual_seed(2)
     left = torch.linalg.qr(torch.randn(400, 30, generator=generator, dtype=torch.float64)).Q
@@ -115,7 +115,7 @@ def test_ridge_of_badly_conditioned_features_in_single_precision():
     assert error < 1e4 * tolerance(np.float64, 400)  # the condition number of the stacked features
 
 
-def test_constant_features_get_no_weight():
+def test_constant_features_get_weight_zero():
     features, labels = draw_features(50, 4, 2, 3, torch.float32)
     features[:, 1] = 0.1  # has no exact value in any precision
     features[:, 2] = 0.0
@@ -123,7 +123,7 @@ def test_constant_features_get_no_weight():
         weights = probes.fit(batched(features, labels, 7)).weights["x"]
         assert weights[:, [1, 2]].abs().max() == 0.0
         assert weights[:, [0, 3]].abs().min() > 0.0
-    # Where nothing varies, the commonest class is told.
+    # For constant features the most frequent class is predicted.
     constant, labels = torch.ones(9, 3), torch.tensor([0, 1, 1, 1, 1, 1, 0, 1, 0])
     for probes in (RidgeProbes(2), RidgeProbes(2, ridge=0.0, standardise=False), SGDProbes(2, epochs=5)):
         assert probes.fit(batched(constant, labels)).accuracy(batched(constant, labels)) == {"x": 6 / 9}
@@ -136,11 +136,11 @@ def test_probes_do_not_depend_on_the_scale(factor):
         for standardise in (False, True):
             plain = make(3, standardise=standardise).fit(batched(features, labels)).weights["x"]
             scaled = make(3, standardise=standardise).fit(batched(factor * features, labels)).weights["x"]
-            # 1e12 is no power of two: each step of descent rounds anew.
+            # 1e12 is no power of two, so the steps of descent round differently.
             np.testing.assert_allclose(factor * scaled, plain, rtol=0, atol=1e-9 * float(plain.abs().max()))
 
 
-def test_fit_from_statistics():
+def test_probes_can_be_fitted_from_statistics():
     features, labels = draw_features(60, 5, 3, 5)
     batches = batched(features, labels)
     statistics = ClassStatistics(5, 3)
@@ -159,7 +159,7 @@ def test_fit_from_statistics():
 
 
 def separable(n_samples, dim, n_classes, seed, dtype=torch.float32):
-    """Return clouds around far, uncentred class means."""
+    """Return samples around distant class means that are not centred."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n_samples) % n_classes
     means = 6 * torch.linalg.qr(torch.randn(dim, n_classes, generator=generator)).Q.T
@@ -197,7 +197,7 @@ def test_sgd_reaches_the_minimum_of_the_loss():
 
 @settings(deadline=None, max_examples=15)
 @given(n_samples=st.integers(4, 40), dim=st.sampled_from([1, 2, 11]), size=st.sampled_from([1, 3, 64]))
-def test_sgd_of_any_shape_descends(n_samples, dim, size):
+def test_sgd_reduces_the_loss_for_any_shape(n_samples, dim, size):
     features, labels = draw_features(n_samples, dim, 3, 7)
     start = math.log(3)
     probes = SGDProbes(3, epochs=10, learning_rate=0.1, batch_size=size).fit(batched(features, labels, 5))
@@ -217,11 +217,11 @@ def test_sgd_is_repeatable_and_depends_on_the_seed():
 
     assert torch.equal(weights(1, 16), weights(1, 16))
     assert not torch.equal(weights(1, 16), weights(2, 16))
-    # With shuffling, the batches that come in do not matter, but for the rounding of means.
+    # With shuffling, the division into batches affects only the rounding of means.
     assert torch.allclose(weights(1, 16), weights(1, 7), rtol=1e-3)
 
 
-def test_layers_do_not_disturb_each_other():
+def test_probes_of_layers_are_independent():
     features, labels = draw_features(70, 4, 3, 9, torch.float32)
     both = [({"a": rows["x"], "b": rows["x"][:, :2]}, which) for rows, which in batched(features, labels)]
     for make in (RidgeProbes, SGDProbes):
@@ -231,7 +231,7 @@ def test_layers_do_not_disturb_each_other():
         assert list(together.accuracy(both)) == ["a", "b"]
 
 
-def test_half_precision_features():
+def test_half_precision_features_are_supported():
     features, labels = separable(100, 6, 3, 1, torch.bfloat16)
     for make in (RidgeProbes, SGDProbes):
         assert make(3).fit(batched(features, labels)).accuracy(batched(features, labels)) == {"x": 1.0}
@@ -240,7 +240,7 @@ def test_half_precision_features():
 # -------------------------------------------------------------------------------------------------- refusals
 
 
-def test_accuracy_counts():
+def test_accuracy_is_the_share_of_correct_predictions():
     probes = RidgeProbes(2, standardise=False)
     probes.weights, probes.intercepts = (
         {"x": torch.tensor([[1.0], [-1.0]]).double()},
@@ -252,7 +252,7 @@ def test_accuracy_counts():
 
 
 @pytest.mark.parametrize("make", [RidgeProbes, SGDProbes])
-def test_what_probes_refuse(make):
+def test_probes_refuse_invalid_batches(make):
     features, labels = draw_features(20, 4, 3, 0)
     batches = batched(features, labels)
     with pytest.raises(ValueError, match="n_classes is 1; wanted an integer of at least 2"):
@@ -282,7 +282,7 @@ def test_what_probes_refuse(make):
         probes.accuracy([])
 
 
-def test_what_the_settings_refuse():
+def test_probes_refuse_invalid_settings():
     with pytest.raises(ValueError, match="ridge is -1; wanted a finite number of at least 0"):
         RidgeProbes(2, ridge=-1.0)
     for name, value in (
@@ -301,10 +301,8 @@ def test_what_the_settings_refuse():
         SGDProbes(3, shuffle=False).fit(iter(batched(features, labels)))
 
 
-def test_descent_that_diverges_is_an_error():
+def test_divergence_is_an_error():
     features, labels = draw_features(20, 4, 3, 0, torch.float32)
-    with pytest.raises(
-        DivergedError, match="the probe of 'x' left the finite numbers; lower learning_rate"
-    ) as caught:
+    with pytest.raises(DivergedError, match="the probe of 'x' is not finite; lower learning_rate") as caught:
         SGDProbes(3, learning_rate=1e38, weight_decay=1.0).fit(batched(features, labels))
     assert caught.value.layer == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading weights: computed ones by their values, without a trace; what holds no real numbers is refused."""
+"""Reading of weights: correct values of computed weights, no side effects, errors for unreadable ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pruned(layer):
 
 
 class Noise(nn.Module):
-    """Draws from every source of random numbers, and counts in every way."""
+    """Draws from every source of random numbers, and has counters of every type."""
 
     def __init__(self):
         super().__init__()
@@ -49,14 +49,14 @@ class Noise(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Writes to its input, as only weights that are not trained allow."""
+    """Writes to its input, which is allowed for untrained weights only."""
 
     def forward(self, weight):
         return weight.detach().clamp_(-0.1, 0.1)
 
 
 class Nested(nn.Module):
-    """Multiplies by the weight of a layer that is parametrized itself."""
+    """Multiplies by the weight of a parametrized layer."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ def computed_model(kind):
 
 
 def everything(model, versions=True):
-    """Return all that looking could change, as bytes and plain values; versions count writes to a tensor."""
+    """Return all state that reading could change, as bytes and plain values, with version counters."""
 
     def all_of(tensor):
         return id(tensor), tensor._version if versions else None, tensor.detach().numpy().tobytes()
@@ -137,7 +137,7 @@ def look(model):
 
 
 def run(model):
-    """Let the model run inside of what measures or starts from gradients."""
+    """Run the model inside of functions that measure it or compute gradients."""
     for mode in ("eval", "train", "keep"):
         list(dt.layer_outputs(model, [(torch.ones(3, 8), torch.tensor([0, 1, 1]))], mode=mode))
     batch = torch.ones(3, 8), torch.ones(3, 2)
@@ -145,7 +145,7 @@ def run(model):
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
-def test_looking_at_a_model_changes_nothing(kind):
+def test_reading_weights_does_not_change_the_model(kind):
     model = computed_model(kind)
     before = everything(model)
     look(model)
@@ -171,7 +171,7 @@ def test_computed_weights_have_the_values_of_the_next_forward_pass(kind):
 
 
 @pytest.mark.parametrize("kind", ["old weight norm", "old spectral norm", "pruned", "spectral norm"])
-def test_records_of_computed_weights_are_those_after_the_step(kind):
+def test_records_contain_computed_weights_after_the_step(kind):
     model = computed_model(kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     wanted = []
@@ -189,7 +189,7 @@ def test_records_of_computed_weights_are_those_after_the_step(kind):
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
-def test_training_takes_the_same_steps_whether_it_is_looked_at_or_not(kind):
+def test_reading_weights_does_not_change_the_training(kind):
     def train(is_looked_at):
         model = computed_model(kind)
         model.insert(1, nn.Dropout(0.2))
@@ -220,7 +220,7 @@ def test_training_takes_the_same_steps_whether_it_is_looked_at_or_not(kind):
     assert bits(train(True)) == plain
 
 
-def test_layers_that_are_read_side_by_side_put_the_random_state_back():
+def test_reading_layers_in_parallel_restores_the_random_state():
     model = nn.Sequential(*(parametrized(Noise)(nn.Linear(8, 8)) for _ in range(12)))
     before = everything(model)
     for _ in range(5):
@@ -229,7 +229,7 @@ def test_layers_that_are_read_side_by_side_put_the_random_state_back():
     assert everything(model) == before
 
 
-def test_what_a_hook_computes_from_is_no_matrix_of_the_layer():
+def test_inputs_of_a_weight_hook_are_not_listed_as_matrices():
     model = nn.Sequential(old("weight_norm", nn.Linear(8, 8)), pruned(nn.Conv2d(3, 4, 2)), nn.Linear(4, 2))
     assert [m.name for m in dt.weight_matrices(model)] == ["0", "1", "2"]
     assert [m.name for m in dt.weight_matrices(model, "*")] == ["0", "1", "2"]
@@ -238,7 +238,7 @@ def test_what_a_hook_computes_from_is_no_matrix_of_the_layer():
         dt.weight_matrices(model, "0.weight_v")
 
 
-def test_computed_weights_of_recurrent_layers_and_attention():
+def test_computed_weights_of_recurrent_layers_and_attention_are_read():
     lstm = old("weight_norm", nn.LSTM(5, 4), "weight_hh_l0")
     parametrizations.orthogonal(lstm, "weight_ih_l0")
     attention = nn.MultiheadAttention(8, 2)
@@ -262,7 +262,7 @@ def test_computed_weights_of_recurrent_layers_and_attention():
     assert everything(model) == before
 
 
-def test_reading_in_a_cached_region_keeps_the_gradients():
+def test_reading_inside_a_parametrize_cache_preserves_gradients():
     model = computed_model("weight norm")
     with parametrize.cached():
         (weight, _) = dt.weight_matrices(model)
@@ -272,7 +272,7 @@ def test_reading_in_a_cached_region_keeps_the_gradients():
     assert model[0].parametrizations.weight.original1.grad is not None
 
 
-def test_a_forward_that_fails_leaves_nothing_behind():
+def test_the_model_is_restored_after_an_error_in_a_forward_pass():
     class Fails(nn.Module):
         def __init__(self):
             super().__init__()
@@ -293,7 +293,7 @@ def test_a_forward_that_fails_leaves_nothing_behind():
     assert everything(model) == before
 
 
-def test_reading_between_a_forward_pass_and_its_backward_pass():
+def test_weights_can_be_read_between_forward_and_backward_pass():
     model = nn.Sequential(old("spectral_norm", nn.Linear(8, 8)), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
     loss = model(torch.ones(3, 8)).square().sum()
     list(dt.layer_outputs(model, [(torch.ones(3, 8), torch.tensor([0, 1, 1]))], mode="eval"))
@@ -302,7 +302,7 @@ def test_reading_between_a_forward_pass_and_its_backward_pass():
     loss.backward()
 
 
-def test_autocast_does_not_round_what_is_read():
+def test_autocast_does_not_affect_reading():
     model = computed_model("deep")
     plain = dt.weight_matrices(model)[0].matrix()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -310,7 +310,7 @@ def test_autocast_does_not_round_what_is_read():
         assert torch.equal(weight.matrix(), plain)
 
 
-def test_features_put_back_what_a_forward_pass_in_evaluation_mode_changes():
+def test_measuring_features_restores_state_that_evaluation_changes():
     class Counts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -339,7 +339,7 @@ def test_features_put_back_what_a_forward_pass_in_evaluation_mode_changes():
 
 
 class Packed(nn.Linear):
-    """A layer whose weight is another tensor, as packages for quantised models have them."""
+    """A layer with another tensor as its weight, as in packages for quantised models."""
 
     def __init__(self, weight):
         super().__init__(8, 8)
@@ -391,14 +391,14 @@ def unreadable_model(kind):
 
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:DeprecationWarning")
 @pytest.mark.parametrize("kind", [*UNREADABLE, "lazy", "4 bits in bfloat16", "other attribute", "own code"])
-def test_weights_without_real_numbers_are_skipped_with_a_note_and_refused_by_name(kind):
+def test_unreadable_weights_are_skipped_with_a_warning_or_refused_by_name(kind):
     model, text = unreadable_model(kind)
-    held = list(model[1].parameters()) + list(model[1].buffers())
-    before = [None if nn.parameter.is_lazy(tensor) else (tensor._version, repr(tensor)) for tensor in held]
+    stored = list(model[1].parameters()) + list(model[1].buffers())
+    before = [None if nn.parameter.is_lazy(tensor) else (tensor._version, repr(tensor)) for tensor in stored]
     for listing in (dt.weight_matrices, lambda m: dt.track(m, k=2).matrices):
-        with pytest.warns(UserWarning, match=rf"are skipped: 1 {text}") as said:
+        with pytest.warns(UserWarning, match=rf"are skipped: 1 {text}") as caught:
             assert [m.name for m in listing(model)] == ["0", "2"]
-        assert len(said) == 1
+        assert len(caught) == 1
     for look in (dt.weight_matrices, dt.track, dt.orthogonal_, dt.balance):
         with pytest.raises(TypeError, match=rf"layers: the weight of layer 1 {text}.*wanted a matrix"):
             look(model, layers="1")
@@ -412,21 +412,21 @@ def test_weights_without_real_numbers_are_skipped_with_a_note_and_refused_by_nam
         dt.orthogonal_(model, 0.5)
     weight = model[0].weight.detach()
     torch.testing.assert_close(weight @ weight.T, 0.25 * torch.eye(8), atol=1e-6, rtol=0)
-    assert list(model[1].parameters()) + list(model[1].buffers()) == held
-    after = [None if nn.parameter.is_lazy(tensor) else (tensor._version, repr(tensor)) for tensor in held]
+    assert list(model[1].parameters()) + list(model[1].buffers()) == stored
+    after = [None if nn.parameter.is_lazy(tensor) else (tensor._version, repr(tensor)) for tensor in stored]
     assert after == before
 
 
-def test_one_note_for_all_and_an_error_where_nothing_is_left():
+def test_unreadable_weights_give_one_warning_or_an_error_without_others():
     model = nn.Sequential(*(Packed(torch.ones(8, 8, dtype=torch.int8)) for _ in range(3)), nn.Linear(8, 2))
-    with pytest.warns(UserWarning, match="0 is torch.int8, 1 is torch.int8, 2 is torch.int8") as said:
+    with pytest.warns(UserWarning, match="0 is torch.int8, 1 is torch.int8, 2 is torch.int8") as caught:
         dt.weight_matrices(model)
-    assert len(said) == 1
+    assert len(caught) == 1
     with pytest.raises(TypeError, match=r"the weight of layer 0 is torch\.int8"):
         dt.weight_matrices(model[:3])
 
 
-def test_features_of_layers_with_packed_weights():
+def test_layers_with_packed_weights_have_features():
     class Unpacks(Packed):
         def forward(self, x):
             return x @ self.weight.to(x.dtype)
@@ -435,7 +435,7 @@ def test_features_of_layers_with_packed_weights():
     assert list(dt.select_modules(model, None)) == ["0", "1"]
 
 
-def test_weights_without_values():
+def test_weights_on_the_meta_device_are_refused_where_values_are_needed():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     assert [m.shape for m in dt.weight_matrices(model)] == [(8, 8), (8, 8)]
@@ -444,7 +444,7 @@ def test_weights_without_values():
             look(model)
 
 
-def test_biases_that_are_computed_are_refused_before_anything_is_written():
+def test_computed_biases_are_refused_before_the_model_changes():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), pruned(nn.Linear(8, 8)))
     prune.l1_unstructured(model[1], "bias", amount=2)
     before = model[0].weight.clone()

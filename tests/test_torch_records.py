@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every record of `track` is the state between two training steps, however the steps are taken."""
+"""Records of `track` contain the weights between two training steps, for training loops of all types."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ def loss_of(model, seed=1):
 
 
 class Witness:
-    """Keeps the weights after every step that the test takes, to compare them with the records."""
+    """Copies the weights after every step of the test, to compare them with the records."""
 
     def __init__(self, model, tracked):
         self.model, self.tracked = model, tracked
-        self.kept = {}
+        self.copies = {}
         self.keep()
 
     def keep(self):
-        names = self.tracked.trajectory().layer_names if not self.kept else self.names
+        names = self.tracked.trajectory().layer_names if not self.copies else self.names
         self.names = names
-        self.kept[len(self.kept)] = [self.model.get_submodule(n).weight.detach().clone() for n in names]
+        self.copies[len(self.copies)] = [self.model.get_submodule(n).weight.detach().clone() for n in names]
 
     def compare(self, steps, of=("weights", "change")):
-        """Assert that the records at these steps are the singular values of the weights kept then."""
+        """Assert that the records at these steps are the singular values of the copied weights."""
         for which in of:
             run = self.tracked.trajectory(which)
             assert run.steps.tolist() == list(steps)
             for i, name in enumerate(self.names):
                 values, errors = run.singular_values(name), run.singular_value_errors(name)
-                scale = float(torch.linalg.matrix_norm(self.kept[0][i].double()))
+                scale = float(torch.linalg.matrix_norm(self.copies[0][i].double()))
                 eps = tolerance(values.dtype, max(WIDTHS))
                 for record, step in enumerate(run.steps):
-                    matrix = self.kept[int(step)][i].double()
+                    matrix = self.copies[int(step)][i].double()
                     if which == "change":
-                        matrix = matrix - self.kept[0][i].double()
+                        matrix = matrix - self.copies[0][i].double()
                     exact = torch.linalg.svdvals(matrix).numpy()[: values.shape[1]]
                     assert np.all(np.abs(values[record] - exact) <= errors[record] + eps * scale)
 
@@ -85,7 +85,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 class Doubled(torch.optim.SGD):
-    """Calls the step of its base class, and moves the weights once more: two steps with hooks in one."""
+    """Calls the step of its base class, and changes the weights once more: two hooked steps in one."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -96,7 +96,7 @@ class Doubled(torch.optim.SGD):
 
 
 class SharpnessAware(torch.optim.Optimizer):
-    """Moves the weights up the gradient, takes a second gradient there, and steps from where it was."""
+    """Moves the weights along the gradient, computes a second gradient there, and steps from the start."""
 
     def __init__(self, base):
         self.base = base
@@ -119,7 +119,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
 
 class AveragedEvaluation(torch.optim.SGD):
-    """Has a mode in which the weights are averages, as schedule-free optimizers do."""
+    """Has a mode with averages as weights, as schedule-free optimizers do."""
 
     def __init__(self, parameters, lr):
         super().__init__(parameters, lr=lr)
@@ -129,10 +129,10 @@ class AveragedEvaluation(torch.optim.SGD):
 
     def _swap(self):
         with torch.no_grad():
-            for held, p in zip(self.sums, self.param_groups[0]["params"], strict=True):
+            for averaged, p in zip(self.sums, self.param_groups[0]["params"], strict=True):
                 values = p.clone()
-                p.copy_(held)
-                held.copy_(values)
+                p.copy_(averaged)
+                averaged.copy_(values)
 
     def eval(self):
         self.param_groups[0]["train_mode"] = False
@@ -144,7 +144,7 @@ class AveragedEvaluation(torch.optim.SGD):
 
 
 def plainly(model, optimizers, after=None):
-    """Return a step of one or several optimizers, and of what follows them."""
+    """Return a step of one or several optimizers, with changes of the weights after them."""
 
     def step(number):
         loss_of(model, number).backward()
@@ -210,7 +210,7 @@ def subclass(model):
 
 
 def with_closure(model, optimizer):
-    """Return a step of an optimizer that calls the loss itself."""
+    """Return a step of an optimizer that calls the loss function."""
 
     def step(number):
         def closure():
@@ -250,7 +250,7 @@ def normalised(model):
 
 
 def replaced_data(model):
-    """Weights are replaced as a whole after the step, by way of ``.data``."""
+    """Weights are replaced after the step through ``.data``."""
 
     def after():
         for p in model.parameters():
@@ -280,14 +280,14 @@ def with_evaluations(model):
         loss_of(model, number).backward()
         optimizer.step()
         optimizer.zero_grad()
-        kept = copy.deepcopy(model.state_dict())
+        saved_state = copy.deepcopy(model.state_dict())
         with torch.no_grad():
             for mean, p in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(p, 0.1)
         model.load_state_dict(average.state_dict())
         with torch.no_grad():
             loss_of(model, number)
-        model.load_state_dict(kept)
+        model.load_state_dict(saved_state)
 
     return step
 
@@ -346,7 +346,7 @@ def test_records_are_the_states_between_steps(way, every):
 
 
 @pytest.mark.parametrize("way", [two_optimizers_of_layers, in_the_backward_pass, lookahead, accumulated])
-def test_records_that_are_read_while_training_are_true_at_once(way):
+def test_records_can_be_read_during_training(way):
     model = network()
     step = way(model)
     tracked = track(model, k=3, every=1)
@@ -357,7 +357,7 @@ def test_records_that_are_read_while_training_are_true_at_once(way):
         witness.compare(range(number + 1))
 
 
-def test_a_record_that_was_read_amid_a_step_is_taken_anew():
+def test_a_record_read_during_a_step_is_replaced():
     model = network()
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     second = torch.optim.SGD(model[2:].parameters(), lr=0.1)
@@ -373,7 +373,7 @@ def test_a_record_that_was_read_amid_a_step_is_taken_anew():
     witness.compare(range(4))
 
 
-def test_the_order_of_two_optimizers_does_not_matter_where_one_is_named():
+def test_a_chosen_optimizer_counts_in_any_order_of_two():
     for order in (0, 1):
         model = network()
         pair = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:2], model[2:])]
@@ -390,7 +390,7 @@ def test_the_order_of_two_optimizers_does_not_matter_where_one_is_named():
 # --------------------------------------------------------------------------- optimizers that come later
 
 
-def test_groups_that_are_added_are_followed():
+def test_added_parameter_groups_are_tracked():
     model = network()
     optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1)
     tracked = track(model, ["0", "2"], k=3, every=1)
@@ -409,7 +409,7 @@ def test_groups_that_are_added_are_followed():
     witness.compare(range(4))
 
 
-def test_frozen_layers_that_are_thawed_are_followed():
+def test_thawed_layers_are_tracked():
     model = network()
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model[2:].parameters(), lr=0.1)
@@ -430,7 +430,7 @@ def test_frozen_layers_that_are_thawed_are_followed():
 
 
 @pytest.mark.parametrize("closures", [False, True])
-def test_optimizers_of_later_phases_go_on_counting(closures):
+def test_optimizers_of_later_phases_continue_the_count(closures):
     model = network()
     tracked = track(model, k=3, every=1)
     witness = Witness(model, tracked)
@@ -459,8 +459,8 @@ def test_optimizers_of_later_phases_go_on_counting(closures):
     assert tracked.trajectory().config["optimizers"] == ["SGD", "Adam"]
 
 
-def test_optimizers_with_a_backward_pass_in_between_take_steps_of_their_own():
-    """As in adversarial training."""
+def test_optimizers_with_a_backward_pass_between_them_take_separate_steps():
+    """Two optimizers as in adversarial training."""
     model = network()
     pair = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:2], model[2:])]
     tracked = track(model, k=3, every=1)
@@ -475,7 +475,7 @@ def test_optimizers_with_a_backward_pass_in_between_take_steps_of_their_own():
     witness.compare(range(7))
 
 
-def test_skipped_steps_are_none():
+def test_skipped_steps_are_not_counted():
     model = network(torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -517,7 +517,7 @@ def test_losses_of_a_closure_belong_to_the_weights_before_the_step():
     np.testing.assert_array_equal(run.loss, wanted)
 
 
-def test_losses_of_steps_that_were_not_taken_are_refused():
+def test_losses_of_future_steps_are_refused():
     model = network()
     tracked = track(model, k=2, every=1)
     plainly(model, [torch.optim.SGD(model.parameters(), lr=0.1)])(1)
@@ -532,7 +532,7 @@ def test_losses_of_steps_that_were_not_taken_are_refused():
 # ------------------------------------------------------------------------- averages, replaced weights
 
 
-def test_averages_that_are_swapped_in_are_not_recorded():
+def test_swapped_in_averages_are_not_recorded():
     model = network()
     optimizer = AveragedEvaluation(model.parameters(), lr=0.1)
     tracked = track(model, k=3, every=2)
@@ -551,7 +551,7 @@ def test_averages_that_are_swapped_in_are_not_recorded():
     witness.compare([0, 2, 4])
 
 
-def test_schedule_free_optimizers():
+def test_schedule_free_optimizers_are_recorded_in_training_mode():
     schedulefree = pytest.importorskip("schedulefree", reason="schedulefree is optional")
     model = network()
     optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.05)
@@ -565,11 +565,11 @@ def test_schedule_free_optimizers():
         optimizer.eval()
         optimizer.train()
     tracked.close()
-    # Its way to the averages and back rounds.
+    # Switching to the averages and back rounds.
     witness.compare(range(5))
 
 
-def test_weights_that_were_replaced_after_the_last_step_are_not_recorded():
+def test_weights_replaced_after_the_last_step_are_not_recorded():
     model = network()
     best = copy.deepcopy(model.state_dict())
     tracked = track(model, k=3, every=2)
@@ -585,7 +585,7 @@ def test_weights_that_were_replaced_after_the_last_step_are_not_recorded():
     witness.compare([0, 2])
 
 
-def test_a_layer_of_the_same_shape_is_followed_on():
+def test_tracking_continues_with_a_replacement_of_the_same_shape():
     model = network()
     tracked = track(model, k=3, every=1)
     witness = Witness(model, tracked)
@@ -598,13 +598,13 @@ def test_a_layer_of_the_same_shape_is_followed_on():
         step(number)
         witness.keep()
         if number == 2:
-            with pytest.warns(RuntimeWarning, match="layer 2 was replaced .* step 2: its records go on"):
+            with pytest.warns(RuntimeWarning, match="layer 2 was replaced .* step 2: its records continue"):
                 tracked.finish_step()
     tracked.close()
     witness.compare(range(4))
 
 
-def test_a_layer_of_another_shape_is_said_to_be_gone():
+def test_a_replacement_of_another_shape_gives_a_warning():
     model = network()
     tracked = track(model, "4", k=3, every=1)
     step = plainly(model, [torch.optim.SGD(model.parameters(), lr=0.1)])
@@ -614,7 +614,7 @@ def test_a_layer_of_another_shape_is_said_to_be_gone():
         tracked.close()
 
 
-def test_a_weight_that_becomes_another_parameter_is_followed_on():
+def test_tracking_continues_with_a_new_parameter():
     model = network()
     tracked = track(model, k=3, every=1)
     witness = Witness(model, tracked)
@@ -630,8 +630,8 @@ def test_a_weight_that_becomes_another_parameter_is_followed_on():
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the older of the two is deprecated
 @pytest.mark.parametrize("look", [False, True])
 @pytest.mark.parametrize("kind", ["parametrization", "hook"])
-def test_computed_weights_are_those_after_the_step(kind, look):
-    """Spectral normalisation moves its vectors in every forward pass: a record has those of its step."""
+def test_computed_weights_are_recorded_after_the_step(kind, look):
+    """Spectral normalisation updates its vectors in every forward pass; a record uses those of its step."""
     normalise = (
         nn.utils.parametrizations.spectral_norm if kind == "parametrization" else nn.utils.spectral_norm
     )
@@ -648,10 +648,10 @@ def test_computed_weights_are_those_after_the_step(kind, look):
         model.train()
         return values
 
-    kept = [weight()]
+    copies = [weight()]
     for number in range(1, 6):
         step(number)
-        kept.append(weight())
+        copies.append(weight())
         buffers = [buffer.clone() for buffer in model.buffers()]
         if look:
             tracked.trajectory()
@@ -660,13 +660,13 @@ def test_computed_weights_are_those_after_the_step(kind, look):
     run = tracked.trajectory()
     assert run.steps.tolist() == [0, 2, 4, 5]
     for record, number in enumerate(run.steps):
-        np.testing.assert_allclose(run.singular_values(1)[record], kept[number], rtol=tolerance(float, 20))
+        np.testing.assert_allclose(run.singular_values(1)[record], copies[number], rtol=tolerance(float, 20))
 
 
-# ------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------- warnings and errors
 
 
-def test_a_tracker_that_saw_no_step_says_so():
+def test_closing_warns_if_no_step_was_seen():
     model = network()
     tracked = track(model, k=2)
     loss_of(model).backward()
@@ -676,7 +676,7 @@ def test_a_tracker_that_saw_no_step_says_so():
     with pytest.warns(RuntimeWarning, match=r"no step of a torch.optim.Optimizer .* call advance\(\)"):
         tracked.close()
 
-    # One that follows the wrong copy of the model.
+    # A tracker of the wrong copy of the model.
     other = copy.deepcopy(model)
     tracked = track(model, k=2)
     model.zero_grad()
@@ -693,7 +693,7 @@ def test_a_tracker_that_saw_no_step_says_so():
         track(model, k=2).close()  # nothing was trained
 
 
-def test_the_optimizers_are_named():
+def test_the_trajectory_names_the_optimizers():
     model = network()
     tracked = track(model, k=2, every=1)
     two_optimizers_of_layers(model)(1)
@@ -701,7 +701,7 @@ def test_the_optimizers_are_named():
     assert "1 steps of SGD and AdamW" in repr(tracked)
 
 
-def test_a_due_record_outlives_an_interrupted_step():
+def test_a_due_record_is_taken_after_an_interrupted_step():
     model = network()
     step = plainly(model, [torch.optim.SGD(model.parameters(), lr=0.1)])
     tracked = track(model, k=3, every=1)
@@ -762,7 +762,7 @@ def test_models_are_copied_and_saved_without_hooks():
         assert not p._post_accumulate_grad_hooks
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about profiling
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler about profiling
 def test_hooks_are_not_traced_by_the_compiler():
     graphs = []
 
@@ -824,7 +824,7 @@ class SharedHead(nn.Module):
         return self.head(self.outer(torch.tanh(self.inner(self.embedding(tokens)))))
 
 
-def test_penultimate_goes_by_the_forward_pass():
+def test_penultimate_uses_the_order_of_the_forward_pass():
     model = Shuffled()
     assert [m.name for m in track(model, "penultimate").matrices] == ["second"]  # by registration
     model.extra = nn.Linear(2, 2, dtype=torch.float64)  # the last one by registration, and never called
@@ -859,7 +859,7 @@ def test_penultimate_goes_by_the_forward_pass():
         assert {name: rows.shape[1] for name, rows in features.items()} == {"second": width}
 
 
-def test_penultimate_features_go_by_the_forward_pass():
+def test_penultimate_features_use_the_order_of_the_forward_pass():
     model = Shuffled()
     model.second, model.first = model.first, model.second  # registered as before
     model.forward = lambda x: model.head(torch.tanh(model.first(torch.tanh(model.second(x)))))
@@ -869,7 +869,7 @@ def test_penultimate_features_go_by_the_forward_pass():
     assert {name: rows.shape[1] for name, rows in features.items()} == {"first": 8}
 
 
-def test_the_head_that_shares_its_embedding_is_the_last_layer():
+def test_a_head_that_shares_its_embedding_is_the_last_layer():
     model = SharedHead()
     tracked = track(model, "penultimate", k=2, every=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -881,6 +881,6 @@ def test_the_head_that_shares_its_embedding_is_the_last_layer():
     assert tracked.trajectory().layer_names == ["outer"]
 
 
-def test_a_single_layer_has_no_penultimate_one():
+def test_a_single_layer_has_no_penultimate_layer():
     with pytest.raises(ValueError, match="the model has 1 weight matrices"):
         track(nn.Sequential(nn.Linear(3, 3)), "penultimate")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers of which every process holds some rows: what one process finds, the same on all, no process waits.
+"""Row-sharded layers: results equal those of one process, on all processes, and no process waits forever.
 
 One start of two processes and one of three run all the cases; each case is a test that reads what came of it.
 """
@@ -34,14 +34,14 @@ F32, F64 = np.float32, np.float64
 #: Seconds that a message may take before the processes give up.
 PATIENCE = 120
 
-# What the processes run.
+# Functions that the processes run.
 
 
 def cut(matrix, counts=None, seed=0):
-    """Return this process's rows: a share, or as many as are drawn, which may be none."""
+    """Return the rows of this process: an equal share, or a random number of rows, possibly none."""
     if counts is None:
-        places = np.random.default_rng(seed).integers(0, len(matrix) + 1, dist.get_world_size() - 1)
-        counts = np.diff([0, *sorted(places), len(matrix)])
+        boundaries = np.random.default_rng(seed).integers(0, len(matrix) + 1, dist.get_world_size() - 1)
+        counts = np.diff([0, *sorted(boundaries), len(matrix)])
     start = int(np.sum(counts[: dist.get_rank()]))
     return RowSharded(torch.tensor(matrix[start : start + int(counts[dist.get_rank()])]))
 
@@ -70,7 +70,7 @@ def recorded(run):
 
 
 def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
-    """Train in one process and in all, with rates of all kinds, and compare everything."""
+    """Train in one process and in all, with different rates per layer, and compare all results."""
     rng = np.random.default_rng([seed, *widths])
     n_layers = len(widths) - 1
     problem = draw_problem(widths, seed=seed, white=white)
@@ -91,7 +91,7 @@ def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
     assert run.steps.tolist() == wanted.steps.tolist()
     limit = tolerance(dtype, max(widths), steps)
     scale = wanted.loss[0] + problem.loss_scale * np.sum(problem.dense_target() ** 2)
-    # Losses are squares: their roots are as good as the end-to-end matrix.
+    # Losses are squares: their roots have the accuracy of the end-to-end matrix.
     assert np.abs(np.sqrt(run.loss) - np.sqrt(wanted.loss)).max() <= limit * np.sqrt(scale)
     for layer, shard in enumerate(shards, 1):
         expected, size = wanted.weights(layer), np.linalg.norm(weights[layer - 1])
@@ -153,17 +153,17 @@ def case_products_and_values_of_a_matrix():
             assert shard.squared_norm() == pytest.approx(size**2, rel=limit)
 
 
-def case_tracker_over_a_drifting_matrix():
+def case_tracker_of_a_slowly_changing_matrix():
     rng = np.random.default_rng(6)
     for dtype in (F64, F32):
         W = draw_orthonormal(rng, 180, 150).astype(dtype)
         shard = cut(W, counts=[len(W) - 7] + [0] * (dist.get_world_size() - 2) + [7])
         tracker = dln.SVDTracker(k=4)
-        for event in range(3):
+        for number in range(3):
             move = np.outer(rng.standard_normal(180), rng.standard_normal(150)).astype(dtype) / 150
             W += move
             shard.rows.add_(torch.tensor(move[shard.start : shard.stop]))
-            drift = None if event == 0 else float(np.linalg.norm(move)) * (1 + 1e-5)
+            drift = None if number == 0 else float(np.linalg.norm(move)) * (1 + 1e-5)
             found = tracker.update(shard, drift=drift, squared_norm=shard.squared_norm())
             exact = np.linalg.svd(W.astype(F64), compute_uv=False)[:4]
             assert_same_bits(found.singular_values, found.errors, tracker.left_vectors, tracker.right_vectors)
@@ -172,8 +172,8 @@ def case_tracker_over_a_drifting_matrix():
             assert dtype == F32 or found.completeness == "probabilistic"
 
 
-def case_records_hold_true_values():
-    """Drift is bounded by the steps alone: errors must hold, and values be good, through a whole run."""
+def case_records_contain_correct_values():
+    """With bounds from the steps only, error bounds hold and values are accurate during a whole run."""
     widths = [4, 160, 150, 3]
     problem = draw_problem(widths, seed=4)
     for momentum, decay, dtype in ((0.0, 0.0, F64), (0.6, 0.02, F64), (0.0, 0.02, F32)):
@@ -186,19 +186,19 @@ def case_records_hold_true_values():
             expected, errors = wanted.singular_values(layer), run.singular_value_errors(layer)
             off = np.abs(run.singular_values(layer) - expected)
             assert np.all(off <= errors + tolerance(dtype, 160, 40) * expected[:, :1])
-            # The middle layer is iterated on: its tracker works to 5 % of the largest value at worst.
+            # The tracker of the middle layer iterates, with a tolerance of 5 % of the largest value.
             assert np.all(off <= 0.05 * expected[:, :1])
-        held = run.tracking(2)
+        tracking = run.tracking(2)
         if decay == 0:  # decay moves all of W: bounds are renewed at each record
-            assert not held["refreshed"][1:].all()
-            assert np.any(held["drift"] > 0)
+            assert not tracking["refreshed"][1:].all()
+            assert np.any(tracking["drift"] > 0)
         vectors = run.singular_vectors(2, "left", -1)
         lengths = np.linalg.norm(wanted.weights(2).T @ vectors, axis=0)
         assert np.abs(lengths - run.singular_values(2)[-1]).max() <= 0.01 * lengths[0]
 
 
-def case_the_sum_of_steps_bounds_the_drift():
-    """Every layer's drift, beside the true one, whatever its rates."""
+def case_the_sum_of_steps_bounds_the_change():
+    """The bound on a layer's change is above the true one, for all rates."""
     widths = [3, 14, 12, 5]
     problem, weights = draw_problem(widths, seed=8), dln.gaussian(widths, 0.7, 8)
     for dtype in (F64, F32):
@@ -230,17 +230,17 @@ def case_the_sum_of_steps_bounds_the_drift():
                 descent.evaluate()
                 descent.update()
             for layer, shard, start in zip(descent.layers, shards, before, strict=True):
-                squared_norm, bound = layer.drift()
+                squared_norm, bound = layer.measure_movement()
                 now = whole(shard)
                 moved = np.linalg.norm(now.astype(F64) - start.astype(F64))
                 assert squared_norm == pytest.approx(np.linalg.norm(now) ** 2, rel=1e-5)
                 assert moved <= bound
-                if layer.rule.kept:  # otherwise W turns round at every step
+                if layer.rule.weight_factor:  # otherwise W changes its direction at every step
                     assert bound <= 4 * moved + 1e-6  # or it would be of no use
 
 
 def case_messages_of_a_step():
-    """For each l but the split there is one message of (d_l, k) numbers on the way to the loss, one back."""
+    """For each l except the split there is one message of (d_l, k) numbers forward and one backward."""
     size = dist.get_world_size()
     sent = []
     originals = dist.all_reduce, dist.all_gather
@@ -284,7 +284,7 @@ def case_messages_of_a_step():
         wanted = [("rows", (size, d)) if each == ("rows", (2, d)) else each for each in wanted]
         step = counts[2][len(counts[1]) :]
         assert len(step) == 2 * len(wanted)
-        # From a loss on: the way back of a step, and the way to the loss of the next.
+        # After a loss: the backward pass of a step, and the forward pass of the next.
         begin = wanted.index(loss) + 1
         assert step == 2 * (wanted[begin:] + wanted[:begin])
         n_layers = len(widths) - 1
@@ -292,7 +292,7 @@ def case_messages_of_a_step():
 
 
 class _Largest(TorchDispatchMode):
-    """Sees the largest tensor that anything returns."""
+    """Records the size of the largest tensor that any operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -306,7 +306,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def case_no_process_forms_a_layer():
+def case_no_process_computes_a_whole_layer():
     d, k = 240, 3
     widths = [k, d, d, k]
     problem, weights = draw_problem(widths, seed=1), dln.orthogonal(widths, 0.5, seed=1)
@@ -332,7 +332,7 @@ def case_sources_of_rows():
         return np.stack([row(i) for i in range(start, stop)])
 
     class Held:
-        """Tells which rows were read, as a file would."""
+        """Records which rows were read."""
 
         shape, dtype = expected.shape, expected.dtype
 
@@ -367,7 +367,7 @@ def case_divergence_is_an_error_on_all():
     assert_same_bits(run.loss, np.array([raised.value.step, raised.value.layer]))
 
 
-def case_callbacks_of_some():
+def case_callbacks_on_some_processes():
     rank = dist.get_rank()
     widths = [4, 9, 3]
     problem = draw_problem(widths, seed=1)
@@ -398,7 +398,7 @@ def case_errors_of_one_are_errors_of_all():
     problem, weights = draw_problem(widths, seed=1), dln.gaussian(widths, 0.5, 1)
 
     def raises(mine, text, call):
-        """On process 1 its own error, on the others one that quotes it."""
+        """Expect the error itself on process 1, and on the others one that quotes it."""
         with pytest.raises(mine if rank == 1 else RuntimeError, match=text):
             call()
 
@@ -423,7 +423,7 @@ def case_errors_of_one_are_errors_of_all():
     if min(shards[1].counts) > 0:
         raises(ValueError, r"W_2.* not finite", lambda: train_sharded(problem, shards, **options))
 
-    # What differs is an error of all.
+    # Different arguments are an error on all processes.
     with pytest.raises(ValueError, match="steps is"):
         train_sharded(problem, [cut(w) for w in weights], learning_rate=0.01, steps=2 + rank)
     with pytest.raises(dln.ShapeError, match="columns is"):
@@ -438,17 +438,17 @@ def case_distributed_tensors():
     dtensor = pytest.importorskip("torch.distributed.tensor")
     mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
     matrix = torch.arange(35.0, dtype=torch.float64).reshape(7, 5)
-    placed = dtensor.distribute_tensor(matrix, mesh, [dtensor.Shard(0)])
-    shard = RowSharded.from_dtensor(placed)
+    distributed = dtensor.distribute_tensor(matrix, mesh, [dtensor.Shard(0)])
+    shard = RowSharded.from_dtensor(distributed)
     assert np.array_equal(whole(shard), matrix.numpy())
-    assert shard.rows.data_ptr() == placed.to_local().data_ptr()
+    assert shard.rows.data_ptr() == distributed.to_local().data_ptr()
     for placement in (dtensor.Replicate(), dtensor.Shard(1)):
         with pytest.raises(ValueError, match=r"wanted \(Shard"):
             RowSharded.from_dtensor(dtensor.distribute_tensor(matrix, mesh, [placement]))
     with pytest.raises(TypeError, match="wanted a DTensor"):
         RowSharded.from_dtensor(matrix)
     with pytest.raises(TypeError, match="from_dtensor"):
-        RowSharded(placed)
+        RowSharded(distributed)
 
 
 def case_parameters_under_fsdp():
@@ -471,7 +471,7 @@ def case_parameters_under_fsdp():
         assert np.all(np.abs(found.singular_values - exact) <= found.errors)
         assert_same_bits(found.singular_values, found.errors)
 
-    # And trained in place: a linear network is its weights.
+    # The parameters are trained in place.
     net = torch.nn.Sequential(torch.nn.Linear(3, 20, bias=False), torch.nn.Linear(20, 4, bias=False)).double()
     start = [layer.weight.detach().numpy().copy() for layer in net]
     fsdp.fully_shard(net, mesh=mesh)
@@ -505,8 +505,8 @@ def case_groups():
             RowSharded(torch.ones(3, 2), group=group)
 
 
-def case_a_process_that_is_away_is_noticed():
-    """Process 0 does not take part: it waits for the others behind the case."""
+def case_a_missing_process_is_detected():
+    """Process 0 does not take part: it waits for the others at the end of the case."""
     group = dist.new_group(timeout=datetime.timedelta(seconds=3))
     shard = RowSharded(torch.ones(3, 2))
     shard.peers = Peers(group)
@@ -536,18 +536,18 @@ def work(rank, size, folder):
             found[name] = f"skipped: {reason}"
         except BaseException:
             found[name] = traceback.format_exc()
-        said = [None] * size
-        dist.all_gather_object(said, found[name])
+        answers = [None] * size
+        dist.all_gather_object(answers, found[name])
         if rank == 0:
             with open(folder / "found.json", "w") as file:
-                found[name] = next((each for each in said if each), "")
+                found[name] = next((each for each in answers if each), "")
                 json.dump(found, file)
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
 def found(request, tmp_path_factory):
-    """Return what came of the cases, by name: nothing, or what went wrong on a process."""
+    """Return the results of the cases by name: an empty string, or the error of a process."""
     folder = tmp_path_factory.mktemp("processes")
     crash = ""
     try:
@@ -559,13 +559,13 @@ def found(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_processes(found, case):
+def test_processes_agree(found, case):
     if found[case].startswith("skipped"):
         pytest.skip(found[case])
     assert not found[case], found[case]
 
 
-# Alone, without any process group.
+# One process without a process group.
 
 
 def test_one_process_needs_no_group(tmp_path):
@@ -608,7 +608,7 @@ def test_one_process_needs_no_group(tmp_path):
         ({"callback": 3}, TypeError, "callable"),
     ],
 )
-def test_bad_arguments_are_named(change, error, match):
+def test_errors_name_the_invalid_argument(change, error, match):
     shards = [RowSharded.from_rows(w) for w in dln.gaussian([4, 6, 3], 1.0, 0)]
     arguments = {
         "problem": draw_problem([4, 3]),
@@ -620,7 +620,7 @@ def test_bad_arguments_are_named(change, error, match):
         train_sharded(**arguments)
 
 
-def test_bad_rows_are_named():
+def test_errors_name_invalid_rows():
     with pytest.raises(TypeError, match="wanted a tensor"):
         RowSharded(np.ones((2, 2)))
     with pytest.raises(TypeError, match=r"torch\.int64"):
@@ -637,7 +637,7 @@ def test_bad_rows_are_named():
         RowSharded.from_rows(np.ones(3))
 
 
-def test_rows_are_on_memory_of_their_own(tmp_path):
+def test_rows_from_a_source_do_not_share_its_memory(tmp_path):
     expected = np.random.default_rng(0).standard_normal((9, 5))
     file = np.memmap(tmp_path / "rows", dtype=F64, mode="w+", shape=(9, 5))
     file[:] = expected
@@ -651,9 +651,9 @@ def test_rows_are_on_memory_of_their_own(tmp_path):
         shard.rows.zero_()
         for untouched in (read_only, mine, tensor.numpy(), flipped):
             assert np.array_equal(untouched, expected)
-    made = expected.copy()  # for this alone: kept
-    shard = RowSharded.from_rows(lambda start, stop: made, (9, 5))
-    assert shard.rows.data_ptr() == made.ctypes.data
+    fresh = expected.copy()  # made by the function, so not copied
+    shard = RowSharded.from_rows(lambda start, stop: fresh, (9, 5))
+    assert shard.rows.data_ptr() == fresh.ctypes.data
     assert np.array_equal(RowSharded.from_rows(expected.astype(">f8")).rows.numpy(), expected)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`track`: what is followed is true, whoever trains, whatever the weights are."""
+"""`track`: correct singular values for all training loops and types of weights."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def run_steps(model, optimizer, n, after=None):
 
 
 def snapshots(model, optimizer, n, every, names):
-    """Train, and keep copies of the weights at the steps of the records."""
-    kept = [{name: model.get_submodule(name).weight.detach().clone() for name in names}]
+    """Train, and return copies of the weights at the steps of the records."""
+    copies = [{name: model.get_submodule(name).weight.detach().clone() for name in names}]
     steps = [0]
 
     def after(loss):
         steps[0] += 1
         if steps[0] % every == 0 or steps[0] == n:
-            kept.append({name: model.get_submodule(name).weight.detach().clone() for name in names})
+            copies.append({name: model.get_submodule(name).weight.detach().clone() for name in names})
 
     run_steps(model, optimizer, n, after)
-    return kept
+    return copies
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -63,7 +63,7 @@ def test_records_are_the_singular_values(dtype, of):
     model = small_model(dtype=dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     with track(model, k=3, every=4) as tracked:
-        kept = snapshots(model, optimizer, 10, 4, ["0", "2", "4"])
+        copies = snapshots(model, optimizer, 10, 4, ["0", "2", "4"])
     run = tracked.trajectory(of)
     assert run.steps.tolist() == [0, 4, 8, 10]
     assert run.layer_names == ["0", "2", "4"]
@@ -71,18 +71,18 @@ def test_records_are_the_singular_values(dtype, of):
     for number, name in enumerate(run.layer_names, 1):
         values, errors = run.singular_values(name), run.singular_value_errors(number)
         assert values.dtype == (np.float64 if dtype == torch.float64 else np.float32)
-        for record, weights in enumerate(kept):
+        for record, weights in enumerate(copies):
             matrix = weights[name].double()
             if of == "change":
-                matrix = matrix - kept[0][name].double()
+                matrix = matrix - copies[0][name].double()
             exact = torch.linalg.svdvals(matrix).numpy()[:3]
-            # The difference of float32 weights is exact to a rounding of the weights' size.
-            scale = float(torch.linalg.norm(kept[0][name].double()))
+            # The error of a difference of float32 weights is a rounding of the weights' size.
+            scale = float(torch.linalg.norm(copies[0][name].double()))
             eps = tolerance(values.dtype, max(matrix.shape))
             assert np.all(np.abs(values[record] - exact) <= errors[record] + eps * scale)
 
 
-def test_all_values_of_a_layer():
+def test_all_values_of_a_layer_can_be_tracked():
     model = small_model()
     with track(model, "penultimate", k="all") as tracked:
         pass
@@ -90,8 +90,8 @@ def test_all_values_of_a_layer():
     np.testing.assert_allclose(tracked.trajectory().singular_values(1)[0], exact, rtol=tolerance(float, 30))
 
 
-def test_a_deep_linear_run_is_tracked_as_it_is_trained(tmp_path):
-    """The same numbers as `train` gives, through the same trajectory, displays and files."""
+def test_tracking_a_deep_linear_network_equals_train(tmp_path):
+    """The numbers of `train`, with the same trajectory, plots and files."""
     problem = dln.low_rank_recovery(24, 2, seed=3)
     weights = dln.orthogonal([24] * 4, seed=3)
     steps = 40
@@ -134,7 +134,7 @@ def test_a_deep_linear_run_is_tracked_as_it_is_trained(tmp_path):
     np.testing.assert_array_equal(again.block_angles("1", "left"), seen.block_angles(2, side="left"))
 
 
-def test_displays_take_tracked_runs():
+def test_plots_accept_tracked_runs():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     with track(model, k=2, every=1) as tracked:
@@ -147,7 +147,7 @@ def test_displays_take_tracked_runs():
         dln.plots.LossDisplay.from_trajectory(track(model).trajectory())
 
 
-def test_angles_are_those_to_the_start():
+def test_angles_refer_to_the_start():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     start = model[0].weight.detach().clone()
@@ -156,7 +156,7 @@ def test_angles_are_those_to_the_start():
     then, now = (np.linalg.svd(w.numpy()) for w in (start, model[0].weight.detach()))
     run = tracked.trajectory()
     wanted = dln.measures.vector_angles(now[2][:3].T, then[2][:3].T, rank=3)
-    # Vectors are good to the rounding over their gaps.
+    # The error of vectors is rounding divided by their gaps.
     np.testing.assert_allclose(run.angles("0")[-1], wanted, atol=1e3 * tolerance(float, 30))
     block = dln.measures.subspace_angles(now[0][:, :3], then[0][:, :3])[-1]
     assert run.block_angles("0", "left")[-1] == pytest.approx(block, abs=1e3 * tolerance(float, 30))
@@ -178,8 +178,8 @@ def test_half_precision_is_read_as_float32(dtype):
     assert np.all(np.abs(run.singular_values(1)[-1] - exact) <= run.singular_value_errors(1)[-1] + 1e-5)
 
 
-def test_the_device_path_gives_the_same(monkeypatch):
-    """Products by torch in place of whole matrices: what a CUDA tensor takes."""
+def test_tracking_by_products_gives_the_same_values(monkeypatch):
+    """Products by PyTorch instead of whole matrices, as for a CUDA tensor."""
     runs = []
     for on_device in (False, True):
         model = small_model(widths=(90, 80, 70, 3))
@@ -187,7 +187,7 @@ def test_the_device_path_gives_the_same(monkeypatch):
             monkeypatch.setattr(
                 dln.torch.SpectralTracker,
                 "_update",
-                lambda self, *arguments: self._by_products(*arguments),
+                lambda self, *arguments: self._update_by_products(*arguments),
             )
         with track(model, k=3, every=1) as tracked:
             with torch.no_grad():
@@ -200,7 +200,7 @@ def test_the_device_path_gives_the_same(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_cuda_tensors_are_tracked_where_they_are():
+def test_cuda_tensors_are_tracked_on_their_device():
     model = small_model(dtype=torch.float32).cuda()
     with track(model, k=3, every=1) as tracked:
         with torch.no_grad():
@@ -214,24 +214,24 @@ def test_cuda_tensors_are_tracked_where_they_are():
 # ------------------------------------------------------------------------------------------ the hook
 
 
-def test_the_loop_needs_no_change_and_only_the_right_optimizer_counts():
+def test_only_optimizers_of_tracked_weights_count():
     model, other = small_model(), small_model(1)
-    mine, foreign = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (model, other))
+    own_optimizer, other_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (model, other))
     tracked = track(model, every=2)
-    run_steps(other, foreign, 3)
+    run_steps(other, other_optimizer, 3)
     assert tracked.step == 0
-    run_steps(model, mine, 3)
-    run_steps(other, foreign, 1)
+    run_steps(model, own_optimizer, 3)
+    run_steps(other, other_optimizer, 1)
     assert tracked.step == 3
     tracked.close()
-    run_steps(model, mine, 2)
+    run_steps(model, own_optimizer, 2)
     assert tracked.step == 3
     assert tracked.trajectory().steps.tolist() == [0, 2, 3]
     tracked.close()
     assert tracked.trajectory().steps.tolist() == [0, 2, 3]
 
 
-def test_an_optimizer_can_be_named():
+def test_the_counted_optimizer_can_be_chosen():
     model = small_model()
     first, second = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model[0], model[2]))
     by_default, named = track(model), track(model, optimizer=second)
@@ -242,7 +242,7 @@ def test_an_optimizer_can_be_named():
     named.close()
 
 
-def test_a_forgotten_tracker_takes_its_hook_along():
+def test_a_deleted_tracker_removes_its_hooks():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
 
     before = len(hooks)
@@ -253,7 +253,7 @@ def test_a_forgotten_tracker_takes_its_hook_along():
     assert len(hooks) == before
 
 
-def test_what_failed_is_not_recorded():
+def test_a_failed_record_is_not_stored():
     model = small_model()
     tracked = track(model, every=1)
     with torch.no_grad():
@@ -268,7 +268,7 @@ def test_what_failed_is_not_recorded():
     assert tracked.trajectory().steps.tolist() == [0]
 
 
-def test_resumed_tracking_goes_on_with_the_same_records(tmp_path):
+def test_resumed_tracking_continues_the_records(tmp_path):
     names = ["0", "2", "4"]
     whole, halves = small_model(), small_model()
     with track(whole, k=3, every=2) as one:
@@ -278,11 +278,11 @@ def test_resumed_tracking_goes_on_with_the_same_records(tmp_path):
     torch.save({"model": halves.state_dict(), "tracker": first.state_dict()}, tmp_path / "checkpoint.pt")
     first._monitor.remove()
 
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     again = small_model(seed=9)
-    again.load_state_dict(kept["model"])
+    again.load_state_dict(state["model"])
     second = track(again, k=3, every=2)
-    second.load_state_dict(kept["tracker"])
+    second.load_state_dict(state["tracker"])
     assert second.step == 5
     run_steps(again, torch.optim.SGD(again.parameters(), lr=0.5), 7, second.log_loss)
     second.close()
@@ -304,14 +304,14 @@ def test_states_of_other_trackers_are_refused():
         track(model, k=3).load_state_dict(state)
     with pytest.raises(ValueError, match="state was taken with layers"):
         track(model, "0", k=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="what is followed"):
+    with pytest.raises(ValueError, match="tracked matrices"):
         track(model, k=2, change=False).load_state_dict(state)
     with pytest.raises(ValueError, match="version 99"):
         track(model, k=2).load_state_dict({**state, "version": 99})
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_records_do_not_depend_on_the_threads(monkeypatch, large):
+def test_records_do_not_depend_on_the_number_of_threads(monkeypatch, large):
     if large:
         monkeypatch.setattr(sys.modules["dlnfast.torch.track"], "_LARGE", 30 * 20)
     runs = []
@@ -330,7 +330,7 @@ def test_records_do_not_depend_on_the_threads(monkeypatch, large):
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_the_first_layer_that_is_not_finite_is_named(n_threads):
+def test_an_error_names_the_first_layer_that_is_not_finite(n_threads):
     model = small_model()
     tracked = track(model, k=2, every=1, n_threads=n_threads)
     with torch.no_grad():
@@ -341,7 +341,7 @@ def test_the_first_layer_that_is_not_finite_is_named(n_threads):
     assert tracked.trajectory().steps.tolist() == [0]
 
 
-def test_tied_weights_are_followed_once():
+def test_tied_weights_are_tracked_once():
     model = small_model(widths=(12, 12, 12))
     model[2].weight = model[0].weight
     tracked = track(model, k=2)
@@ -349,7 +349,7 @@ def test_tied_weights_are_followed_once():
     assert tracked.trajectory().config["aliases"] == [["2"]]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_the_invalid_setting():
     model = small_model()
     for keywords, text in (
         ({"k": 0}, "k is 0"),
@@ -360,7 +360,7 @@ def test_bad_settings_are_named():
         with pytest.raises(ValueError, match=text):
             track(model, **keywords)
     tracked = track(model, change=False)
-    with pytest.raises(ValueError, match="change=False was asked for"):
+    with pytest.raises(ValueError, match="change=False"):
         tracked.trajectory(of="change")
     run = tracked.trajectory()
     with pytest.raises(ValueError, match=r"run\.shapes"):
@@ -377,8 +377,8 @@ def test_bad_settings_are_named():
         ).block_angles(1)
 
 
-def test_angles_are_measured_from_the_start_where_nothing_is_resolved_yet():
-    """Random spectra have no gaps that the tracker's bounds resolve; their vectors turn all the same."""
+def test_angles_of_unresolved_vectors_refer_to_the_start():
+    """The bounds do not resolve the gaps of random spectra, but angles of their vectors are recorded."""
     model = small_model(widths=(300, 300, 3))
     start = np.linalg.svd(model[0].weight.detach().numpy())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -395,11 +395,11 @@ def test_angles_are_measured_from_the_start_where_nothing_is_resolved_yet():
     now = np.linalg.svd(model[0].weight.detach().numpy())
     wanted = dln.measures.vector_angles(now[2][:4].T, start[2][:4].T, rank=4)
     assert wanted.max() > 0.1
-    # The vectors of the record are the tracker's, good to a few per cent.
+    # The vectors of the record are those of the tracker, with an error of a few per cent.
     np.testing.assert_allclose(run.angles("0")[-1], wanted, atol=0.1)
 
 
-def test_weights_that_start_as_isometries_have_vectors_after_the_first_steps():
+def test_angles_of_isometries_refer_to_a_later_record():
     model = nn.Sequential(nn.Linear(20, 20, bias=False, dtype=torch.float64))
     dln.torch.orthogonal_(model, 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -411,7 +411,7 @@ def test_weights_that_start_as_isometries_have_vectors_after_the_first_steps():
     assert tracked.trajectory().config["reference_steps"] == [1]
 
 
-def test_what_cannot_be_followed_is_refused():
+def test_weights_that_cannot_be_tracked_are_refused():
     model = small_model()
     other = torch.optim.SGD(small_model(1).parameters(), lr=0.1)
     with pytest.raises(ValueError, match="optimizer holds none of the chosen weights"):
@@ -426,7 +426,7 @@ def test_what_cannot_be_followed_is_refused():
         track(model, k=None)
 
 
-def test_states_need_their_weights():
+def test_states_of_other_weights_are_refused():
     model = small_model()
     state = track(model, k=2).state_dict()
     with pytest.raises(ValueError, match="load the model's weights first"):
@@ -436,7 +436,7 @@ def test_states_need_their_weights():
             track(model, k=2).load_state_dict(wrong)
 
 
-def test_what_is_not_finite_is_said_once():
+def test_a_weight_that_is_not_finite_raises_one_error():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with track(model, every=1) as tracked:
@@ -447,7 +447,7 @@ def test_what_is_not_finite_is_said_once():
     assert tracked.trajectory().steps.tolist() == [0]
 
 
-def test_weights_moved_by_hand():
+def test_weights_can_be_changed_without_an_optimizer():
     model = small_model()
     with track(model, "0", k=2, every=1) as tracked:
         with torch.no_grad():
@@ -457,7 +457,7 @@ def test_weights_moved_by_hand():
     np.testing.assert_allclose(values[1], 2 * values[0], rtol=tolerance(float, 30))
 
 
-def test_models_can_be_copied_while_they_are_tracked():
+def test_tracked_models_can_be_copied():
     model = small_model()
     tracked = track(model)
     assert copy.deepcopy(model)[0].weight.equal(model[0].weight)

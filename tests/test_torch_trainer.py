@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`Trainer`: the steps of a loop written by hand, and the same ones after an interruption."""
+"""`Trainer`: the steps of a manual loop, and the same steps after an interruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def network(seed=0, **settings):
 
 
 def with_dropout(seed=0):
-    """All that has a state: batch normalisation, dropout."""
+    """A model with batch normalisation and dropout."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.4), nn.Linear(12, 12), nn.Linear(12, 3)
@@ -47,7 +47,7 @@ def trainer(model, **settings):
 
 
 def by_hand(model, samples, value, make, epochs, size, rates, seed=0):
-    """Return the losses and accuracies of the epochs of a plain loop."""
+    """Return the losses and accuracies of the epochs of a manual loop."""
     optimizer = make(model.parameters())
     batches = Batches(*samples, size, shuffle=True, seed=seed)
     losses, accuracies = [], []
@@ -94,7 +94,7 @@ def squared(scale, outputs, labels):
     ],
 )
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_losses_are_those_of_a_loop_by_hand(settings, value, optimizer):
+def test_losses_equal_those_of_a_manual_loop(settings, value, optimizer):
     samples = data()
     ours, theirs = network(), network()
     seen = trainer(ours, optimizer=optimizer, weight_decay=1e-2, schedule="constant", **settings)
@@ -113,13 +113,13 @@ def test_losses_are_those_of_a_loop_by_hand(settings, value, optimizer):
         assert torch.allclose(mine, other, rtol=0, atol=slack * float(other.detach().abs().max()))
 
 
-def test_optimizers_may_be_made_by_the_caller():
+def test_the_optimizer_can_be_a_callable():
     samples = data()
     ours, theirs = network(), network()
 
     def groups(parameters):
-        first, *rest = parameters
-        return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": rest, "lr": 0.2}])
+        first, *others = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": others, "lr": 0.2}])
 
     history = trainer(ours, optimizer=groups, learning_rate=None, final_rate=0.0).fit(*samples)
     assert history.learning_rate == [0.02 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
@@ -135,7 +135,7 @@ def test_optimizers_may_be_made_by_the_caller():
     assert_same_state(copy_state(ours), copy_state(theirs))
 
 
-def test_cosine_rates():
+def test_cosine_learning_rates():
     model = network()
     seen = trainer(model, learning_rate=0.3, final_rate=0.1, epochs=6, optimizer="adamw")
     met = []
@@ -152,7 +152,7 @@ def test_cosine_rates():
     assert [constant.rate(e) for e in range(5)] == [1.0] * 5
 
 
-def test_a_single_last_sample_joins_the_batch_before():
+def test_a_single_last_sample_is_added_to_the_batch_before():
     sizes = []
     model = network()
     model.layers[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -160,7 +160,7 @@ def test_a_single_last_sample_joins_the_batch_before():
     assert sizes == [5, 5, 5, 6]
     assert math.isfinite(history.loss[0])
     assert model.layers[0].norm.num_batches_tracked == 4
-    # Whoever asks for batches of one sample gets them.
+    # With a batch size of 1 no batches are joined.
     plain = network(batch_norm=False)
     with track(plain, k=1) as tracked:
         trainer(plain, epochs=1, batch_size=1).fit(*data(n=3))
@@ -170,7 +170,7 @@ def test_a_single_last_sample_joins_the_batch_before():
 # -------------------------------------------------------------------------------------- random numbers
 
 
-def test_seeds_are_reproducible_and_differ():
+def test_training_depends_on_the_seed_only():
     ends = []
     for seed in (1, 1, 2):
         model = with_dropout()
@@ -180,18 +180,18 @@ def test_seeds_are_reproducible_and_differ():
     assert not torch.equal(ends[0]["0.weight"], ends[2]["0.weight"])
 
 
-def test_dropout_has_other_masks_in_every_epoch():
+def test_dropout_masks_differ_between_epochs():
     model = with_dropout()
     masks = []
     model[3].register_forward_hook(lambda module, inputs, output: masks.append((output == 0).clone()))
     trainer(model, epochs=3, batch_size=23, learning_rate=0.0).fit(*data())
     assert len(masks) == 3
-    kept = [mask.sum(dim=0) for mask in masks]  # whatever the order of the samples
-    assert not torch.equal(kept[0], kept[1])
-    assert not torch.equal(kept[1], kept[2])
+    n_active = [mask.sum(dim=0) for mask in masks]  # whatever the order of the samples
+    assert not torch.equal(n_active[0], n_active[1])
+    assert not torch.equal(n_active[1], n_active[2])
 
 
-def test_the_generators_of_others_are_not_touched():
+def test_global_generators_are_not_changed():
     torch.manual_seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -201,7 +201,7 @@ def test_the_generators_of_others_are_not_touched():
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     ends = []
-    for draws in (0, 7):  # nor do theirs matter
+    for draws in (0, 7):  # nor do global generators matter
         model = with_dropout(1)
         torch.rand(draws)
         trainer(model).fit(*data(), after_epoch=lambda _, draws=draws: torch.rand(draws) is None)
@@ -220,25 +220,25 @@ def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
     whole = with_dropout()
     with track(whole, k=2, every=4) as one:
         wanted = trainer(whole, tracker=one, **settings).fit(*samples, test=test, test_every=2)
-    place = tmp_path / "checkpoint.pt"
+    file_path = tmp_path / "checkpoint.pt"
     first = with_dropout()
     seen = track(first, k=2, every=4)
-    trainer(first, tracker=seen, checkpoint=place, **settings).fit(
+    trainer(first, tracker=seen, checkpoint=file_path, **settings).fit(
         *samples, test=test, test_every=2, after_epoch=lambda epoch: epoch == stop
     )
     seen.close()
     other = with_dropout(seed=8)
     torch.rand(3)
     with track(other, k=2, every=4) as two:
-        resumed = trainer(other, tracker=two, checkpoint=place, **settings)
+        resumed = trainer(other, tracker=two, checkpoint=file_path, **settings)
         history = resumed.fit(*samples, test=test, test_every=2)
     assert_same_state(copy_state(whole), copy_state(other))
     assert whole[1].num_batches_tracked == 6 * 5
     for name in ("loss", "accuracy", "learning_rate"):
         assert getattr(history, name) == getattr(wanted, name), name
-    # A training that is stopped is tested then, too.
-    kept = [i for i, epoch in enumerate(history.test_epochs) if epoch in wanted.test_epochs]
-    assert [history.test_accuracy[i] for i in kept] == wanted.test_accuracy
+    # The test accuracy is also measured when a training is stopped.
+    indices = [i for i, epoch in enumerate(history.test_epochs) if epoch in wanted.test_epochs]
+    assert [history.test_accuracy[i] for i in indices] == wanted.test_accuracy
     for of in ("weights", "change"):
         left, right = one.trajectory(of), two.trajectory(of)
         assert left.steps.tolist() == right.steps.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 30]
@@ -250,7 +250,7 @@ def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
     assert len(resumed.history.loss) == 6
 
 
-def test_a_stopped_training_goes_on_without_a_checkpoint():
+def test_a_stopped_training_continues_without_a_checkpoint():
     whole, halves = with_dropout(), with_dropout()
     wanted = trainer(whole).fit(*data())
     seen = trainer(halves)
@@ -261,47 +261,47 @@ def test_a_stopped_training_goes_on_without_a_checkpoint():
     assert_same_state(copy_state(whole), copy_state(halves))
 
 
-def test_constant_rates_can_go_on_for_longer(tmp_path):
-    place = tmp_path / "checkpoint.pt"
+def test_epochs_can_be_added_with_a_constant_rate(tmp_path):
+    file_path = tmp_path / "checkpoint.pt"
     longer, whole = with_dropout(), with_dropout()
-    trainer(with_dropout(), schedule="constant", epochs=2, checkpoint=place).fit(*data())
-    trainer(longer, schedule="constant", epochs=5, checkpoint=place).fit(*data())
+    trainer(with_dropout(), schedule="constant", epochs=2, checkpoint=file_path).fit(*data())
+    trainer(longer, schedule="constant", epochs=5, checkpoint=file_path).fit(*data())
     trainer(whole, schedule="constant", epochs=5).fit(*data())
     assert_same_state(copy_state(whole), copy_state(longer))
 
 
-def test_checkpoints_are_written_when_they_should_be(tmp_path, monkeypatch):
-    place = tmp_path / "new" / "folder" / "checkpoint.pt"
+def test_checkpoints_are_written_at_the_requested_epochs(tmp_path, monkeypatch):
+    file_path = tmp_path / "new" / "folder" / "checkpoint.pt"
     written = []
-    monkeypatch.setattr(Trainer, "_save", lambda self, *rest: written.append(len(self.history.loss)))
-    trainer(network(), epochs=7, checkpoint=place, checkpoint_every=3).fit(*data())
+    monkeypatch.setattr(Trainer, "_save", lambda self, *others: written.append(len(self.history.loss)))
+    trainer(network(), epochs=7, checkpoint=file_path, checkpoint_every=3).fit(*data())
     assert written == [3, 6, 7]
-    trainer(network(), epochs=7, checkpoint=place, checkpoint_every=3).fit(
+    trainer(network(), epochs=7, checkpoint=file_path, checkpoint_every=3).fit(
         *data(), after_epoch=lambda epoch: epoch == 4
     )
     assert written == [3, 6, 7, 3, 4]
     monkeypatch.undo()
-    trainer(network(), epochs=1, checkpoint=place).fit(*data())
-    assert os.listdir(place.parent) == ["checkpoint.pt"]
+    trainer(network(), epochs=1, checkpoint=file_path).fit(*data())
+    assert os.listdir(file_path.parent) == ["checkpoint.pt"]
 
 
-def test_checkpoints_are_whole_or_not_at_all(tmp_path, monkeypatch):
-    place = tmp_path / "checkpoint.pt"
-    seen = trainer(network(), checkpoint=place)
+def test_checkpoints_are_written_atomically(tmp_path, monkeypatch):
+    file_path = tmp_path / "checkpoint.pt"
+    seen = trainer(network(), checkpoint=file_path)
     seen.fit(*data(), after_epoch=lambda epoch: epoch == 1)
-    before = place.read_bytes()
+    before = file_path.read_bytes()
     save = torch.save
 
     def interrupted(obj, file):
         save(obj, file)
         file.truncate(100)
-        assert place.read_bytes() == before  # nothing is written in place
+        assert file_path.read_bytes() == before  # nothing is written in place
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         seen.fit(*data())
-    assert place.read_bytes() == before
+    assert file_path.read_bytes() == before
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
@@ -331,11 +331,11 @@ def test_checkpoints_are_whole_or_not_at_all(tmp_path, monkeypatch):
     ],
 )
 def test_checkpoints_of_other_trainings_are_refused(tmp_path, changed, message):
-    place = tmp_path / "checkpoint.pt"
-    trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
+    file_path = tmp_path / "checkpoint.pt"
+    trainer(network(), checkpoint=file_path).fit(*data(), after_epoch=lambda epoch: True)
     model = changed.pop("model", network())
     before = copy_state(model)
-    other = trainer(model, checkpoint=place, **changed)
+    other = trainer(model, checkpoint=file_path, **changed)
     with pytest.raises(ValueError, match=re.escape(f"checkpoint.pt belongs to a training with {message}")):
         other.fit(*data())
     assert_same_state(before, copy_state(model))
@@ -343,35 +343,35 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path, changed, message):
 
 
 def test_checkpoints_of_other_samples_and_trackers_are_refused(tmp_path):
-    place = tmp_path / "checkpoint.pt"
-    trainer(network(), checkpoint=place).fit(*data(), after_epoch=lambda epoch: True)
+    file_path = tmp_path / "checkpoint.pt"
+    trainer(network(), checkpoint=file_path).fit(*data(), after_epoch=lambda epoch: True)
     with pytest.raises(ValueError, match=r"samples \(23, 6\) .*; this one has \(22, 6\)"):
-        trainer(network(), checkpoint=place).fit(*data(n=22))
+        trainer(network(), checkpoint=file_path).fit(*data(n=22))
     model = network()
     tracked = track(model, k=1)
     with pytest.raises(ValueError, match="tracker none; this one has present"):
-        trainer(model, checkpoint=place, tracker=tracked).fit(*data())
-    place.unlink()
-    trainer(model, checkpoint=place, tracker=tracked).fit(*data(), after_epoch=lambda epoch: True)
+        trainer(model, checkpoint=file_path, tracker=tracked).fit(*data())
+    file_path.unlink()
+    trainer(model, checkpoint=file_path, tracker=tracked).fit(*data(), after_epoch=lambda epoch: True)
     with pytest.raises(ValueError, match="tracker present; this one has none"):
-        trainer(network(), checkpoint=place).fit(*data())
+        trainer(network(), checkpoint=file_path).fit(*data())
     with pytest.raises(ValueError, match="state was taken with k 1; this tracker has 2"):
-        trainer(model, checkpoint=place, tracker=track(model, k=2)).fit(*data())
+        trainer(model, checkpoint=file_path, tracker=track(model, k=2)).fit(*data())
 
 
-def test_other_files_are_no_checkpoints(tmp_path):
-    place = tmp_path / "checkpoint.pt"
-    place.write_bytes(b"not a checkpoint")
-    seen = trainer(network(), checkpoint=place)
+def test_other_files_are_refused_as_checkpoints(tmp_path):
+    file_path = tmp_path / "checkpoint.pt"
+    file_path.write_bytes(b"not a checkpoint")
+    seen = trainer(network(), checkpoint=file_path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read as a checkpoint of a Trainer"):
         seen.fit(*data())
     for content in ({"model": network().state_dict()}, torch.ones(3), {"description": None}):
-        torch.save(content, place)
+        torch.save(content, file_path)
         with pytest.raises(ValueError, match="cannot be read as a checkpoint of a Trainer"):
             seen.fit(*data())
-    trainer(network(), checkpoint=place.with_name("other.pt"), epochs=1).fit(*data())
-    whole = place.with_name("other.pt").read_bytes()
-    place.write_bytes(whole[: len(whole) // 2])
+    trainer(network(), checkpoint=file_path.with_name("other.pt"), epochs=1).fit(*data())
+    whole = file_path.with_name("other.pt").read_bytes()
+    file_path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of a Trainer"):
         seen.fit(*data())
 
@@ -383,9 +383,15 @@ def test_other_files_are_no_checkpoints(tmp_path):
 def test_divergence_is_an_error(tmp_path, tracked):
     model = MLP([6, 8, 8, 3], batch_norm=False, dtype=torch.float64)
     tracker = track(model, k=2, every=1) if tracked else None
-    place = tmp_path / "checkpoint.pt"
+    file_path = tmp_path / "checkpoint.pt"
     seen = trainer(
-        model, loss="squared", learning_rate=1e9, momentum=0.0, tracker=tracker, checkpoint=place, epochs=50
+        model,
+        loss="squared",
+        learning_rate=1e9,
+        momentum=0.0,
+        tracker=tracker,
+        checkpoint=file_path,
+        epochs=50,
     )
     with pytest.raises(dln.DivergedError, match=r"lower the learning rate \(eta\), now 1e\+09") as caught:
         seen.fit(*data())
@@ -394,7 +400,7 @@ def test_divergence_is_an_error(tmp_path, tracked):
     assert all(math.isfinite(loss) for loss in seen.history.loss)
 
 
-def test_errors_of_optimizers_stay_what_they_are():
+def test_errors_of_optimizers_are_not_changed():
     class Refusing(torch.optim.SGD):
         def step(self, closure=None):
             raise ValueError("no step")
@@ -403,7 +409,7 @@ def test_errors_of_optimizers_stay_what_they_are():
         trainer(network(), optimizer=partial(Refusing, lr=0.1), learning_rate=None).fit(*data())
 
 
-def test_after_epoch_ends_the_training():
+def test_after_epoch_can_stop_the_training():
     met = []
 
     def after(epoch):
@@ -415,11 +421,11 @@ def test_after_epoch_ends_the_training():
     assert met == [1, 2]
     assert len(history.loss) == len(history.accuracy) == 2
     assert history.test_epochs == [2]
-    # Only True itself ends it.
+    # Only True stops the training, not other true values.
     assert len(trainer(network()).fit(*data(), after_epoch=lambda epoch: 1).loss) == 4
 
 
-def test_tests_are_taken_when_they_should_be():
+def test_the_test_accuracy_is_measured_at_the_requested_epochs():
     samples, test = data(), data(seed=1)
     assert trainer(network(), epochs=5).fit(*samples, test=test).test_epochs == [5]
     seen = trainer(network(), epochs=5)
@@ -475,7 +481,7 @@ def test_evaluation_restores_the_modes():
     assert all(m.training for m in model.modules())
 
 
-def test_labels_of_any_integer_type():
+def test_labels_can_be_of_any_integer_type():
     samples = data()
     wanted = trainer(network()).fit(*samples).loss
     for dtype in (torch.int32, torch.uint8):
@@ -526,7 +532,7 @@ def test_labels_of_any_integer_type():
         ({"model": [1]}, TypeError, r"model is list; wanted a torch\.nn\.Module"),
     ],
 )
-def test_bad_settings_are_named(settings, error, message):
+def test_errors_name_the_invalid_setting(settings, error, message):
     settings = dict(settings)
     with pytest.raises(error, match=message):
         trainer(settings.pop("model", network()), **settings)
@@ -544,7 +550,7 @@ def test_bad_settings_are_named(settings, error, message):
         ((torch.ones(3, 6).double(), torch.tensor([-1, 1, 2])), ValueError, r"labels are -1..2; wanted 0..2"),
     ],
 )
-def test_bad_samples_are_named(arguments, error, message):
+def test_errors_name_invalid_samples(arguments, error, message):
     for use in ("fit", "evaluate"):
         for loss in ("squared", "cross_entropy"):
             with pytest.raises(error, match=message):
@@ -558,7 +564,7 @@ def test_progress_is_shown_on_terminals_only(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_checkpoints_know_their_samples_and_their_epochs(tmp_path):
+def test_checkpoints_of_other_samples_or_with_more_epochs_are_refused(tmp_path):
     inputs = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(12) % 3
 
@@ -576,15 +582,15 @@ def test_checkpoints_know_their_samples_and_their_epochs(tmp_path):
     assert len(trainer(epochs=4).fit(inputs, labels).loss) == 4
 
 
-def test_a_checkpoint_is_there_when_after_epoch_is_called(tmp_path):
+def test_the_checkpoint_exists_when_after_epoch_is_called(tmp_path):
     inputs, labels = torch.eye(6), torch.arange(6) % 3
-    place, seen = tmp_path / "checkpoint.pt", []
-    trainer = Trainer(MLP([6, 8, 3], seed=0), learning_rate=0.1, epochs=2, checkpoint=place)
-    trainer.fit(inputs, labels, after_epoch=lambda done: seen.append((done, place.is_file())))
+    file_path, seen = tmp_path / "checkpoint.pt", []
+    trainer = Trainer(MLP([6, 8, 3], seed=0), learning_rate=0.1, epochs=2, checkpoint=file_path)
+    trainer.fit(inputs, labels, after_epoch=lambda done: seen.append((done, file_path.is_file())))
     assert seen == [(1, True), (2, True)]
 
 
-def test_what_a_trainer_cannot_use_is_refused():
+def test_invalid_arguments_are_refused():
     inputs, labels = torch.eye(6), torch.arange(6) % 3
     model = MLP([6, 8, 3], seed=0)
     closed = dln.torch.track(model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Updates of adapters as matrices: what they are, and following them."""
+"""Updates of adapters as matrices, and tracking of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 import dlnfast as dln  # noqa: E402
 from dlnfast.torch import DeepLoRA, adapter_updates, track, weight_matrices  # noqa: E402
 from dlnfast.torch.operators import ProductMatrix  # noqa: E402
-from dlnfast.torch.updates import thin_svd  # noqa: E402
+from dlnfast.torch.updates import compute_thin_svd  # noqa: E402
 
 sizes = st.sampled_from([1, 2, 3, 7, 13, 40])
 
@@ -29,7 +29,7 @@ def draw(rows, columns, seed, dtype=torch.float64):
 
 @settings(max_examples=60, deadline=None)
 @given(m=sizes, n=sizes, r=sizes, with_start=st.booleans(), dtype=st.sampled_from(["float32", "float64"]))
-def test_a_product_is_the_matrix_that_it_stands_for(m, n, r, with_start, dtype):
+def test_a_product_matrix_multiplies_as_the_dense_matrix(m, n, r, with_start, dtype):
     kind = getattr(torch, dtype)
     left, right = draw(m, r, 0, kind), draw(r, n, 1, kind)
     start = (draw(m, 2, 2, kind), draw(2, n, 3, kind)) if with_start else None
@@ -57,9 +57,9 @@ def test_half_precisions_are_read_as_float32():
 
 @settings(max_examples=40, deadline=None)
 @given(m=sizes, n=sizes, r=sizes)
-def test_the_thin_decomposition_is_that_of_the_product(m, n, r):
+def test_the_thin_svd_is_that_of_the_product(m, n, r):
     left, right = draw(m, r, 0), draw(r, n, 1)
-    u, s, vt = thin_svd(left, right)
+    u, s, vt = compute_thin_svd(left, right)
     size = float(left.norm() * right.norm())
     k = min(m, n, r)
     assert s.shape == (k,)
@@ -80,7 +80,7 @@ def adapted(width=150, rank=3, dtype=torch.float64, **settings):
     return model, DeepLoRA(model, "0", rank=rank, init="random", scale=0.3, **settings)
 
 
-def test_updates_are_the_adapters_products():
+def test_updates_are_products_of_the_factors():
     model, adapter = adapted()
     (update,) = adapter.updates()
     assert update.name == "0"
@@ -91,7 +91,7 @@ def test_updates_are_the_adapters_products():
     assert weight_matrices(model, adapter.updates())[0].name == "0"
 
 
-def test_an_embeddings_update_has_a_row_for_each_feature():
+def test_the_update_of_an_embedding_has_one_row_per_feature():
     model = nn.Sequential(nn.Embedding(9, 5))
     adapter = DeepLoRA(model, "0", rank=2, init="random")
     (update,) = adapter.updates()
@@ -101,8 +101,8 @@ def test_an_embeddings_update_has_a_row_for_each_feature():
 
 @pytest.mark.parametrize("width", [20, 150])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_tracker_follows_the_update(width, dtype):
-    """Below a side of 128 the update is formed; above it is followed by products."""
+def test_updates_can_be_tracked(width, dtype):
+    """Up to a side of 128 the update is computed as a matrix; above it is tracked by products."""
     model, adapter = adapted(width, dtype=dtype)
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.02)
     x = draw(16, width, 1, dtype)
@@ -129,7 +129,7 @@ def test_a_tracker_follows_the_update(width, dtype):
         assert np.all(gap <= found.singular_value_errors("0") + bound)
         assert np.all(gap <= 50 * bound)  # and not by large errors
     # The vectors of the last record are those of the update.
-    u, s, vt = thin_svd(*adapter.updates()[0].pair())
+    u, s, vt = compute_thin_svd(*adapter.updates()[0].pair())
     left, right = run.singular_vectors("0", "left"), run.singular_vectors("0", "right")
     product = left.astype(np.float64) * s.numpy() @ right.astype(np.float64).T
     assert np.abs(product - (u * s @ vt).numpy()).max() <= 200 * bound
@@ -176,7 +176,7 @@ def test_ranks_need_enough_values():
         run.ranks(0.5, relative_to="layer")
 
 
-def test_vectors_survive_a_checkpoint_and_a_file(tmp_path):
+def test_vectors_are_saved_in_checkpoints_and_files(tmp_path):
     model, adapter = adapted()
     first = track(model, adapter.updates(), every=1, vectors=True)
     state = first.state_dict()
@@ -220,7 +220,7 @@ def test_matrices_of_another_model_are_refused():
 # -------------------------------------------------------------------------------------------- PEFT
 
 
-def test_updates_of_pefts_lora_are_its_own():
+def test_updates_of_lora_equal_those_of_peft():
     peft = pytest.importorskip("peft", reason="peft is optional")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 8), nn.Conv1d(8, 5, 3))
@@ -243,7 +243,7 @@ def test_updates_of_pefts_lora_are_its_own():
         adapter_updates([])
 
 
-def test_dora_has_no_such_update():
+def test_updates_of_dora_are_refused():
     peft = pytest.importorskip("peft", reason="peft is optional")
     config = peft.LoraConfig(r=2, target_modules=["0"], use_dora=True)
     wrapped = peft.get_peft_model(nn.Sequential(nn.Linear(6, 6)), config)

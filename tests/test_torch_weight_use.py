@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Weights that are shared, read past their layer, or computed are found, and refused where that matters."""
+"""Detection of weights that are shared, read by other modules, or computed, and errors for them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ def names(model, found):
     return {by_id[key]: value for key, value in found.items()}
 
 
-def assert_refused(model, layers, error, match, change=add_adapter):
-    """Assert that `change` raises, and leaves no trace in the model."""
+def adapt(model, layers=None):
+    return dt.DeepLoRA(model, layers, rank=2, init="random", scale=0.5)
+
+
+def assert_refused(model, layers, error, match, change=adapt):
+    """Assert that `change` raises, and does not change the model."""
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
     hooks = [len(m._forward_hooks) for m in model.modules()]
@@ -110,7 +114,7 @@ def test_weights_that_share_memory_are_refused(how, other):
     assert add_adapter(model).layer_names == ["inner"]
 
 
-def test_parts_of_one_memory_that_do_not_overlap_are_not_shared():
+def test_tensors_of_one_storage_without_overlap_are_not_shared():
     model = Sharing("two parts of one tensor")
     before = model.emb.weight.detach().clone()
     assert names(model, find_weight_use(model).sharing) == {}
@@ -124,7 +128,7 @@ def test_parts_of_one_memory_that_do_not_overlap_are_not_shared():
     assert not torch.equal(model.emb.weight, before)
 
 
-def test_tied_parameters_without_memory_are_found_by_themselves():
+def test_tied_parameters_on_the_meta_device_are_found():
     model = Sharing("one parameter").to("meta")
     model.head.weight = model.emb.weight
     assert names(model, find_weight_use(model).sharing) == {"emb": ("head",), "head": ("emb",)}
@@ -160,7 +164,7 @@ class Reading(nn.Module):
         return self.out(self.free(h))
 
     def out(self, h):
-        """The embedding as the head: its weight has no second name."""
+        """The embedding is used as the head, so its weight has no second name."""
         return h @ self.emb.weight.T
 
 
@@ -180,14 +184,14 @@ def test_weights_that_another_module_reads_are_refused():
 
 
 class OwnAttention(nn.MultiheadAttention):
-    """Reads the weight in the forward pass of its base."""
+    """Reads the weight in the forward pass of its base class."""
 
     def forward(self, x):
         return super().forward(x, x, x)[0]
 
 
 class OwnLayer(nn.TransformerEncoderLayer):
-    """Calls its layers, as its base does."""
+    """Calls its layers, as its base class does."""
 
     def forward(self, x):
         return super().forward(x)
@@ -222,7 +226,7 @@ def test_reads_are_found_in_bases_and_properties():
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_layers_of_attention_and_of_transformers():
+def test_layers_of_attention_and_transformers():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
     for name in ("layers.0.self_attn.out_proj", "layers.1.self_attn.q"):
         assert_refused(model, name, TypeError, f"'{name}' is read by a MultiheadAttention")
@@ -242,7 +246,7 @@ def test_layers_of_attention_and_of_transformers():
     assert (output - plain).norm() > 0.01 * plain.norm()
 
 
-def test_products_are_seen_by_whoever_reads_the_weight():
+def test_other_readers_of_a_weight_read_the_product():
     model = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     x = torch.randn(2, 5, 8)
     plain = model(x, x, x)[0]
@@ -285,14 +289,14 @@ def test_computed_weights_are_refused(kind):
     assert add_adapter(model).layer_names == ["1"]
 
 
-def test_layers_without_a_weight_yet_are_refused():
+def test_layers_that_are_not_initialised_are_refused():
     model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8))
     with pytest.raises(ValueError, match="'1' has no parameter 'weight', or none before its first call"):
         add_adapter(model, "1")
     assert add_adapter(model).layer_names == ["0"]
 
 
-def test_packed_weights_are_no_products():
+def test_packed_weights_cannot_be_overparameterized():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     with pytest.raises(TypeError, match=r"layer 0 is torch\.int8"):
@@ -312,7 +316,7 @@ def test_products_that_are_not_finite_are_not_collapsed():
     assert len(dt.weight_matrices(model, "*.factors.*")) == 4
 
 
-def test_submodules_of_the_name_of_adapters_are_left_alone():
+def test_a_submodule_with_the_name_of_adapters_is_refused():
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].deep_lora = nn.Linear(2, 2)
     assert_refused(model, "0", ValueError, "'0' has a submodule 'deep_lora' of its own")

@@ -95,28 +95,32 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of one training.
+    """Settings of one training.
 
     Attributes
     ----------
     method : {"lora", "deep-lora"}
-        "lora": PEFT's, with alpha = r, as Deep LoRA has no such factor either.
+        Method of adaptation. "lora" is that of PEFT with alpha = r: Deep LoRA has no factor alpha / r either.
     rank : int
-        r.
+        Rank r of the adapters; ignored by Deep LoRA with ``init="full"``.
     n_examples : int
-        Training samples, drawn without replacement; runs of one seed share them, their order and the head.
+        Number of training samples, drawn without replacement. Runs with the same seed share the samples,
+        their order and the new head.
     seed : int
+        Seed of samples, their order, the head and the adapters.
     learning_rate : float
-        Of AdamW, falling linearly to `final_rate` of it.
+        Learning rate of AdamW at the start; it falls linearly to ``final_rate * learning_rate``.
     steps, batch_size : int
+        Number of steps, and of samples in each.
     final_rate : float
+        Factor of the learning rate at the end.
     epsilon : float
-        Of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` of the weight's: far below
-        epsilon they start late.
+        Epsilon of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` times those of the
+        weight; if that is far below epsilon, the cores start to move late.
     depth, scale, init, outer
-        Of Deep LoRA: L, eps, how it starts, and gamma. With "full" the rank means nothing.
+        Depth L, scale eps, initialisation and factor gamma of Deep LoRA.
     train_head : bool
-        Whether the new head is trained along.
+        Whether the new head is trained as well.
     """
 
     method: str
@@ -135,7 +139,7 @@ class Run:
     train_head: bool = True
 
     def __post_init__(self) -> None:
-        """Check what the parts that take the settings would not name."""
+        """Check the settings here, where error messages can name them."""
         check_choice(self.method, "method", METHODS)
         for name in ("rank", "n_examples", "steps", "batch_size"):
             check_count(getattr(self, name), name)
@@ -146,7 +150,7 @@ class Run:
             check_scale(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings; those of Deep LoRA for that method only."""
+        """Return the settings as a dict; settings of Deep LoRA are left out for LoRA."""
         values = asdict(self)
         if self.method == "lora":
             for name in ("depth", "scale", "init", "outer"):
@@ -156,19 +160,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """Results of a run.
 
     Attributes
     ----------
     scores : dict of str to float
-        The task's metric on every part that is evaluated.
+        Metric of the task on each evaluated part of the data.
     loss : list of float
-        Training loss at every step, on its batch.
+        Training loss at every step, on the batch of that step.
     n_parameters : int
-        Trained numbers, those of the head included.
+        Number of trained parameters, including the head.
     ranks : dict of str to int
-        Of the update of each layer: singular values above 1 % of the largest of all layers.
+        Rank of each layer's update: the number of singular values above 1 % of the largest of all layers.
     seconds : float
+        Time of training and evaluation.
     """
 
     scores: dict[str, float]

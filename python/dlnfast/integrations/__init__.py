@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT
-"""Thin adapters to other training programs, each in a module that imports its package."""
+"""Integrations with other training libraries, one module for each."""
 
 from __future__ import annotations

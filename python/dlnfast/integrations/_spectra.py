@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`Spectra`: the common part of the callbacks that follow singular values."""
+"""`Spectra`: common base class of the callbacks that track singular values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from ..torch.track import Of, SpectralTracker, track
 
 
 class Spectra:
-    """Hold the settings of a tracker, and the tracker from the start of a training on."""
+    """Callback with the settings of a tracker and, after the start of a training, the tracker.
 
-    #: What starts a training.
+    Subclasses call the methods with an underscore from the hooks of their training library.
+    """
+
+    #: Function that starts a training, for messages.
     _starter = ""
 
     def __init__(
@@ -33,21 +36,21 @@ class Spectra:
         self._settings = {"layers": layers, "k": k, "every": every, **settings}
         self._has_warned = False
 
-    def _begin(self, model: nn.Module) -> SpectralTracker:
-        """Take the record of step 0."""
-        self._end()
+    def _start_tracker(self, model: nn.Module) -> SpectralTracker:
+        """Start a new tracker, which takes the record of step 0."""
+        self._close_tracker()
         self.tracker = track(model, **self._settings)
         return self.tracker
 
     def _finish_step(self, *, is_last: bool) -> None:
-        """Take the record that is due after a step, and that of the last step in any case."""
+        """Take a due record after a step; after the last step take a record in any case."""
         if self.tracker is not None:
             self.tracker.finish_step()
             if is_last:
                 self.tracker.record()
 
     def _log_loss(self, loss: float, step: int) -> None:
-        """Keep a loss; one that is not finite is left out, as a callback must not end the training."""
+        """Store a loss. One that is not finite is left out, because a callback must not stop the training."""
         if self.tracker is None or step < 0:
             return
         if math.isfinite(loss):
@@ -55,23 +58,23 @@ class Spectra:
         elif not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"the loss at step {step} is {loss}: losses that are not finite are not kept",
+                f"the loss at step {step} is {loss}: losses that are not finite are not recorded",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
-    def _end(self) -> None:
-        """Take the last record."""
+    def _close_tracker(self) -> None:
+        """Take the last record, and stop tracking."""
         if self.tracker is not None:
             self.tracker.close()
 
     def trajectory(self, of: Of = "weights") -> Trajectory:
-        """Return the records so far, as `SpectralTracker.trajectory` does.
+        """Return the records so far; see `SpectralTracker.trajectory`.
 
         Raises
         ------
         RuntimeError
-            Before the first training, and in processes other than that of rank 0.
+            Before the first training, and in processes of a rank other than 0.
         """
         if self.tracker is None:
             raise RuntimeError(f"there are no records: {self._starter} was not called, or this is not rank 0")

@@ -22,28 +22,28 @@ __all__ = ["SpectralCallback"]
 
 
 class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
-    """Follow the singular values of a LightningModule's weights during ``trainer.fit``.
+    """Track the singular values of a LightningModule's weights during ``trainer.fit``.
 
-    Its state is part of Lightning's checkpoints, so that a resumed fit goes on with the same records.
+    The state is saved in Lightning's checkpoints, so that a resumed fit continues the records.
 
     Parameters
     ----------
     layers, k, every
-        As for `dlnfast.torch.track`.
+        Arguments of `dlnfast.torch.track`.
     settings
-        Further ones of `dlnfast.torch.track`.
+        Further arguments of `dlnfast.torch.track`.
 
     Attributes
     ----------
     tracker : SpectralTracker or None
-        Present from the start of the fit on, in the process of rank 0.
+        Tracker in the process of rank 0, after the start of the fit.
 
     Notes
     -----
-    For every record the loss that ``training_step`` returned for these weights is kept, as it was returned:
-    the mean over the batches whose gradients are accumulated. Records are taken at the ends of batches,
-    before other callbacks can replace the weights by averages when the fit ends. Steps of several optimizers
-    count as in `dlnfast.torch.track`.
+    Each record has the loss that ``training_step`` returned for its weights; with accumulated gradients it is
+    the mean over their batches. Records are taken at the ends of batches, before other callbacks can replace
+    the weights by averages at the end of the fit. Steps of several optimizers count as in
+    `dlnfast.torch.track`.
 
     Examples
     --------
@@ -54,23 +54,23 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     """
 
     _starter = "trainer.fit"
-    #: What a checkpoint kept, until the fit starts.
+    #: State from a checkpoint, until the fit starts.
     _restored: Mapping[str, Any] | None = None
-    #: The steps that were taken before the batch under way, and the losses of all batches at these weights.
+    #: Number of steps before the current batch; a number of steps, and the losses of all batches after them.
     _step = 0
     _losses: tuple[int, list[float]] = (-1, [])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the record of step 0, or go on where a checkpoint was."""
+        """Take the record of step 0, or resume from a checkpoint."""
         if not trainer.is_global_zero:
             return
-        tracker = self._begin(pl_module)
+        tracker = self._start_tracker(pl_module)
         if self._restored is not None:
             tracker.load_state_dict(self._restored)
             self._restored = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Note which weights this batch meets."""
+        """Store the number of steps before this batch."""
         del trainer, pl_module, batch, batch_idx
         if self.tracker is not None:
             self._step = self.tracker.step
@@ -78,14 +78,14 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss of the weights before this batch, where they are recorded; take records."""
+        """Store the loss if there is a record of the weights before this batch; take a due record."""
         del batch, batch_idx
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         tracker = self.tracker
         if tracker is None:
             return
         if loss is not None and tracker.is_recorded(self._step):
-            # Lightning divides what training_step returned, where it steps the optimizers itself.
+            # With automatic optimization Lightning has divided the loss by the number of batches.
             scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             if self._losses[0] != self._step:
                 self._losses = (self._step, [])
@@ -94,7 +94,7 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
         self._finish_step(is_last=trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take the last record where this epoch is the last."""
+        """Take the last record if this epoch is the last."""
         del pl_module
         is_last = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
         self._finish_step(is_last=is_last or trainer.should_stop)
@@ -102,12 +102,12 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record."""
         del trainer, pl_module
-        self._end()
+        self._close_tracker()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {} if self.tracker is None else self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what a checkpoint kept; the tracker goes on from it when the fit starts."""
+        """Store the state from a checkpoint; the tracker resumes from it when the fit starts."""
         self._restored = state_dict or None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Deep LoRA as a method of PEFT: `DeepLoraConfig` for ``peft.get_peft_model``.
 
-Importing this module adds the type DEEP_LORA to PEFT, whose own types are a closed list. Adapters are saved
-under that type, so that PEFT without this module refuses them, instead of taking two factors of three for
-LoRA. For a file that loads anywhere: `dlnfast.torch.DeepLoRA.export_lora`, or PEFT's ``save_as_lora``.
+Importing this module adds the type DEEP_LORA to PEFT, which has no interface for new types. Adapters are
+saved with that type, so that PEFT without this module refuses them, instead of loading two of the three
+factors as LoRA. For files that PEFT loads without this module, use `dlnfast.torch.DeepLoRA.export_lora`, or
+PEFT's ``save_as_lora``.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_scale, random_generator
-from ..torch._names import canonical_name, named_layers
+from ..torch._names import named_layers, strip_wrapper_parts
 from ..torch._weight_use import WeightUse, find_weight_use
-from ..torch.deep_lora.files import expression_for
-from ..torch.deep_lora.gradient import Loss, draw_frames, first_factors, leading_gradients
-from ..torch.deep_lora.layers import DeepFactors, MergedWeight, as_target, obstacle
+from ..torch.deep_lora.files import make_target_expression
+from ..torch.deep_lora.gradient import Loss, draw_frames, find_leading_gradients, make_first_factors
+from ..torch.deep_lora.layers import DeepFactors, MergedWeight, find_obstacle, make_target
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]
 
-#: Releases of PEFT that the tests ran with.
+#: Release of PEFT with which this module was tested.
 TESTED: Final = (0, 21)
 _NAME: Final = "DEEP_LORA"
 _INITS: Final = ("gradient", "random")
@@ -58,19 +59,19 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
     Parameters
     ----------
     r : int
-        Rank.
+        Rank of the adapters.
     depth : int
-        L, from 2 to 5.
+        Depth L, from 2 to 5.
     scale : float
-        eps.
+        Scale eps of the cores.
     init : {"gradient", "random"}
-        As for `dlnfast.torch.DeepLoRA`. "gradient" takes a call of `initialize_from_gradients` before the
-        first training step.
+        Initial factors as for `dlnfast.torch.DeepLoRA`. "gradient" needs a call of
+        `initialize_from_gradients` before the first training step.
     seed : int
-        Of the random frames; a layer's depend on it and on the layer's name.
+        Seed of the random frames. Those of a layer depend on the seed and the layer's name only.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern, modules_to_save
-        As for ``peft.LoraConfig``. "all-linear" leaves out the layers that cannot be adapted; those that are
-        named are refused, by the same rules as those of `dlnfast.torch.DeepLoRA`.
+        Settings of ``peft.LoraConfig``. "all-linear" leaves out layers that cannot be adapted; naming such a
+        layer is an error. The rules are those of `dlnfast.torch.DeepLoRA`.
 
     Examples
     --------
@@ -105,17 +106,17 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform goes with a list of target_modules, not with an expression")
+            raise ValueError("layers_to_transform needs a list of target_modules, not an expression")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern goes with layers_to_transform, which is None")
+            raise ValueError("layers_pattern needs layers_to_transform, which is None")
 
 
 class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A layer with the branches of its adapters."""
+    """A layer of PEFT with Deep LoRA adapters."""
 
     adapter_layer_names = ("deep_lora_factors",)
-    other_param_names = ("deep_lora_drawn",)
-    # Of PEFT.
+    other_param_names = ("deep_lora_needs_gradient",)
+    # Members of BaseTunerLayer, which has no types.
     get_base_layer: Any
     set_adapter: Any
     active_adapters: Any
@@ -126,82 +127,82 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.base_layer = base_layer
         self.deep_lora_factors = nn.ModuleDict()
-        #: Whether the frames of an adapter still wait for a gradient.
-        self.deep_lora_drawn: dict[str, bool] = {}
+        #: Whether an adapter still needs `initialize_from_gradients`, by name.
+        self.deep_lora_needs_gradient: dict[str, bool] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.target = as_target(name, self.get_base_layer(), use)
+        self.target = make_target(name, self.get_base_layer(), use)
         self.merged_weight = MergedWeight(name)
         self.register_load_state_dict_post_hook(_merge_after_load)  # type: ignore[no-untyped-call]
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DeepLoraConfig) -> None:
-        """Make an adapter."""
+        """Add an adapter, or replace the one of this name."""
         name = self.target.name
         rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
         self.target.check_rank(rank, config.init, "r")
-        waits = config.init == "gradient"
+        needs_gradient = config.init == "gradient"
         generator = random_generator(config.seed, ("deep lora", name))
-        frames = draw_frames(None, self.target, rank, generator) if waits else None
-        factors = first_factors(self.target, frames, rank, config.depth, config.scale, generator)
+        frames = draw_frames(None, self.target, rank, generator) if needs_gradient else None
+        factors = make_first_factors(self.target, frames, rank, config.depth, config.scale, generator)
         self.deep_lora_factors[adapter_name] = DeepFactors(self.target, factors)
-        self.deep_lora_drawn[adapter_name] = waits
+        self.deep_lora_needs_gradient[adapter_name] = needs_gradient
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Return the update of the weight, in its layout."""
-        return self._factors(adapter).delta_weight()
+        """Return the update of the weight, in the layout of the weight."""
+        return self._get_factors(adapter).delta_weight()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of adapters to the weight, of which a copy is kept until `unmerge`.
+        """Add the updates of adapters to the weight, and store a copy of the original weight for `unmerge`.
 
         Parameters
         ----------
         safe_merge : bool
-            Has no effect: the sum is tested in any case before it is written.
+            No effect: the sum is always checked before it is written.
         adapter_names : list of str, optional
-            Default: the active ones.
+            Adapters to merge. Default: the active ones.
 
         Raises
         ------
         TypeError
             For a weight that is no matrix of floating-point numbers.
         ValueError
-            If a factor, or the sum, is not finite; nothing has changed then.
+            If a factor or the sum is not finite. The weight is then unchanged.
         RuntimeError
             If something else changed the weight while adapters were merged into it.
         """
         del safe_merge
-        self._write(self._merged_with(check_adapters_to_merge(self, adapter_names)))
+        self._write(self._list_merged(check_adapters_to_merge(self, adapter_names)))
 
     def unmerge(self) -> None:
-        """Bring the weight back to what it was before `merge`, bit for bit; see there for the errors."""
+        """Restore the weight from before `merge`, bit for bit; see `merge` for the errors."""
         if not self.merged:
             warnings.warn("no adapter is merged", stacklevel=2)
         self._write([])
 
     def check_merge(self, adapter_names: list[str] | None) -> None:
-        """Raise what `merge` would."""
-        names = self._merged_with(self.active_adapters if adapter_names is None else adapter_names)
+        """Raise the errors of `merge`, without merging."""
+        names = self._list_merged(self.active_adapters if adapter_names is None else adapter_names)
         self.merged_weight.check_unchanged(self.target.module)
         if names:
-            self.merged_weight.sum(self.target.module, self._branches(names))
+            self.merged_weight.sum(self.target.module, self._select_branches(names))
 
-    def _merged_with(self, names: list[str]) -> list[str]:
+    def _list_merged(self, names: list[str]) -> list[str]:
         """Return the adapters of this layer that are merged, or are to be."""
         added = [n for n in names if n in self.deep_lora_factors and n not in self.merged_adapters]
         return [*self.merged_adapters, *added]
 
     def _write(self, names: list[str]) -> None:
-        self.merged_weight.write(self.target.module, self._branches(names))
+        self.merged_weight.write(self.target.module, self._select_branches(names))
         self.merged_adapters = names
 
-    def _branches(self, names: list[str]) -> dict[str, DeepFactors]:
-        return {name: self._factors(name) for name in names}
+    def _select_branches(self, names: list[str]) -> dict[str, DeepFactors]:
+        return {name: self._get_factors(name) for name in names}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the layer's output with those of the active adapters."""
+        """Return the layer's output plus the branches of the active adapters."""
         if kwargs.pop("adapter_names", None) is not None:
             raise ValueError("adapter_names: Deep LoRA has no batches of several adapters; save_as_lora has")
         if self.disable_adapters and self.merged:
@@ -212,20 +213,20 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for name in self.active_adapters:
             if name not in self.deep_lora_factors or name in self.merged_adapters:
                 continue
-            if self.training and self.deep_lora_drawn[name]:
+            if self.training and self.deep_lora_needs_gradient[name]:
                 raise RuntimeError(
                     f"adapter {name!r} has no gradient to start from: call initialize_from_gradients(model, "
-                    'batches) before training, or take init="random"'
+                    'batches) before training, or use init="random"'
                 )
-            output = self._factors(name)(x, output)
+            output = self._get_factors(name)(x, output)
         return output
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Tell whether PEFT can convert this to LoRA, which it does for linear layers."""
+        """Return whether PEFT can convert this adapter to LoRA, which is true for linear layers."""
         del adapter_name
         return self.target.kind != "embedding"
 
-    def _factors(self, adapter: str) -> DeepFactors:
+    def _get_factors(self, adapter: str) -> DeepFactors:
         if adapter not in self.deep_lora_factors:
             raise ValueError(f"layer {self.target.name!r} has no adapter {adapter!r}")
         factors = self.deep_lora_factors[adapter]
@@ -233,39 +234,39 @@ class DeepLoraLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return factors
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; one that is merged is refused, as by PEFT for whole models."""
+        """Delete an adapter; raise ValueError for a merged one, as PEFT does for models."""
         if adapter_name in self.merged_adapters:
             raise ValueError(f"adapter_name is {adapter_name!r}, which is merged; unmerge it first")
         super().delete_adapter(adapter_name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the layer's state, with the weight from before merging."""
+        """Return the layer's state with the original weight."""
         state = super().state_dict(*args, **kwargs)
         self.merged_weight.put_original(state, self._weight_key(kwargs.get("prefix", "")))
         return state
 
     def _weight_key(self, prefix: str) -> str:
-        """Return the name of the weight in a state_dict; the layer may be inside of other tuners' layers."""
+        """Return the key of the weight in a state_dict; other tuners' layers may wrap the layer."""
         layer: Any = self
         while layer is not self.target.module:
             prefix, layer = f"{prefix}base_layer.", layer.base_layer
         return f"{prefix}weight"
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+        self, state_dict: dict[str, Any], prefix: str, *others: Any
     ) -> None:
-        # What is loaded is the weight without updates; they are merged again afterwards.
+        # A state_dict contains the weight without updates. They are merged again after loading.
         if self._weight_key(prefix) not in state_dict:
             self.merged_weight.check_unchanged(self.target.module)
         self.merged_weight.restore(self.target.module)
         for name in self.deep_lora_factors:
             if f"{prefix}deep_lora_factors.{name}.right" in state_dict:
-                self.deep_lora_drawn[name] = False
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+                self.deep_lora_needs_gradient[name] = False
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def _merge_after_load(layer: nn.Module, incompatible: Any) -> None:
-    """Merge again, into the weight that was loaded and with the factors that were."""
+    """Merge the loaded factors into the loaded weight."""
     del incompatible
     assert isinstance(layer, DeepLoraLayer)
     try:
@@ -276,7 +277,7 @@ def _merge_after_load(layer: nn.Module, incompatible: Any) -> None:
 
 
 class DeepLoraModel(BaseTuner):  # type: ignore[misc]
-    """What PEFT makes of a model and a `DeepLoraConfig`."""
+    """Tuner of PEFT for a model and a `DeepLoraConfig`."""
 
     prefix = "deep_lora_"
     tuner_layer_cls = DeepLoraLayer
@@ -290,13 +291,13 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **rest: Any,
+        **unused: Any,
     ) -> None:
-        del rest
+        del unused
         if isinstance(target, DeepLoraLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        self._check_place(current_key, target)
+        self._check_registration(current_key, target)
         name = self._names.get(id(target), current_key)
         layer = DeepLoraLayer(target, adapter_name, name, peft_config, self._use)
         if adapter_name not in self.active_adapters:
@@ -306,95 +307,99 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Make the layers of an adapter; where one cannot be made, the model is as it was.
+        """Add an adapter to all chosen layers, or after an error to none.
 
         Parameters
         ----------
         model : Module
+            Model to adapt.
         adapter_name : str
+            Name of the adapter.
         *args, **kwargs
-            As for PEFT's tuners.
+            Further arguments of PEFT's tuners.
 
         Raises
         ------
         TypeError, ValueError
-            For layers that cannot be adapted, as `dlnfast.torch.DeepLoRA`, and for names of adapters that
-            PEFT's files would confuse.
+            For layers that cannot be adapted (see `dlnfast.torch.DeepLoRA`), and for names of adapters that
+            PEFT cannot tell apart from other parts of keys in its files.
         """
         _check_adapter_name(model, adapter_name)
         self._use = find_weight_use(model)
         self._names = {id(layer): name for name, _, layer in named_layers(model)}
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        there = {layer for layer in self._layers() if adapter_name in layer.deep_lora_factors}
+        existing = {layer for layer in self._list_layers() if adapter_name in layer.deep_lora_factors}
         config = self.peft_config[adapter_name]
         try:
             self._leave_out_obstacles(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
-            self._take_back(model, adapter_name, there)
+            self._remove_partial_adapter(model, adapter_name, existing)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             raise
 
     def _leave_out_obstacles(self, model: nn.Module, config: DeepLoraConfig) -> None:
-        """Make "all-linear" an expression for the layers that can be adapted."""
+        """Replace "all-linear" by a choice of the linear layers that can be adapted."""
         choice = config.target_modules
         if not isinstance(choice, str) or choice.lower() != "all-linear":
             return
         linear = _maybe_include_all_linear_layers(config, model).target_modules
-        kept = []
+        chosen = []
         for name, layer in model.named_modules():
             if isinstance(layer, DeepLoraLayer):
-                fits = layer.target.kind != "embedding"
+                is_chosen = layer.target.kind != "embedding"
             else:
-                fits = name in linear and self._can_adapt(name, layer)
-            if fits:
-                kept.append(name)
-        if not kept:
+                is_chosen = name in linear and self._can_adapt(name, layer)
+            if is_chosen:
+                chosen.append(name)
+        if not chosen:
             raise ValueError("target_modules is 'all-linear', but the model has no linear layer to adapt")
-        config.target_modules = expression_for(model, kept)
+        config.target_modules = make_target_expression(model, chosen)
 
     def _can_adapt(self, name: str, layer: nn.Module) -> bool:
         try:
-            self._check_place(name, layer)
+            self._check_registration(name, layer)
         except ValueError:
             return False
-        return obstacle(name, layer, self._use) is None
+        return find_obstacle(name, layer, self._use) is None
 
-    def _check_place(self, name: str, layer: nn.Module) -> None:
-        """Refuse a layer that PEFT would replace, or delete an adapter of, in part only."""
-        places = self._use.places.get(id(layer), ())
-        if len(places) > 1:
+    def _check_registration(self, name: str, layer: nn.Module) -> None:
+        """Raise ValueError for a layer that PEFT cannot replace everywhere, or cannot restore."""
+        parent_names = self._use.parent_names.get(id(layer), ())
+        if len(parent_names) > 1:
             raise ValueError(
-                f"layers: {name!r} is registered as {' and '.join(map(repr, places))}, and PEFT replaces one "
-                "of them only; dlnfast.torch.DeepLoRA adapts them together"
+                f"layers: {name!r} is registered as {' and '.join(map(repr, parent_names))}, and PEFT "
+                "replaces one of them only; dlnfast.torch.DeepLoRA adapts them together"
             )
         if self.prefix in name:
             raise ValueError(
-                f"layers: {name!r} has {self.prefix!r} in its name, by which PEFT knows adapters; "
+                f"layers: {name!r} has {self.prefix!r} in its name, by which PEFT recognizes adapters; "
                 "dlnfast.torch.DeepLoRA adapts it"
             )
 
-    def _take_back(self, model: nn.Module, adapter_name: str, there: set[DeepLoraLayer]) -> None:
-        """Remove the layers and factors of an adapter that could not be made in all layers."""
+    def _remove_partial_adapter(
+        self, model: nn.Module, adapter_name: str, existing: set[DeepLoraLayer]
+    ) -> None:
+        """Remove an adapter that could not be added to all layers, except from the `existing` layers."""
         for parent in list(model.modules()):
             for name, layer in list(parent._modules.items()):
-                if not isinstance(layer, DeepLoraLayer) or layer in there:
+                if not isinstance(layer, DeepLoraLayer) or layer in existing:
                     continue
                 if adapter_name in layer.deep_lora_factors:
-                    del layer.deep_lora_factors[adapter_name], layer.deep_lora_drawn[adapter_name]
+                    del layer.deep_lora_factors[adapter_name], layer.deep_lora_needs_gradient[adapter_name]
                     if not layer.deep_lora_factors:
                         parent._modules[name] = layer.base_layer
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters in all layers or, on an error, in none.
+        """Merge adapters in all layers, or after an error in none.
 
         Parameters
         ----------
         adapter_names : list of str, optional
-            Default: the active ones.
+            Adapters to merge. Default: the active ones.
         safe_merge : bool
-            Has no effect: sums are tested in any case before they are written.
+            No effect: sums are always checked before they are written.
 
         Raises
         ------
@@ -407,10 +412,10 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
 
         Notes
         -----
-        Memory: a copy of each adapted weight, until ``unmerge_adapter`` brings it back bit for bit.
+        Memory: a copy of each adapted weight, until ``unmerge_adapter`` restores it bit for bit.
         """
         self._check_merge(adapter_names)
-        before = {layer: layer.merged_adapters for layer in self._layers()}
+        before = {layer: layer.merged_adapters for layer in self._list_layers()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         except BaseException:
@@ -429,7 +434,7 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         if merge:
             self._check_merge(adapter_names)
         else:
-            for layer in self._layers():
+            for layer in self._list_layers():
                 layer._write([])
         result: nn.Module = super()._unload_and_optionally_merge(
             merge, progressbar, safe_merge, adapter_names
@@ -437,10 +442,10 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         return result
 
     def _check_merge(self, adapter_names: list[str] | None) -> None:
-        for layer in self._layers():
+        for layer in self._list_layers():
             layer.check_merge(adapter_names)
 
-    def _layers(self) -> list[DeepLoraLayer]:
+    def _list_layers(self) -> list[DeepLoraLayer]:
         return [module for module in self.model.modules() if isinstance(module, DeepLoraLayer)]
 
     @classmethod
@@ -455,8 +460,8 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         found = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
-        keys = _factor_keys(model, adapter_name)
-        own = {key: tensor for key, tensor in found.items() if canonical_name(key) in keys}
+        keys = _list_factor_keys(model, adapter_name)
+        own = {key: tensor for key, tensor in found.items() if strip_wrapper_parts(key) in keys}
         _check_complete(own, keys, adapter_name)
         return own
 
@@ -467,23 +472,23 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        keys = _factor_keys(model, adapter_name)
+        keys = _list_factor_keys(model, adapter_name)
         _check_complete(remapped, keys, adapter_name)
         for key, tensor in remapped.items():
-            if canonical_name(key) in keys and not bool(torch.isfinite(tensor).all()):
+            if strip_wrapper_parts(key) in keys and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"the file of adapter {adapter_name!r} is not finite: see {key}")
         return remapped
 
 
 def _prevent_fast_path(module: nn.Module, args: Any, output: Any) -> None:
-    """Do nothing: TransformerEncoderLayer calls its layers, instead of reading weights, if one has a hook."""
+    """Do nothing. TransformerEncoderLayer calls its layers, instead of reading weights, if one has a hook."""
 
 
 def _check_adapter_name(model: nn.Module, name: object) -> None:
-    """Refuse a name by which PEFT's files would lose or exchange factors.
+    """Raise an error for an adapter name with which PEFT's files would lose or exchange factors.
 
-    PEFT tells adapters apart by parts of keys: of an adapter's own keys it drops all that have the name of
-    another adapter as a part, and saves each adapter but "default" in a folder of its name.
+    PEFT identifies adapters by parts of keys: when it saves an adapter, it drops all keys that contain the
+    name of another adapter as a part. It saves each adapter except "default" in a folder of its name.
     """
     if not isinstance(name, str):
         raise TypeError(f"adapter_name is {type(name).__name__}; wanted a str")
@@ -506,14 +511,14 @@ def _check_adapter_name(model: nn.Module, name: object) -> None:
     if name in {*taken, "base_model", "model"} - adapters:
         raise ValueError(
             f"adapter_name is {name!r}, which is also a part of the names of the model's parameters; PEFT "
-            "tells adapters apart by such parts and would lose some when it saves them: wanted another name"
+            "identifies adapters by such parts and would lose some when it saves them: wanted another name"
         )
 
 
-def _factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
-    """Return the names of an adapter's factors in the model's state_dict, without the parts of wrappers."""
+def _list_factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
+    """Return the keys of an adapter's factors in the model's state_dict, without the parts of wrappers."""
     return {
-        canonical_name(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
+        strip_wrapper_parts(f"{path}.deep_lora_factors.{adapter_name}.{key}").lstrip(".")
         for path, layer in model.named_modules()
         if isinstance(layer, DeepLoraLayer) and adapter_name in layer.deep_lora_factors
         for key, _ in layer.deep_lora_factors[adapter_name].named_parameters()
@@ -521,7 +526,7 @@ def _factor_keys(model: nn.Module, adapter_name: str) -> set[str]:
 
 
 def _check_complete(state: dict[str, torch.Tensor], keys: set[str], adapter_name: str) -> None:
-    missing = sorted(keys - {canonical_name(key) for key in state})
+    missing = sorted(keys - {strip_wrapper_parts(key) for key in state})
     if missing:
         raise ValueError(
             f"adapter {adapter_name!r} is incomplete: {len(missing)} of {len(keys)} factors are missing, the "
@@ -538,67 +543,68 @@ def initialize_from_gradients(
     overwrite: bool = False,
     gradient_memory: int = 2**26,
 ) -> None:
-    """Start an adapter with ``init="gradient"`` from the gradient of a loss.
+    """Initialize an adapter with ``init="gradient"`` from the gradient of a loss.
 
     Parameters
     ----------
     model : PeftModel
-        What ``get_peft_model`` returned.
+        Model returned by ``get_peft_model``.
     batches, loss, gradient_memory
-        As for `dlnfast.torch.DeepLoRA`. The gradient is that of the model without adapters.
+        Arguments of `dlnfast.torch.DeepLoRA`. The gradient is that of the model without adapters.
     adapter_name : str
+        Name of the adapter.
     overwrite : bool
-        Start an adapter again that has started, or was loaded.
+        Whether to reinitialize an adapter that was initialized or loaded before.
 
     Raises
     ------
     ValueError
-        If there is no such adapter with ``init="gradient"``, or it has started already; and for gradients
-        that vanish or are not finite.
+        If there is no such adapter with ``init="gradient"``, or it was initialized or loaded before; and for
+        gradients that vanish or are not finite.
     """
-    config = _configs(model).get(adapter_name)
+    config = _get_configs(model).get(adapter_name)
     if not isinstance(config, DeepLoraConfig) or config.init != "gradient":
         raise ValueError(f'adapter_name is {adapter_name!r}, which is no Deep LoRA with init="gradient"')
     adapted = [m for m in model.modules() if isinstance(m, DeepLoraLayer)]
     layers = [layer for layer in adapted if adapter_name in layer.deep_lora_factors]
-    if not overwrite and not all(layer.deep_lora_drawn[adapter_name] for layer in layers):
+    if not overwrite and not all(layer.deep_lora_needs_gradient[adapter_name] for layer in layers):
         raise ValueError(
-            f"adapter {adapter_name!r} has started already, or was loaded: what it has learned would be lost "
-            "(overwrite=True)"
+            f"adapter {adapter_name!r} was initialized or loaded before, and its values would be lost; "
+            "wanted overwrite=True to replace them"
         )
     targets = [layer.target for layer in layers]
-    ranks = [(layer._factors(adapter_name).rank + 1) // 2 for layer in layers]
+    ranks = [(layer._get_factors(adapter_name).rank + 1) // 2 for layer in layers]
     memory = check_count(gradient_memory, "gradient_memory", minimum=0)
-    with _without_adapters(layers):
-        found = leading_gradients(model, targets, batches, loss, ranks, memory)
+    with _disable_adapters_of(layers):
+        found = find_leading_gradients(model, targets, batches, loss, ranks, memory)
     for layer, gradient in zip(layers, found, strict=True):
-        branch = layer._factors(adapter_name)
+        branch = layer._get_factors(adapter_name)
         generator = random_generator(config.seed, ("deep lora", layer.target.name))
         frames = draw_frames(gradient, layer.target, branch.rank, generator)
-        factors = first_factors(layer.target, frames, branch.rank, config.depth, config.scale, generator)
-        # In place: an optimiser may hold the parameters.
+        factors = make_first_factors(layer.target, frames, branch.rank, config.depth, config.scale, generator)
+        # In place, because an optimiser may already have the parameters.
         with torch.no_grad():
             for parameter, start in zip(branch.parameters(), factors.as_parameters(), strict=True):
                 parameter.copy_(start)
-        layer.deep_lora_drawn[adapter_name] = False
+        layer.deep_lora_needs_gradient[adapter_name] = False
 
 
 def param_groups(
     model: nn.Module, learning_rate: float, outer: float = 1e-2, **options: Any
 ) -> list[dict[str, Any]]:
-    """Return all that is trained as groups for an optimiser, frames at ``outer * learning_rate``.
+    """Return all trained parameters as groups for an optimiser, frames with their own learning rate.
 
-    See `dlnfast.torch.DeepLoRA.param_groups`; what else is trained, such as a new head, learns at
-    `learning_rate`.
+    See `dlnfast.torch.DeepLoRA.param_groups`. Other trained parameters, such as a new head, are in the group
+    of the cores.
 
     Parameters
     ----------
     model : PeftModel
-        With Deep LoRA adapters.
+        Model with Deep LoRA adapters.
     learning_rate : float
-        Of cores and other parameters.
+        Learning rate of cores and other parameters.
     outer : float
-        gamma, the frames' share of it.
+        Factor gamma of the frames' learning rate ``outer * learning_rate``.
     **options
         Further settings of each group.
 
@@ -609,29 +615,29 @@ def param_groups(
     Raises
     ------
     ValueError
-        For rates that are negative or not finite.
+        For learning rates that are negative or not finite.
 
     Notes
     -----
-    Cost: O(number of parameters' arrays).
+    Cost: O(number of parameter tensors).
     """
     rate = check_scale(learning_rate, "learning_rate")
     ratio = check_scale(outer, "outer (gamma)")
     framed = [m for m in model.modules() if isinstance(m, DeepFactors) and m.framed]
     frames = [p for m in framed for p in (m.right, m.left) if p.requires_grad]
-    kept = {id(p) for p in frames}
-    inner = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    frame_ids = {id(p) for p in frames}
+    inner = [p for p in model.parameters() if p.requires_grad and id(p) not in frame_ids]
     groups = [{"params": inner, "lr": rate, **options}, {"params": frames, "lr": ratio * rate, **options}]
     return [group for group in groups if group["params"]]
 
 
-def _configs(model: nn.Module) -> dict[str, Any]:
+def _get_configs(model: nn.Module) -> dict[str, Any]:
     found = getattr(model, "peft_config", None)
     return found if isinstance(found, dict) else {}
 
 
 @contextmanager
-def _without_adapters(layers: list[DeepLoraLayer]) -> Iterator[None]:
+def _disable_adapters_of(layers: list[DeepLoraLayer]) -> Iterator[None]:
     before = [(layer, layer._disable_adapters) for layer in layers]
     try:
         for layer in layers:
@@ -643,7 +649,7 @@ def _without_adapters(layers: list[DeepLoraLayer]) -> Iterator[None]:
 
 
 def _register() -> None:
-    """Add the type to PEFT, whose list of types is an Enum."""
+    """Add the type DEEP_LORA to PEFT's Enum of types, and register this method."""
     release = Version(peft.__version__).release[:2]
     if release < TESTED:
         raise ImportError(
@@ -668,7 +674,7 @@ def _register() -> None:
     PeftType._value2member_map_[_NAME] = member
     register_peft_method(name=_NAME.lower(), config_cls=DeepLoraConfig, model_cls=DeepLoraModel)
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(member) is not DeepLoraConfig:
-        raise ImportError(f"PEFT {peft.__version__} did not take the type {_NAME}")
+        raise ImportError(f"PEFT {peft.__version__} did not register the type {_NAME}")
 
 
 _register()

@@ -29,32 +29,32 @@ from ._spectra import Spectra
 
 __all__ = ["SpectralCallback"]
 
-#: Name of the tracker's file in a checkpoint's folder.
+#: Name of the tracker's file in a checkpoint folder.
 FILE_NAME = "dlnfast_tracker.pt"
-#: Name of the entry in the Trainer's state that says where the tracker's file was written.
+#: Name of the entry in the Trainer's state with the folder of the tracker's file.
 _ENTRY = "dlnfast_tracker"
 
 
 class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Follow the singular values of a model's weights during ``Trainer.train``.
+    """Track the singular values of a model's weights during ``Trainer.train``.
 
-    Its state is written into every checkpoint's folder, and read when training is resumed from it, also into
-    another ``output_dir``.
+    The state is saved in every checkpoint folder. It is loaded when training is resumed from the checkpoint,
+    also if the new ``output_dir`` is another one.
 
     Parameters
     ----------
     layers, k, every
-        As for `dlnfast.torch.track`.
+        Arguments of `dlnfast.torch.track`.
     resume_from : path, optional
-        Checkpoint folder with the tracker's state, where it was moved since it was written. By default the
-        folder is known to the Trainer's state.
+        Checkpoint folder with the tracker's state. Needed only if the folder was moved after it was written;
+        otherwise it is found from the Trainer's state.
     settings
-        Further ones of `dlnfast.torch.track`.
+        Further arguments of `dlnfast.torch.track`.
 
     Attributes
     ----------
     tracker : SpectralTracker or None
-        Present from the start of the training on, in the process of rank 0.
+        Tracker in the process of rank 0, after the start of the training.
 
     Raises
     ------
@@ -64,13 +64,14 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
     Warns
     -----
     RuntimeWarning
-        Where a training is resumed without the tracker's state; for a loss that is not finite.
+        If a training is resumed without the tracker's state, and for a loss that is not finite.
 
     Notes
     -----
-    The losses kept are those that the Trainer logs: means over its ``logging_steps``, each kept at the last
-    step whose weights are part of the mean, that before the step at which it is logged. A resumed training
-    whose tracker's state is not found begins with new records, numbered by the Trainer's step, and says so.
+    Recorded losses are those that the Trainer logs: means over its ``logging_steps``. Each is stored at the
+    step before the one at which it is logged, which is the last step with weights in the mean. If the
+    tracker's state of a resumed training is not found, new records start at the Trainer's step, with a
+    warning.
 
     Examples
     --------
@@ -94,26 +95,26 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         super().__init__(layers, k=k, every=every, **settings)
         self._resume_from = None if resume_from is None else check_path(resume_from, "resume_from")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
-        """Take the record of step 0, or go on where a checkpoint was."""
-        del control, rest
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **unused: Any) -> None:
+        """Take the record of step 0, or resume from a checkpoint."""
+        del control, unused
         if not state.is_world_process_zero:
             return
-        self._begin(model)
+        self._start_tracker(model)
         if state.global_step > 0:
             self._resume(args, state)
 
     def _resume(self, args: Any, state: Any) -> None:
         assert self.tracker is not None
         reasons = []
-        for path in self._candidates(args, state):
+        for path in self._list_candidates(args, state):
             if not path.is_file():
                 reasons.append(f"{path} is not there")
                 continue
             try:
                 self.tracker.load_state_dict(torch.load(path, weights_only=True))
             except ValueError as error:
-                if path.parent == self._resume_from:  # this one was asked for
+                if path.parent == self._resume_from:  # the user has chosen this file
                     raise
                 reasons.append(f"{path}: {error}")
                 continue
@@ -121,52 +122,52 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         self.tracker.start_at(state.global_step)
         warnings.warn(
             f"training is resumed at step {state.global_step}, but the records before it were not found: "
-            f"{'; '.join(reasons)}. New ones begin; pass resume_from=FOLDER to go on with the old ones",
+            f"{'; '.join(reasons)}. New ones start here; pass resume_from=FOLDER to continue the old ones",
             RuntimeWarning,
             stacklevel=2,
         )
 
-    def _candidates(self, args: Any, state: Any) -> Iterator[Path]:
-        """Yield where the tracker's state may be, the likeliest first, each path once."""
+    def _list_candidates(self, args: Any, state: Any) -> Iterator[Path]:
+        """Yield possible paths of the tracker's state, the most likely first."""
         if self._resume_from is not None:
             yield self._resume_from / FILE_NAME
             return
         entry = (state.stateful_callbacks or {}).get(_ENTRY)
         written = entry.get("attributes", {}).get("folder") if isinstance(entry, dict) else None
-        folders = [written, args.resume_from_checkpoint, _folder(args, state)]
+        folders = [written, args.resume_from_checkpoint, _get_checkpoint_folder(args, state)]
         paths = (Path(folder) / FILE_NAME for folder in folders if isinstance(folder, (str, Path)))
         yield from dict.fromkeys(paths)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Take a record that is due; name the folder of a checkpoint that is about to be written."""
-        del rest
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """Take a due record, and store the folder of the next checkpoint in the Trainer's state."""
+        del unused
         self._finish_step(is_last=False)
         if self.tracker is not None and isinstance(state.stateful_callbacks, dict):
-            folder = os.fspath(_folder(args, state).absolute())
+            folder = os.fspath(_get_checkpoint_folder(args, state).absolute())
             state.stateful_callbacks[_ENTRY] = {"args": {}, "attributes": {"folder": folder}}
         del control
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """Keep the loss that the Trainer logs; take the last record when the training loop is over."""
-        del args, control, rest
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
+        """Store a loss that the Trainer logs; take the last record at the end of the training loop."""
+        del args, control, unused
         if logs and "loss" in logs:
             self._log_loss(float(logs["loss"]), state.global_step - 1)
-        if logs and "train_loss" in logs:  # the summary, logged before a best model is loaded
+        if logs and "train_loss" in logs:  # this summary is logged before a best model is loaded
             self._finish_step(is_last=True)
 
-    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Write the state beside the checkpoint's weights."""
-        del control, rest
-        folder = _folder(args, state)
+    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """Write the tracker's state into the checkpoint folder."""
+        del control, unused
+        folder = _get_checkpoint_folder(args, state)
         if self.tracker is not None and folder.is_dir():
             with replacing(folder / FILE_NAME) as file:
                 torch.save(self.tracker.state_dict(), file)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """Take the last record."""
-        del args, state, control, rest
-        self._end()
+        del args, state, control, unused
+        self._close_tracker()
 
 
-def _folder(args: Any, state: Any) -> Path:
+def _get_checkpoint_folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"

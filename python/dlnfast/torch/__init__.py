@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PyTorch models under the same lens as deep linear networks; needs PyTorch, which is optional."""
+"""Tracking and measuring of PyTorch models; needs PyTorch, which is an optional dependency."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of layers without the parts that wrappers add to them."""
+"""Layer names without the parts that model wrappers (DataParallel, torch.compile, FSDP, ..) add to them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Final
 
 from torch import nn
 
-#: Modules that contain a model or a layer and compute what it computes: the Python module of the class, the
-#: class, and the name of the child. Looked up among loaded modules only, as importing some takes seconds.
+#: Wrapper classes, which compute the same function as the model or layer inside: the Python module of the
+#: class, the class, and the name of the child. Only loaded Python modules are looked up, because importing
+#: some of them takes seconds.
 _WRAPPERS: Final = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
@@ -31,20 +32,20 @@ _WRAPPERS: Final = (
 _WRAPPED: Final = frozenset(child for _, _, child in _WRAPPERS)
 
 
-def canonical_name(name: str) -> str:
+def strip_wrapper_parts(name: str) -> str:
     """Return a name without all parts that can come from a wrapper: ``"module.fc"`` becomes ``"fc"``.
 
-    For comparing two names of which one may belong to a wrapped model. Where the model is there, use
+    Use it to compare two names of which one may belong to a wrapped model. If the model is at hand, use
     `named_layers`, which keeps the name of a child that is called ``module`` but is in no wrapper.
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield ``(name, path, module)`` of all modules but wrappers, in the order of registration.
+    """Yield ``(name, path, module)`` of all modules except wrappers, in the order of registration.
 
-    The path is the name in ``model.named_modules()``, the name is the path without the parts of wrappers, by
-    the types of these.
+    The path is the name in ``model.named_modules()``. The name is the path without the parts that wrappers
+    add; wrappers are recognized by their types.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """
     names: dict[str, str] = {}
     paths: dict[str, str] = {}
-    wrapped = {path: _wrapped_child(module) for path, module in model.named_modules()}
+    wrapped = {path: _find_wrapped_child(module) for path, module in model.named_modules()}
     for path, module in model.named_modules():
         parent, _, child = path.rpartition(".")
         if not path or wrapped[parent] == child:
@@ -69,39 +70,40 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         yield name, path, module
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return what a model's wrappers contain, or the model where there are none."""
-    while (child := _wrapped_child(model)) is not None:
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside all wrappers, or the model itself if it has none."""
+    while (child := _find_wrapped_child(model)) is not None:
         model = model.get_submodule(child)
     return model
 
 
-def match_names(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
-    """Return for each wanted name the name that is there for the same layer, where there is one.
+def match_names(wanted: Iterable[str], available: Iterable[str]) -> dict[str, str]:
+    """Map each wanted name to the available name of the same layer; names without a match are left out.
 
-    The same name, or else the one that is equal without the parts of wrappers (see `canonical_name`).
+    Two names match if they are equal, or else if they are equal without the parts of wrappers (see
+    `strip_wrapper_parts`).
 
     Raises
     ------
     ValueError
-        If several names are equal to a wanted one without the parts of wrappers.
+        If several available names match a wanted one.
     """
-    known = dict.fromkeys(there)
+    known = dict.fromkeys(available)
     by_canonical: dict[str, list[str]] = {}
     for name in known:
-        by_canonical.setdefault(canonical_name(name), []).append(name)
+        by_canonical.setdefault(strip_wrapper_parts(name), []).append(name)
     found: dict[str, str] = {}
     for name in wanted:
-        fitting = [name] if name in known else by_canonical.get(canonical_name(name), [])
-        if len(fitting) > 1:
-            raise ValueError(f"layer {name!r} can be {' or '.join(map(repr, fitting))}; wanted one of these")
-        if fitting:
-            found[name] = fitting[0]
+        matches = [name] if name in known else by_canonical.get(strip_wrapper_parts(name), [])
+        if len(matches) > 1:
+            raise ValueError(f"layer {name!r} can be {' or '.join(map(repr, matches))}; wanted one of these")
+        if matches:
+            found[name] = matches[0]
     return found
 
 
-def _wrapped_child(module: nn.Module) -> str | None:
-    """Return the name of the child that a module wraps; None for what is no wrapper."""
+def _find_wrapped_child(module: nn.Module) -> str | None:
+    """Return the name of the child that a wrapper contains; None if the module is no wrapper."""
     for where, kind, child in _WRAPPERS:
         wrapper = getattr(sys.modules.get(where), kind, None)
         if wrapper is not None and isinstance(module, wrapper) and child in module._modules:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The step of one matrix: what both descents on PyTorch devices do, as the core does it."""
+"""The update rule of one weight matrix, shared by both descents on PyTorch devices."""
 
 from __future__ import annotations
 
@@ -9,69 +9,74 @@ import numpy as np
 import torch
 
 
-class Rule:
-    """Rates of a layer, and its step from W (or W^T) along c G.
+class UpdateRule:
+    """Gradient descent step of one layer, with momentum and weight decay, rounded as in the core.
+
+    With learning rate eta, decay lambda, momentum mu and the gradient c G of the loss at W:
+    ``V <- mu V + c G + lambda W``, then ``W <- W - eta V``. All methods also accept W^T, with the transposes
+    of G and V.
 
     Parameters
     ----------
     loss_scale : float
-        c.
+        Factor c of the loss.
     rates : (float, float, float)
         Learning rate, weight decay and momentum.
     dtype : dtype
-        The precision that these act in.
+        Precision of the weight.
     """
 
     def __init__(self, loss_scale: float, rates: tuple[float, float, float], dtype: np.dtype[Any]) -> None:
         self.scale = loss_scale
         self.rate, self.decay, self.momentum = rates
-        self.moves = self.rate != 0.0
-        #: Whether a velocity is kept.
-        self.inert = self.moves and self.momentum != 0.0
-        # As the core: 0 where decay takes all of W, so that exactly -rate G remains.
-        takes_all = not self.inert and dtype.type(self.rate) * dtype.type(self.decay) == 1
-        self.kept = 0.0 if takes_all else 1.0
-        #: Whether W moves along a sum, which is rounded once: a factor 1 - rate decay would be rounded in the
-        #: same direction at every step of a slow phase.
-        self.adds_decay = self.moves and not self.inert and self.decay != 0.0 and not takes_all
+        self.is_trained = self.rate != 0.0
+        self.has_momentum = self.is_trained and self.momentum != 0.0
+        # As in the core: W drops out where rate * decay is 1, and exactly -rate G remains.
+        takes_all = not self.has_momentum and dtype.type(self.rate) * dtype.type(self.decay) == 1
+        self.weight_factor = 0.0 if takes_all else 1.0
+        #: Whether the decay is added to the gradient before the step, so that the step is rounded once. A
+        #: factor 1 - rate * decay would be rounded in the same direction at every step of a slow phase.
+        self.has_decay_term = (
+            self.is_trained and not self.has_momentum and self.decay != 0.0 and not takes_all
+        )
 
-    def along_product(
+    def step_along_product(
         self, matrix: torch.Tensor, velocity: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor
     ) -> None:
-        """Step along ``c left right``; with `adds_decay` the caller forms the gradient himself."""
+        """Step along ``c left right``; use `step_along_sum` instead if `has_decay_term`."""
         if velocity is not None:
             velocity.addmm_(left, right, beta=self.momentum, alpha=self.scale)
-            self._along_velocity(matrix, velocity)
+            self._step_along_velocity(matrix, velocity)
         else:
-            matrix.addmm_(left, right, beta=self.kept, alpha=-self.rate * self.scale)
+            matrix.addmm_(left, right, beta=self.weight_factor, alpha=-self.rate * self.scale)
 
-    def along_sum(
+    def step_along_sum(
         self, matrix: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None
     ) -> None:
-        """Step along ``c left right + decay W``, formed in `out`."""
+        """Step along ``c left right + decay W``, which is computed in `out`."""
         gradient = torch.addmm(matrix, left, right, beta=self.decay, alpha=self.scale, out=out)
         matrix.add_(gradient, alpha=-self.rate)
 
-    def along(
+    def step_along(
         self,
         matrix: torch.Tensor,
         velocity: torch.Tensor | None,
         block: torch.Tensor,
         out: torch.Tensor | None = None,
     ) -> None:
-        """Step along ``c block``; a sum with decay is formed in `out`, which may be the block."""
+        """Step along ``c block``; a sum with the decay is computed in `out`, which may be the block."""
         if velocity is not None:
             velocity.mul_(self.momentum).add_(block, alpha=self.scale)
-            self._along_velocity(matrix, velocity)
-        elif self.adds_decay:
+            self._step_along_velocity(matrix, velocity)
+        elif self.has_decay_term:
             gradient = torch.mul(block, self.scale, out=out).add_(matrix, alpha=self.decay)
             matrix.add_(gradient, alpha=-self.rate)
-        elif self.kept == 0.0:
+        elif self.weight_factor == 0.0:
             torch.mul(block, -self.rate * self.scale, out=matrix)
         else:
             matrix.add_(block, alpha=-self.rate * self.scale)
 
-    def _along_velocity(self, matrix: torch.Tensor, velocity: torch.Tensor) -> None:
+    def _step_along_velocity(self, matrix: torch.Tensor, velocity: torch.Tensor) -> None:
         if self.decay != 0.0:
             velocity.add_(matrix, alpha=self.decay)
         matrix.add_(velocity, alpha=-self.rate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`StepMonitor`: tells where one training step ends and the next begins, whoever calls the optimizers."""
+"""`StepMonitor`: detection of training steps, independent of the program that calls the optimizers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 __all__ = ["StepMonitor"]
 
-#: What PyTorch returns outside of a backward pass.
+#: Number that PyTorch returns outside of a backward pass.
 _NO_PASS = -1
 
 
 class StepMonitor:
     """Group the calls of ``Optimizer.step`` into training steps, and report these.
 
-    Optimizers that hold a parameter of the watched modules take part. Several of them may share a training
-    step: one for matrices and one for vectors, one for each parameter that steps within the backward pass, a
-    wrapper around another optimizer. The next training step begins with the first call of ``Optimizer.step``
-    for which
+    Only optimizers with a parameter of the watched modules count. Several of them may share a training step:
+    one for matrices and one for vectors, one for each parameter that steps within the backward pass, a
+    wrapper around another optimizer. The next training step begins with the first call of
+    ``Optimizer.step`` for which
 
     * the optimizer has stepped in this training step already, or
     * a watched parameter that was stepped has received a new gradient since, or was replaced.
@@ -31,26 +31,26 @@ class StepMonitor:
     Parameters
     ----------
     modules : method
-        Returns the modules whose parameters are watched. All methods are held weakly: the hooks go with their
-        object.
+        Returns the modules with the watched parameters. Only weak references to the methods are stored: the
+        hooks are removed with the object of the methods.
     on_step : method
-        Called once in every training step, after an optimizer has moved weights. Others may still follow.
+        Called once in every training step, after the first optimizer has moved weights.
     on_step_extended : method
-        Called when one more optimizer has moved weights since, in the same training step.
+        Called whenever one more optimizer has moved weights in the same training step.
     on_step_over : method
-        Called when the last training step is over, before an optimizer moves weights again.
+        Called when a training step is over, before an optimizer moves weights again.
     optimizer : Optimizer, optional
-        The only one whose steps are counted. Others still delimit steps.
+        Only optimizer whose steps are counted. Other optimizers still delimit steps.
 
     Raises
     ------
     TypeError, ValueError
-        For an optimizer of another kind, or that holds none of the watched parameters.
+        For an optimizer of another type, and for one without a watched parameter.
 
     Notes
     -----
-    The hooks are those of PyTorch's optimizers and of gradients of leaves. No module gets a hook, so that
-    models can be compiled, copied and pickled as before, and ``torch.compile`` traces none of them.
+    Hooks are registered for optimizers and for gradients of leaves, not for modules. So models can be
+    compiled, copied and pickled as before, and ``torch.compile`` traces no hook.
     """
 
     def __init__(
@@ -66,30 +66,30 @@ class StepMonitor:
         self._on_step, self._on_step_extended, self._on_step_over = (
             weakref.WeakMethod(method) for method in (on_step, on_step_extended, on_step_over)
         )
-        self._held: set[int] = set()
-        #: Optimizers that hold no watched parameter, with the parameters that they had then.
-        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
+        self._watched: set[int] = set()
+        #: Optimizers without a watched parameter, and the ids of their parameters when that was found.
+        self._unrelated: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = (
             weakref.WeakKeyDictionary()
         )
-        self._only: weakref.ref[torch.optim.Optimizer] | None = None
+        self._only_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._seen: list[weakref.ref[torch.optim.Optimizer]] = []
         self._names: list[str] = []
         self._gradient_handles: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
-        #: Parameters in the order in which the first backward pass gave them gradients: the last layer first.
+        #: Ids of parameters in the order of their gradients in the first backward pass: the last layer first.
         self.gradient_order: list[int] = []
         self.restart()
         if optimizer is not None:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
-            if not self._holds(optimizer):
+            if not self._has_watched_parameter(optimizer):
                 raise ValueError("optimizer holds none of the chosen weights")
-            self._only = weakref.ref(optimizer)
+            self._only_optimizer = weakref.ref(optimizer)
         self._watch_gradients()
-        # PyTorch's compiler leaves what is marked so to the interpreter.
+        # PyTorch's compiler does not trace disabled functions.
         disable: Any = torch.compiler.disable
         self._handles = [
-            register_optimizer_step_pre_hook(disable(self._before)),
-            register_optimizer_step_post_hook(disable(self._after)),
+            register_optimizer_step_pre_hook(disable(self._before_step)),
+            register_optimizer_step_post_hook(disable(self._after_step)),
         ]
 
     # ------------------------------------------------------------------------------------- state
@@ -101,27 +101,27 @@ class StepMonitor:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether an optimizer is within its step, or failed there."""
+        """Whether an optimizer's step has started and not returned, or has raised."""
         return bool(self._stepping)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers that have stepped and are still there."""
+        """Optimizers that have stepped and still exist."""
         return [each for ref in self._seen if (each := ref()) is not None]
 
     @property
     def optimizer_names(self) -> list[str]:
-        """The classes of all optimizers that have stepped, in the order of their first steps."""
+        """Class names of all optimizers that have stepped, in the order of their first steps."""
         return list(self._names)
 
     def restart(self) -> None:
-        """Forget the training step under way: the next call of an optimizer begins another one."""
+        """Forget the current training step: the next call of an optimizer starts a new one."""
         self._stepped: set[int] = set()
         self._stepping: set[int] = set()
         self._stepped_parameters: set[int] = set()
         self._has_new_gradient = False
         self._is_counted = False
-        #: The backward pass within which the last optimizer stepped.
+        #: Number of the backward pass within which the last optimizer stepped.
         self._pass = _NO_PASS
 
     def remove(self) -> None:
@@ -135,44 +135,44 @@ class StepMonitor:
 
     # ------------------------------------------------------------------------------------- hooks
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if not self._holds(optimizer):
+        if not self._has_watched_parameter(optimizer):
             return
         if id(optimizer) in self._stepped or self._has_new_gradient:
             self.restart()
         if not self._stepped:
-            _call(self._on_step_over)
+            _call_if_alive(self._on_step_over)
             self._watch_gradients()
         self._stepped.add(id(optimizer))
         self._stepping.add(id(optimizer))
 
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        # It may hold a watched parameter only since it was called.
-        if not (id(optimizer) in self._stepped or self._holds(optimizer)):
+        # The optimizer may have received a watched parameter during the call.
+        if not (id(optimizer) in self._stepped or self._has_watched_parameter(optimizer)):
             return
         self._stepping.discard(id(optimizer))
         self._stepped.add(id(optimizer))
-        self._stepped_parameters.update(self._parameters_of(optimizer))
-        self._pass = _backward_pass()
-        self._note(optimizer)
+        self._stepped_parameters.update(self._list_parameters(optimizer))
+        self._pass = _get_backward_pass()
+        self._remember_optimizer(optimizer)
         if self._is_counted:
-            _call(self._on_step_extended)
-        elif self._only is None or self._only() is optimizer:
+            _call_if_alive(self._on_step_extended)
+        elif self._only_optimizer is None or self._only_optimizer() is optimizer:
             self._is_counted = True
-            _call(self._on_step)
+            _call_if_alive(self._on_step)
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         number = id(parameter)
-        # Optimizers that step within the backward pass may have been called for this very gradient before.
-        is_of_this_pass = self._pass != _NO_PASS and self._pass == _backward_pass()
+        # An optimizer that steps within the backward pass may already have used this gradient.
+        is_of_this_pass = self._pass != _NO_PASS and self._pass == _get_backward_pass()
         if number in self._stepped_parameters and not is_of_this_pass:
-            if self._stepping:  # the closure of the next step, before that moves weights
+            if self._stepping:  # the closure of the next step runs before that step moves weights
                 stepping = self._stepping
                 self.restart()
                 self._stepped, self._stepping = set(stepping), stepping
-                _call(self._on_step_over)
+                _call_if_alive(self._on_step_over)
             else:
                 self._has_new_gradient = True
         if not self._seen and number not in self.gradient_order:
@@ -180,7 +180,7 @@ class StepMonitor:
 
     # ----------------------------------------------------------------------------------- helpers
 
-    def _note(self, optimizer: torch.optim.Optimizer) -> None:
+    def _remember_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if all(ref() is not optimizer for ref in self._seen):
             self._seen = [ref for ref in self._seen if ref() is not None]
             self._seen.append(weakref.ref(optimizer))
@@ -188,43 +188,43 @@ class StepMonitor:
             if name not in self._names:
                 self._names.append(name)
 
-    def _held_parameters(self) -> set[int]:
-        # As they are now: an adapter that was compressed has new ones.
+    def _find_watched_ids(self) -> set[int]:
+        # Not cached: an adapter has new parameters after it was compressed.
         return {id(parameter) for parameter in self._watched_parameters()}
 
     def _watched_parameters(self) -> Iterator[nn.Parameter]:
         modules = self._modules()
         for module in () if modules is None else modules():
-            for part in module.modules():  # in a third of the time that module.parameters() takes
+            for part in module.modules():  # three times as fast as module.parameters()
                 for parameter in part._parameters.values():
                     if parameter is not None:
                         yield parameter
 
     @staticmethod
-    def _parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
+    def _list_parameters(optimizer: torch.optim.Optimizer) -> list[int]:
         return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
-    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
-        parameters = self._parameters_of(optimizer)
-        if not self._held.isdisjoint(parameters):
+    def _has_watched_parameter(self, optimizer: torch.optim.Optimizer) -> bool:
+        parameters = self._list_parameters(optimizer)
+        if not self._watched.isdisjoint(parameters):
             return True
-        if self._strangers.get(optimizer) == parameters:
+        if self._unrelated.get(optimizer) == parameters:
             return False
-        before, self._held = self._held, self._held_parameters()
-        holds = not self._held.isdisjoint(parameters)
-        # A layer that was stepped has other parameters now, whose gradients nobody has watched.
-        if not self._stepped_parameters.isdisjoint(before - self._held):
+        before, self._watched = self._watched, self._find_watched_ids()
+        has_watched = not self._watched.isdisjoint(parameters)
+        # A stepped layer has new parameters, whose gradients had no hook: assume that there was a gradient.
+        if not self._stepped_parameters.isdisjoint(before - self._watched):
             self._has_new_gradient = True
-        if not holds:
-            self._strangers[optimizer] = parameters
-        return holds
+        if not has_watched:
+            self._unrelated[optimizer] = parameters
+        return has_watched
 
     def _watch_gradients(self) -> None:
-        """Hear of new gradients of the watched parameters, those that were frozen before among them."""
-        self._held = set()
+        """Add hooks to the gradients of watched parameters that have none yet, such as thawed ones."""
+        self._watched = set()
         for parameter in self._watched_parameters():
             number = id(parameter)
-            self._held.add(number)
+            self._watched.add(number)
             known = self._gradient_handles.get(number)
             if known is not None and known[0]() is parameter:
                 continue
@@ -234,12 +234,12 @@ class StepMonitor:
                 self._gradient_handles[number] = (weakref.ref(parameter), handle)
 
 
-def _backward_pass() -> int:
-    """Return the number of the backward pass under way."""
+def _get_backward_pass() -> int:
+    """Return the number of the current backward pass, `_NO_PASS` outside of one."""
     return int(torch._C._current_graph_task_id())
 
 
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+def _call_if_alive(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     alive = method()
     if alive is not None:
         alive()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who uses the weight of a layer besides the layer itself: other parameters, and modules that read it."""
+"""Search for weights that other tensors share, or that other modules read directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from ._names import named_layers
 
-#: Attributes of a weight that say nothing about its values: ``self.fc.weight.dtype`` is no use of it.
+#: Attributes of a weight that do not depend on its values: ``self.fc.weight.dtype`` does not read the weight.
 _PROPERTIES: Final = frozenset(
     {"data_ptr", "device", "dim", "dtype", "element_size", "get_device", "is_cuda", "is_floating_point"}
     | {"is_meta", "layout", "ndim", "ndimension", "nelement", "numel", "requires_grad", "shape", "size"}
@@ -25,23 +25,22 @@ _PROPERTIES: Final = frozenset(
 
 @dataclass(frozen=True)
 class WeightUse:
-    """Uses of the weights of a model's layers, as `find_weight_use` finds them.
+    """Uses of the weights of a model's layers, found by `find_weight_use`; all keys are ids of modules.
 
     Attributes
     ----------
     sharing : dict of int to tuple of str
-        By the id of a module: names of what shares memory with its weight; a module's name where that is the
-        weight of another module.
+        Names of tensors that share memory with the module's weight; the weight of another module is named by
+        that module.
     readers : dict of int to Module
-        By the id of a module: another module whose forward pass reads the weight, instead of calling the
-        module, or in addition to that.
-    places : dict of int to tuple of str
-        By the id of a module: the names under which parents hold it.
+        Another module that reads the weight in its forward pass, whether it also calls the module or not.
+    parent_names : dict of int to tuple of str
+        Names under which parent modules register the module.
     """
 
     sharing: dict[int, tuple[str, ...]]
     readers: dict[int, nn.Module]
-    places: dict[int, tuple[str, ...]]
+    parent_names: dict[int, tuple[str, ...]]
 
 
 def find_weight_use(model: nn.Module) -> WeightUse:
@@ -50,6 +49,7 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     Parameters
     ----------
     model : Module
+        Model to search; it is not run.
 
     Returns
     -------
@@ -57,15 +57,15 @@ def find_weight_use(model: nn.Module) -> WeightUse:
 
     Notes
     -----
-    Nothing is run. Reads are found in the bytecode of ``forward`` and of the methods that it names:
-    ``self.fc.weight`` and longer paths of attributes, but not a weight that is reached through a variable or
-    an index. `torch.nn.TransformerEncoderLayer` is not counted as a reader: it calls its layers wherever one
-    of them has a hook.
+    Reads are found in the bytecode of ``forward`` and of the methods that it names: ``self.fc.weight`` and
+    longer attribute paths, but not a weight that is reached through a variable or an index.
+    `torch.nn.TransformerEncoderLayer` does not count as a reader: it calls its layers if one of them has a
+    hook.
     """
-    return WeightUse(_sharing(model), _readers(model), _places(model))
+    return WeightUse(_find_sharing(model), _find_readers(model), _find_parent_names(model))
 
 
-def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
+def _find_parent_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     found: dict[int, list[str]] = defaultdict(list)
     for path, _, module in named_layers(model):
         for name, child in module._modules.items():
@@ -75,63 +75,64 @@ def _places(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A tensor of a module, and its bytes in a storage."""
+class _TensorRange:
+    """A tensor of a module, and its range of bytes in a storage: start included, end excluded."""
 
     name: str
     module: nn.Module
     attribute: str
-    place: tuple[str, int]
+    #: Device and address of the storage.
+    storage: tuple[str, int]
     start: int
     end: int
 
 
-def _sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
-    """Return for each module with a weight what shares memory with it."""
+def _find_sharing(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Return the names of the tensors that share memory with each module's weight, by the module's id."""
     found: dict[int, tuple[str, ...]] = {}
-    for run in _runs(list(_pieces(model))):
-        for weight in run:
+    for group in _group_ranges(list(_list_ranges(model))):
+        for weight in group:
             names = tuple(
-                piece.name
-                for piece in run
-                if piece is not weight and piece.start < weight.end and weight.start < piece.end
+                other.name
+                for other in group
+                if other is not weight and other.start < weight.end and weight.start < other.end
             )
             if weight.attribute == "weight" and names:
                 found[id(weight.module)] = names
     return found
 
 
-def _pieces(model: nn.Module) -> Iterator[_Piece]:
+def _list_ranges(model: nn.Module) -> Iterator[_TensorRange]:
     for path, _, module in named_layers(model):
-        for attribute, tensor in _tensors_of(module):
+        for attribute, tensor in _list_tensors(module):
             name = path if path and attribute == "weight" else f"{path}.{attribute}".lstrip(".")
-            storage, start, end = _memory(tensor)
-            yield _Piece(name, module, attribute, (str(tensor.device), storage), start, end)
+            storage, start, end = _find_memory(tensor)
+            yield _TensorRange(name, module, attribute, (str(tensor.device), storage), start, end)
 
 
-def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield the pieces in runs, such that pieces of different runs share nothing."""
-    run: list[_Piece] = []
-    for piece in sorted(pieces, key=lambda piece: (piece.place, piece.start)):
-        if run and (piece.place != run[0].place or piece.start >= max(p.end for p in run)):
-            yield run
-            run = []
-        run.append(piece)
-    if run:
-        yield run
+def _group_ranges(ranges: list[_TensorRange]) -> Iterator[list[_TensorRange]]:
+    """Yield groups of ranges, such that ranges of different groups do not overlap."""
+    group: list[_TensorRange] = []
+    for each in sorted(ranges, key=lambda entry: (entry.storage, entry.start)):
+        if group and (each.storage != group[0].storage or each.start >= max(r.end for r in group)):
+            yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
 
 
-def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for held in (module._parameters, module._buffers, vars(module)):
-        for name, tensor in held.items():
+def _list_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for holder in (module._parameters, module._buffers, vars(module)):
+        for name, tensor in holder.items():
             if isinstance(tensor, torch.Tensor):
                 yield name, tensor
 
 
-def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
+def _find_memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     """Return the address of a tensor's storage, and the range of its bytes there.
 
-    Tensors without memory of their own, on the device "meta" or of other kinds, share with themselves only.
+    A tensor without memory of its own, such as one on the device "meta", shares memory with itself only.
     """
     try:
         storage = tensor.untyped_storage().data_ptr()
@@ -144,13 +145,13 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     return -id(tensor), 0, 1
 
 
-def _readers(model: nn.Module) -> dict[int, nn.Module]:
+def _find_readers(model: nn.Module) -> dict[int, nn.Module]:
     reads: dict[type, frozenset[tuple[str, ...]]] = {}
     found: dict[int, nn.Module] = {}
     for module in model.modules():
         kind = type(module)
         if kind not in reads:
-            reads[kind] = frozenset(_weights_read(kind))
+            reads[kind] = frozenset(_find_weights_read(kind))
         for path in reads[kind]:
             target: nn.Module | None = module
             for name in path:
@@ -160,8 +161,8 @@ def _readers(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
-def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the modules whose weights the forward pass of a class reads."""
+def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
+    """Yield the attribute paths of modules that have their weight read by the forward pass of a class."""
     seen: set[str] = set()
     waiting = ["forward"]
     while waiting:
@@ -169,31 +170,31 @@ def _weights_read(kind: type) -> Iterator[tuple[str, ...]]:
         if method in seen or (method != "forward" and hasattr(nn.Module, method)):
             continue
         seen.add(method)
-        for code in _definitions(kind, method):
-            for chain in _attributes(code, code.co_varnames[0]):
+        for code in _find_code(kind, method):
+            for chain in _find_attribute_paths(code, code.co_varnames[0]):
                 waiting.append(chain[0])
                 for i, name in enumerate(chain):
                     if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
                         yield chain[:i]
 
 
-def _definitions(kind: type, method: str) -> Iterator[CodeType]:
-    """Yield the code of a method or property: of the class and, if that calls ``super``, of its bases."""
+def _find_code(kind: type, method: str) -> Iterator[CodeType]:
+    """Yield the code of a method or property of a class and, if it calls ``super``, of the base classes."""
     for base in kind.__mro__:
         found: Any = vars(base).get(method)
         for inner in ("__func__", "fget", "func"):
             found = getattr(found, inner, found)
         code = getattr(inspect.unwrap(found), "__code__", None)
         if found is None or found is nn.TransformerEncoderLayer.forward:
-            continue  # which reads weights only where none of its layers has a hook
+            continue  # reads weights only if none of its layers has a hook
         if isinstance(code, CodeType) and code.co_argcount:
             yield code
         if not isinstance(code, CodeType) or "super" not in code.co_names:
             return
 
 
-def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
-    """Yield ``("a", "b")`` for each ``own.a.b`` in a function, functions inside of it included."""
+def _find_attribute_paths(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
+    """Yield ``("a", "b")`` for each ``own.a.b`` in a function and in the functions inside of it."""
     chain: list[str] | None = None
     before: object = None
     for instruction in dis.get_instructions(code):
@@ -204,14 +205,14 @@ def _attributes(code: CodeType, own: str) -> Iterator[tuple[str, ...]]:
         if chain:
             yield tuple(chain)
         chain = None
-        # ``isinstance(own.a.b, ..)`` is no use of it.
-        is_asked, before = before == "isinstance", value
-        if is_asked:
+        # ``isinstance(own.a.b, ..)`` does not read the weight.
+        is_type_check, before = before == "isinstance", value
+        if is_type_check:
             continue
         if name.startswith("LOAD_") and ("FAST" in name or "DEREF" in name):
-            # Python 3.13 loads two at once.
+            # Python 3.13 has an instruction that loads two variables.
             loaded = value[-1] if isinstance(value, tuple) else value
             chain = [] if loaded == own else None
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _attributes(constant, own)
+            yield from _find_attribute_paths(constant, own)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`balance`: how far neighbouring layers of a model are from balance."""
+"""`balance`: distance of neighbouring layers of a model from balance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from .. import measures
 from .._support.errors import ShapeError
 from .layers import LayerChoice, weight_matrices
-from .operators import host_matrix
+from .operators import matrix_to_host
 
 __all__ = ["balance"]
 
@@ -18,32 +18,35 @@ __all__ = ["balance"]
 def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str], float]:
     r"""Return ``||W_{l+1}^T W_{l+1} - W_l W_l^T||_F`` of neighbouring weights of a model.
 
-    Conserved by gradient flow between layers with nothing but a ReLU, or nothing at all, between them: a
-    linear map's difference as a whole, with ReLUs its diagonal. Normalisation, skip connections, weight decay
-    and finite learning rates break it.
+    Gradient flow conserves ``W_{l+1}^T W_{l+1} - W_l W_l^T`` for linear layers with nothing between them, and
+    its diagonal for layers with a ReLU between them. Normalisation, skip connections, weight decay and finite
+    learning rates break the conservation.
 
     Parameters
     ----------
     model : Module
+        Model with the weights.
     layers : str, regular expression, callable, sequence of them, or None
-        As for `weight_matrices`: which weights count as neighbours, in the order of registration.
+        Weights to compare, each with the next one in the order of registration; chosen as for
+        `weight_matrices`.
 
     Returns
     -------
     dict of (str, str) to float
-        By the names of the two layers.
+        Norms, by the names of the two layers.
 
     Raises
     ------
     ShapeError
-        If one weight has not as many columns as the weight before it has rows: choose layers that follow each
-        other.
+        If the columns of a weight differ in number from the rows of the weight before it: choose layers that
+        follow each other.
     TypeError, ValueError
-        As for `weight_matrices`; for convolutions with groups, and weights on the meta device.
+        For the choices that `weight_matrices` refuses, convolutions with groups, and weights on the meta
+        device.
 
     Notes
     -----
-    Computed in float64 on the host, `dlnfast.measures.balancedness` pair by pair.
+    `dlnfast.measures.balancedness` of each pair, in float64 on the host.
 
     Cost: O(d^3) for each pair of neighbours.
 
@@ -70,6 +73,6 @@ def balance(model: nn.Module, layers: LayerChoice = None) -> dict[tuple[str, str
                 f"layers: {above.name!r} has shape {above.shape}, but {below.name!r} before it has "
                 f"{below.shape[0]} rows; wanted layers that follow each other"
             )
-        pair = [host_matrix(below.matrix()), host_matrix(above.matrix())]
+        pair = [matrix_to_host(below.matrix()), matrix_to_host(above.matrix())]
         found[below.name, above.name] = float(measures.balancedness(pair)[0])
     return found

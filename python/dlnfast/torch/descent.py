@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The dense engine's descent on a PyTorch device: what ``train(..., engine="torch")`` runs.
+"""Descent of the dense engine on a PyTorch device, for ``train(..., engine="torch")``.
 
-The chain W_L ... W_1 is split where ``cpp/include/dlnfast/dense_descent.hpp`` splits it, so that every
-product has d_p rows or columns with p the split; a step is the same sum of the same products.
+The chain W_L ... W_1 is split at the same layer p as in ``cpp/include/dlnfast/dense_descent.hpp``, so that
+every product has d_p rows or columns. A step is the same sum of the same products as there.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from .._tracking.svd_tracker import DEFAULTS, SVDTracker
 from .._training.jobs import DenseJob
 from .._training.request import Request
 from .._trajectory.states import LayerTracking, tracking_rows
-from ._rule import Rule
+from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 
-#: So many steps may be queued on an accelerator before the host waits for their losses.
+#: Number of steps that may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
-#: Seconds between two looks of the progress bar, as in the core.
-BREATH = 0.05
+#: Seconds between two updates of the progress bar, as in the core.
+PROGRESS_INTERVAL = 0.05
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def find_device(device: object, dtype: npt.DTypeLike) -> torch.device:
-    """Return the device that is meant, with its number.
+    """Return a device with its index, after a test that it can store numbers of a precision.
 
     Parameters
     ----------
     device : str, torch.device or None
-        None: PyTorch's default device.
+        Device or its name; None: PyTorch's default device.
     dtype : dtype
-        What it has to compute in.
+        Precision that the device must support.
 
     Raises
     ------
     TypeError
-        For what is neither a device nor the name of one.
+        If `device` is neither a device nor a string.
     ValueError
-        For a device that is not there, holds no numbers, or does not know the precision.
+        For a device that does not exist, stores no values (meta), or does not support the precision.
     """
     if device is not None and not isinstance(device, (str, torch.device)):
         raise TypeError(f'device is {device!r}; wanted a torch.device or its name, such as "cpu" or "cuda"')
@@ -65,42 +65,43 @@ def find_device(device: object, dtype: npt.DTypeLike) -> torch.device:
 
 
 class TorchJob(DenseJob):
-    """A run of whole layers on a device, with the records of the dense engine."""
+    """A run of the dense engine on a PyTorch device, with unsharded layers."""
 
     def __init__(self, request: Request, device: torch.device) -> None:
         super().__init__(request)
         self.device = device
-        waits = device.type == "cpu" or request.tolerance is not None
-        self.steps_ahead = 1 if waits else _STEPS_AHEAD
+        needs_each_loss = device.type == "cpu" or request.tolerance is not None
+        self.steps_ahead = 1 if needs_each_loss else _STEPS_AHEAD
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
-        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
+        """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
+        with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
             descent = _Descent(self.weights, arguments, self.device)
             for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
-                layer.go_on_with(velocity)
+                layer.set_velocity(velocity)
             try:
-                return self._follow(descent, arguments)
+                return self._take_steps(descent, arguments)
             finally:
-                self._store(descent)
+                self._copy_to_host(descent)
 
-    def _store(self, descent: _Descent) -> None:
-        """Bring weights and velocities to the host."""
+    def _copy_to_host(self, descent: _Descent) -> None:
+        """Copy weights and velocities to the host."""
         for layer in descent.layers:
-            layer.bring_home()
+            layer.copy_to_host()
 
-    def _follow(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
-        steps, every, kept_every = self.request.steps, self.request.record_every, self.request.weights_every
+        steps, every = self.request.steps, self.request.record_every
+        weights_every = self.request.weights_every
         loss, counts = arguments["loss"], arguments["counts"]
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
         first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
-        tracked = [self._tracked(i, descent.layers[i]) for i in range(len(self.values))]
+        tracked = [self._make_tracked_layer(i, descent.layers[i]) for i in range(len(self.values))]
         losses = _Losses(self.steps_ahead, arguments, descent)
-        looked = time.perf_counter()
+        last_poll = time.perf_counter()
         descent.evaluate(losses.squares[0])
-        step, n_new = first, 1  # losses that are not read yet, the last of them at `step`
+        step, n_new = first, 1  # n_new losses are unread, the last of them at `step`
         while True:
             begin = step + 1 - n_new
             new = losses.read(n_new)
@@ -109,7 +110,7 @@ class TorchJob(DenseJob):
             counts[0] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
-                    descent.return_to(n_finite + 1)
+                    descent.repeat_from_saved(n_finite + 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
             counts[4] = 1
@@ -122,9 +123,9 @@ class TorchJob(DenseJob):
                     layer.record(int(counts[1]))
                 arguments["record_steps"][counts[1]] = step
                 counts[1] += 1
-            if kept_every is not None and step % kept_every == 0:
-                for layer_snapshots, held in zip(self.snapshots, descent.layers, strict=True):
-                    torch.from_numpy(layer_snapshots[counts[2]]).copy_(held.weight)
+            if weights_every is not None and step % weights_every == 0:
+                for layer_snapshots, moved in zip(self.snapshots, descent.layers, strict=True):
+                    torch.from_numpy(layer_snapshots[counts[2]]).copy_(moved.weight)
                 counts[2] += 1
             answer = on_record(step, now) if at_record and on_record is not None else None
             if last:
@@ -132,27 +133,27 @@ class TorchJob(DenseJob):
             if isinstance(answer, (bool, np.bool_)) and answer:
                 return "stopped", step, 0
             if drain_every and step % drain_every == 0 and step != first:
-                self._store(descent)
+                self._copy_to_host(descent)
                 on_drain(step)
-            if on_progress is not None and time.perf_counter() - looked >= BREATH:
+            if on_progress is not None and time.perf_counter() - last_poll >= PROGRESS_INTERVAL:
                 on_progress(step, now)
-                looked = time.perf_counter()
+                last_poll = time.perf_counter()
 
             until = min(steps, step + self.steps_ahead, _next_multiple(step, every))
-            if kept_every is not None:
-                until = min(until, _next_multiple(step, kept_every))
+            if weights_every is not None:
+                until = min(until, _next_multiple(step, weights_every))
             if drain_every:
                 until = min(until, _next_multiple(step, drain_every))
             n_new = until - step
             counts[4] = 0
             if n_new > 1:
-                descent.remember()
+                descent.save_state()
             for i in range(n_new):
                 descent.update()
                 descent.evaluate(losses.squares[i])
             step = until
 
-    def _tracked(self, i: int, layer: _Layer) -> _TrackedLayer:
+    def _make_tracked_layer(self, i: int, layer: _Layer) -> _TrackedLayer:
         arrays = LayerTracking(
             self.errors[i], self.signs[i], self.branches[i], self.clusters[i], self.tracking[i]
         )
@@ -165,25 +166,25 @@ def _next_multiple(step: int, every: int) -> int:
 
 
 class _Losses:
-    """What the steps leave of their losses on the device, and its way to the host."""
+    """Squared residual norms of the latest steps on the device, and their conversion to losses."""
 
     def __init__(self, n: int, arguments: dict[str, Any], descent: _Descent) -> None:
         self._squares = descent.layers[0].weight.new_empty(n)
-        #: Where step after step puts ``||W_{L:1} F - G||^2``.
+        #: One scalar tensor per step, for ``||W_{L:1} F - G||^2``.
         self.squares = self._squares.unbind()
         self._half_scale = 0.5 * arguments["loss_scale"]
         self._floor = arguments["loss_floor"]
 
     @np.errstate(over="ignore", invalid="ignore")
     def read(self, n: int) -> npt.NDArray[np.float64]:
-        """Return the first n losses; waits for the device."""
+        """Return the first n losses, after the device has computed them."""
         squares = self._squares[:n].cpu().numpy().astype(np.float64)
         losses: npt.NDArray[np.float64] = self._half_scale * squares + self._floor
         return losses
 
 
 class _Layer:
-    """One weight matrix on the device, with its rates and, where it has momentum, its velocity."""
+    """One weight matrix on the device, with its update rule and, with momentum, its velocity."""
 
     def __init__(
         self,
@@ -193,28 +194,28 @@ class _Layer:
         rates: tuple[float, float, float],
     ) -> None:
         self.host = torch.from_numpy(host)
-        #: The same memory where the device is the host.
-        self.weight = _placed(self.host, device)
-        self.rule = Rule(loss_scale, rates, host.dtype)
-        self.velocity = torch.zeros_like(self.weight) if self.rule.inert else None
+        #: Shares the memory of `host` if the device is the host.
+        self.weight = _move_to_device(self.host, device)
+        self.rule = UpdateRule(loss_scale, rates, host.dtype)
+        self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
         self.host_velocity: torch.Tensor | None = None
 
-    def go_on_with(self, velocity: npt.NDArray[Any]) -> None:
-        """Start from a velocity, which `bring_home` then writes."""
+    def set_velocity(self, velocity: npt.NDArray[Any]) -> None:
+        """Start from a velocity; `copy_to_host` writes the current one into the same array."""
         self.host_velocity = torch.from_numpy(velocity)
         if self.velocity is not None:
             self.velocity.copy_(self.host_velocity)
 
-    def bring_home(self) -> None:
-        """Bring the weights, and a velocity that was given, to the host."""
+    def copy_to_host(self) -> None:
+        """Copy the weight to the host, and the velocity into the array of `set_velocity`."""
         if self.host is not self.weight:
             self.host.copy_(self.weight)
         if self.velocity is not None and self.host_velocity is not None:
             self.host_velocity.copy_(self.velocity)
 
 
-class _Descending:
-    """A layer seen from the split: A = W below it, W^T above."""
+class _SideLayer:
+    """A layer as a factor A of its side's product: A = W below the split, W^T above."""
 
     def __init__(self, layer: _Layer, transposed: bool) -> None:
         self.layer = layer
@@ -224,32 +225,32 @@ class _Descending:
         self.inner, self.outer = self.matrix.shape
         self.gradient: torch.Tensor | None = None
 
-    def use(self, scratch: torch.Tensor) -> None:
-        """Let the gradient stand there for as long as it is needed."""
+    def set_scratch(self, scratch: torch.Tensor) -> None:
+        """Store the gradient in shared scratch memory."""
         self.gradient = scratch[: self.inner * self.outer].view(self.inner, self.outer)
 
-    def along_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
+    def step_along_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Step along ``c left right``."""
         rule = self.layer.rule
         if self.gradient is not None:
-            rule.along_sum(self.matrix, left, right, out=self.gradient)
+            rule.step_along_sum(self.matrix, left, right, out=self.gradient)
         else:
-            rule.along_product(self.matrix, self.velocity, left, right)
+            rule.step_along_product(self.matrix, self.velocity, left, right)
 
-    def along(self, block: torch.Tensor) -> None:
+    def step_along(self, block: torch.Tensor) -> None:
         """Step along ``c block``, which is overwritten."""
-        self.layer.rule.along(self.matrix, self.velocity, block, out=block)
+        self.layer.rule.step_along(self.matrix, self.velocity, block, out=block)
 
 
 class _Side:
-    """The layers on one side of the split, from there outwards, as a product A_1 ... A_n of d_p rows.
+    """Layers on one side of the split as a product A_1 ... A_n with d_p rows, A_1 next to the split.
 
-    With X_i = A_1 ... A_i and the error Y_n at the outer end, ``Y_{i-1} = Y_i A_i^T``, and A_i descends along
-    ``X_{i-1}^T Y_i``, A_1 along Y_1.
+    With X_i = A_1 ... A_i and the error Y_n at the outer end, ``Y_{i-1} = Y_i A_i^T``. The gradient of A_i is
+    ``c X_{i-1}^T Y_i``, that of A_1 is ``c Y_1``.
     """
 
     def __init__(self, layers: Sequence[_Layer], transposed: bool, error: torch.Tensor) -> None:
-        factors = [_Descending(layer, transposed) for layer in layers]
+        factors = [_SideLayer(layer, transposed) for layer in layers]
         new = error.new_empty
         k = factors[0].inner
         #: X_n.
@@ -261,22 +262,22 @@ class _Side:
             self._forward.append((self.product, factor.matrix, result))
             self.product = result
 
-        moving = [i for i, layer in enumerate(layers) if layer.rule.moves]
-        #: Whether any layer steps at all; nothing goes further inwards than to the innermost that does.
-        self.moves = bool(moving)
+        moving = [i for i, layer in enumerate(layers) if layer.rule.is_trained]
+        #: Whether any layer is trained; errors are multiplied no further inwards than the innermost of those.
+        self.is_trained = bool(moving)
         end = moving[0] if moving else len(factors)
-        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.rule.adds_decay), default=0)
+        largest = max((f.inner * f.outer for f in factors[1:] if f.layer.rule.has_decay_term), default=0)
         scratch = new(largest)
-        turns = new(2, k * max((f.outer for f in factors[:-1]), default=0))
+        buffers = new(2, k * max((f.outer for f in factors[:-1]), default=0))
         #: The layer, X_{i-1}^T, Y_i, A_i^T and Y_{i-1}.
         self._backward: list[
-            tuple[_Descending, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+            tuple[_SideLayer, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
         ] = []
         for i in range(len(factors) - 1, max(end, 1) - 1, -1):
             factor = factors[i]
-            if factor.layer.rule.adds_decay:
-                factor.use(scratch)
-            inner = turns[i % 2][: k * factor.inner].view(k, factor.inner) if i > end else None
+            if factor.layer.rule.has_decay_term:
+                factor.set_scratch(scratch)
+            inner = buffers[i % 2][: k * factor.inner].view(k, factor.inner) if i > end else None
             self._backward.append((factor, self._forward[i - 1][0].T, error, factor.matrix.T, inner))
             error = error if inner is None else inner
         self._innermost = (factors[0], error) if end == 0 else None
@@ -291,15 +292,15 @@ class _Side:
         for factor, prefix, error, transpose, inner in self._backward:
             if inner is not None:
                 torch.mm(error, transpose, out=inner)
-            if factor.layer.rule.moves:
-                factor.along_product(prefix, error)
+            if factor.layer.rule.is_trained:
+                factor.step_along_product(prefix, error)
         if self._innermost is not None:
             factor, error = self._innermost
-            factor.along(error)
+            factor.step_along(error)
 
 
 class _Descent:
-    """The weights on the device, the loss at them and the step of all of them."""
+    """The weights of all layers on the device, their loss, and their gradient steps."""
 
     def __init__(
         self, weights: Sequence[npt.NDArray[Any]], arguments: dict[str, Any], device: torch.device
@@ -310,7 +311,7 @@ class _Descent:
             for host, rate in zip(weights, rates, strict=True)
         ]
         self._target = torch.tensor(arguments["target"], device=device)
-        #: S, F and G, where S = F F^T is not the identity.
+        #: S, F and G; None if S = F F^T is the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
         if arguments["input_gram"] is not None:
             names = ("input_gram", "input_factor", "factor_target")
@@ -318,39 +319,39 @@ class _Descent:
         self._states = [
             state for layer in self.layers for state in (layer.weight, layer.velocity) if state is not None
         ]
-        self._remembered: list[torch.Tensor] = []
+        self._saved: list[torch.Tensor] = []
 
         widths = widths_of(weights)
         split = core.best_pivot(widths)
         below, above = self.layers[:split][::-1], self.layers[split:]
         new = self.layers[0].weight.new_empty
         self._error = new(widths[-1], widths[0])
-        # The errors of both sides: P E and T E^T with P and T the products of the sides, E and E^T themselves
-        # where there is but one.
+        # Errors at the outer ends of the sides: P E and T E^T with P and T the products of the other side; E
+        # or E^T itself if there is one side only.
         ends = (self._error, self._error.T)
         if below and above:
             ends = (new(widths[split], widths[0]), new(widths[split], widths[-1]))
         lower = _Side(below, False, ends[0]) if below else None
         upper = _Side(above, True, ends[1]) if above else None
         self._sides = [side for side in (lower, upper) if side is not None]
-        #: Products of each step beside those of the sides.
+        #: Products of each step between the two sides.
         self._join: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._to_split: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         if lower is not None and upper is not None:
             self._product = new(widths[-1], widths[0])
             self._join = (upper.product.T, lower.product, self._product)
-            if lower.moves:
+            if lower.is_trained:
                 self._to_split.append((upper.product, self._error, ends[0]))
-            if upper.moves:
+            if upper.is_trained:
                 self._to_split.append((lower.product, self._error.T, ends[1]))
         else:
             self._product = upper.product.T if upper is not None else self._sides[0].product
-        # W_{L:1} F - G: with S = 1 it is E.
+        # W_{L:1} F - G, which is E if S = 1.
         self._residual = self._error if self._inputs is None else torch.empty_like(self._inputs[2])
         self._residuals = self._residual.view(-1)
 
     def evaluate(self, square: torch.Tensor) -> None:
-        """Put ``||W_{L:1} F - G||^2`` there; `update` needs ``E = W_{L:1} S - Phi``."""
+        """Write ``||W_{L:1} F - G||^2`` into `square`, and compute ``E = W_{L:1} S - Phi`` for `update`."""
         for side in self._sides:
             side.forward()
         if self._join is not None:
@@ -367,22 +368,22 @@ class _Descent:
         torch.dot(self._residuals, self._residuals, out=square)
 
     def update(self) -> None:
-        """Take one step from the weights of the last `evaluate`."""
+        """Take one step from the weights of the latest `evaluate`."""
         for product, error, result in self._to_split:
             torch.mm(product, error, out=result)
         for side in self._sides:
             side.backward()
 
-    def remember(self) -> None:
-        """Keep the weights of this step."""
-        if not self._remembered:
-            self._remembered = [torch.empty_like(state) for state in self._states]
-        for copy, state in zip(self._remembered, self._states, strict=True):
+    def save_state(self) -> None:
+        """Save weights and velocities, for `repeat_from_saved`."""
+        if not self._saved:
+            self._saved = [torch.empty_like(state) for state in self._states]
+        for copy, state in zip(self._saved, self._states, strict=True):
             copy.copy_(state)
 
-    def return_to(self, n_steps: int) -> None:
-        """Go to so many steps after those that were kept last."""
-        for copy, state in zip(self._remembered, self._states, strict=True):
+    def repeat_from_saved(self, n_steps: int) -> None:
+        """Return to the saved weights, and take `n_steps` steps from there."""
+        for copy, state in zip(self._saved, self._states, strict=True):
             state.copy_(copy)
         square = self._error.new_empty(())
         for _ in range(n_steps):
@@ -390,13 +391,13 @@ class _Descent:
             self.update()
 
     def largest_layer(self) -> int:
-        """Return the layer, counted from 1, with the largest entry; the first where several overflowed."""
+        """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""
         sizes = [float(layer.weight.abs().max()) for layer in self.layers]
         return int(np.argmax([size if np.isfinite(size) else np.inf for size in sizes])) + 1
 
 
 class _TrackedLayer:
-    """Follows the singular values of one layer and writes down what a record shows of them."""
+    """Tracker of one layer's singular values, and the arrays of its records."""
 
     def __init__(
         self,
@@ -411,8 +412,8 @@ class _TrackedLayer:
         k = values.shape[1]
         every = k == min(layer.weight.shape)
         mode = request.tracking
-        #: Decomposed on the host at every record; otherwise the tracker asks for products.
-        self.whole = mode == "full" or (every and mode == "auto")
+        #: Whether every record decomposes the whole matrix on the host; otherwise the tracker uses products.
+        self.is_whole = mode == "full" or (every and mode == "auto")
         self.tracker = SVDTracker(
             k,
             mode=mode,
@@ -422,11 +423,11 @@ class _TrackedLayer:
         self.before: torch.Tensor | None = None
 
     def record(self, number: int) -> None:
-        """Find the singular values as they are now."""
+        """Update the tracker with the current weight, and write record `number`."""
         layer = self.layer
-        drift = None if self.whole else self._drift()
-        if layer.host is layer.weight or self.whole:
-            layer.bring_home()
+        drift = None if self.is_whole else self._drift()
+        if layer.host is layer.weight or self.is_whole:
+            layer.copy_to_host()
             found = self.tracker.update(layer.host.numpy(), drift=drift)
         else:
             matrix = DeviceMatrix(layer.weight)
@@ -440,24 +441,24 @@ class _TrackedLayer:
             right[number] = self.tracker.right_vectors
 
     def _drift(self) -> float | None:
-        """Return a bound on how far W has moved since the record before."""
+        """Return a bound on ``||W - W'||_F``, W' of the previous record; None at the first record."""
         weight = self.layer.weight
         if self.before is None:
             self.before = weight.clone()
             return None
         moved = frobenius_norm(self.before.sub_(weight))
         self.before.copy_(weight)
-        return moved * (1.0 + 1e-6)  # more than rounding can take from it
+        return moved * (1.0 + 1e-6)  # exceeds the rounding error of the norm
 
 
-def _placed(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on the device: itself where that is the host, unless a test replaces this."""
+def _move_to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device; tests replace this function to separate it from the host."""
     return host.to(device)
 
 
 @contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Multiply in the precision of the matrices, whatever PyTorch is set to outside."""
+def use_exact_products(device: torch.device) -> Iterator[None]:
+    """Multiply in the full precision of the matrices in the block, without autocast or TF32."""
     settings: Any = torch.backends
     with torch.autocast(device.type, enabled=False):
         if hasattr(settings.cuda.matmul, "fp32_precision"):
@@ -480,18 +481,18 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _team(n_threads: int) -> Iterator[None]:
-    """Take a positive number of threads literally, and one after a fork.
+def _limit_threads(n_threads: int) -> Iterator[None]:
+    """Run the block with `n_threads` threads of PyTorch; 0 keeps their number. After a fork use one thread.
 
-    PyTorch's threads do not survive a fork, and a team of them would be waited for without end.
+    PyTorch's threads do not exist in a forked process, which would wait for them without end.
     """
     wanted = 1 if is_forked() else n_threads
     if wanted == 0:
         yield
         return
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(wanted)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Features of the layers of a model, batch by batch, and what is measured of them."""
+"""Features of the layers of a model, batch by batch, and measures of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from .._support.arrays import check_choice, check_count
 from .._support.errors import ShapeError
-from ._names import unwrapped
-from ._reading import state_kept
+from ._names import unwrap_model
+from ._reading import preserve_state
 from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
@@ -23,14 +23,14 @@ from .statistics import ClassGeometry, ClassStatistics, check_labels
 Mode = Literal["eval", "train", "keep"]
 Pool = Literal["flatten", "mean"] | Callable[[torch.Tensor], torch.Tensor]
 
-#: The name of what goes into the model.
+#: Name of the model's input among the features.
 INPUT = "input"
 
 
 class LayerOutputs:
-    """Features and labels, batch by batch; each loop over it is a pass over the batches.
+    """Iterable of features and labels, batch by batch, made by `layer_outputs`.
 
-    Made by `layer_outputs`.
+    Each loop is a pass over the batches.
     """
 
     def __init__(
@@ -48,49 +48,49 @@ class LayerOutputs:
         check_choice(of, "of", ("output", "input"))
         if not callable(pool):
             check_choice(pool, "pool", ("flatten", "mean"), also="a function of a tensor")
-        self._takes_input, self._modules = _input_and_modules(model, layers)
-        #: For "penultimate", until the model has run: the modules among which it is.
+        self._takes_input, self._modules = _split_input_choice(model, layers)
+        #: For "penultimate", until the model has run: candidate modules.
         self._candidates = (
             select_modules(model, None) if isinstance(layers, str) and layers == PENULTIMATE else {}
         )
         self._model, self._batches = model, batches
         self._mode: Mode = mode
         self._of, self._pool = of, pool
-        self._device = _device_of(model) if device is None else torch.device(device)
+        self._device = _find_device(model) if device is None else torch.device(device)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the features are called, in their order."""
+        """Names of the features, in their order."""
         return (*((INPUT,) if self._takes_input else ()), *self._modules)
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Yield the features of each batch, (B, d) by name, and its labels, (B,)."""
         empty = True
-        for inputs, labels in _pairs(self._batches):
+        for inputs, labels in _iterate_pairs(self._batches):
             empty = False
-            moved = _moved(inputs, self._device)
+            moved = _move_inputs(inputs, self._device)
             features: dict[str, torch.Tensor] = {}
             if self._takes_input:
-                features[INPUT] = self._rows(moved, INPUT)
+                features[INPUT] = self._to_rows(moved, INPUT)
             if self._candidates:
-                with torch.no_grad(), _as_it_was(self._model, self._mode):
-                    self._modules = _last_but_one(self._model, self._candidates, moved)
+                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                    self._modules = _find_penultimate(self._model, self._candidates, moved)
                 self._candidates = {}
             if self._modules:
-                with torch.no_grad(), _as_it_was(self._model, self._mode):
-                    features |= self._collected(moved)
+                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                    features |= self._run_with_hooks(moved)
             for name, rows in features.items():
                 if len(rows) != len(labels):
                     raise ShapeError(
-                        f"layer {name!r} gives features of shape {tuple(rows.shape)} for {len(labels)} "
+                        f"layer {name!r} returns features of shape {tuple(rows.shape)} for {len(labels)} "
                         "labels; wanted one row per sample"
                     )
             yield features, labels.to(self._device)
         if empty:
-            raise ValueError("batches yields nothing; an iterator gives its batches only once")
+            raise ValueError("batches is empty; an iterator yields its batches only once")
 
-    def _collected(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Run the model, and return what its modules gave."""
+    def _run_with_hooks(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Run the model, and return the features of its modules."""
         found: dict[str, torch.Tensor] = {}
         handles = []
         try:
@@ -100,8 +100,8 @@ class LayerOutputs:
                 else:
                     hook = self._input_hook(found, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            with _uncompiled():
-                _call(self._model, inputs)
+            with _disable_compilation():
+                _call_model(self._model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -115,28 +115,32 @@ class LayerOutputs:
 
     def _output_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[name] = self._rows(output, name)
+            found[name] = self._to_rows(output, name)
 
         return hook
 
     def _input_hook(self, found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            found[name] = self._rows((*inputs, *named.values()), name)
+            found[name] = self._to_rows((*inputs, *named.values()), name)
 
         return hook
 
-    def _rows(self, value: Any, name: str) -> torch.Tensor:
-        """Return what a layer gave as (B, d)."""
+    def _to_rows(self, value: Any, name: str) -> torch.Tensor:
+        """Return the output or input of a layer as a matrix (B, d)."""
         first = value[0] if isinstance(value, (tuple, list)) and value else value
         if not isinstance(first, torch.Tensor) or first.ndim == 0:
             raise TypeError(
-                f"layer {name!r} gives {type(first).__name__}; wanted a tensor with one row per sample, or a "
-                "tuple that begins with one"
+                f"layer {name!r} returns {type(first).__name__}; wanted a tensor with one row per sample, or "
+                "a tuple that starts with one"
             )
-        rows = self._pool(first.detach()) if callable(self._pool) else _pooled(first.detach(), self._pool)
+        rows = (
+            self._pool(first.detach())
+            if callable(self._pool)
+            else _pool_positions(first.detach(), self._pool)
+        )
         if rows.ndim != 2:
-            raise ShapeError(f"layer {name!r}: pool gives shape {tuple(rows.shape)}; wanted (B, d)")
-        # A copy: the next layer may work in place.
+            raise ShapeError(f"layer {name!r}: pool returns shape {tuple(rows.shape)}; wanted (B, d)")
+        # The next layer may change its input in place.
         return rows.clone()
 
 
@@ -152,54 +156,55 @@ def layer_outputs(
 ) -> LayerOutputs:
     """Return the features of the chosen layers, batch by batch, without gradients.
 
-    Measuring leaves nothing behind: between two batches the model has the hooks, the train or eval mode of
-    each module, the buffers, and the tensors and numbers among its modules' attributes that it had before. So
-    have the random states of PyTorch, NumPy and Python. A compiled model runs uncompiled, as compiled code
-    does not call new hooks.
+    The model is restored after each batch: hooks, train or eval mode of each module, buffers, and the tensors
+    and numbers among the modules' attributes. The random states of PyTorch, NumPy and Python are restored,
+    too. A compiled model runs uncompiled, because compiled code does not call new hooks.
 
     Parameters
     ----------
     model : Module
+        Model to run on the batches.
     batches : iterable of (inputs, labels)
-        A DataLoader or a list, for instance. Inputs: a tensor (B, ..); a tuple or a dict stands for several
-        arguments of the model. Labels: integers, (B,).
+        Samples and their classes, such as a DataLoader or a list. Inputs are a tensor (B, ..), or a tuple or
+        dict with several arguments of the model. Labels are integers (B,).
     layers : str, regular expression, callable, sequence of them, or None
-        As for `select_modules`; "input", alone or in a sequence, is what goes into the model (unless a module
-        is called so). None: the modules that own a weight matrix. "penultimate": the last but one of these in
-        the order of the forward pass, as the first batch tells it, which runs twice then.
+        Choice of layers as for `select_modules`. "input", alone or in a sequence, is the input of the model
+        (unless a module has that name). None: all modules that own a weight matrix. "penultimate": the last
+        but one of these in the order of the forward pass, which is found by running the first batch twice.
     mode : {"eval", "train", "keep"}
-        In which mode the model runs. "eval": batch normalisation takes its running statistics, dropout does
-        nothing. "train": batch normalisation takes the statistics of each batch, and its running ones are put
-        back; dropout is active. "keep": each module as it is.
+        Mode in which the model runs. "eval": batch normalisation uses its running statistics, dropout does
+        nothing. "train": batch normalisation uses the statistics of each batch, and its running ones are
+        restored; dropout is active. "keep": each module keeps its mode.
     device : device, optional
-        Where the inputs are moved. Default: that of the model's first parameter.
+        Device to which the inputs are moved. Default: the device of the model's first parameter.
     of : {"output", "input"}
-        Which side of the layers.
+        Side of the layers on which features are read.
     pool : {"flatten", "mean"} or callable
-        "flatten": all of a sample's numbers. "mean": the mean over positions: over all axes after the second
-        of maps (B, channels, ..) with 4 axes or more, over the second of tokens (B, positions, d). A function
-        gets the tensor and returns (B, d); a Conv1d's (B, channels, positions) needs one.
+        Reduction of a layer's output to (B, d). "flatten": all numbers of a sample. "mean": the mean over
+        positions, which are all axes after the second of maps (B, channels, ..) with 4 axes or more, and the
+        second axis of tokens (B, positions, d). A function gets the tensor and returns (B, d); use one for
+        the (B, channels, positions) of a Conv1d.
 
     Returns
     -------
     LayerOutputs
         Iterable of ``(features, labels)``: a dict of tensors (B, d) by layer, in their own precision, and a
-        tensor (B,). Each loop over it runs the model on all batches.
+        tensor (B,). Each loop runs the model on all batches.
 
     Raises
     ------
     TypeError, ValueError
-        As for `select_modules`, for other arguments out of their range; in the loop, for batches that are no
-        pairs, labels that are not integers, for no batch at all, and for a layer that was not called or gives
-        no tensor.
+        For choices that `select_modules` refuses, and other arguments out of their range. In the loop: for
+        batches that are no pairs, labels that are not integers, no batch at all, and a layer that was not
+        called or returns no tensor.
     ShapeError
-        In the loop, where features and labels differ in number.
+        In the loop, if features and labels differ in number.
 
     Notes
     -----
-    Of a module that gives a tuple, the first is taken; of one that is called several times, the last call. In
-    mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a generator of
-    its own draws from PyTorch's, at the start of each pass.)
+    If a module returns a tuple, its first entry is used. If a module is called several times, the last call
+    counts. In mode "train", each batch meets the same random numbers. (A DataLoader that shuffles without a
+    generator of its own draws from PyTorch's, at the start of each pass.)
 
     Cost: a forward pass, and memory for the features of one batch.
 
@@ -218,26 +223,27 @@ def layer_outputs(
 
 @dataclass(frozen=True)
 class LayerMeasures:
-    """What `measure_layers` found of one layer.
+    """Measures of the features of one layer, computed by `measure_layers`.
 
     Attributes
     ----------
     layer : str
+        Name of the layer.
     dim : int
-        d, features of a sample.
+        Number of features d of a sample.
     n_samples : int
-        N, of the training batches; all but `probe_test` is measured on these.
+        Number of samples N in the training batches. All measures except `probe_test` use these samples.
     compression : float
-        C_l; see `dlnfast.measures.compression`.
+        Within-class compression C_l; see `dlnfast.measures.compression`.
     discrimination : float
-        D_l; see `dlnfast.measures.discrimination`.
+        Between-class discrimination D_l; see `dlnfast.measures.discrimination`.
     geometry : ClassGeometry
-        How far the class means are from a simplex.
+        Distance of the class means from a simplex.
     ranks : dict of str to int, or None
         Numerical ranks of the (N, d) features: "machine", "nuclear" and "threshold"; see
         `dlnfast.measures.numerical_rank`.
     probe_train, probe_test : float or None
-        Accuracy of a linear probe fitted to the training batches, on these and on the test batches.
+        Accuracies of a linear probe on the training batches, to which it was fitted, and on the test batches.
     """
 
     layer: str
@@ -270,17 +276,18 @@ def measure_layers(
     Parameters
     ----------
     model, batches, layers, mode, device, of, pool
-        As for `layer_outputs`. The batches are gone through several times.
+        Arguments of `layer_outputs`. `batches` must allow several passes.
     test_batches : iterable of (inputs, labels), optional
-        For the accuracy of the probes on samples that they were not fitted to.
+        Samples for the test accuracy of the probes.
     n_classes : int, optional
-        Labels are 0 .. n_classes - 1. Default: the largest label of the training batches, plus one, for which
-        they are gone through once more, without the model.
+        Number of classes; labels are 0 .. n_classes - 1. Default: the largest label of the training batches
+        plus one, which takes one more pass over the batches, without the model.
     ranks : bool
-        Whether to compute the singular values of the features.
+        Whether to compute numerical ranks, from the singular values of the features.
     probe : {"ridge", "sgd"}, RidgeProbes, SGDProbes or None
-        "ridge": `RidgeProbes` as they are by default, from the pass that gathers the statistics. "sgd":
-        `SGDProbes`, from one pass more, and with the features of all layers in memory. None: no probes.
+        Linear classifier of the features. "ridge": `RidgeProbes` with default settings, fitted in the pass
+        that gathers the statistics. "sgd": `SGDProbes` with default settings, which take one more pass and
+        store the features of all layers in memory. None: no probes.
 
     Returns
     -------
@@ -290,16 +297,16 @@ def measure_layers(
     Raises
     ------
     TypeError
-        For batches that can be gone through only once, and as for `layer_outputs`.
+        For batches that allow one pass only, and the errors of `layer_outputs`.
     ValueError, ShapeError
-        As for `layer_outputs` and `ClassStatistics`, naming the layer: features that are not finite, or the
-        same for all samples; a single class.
+        The errors of `layer_outputs` and `ClassStatistics`, with the name of the layer: features that are not
+        finite or the same for all samples, and a single class.
 
     Notes
     -----
-    Passes of the model: one for the statistics and ridge probes, one for the accuracy on the training
-    batches, one over the test batches. Time and memory beside it: those of `ClassStatistics`, for each layer,
-    and 4 d^3 or so for singular values and as much for a ridge probe.
+    Cost: one pass of the model for the statistics and ridge probes, one for the accuracy on the training
+    batches, one over the test batches. For each layer, time and memory of `ClassStatistics`, about 4 d^3
+    flops for the singular values, and as many for a ridge probe.
 
     Examples
     --------
@@ -310,12 +317,12 @@ def measure_layers(
     >>> found[0].compression, found[0].discrimination, found[0].probe_train
     (0.5, 1.0, 1.0)
     """
-    for name, given in (("batches", batches), ("test_batches", test_batches)):
-        if given is not None:
-            check_repeatable(given, name)
+    for name, value in (("batches", batches), ("test_batches", test_batches)):
+        if value is not None:
+            check_repeatable(value, name)
     outputs = layer_outputs(model, batches, layers, mode=mode, device=device, of=of, pool=pool)
     count = _count_classes(batches) if n_classes is None else check_count(n_classes, "n_classes", minimum=2)
-    probes = _probes(probe, count)
+    probes = _make_probes(probe, count)
     statistics = gather_statistics(outputs, count, spectrum=ranks or isinstance(probes, RidgeProbes))
     train: dict[str, float] = {}
     test: dict[str, float] = {}
@@ -330,11 +337,12 @@ def measure_layers(
                 layer_outputs(model, test_batches, layers, mode=mode, device=device, of=of, pool=pool)
             )
     return [
-        _measured(name, statistics[name], ranks, train.get(name), test.get(name)) for name in outputs.names
+        _measure_layer(name, statistics[name], ranks, train.get(name), test.get(name))
+        for name in outputs.names
     ]
 
 
-def _measured(
+def _measure_layer(
     name: str, statistics: ClassStatistics, ranks: bool, train: float | None, test: float | None
 ) -> LayerMeasures:
     try:
@@ -353,7 +361,7 @@ def _measured(
         raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
+def _make_probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
     if probe == "ridge":
         return RidgeProbes(n_classes)
     if probe == "sgd":
@@ -366,55 +374,57 @@ def _probes(probe: object, n_classes: int) -> RidgeProbes | SGDProbes | None:
 
 
 def _count_classes(batches: Iterable[Any]) -> int:
-    largest = max((int(labels.max()) for _, labels in _pairs(batches) if len(labels)), default=-1)
+    largest = max((int(labels.max()) for _, labels in _iterate_pairs(batches) if len(labels)), default=-1)
     if largest < 0:
-        raise ValueError("batches yields nothing; wanted pairs (inputs, labels)")
+        raise ValueError("batches is empty; wanted pairs (inputs, labels)")
     if largest < 1:
         raise ValueError(f"batches has labels up to {largest} only; wanted at least two classes")
     return largest + 1
 
 
-def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Yield inputs and labels, which are checked."""
+def _iterate_pairs(batches: Iterable[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield the inputs and the checked labels of each batch."""
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(f"batches yields {type(batch).__name__}{size}; wanted pairs (inputs, labels)")
-        inputs, given = batch
-        labels = torch.as_tensor(given)
+        inputs, raw_labels = batch
+        labels = torch.as_tensor(raw_labels)
         if labels.ndim != 1:
             raise ShapeError(f"labels has shape {tuple(labels.shape)}; wanted one per sample, (B,)")
         check_labels(labels, len(labels))
         yield inputs, labels.to(torch.int64)
 
 
-def _input_and_modules(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
-    """Return whether "input" is among the layers, and the modules."""
+def _split_input_choice(model: nn.Module, layers: LayerChoice) -> tuple[bool, dict[str, nn.Module]]:
+    """Return whether "input" is among the layers, and the chosen modules."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     listed = [layers] if isinstance(layers, str) else layers
-    is_child = INPUT in dict(unwrapped(model).named_children())
+    is_child = INPUT in dict(unwrap_model(model).named_children())
     if not isinstance(listed, (list, tuple)) or INPUT not in listed or is_child:
         return False, select_modules(model, layers)
     others = [choice for choice in listed if choice != INPUT]
     return True, select_modules(model, cast(LayerChoice, others)) if others else {}
 
 
-def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any) -> dict[str, nn.Module]:
-    """Run the model, and return the last but one of the modules that it calls."""
+def _find_penultimate(
+    model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any
+) -> dict[str, nn.Module]:
+    """Run the model, and return the last but one of the given modules in the order of their calls."""
     called: dict[str, nn.Module] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, *rest: Any) -> None:
-            called.pop(name, None)  # where it is called twice, the last time counts
+        def note(module: nn.Module, *unused: Any) -> None:
+            called.pop(name, None)  # the last call counts
             called[name] = module
 
         return note
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        with _uncompiled():
-            _call(model, inputs)
+        with _disable_compilation():
+            _call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -423,20 +433,20 @@ def _last_but_one(model: nn.Module, modules: Mapping[str, nn.Module], inputs: An
     return dict([list(called.items())[-2]])
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def _find_device(model: nn.Module) -> torch.device:
     first = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return torch.device("cpu") if first is None else first.device
 
 
-def _moved(inputs: Any, device: torch.device) -> Any:
+def _move_inputs(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Mapping):
-        return {name: _moved(part, device) for name, part in inputs.items()}
+        return {name: _move_inputs(part, device) for name, part in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return tuple(_moved(part, device) for part in inputs)
+        return tuple(_move_inputs(part, device) for part in inputs)
     return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
 
 
-def _call(model: nn.Module, inputs: Any) -> None:
+def _call_model(model: nn.Module, inputs: Any) -> None:
     if isinstance(inputs, dict):
         model(**inputs)
     elif isinstance(inputs, tuple):
@@ -445,15 +455,15 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(inputs)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled models as they are written: compiled code does not call hooks that were added since."""
+def _disable_compilation() -> AbstractContextManager[Any]:
+    """Run compiled models uncompiled in the block, because compiled code does not call new hooks."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
-def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
+def _pool_positions(values: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean" and values.ndim > 3:
         return values.flatten(2).mean(dim=2)
     if pool == "mean" and values.ndim == 3:
@@ -462,17 +472,17 @@ def _pooled(values: torch.Tensor, pool: str) -> torch.Tensor:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Set the mode; put back modes, buffers and the random states afterwards."""
+def _preserve_model(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Set the mode of a model; restore modes, buffers and random states at the end of the block."""
     flags = [(module, module.training) for module in model.modules()]
-    with state_kept(model):
+    with preserve_state(model):
         try:
             if mode != "keep":
                 model.train(mode == "train")
             yield
         finally:
             if mode != "keep":
-                # By way of the model's own method, which may do more than set the flags; then one by one.
+                # The model's own method may do more than set flags. Then restore the flag of each module.
                 model.train(flags[0][1])
                 for module, training in flags:
                     module.training = training

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Fine-tuning of pretrained transformers on text tasks: LoRA beside Deep LoRA, on equal terms.
+"""Fine-tuning of pretrained transformers on text tasks, for comparisons of LoRA and Deep LoRA.
 
-One `Run` is one training; `FineTuning` holds the pretrained model and the tokenised task, and trains runs.
-Needs transformers, and peft for LoRA.
+A `Run` holds the settings of one training; `FineTuning` holds the pretrained model and the tokenised task,
+and trains runs. Needs transformers, and peft for LoRA.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ from .updates import adapter_updates
 
 __all__ = ["FineTuning", "Outcome", "Run", "find_model", "run_grid"]
 
-#: Samples whose predictions are computed at a time.
-_EVALUATED_AT_ONCE: Final = 64
+#: Number of samples in a batch of predictions.
+_EVALUATION_BATCH: Final = 64
 
 
 def find_model(name: str) -> str:
-    """Return the folder of a pretrained model: a folder, an installed package with one, or a hub's name.
+    """Return the folder of a pretrained model, or the name itself for transformers to look up.
 
     Parameters
     ----------
     name : str
-        A folder with ``config.json``; the name of an installed package with such a folder ``model``;
-        anything else is left to transformers, which looks into its cache, and on a hub unless
-        ``HF_HUB_OFFLINE`` is set.
+        A folder with ``config.json``, or an installed package with such a folder ``model``. Transformers
+        looks up any other name in its cache, and on its hub unless ``HF_HUB_OFFLINE`` is set.
     """
     if (Path(name) / "config.json").is_file():
         return name
@@ -59,28 +58,29 @@ def find_model(name: str) -> str:
 
 
 class FineTuning:
-    """A pretrained model, a task, and trainings that differ in their `Run` only.
+    """Fine-tuning of one pretrained model on one task, with the settings of different runs.
 
     Parameters
     ----------
     model : str
-        As for `find_model`; loaded as a model for sequence classification: one output for scores, one per
-        class otherwise, dropout off.
+        Name of the pretrained model, as for `find_model`. It is loaded for sequence classification without
+        dropout, with one output for tasks with scores, and one per class otherwise.
     train : TextTask
-        Where examples are drawn from.
+        Training data, from which each run draws its examples.
     parts : mapping of str to TextTask
-        What is evaluated after every training.
+        Test data by name, evaluated after every training.
     layers : LayerChoice
-        Which layers get adapters; None: all linear ones but the new head.
+        Layers that get adapters; None: all linear ones except the new head.
     max_length : int
-        Tokens of a sample at most.
+        Maximal number of tokens of a sample.
     device : device
+        Device of the training.
 
     Notes
     -----
-    What the checkpoint lacks, the head, is drawn anew for every seed and trained along; for scores its bias
-    starts at the mean of the examples, which else is what the gradient at the start is about. All runs start
-    from the same weights, which stay frozen.
+    The head is not in the checkpoint: it is drawn from the seed of a run, and trained with the adapters. For
+    tasks with scores its bias starts at the mean of the examples; otherwise the first gradient would mostly
+    point to that mean. All runs start from the same pretrained weights, which are frozen.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FineTuning:
             raise ValueError("parts has an empty name")
         transformers = imported("transformers", "fine-tuning", "transformers")
         self._path = find_model(model)
-        self._no_dropout = dict.fromkeys(_dropouts(transformers, self._path), 0.0)
+        self._no_dropout = dict.fromkeys(_find_dropout_settings(transformers, self._path), 0.0)
         self._device = torch.device(device)
         self._layers = layers
         self.train, self.parts = train, dict(parts)
@@ -105,14 +105,14 @@ class FineTuning:
         tokenizer = transformers.AutoTokenizer.from_pretrained(self._path)
         self._padding = int(tokenizer.pad_token_id or 0)
         self._tokens = {
-            name: _tokenised(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
+            name: _tokenise(tokenizer, task, length) for name, task in {"": train, **self.parts}.items()
         }
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
-        """Return the pretrained model with a head drawn from the seed, and the head's parameters by name."""
+        """Return the pretrained model with a head drawn from the seed, and the names of its parameters."""
         transformers = imported("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
-        with torch.random.fork_rng(devices=[]), _quiet(transformers):
+        with torch.random.fork_rng(devices=[]), _silence_logging(transformers):
             torch.manual_seed(seed)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._path,
@@ -125,7 +125,7 @@ class FineTuning:
         return model, sorted(info["missing_keys"])
 
     def batches(self, run: Run) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the batches of a run's steps: passes over its examples, each in an order of its own."""
+        """Yield the batches of a run: passes over its examples, each in a new order."""
         rows = self.examples(run)
         size = min(run.batch_size, len(rows))
         generator = np.random.default_rng([run.seed, 1])
@@ -137,7 +137,7 @@ class FineTuning:
             order = order[size:]
 
     def examples(self, run: Run) -> npt.NDArray[np.int64]:
-        """Return the rows of the training samples that a run draws: the first of its seed's order."""
+        """Return the indices of a run's training samples: the first ones of a permutation of its seed."""
         if run.n_examples > len(self.train):
             raise ValueError(
                 f"n_examples is {run.n_examples}; wanted at most the {len(self.train)} there are"
@@ -152,15 +152,17 @@ class FineTuning:
         after_step: Callable[[int, nn.Module, DeepLoRA | None], None] | None = None,
         progress: bool = False,
     ) -> Outcome:
-        """Train, and evaluate all parts.
+        """Train a model with the settings of a run, and evaluate it on all parts.
 
         Parameters
         ----------
         run : Run
+            Settings of the training.
         after_step : callable, optional
-            ``after_step(step, model, adapter)``, step 0 before the first one; the adapter is None for "lora".
+            Function ``after_step(step, model, adapter)``, called before the first step with step 0, and after
+            each step. The adapter is None for "lora".
         progress : bool
-            A bar on a terminal, once the training has taken a second.
+            Show a progress bar on a terminal, after the first second.
 
         Raises
         ------
@@ -174,9 +176,9 @@ class FineTuning:
             for name, parameter in model.named_parameters():
                 if name in head and parameter.ndim == 1:
                     nn.init.constant_(parameter, mean)
-        names = [m.name for m in weight_matrices(model, self._layers or _encoder_layers(head))]
-        model, groups, adapter = self._adapted(run, model, names)
-        trained = [p for name, p in model.named_parameters() if _is_of(name, head)]
+        names = [m.name for m in weight_matrices(model, self._layers or _select_encoder_layers(head))]
+        model, groups, adapter = self._add_adapter(run, model, names)
+        trained = [p for name, p in model.named_parameters() if _is_head_parameter(name, head)]
         if run.train_head:
             for parameter in trained:
                 parameter.requires_grad_(True)
@@ -188,7 +190,7 @@ class FineTuning:
         if after_step is not None:
             after_step(0, model, adapter)
         losses: list[float] = []
-        model.eval()  # no dropout; nothing else depends on the mode
+        model.eval()  # dropout is off, and nothing else depends on the mode
         with ProgressBar(run.steps, progress) as bar:
             for step, batch in enumerate(self.batches(run), 1):
                 optimizer.zero_grad(set_to_none=True)
@@ -204,24 +206,24 @@ class FineTuning:
                     bar.listener(step, losses[-1])
                 if after_step is not None:
                     after_step(step, model, adapter)
-        updates = _updates(model, adapter)
+        updates = _compute_update_values(model, adapter)
         return Outcome(
             scores={name: self.score(model, name) for name in self.parts},
             loss=losses,
             n_parameters=sum(p.numel() for group in groups for p in group["params"]),
-            ranks=_ranks(updates),
+            ranks=_count_ranks(updates),
             seconds=time.perf_counter() - start,
         )
 
     def score(self, model: nn.Module, part: str) -> float:
-        """Return the task's metric on one of the parts."""
+        """Return the metric of the task on one of the parts."""
         task = self.parts[part]
         tokens = self._tokens[part]
         order = sorted(range(len(task)), key=lambda i: len(tokens[i]["input_ids"]))
         outputs = []
         with torch.no_grad():
-            for start in range(0, len(order), _EVALUATED_AT_ONCE):
-                batch = self._batch(part, order[start : start + _EVALUATED_AT_ONCE])
+            for start in range(0, len(order), _EVALUATION_BATCH):
+                batch = self._batch(part, order[start : start + _EVALUATION_BATCH])
                 del batch["labels"]
                 outputs.append(model(**batch).logits.cpu())
         logits = torch.cat(outputs).numpy()
@@ -230,7 +232,7 @@ class FineTuning:
         predictions[order] = found
         return task.score(predictions)
 
-    def _adapted(
+    def _add_adapter(
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
         if run.method == "lora":
@@ -252,7 +254,7 @@ class FineTuning:
         return model, adapter.param_groups(run.learning_rate, outer=run.outer), adapter
 
     def _batch(self, part: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return samples padded to the longest of them, with their targets."""
+        """Return a batch of samples with their targets, padded to the longest sample."""
         task = self.parts[part] if part else self.train
         tokens = [self._tokens[part][i] for i in rows]
         longest = max(len(t["input_ids"]) for t in tokens)
@@ -268,8 +270,8 @@ class FineTuning:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Say nothing about a head that is missing: it is meant to be."""
+def _silence_logging(transformers: Any) -> Iterator[None]:
+    """Silence the warning that the checkpoint has no head, which is expected here."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -282,8 +284,8 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _dropouts(transformers: Any, path: str) -> list[str]:
-    """Return the settings of a model that are probabilities of dropout."""
+def _find_dropout_settings(transformers: Any, path: str) -> list[str]:
+    """Return the names of a model's settings that are dropout probabilities."""
     config = transformers.AutoConfig.from_pretrained(path)
     return [
         name
@@ -292,31 +294,31 @@ def _dropouts(transformers: Any, path: str) -> list[str]:
     ]
 
 
-def _tokenised(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str, list[int]]]:
+def _tokenise(tokenizer: Any, task: TextTask, max_length: int) -> list[dict[str, list[int]]]:
     texts = [list(task.first)] + ([] if task.second is None else [list(task.second)])
     found = tokenizer(*texts, truncation=True, max_length=max_length)
     return [{key: list(values[i]) for key, values in found.items()} for i in range(len(task))]
 
 
-def _is_of(name: str, head: Sequence[str]) -> bool:
-    """Return whether a parameter is the head's, whatever wraps the model."""
+def _is_head_parameter(name: str, head: Sequence[str]) -> bool:
+    """Return whether a parameter belongs to the head, also in a wrapped model."""
     return any(name == key or name.endswith("." + key) for key in head)
 
 
-def _encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
+def _select_encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bool]:
     def choose(name: str, module: nn.Module) -> bool:
         return isinstance(module, nn.Linear) and f"{name}.weight" not in head
 
     return choose
 
 
-def _updates(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
+def _compute_update_values(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
     """Return the singular values of every layer's update."""
     updates = adapter_updates(model) if adapter is None else adapter.updates()
     return {update.name: update.singular_values() for update in updates}
 
 
-def _ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
+def _count_ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
     largest = max((float(values[0]) for values in updates.values() if len(values)), default=0.0)
     if largest == 0.0:
         return dict.fromkeys(updates, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`descend`: full-batch gradient descent on any model, step by step as `train` does on linear ones."""
+"""`descend`: full-batch gradient descent on any model, with the steps that `train` takes on linear ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Descent", "descend"]
 
 @dataclass(frozen=True)
 class Descent:
-    """What `descend` did.
+    """Losses of a run of `descend`.
 
     Attributes
     ----------
     loss : ndarray, shape (T + 1,)
-        Of the weights after t = 0 .. T steps.
+        Losses of the weights after t = 0 .. T steps.
     converged : bool
-        Whether the last one is at most the tolerance.
+        Whether the last loss is at most the tolerance.
     """
 
     loss: npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ class Descent:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps T."""
         return len(self.loss) - 1
 
 
@@ -54,17 +54,17 @@ def descend(
     Parameters
     ----------
     model : Module
-        Whose parameters move.
+        Model to train, in place.
     loss : callable
-        Returns the loss of the model as it is, over all samples.
+        Function without arguments that returns the current loss of the model over all samples.
     learning_rate : float
-        eta.
+        Learning rate eta.
     steps : int
-        At most so many.
+        Maximal number of steps.
     tolerance : float
-        Stop as soon as the loss is at most this.
+        Loss at or below which the descent stops.
     progress : bool
-        A bar on a terminal, once the run has taken a second.
+        Show a progress bar on a terminal, after the first second.
 
     Returns
     -------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image data sets as tensors: standardised by channel, with mini-batches that need no workers."""
+"""Image data sets as tensors in memory, standardised by channel, and mini-batches of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .._support.arrays import check_choice, check_count
 
 __all__ = ["Batches", "ImageData", "Samples", "load_images"]
 
-#: Images whose pixels are summed at a time.
+#: Number of images that are summed at a time.
 _CHUNK: Final = 1024
 
 _Loader = Callable[..., tuple[npt.NDArray[Any], npt.NDArray[Any]]]
@@ -31,12 +31,14 @@ DATA_SETS: Final[dict[str, tuple[_Loader, tuple[int, int, int]]]] = {
 
 
 class Samples(NamedTuple):
-    """Inputs, one sample along the first axis, and labels 0 .. K - 1.
+    """Inputs and labels of N samples.
 
     Attributes
     ----------
     inputs : Tensor, shape (N, ..)
+        Samples along the first axis.
     labels : Tensor of int64, shape (N,)
+        Classes 0 .. K - 1.
     """
 
     inputs: torch.Tensor
@@ -45,16 +47,17 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory.
+    """A standardised image data set in memory.
 
     Attributes
     ----------
     train, test : Samples
         Images (N, channels, rows, columns) in float32, labels (N,) in int64.
     mean, std : tuple of float
-        Of each channel over the training images, pixels in [0, 1]: what was subtracted, and divided by.
+        Mean and standard deviation of each channel over the training images, for pixels in [0, 1]. The mean
+        was subtracted from all images, then they were divided by the standard deviation.
     n_classes : int
-        K.
+        Number of classes K.
     """
 
     train: Samples
@@ -76,10 +79,11 @@ def load_images(
     Parameters
     ----------
     name : {"cifar10", "fashion-mnist"}
+        Data set.
     path : path, optional
-        As for `dlnfast.load_cifar10` and `dlnfast.load_fashion_mnist`.
+        Folder with the files, as for `dlnfast.load_cifar10` and `dlnfast.load_fashion_mnist`.
     per_class, test_per_class : int, optional
-        Only the first so many images of every class, of the training and test images.
+        Number of training and test images of each class, the first ones in the files. Default: all.
 
     Returns
     -------
@@ -88,13 +92,13 @@ def load_images(
     Raises
     ------
     FileNotFoundError
-        Naming every place that was looked at, and where the files are to be had.
+        If the files are not found; the message lists all searched folders, and a source of the files.
     ValueError
         For another name, a damaged file, or classes with fewer images.
 
     Notes
     -----
-    Every channel is shifted and scaled to mean 0 and variance 1 over the training images that were kept.
+    Every channel is shifted and scaled to mean 0 and variance 1 over the chosen training images.
 
     Cost: 614 MB of memory for all training images of CIFAR-10, 188 MB of Fashion-MNIST, and more while they
     are read.
@@ -106,49 +110,49 @@ def load_images(
         images, labels = loader(path, split, per_class=count)
         splits[split] = images.reshape(-1, *shape), torch.from_numpy(np.ascontiguousarray(labels))
     pixels = splits["train"][0]
-    mean, std = _moments(pixels)
+    mean, std = _compute_moments(pixels)
 
-    def standardised(images: npt.NDArray[Any]) -> torch.Tensor:
+    def standardise(images: npt.NDArray[Any]) -> torch.Tensor:
         shifted = images.astype(np.float32)  # whole numbers are exact
         shifted -= mean.astype(np.float32)[:, None, None]
         shifted /= np.maximum(std, 1e-12).astype(np.float32)[:, None, None]
         return torch.from_numpy(shifted)
 
-    train, test = (Samples(standardised(images), labels) for images, labels in splits.values())
+    train, test = (Samples(standardise(images), labels) for images, labels in splits.values())
     return ImageData(train, test, tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
 
 
-def _moments(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return means and standard deviations by channel, of sums that are exact."""
+def _compute_moments(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return means and standard deviations by channel, from exact integer sums."""
     sums = np.zeros((2, pixels.shape[1]), dtype=np.int64)
     for start in range(0, len(pixels), _CHUNK):
         part = pixels[start : start + _CHUNK].astype(np.int64)
         sums[0] += part.sum(axis=(0, 2, 3))
         sums[1] += np.square(part, out=part).sum(axis=(0, 2, 3))
     n = pixels.size // pixels.shape[1]
-    # n squares - sums^2 in whole numbers: nothing cancels.
+    # n squares - sums^2 in Python integers, without rounding or overflow.
     variances = [(n * int(square) - int(total) ** 2) / n**2 for total, square in sums.T]
     return sums[0] / n, np.sqrt(variances)
 
 
 class Batches:
-    """Samples in memory, cut into mini-batches; can be iterated over again and again.
+    """Mini-batches of samples in memory; each loop is one pass over the samples.
 
     Parameters
     ----------
     inputs, labels : Tensor
-        As many along the first axis.
+        Samples and their classes along the first axis, equally many.
     batch_size : int
-        The last batch of a pass may be smaller.
+        Number of samples in a batch; the last batch of a pass may be smaller.
     shuffle : bool
-        A new order in every pass.
+        Whether each pass has a new order.
     seed : int
-        Of the orders: pass number e of a seed is always the same.
+        Seed of the orders. The order of pass number e depends on the seed and e only.
     device : device, optional
-        Where batches are brought to.
+        Device to which batches are copied.
     join_single : bool
-        Let a last batch of one sample join the batch before, which has one more then: batch normalisation
-        has no variance of one sample. Not where all batches are of one sample.
+        Whether a last batch of one sample is joined to the batch before, because batch normalisation has no
+        variance of one sample. It has no effect for a `batch_size` of 1.
 
     Attributes
     ----------
@@ -158,13 +162,13 @@ class Batches:
     Raises
     ------
     TypeError
-        For what are no tensors.
+        If `inputs` or `labels` is no tensor.
     ValueError
-        Without samples, for as many labels as there are not samples, and settings out of their range.
+        Without samples, if inputs and labels differ in number, and for settings out of their range.
 
     Notes
     -----
-    Samples are indexed where they are; only batches travel.
+    Samples are indexed on their own device; only batches are copied.
 
     Examples
     --------
@@ -199,9 +203,9 @@ class Batches:
         self._shuffle, self._seed = shuffle, check_count(seed, "seed", minimum=0)
         self._device = device
         starts = range(0, len(inputs), self.batch_size)
-        joins = join_single and self.batch_size > 1 and len(starts) > 1 and len(inputs) - starts[-1] == 1
-        #: Where batches begin, and where the last one ends.
-        self._bounds = [*(starts[:-1] if joins else starts), len(inputs)]
+        has_single = self.batch_size > 1 and len(starts) > 1 and len(inputs) - starts[-1] == 1
+        #: First index of each batch, and the end of the last one.
+        self._bounds = [*(starts[:-1] if join_single and has_single else starts), len(inputs)]
 
     def __len__(self) -> int:
         """Return the number of batches of a pass."""
@@ -211,7 +215,7 @@ class Batches:
         """Yield the batches of one pass."""
         order: torch.Tensor | None = None
         if self._shuffle:
-            generator = torch.Generator("cpu").manual_seed(seed_of_pass(self._seed, self.epoch))
+            generator = torch.Generator("cpu").manual_seed(derive_pass_seed(self._seed, self.epoch))
             order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
             order = order.to(self.inputs.device)
         self.epoch += 1
@@ -223,7 +227,7 @@ class Batches:
             )
 
 
-def seed_of_pass(seed: int, epoch: int, stream: int = 0) -> int:
-    """Return a seed of its own for every pass, and for every use in it."""
+def derive_pass_seed(seed: int, epoch: int, stream: int = 0) -> int:
+    """Derive the seed of a pass, and of each independent stream of random numbers in it."""
     sequence = np.random.SeedSequence([seed, epoch, stream] if stream else [seed, epoch])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Initial weights of PyTorch models by the laws of `dlnfast.orthogonal` and its siblings."""
+"""Initial weights of PyTorch models from the distributions of `dlnfast.initial`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from .._support.arrays import FloatArray, check_choice, per_layer, random_generator
-from .._weights import initial as laws
+from .._weights import initial as distributions
 from .._weights.widths import Scale
-from ._reading import computed_by
+from ._reading import describe_computation
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
-LAWS: Final[dict[str, Any]] = {
-    "orthogonal": laws.orthogonal,
-    "gaussian": laws.gaussian,
-    "uniform": laws.uniform,
+DISTRIBUTIONS: Final[dict[str, Any]] = {
+    "orthogonal": distributions.orthogonal,
+    "gaussian": distributions.gaussian,
+    "uniform": distributions.uniform,
 }
 
 _BIASES: Final = ("bias", "in_proj_bias")
@@ -28,19 +28,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def orthogonal_(model: _Module, scale: Scale = 1.0, seed: int = 0, *, layers: LayerChoice = None) -> _Module:
-    """Make the chosen weights eps times matrices with orthonormal rows or columns; see `initialize_`.
+    """Set the chosen weights to eps times matrices with orthonormal rows or columns, in place.
 
     Parameters
     ----------
     model : Module
-        Changed in place.
+        Model to change in place.
     scale, seed, layers
-        As of `initialize_`.
+        Arguments of `initialize_`.
 
     Returns
     -------
     Module
-        The model.
+        The same model.
 
     Notes
     -----
@@ -57,41 +57,43 @@ def initialize_(
     *,
     layers: LayerChoice = None,
 ) -> _Module:
-    """Draw the chosen weights anew, in place, and set the biases of their layers to zero.
+    """Redraw the chosen weights in place, and set the biases of their layers to zero.
 
     Parameters
     ----------
     model : Module
+        Model to change in place.
     initial : {"orthogonal", "gaussian", "uniform"}
-        Orthonormal columns, or rows where the matrix is wide, from Haar's law; or independent entries.
+        Distribution of the weights. "orthogonal": orthonormal columns (rows if the matrix is wide) from the
+        Haar distribution; the others have independent entries.
     scale : float or sequence of float
-        ``eps``, for all chosen weights or one per weight: an m x n weight has Frobenius norm
-        ``eps sqrt(min(m, n))`` under every law.
+        Scale ``eps`` of all chosen weights, or one per weight. An m x n weight has Frobenius norm
+        ``eps sqrt(min(m, n))`` for every distribution.
     seed : int
-        The l-th chosen weight has the numbers of layer l in `dlnfast.orthogonal` (`dlnfast.gaussian`,
-        `dlnfast.uniform`) with this seed. PyTorch's generators are not touched.
+        Seed of the weights. The l-th chosen weight has the numbers of layer l in `dlnfast.orthogonal`
+        (`dlnfast.gaussian`, `dlnfast.uniform`) with this seed. PyTorch's generators are not used.
     layers : LayerChoice
-        As for `weight_matrices`; None: all weights with two axes or more but embeddings.
+        Choice of weights as for `weight_matrices`; None: all weights with two axes or more except embeddings.
 
     Returns
     -------
     Module
-        The same.
+        The same model.
 
     Raises
     ------
     ShapeError
-        If there is not one scale per chosen weight.
+        If the number of scales differs from the number of chosen weights.
     TypeError, ValueError
-        For a law that is not known, a choice that fits nothing, weights that `weight_matrices` refuses, and
-        a weight, or a bias of its layer, that is computed from other tensors. Nothing has been written then.
+        For an unknown distribution, a choice without a match, weights that `weight_matrices` refuses, and
+        a weight, or a bias of its layer, that is computed from other tensors. The model is then unchanged.
 
     Notes
     -----
-    The table "The matrix of a layer" in the guide to networks says which matrix is drawn for every kind of
-    layer. Every group of a convolution is a map of its own: its rows are drawn apart, with the law, the scale
-    and the norm of a weight of that size. Drawn in float64 on the host, O(m n min(m, n)) for an orthogonal
-    weight. Yaras et al., arXiv 2306.01154, section 2.
+    The table "The matrix of a layer" in the guide to networks shows the matrix of each kind of layer. Each
+    group of a convolution is an independent map: its rows are drawn separately, with the distribution, scale
+    and norm of a weight of that size. Weights are drawn in float64 on the host; an orthogonal one costs
+    O(m n min(m, n)). Yaras et al., arXiv 2306.01154, section 2.
 
     Examples
     --------
@@ -101,20 +103,20 @@ def initialize_(
     >>> torch.allclose(layer.weight @ layer.weight.T, 0.25 * torch.eye(3))
     True
     """
-    check_choice(initial, "initial", LAWS)
+    check_choice(initial, "initial", DISTRIBUTIONS)
     chosen = weight_matrices(model, layers)
     scales = per_layer(scale, "scale (eps)", len(chosen))
     for matrix in chosen:
-        if (how := computed_by(matrix.module, matrix.attribute)) is not None:
+        if (computation := describe_computation(matrix.module, matrix.attribute)) is not None:
             raise ValueError(
-                f"layers: {matrix.name!r} is computed from other tensors (by {how}); initialise "
+                f"layers: {matrix.name!r} is computed from other tensors (by {computation}); initialise "
                 f"it before, or choose those: '{matrix.name}.factors.*' after overparameterize"
             )
         for name in _BIASES:
-            if (how := computed_by(matrix.module, name)) is not None:
+            if (computation := describe_computation(matrix.module, name)) is not None:
                 raise ValueError(
-                    f"layers: the {name} of {matrix.name!r} is computed from other tensors (by {how}) and "
-                    "cannot be set to zero; initialise it before"
+                    f"layers: the {name} of {matrix.name!r} is computed from other tensors (by "
+                    f"{computation}) and cannot be set to zero; initialise it before"
                 )
     with torch.no_grad():
         for number, (matrix, eps) in enumerate(zip(chosen, scales, strict=True)):
@@ -127,22 +129,24 @@ def initialize_(
     return model
 
 
-def draw(initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0) -> list[FloatArray]:
-    """Return the layers of a seed between these widths, the first of them with the number before + 1."""
+def draw_weights(
+    initial: str, widths: Sequence[int], scale: Scale, seed: int, before: int = 0
+) -> list[FloatArray]:
+    """Draw the layers number ``before + 1, before + 2, ..`` of a seed, of these widths."""
     scales = per_layer(scale, "scale (eps)", len(widths) - 1)
-    # No layer of a seed depends on the others, so that thin ones can stand for those before.
-    drawn: list[FloatArray] = LAWS[initial](
+    # Layers of a seed are independent of each other, so layers of width 1 can replace the first ones.
+    weights: list[FloatArray] = DISTRIBUTIONS[initial](
         [1] * before + list(widths), np.concatenate([np.zeros(before), scales]), seed
     )
-    return drawn[before:]
+    return weights[before:]
 
 
 def _draw_weight(initial: str, matrix: WeightMatrix, scale: float, seed: int, before: int) -> FloatArray:
-    """Return new values of a weight; every group of a convolution is a map of its own, and drawn apart."""
+    """Draw new values of a weight; the groups of a convolution are drawn independently."""
     rows, columns = matrix.shape
     widths = [columns, rows // matrix.groups]
-    blocks = [draw(initial, widths, scale, seed, before)[0]]
+    blocks = [draw_weights(initial, widths, scale, seed, before)[0]]
     for group in range(1, matrix.groups):
         own_seed = int(random_generator(seed, ("group", before, group)).integers(2**63))
-        blocks.append(draw(initial, widths, scale, own_seed, before)[0])
+        blocks.append(draw_weights(initial, widths, scale, own_seed, before)[0])
     return np.concatenate(blocks)

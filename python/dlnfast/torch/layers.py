@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which layers of a model are meant, and their weights as matrices."""
+"""Choice of layers of a model, and their weights as matrices."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._names import canonical_name, named_layers
+from ._names import named_layers, strip_wrapper_parts
 from ._reading import (
     PACKED_ATTRIBUTES,
-    computed_attributes,
-    computed_by,
-    is_raw,
+    describe_computation,
+    explain_unreadable,
+    find_shape_tensor,
+    is_hook_input,
+    list_computed_attributes,
     read_weight,
-    stand_in,
-    unreadable,
 )
 from .operators import DeviceMatrix, ProductMatrix
 
-#: Names, globs, a regular expression, a rule, "penultimate", matrices that were found, or None for all.
+#: Names, globs, a regular expression, a predicate, "penultimate", weight matrices, or None for all.
 LayerChoice = (
     str
     | re.Pattern[str]
@@ -39,7 +39,7 @@ LayerChoice = (
     | None
 )
 
-#: The choice of the weight before the last one.
+#: Choice of the weight before the last one.
 PENULTIMATE = "penultimate"
 
 _T = TypeVar("_T")
@@ -48,32 +48,32 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Modules of other packages whose weight is (inputs, outputs), by the name of their class.
 _INPUTS_FIRST = ("Conv1D",)
 _ATTENTION_PARTS = ("q", "k", "v")
-#: Tensors that are listed under the name of their module.
+#: Attributes of weights that are listed under the name of their module.
 _KNOWN = (
     "weight",
     "in_proj_weight",
     *(f"{letter}_proj_weight" for letter in _ATTENTION_PARTS),
     *PACKED_ATTRIBUTES,
 )
-#: Layers whose weight is a matrix, whatever holds it at the moment.
+#: Layers that always have a weight matrix, even if it is sharded or not initialised.
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 
 
 @dataclass(frozen=True, eq=False)
 class WeightMatrix:
-    """One weight of a model, seen as a matrix with one row per output.
+    """One weight of a model as a matrix with one row per output.
 
     Attributes
     ----------
     name : str
-        Of the module; with ``.q``, ``.k``, ``.v`` for the parts of an attention's joint projection, and
-        ``.factors.1`` .. for the factors of a layer that `overparameterize` made deep.
+        Name of the module, with ``.q``, ``.k``, ``.v`` for the parts of an attention's joint projection, and
+        ``.factors.1`` .. for the factors that `overparameterize` made.
     module : Module
-        Whose weight it is.
+        Module that owns the weight.
     attribute : str
-        What the module calls it.
+        Name of the weight in the module.
     part : int or None
-        Which third of a joint projection's rows.
+        Index of the third of a joint projection's rows.
     aliases : tuple of str
         Names of other modules that share this weight.
     """
@@ -85,41 +85,42 @@ class WeightMatrix:
     aliases: tuple[str, ...] = ()
 
     def matrix(self) -> torch.Tensor:
-        """Return the weight as it is now, shape (outputs, rest), detached; a view where the layout allows.
+        """Return the current weight, shape (m, n), detached; a view if the layout allows.
 
-        A weight that is computed from other tensors is computed anew, without a trace in the model. Which
-        matrix it is for every kind of layer says the table "The matrix of a layer" in the guide to networks.
+        A weight that is computed from other tensors is recomputed, without changing the model. The table "The
+        matrix of a layer" in the guide to networks shows the matrix of each kind of layer.
         """
-        return self._outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
+        return self._put_outputs_first(read_weight(self.module, self.attribute)).reshape(self.shape)
 
     @torch.no_grad()
     def write(self, values: torch.Tensor) -> None:
-        """Make a matrix the weight, in place.
+        """Write a matrix into the weight, in place.
 
         Parameters
         ----------
         values : Tensor, shape (m, n)
-            In the layout of `matrix`, in any precision and on any device.
+            New values in the layout of `matrix`, in any precision and on any device.
 
         Raises
         ------
         TypeError
             For a weight that is computed from other tensors, or is packed.
         """
-        reason = unreadable(self.module, self.attribute)
-        if reason is None and (how := computed_by(self.module, self.attribute)) is not None:
-            reason = f"is computed by {how}"
+        reason = explain_unreadable(self.module, self.attribute)
+        if reason is None and (computation := describe_computation(self.module, self.attribute)) is not None:
+            reason = f"is computed by {computation}"
         if reason is not None:
             raise TypeError(
                 f"the weight of layer {self.name} {reason}; wanted a parameter that can be written"
             )
-        view = self._outputs_first(read_weight(self.module, self.attribute))
+        view = self._put_outputs_first(read_weight(self.module, self.attribute))
         view.copy_(values.reshape(view.shape))
 
-    def _outputs_first(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a view of a tensor in the layout of the weight, whose leading axes are the rows.
+    def _put_outputs_first(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a view of a tensor in the layout of the weight, with the outputs first.
 
-        One axis, or two for a transposed convolution with groups: the groups, and the outputs of each.
+        The outputs are one axis, or two for a transposed convolution with groups: the groups, and the outputs
+        of each group.
         """
         if self.part is not None:
             rows = weight.shape[0] // len(_ATTENTION_PARTS)
@@ -127,26 +128,26 @@ class WeightMatrix:
         if isinstance(self.module, _TRANSPOSED):
             if self.groups == 1:
                 return weight.transpose(0, 1)
-            # (in, out / groups, ..), where the inputs of a group stand together.
+            # (in, out / groups, ..), where the inputs of a group are contiguous.
             return weight.view(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return weight.T if type(self.module).__name__ in _INPUTS_FIRST else weight
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution: blocks of as many rows each that read other inputs. Else 1."""
+        """Groups of a convolution, which are blocks of equally many rows with separate inputs; else 1."""
         convolution = isinstance(self.module, nn.modules.conv._ConvNd) and self.attribute == "weight"
         return int(self.module.groups) if convolution else 1  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        held = stand_in(self.module, self.attribute)
-        first, *rest = self._computed_shape if held is None else held.shape
+        tensor = find_shape_tensor(self.module, self.attribute)
+        first, *others = self._computed_shape if tensor is None else tensor.shape
         if self.part is not None:
-            return first // len(_ATTENTION_PARTS), math.prod(rest)
+            return first // len(_ATTENTION_PARTS), math.prod(others)
         if isinstance(self.module, _TRANSPOSED):
-            return rest[0] * self.groups, first // self.groups * math.prod(rest[1:])
-        rows, columns = first, math.prod(rest)
+            return others[0] * self.groups, first // self.groups * math.prod(others[1:])
+        rows, columns = first, math.prod(others)
         return (columns, rows) if type(self.module).__name__ in _INPUTS_FIRST else (rows, columns)
 
     @cached_property
@@ -155,33 +156,33 @@ class WeightMatrix:
 
     @property
     def highest_rank(self) -> int:
-        """How many singular values can differ from zero."""
+        """Largest possible rank of the matrix."""
         return min(self.shape)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
-        held = self.module._parameters.get(self.attribute)
-        if held is None:  # what a computed one is computed from; what a hook left may be elsewhere
-            held = next(self.module.parameters(), None)
-        return self.matrix().device if held is None else held.device
+        """Device of the weight."""
+        tensor = self.module._parameters.get(self.attribute)
+        if tensor is None:  # a computed weight: its inputs have moved, the result of a hook may not
+            tensor = next(self.module.parameters(), None)
+        return self.matrix().device if tensor is None else tensor.device
 
     @property
     def is_product(self) -> bool:
-        """Whether the matrix is made of others, and formed by `matrix` only."""
+        """Whether the matrix is a product of factors, and computed by `matrix` only."""
         return False
 
     def copy(self) -> tuple[torch.Tensor, ...]:
-        """Return the matrix as it is now, for `operator` to subtract later."""
+        """Copy the current matrix, for `operator` to subtract later."""
         return (self.matrix().clone(),)
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return what `copy` returned as a matrix.
+        """Return a result of `copy` as a dense matrix.
 
         Parameters
         ----------
         start : tuple of Tensor
-            What `copy` returned.
+            Result of `copy`.
 
         Returns
         -------
@@ -190,12 +191,12 @@ class WeightMatrix:
         return start[0]
 
     def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
-        """Return the matrix, less what `copy` returned, by its products with blocks of vectors.
+        """Return the matrix, or its change since a copy, as an operator on blocks of vectors.
 
         Parameters
         ----------
         start : tuple of Tensor, optional
-            What `copy` returned.
+            Result of `copy` to subtract.
 
         Returns
         -------
@@ -210,40 +211,47 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     Parameters
     ----------
     model : Module
+        Model to search.
     layers : str, regular expression, callable, sequence of them, or None
-        A name as in ``model.named_modules()``, with or without the parts that wrappers add (``module.``,
-        ``_orig_mod.``, ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``); a glob
-        (``"encoder.*.query"``); a compiled regular expression, searched for in the names; a rule
-        ``(name, module) -> bool``; a sequence of names, globs and expressions; "penultimate", the weight
-        before the last one, in the order of registration (`track` and `layer_outputs`, which see the model
-        run, go by the order of its layers there); or matrices that were found before, with updates of
-        adapters (`DeepLoRA.updates`) among them. None: the weights with two axes or more of linear,
-        convolutional, attention and recurrent layers. Embeddings and parameters with two axes that are no
-        layer's weight are followed where they are chosen by name.
+        Choice of layers, one of:
+
+        * a name as in ``model.named_modules()``, with or without the parts that wrappers add (``module.``,
+          ``_orig_mod.``, ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``);
+        * a glob (``"encoder.*.query"``);
+        * a compiled regular expression, which may match any part of a name;
+        * a predicate ``(name, module) -> bool``;
+        * a sequence of names, globs and expressions;
+        * "penultimate", the weight before the last one in the order of registration (`track` and
+          `layer_outputs` use the order of the forward pass);
+        * weight matrices that were returned before, or updates of adapters (`DeepLoRA.updates`);
+        * None: the weights with two axes or more of linear, convolutional, attention and recurrent layers.
+
+        Embeddings, and parameters with two axes that are no layer's weight, are chosen by name only.
 
     Returns
     -------
     list of WeightMatrix
-        In the order of registration, under names without the parts of wrappers; weights that several modules
-        share are listed once: as that of the first one that is no embedding.
+        Weights in the order of registration, named without the parts of wrappers. A weight that several
+        modules share is listed once, for the first of these modules that is no embedding.
 
     Raises
     ------
     TypeError
-        For a model or a choice of another kind; for a weight that is named, or all weights that a pattern
-        fits, if they are no matrices of real floating-point numbers: packed, integer, complex, sparse, empty,
-        not initialised, or computed by code of the layer's own.
+        For a model or a choice of another type. For a named weight, or if all weights that a pattern matches,
+        are no matrices of real floating-point numbers: packed, integer, complex, sparse, empty, not
+        initialised, or computed by code of the layer's own.
     ValueError
-        If nothing is chosen, or a name or pattern fits no weight; the message lists what there is. If a name
-        can be that of several layers.
+        If nothing is chosen, or a name or pattern matches no weight; the message lists the available names.
+        If a name matches several layers.
 
     Notes
     -----
-    Weights that are no such matrices and that nothing names are skipped, with one UserWarning for all.
+    Weights that are no such matrices are skipped with one UserWarning for all, unless they are chosen by
+    name.
 
-    The table "The matrix of a layer" of the guide to networks says which matrix is meant for every kind of
-    layer. Weights that parametrizations or hooks compute are listed as the layer's weight; looking at them
-    changes nothing in the model.
+    The table "The matrix of a layer" in the guide to networks shows the matrix of each kind of layer. Weights
+    that parametrizations or hooks compute are listed as the layer's weight; reading them does not change the
+    model.
 
     Cost: O(number of modules); no weight is copied, but computed ones are computed.
     """
@@ -253,31 +261,33 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
 def find_weights(
     model: nn.Module, layers: LayerChoice = None, *, with_unreadable: bool = False
 ) -> list[WeightMatrix]:
-    """Return what `weight_matrices` returns; with unreadable weights too, for what does not read them."""
+    """Return the weights as `weight_matrices` does, optionally with the unreadable ones."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     if isinstance(layers, Sequence) and any(isinstance(entry, WeightMatrix) for entry in layers):
-        return _found_before(model, layers)
-    everything = list(_named_matrices(model))
+        return _check_matrices(model, layers)
+    everything = list(_find_named_matrices(model))
     if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
-        chosen = [m for m, _ in everything if _by_default(m)]
-        chosen = chosen if with_unreadable else _readable(chosen, ())
+        chosen = [m for m, _ in everything if _is_default(m)]
+        chosen = chosen if with_unreadable else _skip_unreadable(chosen, ())
         if layers is not None:
             if len(chosen) < 2:
                 raise ValueError(f"layers is 'penultimate', but the model has {len(chosen)} weight matrices")
             return [chosen[-2]]
     else:
-        candidates = [_Candidate((m.name, _path(m), *m.aliases), raw, m.module, m) for m, raw in everything]
+        candidates = [
+            _Candidate((m.name, _get_module_path(m), *m.aliases), raw, m.module, m) for m, raw in everything
+        ]
         chosen, named = _choose(candidates, layers, "weight matrices")
-        chosen = chosen if with_unreadable else _readable(chosen, named)
+        chosen = chosen if with_unreadable else _skip_unreadable(chosen, named)
     if not chosen:
-        there = _listed([m.name for m, _ in everything]) or "it has none"
-        raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {there}")
+        available = _format_names([m.name for m, _ in everything]) or "it has none"
+        raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {available}")
     return chosen
 
 
-def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatrix]:
-    """Return matrices that are given as such, checked."""
+def _check_matrices(model: nn.Module, layers: Sequence[object]) -> list[WeightMatrix]:
+    """Check a choice of weight matrices, and return them."""
     modules = set(model.modules())
     found: dict[str, WeightMatrix] = {}
     for entry in layers:
@@ -288,18 +298,19 @@ def _found_before(model: nn.Module, layers: Sequence[object]) -> list[WeightMatr
         if entry.name in found:
             raise ValueError(f"layers holds {entry.name!r} twice")
         found[entry.name] = entry
-    return _readable(list(found.values()), list(found.values()))
+    return _skip_unreadable(list(found.values()), list(found.values()))
 
 
-def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> list[WeightMatrix]:
-    """Return the matrices of real floating-point numbers, and say which others are skipped.
+def _skip_unreadable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> list[WeightMatrix]:
+    """Return the readable matrices, and warn about the others.
 
-    Others that are named are refused, and so are all if there is nothing else.
+    An unreadable matrix that was chosen by name is an error, and so is a choice of unreadable ones only.
     """
     reasons = {
         matrix: reason
         for matrix in matrices
-        if not matrix.is_product and (reason := unreadable(matrix.module, matrix.attribute)) is not None
+        if not matrix.is_product
+        and (reason := explain_unreadable(matrix.module, matrix.attribute)) is not None
     }
     for matrix in named if len(reasons) < len(matrices) else matrices:
         if matrix in reasons:
@@ -311,66 +322,67 @@ def _readable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]) -> li
         skipped = [f"{matrix.name} {reason}" for matrix, reason in reasons.items()]
         warnings.warn(
             f"layers whose weights are no matrices of real floating-point numbers are skipped: "
-            f"{_listed(skipped)}",
+            f"{_format_names(skipped)}",
             UserWarning,
             stacklevel=4,
         )
     return [matrix for matrix in matrices if matrix not in reasons]
 
 
-def penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
-    """Return the weight before the last one in the order of the forward pass; None where that is not known.
+def find_penultimate(matrices: list[WeightMatrix], gradient_order: list[int]) -> WeightMatrix | None:
+    """Return the weight before the last one in the order of the forward pass; None if that is unknown.
 
-    A backward pass gives the last layer its gradients first. A weight that is shared by layers gets its
-    gradient late, when all of them have contributed: where the last one by registration is such a weight, as
-    the head of a language model that shares its embedding, it is taken for the last one.
+    A backward pass computes the gradients of the last layer first. A weight that layers share gets its
+    gradient late, when all of them have contributed. If the last weight by registration is shared, such as
+    the head of a language model with its embedding, it is taken for the last one.
 
     Parameters
     ----------
     matrices : list of WeightMatrix
-        In the order of registration.
+        Weights in the order of registration.
     gradient_order : list of int
-        Parameters, by ``id``, in the order in which they received their first gradients.
+        Ids of parameters in the order of their first gradients.
 
     Returns
     -------
     WeightMatrix or None
     """
     arrival = {number: i for i, number in enumerate(gradient_order)}
-    shared = bool(matrices[-1].aliases)
+    is_last_shared = bool(matrices[-1].aliases)
     found = []
-    for i, matrix in enumerate(matrices[:-1] if shared else matrices):
-        arrivals = [arrival[number] for number in _parameters_behind(matrix) if number in arrival]
+    for i, matrix in enumerate(matrices[:-1] if is_last_shared else matrices):
+        arrivals = [arrival[number] for number in _find_parameters(matrix) if number in arrival]
         if arrivals:
             found.append((min(arrivals), -i))  # parts of one parameter: the last one first
-    if len(found) < 2 - shared:
+    if len(found) < 2 - is_last_shared:
         return None
-    return matrices[-sorted(found)[1 - shared][1]]
+    return matrices[-sorted(found)[1 - is_last_shared][1]]
 
 
-def _parameters_behind(matrix: WeightMatrix) -> list[int]:
-    """Return the parameters that hold a weight, or from which it is computed, by ``id``."""
+def _find_parameters(matrix: WeightMatrix) -> list[int]:
+    """Return the ids of the parameters that store a weight, or from which it is computed."""
     own = matrix.module._parameters.get(matrix.attribute)
     if own is None and parametrize.is_parametrized(matrix.module, matrix.attribute):
         lists: nn.ModuleDict = matrix.module.parametrizations  # type: ignore[assignment, unused-ignore]
         return [id(parameter) for parameter in lists[matrix.attribute].parameters()]
     if own is None and not matrix.is_product:  # computed by a hook
-        raw = [name for name in matrix.module._parameters if is_raw(matrix.module, name)]
+        raw = [name for name in matrix.module._parameters if is_hook_input(matrix.module, name)]
         return [id(matrix.module._parameters[name]) for name in raw]
     return [] if own is None else [id(own)]
 
 
 def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
-    """Return the chosen modules by name, in the order of registration: whose outputs are meant.
+    """Return the chosen modules by name, in the order of registration.
 
-    The output projection of a MultiheadAttention is never called as a module and not among those by default;
-    the attention itself is.
+    The output projection of a MultiheadAttention is never called as a module, so the default choice contains
+    the attention instead.
 
     Parameters
     ----------
     model : Module
+        Model to search.
     layers : str, regular expression, callable, or sequence of them
-        As for `weight_matrices`, for modules of any kind; None: those that own a weight matrix.
+        Choice as for `weight_matrices`, but of modules of any kind; None: modules with a weight matrix.
 
     Returns
     -------
@@ -379,17 +391,17 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     Raises
     ------
     TypeError, ValueError
-        As for `weight_matrices`.
+        The errors of `weight_matrices`.
 
     Notes
     -----
     Cost: O(number of modules).
     """
     if layers is None or (isinstance(layers, str) and layers == PENULTIMATE):
-        hidden = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-        # Outputs are there for packed weights as well.
+        uncalled = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+        # Layers with packed weights have outputs, too.
         found = find_weights(model, layers, with_unreadable=True)
-        return {_path(m): m.module for m in found if id(m.module) not in hidden}
+        return {_get_module_path(m): m.module for m in found if id(m.module) not in uncalled}
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
     candidates = [
@@ -402,7 +414,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
 
 @dataclass(frozen=True)
 class _Candidate(Generic[_T]):
-    """What can be chosen, by any of its names; the raw ones have the parts of wrappers in them."""
+    """An item that can be chosen by any of its names; the raw names contain the parts of wrappers."""
 
     names: tuple[str, ...]
     raw_names: tuple[str, ...]
@@ -411,10 +423,7 @@ class _Candidate(Generic[_T]):
 
 
 def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) -> tuple[list[_T], list[_T]]:
-    """Return the items of which some name, or the module, is chosen; and those among them that are named.
-
-    Named are those that are chosen by a name, not by a pattern or a rule.
-    """
+    """Return all chosen items, and those among them that are chosen by a name (not a glob or predicate)."""
     if isinstance(layers, (str, re.Pattern)):
         choices: Iterable[object] = (layers,)
     elif callable(layers):
@@ -426,37 +435,39 @@ def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) ->
             f"layers is {type(layers).__name__}; wanted a name, a glob, a compiled regular expression, a "
             "callable (name, module) -> bool, or a sequence of names"
         )
-    kept: set[int] = set()
+    chosen: set[int] = set()
     named: set[int] = set()
     for choice in choices:
-        found = _fitting(candidates, choice)
+        found = _find_matches(candidates, choice)
         if not found:
             wanted = choice.pattern if isinstance(choice, re.Pattern) else choice
-            there = [c.names[0] for c in candidates]
+            available = [c.names[0] for c in candidates]
             raise ValueError(
                 f"layers: {wanted!r} fits none of the model's {what}, by their "
-                f"names in model.named_modules(): {_listed(there)}"
+                f"names in model.named_modules(): {_format_names(available)}"
             )
-        kept |= found
+        chosen |= found
         if isinstance(choice, str) and not _GLOB.search(choice):
             named |= found
-    return [candidates[i].item for i in sorted(kept)], [candidates[i].item for i in sorted(named)]
+    return [candidates[i].item for i in sorted(chosen)], [candidates[i].item for i in sorted(named)]
 
 
-def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
-    """Return the indices of what a choice fits, by names without and, if there is none, with wrappers' parts.
+def _find_matches(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
+    """Return the indices of the candidates that match a choice.
 
-    Last of all both the choice and the names lose all parts that can come from a wrapper: the name of a layer
-    in a wrapped model is found in the plain one.
+    Names without the parts of wrappers are compared first, then those with them. Finally these parts are
+    removed from the choice and the names, so that names from a wrapped model match in the plain model.
     """
-    found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.names)}
+    found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.names)}
     if not found:
-        found = {i for i, c in enumerate(candidates) if any(_fits(name, choice) for name in c.raw_names)}
+        found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.raw_names)}
     if found or not isinstance(choice, str):
         return found
-    stripped = canonical_name(choice)
+    stripped = strip_wrapper_parts(choice)
     found = {
-        i for i, c in enumerate(candidates) if any(_fits(canonical_name(name), stripped) for name in c.names)
+        i
+        for i, c in enumerate(candidates)
+        if any(_is_match(strip_wrapper_parts(name), stripped) for name in c.names)
     }
     if not _GLOB.search(choice) and len({id(candidates[i].module) for i in found}) > 1:
         names = " or ".join(repr(candidates[i].names[0]) for i in sorted(found))
@@ -464,7 +475,7 @@ def _fitting(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
     return found
 
 
-def _fits(name: str, choice: object) -> bool:
+def _is_match(name: str, choice: object) -> bool:
     if isinstance(choice, re.Pattern):
         return choice.search(name) is not None
     if not isinstance(choice, str):
@@ -472,43 +483,43 @@ def _fits(name: str, choice: object) -> bool:
     return fnmatch.fnmatchcase(name, choice) if _GLOB.search(choice) else name == choice
 
 
-def _listed(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else ", ".join([*names[:6], "..", *names[-3:]])
 
 
-def _path(matrix: WeightMatrix) -> str:
-    """Return the name of the module, without that of the part or the parameter."""
-    whole = matrix.part is None and matrix.attribute in _KNOWN
-    return matrix.name if whole else matrix.name.rpartition(".")[0]
+def _get_module_path(matrix: WeightMatrix) -> str:
+    """Return the name of the module, without the name of the part or the parameter."""
+    has_module_name = matrix.part is None and matrix.attribute in _KNOWN
+    return matrix.name if has_module_name else matrix.name.rpartition(".")[0]
 
 
-def _by_default(matrix: WeightMatrix) -> bool:
-    if ".parametrizations." in f".{matrix.name}":  # layers that compute a weight
+def _is_default(matrix: WeightMatrix) -> bool:
+    if ".parametrizations." in f".{matrix.name}":  # a layer that computes a weight of another one
         return False
     if matrix.attribute not in _KNOWN:
         return isinstance(matrix.module, (nn.RNNBase, nn.RNNCellBase))
     return not isinstance(matrix.module, (nn.Embedding, nn.EmbeddingBag, parametrize.ParametrizationList))
 
 
-def every_matrix(model: nn.Module) -> Iterator[WeightMatrix]:
-    """Yield every weight with two axes or more, those that are shared once."""
-    yield from (matrix for matrix, _ in _named_matrices(model))
+def list_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+    """Yield every weight with two axes or more; shared weights once."""
+    yield from (matrix for matrix, _ in _find_named_matrices(model))
 
 
-def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
-    """Yield what `every_matrix` yields, and all names of the weight with the parts of wrappers in them."""
+def _find_named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str, ...]]]:
+    """Yield each weight of `list_matrices` with all its raw names, which contain the parts of wrappers."""
     raw_names: dict[WeightMatrix, str] = {}
     for name, path, module in named_layers(model):
-        for matrix in _matrices_of(name, module):
-            raw_names[matrix] = path + matrix.name[len(name) :] if name else _inside(path, matrix.name)
+        for matrix in _find_matrices(name, module):
+            raw_names[matrix] = path + matrix.name[len(name) :] if name else _join_path(path, matrix.name)
     groups: dict[tuple[int, int | None], list[WeightMatrix]] = {}
     for matrix in raw_names:
-        owned = matrix.module._parameters.get(matrix.attribute)
-        # A computed weight is nobody else's.
-        groups.setdefault((id(matrix if owned is None else owned), matrix.part), []).append(matrix)
-    # Where a head shares the weight of an embedding, it is the head's.
+        parameter = matrix.module._parameters.get(matrix.attribute)
+        # A computed weight is never shared.
+        groups.setdefault((id(matrix if parameter is None else parameter), matrix.part), []).append(matrix)
+    # A weight that a head shares with an embedding is listed for the head.
     owners = {
-        next((m for m in sharing if _by_default(m)), sharing[0]): sharing for sharing in groups.values()
+        next((m for m in sharing if _is_default(m)), sharing[0]): sharing for sharing in groups.values()
     }
     for matrix in raw_names:
         if matrix in owners:
@@ -518,9 +529,9 @@ def _named_matrices(model: nn.Module) -> Iterator[tuple[WeightMatrix, tuple[str,
             yield listed, tuple(raw_names[m] for m in sharing)
 
 
-def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
+def _find_matrices(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
     if isinstance(module, parametrize.ParametrizationList):
-        # The layer is called what the list belongs to: "fc" for "fc.parametrizations.weight".
+        # The factors of "fc.parametrizations.weight" are named after the layer "fc".
         layer, _, attribute = f".{path}".rpartition(".parametrizations.")
         if attribute != "weight" or not hasattr(module[0], "is_deep_product"):
             return
@@ -533,38 +544,38 @@ def _matrices_of(path: str, module: nn.Module) -> Iterator[WeightMatrix]:
             yield WeightMatrix(path or "weight", module, attribute)
     if _is_matrix(module, "in_proj_weight"):
         for part, letter in enumerate(_ATTENTION_PARTS):
-            yield WeightMatrix(_inside(path, letter), module, "in_proj_weight", part)
+            yield WeightMatrix(_join_path(path, letter), module, "in_proj_weight", part)
     for letter in _ATTENTION_PARTS:
-        # Attention whose keys or values have other widths than its queries holds them apart.
+        # Attention with keys or values of other widths than its queries has separate projections.
         if _is_matrix(module, f"{letter}_proj_weight"):
-            yield WeightMatrix(_inside(path, letter), module, f"{letter}_proj_weight")
-    for attribute in dict.fromkeys([*module._parameters, *computed_attributes(module)]):
+            yield WeightMatrix(_join_path(path, letter), module, f"{letter}_proj_weight")
+    for attribute in dict.fromkeys([*module._parameters, *list_computed_attributes(module)]):
         # Recurrent layers, and parameters of no layer.
-        known = attribute in _KNOWN or is_raw(module, attribute)
-        if not known and len(_shape_of(module, attribute)) == 2:
-            yield WeightMatrix(_inside(path, attribute), module, attribute)
+        known = attribute in _KNOWN or is_hook_input(module, attribute)
+        if not known and len(_get_shape(module, attribute)) == 2:
+            yield WeightMatrix(_join_path(path, attribute), module, attribute)
 
 
-def _inside(path: str, name: str) -> str:
+def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
 def _is_matrix(module: nn.Module, attribute: str) -> bool:
-    """Return whether there is a weight of this name: a matrix, or what stands for one."""
+    """Return whether a module has a weight matrix of this name, also if it is packed or not initialised."""
     if attribute in PACKED_ATTRIBUTES:
-        return any(attribute in held for held in (module._parameters, module._buffers, module._modules))
+        return any(attribute in names for names in (module._parameters, module._buffers, module._modules))
     is_layer = attribute == "weight" and isinstance(module, _LAYERS)
-    held = module._parameters.get(attribute)
-    if held is None and attribute not in computed_attributes(module):
-        return is_layer and computed_by(module, attribute) is not None
+    parameter = module._parameters.get(attribute)
+    if parameter is None and attribute not in list_computed_attributes(module):
+        return is_layer and describe_computation(module, attribute) is not None
     # Shards and parameters that are not initialised have other shapes than the weight.
-    return is_layer or len(_shape_of(module, attribute)) >= 2
+    return is_layer or len(_get_shape(module, attribute)) >= 2
 
 
-def _shape_of(module: nn.Module, attribute: str) -> tuple[int, ...]:
-    """Return the shape of a tensor of a module; () for none, and for one that is not initialised."""
-    held = stand_in(module, attribute)
-    if held is not None:
-        return () if is_lazy(held) else tuple(held.shape)
-    computed = attribute in computed_attributes(module)
+def _get_shape(module: nn.Module, attribute: str) -> tuple[int, ...]:
+    """Return the shape of a tensor of a module; () if it is missing or not initialised."""
+    tensor = find_shape_tensor(module, attribute)
+    if tensor is not None:
+        return () if is_lazy(tensor) else tuple(tensor.shape)
+    computed = attribute in list_computed_attributes(module)
     return tuple(read_weight(module, attribute).shape) if computed else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matrices on torch devices, as the tracker sees them: products with thin blocks, nothing else."""
+"""Matrices on PyTorch devices as operators for the tracker, which multiply thin blocks of vectors."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import torch
 
 from .._support.arrays import FloatArray, as_array
 
-#: Precisions in which singular values are computed; all others are read as float32.
+#: Precisions in which singular values are computed; tensors of other precisions are read as float32.
 _EXACT: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype(np.float64),
     torch.float32: np.dtype(np.float32),
 }
 
 
-def precision(dtype: torch.dtype) -> np.dtype[Any]:
-    """Return the NumPy precision in which a tensor is tracked: its own, or float32 for half ones."""
+def get_numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return the NumPy precision in which a tensor is tracked: its own, or float32 for half precisions."""
     return _EXACT.get(dtype, np.dtype(np.float32))
 
 
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """Return the same as PyTorch's precision."""
+def get_torch_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the PyTorch precision in which a tensor is tracked; see `get_numpy_dtype`."""
     return dtype if dtype in _EXACT else torch.float32
 
 
-def host_matrix(matrix: torch.Tensor) -> FloatArray:
-    """Return a tensor as an array, half precisions as float32; no copy where the layout allows."""
-    result: FloatArray = matrix.detach().to("cpu", exact(matrix.dtype)).numpy()
+def matrix_to_host(matrix: torch.Tensor) -> FloatArray:
+    """Return a tensor as an array, half precisions as float32; a view of it if possible."""
+    result: FloatArray = matrix.detach().to("cpu", get_torch_dtype(matrix.dtype)).numpy()
     return result
 
 
 def to_device(X: npt.ArrayLike, dtype: np.dtype[Any], device: torch.device) -> torch.Tensor:
-    """Return a block as a tensor of its own."""
-    array = np.array(as_array(X, "X"), dtype=dtype)  # a copy: what comes may be a view that is read-only
+    """Copy an array into a tensor on a device."""
+    array = np.array(as_array(X, "X"), dtype=dtype)  # a copy, because X may be a read-only view
     return torch.from_numpy(array).to(device)
 
 
 def to_host(block: torch.Tensor) -> FloatArray:
-    """Return a block as a C-contiguous array."""
+    """Copy a tensor into a C-contiguous array."""
     result: FloatArray = np.ascontiguousarray(block.cpu().numpy())
     return result
 
 
 def frobenius_norm(tensor: torch.Tensor) -> float:
-    """Return the Frobenius norm, summed in float64, of entries of any size that float64 holds."""
+    """Return the Frobenius norm, summed in float64 without overflow or underflow of the squares."""
     norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
     if 1e-140 < norm < np.inf:
         return norm
@@ -58,21 +58,21 @@ def frobenius_norm(tensor: torch.Tensor) -> float:
 
 
 class DeviceMatrix:
-    """``W - W_0`` for tensors on any device, by its products (`SVDTracker.update` takes it for a matrix).
+    """Operator ``W - W_0`` for tensors on any device, which `SVDTracker.update` accepts as a matrix.
 
-    Only blocks of some columns travel between the device and the host; the matrix stays where it is.
+    Only blocks of vectors are copied between the device and the host, not the matrix.
 
     Parameters
     ----------
     matrix : Tensor, shape (m, n)
-        W. Half precisions are read as float32.
+        Matrix W. Half precisions are read as float32.
     start : Tensor, shape (m, n), optional
-        W_0; zero by default.
+        Matrix W_0; zero by default.
     """
 
     def __init__(self, matrix: torch.Tensor, start: torch.Tensor | None = None) -> None:
-        self.dtype = precision(matrix.dtype)
-        values = matrix.detach().to(exact(matrix.dtype))
+        self.dtype = get_numpy_dtype(matrix.dtype)
+        values = matrix.detach().to(get_torch_dtype(matrix.dtype))
         self._values = values if start is None else values - start.detach().to(values)
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
@@ -108,14 +108,14 @@ class DeviceMatrix:
 
 
 class ProductMatrix:
-    """``A B - A_0 B_0`` for thin factors on any device, by products with these; the matrix is never formed.
+    """Operator ``A B - A_0 B_0`` for thin factors on any device; the matrix is never computed.
 
     Parameters
     ----------
     left, right : Tensor, shape (m, r) and (r, n)
-        A and B. Half precisions are read as float32.
+        Factors A and B. Half precisions are read as float32.
     start : (Tensor, Tensor), optional
-        A_0 and B_0, of any inner size; zero by default.
+        Factors A_0 and B_0, of any inner size; zero by default.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class ProductMatrix:
         right: torch.Tensor,
         start: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        self.dtype = precision(left.dtype)
-        kind = exact(left.dtype)
+        self.dtype = get_numpy_dtype(left.dtype)
+        kind = get_torch_dtype(left.dtype)
         self._left, self._right = left.detach().to(kind), right.detach().to(kind)
         if start is not None:
             first, second = (tensor.detach().to(self._left) for tensor in start)
@@ -142,7 +142,7 @@ class ProductMatrix:
         return to_host(self._right.T @ (self._left.T @ to_device(Y, self.dtype, self._left.device)))
 
     def squared_norm(self) -> float:
-        """Return ``||M||_F^2``, in float64: that of the product of two triangles, O((m + n) r^2)."""
+        """Return ``||M||_F^2`` in float64, from the triangular factors of A and B; O((m + n) r^2)."""
         above = torch.linalg.qr(self._left.double(), mode="r")[1]
         below = torch.linalg.qr(self._right.T.double(), mode="r")[1]
         return float(torch.sum((above @ below.T).square()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Weights as products of several factors, which are trained instead, and back."""
+"""Replacement of weights by products of trained factors, and back."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.nn.utils import parametrize
 from .._support.arrays import FloatArray, as_matrix, check_choice, check_count
 from .._weights.widths import Scale
 from ._names import named_layers
-from ._reading import computed_by, read_weight
+from ._reading import describe_computation, read_weight
 from ._weight_use import find_weight_use
-from .initial import draw
+from .initial import draw_weights
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,59 +35,61 @@ def overparameterize(
     scale: Scale | None = None,
     seed: int = 0,
 ) -> _Module:
-    r"""Make weights products W_{L:1}, in place: their factors become what is trained.
+    r"""Replace weights by products W_{L:1} in place, and train the factors instead.
 
-    Optimisers hold parameters, and these change: make the optimiser after this call.
+    The model gets new parameters: make the optimiser after this call.
 
     Parameters
     ----------
     module : Module
-        A linear or convolutional layer, or a model that has some.
+        Linear or convolutional layer, or model with such layers.
     depth : int
-        L, 2 or more.
+        Number of factors L, 2 or more.
     width : int, optional
-        Of all inner layers. Default: min(m, n) for an m x n weight, with which every matrix is a product.
+        Width of all inner layers. Default: min(m, n) for an m x n weight, with which every matrix is a
+        product.
     layers : LayerChoice
-        Which weights of a model, as for `weight_matrices`; None: of all linear and convolutional layers.
+        Choice of weights as for `weight_matrices`; None: those of all linear and convolutional layers.
     initial : {"balanced", "orthogonal"}
-        "balanced": with ``W = U S V^T``, ``W_1 = S^{1/L} V^T``, ``W_l = S^{1/L}``, ``W_L = U S^{1/L}``, so
-        that ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the function stays what it was, to rounding.
-        "orthogonal": every factor is eps times a matrix with orthonormal rows or columns, drawn as by
-        `dlnfast.orthogonal`; the function becomes that of their product.
+        Initial factors. "balanced": with ``W = U S V^T``, ``W_1 = S^{1/L} V^T``, ``W_l = S^{1/L}``,
+        ``W_L = U S^{1/L}``, so that ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the function of the model does not
+        change, except for rounding. "orthogonal": every factor is eps times a matrix with orthonormal rows or
+        columns, drawn as by `dlnfast.orthogonal`; the weight becomes their product.
     scale : float or sequence of float, optional
-        eps, of all factors or one per factor of each weight; "orthogonal" alone, where it is 1 by default.
+        Scale eps of "orthogonal", for all factors or one per factor of each weight. Default 1.
     seed : int
-        Of "orthogonal". The factors of the i-th chosen weight are layers (i - 1) L + 1 .. i L of the seed.
+        Seed of "orthogonal". The factors of the i-th chosen weight are layers (i - 1) L + 1 .. i L of the
+        seed.
 
     Returns
     -------
     Module
-        The same.
+        The same module.
 
     Raises
     ------
     TypeError
-        For a layer that is neither linear nor a convolution; for a weight that is packed or holds integers.
+        For a layer that is neither linear nor a convolution, and a weight that is packed or holds integers.
     ValueError
-        For a weight that is computed already, by this function, another parametrization or a hook such as
-        that of weight_norm; one that shares its memory with another tensor of the model; a width below the
-        numerical rank of a weight that is to be "balanced"; a weight that is not finite; and settings out of
-        their range. Nothing has been changed then.
+        For a weight that is already computed, by this function, another parametrization or a hook such as
+        that of weight_norm; a weight that shares memory with another tensor of the model; a width below the
+        numerical rank of a weight with "balanced"; a weight that is not finite; and settings out of their
+        range. The model is then unchanged.
 
     Notes
     -----
     Factor l is the parameter ``module.parametrizations.weight.original{l-1}``; `weight_matrices` calls it
-    ``name.factors.l``. A convolution's (out, in, kh, kw) is the matrix (out, in kh kw). Biases stay. Every
-    use of the weight multiplies the factors, in the order that takes the fewest flops:
-    ``torch.nn.utils.parametrize.cached()`` keeps the product. Such modules are saved by their state_dict,
-    which PyTorch can load into a model made deep in the same way.
+    ``name.factors.l``. A convolution's weight (out, in, kh, kw) is the matrix (out, in kh kw). Biases do not
+    change. Every use of the weight multiplies the factors, in the order with the fewest flops;
+    ``torch.nn.utils.parametrize.cached()`` caches the product. Save the module by its state_dict: PyTorch can
+    load it into a model with the same `overparameterize` call.
 
-    Balanced factors share their singular values, so that where W has none, neither has any factor:
-    directions beyond the rank of W, those of a larger inner width included, are zero in all factors. That is
-    a saddle, where gradients vanish and which descent does not leave. A weight that starts at zero wants
-    "orthogonal". The rank counts singular values above ``max(m, n) eps`` of the largest.
+    Balanced factors have equal nonzero singular values. Directions beyond the rank of W, including those of a
+    larger inner width, are zero in all factors. There the gradient vanishes (a saddle point), and gradient
+    descent does not leave it. Use "orthogonal" for a weight that starts at zero. The numerical rank counts
+    singular values above ``max(m, n) eps`` of the largest.
 
-    O(m n min(m, n)) once per weight, on the host in float64. Arora, Cohen and Hazan, arXiv 1802.06509.
+    Cost: O(m n min(m, n)) once per weight, on the host in float64. Arora, Cohen and Hazan, arXiv 1802.06509.
 
     Examples
     --------
@@ -104,7 +106,7 @@ def overparameterize(
     check_choice(initial, "initial", ("balanced", "orthogonal"))
     if initial == "balanced" and scale is not None:
         raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
-    chosen = _choose(module, layers)
+    chosen = _choose_weights(module, layers)
     products = []
     for number, matrix in enumerate(chosen):
         rows, columns = matrix.shape
@@ -114,9 +116,11 @@ def overparameterize(
                 raise ValueError(
                     f"weight matrix {matrix.name!r} is on the meta device, where weights have no values"
                 )
-            factors = _balanced(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
+            factors = _balance_factors(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
         else:
-            factors = draw("orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors)
+            factors = draw_weights(
+                "orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors
+            )
         shape = matrix.module.get_parameter("weight").shape
         products.append((matrix.module, DeepProduct(shape, widths, factors)))
     for layer, product in products:
@@ -125,26 +129,26 @@ def overparameterize(
 
 
 def collapse(module: _Module) -> _Module:
-    """Turn products of factors back into plain weights, in place: of one layer, or all inside a model.
+    """Replace the products of `overparameterize` by plain weights, in place.
 
-    Optimisers hold parameters, and these change: make the optimiser after this call.
+    The model gets new parameters: make the optimiser after this call.
 
     Parameters
     ----------
     module : Module
-        What `overparameterize` changed.
+        Layer or model that `overparameterize` changed.
 
     Returns
     -------
     Module
-        The same, with the outputs that it had, bit for bit, and the names in the state_dict from before.
+        The same module, with bit for bit the same outputs, and the original names in its state_dict.
 
     Raises
     ------
     TypeError
-        For what is no module.
+        If `module` is no module.
     ValueError
-        If nothing in it is a product, or a product is not finite; nothing has been changed then.
+        If no weight is a product of factors, or a product is not finite. The model is then unchanged.
 
     Notes
     -----
@@ -160,15 +164,16 @@ def collapse(module: _Module) -> _Module:
         if not product.is_meta and not bool(torch.isfinite(product).all()):
             raise ValueError(f"the product of the factors of layer {name!r} is not finite")
     for layer in deep.values():
-        # PyTorch takes the weight's property off the class, which copies of the layer share.
+        # PyTorch removes the property "weight" from the class, which copies of the layer share: give this
+        # layer a class of its own first.
         kind = type(layer)
         members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
         own = type(kind.__name__, kind.__bases__, members)
         layer.__class__ = own  # pyright: ignore[reportAttributeAccessIssue]
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        # Of a product whose factors were frozen PyTorch makes a buffer; and the weight has to come first, so
-        # that the order of the parameters is the one from before.
+        # PyTorch makes a product of frozen factors a buffer. Make it a parameter, and the first one, to
+        # restore the original order of the parameters.
         del layer.weight
         others = dict(layer._parameters)
         layer._parameters.clear()
@@ -178,12 +183,12 @@ def collapse(module: _Module) -> _Module:
 
 
 class DeepProduct(nn.Module):
-    """The map from factors ``W_1 .. W_L`` to the weight ``W_L .. W_1`` of a layer.
+    """Parametrization of a layer's weight as the product ``W_L .. W_1`` of factors.
 
     Assigning to the weight of the layer assigns balanced factors.
     """
 
-    #: By which `weight_matrices` knows it.
+    #: Marks this class for `weight_matrices`, whose module cannot import it.
     is_deep_product = True
 
     def __init__(self, shape: torch.Size, widths: Sequence[int], factors: Sequence[FloatArray]) -> None:
@@ -194,16 +199,16 @@ class DeepProduct(nn.Module):
 
     def forward(self, *factors: torch.Tensor) -> torch.Tensor:
         """Return the weight."""
-        # multi_dot chooses the order of the products.
+        # multi_dot chooses the order with the fewest flops.
         product: torch.Tensor = torch.linalg.multi_dot(factors[::-1])
         return product.reshape(self.shape)
 
     def right_inverse(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        """Return the factors to start from; at later calls, balanced ones of `weight`."""
+        """Return the initial factors at the first call, and balanced factors of `weight` at later calls."""
         factors, self._start = self._start, None
         if factors is None:
             matrix = weight.detach().reshape(weight.shape[0], -1)
-            factors = _balanced(matrix, self.widths, "the weight")
+            factors = _balance_factors(matrix, self.widths, "the weight")
         return [torch.tensor(factor, dtype=weight.dtype, device=weight.device) for factor in factors]
 
     def extra_repr(self) -> str:
@@ -211,8 +216,8 @@ class DeepProduct(nn.Module):
         return " -> ".join(map(str, self.widths))
 
 
-def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
-    """Return the weights that become products, each of a layer that can have one."""
+def _choose_weights(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
+    """Return the chosen weights, after a check that all of them can become products."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
     chosen = weight_matrices(module, layers)
@@ -225,17 +230,17 @@ def _choose(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
         if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
             kind = type(matrix.module).__name__
             raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
-        if (how := computed_by(matrix.module)) is not None:
+        if (computation := describe_computation(matrix.module)) is not None:
             raise ValueError(
                 f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
                 if _is_deep(matrix.module)
-                else f"weight matrix {matrix.name!r} has another parametrization: it is computed by {how}; "
-                "wanted a plain weight"
+                else f"weight matrix {matrix.name!r} has another parametrization: it is computed by "
+                f"{computation}; wanted a plain weight"
             )
         if sharing := use.sharing.get(id(matrix.module)):
             raise ValueError(
                 f"weight matrix {matrix.name!r} is shared with {', '.join(map(repr, sharing))}; factors "
-                "would part them"
+                "would separate them"
             )
     return chosen
 
@@ -246,23 +251,23 @@ def _is_deep(layer: nn.Module) -> bool:
     return isinstance(layer.parametrizations["weight"][0], DeepProduct)  # type: ignore[index]
 
 
-def _balanced(weight: torch.Tensor, widths: Sequence[int], what: str) -> list[FloatArray]:
+def _balance_factors(weight: torch.Tensor, widths: Sequence[int], name: str) -> list[FloatArray]:
     """Return ``W_1 .. W_L`` with ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the product `weight`."""
-    matrix = as_matrix(weight.to("cpu", torch.float64).numpy(), what)
+    matrix = as_matrix(weight.to("cpu", torch.float64).numpy(), name)
     left, values, right_t = np.linalg.svd(matrix, full_matrices=False)
-    cut = max(matrix.shape) * torch.finfo(weight.dtype).eps * values[0]
-    rank = int(np.count_nonzero(values > cut))
+    threshold = max(matrix.shape) * torch.finfo(weight.dtype).eps * values[0]
+    rank = int(np.count_nonzero(values > threshold))
     narrowest = min(widths[1:-1])
     if narrowest < rank:
         raise ValueError(
-            f"width is {narrowest}, below the numerical rank {rank} of {what} ({matrix.shape[0]} x "
+            f"width is {narrowest}, below the numerical rank {rank} of {name} ({matrix.shape[0]} x "
             f'{matrix.shape[1]}): no product of that width equals it; wanted {rank} or more, or "orthogonal"'
         )
-    kept = min(narrowest, len(values))
-    roots = values[:kept] ** (1 / (len(widths) - 1))
+    n = min(narrowest, len(values))
+    roots = values[:n] ** (1 / (len(widths) - 1))
     factors: list[FloatArray] = [np.zeros((rows, columns)) for columns, rows in pairwise(widths)]
-    factors[0][:kept] = roots[:, np.newaxis] * right_t[:kept]
+    factors[0][:n] = roots[:, np.newaxis] * right_t[:n]
     for factor in factors[1:-1]:
-        factor[range(kept), range(kept)] = roots
-    factors[-1][:, :kept] = left[:, :kept] * roots
+        factor[range(n), range(n)] = roots
+    factors[-1][:, :n] = left[:, :n] * roots
     return factors

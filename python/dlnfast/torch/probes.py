@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Linear classifiers of the features of layers: how well one could classify from there."""
+"""Linear probes: linear classifiers of the features of each layer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import torch
 
 from .._support.arrays import check_count, check_scale
 from .._support.errors import DivergedError, ShapeError
-from .statistics import ClassStatistics, check_labels, exact_device
+from .statistics import ClassStatistics, check_labels, find_float64_device
 
-#: What `layer_outputs` yields.
+#: Batches of features by layer, and labels, as `layer_outputs` yields them.
 FeatureBatches = Iterable[tuple[Mapping[str, torch.Tensor], torch.Tensor]]
 
 
 class _LinearProbes:
-    """One linear classifier for each layer.
+    """One linear classifier for each layer; subclasses fit them.
 
     Attributes
     ----------
     n_classes : int
-        K.
+        Number of classes K.
     weights : dict of str to Tensor, shape (K, d)
-        For features as they come, float64; empty before `fit`.
+        Weights by layer, float64, for features without normalisation; empty before `fit`.
     intercepts : dict of str to Tensor, shape (K,)
+        Intercepts by layer.
     """
 
     def __init__(self, n_classes: int) -> None:
@@ -35,8 +36,8 @@ class _LinearProbes:
         self.weights: dict[str, torch.Tensor] = {}
         self.intercepts: dict[str, torch.Tensor] = {}
 
-    def _set(self, name: str, scaled: torch.Tensor, mean: torch.Tensor, intercept: torch.Tensor) -> None:
-        """Take the map of centred features, ``(x - mean) scaled + intercept``, with `scaled` of (d, K)."""
+    def _set_map(self, name: str, scaled: torch.Tensor, mean: torch.Tensor, intercept: torch.Tensor) -> None:
+        """Set the map of a layer to ``(x - mean) scaled + intercept``, with `scaled` of shape (d, K)."""
         self.weights[name] = scaled.T.contiguous()
         self.intercepts[name] = intercept - mean @ scaled
 
@@ -46,8 +47,9 @@ class _LinearProbes:
         Parameters
         ----------
         name : str
-            Of the layer.
+            Name of the layer.
         features : Tensor, shape (B, d)
+            Features of B samples.
 
         Returns
         -------
@@ -56,9 +58,9 @@ class _LinearProbes:
         Raises
         ------
         ValueError
-            For a layer that was not among those fitted.
+            For a layer without a fitted probe.
         ShapeError
-            If the features have another size than those fitted.
+            If d differs from the fitted features.
         """
         if name not in self.weights:
             raise ValueError(
@@ -73,27 +75,27 @@ class _LinearProbes:
         return rows @ weight.T + self.intercepts[name]
 
     def accuracy(self, batches: FeatureBatches) -> dict[str, float]:
-        """Return the share of samples whose class each layer's probe tells, from one pass.
+        """Return the classification accuracy of each layer's probe, from one pass.
 
         Parameters
         ----------
         batches : iterable of (dict of str to Tensor (B, d), Tensor (B,))
-            As `layer_outputs` yields them, of the layers that were fitted or some of them.
+            Features and labels as `layer_outputs` yields them, of all or some fitted layers.
 
         Returns
         -------
         dict of str to float
-            In [0, 1].
+            Shares of correctly classified samples, in [0, 1], by layer.
 
         Raises
         ------
         ValueError, ShapeError
-            For layers and features other than those fitted, and without any batch.
+            For layers and feature sizes other than the fitted ones, and without any batch.
         """
         right: dict[str, int] = {}
         n_samples = 0
         for features, labels in batches:
-            for name, rows in _layers_of(features).items():
+            for name, rows in _check_features(features).items():
                 check_labels(labels, len(rows))
                 scores = self.scores(name, rows)
                 hits = int((scores.argmax(dim=1) == labels.to(scores.device)).sum())
@@ -108,25 +110,28 @@ class RidgeProbes(_LinearProbes):
     r"""Ridge regression of the one-hot labels on the features of each layer, with an intercept.
 
     Minimises :math:`\|X_c W - Y_c\|_F^2 + \lambda \|W\|_F^2` over the centred features X_c (N, d) and one-hot
-    labels Y_c, with :math:`\lambda = \mathrm{ridge} \cdot \|X_c\|_F^2 / d`: relative to the mean eigenvalue
-    of X_c^T X_c, so that one strength suits layers of any scale.
+    labels Y_c, with :math:`\lambda = \mathrm{ridge} \cdot \|X_c\|_F^2 / d`. This is relative to the mean
+    eigenvalue of X_c^T X_c, so that one value of `ridge` suits layers of any scale.
 
     Parameters
     ----------
     n_classes : int
-        K; labels are 0 .. K - 1.
+        Number of classes K; labels are 0 .. K - 1.
     ridge : float
-        Strength, 0 or more. Default 1e-3. 0 is least squares, the solution of least norm.
+        Regularisation strength, 0 or more. Default 1e-3. With 0 it is least squares, with the solution of
+        least norm.
     standardise : bool
-        Divide each feature by its standard deviation first. Features that are constant to the precision they
-        came in get no weight. Default true.
+        Whether to divide each feature by its standard deviation first. Features that are constant in their
+        own precision get weight zero. Default true.
 
     Attributes
     ----------
     n_classes : int
+        Number of classes K.
     weights : dict of str to Tensor, shape (K, d)
-        For features as they come, float64; empty before `fit`.
+        Weights by layer, float64, for features without normalisation; empty before `fit`.
     intercepts : dict of str to Tensor, shape (K,)
+        Intercepts by layer.
 
     Raises
     ------
@@ -135,10 +140,10 @@ class RidgeProbes(_LinearProbes):
 
     Notes
     -----
-    Solved by QR from the triangular factor that `ClassStatistics` keeps, not from the normal equations: the
-    error grows with the condition number of the features, not with its square. Where there are fewer samples
-    than features, the equivalent problem of least norm is solved, of the size of the samples. Cost: one pass,
-    3 N (d + K)^2 operations, and about 4 d^3 for each layer.
+    The solution comes from a QR decomposition of the triangular factor in `ClassStatistics`, not from the
+    normal equations, so the error grows with the condition number of the features, not with its square. For
+    fewer samples than features the equivalent least-norm problem in the samples is solved. Cost: one pass,
+    3 N (d + K)^2 flops, and about 4 d^3 for each layer.
 
     Examples
     --------
@@ -155,37 +160,37 @@ class RidgeProbes(_LinearProbes):
         self.standardise = bool(standardise)
 
     def fit(self, batches: FeatureBatches) -> Self:
-        """Fit from one pass over batches as `layer_outputs` yields them; return the object.
+        """Fit the probes in one pass over the batches.
 
         Parameters
         ----------
         batches : iterable of (dict of str to Tensor, Tensor)
-            Features by layer and labels.
+            Features by layer, and labels, as `layer_outputs` yields them.
 
         Returns
         -------
         RidgeProbes
-            Itself.
+            The object itself.
 
         Raises
         ------
         ShapeError, TypeError, ValueError
-            As for `ClassStatistics.update`, and without any batch.
+            The errors of `ClassStatistics.update`, and without any batch.
         """
         return self.fit_statistics(gather_statistics(batches, self.n_classes))
 
     def fit_statistics(self, statistics: Mapping[str, ClassStatistics]) -> Self:
-        """Fit from statistics that have been gathered already; return the object.
+        """Fit the probes from statistics of the features.
 
         Parameters
         ----------
         statistics : mapping of str to ClassStatistics
-            Of every layer.
+            Statistics by layer.
 
         Returns
         -------
         RidgeProbes
-            Itself.
+            The object itself.
 
         Raises
         ------
@@ -208,23 +213,23 @@ class RidgeProbes(_LinearProbes):
             scaled = inputs * factors
             penalty = self.ridge * float(scaled.square().sum()) / gathered.dim
             solution = factors[:, None] * _solve_ridge(scaled, outputs, penalty)
-            self._set(name, solution, mean, shares)
+            self._set_map(name, solution, mean, shares)
         return self
 
 
 def gather_statistics(
     batches: FeatureBatches, n_classes: int, *, spectrum: bool = True
 ) -> dict[str, ClassStatistics]:
-    """Return the statistics of each layer from one pass.
+    """Compute the statistics of each layer in one pass over the batches.
 
     Raises
     ------
     ShapeError, TypeError, ValueError
-        As for `ClassStatistics.update`, naming the layer, and without any batch.
+        The errors of `ClassStatistics.update` with the name of the layer, and without any batch.
     """
     statistics: dict[str, ClassStatistics] = {}
     for features, labels in batches:
-        for name, rows in _layers_of(features).items():
+        for name, rows in _check_features(features).items():
             if name not in statistics and (rows.ndim != 2 or rows.shape[1] == 0):
                 raise ShapeError(f"layer {name!r}: features has shape {tuple(rows.shape)}; wanted (B, d)")
             try:
@@ -238,7 +243,7 @@ def gather_statistics(
     return statistics
 
 
-def _layers_of(features: object) -> Mapping[str, torch.Tensor]:
+def _check_features(features: object) -> Mapping[str, torch.Tensor]:
     if not isinstance(features, Mapping):
         raise TypeError(
             f"batches yields features of type {type(features).__name__}; wanted a dict of tensors by layer"
@@ -247,11 +252,11 @@ def _layers_of(features: object) -> Mapping[str, torch.Tensor]:
 
 
 def _solve_ridge(inputs: torch.Tensor, outputs: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Return the W that minimises ||A W - B||^2 + penalty ||W||^2, of least norm for no penalty."""
+    """Return the W that minimises ||A W - B||^2 + penalty ||W||^2; for penalty 0 that of least norm."""
     rows, dim = inputs.shape
     solution: torch.Tensor
     if penalty == 0.0:
-        # SVD: also where columns are dependent. Its driver runs on the CPU alone.
+        # "gelsd" solves rank-deficient problems, and exists for the CPU only.
         solution = torch.linalg.lstsq(inputs.cpu(), outputs.cpu(), driver="gelsd").solution
         return solution.to(inputs.device)
     root = math.sqrt(penalty)
@@ -260,15 +265,15 @@ def _solve_ridge(inputs: torch.Tensor, outputs: torch.Tensor, penalty: float) ->
         triangle = torch.linalg.qr(torch.cat([torch.cat([inputs, outputs], 1), below]), mode="r").R
         solution = torch.linalg.solve_triangular(triangle[:dim, :dim], triangle[:dim, dim:], upper=True)
         return solution
-    # [A, root I] [W; V] = B has many solutions, and that of least norm is the one wanted.
+    # W is the upper part of the least-norm solution of [A, root I] [W; V] = B.
     q, triangle = torch.linalg.qr(torch.cat([inputs.T, root * torch.eye(rows).to(inputs)]))
     solution = q[:dim] @ torch.linalg.solve_triangular(triangle.T, outputs, upper=False)
     return solution
 
 
 @dataclass
-class _Training:
-    """One classifier on its way: centred and scaled features times `weight`, plus `intercept`."""
+class _ProbeState:
+    """State of one classifier in training: normalised features times `weight`, plus `intercept`."""
 
     mean: torch.Tensor
     factors: torch.Tensor
@@ -277,47 +282,49 @@ class _Training:
     weight_velocity: torch.Tensor
     intercept_velocity: torch.Tensor
 
-    def normalised(self, features: torch.Tensor) -> torch.Tensor:
+    def normalise(self, features: torch.Tensor) -> torch.Tensor:
         return (features.to(self.weight) - self.mean.to(self.weight)) * self.factors.to(self.weight)
 
 
 class SGDProbes(_LinearProbes):
     """Softmax regression on the features of each layer, by stochastic gradient descent with momentum.
 
-    All layers learn in the same passes. Features are centred and divided by the root of their mean squared
-    length, so that one learning rate suits layers of any scale: the loss has no curvature above 1/2 then, and
-    descent on all samples is stable below ``4 (1 + momentum)``. The rate falls to zero along half a cosine,
-    epoch by epoch; weights start at zero, as the loss is convex.
+    All layers are trained in the same passes. Features are centred and divided by the root of their mean
+    squared length, so that one learning rate suits layers of any scale: the curvature of the loss is then at
+    most 1/2, and full-batch descent is stable below ``4 (1 + momentum)``. The learning rate falls to zero
+    along half a cosine, epoch by epoch. Weights start at zero, because the loss is convex.
 
     Parameters
     ----------
     n_classes : int
-        K; labels are 0 .. K - 1.
+        Number of classes K; labels are 0 .. K - 1.
     epochs : int
         Passes over the data. Default 30.
     batch_size : int
-        Samples of a step, where `shuffle` is true. Default 128.
+        Samples of a step if `shuffle` is true. Default 128.
     learning_rate : float
-        Default 1.
+        Learning rate of the first epoch. Default 1.
     momentum : float
-        In [0, 1). Default 0.9.
+        Momentum in [0, 1). Default 0.9.
     weight_decay : float
-        Of the weights for normalised features. Default 0.
+        Weight decay of the weights for normalised features. Default 0.
     standardise : bool
-        Divide each feature by its own standard deviation first. Default true.
+        Whether to divide each feature by its own standard deviation first. Default true.
     shuffle : bool
-        Hold the features of all layers in memory and draw mini-batches from them, without repetition within
-        an epoch. Otherwise `fit` goes through the batches once for the scales and once more for each epoch,
-        takes them in the order they come in, and holds one. Default true.
+        Whether to store the features of all layers in memory and draw mini-batches from them, without
+        repetition within an epoch. Otherwise `fit` takes one pass over the batches for the scales and one for
+        each epoch, in the order of the batches, and stores one batch at a time. Default true.
     seed : int
-        Of the order of the samples.
+        Seed of the order of the samples.
 
     Attributes
     ----------
     n_classes : int
+        Number of classes K.
     weights : dict of str to Tensor, shape (K, d)
-        For features as they come, float64; empty before `fit`.
+        Weights by layer, float64, for features without normalisation; empty before `fit`.
     intercepts : dict of str to Tensor, shape (K,)
+        Intercepts by layer.
 
     Raises
     ------
@@ -326,8 +333,8 @@ class SGDProbes(_LinearProbes):
 
     Notes
     -----
-    Steps are taken in the precision of the features, float32 for half ones. Cost: O(d K) for each sample,
-    layer and epoch; with `shuffle` the memory of the features of all samples.
+    Steps are computed in the precision of the features, float32 for half precisions. Cost: O(d K) for each
+    sample, layer and epoch; with `shuffle` the memory of the features of all samples.
     """
 
     def __init__(
@@ -354,78 +361,79 @@ class SGDProbes(_LinearProbes):
         self.seed = check_count(seed, "seed", minimum=0, maximum=2**63 - 1)
 
     def fit(self, batches: FeatureBatches) -> Self:
-        """Train on batches as `layer_outputs` yields them; return the object.
+        """Train the probes on batches.
 
         Parameters
         ----------
         batches : iterable of (dict of str to Tensor, Tensor)
-            Features by layer and labels.
+            Features by layer, and labels, as `layer_outputs` yields them.
 
         Returns
         -------
         SGDProbes
-            Itself.
+            The object itself.
 
         Raises
         ------
         TypeError
-            For an iterator where several passes are needed.
+            For an iterator if `shuffle` is false, which needs several passes.
         ShapeError, ValueError
-            For features and labels that do not fit, or are not finite, and without any batch.
+            For features and labels of wrong shapes, features that are not finite, and without any batch.
         DivergedError
-            Where the learning rate is too large for float32.
+            If the weights overflow because the learning rate is too large.
         """
         if not self.shuffle:
             check_repeatable(batches, "batches")
         self.weights, self.intercepts = {}, {}
-        held: dict[str, list[torch.Tensor]] = {}
-        held_labels: list[torch.Tensor] = []
-        training = self._begin(batches, held, held_labels)
+        stored: dict[str, list[torch.Tensor]] = {}
+        stored_labels: list[torch.Tensor] = []
+        training = self._prepare(batches, stored, stored_labels)
         features: dict[str, torch.Tensor] = {}
         labels = torch.empty(0, dtype=torch.int64)
         if self.shuffle:
-            # Layer by layer, so that no more than one is there twice.
-            features = {name: probe.normalised(torch.cat(held.pop(name))) for name, probe in training.items()}
-            labels = torch.cat(held_labels)
+            # Layer by layer, so that at most one layer's features are in memory twice.
+            features = {
+                name: probe.normalise(torch.cat(stored.pop(name))) for name, probe in training.items()
+            }
+            labels = torch.cat(stored_labels)
         generator = torch.Generator().manual_seed(self.seed)
         step = 0
         for epoch in range(self.epochs):
             rate = self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
             if self.shuffle:
-                drawn = self._drawn(features, labels, generator)
+                parts = self._draw_batches(features, labels, generator)
             else:
-                drawn = (
-                    ({name: training[name].normalised(rows) for name, rows in part.items()}, which)
+                parts = (
+                    ({name: training[name].normalise(rows) for name, rows in part.items()}, which)
                     for part, which in batches
                 )
-            for part, which in drawn:
+            for part, which in parts:
                 for name, rows in part.items():
                     self._step(training[name], rows, which.to(rows.device), rate)
                 step += 1
         for number, (name, probe) in enumerate(training.items(), start=1):
             if not bool(torch.isfinite(probe.weight).all()):
                 raise DivergedError(
-                    f"the probe of {name!r} left the finite numbers; lower learning_rate "
-                    f"({self.learning_rate:g})",
+                    f"the probe of {name!r} is not finite; lower learning_rate ({self.learning_rate:g})",
                     step=step,
                     layer=number,
                 )
             scaled = probe.factors[:, None] * probe.weight.to(torch.float64)
-            self._set(name, scaled, probe.mean, probe.intercept.to(torch.float64))
+            self._set_map(name, scaled, probe.mean, probe.intercept.to(torch.float64))
         return self
 
-    def _drawn(
+    def _draw_batches(
         self, features: Mapping[str, torch.Tensor], labels: torch.Tensor, generator: torch.Generator
     ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Yield the mini-batches of an epoch."""
         for rows in torch.split(torch.randperm(len(labels), generator=generator), self.batch_size):
             yield (
-                {name: held[rows.to(held.device)] for name, held in features.items()},
+                {name: values[rows.to(values.device)] for name, values in features.items()},
                 labels[rows.to(labels.device)],
             )
 
-    def _step(self, probe: _Training, rows: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
-        # The gradient of the mean cross-entropy: softmax minus one-hot.
+    def _step(self, probe: _ProbeState, rows: torch.Tensor, labels: torch.Tensor, rate: float) -> None:
+        # The gradient of the mean cross-entropy is (softmax - one-hot) / B.
         errors = torch.softmax(rows @ probe.weight + probe.intercept, dim=1)
         errors[torch.arange(len(rows), device=rows.device), labels] -= 1
         errors /= len(rows)
@@ -436,33 +444,33 @@ class SGDProbes(_LinearProbes):
         probe.weight.sub_(probe.weight_velocity, alpha=rate)
         probe.intercept.sub_(probe.intercept_velocity, alpha=rate)
 
-    def _begin(
+    def _prepare(
         self,
         batches: FeatureBatches,
-        held: dict[str, list[torch.Tensor]],
-        held_labels: list[torch.Tensor],
-    ) -> dict[str, _Training]:
-        """Return classifiers of weight zero, with the scales of the features; hold the batches to shuffle."""
+        stored: dict[str, list[torch.Tensor]],
+        stored_labels: list[torch.Tensor],
+    ) -> dict[str, _ProbeState]:
+        """Return classifiers of weight zero with the features' scales; with `shuffle` store the batches."""
         moments: dict[str, _Moments] = {}
         for features, labels in batches:
-            for name, rows in _layers_of(features).items():
+            for name, rows in _check_features(features).items():
                 try:
                     check_labels(labels, len(rows), self.n_classes)
                     moments.setdefault(name, _Moments(rows)).add(rows)
                 except (ShapeError, TypeError, ValueError) as error:
                     raise type(error)(f"layer {name!r}: {error}") from error
                 if self.shuffle:
-                    held.setdefault(name, []).append(rows.detach())
+                    stored.setdefault(name, []).append(rows.detach())
             if self.shuffle:
-                held_labels.append(labels)
+                stored_labels.append(labels)
         if not moments:
             raise ValueError("batches yields no samples")
         training = {}
         for name, moment in moments.items():
-            mean, factors = moment.normalisation(self.standardise)
+            mean, factors = moment.compute_normalisation(self.standardise)
             zeros = torch.zeros((len(mean), self.n_classes), dtype=moment.dtype, device=mean.device)
             start = (zeros.clone(), zeros[0].clone(), zeros.clone(), zeros[0].clone())
-            training[name] = _Training(mean, factors, *start)
+            training[name] = _ProbeState(mean, factors, *start)
         return training
 
 
@@ -472,7 +480,7 @@ class _Moments:
     def __init__(self, rows: torch.Tensor) -> None:
         self.dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         self._count = 0
-        self._mean = torch.zeros(rows.shape[1:], dtype=torch.float64, device=exact_device(rows))
+        self._mean = torch.zeros(rows.shape[1:], dtype=torch.float64, device=find_float64_device(rows))
         self._scatter = torch.zeros_like(self._mean)
 
     def add(self, rows: torch.Tensor) -> None:
@@ -491,8 +499,8 @@ class _Moments:
         self._mean += change * (len(rows) / total)
         self._count = total
 
-    def normalisation(self, standardise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean, and the factors that give centred features a mean squared length of 1."""
+    def compute_normalisation(self, standardise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean, and factors by which the centred features get a mean squared length of 1."""
         spread = torch.sqrt(self._scatter / max(self._count, 1))
         varies = spread > 10 * torch.finfo(self.dtype).eps * torch.hypot(spread, self._mean)
         n_varying = max(int(varies.sum()), 1)
@@ -503,6 +511,6 @@ class _Moments:
 
 
 def check_repeatable(batches: Iterable[Any], name: str) -> None:
-    """Refuse what ends after one pass."""
+    """Raise TypeError for an iterator, which ends after one pass."""
     if iter(batches) is batches:
         raise TypeError(f"{name} is an iterator, which ends after one pass; wanted a list or a DataLoader")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matrices of which every process holds some rows, as the tracker and the descent see them."""
+"""`RowSharded`: a matrix with its rows distributed over processes, for the tracker and the descent."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch.distributed as dist
 from .._support.arrays import FloatArray, as_array, check_count
 from .._support.errors import ShapeError
 from .._support.threads import build_info
-from .operators import exact, precision, to_device, to_host
+from .operators import get_numpy_dtype, get_torch_dtype, to_device, to_host
 
-#: What a process puts in place of its own error where another one has failed.
-_ELSEWHERE = "another process of the group failed; {0}"
+#: Message of the error on all processes that did not fail themselves.
+_PEER_FAILED = "another process of the group failed; {0}"
 
 
 class Peers:
-    """The processes that hold a matrix together, and what they sum and gather; alone without a group.
+    """The processes of a group, and their collective operations; a group of one without `torch.distributed`.
 
     Parameters
     ----------
     group : ProcessGroup, optional
-        By default all processes, or this one alone where `torch.distributed` was not started.
+        Group of processes. Default: all processes, or this one if `torch.distributed` was not started.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -39,26 +39,26 @@ class Peers:
         if self.rank < 0:
             raise ValueError("group does not hold this process; wanted one that it belongs to")
 
-    def same_as(self, other: Peers) -> bool:
-        """Tell whether these are the same processes, for the same messages."""
+    def is_same_as(self, other: Peers) -> bool:
+        """Return whether this is the same group, or both groups consist of this process only."""
         return self.group is other.group or self.size == other.size == 1
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add the tensors of all processes up, in place: one all-reduce. The same bits on all of them."""
+        """Sum the tensors of all processes, in place, with bit for bit the same result; one all-reduce."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def largest_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Take the largest of all processes' numbers, in place: one all-reduce."""
+        """Take the elementwise maximum over all processes, in place; one all-reduce."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def gather_rows(self, local: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Put the blocks of all processes below each other: one all-gather; shards are padded to the largest.
+        """Concatenate the rows of all processes; one all-gather of blocks that are padded to the largest.
 
-        Alone it is the block itself.
+        With one process it returns the block itself.
         """
         if self.size == 1:
             return local
@@ -73,41 +73,43 @@ class Peers:
             return gathered
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
-    def agree(self, error: Exception | None, facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Raise on all processes where one has an error; otherwise return what each of them says.
+    def exchange(self, error: Exception | None, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the values of all processes, or raise on all of them if one has an error.
 
-        So nobody waits for a process that has given up.
+        So no process waits for another one that has failed.
 
         Raises
         ------
         Exception
-            This process's own error.
+            Error of this process.
         RuntimeError
-            Where another process has one.
+            If another process has an error.
         """
         if self.size == 1:
             if error is not None:
                 raise error
-            return [facts]
-        said: list[Any] = [None] * self.size
+            return [values]
+        answers: list[Any] = [None] * self.size
         text = None if error is None else f"process {self.rank} said {type(error).__name__}: {error}"
-        dist.all_gather_object(said, (text, dict(facts)), group=self.group)
+        dist.all_gather_object(answers, (text, dict(values)), group=self.group)
         if error is not None:
             raise error
-        for other, _ in said:
+        for other, _ in answers:
             if other is not None:
-                raise RuntimeError(_ELSEWHERE.format(other))
-        return [each for _, each in said]
+                raise RuntimeError(_PEER_FAILED.format(other))
+        return [each for _, each in answers]
 
-    def agree_on(self, error: Exception | None, facts: Mapping[str, Any]) -> None:
-        """Raise as `agree` does, and where two processes say different things.
+    def check_equal(self, error: Exception | None, values: Mapping[str, Any]) -> None:
+        """Raise on all processes if one has an error, or if their values differ.
 
         Raises
         ------
         ValueError
-            Naming what differs.
+            If a value differs; the message names it.
+        Exception, RuntimeError
+            The errors of `exchange`.
         """
-        first, *others = self.agree(error, facts)
+        first, *others = self.exchange(error, values)
         for rank, other in enumerate(others, 1):
             for name, value in other.items():
                 if value != first[name]:
@@ -118,54 +120,54 @@ class Peers:
 
 
 class RowSharded:
-    """One process's rows of a matrix W that no process holds as a whole.
+    """A matrix W with its rows distributed over processes; no process stores all of W.
 
-    `SVDTracker.update` takes it for the matrix: products with thin blocks are all that it needs. Every
-    process of the group makes the same calls, with the same blocks; all get the same results, to the bit.
+    `SVDTracker.update` accepts it as a matrix, because the tracker only needs products with thin blocks. All
+    processes of the group must make the same calls with the same blocks; they get the same results, bit for
+    bit.
 
     Parameters
     ----------
     rows : Tensor, shape (m_i, n)
-        The rows of this process, on any device that the group's backend serves; none (m_i = 0) will do. They
-        follow those of the processes before. float64 or float32 is not copied, and what becomes of the tensor
-        becomes of W; half precisions are copied to float32.
+        Rows of this process, which follow those of the processes of lower rank; m_i may be 0. They are on any
+        device that the group's backend supports. float64 and float32 are not copied: later changes of the
+        tensor change W. Half precisions are copied to float32.
     group : ProcessGroup, optional
-        By default all processes; this one alone where `torch.distributed` was not started.
+        Group of processes. Default: all processes, or this one if `torch.distributed` was not started.
 
     Attributes
     ----------
     rows : Tensor, shape (m_i, n)
-        Those of this process.
+        Rows of this process.
     start, stop : int
-        Which they are.
+        Index of the first row of this process, and of the first one after them.
     shape : (int, int)
-        Of W.
+        Shape of W.
     dtype : dtype
-        float64 or float32.
+        Precision, float64 or float32.
     counts : list of int
-        m_i of all processes.
+        Numbers of rows m_i of all processes.
     peers : Peers
-        The group.
+        Processes of the group.
 
     Raises
     ------
     TypeError
-        For what is no tensor of real floating-point numbers, or mixed precisions.
+        If `rows` is no tensor of real floating-point numbers, or precisions differ between processes.
     ShapeError
-        For no matrix, different numbers of columns, and a matrix without entries.
+        For a tensor that is no matrix, different numbers of columns, and a matrix without entries.
     RuntimeError
-        Where another process raises one of these: all processes of the group fail together.
+        If another process raises one of these: all processes of the group fail together.
 
     Notes
     -----
-    `matmat`: one all-gather of the (m_i, p) products, padded to the largest m_i. `rmatmat`: one all-reduce of
-    an (n, p) block. Making one gathers the shapes.
+    `matmat` takes one all-gather of the (m_i, p) products, padded to the largest m_i. `rmatmat` takes one
+    all-reduce of an (n, p) block. The constructor gathers the shapes.
 
-    "The same bits" needs a backend whose all-reduce gives all processes the same sum: Gloo and NCCL do. The
-    processes run one and the same tracker, so let them be machines of one kind: the group is asked whether
-    all run the same build of the core. A process that is not there, or has given up while the others wait for
-    it, is noticed after the timeout of the group: ``init_process_group(timeout=...)``, 30 minutes by default
-    with Gloo.
+    Equal results bit for bit need a backend whose all-reduce gives all processes the same sum, such as Gloo
+    or NCCL, and machines of one type: the constructor checks that all processes run the same build of the
+    core. A process that is missing or has ended is noticed after the timeout of the group,
+    ``init_process_group(timeout=...)``, which is 30 minutes by default with Gloo.
 
     Examples
     --------
@@ -180,35 +182,39 @@ class RowSharded:
     def __init__(self, rows: torch.Tensor, *, group: Any = None) -> None:
         self.peers = Peers(group)
         error: Exception | None = None
-        facts: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         checked: torch.Tensor | None = None
         count = 0
         try:
-            checked = _checked_rows(rows)
+            checked = _check_rows(rows)
             count = len(checked)
-            facts = {"dtype": precision(checked.dtype).name, "columns": int(checked.shape[1]), **_build()}
+            values = {
+                "dtype": get_numpy_dtype(checked.dtype).name,
+                "columns": int(checked.shape[1]),
+                **_describe_build(),
+            }
         except (TypeError, ShapeError) as raised:
             error = raised
-        said = self.peers.agree(error, {"rows": count, **facts})
-        self.counts = [int(each["rows"]) for each in said]
+        answers = self.peers.exchange(error, {"rows": count, **values})
+        self.counts = [int(each["rows"]) for each in answers]
         assert checked is not None
-        self._check_alike(said)
+        self._check_equal(answers)
         if sum(self.counts) == 0:
             raise ShapeError("rows are empty on all processes; wanted a matrix with entries")
         self.rows = checked
-        self.dtype = precision(checked.dtype)
+        self.dtype = get_numpy_dtype(checked.dtype)
         self.shape = (sum(self.counts), int(checked.shape[1]))
         self.start = sum(self.counts[: self.peers.rank])
         self.stop = self.start + count
 
     @staticmethod
-    def _check_alike(said: list[Mapping[str, Any]]) -> None:
-        for rank, each in enumerate(said):
+    def _check_equal(answers: list[Mapping[str, Any]]) -> None:
+        for rank, each in enumerate(answers):
             for name, kind in (("columns", ShapeError), ("dtype", TypeError), ("core", ValueError)):
-                if each[name] != said[0][name]:
+                if each[name] != answers[0][name]:
                     raise kind(
-                        f"{name} is {each[name]} on process {rank} but {said[0][name]} on process 0; wanted "
-                        "the same"
+                        f"{name} is {each[name]} on process {rank} but {answers[0][name]} on process 0; "
+                        "wanted the same"
                     )
 
     @classmethod
@@ -221,34 +227,36 @@ class RowSharded:
         device: torch.device | str | None = None,
         group: Any = None,
     ) -> RowSharded:
-        """Take this process's share of a matrix: about m / P rows on each of P processes.
+        """Distribute a matrix: each of P processes reads about m / P rows of it.
 
         Parameters
         ----------
         source : array_like, or callable
-            Of shape (m, n): an array, a ``numpy.memmap``, a tensor, an HDF5 data set; no other rows are read.
-            Or ``source(start, stop)``, which returns the rows start .. stop - 1. Where each row depends on
-            nothing but its number, so does the matrix, whatever the number of processes.
+            Matrix of shape (m, n), such as an array, ``numpy.memmap``, tensor or HDF5 data set, of which only
+            the rows of this process are read. Or a function ``source(start, stop)`` that returns the rows
+            start .. stop - 1. If each row depends on its index only, the matrix does not depend on the number
+            of processes.
         shape : (int, int), optional
-            Of the matrix; a callable needs it.
+            Shape of the matrix; needed if `source` is a function.
         dtype : dtype, optional
-            float64 or float32; that of the source by default.
+            Precision, float64 or float32. Default: that of the source.
         device : str or torch.device, optional
-            Where the rows go.
+            Device of the rows.
         group : ProcessGroup, optional
-            As for `RowSharded`.
+            Group of processes, as for `RowSharded`.
 
         Returns
         -------
         RowSharded
-            On memory of its own; an array that a callable returns is kept where it is no view.
+            Matrix with its own copy of the rows. An array that a function returns is not copied if it owns
+            its memory.
 
         Raises
         ------
         ShapeError, TypeError
-            As `RowSharded`; for rows that are not of the shape that was asked for.
+            The errors of `RowSharded`, and for rows of another shape than requested.
         RuntimeError
-            Where another process raises.
+            If another process raises an error.
 
         Examples
         --------
@@ -265,14 +273,14 @@ class RowSharded:
         error: Exception | None = None
         local: Any = None
         try:
-            m, n = _shape_of(source, shape)
+            m, n = _find_shape(source, shape)
             start, stop = m * peers.rank // peers.size, m * (peers.rank + 1) // peers.size
             if callable(source):
-                # Not asked for no rows: there may be no way to make an array of them.
+                # A function may not be able to return zero rows, so it is not called for them.
                 read = source(start, stop) if stop > start else np.empty((0, n), dtype or np.float64)
             else:
                 read = source[start:stop]
-            local = _own(read, fresh=callable(source))
+            local = _copy_if_shared(read, fresh=callable(source))
             if tuple(local.shape) != (stop - start, n):
                 raise ShapeError(
                     f"rows {start} to {stop} of source have shape {tuple(local.shape)}; "
@@ -280,31 +288,31 @@ class RowSharded:
                 )
             wanted = local.dtype if dtype is None else torch.from_numpy(np.empty(0, dtype=dtype)).dtype
             local = local.to(device=device, dtype=wanted)
-        except Exception as raised:  # whatever a source may raise: the other processes wait for this one
+        except Exception as raised:  # any error of a source: the other processes wait for this one
             error = raised
-        peers.agree(error, {})
+        peers.exchange(error, {})
         return cls(local, group=group)
 
     @classmethod
     def from_dtensor(cls, tensor: Any) -> RowSharded:
-        """Take the local rows of a ``torch.distributed.tensor.DTensor``, without a copy.
+        """Make a sharded matrix from a ``torch.distributed.tensor.DTensor``, without a copy.
 
         Parameters
         ----------
         tensor : DTensor, shape (m, n)
-            Placed as ``Shard(0)`` on a mesh with one axis: the parameters of a model under
-            ``torch.distributed.fsdp.fully_shard``, outside of its forward and backward pass.
+            Tensor with the placement ``Shard(0)`` on a mesh with one axis, such as the parameters of a model
+            under ``torch.distributed.fsdp.fully_shard``, outside of its forward and backward pass.
 
         Returns
         -------
         RowSharded
-            Its `rows` are the DTensor's: what the optimizer does is seen, and what `train_sharded` does is
-            done to the model.
+            Matrix that shares the DTensor's memory: it changes with steps of an optimizer, and
+            `train_sharded` changes the model.
 
         Raises
         ------
         TypeError
-            For what is no DTensor.
+            If `tensor` is no DTensor.
         ValueError
             For another placement.
         """
@@ -312,17 +320,17 @@ class RowSharded:
             if not hasattr(tensor, name):
                 raise TypeError(f"tensor is {type(tensor).__name__}; wanted a DTensor")
         placements, mesh = tuple(tensor.placements), tensor.device_mesh
-        # `_StridedShard`, of a mesh that is cut twice, says is_shard too, and its rows are not in order.
+        # is_shard is also true for `_StridedShard`, whose rows are not in order.
         if len(placements) != 1 or type(placements[0]).__name__ != "Shard" or placements[0].dim != 0:
-            raise ValueError(f"tensor is placed as {placements}; wanted (Shard(dim=0),), one axis")
+            raise ValueError(f"tensor has the placements {placements}; wanted (Shard(dim=0),), one axis")
         group = mesh.get_group()
         if list(mesh.get_coordinate()) != [dist.get_rank(group)]:
-            raise ValueError("the mesh of tensor counts processes in another order than their group")
+            raise ValueError("the mesh of tensor numbers processes in another order than their group")
         with torch.no_grad():
             return cls(tensor.to_local(), group=group)
 
     def __repr__(self) -> str:
-        """Return the matrix, and which rows are here."""
+        """Return the shape and precision of the matrix, and the rows of this process."""
         return (
             f"RowSharded(shape {self.shape}, {self.dtype}, rows {self.start} to {self.stop} on process "
             f"{self.peers.rank} of {self.peers.size})"
@@ -336,7 +344,7 @@ class RowSharded:
         Parameters
         ----------
         block : Tensor, shape (n, p)
-            X, the same on all processes.
+            Block X, the same on all processes.
 
         Returns
         -------
@@ -345,12 +353,12 @@ class RowSharded:
         return self.peers.gather_rows(self.rows @ block, self.counts)
 
     def transposed_times(self, local: torch.Tensor) -> torch.Tensor:
-        """Return ``W^T Y``, (n, p) on all processes, for this one's rows of Y: one all-reduce.
+        """Return ``W^T Y``, (n, p) on all processes, from the rows of Y of each process: one all-reduce.
 
         Parameters
         ----------
         local : Tensor, shape (rows of this process, p)
-            This process's rows of Y.
+            Rows of Y of this process.
 
         Returns
         -------
@@ -386,7 +394,7 @@ class RowSharded:
         Raises
         ------
         TypeError, ValueError
-            For what is no array, or has missing values.
+            If Y is no array, or has missing values.
         """
         local = as_array(Y, "Y")[self.start : self.stop]
         with torch.no_grad():
@@ -397,12 +405,12 @@ class RowSharded:
         return float(self.peers.sum_(self.local_norm().square()))
 
     def local_norm(self) -> torch.Tensor:
-        """Return the Frobenius norm of this process's rows, in float64."""
+        """Return the Frobenius norm of the rows of this process, in float64."""
         norm: torch.Tensor = torch.linalg.vector_norm(self.rows, dtype=torch.float64)
         return norm
 
 
-def _checked_rows(rows: object) -> torch.Tensor:
+def _check_rows(rows: object) -> torch.Tensor:
     if not isinstance(rows, torch.Tensor) or not rows.dtype.is_floating_point:
         what = rows.dtype if isinstance(rows, torch.Tensor) else type(rows).__name__
         raise TypeError(f"rows is {what}; wanted a tensor of real floating-point numbers")
@@ -410,34 +418,34 @@ def _checked_rows(rows: object) -> torch.Tensor:
         raise TypeError("rows is a DTensor; wanted its local rows: RowSharded.from_dtensor")
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ShapeError(f"rows has shape {tuple(rows.shape)}; wanted a matrix (2 axes) with columns")
-    checked: torch.Tensor = rows.detach().to(exact(rows.dtype))
+    checked: torch.Tensor = rows.detach().to(get_torch_dtype(rows.dtype))
     return checked
 
 
-def _own(read: Any, fresh: bool) -> torch.Tensor:
-    """Return rows on memory that nobody else writes to: without a copy where they were made for this."""
+def _copy_if_shared(read: Any, fresh: bool) -> torch.Tensor:
+    """Return rows as a tensor that shares no memory; `fresh` rows that own their memory are not copied."""
     if isinstance(read, torch.Tensor):
         detached: torch.Tensor = read.detach()
         return detached.contiguous() if fresh else detached.clone(memory_format=torch.contiguous_format)
     array = as_array(read, "source")
-    kept = fresh and array.flags.owndata and array.flags.c_contiguous and array.flags.writeable
-    if not (kept and array.dtype.isnative):
+    is_usable = fresh and array.flags.owndata and array.flags.c_contiguous and array.flags.writeable
+    if not (is_usable and array.dtype.isnative):
         array = array.astype(array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array)
 
 
-def _build() -> dict[str, str]:
+def _describe_build() -> dict[str, str]:
     info = build_info()
     return {"core": f"{info['version']}, {info['level']}"}
 
 
-def _shape_of(source: Any, shape: tuple[int, int] | None) -> tuple[int, int]:
+def _find_shape(source: Any, shape: tuple[int, int] | None) -> tuple[int, int]:
     if callable(source) and shape is None:
-        raise TypeError("source is a callable; wanted the shape of the matrix beside it")
+        raise TypeError("source is a callable, but shape is None; wanted the shape of the matrix")
     found = tuple(getattr(source, "shape", ())) if shape is None else tuple(shape)
     if len(found) != 2:
-        what = f"has shape {found}" if hasattr(source, "shape") else f"is {type(source).__name__}"
-        raise ShapeError(f"source {what}; wanted a matrix (2 axes), or a callable and its shape")
+        problem = f"has shape {found}" if hasattr(source, "shape") else f"is {type(source).__name__}"
+        raise ShapeError(f"source {problem}; wanted a matrix (2 axes), or a callable and its shape")
     m, n = (check_count(size, "shape") for size in found)
     if not callable(source) and tuple(source.shape) != (m, n):
         raise ShapeError(f"source has shape {tuple(source.shape)}; wanted {(m, n)}")

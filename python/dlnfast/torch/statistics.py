@@ -12,14 +12,14 @@ import torch
 from .. import measures
 from .._support.arrays import check_count
 from .._support.errors import ShapeError
-from .operators import precision
+from .operators import get_numpy_dtype
 
-#: Rows that are collected at least before they are merged into the factor.
+#: Minimal number of rows that are collected before they are merged into the triangular factor.
 _LEAST_ROWS = 1024
 
 
 class ClassGeometry(NamedTuple):
-    """How far the centred class means are from a simplex: equal lengths, all cosines -1 / (K - 1)."""
+    """Distance of the centred class means from a simplex: equal lengths, all cosines -1 / (K - 1)."""
 
     #: Standard deviation of the lengths relative to their mean.
     norm_variation: float
@@ -30,44 +30,45 @@ class ClassGeometry(NamedTuple):
 
 
 class ClassStatistics:
-    r"""Statistics of labelled features that are shown batch by batch; their memory does not grow.
+    r"""Class statistics and spectrum of labelled features, accumulated batch by batch in fixed memory.
 
-    Everything is summed in float64, whatever the precision of the features.
+    All sums are in float64, whatever the precision of the features.
 
     Parameters
     ----------
     dim : int
-        d, features of a sample.
+        Number of features d of a sample.
     n_classes : int
-        Labels are 0 .. n_classes - 1. Classes without samples are left out of all measures; K below is the
-        number of the others.
+        Number of classes; labels are 0 .. n_classes - 1. Classes without samples are left out of all
+        measures; K below is the number of the other classes.
     spectrum : bool
-        Keep what singular values and ridge regression need. Default true; without it an update costs O(B d)
-        time, and memory is 2 n_classes d numbers.
+        Whether to store the data for singular values and ridge regression. Default true. Without it an update
+        costs O(B d) time, and the memory is 2 n_classes d numbers.
 
     Attributes
     ----------
     dim, n_classes : int
+        The parameters.
     n_samples : int
-        N, samples shown so far.
+        Number of samples N so far.
 
     Raises
     ------
     TypeError, ValueError
-        For numbers that are none, or below 1.
+        For counts that are no integers, or below 1.
 
     Notes
     -----
     Means and scatter are merged as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979), class by class, relative to the first sample of each class: what all
-    its samples share cancels exactly, so that the scatter of collapsed classes is accurate, too.
+    computing sample variances" (1979), class by class, relative to the first sample of each class. The common
+    part of a class cancels exactly, so that the scatter of collapsed classes is accurate, too.
 
-    Of the features, the triangular factor R of [1, X, Y] = Q R is kept, with Y the one-hot labels, merged
-    with new rows by a QR decomposition. Its singular values are those of the data to about eps64 sigma_1, as
-    nothing is squared: X^T X would hide those below 1e-8 sigma_1. Cost: about 3 N (d + K)^2 operations, three
-    times those of X^T X, and memory of 3 (d + K)^2 numbers.
+    The spectrum is stored as the triangular factor R of [1, X, Y] = Q R, with Y the one-hot labels. New rows
+    are merged by a QR decomposition. The singular values of R are those of the data to about eps64 sigma_1,
+    because nothing is squared; X^T X would lose those below 1e-8 sigma_1. Cost: about 3 N (d + K)^2 flops,
+    three times those of X^T X, and memory of 3 (d + K)^2 numbers.
 
-    The device is that of the first features, or the CPU where that has no float64.
+    The statistics are on the device of the first features, or on the CPU if that device has no float64.
     """
 
     def __init__(self, dim: int, n_classes: int, *, spectrum: bool = True) -> None:
@@ -84,17 +85,18 @@ class ClassStatistics:
         Parameters
         ----------
         features : Tensor, shape (B, d)
-            One row per sample.
+            Features, one row per sample.
         labels : Tensor of int, shape (B,)
+            Classes of the samples.
 
         Raises
         ------
         ShapeError
-            If the shapes do not fit.
+            For features or labels of another shape.
         TypeError
             For labels that are not integers.
         ValueError
-            For features that are not finite or whose squares are not, and for a label that is no class.
+            For features that are not finite or have squares that overflow, and for a label that is no class.
         """
         features, labels = torch.as_tensor(features), torch.as_tensor(labels)
         if features.ndim != 2 or features.shape[1] != self.dim:
@@ -103,23 +105,22 @@ class ClassStatistics:
         if len(features) == 0:
             return
         if self._device is None:
-            self._begin(features)
+            self._allocate(features)
         rows = features.detach().to(self._device).to(torch.float64)
-        which = labels.to(self._device, torch.int64)
+        classes = labels.to(self._device, torch.int64)
         if not bool(torch.isfinite(rows.square().sum())):
-            what = (
-                "squares that overflow" if bool(torch.isfinite(rows).all()) else "a value that is not finite"
-            )
-            raise ValueError(f"features has {what}")
-        members = torch.nn.functional.one_hot(which, self.n_classes).to(torch.float64)
-        self._add_moments(rows, which, members)
+            overflows = bool(torch.isfinite(rows).all())
+            problem = "squares that overflow" if overflows else "a value that is not finite"
+            raise ValueError(f"features has {problem}")
+        members = torch.nn.functional.one_hot(classes, self.n_classes).to(torch.float64)
+        self._add_moments(rows, classes, members)
         if self._factor is not None:
             self._factor.append(torch.cat([torch.ones_like(members[:, :1]), rows, members], dim=1))
         self.n_samples += len(rows)
 
-    def _begin(self, features: torch.Tensor) -> None:
-        self._device = exact_device(features)
-        self._dtype = precision(features.dtype)
+    def _allocate(self, features: torch.Tensor) -> None:
+        self._device = find_float64_device(features)
+        self._dtype = get_numpy_dtype(features.dtype)
         shape = (self.n_classes, self.dim)
         #: The first sample of each class, and the mean of its samples relative to it.
         self._origins = torch.zeros(shape, dtype=torch.float64, device=self._device)
@@ -127,15 +128,15 @@ class ClassStatistics:
         self._counts = torch.zeros(self.n_classes, dtype=torch.float64, device=self._device)
         self._scatter = torch.zeros_like(self._counts)
 
-    def _add_moments(self, rows: torch.Tensor, which: torch.Tensor, members: torch.Tensor) -> None:
+    def _add_moments(self, rows: torch.Tensor, classes: torch.Tensor, members: torch.Tensor) -> None:
         counts = members.sum(dim=0)
-        fresh = (self._counts == 0) & (counts > 0)
-        if bool(fresh.any()):
-            # Of equal ones, argmax returns the first: the first sample of each class.
-            self._origins[fresh] = rows[members.argmax(dim=0)[fresh]]
-        rows = rows - self._origins[which]
+        is_new = (self._counts == 0) & (counts > 0)
+        if bool(is_new.any()):
+            # argmax returns the first of equal entries, which is the first sample of each class.
+            self._origins[is_new] = rows[members.argmax(dim=0)[is_new]]
+        rows = rows - self._origins[classes]
         means = (members.T @ rows) / counts.clamp(min=1)[:, None]
-        scatter = members.T @ (rows - means[which]).square().sum(dim=1)
+        scatter = members.T @ (rows - means[classes]).square().sum(dim=1)
         total = (self._counts + counts).clamp(min=1)
         change = means - self._shifts
         self._scatter += scatter + self._counts * counts / total * change.square().sum(dim=1)
@@ -162,10 +163,10 @@ class ClassStatistics:
         Raises
         ------
         ValueError
-            For a single class, and for features that do not vary at all.
+            For a single class, and for features that are equal for all samples.
         """
-        present = self._present()
-        # Relative to those of one class, so that what all means share cancels first.
+        present = self._find_present_classes()
+        # Subtract the mean of one class first, so that the common part of all means cancels exactly.
         centres = (self._origins[present] - self._origins[present][:1]) + (
             self._shifts[present] - self._shifts[present][:1]
         )
@@ -184,26 +185,26 @@ class ClassStatistics:
         Raises
         ------
         ValueError
-            For a single class, and for a class whose mean is zero.
+            For a single class, and for a class with mean zero.
         """
-        present = self._present().cpu().numpy()
+        present = self._find_present_classes().cpu().numpy()
         return measures.discrimination(self.means()[present].T, present)
 
     def geometry(self) -> ClassGeometry:
-        """Return how far the class means are from a simplex around their own mean.
+        """Return the distance of the class means from a simplex around their own mean.
 
         Raises
         ------
         ValueError
-            For a single class, and where a class mean lies at the mean of all of them.
+            For a single class, and if a class mean equals the mean of all classes.
 
         Notes
         -----
         Papyan, Han, Donoho, "Prevalence of neural collapse during the terminal phase of deep learning
         training", PNAS 117 (2020): equinorm and equiangular class means. The means are centred at their
-        unweighted mean, which is that of all samples for classes of one size.
+        unweighted mean, which equals the mean of all samples for classes of equal size.
         """
-        present = self._present().cpu().numpy()
+        present = self._find_present_classes().cpu().numpy()
         means = self.means()[present]
         means = means - means[:1]
         centred = means - means.mean(axis=0)
@@ -221,12 +222,12 @@ class ClassStatistics:
         )
 
     def singular_values(self) -> npt.NDArray[np.float64]:
-        """Return the singular values of the (N, d) features, not centred, descending: min(N, d) numbers.
+        """Return the min(N, d) singular values of the (N, d) features without centring, descending.
 
         Raises
         ------
         ValueError
-            Without samples, or where `spectrum` is false.
+            Without samples, or if `spectrum` is false.
         """
         features = self._triangle()[:, 1 : 1 + self.dim]
         values: npt.NDArray[np.float64] = torch.linalg.svdvals(features).cpu().numpy()
@@ -235,13 +236,13 @@ class ClassStatistics:
     def ranks(self) -> dict[str, int]:
         """Return the numerical ranks of the (N, d) features: "machine", "nuclear" and "threshold".
 
-        The kinds and their levels are those of `dlnfast.measures.numerical_rank`; "machine" means the
-        precision that the features came in, float32 for half ones.
+        Their definitions are in `dlnfast.measures.numerical_rank`; "machine" refers to the precision of the
+        features, float32 for half precisions.
 
         Raises
         ------
         ValueError
-            Without samples, or where `spectrum` is false.
+            Without samples, or if `spectrum` is false.
         """
         values, shape = self.singular_values().astype(self._dtype), (self.n_samples, self.dim)
         return {
@@ -251,39 +252,39 @@ class ClassStatistics:
         }
 
     def regression(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return all that a linear regression of the one-hot labels on the features needs.
+        """Return the data for a linear regression of the one-hot labels Y on the features X.
 
         Returns
         -------
         inputs : Tensor, shape (r, d)
-            A with A^T A = X_c^T X_c, the centred features; r is at most d + n_classes, and below N.
+            Matrix A with A^T A = X_c^T X_c for centred features X_c; r is at most d + n_classes, and below N.
         outputs : Tensor, shape (r, n_classes)
-            B with A^T B = X_c^T Y_c.
+            Matrix B with A^T B = X_c^T Y_c.
         mean : Tensor, shape (d,)
-            Of the features.
+            Mean of the features.
         shares : Tensor, shape (n_classes,)
-            Of the classes: the mean of Y.
+            Share of each class in the samples, the mean of Y.
 
         Raises
         ------
         ValueError
-            Without samples, or where `spectrum` is false.
+            Without samples, or if `spectrum` is false.
         """
         triangle = self._triangle()
-        # The first row belongs to the column of ones: what is below it has been centred.
+        # The first row belongs to the column of ones. The rows below it are those of the centred data.
         means = triangle[0, 1:] / triangle[0, 0]
         inputs, outputs = triangle[1:, 1 : 1 + self.dim], triangle[1:, 1 + self.dim :]
         return inputs, outputs, means[: self.dim], means[self.dim :]
 
     def resolution(self) -> float:
-        """Return the machine eps of the features as they came."""
+        """Return the machine epsilon of the features' own precision."""
         return float(np.finfo(self._dtype or np.float64).eps)
 
-    def _present(self) -> torch.Tensor:
-        """Return the classes that have samples."""
+    def _find_present_classes(self) -> torch.Tensor:
+        """Return the indices of the classes with samples, at least two."""
         present = torch.arange(0) if self._device is None else torch.nonzero(self._counts)[:, 0]
         if len(present) < 2:
-            raise ValueError(f"samples of {len(present)} classes were shown; wanted at least two")
+            raise ValueError(f"there are samples of {len(present)} classes; wanted at least two")
         return present
 
     def _triangle(self) -> torch.Tensor:
@@ -292,12 +293,12 @@ class ClassStatistics:
                 "spectrum is False: singular values and regressions need ClassStatistics with it"
             )
         if self.n_samples == 0:
-            raise ValueError("no samples were shown yet")
+            raise ValueError("there are no samples yet; wanted a call of update first")
         return self._factor.triangle()
 
 
 class _TriangularFactor:
-    """R of the QR decomposition of all rows so far, and the rows that are not merged yet below it."""
+    """Factor R of the QR decomposition of all rows so far; rows that are not merged yet follow below R."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -308,7 +309,7 @@ class _TriangularFactor:
     def append(self, rows: torch.Tensor) -> None:
         """Add rows, float64."""
         if self._rows is None:
-            # Twice as many new rows as R has: fewer would spend more on R, more would only take memory.
+            # Space for twice as many new rows as R has: with fewer, merging R dominates; more waste memory.
             height = self._width + max(2 * self._width, _LEAST_ROWS)
             self._rows = rows.new_empty((height, self._width))
         while len(rows):
@@ -320,7 +321,7 @@ class _TriangularFactor:
             rows = rows[len(part) :]
 
     def triangle(self) -> torch.Tensor:
-        """Return R, with as many rows as there are, at most its width; a view."""
+        """Return a view of R, which has at most as many rows as columns."""
         assert self._rows is not None
         if self._merged < self._filled:
             self._merge(self._rows)
@@ -333,7 +334,7 @@ class _TriangularFactor:
 
 
 def check_labels(labels: torch.Tensor, n_samples: int, n_classes: int | None = None) -> None:
-    """Check that there is one integer per sample, in 0 .. n_classes - 1 where that is given."""
+    """Check that labels are one integer per sample, in 0 .. n_classes - 1 if `n_classes` is passed."""
     if labels.shape != (n_samples,):
         raise ShapeError(f"labels has shape {tuple(labels.shape)}; wanted one per sample, ({n_samples},)")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -344,6 +345,6 @@ def check_labels(labels: torch.Tensor, n_samples: int, n_classes: int | None = N
             raise ValueError(f"labels are {lowest}..{highest}; wanted 0..{n_classes - 1}")
 
 
-def exact_device(tensor: torch.Tensor) -> torch.device:
-    """Return the device of a tensor, or the CPU where that has no float64."""
+def find_float64_device(tensor: torch.Tensor) -> torch.device:
+    """Return the device of a tensor, or the CPU if that device has no float64."""
     return tensor.device if tensor.device.type != "mps" else torch.device("cpu")

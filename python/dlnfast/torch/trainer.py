@@ -24,8 +24,8 @@ from .._support.files import is_of_the_machine, replacing
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device
-from .images import Batches, Samples, seed_of_pass
-from .statistics import check_labels, exact_device
+from .images import Batches, Samples, derive_pass_seed
+from .statistics import check_labels, find_float64_device
 from .track import SpectralTracker
 
 __all__ = ["Evaluation", "History", "Trainer"]
@@ -35,24 +35,24 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _OPTIMIZERS: Final = ("sgd", "adamw")
 _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
-#: A stream of random numbers apart from that of the order of samples.
+#: Stream of random numbers for dropout, independent of the order of samples.
 _DROPOUT: Final = 1
 
 
 @dataclass
 class History:
-    """What a training recorded after every epoch.
+    """Losses, accuracies and learning rates of the epochs of a training.
 
     Attributes
     ----------
     loss, accuracy : list of float
-        Means over the training samples of the epoch, as they were met, in training mode.
+        Means over the training samples of each epoch, in training mode, with the weights at each batch.
     learning_rate : list of float
-        Of the epoch; of the first group of parameters.
+        Learning rate of the first parameter group in each epoch.
     test_accuracy : list of float
-        Of the epochs with a test, in evaluation mode; see `test_epochs`.
+        Accuracies on the test samples, in evaluation mode, after the epochs in `test_epochs`.
     test_epochs : list of int
-        Epochs taken when they were measured.
+        Numbers of epochs at which the test accuracy was measured.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -64,14 +64,14 @@ class History:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and share of samples classified right, in evaluation mode.
+    """Mean loss and accuracy in evaluation mode.
 
     Attributes
     ----------
     loss : float
-        Mean over the samples.
+        Mean loss over the samples.
     accuracy : float
-        Share classified right, 0 to 1.
+        Share of correctly classified samples, 0 to 1.
     """
 
     loss: float
@@ -79,52 +79,56 @@ class Evaluation:
 
 
 class Trainer:
-    r"""Train a classifier on samples in memory.
+    r"""Training of a classifier on samples in memory.
 
     Parameters
     ----------
     model : Module
-        Maps a batch of inputs to K outputs each. Moved to `device`.
+        Classifier, which maps a batch of inputs to K outputs each. It is moved to `device`.
     loss : {"cross_entropy", "squared"} or callable
-        "squared": ``sum((a f(x) - e_y)^2) / batch``, one-hot targets e_y. A callable takes a f(x) and labels
-        and returns a mean over the batch.
+        Loss function. "squared" is ``sum((a f(x) - e_y)^2) / batch`` with one-hot targets e_y. A callable
+        takes a f(x) and labels, and returns the mean over the batch.
     output_scale : float
-        a, by which outputs are multiplied before any loss.
+        Factor a of the outputs f(x) in the loss.
     optimizer : {"sgd", "adamw"} or callable
-        A callable takes the parameters and returns an optimizer, whose rates are scheduled as they are; it
-        sees none of the next three.
+        Optimizer. A callable takes the parameters and returns an optimizer with its own settings; the
+        schedule applies to its learning rates.
     learning_rate : float
-        Of "sgd" and "adamw", which need one.
+        Learning rate of "sgd" and "adamw"; not for a callable.
     momentum, weight_decay : float
-        Of "sgd" and "adamw"; momentum is for "sgd".
+        Momentum of "sgd", and weight decay of "sgd" and "adamw".
     schedule : {"cosine", "constant"}
-        The rate of epoch e of E: constant, or from `learning_rate` at e = 0 along half a cosine to
+        Learning rate of epoch e of E: constant, or along half a cosine from `learning_rate` at e = 0 to
         ``final_rate * learning_rate`` at e = E.
     final_rate : float
-        Share of the rate that is left at the end of the cosine.
+        Factor of the learning rate at the end of the cosine.
     epochs : int
-        Passes over the samples.
+        Number of passes over the samples.
     batch_size : int
-        The last batch of an epoch is smaller where it has to be. A single last sample joins the batch before,
-        as batch normalisation has no variance of one sample.
+        Number of samples in a batch; the last batch of an epoch may be smaller. A single last sample is
+        joined to the batch before, because batch normalisation has no variance of one sample.
     seed : int
-        Of the order of samples and of dropout. Weights come with the model; PyTorch's generators keep their
-        state.
+        Seed of the order of samples and of dropout. It does not affect the initial weights, and the state of
+        PyTorch's generators is preserved.
     device : device, optional
-        Default: where the model is.
+        Device of the training. Default: that of the model.
     tracker : SpectralTracker, optional
-        What `track` returned for this model: gets the loss of every record, and is part of checkpoints.
+        Tracker from a call of `track` for this model. It gets the loss of every record, and is saved in
+        checkpoints.
     checkpoint : path, optional
-        File that is written after every `checkpoint_every` epochs and at the end, whole or not at all; its
-        folder is made where there is none. `fit` goes on from it where it exists.
+        Checkpoint file, written atomically after every `checkpoint_every` epochs and at the end. Its folder
+        is created if missing. `fit` resumes from the file if it exists.
     checkpoint_every : int
+        Number of epochs between two checkpoints.
     progress : bool
-        A bar over the epochs on a terminal, once training has taken a second.
+        Show a progress bar over the epochs on a terminal, after the first second.
 
     Attributes
     ----------
     history : History
+        Losses and accuracies so far.
     optimizer : Optimizer
+        Optimizer of the model's parameters.
 
     Raises
     ------
@@ -133,9 +137,9 @@ class Trainer:
 
     Notes
     -----
-    Every epoch has seeds of its own, derived from `seed`: a resumed training takes the same steps, bit for
-    bit on the same machine with as many threads, as one that was not interrupted. Losses are added up on the
-    device and read once per epoch.
+    Every epoch has its own seeds, derived from `seed`. So a resumed training takes the same steps as an
+    uninterrupted one, bit for bit on the same machine with the same number of threads. Losses are summed on
+    the device and read once per epoch.
 
     Examples
     --------
@@ -181,11 +185,10 @@ class Trainer:
         if next(model.parameters(), None) is None:
             raise ValueError(f"model ({type(model).__name__}) has no parameters; wanted some to train")
         if tracker is not None and not isinstance(tracker, SpectralTracker):
-            raise TypeError(f"tracker is {type(tracker).__name__}; wanted what dlnfast.torch.track returned")
+            raise TypeError(f"tracker is {type(tracker).__name__}; wanted a result of dlnfast.torch.track")
         if tracker is not None and not tracker.follows(model):
             raise ValueError("tracker follows none of this model's weights, or was closed")
-        where = None if device is None else find_device(device, np.float32)
-        self.model = model if where is None else model.to(where)
+        self.model = model if device is None else model.to(find_device(device, np.float32))
         self.device = next(model.parameters()).device
         self.epochs = check_count(epochs, "epochs", minimum=0)
         self.batch_size = check_count(batch_size, "batch_size")
@@ -200,14 +203,14 @@ class Trainer:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._checkpoint_every = check_count(checkpoint_every, "checkpoint_every")
         self._progress = progress
-        self.optimizer = _optimizer(
+        self.optimizer = _make_optimizer(
             model.parameters(),
             optimizer,
             learning_rate,
             momentum,
             check_scale(weight_decay, "weight_decay"),
         )
-        # What an optimizer starts with, but for the parameters: rates, momentum, decay.
+        # Initial settings of the optimizer without the parameters: learning rates, momentum, decay.
         self._settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.state_dict()["param_groups"]
@@ -223,33 +226,34 @@ class Trainer:
         test_every: int = 0,
         after_epoch: Callable[[int], bool | None] | None = None,
     ) -> History:
-        """Train for what is left of the epochs.
+        """Train for the remaining epochs.
 
         Parameters
         ----------
         inputs, labels : Tensor
             Samples along the first axis, and their classes 0 .. K - 1.
         test : Samples, optional
-            Inputs and labels whose accuracy is measured at the end, and after every `test_every` epochs.
+            Test inputs and labels, for the accuracy at the end and after every `test_every` epochs.
         test_every : int
-            0: at the end only.
+            Number of epochs between two measurements of the test accuracy; 0: at the end only.
         after_epoch : callable, optional
-            ``after_epoch(epochs_taken)``; returning True ends the training. A further `fit` goes on.
+            Function ``after_epoch(epochs_taken)``. If it returns True, the training stops; another call of
+            `fit` continues it.
 
         Returns
         -------
         History
-            Of all epochs, those before a resumption too.
+            History of all epochs, including those before a checkpoint.
 
         Raises
         ------
         DivergedError
-            If the mean loss of an epoch is not finite, or a loss or weight at a record of the tracker.
+            If the mean loss of an epoch, or a loss or weight at a record of the tracker, is not finite.
         TypeError, ShapeError
-            If labels are no integers, one for each sample.
+            If labels are not one integer per sample.
         ValueError
-            For labels that are no classes; if the checkpoint belongs to another training, naming the setting,
-            or is none.
+            For labels that are no classes; for a checkpoint with other settings, which the message names; for
+            a file that is no checkpoint.
         """
         check_count(test_every, "test_every", minimum=0)
         if test is None and test_every:
@@ -260,33 +264,33 @@ class Trainer:
             raise TypeError(f"after_epoch is {type(after_epoch).__name__}; wanted a callable")
         batches = Batches(
             inputs,
-            _as_classes(inputs, labels),
+            _convert_labels(inputs, labels),
             self.batch_size,
             shuffle=True,
             seed=self._seed,
             device=self.device,
             join_single=True,
         )
-        samples = "" if self._checkpoint is None else _digest(inputs, labels)
+        samples = "" if self._checkpoint is None else _fingerprint_samples(inputs, labels)
         if self._checkpoint is not None and self._checkpoint.is_file():
             self._resume(self._checkpoint, samples)
         taken = len(self.history.loss)
-        with self._own_random_numbers(), self._bar(taken) as bar:
+        with self._preserve_random_state(), self._make_progress_bar(taken) as bar:
             for epoch in range(taken, self.epochs):
                 self._seed_dropout(epoch)
                 batches.epoch = epoch
-                self._epoch(batches, epoch)
+                self._train_epoch(batches, epoch)
                 bar.set_postfix_str(f"loss {self.history.loss[-1]:.3e}", refresh=False)
                 bar.update(1)
                 done = epoch + 1
                 last = done == self.epochs
                 if test is not None and (last or (test_every and done % test_every == 0)):
-                    self._test(test, done)
+                    self._measure_test_accuracy(test, done)
                 if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
                     self._save(self._checkpoint, samples)
                 stop = after_epoch is not None and after_epoch(done) is True
                 if stop and test is not None and self.history.test_epochs[-1:] != [done]:
-                    self._test(test, done)
+                    self._measure_test_accuracy(test, done)
                 if self._checkpoint is not None and stop:
                     self._save(self._checkpoint, samples)
                 if stop:
@@ -294,16 +298,16 @@ class Trainer:
         return self.history
 
     def evaluate(self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 512) -> Evaluation:
-        """Return mean loss and accuracy in evaluation mode; the model's mode is as before afterwards.
+        """Return mean loss and accuracy in evaluation mode, and restore the model's mode.
 
         Parameters
         ----------
         inputs : Tensor, shape (N, ..)
-            One sample along the first axis.
+            Samples along the first axis.
         labels : Tensor of int, shape (N,)
-            Classes.
+            Classes of the samples.
         batch_size : int
-            Samples at a time.
+            Number of samples in a batch.
 
         Returns
         -------
@@ -312,17 +316,17 @@ class Trainer:
         Raises
         ------
         TypeError, ShapeError, ValueError
-            As for `fit`.
+            For labels that `fit` refuses.
         """
-        labels = _as_classes(inputs, labels)
+        labels = _convert_labels(inputs, labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
                 for number, (x, y) in enumerate(Batches(inputs, labels, batch_size, device=self.device)):
-                    outputs = self.model(x) if number else self._outputs(x, labels)
-                    loss += float(self._value(outputs, y)) * len(y)
+                    outputs = self.model(x) if number else self._compute_outputs(x, labels)
+                    loss += float(self._compute_loss(outputs, y)) * len(y)
                     right += int((outputs.argmax(dim=1) == y).sum())
         finally:
             for module, training in modes:
@@ -330,17 +334,17 @@ class Trainer:
         return Evaluation(loss / len(labels), right / len(labels))
 
     def rate(self, epoch: int) -> float:
-        """Return the share of the learning rate at an epoch, counted from 0.
+        """Return the factor of the learning rate in an epoch.
 
         Parameters
         ----------
         epoch : int
-            From 0.
+            Index of the epoch, from 0.
 
         Returns
         -------
         float
-            1 at the start.
+            Factor between `final_rate` and 1, which is 1 for epoch 0.
         """
         if self._schedule == "constant" or self.epochs == 0:
             return 1.0
@@ -349,13 +353,13 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- helpers
 
-    def _outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the outputs, of which there must be one for each class of all labels."""
+    def _compute_outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the model, after a check that their number covers all labels."""
         outputs: torch.Tensor = self.model(x)
         check_labels(labels, len(labels), outputs.shape[1])
         return outputs
 
-    def _value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _compute_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         scaled = outputs * self._output_scale if self._output_scale != 1.0 else outputs
         if callable(self._loss):
             return self._loss(scaled, labels)
@@ -364,52 +368,58 @@ class Trainer:
         targets = nn.functional.one_hot(labels, outputs.shape[1]).to(scaled.dtype)
         return (scaled - targets).square().sum() / len(labels)
 
-    def _epoch(self, batches: Batches, epoch: int) -> None:
+    def _train_epoch(self, batches: Batches, epoch: int) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate(epoch)
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=exact_device(next(self.model.parameters())))
+        total = torch.zeros(
+            (), dtype=torch.float64, device=find_float64_device(next(self.model.parameters()))
+        )
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for number, (x, y) in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            outputs = self.model(x) if number else self._outputs(x, batches.labels)
-            loss = self._value(outputs, y)
+            outputs = self.model(x) if number else self._compute_outputs(x, batches.labels)
+            loss = self._compute_loss(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
                 if not math.isfinite(value := float(loss.detach())):
-                    raise self._diverged(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
+                    raise self._make_divergence_error(
+                        f"a loss of epoch {epoch + 1} is {value}", epoch, batches
+                    )
                 self._tracker.log_loss(value)
             try:
                 self.optimizer.step()
                 if self._tracker is not None:
                     self._tracker.finish_step()
-            except ValueError as error:  # a record of the tracker
+            except ValueError as error:  # from a record of the tracker
                 if self._is_finite():
                     raise
-                raise self._diverged(f"weights are not finite ({error})", epoch, batches) from error
+                raise self._make_divergence_error(
+                    f"weights are not finite ({error})", epoch, batches
+                ) from error
             total += loss.detach().to(total.device) * len(y)
             right += (outputs.detach().argmax(dim=1) == y).sum()
         mean = float(total) / len(batches.labels)
         if not math.isfinite(mean):
-            raise self._diverged(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
+            raise self._make_divergence_error(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
         self.history.loss.append(mean)
         self.history.accuracy.append(int(right) / len(batches.labels))
         self.history.learning_rate.append(self._rates[0] * self.rate(epoch))
 
-    def _test(self, test: Samples, done: int) -> None:
+    def _measure_test_accuracy(self, test: Samples, done: int) -> None:
         self.history.test_accuracy.append(self.evaluate(*test).accuracy)
         self.history.test_epochs.append(done)
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
-    def _diverged(self, what: str, epoch: int, batches: Batches) -> DivergedError:
+    def _make_divergence_error(self, what: str, epoch: int, batches: Batches) -> DivergedError:
         text = f"{what}: lower the learning rate (eta), now {self._rates[0] * self.rate(epoch):g}"
         return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
 
     @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
-        """Put back the states of PyTorch's generators at the end."""
+    def _preserve_random_state(self) -> Iterator[None]:
+        """Restore the states of PyTorch's generators at the end of the block."""
         kind = self.device.type
         if kind == "cpu":
             with torch.random.fork_rng(devices=[]):
@@ -419,7 +429,7 @@ class Trainer:
                 yield
 
     def _seed_dropout(self, epoch: int) -> None:
-        number = seed_of_pass(self._seed, epoch, _DROPOUT)
+        number = derive_pass_seed(self._seed, epoch, _DROPOUT)
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
@@ -428,10 +438,10 @@ class Trainer:
             torch.get_device_module(self.device).manual_seed(number)
 
     def _describe(self, samples: str) -> dict[str, Any]:
-        """Return what must be the same for a checkpoint to be gone on from."""
+        """Return the settings that must equal those of a checkpoint to resume from."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
-            "loss": _name(self._loss),
+            "loss": _name_loss(self._loss),
             "output_scale": self._output_scale,
             "optimizer": type(self.optimizer).__name__,
             "samples": samples,
@@ -440,10 +450,10 @@ class Trainer:
             "seed": self._seed,
             "tracker": "none" if self._tracker is None else "present",
         }
-        if self._schedule == "cosine":  # at a constant rate nothing depends on the end
+        if self._schedule == "cosine":  # a constant schedule does not depend on the number of epochs
             described |= {"epochs": self.epochs, "final_rate": self._final_rate}
         for name in dict.fromkeys(name for group in self._settings for name in group):
-            # As text: an optimizer may keep anything.
+            # As text, because settings of an optimizer can be of any type.
             text = ", ".join(str(group.get(name)) for group in self._settings)
             described["learning_rate" if name == "lr" else name] = text
         return described
@@ -463,45 +473,39 @@ class Trainer:
     def _resume(self, path: Path, samples: str) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            theirs = state.get("description") if isinstance(state, dict) else None
-            if not isinstance(theirs, dict):
-                raise TypeError("it holds something else")
+            saved = state.get("description") if isinstance(state, dict) else None
+            if not isinstance(saved, dict):
+                raise TypeError("it has other content")
             check_state_checksum(state)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            pickle.UnpicklingError,
-            TypeError,
-            KeyError,
-            ValueError,
-        ) as error:
+        except _UNREADABLE as error:
             if is_of_the_machine(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
-        mine = self._describe(samples)
-        if "parameters" in theirs:  # a wrapper around the model changes no parameter
-            same = match_names(*([name for name, _ in told["parameters"]] for told in (theirs, mine)))
-            theirs["parameters"] = [[same.get(name, name), shape] for name, shape in theirs["parameters"]]
-        for name, here in mine.items():
-            there = theirs.get(name, here)  # other versions of PyTorch keep other settings
-            if here != there:
+        own = self._describe(samples)
+        if "parameters" in saved:  # parameter names in a wrapped model match those in the plain one
+            renamed = match_names(*([name for name, _ in each["parameters"]] for each in (saved, own)))
+            saved["parameters"] = [[renamed.get(name, name), shape] for name, shape in saved["parameters"]]
+        for name, value in own.items():
+            saved_value = saved.get(name, value)  # other versions of PyTorch have other settings
+            if value != saved_value:
                 if name == "parameters":
-                    here, there = _first_difference(here, there)
-                raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
+                    value, saved_value = _find_first_difference(value, saved_value)
+                raise ValueError(
+                    f"{path} belongs to a training with {name} {saved_value}; this one has {value}"
+                )
         taken = len(state["history"]["loss"])
         if taken > self.epochs:
             raise ValueError(f"{path} has taken {taken} epochs; epochs is {self.epochs}")
         weights = state["model"]
-        same = match_names(weights, self.model.state_dict())
-        self.model.load_state_dict({same.get(name, name): tensor for name, tensor in weights.items()})
+        renamed = match_names(weights, self.model.state_dict())
+        self.model.load_state_dict({renamed.get(name, name): tensor for name, tensor in weights.items()})
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         if self._tracker is not None:
             self._tracker.load_state_dict(state["tracker"])
 
-    def _bar(self, taken: int) -> Any:
+    def _make_progress_bar(self, taken: int) -> Any:
         from tqdm import tqdm
 
         return tqdm(
@@ -514,11 +518,11 @@ class Trainer:
         )
 
 
-#: What torch.load raises for files that are damaged, or of something else.
+#: Errors of torch.load for files that are damaged, or have other content.
 _UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
 
 
-def _optimizer(
+def _make_optimizer(
     parameters: Iterator[nn.Parameter],
     optimizer: str | Callable[..., torch.optim.Optimizer],
     learning_rate: float | None,
@@ -530,10 +534,10 @@ def _optimizer(
             raise ValueError(
                 f"learning_rate (eta) is {learning_rate}, but optimizer is a callable, which sets its own"
             )
-        made = optimizer(parameters)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(f"optimizer returned {type(made).__name__}; wanted a torch.optim.Optimizer")
-        return made
+        result = optimizer(parameters)
+        if not isinstance(result, torch.optim.Optimizer):
+            raise TypeError(f"optimizer returned {type(result).__name__}; wanted a torch.optim.Optimizer")
+        return result
     if learning_rate is None:
         raise TypeError(f"learning_rate (eta) is missing; {optimizer!r} needs one")
     rate = check_scale(learning_rate, "learning_rate (eta)")
@@ -542,18 +546,18 @@ def _optimizer(
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
 
 
-def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
-    """Return what tells samples from others: their shape, and some of their numbers."""
+def _fingerprint_samples(inputs: torch.Tensor, labels: torch.Tensor) -> str:
+    """Return the shape of the inputs, and checksums of a subset of the inputs and labels."""
     parts = [str(tuple(inputs.shape))]
     for tensor in (inputs, labels):
         flat = tensor.detach().reshape(-1)
-        some = flat[:: max(len(flat) // 2**16, 1)].cpu().to(torch.float64)
-        parts.append(hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16])
+        subset = flat[:: max(len(flat) // 2**16, 1)].cpu().to(torch.float64)
+        parts.append(hashlib.sha256(subset.numpy().tobytes()).hexdigest()[:16])
     return " ".join(parts)
 
 
-def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return labels in the precision that losses want."""
+def _convert_labels(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Check labels, and return them in int64, as losses need them."""
     for name, value in (("inputs", inputs), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor")
@@ -561,10 +565,9 @@ def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-def _name(loss: str | LossFunction) -> str:
+def _name_loss(loss: str | LossFunction) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
-def _first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
-    pairs = zip_longest(mine, theirs)
-    return next((here, there) for here, there in pairs if here != there)
+def _find_first_difference(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
+    return next((a, b) for a, b in zip_longest(first, second) if a != b)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What adapters add to weights, as matrices that are products of two thin factors."""
+"""Updates of weights by adapters, as products of two thin factors."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class UpdateMatrix(WeightMatrix):
     Attributes
     ----------
     name : str
-        Of the layer.
+        Name of the layer.
     module : Module
-        Whose parameters the factors are.
+        Module with the factors among its parameters.
     pair : callable
-        Returns left (d_out, r) and right (r, d_in) as they are now, detached.
+        Function that returns the current left (d_out, r) and right (r, d_in), detached.
     size : (int, int)
-        d_out and d_in.
+        Sizes d_out and d_in.
     attribute, part, aliases
-        As of `WeightMatrix`.
+        Attributes of `WeightMatrix`, with their defaults.
     """
 
     pair: Callable[[], Pair] = field(kw_only=True)
     size: tuple[int, int] = field(kw_only=True)
 
     def matrix(self) -> torch.Tensor:
-        """Return the update as it is now, dense."""
+        """Return the current update as a dense matrix."""
         left, right = self.pair()
         return left @ right
 
@@ -52,12 +52,12 @@ class UpdateMatrix(WeightMatrix):
 
     @property
     def highest_rank(self) -> int:
-        """The inner size r, or the smaller side."""
+        """Largest possible rank: the smallest of r, d_out and d_in."""
         return min(*self.size, int(self.pair()[0].shape[1]))
 
     @property
     def device(self) -> torch.device:
-        """Where the factors are."""
+        """Device of the factors."""
         return next(self.module.parameters()).device
 
     @property
@@ -66,17 +66,17 @@ class UpdateMatrix(WeightMatrix):
         return True
 
     def copy(self) -> tuple[torch.Tensor, ...]:
-        """Return the factors as they are now."""
+        """Copy the current factors, for `operator` to subtract later."""
         left, right = self.pair()
         return left.clone(), right.clone()
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return what `copy` returned, dense.
+        """Return a result of `copy` as a dense matrix.
 
         Parameters
         ----------
         start : tuple of Tensor
-            What `copy` returned.
+            Result of `copy`.
 
         Returns
         -------
@@ -85,12 +85,12 @@ class UpdateMatrix(WeightMatrix):
         return start[0] @ start[1]
 
     def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
-        """Return the update, less what `copy` returned, by its products with blocks of vectors.
+        """Return the update, or its change since a copy, as an operator on blocks of vectors.
 
         Parameters
         ----------
         start : tuple of Tensor, optional
-            What `copy` returned.
+            Result of `copy` to subtract.
 
         Returns
         -------
@@ -104,13 +104,18 @@ class UpdateMatrix(WeightMatrix):
         return DeviceMatrix(left @ right, None if start is None else self.start_matrix(start))
 
     def singular_values(self) -> npt.NDArray[np.float64]:
-        """Return all that can differ from zero, descending, computed in float64; O((d_out + d_in) r^2)."""
-        values: npt.NDArray[np.float64] = thin_svd(*self.pair())[1].cpu().numpy()
+        """Return the singular values without structural zeros, descending, in float64.
+
+        Cost: O((d_out + d_in) r^2).
+        """
+        values: npt.NDArray[np.float64] = compute_thin_svd(*self.pair())[1].cpu().numpy()
         return values
 
 
-def thin_svd(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return U, s, V^T of ``left right``, in float64; O((m + n) r^2)."""
+def compute_thin_svd(
+    left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the thin SVD U, s, V^T of ``left right`` in float64; O((m + n) r^2)."""
     q_left, r_left = torch.linalg.qr(left.double())
     q_right, r_right = torch.linalg.qr(right.T.double())
     u, s, vt = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
@@ -123,19 +128,20 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
     Parameters
     ----------
     model : Module
-        What ``peft.get_peft_model`` returned.
+        Model returned by ``peft.get_peft_model``.
     adapter_name : str
+        Name of the adapter.
 
     Returns
     -------
     list of UpdateMatrix
-        In the order of registration, named as by `weight_matrices`, with the factor alpha / r of
-        LoRA. Updates count whether the adapter is active, merged or neither.
+        Updates in the order of registration, named as by `weight_matrices`, with the factor alpha / r of
+        LoRA. The adapter may be active, merged or neither.
 
     Raises
     ------
     ValueError
-        If the model has no such adapter, or it is one whose update is no product of two factors (DoRA).
+        If the model has no such adapter, or the update is no product of two factors (DoRA).
 
     Notes
     -----
@@ -150,29 +156,29 @@ def adapter_updates(model: nn.Module, adapter_name: str = "default") -> list[Upd
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
-    found = list(_updates_of(model, adapter_name))
+    found = list(_find_updates(model, adapter_name))
     if not found:
         raise ValueError(f"model has no LoRA or Deep LoRA layers with an adapter {adapter_name!r}")
     return found
 
 
-def _updates_of(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
+def _find_updates(model: nn.Module, adapter: str) -> Iterator[UpdateMatrix]:
     for name, _, module in named_layers(model):
-        pair = _deep_pair(module, adapter) or _lora_pair(module, adapter, name)
+        pair = _get_deep_factors(module, adapter) or _get_lora_factors(module, adapter, name)
         if pair is not None:
             left, right = pair()
             yield UpdateMatrix(name, module, pair=pair, size=(int(left.shape[0]), int(right.shape[1])))
 
 
-def _deep_pair(module: Any, adapter: str) -> Callable[[], Pair] | None:
-    held = getattr(module, "deep_lora_factors", None)
-    if held is None or adapter not in held:
+def _get_deep_factors(module: Any, adapter: str) -> Callable[[], Pair] | None:
+    branches = getattr(module, "deep_lora_factors", None)
+    if branches is None or adapter not in branches:
         return None
-    return lambda: held[adapter].factors().as_pair()
+    return lambda: branches[adapter].factors().as_pair()
 
 
-def _lora_pair(module: Any, adapter: str, name: str) -> Callable[[], Pair] | None:
-    """Return the factors of a layer of PEFT's LoRA, whose update is ``scaling B A``."""
+def _get_lora_factors(module: Any, adapter: str, name: str) -> Callable[[], Pair] | None:
+    """Return a function for the factors of the update ``scaling B A`` of PEFT's LoRA, or None."""
     for below, above in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
         if adapter not in getattr(module, below, {}):
             continue

@@ -18,21 +18,21 @@ from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..._support.errors import ShapeError
 from ..layers import LayerChoice
-from ..updates import UpdateMatrix, thin_svd
+from ..updates import UpdateMatrix, compute_thin_svd
 from . import files
-from .gradient import Loss, draw_frames, first_factors, leading_gradients
+from .gradient import Loss, draw_frames, find_leading_gradients, make_first_factors
 from .layers import (
     CHILD,
     Adapters,
     DeepFactors,
     Factors,
     Target,
-    adapters_of,
     attach,
     detach,
     find_named_targets,
     find_targets,
-    names_at,
+    get_adapters,
+    list_adapters,
 )
 
 _FROZEN: Final = "_frozen_by_deep_lora"
@@ -40,16 +40,16 @@ _FROZEN: Final = "_frozen_by_deep_lora"
 
 @dataclass(frozen=True)
 class Truncation:
-    """What `DeepLoRA.compress` left out of one layer.
+    """Rank and error of one layer after `DeepLoRA.compress`.
 
     Attributes
     ----------
     rank : int
-        Of what is left.
+        Rank of the compressed update.
     error : float
-        ``||dW - dW_rank||_F``, the least possible at this rank.
+        Error ``||dW - dW_rank||_F``, the least possible at this rank.
     relative_error : float
-        The same, relative to ``||dW||_F``; 0 where dW is.
+        Error divided by ``||dW||_F``; 0 for dW = 0.
     """
 
     rank: int
@@ -58,96 +58,103 @@ class Truncation:
 
 
 class DeepLoRA:
-    r"""Adapt chosen layers of a model by products of several factors, Deep LoRA.
+    r"""Deep LoRA: adaptation of chosen layers of a model by products of several factors.
 
-    ``y = W x + left C_L .. C_1 right x`` with frames ``right`` (r, d_in), ``left`` (d_out, r) and cores
-    ``C_l = eps 1`` (r, r) at the start. It follows the training of L factors of full width,
-    ``dW = W_L .. W_1`` with ``W_l = eps Q_l``, which move within subspaces of few dimensions. There is no
-    factor alpha / r.
+    An adapted layer computes ``y = W x + left C_L .. C_1 right x``. At the start, ``right`` (r, d_in) and
+    ``left`` (d_out, r) are frames, and the cores (r, r) are ``C_l = eps 1``. This approximates the training
+    of L factors of full width, ``dW = W_L .. W_1`` with ``W_l = eps Q_l`` at the start, which change only
+    within subspaces of few dimensions. There is no factor alpha / r.
 
-    The model is changed in place: each chosen layer gets a forward hook and, as its submodule ``deep_lora``,
+    The model is changed in place: each chosen layer gets a forward hook, and a submodule ``deep_lora`` with
     the factors.
 
     Parameters
     ----------
     model : Module
-        Any.
+        Model to adapt in place.
     layers : LayerChoice
         Linear, Embedding or Conv1D (as in GPT-2) layers, chosen as by `weight_matrices`; None: all linear
-        ones that can be adapted (see Raises).
+        layers that can be adapted (see Raises).
     rank : int, optional
-        r, 8 by default; at most the smaller side of each weight, and at least 2 for "gradient". Not for
+        Rank r, 8 by default; at most the smaller side of each weight, and at least 2 for "gradient". Not for
         "full".
     depth : int
-        L, from 2 to 5.
+        Depth L, from 2 to 5.
     scale : float
-        eps. The first gradients of the cores are about ``eps^(L-1)`` of the weight's: Adam, whose own epsilon
-        is 1e-8 by default, moves them as soon as that is not far below it. For L = 4 and 5 take a larger
-        scale, such as 0.05, or a smaller epsilon.
+        Scale eps. The first gradients of the cores are about ``eps^(L-1)`` times those of the weight. If that
+        is far below the epsilon of Adam, 1e-8 by default, the cores start to move late. For L = 4 and 5 use a
+        larger scale, such as 0.05, or a smaller epsilon of Adam.
     init : {"gradient", "random", "full"}
-        "gradient": half of the frames are the leading singular vectors of the loss's gradient with respect to
-        the weight, the other half their images under a random rotation. "random": L factors of width r, each
-        eps times a random frame. "full": the same with the width min(d_out, d_in).
+        Initial factors. "gradient": half of the vectors of the frames are the leading singular vectors of the
+        loss's gradient with respect to the weight, the other half their images under a random rotation.
+        "random": L factors of width r, each eps times a random frame. "full": the same with the width
+        min(d_out, d_in).
     batches : batch, or list of batches
-        For "gradient". A tensor, a mapping or a tuple is one batch, any other iterable holds several, whose
-        gradients are summed. The model runs in the mode it is in; ``model.eval()`` leaves out dropout.
+        Data for the gradient of "gradient". A tensor, a mapping or a tuple is one batch; any other iterable
+        contains several, and their gradients are summed. The mode of the model is not changed: call
+        ``model.eval()`` before for a gradient without dropout.
     loss : callable ``(model, batch) -> Tensor``, optional
-        By default ``model(**batch).loss``.
+        Loss function. Default: ``model(**batch).loss``.
     seed : int
-        Of the random frames. Those of a layer depend on the seed and its name only.
+        Seed of the random frames. Those of a layer depend on the seed and the layer's name only.
     name : str
-        Of this adapter; a layer can have several, which add up.
+        Name of this adapter. A layer can have several adapters, with the sum of their updates.
     freeze : bool
-        Turn off the gradients of all parameters but those of adapters, until `remove`. What else is to be
-        trained, a new head say, is turned on again afterwards.
+        Whether to turn off the gradients of all parameters except those of adapters, until `remove`. Turn on
+        the gradients of other parameters to train, such as those of a new head, afterwards.
     gradient_memory : int
-        Bytes of dense gradients that are held at a time with several batches; more of them take further
-        passes over the batches. With one batch there is one gradient at a time.
+        Maximal bytes of dense gradients in memory with several batches; a smaller number takes more passes
+        over the batches. With one batch there is one gradient in memory at a time.
 
     Attributes
     ----------
     model : Module
+        Adapted model.
     name : str
+        Name of the adapter.
     depth : int
+        Depth L.
     scale : float
+        Scale eps.
     init : str
+        Initial factors.
     enabled : bool
-        Whether the branches are added; may be set.
+        Whether the adapter is in use; can be set.
 
     Raises
     ------
     TypeError
-        For layers of another kind, layers whose weight another module reads instead of calling them, such as
-        ``out_proj`` of an attention, batches without a loss, and arguments of the wrong type.
+        For layers of another type, layers with a weight that another module reads instead of calling the
+        layer, such as ``out_proj`` of an attention, batches without a loss, and arguments of a wrong type.
     ValueError
-        For a choice that fits nothing, weights that are shared (tied embeddings, views of one tensor) or
+        For a choice without a match, weights that are shared (tied embeddings, views of one tensor) or
         computed (parametrizations, weight_norm, spectral_norm, pruning), settings out of their range, a
-        name that is taken, and gradients that vanish or are not finite. The model is as it was then.
+        name that is taken, and gradients that vanish or are not finite. The model is then unchanged.
 
     Notes
     -----
-    Gradient descent on the cores alone, with the loss ``c/2 ||(W + dW) X - Y||^2`` of a square weight, white
-    inputs and ``Y X^T - W`` of rank r/2, is that of the full-width factors in exact arithmetic, but for what
-    they keep outside of the subspaces, ``rho^L (E - left right)`` with rho <= eps. In other settings it is an
-    approximation, in which the frames turn, more slowly than the cores learn: see `param_groups`.
+    For the loss ``c/2 ||(W + dW) X - Y||^2`` of a square weight, white inputs and ``Y X^T - W`` of rank r/2,
+    gradient descent on the cores alone equals that on the full-width factors in exact arithmetic, except for
+    their part outside of the subspaces, ``rho^L (E - left right)`` with rho <= eps. In other settings it is
+    an approximation, and the frames are trained as well, with a smaller learning rate: see `param_groups`.
 
-    A hook with a submodule is used, not a wrapper: the layers keep their class, attributes and names in the
-    ``state_dict``, to which the factors are added, as ``<layer>.deep_lora.<name>.right`` and so on. For files
-    that go without this package: ``remove(merge=True)`` first, or `export_lora`. ``model.parameters()`` has
-    them, so that optimisers, trainers and data parallelism find them; the hook gets the layer as an argument,
-    so that deep copies and checkpoints work. Only layers that are called see the branch.
+    Layers get a hook and a submodule, and are not wrapped: they keep their class, attributes and names in the
+    ``state_dict``, which also contains the factors as ``<layer>.deep_lora.<name>.right`` and so on. For files
+    that do not need this package, call ``remove(merge=True)`` first, or `export_lora`. Optimisers, trainers
+    and data parallelism find the factors in ``model.parameters()``. Deep copies and checkpoints work. Only
+    layers that are called compute the branch.
 
-    While an adapter is merged, each adapted layer keeps a copy of its weight from before, on the same device
-    and in the same precision. The ``state_dict`` has that copy, so that it is the same as without merging;
-    one that is loaded gives the weight before merging, and the update is merged into it again.
+    While an adapter is merged, each adapted layer stores a copy of its original weight, on the same device
+    and in the same precision. The ``state_dict`` contains that copy, so it is the same as without merging.
+    When a ``state_dict`` is loaded, its weight is the original one, and the update is merged into it again.
 
     Factors are float64 for a float64 weight and float32 for others; the output has the layer's precision.
-    Under autocast to bfloat16, products with activations run in it and those of the cores in float32; under
-    autocast to float16 all of them in float32, because eps^L is below what float16 holds.
+    Under autocast to bfloat16, products with activations are in bfloat16 and those of the cores in float32.
+    Under autocast to float16 all products are in float32, because eps^L underflows in float16.
 
     Cost of "gradient": a forward and backward pass, and at most 80 products of each gradient with r + 8
-    vectors. Beside what the pass keeps anyway it keeps the inputs of the adapted layers, as their training
-    would; checkpoints recompute them too. No matrix of the size of a weight but the gradient is formed.
+    vectors. Besides the tensors that autograd saves anyway, the inputs of the adapted layers are saved, as in
+    their training; checkpoints recompute them. The only matrices of the size of a weight are the gradients.
     Yaras et al., ICML 2024, arXiv 2406.04112.
 
     Examples
@@ -181,7 +188,7 @@ class DeepLoRA:
     ) -> None:
         check_choice(init, "init", INITS)
         if init == "full" and rank is not None:
-            raise ValueError(f'rank is {rank}, but init="full" takes the whole width')
+            raise ValueError(f'rank is {rank}, but init="full" uses the full width')
         if init != "gradient" and (batches is not None or loss is not None):
             raise ValueError(f'batches and loss are for init="gradient"; init is {init!r}')
         self.depth = check_count(depth, "depth", minimum=2, maximum=5)
@@ -197,13 +204,13 @@ class DeepLoRA:
         frames: list[Any] = [None] * len(targets)
         if init == "gradient":
             ranks = [(width + 1) // 2] * len(targets)
-            found = leading_gradients(model, targets, batches, loss, ranks, memory)
+            found = find_leading_gradients(model, targets, batches, loss, ranks, memory)
             frames = [
                 draw_frames(gradient, target, width, generator)
                 for gradient, target, generator in zip(found, targets, generators, strict=True)
             ]
         factors = [
-            first_factors(
+            make_first_factors(
                 target,
                 pair,
                 min(target.d_out, target.d_in) if init == "full" else width,
@@ -216,7 +223,7 @@ class DeepLoRA:
         self._attach(model, name, targets, factors, freeze)
 
     def __repr__(self) -> str:
-        """Return the name, what is adapted, and how."""
+        """Return the name, and the numbers of layers, ranks, depth and parameters."""
         ranks = sorted({branch.rank for branch in self._branches.values()})
         width = (
             f"rank {ranks[0]}"
@@ -230,11 +237,11 @@ class DeepLoRA:
             f"{self.n_parameters} parameters)"
         )
 
-    # ---------------------------------------------------------------------------------- what is trained
+    # --------------------------------------------------------------------------------------- parameters
 
     @property
     def layer_names(self) -> list[str]:
-        """Names of the layers that are adapted."""
+        """Names of the adapted layers."""
         return list(self._targets)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -244,37 +251,37 @@ class DeepLoRA:
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers are trained."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def param_groups(self, learning_rate: float, outer: float = 1e-2, **options: Any) -> list[dict[str, Any]]:
-        """Return the parameters as two groups for an optimiser, with a learning rate each.
+        """Return the parameters as groups for an optimiser, with different learning rates.
 
         Parameters
         ----------
         learning_rate : float
-            Of the cores; of everything with ``init`` "random" and "full", which then is one group.
+            Learning rate of the cores; with ``init`` "random" and "full" of all factors, in one group.
         outer : float
-            gamma: the frames learn at ``outer * learning_rate``. 0 keeps them.
+            Factor gamma of the frames' learning rate ``outer * learning_rate``. 0 freezes them.
         **options
             Further settings for each group, such as ``weight_decay``.
 
         Returns
         -------
         list of dict
-            For ``torch.optim``: parameters, ``lr`` and the options.
+            Groups for ``torch.optim``, with the parameters, ``lr`` and the options.
 
         Raises
         ------
         TypeError
-            For settings that are made here.
+            For the options ``params`` and ``lr``.
         ValueError
-            For rates that are negative or not finite.
+            For learning rates that are negative or not finite.
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
         for key in options.keys() & {"params", "lr"}:
-            raise TypeError(f"{key} is made here; wanted other settings of the optimiser")
+            raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
         inner: list[nn.Parameter] = []
         frames: list[nn.Parameter] = []
         for branch in self._branches.values():
@@ -289,7 +296,7 @@ class DeepLoRA:
 
     @property
     def enabled(self) -> bool:
-        """Whether the branches are added."""
+        """Whether the adapter is in use."""
         return all(branch.enabled for branch in self._branches.values())
 
     @enabled.setter
@@ -298,7 +305,7 @@ class DeepLoRA:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Let the model do without this adapter inside a ``with`` block, whether it is merged or not."""
+        """Disable this adapter inside a ``with`` block, whether it is merged or not."""
         enabled = self.enabled
         self.enabled = False
         try:
@@ -308,14 +315,14 @@ class DeepLoRA:
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter is merged: the weights contain it where it is enabled."""
+        """Whether the adapter is merged: the weights contain its update while it is enabled."""
         return any(branch.merged for branch in self._branches.values())
 
     def merge(self) -> None:
-        """Add the update to the weights, which are kept: `unmerge` brings them back bit for bit.
+        """Add the update to the weights; `unmerge` restores the original weights bit for bit.
 
-        A merged adapter stays merged. Updates of several adapters are added up before the sum with the weight
-        is rounded to its precision, once. For a merge for good, without a copy: ``remove(merge=True)``.
+        A merged adapter stays merged. The sum of the weight and the updates of several adapters is rounded
+        once to the precision of the weight. For a permanent merge without a copy: ``remove(merge=True)``.
 
         Raises
         ------
@@ -328,68 +335,69 @@ class DeepLoRA:
 
         Notes
         -----
-        Where it raises, no weight has changed. Memory: a copy of each adapted weight, until `unmerge`.
+        After an error no weight has changed. Memory: a copy of each adapted weight, until `unmerge`.
         """
         self._switch("merged", True)
 
     def unmerge(self) -> None:
-        """Bring the weights back to what they were before `merge`; other merged adapters stay.
+        """Remove the update from the weights, bit for bit; other adapters stay merged.
 
-        What the factors have become in the meantime does not matter. An adapter that is not merged stays so.
+        It does not matter if the factors have changed since `merge`. It has no effect on an adapter that is
+        not merged.
 
         Raises
         ------
         RuntimeError
-            If something else changed a weight while adapters were merged into it, such as an optimiser: that
-            would be lost. ``remove(merge=True)`` keeps the weights as they are.
+            If something else, such as an optimiser, changed a weight while adapters were merged into it, and
+            that change would be lost. ``remove(merge=True)`` does not change the weights.
         """
         self._switch("merged", False)
 
     def _switch(self, attribute: str, value: bool) -> None:
-        """Set `enabled` or `merged` of all branches, and write the weights that change by it; or none."""
-        branches = self._attached()
+        """Set `enabled` or `merged` of all branches and write their weights; after an error undo it."""
+        branches = self._require_branches()
         for name in branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
+            self._get_adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         changed = []
         try:
             for name, branch in branches.items():
                 if getattr(branch, attribute) != value:
                     changed.append(name)
                     setattr(branch, attribute, value)
-                    self._adapters(name).write_weight(self._targets[name].module)
+                    self._get_adapters(name).write_weight(self._targets[name].module)
         except BaseException:
             for name in changed:
                 setattr(branches[name], attribute, not value)
-                self._adapters(name).merged_weight.restore(self._targets[name].module)
-                self._adapters(name).write_weight(self._targets[name].module)
+                self._get_adapters(name).merged_weight.restore(self._targets[name].module)
+                self._get_adapters(name).write_weight(self._targets[name].module)
             raise
 
-    def _adapters(self, layer: str) -> Adapters:
-        return adapters_of(self._targets[layer].module)
+    def _get_adapters(self, layer: str) -> Adapters:
+        return get_adapters(self._targets[layer].module)
 
     def remove(self, merge: bool = False) -> None:
-        """Take the adapter away and give the model back as it was.
+        """Remove the adapter from the model.
 
         Parameters
         ----------
         merge : bool
-            Leave the update in the weights, for good.
+            Whether to leave the update in the weights permanently. Default: restore the original weights.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            As `merge` and `unmerge`; nothing has changed then.
+            The errors of `merge` and `unmerge`; the model is then unchanged.
 
         Notes
         -----
-        What the first adapter of a model froze is thawed with the last one.
+        Parameters that adapters have frozen are thawed when the last adapter is removed.
         """
-        branches = self._attached()
+        branches = self._require_branches()
         for name in branches:
-            self._adapters(name).check_removal(self.name, self._targets[name].module, merge)
+            self._get_adapters(name).check_removal(self.name, self._targets[name].module, merge)
         for name in list(branches):
             target = self._targets[name]
-            self._adapters(name).settle(self.name, target.module, merge)
+            self._get_adapters(name).take_out(self.name, target.module, merge)
             detach(target.module, self.name)
             del branches[name], self._targets[name]
         _thaw(self.model)
@@ -397,12 +405,12 @@ class DeepLoRA:
     # ----------------------------------------------------------------------------------- the update
 
     def factors(self, layer: str) -> list[torch.Tensor]:
-        """Return ``[right, C_1, .., C_k, left]`` of a layer as they are now, detached.
+        """Return the current factors ``[right, C_1, .., C_k, left]`` of a layer, detached.
 
         Parameters
         ----------
         layer : str
-            Its name, as in `layer_names`.
+            Name of the layer, as in `layer_names`.
 
         Returns
         -------
@@ -411,33 +419,33 @@ class DeepLoRA:
         Raises
         ------
         ValueError
-            For a name that is not among them.
+            For an unknown name.
         """
-        return self._branch(layer).factors().as_list()
+        return self._get_branch(layer).factors().as_list()
 
     def delta_weight(self, layer: str) -> torch.Tensor:
-        """Return the update of a layer's weight, dense, in the layout of that weight.
+        """Return the update of a layer's weight as a dense matrix, in the layout of that weight.
 
-        For Linear (d_out, d_in); for Embedding and Conv1D (d_in, d_out).
+        The layout is (d_out, d_in) for Linear, and (d_in, d_out) for Embedding and Conv1D.
 
         Parameters
         ----------
         layer : str
-            Its name, as in `layer_names`.
+            Name of the layer, as in `layer_names`.
 
         Returns
         -------
         Tensor
         """
-        return self._branch(layer).delta_weight()
+        return self._get_branch(layer).delta_weight()
 
     def singular_values(self, layer: str) -> npt.NDArray[np.float64]:
-        """Return those of the update of a layer's weight, descending, shape (r,); O((d_in + d_out) r^2).
+        """Return the singular values of the update of a layer's weight, descending.
 
         Parameters
         ----------
         layer : str
-            Its name, as in `layer_names`.
+            Name of the layer, as in `layer_names`.
 
         Returns
         -------
@@ -446,13 +454,17 @@ class DeepLoRA:
         Raises
         ------
         ValueError
-            For a name that is not among them, and factors that are not finite.
+            For an unknown name, and factors that are not finite.
+
+        Notes
+        -----
+        Cost: O((d_in + d_out) r^2).
         """
-        self._branch(layer).check_finite(layer, self.name)
-        return thin_svd(*self._branch(layer).factors().double().as_pair())[1].cpu().numpy()
+        self._get_branch(layer).check_finite(layer, self.name)
+        return compute_thin_svd(*self._get_branch(layer).factors().double().as_pair())[1].cpu().numpy()
 
     def updates(self) -> list[UpdateMatrix]:
-        """Return the updates of all layers' weights as matrices for `track`.
+        """Return the updates of all adapted weights, for `track`.
 
         Examples
         --------
@@ -474,7 +486,7 @@ class DeepLoRA:
                 pair=branch.pair,
                 size=(self._targets[name].d_out, self._targets[name].d_in),
             )
-            for name, branch in self._attached().items()
+            for name, branch in self._require_branches().items()
         ]
 
     def compress(self, rank: int | None = None, *, tolerance: float | None = None) -> dict[str, Truncation]:
@@ -483,22 +495,23 @@ class DeepLoRA:
         Parameters
         ----------
         rank : int, optional
-            Of every layer, at most.
+            Maximal rank of every layer.
         tolerance : float, optional
-            Take the lowest rank with ``||dW - dW_rank||_F <= tolerance ||dW||_F``, layer by layer. One of the
-            two has to be given; with both, the lower rank counts.
+            Maximal relative error of every layer: the rank is the lowest one with
+            ``||dW - dW_rank||_F <= tolerance ||dW||_F``. At least one of `rank` and `tolerance` is required;
+            with both, the lower rank is used.
 
         Returns
         -------
         dict of str to Truncation
-            The ranks and errors, by layer.
+            Ranks and errors by layer.
 
         Raises
         ------
         RuntimeError
             While the adapter is merged.
         ValueError
-            For arguments out of their range, and factors that are not finite; nothing has changed then.
+            For arguments out of their range, and factors that are not finite. The adapter is then unchanged.
 
         Notes
         -----
@@ -511,7 +524,7 @@ class DeepLoRA:
         share = None
         if tolerance is not None:
             share = check_scale(tolerance, "tolerance (share of the update's norm)", below=1.0)
-        branches = self._attached()
+        branches = self._require_branches()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
         for name, branch in branches.items():
@@ -525,17 +538,17 @@ class DeepLoRA:
         self, branch: DeepFactors, most: int | None, share: float | None
     ) -> tuple[Truncation, Factors]:
         """Return the best approximation of an update by at most `most` singular values."""
-        left, values, right = thin_svd(*branch.factors().double().as_pair())
-        # tails[k] is what is left out at rank k.
+        left, values, right = compute_thin_svd(*branch.factors().double().as_pair())
+        # tails[k] is the error at rank k.
         tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
-        kept = len(values)
+        rank = len(values)
         if share is not None:
-            kept = int(torch.nonzero(tails <= share * tails[0])[0])
-        kept = max(1, kept if most is None else min(kept, most))
-        core = torch.diag(values[:kept] ** (1 / self.depth))
-        factors = Factors(right[:kept], core.repeat(self.depth, 1, 1), left[:, :kept], framed=True)
-        total, error = float(tails[0]), float(tails[kept])
-        return Truncation(kept, error, error / total if total > 0 else 0.0), factors
+            rank = int(torch.nonzero(tails <= share * tails[0])[0])
+        rank = max(1, rank if most is None else min(rank, most))
+        core = torch.diag(values[:rank] ** (1 / self.depth))
+        factors = Factors(right[:rank], core.repeat(self.depth, 1, 1), left[:, :rank], framed=True)
+        total, error = float(tails[0]), float(tails[rank])
+        return Truncation(rank, error, error / total if total > 0 else 0.0), factors
 
     # ---------------------------------------------------------------------------------------- files
 
@@ -548,29 +561,30 @@ class DeepLoRA:
         }
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copy factors from a `state_dict` into these; names and shapes have to agree.
+        """Copy factors from a `state_dict` into this adapter; names and shapes must be equal.
 
         Parameters
         ----------
         state : mapping of str to Tensor
+            Result of `state_dict`.
 
         Raises
         ------
         TypeError
             For values that are no tensors of floating-point numbers.
         ValueError
-            For other names, and numbers that are not finite; no factor has changed then.
+            For other names, and numbers that are not finite. The adapter is then unchanged.
         ShapeError
             For other shapes.
 
         Notes
         -----
-        Into a merged adapter they are loaded as well: the weights contain the new update afterwards.
+        If the adapter is merged, the weights contain the new update afterwards.
         """
         own = self.state_dict()
         if set(own) != set(state):
-            odd = sorted(set(own) ^ set(state))
-            raise ValueError(f"state has other factors than this adapter: {', '.join(odd[:6])}")
+            difference = sorted(set(own) ^ set(state))
+            raise ValueError(f"state has other factors than this adapter: {', '.join(difference[:6])}")
         for key, tensor in own.items():
             files.check_factor(state[key], f"state: {key!r}", tensor.dtype)
             if tensor.shape != state[key].shape:
@@ -578,12 +592,12 @@ class DeepLoRA:
                     f"state: {key!r} has shape {tuple(state[key].shape)}; wanted {tuple(tensor.shape)}"
                 )
         for name in self._branches:
-            self._adapters(name).merged_weight.check_unchanged(self._targets[name].module)
+            self._get_adapters(name).merged_weight.check_unchanged(self._targets[name].module)
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
         for name in self._branches:
-            self._adapters(name).write_weight(self._targets[name].module)
+            self._get_adapters(name).write_weight(self._targets[name].module)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter to a safetensors file, for `load`.
@@ -591,22 +605,22 @@ class DeepLoRA:
         Parameters
         ----------
         path : path-like
-            Of the file.
+            Path of the file.
 
         Raises
         ------
         ModuleNotFoundError
-            Without the package safetensors.
+            If the package safetensors is not installed.
         ValueError
             If a factor is not finite; the message names the layer.
 
         Notes
         -----
-        The file is written beside its place and renamed: a file that was there is replaced by a complete one,
-        or stays. It carries a checksum of its content.
+        The file is written under a temporary name and then renamed, so an existing file is replaced by a
+        complete one or not at all. The file contains a checksum of its content.
         """
         layers = {}
-        for name, branch in self._attached().items():
+        for name, branch in self._require_branches().items():
             branch.check_finite(name, self.name)
             target = self._targets[name]
             layers[name] = files.SavedLayer(target.kind, target.d_out, target.d_in, branch.factors())
@@ -617,17 +631,18 @@ class DeepLoRA:
     def load(
         cls, model: nn.Module, path: str | os.PathLike[str], *, name: str | None = None, freeze: bool = True
     ) -> DeepLoRA:
-        """Put an adapter from a file of `save` onto a model.
+        """Add an adapter from a file of `save` to a model.
 
         Parameters
         ----------
         model : Module
-            With layers of the same names and shapes.
+            Model with layers of the same names and shapes.
         path : path-like
+            Path of the file.
         name : str, optional
-            Default: the name that it had.
+            Name of the adapter. Default: its name in the file.
         freeze : bool
-            As for `DeepLoRA`.
+            Whether to freeze other parameters, as for `DeepLoRA`.
 
         Returns
         -------
@@ -640,14 +655,15 @@ class DeepLoRA:
         TypeError
             For layers that cannot be adapted.
         ValueError
-            For another kind of file, a damaged one, layers that the model has not, and a name that is taken.
+            For a file of another format, a damaged file, layers that the model does not have, and a name that
+            is taken.
         ShapeError
             For layers of other shapes.
 
         Notes
         -----
-        Everything is checked first: where it raises, the model is as it was. Files of dlnfast 0.1.0 have no
-        checksum, and are read without.
+        Everything is checked first, so that the model is unchanged after an error. Files of dlnfast 0.1.0
+        have no checksum, and are read without one.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
@@ -669,14 +685,14 @@ class DeepLoRA:
     ) -> None:
         """Write a folder that PEFT loads as plain LoRA, without this package.
 
-        Exact: ``lora_A = right`` and ``lora_B = left C_k .. C_1``, with alpha = r, so that nothing is scaled.
+        The export is exact: ``lora_A = right`` and ``lora_B = left C_k .. C_1``, with alpha = r.
 
         Parameters
         ----------
         path : path-like
-            The folder; it is made where it is missing.
+            Path of the folder, which is created if missing.
         modules_to_save : sequence of str
-            Names of further modules that were trained, such as a new head; they are written as they are.
+            Names of other trained modules to write, such as a new head.
         **settings
             Further entries of PEFT's ``adapter_config.json``: ``base_model_name_or_path``, ``revision``,
             ``task_type``, ``inference_mode``, ``auto_mapping``.
@@ -686,15 +702,16 @@ class DeepLoRA:
         TypeError
             For other settings.
         ValueError
-            For names that the model has not, and factors that are not finite.
+            For names of modules that the model does not have, and factors that are not finite.
 
         Notes
         -----
-        With ``init="full"`` the rank is the whole width: `compress` comes first. The folder appears complete
-        or not at all. An earlier export in it is replaced in one step, and other files stay; where they are
-        folders or links, the two files of the export are replaced one after the other.
+        With ``init="full"`` the rank is the full width: call `compress` first. The folder is written
+        completely or not at all. An earlier export in it is replaced in one step, and other files do not
+        change. If the folder contains folders or links, the two files of the export are replaced one after
+        the other.
         """
-        for name, branch in self._attached().items():
+        for name, branch in self._require_branches().items():
             branch.check_finite(name, self.name)
         layers = {name: (self._targets[name], branch.factors()) for name, branch in self._branches.items()}
         files.write_lora(path, self.model, layers, modules_to_save, settings)
@@ -705,11 +722,13 @@ class DeepLoRA:
     def _check_name(name: object, targets: list[Target]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name is {type(name).__name__}; wanted a str")
-        if not Adapters.accepts(name):
+        if not Adapters.is_valid_name(name):
             raise ValueError(f"name is {name!r}; wanted a word without dots that no ModuleDict uses itself")
         for target in targets:
-            if name in names_at(target.module):
-                raise ValueError(f"name is {name!r}, which layer {target.name!r} has an adapter of already")
+            if name in list_adapters(target.module):
+                raise ValueError(
+                    f"name is {name!r}, but layer {target.name!r} has an adapter of this name already"
+                )
 
     def _attach(
         self, model: nn.Module, name: str, targets: list[Target], factors: list[Factors], freeze: bool
@@ -725,38 +744,38 @@ class DeepLoRA:
                 _freeze(model)
         except BaseException:
             for target in targets:
-                if name in names_at(target.module):
+                if name in list_adapters(target.module):
                     detach(target.module, name)
             _thaw(model)
             raise
 
-    def _attached(self) -> dict[str, DeepFactors]:
+    def _require_branches(self) -> dict[str, DeepFactors]:
         if not self._branches:
             raise RuntimeError(f"adapter {self.name!r} was removed")
         return self._branches
 
-    def _branch(self, layer: str) -> DeepFactors:
-        branches = self._attached()
+    def _get_branch(self, layer: str) -> DeepFactors:
+        branches = self._require_branches()
         if layer not in branches:
             raise ValueError(f"layer is {layer!r}; wanted one of {', '.join(list(branches)[:12])}")
         return branches[layer]
 
 
 def _freeze(model: nn.Module) -> None:
-    """Turn off all gradients but those of adapters, and note which."""
-    free = {
+    """Turn off all gradients except those of adapters, and store the names of the parameters."""
+    trained = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and f".{CHILD}." not in f".{name}"
     }
-    setattr(model, _FROZEN, [*getattr(model, _FROZEN, []), *free])
-    for parameter in free.values():
-        parameter.requires_grad = False  # lazy ones have no requires_grad_
+    setattr(model, _FROZEN, [*getattr(model, _FROZEN, []), *trained])
+    for parameter in trained.values():
+        parameter.requires_grad = False  # lazy parameters have no method requires_grad_
 
 
 def _thaw(model: nn.Module) -> None:
-    """Turn on again what was frozen, unless there are adapters left."""
-    if any(names_at(module) for module in model.modules()):
+    """Turn the gradients of frozen parameters on again, unless the model still has adapters."""
+    if any(list_adapters(module) for module in model.modules()):
         return
     frozen = set(getattr(model, _FROZEN, []))
     for name, parameter in model.named_parameters():

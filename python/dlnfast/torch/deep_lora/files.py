@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of adapters: their own, and plain LoRA for PEFT."""
+"""Files of adapters: the format of dlnfast, and plain LoRA for PEFT."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .layers import Factors, Kind, Target
 _KEY: Final = "dlnfast.deep_lora"
 _CHECKSUM: Final = "dlnfast.sha256"
 _VERSION: Final = 1
-_WHAT: Final = "Deep LoRA adapter"
+_CONTENT: Final = "Deep LoRA adapter"
 _CONFIG: Final = "adapter_config.json"
 _MODEL: Final = "adapter_model.safetensors"
-#: Entries of PEFT's configuration that change nothing of the function.
+#: Entries of PEFT's configuration that do not affect the function of the model.
 _FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
 
 
 @dataclass(frozen=True, eq=False)
 class SavedLayer:
-    """The adapter of one layer, as a file has it."""
+    """The adapter of one layer in a file."""
 
     kind: Kind
     d_out: int
@@ -43,7 +43,7 @@ class SavedLayer:
     factors: Factors
 
     def check_fits(self, target: Target) -> None:
-        """Raise a ShapeError or ValueError if the adapter is of another layer than `target`."""
+        """Raise ShapeError or ValueError if the adapter does not fit the layer `target`."""
         if (target.d_out, target.d_in) != (self.d_out, self.d_in):
             raise ShapeError(
                 f"layer {target.name!r} is {target.d_out} x {target.d_in}; the file's is "
@@ -55,20 +55,20 @@ class SavedLayer:
             check_factor(factor, f"the file's factor of layer {target.name!r}", target.dtype)
 
 
-def check_factor(value: object, what: str, dtype: torch.dtype) -> None:
-    """Refuse what is no tensor of floating-point numbers that are finite in the precision `dtype`."""
+def check_factor(value: object, name: str, dtype: torch.dtype) -> None:
+    """Raise an error unless `value` is a tensor of floating-point numbers that are finite in `dtype`."""
     if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"{what} is {kind}; wanted a tensor of floating-point numbers")
+        raise TypeError(f"{name} is {kind}; wanted a tensor of floating-point numbers")
     if not bool(torch.isfinite(value.detach().to(dtype)).all()):
-        raise ValueError(f"{what} is not finite in {dtype}")
+        raise ValueError(f"{name} is not finite in {dtype}")
 
 
 def write(
     path: str | os.PathLike[str], settings: Mapping[str, Any], layers: Mapping[str, SavedLayer]
 ) -> None:
-    """Write an adapter to a safetensors file, with a checksum, whole or not at all."""
-    about = {
+    """Write an adapter atomically to a safetensors file, with a checksum."""
+    description = {
         "version": _VERSION,
         **settings,
         "layers": {
@@ -81,50 +81,50 @@ def write(
         for name, layer in layers.items()
         for key, factor in layer.factors.by_name().items()
     }
-    text = json.dumps(about)
-    metadata = {"format": "pt", _KEY: text, _CHECKSUM: _digest(text, tensors)}
+    text = json.dumps(description)
+    metadata = {"format": "pt", _KEY: text, _CHECKSUM: _compute_checksum(text, tensors)}
     content = _safetensors().save(tensors, metadata)
     with replacing(Path(path)) as file:
         file.write(content)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedLayer]]:
-    """Return what `write` wrote: the settings, and the layers by name.
+    """Read a file of `write`; return the settings, and the layers by name.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is another kind of file, is damaged, or was written by a newer version.
+        For a file of another format, a damaged file, and a file of a newer version.
     """
     path = Path(path)
     safetensors = _safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"path is {os.fspath(path)!r}, which is no file")
     content = path.read_bytes()
-    with naming_damage(path, _WHAT):
-        metadata = _metadata(content)
-        about = json.loads(metadata[_KEY]) if _KEY in metadata else None
-        version = 0 if about is None else int(about["version"])
-    if about is None:
-        raise ValueError(f"{os.fspath(path)!r} holds no {_WHAT} of DeepLoRA.save")
+    with naming_damage(path, _CONTENT):
+        metadata = _read_metadata(content)
+        description = json.loads(metadata[_KEY]) if _KEY in metadata else None
+        version = 0 if description is None else int(description["version"])
+    if description is None:
+        raise ValueError(f"{os.fspath(path)!r} holds no {_CONTENT} of DeepLoRA.save")
     if version > _VERSION:
         raise ValueError(
             f"{os.fspath(path)!r} has format {version}; this version of dlnfast reads up to {_VERSION}"
         )
-    with naming_damage(path, _WHAT):
+    with naming_damage(path, _CONTENT):
         tensors = safetensors.load(content)
-        # The format of 0.1.0 is this one without the checksum. A third entry is a damaged name of it.
+        # The format of 0.1.0 has no checksum. A third entry means that the name of the checksum is damaged.
         if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
             raise ValueError(f"its metadata have an unknown entry {unknown[0]!r}")
-        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _digest(metadata[_KEY], tensors):
+        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _compute_checksum(metadata[_KEY], tensors):
             raise ValueError("its checksum does not match")
-        return _parse(about, tensors)
+        return _parse(description, tensors)
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """Return the metadata of a safetensors file: 8 bytes with the size of the header, and the header."""
+def _read_metadata(content: bytes) -> dict[str, str]:
+    """Read the metadata of a safetensors file, which starts with the header after its size in 8 bytes."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
         raise ValueError("it is no safetensors file")
@@ -133,9 +133,9 @@ def _metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
-def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
-    digest = hashlib.sha256(about.encode())
+def _compute_checksum(description: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
+    digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -143,15 +143,15 @@ def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _parse(
-    about: dict[str, Any], tensors: dict[str, torch.Tensor]
+    description: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], dict[str, SavedLayer]]:
-    """Return settings and layers, checked against each other and against the tensors."""
-    settings = {key: about[key] for key in ("depth", "scale", "init", "name")}
+    """Return settings and layers, after checks against each other and against the tensors."""
+    settings = {key: description[key] for key in ("depth", "scale", "init", "name")}
     depth = check_count(settings["depth"], "depth", minimum=2, maximum=5)
     check_scale(settings["scale"], "scale", strict=True)
     check_choice(settings["init"], "init", INITS)
     layers = {}
-    for name, entry in about["layers"].items():
+    for name, entry in description["layers"].items():
         check_choice(entry["kind"], "kind", get_args(Kind))
         if not isinstance(entry["framed"], bool):
             raise ValueError(f"framed of layer {name!r} is {entry['framed']!r}")
@@ -169,7 +169,7 @@ def _parse(
             check_factor(factor, f"{name}.{key}", factor.dtype)
         layers[name] = SavedLayer(entry["kind"], d_out, d_in, factors)
     if tensors or not layers:
-        raise ValueError(f"it has other tensors than its layers: {', '.join(sorted(tensors)[:6])}")
+        raise ValueError(f"it has tensors that belong to no layer: {', '.join(sorted(tensors)[:6])}")
     return settings, layers
 
 
@@ -180,17 +180,17 @@ def write_lora(
     modules: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write a folder as PEFT does for LoRA."""
+    """Write a folder in the format of PEFT's LoRA."""
     for key in settings:
         if key not in _FREE:
-            raise TypeError(f"{key} follows from the adapter; wanted {', '.join(_FREE)}")
+            raise TypeError(f"{key} is determined by the adapter; wanted {', '.join(_FREE)}")
     tensors: dict[str, torch.Tensor] = {}
     for name, (target, factors) in layers.items():
         key = f"base_model.model.{name}"
         ends = ("lora_embedding_A", "lora_embedding_B")
         a, b = ends if target.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
         tensors[f"{key}.{a}"] = factors.right
-        tensors[f"{key}.{b}"] = factors.map_above()
+        tensors[f"{key}.{b}"] = factors.multiply_above()
     if isinstance(modules, str):
         raise TypeError(f"modules_to_save is {modules!r}; wanted a sequence of names")
     own = dict(model.named_modules())
@@ -209,7 +209,7 @@ def write_lora(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": expression_for(model, list(layers)),
+        "target_modules": make_target_expression(model, list(layers)),
         "modules_to_save": list(modules) or None,
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -223,11 +223,15 @@ def write_lora(
     contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     model_bytes = _safetensors().save(contents, {"format": "pt"})
     config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    _place_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
+    _write_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
 
 
-def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Return what PEFT's target_modules has to be: names, which fit ends of others too, or an expression."""
+def make_target_expression(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Return PEFT's target_modules for these layers.
+
+    PEFT also matches names that end with a listed name. If that would match other modules, the result is a
+    regular expression instead of a list.
+    """
     wanted = set(names)
     others = [other for other, _ in model.named_modules() if other not in wanted]
     if any(other.endswith(f".{name}") for other in others for name in wanted):
@@ -235,11 +239,11 @@ def expression_for(model: nn.Module, names: list[str]) -> list[str] | str:
     return names
 
 
-def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of an export: all of them, or none. Other files in the folder stay."""
+def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files of an export, or none. Other files in the folder do not change."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    there = list(folder.iterdir()) if folder.is_dir() else []
-    others = [entry for entry in there if entry.name not in files]
+    existing = list(folder.iterdir()) if folder.is_dir() else []
+    others = [entry for entry in existing if entry.name not in files]
     if any(entry.is_symlink() or not entry.is_file() for entry in others):
         _replace_files(folder, files)
         return
@@ -253,9 +257,9 @@ def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace files of a folder; if one cannot be, those from before come back."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as place:
-        before = Path(place)
+    """Replace files of a folder one by one; after an error restore the previous ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as temporary:
+        before = Path(temporary)
         for name, content in files.items():
             with replacing(before / f"new-{name}") as file:
                 file.write(content)

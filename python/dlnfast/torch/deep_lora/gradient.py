@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where to start: the leading singular vectors of the gradient, and frames that go with them."""
+"""Initial factors of Deep LoRA, from the leading singular vectors of the gradient."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..._problem.factors import LinearMap, leading_factors
 from ..._problem.low_rank import LowRank
 from ..._support.arrays import FloatArray
 from ..._support.haar import haar, join_frames, signed_q
-from .._reading import state_kept
+from .._reading import preserve_state
 from .layers import Factors, Target
 
-#: Of a batch, the loss: a scalar tensor.
+#: Function of the model and a batch that returns the loss, a scalar tensor.
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
-#: Singular values of gradients are found to this share of the largest, their vectors to its root.
+#: Error of the gradients' singular values relative to the largest; that of the vectors is its root.
 _TOLERANCE: Final = 1e-6
 
 
-def leading_gradients(
+def find_leading_gradients(
     model: nn.Module,
     targets: Sequence[Target],
     batches: Any,
@@ -33,21 +33,21 @@ def leading_gradients(
     ranks: Sequence[int],
     memory: int,
 ) -> list[LowRank]:
-    """Return the leading singular vectors, `ranks` of them, of the gradient with respect to each weight.
+    """Return the leading singular vectors of the gradient of each weight; `ranks` are their numbers.
 
-    With one batch every gradient is reduced as soon as it is complete; with several, as many are summed at a
-    time as fit into `memory` bytes, and every such group takes a pass over the batches.
+    With one batch, every gradient is reduced as soon as it is complete. With several batches, gradients are
+    summed in groups that fit into `memory` bytes, with one pass over the batches for each group.
     """
-    each = _as_list(batches)
-    rule = _own_loss if loss is None else loss
+    each = _list_batches(batches)
+    compute_loss = _compute_model_loss if loss is None else loss
     sums = [_GradientSum(target, rank) for target, rank in zip(targets, ranks, strict=True)]
-    for group in [sums] if len(each) == 1 else _groups(sums, memory):
-        with _unchanged(model):
+    for group in [sums] if len(each) == 1 else _group_by_memory(sums, memory):
+        with _freeze_parameters(model):
             hooks = [entry.watch(at_once=len(each) == 1) for entry in group]
             try:
                 for batch in each:
                     with torch.enable_grad():
-                        value = rule(model, batch)
+                        value = compute_loss(model, batch)
                         _check_loss(value)
                         for entry in group:
                             entry.recomputes = entry.n_calls > 0
@@ -66,12 +66,13 @@ def leading_gradients(
 def draw_frames(
     gradient: LowRank | None, target: Target, rank: int, generator: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Return right (rank, d_in) and left (d_out, rank), frames that a random rotation E maps on each other.
+    """Draw the frames right (rank, d_in) and left (d_out, rank), images of each other under a rotation E.
 
-    Of a square weight: with E from Haar's law, the right frame spans ``[V_g, E^T U_g]`` and the left one is
-    its image, ``left = E right^T``. That is their joint law: the image X of V_g is uniform; U_g has a part
-    outside of it, whose preimage is a uniform frame F outside of V_g. So ``right = [V_g, F]^T`` and
-    ``left = [X, orth((1 - X X^T) U_g)]``.
+    For a square weight and a Haar distributed E, the right frame spans ``[V_g, E^T U_g]``, and the left frame
+    is its image, ``left = E right^T``. The frames are drawn from their joint distribution without forming E:
+    the image X of V_g is a uniform frame; the part of U_g outside of X has as its preimage a uniform frame F
+    outside of V_g. So ``right = [V_g, F]^T`` and ``left = [X, orth((1 - X X^T) U_g)]``. Without a gradient
+    both frames are uniform and independent.
     """
     if gradient is None:
         return haar(rank, target.d_in, generator), haar(target.d_out, rank, generator)
@@ -84,7 +85,7 @@ def draw_frames(
     return np.ascontiguousarray(right.T), left
 
 
-def first_factors(
+def make_first_factors(
     target: Target,
     frames: tuple[FloatArray, FloatArray] | None,
     width: int,
@@ -92,7 +93,7 @@ def first_factors(
     scale: float,
     generator: np.random.Generator,
 ) -> Factors:
-    """Return scaled identities between frames, or without these `depth` scaled random frames."""
+    """Make the factors: `depth` scaled identities between the frames, or `depth` scaled random frames."""
     framed = frames is not None
     if frames is not None:
         cores = np.tile(scale * np.eye(width), (depth, 1, 1))
@@ -107,15 +108,15 @@ def first_factors(
 
 
 class _GradientSum:
-    """The gradient with respect to one weight, until it is reduced to its leading vectors."""
+    """Sum of the gradients of one weight over batches, and its leading singular vectors."""
 
     def __init__(self, target: Target, rank: int) -> None:
         self.target = target
         self.rank = rank
         self.found: LowRank | None = None
-        #: Calls whose gradients have not come.
+        #: Number of calls in the forward pass without a gradient yet.
         self.n_calls = 0
-        #: Whether calls are those of a checkpoint, which were counted in the forward pass.
+        #: Whether calls are recomputations of a checkpoint, which were counted in the forward pass.
         self.recomputes = False
         self._sum: torch.Tensor | None = None
         self._at_once = False
@@ -134,7 +135,7 @@ class _GradientSum:
             return None
         if not self.recomputes:
             self.n_calls += 1
-        # Where nothing below is trained the graph begins here.
+        # The graph starts here if no parameter below this layer is trained.
         start = output if output.requires_grad else output.detach().requires_grad_()
         return _Tap.apply(  # type: ignore[no-untyped-call]
             start, (args[0] if args else next(iter(kwargs.values()))).detach(), self
@@ -178,10 +179,10 @@ class _GradientSum:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity, which hands inputs and gradients of a layer on.
+    """Identity function that passes the inputs and gradients of a layer to a `_GradientSum`.
 
-    Inputs are saved as autograd saves them, so that checkpoints drop and recompute them. The output is a
-    copy, because activations may change it in place.
+    Inputs are saved by autograd, so that checkpoints drop and recompute them. The output is a copy, because
+    activations may change it in place.
     """
 
     @staticmethod
@@ -197,7 +198,7 @@ class _Tap(torch.autograd.Function):
 
 
 class _TensorMap(LinearMap):
-    """A tensor on any device, by its products with thin blocks."""
+    """A tensor on any device as a linear map on thin blocks."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -205,25 +206,25 @@ class _TensorMap(LinearMap):
 
     def apply(self, X: FloatArray) -> FloatArray:
         """Return ``X M^T``."""
-        return self._host(self._block(X) @ self.matrix.T)
+        return self._to_host(self._to_block(X) @ self.matrix.T)
 
     def apply_transpose(self, X: FloatArray) -> FloatArray:
         """Return ``X M``."""
-        return self._host(self._block(X) @ self.matrix)
+        return self._to_host(self._to_block(X) @ self.matrix)
 
     def dense(self) -> FloatArray:
         """Return M."""
-        return self._host(self.matrix)
+        return self._to_host(self.matrix)
 
-    def _block(self, X: FloatArray) -> torch.Tensor:
+    def _to_block(self, X: FloatArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(X)).to(self.matrix)
 
     @staticmethod
-    def _host(block: torch.Tensor) -> FloatArray:
+    def _to_host(block: torch.Tensor) -> FloatArray:
         return np.asarray(block.cpu().numpy())
 
 
-def _groups(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum]]:
+def _group_by_memory(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum]]:
     group: list[_GradientSum] = []
     for entry in sums:
         if group and sum(e.n_bytes for e in group) + entry.n_bytes > memory:
@@ -233,21 +234,21 @@ def _groups(sums: list[_GradientSum], memory: int) -> Iterator[list[_GradientSum
     yield group
 
 
-def _as_list(batches: Any) -> list[Any]:
+def _list_batches(batches: Any) -> list[Any]:
     if batches is None:
         raise ValueError('batches are needed for init="gradient": one batch, or a list of them')
-    one = isinstance(batches, (Mapping, torch.Tensor, tuple))
-    each = [batches] if one else list(batches)
+    is_one_batch = isinstance(batches, (Mapping, torch.Tensor, tuple))
+    each = [batches] if is_one_batch else list(batches)
     if not each:
         raise ValueError("batches is empty; wanted at least one batch")
     return each
 
 
-def _own_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+def _compute_model_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"a batch is {type(batch).__name__}; without a loss it has to be a mapping for model(**batch), "
-            "whose result has a loss"
+            "which returns a loss"
         )
     result = model(**batch)
     value = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
@@ -258,9 +259,9 @@ def _own_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 def _check_loss(value: Any) -> None:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"loss gave {type(value).__name__}; wanted a tensor with one number")
+        raise TypeError(f"loss returned {type(value).__name__}; wanted a tensor with one number")
     if value.numel() != 1:
-        raise ValueError(f"loss gave a tensor of shape {tuple(value.shape)}; wanted one number")
+        raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}; wanted one number")
     if not torch.isfinite(value.detach()).all():
         raise ValueError(f"the loss is {value.item()} at the start")
     if not value.requires_grad:
@@ -268,10 +269,10 @@ def _check_loss(value: Any) -> None:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Let the model compute gradients but not of its own; afterwards all is as it was, random state too."""
+def _freeze_parameters(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters in the block; at its end restore them, the model's state and random states."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    with state_kept(model):
+    with preserve_state(model):
         try:
             for p in trained:
                 p.requires_grad_(False)

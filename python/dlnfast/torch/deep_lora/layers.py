@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers that can be adapted, and the thin branch beside each of them."""
+"""Layers that can be adapted, and the low-rank branches that adapt them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from .._names import match_names
-from .._reading import computed_by, unreadable
+from .._reading import describe_computation, explain_unreadable
 from .._weight_use import WeightUse, find_weight_use
 from ..layers import LayerChoice, WeightMatrix, find_weights
 
 Kind = Literal["linear", "inputs first", "embedding"]
 
-#: Under this name the adapters of a layer are its submodule.
+INITS: Final = ("gradient", "random", "full")
+#: Name of the submodule with the adapters of a layer.
 CHILD: Final = "deep_lora"
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A layer that can be adapted, as the map from d_in to d_out features that it is.
+    """A layer that can be adapted, as a map from d_in to d_out features.
 
     Attributes
     ----------
     name : str
+        Name of the layer.
     module : Module
+        The layer.
     kind : {"linear", "inputs first", "embedding"}
-        The weight is (d_out, d_in), (d_in, d_out) as in GPT-2, or (d_in, d_out) with tokens for inputs.
+        Layout of the weight: (d_out, d_in), (d_in, d_out) as in GPT-2, or (d_in, d_out) with token inputs.
     d_out, d_in : int
+        Numbers of outputs and inputs.
     """
 
     name: str
@@ -43,11 +47,11 @@ class Target:
     d_in: int
 
     def check_rank(self, rank: int, init: str, name: str = "rank") -> None:
-        """Refuse a rank that an adapter of this layer cannot have."""
+        """Raise ValueError for a rank that an adapter of this layer cannot have."""
         narrow = min(self.d_out, self.d_in)
         if init == "gradient" and rank < min(2, narrow):
             raise ValueError(
-                f'{name} is {rank}; wanted at least 2 for init="gradient", a direction on either side'
+                f'{name} is {rank}; wanted at least 2 for init="gradient", one direction on each side'
             )
         if rank > narrow:
             raise ValueError(
@@ -57,54 +61,58 @@ class Target:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The layer's own weight."""
+        """Weight of the layer."""
         weight: torch.Tensor = self.module.weight  # type: ignore[assignment]
         return weight
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of factors for this layer: float64 where the weight is, else float32."""
+        """Precision of factors for this layer: float64 for a float64 weight, else float32."""
         return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
 
 
 def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
-    """Return the chosen layers; None: every linear one that can be adapted.
+    """Return the chosen layers; None chooses every linear layer that can be adapted.
 
     Raises
     ------
     TypeError
-        For a chosen layer of another kind, or one that is not called.
+        For a chosen layer of another type, or one that is not called.
     ValueError
-        If nothing is chosen; for a weight that is shared or computed.
+        If nothing is chosen, and for a weight that is shared or computed.
     """
     chosen = find_weights(model, layers, with_unreadable=True)
     use = find_weight_use(model)
     if layers is None:
-        chosen = [m for m in chosen if m.attribute == "weight" and obstacle(m.name, m.module, use) is None]
+        chosen = [
+            m for m in chosen if m.attribute == "weight" and find_obstacle(m.name, m.module, use) is None
+        ]
         if not chosen:
             raise ValueError("model has no linear layer to adapt")
-    return [_target(matrix, use) for matrix in chosen]
+    return [_make_target_of(matrix, use) for matrix in chosen]
 
 
 def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
-    """Return the layers of the given names, which are taken literally; see `find_targets` for the errors."""
-    there = {matrix.name: matrix for matrix in find_weights(model, lambda *_: True, with_unreadable=True)}
-    found = match_names(names, there)
+    """Return the layers of these names, without globs; see `find_targets` for the errors."""
+    available = {matrix.name: matrix for matrix in find_weights(model, lambda *_: True, with_unreadable=True)}
+    found = match_names(names, available)
     for name in names:
         if name not in found:
-            raise ValueError(f"layers: {name!r} fits none of the model's weight matrices: {', '.join(there)}")
+            raise ValueError(
+                f"layers: {name!r} fits none of the model's weight matrices: {', '.join(available)}"
+            )
     if len(set(found.values())) < len(found):
         raise ValueError(f"layers: {', '.join(map(repr, names))} name one layer twice")
     use = find_weight_use(model)
-    return [_target(there[found[name]], use) for name in names]
+    return [_make_target_of(available[found[name]], use) for name in names]
 
 
-def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
-    """Return a layer as what can be adapted, or raise its `obstacle`."""
-    error = obstacle(name, module, use)
+def make_target(name: str, module: nn.Module, use: WeightUse) -> Target:
+    """Return a layer as a target of adaptation, or raise the error of `find_obstacle`."""
+    error = find_obstacle(name, module, use)
     if error is not None:
         raise error
-    kind = _kind(module)
+    kind = _find_kind(module)
     assert kind is not None
     if isinstance(module, nn.Linear):
         return Target(name, module, kind, module.out_features, module.in_features)
@@ -112,24 +120,26 @@ def as_target(name: str, module: nn.Module, use: WeightUse) -> Target:
     return Target(name, module, kind, d_out, d_in)
 
 
-def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueError | None:
-    """Return the error that says why a layer cannot be adapted, or None where it can.
+def find_obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueError | None:
+    """Return an error with the reason why a layer cannot be adapted, or None if it can.
 
-    The one place for it: `DeepLoRA` and the method of PEFT adapt the same layers.
+    `DeepLoRA` and the integration with PEFT share these rules, and so adapt the same layers.
 
     Parameters
     ----------
     name : str
+        Name of the layer, for the message.
     module : Module
+        The layer.
     use : WeightUse
-        Of the whole model.
+        Weight use of the whole model.
     """
-    if _kind(module) is None:
+    if _find_kind(module) is None:
         return TypeError(
             f"layers: {name!r} is a {type(module).__name__}; wanted Linear, Embedding, or Conv1D as in GPT-2"
         )
-    if (how := computed_by(module)) is not None:
-        return ValueError(f"layers: the weight of {name!r} is computed by {how}; wanted a parameter")
+    if (computation := describe_computation(module)) is not None:
+        return ValueError(f"layers: the weight of {name!r} is computed by {computation}; wanted a parameter")
     weight = module._parameters.get("weight")
     if weight is None or is_lazy(weight):
         return ValueError(f"layers: {name!r} has no parameter 'weight', or none before its first call")
@@ -145,14 +155,14 @@ def obstacle(name: str, module: nn.Module, use: WeightUse) -> TypeError | ValueE
     if sharing is not None:
         return ValueError(
             f"layers: {name!r} shares its weight with {', '.join(map(repr, sharing))}; an adapter of one of "
-            "them would part them"
+            "them would separate them"
         )
     if CHILD in module._modules and not isinstance(module._modules[CHILD], Adapters):
         return ValueError(f"layers: {name!r} has a submodule {CHILD!r} of its own, the name of its adapters")
     return None
 
 
-def _kind(module: nn.Module) -> Kind | None:
+def _find_kind(module: nn.Module) -> Kind | None:
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Embedding):
@@ -160,28 +170,32 @@ def _kind(module: nn.Module) -> Kind | None:
     return "inputs first" if type(module).__name__ == "Conv1D" else None
 
 
-def _target(matrix: WeightMatrix, use: WeightUse) -> Target:
+def _make_target_of(matrix: WeightMatrix, use: WeightUse) -> Target:
     if isinstance(matrix.module, nn.MultiheadAttention):
         raise TypeError(
             f"layers: {matrix.name!r} is read by a MultiheadAttention, which calls no layer for it; wanted a "
             "layer that is called"
         )
-    return as_target(matrix.name, matrix.module, use)
+    return make_target(matrix.name, matrix.module, use)
 
 
 class DeepFactors(nn.Module):
-    r"""The branch ``x -> left C_k .. C_1 right x`` beside a layer.
+    r"""Branch ``x -> left C_k .. C_1 right x``, which is added to the output of a layer.
 
     Attributes
     ----------
     right : Parameter, shape (r, d_in)
+        First factor.
     cores : Parameter, shape (k, r, r), or None
-        ``C_1 .. C_k`` in one tensor, which costs an optimiser as little as one factor.
+        Cores ``C_1 .. C_k`` in one tensor, so that an optimiser updates them together.
     left : Parameter, shape (d_out, r)
+        Last factor.
     framed : bool
-        Whether left and right are frames of unit scale, which learn at another rate.
-    enabled, merged : bool
-        Neither a branch that is switched off nor one that the weight contains is computed.
+        Whether left and right start as frames of unit scale, which have their own learning rate.
+    enabled : bool
+        Whether the adapter is in use.
+    merged : bool
+        Whether the weight of the layer contains the update, so that the branch is not computed.
     """
 
     right: nn.Parameter
@@ -195,22 +209,22 @@ class DeepFactors(nn.Module):
         self.merged = False
         self.padding_idx = getattr(target.module, "padding_idx", None)
         self.by_frequency = bool(getattr(target.module, "scale_grad_by_freq", False))
-        #: Some embeddings multiply what they look up by a number.
+        #: Factor by which some embeddings multiply their output.
         self.embedding_scale = float(getattr(target.module, "embed_scale", 1.0))
         self.set_factors(factors, target.dtype, target.weight.device)
 
     def set_factors(
         self, factors: Factors, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
-        """Make other tensors the parameters."""
+        """Replace the parameters by new ones with the values of the factors."""
         self.framed = factors.framed
         for name, tensor in (("right", factors.right), ("cores", factors.cores), ("left", factors.left)):
-            kept = None if tensor is None else nn.Parameter(tensor.detach().to(device, dtype).contiguous())
-            self.register_parameter(name, kept)
+            new = None if tensor is None else nn.Parameter(tensor.detach().to(device, dtype).contiguous())
+            self.register_parameter(name, new)
 
     @property
     def rank(self) -> int:
-        """r, the width."""
+        """Rank r of the branch."""
         return int(self.right.shape[0])
 
     @property
@@ -225,13 +239,13 @@ class DeepFactors(nn.Module):
                 raise ValueError(f"adapter {name!r} of layer {layer!r} is not finite: see {key}")
 
     def factors(self) -> Factors:
-        """Return the factors as they are now, detached."""
+        """Return the current factors, detached."""
         cores = None if self.cores is None else self.cores.detach()
         return Factors(self.right.detach(), cores, self.left.detach(), self.framed)
 
     def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output with that of the branch, in the precision of the output."""
-        if output.is_nested:  # TransformerEncoder leaves the padding of a batch out
+        """Return the layer's output plus that of the branch, in the precision of the output."""
+        if output.is_nested:  # TransformerEncoder removes the padding of a batch
             rows = [self(*pair) for pair in zip(x.unbind(), output.unbind(), strict=True)]
             return torch.nested.as_nested_tensor(rows, layout=output.layout)
         if self.kind == "embedding":
@@ -240,10 +254,10 @@ class DeepFactors(nn.Module):
                 inner = inner * self.embedding_scale
             return self._expand(inner, output, None)
         device = x.device.type
-        low = _autocast_dtype(device)
+        low = _get_autocast_dtype(device)
         if low is None:
             return self._expand(F.linear(x.to(self.right.dtype), self.right), output, None)
-        # Products of cores, and the gradients behind them, are far below what float16 holds.
+        # Products of cores and their gradients underflow in float16.
         with torch.autocast(device, enabled=False):
             thin = self.right.dtype if low == torch.float16 else low
             inner = F.linear(x.to(thin), self.right.to(thin)).to(self.right.dtype)
@@ -256,7 +270,7 @@ class DeepFactors(nn.Module):
             k, rank, _ = self.cores.shape
             cores = self.cores.unbind(0)
             if (k - 1) * rank + len(left) <= k * len(inner):
-                left = left @ _product(cores)
+                left = left @ _multiply_cores(cores)
             else:
                 for core in cores:
                     inner = inner @ core.T
@@ -268,12 +282,12 @@ class DeepFactors(nn.Module):
         return output + F.linear(inner, left).to(output.dtype).view(output.shape)
 
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two factors as they are now, whose product is the update, one row per output."""
+        """Return two factors with the current update as their product, one row per output."""
         return self.factors().as_pair()
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
-        """Return what the branch stands for as a change of the weight, in the weight's layout."""
+        """Return the update of the weight by this branch, in the layout of the weight."""
         above, right = self.pair()
         product = above @ right
         return product if self.kind == "linear" else product.T
@@ -286,33 +300,33 @@ class DeepFactors(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """``left C_k .. C_1 right``; cores of shape (k, r, r), None where k = 0."""
+    """Factors of ``left C_k .. C_1 right``; cores have shape (k, r, r), and are None for k = 0."""
 
     right: torch.Tensor
     cores: torch.Tensor | None
     left: torch.Tensor
     framed: bool
 
-    def map_above(self) -> torch.Tensor:
+    def multiply_above(self) -> torch.Tensor:
         """Return ``left C_k .. C_1``."""
-        return self.left if self.cores is None else self.left @ _product(self.cores.unbind(0))
+        return self.left if self.cores is None else self.left @ _multiply_cores(self.cores.unbind(0))
 
     def double(self) -> Factors:
-        """Return them in float64."""
+        """Return the factors in float64."""
         cores = None if self.cores is None else self.cores.double()
         return Factors(self.right.double(), cores, self.left.double(), self.framed)
 
     def as_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``left C_k .. C_1`` and right, whose product is the update, one row per output."""
-        return self.map_above(), self.right
+        """Return ``left C_k .. C_1`` and right; their product is the update, one row per output."""
+        return self.multiply_above(), self.right
 
     def by_name(self) -> dict[str, torch.Tensor]:
-        """Return them as a `DeepFactors` names its parameters."""
+        """Return the factors by the parameter names of `DeepFactors`."""
         cores = {} if self.cores is None else {"cores": self.cores}
         return {"right": self.right, **cores, "left": self.left}
 
     def as_parameters(self) -> list[torch.Tensor]:
-        """Return them in the order in which a `DeepFactors` has its parameters."""
+        """Return the factors in the order of the parameters of `DeepFactors`."""
         return list(self.by_name().values())
 
     def as_list(self) -> list[torch.Tensor]:
@@ -320,7 +334,7 @@ class Factors:
         return [self.right, *([] if self.cores is None else self.cores), self.left]
 
 
-def _product(cores: Sequence[torch.Tensor]) -> torch.Tensor:
+def _multiply_cores(cores: Sequence[torch.Tensor]) -> torch.Tensor:
     product = cores[0]
     for core in cores[1:]:
         product = core @ product
@@ -328,17 +342,17 @@ def _product(cores: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class MergedWeight:
-    """The weight of a layer from before updates were merged into it, which comes back bit for bit.
+    """Merging of updates into the weight of a layer, with a copy of the original weight to restore.
 
     Parameters
     ----------
     name : str
-        Of the layer, for messages.
+        Name of the layer, for messages.
 
     Attributes
     ----------
     original : Tensor or None
-        The weight itself, while updates are merged.
+        Copy of the weight without updates, while updates are merged.
     """
 
     def __init__(self, name: str) -> None:
@@ -350,12 +364,12 @@ class MergedWeight:
     def write(self, layer: nn.Module, merged: Mapping[str, DeepFactors]) -> None:
         """Write the original weight plus the updates of the adapters `merged` into a layer.
 
-        Where this raises, the weight is as it was.
+        If this raises an error, the weight has not changed.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            As `sum` and `check_unchanged`.
+            The errors of `sum` and `check_unchanged`.
         """
         self.check_unchanged(layer)
         if not merged:
@@ -379,9 +393,11 @@ class MergedWeight:
         ValueError
             If a factor or the sum is not finite.
         """
-        weight = self.own(layer)
-        if (reason := unreadable(layer)) is not None:
-            raise TypeError(f"the weight of layer {self.name!r} {reason}, which takes no update")
+        weight = self.get_own_weight(layer)
+        if (reason := explain_unreadable(layer)) is not None:
+            raise TypeError(
+                f"the weight of layer {self.name!r} {reason}; wanted plain floating-point numbers"
+            )
         total = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         for adapter, branch in merged.items():
             branch.check_finite(self.name, adapter)
@@ -394,43 +410,43 @@ class MergedWeight:
             )
         return total
 
-    def own(self, layer: nn.Module) -> torch.Tensor:
-        """Return the weight of a layer without what is merged into it, not a copy."""
+    def get_own_weight(self, layer: nn.Module) -> torch.Tensor:
+        """Return the weight of a layer without merged updates; the tensor itself, not a copy."""
         return layer.get_parameter("weight") if self.original is None else self.original
 
     def check_unchanged(self, layer: nn.Module) -> None:
-        """Raise a RuntimeError if something else was written into the weight since updates were merged."""
+        """Raise RuntimeError if other code has changed the weight since updates were merged."""
         weight = layer.get_parameter("weight")
-        # A model that is moved to another precision changes nothing else.
+        # A conversion of the model to another precision is no change.
         if self.original is None or weight.dtype != self.original.dtype:
             return
         if _checksum(weight) != self._checksum:
             raise RuntimeError(
                 f"the weight of layer {self.name!r} was changed, by an optimiser or a copy, while updates "
-                "were merged into it; to bring back the weight from before would lose that change"
+                "were merged into it; to restore the original weight would lose that change"
             )
 
     @torch.no_grad()
     def restore(self, layer: nn.Module) -> None:
-        """Bring the original weight back, if updates are merged, and forget it."""
+        """Restore the original weight if updates are merged, and drop the copy."""
         if self.original is not None:
             layer.get_parameter("weight").copy_(self.original)
             self.original = None
 
     def put_original(self, state: dict[str, Any], key: str) -> None:
-        """Put the original weight into a state_dict in the place of the merged one."""
+        """Replace the merged weight in a state_dict by the original one."""
         if self.original is not None and key in state:
             state[key] = self.original.to(state[key].device, state[key].dtype, copy=True)
 
 
 def _checksum(weight: torch.Tensor) -> int:
-    """Return the sum of a tensor's bits, read as integers: changes of its values change it."""
+    """Return a checksum of a tensor: the sum of its entries with their bits read as integers."""
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     return int(weight.detach().contiguous().view(bits).sum(dtype=torch.int64))
 
 
 class Adapters(nn.ModuleDict):
-    """The adapters of a layer, by their names, as its submodule."""
+    """Submodule of a layer with its adapters by name."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
@@ -447,62 +463,64 @@ class Adapters(nn.ModuleDict):
         ]
 
     @classmethod
-    def accepts(cls, name: str) -> bool:
-        """Tell whether an adapter can have a name."""
-        taken = hasattr(nn.ModuleDict(), name) or hasattr(cls, name) or name in ("merged_weight", "handles")
-        return bool(name) and "." not in name and not taken
+    def is_valid_name(cls, name: str) -> bool:
+        """Return whether an adapter can have this name."""
+        is_taken = (
+            hasattr(nn.ModuleDict(), name) or hasattr(cls, name) or name in ("merged_weight", "handles")
+        )
+        return bool(name) and "." not in name and not is_taken
 
     def branches(self) -> dict[str, DeepFactors]:
         """Return the adapters by name."""
         return {name: branch for name, branch in self.items() if isinstance(branch, DeepFactors)}
 
     def write_weight(self, layer: nn.Module) -> None:
-        """Make the layer's weight contain the adapters that are merged and enabled; see `MergedWeight`."""
-        self.merged_weight.write(layer, self._in_weight())
+        """Write the updates of merged and enabled adapters into the layer's weight; see `MergedWeight`."""
+        self.merged_weight.write(layer, self._select_merged())
 
-    def check_removal(self, name: str, layer: nn.Module, stays: bool) -> None:
-        """Raise what `settle` would, before anything is changed."""
-        if stays and list(self._in_weight()) == [name]:
+    def check_removal(self, name: str, layer: nn.Module, keep_update: bool) -> None:
+        """Raise the errors of `take_out`, before anything is changed."""
+        if keep_update and list(self._select_merged()) == [name]:
             return
         self.merged_weight.check_unchanged(layer)
-        if stays:
+        if keep_update:
             self.merged_weight.sum(layer, {name: self.branches()[name]})
 
     @torch.no_grad()
-    def settle(self, name: str, layer: nn.Module, stays: bool) -> None:
-        """Take the update of an adapter out of the weight, or leave it there for good with `stays`."""
+    def take_out(self, name: str, layer: nn.Module, keep_update: bool) -> None:
+        """Remove the update of an adapter from the weight, or with `keep_update` make it permanent."""
         branch = self.branches()[name]
-        if stays and list(self._in_weight()) == [name]:
+        if keep_update and list(self._select_merged()) == [name]:
             self.merged_weight.original = None
-        elif stays:
-            self.merged_weight.own(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
+        elif keep_update:
+            self.merged_weight.get_own_weight(layer).copy_(self.merged_weight.sum(layer, {name: branch}))
         branch.merged = False
         self.write_weight(layer)
 
-    def _in_weight(self) -> dict[str, DeepFactors]:
+    def _select_merged(self) -> dict[str, DeepFactors]:
         return {name: branch for name, branch in self.branches().items() if branch.merged and branch.enabled}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the factors; the entry of the layer's weight becomes that from before merging."""
+        """Return the factors, and restore the original weight in the layer's own entry."""
         state = super().state_dict(*args, **kwargs)
         prefix = str(kwargs.get("prefix", ""))
         self.merged_weight.put_original(state, f"{prefix.removesuffix(f'{CHILD}.')}weight")
         return state
 
 
-def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Bring the layer's own weight back, before values from a state_dict are copied into it."""
-    del rest
-    merged_weight = adapters_of(module).merged_weight
+def _unmerge_to_load(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Restore the layer's original weight, before values from a state_dict are copied into it."""
+    del unused
+    merged_weight = get_adapters(module).merged_weight
     if f"{prefix}weight" not in state:
         merged_weight.check_unchanged(module)
     merged_weight.restore(module)
 
 
 def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
-    """Merge again, into the weight that was loaded and with the factors that were."""
+    """Merge the loaded factors into the loaded weight."""
     del incompatible
-    adapters = adapters_of(module)
+    adapters = get_adapters(module)
     try:
         adapters.write_weight(module)
     except BaseException:
@@ -512,17 +530,17 @@ def _merge_after_load(module: nn.Module, incompatible: Any) -> None:
 
 
 def attach(target: Target, name: str, factors: Factors) -> DeepFactors:
-    """Put a branch beside a layer."""
+    """Add a branch to a layer."""
     branch = DeepFactors(target, factors)
     if CHILD not in target.module._modules:
         target.module.add_module(CHILD, Adapters(target))
-    adapters_of(target.module)[name] = branch
+    get_adapters(target.module)[name] = branch
     return branch
 
 
 def detach(module: nn.Module, name: str) -> None:
-    """Take a branch away, and with the last one everything that was added."""
-    adapters = adapters_of(module)
+    """Remove a branch from a layer, and with the last branch all hooks and the submodule."""
+    adapters = get_adapters(module)
     del adapters[name]
     if not adapters:
         for handle in adapters.handles:
@@ -530,29 +548,29 @@ def detach(module: nn.Module, name: str) -> None:
         del module._modules[CHILD]
 
 
-def adapters_of(module: nn.Module) -> Adapters:
-    """Return the adapters of a layer that has some."""
+def get_adapters(module: nn.Module) -> Adapters:
+    """Return the adapters of a layer; it must have some."""
     adapters = module._modules[CHILD]
     assert isinstance(adapters, Adapters)
     return adapters
 
 
-def names_at(module: nn.Module) -> Sequence[str]:
+def list_adapters(module: nn.Module) -> Sequence[str]:
     """Return the names of a layer's adapters."""
-    return list(adapters_of(module)) if CHILD in module._modules else []
+    return list(get_adapters(module)) if CHILD in module._modules else []
 
 
 def _add_branches(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    # The layer is an argument, so that copies of a model find their own adapters.
+    # Copies of a model find their own adapters, because the layer is an argument.
     x = args[0] if args else next(iter(kwargs.values()))
-    for adapter in adapters_of(module).values():
+    for adapter in get_adapters(module).values():
         if adapter.active:
             output = adapter(x, output)
     return output
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """Return the precision of autocast on a kind of device, where it is on."""
+def _get_autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the precision of autocast on a type of device, or None if autocast is off."""
     try:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     except (AttributeError, TypeError):  # before PyTorch 2.4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Networks of linear maps with more and more between them."""
+"""Network models: deep linear networks, perceptrons, convolutional networks, vision transformers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all models share: how they are made from a seed, and hidden layers whose output is the feature."""
+"""Construction of models from a seed, and of hidden layers as single modules; shared by all models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from ..._support.arrays import check_choice, check_count, per_layer
 from ..._support.errors import ShapeError
 from ..._weights.widths import Scale
-from ..initial import LAWS, initialize_
+from ..initial import DISTRIBUTIONS, initialize_
 from ..layers import weight_matrices
 
 Device = torch.device | str | None
@@ -31,19 +31,19 @@ ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
 
 
 @contextmanager
-def construction(
+def construct(
     model: nn.Module, initial: str, scale: Scale, seed: int, dtype: torch.dtype | None, device: Device
 ) -> Iterator[None]:
-    """Make the modules of a model here; on the way out its weights are drawn and it moves to its device.
+    """Create the modules of a model in the block; then draw the weights and move the model to its device.
 
-    Everything is drawn on the CPU, so that a seed means the same numbers on every device, and PyTorch's own
-    generators keep their state. On the meta device nothing is drawn.
+    Numbers are drawn on the CPU, so that a seed gives the same numbers on every device. The states of
+    PyTorch's generators are preserved. On the meta device nothing is drawn.
     """
-    check_choice(initial, "initial", (*LAWS, "torch"))
+    check_choice(initial, "initial", (*DISTRIBUTIONS, "torch"))
     number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
-    # An empty tensor is where the device of the surrounding context, or the default one, is found.
-    place = torch.empty(0, device=device).device
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if place.type == "meta" else "cpu"):
+    # The device of an empty tensor accounts for the surrounding device context and the default device.
+    target = torch.empty(0, device=device).device
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if target.type == "meta" else "cpu"):
         torch.default_generator.manual_seed(number)
         yield
     model.to(dtype=dtype)
@@ -54,13 +54,13 @@ def construction(
                 getattr(matrix.module, matrix.attribute).mul_(float(factor))
     else:
         initialize_(model, initial, scale, number)
-    model.to(device=place)
+    model.to(device=target)
 
 
-def hidden_layer(
+def make_hidden_layer(
     kind: str, linear: nn.Module, norm: nn.Module | None = None, activation: str | None = None
 ) -> nn.Sequential:
-    """Return a linear map and what follows it, as one module."""
+    """Return a linear map, its normalisation and its activation as one module."""
     parts: OrderedDict[str, nn.Module] = OrderedDict({kind: linear})
     if norm is not None:
         parts["norm"] = norm
@@ -69,8 +69,8 @@ def hidden_layer(
     return nn.Sequential(parts)
 
 
-def flattened(x: torch.Tensor, dim_in: int) -> torch.Tensor:
-    """Return inputs of shape (B, ..) as rows of d_0 values."""
+def flatten_inputs(x: torch.Tensor, dim_in: int) -> torch.Tensor:
+    """Flatten inputs of shape (B, ..) to rows of d_0 values."""
     rows = x.flatten(1)
     if rows.shape[1] != dim_in:
         raise ShapeError(f"x has shape {tuple(x.shape)}; wanted {dim_in} values (d_0) per sample")
@@ -78,7 +78,7 @@ def flattened(x: torch.Tensor, dim_in: int) -> torch.Tensor:
 
 
 def check_images(x: torch.Tensor, in_channels: int, image_size: int) -> None:
-    """Refuse inputs that are not (B, channels, size, size)."""
+    """Raise ShapeError for inputs that are not (B, channels, size, size)."""
     if x.ndim != 4 or x.shape[1:] != (in_channels, image_size, image_size):
         raise ShapeError(
             f"x has shape {tuple(x.shape)}; wanted (B, {in_channels}, {image_size}, {image_size})"

@@ -13,47 +13,49 @@ from torch import nn
 from ..._support.arrays import FloatArray, as_layers, widths_of
 from ..._trajectory.trajectory import Trajectory
 from ..._weights.widths import Scale, check_widths
-from ..operators import exact
-from ._construction import Device, construction, flattened
+from ..operators import get_torch_dtype
+from ._construction import Device, construct, flatten_inputs
 
 
 class DeepLinear(nn.Module):
-    """The map of x to W_{L:1} x: linear layers without biases and with nothing between them.
+    """Deep linear network x -> W_{L:1} x: linear layers without biases or activations.
 
     Parameters
     ----------
     widths : sequence of int
-        ``d_0, .., d_L``; layer l is ``d_l x d_{l-1}``.
+        Widths ``d_0, .., d_L``; layer l is ``d_l x d_{l-1}``.
     scale : float or sequence of float
-        ``eps``, for all layers or one per layer.
+        Scale ``eps`` of all layers, or one per layer.
     initial : {"orthogonal", "gaussian", "uniform", "torch"}
-        The weights are those of the function of `dlnfast` of the same name, with the same seed; "torch":
-        PyTorch's own ones, times `scale`.
+        Distribution of the weights, which equal those of the function of `dlnfast` of the same name with the
+        same seed. "torch": PyTorch's default weights, times `scale`.
     seed : int
-        PyTorch's generators are not touched.
+        Seed of the weights. PyTorch's generators are not used.
     dtype : torch.dtype, optional
-        PyTorch's default by default.
+        Precision. Default: PyTorch's default.
     device : device, optional
-        PyTorch's default by default.
+        Device. Default: PyTorch's default.
 
     Attributes
     ----------
     layers : Sequential
-        ``layers.0`` .. ``layers.{L-1}``, of which the outputs are Z_1 .. Z_L.
+        Layers ``layers.0`` .. ``layers.{L-1}`` with the outputs Z_1 .. Z_L.
     widths : list of int
+        Widths ``d_0, .., d_L``.
     hidden_layers : list of str
-        Names of the modules whose outputs are Z_1 .. Z_{L-1}, as `select_modules` takes them.
+        Names of the layers with the outputs Z_1 .. Z_{L-1}, for `select_modules`.
 
     Raises
     ------
     ShapeError, TypeError, ValueError
-        For widths, scales, laws or seeds that are none.
+        For invalid widths, scales, distributions or seeds.
 
     Notes
     -----
-    Samples are rows here: for data X (d_0, N) and Y (d_L, N) as `dlnfast.Problem` has them in columns, its
-    loss is ``problem.loss_scale / 2 * (model(X.T) - Y.T).square().sum()``. ``torch.optim.SGD`` on that loss
-    (learning rate, momentum and weight decay, dampening 0, no Nesterov) takes the steps of `dlnfast.train`.
+    Samples are rows here, and columns in `dlnfast.Problem`. For data X (d_0, N) and Y (d_L, N) of a problem,
+    the loss is ``problem.loss_scale / 2 * (model(X.T) - Y.T).square().sum()``. ``torch.optim.SGD`` on that
+    loss (learning rate, momentum and weight decay, dampening 0, no Nesterov) takes the steps of
+    `dlnfast.train`.
 
     Examples
     --------
@@ -77,7 +79,7 @@ class DeepLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = check_widths(widths)
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.layers = nn.Sequential(
                 *(nn.Linear(a, b, bias=False) for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
             )
@@ -85,13 +87,14 @@ class DeepLinear(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Sequence[npt.ArrayLike], *, device: Device = None) -> DeepLinear:
-        """Return the network with these weights, which are copied.
+        """Make a network with copies of the given weights.
 
         Parameters
         ----------
         weights : sequence of array_like
-            ``W_1 .. W_L``, all float64 or all float32: the precision of the network.
+            Weights ``W_1 .. W_L``, all float64 or all float32, which is the precision of the network.
         device : device, optional
+            Device. Default: PyTorch's default.
 
         Returns
         -------
@@ -100,7 +103,7 @@ class DeepLinear(nn.Module):
         Raises
         ------
         TypeError, ShapeError, ValueError
-            For what are no weights that follow on each other.
+            For matrices that cannot be multiplied as ``W_L .. W_1``, or are not finite.
         """
         arrays = as_layers(weights)
         dtype = torch.float64 if arrays[0].dtype == np.float64 else torch.float32
@@ -113,14 +116,16 @@ class DeepLinear(nn.Module):
 
     @classmethod
     def from_trajectory(cls, run: Trajectory, step: int = -1, *, device: Device = None) -> DeepLinear:
-        """Return the network of a run of `dlnfast.train` at a recorded step.
+        """Make a network with the weights of a run of `dlnfast.train` at a recorded step.
 
         Parameters
         ----------
         run : Trajectory
+            Run with the weights.
         step : int
-            As for `Trajectory.weights`; -1 is the last.
+            Step as for `Trajectory.weights`; -1 is the last.
         device : device, optional
+            Device. Default: PyTorch's default.
 
         Returns
         -------
@@ -129,24 +134,24 @@ class DeepLinear(nn.Module):
         Raises
         ------
         TypeError
-            For what is no trajectory.
+            If `run` is no trajectory.
         ValueError
-            If that step was not kept.
+            If the run has no weights of that step.
         """
         if not isinstance(run, Trajectory):
             raise TypeError(f"run is {type(run).__name__}; wanted a dlnfast.Trajectory")
         return cls.from_weights(run.all_weights(step), device=device)
 
     def to_weights(self) -> list[FloatArray]:
-        """Return copies of ``W_1 .. W_L``, as `dlnfast.train` takes them; half precisions as float32."""
+        """Return copies of ``W_1 .. W_L`` for `dlnfast.train`; half precisions as float32."""
         return [
-            np.array(layer.weight.detach().cpu().to(exact(layer.weight.dtype)).numpy(), order="C")
+            np.array(layer.weight.detach().cpu().to(get_torch_dtype(layer.weight.dtype)).numpy(), order="C")
             for layer in self._linear_layers()
         ]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``W_L .. W_1 x`` for the rows x of shape (B, d_0); inputs with more axes are flattened."""
-        result: torch.Tensor = self.layers(flattened(x, self.widths[0]))
+        result: torch.Tensor = self.layers(flatten_inputs(x, self.widths[0]))
         return result
 
     def _linear_layers(self) -> list[nn.Linear]:

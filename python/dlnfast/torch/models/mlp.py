@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Multilayer perceptrons, and those of which the deeper layers are linear."""
+"""Multilayer perceptrons, and hybrid ones with linear layers at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from ..._support.arrays import check_choice, check_count
 from ..._weights.widths import Scale, check_widths
-from ._construction import ACTIVATIONS, Device, construction, flattened, hidden_layer
+from ._construction import ACTIVATIONS, Device, construct, flatten_inputs, make_hidden_layer
 
 
 class MLP(nn.Module):
@@ -19,35 +19,39 @@ class MLP(nn.Module):
     Parameters
     ----------
     widths : sequence of int
-        ``d_0, .., d_L``: the inputs, the hidden layers, the outputs of the head. L linear maps.
+        Widths ``d_0, .., d_L`` of the inputs, the hidden layers, and the outputs of the head: L linear maps.
     activation : {"relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "sigmoid"}
+        Activation of the nonlinear hidden layers.
     batch_norm : bool
-        Batch normalisation between map and activation; without it and without biases, "relu" is the network
-        of progressive collapse.
+        Whether nonlinear layers have batch normalisation between map and activation. Without it and without
+        biases, "relu" is the network of progressive collapse.
     bias : bool
-        Biases of the linear maps, that of the head included.
+        Whether linear maps, including the head, have biases.
     n_nonlinear : int, optional
-        How many hidden layers are nonlinear: the first ones. The others are linear maps and nothing else.
-        Default: all.
+        Number of nonlinear hidden layers, which come first. The other hidden layers are linear maps. Default:
+        all hidden layers.
     initial : {"torch", "orthogonal", "gaussian", "uniform"}
-        "torch": PyTorch's own weights, times `scale`. Otherwise as by `initialize_`, with zero biases:
-        the numbers of the function of `dlnfast` of the same name for these widths.
+        Distribution of the weights. "torch": PyTorch's default weights and biases, weights times `scale`.
+        Otherwise the weights of the function of `dlnfast` of the same name for these widths, with zero
+        biases; see `initialize_`.
     scale : float or sequence of float
-        For all linear maps or one per map.
+        Scale of all linear maps, or one per map.
     seed : int
-        PyTorch's generators are not touched.
+        Seed of the weights. PyTorch's generators are not used.
     dtype : torch.dtype, optional
+        Precision. Default: PyTorch's default.
     device : device, optional
+        Device. Default: PyTorch's default.
 
     Attributes
     ----------
     layers : Sequential
-        ``layers.0`` .. ``layers.{L-2}``, whose outputs are the features Z_1 .. Z_{L-1}, after the activation.
-        The map of each is called ``linear``.
+        Hidden layers ``layers.0`` .. ``layers.{L-2}``. Their outputs are the features Z_1 .. Z_{L-1} after
+        the activation. The map of each layer is called ``linear``.
     head : Linear
-        The last map.
+        Last linear map.
     widths, hidden_layers
-        As in `DeepLinear`.
+        Attributes of `DeepLinear`.
 
     Raises
     ------
@@ -83,38 +87,41 @@ class MLP(nn.Module):
             n_nonlinear = n_hidden
         check_count(n_nonlinear, "n_nonlinear", minimum=0, maximum=n_hidden)
         check_choice(activation, "activation", ACTIVATIONS)
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.layers = nn.Sequential()
             for i in range(n_hidden):
                 linear = nn.Linear(self.widths[i], self.widths[i + 1], bias=bias)
-                nonlinear = i < n_nonlinear
-                norm = nn.BatchNorm1d(self.widths[i + 1]) if nonlinear and batch_norm else None
-                self.layers.append(hidden_layer("linear", linear, norm, activation if nonlinear else None))
+                is_nonlinear = i < n_nonlinear
+                norm = nn.BatchNorm1d(self.widths[i + 1]) if is_nonlinear and batch_norm else None
+                self.layers.append(
+                    make_hidden_layer("linear", linear, norm, activation if is_nonlinear else None)
+                )
             self.head = nn.Linear(self.widths[-2], self.widths[-1], bias=bias)
         self.hidden_layers = [f"layers.{i}" for i in range(n_hidden)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the head, shape (B, d_L); inputs of any shape (B, ..) are flattened."""
-        result: torch.Tensor = self.head(self.layers(flattened(x, self.widths[0])))
+        result: torch.Tensor = self.head(self.layers(flatten_inputs(x, self.widths[0])))
         return result
 
 
 class HybridMLP(MLP):
-    """An `MLP` of one width whose first layers are nonlinear and whose last ones are linear.
+    """An `MLP` of constant width with nonlinear layers first and linear layers after them.
 
     Parameters
     ----------
     dim_in, width, n_classes : int
-        Of the inputs, of every hidden layer, of the head.
+        Widths of the inputs, of every hidden layer, and of the head.
     n_nonlinear, n_linear : int
-        Number of layers of either kind, 0 or more. Batch normalisation belongs to the nonlinear ones.
+        Numbers of nonlinear and linear hidden layers, 0 or more. Only nonlinear ones have batch
+        normalisation.
     activation, batch_norm, bias, initial, scale, seed, dtype, device
-        As for `MLP`.
+        Settings of `MLP`.
 
     Raises
     ------
     ShapeError, TypeError, ValueError
-        As for `MLP`.
+        For settings out of their range.
 
     Notes
     -----

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Convolutional networks of Simonyan and Zisserman, for small images by default."""
+"""VGG networks of Simonyan and Zisserman, with defaults for small images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..._support.arrays import check_choice, check_count, check_scale
 from ..._weights.widths import Scale
-from ._construction import Device, check_images, construction, hidden_layer
+from ._construction import Device, check_images, construct, make_hidden_layer
 
 #: Convolutions of each stage; arXiv 1409.1556, table 1, configurations A, B, D, E.
 _STAGES: Final = {
@@ -25,38 +25,44 @@ _CHANNELS: Final = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five stages of 3 x 3 convolutions, each ending with a 2 x 2 maximum, then linear layers.
+    """VGG network: five stages of 3 x 3 convolutions with 2 x 2 max pooling, then linear layers.
 
     Parameters
     ----------
     name : {"vgg11", "vgg13", "vgg16", "vgg19"}
+        Configuration of the convolutions.
     n_classes : int
+        Number of classes.
     batch_norm : bool
-        Batch normalisation after every convolution.
+        Whether every convolution is followed by batch normalisation.
     width : float
-        Multiplies the channels of all stages (64, 128, 256, 512, 512), rounded, at least 1.
+        Factor of the channels of all stages (64, 128, 256, 512, 512), which are rounded, and at least 1.
     image_size : int
-        Height and width of the images, 32 or more; (image_size // 32)^2 positions are left at the end.
+        Height and width of the images, 32 or more. After the last stage there are (image_size // 32)^2
+        positions.
     in_channels : int
+        Number of channels of the images.
     classifier : sequence of int, optional
-        Widths of the hidden linear layers between the convolutions and the head. Default: one, as wide as
-        the last stage (512 for width 1), so that the penultimate weight is a 512 x 512 matrix for images of
-        32 x 32. (4096, 4096) with images of 224 is the network of the paper.
+        Widths of the hidden linear layers between the convolutions and the head. Default: one layer, as wide
+        as the last stage (512 for width 1), so that the penultimate weight is a 512 x 512 matrix for images
+        of 32 x 32. (4096, 4096) with images of 224 x 224 is the network of the paper.
     dropout : float
-        After every layer of the classifier.
+        Dropout probability after every layer of the classifier.
     initial, scale, seed, dtype, device
-        As for `MLP`.
+        Weights, precision and device, as for `MLP`.
 
     Attributes
     ----------
     features : Sequential
-        ``features.conv1_1`` .. as the paper's tables go, whose outputs are the features after the activation,
-        shape (B, channels, height, width), and ``features.pool1`` .. ``pool5``. The map of each is ``conv``.
+        Convolutional layers ``features.conv1_1`` .., named as in the paper, and ``features.pool1`` ..
+        ``pool5``. The outputs of the former are features after the activation, of shape
+        (B, channels, height, width). The map of each layer is called ``conv``.
     classifier : Sequential
-        ``classifier.0`` ..; the map of each is ``linear``.
+        Hidden linear layers ``classifier.0`` ..; the map of each is called ``linear``.
     head : Linear
+        Last linear map.
     hidden_layers : list of str
-        As in `DeepLinear`, without the pools.
+        Names of the layers of `features` without the pools, and of `classifier`, for `select_modules`.
 
     Raises
     ------
@@ -65,7 +71,7 @@ class VGG(nn.Module):
 
     Notes
     -----
-    Simonyan and Zisserman, arXiv 1409.1556. All maps have biases, as there.
+    Simonyan and Zisserman, arXiv 1409.1556. All maps have biases, as in the paper.
 
     Examples
     --------
@@ -102,21 +108,21 @@ class VGG(nn.Module):
         channels = [max(1, round(c * width)) for c in _CHANNELS]
         hidden = [channels[-1]] if classifier is None else list(classifier)
         hidden = [check_count(c, f"classifier[{i}]") for i, c in enumerate(hidden)]
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
             before = self.in_channels
             for stage, (count, after) in enumerate(zip(_STAGES[name], channels, strict=True), start=1):
                 for number in range(1, count + 1):
                     conv = nn.Conv2d(before, after, kernel_size=3, padding=1)
                     norm = nn.BatchNorm2d(after) if batch_norm else None
-                    parts[f"conv{stage}_{number}"] = hidden_layer("conv", conv, norm, "relu")
+                    parts[f"conv{stage}_{number}"] = make_hidden_layer("conv", conv, norm, "relu")
                     before = after
                 parts[f"pool{stage}"] = nn.MaxPool2d(2)
             self.features = nn.Sequential(parts)
             before *= (self.image_size // 2 ** len(_CHANNELS)) ** 2
             self.classifier = nn.Sequential()
             for after in hidden:
-                layer = hidden_layer("linear", nn.Linear(before, after), activation="relu")
+                layer = make_hidden_layer("linear", nn.Linear(before, after), activation="relu")
                 if dropout:
                     layer.add_module("dropout", nn.Dropout(dropout))
                 self.classifier.append(layer)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..._support.arrays import check_choice, check_count, check_scale
 from ..._weights.widths import Scale
-from ._construction import Device, check_images, construction
+from ._construction import Device, check_images, construct
 
 #: arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
 _PRESETS: Final = {
@@ -20,19 +20,19 @@ _PRESETS: Final = {
     "small": {"dim": 384, "depth": 12, "n_heads": 6},
     "base": {"dim": 768, "depth": 12, "n_heads": 12},
 }
-#: Of the layer norms; the value of the paper's code.
+#: Epsilon of the layer norms, as in the code of the paper.
 _EPSILON: Final = 1e-6
-#: Standard deviation of the positions and of the class token at the start.
+#: Standard deviation of the initial positions and class token.
 _TOKEN_SPREAD: Final = 0.02
 
 
 class ViT(nn.Module):
-    """A vision transformer: patches as tokens, blocks of attention and perceptron, a linear head.
+    """Vision transformer: patches as tokens, blocks of attention and perceptron, a linear head.
 
     Parameters
     ----------
     image_size, patch_size : int
-        Height and width of the images and of their patches, which must tile them.
+        Height and width of the images and of their patches; `patch_size` must divide `image_size`.
     dim : int
         Width of the tokens, a multiple of `n_heads`.
     depth : int
@@ -42,27 +42,33 @@ class ViT(nn.Module):
     mlp_ratio : float
         Width of the hidden layer of the perceptrons, in units of `dim`, rounded.
     n_classes, in_channels : int
+        Numbers of classes, and of channels of the images.
     dropout : float
-        Of the embedding, the attention's weights and the outputs of both halves of a block; 0 <= p < 1.
+        Dropout probability of the embedding, the attention's weights and the outputs of both halves of a
+        block; 0 <= p < 1.
     pool : {"cls", "mean"}
-        The head sees an additional token, or the mean of all tokens.
+        Input of the head: an additional class token, or the mean of all tokens.
     initial, scale, seed, dtype, device
-        As for `MLP`. Positions and class token are Gaussian with standard deviation 0.02 in any case.
+        Weights, precision and device, as for `MLP`. Positions and class token are always Gaussian with
+        standard deviation 0.02.
 
     Attributes
     ----------
     patches : Conv2d
-        The linear map of the patches.
+        Linear map of the patches.
     positions : Parameter, shape (1, T, dim)
-        Learned, T the number of tokens.
+        Learned position embeddings of the T tokens.
     class_token : Parameter, shape (1, 1, dim), or None
+        Class token of ``pool="cls"``.
     blocks : Sequential
-        ``blocks.0`` .., whose outputs are the tokens, shape (B, T, dim). Their weights are
-        ``attention.q``, ``.k``, ``.v``, ``.out`` and ``mlp.up``, ``.down``.
+        Blocks ``blocks.0`` .., with tokens (B, T, dim) as outputs. Their weights are ``attention.q``, ``.k``,
+        ``.v``, ``.out`` and ``mlp.up``, ``.down``.
     norm : LayerNorm
+        Last layer norm.
     head : Linear
+        Last linear map.
     hidden_layers : list of str
-        The names of the blocks.
+        Names of the blocks, for `select_modules`.
 
     Raises
     ------
@@ -119,7 +125,7 @@ class ViT(nn.Module):
         dropout = check_scale(dropout, "dropout", below=1.0)
         self.pool = pool
         n_tokens = (image_size // patch_size) ** 2 + (pool == "cls")
-        with construction(self, initial, scale, seed, dtype, device):
+        with construct(self, initial, scale, seed, dtype, device):
             self.patches = nn.Conv2d(self.in_channels, dim, kernel_size=patch_size, stride=patch_size)
             self.positions = nn.Parameter(_TOKEN_SPREAD * torch.randn(1, n_tokens, dim))
             token = nn.Parameter(_TOKEN_SPREAD * torch.randn(1, 1, dim)) if pool == "cls" else None
@@ -132,14 +138,14 @@ class ViT(nn.Module):
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> ViT:
-        """Return a network of a published size, otherwise with these settings.
+        """Return a network of a published size.
 
         Parameters
         ----------
         name : {"tiny", "small", "base"}
-            Twelve blocks of width 192, 384, 768 with 3, 6, 12 heads.
+            Size: twelve blocks of width 192, 384, 768 with 3, 6, 12 heads.
         **settings
-            As for `ViT`; also what the name says may be replaced.
+            Further settings of `ViT`, which may also replace those of the size.
 
         Returns
         -------
@@ -165,7 +171,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron with one hidden layer, each after a layer norm and added to its input."""
+    """Attention, then a perceptron with one hidden layer; both with layer norm before and skip connection."""
 
     def __init__(self, dim: int, n_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -182,14 +188,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return tokens of shape (B, T, dim) for such tokens."""
+        """Return tokens of shape (B, T, dim) for tokens of the same shape."""
         x = x + self.dropout(self.attention(self.norm1(x)))
         result: torch.Tensor = x + self.dropout(self.mlp(self.norm2(x)))
         return result
 
 
 class Attention(nn.Module):
-    """Self-attention with several heads, its queries, keys and values by a linear layer each."""
+    """Self-attention with several heads, and separate linear layers for queries, keys and values."""
 
     def __init__(self, dim: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -201,7 +207,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return tokens of shape (B, T, dim) for such tokens."""
+        """Return tokens of shape (B, T, dim) for tokens of the same shape."""
         q, k, v = (
             part(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)
         )
