@@ -13,7 +13,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast._trajectory.states import COLUMNS
+from dlnfast._trajectory.recorded import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 

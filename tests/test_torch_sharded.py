@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
 from dlnfast._training.request import Request  # noqa: E402
-from dlnfast._trajectory.states import COLUMNS  # noqa: E402
+from dlnfast._trajectory.recorded import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
 

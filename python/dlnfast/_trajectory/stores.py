@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 
 from .._support.optional import imported
-from .dataset import Array, Variable
+from .variables import Array, Variable
 
 _CHUNK_BYTES: Final = 2**20
 _MOST_ROWS: Final = 2**14

@@ -35,7 +35,8 @@ from .._tracking.svd_tracker import (
     is_decomposed,
     with_state_checksum,
 )
-from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._trajectory.tracked import TrackedStates
 from .._trajectory.trajectory import Trajectory
 from ._names import match_names
 from ._reading import computed_by, unreadable
@@ -584,14 +585,10 @@ class SpectralTracker:
                 raise ValueError("of is 'change', which is not followed: change=False was asked for")
             raise ValueError(f"of is {of!r}; wanted 'weights' or 'change'")
         followed = self._followed[of]
-        states = DenseStates(
+        states = TrackedStates(
             values=tuple(f.values() for f in followed),
             left=self._recorded(followed, "left"),
             right=self._recorded(followed, "right"),
-            snapshots=(),
-            snapshot_steps=np.empty(0, dtype=np.int64),
-            initial=None,
-            final=None,
             tracking=tuple(f.tracking() for f in followed),
         )
         what = "weights" if of == "weights" else "changes since the start"
