@@ -109,10 +109,10 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
         n = len(partial.loss)
         assert n - 1 >= cut
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
-        assert partial.config["outcome"] == "unfinished"
+        assert partial.outcome == "unfinished"
         run = dln.resume(kept.directory)
         same(plain, run)
-        assert run.config["outcome"] == "finished"
+        assert run.outcome == "finished"
         same(plain, dln.train(problem, weights, **options, checkpoint=kept))  # it has ended: read
         same(plain, dln.load(kept.directory))
     uninterrupted = dln.train(problem, weights, **options, checkpoint=tmp_path / "whole")
@@ -163,7 +163,7 @@ def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_p
     options["n_threads"] = 1
     plain_rule = Patience(13)
     plain = dln.train(problem, weights, **options, callback=plain_rule)
-    assert plain.config["outcome"] == "stopped"
+    assert plain.outcome == "stopped"
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(Stop):
         dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
@@ -207,7 +207,7 @@ class TestTurns:
             ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
-            assert first.config["outcome"] == outcome
+            assert first.outcome == outcome
             same(first, self.train(checkpoint=tmp_path / name, **more))
 
 
@@ -359,11 +359,11 @@ def test_laws_go_on(tmp_path):
 def test_outcomes_are_kept(tmp_path):
     problem, weights, options = setting("reduced")
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
-    assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
+    assert run.outcome == dln.load(tmp_path / "a").outcome == "converged"
     stopped = dln.train(
         problem, weights, **options, checkpoint=tmp_path / "b", callback=lambda step, loss: step == 5
     )
-    assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
+    assert (stopped.outcome, len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
     for _ in range(2):  # the second time it is read
         with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
@@ -554,7 +554,7 @@ def test_handlers_that_python_did_not_install_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
     run = dln.train(problem, weights, **options, checkpoint=tmp_path / "run")
-    assert run.config["outcome"] == "finished"
+    assert run.outcome == "finished"
 
 
 PROGRAM = """

@@ -135,7 +135,7 @@ def test_turns_end_where_single_steps_do(problem, weights):
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
     runs = [dln.train_compressed(problem, weights, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
-        assert run.config["outcome"] == "converged"
+        assert run.outcome == "converged"
         assert problem.recovery_error(layers_of(run)) < 1e-5
     assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
     with pytest.raises(ValueError, match="momentum"):
@@ -166,11 +166,11 @@ def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_
 def test_nothing_needs_to_be_chosen(problem, weights):
     assert problem.suggested_rank() == 3
     run = dln.train_compressed(problem, weights)
-    assert run.config["outcome"] == "converged"
+    assert run.outcome == "converged"
     assert run.config["compressed"]["rank"] == 3
     assert problem.recovery_error(layers_of(run)) < 1e-6
     stalled = dln.train_compressed(problem, weights, outer=0.0)
-    assert stalled.config["outcome"] == "stopped"
+    assert stalled.outcome == "stopped"
     assert len(stalled.loss) < 20_000
     surrogate = dln.train_compressed(problem, basis="surrogate", outer=1.0, steps=10)
     assert surrogate.widths == [120, 6, 6, 120]

@@ -36,7 +36,7 @@ def agree(run, again):
     """Compare what a file holds with what is computed now."""
     assert run.engine == again.engine
     assert run.widths == again.widths
-    assert run.config["outcome"] == again.config["outcome"]
+    assert run.outcome == again.outcome
     np.testing.assert_array_equal(run.steps, again.steps)
     # The files are of one instruction set, the runs of another.
     near = 4 * tolerance(np.float64, max(run.widths), len(run.loss))
@@ -93,7 +93,7 @@ def test_folders_of_runs_that_ended_load(path):
 def test_folders_of_runs_that_stopped_load_and_go_on(path, tmp_path):
     whole = FOLDERS[path.name.partition("-")[0]]()
     run = dln.load(path)
-    assert run.config["outcome"] == "unfinished"
+    assert run.outcome == "unfinished"
     count = len(run.loss)
     assert count > released_formats.STOPPED_AT - 10
     near = 4 * tolerance(np.float64, max(run.widths), count)
@@ -215,7 +215,7 @@ def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
     newest.write_bytes(newest.read_bytes()[:500])
     with (
         pytest.warns(RuntimeWarning, match="going on from the one before"),
-        pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run goes on"),
+        pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run resumes"),
     ):
         dln.load(folder)
     (folder / "end.json").unlink()

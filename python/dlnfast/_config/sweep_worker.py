@@ -453,7 +453,7 @@ class _Work:
         try:
             run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.arguments)
             assert run is not None
-            outcome = run.config["outcome"]
+            outcome = run.outcome
         except DivergedError as error:
             run, error_text = error.trajectory, str(error)
         except Exception as error:

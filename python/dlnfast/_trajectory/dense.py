@@ -52,7 +52,7 @@ class DenseStates(RecordedSpectra):
         elif reference == "first_step":
             chosen, start = vectors[find_record(run.steps, 1)], 1
         elif is_limit(reference) and self.initial is not None and is_scaled_isometry(self.initial[index]):
-            gradient = run.gradients(self.initial)[index].astype(np.float64)
+            gradient = run._gradients(self.initial)[index].astype(np.float64)
             chosen = compute_limit(self.initial[index].astype(np.float64), gradient, side)[:, :k]
             start = 1
         else:

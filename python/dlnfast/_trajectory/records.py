@@ -15,6 +15,7 @@ from .._closure.certificate import Certificate, Family
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count
+from .spectra import measure_energy_share
 from .states import States, Table, find_record
 
 
@@ -113,13 +114,11 @@ class RunRecords(ABC):
         return self.engine == "tracked"
 
     @property
-    def gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
-        """Eigenvalues and eigenvectors of S; None where S = I, or without a problem."""
+    def _gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
         return None if self.problem is None else self.problem.gram_eigen
 
     @abstractmethod
-    def gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
-        """Return the gradients of the loss at these weights."""
+    def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]: ...
 
     def __repr__(self) -> str:
         """Return the engine, the sizes and the extent of the run."""
@@ -271,6 +270,39 @@ class RunRecords(ABC):
             For a layer out of range, or if no singular values were recorded.
         """
         return self.states.tracking_of(self._index(layer), self)
+
+    def energy_share(self, layer: int | str, k: int | None = None) -> Table:
+        r"""Return the share of ``||W_l||_F^2`` in the k largest singular values at the records.
+
+        Of a matrix with independent entries it is about ``4 k / n``; a share far above that is a small
+        subspace. For the change of a tracked model, ``tracked.trajectory(of="change")``, it says whether
+        training moved the weight in few directions.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+        k : int, optional
+            Number of values; by default all that were recorded.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+            In [0, 1]; 0 for a matrix of zeros.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, if fewer than k were recorded, and where the norm is not known.
+        """
+        values = self.singular_values(layer).astype(np.float64)
+        count = values.shape[1] if k is None else check_count(k, "k", maximum=values.shape[1])
+        if values.shape[1] == min(self.shapes[self._index(layer)]):
+            return measure_energy_share(values, count)
+        norm = self.tracking(layer).get("norm")
+        if norm is None or np.isnan(norm).any():
+            raise ValueError("the norm of the layer was not recorded: wanted all its singular values")
+        return measure_energy_share(values, count, norm)
 
     def active_singular_values(self, layer: int) -> FloatArray:
         """Return the singular values of W_l in the active subspace (reduced engine).

@@ -240,7 +240,7 @@ class ReducedStates(States):
         if self.layers is None:
             raise ValueError("the trajectory was saved without its initial weights: save(path, weights=True)")
         rho = {i: float(self.rho[record, column]) for i, column in self.scalars_of(layer).items()}
-        complement = Complement(self.layers, self.bases, self.families, run.gram_eigen)
+        complement = Complement(self.layers, self.bases, self.families, run._gram_eigen)
         return LayerOperator(complement, layer, self.cores[index][record], self.cores[index][0], rho)
 
     def apply_layer(self, index: int, X: FloatArray, step: int, run: Run) -> FloatArray:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, Family
-from .._closure.operators import LayerOperator
 from .._support.arrays import FloatArray, IntArray, check_count
 from .._support.files import Arrays
 from .._support.products import multiply
 from .variables import Array, LayerVariables
+
+if TYPE_CHECKING:
+    from .._closure.operators import LayerOperator
 
 #: Error message for states without singular values.
 NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
@@ -60,9 +62,13 @@ class Run(Protocol):
     def is_rank_known(self) -> bool: ...
 
     @property
-    def gram_eigen(self) -> tuple[FloatArray, FloatArray] | None: ...
+    def _gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
+        """Eigenvalues and eigenvectors of S; None where S = I, or without a problem."""
+        ...
 
-    def gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]: ...
+    def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
+        """Return the gradients of the loss at these weights, one per layer."""
+        ...
 
 
 class ActiveChain(NamedTuple):

@@ -32,7 +32,7 @@ from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
 from .records import RunRecords
 from .reduced import ReducedStates
-from .spectra import bound_unrecorded, measure_energy_share
+from .spectra import bound_unrecorded
 from .states import States, Table, find_record
 from .storage import check_problem_metadata, pack_problem, unpack_problem
 from .tracked import TrackedStates
@@ -101,64 +101,14 @@ class Trajectory(RunRecords):
         Factors of the layers' learning rates at each step, where these adapt.
     """
 
-    def gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
-        """Return the gradients of the loss at these weights.
-
-        Parameters
-        ----------
-        weights : sequence of ndarray
-            ``W_1 .. W_L``.
-
-        Returns
-        -------
-        list of ndarray
-            One per layer, of its shape. Costs one step of the dense engine.
-
-        Raises
-        ------
-        ValueError
-            If the trajectory has no problem.
-        """
+    def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
         from .._weights.gradients import gradients
 
         if self.problem is None:
             raise ValueError(self.states.missing_problem)
         return gradients(self.problem, weights)
 
-    # --------------------------------------------------------------------------- numbers of spectra
-
-    def energy_share(self, layer: int | str, k: int | None = None) -> Table:
-        r"""Return the share of ``||W_l||_F^2`` in the k largest singular values at the records.
-
-        Of a matrix with independent entries it is about ``4 k / n``; a share far above that is a small
-        subspace. For the change of a tracked model, ``tracked.trajectory(of="change")``, it says whether
-        training moved the weight in few directions.
-
-        Parameters
-        ----------
-        layer : int or str
-            1 .. L, or the name of a layer.
-        k : int, optional
-            Number of values; by default all that were recorded.
-
-        Returns
-        -------
-        ndarray, shape (n_records,)
-            In [0, 1]; 0 for a matrix of zeros.
-
-        Raises
-        ------
-        ValueError
-            For a layer out of range, if fewer than k were recorded, and where the norm is not known.
-        """
-        values = self.singular_values(layer).astype(np.float64)
-        count = values.shape[1] if k is None else check_count(k, "k", maximum=values.shape[1])
-        if values.shape[1] == min(self.shapes[self._index(layer)]):
-            return measure_energy_share(values, count)
-        norm = self.tracking(layer).get("norm")
-        if norm is None or np.isnan(norm).any():
-            raise ValueError("the norm of the layer was not recorded: wanted all its singular values")
-        return measure_energy_share(values, count, norm)
+    # --------------------------------------------------------------------------- subspaces and ranks
 
     def subspace_cosines(
         self, layer: int | str, rank: int | None = None, side: str = "left", step: int = -1

@@ -257,7 +257,7 @@ def _whole(
         for label, run in others.items():
             # Runs that ended stay where they ended; what diverged is nowhere.
             ended = step >= run.steps[-1]
-            known = not ended or run.config["outcome"] != "diverged"
+            known = not ended or run.outcome != "diverged"
             other = run.end_to_end(-1 if ended else step) if known else None
             far = math.nan if other is None else float(np.linalg.norm(other - product)) / size
             curve.distances[label].append(far)
