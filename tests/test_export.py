@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs in xarray, zarr and HDF5: the same content everywhere, part by part, in bounded memory."""
+"""Exports to xarray, zarr and HDF5 have the same content, and are written part by part in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def xarray():
 
 @pytest.fixture(params=["zarr", "h5"])
 def store(request, xarray):
-    """Return an ending, and a function that opens what has it."""
+    """Return a file extension, and a function that opens files with it."""
     pytest.importorskip({"zarr": "zarr", "h5": "h5netcdf"}[request.param], reason="stores are optional")
     if request.param == "zarr":
         return request.param, lambda path: xarray.open_zarr(path).load()
@@ -341,7 +341,7 @@ def test_a_full_disk_keeps_what_is_there_and_leaves_nothing(limit, store, record
 
 @pytest.mark.parametrize("nth", [1, 2, 5, 20, 60, 150])
 def test_any_write_of_hdf5_may_fail(nth, xarray, recorded, tmp_path, monkeypatch):
-    """Ctrl-C comes while the library writes, too."""
+    """Ctrl-C interrupts a write of the library."""
     pytest.importorskip("h5netcdf", reason="stores are optional")
 
     def opened(path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of every format load; damaged, foreign and newer ones are named; there is no pickle."""
+"""Files of every format load; errors name damaged, foreign and newer files; no file holds a pickle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def but_for_rounding(described):
 
 
 def agree(run, again):
-    """Compare what a file holds with what is computed now."""
+    """Compare a run from a file with the same run, computed now."""
     assert run.engine == again.engine
     assert run.widths == again.widths
     assert run.outcome == again.outcome
@@ -114,7 +114,7 @@ def test_no_file_holds_a_pickle():
 
 
 def content(run):
-    """Return all that a run holds, as one thing to compare."""
+    """Return the whole content of a run, for comparisons."""
     about, arrays = run.to_arrays()
     return json.dumps(about, sort_keys=True), {
         k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()
@@ -122,7 +122,7 @@ def content(run):
 
 
 def read(folder):
-    """Return the content of a folder, or the text of the error that it gives."""
+    """Return the content of a folder, or the text of the error that loading it raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -386,7 +386,7 @@ def test_arrays_that_do_not_fit_are_named(make, name, change, message):
 
 
 def without_digest(path):
-    """Make a file one of 0.1.0, which had no digest."""
+    """Remove the digest of a file, as in files of 0.1.0."""
     with np.load(path) as file:
         arrays = dict(file)
     meta = json.loads(str(arrays["meta"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run knows of itself: angles, features, reconstruction, files."""
+"""Answers of a run: angles, singular values, features, weights and files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_angles_to_given_vectors(kind):
 def test_angles_to_the_first_step_start_at_it():
     for run in both_engines("square", steps=5):
         angles = run.angles(2, "right", "first_step")
-        assert np.all(angles[0] == 0)  # the row that the authors prepend
+        assert np.all(angles[0] == 0)  # the row that the authors put first
         # The middle block has been rotated to where it was at step 0: two products.
         assert angles[1].max() <= tolerance(F64, DIM, 2)
 
@@ -187,7 +187,7 @@ def test_singular_values_with_their_multiplicities(kind):
 
 
 def test_the_scalars_of_both_cases():
-    """Coupled where all layers are square, free under a wide last one."""
+    """The scalars see the gradient if all layers are square, and weight decay alone if the last is wide."""
     run, _ = both_engines("square", weight_decay=1e-2)
     rho, rate = np.full(3, 0.6), 0.05
     for step in range(61):
@@ -200,7 +200,7 @@ def test_the_scalars_of_both_cases():
 
 
 def test_a_scalar_that_changes_its_sign_shows_its_size():
-    """A rate with eta lambda > 1 turns the rest around in every step."""
+    """With eta lambda > 1 the scalars change their signs at every step."""
     run = dln.train(
         square_problem(), square_weights(), learning_rate=0.1, weight_decay=15.0, steps=3, engine="reduced"
     )
@@ -320,6 +320,16 @@ def test_requests_that_one_engine_cannot_meet():
             ask(1)
 
 
+def test_families_are_asked_for_as_their_scalars_are():
+    reduced, dense = both_engines("square", steps=2)
+    assert reduced.outcome == dense.outcome == reduced.config["outcome"] == "finished"
+    (family,) = reduced.families()
+    assert (family.first, family.last, family.multiplicity) == (1, 3, DIM - 2 * RANK)
+    assert [reduced.rho(layer)[0] for layer in (1, 2, 3)] == list(family.rho)
+    with pytest.raises(ValueError, match="families belongs to the reduced engine"):
+        dense.families()
+
+
 # Files.
 
 
@@ -412,7 +422,7 @@ def test_a_run_that_kept_next_to_nothing(tmp_path):
 
 
 def data_run(layout, whiten, n_samples=60):
-    """Return a short run on data whose inputs reach into 5 of 7 dimensions, and inputs to predict for."""
+    """Return a short run on data whose inputs span 5 of 7 dimensions, and new inputs."""
     rng = np.random.default_rng(6)
     frame = np.linalg.qr(rng.standard_normal((7, 5)))[0] if whiten else np.eye(7)
     inputs = frame @ (rng.standard_normal((frame.shape[1], n_samples)) * 3)
@@ -567,7 +577,7 @@ def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
 @settings(deadline=None, max_examples=300)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200]))
 def test_damaged_files_are_refused_or_harmless(place, byte, length, file_of_a_run, tmp_path_factory):
-    """Either the damage hit something that nothing depends on, or it is a ValueError that names the file."""
+    """Either no value depends on the damaged bytes, or loading raises a ValueError that names the file."""
     content = bytearray(file_of_a_run.read_bytes())
     start = int(place * len(content))
     for i in range(start, min(start + length, len(content))):
@@ -660,7 +670,7 @@ def test_files_of_a_newer_version_say_so(file_of_a_run, tmp_path):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_a_run_goes_when_its_last_name_goes(engine):
-    """No cycle keeps the arrays until a collection."""
+    """No reference cycle holds the arrays until the next garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -677,7 +687,7 @@ def test_a_run_goes_when_its_last_name_goes(engine):
 
 
 def test_records_are_not_the_engines_working_copies():
-    """What one run recorded is not touched by the next."""
+    """The records of a run do not change during the next run."""
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, engine="reduced")
     before = [run.weights(layer) for layer in (1, 2, 3)]
     dln.train(square_problem(), square_weights(), learning_rate=0.2, steps=10, engine="reduced")

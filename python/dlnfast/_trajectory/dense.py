@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""States of the dense engines: recorded spectra, and whole weights at the steps that were kept."""
+"""States of the dense engines: recorded spectra, and whole weights at some steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DenseStates(RecordedSpectra):
     snapshot_steps : ndarray of int64
         Steps of the snapshots.
     initial, final : tuple of ndarray or None
-        W_l at the first and last step; None where not kept.
+        W_l at the first and last step; None where they were not kept.
     """
 
     has_final_weights: ClassVar[bool] = True
@@ -78,11 +78,11 @@ class DenseStates(RecordedSpectra):
         if position < len(self.snapshot_steps) and self.snapshot_steps[position] == wanted:
             snapshot: FloatArray = self.snapshots[index][position]
             return snapshot
-        kept = {int(s) for s in self.snapshot_steps}
-        kept |= {0} if self.initial is not None else set()
-        kept |= {last} if self.final is not None else set()
+        known = {int(s) for s in self.snapshot_steps}
+        known |= {0} if self.initial is not None else set()
+        known |= {last} if self.final is not None else set()
         raise ValueError(
-            f"step is {wanted}, but the weights were kept at {shorten_steps(sorted(kept))} only: "
+            f"step is {wanted}, but the weights were kept at {shorten_steps(sorted(known))} only: "
             "train(..., weights_every=...)"
         )
 

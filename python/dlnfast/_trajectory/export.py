@@ -111,10 +111,10 @@ def export(
         raise ValueError(f"path is {target}; wanted an ending of {', '.join(_ZARR + _HDF5)}")
     _check_target(target, check_flag(overwrite, "overwrite"))
     run, parts = _open_source(source)
-    about = describe_run(run) | {
+    metadata = describe_run(run) | {
         "coordinates": " ".join(name for name in list_fixed_coordinates(run) if name != "layer")
     }
-    with placing(target, durable=True) as temporary, store(temporary, about) as opened:
+    with placing(target, durable=True) as temporary, store(temporary, metadata) as opened:
         _write(opened, run, thin_records(parts, interval), variables)
 
 
@@ -197,7 +197,7 @@ def _append(
 
 
 def _cut_into_blocks(arrays: Arrays, count: int, row: int) -> Iterator[Arrays]:
-    """Cut arrays of `count` rows into blocks of about `_BLOCK_BYTES`, with `row` more bytes per row."""
+    """Cut arrays of `count` rows into blocks of metadata `_BLOCK_BYTES`, with `row` more bytes per row."""
     row += sum(array.nbytes for array in arrays.values()) // max(count, 1)
     step = max(_BLOCK_BYTES // row, 1)
     for begin in range(0, count, step):

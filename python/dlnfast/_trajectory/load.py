@@ -90,8 +90,8 @@ def load_folder(
 
 def read_header(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
     """Return the run of a folder without its records."""
-    about, arrays = folder.request()
-    run, states = dict(about["run"]), dict(about["run"]["states"])
+    metadata, arrays = folder.request()
+    run, states = dict(metadata["run"]), dict(metadata["run"]["states"])
     with naming_damage(folder.path, FORMAT):
         states_class = find_states_class(states["engine"], run["certificate"]["engine"])
     ending = folder.ending()  # before the records are listed: then all of them are there
@@ -142,21 +142,21 @@ def thin_records(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
     seen: dict[str, int] = {}
     last: Arrays = {}
     for part in parts:
-        kept = {}
+        thinned = {}
         for name, array in part.items():
             if name in SERIES:
-                kept[name], last[name] = array, array[:0].copy()
+                thinned[name], last[name] = array, array[:0].copy()
                 continue
             position = seen.get(name, 0)
             seen[name] = position + len(array)
-            kept[name] = array[-position % every :: every].copy()  # a view would hold the part
+            thinned[name] = array[-position % every :: every].copy()  # a view would hold the part
             if len(array):
                 last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
             else:
                 last.setdefault(name, array)
         part.clear()
         array = np.empty(0)  # the loop variable holds the last array of the part
-        yield kept
+        yield thinned
     if any(map(len, last.values())):
         yield last
 
@@ -167,7 +167,7 @@ def join_records(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _from_file(
-    path: Path, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+    path: Path, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
 ) -> Trajectory:
     with naming_damage(path, FORMAT):
-        return Trajectory.from_arrays(about, arrays, problem)
+        return Trajectory.from_arrays(metadata, arrays, problem)

@@ -288,11 +288,11 @@ class ReducedStates(States):
         if self.input_gram is not None:
             arrays["core_gram"] = self.input_gram
         held = self.layers.weights if isinstance(self.layers, ExplicitLayers) and weights else None
-        law = self.layers.describe() if isinstance(self.layers, ImplicitWeights) else None
+        sampled = self.layers.describe() if isinstance(self.layers, ImplicitWeights) else None
         return {
             "engine": self.layout,
-            "law": law,
-            "bases": pack_list("basis", None if law else self.bases, arrays),
+            "law": sampled,
+            "bases": pack_list("basis", None if sampled else self.bases, arrays),
             "cores": pack_list("core", self.cores, arrays),
             "initial": pack_list("initial", held, arrays),
             "families": [asdict(family) for family in self.families],
@@ -302,14 +302,14 @@ class ReducedStates(States):
 
     @classmethod
     def unpack(cls, meta: Mapping[str, Any], arrays: Arrays, config: Mapping[str, Any]) -> Self:
-        law = meta.get("law")
-        if law is not None and law["widths"] != config["widths"]:
+        sampled = meta["law"]
+        if sampled is not None and sampled["widths"] != config["widths"]:
             raise ShapeError("the widths of lazily sampled weights are not those of the run")
         initial = unpack_list("initial", meta["initial"], arrays)
         layers: Layers | None = None if initial is None else ExplicitLayers(initial)
         bases = unpack_list("basis", meta["bases"], arrays)
-        if meta["law"] is not None:
-            layers, bases = resample(meta["law"], arrays["target_U"], arrays["target_V"])
+        if sampled is not None:
+            layers, bases = resample(sampled, arrays["target_U"], arrays["target_V"])
         return cls(
             bases=bases,
             cores=unpack_list("core", meta["cores"], arrays),

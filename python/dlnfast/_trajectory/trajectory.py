@@ -58,7 +58,7 @@ def find_states_class(layout: str, engine: str) -> type[States]:
     Parameters
     ----------
     layout : str
-        Name of the layout, ``about["states"]["engine"]`` in the file.
+        Name of the layout, ``metadata["states"]["engine"]`` in the file.
     engine : str
         Engine of the run.
 
@@ -344,8 +344,8 @@ class Trajectory(RunRecords):
             If the folder does not exist.
         """
         target = check_path(path, "path")
-        about, arrays = self.to_arrays(weights=check_flag(weights, "weights"))
-        write_whole(target, FORMAT, FORMAT_VERSION, about, arrays)
+        metadata, arrays = self.to_arrays(weights=check_flag(weights, "weights"))
+        write_whole(target, FORMAT, FORMAT_VERSION, metadata, arrays)
 
     def to_arrays(self, *, weights: bool = True) -> tuple[dict[str, Any], Arrays]:
         """Return the content of the file that `save` writes.
@@ -357,7 +357,7 @@ class Trajectory(RunRecords):
 
         Returns
         -------
-        about : dict
+        metadata : dict
             Metadata, in JSON values.
         arrays : dict of str to ndarray
             The arrays, by name.
@@ -367,24 +367,24 @@ class Trajectory(RunRecords):
             arrays["rates"] = self.rates
         if not self.states.has_every_loss:
             arrays["loss_steps"] = self.loss_steps
-        about = {
+        metadata = {
             "config": self.config,
             "certificate": self.certificate.to_dict(),
             "wall_time": self.wall_time,
             "problem": pack_problem(self.problem, arrays),
             "states": self.states.pack(arrays, weights),
         }
-        return about, arrays
+        return metadata, arrays
 
     @classmethod
     def from_arrays(
-        cls, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+        cls, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
     ) -> Trajectory:
         """Return the run of which `to_arrays` returned the content.
 
         Parameters
         ----------
-        about, arrays : mapping
+        metadata, arrays : mapping
             Metadata and arrays, from `to_arrays`.
         problem : Problem, Completion or Sensing, optional
             The training problem, in place of the one in the arrays, which has no samples.
@@ -399,11 +399,11 @@ class Trajectory(RunRecords):
             If an array or an entry is missing, or does not fit the others; the message names it.
         """
         with naming_parts("it"):
-            config, meta = about["config"], about["states"]
-            if problem is None and about["problem"] is not None:
-                check_problem_metadata(about["problem"], config, arrays)
-                problem = unpack_problem(about["problem"], arrays, config.get("problem", {}))
-            certificate = Certificate.from_dict(about["certificate"])
+            config, meta = metadata["config"], metadata["states"]
+            if problem is None and metadata["problem"] is not None:
+                check_problem_metadata(metadata["problem"], config, arrays)
+                problem = unpack_problem(metadata["problem"], arrays, config.get("problem", {}))
+            certificate = Certificate.from_dict(metadata["certificate"])
             states_class = find_states_class(meta["engine"], certificate.engine)
             run = cls(
                 steps=arrays["steps"],
@@ -412,7 +412,7 @@ class Trajectory(RunRecords):
                 certificate=certificate,
                 problem=problem,
                 config=config,
-                wall_time=about["wall_time"],
+                wall_time=metadata["wall_time"],
                 rates=arrays.get("rates"),
                 loss_steps=arrays.get("loss_steps"),
             )
