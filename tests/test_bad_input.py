@@ -485,7 +485,7 @@ def test_a_diverged_run_keeps_its_records(engine, dtype, momentum):
     assert run.steps.tolist() == list(range(0, error.step, 2))
     for layer in (1, 2, 3):
         assert np.isfinite(run.singular_values(layer)).all()
-    assert run.config["outcome"] == "diverged"
+    assert run.outcome == "diverged"
     assert run.engine == engine
 
 

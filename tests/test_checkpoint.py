@@ -99,10 +99,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
         n = len(partial.loss)
         assert n - 1 >= cut
         np.testing.assert_array_equal(partial.loss, plain.loss[:n])
-        assert partial.config["outcome"] == "unfinished"
+        assert partial.outcome == "unfinished"
         run = dln.resume(checkpoint.directory)
         assert_same_training(plain, run)
-        assert run.config["outcome"] == "finished"
+        assert run.outcome == "finished"
         assert_same_training(
             plain, dln.train(problem, weights, **options, checkpoint=checkpoint)
         )  # it is finished: loaded
@@ -157,7 +157,7 @@ def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, t
     options["n_threads"] = 1
     plain_rule = Patience(13)
     plain = dln.train(problem, weights, **options, callback=plain_rule)
-    assert plain.config["outcome"] == "stopped"
+    assert plain.outcome == "stopped"
     checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
         dln.train(problem, weights, **options, checkpoint=checkpoint, callback=Patience(13, cut))
@@ -201,7 +201,7 @@ class TestTurns:
             ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
-            assert first.config["outcome"] == outcome
+            assert first.outcome == outcome
             assert_same_training(first, self.train(checkpoint=tmp_path / name, **more))
 
 
@@ -357,11 +357,11 @@ def test_runs_from_lazily_sampled_weights_resume(tmp_path):
 def test_outcomes_are_saved(tmp_path):
     problem, weights, options = make_case("reduced")
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
-    assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
+    assert run.outcome == dln.load(tmp_path / "a").outcome == "converged"
     stopped = dln.train(
         problem, weights, **options, checkpoint=tmp_path / "b", callback=lambda step, loss: step == 5
     )
-    assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
+    assert (stopped.outcome, len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
     for _ in range(2):  # the second time it is loaded
         with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
@@ -566,7 +566,7 @@ def test_signal_handlers_not_installed_by_python_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))
     run = dln.train(problem, weights, **options, checkpoint=tmp_path / "run")
-    assert run.config["outcome"] == "finished"
+    assert run.outcome == "finished"
 
 
 PROGRAM = """

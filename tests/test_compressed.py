@@ -136,7 +136,7 @@ def test_projected_outer_steps_converge_where_single_steps_do(completion_problem
     options = {"rank": 3, "steps": 3000, "tolerance": 1e-16}
     runs = [dln.train_compressed(completion_problem, start, outer_every=n, **options) for n in (1, 10)]
     for run in runs:
-        assert run.config["outcome"] == "converged"
+        assert run.outcome == "converged"
         assert completion_problem.recovery_error(layers_of(run)) < 1e-5
     assert runs[1].rates.shape == (len(runs[1].loss) - 1,)
     with pytest.raises(ValueError, match="momentum"):
@@ -167,14 +167,14 @@ def test_a_diverged_run_has_the_full_network(completion_problem, start, outer, o
 def test_the_defaults_converge(completion_problem, start):
     assert completion_problem.suggested_rank() == 3
     run = dln.train_compressed(completion_problem, start)
-    assert run.config["outcome"] == "converged"
+    assert run.outcome == "converged"
     assert run.config["compressed"]["rank"] == 3
     assert completion_problem.recovery_error(layers_of(run)) < 1e-6
 
 
 def test_frozen_bases_stop_where_the_loss_stalls(completion_problem, start):
     stalled = dln.train_compressed(completion_problem, start, outer=0.0)
-    assert stalled.config["outcome"] == "stopped"
+    assert stalled.outcome == "stopped"
     assert len(stalled.loss) < 20_000
 
 

@@ -40,7 +40,7 @@ def test_records_are_at_multiples_and_at_the_end(engine, steps, every):
     assert run.steps.dtype == np.int64
     assert run.loss.shape == (steps + 1,)
     assert run.singular_values(1).shape == (len(wanted), 6)
-    assert run.config["outcome"] == "finished"
+    assert run.outcome == "finished"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -71,12 +71,12 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights)
     run = dln.train(problem, weights, tolerance=limit, **rates)
     np.testing.assert_array_equal(run.loss, whole.loss[: first + 1])
     assert run.steps.tolist() == [*range(0, first, 9), first]
-    assert run.config["outcome"] == "converged"
+    assert run.outcome == "converged"
     # A bound that is met before the first step.
     run = dln.train(problem, weights, tolerance=1e9, **rates)
     assert (len(run.loss), run.steps.tolist()) == (1, [0])
     # A bound that is never met.
-    assert dln.train(problem, weights, tolerance=0.0, **rates).config["outcome"] == "finished"
+    assert dln.train(problem, weights, tolerance=0.0, **rates).outcome == "finished"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -94,7 +94,7 @@ def test_a_callback_may_end_the_run(engine, problem, weights):
     rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
     run = dln.train(problem, weights, callback=lambda step, loss: step >= 20, **rates)
     assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
-    assert run.config["outcome"] == "stopped"
+    assert run.outcome == "stopped"
     assert run.weights(1).shape == (DIM, DIM)
     assert run.singular_values(1).shape == (4, DIM)
 
@@ -130,7 +130,7 @@ def test_an_exception_of_a_callback_carries_the_trajectory(engine, at, problem, 
     run = caught.value.trajectory
     assert run.steps.tolist() == list(range(0, at + 1, 8))
     assert len(run.loss) == at + 1
-    assert run.config["outcome"] == "interrupted"
+    assert run.outcome == "interrupted"
     assert np.isfinite(run.singular_values(3)).all()
     assert any(f"up to step {at}" in note for note in caught.value.__notes__)
     # The next run is not affected.

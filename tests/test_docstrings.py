@@ -74,10 +74,18 @@ def collected():
             yield pytest.param(found, None, id=f"{module}.{name}")
             if not inspect.isclass(found):
                 continue
-            for member, value in vars(found).items():
+            for member, value in members_of(found).items():
                 function = getattr(value, "__func__", getattr(value, "fget", value))
                 if not member.startswith("_") and inspect.isfunction(function):
                     yield pytest.param(function, found, id=f"{module}.{name}.{member}")
+
+
+def members_of(owner):
+    """Return the members of a class, together with those it inherits from other classes of the package."""
+    own = [
+        vars(base) for base in reversed(owner.__mro__) if base.__module__.startswith("dlnfast._trajectory")
+    ]
+    return {name: value for each in [*own, vars(owner)] for name, value in each.items()}
 
 
 def sections(text):
@@ -111,7 +119,7 @@ def test_docstring_is_complete(found, owner):
     if inspect.isclass(found) and (issubclass(found, Exception) or found.__name__ in MADE):
         return
     if owner is not None and (
-        INTERFACES.match(found.__name__) or isinstance(vars(owner).get(found.__name__), property)
+        INTERFACES.match(found.__name__) or isinstance(members_of(owner).get(found.__name__), property)
     ):
         return
     told = sections(text)

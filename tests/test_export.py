@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs in xarray, zarr and HDF5: the same content everywhere, part by part, in bounded memory."""
+"""Exports to xarray, zarr and HDF5 have the same content, and are written part by part in bounded memory."""
 
 from __future__ import annotations
 

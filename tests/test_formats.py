@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of every format load; damaged, foreign and newer ones are named; there is no pickle."""
+"""Files of every format load; errors name damaged, foreign and newer files; no file holds a pickle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def agree(run, again):
     """Compare the content of a file with a result computed now."""
     assert run.engine == again.engine
     assert run.widths == again.widths
-    assert run.config["outcome"] == again.config["outcome"]
+    assert run.outcome == again.outcome
     np.testing.assert_array_equal(run.steps, again.steps)
     # The files are of one instruction set, the runs of another.
     near = 4 * tolerance(np.float64, max(run.widths), len(run.loss))
@@ -95,7 +95,7 @@ def test_folders_of_finished_runs_load(path):
 def test_folders_of_stopped_runs_load_and_resume(path, tmp_path):
     whole = FOLDERS[path.name.partition("-")[0]]()
     run = dln.load(path)
-    assert run.config["outcome"] == "unfinished"
+    assert run.outcome == "unfinished"
     count = len(run.loss)
     assert count > released_formats.STOPPED_AT - 10
     near = 4 * tolerance(np.float64, max(run.widths), count)
@@ -116,7 +116,7 @@ def test_no_file_holds_a_pickle():
 
 
 def read(folder):
-    """Return the content of a folder, or the text of the error that it gives."""
+    """Return the content of a folder, or the text of the error that loading it raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -205,7 +205,7 @@ def test_a_finished_run_without_its_last_state_is_not_loaded(checkpointed_runs, 
     newest.write_bytes(newest.read_bytes()[:500])
     with (
         pytest.warns(RuntimeWarning, match="going on from the one before"),
-        pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run goes on"),
+        pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run resumes"),
     ):
         dln.load(folder)
     (folder / "end.json").unlink()

@@ -115,7 +115,7 @@ def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
     run = dln.train(
         problem, make_orthogonal_layers(24, n_outputs=3), steps=20_000, weights_every=1, **options
     )
-    assert run.config["outcome"] == "converged"
+    assert run.outcome == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
     assert assert_loss(run, X, Y, -2) > 0.999e-22
 
@@ -266,7 +266,7 @@ def test_a_floor_below_the_resolution_of_the_statistics_is_zero():
         tolerance=1e-20,
         n_threads=1,
     )
-    assert run.config["outcome"] == "converged"
+    assert run.outcome == "converged"
 
 
 def test_without_inputs_nothing_is_learned():

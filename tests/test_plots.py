@@ -175,6 +175,13 @@ def test_partial_spectra_are_not_split():
     assert [handle.get_label() for handle in display.handles()] == ["all 6"]
 
 
+def test_spectra_without_a_known_rank_are_not_split():
+    problem = dln.low_rank_completion(8, 1, observed=0.6, seed=7)
+    run = dln.train(problem, dln.gaussian([8, 3, 8], 0.3), learning_rate=0.1, steps=3, singular_values="all")
+    display = SingularValueDisplay.from_trajectory(run)
+    assert [handle.get_label() for handle in display.handles()] == ["all 3"]
+
+
 def test_errors_and_refreshes_are_drawn():
     steps, values = [0, 1, 2], np.array([[3.0, 1.0], [3.0, 1.2], [3.1, 1.0]])
     errors = np.array([[0.0, 0.5], [0.1, 0.5], [1e-9, np.inf]])

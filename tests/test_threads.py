@@ -487,7 +487,7 @@ def test_a_callback_may_stop_a_run():
         assert [step for step, _ in seen] == [0, 10, 20]
         assert [loss for _, loss in seen] == [run.loss[0], run.loss[10], run.loss[20]]
         assert len(run.loss) == 21
-        assert run.config["outcome"] == "stopped"
+        assert run.outcome == "stopped"
         assert run.weights(1).shape == (30, 30)
 
 

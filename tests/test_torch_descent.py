@@ -14,7 +14,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
-from dlnfast._trajectory.states import COLUMNS
+from dlnfast._trajectory.recorded import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
@@ -62,7 +62,7 @@ def assert_same_run(wanted, run, limit=0.0):
     assert run.steps.tolist() == wanted.steps.tolist()
     assert len(run.loss) == len(wanted.loss)
     assert run.states.snapshot_steps.tolist() == wanted.states.snapshot_steps.tolist()
-    assert run.config["outcome"] == wanted.config["outcome"]
+    assert run.outcome == wanted.outcome
     found = differences(wanted, run)
     assert max(found.values()) <= limit, found
 
@@ -256,11 +256,11 @@ def test_a_callback_is_called_at_every_record_and_can_stop_the_run(apart, proble
             problem, weights, callback=lambda step, loss, a=answer: a if step >= 20 else 1, **rates
         )
         assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
-        assert run.config["outcome"] == "stopped"
+        assert run.outcome == "stopped"
         np.testing.assert_array_equal(run.weights(3), run.weights(3, 24))
     # At the last step the run is finished in any case.
     run = dln.train(problem, weights, callback=lambda step, loss: step == 50, **rates)
-    assert run.config["outcome"] == "finished"
+    assert run.outcome == "finished"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
@@ -282,7 +282,7 @@ def test_an_interrupt_contains_the_trajectory(apart, error, at, problem, weights
             callback=fail,
         )
     run = caught.value.trajectory
-    assert run.config["outcome"] == "interrupted"
+    assert run.outcome == "interrupted"
     assert run.steps.tolist() == list(range(0, at + 1, 8))
     assert len(run.loss) == at + 1
     assert run.states.snapshot_steps.tolist() == list(range(0, at + 1, 5))
@@ -314,7 +314,7 @@ def test_a_divergence_error_names_the_step_and_the_layer(apart, dtype, momentum,
     assert (found.step, found.layer) == (wanted.step, wanted.layer)
     assert found.step >= 3
     run = found.trajectory
-    assert run.config["outcome"] == "diverged"
+    assert run.outcome == "diverged"
     assert run.steps.tolist() == wanted.trajectory.steps.tolist()
     assert len(run.loss) == found.step
     assert np.isfinite(run.loss).all()

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
 from dlnfast._training.request import Request  # noqa: E402
-from dlnfast._trajectory.states import COLUMNS  # noqa: E402
+from dlnfast._trajectory.recorded import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
 
@@ -129,7 +129,7 @@ def case_automatic_rates():
     wanted = dln.train(problem, weights, engine="dense", **options)
     run = train_sharded(problem, [cut(w) for w in weights], **options)
     assert np.allclose(run.config["learning_rate"], wanted.config["learning_rate"], rtol=1e-12)
-    assert run.config["outcome"] == wanted.config["outcome"]
+    assert run.outcome == wanted.outcome
     assert len(run.loss) == len(wanted.loss)
 
 
@@ -361,7 +361,7 @@ def case_divergence_is_an_error_on_all():
     with pytest.raises(dln.DivergedError, match="lower learning_rate") as raised:
         train_sharded(problem, shards, learning_rate=1e3, steps=100, singular_values=1)
     run = raised.value.trajectory
-    assert run.config["outcome"] == "diverged"
+    assert run.outcome == "diverged"
     assert len(run.loss) == raised.value.step
     assert np.isfinite(run.loss).all()
     assert_same_bits(run.loss, np.array([raised.value.step, raised.value.layer]))
@@ -378,7 +378,7 @@ def case_callbacks_on_some_processes():
     heard = []
     stops = {"callback": (lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None}
     run = train_sharded(problem, shards(), learning_rate=0.01, steps=20, record_every=2, **stops)
-    assert run.config["outcome"] == "stopped"
+    assert run.outcome == "stopped"
     assert run.steps.tolist() == [0, 2, 4]
     assert heard == ([0, 2, 4] if rank == 1 else [])
 

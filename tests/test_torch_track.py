@@ -127,6 +127,8 @@ def test_tracking_a_deep_linear_network_equals_train(tmp_path):
     seen.save(tmp_path / "seen.npz")
     again = dln.load(tmp_path / "seen.npz")
     assert again.is_tracked
+    assert again.outcome is None
+    assert type(again.states) is type(seen.states)
     assert again.layer_names == ["0", "1", "2"]
     np.testing.assert_array_equal(again.loss_steps, seen.loss_steps)
     np.testing.assert_array_equal(again.singular_values("1"), seen.singular_values(2))

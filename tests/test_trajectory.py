@@ -95,7 +95,7 @@ def test_angles_to_given_vectors(kind):
 def test_angles_to_the_first_step_start_at_it():
     for run in both_engines("square", steps=5):
         angles = run.angles(2, "right", "first_step")
-        assert np.all(angles[0] == 0)  # the row that the authors prepend
+        assert np.all(angles[0] == 0)  # the row that the authors put first
         # The middle block has been rotated to where it was at step 0: two products.
         assert angles[1].max() <= tolerance(F64, DIM, 2)
 
@@ -340,6 +340,16 @@ def test_data_that_an_engine_does_not_record_are_refused():
             ValueError, match="no singular vectors were recorded: train or track with vectors=True"
         ):
             ask(1)
+
+
+def test_families_are_asked_for_as_their_scalars_are():
+    reduced, dense = both_engines("square", steps=2)
+    assert reduced.outcome == dense.outcome == reduced.outcome == "finished"
+    (family,) = reduced.families()
+    assert (family.first, family.last, family.multiplicity) == (1, 3, DIM - 2 * RANK)
+    assert [reduced.rho(layer)[0] for layer in (1, 2, 3)] == list(family.rho)
+    with pytest.raises(ValueError, match="families belongs to the reduced engine"):
+        dense.families()
 
 
 # Files.

@@ -25,7 +25,7 @@ from .._support.arrays import (
     widths_of,
 )
 from .._support.products import multiply
-from .._trajectory.states import ReducedStates
+from .._trajectory.states import ActiveChain
 from .._trajectory.trajectory import Trajectory
 
 #: Random directions on which the rounding of the product is measured.
@@ -223,9 +223,8 @@ def compress(
         raise ValueError(f"rank is {rank!r} and tol is {tol!r}; wanted one of them, or neither")
     if isinstance(weights, Trajectory):
         wanted = _Wanted.checked(rank, tol, (weights.widths[0], weights.widths[-1]))
-        found = None
-        if isinstance(weights.states, ReducedStates):
-            found = _of_reduced(weights.states, weights.widths, wanted)
+        chain = weights.states.active_chain()
+        found = None if chain is None else _of_chain(chain, weights.widths, wanted)
         if found is None:
             found = _of_layers(_last_weights(weights), wanted)
     else:
@@ -433,51 +432,36 @@ def _left_out(
 # ---------------------------------------------------------------------------------------------- reduced runs
 
 
-def _of_reduced(states: ReducedStates, widths: Sequence[int], wanted: _Wanted) -> _Parts | None:
+def _of_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) -> _Parts | None:
     """Compress the cores and lift what comes out; None where more is to be kept than they hold.
 
     W_{L:1} is the product of the cores on the active subspaces, and outside of them one number for each
     family of directions that passes through all layers.
     """
-    cores = [np.ascontiguousarray(core[-1]) for core in states.cores]
+    cores = [np.ascontiguousarray(core) for core in chain.cores]
     if min(min(core.shape) for core in cores) == 0:
         return None
     spectrum = _spectrum(cores)
-    rest = _outside(states, len(cores))
     values = np.zeros(min(widths), dtype=spectrum.values.dtype)
-    merged = np.concatenate([spectrum.values, *(np.full(m, value) for m, value in rest)])
+    merged = np.concatenate([spectrum.values, *(np.full(m, value) for m, value in chain.through)])
     n_values = min(len(merged), len(values))  # the others are zero
     values[:n_values] = -np.sort(-merged)[:n_values]
     rounding = max(widths) * float(np.finfo(values.dtype).eps) * float(values[0])
     resolution = max(rounding, spectrum.resolution)
     rank = wanted.rank_of(values, resolution)
     # Of equal values those inside come first.
-    largest_outside = max((value for _, value in rest), default=0.0)
+    largest_outside = max((value for _, value in chain.through), default=0.0)
     if rank > int(np.sum(spectrum.values >= largest_outside)):
         return None
     inside, inner = _sweep(cores, spectrum, rank)
     errors = []
     for layer, core in enumerate(cores):
         norm, departure = _left_out(core, inside, inner, layer)
-        scalars = states.scalars_of(layer + 1)
-        # Roots of sums of squares that neither overflow nor vanish.
-        outside = np.hypot.reduce(
-            [0.0, *(states.families[i].multiplicity ** 0.5 * states.rho[-1, c] for i, c in scalars.items())]
-        )
+        outside = chain.norms_outside[layer]
         errors.append(float(np.hypot(departure, outside) / np.hypot(norm, outside)))
-    bases: list[FloatArray] = [np.asarray(A) @ B for A, B in zip(states.bases, inside, strict=True)]
-    inner[-1] = np.asarray(states.bases[-1]) @ inner[-1]
+    bases: list[FloatArray] = [np.asarray(A) @ B for A, B in zip(chain.bases, inside, strict=True)]
+    inner[-1] = np.asarray(chain.bases[-1]) @ inner[-1]
     return _Parts(bases, inner, values, resolution, errors)
-
-
-def _outside(states: ReducedStates, n_layers: int) -> list[tuple[int, float]]:
-    """Return multiplicity and singular value in W_{L:1} of each family that passes through all layers."""
-    found = []
-    for i, family in enumerate(states.families):
-        if (family.first, family.last) == (1, n_layers):
-            columns = [states.scalars_of(layer)[i] for layer in range(1, n_layers + 1)]
-            found.append((family.multiplicity, abs(float(np.prod(states.rho[-1, columns])))))
-    return found
 
 
 def _last_weights(run: Trajectory) -> list[FloatArray]:

@@ -516,5 +516,5 @@ def _power(base: FloatArray, exponent: float) -> FloatArray:
 
 def last_snapshot(run: Trajectory) -> int:
     """Return the last step at which an interrupted run kept its layers."""
-    steps = getattr(run.states, "snapshot_steps", np.zeros(0))
+    steps = run.states.snapshot_steps
     return int(steps[-1]) if len(steps) else 0

@@ -17,7 +17,7 @@ from .._support.arrays import FloatArray, check_count, check_scale
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .._support.files import Arrays
 from .._training.train import train
-from .._trajectory.states import COLUMNS, DenseStates, LayerTracking
+from .._trajectory.dense import DenseStates
 from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 
@@ -92,32 +92,15 @@ def train_projected(
 
 def _between(problem: Observations, first: FloatArray, run: Trajectory, last: FloatArray) -> Trajectory:
     """Return a run of the layers between two that did not move, together with these."""
-    states = run.states
-    assert isinstance(states, DenseStates)
-    n_values = states.values[0].shape[1] if states.values else 0
-    outside = [_Still(layer, states, len(run.steps), n_values) for layer in (first, last)]
-
-    def around(name: str) -> tuple[Any, ...]:
-        inner = getattr(states, name)
-        return (getattr(outside[0], name), *inner, getattr(outside[1], name)) if inner else ()
-
     config = dict(run.config)
     for name in ("learning_rate", "weight_decay", "momentum"):
         config[name] = [0.0, *config[name], 0.0]
     config["widths"] = [problem.dim_in, *config["widths"], problem.dim_out]
     config["problem"] = problem.describe()
-    final = None if states.final is None else (first, *states.final, last)
-    initial = None if states.initial is None else (first, *states.initial, last)
-    names = ("values", "left", "right", "snapshots", "tracking")
     return Trajectory(
         steps=run.steps,
         loss=run.loss,
-        states=DenseStates(
-            **{name: around(name) for name in names},
-            snapshot_steps=states.snapshot_steps,
-            initial=initial,
-            final=final,
-        ),
+        states=run.states.enclose(first, last, run),
         certificate=run.certificate,
         problem=problem,
         config=config,
@@ -188,7 +171,7 @@ def train_in_turns(
                 )
                 if settings["weights_every"] is not None and turns.step % weights_every == 0:
                     turns.keep_layers()
-                converged = inner.config["outcome"] == "converged"
+                converged = inner.outcome == "converged"
                 ended = converged or count == 0
                 if turns.step % record_every == 0 or ended:
                     turns.records.append(turns.step)
@@ -402,27 +385,3 @@ def _move_outer(
     moved_first = first + rate * (c * chain.T @ to_first - decay * first)
     moved_last = last + rate * (c * to_last @ chain.T - decay * last)
     return [np.ascontiguousarray(moved_first), *cores, np.ascontiguousarray(moved_last)]
-
-
-class _Still:
-    """The records of a layer that does not move."""
-
-    def __init__(self, layer: FloatArray, states: DenseStates, n: int, n_values: int) -> None:
-        u, s, vt = np.linalg.svd(layer, full_matrices=False)
-        k = min(n_values, len(s))
-
-        def repeated(x: npt.NDArray[Any], count: int = n) -> npt.NDArray[Any]:
-            return np.broadcast_to(x, (count, *x.shape))
-
-        self.values = repeated(s[:k])
-        self.left, self.right = repeated(u[:, :k]), repeated(vt[:k].T)
-        self.snapshots = repeated(layer, len(states.snapshot_steps))
-        error = 16 * float(np.finfo(layer.dtype).eps) * s[:k]
-        columns = np.zeros(len(COLUMNS))
-        self.tracking = LayerTracking(
-            repeated(error.astype(np.float64)),
-            repeated(np.ones(k)),
-            repeated(np.arange(k)),
-            repeated(np.zeros(k, dtype=np.int64)),
-            repeated(columns),
-        )

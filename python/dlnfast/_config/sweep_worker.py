@@ -450,11 +450,12 @@ class _Work:
     def _run(self, begun: _Begun) -> None:
         """Train one run by itself."""
         prepared, start = begun.prepared, time.perf_counter()
-        outcome, error_text = "diverged", None
+        error_text = None
+        outcome: str | None = "diverged"
         try:
             run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.arguments)
             assert run is not None
-            outcome = run.config["outcome"]
+            outcome = run.outcome
         except DivergedError as error:
             run, error_text = error.trajectory, str(error)
         except Exception as error:
@@ -465,7 +466,7 @@ class _Work:
         self._ended(begun, run, outcome, error_text, seconds)
 
     def _ended(
-        self, begun: _Begun, run: Trajectory | None, outcome: str, error: str | None, seconds: float
+        self, begun: _Begun, run: Trajectory | None, outcome: str | None, error: str | None, seconds: float
     ) -> None:
         start = time.perf_counter()
         item, prepared = begun.item, begun.prepared

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
@@ -15,14 +14,12 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
 from .._closure.closure import Closure
-from .._closure.operators import ExplicitLayers
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, axes_of, is_array
 from .._support.checkpoint import Checkpoint, RunFolder, identity_of, terminating
 from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
-from .._trajectory.states import ReducedStates
 from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
@@ -343,8 +340,7 @@ class _KeptRuns:
                 request = self._plans[i].request
                 run = Trajectory.from_arrays(end["run"], own, request.problem)
                 if not isinstance(request.weights, ImplicitWeights):
-                    assert isinstance(run.states, ReducedStates)
-                    run.states = replace(run.states, layers=ExplicitLayers(request.weights))
+                    run.states = run.states.replace_initial_weights(request.weights)
             ends.append(End(end["outcome"], end["step"], end["layer"], run))
         return ends
 

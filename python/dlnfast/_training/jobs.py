@@ -20,8 +20,11 @@ from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from .._trajectory.dense import DenseStates
 from .._trajectory.load import COMPLETE
-from .._trajectory.states import DenseStates, LayerTracking, ReducedStates
+from .._trajectory.recorded import LayerTracking
+from .._trajectory.reduced import ReducedStates
+from .._trajectory.states import States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
 from .request import ALL_VALUES, Request, divergence_text
@@ -99,7 +102,7 @@ class Job(Protocol):
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 
-    def states(self, outputs: Outputs, complete: bool) -> ReducedStates | DenseStates: ...
+    def states(self, outputs: Outputs, complete: bool) -> States: ...
 
 
 class ResumableJob(Job, Protocol):

@@ -13,27 +13,17 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
 from .._closure.closure import Closure
-from .._closure.operators import ExplicitLayers
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
-from .._trajectory.states import DenseStates, ReducedStates
-from .._trajectory.storage import record_arrays
 from .._trajectory.trajectory import Trajectory
 from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
 from .request import Callback, Request, divergence_text
 
 #: What may be computed, and held, before a run that is kept writes it.
 _FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28
-
-
-def initial_weights(states: ReducedStates | DenseStates) -> Any:
-    """Return what a run started from, as `train` takes it."""
-    if isinstance(states, DenseStates):
-        return states.initial
-    return states.layers.weights if isinstance(states.layers, ExplicitLayers) else states.layers
 
 
 def run_checkpointed(
@@ -190,7 +180,7 @@ def _records(run: Trajectory, repeated: bool) -> dict[str, npt.NDArray[Any]]:
     first = int(repeated)
     arrays = {
         name: array if name.startswith("snapshot") else array[first:]
-        for name, array in record_arrays(run.states).items()
+        for name, array in run.states.record_arrays().items()
     }
     arrays |= {"steps": run.steps[first:], "loss": run.loss[first:]}
     if run.rates is not None:

@@ -26,7 +26,7 @@ from .engines import ADAPTIVE_RATE, choose_engine, with_caution
 from .jobs import DenseJob, ReducedJob, ResumableJob, run_job
 from .rates import Adaptive, PerLayer
 from .request import Callback, Request, check_optimizer
-from .resumable import initial_weights, run_checkpointed, steps_between_flushes
+from .resumable import run_checkpointed, steps_between_flushes
 from .stopping import Plateau
 
 logger = logging.getLogger("dlnfast")
@@ -271,7 +271,7 @@ def resume(
     assert begun.problem is not None
     return train(
         begun.problem,
-        initial_weights(begun.states),
+        begun.states.initial_weights(),
         **settings,
         checkpoint=Checkpoint(directory, **about["checkpoint"]),
         progress=progress,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Trajectories: states, files, tables."""
+"""Trajectories: records of runs, weights, files and tables."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,30 @@ from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
 from .._support.files import Arrays, naming_damage, read_whole
 from .checks import check_run
-from .states import DenseStates, ReducedStates
-from .storage import pack_dense, record_arrays, unpack_dense
-from .trajectory import FORMAT, FORMAT_VERSION, Trajectory
+from .trajectory import FORMAT, FORMAT_VERSION, Trajectory, find_states_class
 
-#: What grows by the step, not by the record.
+#: Arrays that grow by the step, not by the record.
 SERIES = ("loss", "loss_steps", "rates")
-#: Outcomes of runs that came to an end of their own.
+#: Outcomes of runs that ended by their own rules.
 COMPLETE = ("finished", "converged", "stopped")
 
 
 def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
-    """Read a run that `Trajectory.save` wrote, or what a run has written to its checkpoint's folder so far.
+    """Load a run from a file of `Trajectory.save`, or from the folder of a checkpointed run.
 
     Parameters
     ----------
     path : path
-        The file, or the folder.
+        The file, or the folder, also during the run.
     every : int
-        Hold every so-many-th record and snapshot of the weights only, from the first, and the last of both.
-        The loss is held at every step.
+        Load every n-th record and snapshot, plus the last of each. The loss is loaded at every step.
 
     Returns
     -------
     Trajectory
-        With its problem: its whitening, layout, classes and numbers, but without the samples that it was made
-        from. ``problem.transform`` takes new inputs as before; ``problem.inputs``, ``outputs`` and ``labels``
-        are None.
+        With its problem: whitening, layout, classes and numbers, but without the samples of the data.
+        ``problem.transform`` takes new inputs as before; ``problem.inputs``, ``outputs`` and ``labels`` are
+        None.
 
     Raises
     ------
@@ -54,79 +50,78 @@ def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
 
     Notes
     -----
-    Memory, for a folder: what the run was asked for (problem and W(0)), 8 bytes per step (16 where the
-    learning rate adapts), the records that are held, and one of its files. `export` holds no more than the
-    first and the last of these.
+    Memory, for a folder: the problem and W(0), 8 bytes per step (16 where the learning rate adapts), the
+    loaded records, and one of the folder's files. `export` holds no more than the first and the last of
+    these.
     """
     interval = check_count(every, "every")
-    place = check_path(path, "path")
-    if place.is_dir():
-        return load_folder(RunFolder(place), every=interval)
-    run = _from_file(place, *read_whole(place, FORMAT, FORMAT_VERSION))
-    return (
-        run
-        if interval == 1
-        else with_records(run, join_records(list(thin_records([grown_arrays(run)], interval))))
-    )
+    source = check_path(path, "path")
+    if source.is_dir():
+        return load_folder(RunFolder(source), every=interval)
+    run = _from_file(source, *read_whole(source, FORMAT, FORMAT_VERSION))
+    if interval == 1:
+        return run
+    return replace_records(run, join_records(list(thin_records([list_records(run)], interval))))
 
 
 def load_folder(
     folder: RunFolder, problem: Problem | Observations | None = None, every: int = 1
 ) -> Trajectory:
-    """Return what a run has written to its folder so far, with every so-many-th record."""
+    """Return the run of a folder, with every n-th of the records so far.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of a checkpointed run.
+    problem : Problem, Completion or Sensing, optional
+        The training problem, in place of the one in the folder.
+    every : int
+        See `load`.
+    """
     run = read_header(folder, problem)
     parts = list(thin_records(folder.records(), every))
     if not parts:
         return run
     with naming_damage(folder.path, FORMAT):
-        run = with_records(run, join_records(parts))
-        check_run(run)
+        run = replace_records(run, join_records(parts))
+        check_run(run, run.problem)
     return run
 
 
 def read_header(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
     """Return the run of a folder without its records."""
-    about, arrays = folder.request()
-    run, states = dict(about["run"]), dict(about["run"]["states"])
-    ending = folder.ending()  # before the records are looked for: then all of them are there
+    metadata, arrays = folder.request()
+    run, states = dict(metadata["run"]), dict(metadata["run"]["states"])
+    with naming_damage(folder.path, FORMAT):
+        states_class = find_states_class(states["engine"], run["certificate"]["engine"])
+    ending = folder.ending()  # before the records are listed: then all of them are there
     run["config"] = run["config"] | {"outcome": "unfinished" if ending is None else ending["outcome"]}
     if ending is not None:
         run["wall_time"] = ending["seconds"]
-    if states["engine"] == "dense" and ending is not None and ending["outcome"] in COMPLETE:
+    if states_class.has_final_weights and ending is not None and ending["outcome"] in COMPLETE:
         state = folder.newest()
         if state is None or state.step != ending["step"]:
             raise ValueError(
                 f"{folder.path} has no state of its last step, {ending['step']}, that can be read; without "
-                "end.json the run goes on from what there is"
+                "end.json the run resumes from the newest state there is"
             )
-        final = state.arrays
-        n_layers = len(states["initial"])
-        arrays |= {f"final_{i}": final[f"weight_{i}"] for i in range(n_layers)}
-        states["final"] = [True] * n_layers
+        states_class.add_final_weights(states, arrays, state.arrays)
     return _from_file(folder.path, run | {"states": states}, arrays, problem)
 
 
-def grown_arrays(run: Trajectory) -> Arrays:
-    """Return all that grows while a run goes on, under the names that it has in files."""
+def list_records(run: Trajectory) -> Arrays:
+    """Return all arrays that grow during a run, under their names in files."""
     series = {"loss": run.loss, "loss_steps": run.loss_steps, "rates": run.rates}
     found = {name: array for name, array in series.items() if array is not None}
-    return record_arrays(run.states) | {"steps": run.steps} | found
+    return run.states.record_arrays() | {"steps": run.steps} | found
 
 
-def with_records(run: Trajectory, arrays: Arrays) -> Trajectory:
-    """Return a run with other `grown_arrays`; what is not among them is empty."""
-    states: ReducedStates | DenseStates
-    if isinstance(run.states, ReducedStates):
-        cores = tuple(arrays[f"core_{i}"] for i in range(run.n_layers))
-        states = replace(run.states, cores=cores, rho=arrays["rho"])
-    else:
-        held: Arrays = {}
-        about = pack_dense(run.states, held, True)
-        states = unpack_dense(about, held | arrays)
+def replace_records(run: Trajectory, arrays: Arrays) -> Trajectory:
+    """Return a run with other records, under the names of `list_records`."""
     return Trajectory(
         steps=arrays["steps"],
         loss=arrays["loss"],
-        states=states,
+        states=run.states.replace_records(arrays),
         certificate=run.certificate,
         problem=run.problem,
         config=run.config,
@@ -137,9 +132,9 @@ def with_records(run: Trajectory, arrays: Arrays) -> Trajectory:
 
 
 def thin_records(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
-    """Yield the parts with every so-many-th record and snapshot, from the first, and the last of both.
+    """Yield the parts with every n-th record and snapshot from the first on, plus the last of each.
 
-    The parts are emptied: two of them need not fit the memory.
+    The parts are emptied, so that at most one of them is in memory.
     """
     if every == 1:
         yield from parts
@@ -147,32 +142,32 @@ def thin_records(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
     seen: dict[str, int] = {}
     last: Arrays = {}
     for part in parts:
-        kept = {}
+        thinned = {}
         for name, array in part.items():
             if name in SERIES:
-                kept[name], last[name] = array, array[:0].copy()
+                thinned[name], last[name] = array, array[:0].copy()
                 continue
-            place = seen.get(name, 0)
-            seen[name] = place + len(array)
-            kept[name] = array[-place % every :: every].copy()  # a view would hold the part
+            position = seen.get(name, 0)
+            seen[name] = position + len(array)
+            thinned[name] = array[-position % every :: every].copy()  # a view would hold the part
             if len(array):
                 last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
             else:
                 last.setdefault(name, array)
         part.clear()
-        array = np.empty(0)  # the last one goes, too
-        yield kept
+        array = np.empty(0)  # the loop variable holds the last array of the part
+        yield thinned
     if any(map(len, last.values())):
         yield last
 
 
 def join_records(parts: Sequence[Arrays]) -> Arrays:
-    """Return the arrays of all parts, one after the other, and empty the parts: nothing is held twice."""
+    """Concatenate the arrays of all parts, and empty the parts, so that no array is in memory twice."""
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 def _from_file(
-    path: Path, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+    path: Path, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
 ) -> Trajectory:
     with naming_damage(path, FORMAT):
-        return Trajectory.from_arrays(about, arrays, problem)
+        return Trajectory.from_arrays(metadata, arrays, problem)

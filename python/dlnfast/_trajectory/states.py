@@ -1,148 +1,274 @@
 # SPDX-License-Identifier: MIT
-"""Records of the engines: reduced states, dense states and the tracking of each layer."""
+"""`States`: the records of an engine, and the answers that depend on how the engine records layers.
+
+Layers are counted from 0 here (`index`), and from 1 in the methods of `Trajectory`, which document the
+answers. A new engine with records of its own is a new subclass, listed in `trajectory.STATES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .._closure.certificate import Family
-from .._closure.operators import Layers
-from .._support.arrays import FloatArray, IntArray
-from .._support.dispatch import core
-from .._tracking.svd_tracker import COMPLETENESS, TIERS, TrackerRecord
+from .._closure.certificate import Certificate, Family
+from .._support.arrays import FloatArray, IntArray, check_count
+from .._support.files import Arrays
+from .._support.products import multiply
+from .variables import Array, LayerVariables
 
-#: What `LayerTracking.columns` holds.
-COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
+if TYPE_CHECKING:
+    from .._closure.operators import LayerOperator
+
+#: Error message for states without singular values.
+NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
+Table = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ReducedStates:
-    """Records of the reduced engine: cores inside the active subspaces, scalars outside.
+class Run(Protocol):
+    """The facts of a run that its states, the checks and the tables read. `Trajectory` has them."""
 
-    Attributes
-    ----------
-    bases : sequence of ndarray
-        A_0 .. A_L, orthonormal columns.
-    cores : tuple of ndarray, shape (n_records, a_l, a_{l-1})
-        C_l at the records.
-    families : tuple of Family
-        The directions outside, with their scalars at step 0.
-    rho : ndarray, shape (n_records, n_scalars)
-        Scalars at the records, those of one family after the other.
-    target, input_gram : ndarray
-        ``A_L^T Phi A_0`` and ``A_0^T S A_0`` (None where S = I).
-    layers : Layers or None
-        W_l(0); None where they were not saved.
-    n_values : int or None
-        How many singular values `Trajectory.singular_values` shows; None for all.
-    loss_scale : float
-        c.
-    """
+    steps: IntArray
+    loss: Table
+    loss_steps: IntArray
+    rates: Table | None
+    config: dict[str, Any]
+    certificate: Certificate
+    wall_time: float
+    states: States
 
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def widths(self) -> list[int]: ...
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def layer_names(self) -> list[str]: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def is_rank_known(self) -> bool: ...
+
+    @property
+    def _gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
+        """Eigenvalues and eigenvectors of S; None where S = I, or without a problem."""
+        ...
+
+    def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
+        """Return the gradients of the loss at these weights, one per layer."""
+        ...
+
+
+class ActiveChain(NamedTuple):
+    """The layers at the last record as cores between orthonormal bases, and scalars outside of these."""
+
+    cores: list[FloatArray]
+    #: A_0 .. A_L.
     bases: Sequence[FloatArray]
-    cores: tuple[FloatArray, ...]
-    families: tuple[Family, ...]
-    rho: npt.NDArray[np.float64]
-    target: FloatArray
-    input_gram: FloatArray | None
-    layers: Layers | None
-    n_values: int | None
-    loss_scale: float
-
-    def scalars_of(self, layer: int) -> dict[int, int]:
-        """Return which column of `rho` holds the scalar of this layer, for each family that has one."""
-        columns, start = {}, 0
-        for i, family in enumerate(self.families):
-            if family.first <= layer <= family.last:
-                columns[i] = start + layer - family.first
-            start += len(family.rho)
-        return columns
-
-    def complement_of(self, layer: int) -> int:
-        """Return how many singular values of this layer belong to families."""
-        return sum(self.families[i].multiplicity for i in self.scalars_of(layer))
+    #: Multiplicity and singular value in W_{L:1} of each family that runs through all layers.
+    through: list[tuple[int, float]]
+    #: Frobenius norm of each layer outside the bases.
+    norms_outside: list[float]
 
 
-@dataclass(frozen=True)
-class LayerTracking:
-    """What the dense engine recorded of a layer beside its k singular values.
+class States(ABC):
+    """Records of an engine."""
 
-    Attributes
-    ----------
-    errors : ndarray, shape (n_records, k)
-        ``|sigma_i - values_i| <= errors_i``.
-    signs : ndarray, shape (n_records, k)
-        1; -1 where a followed branch is negative.
-    branches, clusters : ndarray of int64, shape (n_records, k)
-        Identities (-1: not followed), and runs of values within each other's errors.
-    columns : ndarray, shape (n_records, n_columns)
-        One number each, named in `COLUMNS`.
-    angles : ndarray, shape (n_records, 2, k), or None
-        Of left and right vectors to those of the reference, by index; None where vectors were recorded.
-    block_angles : ndarray, shape (n_records, 2), or None
-        The largest principal angle between the spans of all k.
+    #: Name of the layout of arrays and metadata in files.
+    layout: ClassVar[str]
+    #: Whether the loss of every step from 0 on is known, as it is where `train` computes it.
+    has_every_loss: ClassVar[bool] = True
+    #: Whether files of finished runs hold the last weights.
+    has_final_weights: ClassVar[bool] = False
+    #: Whether the singular values have error bounds and refreshes of an `SVDTracker`.
+    has_tracker_records: ClassVar[bool] = False
+    #: Steps of the recorded whole weights.
+    snapshot_steps: IntArray = np.empty(0, dtype=np.int64)
+    #: Error messages for a run without problem, and for one without losses.
+    missing_problem: ClassVar[str] = "the trajectory was saved without its problem"
+    missing_losses: ClassVar[str] = "nothing is recorded yet"
+
+    # ------------------------------------------------------------------------------ singular values
+
+    @abstractmethod
+    def singular_values(self, index: int, run: Run) -> FloatArray:
+        """Answer `Trajectory.singular_values`."""
+
+    @abstractmethod
+    def singular_value_errors(self, index: int, run: Run) -> Table:
+        """Answer `Trajectory.singular_value_errors`."""
+
+    @abstractmethod
+    def branches(self, index: int) -> IntArray:
+        """Answer `Trajectory.branches`."""
+
+    @abstractmethod
+    def clusters(self, index: int) -> IntArray:
+        """Answer `Trajectory.clusters`."""
+
+    @abstractmethod
+    def followed_values(self, index: int, run: Run) -> FloatArray:
+        """Return the singular values that `branches` and `clusters` refer to, in their order."""
+
+    @abstractmethod
+    def tracking_of(self, index: int, run: Run) -> dict[str, Array]:
+        """Answer `Trajectory.tracking`."""
+
+    def active_singular_values(self, index: int, run: Run) -> FloatArray:
+        """Answer `Trajectory.active_singular_values`."""
+        self._refuse("active_singular_values", run)
+
+    def rho_of(self, index: int, family: int | None, run: Run) -> Table:
+        """Answer `Trajectory.rho`."""
+        self._refuse("rho", run)
+
+    def list_families(self, run: Run) -> tuple[Family, ...]:
+        """Answer `Trajectory.families`."""
+        self._refuse("families", run)
+
+    def multiplicity(self, index: int, run: Run) -> int:
+        """Answer `Trajectory.multiplicity`."""
+        self._refuse("multiplicity", run)
+
+    # --------------------------------------------------------------------------- vectors and angles
+
+    @abstractmethod
+    def singular_vectors(self, index: int, side: str, record: int) -> FloatArray:
+        """Answer `Trajectory.singular_vectors`."""
+
+    @abstractmethod
+    def angles(self, index: int, side: str, reference: str | npt.ArrayLike, run: Run) -> Table:
+        """Answer `Trajectory.angles`."""
+
+    def active_angles(self, index: int, side: str, reference: str, run: Run) -> Table:
+        """Answer `Trajectory.active_angles`."""
+        self._refuse("active_angles", run)
+
+    def block_angles(self, index: int, side: str) -> Table:
+        """Answer `Trajectory.block_angles`."""
+        raise ValueError("block_angles belongs to tracked models; this run has angles(layer, side)")
+
+    # -------------------------------------------------------------------------------------- weights
+
+    @abstractmethod
+    def weights(self, index: int, step: int, run: Run) -> FloatArray:
+        """Answer `Trajectory.weights`."""
+
+    def layer(self, index: int, step: int, run: Run) -> LayerOperator:
+        """Answer `Trajectory.layer`."""
+        self._refuse("layer", run)
+
+    def apply_layer(self, index: int, X: FloatArray, step: int, run: Run) -> FloatArray:
+        """Return the product of a layer and a matrix."""
+        return multiply(self.weights(index, step, run), X)
+
+    def initial_weights(self) -> Any:
+        """Return W(0) as `train` takes it; None where it is not known."""
+        return None
+
+    def replace_initial_weights(self, weights: Sequence[FloatArray]) -> States:
+        """Return the states with W(0) of the caller, for files that do not hold it."""
+        raise TypeError(f"{type(self).__name__} has no initial weights")
+
+    def active_chain(self) -> ActiveChain | None:
+        """Return the last layers in small bases; None where only the layers themselves are known."""
+        return None
+
+    def enclose(self, first: FloatArray, last: FloatArray, run: Run) -> States:
+        """Return the states of a network with two more layers around these, which do not move."""
+        raise TypeError(f"{type(self).__name__} cannot be enclosed by layers that do not move")
+
+    # ------------------------------------------------------------------------------ files and tables
+
+    @abstractmethod
+    def record_arrays(self) -> Arrays:
+        """Return all arrays that grow during a run, under their names in files."""
+
+    @abstractmethod
+    def replace_records(self, arrays: Arrays) -> Self:
+        """Return the states with other `record_arrays`."""
+
+    @abstractmethod
+    def pack(self, arrays: Arrays, weights: bool) -> dict[str, Any]:
+        """Add the arrays of a file, with or without whole weights; return the metadata, in JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, meta: Mapping[str, Any], arrays: Arrays, config: Mapping[str, Any]) -> Self:
+        """Return the states that `pack` described."""
+
+    @classmethod
+    def add_final_weights(cls, meta: dict[str, Any], arrays: Arrays, final: Arrays) -> None:
+        """Add the last weights, taken from the last state of a checkpointed run, to what `pack` returned."""
+        raise TypeError(f"{cls.__name__} holds no final weights")
+
+    @abstractmethod
+    def check(self, run: Run) -> None:
+        """Raise unless the arrays fit each other and the run.
+
+        Raises
+        ------
+        ValueError
+            The message names the array, its shape or dtype, and the wanted one.
+        """
+
+    @abstractmethod
+    def add_variables(self, found: LayerVariables, run: Run) -> None:
+        """Add the variables for `Trajectory.to_xarray` and `export`."""
+
+    def coordinates(self) -> dict[str, tuple[str, Array]]:
+        """Return coordinates that do not grow, with their dimension, beyond those of the layers."""
+        return {}
+
+    def describe(self, run: Run) -> str:
+        """Return the text of ``repr(run)``."""
+        if not len(run.loss):
+            return f"{run.engine}, widths {run.widths}, nothing recorded yet"
+        return (
+            f"{run.engine}, widths {run.widths}, {len(run.loss) - 1} steps, {len(run.steps)} records, "
+            f"loss {run.loss[0]:.4g} -> {run.loss[-1]:.4g}"
+        )
+
+    def _refuse(self, name: str, run: Run) -> NoReturn:
+        raise ValueError(
+            f"{name} belongs to the reduced engine; every engine has singular_values(layer). This run: "
+            f"{run.certificate}"
+        )
+
+
+def find_record(steps: IntArray, step: int) -> int:
+    """Return the index of the record of a step; -1 is the last one.
+
+    Raises
+    ------
+    ValueError
+        If that step was not recorded.
     """
-
-    errors: npt.NDArray[np.float64]
-    signs: npt.NDArray[np.float64]
-    branches: IntArray
-    clusters: IntArray
-    columns: npt.NDArray[np.float64]
-    angles: npt.NDArray[np.float64] | None = None
-    block_angles: npt.NDArray[np.float64] | None = None
-
-    def column(self, name: str) -> npt.NDArray[np.float64]:
-        """Return one of the `COLUMNS` at the records."""
-        result: npt.NDArray[np.float64] = self.columns[:, COLUMNS.index(name)]
-        return result
+    if not len(steps):
+        raise ValueError("the run has recorded nothing yet")
+    if check_count(step, "step", minimum=-1) == -1:
+        return len(steps) - 1
+    found = int(np.searchsorted(steps, step))
+    if found == len(steps) or steps[found] != step:
+        raise ValueError(f"step is {step}, which is not among the recorded steps {shorten_steps(steps)}")
+    return found
 
 
-def tracking_columns(found: TrackerRecord) -> npt.NDArray[np.float64]:
-    """Return the numbers of a tracker's record in the order of `COLUMNS`."""
-    named = {"tier": TIERS, "completeness": COMPLETENESS}
-    values = ((name, getattr(found, name)) for name in COLUMNS)
-    return np.array([named[name].index(v) if name in named else v for name, v in values], dtype=np.float64)
-
-
-def tracking_rows(found: TrackerRecord) -> dict[str, npt.NDArray[Any]]:
-    """Return a tracker's record as one row of each array of a `LayerTracking` without angles."""
-    return {
-        "errors": found.errors,
-        "signs": np.where(np.signbit(found.singular_values), -1.0, 1.0),
-        "branches": found.branches,
-        "clusters": found.clusters,
-        "columns": tracking_columns(found),
-    }
-
-
-@dataclass(frozen=True)
-class DenseStates:
-    """Records of the dense engine; empty tuples where nothing was asked for.
-
-    Attributes
-    ----------
-    values : tuple of ndarray, shape (n_records, k)
-        Singular values, one array per layer.
-    left, right : tuple of ndarray, shape (n_records, d_l, k) and (n_records, d_{l-1}, k)
-        Singular vectors as columns.
-    snapshots : tuple of ndarray, shape (n_snapshots, d_l, d_{l-1})
-        Whole weights at `snapshot_steps`.
-    initial, final : tuple of ndarray or None
-        W_l at the first and last step; None where not kept.
-    tracking : tuple of LayerTracking
-        Errors, branches and clusters of `values`, one for each layer.
-    """
-
-    values: tuple[FloatArray, ...]
-    left: tuple[FloatArray, ...]
-    right: tuple[FloatArray, ...]
-    snapshots: tuple[FloatArray, ...]
-    snapshot_steps: IntArray
-    initial: tuple[FloatArray, ...] | None
-    final: tuple[FloatArray, ...] | None
-    tracking: tuple[LayerTracking, ...] = ()
+def shorten_steps(steps: Sequence[int] | IntArray) -> str:
+    """Return a list of steps as text, in the middle cut short."""
+    numbers = [int(step) for step in steps]
+    if len(numbers) <= 8:
+        return str(numbers)
+    return f"[{numbers[0]}, {numbers[1]}, {numbers[2]}, .., {numbers[-1]}]"

@@ -1,144 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""Problems, states and weights as named arrays and values that JSON knows, and back."""
+"""Problems as named arrays and JSON values in files: pack, check and unpack."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 
-from .._closure.certificate import Family
-from .._closure.operators import ExplicitLayers, Layers
-from .._closure.sampled import resample
 from .._problem.low_rank import LowRank
 from .._problem.observations import Completion, Observations, Sensing
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray
+from .._support.arrays import FloatArray, check_scale
+from .._support.errors import ShapeError
 from .._support.files import Arrays
-from .._weights.implicit import ImplicitWeights
-from .states import DenseStates, LayerTracking, ReducedStates
+from .._support.stored import check_array
 
 
-def record_arrays(states: ReducedStates | DenseStates) -> Arrays:
-    """Return what grows while a run goes on, under the names that it has in files."""
-    arrays: Arrays = {}
-    if isinstance(states, ReducedStates):
-        arrays["rho"] = states.rho
-        _pack_list("core", states.cores, arrays)
-        return arrays
-    pack_dense(replace(states, initial=None, final=None), arrays, True)
-    return arrays
-
-
-def _pack_list(
-    name: str, items: Sequence[FloatArray | None] | None, arrays: dict[str, npt.NDArray[Any]]
-) -> list[bool] | None:
-    """Put the items beside the others, and return which of them are there."""
-    if items is None:
-        return None
-    for i, item in enumerate(items):
-        if item is not None:
-            arrays[f"{name}_{i}"] = item
-    return [item is not None for item in items]
-
-
-def _unpack_list(name: str, present: list[bool] | None, arrays: dict[str, npt.NDArray[Any]]) -> Any:
-    if present is None:
-        return None
-    return tuple(arrays[f"{name}_{i}"] if there else None for i, there in enumerate(present))
-
-
-def pack_reduced(states: ReducedStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
-    arrays["rho"] = states.rho
-    arrays["core_target"] = states.target
-    if states.input_gram is not None:
-        arrays["core_gram"] = states.input_gram
-    held = states.layers.weights if isinstance(states.layers, ExplicitLayers) and weights else None
-    law = states.layers.describe() if isinstance(states.layers, ImplicitWeights) else None
-    return {
-        "engine": "reduced",
-        "law": law,
-        "bases": _pack_list("basis", None if law else states.bases, arrays),
-        "cores": _pack_list("core", states.cores, arrays),
-        "initial": _pack_list("initial", held, arrays),
-        "families": [asdict(family) for family in states.families],
-        "n_values": states.n_values,
-        "loss_scale": states.loss_scale,
-    }
-
-
-def unpack_reduced(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> ReducedStates:
-    initial = _unpack_list("initial", meta["initial"], arrays)
-    layers: Layers | None = None if initial is None else ExplicitLayers(initial)
-    bases = _unpack_list("basis", meta["bases"], arrays)
-    if meta["law"] is not None:
-        layers, bases = resample(meta["law"], arrays["target_U"], arrays["target_V"])
-    return ReducedStates(
-        bases=bases,
-        cores=_unpack_list("core", meta["cores"], arrays),
-        families=tuple(Family(**{**f, "rho": tuple(f["rho"])}) for f in meta["families"]),
-        rho=arrays["rho"],
-        target=arrays["core_target"],
-        input_gram=arrays.get("core_gram"),
-        layers=layers,
-        n_values=meta["n_values"],
-        loss_scale=meta["loss_scale"],
-    )
-
-
-_DENSE_LISTS = ("values", "left", "right")
-_TRACKING_ARRAYS = ("errors", "signs", "branches", "clusters", "columns")
-_TRACKED_ANGLES = ("angles", "block_angles")
-
-
-def pack_dense(states: DenseStates, arrays: dict[str, npt.NDArray[Any]], weights: bool) -> dict[str, Any]:
-    arrays["snapshot_steps"] = states.snapshot_steps if weights else states.snapshot_steps[:0]
-    meta: dict[str, Any] = {"engine": "dense"}
-    for name in _DENSE_LISTS:
-        meta[name] = _pack_list(name, getattr(states, name), arrays)
-    meta["tracking"] = len(states.tracking)
-    for i, layer in enumerate(states.tracking):
-        for name in (*_TRACKING_ARRAYS, *_TRACKED_ANGLES):
-            array = getattr(layer, name)
-            if array is not None:
-                arrays[f"tracking_{name}_{i}"] = array
-    meta["snapshots"] = _pack_list("snapshots", states.snapshots if weights else (), arrays)
-    meta["initial"] = _pack_list("initial", states.initial if weights else None, arrays)
-    meta["final"] = _pack_list("final", states.final if weights else None, arrays)
-    return meta
-
-
-def unpack_dense(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> DenseStates:
-    lists = {
-        name: _unpack_list(name, meta[name], arrays)
-        for name in (*_DENSE_LISTS, "snapshots", "initial", "final")
-    }
-    tracking = tuple(
-        LayerTracking(
-            *(arrays[f"tracking_{name}_{i}"] for name in _TRACKING_ARRAYS),
-            *(arrays.get(f"tracking_{name}_{i}") for name in _TRACKED_ANGLES),
-        )
-        for i in range(meta.get("tracking", 0))
-    )
-    return DenseStates(snapshot_steps=arrays["snapshot_steps"], tracking=tracking, **lists)
-
-
-def _pack_target(target: LowRank | FloatArray, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def _pack_target(target: LowRank | FloatArray, arrays: Arrays) -> None:
     if isinstance(target, LowRank):
         arrays["target_U"], arrays["target_s"], arrays["target_V"] = target.U, target.s, target.V
     else:
         arrays["target"] = target
 
 
-def _unpack_target(arrays: dict[str, npt.NDArray[Any]]) -> Any:
+def _unpack_target(arrays: Arrays) -> Any:
     if "target_U" in arrays:
         return LowRank(arrays["target_U"], arrays["target_s"], arrays["target_V"])
     return arrays.get("target")
 
 
-def _pack_observations(problem: Observations, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+def _pack_observations(problem: Observations, arrays: Arrays) -> dict[str, Any]:
     if problem.truth is not None:
         _pack_target(problem.truth, arrays)
     arrays |= problem.to_arrays()
@@ -146,7 +38,7 @@ def _pack_observations(problem: Observations, arrays: dict[str, npt.NDArray[Any]
 
 
 def _unpack_observations(
-    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
+    meta: Mapping[str, Any], arrays: Arrays, description: Mapping[str, Any]
 ) -> Observations:
     kinds: dict[str, type[Completion | Sensing]] = {"Completion": Completion, "Sensing": Sensing}
     problem: Observations = kinds[meta["kind"]].from_arrays(
@@ -156,10 +48,8 @@ def _unpack_observations(
     return problem
 
 
-def pack_problem(
-    problem: Problem | Observations | None, arrays: dict[str, npt.NDArray[Any]]
-) -> dict[str, Any] | None:
-    """Put what the problem holds beside the other arrays, and return what else defines it."""
+def pack_problem(problem: Problem | Observations | None, arrays: Arrays) -> dict[str, Any] | None:
+    """Add the arrays of a problem to the others; return its metadata, in JSON values."""
     if problem is None:
         return None
     if isinstance(problem, Observations):
@@ -181,8 +71,19 @@ def pack_problem(
 
 
 def unpack_problem(
-    meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], description: Mapping[str, Any]
+    meta: Mapping[str, Any], arrays: Arrays, description: Mapping[str, Any]
 ) -> Problem | Observations:
+    """Return the problem that `pack_problem` packed.
+
+    Parameters
+    ----------
+    meta : mapping
+        Metadata, from `pack_problem`.
+    arrays : dict of str to ndarray
+        Arrays of the file.
+    description : mapping
+        From ``problem.describe()``.
+    """
     if "kind" in meta:
         return _unpack_observations(meta, arrays, description)
     problem = Problem(
@@ -193,3 +94,29 @@ def unpack_problem(
     )
     problem._restore(description, meta.get("loss_floor"), arrays)
     return problem
+
+
+def check_problem_metadata(
+    meta: Mapping[str, Any], config: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> None:
+    """Check the metadata of a problem, before arrays of the sizes it names are made.
+
+    Raises
+    ------
+    ValueError
+        If they do not fit the layers.
+    """
+    for name in ("output_norm_squared", "loss_floor"):
+        if meta.get(name) is not None:
+            check_scale(meta[name], f"problem.{name}", minimum=-np.inf)
+    if "kind" in meta and list(meta["shape"]) != [config["widths"][-1], config["widths"][0]]:
+        raise ShapeError(
+            f"problem.shape is {meta['shape']}; wanted [{config['widths'][-1]}, {config['widths'][0]}]"
+        )
+    matrix, mean = arrays.get("whitening"), arrays.get("input_mean")
+    if matrix is not None:
+        check_array(matrix, "whitening", (config["widths"][0], None))
+    if mean is not None:
+        check_array(mean, "input_mean", (config["widths"][0] if matrix is None else matrix.shape[1],))
+    if arrays.get("classes") is not None:
+        check_array(arrays["classes"], "classes", (config["widths"][-1],), "iubU")

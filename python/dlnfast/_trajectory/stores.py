@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stores of named arrays that grow along their first dimension: zarr of format 3 and HDF5."""
+"""Files with named arrays that grow along their first dimension: zarr of format 3 and HDF5."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 
 from .._support.optional import imported
-from .dataset import Array, Variable
+from .variables import Array, Variable
 
 _CHUNK_BYTES: Final = 2**20
 _MOST_ROWS: Final = 2**14
 
 
 class Store(Protocol):
-    """Where named arrays grow along their first dimensions; a context manager."""
+    """A context manager that writes named arrays, which grow along their first dimension."""
 
     def create(self, name: str, variable: Variable, first: Array) -> None: ...
 
@@ -35,7 +35,7 @@ class Store(Protocol):
 
 
 def _chunks(first: Array) -> tuple[int, ...]:
-    """Return the shape of a chunk of about `_CHUNK_BYTES`; layers are apart where they are larger."""
+    """Return the shape of a chunk of about `_CHUNK_BYTES`, of one layer where a row is larger than that."""
     row = first.dtype.itemsize * int(np.prod(first.shape[1:]))
     if row <= _CHUNK_BYTES:
         return (min(max(_CHUNK_BYTES // row, 1), _MOST_ROWS), *first.shape[1:])
@@ -73,15 +73,15 @@ class ZarrStore:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._wait()
-        if kind is not None:  # the group is removed, and may lack parts
+        if kind is not None:  # the group may be incomplete, and is removed
             return
-        # xarray looks for it; who does not know it reads the group without.
+        # xarray reads the consolidated metadata; other readers do not need them.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             self._library.consolidate_metadata(self._path)
 
     def _wait(self) -> None:
-        """Wait for chunks under way: after an error zarr leaves the others to its own thread."""
+        """Wait until zarr's thread has written all chunks, which it continues to do after an error."""
 
         async def wait() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -91,11 +91,12 @@ class ZarrStore:
 
 
 class _Sink(io.RawIOBase):
-    """A new file for the HDF5 library, to which no write ever fails.
+    """A new file for the HDF5 library, in which no write fails.
 
-    After a failed write the library cannot close its file, and ends the process when Python ends. So the
-    first error is kept for the caller to raise, and what the library writes after it is held in memory, where
-    it can be read again: a few megabytes of metadata and open chunks, until the file is closed and removed.
+    After a failed write the library cannot close its file, and aborts the process when Python exits.
+    Therefore the first error is stored for the caller to raise. The data of later writes are held in memory,
+    where they can be read again: a few megabytes of metadata and open chunks, until the file is closed and
+    removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,11 +107,11 @@ class _Sink(io.RawIOBase):
         self._held: list[tuple[int, bytes]] = []
 
     def _attempt(self, action: Callable[[], object]) -> bool:
-        """Return whether an action on the file succeeded; none is tried after the first that did not."""
+        """Return whether an action on the file succeeded; after the first failure no other is tried."""
         if self.error is None:
             try:
                 action()
-            except BaseException as error:  # Ctrl-C too: the library calls from C
+            except BaseException as error:  # also KeyboardInterrupt, as the caller is C code
                 self.error = error
         return self.error is None
 
@@ -160,10 +161,10 @@ class _Sink(io.RawIOBase):
         count = max(min(len(view), self._size - self._position), 0)
         begin, end = self._position, self._position + count
         view[:count] = self._content(begin, count)
-        for place, part in self._held:
-            first, last = max(place, begin), min(place + len(part), end)
+        for position, part in self._held:
+            first, last = max(position, begin), min(position + len(part), end)
             if first < last:
-                view[first - begin : last - begin] = part[first - place : last - place]
+                view[first - begin : last - begin] = part[first - position : last - position]
         self._position = end
         return count
 
@@ -177,7 +178,7 @@ class _Sink(io.RawIOBase):
         return content.ljust(count, b"\0")
 
     def close(self) -> None:
-        """Close the file; it is on the disk if there was no error."""
+        """Flush the file to the disk and close it."""
         if not self.closed:
             self._attempt(lambda: os.fsync(self._file.fileno()))
             self._file.close()
@@ -185,7 +186,7 @@ class _Sink(io.RawIOBase):
 
 
 class HDF5Store:
-    """An HDF5 file with named dimensions, as netCDF 4 has them."""
+    """An HDF5 file with named dimensions, as in netCDF 4."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         library = imported("h5netcdf", "exporting to HDF5", "hdf5")

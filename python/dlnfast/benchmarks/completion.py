@@ -69,7 +69,7 @@ def factorisation(options: Options) -> dict[str, Any]:
     worst = max(
         _apart(full.weights(layer, s), reduced.weights(layer, s))
         for layer in (1, 2, 3)
-        for s in full.states.snapshot_steps.tolist()  # type: ignore[union-attr]
+        for s in full.states.snapshot_steps.tolist()
     )
     print(
         f"d = {full_dim}, {steps} steps of a full run ({full_seconds:.1f} s) of the same seed: largest "
@@ -88,7 +88,7 @@ def factorisation(options: Options) -> dict[str, Any]:
 
 def _below(problem: Any, run: Trajectory, level: float) -> int | None:
     """Return the first snapshot's step at which the recovery error is below a level."""
-    for step in run.states.snapshot_steps.tolist():  # type: ignore[union-attr]
+    for step in run.states.snapshot_steps.tolist():
         if problem.recovery_error(run.all_weights(step), "unobserved") < level:
             return int(step)
     return None
@@ -178,7 +178,7 @@ def _distance(options: Options) -> list[dict[str, Any]]:
         )
         apart = [
             float(np.linalg.norm(full.end_to_end(s) - run.end_to_end(s))) / norm
-            for s in full.states.snapshot_steps.tolist()  # type: ignore[union-attr]
+            for s in full.states.snapshot_steps.tolist()
         ]
         rows.append({"outer": outer, "seconds": seconds, "largest": max(apart), "last": apart[-1]})
         print(

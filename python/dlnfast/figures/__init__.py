@@ -126,7 +126,7 @@ def errors_at_records(
 ) -> tuple[list[int], list[float], list[float]]:
     """Return steps, seconds and recovery errors at the records of a run with snapshots of its weights."""
     steps = [int(step) for step in run.steps if int(step) in clock.seconds]
-    if run.config["outcome"] == "diverged":
+    if run.outcome == "diverged":
         steps = [step for step in steps if step % run.config["record_every"] == 0]
     errors = [problem.recovery_error(run.all_weights(step), normalization) for step in steps]
     return steps, [clock.seconds[step] for step in steps], errors

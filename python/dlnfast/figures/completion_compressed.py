@@ -257,7 +257,7 @@ def _whole(
         for label, run in others.items():
             # A finished run keeps its last value; a diverged run has none.
             finished = step >= run.steps[-1]
-            known = not finished or run.config["outcome"] != "diverged"
+            known = not finished or run.outcome != "diverged"
             other = run.end_to_end(-1 if finished else step) if known else None
             far = math.nan if other is None else float(np.linalg.norm(other - product)) / size
             curve.distances[label].append(far)

@@ -189,7 +189,7 @@ def _outcome(runs: list[Trajectory]) -> dict[str, Any]:
     return {
         "steps": [int(run.steps[-1]) for run in runs],
         "final_loss": max(float(run.loss[-1]) for run in runs),
-        "converged": all(run.config["outcome"] == "converged" for run in runs),
+        "converged": all(run.outcome == "converged" for run in runs),
         "engine": runs[0].engine,
         "why": str(runs[0].certificate),
         "training_seconds": float(np.median([run.wall_time for run in runs])),

@@ -219,7 +219,7 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_R
             steps=int(run.steps[-1]),
             loss=float(run.loss[-1]),
             squares=float(run.loss[-1]) / problem.loss_scale,
-            converged=run.config["outcome"] == "converged",
+            converged=run.outcome == "converged",
             engine=run.engine,
             why=str(run.certificate),
             seconds=run.wall_time,

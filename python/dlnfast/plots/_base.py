@@ -284,7 +284,7 @@ def layer_title(layer: int | str | None) -> str | None:
 
 def layer_label(run: Trajectory, layer: int | str) -> int | str:
     """Return what legends call a layer: its number, or in a model its name, and what of it is followed."""
-    if not run.is_tracked:
+    if not run.has_named_layers:
         return layer
     name = layer if isinstance(layer, str) else run.layer_names[layer - 1]
     return f"change of {name}" if run.config.get("of") == "change" else f"layer {name!r}"
@@ -292,7 +292,7 @@ def layer_label(run: Trajectory, layer: int | str) -> int | str:
 
 def drawn_rank(run: Trajectory, layer: int | str, n_curves: int) -> int | None:
     """Return the rank that splits a layer's curves; None where the bottom of the spectrum is missing."""
-    if run.is_tracked:
+    if not run.is_rank_known:
         return None
     number = run.layer_names.index(layer) + 1 if isinstance(layer, str) else layer
     complete = n_curves == min(run.shapes[number - 1])

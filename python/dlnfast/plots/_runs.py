@@ -90,8 +90,7 @@ class LossDisplay(Display):
             If the run has no losses.
         """
         if not run.loss.size:
-            why = "the tracker's log_loss was never called" if run.is_tracked else "nothing is recorded yet"
-            raise ValueError(f"run has no losses: {why}")
+            raise ValueError(f"run has no losses: {run.states.missing_losses}")
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
 
@@ -215,7 +214,7 @@ class SingularValueDisplay(CurvesDisplay):
         """
         values = run.singular_values(layer)
         rank = drawn_rank(run, layer, values.shape[1])
-        if run.engine == "reduced":
+        if not run.states.has_tracker_records:
             return cls(run.steps, values, rank=rank, layer=layer_label(run, layer))
         refreshes = run.steps[run.tracking(layer)["refreshed"]]
         errors = run.singular_value_errors(layer)

@@ -21,7 +21,7 @@ from .._support.dispatch import core, is_forked
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
 from .._training.jobs import DenseJob
 from .._training.request import Request
-from .._trajectory.states import LayerTracking, tracking_rows
+from .._trajectory.recorded import LayerTracking, tracking_rows
 from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 

@@ -25,7 +25,8 @@ from .._training.engines import with_caution
 from .._training.jobs import run_job
 from .._training.rates import Adaptive, PerLayer, rates_at
 from .._training.request import Callback, Request
-from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._trajectory.dense import DenseStates
+from .._trajectory.recorded import LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._rule import UpdateRule
 from .descent import PROGRESS_INTERVAL, use_exact_products

@@ -35,7 +35,8 @@ from .._tracking.svd_tracker import (
     is_decomposed,
     with_state_checksum,
 )
-from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._trajectory.tracked import TrackedStates
 from .._trajectory.trajectory import Trajectory
 from ._names import match_names
 from ._reading import describe_computation, explain_unreadable
@@ -590,14 +591,10 @@ class SpectralTracker:
                 raise ValueError("of is 'change', which is not tracked because of change=False")
             raise ValueError(f"of is {of!r}; wanted 'weights' or 'change'")
         records = self._records[of]
-        states = DenseStates(
+        states = TrackedStates(
             values=tuple(each.values() for each in records),
             left=self._stack_vectors(records, "left"),
             right=self._stack_vectors(records, "right"),
-            snapshots=(),
-            snapshot_steps=np.empty(0, dtype=np.int64),
-            initial=None,
-            final=None,
             tracking=tuple(each.tracking() for each in records),
         )
         description = "weights" if of == "weights" else "changes since the start"
