@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-// An event of the tracker (dlnfast/svd_tracker.hpp) on a d x d matrix of noise with k values above it,
-// which moves a little between events:
+// An update of the tracker (dlnfast/svd_tracker.hpp) on a d x d matrix of noise with k values above it,
+// which moves a little between updates:
 //   bench_svd_tracker [--d 256,1024,4096] [--k 16]
 // and the options of harness.hpp.
-//   sweep products  the two products with p = k + 8 vectors that a dense event cannot do without:
+//   sweep products  the two products with p = k + 8 vectors that a dense update cannot do without:
 //                   4 p d^2 flops, and at least two reads of W
-//   dense           an event whose drift is known and small: a sweep, ||W||_F, bounds, branches
-//   certified       an event with a certificate of its own, from random vectors
-//   factored        an event of W = s W_0 + U^T C V after an update of rank 10, in frames of 30 vectors
+//   dense           an update whose drift is known and small: a sweep, ||W||_F, bounds, branches
+//   certified       an update with a certificate of its own, from random vectors
+//   factored        an update of W = s W_0 + U^T C V after a change of rank 10, in frames of 30 vectors
 //   full            the whole decomposition, values only (sizes up to 512)
-// Flops are those of the sweep, of which the other parts of an event are overhead.
+// Flops are those of the sweep, of which the other parts of an update are overhead.
 #include "dlnfast/svd_tracker.hpp"
 
 #include "dlnfast/basis.hpp"
@@ -63,7 +63,7 @@ void measure(bench::Harness& harness, Index d, Index k) {
   Matrix<T> image(p, d), back(p, d);
 
   // The factored form from a start that need not be orthogonal: its frames close as far as its updates
-  // are concerned, and an event does not read W_0.
+  // are concerned, and an update does not read W_0.
   Isometry isometry{1.0, 0.0, true};
   const Matrix<T> start = Matrix<T>::Identity(d, d);
   LowRankDrift<T> drift(MatrixRef<const T>(start.data(), d, d), isometry, 64);

@@ -11,6 +11,7 @@
 #include "numbers.hpp"
 
 namespace dlnfast {
+
 template <class T>
 void project_out(MatrixRef<T> block, MatrixRef<const T> basis, const Context& context) {
   if (basis.rows == 0 || block.rows == 0) return;
@@ -36,14 +37,14 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
   const auto filled = [&](Index n) { return basis.block(0, 0, n, basis.cols); };
   project_out<T>(block, filled(n_basis), context);
 
-  auto rest = block.map();
+  auto remaining = block.map();
   Index added = 0;
   while (added < room && n_basis + added < block.cols) {
     context.breathe();
     Index longest = 0;
     double length = -1.0;
     for (Index i = 0; i < block.rows; ++i) {
-      const double l = static_cast<double>(rest.row(i).norm());
+      const double l = static_cast<double>(remaining.row(i).norm());
       if (l > length) {
         length = l;
         longest = i;
@@ -52,12 +53,12 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
     if (!(length > tolerance)) break;
     const Index n = n_basis + added;
     MatrixRef<T> fresh = basis.block(n, 0, 1, basis.cols);
-    fresh.map() = rest.row(longest) / static_cast<T>(length);
+    fresh.map() = remaining.row(longest) / static_cast<T>(length);
     project_out<T>(fresh, filled(n), context);
     fresh.map() /= fresh.map().norm();
-    rest.row(longest).setZero();
+    remaining.row(longest).setZero();
     for (Index i = 0; i < block.rows; ++i) {
-      rest.row(i) -= rest.row(i).dot(fresh.map().row(0)) * fresh.map().row(0);
+      remaining.row(i) -= remaining.row(i).dot(fresh.map().row(0)) * fresh.map().row(0);
     }
     lengths[added++] = length;
   }
@@ -67,8 +68,8 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
 namespace {
 
 // Replaces the rows by L^{-1} rows, where L L^T is their Gram matrix. Returns the least entry of L's
-// diagonal, 1 for orthogonal rows; 0, with the rows untouched, where they are so nearly dependent that
-// a second such pass would not leave them orthonormal.
+// diagonal, 1 for orthogonal rows. Returns 0 and does not change the rows where they are so nearly dependent
+// that a second pass would not make them orthonormal.
 template <class T>
 double whiten_rows(MatrixRef<T> block, Matrix<T>& scratch, const Context& context) {
   constexpr double least_pivot = 0.05;
@@ -100,7 +101,7 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   bool any_zero = false;
   for (Index i = 0; i < k; ++i) {
     auto row = block.map().row(i);
-    // By its largest entry first: the squares of very small ones vanish.
+    // Scaled by the largest entry first: squares of very small numbers vanish.
     const T largest = row.cwiseAbs().maxCoeff();
     if (largest == T(0)) {
       any_zero = true;
@@ -111,7 +112,7 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   }
   Matrix<T> scratch;
   if (!any_zero) {
-    // Rounding is divided by the square of the pivot: that of nearly orthogonal rows needs no second pass.
+    // Rounding errors are divided by the square of the pivot: nearly orthogonal rows need no second pass.
     constexpr double nearly_orthogonal = 0.7;
     const double pivot = whiten_rows<T>(block, scratch, context);
     if (pivot > nearly_orthogonal) return k;

@@ -12,23 +12,20 @@
 #include "dlnfast/renew.hpp"
 #include "dlnfast/singular_values.hpp"
 #include "numbers.hpp"
+#include "views.hpp"
 
 namespace dlnfast {
 namespace {
 
-// Above this many vectors without a clear partner, the best assignment gives way to a greedy one.
+// Largest number of vectors without a clear partner for which the best assignment is found. For more of
+// them a greedy one is.
 constexpr Index assignment_limit = 256;
-// An overlap below this is no sign of identity.
+// A smaller overlap does not identify a branch.
 constexpr double least_overlap = 0.1;
 
-// Products by multiply() throughout: each of Eigen's own takes the compiler seconds.
+// Products are formed by multiply(): each product expression of Eigen takes seconds to compile.
 
-template <class T>
-MatrixRef<const T> view(const Matrix<T>& m) {
-  return {m.data(), m.rows(), m.cols()};
-}
-
-// Rows begin .. of the block become rotation * rows.
+// Replaces the rows of the block from `begin` on by rotation times them.
 template <class T>
 void rotate_rows(MatrixRef<T> block, Index begin, const Matrix<T>& rotation,
                  const Context& context) {
@@ -53,8 +50,8 @@ std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
   std::vector<std::int64_t> clusters(values.size(), 0);
   for (std::size_t i = 1; i < values.size(); ++i) {
     const double gap = values[i - 1] - values[i];
-    const double unsure = 4.0 * std::max(errors[i - 1], errors[i]);
-    clusters[i] = clusters[i - 1] + (gap > std::max(unsure, tolerance * values[0]) ? 1 : 0);
+    const double error = 4.0 * std::max(errors[i - 1], errors[i]);
+    clusters[i] = clusters[i - 1] + (gap > std::max(error, tolerance * values[0]) ? 1 : 0);
   }
   return clusters;
 }
@@ -135,7 +132,7 @@ template <class T>
 void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> left,
                                MatrixRef<T> right, Matrix<T>& left_overlap,
                                Matrix<T>& right_overlap, const Context& context) {
-  // Only values that rounding makes equal: of others each pair of vectors means something.
+  // Only values that are equal to rounding: the vectors of other values are determined.
   const double equal = 1024.0 * epsilon<T>() * values[0];
   const Index p = left.rows;
   const Index n_before = left_overlap.cols();
@@ -144,7 +141,7 @@ void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> l
     while (end < p && values[end - 1] - values[end] <= equal) ++end;
     const Index size = std::min(end - begin, n_before);
     if (end - begin > 1 && size == end - begin) {
-      // The vectors before that this group's span holds most of.
+      // The vectors before with the largest components in the span of this group.
       std::vector<std::pair<double, Index>> weight(static_cast<std::size_t>(n_before));
       for (Index j = 0; j < n_before; ++j) {
         const auto u = left_overlap.col(j).segment(begin, size);
@@ -186,7 +183,7 @@ void Branches<T>::match(const std::vector<double>& values, double reach,
   };
   partner_.assign(static_cast<std::size_t>(p), -1);
   std::vector<char> taken(static_cast<std::size_t>(n_before), 0);
-  std::vector<Index> rest;
+  std::vector<Index> unmatched;
   for (Index i = 0; i < p; ++i) {
     for (Index j = 0; j < n_before; ++j) {
       if (overlap(i, j) > 0.5 && !taken[j]) {
@@ -195,32 +192,32 @@ void Branches<T>::match(const std::vector<double>& values, double reach,
         break;
       }
     }
-    if (partner_[i] < 0) rest.push_back(i);
+    if (partner_[i] < 0) unmatched.push_back(i);
   }
   std::vector<Index> open;
   for (Index j = 0; j < n_before; ++j) {
     if (!taken[j]) open.push_back(j);
   }
-  if (!rest.empty() && !open.empty()) {
+  if (!unmatched.empty() && !open.empty()) {
     const auto gain = [&](Index i, Index j) {
       const double o = overlap(i, j);
       return o >= least_overlap && std::abs(values[i] - values_[j]) <= reach ? o : 0.0;
     };
-    const Index n_rest = static_cast<Index>(rest.size());
+    const Index n_unmatched = static_cast<Index>(unmatched.size());
     const Index n_open = static_cast<Index>(open.size());
-    if (std::max(n_rest, n_open) <= assignment_limit) {
+    if (std::max(n_unmatched, n_open) <= assignment_limit) {
       std::vector<double> gains;
-      for (const Index i : rest) {
+      for (const Index i : unmatched) {
         for (const Index j : open) gains.push_back(gain(i, j));
       }
-      const std::vector<Index> chosen = best_assignment(gains, n_rest, n_open);
-      for (Index r = 0; r < n_rest; ++r) {
+      const std::vector<Index> chosen = best_assignment(gains, n_unmatched, n_open);
+      for (Index r = 0; r < n_unmatched; ++r) {
         if (chosen[r] >= 0 && gains[r * n_open + chosen[r]] > 0.0) {
-          partner_[rest[r]] = open[chosen[r]];
+          partner_[unmatched[r]] = open[chosen[r]];
         }
       }
     } else {
-      for (const Index i : rest) {
+      for (const Index i : unmatched) {
         Index best = -1;
         for (const Index j : open) {
           if (!taken[j] && gain(i, j) > (best < 0 ? 0.0 : gain(i, best))) best = j;
@@ -324,12 +321,13 @@ BlockAngle Branches<T>::block_angle(bool left, Index k, const Context& context) 
   const Matrix<T>& then = left ? reference_left_ : reference_right_;
   k = std::min({k, static_cast<Index>(now.rows()), static_cast<Index>(then.rows())});
   if (!has_reference_ || now.cols() != then.cols() || k == 0) return {nan, nan};
-  // Sines from what is left of the reference outside the span: cosines would lose half the digits.
+  // Sines, from the part of the reference outside the span: cosines would lose half of the digits.
   const MatrixRef<const T> span{now.data(), k, now.cols()};
-  Matrix<T> rest = then.topRows(k), product(k, k);
-  multiply<T>(view(rest), Op::none, span, Op::transpose, MatrixRef<T>(product), context);
-  multiply<T>(T(-1), view(product), Op::none, span, Op::none, T(1), MatrixRef<T>(rest), context);
-  multiply<T>(view(rest), Op::none, view(rest), Op::transpose, MatrixRef<T>(product), context);
+  Matrix<T> outside = then.topRows(k), product(k, k);
+  multiply<T>(view(outside), Op::none, span, Op::transpose, MatrixRef<T>(product), context);
+  multiply<T>(T(-1), view(product), Op::none, span, Op::none, T(1), MatrixRef<T>(outside), context);
+  multiply<T>(view(outside), Op::none, view(outside), Op::transpose, MatrixRef<T>(product),
+              context);
   const Matrix<double> gram = product.template cast<double>();
   Matrix<double> s(1, k);
   singular_values<double>(MatrixRef<const double>{gram.data(), k, k}, MatrixRef<double>(s), {}, {},

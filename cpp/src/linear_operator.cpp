@@ -18,7 +18,7 @@ namespace {
 constexpr double entries_per_thread = 65536;
 constexpr Index rows_per_chunk = 16;
 
-// In four vectors of doubles, so that the sum keeps up with the memory.
+// Summed in four vectors of doubles, to be as fast as the memory.
 double inner_product_of_rows(const double* a, const double* b, Index n) {
   using P = simd::Pack<double>;
   typename P::Vector sums[4] = {};
@@ -47,11 +47,8 @@ double inner_product_of_rows(const float* a, const float* b, Index n) {
   return total;
 }
 
-}  // namespace
-
-namespace {
-
-// Adds up of_row(i), some numbers at once, chunks apart and then in order: the team does not matter.
+// Sums of_row(i), N numbers, over chunks of rows and then over chunks in order: the result does not depend on
+// the number of threads.
 template <std::size_t N, class OfRow>
 std::array<double, N> sum_over_rows(Index rows, Index cols, const Context& context,
                                     const OfRow& of_row) {
@@ -97,7 +94,7 @@ double norm(MatrixRef<const T> w, const Context& context) {
   if (is_exact_square(square)) return std::sqrt(square);
   const double largest = largest_magnitude<T>(w);
   if (largest == 0.0 || !std::isfinite(largest)) return largest;
-  // Powers of two are exact, and so is a product with one; both must be numbers themselves.
+  // Products with powers of two are exact; the power and its inverse must be finite.
   int exponent = 0;
   std::frexp(largest, &exponent);
   exponent = std::clamp(exponent, -1000, 1000);
@@ -117,7 +114,7 @@ template <class T>
 NormAndProduct norm_and_product(MatrixRef<const T> w, MatrixRef<const T> b,
                                 const Context& context) {
   require_shape(b, w.rows, w.cols, "the second matrix of an inner product");
-  // The second time a row comes from the first-level cache.
+  // The second product reads the row from the first-level cache.
   const auto both = sum_over_rows<2>(w.rows, w.cols, context, [&](Index i) {
     return std::array<double, 2>{inner_product_of_rows(w.row(i), w.row(i), w.cols),
                                  inner_product_of_rows(w.row(i), b.row(i), w.cols)};

@@ -13,23 +13,23 @@
 namespace dlnfast {
 namespace {
 
-// Updates wait until so many rows have come together.
+// Rows of updates that are collected before they are added to the frames.
 constexpr Index most_pending = 64;
 
-// What of a unit vector may lie outside the frames: rounding of the products that it came from.
+// Length of the part of a unit vector outside the frames that is rounding of the products it came from.
 template <class T>
 double outside_tolerance(Index size) {
   return 64.0 * epsilon<T>() * std::sqrt(static_cast<double>(size));
 }
 
-// Sizes of W at which no square or product of its frames overflows, or loses digits.
+// Whether no square or product of frames overflows or loses digits, for a W of this size.
 template <class T>
 bool fits_frames(double size) {
   constexpr double largest = sizeof(T) == 8 ? 1e100 : 1e28;
   return size >= 1.0 / largest && size <= largest;
 }
 
-// Before anything is changed.
+// Called before anything is changed.
 template <class T>
 void require_blocks(MatrixRef<const T> left, MatrixRef<const T> right, MatrixRef<const T> initial) {
   require_shape(left, left.rows, initial.rows, "the left block of an update");
@@ -46,7 +46,7 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   result.scale = norm<T>(w, context) / std::sqrt(static_cast<double>(n));
   result.departure = infinity;
   if (!fits_frames<T>(result.scale)) return result;
-  // Products with both W and W^T, in units in which neither is far from 1.
+  // Products with W and W^T are scaled by `unit`, so that neither is far from 1.
   int exponent = 0;
   std::frexp(result.scale, &exponent);
   const double unit = std::ldexp(1.0, -exponent);
@@ -71,7 +71,7 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   };
 
   if (n <= exact_limit) {
-    // || G / eps^2 - 1 ||_F, some columns of the identity at a time.
+    // || G / eps^2 - 1 ||_F, by blocks of columns of the identity.
     double total = 0.0;
     for (Index begin = 0; begin < n; begin += thin_limit) {
       const Index k = std::min(thin_limit, n - begin);
@@ -85,9 +85,8 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
     result.rigorous = true;
     return result;
   }
-  // Of b random unit vectors one has a component of at least c / sqrt(n) along the leading vector of
-  // the symmetric G / eps^2 - 1, but for a probability of 1e-10; so its image is at least that much of
-  // the norm.
+  // Except with a probability of 1e-10, one of b random unit vectors has a component of at least c / sqrt(n)
+  // along the leading vector of the symmetric G / eps^2 - 1, and its image at least that part of the norm.
   constexpr Index b = 8;
   constexpr double c = 0.0703;  // 1e-10^(1/8) / 0.8
   Matrix<T> x(b, n);
@@ -124,20 +123,20 @@ LowRankDrift<T>::~LowRankDrift() = default;
 template <class T>
 Matrix<double> LowRankDrift<T>::core() const {
   if (n_left_ == 0 || n_right_ == 0) return Matrix<double>::Zero(n_left_, n_right_);
-  return shrink_ * initial_core_ + core_;
+  return initial_factor_ * initial_core_ + core_;
 }
 
 // (W, V) <- (ww W + wv V, vw W + vv V).
 template <class T>
-void LowRankDrift<T>::take(double ww, double wv, double vw, double vv) {
-  const Matrix<double> before =
-      core_;  // first: nothing has changed where there is no memory for it
+void LowRankDrift<T>::combine(double ww, double wv, double vw, double vv) {
+  // Copied first: if there is no memory for it, nothing has changed.
+  const Matrix<double> before = core_;
   const auto mix = [&](auto& w, auto& v) {
     const auto old = w;
     w = ww * old + wv * v;
     v = vw * old + vv * v;
   };
-  mix(shrink_, velocity_shrink_);
+  mix(initial_factor_, velocity_factor_);
   const double lost = truncated_;
   truncated_ = std::abs(ww) * lost + std::abs(wv) * velocity_truncated_;
   velocity_truncated_ = std::abs(vw) * lost + std::abs(vv) * velocity_truncated_;
@@ -168,7 +167,7 @@ template <class T>
 void LowRankDrift<T>::update(double factor, double scale, MatrixRef<const T> left,
                              MatrixRef<const T> right, const Context& context) {
   require_blocks(left, right, initial_);
-  take(factor, 0.0, 0.0, 1.0);
+  combine(factor, 0.0, 0.0, 1.0);
   append(scale, 0.0, left, right, context);
 }
 
@@ -178,14 +177,14 @@ void LowRankDrift<T>::descend(double scale, double learning_rate, double weight_
                               const Context& context) {
   require_blocks(left, right, initial_);
   // V' = momentum V + weight_decay W + G; W' = W - learning_rate V'.
-  take(1.0 - learning_rate * weight_decay, -learning_rate * momentum, weight_decay, momentum);
+  combine(1.0 - learning_rate * weight_decay, -learning_rate * momentum, weight_decay, momentum);
   append(-learning_rate * scale, scale, left, right, context);
 }
 
 namespace {
 
-// coefficients = block frame^T, and block -= coefficients frame. Once leaves rounding of the size of the
-// block inside; twice, what stays is outside to its own precision.
+// Returns coefficients = block frame^T, and subtracts coefficients frame from the block. After one pass the
+// complement has rounding errors relative to the block, after two relative to itself.
 template <class T>
 Matrix<T> split(MatrixRef<T> block, MatrixRef<const T> frame, int passes, const Context& context) {
   Matrix<T> total = Matrix<T>::Zero(block.rows, frame.rows);
@@ -201,19 +200,19 @@ Matrix<T> split(MatrixRef<T> block, MatrixRef<const T> frame, int passes, const 
 
 }  // namespace
 
-// Takes what stands outside the frames into them, together with its images under W_0.
+// Extends the frames by the span of new rows, which are orthogonal to them, and of their images under W_0.
 template <class T>
-bool LowRankDrift<T>::extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest,
+bool LowRankDrift<T>::extend(MatrixRef<T> left_block, MatrixRef<T> right_block,
                              const Context& context) {
   const Index m = initial_.rows, n = initial_.cols;
   const auto inverse = static_cast<T>(1.0 / isometry_.scale);
   std::vector<double> lengths(static_cast<std::size_t>(most_pending + limit_));
-  // Room to find out that the frames are full.
+  // Larger than the limit, to find out whether it is exceeded.
   Matrix<T> left(limit_ + most_pending + limit_, m), right(limit_ + most_pending + limit_, n);
   left.topRows(n_left_) = left_.topRows(n_left_);
   right.topRows(n_right_) = right_.topRows(n_right_);
   Index n_left = n_left_, n_right = n_right_;
-  Matrix<T> new_left = left_rest.map(), new_right = right_rest.map();
+  Matrix<T> new_left = left_block.map(), new_right = right_block.map();
   while (new_left.rows() > 0 || new_right.rows() > 0) {
     const Index added_left =
         extend_basis<T>(left, n_left, new_left, outside_tolerance<T>(m), lengths.data(), context);
@@ -247,7 +246,7 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest,
   n_left_ = n_left;
   n_right_ = n_right;
 
-  // K_0, and how well the frames close: both images, which also bounds what the frames leave out of W_0.
+  // K_0, and the parts of both images outside the frames: a bound on the error of (1).
   Matrix<T> image(n_right, m), back(n_left, n);
   double open = 0.0;
   renew_as(initial_core_, Matrix<double>::Zero(n_left, n_right));
@@ -262,8 +261,8 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_rest, MatrixRef<T> right_rest,
     split<T>(MatrixRef<T>(back), right_frame(), 2, context);
     open += back.template cast<double>().norm();
   }
-  truncated_ += std::abs(shrink_) * open;
-  velocity_truncated_ += std::abs(velocity_shrink_) * open;
+  truncated_ += std::abs(initial_factor_) * open;
+  velocity_truncated_ += std::abs(velocity_factor_) * open;
   return true;
 }
 
@@ -271,31 +270,31 @@ template <class T>
 bool LowRankDrift<T>::flush(const Context& context) {
   if (!closed_) return false;
   if (n_pending_ == 0) return true;
-  closed_ = false;  // until all is done: an exception leaves halves
-  if (!take_in(context)) return false;
+  closed_ = false;  // until all is done: an exception leaves part of it
+  if (!add_pending(context)) return false;
   const double now = size();
   closed_ = now == 0.0 || fits_frames<T>(now);
   return closed_;
 }
 
-// The size of W as the frames know it.
+// The largest entry of K, and |s| eps.
 template <class T>
 double LowRankDrift<T>::size() const {
-  const double outside = std::abs(shrink_) * isometry_.scale;
+  const double outside = std::abs(initial_factor_) * isometry_.scale;
   if (n_left_ == 0 || n_right_ == 0) return outside;
   return std::max(outside, core().cwiseAbs().maxCoeff());
 }
 
-// All that waits; false where the frames would grow beyond their limit.
+// Adds the pending updates to C and C_v; returns false where the frames would grow beyond their limit.
 template <class T>
-bool LowRankDrift<T>::take_in(const Context& context) {
+bool LowRankDrift<T>::add_pending(const Context& context) {
   const auto left_block = [&] {
     return MatrixRef<T>(pending_left_.data(), n_pending_, initial_.rows);
   };
   const auto right_block = [&] {
     return MatrixRef<T>(pending_right_.data(), n_pending_, initial_.cols);
   };
-  // Rows of length 1: directions count by what they are, not by the size of a gradient.
+  // Rows are scaled to length 1: directions count independently of the size of a gradient.
   std::vector<double> left_length(static_cast<std::size_t>(n_pending_)), right_length(left_length);
   for (Index i = 0; i < n_pending_; ++i) {
     left_length[i] = norm<T>(left_block().block(i, 0, 1, initial_.rows), context);
@@ -305,14 +304,14 @@ bool LowRankDrift<T>::take_in(const Context& context) {
   }
   Matrix<T> left = split<T>(left_block(), left_frame(), 1, context);
   Matrix<T> right = split<T>(right_block(), right_frame(), 1, context);
-  // What would change W by less than a step's rounding stays outside, and counts as truncated: of a
-  // gradient that all but vanishes the directions are noise.
+  // Directions that would change W by less than a step's rounding stay outside, and count as truncated: the
+  // directions of a nearly vanishing gradient are noise.
   const double rounding = 64.0 *
                           std::sqrt(static_cast<double>(std::max(initial_.rows, initial_.cols))) *
                           epsilon<T>() * size();
   std::vector<double> left_outside(left_length), right_outside(left_length);
   std::vector<char> is_new(2 * left_length.size(), 0);
-  const auto look = [&] {
+  const auto find_new = [&] {
     bool any_new = false;
     for (const Pending& p : pending_) {
       for (Index i = p.begin; i < p.begin + p.size; ++i) {
@@ -329,14 +328,15 @@ bool LowRankDrift<T>::take_in(const Context& context) {
     }
     return any_new;
   };
-  if (look()) {
-    const auto again = [&](Matrix<T>& coefficients, MatrixRef<T> block, MatrixRef<const T> frame) {
+  if (find_new()) {
+    const auto split_again = [&](Matrix<T>& coefficients, MatrixRef<T> block,
+                                 MatrixRef<const T> frame) {
       Matrix<T> all = split<T>(block, frame, 2, context);
       all.leftCols(coefficients.cols()) += coefficients;
       coefficients = std::move(all);
     };
-    again(left, left_block(), left_frame());
-    again(right, right_block(), right_frame());
+    split_again(left, left_block(), left_frame());
+    split_again(right, right_block(), right_frame());
     Matrix<T> left_new = left_block().map(), right_new = right_block().map();
     for (Index i = 0; i < n_pending_; ++i) {
       if (!is_new[2 * i]) left_new.row(i).setZero();
@@ -346,11 +346,11 @@ bool LowRankDrift<T>::take_in(const Context& context) {
       truncated_ = infinity;
       return false;
     }
-    again(left, left_block(), left_frame());
-    again(right, right_block(), right_frame());
-    look();  // what is outside now
+    split_again(left, left_block(), left_frame());
+    split_again(right, right_block(), right_frame());
+    find_new();  // for the lengths that are outside now
   }
-  if (n_left_ == 0 || n_right_ == 0) {  // updates of zeros
+  if (n_left_ == 0 || n_right_ == 0) {  // all updates are zero
     pending_.clear();
     n_pending_ = 0;
     return true;
@@ -360,7 +360,7 @@ bool LowRankDrift<T>::take_in(const Context& context) {
     for (Index i = p.begin; i < p.begin + p.size; ++i) {
       const double length = left_length[i] * right_length[i];
       scaled.row(i - p.begin) *= length;
-      // || l r^T - (inside) || <= |l outside| |r| + |l inside| |r outside|
+      // || l r^T - (its part in the frames) || <= |l outside| |r| + |l inside| |r outside|
       const double lost = length * (left_outside[i] + right_outside[i]);
       truncated_ += std::abs(p.weight) * lost;
       velocity_truncated_ += std::abs(p.velocity) * lost;

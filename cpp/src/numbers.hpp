@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Names for the odd values of floating-point arithmetic.
+// Special values of floating-point arithmetic, and the square.
 #pragma once
 
 #include <limits>
@@ -14,5 +14,7 @@ template <class T>
 constexpr double epsilon() {
   return static_cast<double>(std::numeric_limits<T>::epsilon());
 }
+
+inline double square(double x) { return x * x; }
 
 }  // namespace dlnfast

@@ -10,11 +10,11 @@ namespace dlnfast {
 
 namespace {
 
-// Frames that are no wider than this hold the updates of a layer from an orthogonal start with up to 20
-// outputs; wider ones would cost more than they save.
+// Frames of this size hold the updates of a layer from an orthogonal start with up to 20 outputs. Larger
+// frames would cost more than they save.
 constexpr Index frame_limit = 64;
 
-// How far from an isometry W(0) may be for the factored form: the departure is part of every error.
+// Largest departure of W(0) from an isometry for the factored form: it is part of every error.
 template <class T>
 constexpr double isometry_tolerance = sizeof(T) == 8 ? 1e-8 : 1e-3;
 
@@ -52,24 +52,24 @@ void DenseRecorder<T>::start() {
     TrackerSettings settings = tracking_.settings;
     settings.n_values = records_.n_values[l];
     const Index smaller = std::min(w.rows, w.cols);
-    const bool all = settings.n_values >= smaller;
-    if (all && settings.mode == TrackerMode::automatic) settings.n_guards = 0;
-    const bool vectors = !records_.left.empty();
-    // Every one of many values has a partner only where vectors are wanted anyway.
-    settings.follow = vectors || !all;
-    const bool thin_updates = stepper_.is_thin(static_cast<Index>(l));
-    // Certificates must not slow the run down: the rarer records are, the more they may take. A step of
-    // a layer with thin updates is only a few passes over it.
-    const Index between = thin_updates ? 1 : std::min<Index>(tracking_.record_every, 8);
+    const bool has_all = settings.n_values >= smaller;
+    if (has_all && settings.mode == TrackerMode::automatic) settings.n_guards = 0;
+    const bool has_vectors = !records_.left.empty();
+    // Branches of all values are followed only where the vectors are recorded as well.
+    settings.follow = has_vectors || !has_all;
+    const bool has_thin_updates = stepper_.is_thin(static_cast<Index>(l));
+    // Certificates must not slow the run down: their share grows with the number of steps between records.
+    // A step of a layer with thin updates is only a few passes over it.
+    const Index between = has_thin_updates ? 1 : std::min<Index>(tracking_.record_every, 8);
     settings.certificate_share = 0.12 * static_cast<double>(between);
-    settings.measure_angles = false;  // the trajectory does, from the vectors
+    settings.measure_angles = false;  // the trajectory computes them from the vectors
     const double velocity = tracking_.velocity.empty() ? 0.0 : tracking_.velocity[l];
     Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, velocity, 0.0};
     if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
-    const bool thin = tracking_.factored && settings.mode == TrackerMode::automatic &&
-                      !tracking_.initial.empty() && thin_updates && smaller > 2 * frame_limit &&
-                      !(vectors && all);
-    if (thin) {
+    const bool may_be_factored = tracking_.factored && settings.mode == TrackerMode::automatic &&
+                                 !tracking_.initial.empty() && has_thin_updates &&
+                                 smaller > 2 * frame_limit && !(has_vectors && has_all);
+    if (may_be_factored) {
       const MatrixRef<const T>& initial = tracking_.initial[l];
       const Isometry isometry = measure_isometry<T>(initial, context_);
       if (isometry.departure <= isometry_tolerance<T>) {
@@ -140,13 +140,14 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
 
 template <class T>
 void DenseRecorder<T>::record(Index record, Index /*step*/) {
-  // Asked for at every record, so that a caller who looks then sees them.
+  // Called even without layers to track: weights that the caller reads after a record must be current.
   stepper_.weights();
   for (std::size_t l = 0; l < layers_.size(); ++l) track(l, record);
 }
 
-// || W_{L:1} S - Phi ||_F from the loss, c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor; || B^T r ||, for
-// measurements, from c/2 || r ||^2.
+// With the loss c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor, || W_{L:1} S - Phi ||_F is at most
+// sqrt(2 (loss - floor) || S || / c). For measurements, with the loss c/2 || r ||^2, the same bounds
+// || B^T r || with || B ||^2 in place of || S ||.
 template <class T>
 void DenseRecorder<T>::bound_drift(double loss) {
   constexpr double rounding = sizeof(T) == 8 ? 1e-9 : 1e-3;

@@ -74,8 +74,8 @@ void follows_a_drift(Index m, Index n, Index k, TrackerMode mode, bool known) {
   settings.mode = mode;
   SvdTracker<T> tracker(m, n, settings);
   Matrix<T> w = random_matrix<T>(m, n) / std::sqrt(static_cast<T>(std::max(m, n)));
-  for (int event = 0; event < 12; ++event) {
-    tracker.update(ref(w), known && event > 0 ? 0.05 : unknown, context);
+  for (int update = 0; update < 12; ++update) {
+    tracker.update(ref(w), known && update > 0 ? 0.05 : unknown, context);
     check_record(tracker, w);
     // Of norm 0.05 at most.
     Matrix<T> step = random_matrix<T>(m, 2) * random_matrix<T>(2, n);
@@ -107,9 +107,9 @@ void isometry_plus_low_rank() {
   settings.n_values = k;
   settings.tolerance = 1e-7;
   SvdTracker<double> tracker(d, d, settings);
-  for (int event = 0; event < 30; ++event) {
+  for (int update = 0; update < 30; ++update) {
     Matrix<double> w = 0.5 * q;
-    const double grown = 0.02 * event;
+    const double grown = 0.02 * update;
     for (Index i = 0; i < r; ++i) {
       w += grown * (1.0 + 0.1 * static_cast<double>(i)) * a.col(i) * b.col(i).transpose();
     }
@@ -134,8 +134,8 @@ void degenerate_matrices() {
       TrackerSettings settings;
       settings.n_values = k;
       SvdTracker<double> tracker(d, d, settings);
-      for (int event = 0; event < 4; ++event) {
-        tracker.update(ref(w), event == 0 ? unknown : 0.0, context);
+      for (int update = 0; update < 4; ++update) {
+        tracker.update(ref(w), update == 0 ? unknown : 0.0, context);
         check_record(tracker, w);
         CHECK(tracker.record().completeness != Completeness::none);
         for (Index i = 0; i < k; ++i) CHECK(tracker.record().errors[i] < 1e-6);
@@ -164,10 +164,10 @@ void branches_cross() {
     SvdTracker<double> tracker(m, d, settings);
     Matrix<double> last_left;
     std::int64_t first = -1, second = -1;
-    for (int event = 0; event <= 40; ++event) {
-      const double t = 0.05 * (event - 20);
+    for (int update = 0; update <= 40; ++update) {
+      const double t = 0.05 * (update - 20);
       const Matrix<double> w = with_values(u, {5.0, 3.0 + t, 3.0 - t, 1.0, 0.5, 0.4}, v);
-      const TrackerRecord& r = tracker.update(ref(w), event == 0 ? unknown : 0.11, context);
+      const TrackerRecord& r = tracker.update(ref(w), update == 0 ? unknown : 0.11, context);
       check_record(tracker, w);
       const Matrix<double> left = tracker.left().map();
       // Which of the four is nearest to u_1?
@@ -175,15 +175,15 @@ void branches_cross() {
       (left * u.col(1)).cwiseAbs().maxCoeff(&at);
       Index other = 0;
       (left * u.col(2)).cwiseAbs().maxCoeff(&other);
-      if (event == 0) {
+      if (update == 0) {
         first = r.branches[at];
         second = r.branches[other];
         CHECK(at == 2 && other == 1);
       }
       CHECK(r.branches[at] == first);
       CHECK(r.branches[other] == second);
-      if (event == 40) CHECK(at == 1 && other == 2);
-      if (event > 0) {
+      if (update == 40) CHECK(at == 1 && other == 2);
+      if (update > 0) {
         for (Index i = 0; i < 4; ++i) {
           for (Index j = 0; j < 4; ++j) CHECK(left.row(i).dot(last_left.row(j)) > -0.5);
         }
@@ -203,8 +203,8 @@ void signed_branches() {
   settings.n_values = 3;
   settings.branches.signed_values = true;
   SvdTracker<double> tracker(m, m, settings);
-  for (int event = 0; event <= 20; ++event) {
-    const double t = 0.05 * (10.5 - event);
+  for (int update = 0; update <= 20; ++update) {
+    const double t = 0.05 * (10.5 - update);
     const Matrix<double> w = with_values(u, {3.0, 2.0, t}, v);
     const TrackerRecord& r = tracker.update(ref(w), unknown, context);
     check_record(tracker, w);
@@ -275,7 +275,7 @@ void factored(Index m, Index n, bool momentum) {
   SvdTracker<T> all(m, n, settings);
   const Matrix<T> left = random_matrix<T>(2, m), right = random_matrix<T>(2, n);
   const double mu = momentum ? 0.8 : 0.0;
-  for (int event = 0; event < 10; ++event) {
+  for (int update = 0; update < 10; ++update) {
     for (int step = 0; step < 3; ++step) {
       const Matrix<T> l = random_matrix<T>(2, 2) * left, r = random_matrix<T>(2, 2) * right;
       drift.descend(0.5, 0.02, 0.3, mu, ref(l), ref(r), context);

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Who is who among singular values from record to record: clusters, branches, signs and reference angles.
+// Identity of singular values from record to record: clusters, branches, signs and reference angles.
 //
-// Sorted order says nothing about identity: values cross. A branch is a singular value with its pair of
-// vectors, followed by their overlaps |<u_i, u'_j>| |<v_i, v'_j>| with those of the record before. Above
-// one half that names at most one partner; what is left is assigned so that the sum of overlaps is
-// largest (Kuhn's method). Vectors stand as rows.
+// The sorted order does not tell identity, because values cross. A branch is a singular value with its pair
+// of vectors, followed by the overlaps with the pairs of the record before,
+//
+//   o_ij = |<u_i, u'_j>| |<v_i, v'_j>|.
+//
+// An overlap above one half determines the partner uniquely. The other pairs are assigned so that the sum of
+// their overlaps is largest (Kuhn's method). Vectors are rows.
 #pragma once
 
 #include <cstdint>
@@ -16,22 +19,22 @@
 namespace dlnfast {
 
 struct BranchSettings {
-  double cluster_tolerance = 1e-8;  // beside the largest value: below it values count as equal
-  bool signed_values = false;
+  double cluster_tolerance = 1e-8;  // values closer than this times the largest count as equal
+  bool signed_values = false;       // follow values through zero
 };
 
-// Between two subspaces: the largest principal angle, and the Frobenius norm of the sines.
+// Angles between two subspaces: the largest principal angle, and the Frobenius norm of the sines.
 struct BlockAngle {
   double largest;
   double frobenius;
 };
 
-// Runs of values whose neighbours differ by less than four times their errors, or by less than
-// `tolerance` times the largest: an index for each, descending values given.
+// Index of the cluster of each of the descending values. Neighbours are of one cluster if they differ by at
+// most four times their errors, or `tolerance` times the largest value.
 std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
                                         const std::vector<double>& errors, double tolerance);
 
-// The assignment of rows to columns with the largest sum; -1 where a row has no column (more rows than
+// Column of each row in the assignment with the largest sum; -1 for a row without a column (more rows than
 // columns). `gain` is row-major, n_rows x n_cols, nonnegative. O(n^3).
 std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows, Index n_cols);
 
@@ -42,35 +45,36 @@ class Branches {
   explicit Branches(const BranchSettings& settings);
   ~Branches();
 
-  // Compares with the record before, and remembers these vectors for the next. Within groups of equal
-  // values (to rounding) u and v are rotated by one common rotation towards the vectors
-  // before; then the pairs are flipped so that no sign turns: u and v together or, with signed_values,
-  // each by itself, and a value whose vectors no longer agree is negative (its analytic branch went
-  // through zero). No pair of values further apart than `reach` is matched by a weak overlap.
+  // Assigns branches by comparison with the record before, and stores the vectors for the next one. Rotates u
+  // and v of values that are equal to rounding by one common rotation, towards the vectors before. Then flips
+  // the pairs so that they do not change sign: u and v together, or, with signed_values, each by itself. The
+  // sign of a value whose u and v no longer agree is then -1: its analytic branch went through zero. Values
+  // further apart than `reach` are not matched by an overlap below one half.
   void follow(const std::vector<double>& values, const std::vector<double>& errors, double reach,
               MatrixRef<T> left, MatrixRef<T> right, const Context& context);
 
-  // Goes on from what another has followed, in other coordinates: these are the vectors of its last record.
+  // Continues the branches of `other`, which has followed them in other coordinates; `left` and `right` are
+  // the vectors of its last record.
   void adopt(const Branches<double>& other, MatrixRef<const T> left, MatrixRef<const T> right);
 
-  // Of the last record, in its order. Ids count from 0 in the order of their appearance.
+  // Branches of the last record, in the order of its values. New branches get the next number, from 0.
   const std::vector<std::int64_t>& ids() const { return ids_; }
   const std::vector<std::int64_t>& clusters() const { return clusters_; }
   const std::vector<double>& signs() const { return signs_; }  // 1, or -1 with signed_values
-  // The overlap of each vector pair with its partner before; 1 where there was no record before.
+  // Overlap of each vector pair with its partner before; 1 in the first record.
   const std::vector<double>& overlaps() const { return overlaps_; }
   std::int64_t n_branches() const { return next_id_; }
   const std::vector<double>& values() const { return values_; }
 
-  // From here on angles are measured to these vectors; those of the last record, where none are given.
+  // Sets the reference of the angles: the vectors of the last record, or given ones.
   void set_reference();
   void set_reference(MatrixRef<const T> left, MatrixRef<const T> right);
   bool has_reference() const { return has_reference_; }
 
-  // Radians between the vectors of the last record and the reference's of the same branch (of the same
-  // index, where the reference was given); NaN for a branch that the reference does not have.
+  // Radians between the vectors of the last record and those of the reference. Partners are of the same
+  // branch, or of the same index where the reference was given; NaN without a partner.
   std::vector<double> angles(bool left) const;
-  // Between the spans of the first k vectors.
+  // Angles between the spans of the first k vectors.
   BlockAngle block_angle(bool left, Index k, const Context& context) const;
 
  private:
@@ -80,7 +84,7 @@ class Branches {
              const Matrix<T>& right_overlap);
 
   BranchSettings settings_;
-  Matrix<T> left_, right_;  // of the record before
+  Matrix<T> left_, right_;  // vectors of the last record
   Matrix<T> reference_left_, reference_right_;
   std::vector<double> values_;
   std::vector<std::int64_t> ids_, clusters_, reference_ids_;

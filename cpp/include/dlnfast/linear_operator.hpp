@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A matrix known by its products with thin blocks; blocks of vectors stand as rows.
+// A matrix given by its products with thin blocks of vectors, which are rows.
 #pragma once
 
 #include <limits>
@@ -28,7 +28,7 @@ class LinearOperator {
   }
 };
 
-// The kernels for thin blocks where they fit, a product otherwise.
+// Y = X W^T and Y = X W: by the kernels for thin blocks up to thin_limit rows, by `multiply` above.
 template <class T>
 void block_times_transpose(MatrixRef<const T> x, MatrixRef<const T> w, MatrixRef<T> y,
                            const Context& context) {
@@ -49,25 +49,26 @@ void block_times(MatrixRef<const T> x, MatrixRef<const T> w, MatrixRef<T> y,
   }
 }
 
-// ||W||_F^2 in double precision, rows summed apart and then in order; one pass over W.
+// ||W||_F^2 in double precision, in one pass over W. The order of the sum does not depend on the number of
+// threads.
 template <class T>
 double squared_norm(MatrixRef<const T> w, const Context& context);
 
-// Whether a sum of squares is exact to rounding: none of them overflowed, or vanished beside it.
+// Whether a sum of squares is exact to rounding: no square overflowed, and none that vanished matters.
 inline bool is_exact_square(double square) {
   return square >= 1e-280 && square <= std::numeric_limits<double>::max();
 }
 
-// ||W||_F whatever its size, subnormal numbers included; infinite where it overflows or W is not finite. A
-// second pass over W only where the squares are out of range.
+// ||W||_F for entries of any size, subnormal numbers included; infinite where it overflows or W is not
+// finite. Makes a second pass over W only where squares are out of range.
 template <class T>
 double norm(MatrixRef<const T> w, const Context& context);
 
-// tr(A^T B), in the same way; one pass over both.
+// tr(A^T B), summed in the same way; one pass over both.
 template <class T>
 double inner_product(MatrixRef<const T> a, MatrixRef<const T> b, const Context& context);
 
-// Both of W: ||W||_F^2 and tr(W^T B), in one pass.
+// ||W||_F^2 and tr(W^T B), in one pass.
 struct NormAndProduct {
   double squared_norm;
   double inner_product;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What a run keeps at its records, written to arrays of the caller.
+// Recorders: they write the records of a run to arrays of the caller.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace dlnfast {
 
-// What a record says of a layer beside its singular values, one number each.
+// Columns of a record of a layer besides its singular values, one number each.
 enum TrackingColumn : Index {
   column_tier,
   column_completeness,
@@ -34,13 +34,13 @@ inline constexpr const char* tracking_column_names[n_tracking_columns] = {
     "tier",      "completeness",  "refreshed", "norm", "tail",       "drift",        "vector_error",
     "truncated", "orthogonality", "overlap",   "rho",  "rho_spread", "multiplicity", "seconds"};
 
-// Arrays with a leading axis of records (snapshots: of snapshots), one per layer; an empty list
-// keeps nothing.
+// Arrays with a leading axis of records (`snapshots`: of snapshots), one per layer. Nothing is recorded for
+// an empty list.
 template <class T>
 struct DenseRecords {
   std::vector<Index> n_values;
   std::vector<T*> values;       // n_values[l]
-  std::vector<double*> errors;  // n_values[l]; as values, as are the next three
+  std::vector<double*> errors;  // n_values[l], as the next three
   std::vector<double*> signs;
   std::vector<std::int64_t*> branches;
   std::vector<std::int64_t*> clusters;
@@ -52,20 +52,21 @@ struct DenseRecords {
   std::int64_t* n_snapshots = nullptr;
 };
 
-// How singular values are followed; k and `follow` are the recorder's.
+// Settings of the trackers of a run. The recorder sets n_values and follow itself.
 template <class T>
 struct Tracking {
   TrackerSettings settings;
-  bool factored = true;  // where a layer's updates are thin and W(0) is an isometry
+  bool factored = true;  // use the factored form where updates are thin and W(0) is an isometry
   Index record_every =
-      1;  // steps: the rarer events are, the more of their time certificates may take
-  std::vector<MatrixRef<const T>> initial;  // W_l(0), for that; empty: none
-  std::vector<double> velocity;  // norms of what the layers' velocities start from; empty: zeros
+      1;  // steps from record to record: certificates may take a share of their time
+  std::vector<MatrixRef<const T>> initial;  // W_l(0), for the factored form; empty: none
+  std::vector<double> velocity;             // norms of the layers' initial velocities; empty: zeros
 };
 
-// Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are,
-// otherwise from the weights, with the loss as a bound on how far they drift: || G_l ||_2 is at most
-// c || W_{L:1} S - Phi ||_F times the largest singular values of the other layers.
+// Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are thin,
+// otherwise from the weights. The loss bounds how far the weights move between records:
+//
+//   || G_l ||_2 <= c || W_{L:1} S - Phi ||_F prod_{j != l} sigma_1(W_j).
 template <class T>
 class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
  public:
@@ -79,13 +80,13 @@ class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
   void after_step(Index step, double loss, bool last) override;
 
  private:
-  // What is known of a layer between two records.
+  // State of a layer between two records.
   struct Layer {
     SvdTracker<T> tracker;
     std::unique_ptr<LowRankDrift<T>> factored;
     double largest = 0.0;   // bound on its largest singular value
     double velocity = 0.0;  // bound on the norm of its velocity
-    double drift = 0.0;     // bound on how far it has moved since its last record
+    double drift = 0.0;     // bound on the norm of its change since its last record
   };
 
   void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+#include "dense_tier.hpp"
+
+#include <cmath>
+
+namespace dlnfast {
+
+template <class T>
+void DenseTier<T>::update(const DenseUpdate<T>& update) {
+  update.record.tier = Tier::dense;
+  const bool is_first = subspace_.prepare(update.context);
+  sweep(update);
+  bound(update);
+  const bool is_affordable = !std::isfinite(tails_.drift()) || certificate_.is_affordable();
+  if (is_first || is_refresh_due(update) || (!tails_.is_good_enough() && is_affordable)) {
+    refresh(update, is_first);
+  }
+  if (is_first) {
+    certificate_.reset_credit();
+    begin_origin(update);
+  }
+  for (Index i = 1; i < settings_.max_sweeps && !tails_.is_good_enough() && would_sweep_help();
+       ++i) {
+    sweep(update);
+    find_errors(update);
+  }
+  subspace_.keep_invariant_block();
+  const std::vector<double>& values = subspace_.reported().values;
+  const Index k = subspace_.shape().k;
+  was_one_cluster_ = values[0] - values[k - 1] <= 1e-10 * values[0] && k > 1;
+  last_squared_norm_ = update.squared_norm;
+}
+
+template <class T>
+void DenseTier<T>::forget() {
+  tails_.forget();
+  subspace_.forget();
+}
+
+template <class T>
+void DenseTier<T>::forget_bounds() {
+  tails_.forget();
+  tails_.set_drift(infinity);
+  origin_.forget();
+}
+
+template <class T>
+void DenseTier<T>::sweep(const DenseUpdate<T>& update) {
+  tails_.change_pairs();
+  subspace_.sweep(update.w, origin_.image(), update.context);
+  const Index n_columns = 2 * subspace_.size();
+  update.record.n_columns += n_columns;
+  certificate_.earn(n_columns);
+}
+
+template <class T>
+void DenseTier<T>::find_errors(const DenseUpdate<T>& update) {
+  tails_.find_errors(update.squared_norm, update.record, update.context);
+}
+
+// Errors after the first sweep, with the help of W_0 where they are too large without it.
+template <class T>
+void DenseTier<T>::bound(const DenseUpdate<T>& update) {
+  // After so much drift they will be too large.
+  const bool is_hopeless =
+      !(tails_.drift() <= 0.5 * settings_.tolerance * subspace_.reported().values[0]);
+  if (origin_.is_compared() && is_hopeless) {
+    tails_.skip_errors();
+  } else {
+    find_errors(update);
+  }
+  if (!origin_.is_compared() || tails_.is_good_enough()) return;
+  const Bound tail =
+      origin_.compare(subspace_, update.squared_norm, update.record.n_columns, update.context);
+  tails_.certify(tail, subspace_.size());
+  find_errors(update);
+  origin_.schedule(tails_.is_good_enough(), update.record.event);
+}
+
+template <class T>
+bool DenseTier<T>::is_refresh_due(const DenseUpdate<T>& update) const {
+  // One cluster has no directions: those in which it splits are sought once W has moved.
+  const bool may_split = was_one_cluster_ && update.squared_norm != last_squared_norm_ &&
+                         subspace_.size() < subspace_.shape().smaller;
+  return may_split ||
+         (settings_.refresh_every > 0 && update.record.event % settings_.refresh_every == 0);
+}
+
+// Bounds the complement of the separated pairs by a certificate. Where the certificate finds a direction
+// that belongs among the tracked ones, sweeps from there, up to three times.
+template <class T>
+void DenseTier<T>::refresh(const DenseUpdate<T>& update, bool is_first) {
+  if (subspace_.size() == subspace_.shape().smaller) return;
+  update.record.refreshed = true;
+  ++n_refreshes_;
+  Index j = is_first ? 0 : subspace_.n_separated(settings_.tolerance);
+  for (int round = 0; round < 3; ++round) {
+    const auto found = certificate_.bound(update.w, j, update.context);
+    tails_.certify(found.bound, j);
+    update.record.n_columns += found.n_columns;
+    const bool is_missed =
+        found.theta > subspace_.reported().values[j] * (1.0 + 1e-9) + subspace_.slack();
+    if (!is_missed && !is_first) {
+      if (certificate_.is_closed()) {
+        subspace_.plan_guards(j, certificate_.ritz_vectors(), update.context);
+      }
+      break;
+    }
+    subspace_.replace_guards(j, certificate_.ritz_vectors(), update.context);
+    sweep(update);
+    if (!is_first) {
+      // The missed direction is tracked now: the certificate bounds less than before.
+      find_errors(update);
+      const bool has_more = certificate_.is_closed() && certificate_.n_above_shared() > j;
+      if (tails_.is_good_enough() && !has_more) break;
+    }
+    is_first = false;
+    const Index next = certificate_.is_closed() ? certificate_.n_above_shared()
+                                                : subspace_.n_separated(settings_.tolerance);
+    if (next == j) break;
+    j = next;
+  }
+  find_errors(update);
+}
+
+// At the first update W may be W_0: the largest value and its error bound the norm of W_0.
+template <class T>
+void DenseTier<T>::begin_origin(const DenseUpdate<T>& update) {
+  if (update.matrix == nullptr || !origin_.is_set()) return;
+  const Completeness kind = tails_.tail(0).kind == Completeness::rigorous
+                                ? Completeness::rigorous
+                                : Completeness::probabilistic;
+  const Bound norm{subspace_.reported().values[0] + update.record.errors[0], kind};
+  origin_.begin(*update.matrix, update.squared_norm, norm);
+}
+
+// Whether residuals, not the tail, make the largest error.
+template <class T>
+bool DenseTier<T>::would_sweep_help() const {
+  const Index j = subspace_.n_separated(settings_.tolerance);
+  return j > 0 && 4.0 * subspace_.residual(0, j) > tails_.largest_error();
+}
+
+template class DenseTier<float>;
+template class DenseTier<double>;
+
+}  // namespace dlnfast

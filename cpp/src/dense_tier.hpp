@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+// The tier of a tracker that iterates: a sweep, bounds on its errors, and, where these are too large, a
+// certificate and new starting vectors.
+#pragma once
+
+#include "dlnfast/linear_operator.hpp"
+#include "dlnfast/random.hpp"
+#include "dlnfast/svd_tracker.hpp"
+#include "krylov_certificate.hpp"
+#include "origin_bound.hpp"
+#include "subspace_iteration.hpp"
+#include "tail_bounds.hpp"
+
+namespace dlnfast {
+
+// One update of the dense tier.
+template <class T>
+struct DenseUpdate {
+  const LinearOperator<T>& w;        // in the unit of the tracker
+  const MatrixRef<const T>* matrix;  // W itself; null for an operator
+  double squared_norm;               // ||W||_F^2; negative: unknown
+  TrackerRecord& record;             // to be filled
+  const Context& context;
+};
+
+template <class T>
+class DenseTier {
+ public:
+  // `subspace` and `random` must outlive the tier.
+  DenseTier(const TrackerSettings& settings, SubspaceIteration<T>& subspace, Random& random)
+      : settings_(settings),
+        subspace_(subspace),
+        tails_(subspace, settings.tolerance),
+        certificate_(settings, subspace, random) {}
+
+  TailBounds<T>& tails() { return tails_; }
+  OriginBound<T>& origin() { return origin_; }
+  std::int64_t n_refreshes() const { return n_refreshes_; }
+  std::int64_t n_certificates() const { return certificate_.count(); }
+
+  // Replaces the reported pairs by those of W, and fills the record's errors. After an exception the blocks
+  // may hold anything: call `forget`.
+  void update(const DenseUpdate<T>& update);
+  // The next update begins anew.
+  void forget();
+  // Drops the bounds of earlier updates: the unit has changed.
+  void forget_bounds();
+
+ private:
+  void sweep(const DenseUpdate<T>& update);
+  void find_errors(const DenseUpdate<T>& update);
+  void bound(const DenseUpdate<T>& update);
+  bool is_refresh_due(const DenseUpdate<T>& update) const;
+  void refresh(const DenseUpdate<T>& update, bool is_first);
+  void begin_origin(const DenseUpdate<T>& update);
+  bool would_sweep_help() const;
+
+  TrackerSettings settings_;
+  SubspaceIteration<T>& subspace_;
+  TailBounds<T> tails_;
+  OriginBound<T> origin_;
+  KrylovCertificate<T> certificate_;
+  std::int64_t n_refreshes_ = 0;
+  double last_squared_norm_ = -1.0;
+  bool was_one_cluster_ = false;  // all reported values were equal at the last update
+};
+
+extern template class DenseTier<float>;
+extern template class DenseTier<double>;
+
+}  // namespace dlnfast

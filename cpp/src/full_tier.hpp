@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// The tier of a tracker that decomposes all of W: for matrices so small, or so many values, that this takes
+// no longer than a few sweeps. All errors are rounding.
+#pragma once
+
+#include "dlnfast/svd_tracker.hpp"
+#include "subspace_iteration.hpp"
+#include "tracker_scale.hpp"
+
+namespace dlnfast {
+
+template <class T>
+class FullTier {
+ public:
+  // `subspace` and `scale` must outlive the tier.
+  FullTier(const TrackerSettings& settings, SubspaceIteration<T>& subspace, TrackerScale<T>& scale)
+      : settings_(settings), subspace_(subspace), scale_(scale) {}
+
+  // Whether matrices of this shape, with blocks of p vectors, are decomposed.
+  static bool is_chosen(TrackerMode mode, Index smaller, Index p);
+
+  // Replaces the reported pairs by those of W, and fills the record's errors.
+  void update(MatrixRef<const T> w, TrackerRecord& record, const Context& context);
+
+ private:
+  void find_shared_value(TrackerRecord& record) const;
+
+  TrackerSettings settings_;
+  SubspaceIteration<T>& subspace_;
+  TrackerScale<T>& scale_;
+};
+
+extern template class FullTier<float>;
+extern template class FullTier<double>;
+
+}  // namespace dlnfast

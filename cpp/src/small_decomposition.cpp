@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+#include "small_decomposition.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "dlnfast/singular_values.hpp"
+#include "numbers.hpp"
+#include "views.hpp"
+
+namespace dlnfast {
+namespace {
+
+// Largest size at which the rotations are faster than a general decomposition.
+constexpr Index jacobi_limit = 40;
+constexpr int most_jacobi_passes = 6;
+
+}  // namespace
+
+SmallDecomposition::SmallDecomposition(const Matrix<double>& r, const Context& context)
+    : a(r.rows(), std::min(r.rows(), r.cols())),
+      s(1, std::min(r.rows(), r.cols())),
+      b(r.cols(), std::min(r.rows(), r.cols())) {
+  if (r.rows() == r.cols() && r.rows() <= jacobi_limit && decompose_by_rotations(r)) return;
+  singular_values<double>(view(r), MatrixRef<double>(s), MatrixRef<double>(a), MatrixRef<double>(b),
+                          context);
+}
+
+bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
+  const Index p = r.rows();
+  Matrix<double> rows = r;
+  Matrix<double> turn = Matrix<double>::Identity(p, p);
+  const double floor = square(1e-15) * r.squaredNorm();
+  bool is_done = false;
+  for (int pass = 0; pass < most_jacobi_passes && !is_done; ++pass) {
+    is_done = true;
+    for (Index i = 0; i < p; ++i) {
+      for (Index j = i + 1; j < p; ++j) {
+        const double x = rows.row(i).squaredNorm();
+        const double y = rows.row(j).squaredNorm();
+        const double z = rows.row(i).dot(rows.row(j));
+        if (std::abs(z) <= 1e-15 * std::sqrt(x) * std::sqrt(y) || std::abs(z) <= floor) continue;
+        is_done = false;
+        const double zeta = (y - x) / (2.0 * z);
+        const double t = (zeta >= 0.0 ? 1.0 : -1.0) / (std::abs(zeta) + std::hypot(1.0, zeta));
+        const double c = 1.0 / std::hypot(1.0, t);
+        const double d = c * t;
+        const auto rotate = [&](Matrix<double>& m) {
+          for (Index k = 0; k < p; ++k) {
+            const double first = m(i, k), second = m(j, k);
+            m(i, k) = c * first - d * second;
+            m(j, k) = d * first + c * second;
+          }
+        };
+        rotate(rows);
+        rotate(turn);
+      }
+    }
+  }
+  if (!is_done) return false;
+  std::vector<std::pair<double, Index>> order;
+  for (Index i = 0; i < p; ++i) order.push_back({-rows.row(i).norm(), i});
+  std::sort(order.begin(), order.end());
+  const double largest = -order[0].first;
+  // The direction of a row of the size of rounding is arbitrary: such a core needs the general method.
+  if (-order[static_cast<std::size_t>(p) - 1].first <= 1e-13 * largest) return false;
+  for (Index i = 0; i < p; ++i) {
+    const auto [negative, at] = order[static_cast<std::size_t>(i)];
+    s(0, i) = -negative;
+    a.col(i) = turn.row(at).transpose();
+    b.col(i) = rows.row(at).transpose() / -negative;
+  }
+  return true;
+}
+
+}  // namespace dlnfast
