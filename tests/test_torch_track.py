@@ -362,7 +362,7 @@ def test_errors_name_the_invalid_setting():
         with pytest.raises(ValueError, match=text):
             track(model, **keywords)
     tracked = track(model, change=False)
-    with pytest.raises(ValueError, match="change=False"):
+    with pytest.raises(ValueError, match="not tracked because of change=False"):
         tracked.trajectory(of="change")
     run = tracked.trajectory()
     with pytest.raises(ValueError, match=r"run\.shapes"):
