@@ -600,7 +600,7 @@ def saved_files() -> Iterator[Case]:
 
 
 def zarr_exports() -> Iterator[Case]:
-    """Yield an export to zarr, whose threads go on for a moment after an error of one of them."""
+    """Yield an export to zarr, whose threads continue for a moment after an error of one of them."""
     runs = _runs()
     with contextlib.suppress(ImportError):
         import zarr

@@ -245,7 +245,7 @@ def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
         time.sleep(0.05)
     else:
         os.kill(child, signal.SIGKILL)
-        pytest.fail("the child goes on without its parent")
+        pytest.fail("the child continues without its parent")
 
 
 @pytest.mark.parametrize(

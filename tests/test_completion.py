@@ -216,8 +216,8 @@ def test_adaptive_rates_for_a_fully_observed_target():
 def test_ratios_scale_the_rates_of_the_layers():
     problem = dln.low_rank_completion(20, 2, 0.5)
     weights = dln.orthogonal([20] * 4, 0.5)
-    law = dln.Adaptive(ratios=[0.0, 1.0, 0.0])
-    run = dln.train(problem, weights, learning_rate=law, steps=5)
+    rates = dln.Adaptive(ratios=[0.0, 1.0, 0.0])
+    run = dln.train(problem, weights, learning_rate=rates, steps=5)
     np.testing.assert_array_equal(run.weights(1), weights[0])
     assert not np.array_equal(run.weights(2), weights[1])
 

@@ -520,7 +520,7 @@ for kind, make in kinds.items():
     for name in ("values", "left", "right", "snapshots"):
         arguments[name] = []
     arguments |= {{"target": None, "snapshot_every": 0, "n_threads": 2, **make()}}
-    # The only references go while the run goes on, and others take their memory.
+    # Drop the only references during the run, and reuse their memory.
     litter = []
     def forget(step, loss):
         arguments.clear()

@@ -665,8 +665,8 @@ def test_an_automatic_learning_rate_allows_weight_decay(decay, problem, weights)
 
 
 def test_an_automatic_learning_rate_for_lazily_sampled_weights(problem):
-    law = dln.orthogonal([DIM] * 4, [0.3, 0.5, 0.4], implicit=True)
-    run = dln.train(problem, law, learning_rate="auto", steps=1)
+    lazy_weights = dln.orthogonal([DIM] * 4, [0.3, 0.5, 0.4], implicit=True)
+    run = dln.train(problem, lazy_weights, learning_rate="auto", steps=1)
     wanted = dln.theory.default_learning_rate(problem, 3, scale=0.5)
     assert run.config["learning_rate"] == [wanted] * 3
 

@@ -122,21 +122,21 @@ def test_docstring_is_complete(found, owner):
         INTERFACES.match(found.__name__) or isinstance(members_of(owner).get(found.__name__), property)
     ):
         return
-    told = sections(text)
-    assert list(told) == sorted(told, key=ORDER.index), "sections out of order"
+    present = sections(text)
+    assert list(present) == sorted(present, key=ORDER.index), "sections out of order"
     parameters = [p for p in inspect.signature(found).parameters if p not in ("self", "cls")]
-    described = entry_names(told.get("Parameters", "")) | entry_names(told.get("Attributes", ""))
+    described = entry_names(present.get("Parameters", "")) | entry_names(present.get("Attributes", ""))
     described |= commented(found) if inspect.isclass(found) else set()
     missing = [p for p in parameters if p not in described and not is_field_of_another(found, p)]
     assert not missing, f"parameters without a word: {missing}"
     body = source_code(found.__init__ if inspect.isclass(found) else found)
     if CHECKS.search(body):
-        assert "Raises" in told, "it can raise"
+        assert "Raises" in present, "it can raise"
     if inspect.isclass(found):
         return
     returned = inspect.signature(found).return_annotation
     if returned not in (None, "None") and parameters:
-        assert "Returns" in told or "Yields" in told, f"it returns {returned}"
+        assert "Returns" in present or "Yields" in present, f"it returns {returned}"
     if owner is None:
         assert COST.search(text), "what it costs"
 
@@ -174,7 +174,7 @@ def test_missing_sections_are_detected():
         "Notes\n-----\nCost: O(1).": "what it costs",
     }
     for count, message in enumerate(wanted.values()):
-        told = sorted(list(wanted)[:count], key=lambda section: ORDER.index(section.split("\n")[0]))
-        silent.__doc__ = "\n\n".join(["Return it.", *told])
+        present = sorted(list(wanted)[:count], key=lambda section: ORDER.index(section.split("\n")[0]))
+        silent.__doc__ = "\n\n".join(["Return it.", *present])
         with pytest.raises(AssertionError, match=message):
             test_docstring_is_complete(silent, None)

@@ -531,10 +531,10 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
         Y = rng.integers(0, 5, 30)
     batches = list(pieces(X, Y, [5, 10, 15]))
     whole = SufficientStatistics().add_batches(batches)
-    begun = SufficientStatistics().add_batches(batches[:2])
-    begun.save(tmp_path / "sums.npz")
+    first_part = SufficientStatistics().add_batches(batches[:2])
+    first_part.save(tmp_path / "sums.npz")
     again = SufficientStatistics.load(tmp_path / "sums.npz")
-    assert numbers(again) == numbers(begun)
+    assert numbers(again) == numbers(first_part)
     assert numbers(again.add(*batches[2])) == numbers(whole)
     assert numbers(pickle.loads(pickle.dumps(whole))) == numbers(whole)  # as when sent to another process
     with np.load(tmp_path / "sums.npz", allow_pickle=False) as file:

@@ -375,7 +375,7 @@ def test_queries_without_columns_and_with_zero_vectors():
     np.testing.assert_allclose([np.linalg.norm(huge / 1e200), np.linalg.norm(tiny * 1e200)], 1.0)
 
 
-# ------------------------------------------------------------------------------------ the law
+# ------------------------------------------------------------------------------------ the distribution
 
 
 def kolmogorov_smirnov(one, two):
@@ -488,9 +488,9 @@ def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, clos
     right, left = frame(widths[0], 2), frame(widths[-1], 2, seed=1)
     samples = [
         np.array(
-            [linked_statistics(law(widths, seed), widths, right, left, close_first) for seed in range(n)]
+            [linked_statistics(sampler(widths, seed), widths, right, left, close_first) for seed in range(n)]
         )
-        for law, n in zip((Revealed, Explicit), n_seeds, strict=True)
+        for sampler, n in zip((Revealed, Explicit), n_seeds, strict=True)
     ]
     values = p_values(*samples)
     assert min(values) > LEVEL, values
@@ -500,12 +500,12 @@ def test_the_distribution_equals_that_of_explicit_orthogonal_layers(widths, clos
 def test_abstract_frames_are_distributed_as_random_frames(widths, rank):
     """Ranks close to the widths are tested too: they leave few degrees of freedom."""
     samples = []
-    for law, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
+    for sampler, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
         found = []
         for seed in range(n_seeds):
-            weights = law(widths, seed)
+            weights = sampler(widths, seed)
             frames = (rank, rank)
-            if law is Explicit:
+            if sampler is Explicit:
                 frames = [frame(dim, rank, seed=seed) for dim in (widths[0], widths[-1])]
             elif seed % 2:  # a frame at a node with sampled directions is as random
                 weights.column(1, 0)
@@ -522,10 +522,10 @@ def test_whole_matrices_are_haar_distributed(shape):
     """Traces, fourth moments and determinants of matrices revealed after a closure, column by column."""
     rows, cols = shape
     samples = []
-    for law, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
+    for sampler, n_seeds in ((Revealed, FEW_SEEDS), (Explicit, MANY_SEEDS)):
         found = []
         for seed in range(n_seeds):
-            weights = law([cols, rows], seed)
+            weights = sampler([cols, rows], seed)
             weights.overlap(frame(cols, 1), frame(rows, 1))
             dense = weights.dense(1)
             corner = dense[:4, :4]
@@ -609,13 +609,13 @@ def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
     """The dense engine gives the same run from the layers sampled after the run."""
     problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
-    law = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
+    lazy_weights = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
     rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record_every": 20}
-    run = dln.train(problem, law, **rates)
+    run = dln.train(problem, lazy_weights, **rates)
     assert run.engine == "reduced"
     assert "in law" in run.certificate.reason
     kept = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
-    weights = [law.dense(layer) for layer in range(1, n_layers + 1)]
+    weights = [lazy_weights.dense(layer) for layer in range(1, n_layers + 1)]
     dense = dln.train(problem, weights, engine="dense", weights_every=20, **rates)
     np.testing.assert_allclose(run.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
     for layer in range(1, n_layers + 1):
@@ -641,8 +641,8 @@ def test_runs_at_any_width_form_no_wide_array():
     dim = 10**6
     problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
     with measure_peak() as peak:
-        law = dln.orthogonal([dim] * 4, 0.5, implicit=True)
-        run = dln.train(problem, law, learning_rate=0.05, steps=200, record_every=10)
+        lazy_weights = dln.orthogonal([dim] * 4, 0.5, implicit=True)
+        run = dln.train(problem, lazy_weights, learning_rate=0.05, steps=200, record_every=10)
         tables = [run.active_singular_values(2), run.active_angles(1), run.active_angles(3, "left")]
     assert peak.bytes < 8 * dim * 6  # a check of the two frames
     assert all(table.shape == (21, 4) for table in tables)
@@ -676,12 +676,12 @@ def test_runs_can_be_saved(tmp_path):
 
 def test_operations_that_need_explicit_layers_are_refused():
     problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
-    law = dln.orthogonal([40] * 4, 0.5, implicit=True)
+    lazy_weights = dln.orthogonal([40] * 4, 0.5, implicit=True)
     rates = {"learning_rate": 0.05, "steps": 5}
     with pytest.raises(dln.AssumptionError, match="implicit=False"):
-        dln.train(problem, law, engine="dense", **rates)
+        dln.train(problem, lazy_weights, engine="dense", **rates)
     with pytest.raises(dln.AssumptionError, match=r"input_gram \(S\)"):
-        dln.train(dln.Problem(problem.target, np.diag(np.linspace(1, 2, 40))), law, **rates)
+        dln.train(dln.Problem(problem.target, np.diag(np.linspace(1, 2, 40))), lazy_weights, **rates)
     with pytest.raises(dln.AssumptionError, match="bulge"):
         dln.train(problem, dln.orthogonal([40, 90, 90, 40], 0.5, implicit=True), **rates)
     with pytest.raises(dln.ShapeError, match="d_y"):
@@ -703,9 +703,9 @@ def test_runs_are_distributed_as_those_of_explicit_layers():
         input_overlap = (run.singular_vectors(1, "right")[:, 0] @ problem.target.V[:, 0]) ** 2
         return [run.loss[-1], *values, run.active_angles(1)[-1, 0], (u @ v) ** 2, input_overlap]
 
-    drawn, law = (
+    drawn, lazy = (
         np.array([linked_statistics(implicit, seed) for seed in range(n_seeds)]) for implicit in (False, True)
     )
     level = 1e-3 / drawn.shape[1]
-    for one, other in zip(drawn.T, law.T, strict=True):
+    for one, other in zip(drawn.T, lazy.T, strict=True):
         assert kolmogorov_smirnov(one, other) > level

@@ -16,7 +16,7 @@ from dlnfast import reference
 F64 = np.float64
 WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
 SEEDS = st.integers(0, 2**64 - 1)
-LAWS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
+DISTRIBUTIONS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
 
 # Number of samples of an entry for its mean, and number of standard errors allowed.
 N_DRAWS, SIGMAS = 4000, 5
@@ -24,9 +24,9 @@ N_DRAWS, SIGMAS = 4000, 5
 
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=SEEDS, scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([np.float32, F64]))
-@pytest.mark.parametrize("law", LAWS)
-def test_layers_have_the_shapes_norms_and_precision_asked_for(law, widths, seed, scale, dtype):
-    weights = LAWS[law](widths, scale, seed, dtype=dtype)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_layers_have_the_shapes_norms_and_precision_asked_for(distribution, widths, seed, scale, dtype):
+    weights = DISTRIBUTIONS[distribution](widths, scale, seed, dtype=dtype)
     assert [w.shape for w in weights] == [(rows, cols) for cols, rows in itertools.pairwise(widths)]
     for weight in weights:
         assert weight.dtype == dtype
@@ -47,18 +47,20 @@ def test_orthogonal_layers_are_scaled_isometries(widths, seed, dtype):
         )
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_scales_may_differ_between_layers(law):
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_scales_may_differ_between_layers(distribution):
     scales = [0.1, 2.0, 30.0]
-    single = LAWS[law]([5, 4, 6, 3], 1.0, seed=7)
-    for plain, scaled, scale in zip(single, LAWS[law]([5, 4, 6, 3], scales, seed=7), scales, strict=True):
+    single = DISTRIBUTIONS[distribution]([5, 4, 6, 3], 1.0, seed=7)
+    for plain, scaled, scale in zip(
+        single, DISTRIBUTIONS[distribution]([5, 4, 6, 3], scales, seed=7), scales, strict=True
+    ):
         np.testing.assert_allclose(scaled, scale * plain, rtol=tolerance(F64, 1))
-    assert all(not w.any() for w in LAWS[law]([3, 3, 3], 0.0))
+    assert all(not w.any() for w in DISTRIBUTIONS[distribution]([3, 3, 3], 0.0))
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_layers_depend_on_the_seed_and_on_nothing_else(law):
-    draw = LAWS[law]
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_layers_depend_on_the_seed_and_on_nothing_else(distribution):
+    draw = DISTRIBUTIONS[distribution]
     first = draw([6, 6, 6, 6], seed=1)
     for other in (draw([6, 6, 6, 6], seed=1), draw([6, 6, 6], seed=1), draw([6, 6, 6, 2], seed=1)):
         np.testing.assert_array_equal(other[0], first[0])
@@ -85,7 +87,9 @@ def test_orthogonal_layers_are_haar_distributed(shape):
 
 def test_gaussian_and_uniform_entries_have_their_shapes():
     """Kurtosis tells them apart: 3 for the normal distribution, 9/5 for the uniform one."""
-    normal, flat = (law([200, 200], seed=0)[0].ravel() for law in (dln.gaussian, dln.uniform))
+    normal, flat = (
+        distribution([200, 200], seed=0)[0].ravel() for distribution in (dln.gaussian, dln.uniform)
+    )
     for entries, kurtosis in ((normal, 3.0), (flat, 1.8)):
         assert abs(entries.mean()) <= SIGMAS / np.sqrt(200 * entries.size)
         got = np.mean(entries**4) / np.mean(entries**2) ** 2
@@ -141,7 +145,7 @@ def test_aligned_complements_are_haar_distributed(missing):
 # Bad arguments.
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(
     ("widths", "options", "error", "text"),
     [
@@ -164,9 +168,9 @@ def test_aligned_complements_are_haar_distributed(missing):
         ([5, 5], {"dtype": np.int64}, TypeError, "dtype is int64"),
     ],
 )
-def test_bad_arguments_are_named(law, widths, options, error, text):
+def test_bad_arguments_are_named(distribution, widths, options, error, text):
     with pytest.raises(error, match=text):
-        LAWS[law](widths, **options)
+        DISTRIBUTIONS[distribution](widths, **options)
 
 
 def test_aligned_needs_widths_that_fit_the_problem():

@@ -187,7 +187,7 @@ def test_each_failed_allocation_raises_a_memory_error(name, fail):
     assert n_failed > 0 or name in ("build_info", "max_threads", "set_num_threads", "follow_branches")
 
 
-def events(tracker, w, moves):
+def make_updates(tracker, w, moves):
     """Yield functions that make one update each, with its matrix."""
     total = w.copy()
     for a, b in moves[:3]:
@@ -222,16 +222,16 @@ def test_trackers_continue_after_each_failed_allocation(mode, fail):
     n_failed = before = 0
     for n in range(400):
         tracker = core.SvdTracker64(90, 80, settings, 2)
-        for matrix, event in events(tracker, w, moves):
+        for matrix, update in make_updates(tracker, w, moves):
             if mode == "full" and matrix is not w:
                 continue
             fail(n, DRIVER.LEAST_WITH_SVD)
             try:
-                record = event()
+                record = update()
             except MemoryError:
                 n_failed += 1
                 fail(-1, 0)
-                record = event()
+                record = update()
             fail(-1, 0)
             if record is not None:
                 exact = np.linalg.svd(matrix)[1][:6]

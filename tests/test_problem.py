@@ -789,7 +789,7 @@ def test_large_recovery_has_the_distribution_of_the_small_one(monkeypatch):
     small = draws()
     monkeypatch.setattr(standard, "_DENSE_RECOVERY_DIM", 0)
     large = draws()
-    # The sign of a column of U is a convention: only its square has a law.
+    # The sign of a column of U is a convention: only its square has a distribution.
     compared = [i for i in range(small.shape[1]) if i != 8]
     spread = np.sqrt((small.var(axis=0) + large.var(axis=0)) / 400)
     # 11 means over 400 draws each: 4 standard deviations.

@@ -774,7 +774,7 @@ class TestRuns:
             dln.train(problem, weights, learning_rate=0.1, steps=1, tracking="fast")
 
 
-# ------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------------- restoring a state
 
 
 @pytest.mark.parametrize("mode", ["auto", "dense"])
