@@ -22,11 +22,11 @@ from dlnfast._config import finetuning, spec
 from dlnfast._datasets import text as tasks
 from dlnfast._support.files import (
     DamagedFileError,
-    placing,
+    atomic_file,
+    atomic_path,
     read_arrays,
     read_text,
     read_whole,
-    replacing,
     with_checksum,
     without_checksum,
     write_whole,
@@ -413,7 +413,7 @@ def test_results_see_changed_numbers_and_keep_what_a_crash_left(tmp_path):
 
 
 def put(path, content):
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(content)
 
 
@@ -439,7 +439,7 @@ def test_symbolic_links_stay_and_their_targets_are_replaced(tmp_path):
     assert target.read_bytes() == b"first"
 
     def fail():
-        with replacing(link) as file:
+        with atomic_file(link) as file:
             file.write(b"half")
             raise OSError("disk full")
 
@@ -546,7 +546,7 @@ def test_what_may_not_be_written_is_named(tmp_path, monkeypatch):
         put(path, b"new")
     assert caught.value.filename == str(tmp_path)
     refuse(path)
-    with pytest.raises(PermissionError, match="the file that is there is read-only") as caught:
+    with pytest.raises(PermissionError, match="the existing file is read-only") as caught:
         put(path, b"new")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
@@ -570,7 +570,7 @@ def test_folders_are_exchanged_whole(tmp_path, monkeypatch):
     place = tmp_path / "a.zarr"
 
     def fill(text):
-        with placing(place) as temporary:
+        with atomic_path(place) as temporary:
             temporary.mkdir()
             (temporary / text).write_text(text)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .._support.arrays import IntArray, check_choice, check_count
 from .._support.files import max_content
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .folder import FASHION_NPZ, data_root, missing_data, npz_file, read_npz
 
 ImageArray = npt.NDArray[np.uint8]
@@ -175,8 +175,8 @@ def read_parquet(
     files: Sequence[Path], column: str, per_class: int | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return images, decoded from the bytes in a column, and labels; the first so many of each class."""
-    parquet = imported("pyarrow.parquet", f"reading {files[0]}", install="pyarrow pillow")
-    imported("PIL.Image", f"reading {files[0]}", install="pillow")
+    parquet = import_optional("pyarrow.parquet", f"reading {files[0]}", install="pyarrow pillow")
+    import_optional("PIL.Image", f"reading {files[0]}", install="pillow")
     cells: list[bytes] = []
     labels: list[int] = []
     for file in files:
@@ -195,7 +195,7 @@ def read_parquet(
 
 def decode_images(encoded: Sequence[bytes], source: Path) -> npt.NDArray[Any]:
     """Decode PNG or JPEG images of one size, (N, rows, columns) or (N, rows, columns, 3)."""
-    pillow = imported("PIL.Image", f"reading {source}", install="pillow")
+    pillow = import_optional("PIL.Image", f"reading {source}", install="pillow")
     images: list[npt.NDArray[Any]] = []
     for number, content in enumerate(encoded):
         try:

@@ -17,9 +17,9 @@ from .._support.arrays import (
     as_array,
     as_integers,
     as_matrix,
-    axes_of,
     check_choice,
     check_scale,
+    count_axes,
     is_finite,
 )
 from .._support.errors import ShapeError
@@ -304,7 +304,7 @@ def _labels_of_vector(Y: object, layout: str) -> IntArray:
 
 def _is_vector(x: object) -> bool:
     try:
-        return axes_of(x, "Y") == 1
+        return count_axes(x, "Y") == 1
     except ValueError:  # rows of different lengths, which `sample_columns` explains
         return False
 

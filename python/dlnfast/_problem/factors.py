@@ -14,8 +14,8 @@ from .._support.arrays import (
     FloatArray,
     as_layers,
     as_matrix,
-    axes_of,
     check_count,
+    count_axes,
     is_sparse,
     random_generator,
     widths_of,
@@ -91,7 +91,7 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int], name: str = "W") -> Fa
 
 def is_matrix(first: object, name: str) -> bool:
     """Tell whether the first item of a list is a matrix; a sparse one is, which its reader refuses."""
-    return is_sparse(first) or axes_of(first, f"{name}[0]") == 2
+    return is_sparse(first) or count_axes(first, f"{name}[0]") == 2
 
 
 def dense_product(factors: Factors) -> FloatArray:

@@ -23,9 +23,9 @@ from .._support.arrays import (
     check_count,
     check_scale,
     is_sparse,
-    known_values,
     random_generator,
-    stored_entries,
+    read_known_values,
+    read_stored_entries,
 )
 from .._support.dispatch import core
 from .._support.errors import ShapeError
@@ -280,7 +280,7 @@ class Completion(Observations):
         truth: npt.ArrayLike | LowRank | None = None,
     ) -> None:
         self.dim_out, self.dim_in = _check_shape(shape)
-        known, which, count = known_values(values, "values")
+        known, which, count = read_known_values(values, "values")
         if known.size == 0:
             raise ValueError("values is empty: no entry is known; wanted at least one")
         i, j = (_as_places(x, name, count)[which] for x, name in ((rows, "rows"), (columns, "columns")))
@@ -363,7 +363,7 @@ class Completion(Observations):
         ValueError
             For entries that are stored twice or are not finite.
         """
-        entries = stored_entries(matrix, "matrix")
+        entries = read_stored_entries(matrix, "matrix")
         values = as_vector(entries.values, "matrix (stored entries)", empty=True)
         return cls(entries.rows, entries.columns, values, entries.shape, **options)
 
@@ -926,7 +926,7 @@ def _as_csr(operators: Any, wanted: tuple[int, int]) -> Any:
     """Return sparse operators as a float64 array of SciPy, without a place that is stored twice."""
     from scipy.sparse import csr_array
 
-    rows, columns, values, shape = stored_entries(operators, "operators")
+    rows, columns, values, shape = read_stored_entries(operators, "operators")
     if shape != wanted:
         raise ShapeError(f"operators has shape {shape}; wanted {wanted}, (m, d_y d_x)")
     known = as_vector(values, "operators (stored entries)", dtype=np.float64, empty=True)

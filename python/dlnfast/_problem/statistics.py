@@ -7,7 +7,7 @@ import os
 from typing import Final, Self
 
 from .._support.arrays import check_path
-from .._support.files import Arrays, naming_damage, read_whole, write_whole
+from .._support.files import Arrays, read_whole, translate_read_errors, write_whole
 from .problem import Problem, check_settings
 from .sums import DataSums
 
@@ -159,5 +159,5 @@ class SufficientStatistics(DataSums):
         """
         place = check_path(path, "path")
         meta, arrays = read_whole(place, _FORMAT, _FORMAT_VERSION)
-        with naming_damage(place, _FORMAT):
+        with translate_read_errors(place, _FORMAT):
             return cls._unpack(meta, arrays)

@@ -246,22 +246,22 @@ class DataSums:
     @property
     def input_gram(self) -> FloatArray:
         """S = X X^T, shape (d_x, d_x), rounded to float64: a new array."""
-        return self._some("input_gram").rounded()
+        return self._some("input_gram").round()
 
     @property
     def target(self) -> FloatArray:
         """Phi = Y X^T, shape (d_y, d_x), rounded to float64: a new array."""
-        return self._some("target").rounded()
+        return self._some("target").round()
 
     @property
     def output_norm_squared(self) -> float:
         """||Y||_F^2."""
-        return self._some("output_norms_squared").total()
+        return self._some("output_norms_squared").sum()
 
     @property
     def input_mean(self) -> FloatArray:
         """The mean of the inputs, shape (d_x,)."""
-        return quotient(self._some("input_sum"), self.n_samples).rounded()
+        return quotient(self._some("input_sum"), self.n_samples).round()
 
     def _some(self, name: str) -> Pair:
         if not self._sums:
@@ -277,7 +277,7 @@ class DataSums:
             shapes = dict(zip(NAMES, ((d_x, d_x), (d_x,), (d_y, d_x), (d_y,), (d_y,)), strict=True))
             for name, shape in shapes.items():
                 pair = Pair(arrays[name], arrays.get(f"{name}_correction"))
-                result._sums[name] = pair.mapped(partial(_checked, name=name, shape=shape))
+                result._sums[name] = pair.map(partial(_checked, name=name, shape=shape))
             result._classes = arrays.get("classes")
             if result._labelled and (result._classes is None or result._classes.shape != (d_y,)):
                 raise ValueError("its classes are not those of its targets")
@@ -326,9 +326,7 @@ def _with_classes(sums: dict[str, Pair], classes: IntArray, union: IntArray) -> 
         wider[rows] = part
         return wider
 
-    return {
-        name: total if name.startswith("input") else total.mapped(widened) for name, total in sums.items()
-    }
+    return {name: total if name.startswith("input") else total.map(widened) for name, total in sums.items()}
 
 
 class CenteredMoments:
@@ -347,13 +345,13 @@ class CenteredMoments:
         """Subtract N m m^T and the like, all as pairs."""
         mean = quotient(sums._some("input_sum"), self.n_samples)
         columns = [
-            split(vector.normalised().mapped(lambda part: part[:, np.newaxis]))
+            split(vector.normalise().map(lambda part: part[:, np.newaxis]))
             for vector in (mean, sums._some("input_sum"), sums._some("output_sum"))
         ]
-        self.mean = mean.rounded()
+        self.mean = mean.round()
         total = float(np.trace(self._gram.value))
-        self._gram = self._gram.minus(product(columns[1], columns[0]))
-        self._target = self._target.minus(product(columns[2], columns[0]))
+        self._gram = self._gram.subtract(product(columns[1], columns[0]))
+        self._target = self._target.subtract(product(columns[2], columns[0]))
         left = float(np.trace(self._gram.value))
         if left * gram_resolution(self.dim_in) < total * _SUM_ERROR:
             share = math.sqrt(max(left, 0.0) / total) if total else 0.0
@@ -365,21 +363,19 @@ class CenteredMoments:
     def transformed_gram(self, transform: FloatArray | None = None) -> FloatArray:
         """Return T S T^T to about cond(S) eps / 2^21."""
         if transform is None:
-            gram_matrix = self._gram.rounded()
+            gram_matrix = self._gram.round()
         else:
             T = split(transform)
-            half = product(T, split(self._gram.normalised())).normalised()
-            gram_matrix = product(split(half), T).rounded()
+            half = product(T, split(self._gram.normalise())).normalise()
+            gram_matrix = product(split(half), T).round()
         return (gram_matrix + gram_matrix.T) / 2
 
     def statistics(self, transform: FloatArray | None = None) -> Statistics:
         """Return S, Phi and ||Y||^2 of (T X, Y)."""
         target = self._target
         if transform is not None:
-            target = product(split(target.normalised()), split(transform))
-        return Statistics(
-            self.transformed_gram(transform), target.rounded(), self._output_norms_squared.total()
-        )
+            target = product(split(target.normalise()), split(transform))
+        return Statistics(self.transformed_gram(transform), target.round(), self._output_norms_squared.sum())
 
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
         """Return T from the eigenvectors of S, and what it discards."""
@@ -388,7 +384,7 @@ class CenteredMoments:
     def squared_residual(self, matrix: FloatArray) -> float:
         """Return ||M X - Y||_F^2 = <M S - 2 Phi, M> + ||Y||_F^2, to about eps / 2^21 of ||Y||_F^2."""
         M = split(matrix)
-        half = product(M, split(self._gram.normalised())).minus(self._target.mapped(lambda part: 2 * part))
-        rows = product(split(half), M).mapped(lambda part: np.diag(part).copy())
+        half = product(M, split(self._gram.normalise())).subtract(self._target.map(lambda part: 2 * part))
+        rows = product(split(half), M).map(lambda part: np.diag(part).copy())
         rows.add(self._output_norms_squared)
-        return max(rows.total(), 0.0)
+        return max(rows.sum(), 0.0)

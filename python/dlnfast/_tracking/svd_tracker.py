@@ -25,7 +25,7 @@ from .._support.arrays import (
 )
 from .._support.dispatch import core
 from .._support.errors import ShapeError
-from .._support.stored import check_array, naming_parts
+from .._support.stored import check_array, translate_part_errors
 from .._support.threads import MAX_THREADS
 
 #: What the numbers stand for that the core gives as tier and completeness.
@@ -586,7 +586,7 @@ class SVDTracker:
             If it is no such state, was changed, or a newer version wrote it.
         """
         check_state(state, "right", _STATE_VERSION)
-        with naming_parts("state"):
+        with translate_part_errors("state"):
             _check_parts(state)
             settings = dict(state["settings"])
             tracker = cls(
@@ -799,7 +799,7 @@ def check_state(state: object, key: str, version: int) -> None:
         raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
     if "version" not in state or key not in state:
         raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-    with naming_parts("state"):
+    with translate_part_errors("state"):
         is_newer = check_count(state["version"], "state['version']") > version
     if is_newer:
         raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._support.arrays import check_count, check_scale
 from .._support.errors import ShapeError
-from .._support.stored import check_array, naming_parts
+from .._support.stored import check_array, translate_part_errors
 
 if TYPE_CHECKING:
     from .states import DenseStates, LayerTracking, ReducedStates
@@ -36,7 +36,7 @@ def check_run(run: Trajectory) -> None:
     ValueError
         The message names the array, what it is and what was wanted.
     """
-    with naming_parts("it"):
+    with translate_part_errors("it"):
         shapes = _check_config(run)
         _check_series(run)
         states: Any = run.states

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .._problem.problem import Problem
 from .._support.arrays import as_list
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .._tracking.svd_tracker import COMPLETENESS, TIERS
 from .._version import __version__
 from .states import COLUMNS, DenseStates, ReducedStates
@@ -208,7 +208,7 @@ def describe_run(run: Trajectory) -> dict[str, Any]:
 
 def to_xarray(run: Trajectory, variables: Sequence[str] | None = None) -> xarray.Dataset:
     """Return a run as an xarray.Dataset: see `Trajectory.to_xarray`."""
-    library = imported("xarray", "to_xarray", "xarray")
+    library = import_optional("xarray", "to_xarray", "xarray")
     held = {name: (v.dims, v.read(), v.attributes) for name, v in select_variables(run, variables).items()}
     held = {name: entry for name, entry in held.items() if 0 not in entry[1].shape[1:]}
     used = {dim for dims, *_ in held.values() for dim in dims}
@@ -224,7 +224,7 @@ def to_xarray(run: Trajectory, variables: Sequence[str] | None = None) -> xarray
 
 def to_dataframe(run: Trajectory) -> pandas.DataFrame:
     """Return the records of a run as a pandas.DataFrame: see `Trajectory.to_dataframe`."""
-    library = imported("pandas", "to_dataframe")
+    library = import_optional("pandas", "to_dataframe")
     offered = list_variables(run)
     held = {name: v.read() for name, v in offered.items() if v.dims in (_LAYER, _VALUE)}
     # Layers with fewer values than others have fewer rows.

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._support.arrays import check_count, check_flag, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays, placing
+from .._support.files import Arrays, atomic_path
 from .dataset import (
     GROWING,
     LOSS_STEP,
@@ -117,7 +117,7 @@ def export(
     about = describe_run(run) | {
         "coordinates": " ".join(name for name in fixed_coordinates(run) if name != "layer")
     }
-    with placing(place, durable=True) as temporary, store(temporary, about) as opened:
+    with atomic_path(place, durable=True) as temporary, store(temporary, about) as opened:
         _write(opened, run, thin_records(parts, interval), variables)
 
 

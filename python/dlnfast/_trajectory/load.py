@@ -15,7 +15,7 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays, naming_damage, read_whole
+from .._support.files import Arrays, read_whole, translate_read_errors
 from .checks import check_run
 from .states import DenseStates, ReducedStates
 from .storage import pack_dense, record_arrays, unpack_dense
@@ -78,7 +78,7 @@ def load_folder(
     parts = list(thin_records(folder.records(), every))
     if not parts:
         return run
-    with naming_damage(folder.path, FORMAT):
+    with translate_read_errors(folder.path, FORMAT):
         run = with_records(run, join_records(parts))
         check_run(run)
     return run
@@ -174,5 +174,5 @@ def join_records(parts: Sequence[Arrays]) -> Arrays:
 def _from_file(
     path: Path, about: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
 ) -> Trajectory:
-    with naming_damage(path, FORMAT):
+    with translate_read_errors(path, FORMAT):
         return Trajectory.from_arrays(about, arrays, problem)

@@ -33,7 +33,7 @@ from .._support.dispatch import core
 from .._support.errors import ShapeError
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
-from .._support.stored import naming_parts
+from .._support.stored import translate_part_errors
 from .._tracking.svd_tracker import COMPLETENESS, TIERS
 from .._weights.implicit import ImplicitWeights
 from .checks import check_problem_metadata, check_run
@@ -1054,7 +1054,7 @@ class Trajectory:
         """
         readers: dict[str, Callable[..., ReducedStates | DenseStates]]
         readers = {"reduced": unpack_reduced, "dense": unpack_dense}
-        with naming_parts("it"):
+        with translate_part_errors("it"):
             if problem is None and about["problem"] is not None:
                 config = about["config"]
                 check_problem_metadata(about["problem"], config, arrays)

@@ -25,7 +25,7 @@ from .. import reference as plain
 from .._closure.certificate import Certificate
 from .._problem.factors import DenseMap, leading_factors
 from .._support.arrays import FloatArray, check_count, check_flag, check_scale
-from .._support.stored import naming_parts
+from .._support.stored import translate_part_errors
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import (
     DEFAULTS,
@@ -735,7 +735,7 @@ class SpectralTracker:
             weights than it had, or a newer version wrote it.
         """
         check_state(state, "followed", _STATE_VERSION)
-        with naming_parts("state"):
+        with translate_part_errors("state"):
             self._take_over(state)
 
     def _take_over(self, state: Mapping[str, Any]) -> None:

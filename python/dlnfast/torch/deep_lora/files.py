@@ -19,8 +19,8 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale
 from ..._support.errors import ShapeError
-from ..._support.files import naming_damage, placing, replacing
-from ..._support.optional import imported
+from ..._support.files import atomic_file, atomic_path, translate_read_errors
+from ..._support.optional import import_optional
 from .layers import Factors, Kind, Target
 
 _KEY: Final = "dlnfast.deep_lora"
@@ -84,7 +84,7 @@ def write(
     text = json.dumps(about)
     metadata = {"format": "pt", _KEY: text, _CHECKSUM: _digest(text, tensors)}
     content = _safetensors().save(tensors, metadata)
-    with replacing(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         file.write(content)
 
 
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
     if not path.is_file():
         raise FileNotFoundError(f"path is {os.fspath(path)!r}, which is no file")
     content = path.read_bytes()
-    with naming_damage(path, _WHAT):
+    with translate_read_errors(path, _WHAT):
         metadata = _metadata(content)
         about = json.loads(metadata[_KEY]) if _KEY in metadata else None
         version = 0 if about is None else int(about["version"])
@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
         raise ValueError(
             f"{os.fspath(path)!r} has format {version}; this version of dlnfast reads up to {_VERSION}"
         )
-    with naming_damage(path, _WHAT):
+    with translate_read_errors(path, _WHAT):
         tensors = safetensors.load(content)
         # The format of 0.1.0 is this one without the checksum. A third entry is a damaged name of it.
         if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
@@ -243,10 +243,10 @@ def _place_export(folder: Path, files: Mapping[str, bytes]) -> None:
     if any(entry.is_symlink() or not entry.is_file() for entry in others):
         _replace_files(folder, files)
         return
-    with placing(folder, durable=True) as temporary:
+    with atomic_path(folder, durable=True) as temporary:
         temporary.mkdir()
         for name, content in files.items():
-            with replacing(temporary / name) as file:
+            with atomic_file(temporary / name) as file:
                 file.write(content)
         for entry in others:
             os.link(entry, temporary / entry.name)
@@ -257,7 +257,7 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as place:
         before = Path(place)
         for name, content in files.items():
-            with replacing(before / f"new-{name}") as file:
+            with atomic_file(before / f"new-{name}") as file:
                 file.write(content)
             if (folder / name).exists():
                 os.link(folder / name, before / name)
@@ -274,4 +274,4 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _safetensors() -> Any:
-    return imported("safetensors.torch", "files of adapters", install="safetensors")
+    return import_optional("safetensors.torch", "files of adapters", install="safetensors")
