@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks that initial weights fit each other and the problem."""
+"""Checks that initial weights fit one another, the problem and the engine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from .implicit import ImplicitWeights
 
 
 def require_arrays(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArray]:
+    """Return the weights if they are arrays; raise AssumptionError for lazily sampled weights."""
     if isinstance(weights, ImplicitWeights):
         raise AssumptionError(
-            "the dense engine needs whole layers, but weights are a law: draw them with "
+            "weights are lazily sampled, but the dense engine needs complete layers; wanted arrays, such as "
             "dln.orthogonal(..., implicit=False)"
         )
     return weights
 
 
 def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observations) -> list[FloatArray]:
-    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
+    layers = as_layers(weights, columns=(problem.dim_in, _describe_input_dimension(problem)))
     if len(layers[-1]) != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
@@ -33,17 +34,17 @@ def _check_weights(weights: Sequence[npt.ArrayLike], problem: Problem | Observat
     return layers
 
 
-def _input_dimension(problem: Problem | Observations) -> str:
+def _describe_input_dimension(problem: Problem | Observations) -> str:
     white = problem.whitening
     if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
         return "problem.dim_in"
-    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
+    return f"problem.dim_in: whitening reduced {white.matrix.shape[1]} dimensions to {white.rank}"
 
 
 def check_initial(
     weights: Sequence[npt.ArrayLike] | ImplicitWeights, problem: Problem | Observations
 ) -> list[FloatArray] | ImplicitWeights:
-    """Return the initial weights as arrays that fit the problem and each other, or the law that does."""
+    """Convert initial weights to arrays of fitting shapes; check the widths of lazily sampled weights."""
     if not isinstance(weights, ImplicitWeights):
         return _check_weights(weights, problem)
     for width, wanted, symbol in (

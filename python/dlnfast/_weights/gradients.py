@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The gradients of the loss at given weights."""
+"""The gradients of the loss with respect to the layers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def gradients(
     Parameters
     ----------
     problem : Problem, Completion or Sensing
-        What the loss is made of.
+        Problem that defines the loss.
     weights : sequence of array_like
-        ``W_1, .., W_L``.
+        Layers ``W_1, .., W_L``.
     n_threads : int
-        As for `train`.
+        Number of threads, as for `train`.
 
     Returns
     -------
     list of ndarray
-        ``G_1, .., G_L``, each of the shape of its layer. Costs one step of the dense engine.
+        ``G_1, .., G_L``, each of the shape of its layer. The cost is that of one step of the dense engine.
     """
-    # One step with learning rate 1 and weight decay 1 leaves W - (G + W) = -G, with nothing rounded away.
+    # One step with learning rate 1 and weight decay 1 results in W - (G + W) = -G, without cancellation.
     run = train(
         problem,
         weights,
