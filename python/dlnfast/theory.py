@@ -665,9 +665,9 @@ def plateau_bounds(
     Notes
     -----
     Cost: O(1). With singular vectors u, v of the mode and the overlap b = <Q_{L:1}^T u, v>, the initial
-    growth rate is (1 + b) / 2 times the aligned one. For a target of rank 1, gradient flow reaches half of sigma
-    after T for b = 1, after 1.2 T (L = 3) to 1.3 T (L = 5) for b = 0, the usual case in wide layers, and
-    after 2 T for b near -0.7; it never does for b = -1. This is the limit of small scales: for L = 3 and
+    growth rate is (1 + b) / 2 times the aligned one. For a target of rank 1, gradient flow reaches half of
+    sigma after T for b = 1, after 1.2 T (L = 3) to 1.3 T (L = 5) for b = 0, the usual case in wide layers,
+    and after 2 T for b near -0.7; it never does for b = -1. This is the limit of small scales: for L = 3 and
     eps = 0.2 sigma^{1/3} all times are shorter by about T / 6.
 
     Examples

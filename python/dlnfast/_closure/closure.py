@@ -223,7 +223,7 @@ def _find_sampled_closure(problem: Problem, weights: ImplicitWeights, largest_sh
     # Without a bulge only a high rank makes a closure large. The limit is generous, because the dense engine
     # cannot run lazily sampled weights.
     limit = int((1.0 if checks[0].holds else largest_share) * max(widths))
-    nothing = np.empty((0, 0), dtype=weights.dtype)
+    empty = np.empty((0, 0), dtype=weights.dtype)
     dims: tuple[int, ...] = (0,) * len(widths)
     if problem.input_gram is None and not problem.rank_exceeds(limit):
         factors = problem.target_factors()
@@ -273,7 +273,7 @@ def _find_sampled_closure(problem: Problem, weights: ImplicitWeights, largest_sh
         )
     )
     measured = Assumptions(tuple(checks), dims, widths)
-    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+    return Closure(dims, (), (), empty, None, None, None, (), None, measured)
 
 
 def _build_closure(
@@ -362,9 +362,9 @@ def _build_failure(
             'engine="dense"',
         )
     )
-    nothing = np.empty((0, 0), dtype=weights[0].dtype)
+    empty = np.empty((0, 0), dtype=weights[0].dtype)
     measured = Assumptions(tuple(checks), dims, widths)
-    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+    return Closure(dims, (), (), empty, None, None, None, (), None, measured)
 
 
 def _outside_norm(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:

@@ -104,8 +104,8 @@ def check_rotation_outside(complement: MeasuredComplement, layer: int) -> Check:
 def check_rotation(weight: FloatArray, layer: int) -> Check:
     """Check that a layer, counted from 1, is a multiple of an isometry."""
     tall = weight.shape[0] >= weight.shape[1]
-    nothing = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
-    rho, departure = measure_isometry(weight, layer, tall, nothing, 0.0)
+    empty = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
+    rho, departure = measure_isometry(weight, layer, tall, empty, 0.0)
     return _build_rotation_check(layer, rho, departure, weight.dtype)
 
 

@@ -264,7 +264,7 @@ def _read_start_time(pid: int) -> int | None:
     return None if state in (b"Z", b"X") else int(others[18])
 
 
-def _close_inherited() -> None:
+def _close_inherited_locks() -> None:
     """Close the lock files in the child of a fork: the locks belong to its parent."""
     for lock in list(_held):
         file, lock._file = lock._file, None
@@ -274,4 +274,4 @@ def _close_inherited() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_inherited)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
