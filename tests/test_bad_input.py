@@ -56,7 +56,7 @@ def assert_no_nan(run):
 def test_whitening_that_reduced_the_inputs_is_named():
     X = np.vstack([np.random.default_rng(0).standard_normal((4, 50)), np.zeros((2, 50))])
     problem = dln.Problem.from_data(X, np.arange(50) % 3, whiten="zca")
-    with pytest.raises(dln.ShapeError, match=r"wanted 4 columns, .*whitening kept 4 of 6 dimensions"):
+    with pytest.raises(dln.ShapeError, match=r"wanted 4 columns, .*whitening reduced 6 dimensions to 4"):
         dln.train(problem, dln.orthogonal([6, 6, 3]), learning_rate=1.0, steps=1)
 
 

@@ -23,11 +23,10 @@ from dlnfast._config import finetuning, spec
 from dlnfast._datasets import text as tasks
 from dlnfast._support.files import (
     DamagedFileError,
-    placing,
+    atomic_file,
     read_arrays,
     read_text,
     read_whole,
-    replacing,
     with_checksum,
     without_checksum,
     write_whole,
@@ -424,7 +423,7 @@ def test_results_of_0_1_0_have_to_be_numbers(tmp_path):
 
 
 def put(path, content):
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(content)
 
 
@@ -463,7 +462,7 @@ def test_a_failed_write_through_a_link_leaves_everything(linked_files, tmp_path)
     _, link, target = linked_files
 
     def fail():
-        with replacing(link) as file:
+        with atomic_file(link) as file:
             file.write(b"half")
             raise OSError("disk full")
 
@@ -570,7 +569,7 @@ def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch
         put(path, b"new")
     assert caught.value.filename == str(tmp_path)
     refuse(path)
-    with pytest.raises(PermissionError, match="the file that is there is read-only") as caught:
+    with pytest.raises(PermissionError, match="the existing file is read-only") as caught:
         put(path, b"new")
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
@@ -595,7 +594,7 @@ def fill(tmp_path):
     """Return a function that replaces the folder a.zarr by one that holds a file of this name."""
 
     def replace(name):
-        with placing(tmp_path / "a.zarr") as temporary:
+        with atomic_path(tmp_path / "a.zarr") as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
 

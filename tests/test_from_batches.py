@@ -72,7 +72,7 @@ def numbers(statistics):
 
 
 def rounded(statistics):
-    return [statistics._sums[name].rounded() for name in NAMES]
+    return [statistics._sums[name].round() for name in NAMES]
 
 
 def share(got, wanted):
@@ -113,7 +113,7 @@ def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
         corrections = (
             np.zeros_like(values) if sums.correction is None else sums.correction.reshape(values.shape)
         )
-        single = np.atleast_2d(sums.rounded().T).T
+        single = np.atleast_2d(sums.round().T).T
         for place in np.ndindex(values.shape):
             exact, absolute = value[place[0]][place[1]], size[place[0]][place[1]]
             held = Fraction(float(values[place])) + Fraction(float(corrections[place]))
@@ -153,7 +153,7 @@ def test_sums_of_integers_are_exact(dtype):
     np.testing.assert_array_equal(found.target, [wide[:, labels == k].sum(axis=1) for k in range(3)])
     np.testing.assert_array_equal(found.input_mean, wide.sum(axis=1) / 5000)
     assert found.output_norm_squared == 5000
-    assert found._sums["input_gram"].rounded().dtype == F64
+    assert found._sums["input_gram"].round().dtype == F64
 
 
 @settings(deadline=None, max_examples=40)

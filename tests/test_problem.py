@@ -703,7 +703,7 @@ def test_whitening_prints_in_one_line():
     assert repr(white).startswith("Whitening(zca, rank 2 of 3, error ")
     assert len(repr(white)) < 110
     found = Problem.from_data(np.eye(3), np.eye(3)).whitening
-    assert repr(found).startswith("Whitening(white as they came, rank 3, error ")
+    assert repr(found).startswith("Whitening(no transform, rank 3, error ")
 
 
 def test_problems_without_data_have_no_samples():

@@ -310,7 +310,7 @@ class TestInput:
         tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="earlier update"):
             tracker.update_low_rank(np.ones(3), np.ones(3))
-        with pytest.raises(ValueError, match="before the first event"):
+        with pytest.raises(ValueError, match="before the first update"):
             _ = tracker.left_vectors
 
     def test_bad_updates_are_named_and_change_nothing(self):
@@ -822,9 +822,9 @@ def test_new_branches_get_new_numbers_after_a_change():
 
 
 def test_bad_states_of_a_tracker_are_named():
-    with pytest.raises(ValueError, match="state_dict needs an earlier event"):
+    with pytest.raises(ValueError, match="state_dict needs an earlier update"):
         dln.SVDTracker(2).state_dict()
-    with pytest.raises(TypeError, match="state is list; wanted what state_dict returned"):
+    with pytest.raises(TypeError, match="state is list; wanted a dict from state_dict"):
         dln.SVDTracker.from_state_dict([])
     with pytest.raises(ValueError, match=r"state has the keys \['a'\]"):
         dln.SVDTracker.from_state_dict({"a": 1})

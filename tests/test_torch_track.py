@@ -434,7 +434,7 @@ def test_states_of_other_weights_are_refused():
     with pytest.raises(ValueError, match="load the model's weights first"):
         track(small_model(4), k=2).load_state_dict(state)
     for wrong, error in (({}, ValueError), ({"a": 1}, ValueError), (None, TypeError), (5, TypeError)):
-        with pytest.raises(error, match="wanted what state_dict returned"):
+        with pytest.raises(error, match="wanted a dict from state_dict"):
             track(model, k=2).load_state_dict(wrong)
 
 

@@ -22,7 +22,7 @@ from ._config.sweep import SweepGrid, sweep
 from ._support.arrays import check_count
 from ._support.environment import PACKAGES, environment, version
 from ._support.errors import DivergedError, FolderInUseError
-from ._support.files import naming_damage, placing, write_text_whole
+from ._support.files import atomic_path, translate_read_errors, write_text_whole
 from ._support.threads import build_info
 from ._training.train import resume, train
 from ._trajectory.export import export
@@ -364,7 +364,7 @@ def _figure(arguments: argparse.Namespace) -> int:
         figures.mark_quick(picture, changed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     image, notes = (arguments.out / f"{arguments.name}{ending}" for ending in (".png", ".json"))
-    with placing(image) as temporary:
+    with atomic_path(image) as temporary:
         picture.savefig(temporary, dpi=150, facecolor="white", format="png")
     write_json(
         notes,
@@ -589,7 +589,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                 "--read measures nothing; wanted no --case, --quick, --repeats or --out beside it"
             )
         results = cases.read_results(arguments.read)
-        with naming_damage(arguments.read, "dlnfast bench"):
+        with translate_read_errors(arguments.read, "dlnfast bench"):
             text = tables.markdown(results)
         print(text)
         return 0

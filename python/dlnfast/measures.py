@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Measures of features, of subspaces and of weights.
+"""Measures of features, of subspaces, of weights and of the loss landscape.
 
-All of them compute in float64, whatever the precision of what comes in, and return Python floats or
-float64 arrays. None returns NaN: where a measure has no value, `ValueError` says why.
+All measures compute in float64 for input of any precision, and return Python floats or float64 arrays. None
+returns NaN: a measure that is undefined for its input raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
     "vector_angles",
 ]
 
-#: Lanczos steps after which `sharpness` gives up.
-_MOST_ITERATIONS = 300
+#: Largest number of Lanczos steps of `sharpness`.
+_MAX_ITERATIONS = 300
 
 # Features.
 
 
 def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    r"""Return the spread within classes relative to the spread between them, C_l = tr Sigma_W / tr Sigma_B.
+    r"""Return the ratio of the variance within classes to that between them, C_l = tr Sigma_W / tr Sigma_B.
 
     With the class means mu_k and the mean mu_G of all N samples,
 
@@ -75,14 +75,14 @@ def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Returns
     -------
     float
-        C_l >= 0, without unit: 0 for one sample per class, infinity where the class means coincide.
+        C_l >= 0, without unit: 0 for one sample per class, infinity if the class means coincide.
 
     Raises
     ------
     ShapeError
         If the shapes do not fit.
     ValueError
-        For values that are not finite, for a single class, and for features that do not vary at all.
+        If a value is not finite, there is a single class, or all features are equal.
 
     Notes
     -----
@@ -95,10 +95,10 @@ def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     >>> round(compression([[0.0, 2.0, 9.0, 11.0]], ["a", "a", "b", "b"]), 12)
     0.049382716049
     """
-    matrix, classes = _samples(features, labels)
-    # The value does not depend on unit and origin. Origins among the samples, and among the means, let what
-    # is the same for all of them cancel to exact zeros.
-    unit = _largest(matrix)
+    matrix, classes = _group_samples(features, labels)
+    # The value does not depend on the unit and the origin. With one of the samples, or one of the means, as
+    # the origin, components that are equal for all of them cancel to exact zeros.
+    unit = _find_unit(matrix)
     origin = matrix[:, :1].astype(np.float64) / unit
     within = 0.0
     means = []
@@ -121,10 +121,10 @@ def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    r"""Return how far apart the directions of the class means are, D_l = 1 - max_{k != k'} cos(mu_k, mu_k').
+    r"""Return the separation of the directions of class means, D_l = 1 - max_{k != k'} cos(mu_k, mu_k').
 
-    The means are not centred. D_l is 0 where two class means share a direction, 1 where all are orthogonal,
-    and at most K / (K - 1), reached by a simplex.
+    The means are not centred. D_l is 0 if two class means have the same direction, 1 if all are orthogonal,
+    and at most K / (K - 1), for a simplex.
 
     Parameters
     ----------
@@ -136,14 +136,14 @@ def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Returns
     -------
     float
-        D_l in [0, 2], without unit; accurate where it is small, too.
+        D_l in [0, 2], without unit; accurate for small values too.
 
     Raises
     ------
     ShapeError
         If the shapes do not fit.
     ValueError
-        For values that are not finite, for a single class, and for a class whose mean is zero: it has no
+        If a value is not finite, there is a single class, or the mean of a class is zero and has no
         direction.
 
     Notes
@@ -156,15 +156,15 @@ def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     >>> discrimination([[1.0, 0.0], [0.0, 3.0]], [0, 1])
     1.0
     """
-    matrix, classes = _samples(features, labels)
-    unit = _largest(matrix)
+    matrix, classes = _group_samples(features, labels)
+    unit = _find_unit(matrix)
     means = []
     for label, members in classes.items():
         means.append(np.mean(matrix[:, members].astype(np.float64) / unit, axis=1))
         if not means[-1].any():
             raise ValueError(f"features (Z): the mean of class {label!r} is zero and has no direction")
-    directions = _unit_columns(np.stack(means, axis=1), "class means")
-    # 1 - cos = ||a - b||^2 / 2 for unit vectors, without cancellation where the cosine is near 1.
+    directions = _normalise_columns(np.stack(means, axis=1), "class means")
+    # 1 - cos = ||a - b||^2 / 2 for unit vectors, without cancellation for a cosine near 1.
     nearest = min(
         float(np.min(np.sum((directions[:, k + 1 :] - directions[:, k : k + 1]) ** 2, axis=0)))
         for k in range(len(means) - 1)
@@ -172,14 +172,14 @@ def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return nearest / 2
 
 
-def _samples(
+def _group_samples(
     features: npt.ArrayLike, labels: npt.ArrayLike
 ) -> tuple[FloatArray, dict[Any, npt.NDArray[np.intp]]]:
-    """Return the features and, class by class, the columns that belong to it."""
+    """Return the features, and the columns of each class."""
     matrix = as_matrix(features, "features", symbol="Z")
     names = as_array(labels, "labels")
     if names.dtype == object and all(isinstance(label, str) for label in names.flat):
-        names = names.astype(np.str_)  # as tables hold text
+        names = names.astype(np.str_)  # tables store text as objects
     if names.shape != (matrix.shape[1],):
         raise ShapeError(
             f"labels has shape {names.shape}; wanted one label per column of features, ({matrix.shape[1]},)"
@@ -196,8 +196,8 @@ def _samples(
     return matrix, dict(zip(unique.tolist(), columns, strict=True))
 
 
-def _largest(matrix: FloatArray) -> float:
-    """Return the largest magnitude as a unit, 1 if all entries are zero."""
+def _find_unit(matrix: FloatArray) -> float:
+    """Return the largest magnitude of an entry, 1 if all entries are zero."""
     return max(float(np.max(matrix)), -float(np.min(matrix))) or 1.0
 
 
@@ -210,7 +210,7 @@ def subspace_angles(U: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
     Parameters
     ----------
     U, V : (d, p) and (d, q) array_like
-        Bases, as linearly independent columns; made orthonormal here.
+        Bases as linearly independent columns, which need not be orthonormal.
 
     Returns
     -------
@@ -222,13 +222,13 @@ def subspace_angles(U: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
     ShapeError
         If the numbers of rows differ, or a matrix has more columns than rows.
     ValueError
-        For values that are not finite and for linearly dependent columns.
+        If a value is not finite, or columns are linearly dependent.
 
     Notes
     -----
-    Accurate to rounding everywhere: each angle comes from its cosine, a singular value of :math:`U^T V`, and
-    its sine, one of :math:`(I - U U^T) V` (Bjorck and Golub, Math. Comp. 27, 1973). Cost: O(d (p + q)^2)
-    time, O(d (p + q)) memory.
+    All angles are accurate to rounding: each is computed from its cosine, a singular value of
+    :math:`U^T V`, and its sine, one of :math:`(I - U U^T) V` (Bjorck and Golub, Math. Comp. 27, 1973). Cost:
+    O(d (p + q)^2) time, O(d (p + q)) memory.
 
     Examples
     --------
@@ -236,17 +236,17 @@ def subspace_angles(U: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
     >>> subspace_angles([[1.0], [0.0]], [[1.0], [1e-12]])
     array([1.e-12])
     """
-    return plain.principal_angles(*_two_bases(U, V))
+    return plain.principal_angles(*_orthonormalise_both(U, V))
 
 
 class SubspaceCosine(NamedTuple):
-    """How well two subspaces agree: statistics of the cosines of their principal angles."""
+    """Statistics of the cosines of the principal angles between two subspaces."""
 
     #: Cosine of the largest principal angle.
     minimum: float
     #: Mean cosine.
     mean: float
-    #: Cosine of the smallest principal angle; near 1 already when one direction is shared.
+    #: Cosine of the smallest principal angle; near 1 if a single direction is shared.
     maximum: float
     #: ||U^T V||_F^2 / r, the mean squared cosine.
     overlap: float
@@ -255,12 +255,12 @@ class SubspaceCosine(NamedTuple):
 
 
 def subspace_cosine(U: npt.ArrayLike, V: npt.ArrayLike) -> SubspaceCosine:
-    """Return the cosines of the principal angles between two subspaces, summarised, with a random baseline.
+    """Return statistics of the cosines of the principal angles between two subspaces.
 
     Parameters
     ----------
     U, V : (d, p) and (d, q) array_like
-        Bases, as linearly independent columns; made orthonormal here. Commonly p = q = r.
+        Bases as linearly independent columns, which need not be orthonormal. Commonly p = q = r.
 
     Returns
     -------
@@ -273,7 +273,7 @@ def subspace_cosine(U: npt.ArrayLike, V: npt.ArrayLike) -> SubspaceCosine:
     ShapeError
         If the numbers of rows differ, or a matrix has more columns than rows.
     ValueError
-        For values that are not finite and for linearly dependent columns.
+        If a value is not finite, or columns are linearly dependent.
 
     Notes
     -----
@@ -285,8 +285,8 @@ def subspace_cosine(U: npt.ArrayLike, V: npt.ArrayLike) -> SubspaceCosine:
     >>> subspace_cosine([[1.0], [0.0]], [[0.0], [2.0]]).overlap
     0.0
     """
-    first, second = _two_bases(U, V)
-    # Rounding puts cosines of shared directions up to an eps above 1.
+    first, second = _orthonormalise_both(U, V)
+    # Because of rounding, cosines of shared directions may exceed 1 by an eps.
     cosines = np.minimum(plain.singular_values(first.T @ second), 1.0)
     return SubspaceCosine(
         minimum=float(cosines[-1]),
@@ -300,16 +300,16 @@ def subspace_cosine(U: npt.ArrayLike, V: npt.ArrayLike) -> SubspaceCosine:
 def vector_angles(vectors: npt.ArrayLike, reference: npt.ArrayLike, rank: int) -> FloatArray:
     """Return k angles between two sets of singular vectors, in radians; the middle block shares one.
 
-    The first r and the last r vectors are compared one by one, up to sign. Those between belong to one
-    repeated singular value and are defined as a subspace only: each gets the largest principal angle
-    between the two subspaces. (The figures of arXiv:2306.01154 are drawn this way.)
+    The first r and the last r vectors are compared one by one, up to sign. The others belong to one repeated
+    singular value and are defined as a subspace only: each of them gets the largest principal angle between
+    the two subspaces. (The figures of arXiv:2306.01154 show these angles.)
 
     Parameters
     ----------
     vectors, reference : (d, k) array_like
         Left or right singular vectors as orthonormal columns, in the order of descending singular values.
     rank : int
-        r, how many vectors at either end stand alone. All do if 2 r >= k.
+        r, the number of vectors at either end that are compared one by one. All are if 2 r >= k.
 
     Returns
     -------
@@ -321,12 +321,12 @@ def vector_angles(vectors: npt.ArrayLike, reference: npt.ArrayLike, rank: int) -
     ShapeError
         If the shapes differ.
     ValueError
-        For values that are not finite, a column of zeros, a negative rank.
+        If a value is not finite, a column is zero, or the rank is negative.
 
     Notes
     -----
-    Cost: O(d k) for the vectors and O(d (k - 2 r)^2) for the middle block; O(d r^2) in its place for
-    complete sets, k = d.
+    Cost: O(d k) for the vectors and O(d (k - 2 r)^2) for the middle block, or O(d r^2) for the block if
+    k = d.
 
     Examples
     --------
@@ -336,40 +336,40 @@ def vector_angles(vectors: npt.ArrayLike, reference: npt.ArrayLike, rank: int) -
     array([0., 0., 0., 0.])
     """
     ends = check_count(rank, "rank", minimum=0)
-    current = _unit_columns(as_matrix(vectors, "vectors", dtype=np.float64), "vectors")
-    initial = _unit_columns(
+    current = _normalise_columns(as_matrix(vectors, "vectors", dtype=np.float64), "vectors")
+    initial = _normalise_columns(
         as_matrix(reference, "reference", shape=current.shape, dtype=np.float64), "reference"
     )
     dim, count = current.shape
     if count < dim or 4 * ends >= dim or ends == 0:
         return plain.vector_angles(current, initial, ends)
-    # Orthogonal complements make the same largest angle, and here the complement of the middle is smaller.
+    # The orthogonal complements have the same largest angle, and that of the middle block is smaller here.
     angles = plain.angle(current, initial)
     outer = np.r_[:ends, count - ends : count]
     angles[ends : count - ends] = plain.principal_angles(current[:, outer], initial[:, outer])[-1]
     return angles
 
 
-def _two_bases(U: npt.ArrayLike, V: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _orthonormalise_both(U: npt.ArrayLike, V: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     first = as_matrix(U, "U", dtype=np.float64)
     second = as_matrix(V, "V", shape=(first.shape[0], None), dtype=np.float64)
-    return _orthonormal(first, "U"), _orthonormal(second, "V")
+    return _orthonormalise(first, "U"), _orthonormalise(second, "V")
 
 
-def _orthonormal(matrix: FloatArray, name: str) -> FloatArray:
+def _orthonormalise(matrix: FloatArray, name: str) -> FloatArray:
     """Return an orthonormal basis of the span of independent columns."""
     rows, columns = matrix.shape
     if columns > rows:
         raise ShapeError(f"{name} has shape {matrix.shape}; wanted no more columns than rows")
-    basis, values, _ = np.linalg.svd(_unit_columns(matrix, name), full_matrices=False)
+    basis, values, _ = np.linalg.svd(_normalise_columns(matrix, name), full_matrices=False)
     rank = numerical_rank(values, shape=matrix.shape)
     if rank < columns:
         raise ValueError(f"{name} has linearly dependent columns: rank {rank}, wanted {columns}")
     return basis
 
 
-def _unit_columns(matrix: FloatArray, name: str) -> FloatArray:
-    """Return the columns divided by their norms, without overflow."""
+def _normalise_columns(matrix: FloatArray, name: str) -> FloatArray:
+    """Divide the columns by their norms, without overflow."""
     largest = np.max(np.abs(matrix), axis=0)
     if not largest.all():
         raise ValueError(f"{name} has a column of zeros, number {int(np.argmin(largest))}")
@@ -378,19 +378,19 @@ def _unit_columns(matrix: FloatArray, name: str) -> FloatArray:
 
 
 def mode_strengths(problem: Problem, W: npt.ArrayLike) -> FloatArray:
-    r"""Return how much of each mode of the target a matrix holds, :math:`u_i^T W v_i`.
+    r"""Return the strength of each mode of the target in a matrix, :math:`u_i^T W v_i`.
 
     Parameters
     ----------
     problem : Problem
-        Phi = sum_i sigma_i u_i v_i^T.
+        Problem with the target Phi = sum_i sigma_i u_i v_i^T.
     W : (d_y, d_x) array_like
         The end-to-end matrix W_{L:1}.
 
     Returns
     -------
     (r,) ndarray of float64
-        In the order of descending sigma_i, whatever the singular values of W; equal to sigma_i once learned.
+        Strengths in the order of descending sigma_i; equal to sigma_i for W = Phi.
 
     Raises
     ------
@@ -399,8 +399,8 @@ def mode_strengths(problem: Problem, W: npt.ArrayLike) -> FloatArray:
 
     Notes
     -----
-    Cost: O(d_y d_x r) beyond the target's decomposition. Where sigma_i repeats, only sums over the repeated
-    ones are defined.
+    Cost: O(d_y d_x r) and the decomposition of the target. For equal sigma_i only the sum of their strengths
+    is defined.
 
     Examples
     --------
@@ -425,22 +425,22 @@ def numerical_rank(
     threshold: float = 0.05,
     shape: tuple[int, ...] | None = None,
 ) -> int:
-    """Return the numerical rank, in one of three meanings.
+    """Return the numerical rank, by one of three definitions.
 
     Parameters
     ----------
     matrix : (m, n) or (k,) array_like
         W, or its singular values in any order.
     kind : {"machine", "nuclear", "threshold"}
-        "machine": the number of singular values above max(m, n) eps sigma_1, with the eps of the precision
-        that `matrix` came in. "nuclear": the least number of singular values whose sum reaches the share
-        `mass` of the nuclear norm. "threshold": the number of singular values above `threshold` sigma_1.
+        "machine": the number of singular values above max(m, n) eps sigma_1, with the eps of the precision of
+        `matrix`. "nuclear": the smallest number of singular values whose sum is at least `mass` times the
+        nuclear norm. "threshold": the number of singular values above `threshold` sigma_1.
     mass : float
-        Share for "nuclear", in (0, 1].
+        Fraction of the nuclear norm for "nuclear", in (0, 1].
     threshold : float
         Relative threshold for "threshold", in [0, 1).
     shape : tuple of int, optional
-        (m, n) for "machine", where singular values are given. Default: (k, k).
+        (m, n) for "machine" if `matrix` holds singular values. Default: (k, k).
 
     Returns
     -------
@@ -450,12 +450,13 @@ def numerical_rank(
     Raises
     ------
     ValueError
-        For an unknown kind, a level out of its range, values that are not finite, negative singular values.
+        If the kind is unknown, `mass` or `threshold` is out of range, a value is not finite, or a singular
+        value is negative.
 
     Notes
     -----
-    Cost: one SVD without vectors, O(m n min(m, n)); O(k log k) from singular values. The three meanings
-    differ widely on trained weights, so name the one that is reported.
+    Cost: one SVD without vectors, O(m n min(m, n)); O(k log k) from singular values. The three definitions
+    give very different numbers for trained weights: report which one you use.
 
     Examples
     --------
@@ -466,7 +467,7 @@ def numerical_rank(
     check_choice(kind, "kind", ("machine", "nuclear", "threshold"))
     share = check_scale(mass, "mass", strict=True, at_most=1.0)
     level = check_scale(threshold, "threshold", below=1.0)
-    values, precision, matrix_shape = _spectrum(matrix)
+    values, precision, matrix_shape = _read_spectrum(matrix)
     if values[0] == 0.0:
         return 0
     relative = values / values[0]
@@ -479,7 +480,7 @@ def numerical_rank(
 
 
 def stable_rank(matrix: npt.ArrayLike) -> float:
-    """Return ||W||_F^2 / ||W||_2^2, the squared singular values' sum in units of the largest.
+    """Return the stable rank ||W||_F^2 / ||W||_2^2.
 
     Parameters
     ----------
@@ -494,7 +495,7 @@ def stable_rank(matrix: npt.ArrayLike) -> float:
     Raises
     ------
     ValueError
-        For values that are not finite and negative singular values.
+        If a value is not finite, or a singular value is negative.
 
     Notes
     -----
@@ -506,12 +507,12 @@ def stable_rank(matrix: npt.ArrayLike) -> float:
     >>> stable_rank([[3.0, 0.0], [0.0, 3.0]])
     2.0
     """
-    values, _, _ = _spectrum(matrix)
+    values, _, _ = _read_spectrum(matrix)
     return float(np.sum((values / values[0]) ** 2)) if values[0] > 0.0 else 0.0
 
 
 def energy_share(matrix: npt.ArrayLike, k: int) -> float:
-    r"""Return the share of ||W||_F^2 in the k largest singular values.
+    r"""Return the fraction of ||W||_F^2 in the k largest singular values.
 
     .. math:: \sum_{i \le k} \sigma_i^2 \Big/ \sum_i \sigma_i^2
 
@@ -520,22 +521,22 @@ def energy_share(matrix: npt.ArrayLike, k: int) -> float:
     matrix : (m, n) or (p,) array_like
         W, or all its singular values.
     k : int
-        How many; all of them where there are fewer.
+        Number of singular values, at least 1; all if there are fewer.
 
     Returns
     -------
     float
-        In [0, 1]; 0 for zeros, which have no energy.
+        Fraction in [0, 1]; 0 for a matrix of zeros.
 
     Raises
     ------
     ValueError
-        For values that are not finite, negative singular values, k < 1.
+        If a value is not finite, a singular value is negative, or k < 1.
 
     Notes
     -----
-    Cost: one SVD without vectors, O(m n min(m, n)); O(p log p) from singular values. Of an n x n matrix with
-    independent entries about 4 k / n, as long as k << n.
+    Cost: one SVD without vectors, O(m n min(m, n)); O(p log p) from singular values. For an n x n matrix with
+    independent entries the fraction is about 4 k / n, for k << n.
 
     Examples
     --------
@@ -544,7 +545,7 @@ def energy_share(matrix: npt.ArrayLike, k: int) -> float:
     0.64
     """
     count = check_count(k, "k")
-    values, _, _ = _spectrum(matrix)
+    values, _, _ = _read_spectrum(matrix)
     if values[0] == 0.0:
         return 0.0
     squares = (values / values[0]) ** 2
@@ -552,29 +553,29 @@ def energy_share(matrix: npt.ArrayLike, k: int) -> float:
 
 
 def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike) -> FloatArray:
-    """Return how far the images of some vectors have turned: the angles between W v and W_0 v, in radians.
+    """Return the angles between the images W v and W_0 v of vectors, in radians.
 
-    0 along all directions that the change W - W_0 does not act on, whatever they are to W_0.
+    An angle is 0 if (W - W_0) v = 0, for any W_0.
 
     Parameters
     ----------
     W, start : (m, n) array_like
         W and W_0.
     vectors : (n, p) array_like
-        Columns v, of any length but 0.
+        Columns v, of any nonzero norm.
 
     Returns
     -------
     (p,) ndarray of float64
-        Angles of lines, in [0, pi/2], accurate to rounding near 0 and near pi/2; pi/2 where one of the two
-        images is zero, 0 where both are.
+        Angles between lines, in [0, pi/2], accurate to rounding near 0 and near pi/2; pi/2 if one of the two
+        images is zero, 0 if both are.
 
     Raises
     ------
     ShapeError
         If the shapes do not fit.
     ValueError
-        For values that are not finite.
+        If a value is not finite.
 
     Notes
     -----
@@ -590,9 +591,9 @@ def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike)
     current = as_matrix(W, "W", dtype=np.float64)
     initial = as_matrix(start, "start", symbol="W_0", shape=current.shape, dtype=np.float64)
     columns = as_matrix(vectors, "vectors", shape=(current.shape[1], None), dtype=np.float64)
-    # Directions do not depend on units: in these, neither products nor squares overflow or vanish.
-    columns = _in_units(columns, axis=0)
-    images = [_in_units(_in_units(matrix) @ columns, axis=0) for matrix in (current, initial)]
+    # Directions do not depend on scale: after scaling, neither products nor squares overflow or underflow.
+    columns = _scale_to_one(columns, axis=0)
+    images = [_scale_to_one(_scale_to_one(matrix) @ columns, axis=0) for matrix in (current, initial)]
     lengths = [np.linalg.norm(image, axis=0) for image in images]
     lines = [image / np.where(length > 0, length, 1.0) for image, length in zip(images, lengths, strict=True)]
     angles = plain.angle(*lines)
@@ -602,14 +603,14 @@ def image_angles(W: npt.ArrayLike, start: npt.ArrayLike, vectors: npt.ArrayLike)
     return angles
 
 
-def _in_units(matrix: FloatArray, axis: int | None = None) -> FloatArray:
-    """Return the matrix, or each of its columns, times the power of two that brings it to size 1."""
+def _scale_to_one(matrix: FloatArray, axis: int | None = None) -> FloatArray:
+    """Multiply a matrix, or each of its columns, by a power of two that brings its largest entry near 1."""
     exponents = np.frexp(np.max(np.abs(matrix), axis=axis, initial=0.0))[1]
     return np.asarray(np.ldexp(matrix, -exponents))
 
 
 def effective_rank(matrix: npt.ArrayLike) -> float:
-    r"""Return :math:`\exp(-\sum_i p_i \log p_i)` with :math:`p_i = \sigma_i / \sum_j \sigma_j`.
+    r"""Return the effective rank :math:`\exp(-\sum_i p_i \log p_i)` for :math:`p_i = \sigma_i / \|W\|_*`.
 
     Parameters
     ----------
@@ -624,7 +625,7 @@ def effective_rank(matrix: npt.ArrayLike) -> float:
     Raises
     ------
     ValueError
-        For values that are not finite and negative singular values.
+        If a value is not finite, or a singular value is negative.
 
     Notes
     -----
@@ -637,24 +638,24 @@ def effective_rank(matrix: npt.ArrayLike) -> float:
     >>> round(effective_rank([2.0, 2.0, 2.0, 0.0]), 12)
     3.0
     """
-    values, _, _ = _spectrum(matrix)
+    values, _, _ = _read_spectrum(matrix)
     if values[0] == 0.0:
         return 0.0
     relative = values[values > 0.0] / values[0]
     shares = relative / np.sum(relative)
-    shares = shares[shares > 0.0]  # a subnormal share may round to 0, whose p log p is 0
+    shares = shares[shares > 0.0]  # a share may underflow to 0, and p log p is 0 there
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
-    r"""Return :math:`(\sum_i \sigma_i^p)^{1/p}`: nuclear norm for p = 1, Frobenius for 2.
+    r"""Return the Schatten norm :math:`(\sum_i \sigma_i^p)^{1/p}`: nuclear for p = 1, Frobenius for p = 2.
 
     Parameters
     ----------
     matrix : (m, n) or (k,) array_like
         W, or its singular values.
     p : float
-        Above 0; infinity stands for the spectral norm. Below 1 it is a quasi-norm.
+        Exponent, above 0; infinity for the spectral norm. For p < 1 the result is a quasi-norm.
 
     Returns
     -------
@@ -664,7 +665,7 @@ def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
     Raises
     ------
     ValueError
-        For p <= 0 or NaN, for values that are not finite and negative singular values.
+        If p <= 0 or p is NaN, a value is not finite, or a singular value is negative.
 
     Notes
     -----
@@ -676,7 +677,7 @@ def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
     >>> schatten_norm([3.0, 4.0], 1)
     7.0
     """
-    values, _, _ = _spectrum(matrix)
+    values, _, _ = _read_spectrum(matrix)
     largest = float(values[0])
     if isinstance(p, float) and p == np.inf:
         return largest
@@ -691,9 +692,9 @@ def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
 
 
 def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
-    r"""Return how far neighbouring layers are from balance, :math:`\|W_{l+1}^T W_{l+1} - W_l W_l^T\|_F`.
+    r"""Return the imbalance of neighbouring layers, :math:`\|W_{l+1}^T W_{l+1} - W_l W_l^T\|_F`.
 
-    Gradient flow without weight decay conserves each of these differences; descent changes them by
+    Gradient flow without weight decay conserves each of these differences; gradient descent changes them by
     O(learning rate).
 
     Parameters
@@ -711,7 +712,7 @@ def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
     ShapeError
         If neighbouring shapes do not fit, or there is no layer.
     ValueError
-        For values that are not finite.
+        If a value is not finite.
 
     Notes
     -----
@@ -723,13 +724,13 @@ def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
     >>> balancedness([[[2.0]], [[1.0]]])
     array([3.])
     """
-    layers = _double_layers(weights)
+    layers = _convert_layers(weights)
     pairs = zip(layers[1:], layers[:-1], strict=True)
     return np.array([_imbalance(above, below) for above, below in pairs])
 
 
 def _imbalance(above: FloatArray, below: FloatArray) -> float:
-    """Return ``||A^T A - B B^T||_F``, infinity where it overflows, in units in which no square does."""
+    """Return ``||A^T A - B B^T||_F``, infinity if it overflows; squares are computed after scaling."""
     exponent = int(np.frexp(max(frobenius_norm(above), frobenius_norm(below)))[1])
     above, below = np.ldexp(above, -exponent), np.ldexp(below, -exponent)
     with np.errstate(over="ignore", under="ignore"):
@@ -742,16 +743,16 @@ def _imbalance(above: FloatArray, below: FloatArray) -> float:
 def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: float = 1e-6) -> float:
     r"""Return the largest eigenvalue of the Hessian of the loss, over all entries of all layers.
 
-    Gradient descent is stable around a minimum only where it is below 2 / eta.
+    Gradient descent is stable around a minimum only if the sharpness is below 2 / eta.
 
     Parameters
     ----------
     problem : Problem
-        S, Phi and c.
+        Problem with S, Phi and c.
     weights : sequence of (d_l, d_{l-1}) array_like
         W_1 .. W_L.
     tolerance : float
-        Relative error at which to stop; rounding allows about 1e-12.
+        Relative error at which the iteration stops; at least about 1e-12 because of rounding.
 
     Returns
     -------
@@ -763,13 +764,14 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
     ShapeError
         If the shapes do not fit.
     ValueError
-        For values that are not finite, and where 300 iterations do not reach the tolerance.
+        If a value is not finite, or 300 iterations do not reach the tolerance.
 
     Notes
     -----
     Lanczos iteration with full reorthogonalisation on exact Hessian-vector products, from a fixed random
-    start; commonly 20 to 60 of them, each of about 3 gradients, and as many vectors of the size of all
-    weights in memory. (Lanczos meets an eigenvalue that its start does not contain only through rounding.)
+    start. Cost: commonly 20 to 60 products, each of about 3 gradients, and the memory of as many vectors of
+    the size of all weights. (An eigenvalue whose eigenvectors are orthogonal to the start is found through
+    rounding only.)
 
     Examples
     --------
@@ -780,7 +782,7 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
     48.0
     """
     limit = check_scale(tolerance, "tolerance", strict=True)
-    layers = _double_layers(weights, check_problem(problem).dim_in)
+    layers = _convert_layers(weights, check_problem(problem).dim_in)
     if layers[-1].shape[0] != problem.dim_out:
         raise ShapeError(
             f"weights end with {layers[-1].shape[0]} rows; wanted {problem.dim_out} rows, problem.dim_out"
@@ -800,27 +802,27 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
 def _largest_eigenvalue(product: Callable[[FloatArray], FloatArray], size: int, tolerance: float) -> float:
     """Return the largest eigenvalue of a symmetric operator on vectors of this size."""
     vector: FloatArray = random_generator(0, ("sharpness",)).standard_normal(size)
-    basis = np.empty((min(size, _MOST_ITERATIONS), size))
+    basis = np.empty((min(size, _MAX_ITERATIONS), size))
     diagonal: list[float] = []
     below: list[float] = []
     for step in range(len(basis)):
         basis[step] = vector / np.linalg.norm(vector)
         vector = product(basis[step])
         diagonal.append(float(basis[step] @ vector))
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # twice is enough for full orthogonality
             vector = vector - basis[: step + 1].T @ (basis[: step + 1] @ vector)
         length = float(np.linalg.norm(vector))
         values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(below, -1) + np.diag(below, 1))
         scale = max(abs(float(values[0])), abs(float(values[-1])))
-        # An eigenvalue lies within the residual of the Ritz value; it is wrong by no more than that.
+        # The error of a Ritz value is at most the norm of its residual.
         if step + 1 == size or length * abs(float(vectors[-1, -1])) <= tolerance * scale:
             return float(values[-1])
         below.append(length)
     raise ValueError(f"tolerance is {tolerance:g}: not reached after {len(basis)} iterations")
 
 
-def _double_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None) -> list[FloatArray]:
-    """Return W_1 .. W_L as float64 matrices that follow on each other."""
+def _convert_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None) -> list[FloatArray]:
+    """Convert W_1 .. W_L to float64 matrices, and check that their products are defined."""
     layers: list[FloatArray] = []
     for number, weight in enumerate(as_list(weights, "weights", "a list of matrices, W_1 .. W_L"), start=1):
         shape = (None, layers[-1].shape[0] if layers else columns)
@@ -831,15 +833,15 @@ def _double_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None)
     return layers
 
 
-def _spectrum(matrix: npt.ArrayLike) -> tuple[FloatArray, float, Sequence[int]]:
+def _read_spectrum(matrix: npt.ArrayLike) -> tuple[FloatArray, float, Sequence[int]]:
     """Return the singular values, descending, the machine eps of the input and its shape."""
-    held = as_array(matrix, "matrix (W)")
-    if held.ndim == 2:
-        array = as_matrix(held, "matrix", symbol="W")
-        precision = float(np.finfo(array.dtype).eps)
-        return plain.singular_values(array.astype(np.float64)), precision, array.shape
-    given = as_vector(held, "matrix", symbol="singular values")
-    if np.min(given) < 0.0:
-        raise ValueError(f"matrix (singular values) has a negative value, {np.min(given):g}")
-    values = np.sort(given.astype(np.float64))[::-1]
-    return values, float(np.finfo(given.dtype).eps), given.shape
+    array = as_array(matrix, "matrix (W)")
+    if array.ndim == 2:
+        weight = as_matrix(array, "matrix", symbol="W")
+        precision = float(np.finfo(weight.dtype).eps)
+        return plain.singular_values(weight.astype(np.float64)), precision, weight.shape
+    unsorted = as_vector(array, "matrix", symbol="singular values")
+    if np.min(unsorted) < 0.0:
+        raise ValueError(f"matrix (singular values) has a negative value, {np.min(unsorted):g}")
+    values = np.sort(unsorted.astype(np.float64))[::-1]
+    return values, float(np.finfo(unsorted.dtype).eps), unsorted.shape

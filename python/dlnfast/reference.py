@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Training of deep linear networks in plain NumPy: the definition of correct.
+"""Training of deep linear networks in plain NumPy: the specification of the package.
 
-Every function is the formula of the papers, written down once, for float64 arrays and without regard to
-speed; all engines of the package are held against it. Names follow the papers. Lists count layers from 0
+Every function implements a formula of the papers for float64 arrays, without optimisation. The tests compare
+all engines of the package with it. Names follow the papers. Lists count layers from 0
 where the mathematics counts from 1: ``weights[l - 1]`` is W_l, a d_l x d_{l-1} matrix; ``bases[l]`` is A_l.
 ``learning_rate`` (eta_l), ``weight_decay`` (lambda_l), ``momentum`` (mu_l) and ``scales`` (epsilon_l) are
 sequences with one number per layer.
@@ -79,12 +79,11 @@ def loss(
     loss_scale: float,
     output_norm_squared: float | None = None,
 ) -> float:
-    """Return the same loss from S = X X^T, Phi = Y X^T and ||Y||_F^2, without cancellation.
+    """Return the loss of `loss_from_data` from S = X X^T, Phi = Y X^T and ||Y||_F^2, without cancellation.
 
     With the least-squares solution M, M S = Phi, and F F^T = S, the loss is
-    c/2 ||(W_{L:1} - M) F||_F^2 + c/2 (||Y||_F^2 - <M, Phi>): directions in which S vanishes are in neither M
-    nor F. Without `output_norm_squared` the second term, which no W removes, is taken as 0; `input_gram` None
-    stands for S = I.
+    c/2 ||(W_{L:1} - M) F||_F^2 + c/2 (||Y||_F^2 - <M, Phi>). M and F have no components in the null space of
+    S. Without `output_norm_squared` the second term, which does not depend on W, is taken as 0.
 
     Parameters
     ----------
@@ -113,7 +112,7 @@ def loss(
 
 
 def least_squares(target: Array, input_gram: Array | None) -> Array:
-    """Return the M of least norm with M S = Phi.
+    """Return the M of minimal norm with M S = Phi.
 
     Parameters
     ----------
@@ -125,7 +124,7 @@ def least_squares(target: Array, input_gram: Array | None) -> Array:
     Returns
     -------
     (d_L, d_0) array
-        M = Phi S^+; Phi where S is the identity.
+        M = Phi S^+; Phi if S is the identity.
 
     Notes
     -----
@@ -238,12 +237,13 @@ def train_dense(
 ) -> Iterator[tuple[float, list[Array]]]:
     """Yield (loss, weights) of gradient descent at t = 0, 1, .., `steps`.
 
-    All layers at once: V_l <- mu_l V_l + G_l + lambda_l W_l, then W_l <- W_l - eta_l V_l; V_l(0) = 0.
+    All layers are updated simultaneously: V_l <- mu_l V_l + G_l + lambda_l W_l, then W_l <- W_l - eta_l V_l;
+    V_l(0) = 0.
 
     Parameters
     ----------
     weights : sequence of (d_l, d_{l-1}) arrays
-        W_1(0) .. W_L(0); left as they are.
+        W_1(0) .. W_L(0); they are not changed.
     target : (d_L, d_0) array
         Phi = Y X^T.
     input_gram : (d_0, d_0) array or None
@@ -255,13 +255,13 @@ def train_dense(
     steps : int
         Number of updates.
     output_norm_squared : float or None
-        ||Y||_F^2, for the part of the loss that no weights remove.
+        ||Y||_F^2, for the part of the loss that does not depend on the weights.
 
     Yields
     ------
     loss : float
     weights : list of arrays
-        At t = 0 .. `steps`.
+        W_1(t) .. W_L(t), at t = 0 .. `steps`.
 
     Notes
     -----
@@ -279,12 +279,12 @@ def train_dense(
         yield _excess_loss(end_to_end(now), solution, factor, loss_scale) + floor, now
 
 
-# Matrices known in part: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for observed entries
-# (a 0/1 array Omega), sum_i (<A_i, W_{L:1}> - y_i) A_i for measurements.
+# Partial observations of a matrix: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for
+# observed entries (a 0/1 array Omega), and sum_i (<A_i, W_{L:1}> - y_i) A_i for measurements.
 
 
 def observed_residual(product: Array, target: Array, mask: Array) -> Array:
-    """Return E = Omega * (W_{L:1} - Phi); the loss is c/2 ||E||_F^2. Phi is not looked at elsewhere.
+    """Return E = Omega * (W_{L:1} - Phi); the loss is c/2 ||E||_F^2. Other entries of Phi are ignored.
 
     Parameters
     ----------
@@ -339,14 +339,14 @@ def train_observed(
     weight_decay: Sequence[float],
     momentum: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Yield (loss, weights) as `train_dense` does, of descent on c/2 ||Omega * (W_{L:1} - Phi)||_F^2.
+    """Yield (loss, weights) of gradient descent on c/2 ||Omega * (W_{L:1} - Phi)||_F^2; see `train_dense`.
 
     Parameters
     ----------
     weights : sequence of (d_l, d_{l-1}) arrays
         W_1(0) .. W_L(0).
     target, mask : (d_L, d_0) array
-        Phi, and where it is observed.
+        Phi, and Omega, which is nonzero where Phi is observed.
     loss_scale : float
         c.
     learning_rate, weight_decay, momentum : sequence of float
@@ -358,7 +358,7 @@ def train_observed(
     ------
     loss : float
     weights : list of arrays
-        At t = 0 .. `steps`.
+        W_1(t) .. W_L(t), at t = 0 .. `steps`.
 
     Notes
     -----
@@ -369,7 +369,7 @@ def train_observed(
         error = observed_residual(product, target, mask)
         return _squared_norm(error), error
 
-    return _train_on(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
+    return _descend(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
 
 
 def train_measured(
@@ -383,7 +383,7 @@ def train_measured(
     weight_decay: Sequence[float],
     momentum: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Yield (loss, weights) as `train_dense` does, of descent on c/2 sum_i (<A_i, W_{L:1}> - y_i)^2.
+    """Yield (loss, weights) of gradient descent on c/2 sum_i (<A_i, W_{L:1}> - y_i)^2; see `train_dense`.
 
     Parameters
     ----------
@@ -404,7 +404,7 @@ def train_measured(
     ------
     loss : float
     weights : list of arrays
-        At t = 0 .. `steps`.
+        W_1(t) .. W_L(t), at t = 0 .. `steps`.
 
     Notes
     -----
@@ -415,17 +415,20 @@ def train_measured(
         misfit = measured_residual(product, operators, values)
         return _squared_norm(misfit), np.einsum("m,mij->ij", misfit, operators)
 
-    return _train_on(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
+    return _descend(weights, residual, loss_scale, steps, learning_rate, weight_decay, momentum)
 
 
-def _train_on(
+def _descend(
     weights: Sequence[Array],
     residual: Callable[[Array], tuple[float, Array]],
     loss_scale: float,
     steps: int,
     *rates: Sequence[float],
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Descend on c/2 of a sum of squares, given with half its gradient with respect to W_{L:1}."""
+    """Run gradient descent on c/2 times a sum of squares.
+
+    ``residual(W_{L:1})`` returns the sum of squares, and half its gradient with respect to W_{L:1}.
+    """
     now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
     velocities: list[Array] = [np.zeros_like(weight) for weight in now]
     settings = list(zip(*rates, strict=True))
@@ -448,7 +451,7 @@ def _heavy_ball(
     slopes: Sequence[Value],
     settings: Sequence[tuple[float, float, float]],
 ) -> tuple[list[Value], list[Value]]:
-    """Return the values W_l and velocities V_l after one update of all layers with (eta, lambda, mu)_l."""
+    """Update all layers by heavy ball with (eta, lambda, mu)_l; return new values W_l and velocities V_l."""
     new_values: list[Value] = []
     new_velocities: list[Value] = []
     for value, velocity, slope, (eta, decay, mu) in zip(values, velocities, slopes, settings, strict=True):
@@ -464,7 +467,7 @@ def _heavy_ball(
 
 
 def active_subspaces(weights0: Sequence[Array], scales: Sequence[float], target: Array) -> list[Array]:
-    """Return orthonormal bases A_0 .. A_L of the subspaces in which all learning happens.
+    """Return orthonormal bases A_0 .. A_L of the active subspaces, by the formula of the theorem.
 
     With Phi = U Sigma V^T of rank r: A_0 = orth[V, Q_{L:1}^T U] in case 1, orth[V, Q_{L:1}^T] in case 2;
     A_l = Q_l A_{l-1}, except A_L = I in case 2.
@@ -487,10 +490,10 @@ def active_subspaces(weights0: Sequence[Array], scales: Sequence[float], target:
     -----
     Cost: O(L d^3). arXiv:2306.01154, Theorem 1.
     """
-    rotations = _rotations(weights0, scales)
+    rotations = _check_rotations(weights0, scales)
     whole = end_to_end(rotations)
     left, values, right_t = np.linalg.svd(target, full_matrices=False)
-    rank = _rank(values, target.shape)
+    rank = _count_rank(values, target.shape)
     if _is_square(weights0):
         bases = [_orthonormal_basis(np.hstack([right_t[:rank].T, whole.T @ left[:, :rank]]))]
     else:
@@ -504,11 +507,10 @@ def active_subspaces(weights0: Sequence[Array], scales: Sequence[float], target:
 def closed_subspaces(
     weights0: Sequence[Array], target: Array, input_gram: Array | None, tolerance: float = 1e-10
 ) -> list[Array]:
-    """Return bases of the smallest subspaces A_0 .. A_L that gradient descent keeps, whatever the weights.
+    """Return bases of the smallest invariant subspaces A_0 .. A_L of gradient descent, for any weights.
 
     They contain the row and column spaces of Phi, and W_l(0) A_{l-1} lies in A_l, W_l(0)^T A_l in A_{l-1},
-    S A_0 in A_0: images are added until no dimension changes. Directions below `tolerance`, relative to
-    their map, do not count.
+    S A_0 in A_0. Images are added until no dimension changes.
 
     Parameters
     ----------
@@ -519,7 +521,7 @@ def closed_subspaces(
     input_gram : (d_0, d_0) array or None
         S; None for the identity.
     tolerance : float
-        Relative to the norm of each map.
+        Norm, relative to that of the map, up to which a direction counts as zero.
 
     Returns
     -------
@@ -531,7 +533,7 @@ def closed_subspaces(
     Cost: O(L d^3) for each direction that is found.
     """
     left, values, right_t = np.linalg.svd(target, full_matrices=False)
-    rank = _rank(values, target.shape)
+    rank = _count_rank(values, target.shape)
     bases: list[Array] = [np.empty((weights0[0].shape[1], 0)), *(np.empty((len(w), 0)) for w in weights0)]
     bases[0], bases[-1] = right_t[:rank].T, left[:, :rank]
     while True:
@@ -563,17 +565,17 @@ def train_reduced(
     weight_decay: Sequence[float],
     momentum: Sequence[float],
 ) -> Iterator[tuple[float, list[Array], list[float]]]:
-    """Yield (loss, cores Wt_l, scalars rho_l) at t = 0, 1, .., `steps`: the run of `train_dense`, reduced.
+    """Yield (loss, cores Wt_l, scalars rho_l) at t = 0, 1, .., `steps`: the reduced form of `train_dense`.
 
-    The cores descend towards Phit = A_L^T Phi A_0 like a small network of their own, with the gradient
+    The cores are trained as a small network with the target Phit = A_L^T Phi A_0 and the gradient
     c Wt_{L:l+1}^T (Wt_{L:1} - Phit) Wt_{l-1:1}^T. They start from A_l^T W_l(0) A_{l-1}, which is epsilon_l I
-    (but for l = L in case 2).
+    (except for l = L in case 2).
 
-    The rest of layer l is a multiple rho_l of its initial rotation, rho_l(0) = epsilon_l. In case 1 the
-    gradient of rho_l is c rho_l prod_{k != l} rho_k^2, so without momentum
+    On the complement, layer l is a multiple rho_l of its initial rotation, rho_l(0) = epsilon_l. In case 1
+    the gradient of rho_l is c rho_l prod_{k != l} rho_k^2, so without momentum
     rho_l <- rho_l (1 - eta_l lambda_l - c eta_l prod_{k != l} rho_k^2). In case 2 it is 0, so that without
-    momentum rho_l = epsilon_l (1 - eta_l lambda_l)^t, for l < L only: W_L has no such rest. Each rho_l has
-    its own velocity.
+    momentum rho_l = epsilon_l (1 - eta_l lambda_l)^t, for l < L only: W_L is 0 on the complement. Each rho_l
+    has its own velocity.
 
     Parameters
     ----------
@@ -582,39 +584,41 @@ def train_reduced(
     bases
         A_0 .. A_L from `active_subspaces`.
     loss_scale, learning_rate, steps, weight_decay, momentum
-        As in `train_dense`.
+        Same meaning as in `train_dense`.
 
     Yields
     ------
     loss : float
     cores : list of (a_l, a_{l-1}) arrays
     rho : list of float
-        At t = 0 .. `steps`.
+        Wt_l(t) and rho_l(t), at t = 0 .. `steps`.
 
     Notes
     -----
     Cost: O(L a^3) per step for active dimension a, and O(L d^2 a) before the first. arXiv:2306.01154,
     Theorem 1.
     """
-    square = _is_square(weights0)
+    is_square = _is_square(weights0)
     dim, active_dim = bases[0].shape
     small_target = bases[-1].T @ target @ bases[0]
     cores: list[Array] = [
         above.T @ weight @ below for above, weight, below in zip(bases[1:], weights0, bases[:-1], strict=True)
     ]
-    rho = [float(scale) for scale in (scales if square else scales[:-1])]
+    rho = [float(scale) for scale in (scales if is_square else scales[:-1])]
     core_velocities = [np.zeros_like(core) for core in cores]
     rho_velocities = [0.0 for _ in rho]
     settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
     for step in range(steps + 1):
         if step > 0:
             core_slopes = gradients(cores, small_target, None, loss_scale)
-            rho_slopes = [_rho_slope(rho, layer, loss_scale) if square else 0.0 for layer in range(len(rho))]
+            rho_slopes = [
+                _rho_slope(rho, layer, loss_scale) if is_square else 0.0 for layer in range(len(rho))
+            ]
             cores, core_velocities = _heavy_ball(cores, core_velocities, core_slopes, settings)
             rho, rho_velocities = _heavy_ball(rho, rho_velocities, rho_slopes, settings[: len(rho)])
-        rest = (dim - active_dim) * math.prod(rho) ** 2 if square else 0.0
+        complement_norm_squared = (dim - active_dim) * math.prod(rho) ** 2 if is_square else 0.0
         small_loss = _excess_loss(end_to_end(cores), small_target, None, loss_scale)
-        yield small_loss + loss_scale / 2 * rest, cores, rho
+        yield small_loss + loss_scale / 2 * complement_norm_squared, cores, rho
 
 
 def reconstruct(
@@ -688,13 +692,14 @@ def singular_values(weight: Array) -> Array:
 
 
 def limit_vectors(weight0: Array, gradient0: Array, scale: float) -> tuple[Array, Array]:
-    """Return the singular vectors (U, V) of W(t) as t -> 0+; those of W(0) = epsilon Q are arbitrary.
+    """Return the limits (U, V) of the singular vectors of W(t) for t -> 0+.
 
-    To first order W(t)^T W(t) = epsilon^2 I + 2 epsilon t sym(-Q^T G), sym(M) = (M + M^T) / 2: for Q with
-    orthonormal columns the right vectors are the eigenvectors of sym(-Q^T G), and u = Q v; for Q with
-    orthonormal rows the left ones are those of sym(-G Q^T), and v = Q^T u. Weight decay only shifts the
-    eigenvalues. Both have min(d_l, d_{l-1}) columns, ordered by descending eigenvalue, as the singular
-    values will be; signs, and bases of repeated eigenvalues, are arbitrary.
+    (Those of W(0) = epsilon Q itself are arbitrary.) To first order
+    W(t)^T W(t) = epsilon^2 I + 2 epsilon t sym(-Q^T G), sym(M) = (M + M^T) / 2. For Q with orthonormal
+    columns the right vectors are the eigenvectors of sym(-Q^T G), and u = Q v; for Q with orthonormal rows
+    the left vectors are those of sym(-G Q^T), and v = Q^T u. Weight decay only shifts the eigenvalues. Both
+    have min(d_l, d_{l-1}) columns in the order of descending eigenvalues, which is that of the singular
+    values for t > 0; signs, and bases of repeated eigenvalues, are arbitrary.
 
     Parameters
     ----------
@@ -724,8 +729,8 @@ def limit_vectors(weight0: Array, gradient0: Array, scale: float) -> tuple[Array
 def angle(vectors: Array, others: Array) -> Array:
     """Return the angle in [0, pi/2] between the lines along x and y, column by column, for unit columns.
 
-    ``2 atan2(||x - s y||, ||x + s y||)`` with s the sign of <x, y>; ``arccos |<x, y>|`` would lose half the
-    digits.
+    ``2 atan2(||x - s y||, ||x + s y||)`` with s the sign of <x, y>; for small angles ``arccos |<x, y>|``
+    would lose half of the digits.
 
     Parameters
     ----------
@@ -735,7 +740,7 @@ def angle(vectors: Array, others: Array) -> Array:
     Returns
     -------
     (k,) array
-        Radians.
+        Angles in radians.
 
     Notes
     -----
@@ -750,20 +755,21 @@ def angle(vectors: Array, others: Array) -> Array:
 def principal_angles(basis: Array, other: Array) -> Array:
     """Return the principal angles, ascending, between the spans of two matrices with orthonormal columns.
 
-    The cosines are the singular values of U^T V, the sines those of (I - U U^T) V, where U has at least
-    as many columns as V. Cosines alone lose half the digits of small angles, sines of those near pi/2.
+    The cosines are the singular values of U^T V, the sines those of (I - U U^T) V, where U has at least as
+    many columns as V. The cosines alone would lose half of the digits of small angles, the sines those of
+    angles near pi/2.
 
     Parameters
     ----------
     basis : (d, k) array
         U, orthonormal columns.
     other : (d, j) array
-        V, likewise.
+        V, orthonormal columns.
 
     Returns
     -------
     (min(k, j),) array
-        Radians.
+        Angles in radians.
 
     Notes
     -----
@@ -780,20 +786,20 @@ def principal_angles(basis: Array, other: Array) -> Array:
 def vector_angles(vectors: Array, reference: Array, rank: int) -> Array:
     """Return k angles between the singular vectors in two (d, k) arrays with orthonormal columns.
 
-    The first r and the last r vectors are compared one by one; those between belong to one repeated
-    singular value, so they share the largest principal angle between the two subspaces that they span.
+    The first r and the last r vectors are compared one by one. The others belong to one repeated singular
+    value, so they share the largest principal angle between the two subspaces that they span.
 
     Parameters
     ----------
     vectors, reference : (d, k) array
         Orthonormal columns.
     rank : int
-        r.
+        r, the number of vectors at either end that are compared one by one.
 
     Returns
     -------
     (k,) array
-        Radians.
+        Angles in radians.
 
     Notes
     -----
@@ -806,11 +812,11 @@ def vector_angles(vectors: Array, reference: Array, rank: int) -> Array:
     return angles
 
 
-# Small pieces.
+# Helpers.
 
 
 def _product(factors: Sequence[Array], dim: int) -> Array:
-    """Return the last factor times .. times the first, the identity of size `dim` if there is none."""
+    """Return the product of the last factor .. the first, or the identity of size `dim` without factors."""
     result = np.eye(dim)
     for factor in factors:
         result = factor @ result
@@ -822,17 +828,17 @@ def _squared_norm(matrix: Array) -> float:
 
 
 def _cutoff(input_gram: Array) -> float:
-    """Return the share of the largest eigenvalue of S up to which rounding hides the others."""
+    """Return the size of rounding errors of the eigenvalues of S, relative to the largest eigenvalue."""
     return len(input_gram) * float(np.finfo(np.float64).eps)
 
 
 def _input_factor(input_gram: Array | None) -> Array | None:
-    """Return F with F F^T = S, as many columns as S has rank."""
+    """Return F with F F^T = S and rank(S) columns."""
     if input_gram is None:
         return None
     eigenvalues, vectors = np.linalg.eigh(input_gram)
-    kept = eigenvalues > _cutoff(input_gram) * eigenvalues[-1]
-    factor: Array = vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    keep = eigenvalues > _cutoff(input_gram) * eigenvalues[-1]
+    factor: Array = vectors[:, keep] * np.sqrt(eigenvalues[keep])
     return factor
 
 
@@ -853,28 +859,28 @@ def _is_square(weights: Sequence[Array]) -> bool:
     return bool(weights[-1].shape[0] == weights[-1].shape[1])
 
 
-def _rotations(weights0: Sequence[Array], scales: Sequence[float]) -> list[Array]:
-    """Return Q_l = W_l(0) / epsilon_l, checked to be what the theorem asks for."""
+def _check_rotations(weights0: Sequence[Array], scales: Sequence[float]) -> list[Array]:
+    """Return Q_l = W_l(0) / epsilon_l; raise AssumptionError unless the theorem applies to them."""
     rotations = [weight / scale for weight, scale in zip(weights0, scales, strict=True)]
     identity = np.eye(weights0[0].shape[1])
     for layer, rotation in enumerate(rotations if _is_square(weights0) else rotations[:-1], start=1):
         if rotation.shape != identity.shape or not np.allclose(rotation.T @ rotation, identity, 0, 1e-6):
             raise AssumptionError(
-                f"weights0: W_{layer}(0) has shape {rotation.shape} and is not scales[{layer - 1}] times an "
-                f"orthogonal matrix; wanted that, of shape {identity.shape}, for all layers but a last one "
+                f"weights0: W_{layer}(0) of shape {rotation.shape} is not scales[{layer - 1}] times an "
+                f"orthogonal matrix of shape {identity.shape}; wanted this for all layers, except a last one "
                 "with another number of rows"
             )
     return rotations
 
 
-def _rank(values: Array, shape: tuple[int, ...]) -> int:
-    """Return how many of the descending singular `values` stand above the rounding of the largest."""
+def _count_rank(values: Array, shape: tuple[int, ...]) -> int:
+    """Return the number of the descending singular `values` above the rounding error of the largest."""
     return int(np.sum(values > max(shape) * np.finfo(np.float64).eps * values[0])) if len(values) else 0
 
 
 def _orthonormal_basis(matrix: Array) -> Array:
     left, values, _ = np.linalg.svd(matrix, full_matrices=False)
-    return left[:, : _rank(values, matrix.shape)]
+    return left[:, : _count_rank(values, matrix.shape)]
 
 
 def _descending_eigenvectors(matrix: Array) -> Array:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Closed forms for gradient descent on deep linear networks, to draw beside what was measured.
+"""Closed forms for gradient descent on deep linear networks, for comparison with measurements.
 
 Symbols: L layers, initial scale eps (W_l(0) = eps Q_l), loss c/2 ||W_{L:1} - Phi||_F^2 for whitened inputs,
-learning rate eta, no weight decay and no momentum unless they are among the arguments.
+learning rate eta. There is no weight decay and no momentum, unless they are among the arguments.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ __all__ = [
 def rho_flow(
     time: npt.ArrayLike, scale: float, n_layers: int, loss_scale: float, learning_rate: float
 ) -> npt.NDArray[np.float64]:
-    r"""Return the middle singular value of square layers under gradient flow.
+    r"""Return the repeated singular value rho of square layers under gradient flow.
 
     .. math::
         \rho(t) = \left(\epsilon^{-(2L-2)} + (2L-2)\, c \eta t\right)^{-1/(2L-2)},
 
-    the solution of rho' = -c eta rho^{2L-1}, rho(0) = eps; for L = 1 its limit eps exp(-c eta t). The d - 2r
-    equal singular values that a target of rank r leaves in a square d x d layer follow it, up to
+    the solution of rho' = -c eta rho^{2L-1}, rho(0) = eps; for L = 1 its limit eps exp(-c eta t). For a
+    target of rank r, d - 2r singular values of a square d x d layer are equal to rho(t), up to
     O(learning rate). With a wide last layer they stay at eps instead.
 
     Parameters
     ----------
     time : array_like
-        t >= 0, in steps of gradient descent (need not be whole).
+        t >= 0, in steps of gradient descent; fractions are allowed.
     scale : float
         eps, the same for all layers.
     n_layers : int
@@ -75,11 +75,11 @@ def rho_flow(
     Raises
     ------
     ValueError
-        For negative or non-finite times, scales and rates.
+        If a time, a scale or a rate is negative or not finite.
 
     Notes
     -----
-    Cost: O(1) per time. Without overflow for small scales and many layers. Continuous-time form of the
+    Cost: O(1) per time. There is no overflow for small scales and many layers. Continuous-time form of the
     recursion in Yaras et al. 2023, arXiv:2306.01154, Theorem 1.
 
     Examples
@@ -97,8 +97,8 @@ def rho_flow(
     eps = check_scale(scale, "scale")
     rate = check_scale(loss_scale, "loss_scale") * check_scale(learning_rate, "learning_rate")
     exponent = 2 * check_count(n_layers, "n_layers") - 2
-    # rho = eps exp(-log1p(x) / (2L - 2)) with x = (2L - 2) c eta t eps^(2L - 2): log1p(x) / (2L - 2) keeps
-    # its digits for small x, and tends to c eta t for L = 1.
+    # rho = eps exp(-log1p(x) / (2L - 2)) with x = (2L - 2) c eta t eps^(2L - 2): log1p(x) / (2L - 2) is
+    # accurate for small x, and tends to c eta t for L = 1.
     with np.errstate(over="ignore", invalid="ignore"):
         growth = rate * times * np.float64(eps) ** exponent
     if not np.isfinite(growth).all():
@@ -108,24 +108,24 @@ def rho_flow(
 
 
 class FirstOrderSplit(NamedTuple):
-    """How the singular values of one layer leave eps_l in the first step: by eta times a rate each."""
+    """Rates of change of the singular values of one layer in the first step: sigma_i = eps_l + eta rate."""
 
     #: (a,) d sigma_i / d eta at eta = 0 of the active singular values, descending.
     rates: npt.NDArray[np.float64]
-    #: The rate of all others, which stay together.
+    #: Rate of all other singular values, which stay equal.
     rest: float
-    #: How many others there are.
+    #: Number of these other singular values.
     multiplicity: int
-    #: How many of `rates` are above `rest`, and how many below.
+    #: Number of `rates` above `rest`, and number below.
     n_rising: int
     n_falling: int
-    #: (d_l, a) and (d_{l-1}, a), the singular vectors u_i(0+) and v_i(0+) that belong to `rates`.
+    #: (d_l, a) and (d_{l-1}, a), the singular vectors u_i(0+) and v_i(0+) of `rates`.
     left: npt.NDArray[np.float64]
     right: npt.NDArray[np.float64]
 
 
 def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer: int) -> FirstOrderSplit:
-    r"""Return which singular values of a square layer rise in the first step, which fall, and how fast.
+    r"""Return the rates at which the singular values of a square layer rise and fall in the first step.
 
     From W_l(0) = eps_l Q_l one step of gradient descent leads to the singular values
 
@@ -135,17 +135,17 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
         \quad M = Q_{L:1}^T,\; P = \prod_k \epsilon_k,
 
     in the same order for every layer, and to singular vectors that do not depend on eta: the limits for
-    t -> 0+, carried from layer to layer by the Q_l.
+    t -> 0+, which the Q_l map from layer to layer.
 
     Parameters
     ----------
     problem : Problem
-        With white inputs; Phi has rank r.
+        Problem with white inputs; Phi has rank r.
     weights : sequence of array_like
-        W_1(0) .. W_L(0), scaled rotations; the last one may be wide, K x d (then eps_L Q_L stands for it in
-        the formula, and it need not have orthonormal rows).
+        W_1(0) .. W_L(0), scaled rotations; the last one may be wide, K x d (then eps_L Q_L in the formula is
+        W_L(0), which need not have orthonormal rows).
     layer : int
-        l, of a square layer.
+        Number l of a square layer.
 
     Returns
     -------
@@ -155,27 +155,27 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     Raises
     ------
     AssumptionError
-        For inputs that are not white, and layers that are not scaled rotations.
+        If the inputs are not white, or a layer is not a scaled rotation.
     ShapeError
-        For weights that are not d x d, or K x d with K < d for the last one.
+        If a layer is not d x d, or the last one not K x d with K < d.
     ValueError
-        For a layer that is out of range, or the wide last one.
+        If the layer is out of range, or is the wide last one.
 
     Notes
     -----
     *Square layers.* M M^T = I, so mu_i = (c P / eps_l)(nu_i - P) with the eigenvalues nu_i of
     sym(M Phi), which are those of sym(Phit), Phit = A_L^T Phi A_0, and zeros. With x in the span of V and
     Q_{L:1}^T U, x^T M Phi x = <a, b> for the independent coordinates a = U^T M^T x and b = Sigma V^T x:
-    signature (r, r). So r singular values rise, r fall, and d - 2r move together with
-    ``rest`` = -c P^2 / eps_l, slowly: above or below that is what is counted.
+    signature (r, r). So r singular values rise, r fall, and d - 2r change slowly and stay equal, at the rate
+    ``rest`` = -c P^2 / eps_l. Rising and falling are relative to this rate.
 
     *Wide last layer.* With y = M^T x in R^K and z = Phi x,
-    ``x^T (..) x = <y, z> - P |y|^2 = |z|^2 / (4 P) - P |y - z / (2 P)|^2``, where z takes r dimensions and
-    y all K: r singular values rise, K fall and d - r - K do not move at all, ``rest`` = 0.
+    ``x^T (..) x = <y, z> - P |y|^2 = |z|^2 / (4 P) - P |y - z / (2 P)|^2``, where z has r dimensions and
+    y all K: r singular values rise, K fall and d - r - K do not change, ``rest`` = 0.
 
-    In both cases this takes V and Q_{L:1}^T U (or all rows of Q_{L:1}) as independent, which aligned weights
-    are not: there no more than r values move in square layers, and all of them rise. Weight decay subtracts
-    eta lambda eps_l from all values; momentum does not act yet. Computed by
+    Both cases assume that V and Q_{L:1}^T U (or all rows of Q_{L:1}) are linearly independent, which is not
+    true for aligned weights: then at most r values change in square layers, and all of them rise. Weight
+    decay subtracts eta lambda eps_l from all values; momentum has no effect on the first step. Computed by
     `dlnfast.reference.limit_vectors` on the reduced network, O(L d^3). Yaras et al. 2023, arXiv:2306.01154.
 
     Examples
@@ -191,8 +191,8 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
         raise AssumptionError("input_gram (S) is not the identity; wanted white inputs")
     matrices = _layers(problem, weights)
     index = check_count(layer, "layer", maximum=len(matrices)) - 1
-    square = problem.dim_out == problem.dim_in
-    if index == len(matrices) - 1 and not square:
+    is_square = problem.dim_out == problem.dim_in
+    if index == len(matrices) - 1 and not is_square:
         raise ValueError(f"layer is {layer}, the wide last one; wanted a square layer")
     scales = [scale_of(weight) for weight in matrices]
     if 0.0 in scales or not np.isfinite(scales).all():
@@ -204,33 +204,33 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     left, right = plain.limit_vectors(cores[index], gradients[index], scales[index])
     # sigma_i = u_i^T W v_i, to first order with the vectors of the limit.
     rates = -np.sum(left * (gradients[index] @ right), axis=0)
-    rest = -problem.loss_scale * float(np.prod(scales)) ** 2 / scales[index] if square else 0.0
-    moved = rates - rest
-    rounding = 64 * np.finfo(np.float64).eps * float(np.max(np.abs(moved), initial=0.0))
+    common = -problem.loss_scale * float(np.prod(scales)) ** 2 / scales[index] if is_square else 0.0
+    relative = rates - common
+    rounding = 64 * np.finfo(np.float64).eps * float(np.max(np.abs(relative), initial=0.0))
     return FirstOrderSplit(
         rates=rates,
-        rest=rest,
+        rest=common,
         multiplicity=problem.dim_in - len(rates),
-        n_rising=int(np.sum(moved > rounding)),
-        n_falling=int(np.sum(moved < -rounding)),
+        n_rising=int(np.sum(relative > rounding)),
+        n_falling=int(np.sum(relative < -rounding)),
         left=bases[index + 1] @ left,
         right=bases[index] @ right,
     )
 
 
 def _layers(problem: Problem, weights: Sequence[npt.ArrayLike]) -> list[FloatArray]:
-    """Return W_1 .. W_L as float64: d x d, the last one d_L x d with d_L <= d."""
-    given = as_list(weights, "weights", "a list of matrices, W_1 .. W_L")
-    count, dim = len(given), problem.dim_in
+    """Convert W_1 .. W_L to float64; they have to be d x d, the last one d_L x d with d_L <= d."""
+    items = as_list(weights, "weights", "a list of matrices, W_1 .. W_L")
+    count, dim = len(items), problem.dim_in
     if count == 0 or problem.dim_out > dim:
         raise ShapeError(
-            f"weights holds {count} layers from {dim} to {problem.dim_out}; wanted at least one, and no more "
-            "outputs than inputs"
+            f"weights has {count} layers from {dim} to {problem.dim_out} dimensions; wanted at least one "
+            "layer, and no more outputs than inputs"
         )
     rows = [dim] * (count - 1) + [problem.dim_out]
     return [
         as_matrix(weight, f"weights[{i}]", shape=(rows[i], dim), dtype=np.float64, symbol=f"W_{i + 1}")
-        for i, weight in enumerate(given)
+        for i, weight in enumerate(items)
     ]
 
 
@@ -245,7 +245,7 @@ def aligned_modes(
     weight_decay: float | Sequence[float] = 0.0,
     momentum: float | Sequence[float] = 0.0,
 ) -> npt.NDArray[np.float64]:
-    r"""Return gradient descent from aligned layers, which is one scalar recursion per layer and mode.
+    r"""Return the modes of gradient descent from aligned layers, by a scalar recursion per layer and mode.
 
     .. math::
         s_{l,i} \leftarrow (1 - \eta_l \lambda_l) s_{l,i}
@@ -257,8 +257,8 @@ def aligned_modes(
     Parameters
     ----------
     singular_values : array_like, shape (r,)
-        sigma_i of Phi, none negative. A 0 stands for the directions of square layers in which Phi vanishes:
-        its recursion is that of rho. (Below a wide last layer those that W_L does not see stay at eps.)
+        sigma_i of Phi, none negative. A 0 gives the recursion of rho, for directions of square layers in
+        which Phi vanishes. (Below a wide last layer, directions that W_L maps to 0 stay at eps.)
     n_layers : int
         L.
     steps : int
@@ -272,15 +272,15 @@ def aligned_modes(
     Returns
     -------
     ndarray of float64, shape (T + 1, L, r)
-        s_{l,i}(t); a mode of the whole network is their product over l. Signed: the singular values are the
-        magnitudes. Infinite or NaN where it diverges.
+        s_{l,i}(t); a mode of the whole network is their product over l. The modes have signs: the singular
+        values are their magnitudes. Infinite or NaN after divergence.
 
     Raises
     ------
     ShapeError
-        For a number of values per layer that is not L.
+        If the number of values per layer is neither 1 nor L.
     ValueError
-        For parameters out of their range.
+        If a parameter is out of range.
 
     Notes
     -----
@@ -305,15 +305,16 @@ def aligned_modes(
     modes[0] = per_layer(scale, "scale (eps)", depth)[:, np.newaxis]
     velocity = np.zeros((depth, sigma.size))
     with np.errstate(over="ignore", invalid="ignore"):
-        for now, after in pairwise(modes):
-            others = _products_of_others(now)
-            velocity = inertia * velocity + rate * others * (others[0] * now[0] - sigma) + decay * now
-            after[:] = now - eta * velocity
+        for current, following in pairwise(modes):
+            others = _multiply_others(current)
+            slope = rate * others * (others[0] * current[0] - sigma)
+            velocity = inertia * velocity + slope + decay * current
+            following[:] = current - eta * velocity
     return modes
 
 
-def _products_of_others(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return, row by row, the product of all other rows, without dividing."""
+def _multiply_others(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return, for each row, the product of all other rows, without division."""
     result = np.ones_like(values)
     result[1:] = np.cumprod(values[:-1], axis=0)
     result[:-1] *= np.cumprod(values[:0:-1], axis=0)[::-1]
@@ -329,19 +330,20 @@ def compression_law(
     samples_per_class: int,
     output_multiplier: float = 1.0,
 ) -> npt.NDArray[np.float64]:
-    r"""Return the compression C_l of the features of a trained linear classifier, geometric in the depth.
+    r"""Return the compression C_l of the features of a trained linear classifier, geometric in l.
 
     .. math::
         C_l = C_0 \left(\frac{\epsilon^2 a^{2/L}}{n^{1/L}}\right)^l, \qquad
         C_0 = \frac{1 - 1/n}{1/n - 1/N}, \qquad l = 0, \dots, L - 1,
 
-    for orthonormal samples X (N = K n), targets Y = I_K (x) 1_n^T, loss ||a W_{L:1} X - Y||_F^2 up to a
-    factor, layers of orthogonal initialisation with scale eps, trained to convergence without weight decay.
+    for orthonormal samples X (N = K n), targets Y = I_K (x) 1_n^T, a loss proportional to
+    ||a W_{L:1} X - Y||_F^2, and layers of orthogonal initialisation with scale eps, trained to convergence
+    without weight decay.
 
     Parameters
     ----------
     layer : array_like of int
-        l from 0, the inputs, to L - 1. (After the last layer the classes are collapsed completely.)
+        Number l of the layer, from 0, the inputs, to L - 1. (After the last layer, C_L = 0.)
     scale : float
         eps.
     n_layers : int
@@ -359,26 +361,27 @@ def compression_law(
     Raises
     ------
     ValueError
-        For layers outside 0 .. L - 1 and parameters out of their range.
+        If a layer is outside 0 .. L - 1, or a parameter is out of range.
 
     Notes
     -----
     Cost: O(1) per layer. Wang et al. 2025, arXiv:2311.02960.
 
-    The law takes all N - K directions within classes as frozen at eps. In fact K of them shrink while the
-    classes are learned: for small eps and d = N, trained networks lie between (N - 2K) / (N - K) times the
-    law and the law, further below it in later layers, and their fitted rates 1 to 3 per cent below. Before
-    convergence the last layers lie above: the mean loss has to be about 1e-8, not 1e-6.
+    The formula assumes that the singular values of all N - K directions within classes stay at eps. In fact K
+    of them shrink during training: for small eps and d = N, the compression of trained networks is between
+    (N - 2K) / (N - K) times this value and this value, and is lower in later layers; fitted rates are 1 to 3
+    per cent lower. Before convergence the last layers have larger values: the mean loss has to be about 1e-8,
+    not 1e-6.
 
     Examples
     --------
     >>> from dlnfast.theory import compression_law
-    >>> law = compression_law([0, 1], scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
-    >>> print(law[0], round(law[1] / law[0], 4))
+    >>> expected = compression_law([0, 1], scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
+    >>> print(expected[0], round(expected[1] / expected[0], 4))
     11.25 0.1875
     """
     depth = check_count(n_layers, "n_layers")
-    layers = _layer_numbers(layer, 0, depth - 1, f", the inputs of the {depth} layers")
+    layers = _check_layers(layer, 0, depth - 1, f", the inputs of the {depth} layers")
     count = check_count(samples_per_class, "samples_per_class")
     total = count * check_count(n_classes, "n_classes", minimum=2)
     multiplier = check_scale(output_multiplier, "output_multiplier", strict=True)
@@ -386,30 +389,31 @@ def compression_law(
     with np.errstate(over="ignore"):
         ratio = np.float64(multiplier) ** 2 / count
         rate = np.float64(check_scale(scale, "scale")) ** 2 * ratio ** (1 / depth)
-        law = np.asarray(initial * rate ** layers.astype(np.float64))
-    if not np.isfinite(law).all():
-        raise ValueError("scale or output_multiplier is so large that the law overflows")
-    return law
+        compression = np.asarray(initial * rate ** layers.astype(np.float64))
+    if not np.isfinite(compression).all():
+        raise ValueError("scale or output_multiplier is so large that C_l overflows")
+    return compression
 
 
 def discrimination_law(
     layer: npt.ArrayLike, least_squares: npt.ArrayLike | LowRank, *, n_layers: int
 ) -> npt.NDArray[np.float64]:
-    r"""Return the discrimination D_l of the features of a trained linear classifier, about linear in l.
+    r"""Return the discrimination D_l of the features of a trained linear classifier, nearly linear in l.
 
     .. math::
         D_l = 1 - \max_{k \ne k'} \frac{G_{kk'}}{\sqrt{G_{kk} G_{k'k'}}}, \qquad
         G = (M M^T)^{l/L - 1}, \qquad l = 1, \dots, L,
 
-    for one-hot targets Y = M X fitted exactly by balanced layers: the limit eps, eta -> 0 of networks trained
-    without weight decay.
+    for one-hot targets Y = M X and balanced layers that fit them exactly, which is the limit eps, eta -> 0 of
+    networks trained without weight decay.
 
     Parameters
     ----------
     layer : array_like of int
-        l from 1 to L. (At l = 0, the inputs, G would be the Gram matrix of the projected class means only.)
+        Number l of the layer, from 1 to L. (At l = 0, the inputs, G would be the Gram matrix of the projected
+        class means only.)
     least_squares : array_like, shape (K, d_x), or LowRank
-        M = Y X^+, the least-squares solution of least norm; `Problem.least_squares`. Rank K >= 2.
+        M = Y X^+, the least-squares solution of minimal norm, `Problem.least_squares`, of rank K >= 2.
     n_layers : int
         L.
 
@@ -421,28 +425,28 @@ def discrimination_law(
     Raises
     ------
     ValueError
-        For layers outside 1 .. L, fewer than two classes and an M of rank below K.
+        If a layer is outside 1 .. L, there are fewer than two classes, or the rank of M is below K.
 
     Notes
     -----
-    With balanced layers W_{l:1}^T W_{l:1} = (M^T M)^{l/L}, and M takes the class means mu to unit vectors:
+    With balanced layers W_{l:1}^T W_{l:1} = (M^T M)^{l/L}, and M maps the class means mu to unit vectors:
     mu^T (M^T M)^{l/L} mu = (M M^T)^{l/L - 1}. For samples that are orthonormal up to E = X^T X - I,
     M M^T = Y (X^T X)^{-1} Y^T is n (I - Ebar) to first order, Ebar = Y E Y^T / n, so that
     D_l = 1 - (1 - l/L) max_{k != k'} Ebar_{kk'}: linear, as in Wang et al. 2025, arXiv:2311.02960.
 
-    A finite eps leaves the last layer unbalanced by about eps^2, a finite eta all layers: in the setting of
-    that paper (eps = 0.3, L = 6, eta = 0.1) D_l differs by up to 0.011, with eps = 0.1 by up to 0.002.
-    Cost: O(K^2 d_x).
+    With a finite eps, the last layer has an imbalance of about eps^2; with a finite eta, all layers have one.
+    In the setting of that paper (eps = 0.3, L = 6, eta = 0.1) D_l differs by up to 0.011, with eps = 0.1 by
+    up to 0.002. Cost: O(K^2 d_x).
 
     Examples
     --------
     >>> from dlnfast.theory import discrimination_law
-    >>> law = discrimination_law([1, 2, 3], [[1.0, 0.0], [-0.1, 1.0]], n_layers=3)
-    >>> [round(float(value), 4) for value in law]
+    >>> expected = discrimination_law([1, 2, 3], [[1.0, 0.0], [-0.1, 1.0]], n_layers=3)
+    >>> [round(float(value), 4) for value in expected]
     [0.9335, 0.9667, 1.0]
     """
     depth = check_count(n_layers, "n_layers")
-    layers = _layer_numbers(layer, 1, depth)
+    layers = _check_layers(layer, 1, depth)
     matrix = least_squares.dense() if isinstance(least_squares, LowRank) else least_squares
     solution = as_matrix(matrix, "least_squares", dtype=np.float64, symbol="M")
     if solution.shape[0] < 2:
@@ -458,12 +462,12 @@ def discrimination_law(
 
 
 def stability_threshold(sigma: float, n_layers: int, loss_scale: float = 1.0) -> float:
-    r"""Return the learning rate above which descent oscillates around the balanced minimum.
+    r"""Return the learning rate above which gradient descent oscillates around the balanced minimum.
 
     .. math:: \eta^* = \frac{2}{c L \sigma^{2 - 2/L}},
 
-    two over the sharpness in the mode of the singular value sigma of Phi; with the largest one, two over
-    the largest eigenvalue of the Hessian.
+    which is two over the sharpness in the mode of the singular value sigma of Phi. For the largest singular
+    value it is two over the largest eigenvalue of the Hessian.
 
     Parameters
     ----------
@@ -482,12 +486,12 @@ def stability_threshold(sigma: float, n_layers: int, loss_scale: float = 1.0) ->
     Raises
     ------
     ValueError
-        For parameters out of their range.
+        If a parameter is out of range.
 
     Notes
     -----
-    Cost: O(1). At a balanced minimum every layer has the singular value sigma^{1/L}, so that moving it
-    changes the product by sigma^{1 - 1/L}. arXiv:2502.20531 studies what lies beyond.
+    Cost: O(1). At a balanced minimum every layer has the singular value sigma^{1/L}, so that a change of it
+    changes the product by sigma^{1 - 1/L} times as much. arXiv:2502.20531 studies larger learning rates.
 
     Examples
     --------
@@ -498,37 +502,37 @@ def stability_threshold(sigma: float, n_layers: int, loss_scale: float = 1.0) ->
     value = check_scale(sigma, "sigma", strict=True)
     depth = check_count(n_layers, "n_layers")
     prefactor = check_scale(loss_scale, "loss_scale", strict=True)
-    with np.errstate(over="ignore", under="ignore", divide="ignore"):  # beyond float64: 0 or infinity
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):  # the result may be 0 or infinity
         return float(2 / (prefactor * depth * np.float64(value) ** (2 - 2 / depth)))
 
 
 def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0) -> float:
-    r"""Return a learning rate that is safe from the start to the end of training: one over the sharpness.
+    r"""Return a learning rate that is stable from the start to the end of training: one over the sharpness.
 
     .. math:: \eta = \frac{1}{\max(\Lambda_\infty, \Lambda_0)},
 
-    half of the largest rate that is stable for the larger of two sharpnesses: Lambda_inf of the balanced
-    minimum, Lambda_0 of the initial weights.
+    half of the largest stable rate for the larger of two sharpnesses: Lambda_inf at the balanced minimum, and
+    Lambda_0 at the initial weights.
 
     Parameters
     ----------
     problem : Problem
-        Phi, S and c.
+        Problem with Phi, S and c.
     n_layers : int
         L.
     scale : float
         eps: the largest initial scale of a layer, ``||W_l||_F / sqrt(min(d_l, d_{l-1}))``. The default, 1, is
-        safe for smaller ones too; where the target is small against 1, the true one gives larger rates.
+        safe for smaller scales too; for a small target, the true scale gives a larger rate.
 
     Returns
     -------
     float
-        eta, without momentum. With heavy ball take (1 - mu) eta.
+        eta, without momentum. With momentum mu (heavy ball), use (1 - mu) eta.
 
     Raises
     ------
     ValueError
-        For parameters out of their range, or so large that no rate above 0 is left.
+        If a parameter is out of range, or so large that eta underflows to 0.
 
     Notes
     -----
@@ -540,7 +544,7 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
 
     with m_1 the largest singular value of M and (M^T M)^0 = I. For white inputs it is c L sigma_1^{2-2/L},
     two over `stability_threshold`; in general at most ||S|| times that, with M for Phi. Up to half of the
-    threshold, 1 / Lambda_inf, an aligned mode that grows from below never overshoots: a step moves
+    threshold, 1 / Lambda_inf, an aligned mode that grows from below never overshoots: a step changes
     x = s / sigma^{1/L} by (c eta sigma^{2-2/L}) x^{L-1} (1 - x^L) <= 1 - x.
 
     *At the start*, with W_l = eps Q_l, the Hessian is at most
@@ -548,20 +552,21 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
     .. math:: \Lambda_0 = c \left(L \|S\| \epsilon^{2L-2} + (L-1)\, \epsilon^{L-2}
         \left(\|\Phi\| + \|S\| \epsilon^L\right)\right):
 
-    the first term from the change of each layer alone, the second from pairs of layers and the residual
-    W_{L:1} S - Phi.
+    where the first term comes from changes of single layers, and the second from pairs of layers and the
+    residual W_{L:1} S - Phi.
 
-    *In between*, with white inputs and square layers, gradient flow keeps the layers balanced and
-    ||W_{L:1}|| <= max(sigma_1, eps^L), so nothing is ever sharper than 3 max(Lambda_inf, Lambda_0), and what
-    is sharper is the transient part of the residual. That descent stays stable there is measured, not
-    proved: for L = 1 .. 20, eps = 0.1 .. 2, white and Gaussian inputs, inputs of condition number 10^4 and
-    fewer samples than dimensions, no orthogonal initialisation diverged or ended above its initial loss.
+    *In between*, for white inputs and square layers, gradient flow keeps the layers balanced and
+    ||W_{L:1}|| <= max(sigma_1, eps^L). So the sharpness is at most 3 max(Lambda_inf, Lambda_0), and any
+    excess over max(Lambda_inf, Lambda_0) is due to the transient part of the residual. The stability of
+    gradient descent there is measured, not proved: for L = 1 .. 20, eps = 0.1 .. 2, white and Gaussian
+    inputs, inputs of condition number 10^4 and fewer samples than dimensions, no run from an orthogonal
+    initialisation diverged or finished above its initial loss.
 
     Gaussian and uniform layers of the same norm have products that are larger by about sqrt(e (L + 1)): for
-    more than about 8 of them give ``(e (L + 1))^(1 / (2 L))`` times their scale.
+    more than about 8 layers pass ``(e (L + 1))^(1 / (2 L))`` times their scale.
 
-    Cost: an SVD of Phi (of M and an eigenvalue of a d_x x d_x matrix for inputs that are not white); nothing
-    where Phi is a `LowRank`.
+    Cost: an SVD of Phi (of M, and an eigenvalue of a d_x x d_x matrix, for inputs that are not white); O(1)
+    if Phi is a `LowRank`.
 
     Examples
     --------
@@ -577,7 +582,7 @@ def default_learning_rate(problem: Problem, n_layers: int, *, scale: float = 1.0
     check_problem(problem)
     with np.errstate(over="ignore"):
         sharpness = max(minimum_sharpness(problem, depth), _initial_sharpness(problem, depth, eps))
-    if sharpness == 0.0:  # nothing to learn and nowhere to go
+    if sharpness == 0.0:  # the target and the gradient are zero: any rate is stable
         return 1.0 / problem.loss_scale
     rate = 1.0 / sharpness
     if rate == 0.0:
@@ -595,7 +600,7 @@ def minimum_sharpness(problem: Problem, depth: int) -> float:
     m1 = values[0]
     if m1 == 0.0:
         return 0.0 if depth > 1 else problem.loss_scale * float(np.linalg.norm(problem.input_gram, 2))
-    # The sum is m1^(2 - 2/L) (I + V diag(extra) V^T); its root is as simple.
+    # The sum is m1^(2 - 2/L) (I + V diag(extra) V^T); `root` is the square root of the second factor.
     extra = sum(((values / m1) ** (2 * (layer - 1) / depth) for layer in range(2, depth + 1)), np.zeros(1))
     root = np.eye(problem.dim_in) + (right_t.T * (np.sqrt(1 + extra) - 1)) @ right_t
     largest = float(np.linalg.eigvalsh(root @ problem.input_gram @ root)[-1])
@@ -618,7 +623,7 @@ def _initial_sharpness(problem: Problem, depth: int, eps: float) -> float:
 
 
 class PlateauBounds(NamedTuple):
-    """Between which numbers of steps a mode is learned from a small initialisation."""
+    """Bounds on the number of steps after which a mode is learned from a small initialisation."""
 
     #: T, for initial layers aligned with the target.
     shortest: float
@@ -629,12 +634,12 @@ class PlateauBounds(NamedTuple):
 def plateau_bounds(
     sigma: float, scale: float, n_layers: int, loss_scale: float, learning_rate: float
 ) -> PlateauBounds:
-    r"""Return about how many steps pass before the mode of sigma is learned: T to 2 T, for L >= 3.
+    r"""Return bounds T and 2 T on the number of steps until the mode of sigma is learned, for L >= 3.
 
     .. math:: T = \frac{\epsilon^{2-L}}{(L - 2)\, c \eta \sigma}
 
-    is the time in which s' = c eta sigma s^{L-1}, s(0) = eps, grows out of all bounds: the singular value of
-    every layer while it is small, if the layers are aligned with the target.
+    is the time at which the solution of s' = c eta sigma s^{L-1}, s(0) = eps, becomes infinite. The singular
+    value of every layer follows this equation while it is small, if the layers are aligned with the target.
 
     Parameters
     ----------
@@ -643,7 +648,7 @@ def plateau_bounds(
     scale : float
         eps, small against sigma^{1/L}.
     n_layers : int
-        L >= 3. (Two layers grow exponentially and have no such plateau.)
+        L >= 3. (With two layers the growth is exponential, and there is no such plateau.)
     loss_scale, learning_rate : float
         c and eta.
 
@@ -655,15 +660,15 @@ def plateau_bounds(
     Raises
     ------
     ValueError
-        For parameters out of their range.
+        If a parameter is out of range.
 
     Notes
     -----
-    Cost: O(1). With singular vectors u, v of the mode and the overlap b = <Q_{L:1}^T u, v>, the first growth
-    rate is (1 + b) / 2 of the aligned one. For a target of rank 1, flow reaches half of sigma after T for
-    b = 1, after 1.2 T (L = 3) to 1.3 T (L = 5) for b = 0, the usual case in wide layers, and after 2 T for b
-    near -0.7; it never does for b = -1. This is the limit of small scales: for L = 3 and
-    eps = 0.2 sigma^{1/3} all of it is shorter by about T / 6.
+    Cost: O(1). With singular vectors u, v of the mode and the overlap b = <Q_{L:1}^T u, v>, the initial
+    growth rate is (1 + b) / 2 times the aligned one. For a target of rank 1, gradient flow reaches half of
+    sigma after T for b = 1, after 1.2 T (L = 3) to 1.3 T (L = 5) for b = 0, the usual case in wide layers,
+    and after 2 T for b near -0.7; it never does for b = -1. This is the limit of small scales: for L = 3 and
+    eps = 0.2 sigma^{1/3} all times are shorter by about T / 6.
 
     Examples
     --------
@@ -676,16 +681,16 @@ def plateau_bounds(
     depth = check_count(n_layers, "n_layers", minimum=3)
     prefactor = check_scale(loss_scale, "loss_scale", strict=True)
     eta = check_scale(learning_rate, "learning_rate", strict=True)
-    with np.errstate(over="ignore", divide="ignore"):  # longer than any number of steps: infinite
+    with np.errstate(over="ignore", divide="ignore"):  # the result may be infinite
         shortest = float(np.float64(eps) ** (2 - depth) / ((depth - 2) * prefactor * eta * value))
     return PlateauBounds(shortest, 2 * shortest)
 
 
-def _layer_numbers(layer: npt.ArrayLike, first: int, last: int, what: str = "") -> npt.NDArray[Any]:
-    """Return l, one or many, if they lie in a range."""
+def _check_layers(layer: npt.ArrayLike, first: int, last: int, remark: str = "") -> npt.NDArray[Any]:
+    """Convert layer numbers to an integer array, and check their range; `remark` ends the message."""
     layers = as_array(layer, "layer (l)")
     if layers.dtype.kind not in "iu":
         raise TypeError(f"layer (l) has dtype {layers.dtype}; wanted integers")
     if not np.all((layers >= first) & (layers <= last)):
-        raise ValueError(f"layer (l) has a value outside {first} .. {last}{what}")
+        raise ValueError(f"layer (l) has a value outside {first} .. {last}{remark}")
     return layers

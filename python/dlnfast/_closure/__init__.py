@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Invariant subspaces of gradient descent, and the certificate of a run."""
+"""The exact reduced model: invariant subspaces of gradient descent, their conditions, the certificate."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The engine of a run and the reasons for it: conditions, measured, and the certificate made of them."""
+"""The certificate of a run: its engine, the reason for it, and the measured conditions."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any, NamedTuple
 
 from .._support.arrays import FloatArray
 
-#: Relative error of the weights in a reduced run per unit of a relative departure from its assumptions
+#: Relative error of the weights of a reduced run, divided by the relative departure from its assumptions
 #: (measured: 0.57 for noise on the layers, the same for noise on S).
 ERROR_PER_DEPARTURE = 0.6
-#: Likewise per unit of noise on the target, relative to its norm (measured: 1.4).
+#: Relative error of the weights of a reduced run, divided by the relative noise on the target (measured).
 ERROR_PER_NOISE = 1.4
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of a reduced run, measured.
+    """One measured condition of a reduced run.
 
     Attributes
     ----------
     name : str
-        What was checked.
+        Name of the condition.
     measured, limit : float
-        The condition holds when measured <= limit.
+        The condition holds if measured <= limit.
     text : str
         The finding in words, with its numbers.
     remedy : str
-        What a user can do where it does not hold.
+        Advice to the user if the condition does not hold.
     expected_error : float
-        Relative error of the weights that a reduced run would have from this departure alone, about
+        Relative error of the weights of a reduced run due to this departure alone, about
         `ERROR_PER_DEPARTURE` times the departure.
     """
 
@@ -55,9 +55,9 @@ class Assumptions:
     Attributes
     ----------
     checks : tuple of Check
-        In the order in which they matter.
+        The conditions, in the order of their importance.
     dims : tuple of int
-        Dimensions a_0 .. a_L of the active subspaces; where they did not close, those reached.
+        Dimensions a_0 .. a_L of the active subspaces; if they did not close, those at which growth stopped.
     widths : tuple of int
         d_0 .. d_L.
     """
@@ -78,16 +78,16 @@ class Assumptions:
 
     @property
     def share(self) -> float:
-        """The largest active dimension as a share of the largest width."""
+        """Ratio of the largest active dimension to the largest width."""
         return max(self.dims) / max(self.widths)
 
     @property
     def expected_error(self) -> float:
-        """Relative error of the weights of a reduced run, from all departures together."""
+        """Relative error of the weights of a reduced run due to all departures."""
         return sum(check.expected_error for check in self.checks)
 
     def describe_dims(self) -> str:
-        """Return "6 of 30 dimensions are active", or all numbers where they differ."""
+        """Return "6 of 30 dimensions are active", or all numbers if they differ between nodes."""
         if len(set(self.dims)) == 1 and len(set(self.widths)) == 1:
             return f"{self.dims[0]} of {self.widths[0]} dimensions are active"
         return f"{shorten(self.dims)} of {shorten(self.widths)} dimensions are active"
@@ -95,16 +95,16 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Which engine ran, and why.
+    """The engine of a run, and the reason for it.
 
     Attributes
     ----------
     engine : str
-        "reduced", "dense", "torch" or "sharded"; "tracked" where another program trained.
+        "reduced", "dense", "torch" or "sharded"; "tracked" if another program trained.
     reason : str
-        One line.
+        The reason in one line.
     assumptions : Assumptions or None
-        What was measured; None where nothing had to be (``engine="dense"``).
+        The measured conditions; None if none were needed (``engine="dense"``).
     """
 
     engine: str
@@ -113,21 +113,21 @@ class Certificate:
 
     @property
     def expected_error(self) -> float:
-        """Relative error of the weights that the assumptions leave (0 for the dense engine)."""
+        """Relative error of the weights due to departures from the assumptions; 0 for other engines."""
         return self.assumptions.expected_error if self.engine == "reduced" and self.assumptions else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the certificate in values that JSON knows."""
+        """Return the certificate as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Certificate:
-        """Return the certificate that `to_dict` described.
+        """Return the certificate for values of `to_dict`.
 
         Parameters
         ----------
         values : dict
-            What `to_dict` returned.
+            Values of `to_dict`.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class Certificate:
 
 
 def step_flops(cores: Iterable[FloatArray]) -> float:
-    """Return about how many operations a step of these cores takes: three products with each."""
+    """Return the approximate number of operations of a step with these cores: three products with each."""
     return 6.0 * float(sum(core.shape[0] * core.size for core in cores))
 
 
@@ -157,13 +157,13 @@ class Family:
     Attributes
     ----------
     first, last : int
-        The layers, counted from 1, that they run through.
+        First and last layer, counted from 1, through which the directions run.
     multiplicity : int
-        How many directions there are.
+        Number of directions.
     coupling : float
-        The eigenvalue s of S on them where they run through all layers: their scalars follow
-        ``rho_l <- rho_l (1 - eta_l lambda_l - c s eta_l prod_{k != l} rho_k^2)``. 0 otherwise: they see no
-        gradient, only weight decay.
+        Eigenvalue s of S on the directions if they run through all layers: their scalars follow
+        ``rho_l <- rho_l (1 - eta_l lambda_l - c s eta_l prod_{k != l} rho_k^2)``. 0 otherwise: the gradient
+        on them is 0, and only weight decay changes their scalars.
     rho : tuple of float
         rho_l(0) for l = first .. last.
     """
@@ -176,7 +176,7 @@ class Family:
 
 
 class Residuals(NamedTuple):
-    """How far each inclusion is from holding, relative to the norm of its map; rounding if they close."""
+    """Relative residual of each inclusion of active subspaces; near rounding error if they are closed."""
 
     #: ``W_l A_{l-1} in A_l``, the largest over the layers.
     forward: float
@@ -191,6 +191,7 @@ class Residuals(NamedTuple):
 
 
 def shorten(numbers: Sequence[Any]) -> str:
+    """Return a list as text, with its middle left out if it is long."""
     if len(numbers) <= 8:
         return str(list(numbers))
     return f"[{numbers[0]}, {numbers[1]}, .., {numbers[-2]}, {numbers[-1]}] ({len(numbers) - 1} layers)"

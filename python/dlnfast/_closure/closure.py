@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The invariant subspaces of gradient descent: found, certified, and the complement outside them.
+"""`closure`: the invariant subspaces of gradient descent, and whether the reduced model is exact.
 
 The active subspaces A_0 .. A_L are the smallest with
 
     W_l(0) A_{l-1} in A_l,  W_l(0)^T A_l in A_{l-1},  Phi A_0 in A_L,  Phi^T A_L in A_0,  S A_0 in A_0 .
 
-Gradient descent and heavy ball keep them for ever. They are useful where they are small and where nothing
-but scalars happens outside: every layer acts on the complement as a multiple of an isometry, and these
-multiples follow scalar recursions. Cases 1 and 2 of Yaras et al., arXiv 2306.01154 (square layers with a
-target of rank r, or with a wide last layer) are two of the settings in which this holds.
+They are invariant under gradient descent and heavy ball. The reduced model is exact if, in addition, every
+layer acts on the complement as a multiple of an isometry: these multiples follow scalar recursions. It is
+fast if the subspaces are small. Cases 1 and 2 of Yaras et al., arXiv 2306.01154 (square layers with a target
+of rank r, or with a wide last layer) are two of the settings with both properties.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .._support.products import multiply
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
 from .certificate import Assumptions, Check, Family, Residuals, shorten
-from .complement import Outside, spans_outside
+from .complement import MeasuredComplement, find_spans
 from .conditions import (
     SHAPE_REMEDY,
     check_gram,
@@ -39,38 +39,38 @@ from .conditions import (
     check_white,
     check_widths,
 )
-from .growth import LARGEST_GROWTH, LEAST_LIMIT, Growth
+from .growth import MAX_GROWTH, MIN_LIMIT, Growth
 from .sampled import SampledBases
 
-#: ``engine="auto"`` takes the reduced engine when the active dimensions are at most this share of the width.
+#: Largest ratio of active dimensions to the width for which ``engine="auto"`` uses the reduced engine.
 LARGEST_SHARE = 0.5
 
 
 @dataclass(frozen=True, repr=False)
 class Closure:
-    """The active subspaces of a problem and its initial weights, and what is left outside them.
+    """The active subspaces of a problem and its initial weights, and the families of their complement.
 
     Attributes
     ----------
     dims : tuple of int
-        a_0 .. a_L.
+        Dimensions a_0 .. a_L.
     bases : sequence of ndarray
-        A_l, d_l x a_l, orthonormal columns. Empty where the subspaces did not close.
+        Bases A_l, d_l x a_l, with orthonormal columns. Empty if the subspaces did not close.
     cores : tuple of ndarray
         ``A_l^T W_l(0) A_{l-1}``.
     target : ndarray, shape (a_L, a_0)
         ``A_L^T Phi A_0``.
     input_gram : ndarray or None
-        ``A_0^T S A_0``; None where S = I.
+        ``A_0^T S A_0``; None if S = I.
     input_factor, factor_target : ndarray or None
-        F and G with ``F F^T = A_0^T S A_0`` and ``G F^T = A_L^T Phi A_0``, of at most a_0 columns; None where
+        F and G with ``F F^T = A_0^T S A_0`` and ``G F^T = A_L^T Phi A_0``, of at most a_0 columns; None if
         S = I.
     families : tuple of Family
-        All of the rest.
+        Families of the whole complement.
     residuals : Residuals or None
-        The certificate: what each of the five inclusions misses.
+        Relative residuals of the five inclusions.
     assumptions : Assumptions
-        The conditions, measured.
+        The measured conditions.
     """
 
     dims: tuple[int, ...]
@@ -90,11 +90,11 @@ class Closure:
         return self.assumptions.hold
 
     def __repr__(self) -> str:
-        """Return the dimensions and whether they may be used."""
+        """Return the dimensions, the widths, and whether the reduced model is exact."""
         return f"Closure(dims={self.dims}, widths={self.assumptions.widths}, holds={self.holds})"
 
     def report(self) -> str:
-        """Return in words which condition holds, by how much, and what to do where one does not."""
+        """Return a text with each condition, its measured value, and a remedy if it does not hold."""
         found = self.assumptions
         if found.hold:
             lines = [found.describe_dims()]
@@ -110,9 +110,9 @@ class Closure:
             pairs = zip(Residuals._fields, self.residuals, strict=True)
             lines.append("residuals: " + ", ".join(f"{name} {value:.1e}" for name, value in pairs))
         for family in self.families:
-            law = f"coupled, s = {family.coupling:g}" if family.coupling else "weight decay only"
+            recursion = f"coupled, s = {family.coupling:g}" if family.coupling else "weight decay only"
             span = f"layers {family.first} to {family.last}"
-            lines.append(f"outside: multiplicity {family.multiplicity} in {span}, {law}")
+            lines.append(f"outside: multiplicity {family.multiplicity} in {span}, {recursion}")
         if found.hold and found.expected_error > 0:
             lines.append(f"expected relative error of a reduced run: {found.expected_error:.1e}")
         return "\n".join(lines)
@@ -129,32 +129,33 @@ def closure(
     Parameters
     ----------
     problem : Problem
-        Its target and input_gram.
+        Problem with the target Phi and the Gram matrix S of the inputs.
     weights : list of ndarray, or ImplicitWeights
-        ``W_1(0), .., W_L(0)``, all float64 or all float32; or their law, of which just what the closure
-        needs is revealed.
+        ``W_1(0), .., W_L(0)``, all float64 or all float32; or lazily sampled weights, of which only as much
+        is sampled as the closure needs.
     largest_share : float
-        Growth ends when an active dimension exceeds this share of the largest width. (``train`` with
-        ``engine="reduced"`` takes any share where only the rank of the target makes it large.)
+        Largest allowed ratio of an active dimension to the largest width. (``train`` with
+        ``engine="reduced"`` allows any ratio if only the rank of the target makes it large.)
 
     Returns
     -------
     Closure
-        With ``holds`` False, and the reasons in ``report()``, where there is no small closure.
+        If there is no small closure, ``holds`` is False and ``report()`` has the reasons.
 
     Raises
     ------
     ShapeError, TypeError
-        For layers that do not fit each other or the problem, and of two precisions.
+        If the layers do not fit one another or the problem, or differ in precision.
     ValueError
-        For a share that is not above 0.
+        If `largest_share` is not above 0.
 
     Notes
     -----
-    The seeds are the row and column spaces of Phi; every new direction is sent through the layer above, the
-    layer below (transposed) and S, and what is new in the images is added by a rank-revealing
-    orthogonalisation. A wide last layer, or a narrow first one, that is no multiple of an isometry is taken
-    in as a whole. 8 L d^2 a flops for active dimension a, no d x d temporary, no d x d decomposition.
+    The seeds are the row and column spaces of Phi. Every new direction is mapped by the layer above, by the
+    transpose of the layer below and by S, and the new components of the images are added by a rank-revealing
+    orthogonalisation. A wide last layer, or a narrow first one, that is not a multiple of an isometry becomes
+    active as a whole. Cost: 8 L d^2 a flops for active dimension a, without a d x d temporary or a d x d
+    decomposition.
 
     Yaras et al., arXiv 2306.01154, Theorem 1; arXiv 2406.04112.
 
@@ -178,64 +179,69 @@ def find_closure(
     *,
     largest_share: float = LARGEST_SHARE,
 ) -> Closure:
-    """Return what `closure` does, of weights that were checked."""
+    """Find the closure of weights that have been checked; see `closure`."""
     if isinstance(weights, ImplicitWeights):
-        return _closure_of_law(problem, weights, largest_share)
+        return _find_sampled_closure(problem, weights, largest_share)
     widths = tuple(widths_of(weights))
     limit = int(largest_share * max(widths))
     if problem.rank_exceeds(limit):
-        return _not_closed(problem, weights, (0,) * len(widths), limit, rank_exceeds=True)
-    space = _attempt(problem, weights, limit, ())
+        return _build_failure(problem, weights, (0,) * len(widths), limit, rank_exceeds=True)
+    space = _grow_closure(problem, weights, limit, ())
     if not space.holds and problem.gram_eigen is not None:
-        # Few samples: whatever S is, nothing leaves its range. To take all of it in is more than is needed
-        # where S has few eigenvalues, and less subject to rounding where it has many.
+        # With few samples, the range of S is small and invariant for any S. Taking all of it as seeds gives
+        # larger subspaces than needed if S has few distinct eigenvalues, but smaller rounding errors if it
+        # has many.
         values, vectors = problem.gram_eigen
         inputs = vectors[:, values > gram_resolution(problem.dim_in) * values[-1]]
         if inputs.shape[1] <= limit:
-            second = _attempt(problem, weights, limit, inputs)
+            second = _grow_closure(problem, weights, limit, inputs)
             space = second if second.holds else space
     return space
 
 
-def _attempt(problem: Problem, weights: Sequence[FloatArray], limit: int, inputs: npt.ArrayLike) -> Closure:
-    """Grow the subspaces from the target, and from `inputs` at the input, and see what is outside."""
+def _grow_closure(
+    problem: Problem, weights: Sequence[FloatArray], limit: int, inputs: npt.ArrayLike
+) -> Closure:
+    """Grow the subspaces from the target and from the seeds `inputs`, and measure the complement."""
     growth = Growth(problem, weights, limit, np.asarray(inputs))
-    if not growth.closes():
-        return _not_closed(problem, weights, growth.dims, limit)
-    rest = Outside(problem, weights, growth)
-    for end in rest.ends_to_capture():
-        # A wide last layer, or a narrow first one, may be anything if it is active as a whole.
-        growth.capture(end)
-        if not growth.closes():
-            return _not_closed(problem, weights, growth.dims, limit)
-        rest = Outside(problem, weights, growth)
-    return _closed(problem, weights, growth.bases(), rest)
+    if not growth.grow():
+        return _build_failure(problem, weights, growth.dims, limit)
+    complement = MeasuredComplement(problem, weights, growth)
+    for end in complement.find_ends_to_include():
+        # A wide last layer, or a narrow first one, need not be an isometry if it is active as a whole.
+        growth.include_node(end)
+        if not growth.grow():
+            return _build_failure(problem, weights, growth.dims, limit)
+        complement = MeasuredComplement(problem, weights, growth)
+    return _build_closure(problem, weights, growth.bases(), complement)
 
 
-def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float) -> Closure:
-    """Return the closure of layers that are revealed just as far as it needs: O(L r^3), at any width."""
-    widths = law.widths
+def _find_sampled_closure(problem: Problem, weights: ImplicitWeights, largest_share: float) -> Closure:
+    """Return the closure of lazily sampled weights in O(L r^3), at any width."""
+    widths = weights.widths
     checks = [check_widths(widths), check_white(problem)]
-    # Without a bulge only a high rank makes a closure large, and there is no dense engine to fall back to.
+    # Without a bulge only a high rank makes a closure large. The limit is generous, because the dense engine
+    # cannot run lazily sampled weights.
     limit = int((1.0 if checks[0].holds else largest_share) * max(widths))
-    nothing = np.empty((0, 0), dtype=law.dtype)
+    empty = np.empty((0, 0), dtype=weights.dtype)
     dims: tuple[int, ...] = (0,) * len(widths)
     if problem.input_gram is None and not problem.rank_exceeds(limit):
         factors = problem.target_factors()
         seeds = 2 * factors.rank
-        bound = min(limit, max(LARGEST_GROWTH * seeds, LEAST_LIMIT))
+        bound = min(limit, max(MAX_GROWTH * seeds, MIN_LIMIT))
         ends = [min(max(bound, d), max(bound, limit)) if d <= limit else bound for d in widths]
-        found = law.close(factors.V, factors.U, ends)
+        found = weights.close(factors.V, factors.U, ends)
         dims = found.dims
-        spans = spans_outside([d - a for d, a in zip(widths, dims, strict=True)], law.scales)
+        spans = find_spans([d - a for d, a in zip(widths, dims, strict=True)], weights.scales)
         if found.closed and spans is not None:
-            last = len(law.scales)
+            last = len(weights.scales)
             families = tuple(
-                Family(first, end, m, float((first, end) == (1, last)), law.scales[first - 1 : end])
+                Family(first, end, m, float((first, end) == (1, last)), weights.scales[first - 1 : end])
                 for first, end, m in spans
             )
             text = (
-                f"the layers are multiples of isometries by their law; {shorten(dims)} of {shorten(widths)}"
+                f"the layers are multiples of isometries by their distribution; {shorten(dims)} of "
+                f"{shorten(widths)}"
             )
             checks[0] = Check("shapes", 0.0, 0.0, f"widths {shorten(widths)}: no obstacle", SHAPE_REMEDY)
             checks.append(check_target(problem, max(dims)))
@@ -243,12 +249,12 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
             target = (found.left * factors.s) @ found.right.T
             return Closure(
                 dims=dims,
-                bases=SampledBases(law, dims),
+                bases=SampledBases(weights, dims),
                 cores=tuple(
-                    np.ascontiguousarray(eps * core_, dtype=law.dtype)
-                    for eps, core_ in zip(law.scales, found.cores, strict=True)
+                    np.ascontiguousarray(eps * core, dtype=weights.dtype)
+                    for eps, core in zip(weights.scales, found.cores, strict=True)
                 ),
-                target=np.ascontiguousarray(target, dtype=law.dtype),
+                target=np.ascontiguousarray(target, dtype=weights.dtype),
                 input_gram=None,
                 input_factor=None,
                 factor_target=None,
@@ -262,20 +268,21 @@ def _closure_of_law(problem: Problem, law: ImplicitWeights, largest_share: float
             measured=float(limit + 1),
             limit=float(limit),
             text=f"the active subspaces of widths {shorten(widths)} do not close within {limit} dimensions",
-            remedy="implicit layers need white inputs, a target of low rank and widths without a bulge: mend "
-            "what fails above, or draw the layers (implicit=False)",
+            remedy="lazily sampled weights need white inputs, a target of low rank and widths without a "
+            "bulge: correct the conditions that fail above, or sample arrays (implicit=False)",
         )
     )
     measured = Assumptions(tuple(checks), dims, widths)
-    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+    return Closure(dims, (), (), empty, None, None, None, (), None, measured)
 
 
-def _closed(
-    problem: Problem, weights: Sequence[FloatArray], bases: list[FloatArray], rest: Outside
+def _build_closure(
+    problem: Problem, weights: Sequence[FloatArray], bases: list[FloatArray], complement: MeasuredComplement
 ) -> Closure:
-    growth = rest.growth
-    checks = [check_shapes_outside(rest), check_gram(problem, rest)]
-    checks += [check_rotation_outside(rest, layer) for layer in range(len(weights))]
+    """Return the closure of subspaces that have closed, with its residuals and conditions."""
+    growth = complement.growth
+    checks = [check_shapes_outside(complement), check_gram(problem, complement)]
+    checks += [check_rotation_outside(complement, layer) for layer in range(len(weights))]
     cores = []
     forward = backward = 0.0
     for layer, weight in enumerate(weights):
@@ -283,19 +290,19 @@ def _closed(
         image = multiply(weight, below)
         inside = above.T @ image
         cores.append(np.ascontiguousarray(inside))
-        forward = max(forward, _outside(image, above, inside) / norm)
+        forward = max(forward, _outside_norm(image, above, inside) / norm)
         back = multiply(weight, above, transpose_a=True)
-        backward = max(backward, _outside(back, below, below.T @ back) / norm)
+        backward = max(backward, _outside_norm(back, below, below.T @ back) / norm)
     first, last = bases[0], bases[-1]
-    image, back = _times_target(problem, first), _times_target(problem, last, transpose=True)
+    image, back = _multiply_target(problem, first), _multiply_target(problem, last, transpose=True)
     target, size = last.T @ image, max(float(np.linalg.norm(image)), np.finfo(np.float64).tiny)
-    residuals = [_outside(image, last, target) / size, _outside(back, first, first.T @ back) / size]
+    residuals = [_outside_norm(image, last, target) / size, _outside_norm(back, first, first.T @ back) / size]
     gram = None
     outside_gram = 0.0
     if growth.gram is not None:
         image = multiply(growth.gram, first)
         gram = first.T @ image
-        outside_gram = _outside(image, first, gram) / growth.gram_norm
+        outside_gram = _outside_norm(image, first, gram) / growth.gram_norm
         gram = np.ascontiguousarray((gram + gram.T) / 2)
     found = Residuals(forward, backward, residuals[0], residuals[1], outside_gram)
     dims, widths = growth.dims, tuple(growth.widths)
@@ -310,7 +317,7 @@ def _closed(
         input_gram=gram,
         input_factor=factor,
         factor_target=factor_target,
-        families=rest.families(),
+        families=complement.families(),
         residuals=found,
         assumptions=Assumptions(tuple(checks), dims, widths),
     )
@@ -319,33 +326,31 @@ def _closed(
 def factors_within(
     problem: Problem, first: FloatArray, last: FloatArray
 ) -> tuple[FloatArray, FloatArray] | tuple[None, None]:
-    """Return what `Closure` calls input_factor and factor_target, of the bases A_0 and A_L."""
+    """Return `Closure.input_factor` and `Closure.factor_target` for the bases A_0 and A_L."""
     if problem.input_factor is None or problem.factor_target is None:
         return None, None
     factor, target = first.T @ problem.input_factor, last.T @ problem.factor_target
     if factor.shape[1] > len(factor):
-        # W F - G has the norm of (W F - G) Q, but for what no W removes.
+        # ||W F - G|| = ||(W F - G) Q|| up to a constant that does not depend on W.
         frame, triangle = np.linalg.qr(factor.T)
         factor, target = triangle.T, target @ frame
     dtype = first.dtype
     return np.ascontiguousarray(factor, dtype=dtype), np.ascontiguousarray(target, dtype=dtype)
 
 
-def _not_closed(
+def _build_failure(
     problem: Problem,
     weights: Sequence[FloatArray],
     dims: tuple[int, ...],
     limit: int,
     rank_exceeds: bool = False,
 ) -> Closure:
-    """Return a closure without bases, with every condition that is broken."""
+    """Return a closure without bases, with the conditions that may be the reason."""
     widths = tuple(widths_of(weights))
     checks = [check_widths(widths), check_white(problem)]
     checks += [check_rotation(weight, layer) for layer, weight in enumerate(weights, start=1)]
     checks.append(check_target(problem, limit, rank_exceeds))
-    reached = (
-        "the target's rank alone is beyond that" if rank_exceeds else f"{shorten(dims)} had been reached"
-    )
+    reached = "the rank of the target alone exceeds it" if rank_exceeds else f"growth reached {shorten(dims)}"
     checks.append(
         Check(
             name="closure",
@@ -353,22 +358,23 @@ def _not_closed(
             limit=float(limit),
             text=f"the active subspaces of widths {shorten(widths)} do not close within {limit} dimensions "
             f"({reached})",
-            remedy='mend what fails above, if anything, take a target of lower rank, or use engine="dense"',
+            remedy="correct the conditions that fail above, lower the rank of the target, or use "
+            'engine="dense"',
         )
     )
-    nothing = np.empty((0, 0), dtype=weights[0].dtype)
+    empty = np.empty((0, 0), dtype=weights[0].dtype)
     measured = Assumptions(tuple(checks), dims, widths)
-    return Closure(dims, (), (), nothing, None, None, None, (), None, measured)
+    return Closure(dims, (), (), empty, None, None, None, (), None, measured)
 
 
-def _outside(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:
-    """Return the largest norm of a column's part outside the span of the basis."""
-    rest = image - basis @ inside
-    unit = float(np.abs(rest).max(initial=0.0)) or 1.0
-    return unit * float(np.linalg.norm(rest / unit, axis=0).max(initial=0.0))
+def _outside_norm(image: FloatArray, basis: FloatArray, inside: FloatArray) -> float:
+    """Return the largest norm of the component of a column outside the span of the basis."""
+    residual = image - basis @ inside
+    unit = float(np.abs(residual).max(initial=0.0)) or 1.0
+    return unit * float(np.linalg.norm(residual / unit, axis=0).max(initial=0.0))
 
 
-def _times_target(problem: Problem, block: FloatArray, *, transpose: bool = False) -> FloatArray:
+def _multiply_target(problem: Problem, block: FloatArray, *, transpose: bool = False) -> FloatArray:
     """Return Phi (or Phi^T) times a thin block."""
     if isinstance(problem.target, LowRank):
         factors = problem.target

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The complement of the active subspaces: its families and how far each layer is from an isometry there."""
+"""Measurements of the complement of the active subspaces: isometry of each layer there, and families.
+
+`operators.Complement` computes with the families that are found here.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,22 @@ from .._support.products import multiply
 from .certificate import Family
 from .growth import Growth, rounding_tolerance
 
-#: Random directions on which a layer is found to be a multiple of an isometry.
+#: Number of random directions on which a layer is compared with a multiple of an isometry.
 N_PROBES = 8
 
 
-class Outside:
-    """What is outside the active subspaces: which families there are, and how well they are families."""
+class MeasuredComplement:
+    """The complement of the active subspaces: its dimensions, the action of each layer on it, its families.
+
+    Attributes
+    ----------
+    dims : list of int
+        Dimensions m_0 .. m_L of the complement.
+    rho : list of float
+        Scalar of each layer on the complement.
+    departures : list of float
+        Distance of each layer from its scalar times an isometry, on the complement.
+    """
 
     def __init__(self, problem: Problem, weights: Sequence[FloatArray], growth: Growth) -> None:
         self.problem = problem
@@ -30,12 +43,12 @@ class Outside:
         self.rho: list[float] = []
         self.departures: list[float] = []
         for layer in range(len(weights)):
-            rho, departure = self._isometry(layer)
+            rho, departure = self._measure_layer(layer)
             self.rho.append(rho)
             self.departures.append(departure)
 
-    def ends_to_capture(self) -> list[int]:
-        """Return the ends whose layers are no isometries outside and that are small enough to take in."""
+    def find_ends_to_include(self) -> list[int]:
+        """Return the nodes, 0 or L, whose layer is no isometry on the complement but may be active whole."""
         last = len(self.weights)
         ends = []
         for node, layer in ((0, 0), (last, last - 1)):
@@ -46,7 +59,7 @@ class Outside:
         return ends
 
     def families(self) -> tuple[Family, ...]:
-        """Return the families, those through all layers first; none where they do not exist."""
+        """Return the families, those through all layers first; an empty tuple if there are none."""
         spans = self.spans()
         if spans is None or self.gram_mixes:
             return ()
@@ -54,24 +67,24 @@ class Outside:
         found: list[tuple[int, int, int, float]] = []
         for first, end, multiplicity in spans:
             if (first, end) == (1, last):
-                found = [(first, end, m, s) for s, m in self._couplings(multiplicity)] + found
+                found = [(first, end, m, s) for s, m in self._find_couplings(multiplicity)] + found
             else:
                 found.append((first, end, multiplicity, 0.0))
         return tuple(Family(*family, tuple(self.rho[family[0] - 1 : family[1]])) for family in found)
 
     def spans(self) -> list[tuple[int, int, int]] | None:
-        """Return the spans of the rest; see `spans_outside`."""
-        return spans_outside(self.dims, self.rho)
+        """Return the spans of the complement; see `find_spans`."""
+        return find_spans(self.dims, self.rho)
 
     @property
     def gram_mixes(self) -> bool:
-        """Whether S splits directions that run through the network together with others that end there."""
+        """Whether eigenspaces of S mix directions that run through all layers with directions that end."""
         spans = self.spans() or []
         last = len(self.weights)
         through = sum(m for first, end, m in spans if (first, end) == (1, last))
-        return 0 < through < self.dims[0] and len(self._couplings(self.dims[0])) > 1
+        return 0 < through < self.dims[0] and len(self._find_couplings(self.dims[0])) > 1
 
-    def _couplings(self, through: int) -> list[tuple[float, int]]:
+    def _find_couplings(self, through: int) -> list[tuple[float, int]]:
         """Return the eigenvalues of S outside A_0 with their multiplicities, for `through` directions."""
         eigen = self.problem.gram_eigen
         if through == 0:
@@ -81,16 +94,16 @@ class Outside:
         values = eigen[0]
         rows = self.growth.rows[0].astype(np.float64)
         inside = np.linalg.eigvalsh(multiply(multiply(rows, self._gram()), rows, transpose_b=True))
-        clusters = np.array(_gram_clusters(values))
+        clusters = np.array(_cluster_eigenvalues(values))
         middles = clusters.mean(axis=1)
-        # Each of those inside is one of S, to the precision of the rows.
+        # The eigenvalues of S within A_0 are eigenvalues of S, to the precision of the rows.
         taken = np.argmin(np.abs(inside[:, None] - middles), axis=1)
         found = []
         for i, (low, high) in enumerate(clusters.tolist()):
             count = int(np.sum((values >= low) & (values <= high)) - np.sum(taken == i))
             if count > 0:
-                counts = middles[i] > gram_resolution(self.problem.dim_in) * values[-1]
-                found.append((float(middles[i]) if counts else 0.0, count))
+                is_nonzero = middles[i] > gram_resolution(self.problem.dim_in) * values[-1]
+                found.append((float(middles[i]) if is_nonzero else 0.0, count))
         if len(found) == 1:
             return [(found[0][0], through)]
         return sorted(found, reverse=True)
@@ -99,8 +112,8 @@ class Outside:
         assert self.problem.input_gram is not None
         return self.problem.input_gram
 
-    def _isometry(self, layer: int) -> tuple[float, float]:
-        """Return rho and ``||D^T D / rho^2 - I||_F / sqrt(m)`` of a layer D outside the active subspaces."""
+    def _measure_layer(self, layer: int) -> tuple[float, float]:
+        """Return rho and ``||D^T D / rho^2 - I||_F / sqrt(m)`` of a layer D on the complement."""
         small = min(self.dims[layer], self.dims[layer + 1])
         if small == 0:
             return 0.0, 0.0
@@ -109,37 +122,37 @@ class Outside:
         return measure_isometry(weight, layer + 1, tall, self.growth.rows[node], self.growth.norms[layer])
 
 
-def spans_outside(dims: Sequence[int], rho: Sequence[float]) -> list[tuple[int, int, int]] | None:
-    """Return (first layer, last layer, multiplicity) of the rest; None where it has no such parts.
+def find_spans(dims: Sequence[int], rho: Sequence[float]) -> list[tuple[int, int, int]] | None:
+    """Return the parts (first layer, last layer, multiplicity) of the complement; None if it has none.
 
-    A layer that is zero out there ends everything and begins anew. A tall layer begins a part of its own. A
-    wide one ends as many directions as it is short of: all of them, or some of a single part. To end some
-    of several parts at once would mix them (a bulge).
+    A layer that is zero on the complement ends all parts, and new ones start after it. A layer with more rows
+    than columns starts a new part. A layer with fewer rows than columns ends as many directions: all of them,
+    or some of a single part. If several parts lost some directions, the layer would mix them (a bulge).
 
     Parameters
     ----------
     dims : sequence of int
-        m_0 .. m_L, what the active subspaces leave of each node.
+        Dimensions m_0 .. m_L of the complement at each node.
     rho : sequence of float
-        The scalar of each layer out there.
+        Scalar of each layer on the complement.
     """
-    parts, ended = [(1, dims[0])], []
+    parts, finished = [(1, dims[0])], []
     for layer in range(1, len(dims)):
         size, step = dims[layer], dims[layer] - dims[layer - 1]
         if rho[layer - 1] == 0.0:
-            # Nothing comes through, and by symmetry nothing comes back.
-            ended += [(first, layer - 1, m) for first, m in parts]
+            # The layer and its transpose map the complement to 0.
+            finished += [(first, layer - 1, m) for first, m in parts]
             parts = [(layer + 1, size)]
         elif step > 0:
             parts.append((layer + 1, step))
         elif step < 0 and (size == 0 or len(parts) == 1):
-            ended += [(first, layer - 1, m if size == 0 else -step) for first, m in parts]
+            finished += [(first, layer - 1, m if size == 0 else -step) for first, m in parts]
             parts = [] if size == 0 else [(parts[0][0], size)]
         elif step < 0:
             return None
-    ended += [(first, len(rho), m) for first, m in parts]
+    finished += [(first, len(rho), m) for first, m in parts]
     return sorted(
-        ((first, end, m) for first, end, m in ended if m > 0 and first <= end),
+        ((first, end, m) for first, end, m in finished if m > 0 and first <= end),
         key=lambda span: span[:2] != (1, len(rho)),
     )
 
@@ -150,8 +163,8 @@ def measure_isometry(
     """Return rho and the departure of W (or of W^T, if not `tall`) from rho times an isometry.
 
     Measured on `N_PROBES` random directions x orthogonal to the rows of `inside`: the mean of
-    ``||W^T W x - rho^2 x||^2`` is an unbiased estimate of ``||W^T W - rho^2 I||_F^2``, and a departure in a
-    single direction is seen by each of them. 0 for both where the layer is zero out there.
+    ``||W^T W x - rho^2 x||^2`` is an unbiased estimate of ``||W^T W - rho^2 I||_F^2``, to which a departure
+    in a single direction contributes for every x. Both are 0 if the layer is zero on the complement.
     """
     dim = weight.shape[1] if tall else weight.shape[0]
     probes = random_generator(0, ("probe", layer)).standard_normal((dim, N_PROBES)).astype(weight.dtype)
@@ -162,12 +175,12 @@ def measure_isometry(
     if rho <= rounding_tolerance(weight.dtype) * norm:
         return 0.0, 0.0
     unit = weight.dtype.type(rho)
-    back = multiply(weight, image / unit, transpose_a=tall) / unit  # its square may be no number
+    back = multiply(weight, image / unit, transpose_a=tall) / unit  # rho^2 may overflow or underflow
     return rho, float(np.linalg.norm(back - probes)) / float(np.linalg.norm(probes))
 
 
-def _gram_clusters(values: FloatArray) -> list[tuple[float, float]]:
-    """Return intervals that hold the eigenvalues of S, one for each number that they are equal to."""
+def _cluster_eigenvalues(values: FloatArray) -> list[tuple[float, float]]:
+    """Group eigenvalues of S that are equal to rounding; return the smallest and largest of each group."""
     width = 1e-9 * float(values[-1])
     clusters: list[tuple[float, float]] = []
     for value in values.tolist():

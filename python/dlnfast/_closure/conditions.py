@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The conditions of a reduced run, as `Check`s with their text and remedy."""
+"""The conditions of a reduced run: each function measures one and returns a `Check`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from .._problem.data import distance_from_identity
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, widths_of
 from .certificate import ERROR_PER_DEPARTURE, ERROR_PER_NOISE, Check, Residuals, shorten
-from .complement import Outside, measure_isometry
+from .complement import MeasuredComplement, measure_isometry
 from .growth import rounding_tolerance
 
 
-def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> bool:
-    """Return whether inputs, shapes and layers are such that only a high rank can make a closure large."""
+def satisfies_all_but_rank(problem: Problem, weights: Sequence[FloatArray]) -> bool:
+    """Return whether inputs, shapes and layers meet the conditions, so that only a high rank can fail."""
     widths = tuple(widths_of(weights))
     checks = [check_widths(widths), check_white(problem)]
     layers = list(enumerate(weights, start=1))
     if widths[-1] < widths[-2]:
-        layers.pop()  # a wide last layer may be anything
+        layers.pop()  # a wide last layer need not be an isometry: it may be active as a whole
     checks += [check_rotation(weight, layer) for layer, weight in layers]
     return all(check.holds for check in checks)
 
 
-def check_shapes_outside(rest: Outside) -> Check:
-    bulge = rest.spans() is None
+def check_shapes_outside(complement: MeasuredComplement) -> Check:
+    """Check that the dimensions of the complement do not rise and fall again."""
+    bulge = complement.spans() is None
     return Check(
         name="shapes",
         measured=float(bulge),
         limit=0.0,
-        text=f"widths {shorten(rest.widths)}: "
+        text=f"widths {shorten(complement.widths)}: "
         + (
             "outside the active subspaces the layers widen and narrow again"
             if bulge
-            else "the layers outside the active subspaces fit into each other"
+            else "the layers outside the active subspaces fit one another"
         ),
         remedy=SHAPE_REMEDY,
     )
@@ -50,6 +51,7 @@ SHAPE_REMEDY = (
 
 
 def check_widths(widths: Sequence[int]) -> Check:
+    """Check that the widths do not rise and fall again."""
     steps = np.diff(widths)
     rising, falling = np.flatnonzero(steps > 0), np.flatnonzero(steps < 0)
     bulge = bool(len(rising) and len(falling) and rising[0] < falling[-1])
@@ -57,12 +59,13 @@ def check_widths(widths: Sequence[int]) -> Check:
     return Check("shapes", float(bulge), 0.0, f"widths {shorten(widths)}: {finding}", SHAPE_REMEDY)
 
 
-def check_gram(problem: Problem, rest: Outside) -> Check:
+def check_gram(problem: Problem, complement: MeasuredComplement) -> Check:
+    """Check that S does not mix directions of the complement that end in different layers."""
     if problem.input_gram is None:
         return check_white(problem)
-    mixes = rest.gram_mixes
+    mixes = complement.gram_mixes
     text = (
-        "input_gram (S) may differ from the identity here: its part that leaves the subspace is given below"
+        "input_gram (S) may differ from the identity here: its residual outside the subspace is listed below"
     )
     if mixes:
         text = "input_gram (S) is not the identity, and mixes directions that end in different layers"
@@ -73,6 +76,7 @@ _WHITE_REMEDY = 'whiten the inputs: Problem.from_data(..., whiten="zca"); or use
 
 
 def check_white(problem: Problem) -> Check:
+    """Check that S = I."""
     if problem.input_gram is None:
         error = 0.0 if problem.whitening is None else problem.whitening.error
         text = f"input_gram (S) is the identity (error {error:.1e})"
@@ -88,22 +92,25 @@ def check_white(problem: Problem) -> Check:
     )
 
 
-def check_rotation_outside(rest: Outside, layer: int) -> Check:
-    if min(rest.dims[layer], rest.dims[layer + 1]) == 0:
+def check_rotation_outside(complement: MeasuredComplement, layer: int) -> Check:
+    """Check that a layer, counted from 0, is a multiple of an isometry on the complement."""
+    if min(complement.dims[layer], complement.dims[layer + 1]) == 0:
         text = f"weights[{layer}] (W_{layer + 1}) is active as a whole"
         return Check(f"rotation of layer {layer + 1}", 0.0, 0.0, text, "")
-    return _rotation(layer + 1, rest.rho[layer], rest.departures[layer], rest.growth.dtype)
+    rho, departure = complement.rho[layer], complement.departures[layer]
+    return _build_rotation_check(layer + 1, rho, departure, complement.growth.dtype)
 
 
 def check_rotation(weight: FloatArray, layer: int) -> Check:
+    """Check that a layer, counted from 1, is a multiple of an isometry."""
     tall = weight.shape[0] >= weight.shape[1]
-    nothing = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
-    rho, departure = measure_isometry(weight, layer, tall, nothing, 0.0)
-    return _rotation(layer, rho, departure, weight.dtype)
+    empty = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
+    rho, departure = measure_isometry(weight, layer, tall, empty, 0.0)
+    return _build_rotation_check(layer, rho, departure, weight.dtype)
 
 
-def _rotation(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
-    # What a departure does to a run is linear in it.
+def _build_rotation_check(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
+    # The error of a reduced run is linear in the departure.
     limit = rounding_tolerance(dtype)
     finding = "is" if departure <= limit else "is not"
     return Check(
@@ -118,10 +125,11 @@ def _rotation(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) ->
 
 
 def check_target(problem: Problem, limit: int, rank_exceeds: bool = False) -> Check:
+    """Check that the rank of the target is at most `limit`; `rank_exceeds` says that it is not."""
     name, smaller = "rank of the target", min(problem.target.shape)
     remedy = (
-        "train on a truncated target, Problem(dln.LowRank(U, s, V)): the weights move by about "
-        f'{ERROR_PER_NOISE} times the norm of what is cut off; or use engine="dense"'
+        "train on a truncated target, Problem(dln.LowRank(U, s, V)): the weights change by about "
+        f'{ERROR_PER_NOISE} times the norm of the truncated part; or use engine="dense"'
     )
     if rank_exceeds:
         text = f"target (Phi) has rank above {limit} of {smaller}"
@@ -133,14 +141,15 @@ def check_target(problem: Problem, limit: int, rank_exceeds: bool = False) -> Ch
 
 
 def check_inclusions(found: Residuals, tolerance: float, dims: Sequence[int], widths: Sequence[int]) -> Check:
+    """Check that the residuals of the inclusions of active subspaces are rounding errors."""
     worst = max(found)
     return Check(
         name="closure",
         measured=worst,
         limit=64 * tolerance,
-        text=f"the active subspaces end at {shorten(dims)} of {shorten(widths)} dimensions: the largest "
+        text=f"the active subspaces have {shorten(dims)} of {shorten(widths)} dimensions: the largest "
         f"residual of an inclusion is {worst:.1e}",
-        remedy="the subspaces grow by directions that rounding hides: whiten the inputs, or use "
+        remedy="the subspaces need directions that are below rounding errors: whiten the inputs, or use "
         'engine="dense"',
         expected_error=0.0 if worst <= tolerance else min(1.0, ERROR_PER_DEPARTURE * worst),
     )

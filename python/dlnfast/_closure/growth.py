@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Subspaces that grow from the target through the layers until they are closed."""
+"""Growth of the active subspaces: from the target through the layers, until they are closed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,37 @@ from .._support.arrays import FloatArray, scale_of, widths_of
 from .._support.dispatch import core
 from .._support.products import multiply
 
-#: Growth is given up beyond this many times the dimension of the seeds (the settings known to close need at
-#: most twice that), or `_LEAST_LIMIT` if that is more.
-LARGEST_GROWTH = 6
-LEAST_LIMIT = 64
+#: Largest ratio of the dimension of a subspace to that of the seeds. All settings that are known to close
+#: need at most a ratio of 2.
+MAX_GROWTH = 6
+#: Smallest limit of the dimension; it replaces `MAX_GROWTH` for few seeds.
+MIN_LIMIT = 64
 
 
 def rounding_tolerance(dtype: npt.DTypeLike) -> float:
-    """Return the relative size below which a direction, or a departure, is rounding.
+    """Return the relative size up to which a direction, or a departure from an assumption, is rounding error.
 
-    Householder QR leaves layers a few eps from orthogonal, products of width d add sqrt(d) eps.
+    Layers from Householder QR are orthogonal to a few eps, and products of width d add sqrt(d) eps.
     """
     return 1024.0 * float(np.finfo(dtype).eps)
 
 
 class Growth:
-    """Subspaces that grow until they are closed. Vectors are rows here, as in the core."""
+    """Subspaces A_0 .. A_L that grow until they are closed.
+
+    Vectors are rows here, as in the core.
+
+    Parameters
+    ----------
+    problem : Problem
+        Problem with the target and S.
+    weights : sequence of ndarray
+        ``W_1(0) .. W_L(0)``.
+    limit : int
+        Largest allowed dimension.
+    inputs : ndarray, shape (d_0, k)
+        Additional seeds at the input; may be empty.
+    """
 
     def __init__(
         self, problem: Problem, weights: Sequence[FloatArray], limit: int, inputs: FloatArray
@@ -39,9 +54,9 @@ class Growth:
         self.tolerance = rounding_tolerance(self.dtype)
         self.widths = widths_of(weights)
         self.rows = [np.empty((0, d), dtype=self.dtype) for d in self.widths]
-        # How uncertain each direction is: rounding, divided by the length of what it was made from.
+        # Uncertainty of each direction: rounding error, divided by the norm of the vector that it comes from.
         self.noise = [np.empty(0) for _ in self.widths]
-        self.sent = [0] * len(self.widths)  # how many rows of each node have gone to its neighbours
+        self.n_mapped = [0] * len(self.widths)  # number of rows of each node that the layers have mapped
         self.norms = [scale_of(w) for w in weights]
         self.gram = None if problem.input_gram is None else problem.input_gram.astype(self.dtype, copy=False)
         eigen = problem.gram_eigen
@@ -52,19 +67,20 @@ class Growth:
         if inputs.size:
             self._add(0, np.asarray(inputs.T, dtype=self.dtype))
         seeds = len(self.rows[0]) + len(self.rows[-1])
-        self.limit = min(limit, max(LARGEST_GROWTH * seeds, LEAST_LIMIT))
+        self.limit = min(limit, max(MAX_GROWTH * seeds, MIN_LIMIT))
 
     @property
     def dims(self) -> tuple[int, ...]:
+        """Dimensions a_0 .. a_L at present."""
         return tuple(len(rows) for rows in self.rows)
 
     def bases(self) -> list[FloatArray]:
-        """Return A_l with orthonormal columns; the identity where A_l is everything.
+        """Return A_l with orthonormal columns; the identity if A_l is the whole space.
 
-        A_l is turned within its span so that W_l(0) carries A_{l-1} to its first columns, where the layer is
-        a multiple of an isometry: then the cores are nearly diagonal, and rounded less.
+        A_l is rotated within its span so that W_l(0) maps A_{l-1} to its first columns if the layer is a
+        multiple of an isometry: then the cores are nearly diagonal, and have smaller rounding errors.
         """
-        bases = [_polished(rows.T) for rows in self.rows]
+        bases = [_refine_orthonormality(rows.T) for rows in self.rows]
         for node, d in enumerate(self.widths):
             if bases[node].shape[1] == d:
                 bases[node] = np.eye(d, dtype=self.dtype)
@@ -75,43 +91,43 @@ class Growth:
                 if sizes.min() > 0.5 * sizes.max():
                     signs = np.ones(left.shape[1], dtype=self.dtype)
                     signs[: len(sizes)] = np.where(np.diagonal(right) < 0, -1.0, 1.0)
-                    bases[node] = _polished(bases[node] @ (left * signs))
+                    bases[node] = _refine_orthonormality(bases[node] @ (left * signs))
         return bases
 
-    def closes(self) -> bool:
-        """Send new directions on until there are none; False if a subspace outgrows the limit."""
+    def grow(self) -> bool:
+        """Map new directions by the layers until there are none; return False beyond the limit."""
         last = len(self.widths) - 1
         order = [*range(last + 1), *range(last - 1, 0, -1)]
-        while any(sent < len(rows) for sent, rows in zip(self.sent, self.rows, strict=True)):
+        while any(n_mapped < len(rows) for n_mapped, rows in zip(self.n_mapped, self.rows, strict=True)):
             for node in order:
-                self._send(node)
-                if any(self._too_large(grown) for grown in range(last + 1)):
+                self._map_new_rows(node)
+                if any(self._is_too_large(grown) for grown in range(last + 1)):
                     return False
         return True
 
-    def capture(self, node: int) -> None:
-        """Take the whole space of a node into its active subspace."""
+    def include_node(self, node: int) -> None:
+        """Make the whole space of a node active."""
         self._add(node, np.eye(self.widths[node], dtype=self.dtype))
 
-    def _too_large(self, node: int) -> bool:
-        # An end that is active as a whole is no obstacle: nothing of it is left to reduce.
+    def _is_too_large(self, node: int) -> bool:
+        # The input or the output may be active as a whole: its complement is then empty.
         size, hidden = len(self.rows[node]), 0 < node < len(self.widths) - 1
         return size > self.limit and (hidden or size < self.widths[node] or size == max(self.widths))
 
-    def _send(self, node: int) -> None:
-        begin, end = self.sent[node], len(self.rows[node])
-        if begin == end:
+    def _map_new_rows(self, node: int) -> None:
+        start, end = self.n_mapped[node], len(self.rows[node])
+        if start == end:
             return
-        self.sent[node] = end
-        fresh, noise = self.rows[node][begin:end], self.noise[node][begin:end]
+        self.n_mapped[node] = end
+        new_rows, noise = self.rows[node][start:end], self.noise[node][start:end]
         if node < len(self.weights):
-            image = multiply(fresh, self.weights[node], transpose_b=True)
+            image = multiply(new_rows, self.weights[node], transpose_b=True)
             self._add_image(node + 1, image, node, noise)
         if node > 0:
-            image = multiply(fresh, self.weights[node - 1])
+            image = multiply(new_rows, self.weights[node - 1])
             self._add_image(node - 1, image, node - 1, noise)
         if node == 0 and self.gram is not None:
-            self._add(0, multiply(fresh, self.gram) / self.dtype.type(self.gram_norm), noise)
+            self._add(0, multiply(new_rows, self.gram) / self.dtype.type(self.gram_norm), noise)
 
     def _add_image(self, node: int, image: FloatArray, layer: int, noise: npt.NDArray[np.float64]) -> None:
         unit = self.norms[layer]
@@ -127,7 +143,7 @@ class Growth:
             return
         eps = float(np.finfo(self.dtype).eps)
         uncertain = np.full(k, eps) if noise is None else np.maximum(noise, eps)
-        # An image is known no better than its origin: what may be noise is pressed below the tolerance.
+        # An image is as uncertain as its preimage: scale it down so that noise is below the tolerance.
         trust = np.minimum(1.0, self.tolerance / (64.0 * uncertain))
         block = np.ascontiguousarray(block * trust[:, None], dtype=self.dtype)
         basis = np.empty((len(rows) + k, rows.shape[1]), dtype=self.dtype)
@@ -135,10 +151,10 @@ class Growth:
         found = np.zeros(k)
         n_new = core.extend_basis(basis, len(rows), block, self.tolerance, found)
         self.rows[node] = basis[: len(rows) + n_new]
-        fresh = float((trust * uncertain).max()) / found[:n_new]
-        self.noise[node] = np.concatenate([self.noise[node], fresh])
+        new_noise = float((trust * uncertain).max()) / found[:n_new]
+        self.noise[node] = np.concatenate([self.noise[node], new_noise])
 
 
-def _polished(basis: FloatArray) -> FloatArray:
-    """Return the basis after a Newton step towards orthonormal columns, 1e-15 -> 1e-16."""
+def _refine_orthonormality(basis: FloatArray) -> FloatArray:
+    """Return the basis after a Newton step towards orthonormal columns, from errors of 1e-15 to 1e-16."""
     return np.ascontiguousarray(1.5 * basis - 0.5 * (basis @ (basis.T @ basis)))

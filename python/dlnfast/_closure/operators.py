@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers as operators: W_l(0) however it is held, and W_l(t) of a reduced run without forming it."""
+"""Layers as operators: W_l(0) as arrays or lazily sampled, and W_l(t) of a reduced run, never formed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .._support.arrays import FloatArray, as_array, as_matrix, check_count
 from .._support.products import multiply
 from .certificate import Family
 
-#: Entries of the largest array that implicit layers are revealed to.
-_LARGEST_ARRAY = 10**8
+#: Largest number of entries of an array that `LayerOperator.dense` samples.
+_MAX_ENTRIES = 10**8
 
 
 class Layers(Protocol):
-    """The initial layers W_1(0) .. W_L(0), of which only products are needed. Layers count from 1."""
+    """The initial layers W_1(0) .. W_L(0), accessed by products. Layers count from 1."""
 
     def apply(self, layer: int, X: FloatArray) -> FloatArray:
         """Return W_l X."""
@@ -34,7 +34,7 @@ class Layers(Protocol):
 
 
 class ExplicitLayers:
-    """Layers held as arrays."""
+    """Layers that are stored as arrays."""
 
     def __init__(self, weights: Sequence[FloatArray]) -> None:
         self.weights = tuple(weights)
@@ -53,11 +53,11 @@ class ExplicitLayers:
 
 
 class Complement:
-    """What is outside the active subspaces, and how its directions fall into families.
+    """The complement of the active subspaces, and its decomposition into families.
 
-    At every node j = 0 .. L the vectors orthogonal to A_j are a sum of families (`Family`).
-    A family's part of a vector is found by following it through isometries: what ends in a wide layer does
-    not come through it, what begins in a tall one is not reached by its transpose.
+    At every node j = 0 .. L the complement of A_j is an orthogonal sum of families (`Family`). The component
+    of a vector in a family is computed by applying layers there and back: families that end in a wide layer
+    are mapped to 0 by it, families that start in a tall layer are mapped to 0 by its transpose.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ class Complement:
     bases : sequence of ndarray
         A_0 .. A_L.
     families : sequence of Family
-        As the closure found them.
+        Families of the closure.
     gram_eigen : (ndarray, ndarray) or None
-        Eigenvalues and eigenvectors of S, where families differ by an eigenvalue.
+        Eigenvalues and eigenvectors of S, needed if families differ in their eigenvalue.
     """
 
     def __init__(
@@ -89,65 +89,66 @@ class Complement:
         }
 
     def outside(self, node: int, X: FloatArray) -> FloatArray:
-        """Return the part of X orthogonal to A_j."""
+        """Return the component of X orthogonal to A_j."""
         basis = self.bases[node]
         if basis.shape[1] == basis.shape[0]:
             return np.zeros_like(X)
         return X - basis @ (basis.T @ X)
 
     def split(self, node: int, X: FloatArray) -> dict[int, FloatArray]:
-        """Return the parts of X, orthogonal to A_j, in the families at node j, by index."""
-        here = [i for i, f in enumerate(self.families) if f.first - 1 <= node <= f.last]
+        """Return the components of X, which is orthogonal to A_j, in the families at node j, by index."""
+        present = [i for i, f in enumerate(self.families) if f.first - 1 <= node <= f.last]
         parts: dict[int, FloatArray] = {}
-        rest = X
-        for first in sorted({self.families[i].first for i in here}, reverse=True):
-            # The layer before `first` is where these begin: only others come through it.
-            survivors = self._there_and_back(node, first - 2, rest) if first > 1 else None
-            group = [i for i in here if self.families[i].first == first]
-            self._split_by_end(node, rest if survivors is None else rest - survivors, group, parts)
-            if survivors is not None:
-                rest = survivors
+        remainder = X
+        for first in sorted({self.families[i].first for i in present}, reverse=True):
+            # These families start at the layer before `first`, whose transpose maps them to 0.
+            passed = self._round_trip(node, first - 2, remainder) if first > 1 else None
+            group = [i for i in present if self.families[i].first == first]
+            self._split_by_end(node, remainder if passed is None else remainder - passed, group, parts)
+            if passed is not None:
+                remainder = passed
         return parts
 
-    def _split_by_end(
-        self, node: int, rest: FloatArray, group: list[int], parts: dict[int, FloatArray]
-    ) -> None:
-        """Split vectors whose families begin at the same layer."""
+    def _split_by_end(self, node: int, X: FloatArray, group: list[int], parts: dict[int, FloatArray]) -> None:
+        """Split vectors whose families start at the same layer; write the components to `parts`."""
         ends = sorted({self.families[i].last for i in group})
         for end in ends:
             members = [i for i in group if self.families[i].last == end]
             if end < ends[-1]:
-                # The layer after `end` lets the others through.
-                survivors = self._there_and_back(node, end + 1, rest)
-                parts[members[0]], rest = rest - survivors, survivors
+                # The layer after `end` maps the families that end there to 0.
+                passed = self._round_trip(node, end + 1, X)
+                parts[members[0]], X = X - passed, passed
             elif len(members) == 1:
-                parts[members[0]] = rest
+                parts[members[0]] = X
             else:
-                at_input = self._carry(rest, node, 0)
+                at_input = self._transport(X, node, 0)
                 for i in members:
-                    parts[i] = self._carry(self._in_eigenspace(at_input, self.families[i].coupling), 0, node)
+                    part = self._project_on_eigenspace(at_input, self.families[i].coupling)
+                    parts[i] = self._transport(part, 0, node)
 
-    def _in_eigenspace(self, X: FloatArray, coupling: float) -> FloatArray:
+    def _project_on_eigenspace(self, X: FloatArray, coupling: float) -> FloatArray:
         assert self.gram_eigen is not None
         values, vectors = self.gram_eigen
         chosen = np.abs(values - coupling) <= 2e-9 * values[-1]
         space = vectors[:, chosen].astype(X.dtype, copy=False)
         return self.outside(0, space @ (space.T @ X))
 
-    def _there_and_back(self, node: int, other: int, X: FloatArray) -> FloatArray:
-        return self._carry(self._carry(X, node, other), other, node)
+    def _round_trip(self, node: int, other: int, X: FloatArray) -> FloatArray:
+        """Transport vectors from one node to another and back."""
+        return self._transport(self._transport(X, node, other), other, node)
 
-    def _carry(self, X: FloatArray, node: int, other: int) -> FloatArray:
-        """Carry vectors from one node to another by the layers' isometries."""
+    def _transport(self, X: FloatArray, node: int, other: int) -> FloatArray:
+        """Map vectors from one node to another by the isometries of the layers between them."""
         while node < other:
-            X = self.outside(node + 1, self._scaled(node + 1, self.layers.apply(node + 1, X)))
+            X = self.outside(node + 1, self._normalise(node + 1, self.layers.apply(node + 1, X)))
             node += 1
         while node > other:
-            X = self.outside(node - 1, self._scaled(node, self.layers.apply_transpose(node, X)))
+            X = self.outside(node - 1, self._normalise(node, self.layers.apply_transpose(node, X)))
             node -= 1
         return X
 
-    def _scaled(self, layer: int, X: FloatArray) -> FloatArray:
+    def _normalise(self, layer: int, X: FloatArray) -> FloatArray:
+        """Divide images under a layer by its scalar."""
         rho = self._rho.get(layer, 0.0)
         return X / X.dtype.type(rho) if rho > 0 else np.zeros_like(X)
 
@@ -155,15 +156,15 @@ class Complement:
 class LayerOperator:
     """W_l(t) of a reduced run: products, columns, rows and entries, without the d x d array.
 
-    ``W_l(t) = A_l C_l(t) A_{l-1}^T + sum_f (rho_{f,l}(t) / rho_l(0)) D_l P_f``, where D_l is W_l(0) outside
-    the active subspaces and P_f projects on a family.
+    ``W_l(t) = A_l C_l(t) A_{l-1}^T + sum_f (rho_{f,l}(t) / rho_l(0)) D_l P_f``, where D_l is W_l(0) on the
+    complement of the active subspaces and P_f is the projection on a family.
 
     Attributes
     ----------
     shape : tuple of int
         (d_l, d_{l-1}).
     dtype : dtype
-        Of the weights.
+        Precision of the weights.
     """
 
     def __init__(
@@ -212,17 +213,17 @@ class LayerOperator:
         return float(self.column(j)[i])
 
     def dense(self) -> FloatArray:
-        """Return W_l(t) as an array: O(d^2 a), or O(L d^3) where it has several families.
+        """Return W_l(t) as an array, in O(d^2 a), or in O(L d^3) if there are several families.
 
         Raises
         ------
         MemoryError
-            If the layers are implicit and have more than `_LARGEST_ARRAY` entries.
+            If the weights are lazily sampled and the layer has more than `_MAX_ENTRIES` entries.
         """
-        if not isinstance(self._complement.layers, ExplicitLayers) and np.prod(self.shape) > _LARGEST_ARRAY:
+        if not isinstance(self._complement.layers, ExplicitLayers) and np.prod(self.shape) > _MAX_ENTRIES:
             raise MemoryError(
-                f"layer {self._layer} is {self.shape[0]} x {self.shape[1]} and is held as a law: ask for "
-                "products, columns, rows or entries, run.layer(layer, step)"
+                f"layer {self._layer} is {self.shape[0]} x {self.shape[1]} and lazily sampled; use products, "
+                "columns, rows or entries of run.layer(layer, step)"
             )
         ratios = set(self._ratios.values())
         if len(ratios) > 1:
@@ -234,12 +235,12 @@ class LayerOperator:
         return update
 
     def _product(self, X: npt.ArrayLike, length: int, by: object) -> FloatArray:
-        given = as_array(X, "X")
+        array = as_array(X, "X")
         block = as_matrix(
-            given[:, None] if given.ndim == 1 else given, "X", shape=(length, None), dtype=self.dtype
+            array[:, None] if array.ndim == 1 else array, "X", shape=(length, None), dtype=self.dtype
         )
         result: FloatArray = by(block)  # type: ignore[operator]
-        return result[:, 0] if given.ndim == 1 else result
+        return result[:, 0] if array.ndim == 1 else result
 
     def _unit(self, index: int, length: int, name: str) -> FloatArray:
         unit = np.zeros(length, dtype=self.dtype)
@@ -250,25 +251,25 @@ class LayerOperator:
         inside = self._below.T @ X
         result = self._above @ (self._core @ inside)
         if any(self._ratios.values()):
-            rest = X - self._below @ inside
-            result += self._complement.layers.apply(self._layer, self._weighted(rest))
+            outside = X - self._below @ inside
+            result += self._complement.layers.apply(self._layer, self._weight_families(outside))
         return result
 
     def _apply_transpose(self, Y: FloatArray) -> FloatArray:
         inside = self._above.T @ Y
         result = self._below @ (self._core.T @ inside)
         if any(self._ratios.values()):
-            rest = self._complement.layers.apply_transpose(self._layer, Y - self._above @ inside)
-            result += self._weighted(self._complement.outside(self._layer - 1, rest))
+            image = self._complement.layers.apply_transpose(self._layer, Y - self._above @ inside)
+            result += self._weight_families(self._complement.outside(self._layer - 1, image))
         return result
 
-    def _weighted(self, rest: FloatArray) -> FloatArray:
-        """Return the parts of vectors outside A_{l-1}, each family's times what its scalar has become."""
+    def _weight_families(self, X: FloatArray) -> FloatArray:
+        """Multiply the component of X in each family by the ratio of its scalar to the initial scalar."""
         values = set(self._ratios.values())
         if len(values) == 1:
-            return rest * self.dtype.type(values.pop())
-        total = np.zeros_like(rest)
-        for i, part in self._complement.split(self._layer - 1, rest).items():
+            return X * self.dtype.type(values.pop())
+        total = np.zeros_like(X)
+        for i, part in self._complement.split(self._layer - 1, X).items():
             if i in self._ratios:
                 total += self.dtype.type(self._ratios[i]) * part
         return total

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Bases of the active subspaces of lazily sampled weights, sampled when they are asked for."""
+"""Bases of the active subspaces of lazily sampled weights, which are sampled on first access."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .._weights.implicit import ImplicitWeights
 
 
 class SampledBases(Sequence[FloatArray]):
-    """Bases of implicit layers, drawn when they are asked for."""
+    """The bases A_0 .. A_L, with ``bases[node]`` sampled on first access."""
 
-    def __init__(self, law: ImplicitWeights, dims: Sequence[int]) -> None:
-        self.law = law
+    def __init__(self, weights: ImplicitWeights, dims: Sequence[int]) -> None:
+        self.weights = weights
         self.dims = tuple(dims)
 
     def __len__(self) -> int:
@@ -30,13 +30,17 @@ class SampledBases(Sequence[FloatArray]):
         if isinstance(node, slice):
             return [self[i] for i in range(*node.indices(len(self)))]
         index = range(len(self))[node]
-        return self.law.basis(index, self.dims[index])
+        return self.weights.basis(index, self.dims[index])
 
 
 def resample(
-    law: dict[str, Any], U: FloatArray, V: FloatArray
+    distribution: dict[str, Any], U: FloatArray, V: FloatArray
 ) -> tuple[ImplicitWeights, Sequence[FloatArray]]:
-    """Return implicit layers and their bases as a run that was saved had them: same seed, same questions."""
-    weights = ImplicitWeights(law["widths"], law["scales"], law["seed"], dtype=law["dtype"])
+    """Sample the layers and the bases of a saved run again, by the same seed and the same queries.
+
+    `distribution` is the description of `ImplicitWeights.describe`.
+    """
+    widths, scales, seed = (distribution[key] for key in ("widths", "scales", "seed"))
+    weights = ImplicitWeights(widths, scales, seed, dtype=distribution["dtype"])
     found = weights.close(V, U, max(weights.widths))
     return weights, SampledBases(weights, found.dims)

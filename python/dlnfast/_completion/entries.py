@@ -17,8 +17,8 @@ from .._support.arrays import (
     as_vector,
     check_count,
     is_sparse,
-    known_values,
-    stored_entries,
+    read_known_values,
+    read_stored_entries,
 )
 from .._support.errors import ShapeError
 
@@ -112,12 +112,12 @@ def read_entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None)
     if is_sparse(X):
         if y is not None:
             raise TypeError("y is given with a sparse matrix X, which holds its values itself; wanted y=None")
-        rows, columns, values, found = stored_entries(X, "X")
+        rows, columns, values, found = read_stored_entries(X, "X")
     elif y is None:
         rows, columns, values, found = _known_of_array(X)
     else:
         rows, columns = read_pairs(X)
-        values, which, count = known_values(y, "y (ratings)")
+        values, which, count = read_known_values(y, "y (ratings)")
         if count != rows.size:
             raise ShapeError(f"y (ratings) has {count} values; wanted {rows.size}, one for each pair")
         found = (int(rows.max(initial=-1)) + 1, int(columns.max(initial=-1)) + 1)

@@ -24,7 +24,7 @@ from .._support.arrays import (
     check_scale,
     random_generator,
 )
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
 from .._support.files import Arrays
 from .._support.threads import MAX_THREADS
 from .._training.rates import Adaptive
@@ -433,7 +433,7 @@ class CheckpointedFit:
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Own the folder of the fit in the block."""
-        with terminating(), RunFolder(self._path).owned():
+        with raise_on_sigterm(), RunFolder(self._path).owned():
             yield
 
     @contextmanager

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate
 from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, check_count, check_scale
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
 from .._support.files import Arrays
 from .._training.train import train
 from .._trajectory.dense import DenseStates
@@ -140,7 +140,7 @@ def train_in_turns(
             rules |= {name: repr(value) for name, value in wanted.items()}
             kept = _KeptTurns(Checkpoint.of(checkpoint), turns, rules)
             if kept.outcome is None:
-                stack.enter_context(terminating())
+                stack.enter_context(raise_on_sigterm())
                 stack.enter_context(kept.owned())
             if kept.outcome is not None:
                 return turns.trajectory(kept.outcome, kept.last_loss)

@@ -18,7 +18,7 @@ import numpy as np
 from .._datasets.text import TASKS, TextTask
 from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
-from .._support.files import decoded, parsed_object, with_checksum, without_checksum
+from .._support.files import decode_text, parse_object, with_checksum, without_checksum
 from .schema import (
     Key,
     SpecError,
@@ -301,12 +301,12 @@ class Results:
         # Not splitlines: JSON may hold other characters that end lines.
         records = []
         known: set[str] = set()
-        for number_, line in enumerate(decoded(whole, self.path).split("\n")[:-1], 1):
+        for number_, line in enumerate(decode_text(whole, self.path).split("\n")[:-1], 1):
             if line in known:  # a copy, of the file or by hand, tells nothing new
                 continue
             known.add(line)
             try:
-                records.append(_checked_record(without_checksum(parsed_object(line))))
+                records.append(_checked_record(without_checksum(parse_object(line))))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
         self.records = records

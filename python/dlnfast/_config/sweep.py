@@ -27,7 +27,7 @@ from .._problem.problem import Problem
 from .._support.arrays import as_list, check_count, check_path, check_scale, random_generator
 from .._support.files import remove_parts, write_text_whole
 from .._support.locks import FolderLock
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .._support.threads import available_cores
 from .._training.request import Request, check_optimizer
 from .._trajectory.load import load
@@ -378,7 +378,7 @@ class SweepResults(Sequence[dict[str, Any]]):
         ModuleNotFoundError
             Without pandas.
         """
-        pandas = imported("pandas", "to_pandas (rows has the same as a list of dicts)", "sweep")
+        pandas = import_optional("pandas", "to_pandas (rows has the same as a list of dicts)", "sweep")
         return pandas.DataFrame(self.rows, columns=self.columns)
 
     def to_markdown(self) -> str:

@@ -29,8 +29,8 @@ from .._support.checkpoint import tidy
 from .._support.environment import environment
 from .._support.errors import DivergedError, FolderInUseError
 from .._support.files import (
-    is_of_the_machine,
-    parsed_object,
+    is_machine_error,
+    parse_object,
     read_text,
     remove_parts,
     with_checksum,
@@ -182,7 +182,7 @@ def finished(
     That of a file that is damaged, or was changed, has to be run again.
     """
     try:
-        summary = _checked_summary(parsed_object(read_text(Path(directory, name, SUMMARY))))
+        summary = _checked_summary(parse_object(read_text(Path(directory, name, SUMMARY))))
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     done = summary["outcome"] in ("finished", "converged")
@@ -242,7 +242,7 @@ def may_pass(error: BaseException) -> bool:
 
     Full disks, missing files and rights, too little memory, packages that are not installed.
     """
-    if is_of_the_machine(error) or isinstance(error, (ImportError, FolderInUseError)):
+    if is_machine_error(error) or isinstance(error, (ImportError, FolderInUseError)):
         return True
     # PyTorch has no MemoryError: its allocators raise RuntimeErrors of their own.
     text = str(error)

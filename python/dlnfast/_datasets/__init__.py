@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Loaders of public data sets from files."""
+"""Loaders of public data sets from local files: images, ratings, texts. Nothing is downloaded."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._support.arrays import IntArray, check_count
-from .folder import data_root, missing_data, npz_file, read_npz
+from .folder import data_root, missing_data_error, npz_file, read_npz
 from .images import (
     ImageArray,
     check_images,
@@ -22,8 +22,8 @@ from .images import (
     check_split,
     decode_images,
     find_parquet,
-    first_of_each_class,
     read_parquet,
+    select_per_class,
 )
 
 _CIFAR_SHAPE: Final = (3, 32, 32)
@@ -43,17 +43,19 @@ def load_cifar10(
 ) -> tuple[ImageArray, IntArray]:
     """Read CIFAR-10 from a local copy; nothing is downloaded.
 
-    The order of the images is that of the files, and some files are sorted by class: shuffle before making
-    batches.
+    The images have the order of the files, some of which are sorted by class: shuffle them before you split
+    them into batches.
 
     Parameters
     ----------
     path : path, optional
-        File or folder. Default: the environment variable ``DLNFAST_DATA``. Looked for, in this order:
+        File or folder. Default: the environment variable ``DLNFAST_DATA``. The first of these that exists is
+        read:
 
-        * ``cifar10_jpeg.npz``, or an .npz file itself: ``jpeg_train``, the bytes of all JPEG files one after
-          the other, ``offsets_train``, N + 1 numbers, where each begins, ``y_train``, and the same for
-          ``test`` (needs Pillow). Sorted by class; JPEG has altered the pixels a little;
+        * ``cifar10_jpeg.npz``, or an .npz file itself, with the arrays ``jpeg_train`` (the concatenated JPEG
+          files), ``offsets_train`` (the N + 1 offsets of their starts and of the end), ``y_train``, and the
+          same for ``test`` (needs Pillow). It is sorted by class, and JPEG compression has changed the
+          pixels slightly;
         * the original pickles ``data_batch_1`` .. ``data_batch_5`` and ``test_batch``, in
           ``cifar-10-batches-py`` (where their archive and torchvision put them) or in the folder itself;
         * the original binary files ``data_batch_1.bin`` and so on, in ``cifar-10-batches-bin`` or in the
@@ -63,29 +65,29 @@ def load_cifar10(
     split : {"train", "test"}
         50,000 or 10,000 images.
     per_class : int, optional
-        Read only the first so many images of each class, in the order of the files. Default: all.
+        Number of images per class; the first ones in the order of the files. Default: all.
 
     Returns
     -------
     images : ndarray of uint8, shape (N, 3072)
-        One image a row, values 0..255: all of red, row by row of the image, then green, then blue.
-        ``images.reshape(-1, 3, 32, 32)`` gives (channel, row, column).
+        One image per row, values 0..255: the red channel, row by row, then green, then blue.
+        ``images.reshape(-1, 3, 32, 32)`` has the axes (image, channel, row, column).
     labels : ndarray of int64, shape (N,)
         0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck.
 
     Raises
     ------
     FileNotFoundError
-        Naming every place that was looked at, and where the files are to be had; or those that are missing
-        beside others.
+        If there are no such files, or only some of a set. The message lists the searched paths and a source
+        for download, or the missing files.
     ValueError
-        For a damaged file, saying what is wrong with it, and where a class has fewer than `per_class` images.
+        If a file is damaged, or a class has fewer than `per_class` images.
     ImportError
-        Where Pillow or pyarrow is needed and missing.
+        If Pillow or pyarrow is needed and not installed.
 
     Notes
     -----
-    A pickle may hold a program. These are read by an unpickler that knows only dictionaries, lists, numbers,
+    A pickle can execute code. These are read by an unpickler that allows only dictionaries, lists, numbers,
     strings and arrays of bytes, and refuses everything else.
 
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
@@ -109,7 +111,7 @@ def load_cifar10(
         (_CIFAR_PICKLES, "", _read_cifar_pickle),
         (_CIFAR_BINARIES, ".bin", _read_cifar_binary),
     )
-    places = [str(npz)]
+    searched = [str(npz)]
     for folders, ending, reader in readers:
         for folder in folders:
             files = [root / folder / (name + ending) for name in _CIFAR_BATCHES[split]]
@@ -117,27 +119,27 @@ def load_cifar10(
             if not lacking:
                 parts = [check_images(*reader(file), file, _CIFAR_SHAPE) for file in files]
                 images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-                kept = first_of_each_class(labels, count, root / folder)
-                return (images, labels) if count is None else (images[kept], labels[kept])
+                chosen = select_per_class(labels, count, root / folder)
+                return (images, labels) if count is None else (images[chosen], labels[chosen])
             if len(lacking) < len(files):
                 raise FileNotFoundError(
                     f"{root / folder} lacks {', '.join(lacking)} beside other files of CIFAR-10 ({split})"
                 )
             first, last = files[0].name, files[-1].name
-            places.append(f"{first if first == last else f'{first} .. {last}'} in {root / folder}")
+            searched.append(f"{first if first == last else f'{first} .. {last}'} in {root / folder}")
     parquet = find_parquet(root, _CIFAR_PARQUET, split)
     if parquet:
         images, labels = read_parquet(parquet, "img", count)
-        return check_images(_channels_first(images), labels, parquet[0], _CIFAR_SHAPE)
-    places += [str(root / folder / f"{split}-*.parquet") for folder in _CIFAR_PARQUET]
-    raise missing_data("CIFAR-10", root, split, places, _CIFAR_SOURCE)
+        return check_images(_move_channels_first(images), labels, parquet[0], _CIFAR_SHAPE)
+    searched += [str(root / folder / f"{split}-*.parquet") for folder in _CIFAR_PARQUET]
+    raise missing_data_error("CIFAR-10", root, split, searched, _CIFAR_SOURCE)
 
 
 _Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
-def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return (N, rows, columns, channels) as (N, channels, rows, columns); other shapes as they are."""
+def _move_channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Transpose (N, rows, columns, channels) to (N, channels, rows, columns), if there are four axes."""
     return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if images.ndim == 4 else images
 
 
@@ -147,20 +149,20 @@ def _read_cifar_jpeg(path: Path, split: str, per_class: int | None) -> tuple[Ima
         raise ValueError(
             f"{path} holds jpeg_{split} of shape {content.shape}, {content.dtype}; wanted (n,), uint8"
         )
-    in_order = offsets.ndim == 1 and offsets.size > 1 and offsets.dtype.kind in "iu"
-    begins = offsets.astype(np.int64) if in_order else np.zeros(0, np.int64)
-    if not in_order or begins[0] < 0 or begins[-1] > content.size or np.any(np.diff(begins) < 0):
+    is_integer_vector = offsets.ndim == 1 and offsets.size > 1 and offsets.dtype.kind in "iu"
+    starts = offsets.astype(np.int64) if is_integer_vector else np.zeros(0, np.int64)
+    if not is_integer_vector or starts[0] < 0 or starts[-1] > content.size or np.any(np.diff(starts) < 0):
         raise ValueError(
             f"{path} holds offsets_{split} that are no ascending vector of integers from 0 to {content.size}"
         )
-    check_labels(labels, begins.size - 1, path)
-    kept = first_of_each_class(labels, per_class, path)
-    encoded = [content[begins[i] : begins[i + 1]].tobytes() for i in kept]
-    return check_images(_channels_first(decode_images(encoded, path)), labels[kept], path, _CIFAR_SHAPE)
+    check_labels(labels, starts.size - 1, path)
+    chosen = select_per_class(labels, per_class, path)
+    images = decode_images([content[starts[i] : starts[i + 1]].tobytes() for i in chosen], path)
+    return check_images(_move_channels_first(images), labels[chosen], path, _CIFAR_SHAPE)
 
 
 def _read_cifar_binary(path: Path) -> _Arrays:
-    """Read records of one byte for the label and one for each value."""
+    """Read a file of records: one byte for the label, then one byte for each value."""
     content = np.fromfile(path, dtype=np.uint8)
     size = 1 + math.prod(_CIFAR_SHAPE)
     if content.size == 0 or content.size % size:
@@ -172,11 +174,11 @@ def _read_cifar_binary(path: Path) -> _Arrays:
 def _read_cifar_pickle(path: Path) -> _Arrays:
     try:
         with path.open("rb") as stream:
-            # Strings of Python 2, which wrote the originals, are bytes.
-            held = _CifarUnpickler(stream, encoding="bytes").load()
-        named = {key.decode() if isinstance(key, bytes) else key: value for key, value in held.items()}
-        images, labels = named["data"].array(), np.array(named["labels"])
-    except Exception as error:  # damaged pickles raise nearly anything
+            # Python 2 wrote the original files: their strings are bytes.
+            content = _CifarUnpickler(stream, encoding="bytes").load()
+        entries = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+        images, labels = entries["data"].to_array(), np.array(entries["labels"])
+    except Exception as error:  # damaged pickles raise errors of any type
         raise ValueError(f"{path} cannot be read as a pickle of CIFAR-10: {error}") from error
     if images.ndim != 2 or images.shape[1] != math.prod(_CIFAR_SHAPE):
         raise ValueError(f"{path} holds data of shape {images.shape}; wanted (N, {math.prod(_CIFAR_SHAPE)})")
@@ -184,9 +186,9 @@ def _read_cifar_pickle(path: Path) -> _Arrays:
 
 
 class _CifarUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays of bytes; runs nothing that a file names.
+    """An unpickler of dictionaries, lists, numbers, strings and arrays of bytes; it calls no other code.
 
-    NumPy's own reconstruction is not run either: it trusts what a pickle says of the memory of an array.
+    It does not call NumPy's reconstruction of arrays either, which trusts the memory layout in the pickle.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -206,18 +208,18 @@ class _CifarUnpickler(pickle.Unpickler):
 
 
 class _PickledArray:
-    """Shape, type and bytes of an array, as they come."""
+    """Shape, type and bytes of a pickled array, unchecked."""
 
     state: tuple[Any, ...] = ()
 
     def __init__(self, *arguments: object) -> None:
-        """Take what NumPy's function would be called with: the class, a shape and a type, all empty."""
+        """Ignore the arguments of NumPy's function: the class, an empty shape and a type."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
-    def array(self) -> ImageArray:
-        """Return the array, of bytes in C order."""
+    def to_array(self) -> ImageArray:
+        """Return an array of bytes in C order; raise ValueError for other types and orders."""
         _, shape, kind, columns_first, content = self.state
         if not isinstance(kind, _PickledType) or kind.name not in ("u1", b"u1") or columns_first:
             raise ValueError("its data are no array of uint8 in C order")
@@ -233,14 +235,14 @@ class _PickledType:
         self.name = name
 
     def __setstate__(self, state: object) -> None:
-        """Leave out byte order and alignment, which bytes do not have."""
+        """Ignore byte order and alignment, which bytes do not have."""
 
 
 class _PickledBytes(bytes):
-    """Bytes that were written as text, one character for each."""
+    """Bytes that were pickled as text, one character for each."""
 
     def __new__(cls, text: str, encoding: str) -> _PickledBytes:
-        """Undo what pickles of early protocols do to bytes."""
+        """Convert the text, as which early pickle protocols store bytes, to bytes."""
         return super().__new__(cls, text.encode("latin1"))
 
     def __setstate__(self, state: object) -> None:

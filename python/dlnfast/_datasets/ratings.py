@@ -17,15 +17,15 @@ from .folder import data_root, read_npz
 _MOVIELENS_NPZ: Final = "movielens_latest_small.npz"
 _MOVIELENS_KEYS: Final = ("users", "items", "ratings_x2", "user_ids", "movie_ids")
 _CSV_HEADER: Final = "userId,movieId,rating"
-#: Name of a file, what separates its fields, and the folders where its archive puts it.
+#: Name of a file, separator of its fields, and folders in which its archives contain it.
 _MOVIELENS_FILES: Final = (
     ("ratings.csv", ",", (".", "ml-latest-small", "ml-latest", "ml-32m", "ml-25m", "ml-20m")),
     ("u.data", "\t", (".", "ml-100k")),
     ("ratings.dat", "::", (".", "ml-1m", "ml-10M100K")),
 )
-#: Characters read at a time, so that the text of 25 million ratings is never held at once.
+#: Number of characters that are parsed at a time; the text of 25 million ratings would take 1 GB.
 _TEXT_BYTES: Final = 2**22
-_LONGEST_LINE: Final = 2**16
+_MAX_LINE_CHARACTERS: Final = 2**16
 
 
 class Ratings(NamedTuple):
@@ -34,11 +34,11 @@ class Ratings(NamedTuple):
     Attributes
     ----------
     users, items : ndarray of int64, shape (n,)
-        From 0, without gaps: rows and columns of the matrix of ratings.
+        Row and column of each rating in the matrix of ratings, from 0, without gaps.
     ratings : ndarray of float64, shape (n,)
-        Stars.
+        Number of stars.
     user_ids, item_ids : ndarray of int64
-        What the data set calls them: user u is ``user_ids[u]``. Ascending.
+        Ids in the data set, ascending: user u has the id ``user_ids[u]``.
     """
 
     users: IntArray
@@ -54,8 +54,8 @@ def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:
     Parameters
     ----------
     path : path, optional
-        File or folder. Default: the environment variable ``DLNFAST_DATA``. Looked for, in this order, in the
-        folder itself and in that of the archive:
+        File or folder. Default: the environment variable ``DLNFAST_DATA``. The first of these that exists, in
+        the folder itself or in a subfolder named like the archive, is read:
 
         * ``movielens_latest_small.npz`` with the arrays ``users``, ``items`` (from 0), ``ratings_x2`` (twice
           the stars), ``user_ids`` and ``movie_ids``;
@@ -63,23 +63,23 @@ def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:
         * ``u.data`` of MovieLens-100K;
         * ``ratings.dat`` of MovieLens-1M or 10M.
 
-        A file is taken for one of these by its ending: ``.npz``, ``.csv``, ``.data`` or ``.dat``.
+        The suffix of a file, ``.npz``, ``.csv``, ``.data`` or ``.dat``, determines its format.
 
     Returns
     -------
     Ratings
-        In the order of the file.
+        The ratings in the order of the file.
 
     Raises
     ------
     FileNotFoundError
-        Naming every place that was looked at.
+        If there are no such files. The message lists the searched paths.
     ValueError
-        For a damaged file, saying what is wrong with it, and in which line.
+        If a file is damaged. The message names the line.
 
     Notes
     -----
-    O(n log n); 40 bytes a rating. Timestamps are left out.
+    Cost: O(n log n) time, 40 bytes of memory per rating. Timestamps are ignored.
 
     Harper, Konstan, "The MovieLens datasets: history and context", ACM Transactions on Interactive
     Intelligent Systems 5 (2015).
@@ -100,14 +100,14 @@ def load_movielens(path: str | os.PathLike[str] | None = None) -> Ratings:
     npz = root / _MOVIELENS_NPZ
     if npz.is_file():
         return _read_movielens_npz(npz)
-    places = [str(npz)]
+    searched = [str(npz)]
     for name, separator, folders in _MOVIELENS_FILES:
         for folder in folders:
             file = root / folder / name
             if file.is_file():
                 return _read_ratings(file, separator)
-            places.append(str(file))
-    raise FileNotFoundError(f"no MovieLens ratings at {root}; looked for {'; '.join(places)}")
+            searched.append(str(file))
+    raise FileNotFoundError(f"no MovieLens ratings at {root}; looked for {'; '.join(searched)}")
 
 
 def _read_movielens_npz(path: Path) -> Ratings:
@@ -134,17 +134,17 @@ def _read_movielens_npz(path: Path) -> Ratings:
 
 
 def _read_ratings(path: Path, separator: str) -> Ratings:
-    """Read lines of user, item, rating and, mostly, a time."""
+    """Read a text file with user, item and rating in the first three fields of each line."""
     columns: list[list[npt.NDArray[np.float64]]] = [[], [], []]
     line = 1
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         if separator == ",":
-            header = stream.readline(_LONGEST_LINE).strip()
+            header = stream.readline(_MAX_LINE_CHARACTERS).strip()
             if not header.startswith(_CSV_HEADER):
                 raise ValueError(f"{path} starts with {header[:60]!r}; wanted {_CSV_HEADER},timestamp")
             line = 2
-        while lines := _some_lines(stream, path):
-            for column, part in zip(columns, _numbers_of(lines, separator, path, line), strict=True):
+        while lines := _read_lines(stream, path):
+            for column, part in zip(columns, _parse_lines(lines, separator, path, line), strict=True):
                 column.append(part)
             line += len(lines)
     if not columns[0]:
@@ -159,22 +159,22 @@ def _read_ratings(path: Path, separator: str) -> Ratings:
     return Ratings(user.astype(np.int64), item.astype(np.int64), stars, user_ids, item_ids)
 
 
-def _some_lines(stream: IO[str], path: Path) -> list[str]:
-    """Return the next lines, of about `_TEXT_BYTES` in all."""
+def _read_lines(stream: IO[str], path: Path) -> list[str]:
+    """Read the next lines, about `_TEXT_BYTES` characters in total."""
     lines: list[str] = []
     count = 0
-    while count < _TEXT_BYTES and (line := stream.readline(_LONGEST_LINE)):
-        if len(line) == _LONGEST_LINE:
-            raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters")
+    while count < _TEXT_BYTES and (line := stream.readline(_MAX_LINE_CHARACTERS)):
+        if len(line) == _MAX_LINE_CHARACTERS:
+            raise ValueError(f"{path} has a line of more than {_MAX_LINE_CHARACTERS} characters")
         lines.append(line)
         count += len(line)
     return lines
 
 
-def _numbers_of(
+def _parse_lines(
     lines: list[str], separator: str, path: Path, first: int
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return user, item and rating of each line."""
+    """Return the user, the item and the rating of each line; `first` is the number of the first line."""
     text = [line.replace("::", "\t") for line in lines] if separator == "::" else lines
     delimiter = "\t" if separator == "::" else separator
     try:
@@ -185,14 +185,14 @@ def _numbers_of(
             return table[:, 0], table[:, 1], table[:, 2]
     except ValueError:
         pass
-    # Something is wrong; look for the line.
+    # A line is wrong: find it for the message.
     for n, line in enumerate(lines):
         fields = line.rstrip("\r\n").split(separator)
         try:
-            good = all(math.isfinite(float(field)) for field in fields[:3]) and len(fields) >= 3
+            is_valid = all(math.isfinite(float(field)) for field in fields[:3]) and len(fields) >= 3
         except ValueError:
-            good = False
-        if not good:
+            is_valid = False
+        if not is_valid:
             raise ValueError(
                 f"line {first + n} of {path} is {line.rstrip()[:60]!r}; wanted user, item and rating, "
                 f"separated by {separator!r}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Text tasks from local files: the sentence pairs of STS-B and the layout of GLUE; nothing is downloaded."""
+"""Text tasks in the formats of GLUE and of STS-B, from local files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from .._support.arrays import as_array, as_integers, check_choice
-from .folder import data_root, missing_data
+from .folder import data_root, missing_data_error
 
 __all__ = ["TASKS", "TextTask", "load_task"]
 
 
 @dataclass(frozen=True)
 class TextTask:
-    """Sentences, or pairs of them, and what is to be said of them.
+    """Sentences, or pairs of sentences, and their scores or classes.
 
     Attributes
     ----------
     name : str
+        Name of the task, one of `TASKS`.
     first : tuple of str
+        Sentences, or the first sentence of each pair.
     second : tuple of str or None
-        None for tasks of single sentences.
+        Second sentence of each pair; None for tasks of single sentences.
     targets : ndarray, shape (N,)
-        float64 for scores, int64 for classes.
+        Scores as float64, or classes as int64.
     classes : tuple of str or None
-        What the classes are called; None for scores.
+        Names of the classes; None for scores.
     """
 
     name: str
@@ -47,11 +49,11 @@ class TextTask:
 
     @property
     def metric(self) -> str:
-        """What GLUE reports: "pearson", "matthews" or "accuracy"."""
+        """Name of the metric that GLUE reports: "pearson", "matthews" or "accuracy"."""
         return _LAYOUTS[self.name].metric
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> TextTask:
-        """Return some of the samples, in the order given."""
+        """Return the samples with these row numbers, in this order."""
         chosen = as_integers(rows, "rows")
         return TextTask(
             self.name,
@@ -64,8 +66,9 @@ class TextTask:
     def score(self, predictions: npt.ArrayLike) -> float:
         """Return the metric of predictions: scores (N,), or classes (N,).
 
-        Pearson's correlation for scores; Matthews' for CoLA, which is Pearson's of the two binary vectors; 0
-        where predictions are all the same. Otherwise the share of samples classified right.
+        The metric is Pearson's correlation for scores; Matthews' correlation for CoLA, which is Pearson's of
+        the two binary vectors; and the fraction of correct classes otherwise. A correlation is 0 if all
+        predictions are equal.
         """
         found = as_array(predictions, "predictions")
         if found.shape != self.targets.shape:
@@ -79,7 +82,7 @@ class TextTask:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a task's files keep what: columns by header, or by place where there is none."""
+    """The format of a task's files: columns by their name in the header, or by number without a header."""
 
     folder: str
     first: str | int
@@ -108,7 +111,7 @@ _LAYOUTS: Final = {
     "rte": _Layout("RTE", "sentence1", "sentence2", "label", ("entailment", "not_entailment"), "accuracy"),
     "sst2": _Layout("SST-2", "sentence", None, "label", ("0", "1"), "accuracy"),
 }
-#: What `load_task` knows.
+#: Names of the tasks that `load_task` reads.
 TASKS: Final = tuple(_LAYOUTS)
 
 _OPEN_STSB: Final = "stsb_open.tsv"
@@ -121,26 +124,28 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, split: str 
     Parameters
     ----------
     name : {"stsb", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"}
+        Name of the task.
     path : path, optional
-        File or folder. Default: the environment variable ``DLNFAST_DATA``. Looked for, in this order:
+        File or folder. Default: the environment variable ``DLNFAST_DATA``. The first of these that exists is
+        read:
 
-        * for "stsb" ``stsb_open.tsv``, one file with a column ``split``;
-        * the files of GLUE, ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``), in the folder that its
-          archive calls after the task (``STS-B``, ``CoLA``, ..), or in the folder itself.
+        * for "stsb", ``stsb_open.tsv``, one file with a column ``split``;
+        * the files of GLUE, ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``), in the folder of the
+          task in GLUE's archive (``STS-B``, ``CoLA``, ..), or in the folder itself.
     split : {"train", "dev", "test"}
-        GLUE's own test files hold no targets and are not read.
+        Name of the split. GLUE's test files have no targets and are not read.
 
     Returns
     -------
     TextTask
-        In the order of the file.
+        The samples in the order of the file.
 
     Raises
     ------
     FileNotFoundError
-        Naming every place that was looked at.
+        If there are no such files. The message lists the searched paths.
     ValueError
-        For another task or split, and for a damaged file, naming its line.
+        If the task or the split is unknown, or a file is damaged. The message names the line.
 
     Notes
     -----
@@ -151,19 +156,19 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, split: str 
     check_choice(split, "split", _SPLITS)
     layout = _LAYOUTS[name]
     root = data_root(path, f"{_OPEN_STSB} or GLUE's folder {layout.folder}")
-    places: list[Path] = []
+    searched: list[Path] = []
     if name == "stsb":
-        places.append(root if root.suffix == ".tsv" else root / _OPEN_STSB)
-        if places[0].is_file():
-            return _read(places[0], name, layout, split)
+        searched.append(root if root.suffix == ".tsv" else root / _OPEN_STSB)
+        if searched[0].is_file():
+            return _read(searched[0], name, layout, split)
     if split != "test":
         file = layout.dev if split == "dev" else "train.tsv"
-        places += [root / layout.folder / file, root / file]
-        for place in places[-2:]:
-            if place.is_file():
-                return _read(place, name, layout, None)
+        searched += [root / layout.folder / file, root / file]
+        for candidate in searched[-2:]:
+            if candidate.is_file():
+                return _read(candidate, name, layout, None)
     source = "the archive of https://gluebenchmark.com/tasks and unpack it in this folder"
-    raise missing_data(name, root, split, [str(place) for place in places], source)
+    raise missing_data_error(name, root, split, [str(candidate) for candidate in searched], source)
 
 
 def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask:
@@ -173,17 +178,17 @@ def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = _numbered_rows(stream, path)
         header = next(rows, (1, []))[1] if isinstance(layout.first, str) else []
-        places = [
-            None if column is None else _place(column, header, path)
+        columns = [
+            None if column is None else _find_column(column, header, path)
             for column in (layout.first, layout.second, layout.target)
         ]
-        of_split = None if split is None else _place("split", header, path)
+        split_column = None if split is None else _find_column("split", header, path)
         for number, row in rows:
             try:
-                if of_split is not None and row[of_split] != split:
+                if split_column is not None and row[split_column] != split:
                     continue
-                fields = [None if place is None else row[place] for place in places]
-                targets.append(_target(fields[2], layout))
+                fields = [None if column is None else row[column] for column in columns]
+                targets.append(_parse_target(fields[2], layout))
             except (IndexError, ValueError) as error:
                 raise ValueError(f"line {number} of {path} is damaged: {error}") from error
             first.append(str(fields[0]))
@@ -202,19 +207,19 @@ def _read(path: Path, name: str, layout: _Layout, split: str | None) -> TextTask
 
 
 def _numbered_rows(stream: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each line, and its number."""
+    """Yield the number and the fields of each line."""
     rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
     while True:
         try:
             row = next(rows, None)
-        except (csv.Error, UnicodeDecodeError) as error:  # fields without end, text that is not UTF-8
+        except (csv.Error, UnicodeDecodeError) as error:  # overlong fields, text that is not UTF-8
             raise ValueError(f"line {rows.line_num + 1} of {path} is damaged: {error}") from error
         if row is None:
             return
         yield rows.line_num, row
 
 
-def _place(column: str | int, header: list[str], path: Path) -> int:
+def _find_column(column: str | int, header: list[str], path: Path) -> int:
     if isinstance(column, int):
         return column
     if column not in header:
@@ -222,7 +227,7 @@ def _place(column: str | int, header: list[str], path: Path) -> int:
     return header.index(column)
 
 
-def _target(text: str | None, layout: _Layout) -> float:
+def _parse_target(text: str | None, layout: _Layout) -> float:
     assert text is not None
     if layout.classes is None:
         score = float(text)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Problems: sufficient statistics of data, observations of a matrix, standard ones."""
+"""Problems that gradient descent solves: least squares on data, matrix completion and sensing, examples."""

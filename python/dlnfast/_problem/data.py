@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Samples as columns, whitening and one-hot targets."""
+"""Samples: one-hot targets, sums over chunks of raw data, and whitening."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .._support.arrays import (
     as_array,
     as_integers,
     as_matrix,
-    axes_of,
     check_choice,
     check_scale,
+    count_axes,
     is_finite,
 )
 from .._support.errors import ShapeError
@@ -27,7 +27,7 @@ from .._support.errors import ShapeError
 LAYOUTS: Final = ("columns", "rows")
 WHITENING_METHODS: Final = ("zca", "pca", "cholesky")
 
-#: Values converted to float64 at a time (32 MB): the only copy of the raw data that is ever made.
+#: Number of values that are converted to float64 at a time (32 MB); raw data are never copied as a whole.
 _CHUNK_VALUES: Final = 2**22
 
 
@@ -37,15 +37,15 @@ _CHUNK_VALUES: Final = 2**22
 
 
 def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> FloatArray:
-    """Return the targets Y of a classification: ``Y[k, j] = 1`` where sample j is of class k, else 0.
+    """Return the targets Y of a classification: ``Y[k, j]`` is 1 if sample j is of class k, otherwise 0.
 
     Parameters
     ----------
     labels : array_like of int, shape (N,)
         Class of every sample.
     classes : array_like of int, shape (K,), optional
-        The classes, in the order of the rows of Y. Default: the distinct labels, ascending. Name
-        them where a part of a data set may lack some.
+        The classes, in the order of the rows of Y. Default: the distinct labels, ascending. Pass them for a
+        part of a data set, which may lack some classes.
 
     Returns
     -------
@@ -54,11 +54,11 @@ def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> Floa
     Raises
     ------
     TypeError
-        For labels that are not integers.
+        If a label is not an integer.
     ShapeError
-        For labels that are not a non-empty vector.
+        If the labels are not a non-empty vector.
     ValueError
-        For a label that is not among `classes`, or a class named twice.
+        If a label is not among `classes`, or `classes` contains one twice.
 
     Notes
     -----
@@ -78,15 +78,15 @@ def one_hot(labels: npt.ArrayLike, classes: npt.ArrayLike | None = None) -> Floa
     if np.unique(known).size != known.size:
         raise ValueError(f"classes names a class twice: {known.tolist()}")
     member: npt.NDArray[np.bool_] = known[:, None] == values[None, :]
-    foreign = ~member.any(axis=0)
-    if foreign.any():
-        sample = int(np.argmax(foreign))
+    unknown = ~member.any(axis=0)
+    if unknown.any():
+        sample = int(np.argmax(unknown))
         raise ValueError(f"labels[{sample}] is {values[sample]}; wanted one of classes {known.tolist()}")
     return member.astype(np.float64)
 
 
 def as_labels(labels: object, name: str) -> IntArray:
-    """Return integer labels as a non-empty int64 vector."""
+    """Convert integer labels to a non-empty int64 vector."""
     array = as_array(labels, name)
     if array.ndim != 1 or array.size == 0:
         raise ShapeError(f"{name} has shape {array.shape}; wanted a non-empty vector (N,)")
@@ -97,10 +97,10 @@ def as_labels(labels: object, name: str) -> IntArray:
     return as_integers(array.astype(np.int64) if array.dtype.kind == "b" else array, name)
 
 
-def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntArray | None:
-    """Return the row of the single 1 in every column, or None where `outputs` is not one-hot."""
+def _find_labels(outputs: npt.NDArray[Any]) -> IntArray | None:
+    """Return the row of the single 1 in every column; None if `outputs` is not one-hot."""
     labels = np.empty(outputs.shape[1], dtype=np.int64)
-    for part in _parts(outputs.shape[1], outputs.shape[0]):
+    for part in _sample_ranges(outputs.shape[1], outputs.shape[0]):
         chunk = outputs[:, part]
         ones = chunk == 1
         if not (np.logical_or(ones, chunk == 0).all() and (ones.sum(axis=0) == 1).all()):
@@ -115,13 +115,13 @@ def _labels_of_one_hot(outputs: npt.NDArray[Any]) -> IntArray | None:
 
 
 def check_layout(layout: str) -> str:
-    """Return the layout if it is one."""
+    """Return the layout if it is known; raise ValueError otherwise."""
     found: str = check_choice(layout, "layout", LAYOUTS)
     return found
 
 
 def sample_columns(x: object, name: str, layout: str, symbol: str | None = None) -> npt.NDArray[Any]:
-    """Return raw samples as columns, (d, N): a view of `x` in its own precision wherever possible."""
+    """Return raw samples as columns, (d, N), as a view of `x` in its own precision if possible."""
     check_layout(layout)
     array = as_array(x, f"{name} ({symbol})" if symbol else name)
     raw = array if _is_real_matrix(array) else as_matrix(array, name, symbol=symbol)
@@ -135,7 +135,7 @@ def _is_real_matrix(x: npt.NDArray[Any]) -> bool:
     return x.dtype.kind in "biu" or x.dtype in (np.float32, np.float64)
 
 
-def _parts(n_samples: int, dim: int, max_samples: int | None = None) -> Iterator[slice]:
+def _sample_ranges(n_samples: int, dim: int, max_samples: int | None = None) -> Iterator[slice]:
     width = min(max(1, _CHUNK_VALUES // dim), max_samples or n_samples)
     for start in range(0, n_samples, width):
         yield slice(start, min(start + width, n_samples))
@@ -155,23 +155,23 @@ def _as_float64(raw: npt.NDArray[Any], part: slice, name: str) -> FloatArray:
 def map_columns(
     raw: npt.NDArray[Any], name: str, matrix: FloatArray | None, mean: FloatArray | None = None
 ) -> FloatArray:
-    """Return ``matrix (raw - mean)`` column by column, as C-contiguous float64; None for I and 0."""
+    """Return ``matrix (raw - mean)`` as C-contiguous float64; None for a matrix of I and a mean of 0."""
     if matrix is None and mean is None:
         return np.ascontiguousarray(_as_float64(raw, slice(0, raw.shape[1]), name))
     result = np.empty((raw.shape[0] if matrix is None else matrix.shape[0], raw.shape[1]))
-    for part in _parts(raw.shape[1], raw.shape[0]):
-        columns = _less_mean(_as_float64(raw, part, name), mean)
+    for part in _sample_ranges(raw.shape[1], raw.shape[0]):
+        columns = _subtract_mean(_as_float64(raw, part, name), mean)
         result[:, part] = columns if matrix is None else matrix @ columns
     return result
 
 
-def _less_mean(columns: FloatArray, mean: FloatArray | None) -> FloatArray:
+def _subtract_mean(columns: FloatArray, mean: FloatArray | None) -> FloatArray:
     return columns if mean is None else columns - mean[:, np.newaxis]
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What gradient descent needs to know of the data: S = X X^T, Phi = Y X^T and ||Y||_F^2."""
+    """The sufficient statistics of data: S = X X^T, Phi = Y X^T and ||Y||_F^2."""
 
     input_gram: FloatArray
     target: FloatArray
@@ -179,18 +179,18 @@ class Statistics:
 
 
 class Samples:
-    """The raw data X and Y as they were given, read as float64 a chunk of samples at a time.
+    """The raw data X and Y without a copy, converted to float64 a chunk of samples at a time.
 
     Attributes
     ----------
     inputs : ndarray, shape (d_x, N)
         X, not copied.
     outputs : ndarray, shape (d_y, N), or None
-        Y, not copied; None where labels were given, whose one-hot columns are made as they are read.
+        Y, not copied; None for labels, whose one-hot columns are computed a chunk at a time.
     labels, classes : ndarray of int64 or None
-        Where Y is one-hot: the class of every sample, and the class that each row of Y stands for.
+        Class of every sample, and class of each row of Y, if Y is one-hot.
     mean : ndarray, shape (d_x,), or None
-        What is subtracted from every input as it is read: the mean of X where `center` is true.
+        Mean of X, which `read_inputs` subtracts; None unless `center` is true.
     """
 
     def __init__(self, X: object, Y: object, layout: str, center: bool = False) -> None:
@@ -199,12 +199,12 @@ class Samples:
         self.labels: IntArray | None
         self.classes: IntArray | None = None
         if _is_vector(Y):
-            self.labels = _labels_of_vector(Y, layout)
+            self.labels = _read_labels(Y, layout)
             self.classes = np.unique(self.labels)
             self.dim_out, n_outputs = self.classes.size, self.labels.size
         else:
             self.outputs = sample_columns(Y, "Y", layout, "targets")
-            self.labels = _labels_of_one_hot(self.outputs)
+            self.labels = _find_labels(self.outputs)
             self.dim_out, n_outputs = self.outputs.shape
             if self.labels is not None:
                 self.classes = np.arange(self.dim_out)
@@ -215,33 +215,33 @@ class Samples:
             )
             other_outputs = n_outputs if self.outputs is None else self.outputs.shape[0]
             if self.n_samples == other_outputs and n_outputs == 1:
-                raise ShapeError(text + "; labels come as a vector: Y.ravel()")
+                raise ShapeError(text + "; pass labels as a vector: Y.ravel()")
             if self.inputs.shape[0] == other_outputs:
                 other = next(name for name in LAYOUTS if name != layout)
                 text += f' (layout="{other}" would fit: {other_outputs} samples)'
             raise ShapeError(text)
-        self.mean: FloatArray | None = None  # while it is summed
-        self.mean = self._mean() if center else None
+        self.mean: FloatArray | None = None  # `_compute_mean` reads raw inputs
+        self.mean = self._compute_mean() if center else None
 
     @np.errstate(over="ignore")
-    def _mean(self) -> FloatArray:
+    def _compute_mean(self) -> FloatArray:
         total = np.zeros(self.dim_in)
         for part in self.parts():
             total += np.sum(self.read_inputs(part), axis=1)
-        mean: FloatArray = without_overflow(total, "X", "the sum of X") / self.n_samples
+        mean: FloatArray = check_overflow(total, "X", "the sum of X") / self.n_samples
         return mean
 
     def parts(self, max_samples: int | None = None) -> Iterator[slice]:
-        """Yield ranges of samples whose inputs and outputs together make one chunk."""
-        return _parts(self.n_samples, self.dim_in + self.dim_out, max_samples)
+        """Yield ranges of samples whose inputs and outputs together fill one chunk."""
+        return _sample_ranges(self.n_samples, self.dim_in + self.dim_out, max_samples)
 
     def read_inputs(self, part: slice, transform: FloatArray | None = None) -> FloatArray:
-        """Return the inputs of some samples, or their images under `transform`."""
-        chunk = _less_mean(_as_float64(self.inputs, part, "X"), self.mean)
+        """Return the inputs of a range of samples, multiplied by `transform` if there is one."""
+        chunk = _subtract_mean(_as_float64(self.inputs, part, "X"), self.mean)
         return chunk if transform is None else transform @ chunk
 
     def read_outputs(self, part: slice) -> FloatArray:
-        """Return the outputs of some samples."""
+        """Return the outputs of a range of samples."""
         if self.outputs is None:
             assert self.labels is not None
             return one_hot(self.labels[part], self.classes)
@@ -249,13 +249,13 @@ class Samples:
 
     @np.errstate(over="ignore", invalid="ignore")
     def transformed_gram(self, transform: FloatArray | None = None) -> FloatArray:
-        """Return (T X)(T X)^T, summed over chunks; T = I where `transform` is None."""
+        """Return (T X)(T X)^T, summed over chunks; T = I if `transform` is None."""
         dim = self.dim_in if transform is None else transform.shape[0]
         gram = np.zeros((dim, dim))
         for part in self.parts():
             inputs = self.read_inputs(part, transform)
             gram += inputs @ inputs.T
-        return without_overflow(gram, "X", "X X^T")
+        return check_overflow(gram, "X", "X X^T")
 
     @np.errstate(over="ignore", invalid="ignore")
     def statistics(self, transform: FloatArray | None = None) -> Statistics:
@@ -267,23 +267,23 @@ class Samples:
             gram += inputs @ inputs.T
             target += outputs @ inputs.T
             norm_squared += float(np.sum(outputs * outputs))
-        without_overflow(gram, "X", "X X^T")
-        without_overflow(np.array(norm_squared), "Y", "||Y||^2")
+        check_overflow(gram, "X", "X X^T")
+        check_overflow(np.array(norm_squared), "Y", "||Y||^2")
         return Statistics(gram, target, norm_squared)
 
     @np.errstate(over="ignore", invalid="ignore")
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
-        """Return ``diag(lambda)^(-1/2) E^T`` over the kept eigenpairs of S, and the discarded energy."""
+        """Return ``diag(lambda)^(-1/2) E^T`` over the retained eigenpairs of S, and the discarded energy."""
         if self.n_samples >= self.dim_in:
             return whitener_of_gram(self.transformed_gram(), squared_tolerance)
-        # S has no more than N nonzero eigenvalues: those of X^T X, which is the smaller matrix here.
+        # The nonzero eigenvalues of S are those of X^T X, which is the smaller matrix here.
         inputs = self.read_inputs(slice(0, self.n_samples))
-        small = without_overflow(inputs.T @ inputs, "X", "X^T X")
-        keep, eigenvalues, vectors, discarded = _kept_eigenpairs(small, squared_tolerance)
+        small = check_overflow(inputs.T @ inputs, "X", "X^T X")
+        keep, eigenvalues, vectors, discarded = _select_eigenpairs(small, squared_tolerance)
         return (inputs @ (vectors[:, keep] / eigenvalues[keep])).T, discarded
 
     def squared_residual(self, matrix: FloatArray) -> float:
-        """Return ||M X - Y||_F^2, X less its mean where that is subtracted, from one pass over the data."""
+        """Return ||M X - Y||_F^2 from one pass over the data, with centred X if `mean` is set."""
         total = 0.0
         for part in self.parts():
             residual = self.read_inputs(part, matrix) - self.read_outputs(part)
@@ -291,7 +291,7 @@ class Samples:
         return total
 
 
-def _labels_of_vector(Y: object, layout: str) -> IntArray:
+def _read_labels(Y: object, layout: str) -> IntArray:
     array = as_array(Y, "Y (a vector, so labels)")
     if array.dtype.kind == "f":
         shape, code = ("(N, 1)", "Y[:, None]") if layout == "rows" else ("(1, N)", "Y[None, :]")
@@ -304,13 +304,13 @@ def _labels_of_vector(Y: object, layout: str) -> IntArray:
 
 def _is_vector(x: object) -> bool:
     try:
-        return axes_of(x, "Y") == 1
-    except ValueError:  # rows of different lengths, which `sample_columns` explains
+        return count_axes(x, "Y") == 1
+    except ValueError:  # rows of different lengths: `sample_columns` raises with an explanation
         return False
 
 
-def without_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
-    """Return `total` if it is finite; otherwise say what is too large."""
+def check_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
+    """Return `total` if it is finite; raise ValueError otherwise."""
     if not is_finite(total):
         raise ValueError(f"{name} is too large: {formula} overflows float64; divide {name} by a constant")
     return total
@@ -323,22 +323,22 @@ def without_overflow(total: FloatArray, name: str, formula: str) -> FloatArray:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Whitening:
-    """How inputs were made white, and how white they became.
+    """A whitening transform, and its measured accuracy.
 
     Attributes
     ----------
     method : {"zca", "pca", "cholesky"} or None
-        None: the inputs were white as they came, to within `error`.
+        Whitening method; None if the raw inputs were white to within `error`.
     matrix : ndarray, shape (q, d_x), or None
-        T with T S T^T = I, where S = X X^T; None stands for I.
+        T with T S T^T = I, where S = X X^T; None means I.
     rank : int
         q, the numerical rank of X and the input dimension of the problem.
     condition_number : float
-        Largest over smallest kept eigenvalue of S, the square of that of X.
+        Ratio of the largest to the smallest retained eigenvalue of S, the square of that of X.
     error : float
         ||T S T^T - I||_F / sqrt(q), measured on the whitened data.
     discarded : float
-        Share of ||X||_F^2 in the directions that were dropped.
+        Share of ||X||_F^2 in the discarded directions.
     """
 
     method: str | None
@@ -350,28 +350,29 @@ class Whitening:
 
     def __repr__(self) -> str:
         """Return the method, the sizes and the numbers, without the matrix."""
-        kind = "white as they came" if self.method is None else self.method
-        kept = f"rank {self.rank}" + ("" if self.matrix is None else f" of {self.matrix.shape[1]}")
+        kind = "no transform" if self.method is None else self.method
+        rank = f"rank {self.rank}" + ("" if self.matrix is None else f" of {self.matrix.shape[1]}")
         return (
-            f"Whitening({kind}, {kept}, error {self.error:.1e}, "
+            f"Whitening({kind}, {rank}, error {self.error:.1e}, "
             f"condition number {self.condition_number:.3g}, discarded {self.discarded:.1e})"
         )
 
 
 def gram_resolution(dim: int) -> float:
-    """Return the share of the largest eigenvalue of a Gram matrix below which rounding hides the others.
+    """Return the relative resolution of the eigenvalues of a Gram matrix, ``4 (d + 1000) eps``.
 
-    ``4 (d + sqrt(N)) eps`` with N taken as 10^6 samples: the eigenvalue solver contributes errors
-    that grow no faster than d, the sum over N samples errors like sqrt(N). As the Gram matrix squares
-    singular values, the inputs themselves are resolved to the square root of this, about 1e-6.
+    Smaller eigenvalues, relative to the largest, are indistinguishable from rounding errors. The errors of
+    the eigenvalue solver grow no faster than d, those of a sum over N samples like sqrt(N); N is assumed to
+    be 10^6. The Gram matrix squares singular values, so those of the inputs are resolved to the square root
+    of this number, about 1e-6.
     """
     return float(4 * (dim + 1000) * np.finfo(np.float64).eps)
 
 
 class Moments(Protocol):
-    """Samples, or sums over them: what whitening and a problem are made from.
+    """Moments of data, computed from samples or from sums over batches.
 
-    `mean` is what has been subtracted from the inputs, None for 0.
+    `mean` is the vector that has been subtracted from the inputs, None for 0.
     """
 
     dim_in: int
@@ -381,15 +382,15 @@ class Moments(Protocol):
     classes: IntArray | None
 
     def transformed_gram(self, transform: FloatArray) -> FloatArray:
-        """Return T S T^T, of which T S T^T - I has to be accurate."""
+        """Return T S T^T, so accurately that T S T^T - I has no cancellation error."""
         ...
 
     def statistics(self, transform: FloatArray | None = None) -> Statistics:
-        """Return the sufficient statistics of (T X, Y), T = I where `transform` is None."""
+        """Return the sufficient statistics of (T X, Y); T = I if `transform` is None."""
         ...
 
     def principal_whitener(self, squared_tolerance: float) -> tuple[FloatArray, float]:
-        """Return a first T with T S T^T = I, and the share of ||X||_F^2 that it discards."""
+        """Return a T with T S T^T = I approximately, and the share of ||X||_F^2 that it discards."""
         ...
 
     def squared_residual(self, matrix: FloatArray) -> float:
@@ -405,44 +406,44 @@ def whiten_inputs(
     Parameters
     ----------
     moments : Samples or SufficientStatistics
-        Of X, (d_x, N), less its mean where that is subtracted. Sums, not divided by N.
+        Moments of X, (d_x, N), centred or not. Sums, not divided by N.
     method : {"zca", "pca", "cholesky"}
         With S = E diag(lambda) E^T: ``T = E diag(lambda)^(-1/2) E^T``, ``diag(lambda)^(-1/2) E^T``, or
         the inverse of the lower triangular factor of S = L L^T. They differ by a rotation from the left.
     rank_tolerance : float, optional
-        Directions along which the singular value of X is at most this share of the largest are
-        dropped. Default: ``sqrt(4 (d_x + 1000) eps)``, about 1e-6, what forming S leaves visible.
+        Largest singular value of X, relative to the first one, whose direction is discarded. Default:
+        ``sqrt(4 (d_x + 1000) eps)``, about 1e-6, the resolution of S.
 
     Returns
     -------
     whitening : Whitening
     statistics : Statistics
-        Of (T X, Y), summed over T X itself.
+        Statistics of (T X, Y), summed over T X.
 
     Raises
     ------
     ValueError
-        X = 0, or a `rank_tolerance` so small that a kept direction is rounding noise.
+        If X = 0, or `rank_tolerance` is so small that a retained direction is rounding noise.
 
     Notes
     -----
-    The eigenvectors of S whiten X up to an error of about cond(S) eps, because S is rounded. The
-    whitened data have a Gram matrix near I, which is factored without that loss; folding its factor
-    into T leaves sqrt(cond(S)) eps, that of rounding T X. Three passes over the data, the last of
-    which measures the error; O(N d^2) time and one chunk beyond the data themselves. From
-    `SufficientStatistics`, which hold S beyond float64, no pass over the data is needed.
+    The eigenvectors of S whiten X with an error near cond(S) eps, because S is rounded. The Gram matrix of
+    the whitened data is near I, so its Cholesky factor is accurate; multiplied into T, it reduces the error
+    to sqrt(cond(S)) eps, that of rounding T X. Three passes over the data, of which the last one measures the
+    error; O(N d^2) time, and the memory of one chunk. `SufficientStatistics` have more than float64 precision
+    and need no pass over the data.
 
-    Where the rank q is below d_x, the problem is posed in the q principal coordinates of X. S is
-    diagonal there, so that the three methods coincide.
+    If the rank q is below d_x, the problem is posed in the q principal coordinates of X. S is diagonal in
+    them, so the three methods coincide.
 
-    Names as in Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American
-    Statistician 72 (2018); their Cholesky whitening orders the features the other way round.
+    Names as in Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American Statistician 72
+    (2018); their Cholesky whitening orders the features in reverse.
     """
     tolerance = squared_tolerance(rank_tolerance, moments.dim_in)
     first, discarded = moments.principal_whitener(tolerance)
     nearly_identity = moments.transformed_gram(first)
     if np.linalg.eigvalsh(nearly_identity)[0] < 0.1:
-        # The data have less along some direction than its eigenvalue had promised.
+        # The data have less energy along some direction than its eigenvalue of the rounded S.
         raise ValueError(
             f"rank_tolerance is {math.sqrt(tolerance):.1e}, which keeps directions of X that are "
             f"rounding noise; wanted about {math.sqrt(gram_resolution(moments.dim_in)):.1e} or more"
@@ -461,19 +462,19 @@ def distance_from_identity(gram: FloatArray) -> float:
 
 
 def squared_tolerance(rank_tolerance: float | None, dim: int) -> float:
-    """Return the share of the largest eigenvalue of S up to which an eigenvalue counts as zero."""
+    """Return the largest eigenvalue of S, relative to the first one, that counts as zero."""
     if rank_tolerance is None:
         return gram_resolution(dim)
     return check_scale(rank_tolerance, "rank_tolerance (share of sigma_1)", below=1.0) ** 2
 
 
 def whitener_of_gram(gram: FloatArray, squared_tolerance: float) -> tuple[FloatArray, float]:
-    """Return ``diag(lambda)^(-1/2) E^T`` over the kept eigenpairs of S, and the discarded energy."""
-    keep, eigenvalues, vectors, discarded = _kept_eigenpairs(gram, squared_tolerance)
+    """Return ``diag(lambda)^(-1/2) E^T`` over the retained eigenpairs of S, and the discarded energy."""
+    keep, eigenvalues, vectors, discarded = _select_eigenpairs(gram, squared_tolerance)
     return (vectors[:, keep] / np.sqrt(eigenvalues[keep])).T, discarded
 
 
-def _kept_eigenpairs(
+def _select_eigenpairs(
     gram: FloatArray, squared_tolerance: float
 ) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray, float]:
     eigenvalues, vectors = np.linalg.eigh(gram)
@@ -485,13 +486,13 @@ def _kept_eigenpairs(
 
 
 def _canonical_whitener(whitener: FloatArray, method: str) -> tuple[FloatArray, float]:
-    """Rotate any T with T S T^T = I into the one that `method` names; return it and cond(S).
+    """Rotate a T with T S T^T = I to the T of the method; return it and cond(S).
 
-    T^T T = S^(-1) whatever the rotation, so T itself yields the principal axes and the Cholesky factor.
+    T^T T = S^(-1) for any rotation, so T yields the principal axes and the Cholesky factor.
     """
     rank, dim = whitener.shape
     _, scales, axes = np.linalg.svd(whitener, full_matrices=False)
-    scales, axes = scales[::-1], axes[::-1]  # strongest direction of X first
+    scales, axes = scales[::-1], axes[::-1]  # largest singular value of X first
     condition_number = float((scales[-1] / scales[0]) ** 2)
     if method == "cholesky" and rank == dim:
         _, upper = np.linalg.qr(whitener[:, ::-1])

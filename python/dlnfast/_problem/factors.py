@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Products of layers without the product, and matrices known by their products: entries, singular vectors."""
+"""Products of layers that are never formed, and linear maps: entries, norms, leading singular vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .._support.arrays import (
     FloatArray,
     as_layers,
     as_matrix,
-    axes_of,
     check_count,
+    count_axes,
     is_sparse,
     random_generator,
     widths_of,
@@ -25,37 +25,40 @@ from .._support.errors import ShapeError
 from .._support.products import multiply
 from .low_rank import LowRank, as_dense
 
-#: Entries in one order: where each row starts, the column of each entry, its value.
+#: Entries in CSR format: start of each row, column of each entry, value of each entry.
 SparseRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], FloatArray]
 
 
 @runtime_checkable
 class Layered(Protocol):
-    """What holds the layers of a network; a `Trajectory` does, and knows of problems itself."""
+    """An object with the layers of a network, such as a `Trajectory`.
+
+    A protocol, because `Trajectory` imports this package.
+    """
 
     def all_weights(self, step: int = -1) -> list[FloatArray]:
         """Return ``W_1 .. W_L``."""
         ...
 
 
-#: A matrix as an array, or as the layers W_1 .. W_L whose product it is, or what holds them.
+#: A matrix as an array, as factors, as layers W_1 .. W_L whose product it is, or as an object with layers.
 MatrixOrLayers = npt.ArrayLike | LowRank | Sequence[npt.ArrayLike] | Layered
 #: X (d_y, k) and Y (d_x, k) of X Y^T; None for Y = I.
 Factors = tuple[FloatArray, FloatArray | None]
 
-#: Matrices whose smaller side is at most this are decomposed directly.
+#: Largest smaller side of a matrix that is decomposed directly.
 _SMALL: Final = 256
-_MOST_SWEEPS: Final = 40
-#: Rows whose Cholesky pivots differ by more are not made orthonormal by Cholesky.
-_LEAST_PIVOT: Final = 1e-6
-#: Products with entries that take fewer flops run on one thread.
-_FLOPS_ALONE: Final = 2e8
+_MAX_SWEEPS: Final = 40
+#: Smallest ratio of Cholesky pivots for which Cholesky is accurate enough to orthonormalise rows.
+_MIN_PIVOT_RATIO: Final = 1e-6
+#: Largest number of flops of a sparse product that runs on one thread.
+_SINGLE_THREAD_FLOPS: Final = 2e8
 
 
 def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, FloatArray | None]:
     """Return X (d_L, p) and Y (p, d_0) with ``W_{L:1} = X Y``, p the smallest width; None for I.
 
-    Multiplied from there outwards, so that every product has p as one of its sides.
+    The products start at the layer of width p, so that each of them has p as one of its sizes.
     """
     widths = widths_of(weights)
     pivot = int(np.argmin(widths))
@@ -69,7 +72,7 @@ def split_layers(weights: Sequence[FloatArray]) -> tuple[FloatArray | None, Floa
 
 
 def as_factors(W: MatrixOrLayers, shape: tuple[int, int], name: str = "W") -> Factors:
-    """Return the factors of a matrix, or of the product of layers, that has this shape."""
+    """Convert a matrix, or the product of layers, to factors, and check its shape."""
     left: FloatArray
     right: FloatArray | None
     if isinstance(W, Layered):
@@ -90,8 +93,8 @@ def as_factors(W: MatrixOrLayers, shape: tuple[int, int], name: str = "W") -> Fa
 
 
 def is_matrix(first: object, name: str) -> bool:
-    """Tell whether the first item of a list is a matrix; a sparse one is, which its reader refuses."""
-    return is_sparse(first) or axes_of(first, f"{name}[0]") == 2
+    """Return whether the first item of a list is a matrix, dense or sparse (which `as_layers` refuses)."""
+    return is_sparse(first) or count_axes(first, f"{name}[0]") == 2
 
 
 def dense_product(factors: Factors) -> FloatArray:
@@ -103,20 +106,20 @@ def dense_product(factors: Factors) -> FloatArray:
 def entries_of_product(
     factors: Factors, rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer]
 ) -> FloatArray:
-    """Return ``(X Y^T)[rows, columns]``, a stretch of 32 MB at a time."""
+    """Return ``(X Y^T)[rows, columns]``, computed in chunks of 32 MB."""
     left, right = factors
     if right is None:
         return np.asarray(left[rows, columns])
     result = np.empty(len(rows), dtype=np.result_type(left, right))
     chunk = max(1, 2**22 // max(left.shape[1], 1))
-    for begin in range(0, len(rows), chunk):
-        part = slice(begin, begin + chunk)
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
         np.einsum("ik,ik->i", left[rows[part]], right[columns[part]], out=result[part])
     return result
 
 
 def squared_distance(factors: Factors, truth: LowRank | FloatArray) -> float:
-    """Return ``||X Y^T - Phi||_F^2``, for thin factors from triangles alone."""
+    """Return ``||X Y^T - Phi||_F^2``; for thin factors only from the R factors of QR decompositions."""
     left, right = factors
     if isinstance(truth, LowRank) and right is not None and left.shape[1] + truth.rank < min(truth.shape):
         a = np.linalg.qr(np.hstack([left, -truth.U * truth.s]), mode="r")
@@ -126,16 +129,16 @@ def squared_distance(factors: Factors, truth: LowRank | FloatArray) -> float:
 
 
 def threads_beside_numpy(entries: tuple[SparseRows, SparseRows], k: int) -> int:
-    """Return how many threads a product with entries may take between calls of NumPy: 1, or 0 for all.
+    """Return the number of threads for a sparse product between calls of NumPy: 1, or 0 for all.
 
-    Threads of OpenMP and of NumPy's BLAS that wait for each other's turns cost more than they save where a
-    product takes less than some milliseconds.
+    Idle threads of OpenMP and of NumPy's BLAS slow each other down. Below a few milliseconds per product this
+    costs more than the additional threads save.
     """
-    return 1 if 4.0 * entries[0][2].size * k < _FLOPS_ALONE else 0
+    return 1 if 4.0 * entries[0][2].size * k < _SINGLE_THREAD_FLOPS else 0
 
 
 class LinearMap(ABC):
-    """A matrix M known by its products with thin blocks, whose vectors stand as rows."""
+    """A matrix M that is accessed by products with blocks of row vectors."""
 
     shape: tuple[int, int]
 
@@ -153,7 +156,7 @@ class LinearMap(ABC):
 
 
 class DenseMap(LinearMap):
-    """A matrix that is held as an array."""
+    """A matrix that is stored as an array."""
 
     def __init__(self, matrix: FloatArray) -> None:
         self.matrix = matrix
@@ -173,7 +176,7 @@ class DenseMap(LinearMap):
 
 
 class SparseMap(LinearMap):
-    """A matrix with few entries, held in both orders."""
+    """A sparse matrix, stored by rows and by columns."""
 
     def __init__(self, entries: tuple[SparseRows, SparseRows], shape: tuple[int, int]) -> None:
         self.entries = entries
@@ -189,7 +192,7 @@ class SparseMap(LinearMap):
 
     @staticmethod
     def _product(entries: tuple[SparseRows, SparseRows], X: FloatArray, length: int) -> FloatArray:
-        # Residuals of a zero matrix are minus the entries.
+        # The core has a kernel for residuals: with a zero matrix they are minus the entries.
         block = np.ascontiguousarray(X)
         zero = np.zeros((len(block), length), dtype=block.dtype)
         out = np.empty_like(zero)
@@ -205,10 +208,10 @@ class SparseMap(LinearMap):
 
 
 def leading_factors(matrix: LinearMap, rank: int, tolerance: float = 1e-10) -> LowRank:
-    """Return the `rank` leading singular vectors and values, these to `tolerance` of the largest.
+    """Return the `rank` leading singular vectors and values; the values to `tolerance` times the largest.
 
-    Block subspace iteration from a random start, with as many vectors more than wanted; each sweep takes two
-    products. Vectors of values that are nearly equal may be any of their span.
+    Block subspace iteration from a random start with ``2 rank + 8`` vectors; each sweep takes two products.
+    Singular vectors of nearly equal values are an arbitrary basis of their span.
     """
     m, n = matrix.shape
     count = check_count(rank, "rank", maximum=min(m, n))
@@ -217,18 +220,18 @@ def leading_factors(matrix: LinearMap, rank: int, tolerance: float = 1e-10) -> L
         return LowRank(left[:, :count], values[:count], right_t[:count].T)
     width = min(2 * count + 8, m, n)
     right = orthonormal_rows(random_generator(0, ("leading factors",)).standard_normal((width, n)))
-    left = image = right  # of no sweep
-    before = np.full(count, np.inf)
-    for _ in range(_MOST_SWEEPS):
+    left = image = right
+    previous = np.full(count, np.inf)
+    for _ in range(_MAX_SWEEPS):
         left = orthonormal_rows(matrix.apply(right))
         image = matrix.apply_transpose(left)
         right = orthonormal_rows(image)
         values = np.linalg.svd(image @ right.T, compute_uv=False)[:count]
-        # Values converge with the square of the angles.
-        if np.all(np.abs(values - before) <= tolerance * values[0]):
+        # The error of a value is quadratic in the angle of its vector.
+        if np.all(np.abs(values - previous) <= tolerance * values[0]):
             break
-        before = values
-    # image = left M, and all of its rows are in the span of `right`.
+        previous = values
+    # image = left M, and all rows of it lie in the span of `right`.
     u, values, vt = np.linalg.svd(image @ right.T)
     return LowRank((u[:, :count].T @ left).T, values[:count], (vt[:count] @ right).T)
 
@@ -236,8 +239,8 @@ def leading_factors(matrix: LinearMap, rank: int, tolerance: float = 1e-10) -> L
 def orthonormal_rows(block: FloatArray) -> FloatArray:
     """Return an orthonormal basis of the span of the rows of a wide block.
 
-    By Cholesky twice: as accurate as a QR decomposition where the rows are not nearly dependent, and several
-    times as fast; by QR otherwise.
+    Cholesky twice, which is as accurate as a QR decomposition and several times as fast; a QR decomposition
+    if the rows are nearly dependent.
     """
     result = block
     for _ in range(2):
@@ -246,7 +249,7 @@ def orthonormal_rows(block: FloatArray) -> FloatArray:
         except np.linalg.LinAlgError:
             break
         pivots = np.diag(lower)
-        if not pivots.min() > _LEAST_PIVOT * pivots.max():
+        if not pivots.min() > _MIN_PIVOT_RATIO * pivots.max():
             break
         result = np.linalg.inv(lower) @ result
     else:

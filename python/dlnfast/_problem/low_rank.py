@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A matrix of low rank as its factors U, s and V."""
+"""`LowRank`: a matrix of low rank, held as its singular value decomposition."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LowRank:
     Raises
     ------
     ShapeError
-        For shapes that do not fit together.
+        If the shapes of the factors do not match.
     ValueError
-        For columns that are not orthonormal, or singular values that are negative or out of order.
+        If columns are not orthonormal, or singular values are negative or not descending.
 
     Notes
     -----
-    Float32 factors stay float32; of mixed precisions the higher one is taken. O((d_x + d_y) r) memory.
+    Float32 factors stay float32; factors of mixed precision become float64. O((d_x + d_y) r) memory.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """r, the number of singular values held (zeros included)."""
+        """r, the number of singular values, including zeros."""
         return int(self.s.size)
 
     @property
@@ -85,22 +85,22 @@ class LowRank:
         return product
 
     def truncated(self, rank: int) -> LowRank:
-        """Return the best approximation of at most the given rank: the leading factors.
+        """Return the best approximation of at most this rank: the leading factors.
 
         Parameters
         ----------
         rank : int
-            At least 0.
+            Largest rank, at least 0.
 
         Returns
         -------
         LowRank
-            Views of the factors; this one where its rank is no larger.
+            Views of the factors; this object itself if its rank is not larger.
 
         Raises
         ------
         ValueError
-            For a negative rank.
+            If the rank is negative.
         """
         count = check_count(rank, "rank", minimum=0)
         if count >= self.rank:
@@ -108,7 +108,7 @@ class LowRank:
         return LowRank(self.U[:, :count], self.s[:count], self.V[:, :count])
 
     def astype(self, dtype: npt.DTypeLike) -> LowRank:
-        """Return the same matrix with factors that are orthonormal to rounding in another precision.
+        """Convert to another precision; the factors are again orthonormal to rounding.
 
         Parameters
         ----------
@@ -118,11 +118,11 @@ class LowRank:
         Returns
         -------
         LowRank
-            This one where the precision is the same; else O((d_y + d_x) r^2).
+            This object itself if it has this precision already; otherwise the cost is O((d_y + d_x) r^2).
         """
         if self.dtype == np.dtype(dtype):
             return self
-        # A mere cast would leave U and V as far from orthonormal as the coarser precision had them.
+        # After a cast alone, U and V would be orthonormal to the lower of the two precisions only.
         left, left_triangle = np.linalg.qr(self.U.astype(dtype))
         right, right_triangle = np.linalg.qr(self.V.astype(dtype))
         u, s, vt = np.linalg.svd((left_triangle * self.s.astype(dtype)) @ right_triangle.T)
@@ -134,12 +134,12 @@ class LowRank:
 
 
 def check_orthonormal(vectors: FloatArray, name: str) -> FloatArray:
-    """Return `vectors` if its columns are orthonormal to rounding; otherwise say how far they are from it."""
+    """Return `vectors` if its columns are orthonormal to rounding; raise ValueError otherwise."""
     if vectors.shape[0] == 0:
         raise ShapeError(f"{name} is empty: shape {vectors.shape}")
     wide = vectors.astype(np.float64, copy=False)
     deviation = float(np.linalg.norm(wide.T @ wide - np.eye(vectors.shape[1])))
-    # QR and SVD routines stay within a few eps per column; sums over very long columns add to that.
+    # QR and SVD routines have errors of a few eps per column; inner products of long columns add to that.
     limit = 1000 * float(np.finfo(vectors.dtype).eps) * math.sqrt(max(vectors.shape[1], 1))
     if not deviation <= limit:
         raise ValueError(
@@ -150,5 +150,5 @@ def check_orthonormal(vectors: FloatArray, name: str) -> FloatArray:
 
 
 def as_dense(matrix: FloatArray | LowRank) -> FloatArray:
-    """Return the matrix as an array, itself where it is one."""
+    """Return the matrix as an array."""
     return matrix.dense() if isinstance(matrix, LowRank) else matrix

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A matrix of which some entries or some linear measurements are known."""
+"""Partial observations of a matrix: `Completion` (entries) and `Sensing` (linear measurements)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .._support.arrays import (
     check_count,
     check_scale,
     is_sparse,
-    known_values,
     random_generator,
-    stored_entries,
+    read_known_values,
+    read_stored_entries,
 )
 from .._support.dispatch import core
 from .._support.errors import ShapeError
@@ -50,7 +50,7 @@ NORMALIZATIONS: Final = ("relative", "mean", "unobserved")
 
 
 class Observations(ABC):
-    """What `Completion` and `Sensing` share: a matrix that is known through linear observations.
+    """Base class of `Completion` and `Sensing`: a matrix Phi that is known through linear observations.
 
     Attributes
     ----------
@@ -59,12 +59,12 @@ class Observations(ABC):
     loss_scale : float
         c.
     reduction : str or None
-        What it stands for.
+        Meaning of `loss_scale`, if known.
     truth : LowRank or ndarray or None
-        The whole matrix, where it is known.
+        The complete matrix Phi, if known.
     """
 
-    #: As of a `Problem` with white inputs and no samples.
+    #: These attributes have the values of a `Problem` with white inputs and no samples.
     input_gram: None = None
     gram_eigen: None = None
     whitening: None = None
@@ -90,11 +90,11 @@ class Observations(ABC):
     @property
     @abstractmethod
     def values(self) -> FloatArray:
-        """What was observed, one number for each observation."""
+        """The observed numbers, one for each observation."""
 
     @abstractmethod
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from."""
+        """Return the keyword arguments that describe the problem to the core's dense descent."""
 
     @abstractmethod
     def loss(self, W: MatrixOrLayers) -> float:
@@ -102,35 +102,35 @@ class Observations(ABC):
 
     @abstractmethod
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap:
-        """Return minus the gradient with respect to W_{L:1}, over c: at 0, or at given layers."""
+        """Return minus the gradient with respect to W_{L:1}, divided by c, at 0 or at the given layers."""
 
     @property
     @abstractmethod
     def n_observations(self) -> int:
-        """How many numbers are known."""
+        """Number of observations."""
 
     @property
     @abstractmethod
     def density(self) -> float:
-        """What the observations keep of ``||W||_F^2`` for a matrix that they do not favour."""
+        """Mean of ``||observations of W||^2 / ||W||_F^2`` over random directions of W."""
 
     @property
     def error_scale(self) -> float:
-        """Bound on the gradient with respect to W_{L:1}, over c times the norm of the residuals."""
+        """Bound on ``||dl/dW_{L:1}||_F / (c ||residuals||)``."""
         return 1.0
 
     def recovery_error(self, W: MatrixOrLayers, normalization: str = "relative") -> float:
-        r"""Return how far a matrix is from the truth.
+        r"""Return the distance of a matrix from the truth.
 
         Parameters
         ----------
         W : array_like or LowRank, shape (d_y, d_x), sequence of array_like, or Trajectory
-            The matrix, or a run's last layers, or layers ``W_1 .. W_L``, whose product is then never formed
-            where they are thin.
+            The matrix; or layers ``W_1 .. W_L``, whose product is not formed if they are thin; or a run, of
+            which the last layers are used.
         normalization : {"relative", "mean", "unobserved"}
             "relative": ``||W - Phi||_F / ||Phi||_F``. "mean": ``||W - Phi||_F^2 / (2 d_y d_x)``.
-            "unobserved": the same sum over the unobserved entries alone, still over ``2 d_y d_x``; for
-            `Completion`.
+            "unobserved": the same sum over the unobserved entries only, also divided by ``2 d_y d_x``; for
+            `Completion` only.
 
         Returns
         -------
@@ -139,15 +139,16 @@ class Observations(ABC):
         Raises
         ------
         ValueError
-            If the truth is not known, or for another normalization.
+            If the truth is unknown, or the normalization is another one.
 
         Notes
         -----
-        The literature reports all three. O((d_y + d_x) (k + r)^2) for k-wide layers and a truth of rank r.
+        All three are in use in the literature. Cost: O((d_y + d_x) (k + r)^2) for layers of width k and a
+        truth of rank r.
         """
         check_choice(normalization, "normalization", NORMALIZATIONS)
         if self.truth is None:
-            raise ValueError("the truth is not known: make the problem with truth=...")
+            raise ValueError("the truth is not known: create the problem with truth=...")
         square = squared_distance(as_factors(W, self.shape), self.truth)
         if normalization == "relative":
             norm = np.linalg.norm(self.truth.s if isinstance(self.truth, LowRank) else self.truth)
@@ -163,23 +164,24 @@ class Observations(ABC):
     def target_values(self, rank: int) -> npt.NDArray[np.float64]:
         """Return the leading singular values of the surrogate, an estimate of those of Phi.
 
-        The surrogate is what the observations give back of the matrix, over their `density`.
+        The surrogate is the backprojection of the observations, divided by their `density`.
         """
         return leading_factors(self.backprojection(), rank, tolerance=1e-8).s / self.density
 
     def suggested_rank(self, limit: int = 32) -> int:
-        """Return where the singular values of the surrogate fall most, as a ratio of neighbours.
+        """Return the rank after which the singular values of the surrogate drop by the largest ratio.
 
         Parameters
         ----------
         limit : int
-            The largest rank that is considered, at most a quarter of the smaller side.
+            Largest rank that is considered; a quarter of the smaller side if that is less.
 
         Notes
         -----
-        What is observed at random of a matrix of rank r has r values about p sigma_i and a bulk of about
-        ``sqrt(p d)`` times the root mean square of the entries below them. Where r or more do not stand clear
-        of that bulk there is nothing to see. Values to one per cent: some sweeps of products.
+        Random entries of a matrix of rank r have r singular values near p sigma_i, and a bulk of smaller ones
+        near ``sqrt(p d)`` times the root mean square of the entries. If the r values are not clearly above
+        that bulk, the result is meaningless. The values are computed to one per cent, in a few sweeps of
+        products.
         """
         count = min(check_count(limit, "limit"), max(min(self.shape) // 4, 1)) + 1
         count = min(count, *self.shape)
@@ -190,7 +192,7 @@ class Observations(ABC):
         return int(np.argmax(values[:-1] / np.maximum(values[1:], floor))) + 1
 
     def describe(self) -> dict[str, Any]:
-        """Return the configuration in values that JSON knows."""
+        """Return the configuration as JSON values."""
         return {
             "source": dict(self._source),
             "kind": type(self).__name__.lower(),
@@ -203,15 +205,15 @@ class Observations(ABC):
 
     @abstractmethod
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what a file has to keep."""
+        """Return the arrays that a file needs to reconstruct the problem."""
 
     def _restore(self, description: Mapping[str, Any]) -> None:
-        """Take back what `describe` said."""
+        """Set the attributes that `describe` returned."""
         self.reduction = description.get("reduction")
         self._source = dict(description.get("source", self._source))
 
     def __repr__(self) -> str:
-        """Return the dimensions, what is known and the scale of the loss."""
+        """Return the dimensions, the number of observations and the scale of the loss."""
         return (
             f"{type(self).__name__}({self.dim_out} x {self.dim_in}, {self.n_observations} observations, "
             f"loss_scale={self.loss_scale:.6g})"
@@ -224,19 +226,18 @@ class Completion(Observations):
     Parameters
     ----------
     rows, columns : array_like of int, shape (n,)
-        Where the entries are, from 0, in any order.
+        Indices of the observed entries, from 0, in any order.
     values : array_like, shape (n,)
-        Phi there. Masked values and pandas' NA are entries that are not known; they are left out.
+        Values of Phi at these indices. Masked values and pandas' NA count as unknown and are left out.
     shape : (int, int)
-        (d_y, d_x). Rows and columns without any entry are allowed: they see no gradient but weight decay's;
-        `empty_rows` and `empty_columns` name them.
+        (d_y, d_x). Rows and columns without entries are allowed (`empty_rows`, `empty_columns`); their only
+        gradient is that of weight decay.
     reduction : {"mean", "observed", "sum"}
-        c = 1 / (d_y d_x), as the authors of arXiv 2406.04112 have it; 1 / n; 1. **It rescales every learning
-        rate.**
+        c = 1 / (d_y d_x), the choice of arXiv 2406.04112; 1 / n; 1. **It rescales every learning rate.**
     loss_scale : float, optional
-        c itself, in place of `reduction`.
+        c itself, instead of `reduction`.
     truth : array_like or LowRank, shape (d_y, d_x), optional
-        The whole of Phi, for `recovery_error`.
+        The complete matrix Phi, for `recovery_error`.
 
     Attributes
     ----------
@@ -248,15 +249,15 @@ class Completion(Observations):
     Raises
     ------
     TypeError, ShapeError
-        For arrays of the wrong type or length.
+        If an array has the wrong type or length.
     ValueError
-        For no entry at all, places outside the matrix, a place given twice (both values are named), and
-        values that are not finite.
+        If there are no entries, an index is outside the matrix, two entries have the same index (the message
+        has both values), or a value is not finite.
 
     Notes
     -----
-    Entries are kept by rows and by columns, 2 (4 + 8) bytes each, 24 in all; sorting them is O(n). Two more
-    copies of the values are made for float32 weights.
+    Entries are stored by rows and by columns, with 4 + 8 bytes each, 24 bytes per entry in total; sorting is
+    O(n). Training with float32 weights adds two float32 copies of the values.
 
     Examples
     --------
@@ -280,14 +281,14 @@ class Completion(Observations):
         truth: npt.ArrayLike | LowRank | None = None,
     ) -> None:
         self.dim_out, self.dim_in = _check_shape(shape)
-        known, which, count = known_values(values, "values")
+        known, which, count = read_known_values(values, "values")
         if known.size == 0:
             raise ValueError("values is empty: no entry is known; wanted at least one")
-        i, j = (_as_places(x, name, count)[which] for x, name in ((rows, "rows"), (columns, "columns")))
-        self._by_rows = _sorted(i, j, known, self.shape)
-        self._by_columns = _transposed(self._by_rows, self.dim_in)
+        i, j = (_as_indices(x, name, count)[which] for x, name in ((rows, "rows"), (columns, "columns")))
+        self._by_rows = _sort_entries(i, j, known, self.shape)
+        self._by_columns = _transpose_entries(self._by_rows, self.dim_in)
         self.reduction = reduction if loss_scale is None else None
-        self.loss_scale = _scale(reduction, loss_scale, self.shape, known.size)
+        self.loss_scale = _choose_scale(reduction, loss_scale, self.shape, known.size)
         self.truth = _as_truth(truth, self.shape)
         self._single: tuple[SparseRows, SparseRows] | None = None
         self._source = {"name": "entries"}
@@ -299,17 +300,17 @@ class Completion(Observations):
         mask: npt.ArrayLike | None = None,
         **options: Any,
     ) -> Completion:
-        """Return the completion of an array of which some entries count.
+        """Return the completion of a dense array with unknown entries.
 
         Parameters
         ----------
         matrix : array_like, shape (d_y, d_x)
-            Phi. Without `mask`, the unknown entries are its NaNs, the masked entries of a masked array and
-            the NAs of a pandas DataFrame.
+            Phi. Without `mask`, NaN, masked entries of a masked array and NA of a pandas DataFrame are
+            unknown.
         mask : array_like of bool, shape (d_y, d_x), optional
-            True where Phi is observed; what stands elsewhere is not looked at.
+            True for observed entries; other entries are ignored.
         **options
-            As of the class.
+            Other parameters of the class: `reduction`, `loss_scale`, `truth`.
 
         Returns
         -------
@@ -318,9 +319,9 @@ class Completion(Observations):
         Raises
         ------
         ShapeError
-            For what is no matrix, and a mask of another shape.
+            If `matrix` does not have two axes, or the mask has another shape.
         TypeError, ValueError
-            For entries that are not real numbers, or not finite where they count.
+            If an observed entry is not a real, finite number.
         """
         if is_sparse(matrix):
             raise TypeError(
@@ -342,15 +343,15 @@ class Completion(Observations):
 
     @classmethod
     def from_sparse(cls, matrix: Any, **options: Any) -> Completion:
-        """Return the completion of a SciPy sparse matrix or array: its stored entries, zeros included.
+        """Return the completion of a sparse matrix from its stored entries, including explicit zeros.
 
         Parameters
         ----------
         matrix : scipy.sparse array or matrix, shape (d_y, d_x)
-            Of any format, or a sparse PyTorch tensor. Entries that are stored twice are refused. DIA stores
-            whole diagonals and BSR whole blocks, so that zeros in them are entries too.
+            SciPy sparse matrix or array of any format, or sparse PyTorch tensor. The formats DIA and BSR
+            store whole diagonals and blocks; zeros inside them count as entries.
         **options
-            As of the class.
+            Other parameters of the class: `reduction`, `loss_scale`, `truth`.
 
         Returns
         -------
@@ -359,11 +360,11 @@ class Completion(Observations):
         Raises
         ------
         TypeError
-            For what is no SciPy sparse matrix or array.
+            If `matrix` is not sparse.
         ValueError
-            For entries that are stored twice or are not finite.
+            If an entry is stored twice or is not finite.
         """
-        entries = stored_entries(matrix, "matrix")
+        entries = read_stored_entries(matrix, "matrix")
         values = as_vector(entries.values, "matrix (stored entries)", empty=True)
         return cls(entries.rows, entries.columns, values, entries.shape, **options)
 
@@ -391,7 +392,7 @@ class Completion(Observations):
 
     @property
     def values(self) -> FloatArray:
-        """Phi at the entries, (n,), in that order."""
+        """Phi at the observed entries, (n,), in the order of `rows` and `columns`."""
         return self._by_rows[2]
 
     @property
@@ -415,7 +416,7 @@ class Completion(Observations):
         Returns
         -------
         pair of SparseRows
-            By rows and by columns, n entries each; kept where the precision is float64, else O(n).
+            CSR arrays of the matrix and of its transpose. Views in float64; converted once for float32.
         """
         if np.dtype(dtype) == np.float64:
             return self._by_rows, self._by_columns
@@ -427,12 +428,12 @@ class Completion(Observations):
         return self._single
 
     def replaced(self, values: npt.ArrayLike) -> Completion:
-        """Return the same places with other values, in the order of `rows` and `columns`; no truth.
+        """Return a problem with the same observed entries but other values, and without a truth.
 
         Parameters
         ----------
         values : array_like, shape (n,)
-            The new values.
+            New values, in the order of `rows` and `columns`.
 
         Returns
         -------
@@ -441,21 +442,21 @@ class Completion(Observations):
         Raises
         ------
         ShapeError
-            For another number of values.
+            If the number of values differs.
         TypeError, ValueError
-            For values that are not real and finite numbers.
+            If a value is not a real, finite number.
         """
         known = as_vector(values, "values", length=self.n_observations, dtype=np.float64)
         other = object.__new__(Completion)
         vars(other).update(vars(self))
         other.truth, other._single = None, None
         other._by_rows = (*self._by_rows[:2], known)
-        other._by_columns = _transposed(other._by_rows, self.dim_in)
+        other._by_columns = _transpose_entries(other._by_rows, self.dim_in)
         other._source = {"name": "entries"}
         return other
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what a file has to keep."""
+        """Return the arrays that a file needs to reconstruct the problem."""
         start, index, values = self._by_rows
         return {"observed_start": start, "observed_index": index, "observed_values": values}
 
@@ -463,16 +464,16 @@ class Completion(Observations):
     def from_arrays(
         cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
     ) -> Completion:
-        """Return the problem that `to_arrays` described.
+        """Reconstruct a problem from the arrays of `to_arrays`.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
-            What `to_arrays` returned.
+            Arrays of `to_arrays`.
         shape : (int, int)
             (d_y, d_x).
         **options
-            As of the class: `reduction` or `loss_scale`, and others.
+            Other parameters of the class: `reduction`, `loss_scale`, `truth`.
 
         Returns
         -------
@@ -481,7 +482,7 @@ class Completion(Observations):
         Raises
         ------
         ValueError
-            If the arrays do not fit each other.
+            If the arrays are inconsistent.
         """
         start, index = arrays["observed_start"], arrays["observed_index"]
         check_array(start, "observed_start", (shape[0] + 1,), "i")
@@ -493,7 +494,7 @@ class Completion(Observations):
     # ------------------------------------------------------------------------------------------- loss
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from.
+        """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
         ----------
@@ -521,7 +522,7 @@ class Completion(Observations):
         W : array_like, LowRank or sequence of array_like
             The matrix, or layers ``W_1 .. W_L``.
         rows, columns : array_like of int, shape (n,), optional
-            Where; by default at the observed entries, in the order of `values`.
+            Indices of the entries. Default: the observed entries, in the order of `values`.
 
         Returns
         -------
@@ -530,9 +531,9 @@ class Completion(Observations):
         Raises
         ------
         ShapeError
-            For a matrix, or layers, that do not fit.
+            If the matrix or the layers have another shape.
         ValueError
-            For rows without columns, or places outside.
+            If only one of `rows` and `columns` is passed, or an index is outside the matrix.
         """
         factors = as_factors(W, self.shape)
         if rows is None or columns is None:
@@ -540,12 +541,12 @@ class Completion(Observations):
                 raise ValueError("rows and columns belong together; only one of them is given")
             i, j = self.rows, self.columns.astype(np.int64)
         else:
-            j = _as_places(columns, "columns", None)
-            i = _as_places(rows, "rows", j.size)
-            for place, name, limit in ((i, "rows", self.dim_out), (j, "columns", self.dim_in)):
-                if place.size and (place.min() < 0 or place.max() >= limit):
+            j = _as_indices(columns, "columns", None)
+            i = _as_indices(rows, "rows", j.size)
+            for index, name, limit in ((i, "rows", self.dim_out), (j, "columns", self.dim_in)):
+                if index.size and (index.min() < 0 or index.max() >= limit):
                     raise ValueError(
-                        f"{name} reaches from {place.min()} to {place.max()}; wanted 0 to {limit - 1}"
+                        f"{name} reaches from {index.min()} to {index.max()}; wanted 0 to {limit - 1}"
                     )
         return entries_of_product(factors, i, j)
 
@@ -565,14 +566,14 @@ class Completion(Observations):
         -----
         Cost: O(n r) for layers whose narrowest width is r; the matrix is not formed.
         """
-        return self.loss_scale / 2 * self._squares(W, self.values)
+        return self.loss_scale / 2 * self._squared_residual(W, self.values)
 
     def _observed_distance(self, W: MatrixOrLayers) -> float:
         assert self.truth is not None
         known = entries_of_product(as_factors(self.truth, self.shape), self.rows, self.columns)
-        return self._squares(W, known)
+        return self._squared_residual(W, known)
 
-    def _squares(self, W: MatrixOrLayers, known: FloatArray) -> float:
+    def _squared_residual(self, W: MatrixOrLayers, known: FloatArray) -> float:
         difference = self.predict(W) - known
         return float(difference @ difference)
 
@@ -587,7 +588,7 @@ class Completion(Observations):
         Returns
         -------
         LinearMap, shape (d_y, d_x)
-            Minus the gradient of the loss in W_{L:1}, over c.
+            Minus the gradient of the loss with respect to W_{L:1}, divided by c.
         """
         if weights is None:
             return SparseMap(self.entries(), self.shape)
@@ -602,28 +603,29 @@ class Sensing(Observations):
     Parameters
     ----------
     operators : array_like, shape (m, d_y, d_x), or pair of array_like, or scipy.sparse
-        A_1 .. A_m. Rank-one ones ``A_i = a_i b_i^T`` as the pair of (m, d_y) and (m, d_x). As a SciPy sparse
-        array of shape (m, d_y d_x), rows by rows, give `shape` too.
+        A_1 .. A_m as one array; or, for operators ``A_i = a_i b_i^T`` of rank one, a pair of arrays of shape
+        (m, d_y) and (m, d_x); or a SciPy sparse array of shape (m, d_y d_x), each A_i flattened by rows,
+        which needs `shape` too.
     values : array_like, shape (m,)
-        y_i.
+        Measurements y_i.
     shape : (int, int), optional
         (d_y, d_x), for sparse operators.
     reduction : {"sum", "observed", "mean"}
         c = 1; 1 / m; 1 / (d_y d_x).
     loss_scale : float, optional
-        c itself.
-    truth : array_like or LowRank, optional
-        As for `Completion`.
+        c itself, instead of `reduction`.
+    truth : array_like or LowRank, shape (d_y, d_x), optional
+        The complete matrix Phi, for `recovery_error`.
 
     Raises
     ------
     TypeError, ShapeError, ValueError
-        As for `Completion`.
+        For the reasons of `Completion`.
 
     Notes
     -----
-    The dense engine keeps all operators as one array, 8 m d_y d_x bytes, and reads it once a step. With
-    frozen bases (``train_compressed(..., outer=0)``) they are projected once.
+    The dense engine stores all operators as one array of 8 m d_y d_x bytes, and reads it once per step. With
+    frozen bases (``train_compressed(..., outer=0)``) the operators are projected once.
 
     Examples
     --------
@@ -674,9 +676,9 @@ class Sensing(Observations):
             self.dim_out, self.dim_in = array.shape[1:]
             self._dense = as_matrix(array.reshape(m, -1), "operators", dtype=np.float64)
         if shape is not None and _check_shape(shape) != self.shape:
-            raise ShapeError(f"shape is {tuple(shape)}; the operators have {self.shape}")
+            raise ShapeError(f"shape is {tuple(shape)}; wanted {self.shape}, that of the operators")
         self.reduction = reduction if loss_scale is None else None
-        self.loss_scale = _scale(reduction, loss_scale, self.shape, m)
+        self.loss_scale = _choose_scale(reduction, loss_scale, self.shape, m)
         self.truth = _as_truth(truth, self.shape)
         self._source = {"name": "measurements"}
 
@@ -692,7 +694,7 @@ class Sensing(Observations):
 
     @cached_property
     def density(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The mean square of an entry of the A_i times m."""
+        """M times the mean square of the entries of the A_i."""
         if self._rank_one is not None:
             left, right = self._rank_one
             total = float(np.sum(np.sum(left**2, axis=1) * np.sum(right**2, axis=1)))
@@ -703,7 +705,7 @@ class Sensing(Observations):
 
     @cached_property
     def error_scale(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The norm ``||B||_2`` of the m x (d_y d_x) operator, by power iteration, and a tenth more."""
+        """1.1 times a power-iteration estimate of the norm ``||B||_2`` of the m x (d_y d_x) operator."""
         vector: FloatArray = random_generator(0, ("sensing norm",)).standard_normal(self.shape)
         size = 0.0
         for _ in range(8):
@@ -731,9 +733,9 @@ class Sensing(Observations):
         -----
         Cost: O(m d_y d_x); O(m (d_y + d_x) r) for rank-one operators and factors of width r.
         """
-        return self._measured(as_factors(W, self.shape))
+        return self._measure(as_factors(W, self.shape))
 
-    def _measured(self, factors: Factors) -> FloatArray:
+    def _measure(self, factors: Factors) -> FloatArray:
         if self._rank_one is not None:
             left, right = factors
             a, b = self._rank_one
@@ -748,7 +750,7 @@ class Sensing(Observations):
         Parameters
         ----------
         r : array_like, shape (m,)
-            One number for every measurement.
+            Coefficients, one for each measurement.
 
         Returns
         -------
@@ -757,7 +759,7 @@ class Sensing(Observations):
         Raises
         ------
         ShapeError
-            For another number of them.
+            If the number of coefficients differs.
 
         Notes
         -----
@@ -779,7 +781,7 @@ class Sensing(Observations):
         U : array_like, shape (d_y, a)
         V : array_like, shape (d_x, b)
         which : slice
-            Of which measurements; all by default.
+            Range of measurements. Default: all.
 
         Returns
         -------
@@ -788,7 +790,7 @@ class Sensing(Observations):
         Raises
         ------
         ShapeError
-            For U and V that do not fit.
+            If the number of rows of U is not d_y, or that of V is not d_x.
         """
         left = as_matrix(U, "U", shape=(self.dim_out, None), dtype=np.float64)
         right = as_matrix(V, "V", shape=(self.dim_in, None), dtype=np.float64)
@@ -798,16 +800,16 @@ class Sensing(Observations):
         first, last, _ = which.indices(self.n_observations)
         result = np.empty((last - first, left.shape[1], right.shape[1]))
         chunk = max(1, 2**24 // (self.dim_out * self.dim_in))  # 128 MB of operators at a time
-        for begin in range(first, last, chunk):
-            part = slice(begin, min(begin + chunk, last))
-            whole = self._sparse[part].toarray() if self._dense is None else self._dense[part]
-            images = whole.reshape(-1, self.dim_in) @ right
+        for start in range(first, last, chunk):
+            part = slice(start, min(start + chunk, last))
+            operators = self._sparse[part].toarray() if self._dense is None else self._dense[part]
+            images = operators.reshape(-1, self.dim_in) @ right
             images = images.reshape(-1, self.dim_out, right.shape[1])
-            result[begin - first : part.stop - first] = np.swapaxes(np.swapaxes(images, 1, 2) @ left, 1, 2)
+            result[start - first : part.stop - first] = np.swapaxes(np.swapaxes(images, 1, 2) @ left, 1, 2)
         return result
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what a file has to keep."""
+        """Return the arrays that a file needs to reconstruct the problem."""
         floor = np.array(self.loss_floor)
         operators = self.engine_arguments(np.float64)["measurements"][0]
         return {"operators": operators, "measured": self.values, "measured_floor": floor}
@@ -816,16 +818,16 @@ class Sensing(Observations):
     def from_arrays(
         cls, arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int], **options: Any
     ) -> Sensing:
-        """Return the problem that `to_arrays` described.
+        """Reconstruct a problem from the arrays of `to_arrays`.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
-            What `to_arrays` returned.
+            Arrays of `to_arrays`.
         shape : (int, int)
             (d_y, d_x).
         **options
-            As of the class: `reduction` or `loss_scale`, and others.
+            Other parameters of the class: `reduction`, `loss_scale`, `truth`.
 
         Returns
         -------
@@ -836,7 +838,7 @@ class Sensing(Observations):
         return problem
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from.
+        """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
         ----------
@@ -849,13 +851,13 @@ class Sensing(Observations):
             Objective of the core.
         """
         if self._dense is not None:
-            whole = self._dense
+            matrix = self._dense
         elif self._rank_one is not None:
             left, right = self._rank_one
-            whole = (left[:, :, np.newaxis] * right[:, np.newaxis, :]).reshape(len(left), -1)
+            matrix = (left[:, :, np.newaxis] * right[:, np.newaxis, :]).reshape(len(left), -1)
         else:
-            whole = self._sparse.toarray()
-        operators = np.require(whole, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+            matrix = self._sparse.toarray()
+        operators = np.require(matrix, dtype, ["C_CONTIGUOUS", "ALIGNED"])
         return _NO_STATISTICS | {
             "loss_scale": self.loss_scale,
             "loss_floor": self.loss_floor,
@@ -883,7 +885,7 @@ class Sensing(Observations):
         return self.loss_scale / 2 * float(residual @ residual) + self.loss_floor
 
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> DenseMap:
-        """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; with W_{L:1} = 0 without `weights`.
+        """Return ``sum_i (y_i - <A_i, W_{L:1}>) A_i``; W_{L:1} = 0 without `weights`.
 
         Parameters
         ----------
@@ -893,11 +895,11 @@ class Sensing(Observations):
         Returns
         -------
         DenseMap, shape (d_y, d_x)
-            Minus the gradient of the loss in W_{L:1}, over c.
+            Minus the gradient of the loss with respect to W_{L:1}, divided by c.
         """
         if weights is None:
             return DenseMap(self.adjoint(self.values))
-        measured = self._measured(as_factors(weights, self.shape, "weights"))
+        measured = self._measure(as_factors(weights, self.shape, "weights"))
         return DenseMap(self.adjoint(self.values - measured))
 
 
@@ -918,7 +920,7 @@ def _check_shape(shape: Any) -> tuple[int, int]:
     )
 
 
-def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[np.int64]:
+def _as_indices(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[np.int64]:
     array = as_integers(x, name)
     if array.ndim != 1:
         raise ShapeError(f"{name} has shape {array.shape}; wanted a vector (1 axis)")
@@ -928,17 +930,17 @@ def _as_places(x: npt.ArrayLike, name: str, length: int | None) -> npt.NDArray[n
 
 
 def _as_csr(operators: Any, wanted: tuple[int, int]) -> Any:
-    """Return sparse operators as a float64 array of SciPy, without a place that is stored twice."""
+    """Convert sparse operators to a float64 CSR array of SciPy; duplicate entries are summed."""
     from scipy.sparse import csr_array
 
-    rows, columns, values, shape = stored_entries(operators, "operators")
+    rows, columns, values, shape = read_stored_entries(operators, "operators")
     if shape != wanted:
         raise ShapeError(f"operators has shape {shape}; wanted {wanted}, (m, d_y d_x)")
     known = as_vector(values, "operators (stored entries)", dtype=np.float64, empty=True)
     return csr_array((known, (rows, columns)), shape=shape)
 
 
-def _sorted(
+def _sort_entries(
     rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], values: FloatArray, shape: tuple[int, int]
 ) -> SparseRows:
     start = np.empty(shape[0] + 1, dtype=np.int64)
@@ -952,12 +954,12 @@ def _sorted(
         first = int(np.flatnonzero((rows == i) & (columns == j))[0])
         raise ValueError(
             f"({i}, {j}) is given twice: {values[first]:g} by entry {first} and {values[bad]:g} by entry "
-            f"{bad}; wanted each place once"
+            f"{bad}; wanted each index once"
         )
     return start, index, known
 
 
-def _transposed(by_rows: SparseRows, n_columns: int) -> SparseRows:
+def _transpose_entries(by_rows: SparseRows, n_columns: int) -> SparseRows:
     start = np.empty(n_columns + 1, dtype=np.int64)
     index = np.empty_like(by_rows[1])
     values = np.empty_like(by_rows[2])
@@ -965,7 +967,9 @@ def _transposed(by_rows: SparseRows, n_columns: int) -> SparseRows:
     return start, index, values
 
 
-def _scale(reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int) -> float:
+def _choose_scale(
+    reduction: str, loss_scale: float | None, shape: tuple[int, int], n_observations: int
+) -> float:
     scales = {"mean": 1.0 / (shape[0] * shape[1]), "observed": 1.0 / n_observations, "sum": 1.0}
     check_choice(reduction, "reduction", tuple(scales))
     if loss_scale is None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The problem that gradient descent solves: its sufficient statistics and their source."""
+"""`Problem`: least squares over linear maps, as sufficient statistics.
+
+`data` and `sums` compute the statistics, from samples and from batches.
+"""
 
 from __future__ import annotations
 
@@ -37,30 +40,30 @@ from .low_rank import LowRank, as_dense
 from .sums import CenteredMoments, DataSums
 
 REDUCTIONS: Final = ("sum", "mean")
-#: ||S - I||_F / sqrt(d_x) up to which the data count as white.
+#: Largest ||S - I||_F / sqrt(d_x) of data that count as white.
 _WHITE: Final = 1e-12
-#: Targets up to this smaller side are decomposed directly.
+#: Largest smaller side of a target that is decomposed directly.
 _SMALL_TARGET: Final = 512
 
 
 class Problem:
-    """Least squares over linear maps: ``l(W) = c/2 ||W X - Y||_F^2``, held as sufficient statistics.
+    """Least squares over linear maps: ``l(W) = c/2 ||W X - Y||_F^2``, as sufficient statistics.
 
-    Gradient descent sees the data only through ``S = X X^T`` and ``Phi = Y X^T``, because the gradient
-    with respect to W is ``c (W S - Phi)``. Made from statistics here, from data with `from_data`, from data
-    larger than memory with `from_batches`.
+    Gradient descent depends on the data only through ``S = X X^T`` and ``Phi = Y X^T``, because the gradient
+    with respect to W is ``c (W S - Phi)``. The constructor takes statistics; `from_data` computes them from
+    data, and `from_batches` from data larger than memory.
 
     Parameters
     ----------
     target : array_like, shape (d_y, d_x), or LowRank
-        Phi = Y X^T. Kept by reference where it is a C-contiguous float64 array; `LowRank` stays factored.
+        Phi = Y X^T. A C-contiguous float64 array is not copied; a `LowRank` stays factored.
     input_gram : array_like, shape (d_x, d_x), optional
         S = X X^T, symmetric and positive semi-definite. None means S = I: white inputs.
     loss_scale : float
         c, positive: 1 for the sum over all entries of Y, 1 / (d_y N) for their mean. **It rescales every
         learning rate.**
     output_norm_squared : float, optional
-        ||Y||_F^2. Default: the least value consistent with Phi and S, so that the best loss is 0.
+        ||Y||_F^2. Default: the smallest value consistent with Phi and S, for which the minimal loss is 0.
 
     Attributes
     ----------
@@ -70,34 +73,34 @@ class Problem:
     dim_in, dim_out : int
         d_x and d_y.
     least_squares : ndarray, shape (d_y, d_x), or LowRank
-        M*, the minimiser of the loss with least norm: ``M* S = Phi``. The target itself where S = I.
+        M*, the minimiser of the loss with the smallest norm: ``M* S = Phi``. The target itself if S = I.
     input_factor : ndarray, shape (d_x, q), or None
-        F with ``S = F F^T``, q the rank of S: eigenvectors times the roots of their eigenvalues. None where
-        S = I.
+        F with ``S = F F^T``, q the rank of S: eigenvectors times the square roots of their eigenvalues. None
+        if S = I.
     factor_target : ndarray, shape (d_y, q), or None
-        G with ``Phi = G F^T``: the loss is ``c/2 ||W F - G||_F^2 + loss_floor``. None where S = I.
+        G with ``Phi = G F^T``: the loss is ``c/2 ||W F - G||_F^2 + loss_floor``. None if S = I.
     reduction : {"sum", "mean"} or None
-        What `loss_scale` stands for, where known.
+        Meaning of `loss_scale`, if known.
     n_samples : int or None
-        N, where known.
+        N, if known.
     whitening : Whitening or None
-        How the inputs became white, for problems made from data.
+        Whitening transform of the inputs, for problems from data.
     input_mean : ndarray, shape (d_x,), or None
-        What was subtracted from the raw inputs, where they were centred.
+        Mean that was subtracted from the raw inputs, if they were centred.
 
     Raises
     ------
     TypeError, ShapeError
-        For arrays of the wrong type or shape.
+        If an array has the wrong type or shape.
     ValueError
-        For values that are not finite, an `input_gram` that is not symmetric (to 1e-10) or has a negative
-        eigenvalue, a `target` that reaches outside the range of `input_gram`, or an `output_norm_squared`
-        below its least consistent value: no data have such statistics.
+        If a value is not finite, `input_gram` is not symmetric (to 1e-10) or has a negative eigenvalue,
+        `target` has a component outside the range of `input_gram`, or `output_norm_squared` is below its
+        smallest consistent value: no data have such statistics.
 
     Notes
     -----
-    Eigenvalues of S below ``4 (d_x + 1000) eps`` of the largest count as zero, in M* and in the loss; see
-    `gram_resolution`. O(d_x^3) where `input_gram` is given, O(1) otherwise.
+    Eigenvalues of S below ``4 (d_x + 1000) eps`` times the largest count as zero, in M* and in the loss; see
+    `gram_resolution`. Cost: O(d_x^3) with `input_gram`, O(1) without.
 
     Model and statistics as in Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient
     Descent for Learning Deep Linear Networks" (arXiv 2306.01154).
@@ -143,7 +146,7 @@ class Problem:
         condition_number = 1.0 if self.input_gram is None else self._solve_least_squares(self.input_gram)
         self._check_output_norm(condition_number)
 
-    # ---------------------------------------------------------------------------------------- making
+    # ----------------------------------------------------------------------------------- constructors
 
     @classmethod
     def from_data(
@@ -162,46 +165,44 @@ class Problem:
         Parameters
         ----------
         X : array_like, shape (d_x, N)
-            Inputs of any real precision; integers such as pixels are welcome and are not converted as a
-            whole.
+            Inputs of any real type. Integers, such as pixels, are converted a chunk at a time.
         Y : array_like, shape (d_y, N), or of int, shape (N,)
             Targets, or labels, which stand for their one-hot columns.
         whiten : {None, "zca", "pca", "cholesky"}
-            Replace X by T X with ``T X (T X)^T = I``, a sum, not a mean. A rank-deficient X is reduced
-            to its numerical rank q: the problem then has dim_in = q. `problem.whitening` says how white
-            the inputs became; see `whiten_inputs`.
+            Method that replaces X by T X with ``T X (T X)^T = I``, a sum, not a mean. A rank-deficient X is
+            reduced to its numerical rank q: the problem then has dim_in = q. `problem.whitening` holds T and
+            the measured deviation from I; see `whiten_inputs`.
         center : bool
-            Subtract the mean of the inputs first, `problem.input_mean`. Y stays as it is: Phi is the same
-            whether its mean is subtracted or not, once that of X is.
+            Whether to subtract the mean of the inputs first, `problem.input_mean`. Y is not centred, because
+            Phi does not depend on the mean of Y once X is centred.
         reduction : {"mean", "sum"}
             c = 1 / (d_y N) or c = 1.
         layout : {"columns", "rows"}
-            "rows": X is (N, d_x) and Y is (N, d_y), one sample a row.
+            "rows": X is (N, d_x) and Y is (N, d_y), one sample per row.
         rank_tolerance : float, optional
-            With `whiten`: share of the largest singular value of X up to which a direction counts as
-            empty. Default ``sqrt(4 (d_x + 1000) eps)``, about 1e-6.
+            With `whiten`: largest singular value of X, relative to the first one, that counts as zero.
+            Default ``sqrt(4 (d_x + 1000) eps)``, about 1e-6.
 
         Returns
         -------
         Problem
-            It refers to X and Y, which must not change while it lives. `labels` and `classes` are set
-            where Y is one-hot.
+            It refers to X and Y, which must not change as long as it exists. `labels` and `classes` are set
+            if Y is one-hot.
 
         Raises
         ------
         TypeError, ShapeError
-            For arrays of the wrong type or shape.
+            If an array has the wrong type or shape.
         ValueError
-            For values that are not finite or whose squares overflow, unknown settings, or X = 0 where it
-            is to be whitened.
+            If a value is not finite, a square overflows, a setting is unknown, or X = 0 is to be whitened.
 
         Notes
         -----
-        One pass over the data (three when whitening, one more when centring), in float64, a chunk of 32 MB
+        One pass over the data (three with whitening, one more with centring), in float64, a chunk of 32 MB
         at a time: O(N d_x (d_x + d_y)) time, O(d_x^2) memory.
 
-        Without whitening, data that are white already, ``||S - I||_F <= 1e-12 sqrt(d_x)``, count as such:
-        `input_gram` is then None, and `problem.whitening.error` keeps the measured deviation.
+        Without whitening, inputs with ``||S - I||_F <= 1e-12 sqrt(d_x)`` count as white: `input_gram` is then
+        None, and `problem.whitening.error` holds the measured deviation.
 
         Examples
         --------
@@ -214,7 +215,7 @@ class Problem:
         """
         check_settings(whiten, center, reduction, rank_tolerance)
         samples = Samples(X, Y, layout, center)
-        problem = cls._of_moments(samples, whiten, reduction, rank_tolerance)
+        problem = cls._from_moments(samples, whiten, reduction, rank_tolerance)
         problem._samples = samples
         problem._describe_source("from_data", layout, whiten, center, rank_tolerance)
         return problem
@@ -235,27 +236,28 @@ class Problem:
         Parameters
         ----------
         batches : iterable of (X, Y)
-            X is (d_x, n) and Y is (d_y, n), or a vector of n integer labels; n may differ and may be 0.
-            NumPy arrays, memory-mapped ones, CPU tensors; a list, a generator, a PyTorch ``DataLoader``. A
-            batch may lack classes that others have.
+            List, generator, PyTorch ``DataLoader`` or other iterable of pairs of arrays or CPU tensors. X is
+            (d_x, n) and Y is (d_y, n), or a vector of n integer labels; n may differ between batches and may
+            be 0. A batch may lack classes that others have.
         whiten, center, reduction, layout, rank_tolerance
-            As in `from_data`.
+            Same meaning as in `from_data`.
 
         Returns
         -------
         Problem
-            The one that `from_data` makes of all batches side by side, without `inputs`, `outputs` and
+            The problem that `from_data` returns for the concatenated batches, without `inputs`, `outputs` and
             `labels`.
 
         Raises
         ------
         TypeError, ShapeError, ValueError
-            As from `from_data`, naming the batch by its index from 0; ValueError where there are no samples.
+            For the reasons of `from_data`; the message names the index of the batch, from 0. ValueError also
+            if there are no samples.
 
         Notes
         -----
-        ``SufficientStatistics(layout).add_batches(batches).problem(whiten, ...)``; see
-        `SufficientStatistics` for what is summed, how accurately, and for sums that several processes make.
+        The same as ``SufficientStatistics(layout).add_batches(batches).problem(whiten, ...)``; see
+        `SufficientStatistics` for the sums, their accuracy, and sums of several processes.
 
         Examples
         --------
@@ -276,24 +278,24 @@ class Problem:
         cls, sums: DataSums, whiten: str | None, center: bool, reduction: str, rank_tolerance: float | None
     ) -> Problem:
         moments = CenteredMoments(sums, center)
-        problem = cls._of_moments(moments, whiten, reduction, rank_tolerance)
-        problem._keep_loss_floor(moments)
+        problem = cls._from_moments(moments, whiten, reduction, rank_tolerance)
+        problem._store_loss_floor(moments)
         problem._describe_source("from_batches", sums.layout, whiten, center, rank_tolerance)
         return problem
 
     @classmethod
-    def _of_moments(
+    def _from_moments(
         cls, moments: Moments, whiten: str | None, reduction: str, rank_tolerance: float | None
     ) -> Problem:
         loss_scale = scale_of_reduction(reduction, moments.dim_out, moments.n_samples)
         if whiten is None:
             statistics = moments.statistics()
-            whitening = _found_white(statistics.input_gram)
+            whitening = _detect_white(statistics.input_gram)
         else:
             whitening, statistics = whiten_inputs(moments, whiten, rank_tolerance)
         norm_squared = statistics.output_norm_squared
         if whitening is not None:
-            # ||Phi||^2 may exceed ||Y||^2 by as much as T S T^T exceeds I, where W X fits Y.
+            # If W X fits Y, ||Phi||^2 may exceed ||Y||^2 by as much as T S T^T exceeds I.
             explained = float(np.sum(statistics.target**2))
             if explained <= norm_squared * (1 + 4 * math.sqrt(whitening.rank) * whitening.error):
                 norm_squared = max(norm_squared, explained)
@@ -331,54 +333,55 @@ class Problem:
 
     @cached_property
     def inputs(self) -> FloatArray | None:
-        """The inputs in problem coordinates, T (X - mean), float64, (dim_in, N); made on first access.
+        """The inputs in problem coordinates, T (X - mean), float64, (dim_in, N); computed on first access.
 
-        None for a problem without samples, such as that of a run read from a file.
+        None for a problem without samples, such as the problem of a run read from a file.
         """
-        return None if self._samples is None else self._transformed(self._samples.inputs)
+        return None if self._samples is None else self._transform(self._samples.inputs)
 
     @cached_property
     def outputs(self) -> FloatArray | None:
-        """The targets Y, float64 of shape (d_y, N); made on first access. None without samples."""
+        """The targets Y, float64 of shape (d_y, N); converted on first access. None without samples."""
         if self._samples is None:
             return None
         return np.ascontiguousarray(self._samples.read_outputs(slice(0, self._samples.n_samples)))
 
     @property
     def labels(self) -> IntArray | None:
-        """The class of every sample, (N,), where Y is one-hot. None without samples."""
+        """The class of every sample, (N,), if Y is one-hot; None otherwise and without samples."""
         return None if self._samples is None else self._samples.labels
 
     @property
     def classes(self) -> IntArray | None:
-        """The class that each row of Y stands for, (K,), where Y is one-hot."""
+        """The class of each row of Y, (K,), if Y is one-hot; None otherwise."""
         return self._classes
 
     def transform(self, X: npt.ArrayLike) -> FloatArray:
-        """Return raw inputs in problem coordinates, T (X - mean), such as those of a test set.
+        """Transform raw inputs, such as those of a test set, to problem coordinates, T (X - mean).
 
         Parameters
         ----------
         X : array_like, shape (d_x, n)
-            In the layout given to `from_data` or `from_batches`: (n, d_x) where that was "rows".
+            Inputs in the layout of `from_data` or `from_batches`: (n, d_x) if that was "rows".
 
         Returns
         -------
         ndarray of float64, shape (dim_in, n)
-            Always one sample a column, so that ``W @ problem.transform(X)`` predicts.
+            One sample per column in any layout, so that ``W @ problem.transform(X)`` predicts.
 
         Raises
         ------
         ShapeError
-            For inputs of another size.
+            If the inputs have another dimension.
         ValueError
-            For values that are not finite, or where T is not known: a file of an early version lacks it.
+            If a value is not finite, or T is unknown because the problem comes from a file of an early
+            version.
         """
         white = self.whitening
         if white is not None and white.method is not None and white.matrix is None:
             raise ValueError(
                 f"the inputs were whitened ({white.method}), but the file that this problem was read from "
-                "does not hold the matrix T: make the problem again with Problem.from_data"
+                "does not hold the matrix T: compute the problem again with Problem.from_data"
             )
         columns = sample_columns(X, "X", self._layout, "raw inputs")
         dim = self.dim_in if white is None or white.matrix is None else white.matrix.shape[1]
@@ -386,9 +389,9 @@ class Problem:
             wanted = f"(n, {dim})" if self._layout == "rows" else f"({dim}, n)"
             found = columns.shape[::-1] if self._layout == "rows" else columns.shape
             raise ShapeError(f"X (raw inputs) has shape {found}; wanted {wanted}")
-        return self._transformed(columns)
+        return self._transform(columns)
 
-    def _transformed(self, columns: npt.NDArray[Any]) -> FloatArray:
+    def _transform(self, columns: npt.NDArray[Any]) -> FloatArray:
         matrix = None if self.whitening is None else self.whitening.matrix
         return map_columns(columns, "X", matrix, self.input_mean)
 
@@ -397,30 +400,32 @@ class Problem:
     @cached_property
     def output_norm_squared(self) -> float:
         """||Y||_F^2."""
-        return self._explained if self._output_norm_squared is None else self._output_norm_squared
+        known = self._output_norm_squared
+        return self._explained_norm_squared if known is None else known
 
     @cached_property
     def loss_floor(self) -> float:
-        """The loss that no W removes: ``c/2 (||Y||_F^2 - ||G||_F^2)`` (``||Phi||_F^2`` where S = I).
+        """The minimum of the loss over W: ``c/2 (||Y||_F^2 - ||G||_F^2)``; if S = I, G = Phi.
 
-        From data or batches it is ``c/2 ||M* X - Y||_F^2``, which does not cancel. A difference that rounding
-        of the statistics hides, below ``4 (d_x + 1000) eps`` of ``||Y||_F^2``, counts as 0.
+        For problems from data or batches it is computed without cancellation, as ``c/2 ||M* X - Y||_F^2``.
+        Otherwise a difference below ``4 (d_x + 1000) eps ||Y||_F^2``, which may be rounding error of the
+        statistics, counts as 0.
         """
         if self._samples is not None:
-            return self._least_loss(self._samples)
+            return self._minimal_loss(self._samples)
         known = self.output_norm_squared
-        rest = known - self._explained
-        return self.loss_scale / 2 * rest if rest > gram_resolution(self.dim_in) * known else 0.0
+        residual = known - self._explained_norm_squared
+        return self.loss_scale / 2 * residual if residual > gram_resolution(self.dim_in) * known else 0.0
 
-    def _least_loss(self, moments: Moments) -> float:
+    def _minimal_loss(self, moments: Moments) -> float:
         fit = as_dense(self.least_squares)
         if self.whitening is not None and self.whitening.matrix is not None:
             fit = fit @ self.whitening.matrix
         return self.loss_scale / 2 * moments.squared_residual(fit)
 
-    def _keep_loss_floor(self, moments: Moments) -> None:
-        """Take the least loss from what is only at hand now."""
-        self.__dict__["loss_floor"] = self._least_loss(moments)
+    def _store_loss_floor(self, moments: Moments) -> None:
+        """Compute `loss_floor` now, because the moments are not stored."""
+        self.__dict__["loss_floor"] = self._minimal_loss(moments)
 
     @np.errstate(over="ignore", invalid="ignore")
     def loss(self, W: npt.ArrayLike) -> float:
@@ -434,19 +439,19 @@ class Problem:
         Returns
         -------
         float
-            Infinity where it overflows.
+            The loss; infinity if it overflows.
 
         Raises
         ------
         ShapeError
-            For another shape.
+            If W has another shape.
         ValueError
-            For entries that are not finite.
+            If an entry is not finite.
 
         Notes
         -----
-        Nothing cancels: the part above `loss_floor` is not negative, and exact to rounding of
-        ``(W - M*) F``, about ``(eps ||W|| ||F||)^2 c`` where the loss is as small as that.
+        There is no cancellation: the part above `loss_floor` is never negative, and its error is that of
+        rounding ``(W - M*) F``, near ``(eps ||W|| ||F||)^2 c`` for very small losses.
         """
         matrix = as_matrix(W, "W", shape=(self.dim_out, self.dim_in), symbol="end-to-end matrix")
         error = matrix - as_dense(self.least_squares)
@@ -456,8 +461,8 @@ class Problem:
         return self.loss_scale / 2 * quadratic + self.loss_floor if math.isfinite(quadratic) else math.inf
 
     @cached_property
-    def _explained(self) -> float:
-        """tr(M* Phi^T) = ||G||_F^2, the least ||Y||_F^2 that Phi and S allow."""
+    def _explained_norm_squared(self) -> float:
+        """tr(M* Phi^T) = ||G||_F^2, the smallest ||Y||_F^2 that is consistent with Phi and S."""
         if isinstance(self.least_squares, LowRank):
             return float(np.sum(self.least_squares.s**2))
         target = as_dense(self.target) if self.factor_target is None else self.factor_target
@@ -489,9 +494,9 @@ class Problem:
         return largest / float(eigenvalues[keep][0]) if keep.any() else 1.0
 
     def _check_range(self, coordinates: FloatArray, keep: npt.NDArray[np.bool_], largest: float) -> None:
-        """Refuse a target outside the range of S by more than directions that S cannot resolve allow."""
+        """Refuse a target with a component outside the range of S that rounding of S does not explain."""
         outside, size = float(np.linalg.norm(coordinates[:, ~keep])), float(np.linalg.norm(coordinates))
-        # ||Y X^T e|| <= ||Y|| sqrt(e^T S e): what data may put along an eigenvector that counts as empty.
+        # ||Y X^T e|| <= ||Y|| sqrt(e^T S e): bound for an eigenvector e whose eigenvalue counts as zero.
         scale = max(size, math.sqrt((self._output_norm_squared or 0.0) * largest))
         if outside > math.sqrt(gram_resolution(self.dim_in)) * scale:
             raise ValueError(
@@ -504,27 +509,27 @@ class Problem:
         if self._output_norm_squared is None:
             return
         rounding = gram_resolution(self.dim_in) * condition_number
-        if self._output_norm_squared < self._explained * (1 - rounding):
+        if self._output_norm_squared < self._explained_norm_squared * (1 - rounding):
             raise ValueError(
                 f"output_norm_squared (||Y||^2) is {self._output_norm_squared:.6g}; wanted at least "
-                f"{self._explained:.6g}, which target and input_gram imply"
+                f"{self._explained_norm_squared:.6g}, which target and input_gram imply"
             )
 
     @property
     def gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
-        """Eigenvalues (d_x,), ascending, and eigenvectors (d_x, d_x) of S; None where S = I."""
+        """Eigenvalues (d_x,), ascending, and eigenvectors (d_x, d_x) of S; None if S = I."""
         return self._gram_eigen
 
     # ---------------------------------------------------------------------------------------- target
 
     def target_factors(self, tolerance: float | None = None) -> LowRank:
-        """Return the singular value decomposition of Phi, cut at its numerical rank.
+        """Return the singular value decomposition of Phi, truncated at its numerical rank.
 
         Parameters
         ----------
         tolerance : float, optional
-            Singular values up to this share of the largest count as zero. Default:
-            ``max(d_y, d_x) eps`` for a dense target; 0 for a factored one, whose rank is exact.
+            Largest singular value, relative to the first one, that counts as zero. Default:
+            ``max(d_y, d_x) eps`` for a dense target; 0 for a factored target, whose rank is exact.
 
         Returns
         -------
@@ -533,35 +538,35 @@ class Problem:
         Raises
         ------
         ValueError
-            For a negative tolerance.
+            If the tolerance is negative.
 
         Notes
         -----
-        A dense target is decomposed once, O(d_x d_y min(d_x, d_y)); a large one of low rank from random
-        projections, O(d_x d_y r), after a check that they hold all of it to rounding.
+        A dense target is decomposed once, in O(d_x d_y min(d_x, d_y)). A large one of low rank is decomposed
+        from random projections in O(d_x d_y r), after a check that they span its range to rounding.
         """
         if tolerance is None:
             exact = isinstance(self.target, LowRank)
             tolerance = 0.0 if exact else max(self.target.shape) * float(np.finfo(np.float64).eps)
         limit = check_scale(tolerance, "tolerance")
-        values = self._decomposed_target.s
-        return self._decomposed_target.truncated(int(np.sum(values > limit * values[:1])))
+        values = self._target_svd.s
+        return self._target_svd.truncated(int(np.sum(values > limit * values[:1])))
 
     @property
     def target_cut(self) -> float | None:
-        """The largest singular value of Phi that counts as zero, as a share of the first; None if exact."""
+        """The largest singular value of Phi that counts as zero, relative to the first; None if exact."""
         if isinstance(self.target, LowRank):
             return None
-        values, rank = self._decomposed_target.s, self.target_factors().rank
+        values, rank = self._target_svd.s, self.target_factors().rank
         return float(values[rank] / values[0]) if rank < len(values) and rank > 0 else 0.0
 
     def rank_exceeds(self, limit: int) -> bool:
-        """Return whether the rank of Phi is above `limit`, without decomposing a large Phi of high rank.
+        """Return whether the rank of Phi exceeds `limit`, without decomposing a large Phi of high rank.
 
         Parameters
         ----------
         limit : int
-            At least 0.
+            Rank to compare with, at least 0.
 
         Returns
         -------
@@ -571,23 +576,23 @@ class Problem:
         -----
         Cost: O(d_y d_x limit), unless Phi is decomposed already.
         """
-        decomposed = "_decomposed_target" in self.__dict__ or isinstance(self.target, LowRank)
+        decomposed = "_target_svd" in self.__dict__ or isinstance(self.target, LowRank)
         if not decomposed and limit < min(self.target.shape) and min(self.target.shape) > _SMALL_TARGET:
             assert not isinstance(self.target, LowRank)
-            found = _within_range(self.target, limit + 8)
+            found = _decompose_projection(self.target, limit + 8)
             if found is None:
                 return True
-            self.__dict__["_decomposed_target"] = found
+            self.__dict__["_target_svd"] = found
         return self.target_factors().rank > limit
 
     @cached_property
-    def _decomposed_target(self) -> LowRank:
+    def _target_svd(self) -> LowRank:
         if isinstance(self.target, LowRank):
             return self.target
-        return _decomposed(self.target)
+        return _decompose(self.target)
 
     def dense_target(self, dtype: npt.DTypeLike = np.float64) -> FloatArray:
-        """Return Phi as an array of shape (d_y, d_x); the problem's own one where the precision fits.
+        """Return Phi as an array of shape (d_y, d_x), not copied if it has this precision.
 
         Parameters
         ----------
@@ -601,7 +606,7 @@ class Problem:
         return as_dense(self.target).astype(dtype, copy=False)
 
     def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return what the dense engine learns from.
+        """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
         ----------
@@ -630,10 +635,10 @@ class Problem:
             "measurements": None,
         }
 
-    # ------------------------------------------------------------------------------------- reporting
+    # --------------------------------------------------------------------------------------- metadata
 
     def describe(self) -> dict[str, Any]:
-        """Return the configuration in values that JSON knows."""
+        """Return the configuration as JSON values."""
         white = self.whitening
         return {
             "source": dict(self._source),
@@ -662,7 +667,7 @@ class Problem:
         loss_floor: float | None,
         arrays: Mapping[str, npt.NDArray[Any]],
     ) -> None:
-        """Take back what `describe` said, and what else a file keeps of the samples that it does not hold."""
+        """Set the attributes that `describe` returned, and those that depended on samples, from a file."""
         self.reduction, self.n_samples = description.get("reduction"), description.get("n_samples")
         self._source = dict(description.get("source", self._source))
         self._layout = self._source.get("layout", self._layout)
@@ -670,7 +675,7 @@ class Problem:
         self.whitening = None if white is None else Whitening(matrix=arrays.get("whitening"), **white)
         self.input_mean, self._classes = arrays.get("input_mean"), arrays.get("classes")
         if loss_floor is not None:
-            self.__dict__["loss_floor"] = loss_floor  # summed over the samples, without cancellation
+            self.__dict__["loss_floor"] = loss_floor  # computed from the samples, without cancellation
 
     def __repr__(self) -> str:
         """Return the dimensions, the kind of inputs and the scale of the loss."""
@@ -678,20 +683,20 @@ class Problem:
         return f"Problem({self.dim_in} -> {self.dim_out}, {inputs}, loss_scale={self.loss_scale:.6g})"
 
 
-def _decomposed(matrix: FloatArray) -> LowRank:
-    """Return the singular value decomposition, from the range of random projections where that is enough."""
+def _decompose(matrix: FloatArray) -> LowRank:
+    """Return the singular value decomposition, computed from random projections if the rank is low."""
     smaller = min(matrix.shape)
     if smaller > _SMALL_TARGET:
         for n_columns in (32, 256, smaller // 4 + 8):
-            found = _within_range(matrix, n_columns)
+            found = _decompose_projection(matrix, n_columns)
             if found is not None:
                 return found
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     return LowRank(left, values, np.ascontiguousarray(right.T))
 
 
-def _within_range(matrix: FloatArray, n_columns: int) -> LowRank | None:
-    """Return the decomposition within the range of random projections, None if that misses anything."""
+def _decompose_projection(matrix: FloatArray, n_columns: int) -> LowRank | None:
+    """Return the decomposition within the span of random projections; None if they miss part of the range."""
     probes = random_generator(0, ("range of the target",)).standard_normal((matrix.shape[1], n_columns))
     basis = np.linalg.qr(matrix @ probes)[0]
     inside = basis.T @ matrix
@@ -719,7 +724,7 @@ def _as_gram(input_gram: npt.ArrayLike, dim: int) -> FloatArray:
     return gram if asymmetry == 0 else (gram + gram.T) / 2
 
 
-def _found_white(gram: FloatArray) -> Whitening | None:
+def _detect_white(gram: FloatArray) -> Whitening | None:
     deviation = distance_from_identity(gram)
     if deviation > _WHITE:
         return None
@@ -727,14 +732,14 @@ def _found_white(gram: FloatArray) -> Whitening | None:
 
 
 def check_problem(problem: object) -> Problem:
-    """Return the problem if it is one."""
+    """Return the argument if it is a `Problem`; raise TypeError otherwise."""
     if isinstance(problem, Problem):
         return problem
     raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
 
 
 def check_settings(whiten: str | None, center: bool, reduction: str, rank_tolerance: float | None) -> None:
-    """Refuse wrong settings before any pass over the data."""
+    """Check the settings of `Problem.from_data` before any pass over the data."""
     if whiten is None and rank_tolerance is not None:
         raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
     check_choice(whiten, "whiten", WHITENING_METHODS, optional=True)
@@ -744,4 +749,5 @@ def check_settings(whiten: str | None, center: bool, reduction: str, rank_tolera
 
 
 def scale_of_reduction(reduction: str, dim_out: int, n_samples: int) -> float:
+    """Return the loss scale c for a reduction."""
     return 1.0 if reduction == "sum" else 1.0 / (dim_out * n_samples)

@@ -20,7 +20,7 @@ _DENSE_RECOVERY_DIM: Final = 1024
 
 
 def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean") -> Problem:
-    """Return the recovery of a random low-rank matrix: Phi = rank-r truncation of a Gaussian, S = I.
+    """Return a problem whose target is a random low-rank matrix, with white inputs.
 
     Parameters
     ----------
@@ -29,28 +29,28 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     rank : int
         r, at most `dim`.
     seed : int
-        Non-negative.
+        Seed of the random matrix, non-negative.
     reduction : {"mean", "sum"}
-        c = 1 / d^2 (as N = d samples, X = I, are implied) or c = 1.
+        c = 1 / d^2 (the mean for N = d samples, X = I) or c = 1.
 
     Returns
     -------
     Problem
-        Its target is a `LowRank`.
+        A problem with S = I and a `LowRank` target.
 
     Raises
     ------
     ValueError
-        For a rank above d, and an unknown reduction.
+        If the rank exceeds d, or the reduction is unknown.
 
     Notes
     -----
-    Up to d = 1024 the Gaussian is drawn and decomposed. Beyond, no d x d array is formed, and the law of
-    Phi is exactly the same: the singular vectors of a Gaussian matrix are independent Haar frames (QR of
-    a d x r Gaussian) and its singular values those of the upper bidiagonal matrix with independent
-    chi_d, chi_(d-1), ..., chi_1 on the diagonal and chi_(d-1), ..., chi_1 above it (Dumitriu, Edelman,
-    "Matrix models for beta ensembles", J. Math. Phys. 43 (2002)), of which the first rows are enough for
-    the r largest. O(d r^2) time, O(d r) memory.
+    Up to d = 1024 the Gaussian matrix is drawn and decomposed. For larger d no d x d array is formed, and the
+    distribution of Phi is exactly the same: the singular vectors of a Gaussian matrix are independent
+    Haar-distributed frames (QR of a d x r Gaussian), and its singular values are those of the upper
+    bidiagonal matrix with independent chi_d, chi_(d-1), ..., chi_1 on the diagonal and chi_(d-1), ..., chi_1
+    above it (Dumitriu, Edelman, "Matrix models for beta ensembles", J. Math. Phys. 43 (2002)). Its first rows
+    determine the r largest to rounding. O(d r^2) time, O(d r) memory.
 
     The setting of Yaras et al. 2023, arXiv 2306.01154.
 
@@ -66,7 +66,7 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
         raise ValueError(f"rank is {rank}; wanted at most dim = {dim}")
     check_settings(None, False, reduction, None)
     loss_scale = scale_of_reduction(reduction, dim, dim)
-    draw = _truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _truncated_gaussian_factors
+    draw = _draw_truncated_gaussian if dim <= _DENSE_RECOVERY_DIM else _draw_truncated_factors
     problem = Problem(draw(dim, rank, seed), loss_scale=loss_scale)
     problem.reduction = reduction
     problem.n_samples = dim
@@ -74,19 +74,19 @@ def low_rank_recovery(dim: int, rank: int, seed: int = 0, reduction: str = "mean
     return problem
 
 
-def _truncated_gaussian(dim: int, rank: int, seed: int) -> LowRank:
+def _draw_truncated_gaussian(dim: int, rank: int, seed: int) -> LowRank:
     gaussian = random_generator(seed, ("low_rank_recovery", "matrix")).standard_normal((dim, dim))
     left, values, right = np.linalg.svd(gaussian)
     return LowRank(left[:, :rank], values[:rank], right[:rank].T)
 
 
-def _truncated_gaussian_factors(dim: int, rank: int, seed: int) -> LowRank:
+def _draw_truncated_factors(dim: int, rank: int, seed: int) -> LowRank:
     generator = random_generator(seed, ("low_rank_recovery", "singular values"))
     degrees = np.arange(dim, 0, -1)
     diagonal = np.sqrt(generator.chisquare(degrees))
     superdiagonal = np.sqrt(generator.chisquare(degrees[1:]))
-    # The first singular vectors live in the first rows, of which there are about d^(1/3) k^(2/3) (their tails
-    # are those of Airy functions): what follows this many rows changes no bit of the values.
+    # The first k singular vectors decay like Airy functions beyond about d^(1/3) k^(2/3) rows: further rows
+    # than these change no bit of the values.
     rows = min(dim, int((40 + 10 * rank ** (2 / 3)) * dim ** (1 / 3)))
     values = core.bidiagonal_singular_values(diagonal[:rows], superdiagonal[: rows - 1], rank)
     left = haar(dim, rank, random_generator(seed, ("low_rank_recovery", "left")))
@@ -97,7 +97,7 @@ def _truncated_gaussian_factors(dim: int, rank: int, seed: int) -> LowRank:
 def classification(
     n_classes: int, samples_per_class: int, dim: int | None = None, seed: int = 0, reduction: str = "mean"
 ) -> Problem:
-    """Return a balanced classification of random orthonormal data: ``Y = I_K (x) 1_n^T``.
+    """Return a balanced classification problem on random orthonormal data: ``Y = I_K (x) 1_n^T``.
 
     Parameters
     ----------
@@ -106,22 +106,22 @@ def classification(
     samples_per_class : int
         n, so that N = K n.
     dim : int, optional
-        d_x. Default: N. With N >= d_x the rows of X are orthonormal and S = I; with N < d_x its columns
-        are, and S is a projector of rank N. Haar-distributed either way.
+        d_x. Default: N. If N >= d_x, the rows of X are orthonormal and S = I; if N < d_x, its columns are
+        orthonormal, and S is a projector of rank N. X is Haar-distributed in both cases.
     seed : int
-        Non-negative.
+        Seed of the random data, non-negative.
     reduction : {"mean", "sum"}
         c = 1 / (K N) or c = 1.
 
     Returns
     -------
     Problem
-        With `inputs`, `outputs`, `labels` (sorted by class) and `classes`.
+        A problem with `inputs`, `outputs`, `labels` (sorted by class) and `classes`.
 
     Raises
     ------
     ValueError
-        For numbers below 1, a d_x that does not fit N, and an unknown reduction.
+        If a number is below 1, d_x does not fit N, or the reduction is unknown.
 
     Notes
     -----
@@ -158,35 +158,35 @@ def classification(
 def low_rank_completion(
     dim: int, rank: int, observed: float = 0.2, *, seed: int = 0, reduction: str = "mean"
 ) -> Completion:
-    """Return the completion of a random matrix of low rank from entries observed at random.
+    """Return a completion problem: a random low-rank matrix, of which random entries are observed.
 
     Parameters
     ----------
     dim : int
-        d. Phi is d x d, the rank-r truncation of a Gaussian, as in `low_rank_recovery`.
+        d. Phi is d x d, the rank-r truncation of a Gaussian matrix, as in `low_rank_recovery`.
     rank : int
-        r.
+        r, at most `dim`.
     observed : float
         Probability with which each entry is observed, in (0, 1].
     seed : int
-        Non-negative.
+        Seed of the random matrix and of the observed entries, non-negative.
     reduction : {"mean", "observed", "sum"}
         c = 1 / d^2, 1 / n or 1.
 
     Returns
     -------
     Completion
-        With its truth.
+        A problem with its truth.
 
     Raises
     ------
     ValueError
-        For a probability outside (0, 1], a rank above d and an unknown reduction.
+        If the probability is outside (0, 1], the rank exceeds d, or the reduction is unknown.
 
     Notes
     -----
-    O(p d^2) memory beyond d = 1024, where Phi is drawn as factors: row by row, the number of entries is
-    binomial and their places are a sample without replacement.
+    Memory: O(p d^2) for d > 1024, because Phi is drawn as factors. In each row, the number of observed
+    entries is binomial, and their columns are sampled without replacement.
 
     The setting of Yaras et al. 2024, arXiv 2406.04112.
 
@@ -221,30 +221,30 @@ def low_rank_completion(
 def low_rank_sensing(
     dim: int, rank: int, n_measurements: int, *, seed: int = 0, reduction: str = "sum"
 ) -> Sensing:
-    """Return the recovery of a random matrix of low rank from Gaussian measurements.
+    """Return a sensing problem: a random low-rank matrix, known by Gaussian measurements.
 
     Parameters
     ----------
     dim : int
-        d; Phi as in `low_rank_recovery`.
+        d. Phi is d x d, the rank-r truncation of a Gaussian matrix, as in `low_rank_recovery`.
     rank : int
-        r.
+        r, at most `dim`.
     n_measurements : int
         m. The A_i have independent N(0, 1) / m entries.
     seed : int
-        Non-negative.
+        Seed of the random matrix and of the measurements, non-negative.
     reduction : {"sum", "observed", "mean"}
         c = 1, 1 / m or 1 / d^2.
 
     Returns
     -------
     Sensing
-        With its truth. Holds 8 m d^2 bytes.
+        A problem with its truth.
 
     Raises
     ------
     ValueError
-        For a rank above d, no measurements and an unknown reduction.
+        If the rank exceeds d, there are no measurements, or the reduction is unknown.
 
     Notes
     -----

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sufficient statistics of data that come in batches, on one machine or on many."""
+"""`SufficientStatistics`: sums over batches of samples, on one machine or on several, for a `Problem`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import Final, Self
 
 from .._support.arrays import check_path
-from .._support.files import Arrays, naming_damage, read_whole, write_whole
+from .._support.files import Arrays, read_whole, translate_read_errors, write_whole
 from .problem import Problem, check_settings
 from .sums import DataSums
 
@@ -16,15 +16,16 @@ _FORMAT_VERSION: Final = 1
 
 
 class SufficientStatistics(DataSums):
-    """Sums over samples that a `Problem` is made from: ``S = X X^T``, ``Phi = Y X^T``, ``||Y||_F^2``.
+    """Sufficient statistics of a `Problem`, summed over batches.
 
-    Beside them N and the sums of X and Y, for centring. Batches are added and dropped; sums made elsewhere
-    are merged. Nothing grows with the number of samples.
+    They are ``S = X X^T``, ``Phi = Y X^T`` and ``||Y||_F^2``, and, for centring, the number of samples N and
+    the sums of X and Y. `add` adds a batch, which is not stored; `merge` adds the sums of another process.
+    Memory does not grow with the number of samples.
 
     Parameters
     ----------
     layout : {"columns", "rows"}
-        Of the batches, as in `Problem.from_data`.
+        Layout of the batches, as in `Problem.from_data`.
 
     Attributes
     ----------
@@ -35,30 +36,31 @@ class SufficientStatistics(DataSums):
     Raises
     ------
     ValueError, TypeError
-        For settings that are not among those named.
+        If `layout` is not one of these.
 
     Notes
     -----
     **Accuracy.** All sums are pairs of float64 numbers, value and correction. Products are split so that
-    their leading part is exact, and added with an error-free transformation. S_ij is that
-    of the data as given to about 1e-22 N max|x_i| max|x_j|, Phi and ||Y||^2 likewise; read as float64 they
-    are rounded once. The order of batches, their sizes and the way they are merged show in no more than
-    that. Sums of integers of up to 21 bits (images) are exact as long as they stay below 2^53.
+    their leading part is exact, and added with an error-free transformation. The error of S_ij is near
+    1e-22 N max|x_i| max|x_j|; those of Phi and ||Y||^2 are similar. Conversion to float64 rounds once. The
+    order and the sizes of batches, and the order of merges, change the sums by no more than these errors.
+    Sums of integers of up to 21 bits (images) are exact as long as they are below 2^53.
 
-    An S in float64 whitens to about cond(S) eps: 3e-8 and 8e-7 for real data with cond(S) = 1e10 and 9e10.
-    Here ``T S T^T - I`` is evaluated from the pairs and corrected for, as `Problem.from_data` does with a
-    second pass over the data: 5e-12 and 1e-11. Both whiten to about sqrt(cond(S)) eps and find the same rank,
-    with the same default tolerance; `Whitening.error` is measured on S as it is held. Phi agrees with that of
-    `from_data` to 3e-12 and 9e-12 of ||Y||. Centring subtracts N m m^T from S, which is harmless up to a mean
-    of some 6e4 standard deviations; beyond, `problem` raises.
+    With S in float64, whitening has an error near cond(S) eps: 3e-8 and 8e-7 for real data with cond(S) =
+    1e10 and 9e10. Here ``T S T^T - I`` is computed from the pairs and corrected for, as `Problem.from_data`
+    does in a second pass over the data: 5e-12 and 1e-11, or sqrt(cond(S)) eps. The default tolerance and the
+    rank are those of `from_data`; `Whitening.error` is computed from the sums. Phi agrees with that of
+    `from_data` to 3e-12 and 9e-12 times ||Y||. Centring subtracts N m m^T from S, which is accurate up to a
+    mean of about 6e4 standard deviations; beyond that, `problem` raises.
 
-    **Cost.** For real data about 4 times the products of a plain sum, less than the passes with which
-    `from_data` whitens; for integers once. A batch also costs O(d_x^2) whatever its size: join tiny ones.
-    Memory: some 6 arrays of the size of S and of Phi, and of a chunk of at most 2048 samples and 32 MB.
+    **Cost.** About 4 times the products of a plain sum for real data, which is less than the passes of
+    `from_data` with whitening; the same as a plain sum for integers. Each batch also costs O(d_x^2), whatever
+    its size: concatenate tiny batches. Memory: about 6 arrays of the sizes of S, of Phi and of a chunk of at
+    most 2048 samples and 32 MB.
 
     Examples
     --------
-    Two halves of a data set, summed apart:
+    Two halves of a data set, summed separately:
 
     >>> import numpy as np
     >>> from dlnfast import SufficientStatistics
@@ -85,22 +87,22 @@ class SufficientStatistics(DataSums):
         Parameters
         ----------
         whiten, center, reduction, rank_tolerance
-            As in `Problem.from_data`, applied to the sums: S becomes T (S - N m m^T) T^T.
+            Same meaning as in `Problem.from_data`, applied to the sums: S becomes T (S - N m m^T) T^T.
 
         Returns
         -------
         Problem
-            Without `inputs`, `outputs` and `labels`; its `transform` takes new inputs as ever.
+            A problem without `inputs`, `outputs` and `labels`; its `transform` accepts new inputs.
 
         Raises
         ------
         ValueError
-            For unknown settings, no samples, X = 0 where it is to be whitened, a `rank_tolerance` that keeps
-            noise, or a mean so far beyond the spread of X that the sums do not resolve the latter.
+            If a setting is unknown, there are no samples, X = 0 is to be whitened, `rank_tolerance` keeps
+            rounding noise, or the mean of X is so large that the sums do not resolve the spread of X.
 
         Notes
         -----
-        O(d_x^3).
+        Cost: O(d_x^3).
         """
         check_settings(whiten, center, reduction, rank_tolerance)
         return Problem._from_sums(self, whiten, center, reduction, rank_tolerance)
@@ -111,12 +113,12 @@ class SufficientStatistics(DataSums):
         return f"SufficientStatistics({sizes}{self.n_samples} samples, layout={self.layout!r})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything, corrections included, as an .npz file without pickle, whole or not at all.
+        """Write the sums with their corrections to an .npz file without pickle, atomically.
 
         Parameters
         ----------
         path : path
-            Of the file.
+            Path of the file.
 
         Raises
         ------
@@ -130,21 +132,21 @@ class SufficientStatistics(DataSums):
                 arrays[f"{name}_correction"] = sums.correction
         if self._classes is not None:
             arrays["classes"] = self._classes
-        about = {
+        metadata = {
             "layout": self.layout,
             "n_samples": self.n_samples,
-            "labelled": self._labelled,
+            "labelled": self._has_labels,
         }
-        write_whole(check_path(path, "path"), _FORMAT, _FORMAT_VERSION, about, arrays)
+        write_whole(check_path(path, "path"), _FORMAT, _FORMAT_VERSION, metadata, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Parameters
         ----------
         path : path
-            Of the file.
+            Path of the file.
 
         Returns
         -------
@@ -153,11 +155,11 @@ class SufficientStatistics(DataSums):
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         ValueError
-            If the file is not one of these, is damaged, or was written by a newer version.
+            If the file is of another kind, is damaged, or was written by a newer version.
         """
-        place = check_path(path, "path")
-        meta, arrays = read_whole(place, _FORMAT, _FORMAT_VERSION)
-        with naming_damage(place, _FORMAT):
+        source = check_path(path, "path")
+        meta, arrays = read_whole(source, _FORMAT, _FORMAT_VERSION)
+        with translate_read_errors(source, _FORMAT):
             return cls._unpack(meta, arrays)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Ground that knows no mathematics of networks: arrays, errors, files, threads, products."""
+"""Support for all other packages, without any mathematics of networks: arrays, errors, files, threads."""

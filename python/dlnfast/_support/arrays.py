@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Checks and conversions of arguments: the one place where input becomes arrays and may be copied.
+"""Checks and conversions of arguments.
 
-Every array argument of the package goes through `as_array`, or through a function here that calls it, so
-that tensors, masked arrays, sparse matrices and tables mean the same everywhere.
+Every array argument of the package is converted by `as_array`, or by a function of this module that calls
+it. So tensors, masked arrays, sparse matrices and tables have the same meaning everywhere, and this is the
+only module that copies input.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from .errors import CopyWarning, ShapeError
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
-#: Copies of an argument above this size are announced with a `CopyWarning`.
+#: Copies of an argument above this size issue a `CopyWarning`.
 LARGE_COPY_BYTES = 64 * 2**20
 
-#: The largest integer that the core takes.
+#: The largest integer that the core accepts.
 LARGEST_COUNT: Final = 2**63 - 1
 
-#: Items that NumPy takes into an array as they are.
+#: Types of scalars that NumPy converts to entries of an array.
 _PLAIN: Final = (float, int, complex, str, bytes, np.generic)
-#: Lists nested more deeply are left to NumPy.
-_DEEPEST: Final = 8
+#: Depth of nested lists below which NumPy converts them.
+_MAX_DEPTH: Final = 8
 
 
-def _titled(name: str, symbol: str | None) -> str:
+def _format_title(name: str, symbol: str | None) -> str:
     return f"{name} ({symbol})" if symbol else name
 
 
@@ -53,7 +54,7 @@ def _float_dtype(array: npt.NDArray[Any], title: str) -> np.dtype[Any]:
     )
 
 
-def _checked_array(
+def _convert_array(
     x: object,
     name: str,
     n_axes: int,
@@ -63,7 +64,7 @@ def _checked_array(
     symbol: str | None,
     empty: bool,
 ) -> FloatArray:
-    title = _titled(name, symbol)
+    title = _format_title(name, symbol)
     array = as_array(x, title)
     if array.dtype == object:
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
@@ -87,14 +88,13 @@ def _checked_array(
             stacklevel=4,
         )
     if finite and not is_finite(result):
-        where = np.argwhere(~np.isfinite(result))[0]
-        place = tuple(int(i) for i in where)
-        raise ValueError(f"{title} has a value that is not finite: {result[place]} at {place}")
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
+        raise ValueError(f"{title} has a value that is not finite: {result[index]} at {index}")
     return result
 
 
 class StoredEntries(NamedTuple):
-    """The entries that a sparse matrix stores, zeros included, in any order."""
+    """The stored entries of a sparse matrix, in any order, including explicit zeros."""
 
     rows: npt.NDArray[Any]
     columns: npt.NDArray[Any]
@@ -103,35 +103,35 @@ class StoredEntries(NamedTuple):
 
 
 def as_array(x: object, title: str, *, missing: bool = False) -> npt.NDArray[Any]:
-    """Return the values of any array-like object, without a copy where possible.
+    """Convert any array-like object to an array, without a copy where possible.
 
     Parameters
     ----------
     x : object
-        Arrays, nested lists, buffers, PyTorch tensors (detached, moved to the host, half precision as
-        float32), pandas objects of nullable types, and whatever else NumPy reads.
+        Array, nested list, buffer, PyTorch tensor (which is detached and moved to the host; half precision
+        becomes float32), pandas object, or anything else that NumPy converts.
     title : str
         Name of the argument, for messages.
     missing : bool
-        Return NaN for masked entries and pandas' NA. By default they are refused, because the values below
-        a mask mean nothing.
+        Whether to return NaN for masked entries and pandas' NA. By default they are refused, because the
+        values below a mask are arbitrary.
 
     Raises
     ------
     ShapeError
-        For rows of different lengths.
+        If rows have different lengths.
     TypeError
-        For sparse matrices, and for objects that are no arrays.
+        If `x` is a sparse matrix, or is not array-like.
     ValueError
-        For masked entries and NA, unless `missing`.
+        If there are masked entries or NA, unless `missing` is true.
     """
     array, gaps = read_array(x, title)
     if gaps is None:
         return array
     if not missing:
-        place = tuple(int(i) for i in np.argwhere(gaps)[0])
+        index = tuple(int(i) for i in np.argwhere(gaps)[0])
         raise ValueError(
-            f"{title} has missing values: {int(gaps.sum())} masked or NA, the first at {place}; wanted all "
+            f"{title} has missing values: {int(gaps.sum())} masked or NA, the first at {index}; wanted all "
             "values"
         )
     if array.dtype.kind not in "biuf":
@@ -142,12 +142,15 @@ def as_array(x: object, title: str, *, missing: bool = False) -> npt.NDArray[Any
 
 
 def read_array(x: object, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Return the values, and where they are masked or NA; None where none is. Raises as `as_array`."""
+    """Convert to an array, and return it with a mask of its masked entries and NA; None if there are none.
+
+    Raises the errors of `as_array`.
+    """
     return _read(x, title, 0)
 
 
 def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    if isinstance(x, (list, tuple)) and level < _DEEPEST and not all(isinstance(i, _PLAIN) for i in x):
+    if isinstance(x, (list, tuple)) and level < _MAX_DEPTH and not all(isinstance(i, _PLAIN) for i in x):
         return _read_items(x, title, level)
     if is_sparse(x):
         raise TypeError(f"{title} is a sparse {type(x).__name__}; wanted a dense array")
@@ -164,28 +167,28 @@ def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDAr
         raise
     except ValueError as error:  # rows of different lengths
         raise ShapeError(f"{title} is not a rectangular array: {error}") from None
-    except TypeError:  # of objects that promise an array and break their word
+    except TypeError:  # from objects whose __array__ or the like does not work
         raise TypeError(f"{title} is not numeric: got {type(x).__name__}") from None
-    except Exception as error:  # such as an array on a device of its own
+    except Exception as error:  # for example for an array in the memory of a GPU
         raise TypeError(f"{title} is {type(x).__name__}, which NumPy cannot read: {error}") from error
 
 
 def _read_items(
     items: Sequence[object], title: str, level: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Read a list whose items may be masked arrays, tensors or tables, which NumPy would flatten."""
+    """Convert a list whose items may be masked arrays, tensors or tables, whose masks NumPy would ignore."""
     if all(type(item) is np.ndarray for item in items):
-        return _stacked(list(items), title), None
+        return _stack(list(items), title), None
     read = [(item, None) if isinstance(item, _PLAIN) else _read(item, title, level + 1) for item in items]
-    values = _stacked([value for value, _ in read], title)
+    values = _stack([value for value, _ in read], title)
     if all(gaps is None for _, gaps in read):
         return values, None
-    return values, _stacked(
+    return values, _stack(
         [np.zeros(np.shape(value), np.bool_) if gaps is None else gaps for value, gaps in read], title
     )
 
 
-def _stacked(items: list[Any], title: str) -> npt.NDArray[Any]:
+def _stack(items: list[Any], title: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(items)
     except ValueError as error:  # rows of different lengths
@@ -201,7 +204,7 @@ def _read_masked(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None
 
 
 def _read_table(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Read a pandas object, whose nullable columns would come as Python objects, or with NaN for NA."""
+    """Convert a pandas object; NumPy would make Python objects of nullable columns, or NaN of NA."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     kinds = list(x.dtypes) if x.ndim == 2 else [x.dtype]
@@ -210,50 +213,50 @@ def _read_table(x: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]
         return np.asarray(x), None
     gaps = np.asarray(x.isna(), dtype=np.bool_)
     if gaps.any():
-        filled = x.astype("Float64")  # by which every kind of column knows NA
+        filled = x.astype("Float64")  # a type that has NA
         return filled.to_numpy(dtype=np.float64, na_value=np.nan), gaps
     plain = [getattr(kind, "numpy_dtype", getattr(kind, "subtype", kind)) for kind in kinds]
     return np.asarray(x, dtype=np.result_type(*plain)), None
 
 
 def _read_tensor(x: Any, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-    """Read a PyTorch tensor: detached, on the host, half precision as float32."""
+    """Convert a PyTorch tensor: detach it, copy it to the host, convert half precision to float32."""
     if type(x).__name__ == "MaskedTensor":
         gaps = ~_read_tensor(x.get_mask(), title)[0]
         return _read_tensor(x.get_data(), title)[0], gaps if gaps.any() else None
     try:
         values = x.detach()
         if str(values.dtype) in ("torch.float16", "torch.bfloat16"):
-            values = values.float()  # exactly
+            values = values.float()  # exact
         return values.cpu().resolve_conj().resolve_neg().numpy(), None
-    except (RuntimeError, TypeError) as error:  # such as one without values, or of a type of its own
+    except (RuntimeError, TypeError) as error:  # for example of a type that NumPy lacks
         raise TypeError(f"{title} is a tensor of {x.dtype} that NumPy cannot read: {error}") from error
 
 
 def _is_of(x: object, module: str, name: str) -> bool:
-    """Tell whether `x` is an instance of a class of a package, without importing the package."""
+    """Return whether `x` is an instance of a class of a package, without importing the package."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(x, kind)
 
 
 def is_sparse(x: object) -> bool:
-    """Tell whether this is a SciPy sparse matrix or array, or a PyTorch tensor of a sparse layout."""
+    """Return whether `x` is a SciPy sparse matrix or array, or a PyTorch tensor of a sparse layout."""
     if _is_of(x, "torch", "Tensor"):
         return str(x.layout) != "torch.strided"  # type: ignore[attr-defined]
     return hasattr(x, "tocoo")
 
 
-def stored_entries(x: Any, name: str) -> StoredEntries:
-    """Return the entries that a sparse matrix stores, zeros included.
+def read_stored_entries(x: Any, name: str) -> StoredEntries:
+    """Return the stored entries of a sparse matrix, including explicit zeros.
 
-    A format that stores whole diagonals (DIA) or blocks (BSR) stores the zeros in them.
+    Formats of whole diagonals (DIA) or blocks (BSR) store the zeros inside them.
 
     Raises
     ------
     ShapeError
-        For other than two axes.
+        If `x` does not have two axes.
     TypeError
-        For what is no sparse matrix.
+        If `x` is not a sparse matrix.
     """
     if not is_sparse(x):
         raise TypeError(f"{name} is {type(x).__name__}; wanted a SciPy sparse matrix or array")
@@ -261,8 +264,8 @@ def stored_entries(x: Any, name: str) -> StoredEntries:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; wanted a matrix (2 axes)")
     shape = int(x.shape[0]), int(x.shape[1])
     if _is_of(x, "torch", "Tensor"):
-        return _stored_in_tensor(x, name, shape)
-    if getattr(x, "format", None) == "dia":  # whose tocoo leaves out zeros
+        return _read_tensor_entries(x, name, shape)
+    if getattr(x, "format", None) == "dia":  # its tocoo leaves out zeros
         columns = np.broadcast_to(np.arange(x.data.shape[1]), x.data.shape)
         rows = columns - np.asarray(x.offsets)[:, np.newaxis]
         inside = (rows >= 0) & (rows < shape[0]) & (columns < shape[1])
@@ -271,59 +274,61 @@ def stored_entries(x: Any, name: str) -> StoredEntries:
     return StoredEntries(entries.row, entries.col, entries.data, shape)
 
 
-def _stored_in_tensor(x: Any, name: str, shape: tuple[int, int]) -> StoredEntries:
+def _read_tensor_entries(x: Any, name: str, shape: tuple[int, int]) -> StoredEntries:
     try:
         entries = x.detach().to_sparse_coo()
         if entries.dense_dim():
             raise TypeError(f"{name} is a hybrid sparse tensor; wanted one number for every entry")
-        # Of a tensor that is not coalesced, `indices` would refuse and `coalesce` would add duplicates up.
-        places = as_array(entries._indices(), name)
-        return StoredEntries(places[0], places[1], as_array(entries._values(), name), shape)
-    except RuntimeError as error:  # of a layout or data type that PyTorch does not convert
+        # Private methods: unless a tensor is coalesced, `indices` raises; `coalesce` would sum duplicates.
+        indices = as_array(entries._indices(), name)
+        return StoredEntries(indices[0], indices[1], as_array(entries._values(), name), shape)
+    except RuntimeError as error:  # PyTorch does not convert this layout or data type
         raise TypeError(f"{name} is a tensor of layout {x.layout}, which cannot be read: {error}") from error
 
 
-def known_values(x: object, name: str) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
-    """Return the values of a vector that are neither masked nor NA, which they are, and how many came."""
+def read_known_values(
+    x: object, name: str
+) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
+    """Return the known values of a vector (neither masked nor NA), their indices, and the length of `x`."""
     array, gaps = read_array(x, name)
     if gaps is None or array.ndim != 1:
         return as_vector(array, name, dtype=np.float64, empty=True), slice(None), array.size
     return as_vector(array[~gaps], name, dtype=np.float64, empty=True), ~gaps, array.size
 
 
-def axes_of(x: object, title: str) -> int:
-    """Return the number of axes, without a conversion where the object knows it."""
+def count_axes(x: object, title: str) -> int:
+    """Return the number of axes, without a conversion if the object has a shape."""
     return len(shape_of(x, title))
 
 
 def shape_of(x: object, title: str) -> tuple[int, ...]:
-    """Return the shape, without a conversion where the object knows it."""
+    """Return the shape, without a conversion if the object has one."""
     shape = getattr(x, "shape", None)
     return tuple(shape) if isinstance(shape, tuple) else as_array(x, title).shape
 
 
 def as_integers(x: object, title: str) -> IntArray:
-    """Return integers as an int64 array of any shape; an empty array may be of any type.
+    """Convert integers to an int64 array of any shape; an empty array may be of any type.
 
     Raises
     ------
     TypeError
-        For what is no integer.
+        If an entry is not an integer.
     ValueError
-        For integers above 2**63 - 1, and as `as_array`.
+        If an integer exceeds 2**63 - 1, and for the reasons of `as_array`.
     """
     array = as_array(x, title)
     if array.dtype.kind not in "iu" and array.size > 0:
         raise TypeError(f"{title} has dtype {array.dtype}; wanted integers")
     if array.dtype.kind == "u" and array.size > 0 and int(array.max()) > LARGEST_COUNT:
-        place = tuple(int(i) for i in np.argwhere(array > LARGEST_COUNT)[0])
-        raise ValueError(f"{title} is {int(array[place])} at {place}; wanted integers of at most 2**63 - 1")
+        index = tuple(int(i) for i in np.argwhere(array > LARGEST_COUNT)[0])
+        raise ValueError(f"{title} is {int(array[index])} at {index}; wanted integers of at most 2**63 - 1")
     return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def as_list(x: object, name: str, wanted: str) -> list[Any]:
-    """Return the items of an iterable or an array, or say what was wanted."""
-    # Of a table the items would be the names of its columns; a mask would be lost.
+    """Return the items of an iterable or an array; `wanted` describes them in the error message."""
+    # Convert first: iterating over a table gives the names of its columns, and masks would be ignored.
     items = as_array(x, name) if is_array(x) else x
     try:
         return list(items)  # type: ignore[call-overload, no-any-return]
@@ -332,7 +337,7 @@ def as_list(x: object, name: str, wanted: str) -> list[Any]:
 
 
 def as_pair(x: Any, name: str, wanted: str) -> tuple[Any, Any]:
-    """Return the two items of a list or an array, or say what was wanted."""
+    """Return the two items of a list or an array; `wanted` describes them in the error message."""
     items = as_array(x, name) if is_array(x) else x
     try:
         first, second = items
@@ -342,12 +347,12 @@ def as_pair(x: Any, name: str, wanted: str) -> tuple[Any, Any]:
 
 
 def is_array(x: object) -> bool:
-    """Tell whether this is an array of any kind, a scalar of NumPy included, not a list or a number."""
+    """Return whether `x` is an array of any kind or a NumPy scalar, not a list or a number."""
     return hasattr(x, "__array__") or isinstance(x, (memoryview, array.array)) or is_sparse(x)
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:
-    """Tell whether all entries are finite, without a temporary of the array's size where possible."""
+    """Return whether all entries are finite, without a temporary array of that size where possible."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(array, dtype=np.float64)):
             return True
@@ -364,21 +369,21 @@ def as_matrix(
     symbol: str | None = None,
     empty: bool = False,
 ) -> FloatArray:
-    """Return `x` as a C-contiguous float64 or float32 matrix, itself where it already is one.
+    """Convert `x` to a C-contiguous float64 or float32 matrix; return `x` itself if it is one.
 
-    `shape` holds wanted sizes, None for any. `dtype=None` keeps float32 and float64 and turns
-    integers and booleans into float64.
+    `shape` holds the required sizes, None for any. ``dtype=None`` keeps float32 and float64, and converts
+    integers and booleans to float64.
 
     Raises
     ------
     TypeError
-        For float16, complex and non-numeric input.
+        If `x` is of type float16, complex, or not numeric.
     ShapeError
-        For a wrong number of axes, wrong sizes or, unless `empty`, no entries.
+        If the number of axes or a size is wrong or, unless `empty` is true, there are no entries.
     ValueError
-        For NaN or infinity, unless `finite` is false.
+        If there are infinite values or NaN, unless `finite` is false.
     """
-    return _checked_array(x, name, 2, shape, dtype, finite, symbol, empty)
+    return _convert_array(x, name, 2, shape, dtype, finite, symbol, empty)
 
 
 @overload
@@ -417,8 +422,8 @@ def as_vector(
     symbol: str | None = None,
     empty: bool = False,
 ) -> FloatArray:
-    """Return `x` as a C-contiguous float64 or float32 vector; see `as_matrix`."""
-    return _checked_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
+    """Convert `x` to a C-contiguous float64 or float32 vector; see `as_matrix`."""
+    return _convert_array(x, name, 1, None if length is None else (length,), dtype, finite, symbol, empty)
 
 
 def as_layers(
@@ -428,29 +433,30 @@ def as_layers(
     columns: tuple[int, str] | None = None,
     wanted: str = "a list of matrices, W_1 .. W_L",
 ) -> list[FloatArray]:
-    """Return ``W_1 .. W_L`` as matrices that follow on each other, all of one precision.
+    """Convert ``W_1 .. W_L`` to matrices of one precision, and check that their products are defined.
 
-    `columns` holds how many the first has to have, and what they are; `wanted` what may be given.
+    `columns` holds the required number of columns of ``W_1`` and its meaning; `wanted` describes the
+    argument in error messages.
 
     Raises
     ------
     TypeError
-        For what is no list, and mixed precisions.
+        If `weights` is not a list, or has mixed precisions.
     ShapeError
-        For an empty list, a single matrix, and sizes that do not fit.
+        If `weights` is an empty list or a single matrix, or the sizes of neighbours do not fit.
     """
     if getattr(weights, "ndim", None) == 2:
         raise ShapeError(f"{name} is one matrix; wanted a list of them, W_1 .. W_L")
     if hasattr(weights, "named_parameters"):
         raise TypeError(
-            f"{name} is {type(weights).__name__}, a torch.nn.Module; wanted {wanted}: those of a DeepLinear "
-            "are model.to_weights(), and dlnfast.torch.track follows any model"
+            f"{name} is {type(weights).__name__}, a torch.nn.Module; wanted {wanted}: model.to_weights() "
+            "returns those of a DeepLinear, and dlnfast.torch.track tracks any model"
         )
-    given = as_list(weights, name, wanted)
-    if not given:
+    items = as_list(weights, name, wanted)
+    if not items:
         raise ShapeError(f"{name} is empty; wanted W_1 .. W_L, at least one")
     layers: list[FloatArray] = []
-    for i, weight in enumerate(given):
+    for i, weight in enumerate(items):
         layer = as_matrix(weight, f"{name}[{i}]", symbol=f"W_{i + 1}")
         title = f"{name}[{i}] (W_{i + 1})"
         fit = (len(layers[-1]), f"the rows of {name}[{i - 1}]") if layers else columns
@@ -465,12 +471,12 @@ def as_layers(
 
 
 def _is_masked(x: object) -> bool:
-    """Tell whether this is a scalar of a masked array that is masked."""
+    """Return whether `x` is a masked scalar of a masked array."""
     return isinstance(x, np.ma.MaskedArray) and x.ndim == 0 and bool(np.ma.getmaskarray(x))
 
 
 def check_count(n: object, name: str, *, minimum: int = 1, maximum: int | None = LARGEST_COUNT) -> int:
-    """Return `n` as an int of at least `minimum` and at most `maximum`; None for what only is a limit."""
+    """Convert `n` to an int between `minimum` and `maximum`; ``maximum=None`` allows any larger number."""
     if isinstance(n, (bool, np.bool_)) or _is_masked(n):
         raise TypeError(f"{name} is {n!r}; wanted an integer of at least {minimum}")
     try:
@@ -493,7 +499,7 @@ def check_scale(
     below: float | None = None,
     at_most: float | None = None,
 ) -> float:
-    """Return `x` as a finite float within these bounds; at `minimum` itself unless `strict`."""
+    """Convert `x` to a finite float within the bounds; unless `strict`, `minimum` itself is allowed."""
     if below is not None or at_most is not None:
         upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
         bound, finite = f" in {'(' if strict else '['}{minimum:g}, {upper}", ""
@@ -517,7 +523,7 @@ def check_scale(
 
 
 def frobenius_norm(matrix: FloatArray) -> float:
-    """Return ||matrix||_F in double precision, whatever its size: no square overflows or vanishes."""
+    """Return ||matrix||_F in double precision, without overflow or underflow of squares."""
     largest = float(np.max(np.abs(matrix), initial=0.0))
     if largest == 0.0 or not np.isfinite(largest):
         return largest
@@ -529,9 +535,9 @@ def frobenius_norm(matrix: FloatArray) -> float:
 def check_choice(
     x: object, name: str, choices: Iterable[str], *, optional: bool = False, also: str | None = None
 ) -> Any:
-    """Return `x` if it is one of the words, or None where that is one of the choices.
+    """Return `x` if it is one of the choices, or None if `optional` is true; raise ValueError otherwise.
 
-    `also` says what else the caller takes.
+    `also` describes other values that the caller accepts, for the message.
     """
     words = list(choices)
     if (isinstance(x, str) and x in words) or (optional and x is None):
@@ -541,25 +547,25 @@ def check_choice(
 
 
 def check_flag(x: object, name: str) -> bool:
-    """Return `x` as a bool if it is one."""
+    """Convert True or False of Python or NumPy to a bool; raise TypeError for anything else."""
     if isinstance(x, (bool, np.bool_)):
         return bool(x)
     raise TypeError(f"{name} is {x!r}; wanted True or False")
 
 
 def check_path(x: object, name: str) -> Path:
-    """Return `x` as a path if it names one."""
+    """Convert a string or a path to a Path; raise TypeError for anything else."""
     if isinstance(x, (str, os.PathLike)):
         return Path(x)
     raise TypeError(f"{name} is {x!r}; wanted a path")
 
 
 def check_precision(x: object, name: str = "dtype") -> np.dtype[Any]:
-    """Return float64 or float32, of whichever the name or type is given."""
+    """Convert a name or a type to the dtype float64 or float32; raise TypeError for any other."""
     dtype: np.dtype[Any] | None = None
     with suppress(TypeError, ValueError):
         dtype = np.dtype(x)  # type: ignore[call-overload]
-    # NumPy takes None for float64.
+    # NumPy converts None to float64.
     if x is None or dtype is None or dtype not in (np.dtype(np.float64), np.dtype(np.float32)):
         found = repr(x) if x is None or dtype is None else dtype
         raise TypeError(f"{name} is {found}; wanted float64 or float32")
@@ -567,22 +573,22 @@ def check_precision(x: object, name: str = "dtype") -> np.dtype[Any]:
 
 
 def aligned_copy(array: FloatArray) -> FloatArray:
-    """Return a C-contiguous copy that begins at a cache line, so that no vector of a row spans two."""
+    """Return a C-contiguous copy aligned to a cache line, so that aligned SIMD vectors span no two lines."""
     line = 64
     memory = np.empty(array.nbytes + line, dtype=np.uint8)
-    begin = -memory.ctypes.data % line
-    copy: FloatArray = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    start = -memory.ctypes.data % line
+    copy: FloatArray = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
 
 def widths_of(weights: Sequence[Any]) -> list[int]:
-    """Return the widths d_0 .. d_L that the matrices W_1 .. W_L lead from and to."""
+    """Return the widths d_0 .. d_L of a network with the weights W_1 .. W_L."""
     return [weights[0].shape[1], *(w.shape[0] for w in weights)]
 
 
 def scale_of(weight: FloatArray) -> float:
-    """Return ||W||_F / sqrt(min(m, n)): of eps times an isometry, eps."""
+    """Return the scale ||W||_F / sqrt(min(m, n)), which is eps for eps times an isometry."""
     return frobenius_norm(weight) / float(np.sqrt(min(weight.shape)))
 
 
@@ -600,7 +606,7 @@ def per_layer(
     The bounds are those of `check_scale`.
     """
     single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
-    if single if not is_array(x) else axes_of(x, name) == 0:
+    if single if not is_array(x) else count_axes(x, name) == 0:
         return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
     values = as_list(x, name, "one number or one per layer")
     if len(values) != n_layers:
@@ -614,14 +620,14 @@ def per_layer(
 
 
 def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Generator:
-    """Return a counter-based generator that depends on nothing but `seed` and the name of its use.
+    """Return a counter-based random generator that depends only on the seed and the name of the stream.
 
     Parameters
     ----------
     seed : int
-        Non-negative, below 2**64.
+        Seed, non-negative and below 2**64.
     stream : sequence of int or str
-        What the numbers are for, such as ``("orthogonal", layer)``; each use has its own stream.
+        Name of the stream, such as ``("orthogonal", layer)``. Each use of random numbers has its own stream.
     """
     number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
     use = zlib.crc32(repr(tuple(stream)).encode())

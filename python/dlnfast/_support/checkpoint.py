@@ -31,11 +31,11 @@ from .errors import FolderInUseError
 from .files import (
     Arrays,
     DamagedFileError,
-    decoded,
-    naming_damage,
-    parsed_object,
+    decode_text,
+    parse_object,
     read_whole,
     remove_parts,
+    translate_read_errors,
     with_checksum,
     without_checksum,
     write_text_whole,
@@ -43,7 +43,7 @@ from .files import (
 )
 from .locks import LOCK, FolderLock
 
-__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "terminating", "tidy"]
+__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "raise_on_sigterm", "tidy"]
 
 FORMAT_VERSION: Final = 1
 _KEPT: Final = 2
@@ -255,8 +255,8 @@ class RunFolder:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        with naming_damage(path, "dlnfast run"):
-            found = parsed_object(decoded(content, "it"))
+        with translate_read_errors(path, "dlnfast run"):
+            found = parse_object(decode_text(content, "it"))
             newer = found.get("format_version", FORMAT_VERSION) > FORMAT_VERSION  # the first files had none
             if not newer:
                 found = without_checksum(found)
@@ -342,7 +342,7 @@ class RunFolder:
                 meta, arrays = self._read(path, "dlnfast records")
             except FileNotFoundError:  # a run that goes on has removed it
                 break
-            with naming_damage(path, "dlnfast records"):
+            with translate_read_errors(path, "dlnfast records"):
                 n_losses += len(arrays["loss"])
                 if n_losses != meta["step"] + 1:
                     raise ValueError(f"it ends at step {meta['step']}, but a file before it is missing")
@@ -381,7 +381,7 @@ def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end the block like Ctrl-C does, by an exception: SystemExit with the code 143.
 
     A handler that was not installed by Python stays as it is: Python could not put it back.

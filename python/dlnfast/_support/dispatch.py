@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Chooses the extension module for this processor.
+"""The compiled core, `core`, in the build for this processor.
 
-The same core is compiled once per instruction-set level (`_core`, `_core_v3`, `_core_v4`); the best
-one that the processor runs is imported. The environment variable ``DLNFAST_LEVEL`` forces one.
+The same core is compiled once per instruction-set level (`_core`, `_core_v3`, `_core_v4`). The highest
+level that the processor supports is imported; the environment variable ``DLNFAST_LEVEL`` selects another.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def _import_level(level: str) -> Any:
 
 
 def available_levels() -> list[str]:
-    """Return the levels that were built and that this processor runs, lowest first."""
-    present = []
+    """Return the levels that were built and that this processor supports, lowest first."""
+    available = []
     for level in _cpu.supported_levels():
         try:
             module = _import_level(level)
         except ModuleNotFoundError:
             continue
-        present.append(str(module.build_info()["level"]))
-    return present
+        available.append(str(module.build_info()["level"]))
+    return available
 
 
 def is_forked() -> bool:
-    """Return whether this process is the child of a fork that came after the import."""
+    """Return whether this process was forked after the import."""
     return os.getpid() != _PROCESS
 
 
@@ -66,6 +66,6 @@ def _load() -> Any:
 if not TYPE_CHECKING:
     core = _load()
 
-# OpenMP's threads do not survive a fork: the child goes on with one.
+# OpenMP's threads do not exist in the child of a fork: the child computes with one thread.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=core.forbid_threads)

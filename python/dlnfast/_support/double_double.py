@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Sums and products of float64 matrices beyond float64, as pairs of arrays that stand for their sum.
+"""Sums and products of matrices in more than float64 precision, as unevaluated sums of two float64 arrays.
 
-Products are made of BLAS products. A factor is cut in two, row by row: leading bits, so few that sums of
-products of them are exact in float64, and the rest. What is rounded is only what the rests contribute. The
-error-free transformation of Ozaki, Ogita, Oishi, Rump, "Error-free transformations of matrix multiplication
-by using fast routines of matrix multiplication and its applications", Numerical Algorithms 59 (2012).
+Products are computed by BLAS. Each factor is split, row by row, into leading bits and a remainder. There are
+so few leading bits that inner products of leading parts are exact in float64; only the contributions of the
+remainders are rounded. This is the error-free transformation of Ozaki, Ogita, Oishi, Rump, "Error-free
+transformations of matrix multiplication by using fast routines of matrix multiplication and its
+applications", Numerical Algorithms 59 (2012).
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import numpy as np
 
 from .arrays import FloatArray
 
-#: Products summed in one go: leading parts keep (53 - 11) / 2 = 21 bits then, errors are about eps / 2^21.
+#: Largest inner size of one product: leading parts have (53 - 11) / 2 = 21 bits, errors are near eps / 2^21.
 MAX_INNER_SIZE: Final = 2**11
-#: Entries added in one go: the intermediate results of six of them stay in the second-level cache.
+#: Number of entries that `Pair.add` handles at a time: six arrays of this size fit in the second-level cache.
 _BLOCK: Final = 2**13
 
 
 class Pair:
-    """The array ``value + correction``, both float64, where None stands for a correction of 0.
+    """The array ``value + correction``, an unevaluated sum of two float64 arrays.
 
     Attributes
     ----------
     value : ndarray, C-contiguous
     correction : ndarray of the same shape, or None
-        Not necessarily below half a unit in the last place of `value`.
+        Low-order part, which may exceed half a unit in the last place of `value`; None means 0.
     """
 
     __slots__ = ("correction", "value")
@@ -40,124 +41,126 @@ class Pair:
         self.correction = correction
 
     def add(self, other: Pair) -> None:
-        """Add `other` in place; ``a + b`` is ``b + a`` bit for bit.
+        """Add `other` in place; ``a + b`` equals ``b + a`` bit for bit.
 
         The sum of the values is split without error into a value and a correction (Knuth's two-sum).
         """
         if self.correction is None:
             self.correction = np.zeros_like(self.value)
-        mine, carried = self.value.reshape(-1), self.correction.reshape(-1)
-        theirs = other.value.reshape(-1)
-        more = None if other.correction is None else other.correction.reshape(-1)
-        for start in range(0, mine.size, _BLOCK):
+        value, correction = self.value.reshape(-1), self.correction.reshape(-1)
+        other_value = other.value.reshape(-1)
+        other_correction = None if other.correction is None else other.correction.reshape(-1)
+        for start in range(0, value.size, _BLOCK):
             part = slice(start, start + _BLOCK)
-            total, error = _two_sum(mine[part], theirs[part])
-            if more is not None:
-                carried[part] += more[part]
-            carried[part] += error
-            mine[part] = total
+            total, error = _two_sum(value[part], other_value[part])
+            if other_correction is not None:
+                correction[part] += other_correction[part]
+            correction[part] += error
+            value[part] = total
 
-    def minus(self, other: Pair) -> Pair:
+    def subtract(self, other: Pair) -> Pair:
         """Return the difference as a new pair."""
         result = self.copy()
-        result.add(other.mapped(np.negative))
-        return result.normalised()
+        result.add(other.map(np.negative))
+        return result.normalise()
 
-    def normalised(self) -> Pair:
-        """Return the same numbers with corrections of at most half a unit in the last place."""
+    def normalise(self) -> Pair:
+        """Return an equal pair whose corrections are at most half a unit in the last place."""
         if self.correction is None:
             return self
         return Pair(*_two_sum(self.value, self.correction))
 
-    def rounded(self) -> FloatArray:
-        """Return the numbers as float64, a new array."""
+    def round(self) -> FloatArray:
+        """Return the numbers rounded to float64, as a new array."""
         return self.value.copy() if self.correction is None else self.value + self.correction
 
-    def total(self) -> float:
-        """Return the sum of a vector, rounded once."""
+    def sum(self) -> float:
+        """Return the sum of the entries of a vector, rounded once."""
         return math.fsum([*self.value, *(() if self.correction is None else self.correction)])
 
     def copy(self) -> Pair:
-        """Return a pair of copies."""
-        return self.mapped(np.copy)
+        """Return a copy."""
+        return self.map(np.copy)
 
-    def mapped(self, change: Callable[[FloatArray], FloatArray]) -> Pair:
-        """Return the pair of what a linear `change` without rounding makes of both arrays."""
-        return Pair(change(self.value), None if self.correction is None else change(self.correction))
+    def map(self, function: Callable[[FloatArray], FloatArray]) -> Pair:
+        """Apply a linear function that does not round to both arrays, and return the new pair."""
+        return Pair(function(self.value), None if self.correction is None else function(self.correction))
 
 
 class Split(NamedTuple):
-    """A matrix cut into leading bits and the rest, None for a rest of 0: ``first + rest``."""
+    """A matrix ``leading + remainder``, split into leading bits and a remainder; None is a remainder of 0."""
 
-    first: FloatArray
-    rest: FloatArray | None
+    leading: FloatArray
+    remainder: FloatArray | None
 
-    def whole(self) -> FloatArray:
-        """Return ``first + rest`` as float64."""
-        return self.first if self.rest is None else self.first + self.rest
+    def join(self) -> FloatArray:
+        """Return ``leading + remainder`` as float64."""
+        return self.leading if self.remainder is None else self.leading + self.remainder
 
 
 def split(matrix: FloatArray | Pair) -> Split:
-    """Cut a matrix so that its leading part is exact in products along its rows.
+    """Split a matrix so that inner products of the leading parts of its rows are exact.
 
-    The leading part is rounded, row by row, to multiples of ``2^-b`` of the power of two above the largest
-    entry; with ``2 b + log2(columns) <= 53`` sums of products of two such rows have no rounding.
+    The leading part is rounded, row by row, to multiples of ``2^-b`` times the power of two above the largest
+    entry; if ``2 b + log2(columns) <= 53``, the inner product of two such rows is not rounded.
     """
     value = matrix.value if isinstance(matrix, Pair) else matrix
     bits = (53 - (value.shape[1] - 1).bit_length()) // 2
     largest = np.maximum(value.max(axis=1), -value.min(axis=1))
     # Adding and subtracting a number whose unit in the last place is the step rounds to that step.
     shift = np.ldexp(1.5, np.frexp(largest)[1] - bits + 52)[:, np.newaxis]
-    first = (value + shift) - shift
-    rest = value - first
+    leading = (value + shift) - shift
+    remainder = value - leading
     if isinstance(matrix, Pair) and matrix.correction is not None:
-        rest += matrix.correction
-    return Split(first, rest if rest.any() else None)
+        remainder += matrix.correction
+    return Split(leading, remainder if remainder.any() else None)
 
 
 def product(a: Split, b: Split) -> Pair:
-    """Return ``a b^T``, with errors of about eps / 2^21 of ``|a| |b|^T``; exact where there are no rests."""
-    value = a.first @ b.first.T
-    if a.rest is None and b.rest is None:
+    """Return ``a b^T``, with errors near ``eps / 2^21 |a| |b|^T``; exact if both remainders are 0."""
+    value = a.leading @ b.leading.T
+    if a.remainder is None and b.remainder is None:
         return Pair(value)
     correction = np.zeros_like(value)
-    if b.rest is not None:
-        correction += a.first @ b.rest.T
-    if a.rest is not None:
-        correction += a.rest @ b.whole().T
+    if b.remainder is not None:
+        correction += a.leading @ b.remainder.T
+    if a.remainder is not None:
+        correction += a.remainder @ b.join().T
     return Pair(value, correction)
 
 
 def gram(a: Split) -> Pair:
     """Return ``a a^T``, exactly symmetric, as accurate as `product`."""
-    value = a.first @ a.first.T
-    if a.rest is None:
+    value = a.leading @ a.leading.T
+    if a.remainder is None:
         return Pair(value)
-    half = (a.first + 0.5 * a.rest) @ a.rest.T
+    half = (a.leading + 0.5 * a.remainder) @ a.remainder.T
     return Pair(value, half + half.T)
 
 
 def row_sums(a: Split) -> Pair:
-    """Return the sums of the rows."""
-    return Pair(a.first.sum(axis=1), None if a.rest is None else a.rest.sum(axis=1))
+    """Return the sum of each row."""
+    return Pair(a.leading.sum(axis=1), None if a.remainder is None else a.remainder.sum(axis=1))
 
 
 def squared_row_norms(a: Split) -> Pair:
-    """Return the sums of the squares of the rows."""
-    value = np.sum(a.first * a.first, axis=1)
-    return Pair(value, None if a.rest is None else np.sum((a.first + a.whole()) * a.rest, axis=1))
+    """Return the squared Euclidean norm of each row."""
+    value = np.sum(a.leading * a.leading, axis=1)
+    if a.remainder is None:
+        return Pair(value)
+    return Pair(value, np.sum((a.leading + a.join()) * a.remainder, axis=1))
 
 
 def quotient(a: Pair, divisor: int) -> Pair:
     """Return a vector divided by an integer below 2^53."""
-    value = a.rounded() / divisor
+    value = a.round() / divisor
     back = product(split(value[:, np.newaxis]), split(np.array([[float(divisor)]])))
-    rest = a.mapped(lambda part: part[:, np.newaxis]).minus(back)
-    return Pair(value, rest.rounded()[:, 0] / divisor)
+    residual = a.map(lambda part: part[:, np.newaxis]).subtract(back)
+    return Pair(value, residual.round()[:, 0] / divisor)
 
 
 def _two_sum(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the rounded sum and its error."""
+    """Return the rounded sum and its rounding error, which is exact (Knuth)."""
     total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
+    part_of_b = total - a
+    return total, (a - (total - part_of_b)) + (b - part_of_b)

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from .threads import build_info
 
-#: Packages whose versions stand in every record, if they are there.
+#: Packages whose versions are part of the environment, if they are installed.
 PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its settings: versions, build and machine."""
+    """Return the versions, the build and the machine on which results depend beside their settings."""
     return {
         "dlnfast": build_info(),
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def version(package: str) -> str | None:
-    """Return the version of a package, None where it is not installed."""
+    """Return the version of a package, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -13,20 +13,20 @@ class ShapeError(ValueError):
 
 
 class AssumptionError(ValueError):
-    """The reduced engine was asked for where its theorem does not hold."""
+    """The reduced engine was requested where its theorem does not apply."""
 
 
 class DivergedError(ArithmeticError):
-    """Gradient descent left the finite numbers.
+    """The loss or the weights of a run became infinite or NaN.
 
     Attributes
     ----------
     step : int
-        First step at which the loss was no longer finite.
+        First step at which the loss was not finite.
     layer : int
-        Layer, counted from 1, whose weights had grown most by then; 0 where that is not known.
+        Layer, counted from 1, with the largest growth of its weights until then; 0 if unknown.
     trajectory : Trajectory or None
-        Everything recorded before that step.
+        Records before that step.
     """
 
     def __init__(self, message: str, *, step: int, layer: int, trajectory: Any = None) -> None:
@@ -36,21 +36,21 @@ class DivergedError(ArithmeticError):
         self.trajectory = trajectory
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let other processes hand the error back: its arguments are keywords, which pickle leaves out."""
+        """Support pickling, which by default leaves out the keyword arguments."""
         return partial(type(self), step=self.step, layer=self.layer), self.args, self.__dict__
 
 
 class FolderInUseError(RuntimeError):
-    """Another process, or another object of this one, writes to the folder.
+    """Another process, or another object of this process, writes to the folder.
 
     Attributes
     ----------
     directory : Path
         The folder.
     pid : int or None
-        Id of the process that owns the folder; None where the lock does not say.
+        Id of the process that owns the folder; None if the lock file does not name it.
     host : str or None
-        Name of the machine on which that process runs.
+        Host name of the machine on which that process runs.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class FolderInUseError(RuntimeError):
         self.host = host
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let other processes hand the error back, as for `DivergedError`."""
+        """Support pickling, as for `DivergedError`."""
         rebuild = partial(type(self), directory=self.directory, pid=self.pid, host=self.host)
         return rebuild, self.args, self.__dict__
 
 
 class CopyWarning(UserWarning):
-    """A large array had to be copied to change its layout or its precision."""
+    """A large array was copied to change its layout or its precision."""

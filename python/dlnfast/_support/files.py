@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Read and write files: .npz archives of arrays and JSON without pickle, and text.
+"""Files: .npz archives of arrays and JSON without pickle, and text.
 
-Writing: a file appears whole or not at all (`placing`). Reading: sizes are checked before memory is taken,
-and the content of an archive is compared with the digest that it was written with (`read_whole`).
+Writing is atomic: a file appears whole or not at all (`atomic_path`). Reading checks sizes before it
+allocates memory, and compares the content of an archive with the digest in its metadata (`read_whole`).
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ from .._version import __version__
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-#: Kinds of dtypes that arrays in files may have: booleans, numbers and text.
+#: Kinds of dtypes of arrays in files: booleans, numbers and text.
 _KINDS: Final = "biufcSU"
-#: Members of an archive may take this many times its size once they are read, or `_FREE_BYTES`: with what
-#: checks need beside them, three times.
+#: Largest allowed size of the content of an archive, in sizes of the archive; or `_FREE_BYTES` if that is
+#: more. With the memory of the checks, reading takes at most three times the size of the archive.
 _EXPANSION: Final = 2.75
 _FREE_BYTES: Final = 2**25
-#: An archive's table of contents may take this many bytes, or a third of the archive.
+#: Largest allowed size of an archive's table of contents; or a third of the archive if that is more.
 _DIRECTORY_BYTES: Final = 2**21
+#: Largest allowed size of the header of an array.
 _HEADER_BYTES: Final = 10_000
+#: Bytes that are read or copied at a time.
 _BLOCK: Final = 2**20
-#: Times that the removal of an unfinished file is tried.
+#: Number of attempts to remove an unfinished file.
 _ATTEMPTS: Final = 3
-#: What readers raise for archives that are damaged, or lack an array.
+#: Errors that readers raise for archives that are damaged or lack an array.
 ARCHIVE_ERRORS: Final = (
     zipfile.BadZipFile,
     zlib.error,
@@ -61,16 +63,17 @@ ARCHIVE_ERRORS: Final = (
     RuntimeError,  # encrypted members
     OverflowError,
 )
-#: Under this name the metadata hold the digest of all members.
+#: Key of the metadata for the digest of all members.
 _DIGEST: Final = "digest"
+#: Keys of a JSON object for its checksum, and for the fact that it has one.
 _CHECKSUM: Final = "checksum"
 _HAS_CHECKSUM: Final = "has_checksum"
-#: A name that `placing` yields: that of the final place, the process, and a random number.
+#: Temporary names that `atomic_path` yields: final name, id of the process, random number.
 _PART = re.compile(r"(?P<name>.+)\.\d+\.[0-9a-f]{8}\.part")
 
 
 class DamagedFileError(ValueError):
-    """What a file holds is not what was written; reading it again would not help."""
+    """The content of a file is not the content that was written; reading it again does not help."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -79,22 +82,23 @@ class DamagedFileError(ValueError):
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Write beside the final place and rename, so that no half file ever has the name: see `placing`.
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing, and rename it to `path` at the end of the block; see `atomic_path`.
 
     Parameters
     ----------
     path : Path
+        Final path of the file.
     durable : bool
-        Have the content on the disk before it gets its name: then the name is there only with the content,
-        whatever happens to the machine.
+        Flush the content to the disk before the file is renamed, so that even after a power failure the file
+        is either complete or absent.
 
     Raises
     ------
     OSError
-        If the file cannot be written: `placing` names the cases.
+        If the file cannot be written; `atomic_path` lists the cases.
     """
-    with placing(path, durable=durable) as temporary, temporary.open("wb") as file:
+    with atomic_path(path, durable=durable) as temporary, temporary.open("wb") as file:
         yield file
         if durable:
             file.flush()
@@ -102,27 +106,29 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def placing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a name beside the final place; the file or folder of that name is renamed, or removed on errors.
+def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, and rename it to `path` at the end of the block.
 
-    A symbolic link stays: its target is replaced. A device, a FIFO and a descriptor (``/dev/stdout``) stay
-    too: the content is copied into them once it is complete. A file that is replaced hands its permissions
-    on; other names of it (hard links) keep the old content.
+    The block creates a file or a folder at the temporary path. After an error, it is removed. If `path` is a
+    symbolic link, the target of the link is replaced. If `path` is a device, a FIFO or a descriptor
+    (``/dev/stdout``), the complete content is copied into it. A new file has the permissions of the file that
+    it replaces; hard links to that file keep the old content.
 
     Parameters
     ----------
     path : Path
+        Final path of the file or folder.
     durable : bool
-        Flush the folder to the disk after the file has its name.
+        Flush the folder to the disk after renaming.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist.
     IsADirectoryError
-        If the path names no file, as ``.`` does, or a folder where a file is written.
+        If the path names no file, as ``.`` does, or names a folder and the block wrote a file.
     PermissionError
-        If the folder, or the file that is there, may not be written.
+        If the folder, or the existing file, is read-only.
     OSError
         If the name is too long, or the disk is full.
     """
@@ -131,10 +137,10 @@ def placing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     if _is_written_into(path):
-        with _copying_into(path) as temporary:
+        with _spooled_path(path) as temporary:
             yield temporary
         return
-    target = _target_of(path)
+    target = _resolve_target(path)
     _check_writable(target)
     temporary = _temporary_name(target)
     try:
@@ -153,43 +159,43 @@ def placing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def _is_written_into(path: Path) -> bool:
-    """Return whether a path is a device, a FIFO, a socket or an open descriptor."""
+    """Return whether the content has to be written into an existing device, FIFO, socket or descriptor."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return False
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         return True
-    # The descriptor of a regular file: a new file of its name would not be the one that is open.
-    place = path
-    while place.is_symlink():
-        if Path(os.path.realpath(place.parent)).parts[1:2] == ("proc",):
+    # The descriptor of a regular file: renaming would create another file than the open one.
+    link = path
+    while link.is_symlink():
+        if Path(os.path.realpath(link.parent)).parts[1:2] == ("proc",):
             return True
-        place = place.parent / os.readlink(place)
+        link = link.parent / os.readlink(link)
     return False
 
 
 @contextmanager
-def _copying_into(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; what is written there is copied into a device or FIFO."""
+def _spooled_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and copy its content into a device or FIFO at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "content"
         yield temporary
         if temporary.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into it", str(path))
-        # Whoever has a regular file open as /dev/stdout goes on behind what is written here.
+        # Append: another process may write to the same regular file through /dev/stdout.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         with temporary.open("rb") as source, os.fdopen(descriptor, "wb") as file:
             shutil.copyfileobj(source, file, _BLOCK)
 
 
-def _target_of(path: Path) -> Path:
-    """Return the file that a path stands for, symbolic links followed, and check that there is a place."""
+def _resolve_target(path: Path) -> Path:
+    """Follow symbolic links to the file that is written, and check that its folder exists."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
     if target.is_symlink():
-        raise OSError(errno.ELOOP, "its symbolic links go round in circles", str(path))
+        raise OSError(errno.ELOOP, "its symbolic links form a loop", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, f"it is a symbolic link to {target}, whose folder does not exist", str(path)
@@ -201,10 +207,11 @@ def _check_writable(target: Path) -> None:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", str(target.parent))
     if target.is_file() and not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, "the file that is there is read-only", str(target))
+        raise PermissionError(errno.EACCES, "the existing file is read-only", str(target))
 
 
-def _longest_name(folder: Path) -> int:
+def _max_name_bytes(folder: Path) -> int:
+    """Return the largest allowed size of a file name."""
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, ValueError, OSError):
@@ -212,9 +219,9 @@ def _longest_name(folder: Path) -> int:
 
 
 def _temporary_name(target: Path) -> Path:
-    """Return a new name beside the target, no longer than names may be."""
+    """Return a new path in the folder of the target; a long name is cut to the allowed size."""
     ending = f".{os.getpid()}.{secrets.token_hex(4)}.part"
-    room = _longest_name(target.parent) - len(ending)
+    room = _max_name_bytes(target.parent) - len(ending)
     stem = os.fsencode(target.name)
     if len(stem) > room:
         return target.with_name(stem[:room].decode("utf-8", "ignore") + ending)
@@ -222,7 +229,7 @@ def _temporary_name(target: Path) -> Path:
 
 
 def _copy_permissions(target: Path, temporary: Path) -> None:
-    """Give a new file the permissions and, where that is allowed, the owner of the one it replaces."""
+    """Copy the permissions and, if allowed, the owner of the replaced file to the new one."""
     try:
         before = target.stat()
     except FileNotFoundError:
@@ -239,8 +246,8 @@ def _copy_permissions(target: Path, temporary: Path) -> None:
 
 
 def _exchange_folders(temporary: Path, target: Path) -> None:
-    """Put a folder in the place of another one, which is removed when the new one has its name."""
-    if _exchange_names(temporary, target):  # `placing` removes what has the temporary name now
+    """Replace a folder by another one; the old one is removed after the new one has its name."""
+    if _exchange_names(temporary, target):  # the temporary name is that of the old folder now
         return
     before = _temporary_name(target)
     target.rename(before)
@@ -253,7 +260,7 @@ def _exchange_folders(temporary: Path, target: Path) -> None:
 
 
 def _exchange_names(first: Path, second: Path) -> bool:
-    """Exchange two names in one step, which no crash can interrupt; False where the system cannot."""
+    """Exchange two names in one atomic operation; return False if the system has none."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -265,8 +272,8 @@ def _exchange_names(first: Path, second: Path) -> bool:
 def _remove(temporary: Path) -> None:
     """Remove an unfinished file or folder.
 
-    Tried again where the disk fails for a moment, where a thread of a library still writes into the folder,
-    and where a signal comes in between, which is raised at the end.
+    Try again if the disk fails for a moment, if a thread of a library still writes into the folder, or if a
+    signal arrives; its exception is raised at the end.
     """
     interrupt: BaseException | None = None
     for attempt in range(1, _ATTEMPTS + 1):
@@ -286,7 +293,7 @@ def _remove(temporary: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Put the name on the disk too; not every system can."""
+    """Flush the names in a folder to the disk; only POSIX systems can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -297,15 +304,17 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove the unfinished files that killed writers have left in a folder.
+    """Remove the unfinished files of killed writers from a folder.
 
-    Only for who holds the lock of the folder: an unfinished file may be that of a living writer.
+    The caller has to hold the lock of the folder: otherwise an unfinished file may belong to a running
+    writer.
 
     Parameters
     ----------
     folder : Path
+        Folder to clean.
     names : Pattern
-        Matches the names of the files that only the owner of the folder writes.
+        Pattern of the names of files that only the owner of the folder writes.
     """
     for name in os.listdir(folder):
         found = _PART.fullmatch(name)
@@ -314,18 +323,21 @@ def remove_parts(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def write_text_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file whole."""
-    with replacing(path, durable=durable) as file:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path, durable=durable) as file:
         file.write(text.encode())
 
 
-def write_whole(path: Path, kind: str, version: int, about: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write arrays and their metadata, of a format with a name and a version, with a digest of both."""
-    meta = {"format": kind, "format_version": version, "version": __version__, **about}
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+def write_whole(path: Path, kind: str, version: int, metadata: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write an archive of metadata, arrays and a digest of both atomically.
+
+    `kind` and `version` name the format.
+    """
+    meta = {"format": kind, "format_version": version, "version": __version__, **metadata}
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             _write_member(archive, name, np.asarray(array))
-        # The zip's own checksums, of header and content, which each member has by now.
+        # The checksums of the zip format, of header and content; they are known once a member is written.
         sums = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
         meta[_DIGEST] = _digest(meta, sums)
         _write_member(archive, "meta", np.array(json.dumps(meta)))
@@ -337,9 +349,9 @@ def _write_member(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) 
 
 
 def _digest(meta: Mapping[str, Any], sums: Mapping[str, int]) -> str:
-    """Return a hash of the metadata and of the checksums of all members, by name.
+    """Return a hash of the metadata and of the names and checksums of all members.
 
-    A checksum by itself goes with its member where members are exchanged; this one does not.
+    Unlike the checksums of single members, it detects exchanged members.
     """
     known = json.loads(json.dumps({name: value for name, value in meta.items() if name != _DIGEST}))
     return hashlib.sha256(json.dumps([known, sums], sort_keys=True).encode()).hexdigest()
@@ -351,57 +363,58 @@ def _digest(meta: Mapping[str, Any], sums: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def naming_damage(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a reader raises in the block into a `DamagedFileError` that names the file and its kind.
+def translate_read_errors(path: Path, kind: str) -> Iterator[None]:
+    """Raise `DamagedFileError`, which names the file and its kind, for every error of a reader in the block.
 
-    Errors of the machine pass as they are: the same file may be read well a moment later.
+    Errors of the machine (`is_machine_error`) are raised unchanged: reading the same file may succeed later.
     """
     outside = sys.exception()
     try:
         yield
-    except Exception as error:  # what damage makes the readers raise is not foreseeable
-        # zipfile hides an error of the disk behind one of the content.
+    except Exception as error:  # damaged files make readers raise errors of any type
+        # zipfile replaces errors of the disk by errors of its own.
         cause: BaseException | None = error
         while cause is not None and cause is not outside:
-            if is_of_the_machine(cause):
+            if is_machine_error(cause):
                 raise cause from None
             cause = cause.__context__
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise DamagedFileError(f"{path} is not a complete file of a {kind}: {reason}") from error
 
 
-def is_of_the_machine(error: BaseException) -> bool:
-    """Return whether an error says something of the machine, not of the file or the request.
+def is_machine_error(error: BaseException) -> bool:
+    """Return whether the machine caused an error, not the content of a file or the request.
 
-    Such are full disks, failing or unreachable ones, missing rights, and too little memory.
+    These are errors of a full, failing or unreachable disk, missing permissions, and lack of memory.
     """
     if isinstance(error, OSError):
-        # Readers of damaged files seek to impossible places (EINVAL), or raise OSErrors of their own.
+        # Readers of damaged files seek to impossible positions (EINVAL), or raise OSError themselves.
         return error.errno not in (None, errno.EINVAL)
     return isinstance(error, MemoryError)
 
 
 def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arrays]:
-    """Return what `write_whole` wrote: the metadata and the arrays.
+    """Read a file of `write_whole`, and return its metadata and arrays.
 
-    Memory: the arrays. Larger ones than the file can hold are refused before any memory is taken.
+    Memory: the arrays. Arrays that are too large for the size of the file are refused before memory is
+    allocated.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If it is another kind of file, is damaged or was changed, or was written by a newer version.
+        If the file is of another kind, is damaged or changed, or was written by a newer version.
     """
-    with path.open("rb") as stream, naming_damage(path, kind), open_archive(stream) as archive:
+    with path.open("rb") as stream, translate_read_errors(path, kind), open_archive(stream) as archive:
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-        strangers = [info.filename for info in archive.infolist() if not info.filename.endswith(".npy")]
-        if strangers:
-            raise ValueError(f"it holds {strangers[0]!r}, which is no array")
+        others = [info.filename for info in archive.infolist() if not info.filename.endswith(".npy")]
+        if others:
+            raise ValueError(f"it holds {others[0]!r}, which is no array")
         if "meta" not in names:
             raise ValueError(f"it is an .npz file of other arrays ({', '.join(names[:20])})")
         check_expansion(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
-        meta = parsed_object(str(read_member(archive, "meta")[()]))
+        meta = parse_object(str(read_member(archive, "meta")[()]))
         if meta["format"] != kind:
             raise ValueError(f"its format is {meta['format']!r}")
         if int(meta["format_version"]) <= version:
@@ -418,29 +431,31 @@ def read_whole(path: Path, kind: str, version: int) -> tuple[dict[str, Any], Arr
 
 
 def read_arrays(path: Path, names: Sequence[str], *, bounded: bool = True) -> Arrays:
-    """Return these arrays of an .npz file that another program wrote; others are not read.
+    """Read the named arrays of an .npz file that another program wrote.
 
     Parameters
     ----------
     path : Path
+        Path of the file.
     names : sequence of str
+        Names of the arrays; other arrays are not read.
     bounded : bool
-        Refuse arrays that take more than 2.75 times the file and more than 32 MB.
+        Refuse arrays that take more than 2.75 times the size of the file and more than 32 MB.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     KeyError
-        If it lacks one of the arrays; its arguments are the name and those that are there.
+        If an array is missing. Its arguments are the missing name and the names in the file.
     Exception
-        One of `ARCHIVE_ERRORS` if it is no .npz file, or is damaged.
+        One of `ARCHIVE_ERRORS` if the file is not an .npz file, or is damaged.
     """
     with path.open("rb") as stream, open_archive(stream) as archive:
-        there = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        available = [info.filename.removesuffix(".npy") for info in archive.infolist()]
         for name in names:
             if f"{name}.npy" not in archive.NameToInfo:
-                raise KeyError(name, there)
+                raise KeyError(name, available)
         if bounded:
             check_expansion(
                 sum(archive.getinfo(f"{name}.npy").file_size for name in names), path.stat().st_size
@@ -450,11 +465,11 @@ def read_arrays(path: Path, names: Sequence[str], *, bounded: bool = True) -> Ar
 
 @contextmanager
 def open_archive(stream: IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """Yield a zip archive whose members are stored or deflated, each name once."""
+    """Yield a zip archive, after checks that its members are stored or deflated and have different names."""
     size = os.fstat(stream.fileno()).st_size
     if stream.read(4) != b"PK\x03\x04":
         raise ValueError("it is not an .npz file")
-    # Every entry of the directory becomes an object of some hundred bytes: its size comes first.
+    # Check the size of the directory first: each of its entries takes some hundred bytes of memory.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if end is None:
         raise ValueError("its directory is missing: the file is truncated")
@@ -472,28 +487,28 @@ def open_archive(stream: IO[bytes]) -> Iterator[zipfile.ZipFile]:
 
 
 def max_content(size: int) -> int:
-    """Return how many bytes a file of `size` bytes may hold once it is decompressed."""
+    """Return the largest allowed size of the decompressed content of a file of `size` bytes."""
     return max(int(_EXPANSION * size), _FREE_BYTES)
 
 
 def check_expansion(total: int, size: int) -> None:
-    """Refuse content that takes much more memory than its file has bytes, before memory is taken.
+    """Refuse content that is much larger than its file, before memory is allocated.
 
     Raises
     ------
     ValueError
-        If `total` bytes are more than 2.75 times the `size` of the file, and more than 32 MB.
+        If `total` bytes are more than 2.75 times the `size` of the file and more than 32 MB.
     """
     if total > max_content(size):
         raise ValueError(f"its content would take {total} bytes, and the file has {size}")
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """Return an array of an .npz file, its size, type and checksum checked.
+    """Read an array of an .npz file, and check its size, type and checksum.
 
-    numpy.load believes the header, takes as much memory as it declares, and stops where the array ends. A
-    header that a flipped bit has made shorter then goes unnoticed: the checksum is compared at the end of the
-    member only.
+    numpy.load trusts the header: it allocates the memory that the header declares, and stops at the declared
+    end of the array. The zip format compares the checksum at the end of the member only, so numpy.load does
+    not notice a header that a flipped bit has made shorter.
     """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
@@ -507,7 +522,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
                 f"{name} is declared as {dtype} of shape {shape}, but {info.file_size - header} bytes"
             )
         if info.compress_type != zipfile.ZIP_STORED:
-            _check_compressed(archive, info)  # no memory for bytes that are not there
+            _check_compressed(archive, info)  # before memory is allocated for bytes that may be missing
         elif info.compress_size != info.file_size:
             raise ValueError(f"{name} is declared with two sizes")
         content = np.empty(size * dtype.itemsize, dtype=np.uint8)
@@ -527,7 +542,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 
 
 def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether in Fortran order, and dtype, by a header of at most `_HEADER_BYTES`."""
+    """Read the header of an array: shape, whether it is in Fortran order, and dtype."""
     readers = {
         b"\x93NUMPY\1\0": (2, np.lib.format.read_array_header_1_0),
         b"\x93NUMPY\2\0": (4, np.lib.format.read_array_header_2_0),
@@ -544,13 +559,13 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
         return reader(content)
     except ValueError as error:
         reason = str(error)
-    except Exception as error:  # Python's parser: MemoryError and RecursionError where brackets nest deeply
+    except Exception as error:  # Python's parser raises MemoryError and RecursionError for nested brackets
         reason = type(error).__name__
     raise ValueError(f"it has an array whose header is damaged: {reason}")
 
 
 def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Decompress a member without keeping it, and raise where it is not as long as it is declared."""
+    """Check that the content of a member is as long as it is declared, block by block."""
     count = 0
     with archive.open(info) as member:
         while part := member.read(_BLOCK):
@@ -564,13 +579,14 @@ def _check_compressed(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def decoded(content: bytes, name: object) -> str:
-    """Return UTF-8 text, without the byte order mark that some editors begin it with.
+def decode_text(content: bytes, name: object) -> str:
+    """Decode UTF-8 text, and drop a byte order mark.
 
     Raises
     ------
     ValueError
-        If it is in another encoding; the message names it where it can be told.
+        If the text is in another encoding. The message names the encoding if it can be recognised, and
+        `name`.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{name} is UTF-16 or UTF-32; wanted UTF-8: save it in that encoding")
@@ -583,25 +599,25 @@ def decoded(content: bytes, name: object) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a text file: see `decoded`.
+    """Read a text file; see `decode_text`.
 
     Raises
     ------
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     ValueError
-        If it is not text in UTF-8.
+        If the file is not text in UTF-8.
     """
-    return decoded(path.read_bytes(), path)
+    return decode_text(path.read_bytes(), path)
 
 
-def parsed_object(text: str) -> dict[str, Any]:
-    """Return a JSON object.
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object.
 
     Raises
     ------
     ValueError
-        For anything else, also for one that is nested too deeply.
+        If the text is not JSON, is not an object, or is nested too deeply.
     """
     try:
         found = json.loads(text)
@@ -613,32 +629,34 @@ def parsed_object(text: str) -> dict[str, Any]:
 
 
 def checksum_of(content: Mapping[str, Any]) -> int:
-    """Return a checksum of values that JSON knows, but for the one that they hold."""
-    rest = {name: value for name, value in content.items() if name != _CHECKSUM}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+    """Return the checksum of a JSON object, computed without its entry "checksum"."""
+    others = {name: value for name, value in content.items() if name != _CHECKSUM}
+    return zlib.crc32(json.dumps(others, sort_keys=True).encode())
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the checksum of the rest as its last entry, and a first one that says so.
+    """Return the object with two more entries: a first one, "has_checksum", and a last one, the checksum.
 
-    Without the first, a changed name of the last would make the object one that never had a checksum.
+    Without the first, damage to the name of the last would make the object look like one without a checksum.
 
     Raises
     ------
     TypeError
-        For values that JSON does not know.
+        If JSON cannot represent a value.
     """
     known: dict[str, Any] = json.loads(json.dumps({_HAS_CHECKSUM: True, **content}))
     return known | {_CHECKSUM: checksum_of(known)}
 
 
 def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `with_checksum` was given.
+    """Check the checksum that `with_checksum` added, and return the object without it.
+
+    Objects of dlnfast 0.1.0 may have no checksum; they are returned unchecked.
 
     Raises
     ------
     ValueError
-        If the checksum does not match. Files of dlnfast 0.1.0 have none in some places.
+        If the checksum does not match.
     """
     expected = content.get(_CHECKSUM)
     if expected != checksum_of(content) and (expected is not None or _HAS_CHECKSUM in content):

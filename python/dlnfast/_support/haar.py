@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Orthonormal frames: Haar-distributed draws, QR with a positive diagonal, completion of a frame."""
+"""Orthonormal frames: Haar-distributed samples, QR with a positive diagonal, extension of a frame."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from .arrays import FloatArray
 
 
 def haar(rows: int, cols: int, generator: np.random.Generator) -> FloatArray:
-    """Draw a rows x cols matrix with orthonormal columns, or rows where it is wide, from Haar's law."""
+    """Draw a Haar-distributed matrix with orthonormal columns, or orthonormal rows if it is wide."""
     if rows < cols:
         return np.ascontiguousarray(haar(cols, rows, generator).T)
     return signed_q(generator.standard_normal((rows, cols)))
 
 
 def signed_q(matrix: FloatArray) -> FloatArray:
-    """Return Q of the QR factorisation whose R has a positive diagonal: of a Gaussian matrix, Haar's law."""
+    """Return Q of the QR factorisation with a positive diagonal of R.
+
+    Q is Haar-distributed if the matrix is Gaussian.
+    """
     q, r = np.linalg.qr(matrix)
     return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0).astype(q.dtype))
 
 
 def join_frames(frame: FloatArray, others: FloatArray) -> FloatArray:
-    """Return `frame` and the part of `others` outside of it, all orthonormal."""
-    for _ in range(2):  # the second round removes what rounding, amplified by the first, left
+    """Return `frame` and the part of `others` orthogonal to it, as one matrix of orthonormal columns."""
+    for _ in range(2):  # twice is enough: the second round removes the rounding error of the first
         others = signed_q(others - frame @ (frame.T @ others))
     return np.hstack([frame, others])

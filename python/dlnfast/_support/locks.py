@@ -2,9 +2,9 @@
 """Locks of folders: one object of one process writes to a folder at a time.
 
 The lock is a file in the folder. Its owner holds an ``flock`` on the file, which the operating system frees
-when the process ends, however it ends, and removes the file when it is done. The file names the owner, for
-the error that others get. On file systems without such locks the existence of the file is the lock, which
-is taken over from an owner that is found to be dead.
+when the process exits for any reason, and removes the file at the end. The file names the owner, for the
+error message of other processes. On file systems without ``flock`` the existence of the file is the lock;
+another process takes it over if the owner is dead.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if sys.platform != "win32":
 
 #: Name of the lock file.
 LOCK: Final = "owner.lock"
-#: Errors of `flock` on file systems that have no locks.
+#: Errors of `flock` on file systems without locks.
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 #: Seconds between two attempts to take a lock.
 _POLL: Final = 0.02
-#: Seconds until a lock file that names nobody counts as that of a dead owner.
-_NAMELESS: Final = 10.0
+#: Seconds after which the owner of a lock file without a name counts as dead.
+_UNSIGNED: Final = 10.0
 
 _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
@@ -44,9 +44,9 @@ class FolderLock:
     Parameters
     ----------
     folder : Path
-        The folder, which has to exist on entry.
+        Folder to lock; it must exist on entry.
     seconds : float
-        How long to wait for another owner.
+        Time to wait for another owner to finish.
 
     Raises
     ------
@@ -57,9 +57,9 @@ class FolderLock:
 
     Notes
     -----
-    Several machines exclude each other where the file system carries ``flock`` between them, as NFS does
-    unless it is mounted without locks. Where it has no locks at all, the owner's machine cannot be asked
-    from another one: the lock of an owner elsewhere then stands until its file is removed.
+    The lock works between machines if the file system shares ``flock`` between them, as NFS does unless it is
+    mounted without locks. On a file system without locks, only the owner's machine can find out whether the
+    owner is alive: on other machines its lock is respected until the file is removed.
     """
 
     def __init__(self, folder: Path, *, seconds: float = 0.0) -> None:
@@ -80,7 +80,7 @@ class FolderLock:
         deadline = time.monotonic() + self.seconds
         while not self._try():
             if time.monotonic() >= deadline:
-                raise self._refusal()
+                raise self._build_error()
             time.sleep(_POLL)
         return self
 
@@ -105,15 +105,15 @@ class FolderLock:
                 continue
             try:
                 is_free = _flock(file)
-                if is_free is None:  # no locks here: the file itself is the lock
+                if is_free is None:  # no flock on this file system: the file itself is the lock
                     self._has_flock = False
                     is_free = is_new
                     if not is_new and _is_dead(_read_owner(file), file):
-                        self._take_away(file)
+                        self._remove_dead(file)
                         continue
                 if not is_free:
                     return False
-                if not _is_same(file, self.path):  # its owner removed it before the lock was ours
+                if not _is_same(file, self.path):  # its owner removed it before this process had the lock
                     continue
                 self._sign(file)
                 return True
@@ -122,7 +122,7 @@ class FolderLock:
                     file.close()
 
     def _sign(self, file: IO[bytes]) -> None:
-        """Name this process as the owner."""
+        """Write the name of this process into the lock file."""
         try:
             file.truncate(0)
             file.seek(0)
@@ -136,25 +136,25 @@ class FolderLock:
 
     def _remove(self, file: IO[bytes]) -> None:
         """Remove the lock file while the lock is held."""
-        # A file that cannot be removed is free, like that of a dead owner.
+        # A file that cannot be removed counts as that of a dead owner: the folder is free.
         with contextlib.suppress(OSError):
             if _is_same(file, self.path):
                 self.path.unlink()
 
-    def _take_away(self, file: IO[bytes]) -> None:
-        """Move the file of a dead owner out of the way, on a file system without locks."""
+    def _remove_dead(self, file: IO[bytes]) -> None:
+        """Remove the lock file of a dead owner, on a file system without locks."""
         aside = self.path.with_name(f"{LOCK}.{os.getpid()}.{secrets.token_hex(4)}.part")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             self.path.rename(aside)
-            if not _is_same(file, aside):  # another process was faster, and the new lock is its own
+            if not _is_same(file, aside):  # another process was faster: put its new lock back
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
-    def _refusal(self) -> FolderInUseError:
+    def _build_error(self) -> FolderInUseError:
         """Return the error that names the owner."""
         owner: dict[str, Any] = {}
-        for _ in range(5):  # an owner that has just taken the lock is about to sign
+        for _ in range(5):  # an owner that has just taken the lock signs it a moment later
             with contextlib.suppress(OSError), self.path.open("rb") as file:
                 owner = _read_owner(file)
             if owner:
@@ -164,8 +164,8 @@ class FolderLock:
         who = f"process {pid} on {host}" if owner else "another process"
         if pid == os.getpid() and host == socket.gethostname():
             who += " (another run of this process)"
-        text = f"{self.folder} is in use by {who}; wait until it has ended, or choose another folder"
-        if not self._has_flock:  # the file of a dead owner on another machine stays
+        text = f"{self.folder} is in use by {who}; wait until it has finished, or choose another folder"
+        if not self._has_flock:  # nobody removes the file of a dead owner on another machine
             text += f". If that process no longer exists, remove {self.path}"
         return FolderInUseError(
             text,
@@ -176,7 +176,7 @@ class FolderLock:
 
 
 def _open(path: Path, mode: str) -> IO[bytes] | None:
-    """Return the open file; None where it exists and should not, or the other way round."""
+    """Open a file; return None if mode "x" finds it there, or another mode does not find it."""
     try:
         return path.open(mode, buffering=0)
     except (FileExistsError, FileNotFoundError):
@@ -186,12 +186,12 @@ def _open(path: Path, mode: str) -> IO[bytes] | None:
 
 
 def _flock(file: IO[bytes]) -> bool | None:
-    """Try to lock an open file; return whether that worked, None where the file system has no locks."""
+    """Try to lock an open file; return whether that worked, None if the file system has no locks."""
     if sys.platform == "win32":
         return None
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # some network file systems answer EACCES
+    except (BlockingIOError, PermissionError):  # some network file systems return EACCES
         return False
     except OSError as error:
         if error.errno in _UNSUPPORTED:
@@ -201,7 +201,7 @@ def _flock(file: IO[bytes]) -> bool | None:
 
 
 def _is_same(file: IO[bytes], path: Path) -> bool:
-    """Return whether the path still leads to the open file."""
+    """Return whether the path still names the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -209,7 +209,7 @@ def _is_same(file: IO[bytes], path: Path) -> bool:
 
 
 def _read_owner(file: IO[bytes]) -> dict[str, Any]:
-    """Return what a lock file says of its owner; nothing where it is not yet, or no longer, there."""
+    """Read the description of the owner from a lock file; empty if it is not complete."""
     file.seek(0)
     try:
         owner = json.loads(file.read(4096))
@@ -219,18 +219,19 @@ def _read_owner(file: IO[bytes]) -> dict[str, Any]:
 
 
 def _describe_process() -> dict[str, Any]:
-    """Return what tells this process from all others, of this machine and of others."""
+    """Return facts that identify this process among all processes on all machines."""
     pid = os.getpid()
-    return {"pid": pid, "host": socket.gethostname(), "boot": _boot(), "started": _start_of(pid)}
+    boot, started = _read_boot_id(), _read_start_time(pid)
+    return {"pid": pid, "host": socket.gethostname(), "boot": boot, "started": started}
 
 
 def _is_dead(owner: dict[str, Any], file: IO[bytes]) -> bool:
-    """Return whether the process that wrote a lock file is known to have ended."""
+    """Return whether the process that wrote a lock file certainly exists no more."""
     if not owner:
-        return time.time() - os.fstat(file.fileno()).st_mtime > _NAMELESS
+        return time.time() - os.fstat(file.fileno()).st_mtime > _UNSIGNED
     if owner.get("host") != socket.gethostname() or os.name != "posix":
         return False
-    if owner.get("boot") != _boot():
+    if owner.get("boot") != _read_boot_id():
         return True
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0:
@@ -241,29 +242,29 @@ def _is_dead(owner: dict[str, Any], file: IO[bytes]) -> bool:
         return True
     except PermissionError:  # a process of another user
         pass
-    # The same number may have gone to another process since.
-    return owner.get("started") != _start_of(pid)
+    # The system may have reused the id for another process.
+    return owner.get("started") != _read_start_time(pid)
 
 
-def _boot() -> str | None:
-    """Return what tells this boot of the machine from others; None where the system does not say."""
+def _read_boot_id() -> str | None:
+    """Return the id of the current boot of the machine; None if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
 
 
-def _start_of(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the boot; None for one that has ended."""
+def _read_start_time(pid: int) -> int | None:
+    """Return the start time of a process, in clock ticks since the boot; None if it does not run."""
     try:
         content = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    state, *rest = content.rpartition(b")")[2].split()  # the name before it may hold anything
-    return None if state in (b"Z", b"X") else int(rest[18])
+    state, *others = content.rpartition(b")")[2].split()  # the name before it may contain any character
+    return None if state in (b"Z", b"X") else int(others[18])
 
 
-def _forget() -> None:
+def _close_inherited_locks() -> None:
     """Close the lock files in the child of a fork: the locks belong to its parent."""
     for lock in list(_held):
         file, lock._file = lock._file, None
@@ -273,4 +274,4 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_close_inherited_locks)

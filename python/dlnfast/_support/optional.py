@@ -1,39 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""Packages that only some users need, imported where they are used."""
+"""Import of optional packages, where they are used."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__all__ = ["imported"]
+__all__ = ["import_optional"]
 
 
-def imported(package: str, what: str, extra: str | None = None, *, install: str | None = None) -> Any:
-    """Return a package, or say what needs it and how to get it.
+def import_optional(package: str, user: str, extra: str | None = None, *, install: str | None = None) -> Any:
+    """Import an optional package, or raise an error that says how to install it.
 
     Parameters
     ----------
     package : str
-        Or a module of one.
-    what : str
-        What needs it.
+        Name of a package or module.
+    user : str
+        Name of the feature that needs the package, for the message.
     extra : str, optional
-        The extra of dlnfast that brings it; by default the package itself is named.
+        Extra of dlnfast that installs the package. Default: the message names the package itself.
     install : str, optional
-        What pip calls it, where that is another name.
+        Name of the package for pip, if that is another one.
 
     Raises
     ------
     ModuleNotFoundError
-        If it is not installed.
+        If the package is not installed.
     """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
-            raise  # something that it needs itself
+            raise  # a dependency of the package is missing
         wanted = install or (package.partition(".")[0] if extra is None else f'"dlnfast[{extra}]"')
         raise ModuleNotFoundError(
-            f"{what} needs {package}, which is not installed: pip install {wanted}", name=package
+            f"{user} needs {package}, which is not installed: pip install {wanted}", name=package
         ) from error

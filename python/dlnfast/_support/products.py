@@ -12,7 +12,7 @@ from .dispatch import core
 def multiply(
     a: FloatArray, b: FloatArray, *, transpose_a: bool = False, transpose_b: bool = False, n_threads: int = 0
 ) -> FloatArray:
-    """Return ``op(a) op(b)`` by the project's own multi-threaded products; equal precisions."""
+    """Return ``op(a) op(b)`` by the core's multi-threaded products; both of the same precision."""
     rows = a.shape[1] if transpose_a else a.shape[0]
     cols = b.shape[0] if transpose_b else b.shape[1]
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)

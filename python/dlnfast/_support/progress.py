@@ -8,13 +8,13 @@ from typing import Any
 
 
 class ProgressBar:
-    """A tqdm bar that appears on a terminal after a second; nothing where progress is off."""
+    """A tqdm bar, which appears on a terminal after a second; without effect unless it is enabled."""
 
-    def __init__(self, steps: int, wanted: bool) -> None:
-        #: What the core calls now and then with (step, loss); None where nobody watches.
+    def __init__(self, steps: int, enabled: bool) -> None:
+        #: Function of step and loss, which the core calls from time to time; None if the bar is disabled.
         self.listener: Callable[[int, float], bool | None] | None = None
         self._bar: Any = None
-        if wanted:
+        if enabled:
             from tqdm import tqdm
 
             self._bar = tqdm(total=steps, unit="step", delay=1.0, disable=None, leave=False)

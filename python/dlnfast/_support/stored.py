@@ -14,14 +14,17 @@ from .errors import ShapeError
 
 
 @contextmanager
-def naming_parts(what: str) -> Iterator[None]:
-    """Turn the errors of Python about parts that are missing, or of another type, into a ValueError."""
+def translate_part_errors(title: str) -> Iterator[None]:
+    """Raise ValueError where the block meets a missing part, or a part of a wrong type, of a file.
+
+    `title` names the file or the object in the message.
+    """
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"{what} lacks {error}") from error
+        raise ValueError(f"{title} lacks {error}") from error
     except (TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(f"{what} has a part of another type than wanted: {error}") from error
+        raise ValueError(f"{title} has a part of another type than expected: {error}") from error
 
 
 def check_array(
@@ -33,26 +36,29 @@ def check_array(
     finite: bool = True,
     dtype: npt.DTypeLike | None = None,
 ) -> None:
-    """Raise unless it is an array of this shape and kind of dtype; None stands for any size.
+    """Check the type, shape and values of an array that was read from a file.
 
     Parameters
     ----------
     array : object
+        Object to check.
     name : str
+        Name of the array, for messages.
     shape : sequence of int or None
+        Required sizes; None allows any size.
     kinds : str
-        Of dtypes: "f" takes float64 and float32 only, "i" integers.
+        Allowed kinds of dtypes: "f" for float64 and float32, "i" for integers.
     finite : bool
-        Whether its values have to be.
+        Whether infinite values and NaN are refused.
     dtype : dtype, optional
-        The one that is wanted, if only one is.
+        Required dtype. Default: any of `kinds`.
 
     Raises
     ------
     ShapeError
-        For another shape.
+        If the shape is another one.
     ValueError
-        For anything else that is wrong.
+        If it is not an array, has another dtype, or has values that are not finite.
     """
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} is {type(array).__name__}; wanted an array")

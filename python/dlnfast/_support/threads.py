@@ -17,21 +17,24 @@ MAX_THREADS = 4096
 
 
 def set_num_threads(n: int) -> None:
-    """Set the default number of threads of every call that asks for 0.
+    """Set the number of threads for all calls with ``n_threads=0``.
 
     Parameters
     ----------
     n : int
-        0 restores OpenMP's own maximum, which obeys OMP_NUM_THREADS and threadpoolctl.
+        Number of threads, 0 to 4096; 0 restores OpenMP's own maximum, which follows OMP_NUM_THREADS and
+        threadpoolctl.
 
     Raises
     ------
-    TypeError, ValueError
-        For what is no number of threads: an integer, 0 to 4096.
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is not between 0 and 4096.
 
     Notes
     -----
-    Changes nothing outside dlnfast: neither OpenMP's settings nor those of NumPy's BLAS.
+    The settings of OpenMP and of NumPy's BLAS stay as they are.
 
     Cost: O(1).
     """
@@ -39,12 +42,12 @@ def set_num_threads(n: int) -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """Return how the compiled core was built and what it can use.
+    """Return facts on the compiled core: its version, its build and its limits.
 
     Returns
     -------
     dict
-        version, level (instruction set in use), levels (all that could be), compiler, eigen, openmp,
+        version, level (instruction set in use), levels (all that are available), compiler, eigen, openmp,
         vector_bytes and max_threads.
 
     Notes
@@ -55,7 +58,7 @@ def build_info() -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: its affinity, or a container's quota where that is less."""
+    """Return the number of cores for this process: the smaller of its affinity and its container's quota."""
     if hasattr(os, "process_cpu_count"):
         cores = int(os.process_cpu_count() or 1)  # pyright: ignore[reportAttributeAccessIssue]
     elif hasattr(os, "sched_getaffinity"):

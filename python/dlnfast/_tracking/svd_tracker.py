@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`SVDTracker`: the leading singular values and vectors of a matrix that drifts, with error bounds."""
+"""`SVDTracker`: the leading singular values and vectors of a slowly changing matrix, with error bounds.
+
+The core computes; this module checks arguments, converts records, and saves and restores the state.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ from .._support.arrays import (
 )
 from .._support.dispatch import core
 from .._support.errors import ShapeError
-from .._support.stored import check_array, naming_parts
+from .._support.stored import check_array, translate_part_errors
 from .._support.threads import MAX_THREADS
 
-#: What the numbers stand for that the core gives as tier and completeness.
+#: Names of the numbers for tier and completeness in the core.
 TIERS = ("reduced", "factored", "dense", "full")
 COMPLETENESS = ("none", "probabilistic", "rigorous")
 _MODES = ("auto", "dense", "full")
 _STATE_VERSION = 1
-#: Frames of the factored form hold at most so many vectors.
+#: Largest number of vectors in the frames of the factored form.
 _FRAME_LIMIT = 64
-#: How far W_0 may be from an isometry for the factored form, in units of the precision's epsilon.
+#: Largest departure of W_0 from an isometry for the factored form, in units of eps.
 _ISOMETRY = 2.0**26
 
 #: Defaults of the tracker's settings in the core.
@@ -53,7 +56,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Operator(Protocol):
-    """What `SVDTracker.update` takes in place of an array; SciPy's ``LinearOperator`` is one."""
+    """A matrix that `SVDTracker.update` accesses by products, such as SciPy's ``LinearOperator``."""
 
     dtype: Any
 
@@ -73,12 +76,12 @@ class Operator(Protocol):
 
 @dataclass(frozen=True)
 class BlockAngle:
-    """Between the span of the k leading vectors and the reference's.
+    """Principal angles between the span of the k leading vectors and that of the reference.
 
     Attributes
     ----------
     largest : float
-        The largest principal angle, radians.
+        The largest principal angle, in radians.
     frobenius : float
         ``||sin Theta||_F``.
     """
@@ -89,56 +92,60 @@ class BlockAngle:
 
 @dataclass(frozen=True)
 class TrackerRecord:
-    """What one event of a `SVDTracker` found.
+    """Results of one update of an `SVDTracker`.
 
     Attributes
     ----------
     event : int
-        0, 1, ..
+        Number of the update, from 0.
     tier : str
-        "factored", "dense" or "full": what the values were computed from.
+        Method that computed the values: "factored" form, "dense" iteration, or "full" decomposition.
     completeness : str
-        Whether the bounds rule out that a larger value was missed: "rigorous"; "probabilistic", but for the
-        tracker's `failure`; "none" where some error exceeds `tolerance` times the largest value. The errors
-        hold in each case.
+        Whether a larger value can have been missed. "rigorous": no; "probabilistic": only with the tracker's
+        probability `failure`; "none": possible, because some error exceeds `tolerance` times the largest
+        value. The errors are valid bounds in each case.
     refreshed : bool
-        Whether the event built its bounds anew, or its vectors.
+        Whether the update computed new bounds, or new vectors, from random ones.
     singular_values : ndarray, shape (k,)
-        Descending; with ``signed=True`` negative where an analytic branch went through zero.
+        Singular values, descending; with ``signed=True``, negative after an analytic branch passed through
+        zero.
     errors : ndarray, shape (k,)
-        ``|sigma_i - |singular_values_i|| <= errors_i``, sigma the exact ones of W in descending order.
+        Error bounds: ``|sigma_i - |singular_values_i|| <= errors_i``, where sigma are the exact values of W
+        in descending order.
     gaps : ndarray, shape (k,)
-        Distance to the nearest other value that is tracked.
+        Distance of each value to the nearest other tracked value.
     clusters : ndarray of int64, shape (k,)
-        Values whose gaps are within the errors share an id; of these only the common subspace means anything.
+        Cluster of each value: values whose gaps are within the errors share a number. Only the common
+        subspace of their vectors is meaningful.
     branches : ndarray of int64, shape (k,)
-        Identity from event to event, by the overlaps of the vectors, whatever the order; -1: not followed.
+        Number of the branch of each value, assigned by the overlaps of the vectors from update to update; -1
+        if it is not tracked.
     left_angles, right_angles : ndarray, shape (k,)
-        Radians between the vectors and the reference vectors of the same branch; NaN where the reference has
-        none.
+        Angles in radians between the vectors and the reference vectors of the same branch; NaN if the
+        reference has no such branch.
     left_block, right_block : BlockAngle
-        The same for the spans of all k.
+        Angles between the spans of all k vectors and those of the reference.
     norm : float
-        ``||W||_F``; NaN where only products are known.
+        ``||W||_F``; NaN if W is an operator of unknown norm.
     tail : float
         Bound on every singular value that is not reported.
     drift : float
-        Bound on how far W has moved since the last certificate; infinity where unknown.
+        Bound on the change of W since the last certificate; infinity if unknown.
     vector_error : float
-        Bound on ``sqrt(||sin U||_F^2 + ||sin V||_F^2)`` of the k leading vectors together (Wedin); NaN where
-        they do not stand clear of the rest.
+        Bound on ``sqrt(||sin U||_F^2 + ||sin V||_F^2)`` of the spans of the k leading vectors (Wedin); NaN if
+        there is no gap between their values and the others.
     truncated : float
-        Bound on what the factored form left out of W.
+        Bound on the part of W that the factored form omits.
     orthogonality : float
         Largest entry of ``|U^T U - 1|`` and ``|V^T V - 1|``.
     overlap : float
-        Least overlap of a reported pair of vectors with the event before.
+        Smallest overlap of a reported pair of vectors with the previous update.
     rho, rho_spread, multiplicity : float, float, int
-        The value that most directions share, where it is known, its spread, and their number.
+        Value that most directions share, if it is known, its spread, and the number of these directions.
     seconds : float
-        Time that the event took.
+        Run time of the update.
     n_columns : int
-        How many vectors were multiplied by W or W^T.
+        Number of vectors that were multiplied by W or W^T.
     """
 
     event: int
@@ -174,12 +181,12 @@ class TrackerRecord:
         return (self.norm / top) ** 2 if top > 0 else 0.0
 
     def branch(self, number: int) -> float:
-        """Return the singular value of one branch; NaN where it is not among the k largest.
+        """Return the singular value of one branch; NaN if it is not among the k largest.
 
         Parameters
         ----------
         number : int
-            As in `branches`.
+            Number of the branch, as in `branches`.
 
         Returns
         -------
@@ -188,13 +195,13 @@ class TrackerRecord:
         Raises
         ------
         TypeError
-            For what is no integer.
+            If `number` is not an integer.
         """
         found = np.flatnonzero(self.branches == check_count(number, "number", minimum=-LARGEST_COUNT))
         return float(self.singular_values[found[0]]) if len(found) else float("nan")
 
 
-def _record(raw: dict[str, Any]) -> TrackerRecord:
+def _build_record(raw: dict[str, Any]) -> TrackerRecord:
     values = raw.pop("values") * raw.pop("signs")
     raw["tier"] = TIERS[raw["tier"]]
     raw["completeness"] = COMPLETENESS[raw["completeness"]]
@@ -203,69 +210,70 @@ def _record(raw: dict[str, Any]) -> TrackerRecord:
     return TrackerRecord(singular_values=values, **raw)
 
 
-#: Smaller sides up to which mode "auto" decomposes a matrix as a whole, whatever k is.
-_DECOMPOSED: Final = 128
+#: Largest smaller side of a matrix that mode "auto" decomposes completely for any k.
+_MAX_DECOMPOSED: Final = 128
 
 
 def is_decomposed(shape: tuple[int, ...], k: int) -> bool:
-    """Tell whether a tracker of k values decomposes such a matrix as a whole, unless told otherwise.
+    """Return whether a tracker of k values in mode "auto" decomposes matrices of this shape completely.
 
-    It does where a side is as short as the blocks that it would work with.
+    It does if a side is not longer than the blocks of the iteration.
     """
-    return bool(min(shape) <= max(_DECOMPOSED, 3 * (k + DEFAULTS["n_guards"])))
+    return bool(min(shape) <= max(_MAX_DECOMPOSED, 3 * (k + DEFAULTS["n_guards"])))
 
 
 class SVDTracker:
-    r"""Follow the k largest singular values of a matrix from event to event, each with an error bound.
+    r"""Track the k largest singular values of a slowly changing matrix, each with an error bound.
 
-    The vectors of one event start the next: one sweep of block iteration, 4 m n p flops for p = k + guards,
-    instead of a decomposition. How large anything can be that is not tracked is bounded apart from that: by
-    the Frobenius norm, by Krylov spaces from random vectors, and by how far W has moved.
+    Each update starts from the vectors of the previous one: one sweep of block iteration, 4 m n p flops for
+    p = k + guards, instead of a decomposition. The singular values that are not tracked are bounded by the
+    Frobenius norm, by Krylov spaces of random vectors, and by the change of W since the last such bound.
 
     Parameters
     ----------
     k : int
-        How many singular values; at most all of them.
+        Number of singular values; limited to that of all values.
     mode : {"auto", "dense", "full"}
-        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), as a whole,
-        and iterates on the others. "dense" always iterates, "full" always decomposes.
+        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), and iterates
+        on larger ones. "dense" always iterates, "full" always decomposes.
     tolerance : float
-        Relative to the largest value: where an error exceeds this, the bounds (and, if something was missed,
-        the vectors) are built anew.
+        Largest allowed error, relative to the largest value. If an error exceeds it, the bounds are computed
+        again, and, if a value was missed, the vectors too.
     signed : bool
-        Follow analytic branches through zero: a value is negative after it, and its vectors do not turn.
+        Whether to track analytic branches through zero: the value then becomes negative, and its vectors do
+        not change their signs.
     guards : int
-        Further vectors that are kept but not reported; more of them converge faster.
+        Number of additional vectors, which are not reported; more of them make the iteration converge faster.
     refresh_every : int, optional
-        Build the bounds anew after so many events in any case.
+        Number of updates after which the bounds are computed again in any case.
     failure : float
-        Probability with which one of the random certificates may be wrong.
+        Probability with which a random certificate may be wrong.
     cluster_tolerance : float
-        Relative to the largest value: values closer than this count as equal.
+        Distance, relative to the largest value, up to which values count as equal.
     max_sweeps : int
-        Sweeps per event at most.
+        Largest number of sweeps per update.
     seed : int
-        Of the random vectors.
+        Seed of the random vectors used for the bounds.
     n_threads : int
-        0: as many as OpenMP allows.
+        Number of threads; 0 means as many as OpenMP allows.
 
     Raises
     ------
     ValueError, TypeError
-        For settings out of their range.
+        If a setting is out of range or of a wrong type.
 
     Notes
     -----
     Errors are bounds, not estimates; with "probabilistic" completeness they may fail with probability
-    `failure` per certificate. The theory stands in ``cpp/include/dlnfast/svd_tracker.hpp``: Li and Li (Linear
+    `failure` per certificate. ``cpp/include/dlnfast/svd_tracker.hpp`` has the theory: Li and Li (Linear
     Algebra Appl. 395, 2005) for values from residuals, Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl.
-    13, 1992) for the norm of the rest, Weyl for drift, Wedin for the vectors.
+    13, 1992) for the norm of the complement, Weyl for drift, Wedin for the vectors.
 
-    Memory: about 5 (k + guards) + 300 vectors of the lengths of W's sides; no array of W's size, but for a
-    copy of it where `update_low_rank` adds to one, or where W is decomposed.
+    Memory: about 5 (k + guards) + 300 vectors of the lengths of the sides of W. There is no array of the size
+    of W, except a copy to which `update_low_rank` adds, and the one of a complete decomposition.
 
-    W may be of any size that its precision can hold, subnormal numbers included: an event is computed in
-    units in which W is of size 1, powers of two, which are exact.
+    W may have entries of any magnitude in its precision, including subnormal numbers: each update scales W to
+    size 1 by a power of two, which is exact.
 
     Examples
     --------
@@ -313,37 +321,38 @@ class SVDTracker:
         self._tracker: Any = None
         self._shape: tuple[int, int] | None = None
         self._dtype: np.dtype[Any] | None = None
-        self._last: FloatArray | None = None  # W at the last event, for the factored form
-        self._factored = False
+        self._last: FloatArray | None = None  # array of the last `update`, for the factored form
+        self._is_factored = False
         self._sum: _LowRankSum | None = None
         self.record: TrackerRecord | None = None
-        self._before = 0  # events of the tracker that this one goes on from
-        self._names: _Names | None = None
-        self._next_branch = 0  # what no branch has been called
+        self._n_earlier = 0  # number of updates before the state from which this tracker was restored
+        self._branch_numbers: _BranchNumbers | None = None
+        self._next_branch = 0  # smallest unused number of a branch
 
     def __repr__(self) -> str:
-        """Return what is tracked, and the last event."""
-        what = "nothing yet" if self._shape is None else f"shape {self._shape}, {self._dtype}"
-        return f"SVDTracker(k={self.k}, {what}, {self.n_events} events)"
+        """Return the number of values, the shape and precision of W, and the number of updates."""
+        matrix = "no matrix yet" if self._shape is None else f"shape {self._shape}, {self._dtype}"
+        return f"SVDTracker(k={self.k}, {matrix}, {self.n_events} updates)"
 
-    # ------------------------------------------------------------------------------------- events
+    # ------------------------------------------------------------------------------------- updates
 
     def update(
         self, W: npt.ArrayLike | Operator, *, drift: float | None = None, squared_norm: float | None = None
     ) -> TrackerRecord:
-        """Find the singular values of W, starting from those of the event before.
+        """Compute the singular values of W, starting from the vectors of the previous update.
 
         Parameters
         ----------
         W : array_like, shape (m, n), or an operator
-            float64 or float32, of one shape and precision from event to event; a C-contiguous array or CPU
-            tensor is not copied. Or anything with ``matmat``, ``rmatmat``, ``shape`` and ``dtype``.
+            Matrix of float64 or float32, whose shape and precision are the same in all updates; a
+            C-contiguous array or CPU tensor is not copied. Or an object with ``matmat``, ``rmatmat``,
+            ``shape`` and ``dtype``.
         drift : float, optional
-            A bound on ``||W - W_before||_2`` (the Frobenius norm is one). With it the certificate of an
-            earlier event stays good for as long as the sum of drifts is small; without it each event needs
+            Bound on ``||W - W_previous||_2``, such as the Frobenius norm. With it, the certificate of an
+            earlier update stays valid as long as the sum of drifts is small; without it, each update computes
             its own.
         squared_norm : float, optional
-            ``||W||_F^2`` of an operator, where it is known; that of an array is computed.
+            ``||W||_F^2`` of an operator, if known; that of an array is computed.
 
         Returns
         -------
@@ -352,48 +361,51 @@ class SVDTracker:
         Raises
         ------
         ShapeError
-            If W is no matrix, or its shape changes.
+            If W does not have two axes, or its shape changes.
         TypeError
-            For another precision than before, or a W that is neither an array nor an operator.
+            If the precision changes, or W is neither an array nor an operator.
         ValueError
-            If W is not finite, or ``||W||_F`` is beyond the largest number.
+            If W is not finite, or ``||W||_F`` overflows.
         """
-        moved = float("inf") if drift is None else check_scale(drift, "drift")
+        change = float("inf") if drift is None else check_scale(drift, "drift")
         if hasattr(W, "matmat") and hasattr(W, "rmatmat"):
             operator = cast(Operator, W)
-            self._begin(_shape_of(W), _precision(W))
+            self._prepare(_read_shape(W), _read_dtype(W))
             norm = -1.0 if squared_norm is None else check_scale(squared_norm, "squared_norm")
-            m, n = _shape_of(W)
-            raw = self._tracker.update_operator(
-                _checked(operator.matmat, "matmat", m), _checked(operator.rmatmat, "rmatmat", n), norm, moved
-            )
+            m, n = _read_shape(W)
+            apply = _check_product(operator.matmat, "matmat", m)
+            apply_transpose = _check_product(operator.rmatmat, "rmatmat", n)
+            raw = self._tracker.update_operator(apply, apply_transpose, norm, change)
             self._last = None
         else:
             if squared_norm is not None:
                 raise TypeError("squared_norm is for operators; that of an array is computed")
             matrix = as_matrix(W, "W", finite=False)
-            self._begin((matrix.shape[0], matrix.shape[1]), matrix.dtype)
-            raw = self._update_array(matrix, moved)
+            self._prepare((matrix.shape[0], matrix.shape[1]), matrix.dtype)
+            raw = self._update_array(matrix, change)
             self._last = matrix
-        self._factored, self._sum = False, None
-        return self._finish(raw)
+        self._is_factored, self._sum = False, None
+        return self._finish_update(raw)
 
     def update_low_rank(
         self, A: npt.ArrayLike, B: npt.ArrayLike, *, scale: float = 1.0, factor: float = 1.0
     ) -> TrackerRecord:
-        """Find the singular values of ``factor W + scale A B^T``, W that of the event before.
+        """Compute the singular values of ``factor W + scale A B^T``, where W is that of the previous update.
 
-        If the W of the last `update` was a scaled isometry (orthonormal columns or rows), it is then followed
-        in factored form: O((m + n) (k + a)^2) for frames of a <= 64 vectors, of which b new directions take
-        2 b, without reading W again, and ``k = min(m, n)`` gives all singular values. Otherwise, or where the
-        frames outgrow 64, the update is added to a copy of W, 2 m n b flops, which `update` then takes.
+        If the W of the last `update` was a scaled isometry (orthonormal columns or rows), it is tracked in
+        factored form, without reading W again: O((m + n) (k + a)^2) for frames of a <= 64 vectors, to which
+        an update of b new directions adds 2 b. With ``k = min(m, n)`` this gives all singular values.
+        Otherwise, or if the frames exceed 64 vectors, the product is added to a copy of W, 2 m n b flops, and
+        the copy is processed as by `update`.
 
         Parameters
         ----------
         A, B : array_like, shape (m, b) and (n, b)
-            Factors of the update. A vector counts as one column.
-        scale, factor : float
-            ``factor = 1 - learning_rate * weight_decay`` for weight decay.
+            Factors of the product. A vector counts as one column.
+        scale : float
+            Factor of the product.
+        factor : float
+            Factor of W: ``1 - learning_rate * weight_decay`` for weight decay.
 
         Returns
         -------
@@ -404,17 +416,17 @@ class SVDTracker:
         ShapeError
             If the factors do not fit W or each other.
         ValueError
-            If there was no `update` with an array before.
+            If there was no earlier `update` with an array.
 
         Notes
         -----
-        The tracker refers to the array of the last `update`, which must not change meanwhile; `current`
-        returns the W that is meant, and a record is never less exact than `update` of that.
+        The tracker refers to the array of the last `update`, which must not change in the meantime. `current`
+        returns the present W. A record is at least as accurate as that of `update` with that W.
         """
         if self._last is None or self._shape is None or self._dtype is None:
             raise ValueError("update_low_rank needs an earlier update(W) with an array")
         left, right = (
-            self._factor(x, name, size) for x, name, size in zip((A, B), "AB", self._shape, strict=True)
+            self._read_factor(x, name, size) for x, name, size in zip((A, B), "AB", self._shape, strict=True)
         )
         if len(left) != len(right):
             raise ShapeError(f"A has {len(left)} columns and B has {len(right)}; wanted equally many")
@@ -425,30 +437,30 @@ class SVDTracker:
             self._sum = _LowRankSum(self._last)
             limit = min(_FRAME_LIMIT, *self._shape)
             _, departure, _ = self._tracker.begin_factored(self._last, limit)
-            self._factored = departure <= _ISOMETRY * np.finfo(self._dtype).eps
+            self._is_factored = departure <= _ISOMETRY * np.finfo(self._dtype).eps
         self._sum.add(shrink, multiplier, left, right)
-        if self._factored:
+        if self._is_factored:
             raw = self._tracker.append(shrink, multiplier, left, right)
             if raw is not None:
-                return self._finish(raw)
-            self._factored = False
-        before = self.record.norm if self.record is not None else float("inf")
+                return self._finish_update(raw)
+            self._is_factored = False
+        previous = self.record.norm if self.record is not None else float("inf")
         added = abs(multiplier) * frobenius_norm(left) * frobenius_norm(right)
-        # Adding them rounds, too.
-        rounding = 4 * float(np.finfo(self._dtype).eps) * (abs(shrink) * before + added)
-        moved = added + abs(1.0 - shrink) * before + rounding
-        return self._finish(self._update_array(self._sum.collect(), moved))
+        # The sum is rounded, too.
+        rounding = 4 * float(np.finfo(self._dtype).eps) * (abs(shrink) * previous + added)
+        change = added + abs(1.0 - shrink) * previous + rounding
+        return self._finish_update(self._update_array(self._sum.collect(), change))
 
-    def _update_array(self, matrix: FloatArray, moved: float) -> dict[str, Any]:
+    def _update_array(self, matrix: FloatArray, change: float) -> dict[str, Any]:
         try:
-            raw: dict[str, Any] = self._tracker.update(matrix, moved)
+            raw: dict[str, Any] = self._tracker.update(matrix, change)
         except ValueError:
-            as_matrix(matrix, "W")  # says where W is not finite, if that is it
+            as_matrix(matrix, "W")  # raises with the index if an entry is not finite
             raise
         return raw
 
     def current(self) -> FloatArray:
-        """Return W as it is after the events so far, a new array; O(m n (columns of the updates)).
+        """Return the present W as a new array, in O(m n b) for b columns of low-rank updates.
 
         Raises
         ------
@@ -459,68 +471,69 @@ class SVDTracker:
             raise ValueError("the last update was not with an array")
         return self._last.copy() if self._sum is None else self._sum.dense()
 
-    # ------------------------------------------------------------------------------ what was found
+    # ------------------------------------------------------------------------------------- results
 
     @property
     def n_events(self) -> int:
-        """Events so far."""
+        """Number of updates."""
         return 0 if self.record is None else self.record.event + 1
 
     @property
     def n_refreshes(self) -> int:
-        """How often the bounds were built anew."""
+        """Number of times that the bounds were computed again."""
         return 0 if self._tracker is None else int(self._tracker.n_refreshes)
 
     @property
     def left_vectors(self) -> FloatArray:
-        """Left singular vectors of the last event as columns, shape (m, k)."""
+        """Left singular vectors of the last update as columns, shape (m, k)."""
         return self._vectors(left=True)
 
     @property
     def right_vectors(self) -> FloatArray:
-        """Right singular vectors of the last event as columns, shape (n, k)."""
+        """Right singular vectors of the last update as columns, shape (n, k)."""
         return self._vectors(left=False)
 
     # ------------------------------------------------------------------------------------ settings
 
     def seed(self, right: npt.ArrayLike) -> None:
-        """Start the next event from these right vectors.
+        """Start the next update from these right vectors.
 
-        After the first gradient of a layer that started as a scaled rotation, its right singular vectors and
-        ``W(0)^T`` times its left ones span what will move (arXiv 2306.01154).
+        After the first gradient of a layer that was initialised as a scaled rotation, the right singular
+        vectors of the gradient and ``W(0)^T`` times its left ones span the subspace that changes (arXiv
+        2306.01154).
 
         Parameters
         ----------
         right : array_like, shape (n, any)
-            Not necessarily orthonormal.
+            Vectors as columns; they need not be orthonormal.
 
         Raises
         ------
         ValueError
-            Before the first event, when the shape is not known.
+            If there was no update yet, so that the shape is unknown.
         """
         if self._shape is None or self._dtype is None:
-            raise ValueError("seed needs an earlier event, which tells the shape")
+            raise ValueError("seed needs an earlier update, from which the shape is known")
         rows = as_matrix(right, "right", shape=(self._shape[1], None), dtype=self._dtype)
         self._tracker.seed(np.ascontiguousarray(rows.T))
 
     def set_reference(self, left: npt.ArrayLike | None = None, right: npt.ArrayLike | None = None) -> None:
-        """Measure angles to given vectors, or to those of the last event.
+        """Set the reference vectors of angles: these vectors, or those of the last update.
 
-        By default the reference is the first event whose values are not one cluster.
+        Without this call the reference is the first update whose values are not one cluster.
 
         Parameters
         ----------
         left, right : array_like, shape (m, any) and (n, any), optional
-            Both or neither; columns.
+            Reference vectors as columns, both or neither. Default: the vectors of the last update.
 
         Raises
         ------
         ValueError
-            Before the first event, or if only one of the two is given.
+            If there was no update yet, or only one of the two is passed.
         """
         if self._shape is None or self._dtype is None:
-            raise ValueError("set_reference needs an earlier event")
+            raise ValueError("set_reference needs an earlier update")
         if (left is None) != (right is None):
             raise ValueError("set_reference needs both left and right vectors, or neither")
         if left is None or right is None:
@@ -533,21 +546,21 @@ class SVDTracker:
     # --------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what another tracker needs to go on from the last event: arrays and plain values.
+        """Return the state from which another tracker can resume: arrays and plain values.
 
         Returns
         -------
         dict
-            For `from_state_dict`. k values and vectors; W is not kept, nor are bounds: the next event builds
-            its own.
+            State for `from_state_dict`: settings, k values and vectors. It contains neither W nor bounds; the
+            next update computes new bounds.
 
         Raises
         ------
         ValueError
-            Before the first event.
+            If there was no update yet.
         """
         if self.record is None or self._shape is None or self._dtype is None:
-            raise ValueError("state_dict needs an earlier event")
+            raise ValueError("state_dict needs an earlier update")
         state = {
             "version": _STATE_VERSION,
             "settings": dict(self._settings),
@@ -565,16 +578,17 @@ class SVDTracker:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], *, n_threads: int | None = None) -> SVDTracker:
-        """Return a tracker that goes on where another one was.
+        """Return a tracker that resumes from a state.
 
-        The next event starts from its vectors; branches keep their numbers, by the overlaps of the vectors.
+        The next update starts from the vectors of the state. Branches keep their numbers, which are assigned
+        by the overlaps of the vectors.
 
         Parameters
         ----------
         state : dict
-            What `state_dict` returned.
+            State of `state_dict`.
         n_threads : int, optional
-            By default what the other one had.
+            Number of threads. Default: that of the saved tracker.
 
         Returns
         -------
@@ -583,10 +597,10 @@ class SVDTracker:
         Raises
         ------
         TypeError, ValueError
-            If it is no such state, was changed, or a newer version wrote it.
+            If it is not a state of a tracker, was changed, or was written by a newer version.
         """
         check_state(state, "right", _STATE_VERSION)
-        with naming_parts("state"):
+        with translate_part_errors("state"):
             _check_parts(state)
             settings = dict(state["settings"])
             tracker = cls(
@@ -605,31 +619,31 @@ class SVDTracker:
             if settings != tracker._settings:
                 raise ValueError(f"state['settings'] is {settings}; wanted {sorted(tracker._settings)}")
         rows, columns = state["shape"]
-        tracker._begin((int(rows), int(columns)), np.dtype(state["dtype"]))
+        tracker._prepare((int(rows), int(columns)), np.dtype(state["dtype"]))
         right = as_matrix(state["right"], "state['right']", shape=(int(columns), None), dtype=tracker._dtype)
         tracker._tracker.seed(np.ascontiguousarray(right.T))
-        tracker._before = int(state["events"])
-        tracker._names = _Names(state)
+        tracker._n_earlier = int(state["events"])
+        tracker._branch_numbers = _BranchNumbers(state)
         return tracker
 
     # ------------------------------------------------------------------------------------- helpers
 
-    def _begin(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    def _prepare(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
         if self._shape is None:
-            made = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
-            self._tracker = made(*shape, self._settings, self._n_threads)
+            tracker_class = core.SvdTracker32 if dtype == np.float32 else core.SvdTracker64
+            self._tracker = tracker_class(*shape, self._settings, self._n_threads)
             self._shape, self._dtype = shape, dtype
         if shape != self._shape:
             raise ShapeError(f"W has shape {shape}; wanted {self._shape}, as before")
         if dtype != self._dtype:
             raise TypeError(f"W is {dtype}; wanted {self._dtype}, as before")
 
-    def _finish(self, raw: dict[str, Any]) -> TrackerRecord:
-        found = _record(raw)
-        if self._names is not None:
+    def _finish_update(self, raw: dict[str, Any]) -> TrackerRecord:
+        found = _build_record(raw)
+        if self._branch_numbers is not None:
             tolerance = self._settings["cluster_tolerance"]
-            branches = self._names.of(found, self.left_vectors, self.right_vectors, tolerance)
-            found = replace(found, event=found.event + self._before, branches=branches)
+            branches = self._branch_numbers.renumber(found, self.left_vectors, self.right_vectors, tolerance)
+            found = replace(found, event=found.event + self._n_earlier, branches=branches)
         self.record = found
         self._next_branch = max(self._next_branch, int(found.branches.max(initial=-1)) + 1)
         return found
@@ -637,54 +651,55 @@ class SVDTracker:
     def _vectors(self, left: bool) -> FloatArray:
         found = None if self._tracker is None else self._tracker.vectors(left)
         if found is None:
-            raise ValueError("there are no singular vectors before the first event")
+            raise ValueError("there are no singular vectors before the first update")
         vectors: FloatArray = found
         return vectors
 
-    def _factor(self, x: npt.ArrayLike, name: str, size: int) -> FloatArray:
-        """Return a factor with its columns as rows."""
+    def _read_factor(self, x: npt.ArrayLike, name: str, size: int) -> FloatArray:
+        """Convert a factor of a low-rank update; its columns become rows."""
         array = as_array(x, name)
         columns = array[:, None] if array.ndim == 1 else array
         matrix = as_matrix(columns, name, shape=(size, None), dtype=self._dtype, empty=True)
         return np.ascontiguousarray(matrix.T)
 
 
-class _Names:
-    """What the branches of a tracker are called that goes on from another one."""
+class _BranchNumbers:
+    """Numbers of the branches of a restored tracker, which are those of the saved one where they continue."""
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         self.next = int(state["next_branch"])
         self._last: Mapping[str, Any] | None = state
         self._known: dict[int, int] = {}
 
-    def of(
+    def renumber(
         self, found: TrackerRecord, left: FloatArray, right: FloatArray, cluster_tolerance: float
     ) -> npt.NDArray[np.int64]:
-        """Return the branches of a record under the names that they had before, or new ones."""
+        """Return the branches of a record with the numbers of the saved tracker, or new ones."""
         if self._last is not None:
-            self._join(found, left, right, cluster_tolerance)
+            self._match_branches(found, left, right, cluster_tolerance)
             self._last = None
-        return np.array([self._name(int(branch)) for branch in found.branches], dtype=np.int64)
+        return np.array([self._number(int(branch)) for branch in found.branches], dtype=np.int64)
 
-    def _join(
+    def _match_branches(
         self, found: TrackerRecord, left: FloatArray, right: FloatArray, cluster_tolerance: float
     ) -> None:
-        """Find out which branch of the first record is which of the last one before."""
+        """Match the branches of the first record with those of the saved state."""
         assert self._last is not None
         last = self._last
-        # Two records, one after the other: in the first the branches are 0, 1, .. in their order.
+        # A run of two records, saved and new: the core numbers the branches of the first 0, 1, .. in order.
         pairs = ((np.asarray(last["left"]), left), (np.asarray(last["right"]), right))
-        before, now = (
-            np.ascontiguousarray(np.stack([then.T, here.T]), dtype=np.float64) for then, here in pairs
+        lefts, rights = (
+            np.ascontiguousarray(np.stack([saved.T, new.T]), dtype=np.float64) for saved, new in pairs
         )
         values = np.abs([last["values"], found.singular_values]).astype(np.float64)
         ids, clusters = (np.empty(values.shape, dtype=np.int64) for _ in range(2))
-        core.follow_branches(values, before, now, 0.0, cluster_tolerance, ids, clusters)
-        for here, there in zip(found.branches, ids[1], strict=True):
-            if there < len(last["branches"]) and last["branches"][there] >= 0:
-                self._known[int(here)] = int(last["branches"][there])
+        core.follow_branches(values, lefts, rights, 0.0, cluster_tolerance, ids, clusters)
+        for branch, saved_index in zip(found.branches, ids[1], strict=True):
+            if saved_index < len(last["branches"]) and last["branches"][saved_index] >= 0:
+                self._known[int(branch)] = int(last["branches"][saved_index])
 
-    def _name(self, branch: int) -> int:
+    def _number(self, branch: int) -> int:
+        """Return the number of a branch of the core; new branches get the next free one."""
         if branch < 0:
             return branch
         if branch not in self._known:
@@ -694,7 +709,7 @@ class _Names:
 
 
 class _LowRankSum:
-    """``f W + sum_i c_i A_i B_i^T``: factors beside a W that is not changed, or collected in a copy of it."""
+    """The matrix ``f W + sum_i c_i A_i B_i^T``: W of the user and factors, or one copy that includes them."""
 
     def __init__(self, base: FloatArray) -> None:
         self._base = base
@@ -708,6 +723,7 @@ class _LowRankSum:
         self._right = np.empty((0, n), dtype=self._base.dtype)
 
     def add(self, factor: float, scale: float, left: FloatArray, right: FloatArray) -> None:
+        """Multiply the matrix by `factor`, and add ``scale left^T right``."""
         self._factor *= factor
         dtype = self._base.dtype.type
         self._left = np.vstack([dtype(factor) * self._left, dtype(scale) * left])
@@ -720,7 +736,7 @@ class _LowRankSum:
         return np.asarray(self._base.dtype.type(self._factor) * self._base + self._left.T @ self._right)
 
     def collect(self) -> FloatArray:
-        """Return the sum, in an array that goes on to be the W of later ones."""
+        """Add the factors to the copy of W, and return the copy; later calls return the same array."""
         if not self._is_copy:
             self._base, self._is_copy = self.dense(), True
         else:
@@ -732,17 +748,17 @@ class _LowRankSum:
         return self._base
 
     def _compress(self) -> None:
-        """Bring the update to its numerical rank, exactly to rounding."""
+        """Reduce the factors to their numerical rank."""
         q_left, r_left = np.linalg.qr(self._left.T)
         q_right, r_right = np.linalg.qr(self._right.T)
         u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
-        kept = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
-        self._left = np.ascontiguousarray((q_left @ (u[:, kept] * s[kept])).T)
-        self._right = np.ascontiguousarray((q_right @ vt[kept].T).T)
+        keep = s > np.finfo(s.dtype).eps * s[0] if len(s) else np.zeros(0, dtype=bool)
+        self._left = np.ascontiguousarray((q_left @ (u[:, keep] * s[keep])).T)
+        self._right = np.ascontiguousarray((q_right @ vt[keep].T).T)
 
 
 def _check_parts(state: Mapping[str, Any]) -> None:
-    """Raise unless the parts of a tracker's state fit each other."""
+    """Raise unless the parts of a tracker's state are consistent."""
     rows, columns = (check_count(n, "state['shape']") for n in state["shape"])
     dtype = check_precision(state["dtype"], "state['dtype']")
     arrays = {name: np.asarray(state[name]) for name in ("values", "branches", "left", "right")}
@@ -757,14 +773,14 @@ def _check_parts(state: Mapping[str, Any]) -> None:
 
 
 def with_state_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state with a checksum of everything in it, for `check_state`."""
+    """Return a state with a checksum of its content, for `check_state`."""
     return state | {"checksum": _state_checksum(state)}
 
 
 def check_state_checksum(state: Mapping[str, Any]) -> None:
-    """Raise if a state is not what `with_state_checksum` returned. States of 0.1.0 have no checksum."""
+    """Raise if the checksum of a state does not match. States of 0.1.0 have no checksum."""
     if "checksum" in state and state["checksum"] != _state_checksum(state):
-        raise ValueError("state is not what was written: its checksum does not match")
+        raise ValueError("state was changed after it was written: its checksum does not match")
 
 
 def _state_checksum(state: Mapping[str, Any]) -> str:
@@ -780,7 +796,7 @@ def _state_checksum(state: Mapping[str, Any]) -> str:
             digest.update(f"list of {len(value)}".encode())
             for item in value:
                 add(item)
-        elif hasattr(value, "detach"):  # a tensor counts as the array that it may be loaded as
+        elif hasattr(value, "detach"):  # a tensor may be loaded as an array: both have the same checksum
             tensor = value.detach().cpu()
             add((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
         elif isinstance(value, np.ndarray):
@@ -794,22 +810,24 @@ def _state_checksum(state: Mapping[str, Any]) -> str:
 
 
 def check_state(state: object, key: str, version: int) -> None:
-    """Raise if this is not what `state_dict` returned, with such a key, or of a newer version."""
+    """Raise unless `state` comes from `state_dict`, has this key, is unchanged and of no newer version."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"state is {type(state).__name__}; wanted what state_dict returned")
+        raise TypeError(f"state is {type(state).__name__}; wanted a dict from state_dict")
     if "version" not in state or key not in state:
-        raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted what state_dict returned")
-    with naming_parts("state"):
+        raise ValueError(f"state has the keys {sorted(map(str, state))}; wanted a dict from state_dict")
+    with translate_part_errors("state"):
         is_newer = check_count(state["version"], "state['version']") > version
     if is_newer:
         raise ValueError(f"state has version {state['version']}; this dlnfast reads up to {version}")
     check_state_checksum(state)
 
 
-def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Callable[[FloatArray], Any]:
-    """Return the product, which then says what is wrong with its result."""
+def _check_product(
+    product: Callable[[FloatArray], Any], name: str, length: int
+) -> Callable[[FloatArray], Any]:
+    """Return a function that calls `product` and checks its result."""
 
-    def call(X: FloatArray) -> FloatArray:
+    def multiply(X: FloatArray) -> FloatArray:
         result = as_array(product(X), f"W.{name}(X)")
         if result.dtype.kind not in "biuf":
             raise TypeError(f"W.{name}(X) has dtype {result.dtype}; wanted real numbers")
@@ -817,10 +835,10 @@ def _checked(product: Callable[[FloatArray], Any], name: str, length: int) -> Ca
             raise ShapeError(f"W.{name} returned shape {result.shape}; wanted ({length}, {X.shape[1]})")
         return result
 
-    return call
+    return multiply
 
 
-def _shape_of(operator: Any) -> tuple[int, int]:
+def _read_shape(operator: Any) -> tuple[int, int]:
     try:
         shape = tuple(int(n) for n in operator.shape)
     except (AttributeError, TypeError, ValueError):
@@ -830,5 +848,5 @@ def _shape_of(operator: Any) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _precision(operator: Any) -> np.dtype[Any]:
+def _read_dtype(operator: Any) -> np.dtype[Any]:
     return check_precision(getattr(operator, "dtype", None), "W.dtype")

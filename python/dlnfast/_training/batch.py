@@ -15,8 +15,8 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate, step_flops
 from .._closure.closure import Closure
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, as_list, axes_of, is_array
-from .._support.checkpoint import Checkpoint, RunFolder, identity_of, terminating
+from .._support.arrays import FloatArray, as_list, count_axes, is_array
+from .._support.checkpoint import Checkpoint, RunFolder, identity_of, raise_on_sigterm
 from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
@@ -295,7 +295,7 @@ class _KeptRuns:
         """Own the folder from now on: a batch that is only read needs no lock."""
         if self._owning is None:
             with ExitStack() as stack:
-                stack.enter_context(terminating())
+                stack.enter_context(raise_on_sigterm())
                 stack.enter_context(self._folder.owned())
                 self._folder.begin({"n_runs": len(self._plans)}, {})
                 self._owning = stack.pop_all()
@@ -386,7 +386,7 @@ def _plan(
     }
     by_name = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
     rates: list[Any] = [
-        as_list(rate, name, several) if is_array(rate) and axes_of(rate, name) > 0 else rate
+        as_list(rate, name, several) if is_array(rate) and count_axes(rate, name) > 0 else rate
         for name, rate in by_name.items()
     ]
     for name, rate in zip(by_name, rates, strict=True):

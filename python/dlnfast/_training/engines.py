@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .._closure.certificate import Assumptions, Certificate
 from .._closure.closure import LARGEST_SHARE, Closure, find_closure
-from .._closure.conditions import breaks_no_assumption
+from .._closure.conditions import satisfies_all_but_rank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, scale_of
@@ -51,7 +51,7 @@ def choose_engine(
         return _choose_implicit(engine, problem, weights)
     if engine == "dense":
         return Certificate("dense", "engine='dense' was asked for", None), None
-    filling = engine == "reduced" and breaks_no_assumption(problem, weights)
+    filling = engine == "reduced" and satisfies_all_but_rank(problem, weights)
     space = find_closure(problem, weights, largest_share=1.0 if filling else LARGEST_SHARE)
     found = space.assumptions
     if engine == "reduced" and not found.hold:
@@ -64,7 +64,7 @@ def choose_engine(
     if found.hold:
         return Certificate("reduced", f"the closure holds, {found.describe_dims()}", found), space
     failure = found.failures[0].text
-    if found.failures[0].name == "closure" and breaks_no_assumption(problem, weights):
+    if found.failures[0].name == "closure" and satisfies_all_but_rank(problem, weights):
         # Exact all the same, but not faster.
         reason = f'little to gain with a target of this rank: {failure}; engine="reduced" takes more'
         return Certificate("dense", reason, found), None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
 from .._closure.closure import Closure
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
 from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
@@ -44,7 +44,7 @@ def run_checkpointed(
     if isinstance(job, ReducedJob):
         arrays |= job.space_arrays()
     beside = {"every": kept.every, "seconds": kept.seconds}
-    with terminating(), folder.owned():
+    with raise_on_sigterm(), folder.owned():
         folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
         if folder.ending() is None:
             if isinstance(job, ReducedJob):

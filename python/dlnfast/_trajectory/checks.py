@@ -9,7 +9,7 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_scale
 from .._support.errors import ShapeError
-from .._support.stored import check_array, naming_parts
+from .._support.stored import check_array, translate_part_errors
 from .packing import check_steps
 from .states import Run
 
@@ -22,7 +22,7 @@ def check_run(run: Run, problem: Problem | Observations | None) -> None:
     ValueError
         The message names the array, its shape or dtype, and the wanted one.
     """
-    with naming_parts("it"):
+    with translate_part_errors("it"):
         _check_config(run)
         _check_series(run)
         run.states.check(run)

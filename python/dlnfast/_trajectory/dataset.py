@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .._support.arrays import as_list
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .._version import __version__
 from .states import Run
 from .variables import (
@@ -115,7 +115,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 def to_xarray(run: Run, variables: Sequence[str] | None = None) -> xarray.Dataset:
     """Return a run as an xarray.Dataset: see `Trajectory.to_xarray`."""
-    library = imported("xarray", "to_xarray", "xarray")
+    library = import_optional("xarray", "to_xarray", "xarray")
     held = {name: (v.dims, v.read(), v.attributes) for name, v in select_variables(run, variables).items()}
     held = {name: entry for name, entry in held.items() if 0 not in entry[1].shape[1:]}
     used = {dim for dims, *_ in held.values() for dim in dims}
@@ -131,7 +131,7 @@ def to_xarray(run: Run, variables: Sequence[str] | None = None) -> xarray.Datase
 
 def to_dataframe(run: Run) -> pandas.DataFrame:
     """Return the records of a run as a pandas.DataFrame: see `Trajectory.to_dataframe`."""
-    library = imported("pandas", "to_dataframe")
+    library = import_optional("pandas", "to_dataframe")
     offered = list_variables(run)
     held = {name: v.read() for name, v in offered.items() if v.dims in (OF_LAYERS, OF_VALUES)}
     # Layers with fewer values than others have fewer rows.

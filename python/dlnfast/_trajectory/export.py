@@ -12,7 +12,7 @@ import numpy as np
 
 from .._support.arrays import check_count, check_flag, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays, placing
+from .._support.files import Arrays
 from .dataset import (
     describe_run,
     list_fixed_coordinates,
@@ -114,7 +114,7 @@ def export(
     metadata = describe_run(run) | {
         "coordinates": " ".join(name for name in list_fixed_coordinates(run) if name != "layer")
     }
-    with placing(target, durable=True) as temporary, store(temporary, metadata) as opened:
+    with atomic_path(target, durable=True) as temporary, store(temporary, metadata) as opened:
         _write(opened, run, thin_records(parts, interval), variables)
 
 

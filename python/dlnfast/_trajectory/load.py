@@ -14,7 +14,7 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays, naming_damage, read_whole
+from .._support.files import Arrays, read_whole
 from .checks import check_run
 from .trajectory import FORMAT, FORMAT_VERSION, Trajectory, find_states_class
 
@@ -82,7 +82,7 @@ def load_folder(
     parts = list(thin_records(folder.records(), every))
     if not parts:
         return run
-    with naming_damage(folder.path, FORMAT):
+    with translate_read_errors(folder.path, FORMAT):
         run = replace_records(run, join_records(parts))
         check_run(run, run.problem)
     return run
@@ -92,7 +92,7 @@ def read_header(folder: RunFolder, problem: Problem | Observations | None = None
     """Return the run of a folder without its records."""
     metadata, arrays = folder.request()
     run, states = dict(metadata["run"]), dict(metadata["run"]["states"])
-    with naming_damage(folder.path, FORMAT):
+    with translate_read_errors(folder.path, FORMAT):
         states_class = find_states_class(states["engine"], run["certificate"]["engine"])
     ending = folder.ending()  # before the records are listed: then all of them are there
     run["config"] = run["config"] | {"outcome": "unfinished" if ending is None else ending["outcome"]}
@@ -169,5 +169,5 @@ def join_records(parts: Sequence[Arrays]) -> Arrays:
 def _from_file(
     path: Path, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
 ) -> Trajectory:
-    with naming_damage(path, FORMAT):
+    with translate_read_errors(path, FORMAT):
         return Trajectory.from_arrays(metadata, arrays, problem)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .variables import Array, Variable
 
 _CHUNK_BYTES: Final = 2**20
@@ -46,7 +46,7 @@ class ZarrStore:
     """A zarr group of format 3."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self._library = imported("zarr", "exporting to zarr", "zarr")
+        self._library = import_optional("zarr", "exporting to zarr", "zarr")
         self._path = path
         self._group = self._library.open_group(path, mode="w", zarr_format=3, attributes=attributes)
 
@@ -189,7 +189,7 @@ class HDF5Store:
     """An HDF5 file with named dimensions, as in netCDF 4."""
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        library = imported("h5netcdf", "exporting to HDF5", "hdf5")
+        library = import_optional("h5netcdf", "exporting to HDF5", "hdf5")
         self._sink = _Sink(path)
         self._file = library.File(self._sink, "w")
         self._file.attrs.update(attributes)
@@ -218,7 +218,7 @@ class HDF5Store:
     def fix(self, name: str, dim: str, values: Array) -> None:
         self._file.dimensions.setdefault(dim, len(values))
         text = values.dtype.kind == "U"
-        dtype = imported("h5py", "exporting to HDF5", "hdf5").string_dtype() if text else values.dtype
+        dtype = import_optional("h5py", "exporting to HDF5", "hdf5").string_dtype() if text else values.dtype
         self._file.create_variable(name, (dim,), dtype)[:] = values.astype(object) if text else values
         self._sink.check()
 

@@ -26,7 +26,7 @@ from .._support.arrays import (
 )
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
-from .._support.stored import naming_parts
+from .._support.stored import translate_part_errors
 from .checks import check_run
 from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
@@ -398,7 +398,7 @@ class Trajectory(RunRecords):
         ValueError
             If an array or an entry is missing, or does not fit the others; the message names it.
         """
-        with naming_parts("it"):
+        with translate_part_errors("it"):
             config, meta = metadata["config"], metadata["states"]
             if problem is None and metadata["problem"] is not None:
                 check_problem_metadata(metadata["problem"], config, arrays)

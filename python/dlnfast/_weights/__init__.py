@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Initial weights: drawn as arrays, lazily sampled, checked."""
+"""Initial weights: sampled as arrays or lazily, checks of weights, and the gradients at weights."""

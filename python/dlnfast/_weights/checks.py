@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks of initial weights against the problem that they are for."""
+"""Checks that initial weights fit one another, the problem and the engine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_initial(
 
 def check_layers(weights: Sequence[npt.ArrayLike], problem: HasDimensions) -> list[FloatArray]:
     """Return the layers as arrays that fit the problem and each other."""
-    layers = as_layers(weights, columns=(problem.dim_in, _input_dimension(problem)))
+    layers = as_layers(weights, columns=(problem.dim_in, _describe_input_dimension(problem)))
     if len(layers[-1]) != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {len(layers[-1])} rows; "
@@ -60,14 +60,14 @@ def require_arrays(weights: list[FloatArray] | ImplicitWeights) -> list[FloatArr
     """Return the layers, or raise `AssumptionError` for weights that are sampled lazily."""
     if isinstance(weights, ImplicitWeights):
         raise AssumptionError(
-            "the dense engine needs whole layers, but weights are sampled lazily: draw them with "
+            "weights are lazily sampled, but the dense engine needs complete layers; wanted arrays, such as "
             "dln.orthogonal(..., implicit=False)"
         )
     return weights
 
 
-def _input_dimension(problem: HasDimensions) -> str:
+def _describe_input_dimension(problem: HasDimensions) -> str:
     white = problem.whitening
     if white is None or white.matrix is None or white.rank == white.matrix.shape[1]:
         return "problem.dim_in"
-    return f"problem.dim_in: whitening kept {white.rank} of {white.matrix.shape[1]} dimensions"
+    return f"problem.dim_in: whitening reduced {white.matrix.shape[1]} dimensions to {white.rank}"

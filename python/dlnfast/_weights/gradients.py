@@ -28,9 +28,9 @@ def gradients(
     problem : Problem, Completion or Sensing
         The problem whose loss is differentiated.
     weights : sequence of array_like
-        ``W_1, .., W_L``.
+        Layers ``W_1, .., W_L``.
     n_threads : int
-        As for `train`.
+        Number of threads, as for `train`.
 
     Returns
     -------

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: MIT
-r"""Orthogonal layers of any width, of which only what is asked for is drawn.
+r"""`ImplicitWeights`: lazily sampled orthogonal layers of any width.
 
-The layers are those of `orthogonal`, ``W_l = eps_l Q_l`` with independent Haar isometries, exactly in
-law; but no d x d array is made, and the closure of a target needs no array of length d.
+The layers have exactly the distribution of `orthogonal`: ``W_l = eps_l Q_l`` with independent Haar
+isometries. But no d x d array is formed, and the closure of a target needs no array of length d.
 
 **Layers.** Q_l is a block of a Haar orthogonal matrix Qh_l of size n = max(d_l, d_{l-1}): the smaller side
-is the first coordinates of R^n, the rest of R^n on that side is *virtual*. What is known of Qh_l is a pair
-of orthonormal frames, ``Qh P = R`` and ``Qh^T R = P``. Given that, the image of a k-frame orthogonal to P
-is uniform among the k-frames orthogonal to R, whatever the question was that led to it.
+consists of the first coordinates of R^n, and the other coordinates of R^n on that side are *virtual*. The
+known part of Qh_l is a pair of orthonormal frames with ``Qh P = R`` and ``Qh^T R = P``. Conditionally on it,
+the image of a k-frame orthogonal to P is uniform among the k-frames orthogonal to R, whatever the query.
 
-**Nodes.** Node l, between layers l and l + 1, holds an orthonormal frame F_l of p_l *abstract* directions,
-and P and R are coordinates in F_{l-1}, F_l and the layer's virtual directions. An image, normalised
-columns of an n x k Gaussian Z outside R, has the known directions' coordinates, which are drawn, and
-parts in the unknown of the node and of the virtual space. Such a part of dimension N is Q T, an N x k
-Gaussian factorised: Q is a uniform frame, the new abstract directions, independent of T; and T is
-triangular with chi-distributed diagonal, N, N - 1, .. degrees of freedom, and normal entries above
-(Bartlett). So small matrices are all that is drawn.
+**Nodes.** Node l, between layers l and l + 1, has an orthonormal frame F_l of p_l *abstract* directions, and
+P and R are coordinates in F_{l-1}, F_l and the layer's virtual directions. An image consists of normalised
+columns of an n x k Gaussian matrix Z outside R. Its coordinates in the known directions are drawn. Its
+component of dimension N in the unknown part of the node, or of the virtual space, is an N x k Gaussian matrix
+Q T: Q is a uniform frame, the new abstract directions, and independent of T; T is triangular with
+chi-distributed diagonal entries of N, N - 1, .. degrees of freedom and normal entries above (Bartlett). So
+only small matrices are drawn.
 
-**Vectors.** A direction is given (a column of the target's singular vectors, or what is new in a vector
-that a layer was applied to), or fresh: uniform in the complement of the node's earlier directions, and
-drawn when a concrete vector is first asked for.
+**Vectors.** A direction is either an input (a column of the target's singular vectors, or the new component
+of a vector to which a layer is applied), or fresh: uniform in the complement of the node's earlier
+directions, and drawn when its vector is first needed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from .._support.errors import ShapeError
 from .._support.haar import signed_q
 from .widths import Scale, check_distribution
 
-#: The part of a unit vector outside what is known counts as rounding up to this many eps. A direction
-#: kept in excess costs a little memory, one that is missing costs accuracy: hence close to rounding.
+#: A component of a unit vector outside the known directions counts as rounding error up to this many eps. A
+#: superfluous direction costs a little memory, a missing one costs accuracy: the limit is close to rounding.
 _ROUNDING = 64.0
-#: Fresh directions are drawn in groups of about this size; a few temporaries are as large.
+#: Size of the groups in which fresh directions are drawn; a few temporary arrays have this size too.
 _GROUP_BYTES = 2**25
-#: Rows of long vectors that inner products sum at a time.
-_SUMMED_ROWS = 2**13
-#: A Gaussian block this many times as tall as wide has a condition number below 2.
+#: Number of rows of long vectors that an inner product sums at a time.
+_ROWS_PER_SUM = 2**13
+#: Ratio of rows to columns from which a Gaussian matrix has a condition number below 2.
 _TALL = 16
 
 _F64 = np.dtype(np.float64)
@@ -52,21 +52,21 @@ _F64 = np.dtype(np.float64)
 
 @dataclass(frozen=True)
 class ImplicitClosure:
-    """The smallest subspaces that the layers carry to one another, in coordinates of their own frames.
+    """The smallest subspaces that hold V and U and that the layers map into one another.
 
-    ``Q_l F_{l-1}`` lies in the span of F_l and ``Q_l^T F_l`` in that of F_{l-1}. The frames themselves are
-    ``weights.basis(l, dims[l])``.
+    ``Q_l F_{l-1}`` lies in the span of F_l and ``Q_l^T F_l`` in that of F_{l-1}. The frames F_l themselves
+    are ``weights.basis(l, dims[l])``.
 
     Attributes
     ----------
     dims : tuple of int
-        a_0 .. a_L, the dimensions; where `closed` is false, those reached.
+        Dimensions a_0 .. a_L; if `closed` is false, the dimensions at which the search stopped.
     cores : tuple of ndarray
-        ``F_l^T Q_l F_{l-1}``, a_l x a_{l-1}, without the scales; empty where `closed` is false.
+        ``F_l^T Q_l F_{l-1}``, a_l x a_{l-1}, without the scales; empty if `closed` is false.
     right, left : ndarray, shapes (a_0, r) and (a_L, r')
         V and U in coordinates of F_0 and F_L.
     closed : bool
-        False where a limit was exceeded first.
+        Whether the subspaces were found within the limits.
     """
 
     dims: tuple[int, ...]
@@ -77,7 +77,7 @@ class ImplicitClosure:
 
 
 class ImplicitWeights:
-    r"""The layers ``W_l = eps_l Q_l``, ``Q_l`` independent Haar isometries, revealed by questions.
+    r"""Lazily sampled layers ``W_l = eps_l Q_l`` with independent Haar isometries ``Q_l``.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ class ImplicitWeights:
     scale : float or sequence of float
         ``eps``, for all layers or one per layer.
     seed : int
-        Non-negative, below 2**64.
+        Seed, non-negative and below 2**64.
     dtype : dtype
-        float64 or float32: precision of concrete vectors. Coordinates are float64.
+        Precision of vectors, float64 or float32. Coordinates are always float64.
 
     Attributes
     ----------
@@ -102,19 +102,19 @@ class ImplicitWeights:
     Raises
     ------
     ShapeError
-        If there are fewer than two widths, or not one scale per layer.
+        If there are fewer than two widths, or the number of scales is not 1 or L.
     ValueError
-        For a width below 1, a negative scale or a seed out of range.
+        If a width is below 1, a scale is negative or the seed is out of range.
 
     Notes
     -----
-    **The law is that of** `orthogonal` **whatever is asked, in whatever order; the numbers depend on the
-    order of the questions.** The same seed and the same sequence of questions give the same numbers, and
-    all answers of one object agree with each other to rounding. A seed's layers are not those that
+    **The distribution is that of** `orthogonal` **for any sequence of queries; the numbers depend on the
+    order of the queries.** The same seed and the same sequence of queries give the same numbers, and all
+    results of one object are consistent with one another to rounding. The layers of a seed are not those that
     `orthogonal` draws from it.
 
-    What was revealed is kept: k new columns of a d x d layer cost about 2 d k numbers, one vector and its
-    image each, and O(d p k) time, p the directions that the nodes hold already.
+    All sampled numbers are stored: k new columns of a d x d layer take about 2 d k numbers, one vector and
+    its image each, and O(d p k) time, with p the number of known directions of the nodes.
 
     Examples
     --------
@@ -158,14 +158,14 @@ class ImplicitWeights:
         return self.n_layers
 
     def __repr__(self) -> str:
-        """Return the widths, seed, precision and what is known."""
+        """Return the widths, the seed, the precision and the numbers of known directions."""
         known = [node.count for node in self._nodes]
         return (
             f"ImplicitWeights({list(self.widths)}, seed={self.seed}, {self.dtype}, directions known: {known})"
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return what defines the law and its seed, in values that JSON knows."""
+        """Return the parameters of the distribution and the seed as JSON values."""
         return {
             "widths": list(self.widths),
             "scales": list(self.scales),
@@ -181,31 +181,30 @@ class ImplicitWeights:
         left: npt.ArrayLike | int | None,
         limit: Callable[[int], int] | Sequence[int] | int,
     ) -> ImplicitClosure:
-        r"""Reveal the smallest subspaces that hold V and U and that all layers and transposes preserve.
+        r"""Find the smallest subspaces that hold V and U and that all layers and transposes preserve.
 
         Parameters
         ----------
         right : array_like, shape (d_0, r), int or None
-            V, orthonormal columns, kept by reference where it is a C-contiguous array: it must not change
-            afterwards. An int stands for a uniformly random frame of that many columns, of which nothing
-            is drawn; None for 0.
+            V, orthonormal columns. A C-contiguous array is not copied, and must not change afterwards. An int
+            is the number of columns of a uniformly random frame, whose vectors are not drawn; None means 0.
         left : array_like, shape (d_L, r'), int or None
-            U, likewise.
+            U, in the same form as `right`.
         limit : int, sequence of int, or function of the node
-            Largest dimension allowed, at all nodes or at each of 0 .. L.
+            Largest allowed dimension, for all nodes or for each of 0 .. L.
 
         Returns
         -------
         ImplicitClosure
-            With `closed` false, and no cores, where a node exceeded its limit: after a bulge
-            ``d_0 < d > d_L`` the closure is the whole space.
+            If a node exceeds its limit, `closed` is false and there are no cores. For ``d_0 < d > d_L`` the
+            closure is always the whole space.
 
         Raises
         ------
         ShapeError
-            For frames that do not fit the widths, or not one limit per node.
+            If a frame does not fit the widths, or the number of limits is not 1 or L + 1.
         ValueError
-            For columns that are not orthonormal.
+            If the columns of a frame are not orthonormal.
 
         Notes
         -----
@@ -213,22 +212,22 @@ class ImplicitWeights:
         gradient descent. Dimensions for rank r, in wide layers: 2r at every node if all are square;
         [2r, 3r, .., 3r] for a smaller d_0, [3r, 2r, .., 2r] for a larger one; [2r, .., 2r, r] for d_L = r.
 
-        O(L r^3) time and O(L r^2) memory, whatever the widths (O(d r^2) to check a frame that is given).
+        Cost: O(L r^3) time and O(L r^2) memory for any widths, and O(d r^2) to check the frame of an array.
 
-        Best called first. Directions known from other questions become part of the closure, as if
-        they were columns of V and U, and if V or U is given as an array, all directions known at its node
-        are drawn.
+        Call this method before any other. Directions that are known from other queries become part of the
+        closure, like columns of V and U; and if V or U is an array, all known directions at its node are
+        drawn.
         """
         limits = self._limits(limit)
-        frames = self._checked(0, right, "right"), self._checked(self.n_layers, left, "left")
-        first, last = self._known(0, frames[0]), self._known(self.n_layers, frames[1])
+        frames = self._check_frame(0, right, "right"), self._check_frame(self.n_layers, left, "left")
+        first, last = self._add_frame(0, frames[0]), self._add_frame(self.n_layers, frames[1])
         closed = self._grow(limits)
         dims = tuple(node.count for node in self._nodes)
         return ImplicitClosure(
             dims,
             tuple(layer.core() for layer in self._layers) if closed else (),
-            _padded(first, dims[0]),
-            _padded(last, dims[-1]),
+            _pad_rows(first, dims[0]),
+            _pad_rows(last, dims[-1]),
             closed,
         )
 
@@ -244,39 +243,39 @@ class ImplicitWeights:
             raise ShapeError(f"limit has {len(values)} values; wanted one per node 0 .. L ({n_nodes})")
         return [check_count(value, f"limit[{i}]", minimum=0) for i, value in enumerate(values)]
 
-    def _checked(self, index: int, frame: npt.ArrayLike | int | None, name: str) -> FloatArray | int:
-        """Return a frame or a rank that fits the node."""
+    def _check_frame(self, index: int, frame: npt.ArrayLike | int | None, name: str) -> FloatArray | int:
+        """Check that a frame, or a number of columns, fits the node."""
         dim = self.widths[index]
         if frame is None or isinstance(frame, (bool, int, np.integer)):
             return check_count(0 if frame is None else frame, name, minimum=0, maximum=dim)
         return check_orthonormal(as_matrix(frame, name, shape=(dim, None), empty=True), name)
 
-    def _known(self, index: int, frame: FloatArray | int) -> FloatArray:
-        """Make a frame known at a node, or draw a uniform one of that rank, and return its coordinates."""
+    def _add_frame(self, index: int, frame: FloatArray | int) -> FloatArray:
+        """Add a frame to a node, or a uniformly random one of that many columns; return its coordinates."""
         if isinstance(frame, int):
             self._n_frames += 1
-            return _Side(self._nodes[index], 0).answer(frame, self._frame_streams[self._n_frames])
+            return _Side(self._nodes[index], 0).draw_image(frame, self._frame_streams[self._n_frames])
         return self._nodes[index].add_frame(frame)
 
     def _grow(self, limits: Sequence[int]) -> bool:
-        """Apply all layers up and down until nothing new appears; False once a limit is exceeded."""
-        while not all(layer.complete for layer in self._layers):
-            if self._exceeded(limits):
+        """Apply all layers and transposes until no new direction appears; return False beyond a limit."""
+        while not all(layer.is_complete for layer in self._layers):
+            if self._exceeds(limits):
                 return False
             for layer in self._layers:
-                layer.complete_side(layer.right, layer.left)
-                if self._exceeded(limits):
+                layer.reveal_all(layer.right, layer.left)
+                if self._exceeds(limits):
                     return False
             for layer in reversed(self._layers):
-                layer.complete_side(layer.left, layer.right)
-                if self._exceeded(limits):
+                layer.reveal_all(layer.left, layer.right)
+                if self._exceeds(limits):
                     return False
-        return not self._exceeded(limits)
+        return not self._exceeds(limits)
 
-    def _exceeded(self, limits: Sequence[int]) -> bool:
+    def _exceeds(self, limits: Sequence[int]) -> bool:
         return any(node.count > limit for node, limit in zip(self._nodes, limits, strict=True))
 
-    # --------------------------------------------------------------------------------- concrete vectors
+    # ----------------------------------------------------------------------------------------- vectors
 
     def basis(self, node: int, k: int | None = None) -> FloatArray:
         """Return the known directions of a node as vectors.
@@ -284,19 +283,21 @@ class ImplicitWeights:
         Parameters
         ----------
         node : int
-            0 .. L.
+            Number of the node, 0 .. L.
         k : int, optional
-            Only the first k. Directions keep their order: after a first `close`, its ``dims[node]`` come
-            first, and V's or U's before all others.
+            Number of directions; the first k. Default: all. The order of directions never changes: after a
+            first `close`, the first ``dims[node]`` directions are those of the closure, and of these those of
+            V or U come first.
 
         Returns
         -------
         ndarray, shape (d_node, k)
-            Orthonormal columns. Read-only: it is what later answers are computed from.
+            Orthonormal columns. Read-only, because later results are computed from it.
 
         Notes
         -----
-        O(d k^2) time for directions that were not drawn yet. Memory: the array, and about 100 MB meanwhile.
+        Cost: O(d k^2) time for directions that have not been drawn yet. Memory: the array, and about 100 MB
+        temporarily.
         """
         index = check_count(node, "node", minimum=0, maximum=self.n_layers)
         known = self._nodes[index].count
@@ -308,7 +309,7 @@ class ImplicitWeights:
         Parameters
         ----------
         layer : int
-            l, from 1.
+            Number l of the layer, from 1.
         X : array_like, shape (d_{l-1}, k)
 
         Returns
@@ -317,8 +318,8 @@ class ImplicitWeights:
 
         Notes
         -----
-        Draws all directions that nodes l - 1 and l hold. O((d_{l-1} + d_l) (p + k) k) time, p the
-        directions known.
+        Draws the vectors of all known directions at nodes l - 1 and l. Cost: O((d_{l-1} + d_l) (p + k) k)
+        time, with p the number of known directions.
         """
         index = self._index(layer)
         return self._times(index, X, self._layers[index].right, self._layers[index].left, "X")
@@ -366,10 +367,10 @@ class ImplicitWeights:
 
 
 class _Streams:
-    """Independent generators of one use, by their number: 2**128 counter values apart."""
+    """Independent random generators of one purpose, by number: 2**128 counter values apart."""
 
-    def __init__(self, seed: object, use: Sequence[int | str]) -> None:
-        bits = random_generator(seed, use).bit_generator
+    def __init__(self, seed: object, purpose: Sequence[int | str]) -> None:
+        bits = random_generator(seed, purpose).bit_generator
         assert isinstance(bits, np.random.Philox)
         self._bits = bits
 
@@ -378,7 +379,7 @@ class _Streams:
 
 
 class _Node:
-    """The frame of one node: `count` directions, of which a first part is there as vectors."""
+    """The frame of one node: `count` directions, of which the first ones have been drawn as vectors."""
 
     def __init__(self, dim: int, dtype: np.dtype[Any], streams: _Streams) -> None:
         self.dim = dim
@@ -388,11 +389,11 @@ class _Node:
         self._blocks: list[FloatArray] = []
 
     @property
-    def _drawn(self) -> int:
+    def _n_drawn(self) -> int:
         return sum(block.shape[1] for block in self._blocks)
 
     def add_frame(self, frame: FloatArray) -> FloatArray:
-        """Make an orthonormal frame known and return its coordinates."""
+        """Add an orthonormal frame and return its coordinates."""
         if self.count:
             return self.coordinates(frame)
         self.count = frame.shape[1]
@@ -400,33 +401,33 @@ class _Node:
         return np.eye(self.count)
 
     def coordinates(self, X: FloatArray) -> FloatArray:
-        """Return the coordinates of `X` in the frame, to which what is new in `X` is added."""
+        """Add the new directions in `X` to the frame, and return the coordinates of `X` in it."""
         self._draw(self.count)
         new = _new_directions(X, self._blocks, self.dim - self.count, _tolerance(self.dtype))
         if new.shape[1]:
             self._blocks.append(np.ascontiguousarray(new, dtype=self.dtype))
             self.count += new.shape[1]
-        return np.vstack([np.empty((0, X.shape[1])), *(_inner(block, X) for block in self._blocks)])
+        return np.vstack([np.empty((0, X.shape[1])), *(_inner_products(block, X) for block in self._blocks)])
 
     def combine(self, coordinates: FloatArray) -> FloatArray:
-        """Return the vectors that have these coordinates."""
+        """Return the vectors with these coordinates."""
         self._draw(self.count)
         total = np.zeros((self.dim, coordinates.shape[1]), dtype=self.dtype)
         start = 0
         for block in self._blocks:
             stop = start + block.shape[1]
-            total += _combined(block, coordinates[start:stop])
+            total += _combine(block, coordinates[start:stop])
             start = stop
         return total
 
     def basis(self, count: int) -> FloatArray:
         """Return the first `count` directions."""
         self._draw(count)
-        n_blocks, held = 0, 0
-        while held < count:
-            held += self._blocks[n_blocks].shape[1]
+        n_blocks, n_found = 0, 0
+        while n_found < count:
+            n_found += self._blocks[n_blocks].shape[1]
             n_blocks += 1
-        if n_blocks == 1 and held == count and self._blocks[0].dtype == self.dtype:
+        if n_blocks == 1 and n_found == count and self._blocks[0].dtype == self.dtype:
             result = self._blocks[0].view()
         else:
             result = np.empty((self.dim, count), dtype=self.dtype)
@@ -435,15 +436,15 @@ class _Node:
                 stop = min(start + block.shape[1], count)
                 result[:, start:stop] = block[:, : stop - start]
                 start = stop
-            if held == count > 0:  # one copy of these directions is enough
+            if n_found == count > 0:  # store one copy of these directions only
                 self._blocks[:n_blocks] = [result]
                 result = result.view()
         result.flags.writeable = False
         return result
 
     def _draw(self, count: int) -> None:
-        """Draw the directions up to `count`, each uniform in the complement of those before it."""
-        first = self._drawn
+        """Draw the first `count` directions, each uniform in the complement of the previous ones."""
+        first = self._n_drawn
         if count <= first:
             return
         block = np.empty((self.dim, count - first), dtype=self.dtype)
@@ -454,15 +455,15 @@ class _Node:
             for i in range(start, stop):
                 part[:, i - start] = self._streams[first + i].standard_normal(self.dim)
             tall = self.dim - first - stop >= _TALL * (stop - start)
-            for _ in range(2):  # the second round removes what rounding, amplified by the first, left
-                part = _outside(part, [*self._blocks, block[:, :start]])
+            for _ in range(2):  # twice is enough: the second round removes the rounding error of the first
+                part = _project_out(part, [*self._blocks, block[:, :start]])
                 part = _cholesky_q(part) if tall else signed_q(part)
             block[:, start:stop] = part
         self._blocks.append(block)
 
 
 class _Side:
-    """One side of a layer: its node, its virtual directions and the known frame (P or R) in both.
+    """One side of a layer: its node, its virtual directions, and the known frame (P or R) in both.
 
     Parameters
     ----------
@@ -474,13 +475,13 @@ class _Side:
     def __init__(self, node: _Node, n_virtual: int) -> None:
         self.node = node
         self.n_virtual = n_virtual
-        self.virtual = 0  # virtual directions known
-        self.asked = 0  # leading directions of the node that lie in the known frame's span
+        self.virtual = 0  # number of known virtual directions
+        self.n_revealed = 0  # number of leading directions of the node in the span of the known frame
         self._frame: FloatArray = np.zeros((0, 0))
-        self._n_real = 0  # the first rows of _frame belong to the node
+        self._n_real = 0  # number of leading rows of _frame that belong to the node
 
     def frame(self) -> FloatArray:
-        """Return the known frame in coordinates of all directions known by now, the node's first."""
+        """Return the known frame in coordinates of the node's directions, then of the virtual ones."""
         new_real = self.node.count - self._n_real
         new_virtual = self.virtual - (self._frame.shape[0] - self._n_real)
         if new_real or new_virtual:
@@ -492,30 +493,30 @@ class _Side:
         return self._frame
 
     def append(self, columns: FloatArray) -> None:
-        """Add columns, orthogonal to the known frame, to it."""
+        """Add columns that are orthogonal to the known frame."""
         self._frame = np.hstack([self.frame(), columns])
 
-    def answer(self, count: int, generator: np.random.Generator) -> FloatArray:
-        """Return a uniform frame outside the known one, and make the directions known that it needs."""
+    def draw_image(self, count: int, generator: np.random.Generator) -> FloatArray:
+        """Draw a uniform frame orthogonal to the known one, and add the new directions that it needs."""
         p, v = self.node.count, self.virtual
         known = generator.standard_normal((p + v, count))
-        real = _triangle(self.node.dim - p, count, generator)
-        virtual = _triangle(self.n_virtual - v, count, generator)
+        real = _draw_triangle(self.node.dim - p, count, generator)
+        virtual = _draw_triangle(self.n_virtual - v, count, generator)
         self.node.count += real.shape[0]
         self.virtual += virtual.shape[0]
         image = np.vstack([known[:p], real, known[p:], virtual])
-        for _ in range(2):  # the second round removes what rounding, amplified by the first, left
-            image = signed_q(_outside(image, [self.frame()]))
+        for _ in range(2):  # twice is enough: the second round removes the rounding error of the first
+            image = signed_q(_project_out(image, [self.frame()]))
         return image
 
     def image(self, source: _Side, coordinates: FloatArray) -> FloatArray:
-        """Return, in the node's coordinates, the image of `coordinates` that the pairs of frames give."""
+        """Return the image of `coordinates` under the known part of the layer."""
         inner = source.frame()[: source.node.count].T @ coordinates
         return self.frame()[: self.node.count] @ inner
 
 
 class _Layer:
-    """What is known of one orthogonal Qh: it carries the frame of its right side to that of its left side."""
+    """The known part of one orthogonal Qh: it maps the frame of its right side to that of its left side."""
 
     def __init__(self, right: _Node, left: _Node, streams: _Streams) -> None:
         self._n = max(right.dim, left.dim)
@@ -524,35 +525,35 @@ class _Layer:
         self.left = _Side(left, self._n - left.dim)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the images of all directions of both nodes are known."""
-        return all(side.asked == side.node.count for side in (self.right, self.left))
+        return all(side.n_revealed == side.node.count for side in (self.right, self.left))
 
-    def complete_side(self, source: _Side, target: _Side) -> None:
-        """Reveal the images of all directions of the source's node."""
-        known, asked = source.node.count, source.asked
-        if known > asked:
-            self.reveal(source, target, np.eye(known, known - asked, -asked), _F64)
-            source.asked = known
+    def reveal_all(self, source: _Side, target: _Side) -> None:
+        """Sample the images of all directions of the source's node."""
+        known, n_revealed = source.node.count, source.n_revealed
+        if known > n_revealed:
+            self.reveal(source, target, np.eye(known, known - n_revealed, -n_revealed), _F64)
+            source.n_revealed = known
 
     def reveal(self, source: _Side, target: _Side, coordinates: FloatArray, dtype: np.dtype[Any]) -> None:
-        """Make the image known of vectors in the source's node, given to the precision of `dtype`."""
+        """Sample the images of vectors of the source's node; `coordinates` are accurate to eps of `dtype`."""
         frame = source.frame()
         n_pairs = frame.shape[1]
-        question = _padded(coordinates, frame.shape[0])
-        new = _new_directions(question, [frame], self._n - n_pairs, _tolerance(dtype))
+        vectors = _pad_rows(coordinates, frame.shape[0])
+        new = _new_directions(vectors, [frame], self._n - n_pairs, _tolerance(dtype))
         if new.shape[1]:
-            image = target.answer(new.shape[1], self._streams[n_pairs])
+            image = target.draw_image(new.shape[1], self._streams[n_pairs])
             source.append(new)
             target.append(image)
 
     def core(self) -> FloatArray:
-        """Return ``F_l^T Q F_{l-1}`` where all images are known."""
+        """Return ``F_l^T Q F_{l-1}``; all images have to be known."""
         return self.left.image(self.right, np.eye(self.right.node.count))
 
 
-def _triangle(dim: int, count: int, generator: np.random.Generator) -> FloatArray:
-    """Draw R of the QR factorisation of a dim x count Gaussian matrix, without the matrix (Bartlett)."""
+def _draw_triangle(dim: int, count: int, generator: np.random.Generator) -> FloatArray:
+    """Draw R of the QR factorisation of a dim x count Gaussian matrix, but not the matrix (Bartlett)."""
     rows = min(dim, count)
     upper = np.triu(generator.standard_normal((rows, count)), 1)
     diagonal = np.arange(rows)
@@ -561,64 +562,64 @@ def _triangle(dim: int, count: int, generator: np.random.Generator) -> FloatArra
 
 
 def _new_directions(X: FloatArray, known: Sequence[FloatArray], room: int, tolerance: float) -> FloatArray:
-    """Return an orthonormal basis, at most `room` columns, of what `X` has outside the known frames.
+    """Return an orthonormal basis, of at most `room` columns, of the components of `X` outside the frames.
 
-    Gram-Schmidt in the order of the columns, so that rounding cannot turn the result as it turns the
-    vectors of equal singular values.
+    Gram-Schmidt in the order of the columns. Unlike a singular value decomposition, whose vectors of equal
+    values are arbitrary, it makes the result a continuous function of `X`.
     """
     size = np.abs(X).max(axis=0, initial=0.0)
-    rest = X[:, size > 0] / size[size > 0]
-    rest = rest / np.linalg.norm(rest, axis=0)
-    found: FloatArray = rest[:, :0]
-    while rest.shape[1] and found.shape[1] < room:
+    remainder = X[:, size > 0] / size[size > 0]
+    remainder = remainder / np.linalg.norm(remainder, axis=0)
+    found: FloatArray = remainder[:, :0]
+    while remainder.shape[1] and found.shape[1] < room:
         frames = [*known, found]
-        rest = _outside(_outside(rest, frames), frames)
-        rest = rest[:, np.linalg.norm(rest, axis=0) > tolerance]
-        if not rest.shape[1]:
+        remainder = _project_out(_project_out(remainder, frames), frames)
+        remainder = remainder[:, np.linalg.norm(remainder, axis=0) > tolerance]
+        if not remainder.shape[1]:
             break
-        part = signed_q(rest)
-        leads = np.zeros(rest.shape[1], dtype=bool)
-        leads[: part.shape[1]] = np.einsum("ij,ij->j", part, rest[:, : part.shape[1]]) > tolerance
+        part = signed_q(remainder)
+        leads = np.zeros(remainder.shape[1], dtype=bool)
+        leads[: part.shape[1]] = np.einsum("ij,ij->j", part, remainder[:, : part.shape[1]]) > tolerance
         leads[:1] = True
         if not leads.all():
-            part = signed_q(rest[:, leads])
-        part = signed_q(_outside(part, frames))
+            part = signed_q(remainder[:, leads])
+        part = signed_q(_project_out(part, frames))
         found = np.hstack([found, part[:, : room - found.shape[1]]])
-        rest = rest[:, ~leads]
+        remainder = remainder[:, ~leads]
     return found
 
 
-def _outside(X: FloatArray, frames: Sequence[FloatArray]) -> FloatArray:
-    """Return `X` less its projections on orthonormal frames, in the precision of `X`."""
-    rest = X
+def _project_out(X: FloatArray, frames: Sequence[FloatArray]) -> FloatArray:
+    """Subtract from `X` its projections on orthonormal frames, in the precision of `X`."""
+    remainder = X
     for frame in frames:
-        rest = rest - _combined(frame, _inner(frame, rest)).astype(X.dtype, copy=False)
-    return rest
+        remainder = remainder - _combine(frame, _inner_products(frame, remainder)).astype(X.dtype, copy=False)
+    return remainder
 
 
-def _inner(frame: FloatArray, X: FloatArray) -> FloatArray:
-    """Return ``frame.T @ X`` in float64, from sums over pieces: serial sums of 1e6 terms lose digits."""
+def _inner_products(frame: FloatArray, X: FloatArray) -> FloatArray:
+    """Return ``frame.T @ X`` in float64, as a sum over chunks: serial sums of 1e6 terms lose digits."""
     total = np.zeros((frame.shape[1], X.shape[1]))
-    for start in range(0, X.shape[0], _SUMMED_ROWS):
-        rows = slice(start, start + _SUMMED_ROWS)
+    for start in range(0, X.shape[0], _ROWS_PER_SUM):
+        rows = slice(start, start + _ROWS_PER_SUM)
         total += frame[rows].T.astype(_F64, copy=False) @ X[rows].astype(_F64, copy=False)
     return total
 
 
-def _combined(frame: FloatArray, coordinates: FloatArray) -> FloatArray:
-    """Return ``frame @ coordinates``, column by column: the BLAS is ten times slower on thin rows."""
+def _combine(frame: FloatArray, coordinates: FloatArray) -> FloatArray:
+    """Return ``frame @ coordinates``, stored by columns: BLAS is ten times slower on thin rows."""
     result: FloatArray = (coordinates.T.astype(frame.dtype, copy=False) @ frame.T).T
     return result
 
 
 def _cholesky_q(matrix: FloatArray) -> FloatArray:
-    """Return `signed_q` of a matrix that is far from singular, several times faster where it is tall."""
-    lower = np.linalg.cholesky(_inner(matrix, matrix))
-    return _combined(matrix, np.linalg.inv(lower).T)
+    """Return `signed_q` of a well-conditioned matrix by Cholesky, several times faster if it is tall."""
+    lower = np.linalg.cholesky(_inner_products(matrix, matrix))
+    return _combine(matrix, np.linalg.inv(lower).T)
 
 
-def _padded(X: FloatArray, rows: int) -> FloatArray:
-    """Return `X` with rows of zeros added, so that it has as many as `rows`."""
+def _pad_rows(X: FloatArray, rows: int) -> FloatArray:
+    """Append rows of zeros to `X`, up to `rows` rows."""
     return np.vstack([X, np.zeros((rows - X.shape[0], X.shape[1]))])
 
 

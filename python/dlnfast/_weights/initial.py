@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Initial weights W_1 .. W_L: orthogonal, Gaussian, uniform and aligned.
+"""Random initial weights W_1 .. W_L: orthogonal, Gaussian, uniform and aligned.
 
-All are scaled alike: ``||W_l||_F = scale_l * sqrt(min(d_l, d_{l-1}))``, which an orthogonal layer has
-exactly, so that runs from different distributions can be compared.
+All distributions have layers of the same norm, ``||W_l||_F = scale_l * sqrt(min(d_l, d_{l-1}))``, that of an
+orthogonal layer, so that runs from different distributions can be compared.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def orthogonal(
     scale : float or sequence of float
         ``eps``, for all layers or one per layer.
     seed : int
-        Layer l of a seed is the same whatever the other layers are.
+        Seed, non-negative. Layer l depends on the seed, on l and on its own sizes only.
     implicit : bool
-        Return the law instead of arrays: layers of any width, of which nothing is drawn until it is asked
-        for; see `ImplicitWeights`. The numbers differ from those of the same seed's arrays,
-        the law does not.
+        Whether to return lazily sampled weights instead of arrays: layers of any width, of which numbers are
+        drawn only when they are needed; see `ImplicitWeights`. They have the same distribution as the arrays,
+        but for the same seed the numbers differ.
     dtype : dtype
         float64 or float32.
 
@@ -76,14 +76,14 @@ def orthogonal(
     Raises
     ------
     ShapeError
-        If there are fewer than two widths, or not one scale per layer.
+        If there are fewer than two widths, or the number of scales is not 1 or L.
     ValueError
-        For a width below 1 or a negative scale.
+        If a width is below 1 or a scale is negative.
 
     Notes
     -----
-    The initialisation of the theorem (Yaras et al., arXiv 2306.01154, section 2). A QR factorisation
-    per layer: O(d^3) time, one d x d temporary.
+    The initialisation of the theorem (Yaras et al., arXiv 2306.01154, section 2). Cost: a QR factorisation
+    per layer, O(d^3) time and one d x d temporary.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def orthogonal(
 def gaussian(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
-    """Draw Gaussian layers with the Frobenius norm of orthogonal ones; see `orthogonal`.
+    """Draw layers with Gaussian entries and the norm of orthogonal layers.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def gaussian(
     scale : float or sequence of float
         eps, for all layers or one per layer: ``||W_l||_F = eps sqrt(min(d_l, d_{l-1}))``.
     seed : int
-        Not below 0. Equal seeds, widths and precisions give equal layers.
+        Seed, non-negative. Equal seeds, widths and precisions give equal layers.
     dtype : dtype
         float64 or float32.
 
@@ -127,7 +127,7 @@ def gaussian(
     Raises
     ------
     ShapeError, TypeError, ValueError
-        For widths, scales and seeds that are none.
+        For the reasons of `orthogonal`.
 
     Notes
     -----
@@ -139,7 +139,7 @@ def gaussian(
 def uniform(
     widths: Sequence[int], scale: Scale = 1.0, seed: int = 0, *, dtype: npt.DTypeLike = np.float64
 ) -> list[FloatArray]:
-    """Draw layers uniform on an interval around 0, with the norm of orthogonal ones; see `orthogonal`.
+    """Draw layers with entries uniform on an interval around 0, and the norm of orthogonal layers.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def uniform(
     scale : float or sequence of float
         eps, for all layers or one per layer: ``||W_l||_F = eps sqrt(min(d_l, d_{l-1}))``.
     seed : int
-        Not below 0. Equal seeds, widths and precisions give equal layers.
+        Seed, non-negative. Equal seeds, widths and precisions give equal layers.
     dtype : dtype
         float64 or float32.
 
@@ -160,7 +160,7 @@ def uniform(
     Raises
     ------
     ShapeError, TypeError, ValueError
-        For widths, scales and seeds that are none.
+        For the reasons of `orthogonal`.
 
     Notes
     -----
@@ -181,7 +181,7 @@ def aligned(
     *,
     dtype: npt.DTypeLike = np.float64,
 ) -> list[FloatArray]:
-    r"""Draw orthogonal layers that carry the target's right singular vectors to its left ones.
+    r"""Draw orthogonal layers that map the target's right singular vectors to its left ones.
 
     The layers satisfy ``Q_{L:1} V = U`` for ``Phi = U diag(s) V^T``; on the complement they are
     independent Haar rotations. Training is then diagonal: r directions, each with its own scalar
@@ -190,9 +190,12 @@ def aligned(
     Parameters
     ----------
     problem : Problem
-        Its target gives U and V; d_0 and d_L are its sizes.
-    widths, scale, seed, dtype
-        As for `orthogonal`. No width may be below the target's rank.
+        Problem whose target has the singular vectors U and V.
+    widths : sequence of int
+        ``d_0, .., d_L``; d_0 and d_L are the dimensions of the problem, and no width is below the rank of the
+        target.
+    scale, seed, dtype
+        Same meaning as for `orthogonal`.
 
     Returns
     -------
@@ -202,7 +205,7 @@ def aligned(
     Raises
     ------
     ShapeError
-        If the widths do not fit the problem or a layer is narrower than the target's rank.
+        If the widths do not fit the problem, or one is below the rank of the target.
 
     Notes
     -----
@@ -223,18 +226,18 @@ def aligned(
         frames.append(haar(sizes[layer], factors.rank, random_generator(seed, ("aligned frame", layer))))
     frames.append(np.asarray(factors.U))
 
-    def layer_of(rows: int, cols: int, layer: int) -> FloatArray:
+    def draw_layer(rows: int, cols: int, layer: int) -> FloatArray:
         generator = random_generator(seed, ("aligned", layer))
         n = min(rows, cols)
-        left = _completed(frames[layer], n, generator)
-        right = _completed(frames[layer - 1], n, generator)
+        left = _complete_frame(frames[layer], n, generator)
+        right = _complete_frame(frames[layer - 1], n, generator)
         return left @ right.T
 
-    return _draw(sizes, scale, dtype, layer_of)
+    return _draw(sizes, scale, dtype, draw_layer)
 
 
-def _completed(frame: FloatArray, n_columns: int, generator: np.random.Generator) -> FloatArray:
-    """Return `frame` with orthonormal random columns added up to `n_columns`."""
+def _complete_frame(frame: FloatArray, n_columns: int, generator: np.random.Generator) -> FloatArray:
+    """Extend `frame` by random columns to `n_columns` orthonormal columns."""
     missing = n_columns - frame.shape[1]
     return join_frames(frame, generator.standard_normal((frame.shape[0], missing)))
 
@@ -243,11 +246,12 @@ def _draw(
     widths: Sequence[int],
     scale: Scale,
     dtype: npt.DTypeLike,
-    law: Callable[[int, int, int], FloatArray],
+    draw_layer: Callable[[int, int, int], FloatArray],
 ) -> list[FloatArray]:
+    """Scale the matrices of ``draw_layer(rows, columns, layer)`` and convert them to the precision."""
     sizes, scales, precision = check_distribution(widths, scale, dtype)
     return [
-        np.ascontiguousarray(scales[i] * law(sizes[i + 1], sizes[i], i + 1), dtype=precision)
+        np.ascontiguousarray(scales[i] * draw_layer(sizes[i + 1], sizes[i], i + 1), dtype=precision)
         for i in range(len(sizes) - 1)
     ]
 
@@ -262,8 +266,8 @@ def _draw_independent(
 ) -> list[FloatArray]:
     """Draw layers of independent entries, rescaled to the norm of an orthogonal layer."""
 
-    def law(rows: int, cols: int, layer: int) -> FloatArray:
+    def draw_layer(rows: int, cols: int, layer: int) -> FloatArray:
         matrix = entries(random_generator(seed, (name, layer)), (rows, cols))
         return np.asarray(matrix * (np.sqrt(min(rows, cols)) / np.linalg.norm(matrix)))
 
-    return _draw(widths, scale, dtype, law)
+    return _draw(widths, scale, dtype, draw_layer)

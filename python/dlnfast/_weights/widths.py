@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Widths d_0 .. d_L, scales and precision that every initialisation takes."""
+"""Checks of the arguments of every initialisation: widths d_0 .. d_L, scales, precision."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Scale = float | Sequence[float]
 
 
 def check_widths(widths: Sequence[int]) -> list[int]:
-    """Return d_0 .. d_L as ints, at least two and none below 1."""
-    given = as_list(widths, "widths", "a list of integers, d_0 .. d_L")
-    sizes = [check_count(d, f"widths[{i}] (d_{i})") for i, d in enumerate(given)]
+    """Convert d_0 .. d_L to ints; there have to be at least two, none below 1."""
+    items = as_list(widths, "widths", "a list of integers, d_0 .. d_L")
+    sizes = [check_count(d, f"widths[{i}] (d_{i})") for i, d in enumerate(items)]
     if len(sizes) < 2:
         raise ShapeError(f"widths has {len(sizes)} entries; wanted d_0 .. d_L, at least two")
     return sizes
@@ -27,7 +27,7 @@ def check_widths(widths: Sequence[int]) -> list[int]:
 def check_distribution(
     widths: Sequence[int], scale: Scale, dtype: npt.DTypeLike
 ) -> tuple[list[int], npt.NDArray[np.float64], np.dtype[Any]]:
-    """Return d_0 .. d_L, one scale per layer and the precision: what every law of weights starts from."""
+    """Check the parameters of a distribution of weights; return d_0 .. d_L, a scale per layer, the dtype."""
     sizes = check_widths(widths)
     scales = per_layer(scale, "scale (eps)", len(sizes) - 1)
     return sizes, scales, check_precision(dtype)

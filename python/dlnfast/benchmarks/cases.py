@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._problem.standard import low_rank_recovery
-from .._support.files import parsed_object, read_text
+from .._support.files import parse_object, read_text
 from .._support.threads import available_cores
 from .._training import batch as batches
 from .._training.train import train
@@ -640,7 +640,7 @@ def read_results(path: Path) -> dict[str, Any]:
         For a file of another kind.
     """
     try:
-        results = parsed_object(read_text(path))
+        results = parse_object(read_text(path))
         found = {result["case"] for result in results["results"]}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no result; wanted a file that dlnfast bench --out wrote") from None

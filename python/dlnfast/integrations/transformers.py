@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 import torch
 
 from .._support.arrays import check_path
-from .._support.files import replacing
+from .._support.files import atomic_file
 from ..torch.layers import LayerChoice
 from ._spectra import Spectra
 
@@ -160,7 +160,7 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         del control, unused
         folder = _get_checkpoint_folder(args, state)
         if self.tracker is not None and folder.is_dir():
-            with replacing(folder / FILE_NAME) as file:
+            with atomic_file(folder / FILE_NAME) as file:
                 torch.save(self.tracker.state_dict(), file)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:

@@ -26,7 +26,7 @@ from .._datasets.text import TextTask, load_task
 from .._support.arrays import check_count
 from .._support.errors import DivergedError
 from .._support.locks import FolderLock
-from .._support.optional import imported
+from .._support.optional import import_optional
 from .._support.progress import ProgressBar
 from .deep_lora import DeepLoRA
 from .layers import LayerChoice, weight_matrices
@@ -95,7 +95,7 @@ class FineTuning:
     ) -> None:
         if "" in parts:
             raise ValueError("parts has an empty name")
-        transformers = imported("transformers", "fine-tuning", "transformers")
+        transformers = import_optional("transformers", "fine-tuning", "transformers")
         self._path = find_model(model)
         self._no_dropout = dict.fromkeys(_find_dropout_settings(transformers, self._path), 0.0)
         self._device = torch.device(device)
@@ -110,7 +110,7 @@ class FineTuning:
 
     def fresh_model(self, seed: int) -> tuple[nn.Module, list[str]]:
         """Return the pretrained model with a head drawn from the seed, and the names of its parameters."""
-        transformers = imported("transformers", "fine-tuning", "transformers")
+        transformers = import_optional("transformers", "fine-tuning", "transformers")
         classes = self.train.classes
         with torch.random.fork_rng(devices=[]), _silence_logging(transformers):
             torch.manual_seed(seed)
@@ -236,7 +236,7 @@ class FineTuning:
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
         if run.method == "lora":
-            peft = imported("peft", "method 'lora'", "peft")
+            peft = import_optional("peft", "method 'lora'", "peft")
             config = peft.LoraConfig(
                 r=run.rank, lora_alpha=run.rank, lora_dropout=0.0, target_modules=names, bias="none"
             )

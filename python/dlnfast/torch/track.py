@@ -25,7 +25,6 @@ from .. import reference as reference_measures
 from .._closure.certificate import Certificate
 from .._problem.factors import DenseMap, leading_factors
 from .._support.arrays import FloatArray, check_count, check_flag, check_scale
-from .._support.stored import naming_parts
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import (
     DEFAULTS,
@@ -741,7 +740,7 @@ class SpectralTracker:
             state, and a state of a newer version.
         """
         check_state(state, "followed", _STATE_VERSION)
-        with naming_parts("state"):
+        with translate_part_errors("state"):
             self._restore(state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:

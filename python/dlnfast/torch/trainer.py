@@ -20,7 +20,7 @@ from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
-from .._support.files import is_of_the_machine, replacing
+from .._support.files import atomic_file
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device
@@ -467,7 +467,7 @@ class Trainer:
             "history": asdict(self.history),
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
-        with replacing(path) as file:
+        with atomic_file(path) as file:
             torch.save(with_state_checksum(state), file)
 
     def _resume(self, path: Path, samples: str) -> None:
@@ -478,7 +478,7 @@ class Trainer:
                 raise TypeError("it has other content")
             check_state_checksum(state)
         except _UNREADABLE as error:
-            if is_of_the_machine(error):
+            if is_machine_error(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error

@@ -19,8 +19,8 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale
 from ..._support.errors import ShapeError
-from ..._support.files import naming_damage, placing, replacing
-from ..._support.optional import imported
+from ..._support.files import atomic_file, atomic_path
+from ..._support.optional import import_optional
 from .layers import Factors, Kind, Target
 
 _KEY: Final = "dlnfast.deep_lora"
@@ -84,7 +84,7 @@ def write(
     text = json.dumps(description)
     metadata = {"format": "pt", _KEY: text, _CHECKSUM: _compute_checksum(text, tensors)}
     content = _safetensors().save(tensors, metadata)
-    with replacing(Path(path)) as file:
+    with atomic_file(Path(path)) as file:
         file.write(content)
 
 
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
     if not path.is_file():
         raise FileNotFoundError(f"path is {os.fspath(path)!r}, which is no file")
     content = path.read_bytes()
-    with naming_damage(path, _CONTENT):
+    with translate_read_errors(path, _CONTENT):
         metadata = _read_metadata(content)
         description = json.loads(metadata[_KEY]) if _KEY in metadata else None
         version = 0 if description is None else int(description["version"])
@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
         raise ValueError(
             f"{os.fspath(path)!r} has format {version}; this version of dlnfast reads up to {_VERSION}"
         )
-    with naming_damage(path, _CONTENT):
+    with translate_read_errors(path, _CONTENT):
         tensors = safetensors.load(content)
         # The format of 0.1.0 has no checksum. A third entry means that the name of the checksum is damaged.
         if unknown := sorted(metadata.keys() - {"format", _KEY, _CHECKSUM}):
@@ -247,10 +247,10 @@ def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
     if any(entry.is_symlink() or not entry.is_file() for entry in others):
         _replace_files(folder, files)
         return
-    with placing(folder, durable=True) as temporary:
+    with atomic_path(folder, durable=True) as temporary:
         temporary.mkdir()
         for name, content in files.items():
-            with replacing(temporary / name) as file:
+            with atomic_file(temporary / name) as file:
                 file.write(content)
         for entry in others:
             os.link(entry, temporary / entry.name)
@@ -261,7 +261,7 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as temporary:
         before = Path(temporary)
         for name, content in files.items():
-            with replacing(before / f"new-{name}") as file:
+            with atomic_file(before / f"new-{name}") as file:
                 file.write(content)
             if (folder / name).exists():
                 os.link(folder / name, before / name)
@@ -278,4 +278,4 @@ def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _safetensors() -> Any:
-    return imported("safetensors.torch", "files of adapters", install="safetensors")
+    return import_optional("safetensors.torch", "files of adapters", install="safetensors")
