@@ -561,9 +561,9 @@ def test_errors_name_the_engines_that_support_a_setting(problem, weights):
     completion = dln.Completion([0, 1], [2, 3], [1.0, 2.0], (10, 10))
     with pytest.raises(TypeError, match=r"problem is Completion; engine='torch' wants .*engine='dense'"):
         dln.train(completion, weights, **options)
-    law = dln.orthogonal([10] * 4, implicit=True)
+    sampled_weights = dln.orthogonal([10] * 4, implicit=True)
     with pytest.raises(dln.AssumptionError, match=r"weights are a law: engine='reduced' trains it"):
-        dln.train(problem, law, **options)
+        dln.train(problem, sampled_weights, **options)
     for rate in ("adaptive", dln.Adaptive()):
         with pytest.raises(ValueError, match=r"learning_rate is adaptive, which is for the dense engine"):
             dln.train(problem, weights, **options | {"learning_rate": rate})

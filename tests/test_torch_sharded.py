@@ -331,7 +331,7 @@ def case_sources_of_rows():
         asked.append((start, stop))
         return np.stack([row(i) for i in range(start, stop)])
 
-    class Held:
+    class RowSource:
         """Records which rows were read."""
 
         shape, dtype = expected.shape, expected.dtype
@@ -340,7 +340,12 @@ def case_sources_of_rows():
             assert 0 < where.stop - where.start < 17
             return expected[where]
 
-    for source, shape in ((expected, None), (Held(), None), (rows, (17, 11)), (torch.tensor(expected), None)):
+    for source, shape in (
+        (expected, None),
+        (RowSource(), None),
+        (rows, (17, 11)),
+        (torch.tensor(expected), None),
+    ):
         shard = RowSharded.from_rows(source, shape)
         assert max(shard.counts) - min(shard.counts) <= 1
         assert np.array_equal(whole(shard), expected)

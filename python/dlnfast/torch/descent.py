@@ -425,7 +425,7 @@ class _TrackedLayer:
     def record(self, number: int) -> None:
         """Update the tracker with the current weight, and write record `number`."""
         layer = self.layer
-        drift = None if self.is_whole else self._drift()
+        drift = None if self.is_whole else self._measure_change()
         if layer.host is layer.weight or self.is_whole:
             layer.copy_to_host()
             found = self.tracker.update(layer.host.numpy(), drift=drift)
@@ -440,7 +440,7 @@ class _TrackedLayer:
             left[number] = self.tracker.left_vectors
             right[number] = self.tracker.right_vectors
 
-    def _drift(self) -> float | None:
+    def _measure_change(self) -> float | None:
         """Return a bound on ``||W - W'||_F``, W' of the previous record; None at the first record."""
         weight = self.layer.weight
         if self.before is None:
