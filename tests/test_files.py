@@ -24,6 +24,7 @@ from dlnfast._datasets import text as tasks
 from dlnfast._support.files import (
     DamagedFileError,
     atomic_file,
+    atomic_path,
     read_arrays,
     read_text,
     read_whole,

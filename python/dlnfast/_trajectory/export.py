@@ -12,7 +12,7 @@ import numpy as np
 
 from .._support.arrays import check_count, check_flag, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays
+from .._support.files import Arrays, atomic_path
 from .dataset import (
     describe_run,
     list_fixed_coordinates,

@@ -14,7 +14,7 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
-from .._support.files import Arrays, read_whole
+from .._support.files import Arrays, read_whole, translate_read_errors
 from .checks import check_run
 from .trajectory import FORMAT, FORMAT_VERSION, Trajectory, find_states_class
 

@@ -25,6 +25,7 @@ from .. import reference as reference_measures
 from .._closure.certificate import Certificate
 from .._problem.factors import DenseMap, leading_factors
 from .._support.arrays import FloatArray, check_count, check_flag, check_scale
+from .._support.stored import translate_part_errors
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import (
     DEFAULTS,

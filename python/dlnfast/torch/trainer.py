@@ -20,7 +20,7 @@ from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
-from .._support.files import atomic_file
+from .._support.files import atomic_file, is_machine_error
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from ._names import match_names
 from .descent import find_device

@@ -19,7 +19,7 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale
 from ..._support.errors import ShapeError
-from ..._support.files import atomic_file, atomic_path
+from ..._support.files import atomic_file, atomic_path, translate_read_errors
 from ..._support.optional import import_optional
 from .layers import Factors, Kind, Target
 
