@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 import dlnfast as dln
 from dlnfast import Checkpoint
+from dlnfast._completion import fitting
 from dlnfast._support import checkpoint, files
 from dlnfast._support.checkpoint import RunFolder
+from dlnfast._training import batch as batch_module
 from dlnfast._training.jobs import Outputs
 from dlnfast.cli import main
 
@@ -236,7 +238,7 @@ def test_batches_go_on(tmp_path, monkeypatch):
     plain = dln.train_batch(problem, starts, **options)
     assert "diverged" in plain.outcomes
     calls = []
-    whole = dln.batch.descend_together
+    whole = batch_module.descend_together
 
     def counted(plans, limit):
         if len(calls) == limit:
@@ -245,10 +247,10 @@ def test_batches_go_on(tmp_path, monkeypatch):
         return whole(plans)
 
     kept = Checkpoint(tmp_path / "batch", every=2)
-    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
+    monkeypatch.setattr(batch_module, "descend_together", lambda plans: counted(plans, 2))
     with pytest.raises(Stop):
         dln.train_batch(problem, starts, **options, checkpoint=kept)
-    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
+    monkeypatch.setattr(batch_module, "descend_together", lambda plans: counted(plans, 99))
     batch = dln.train_batch(problem, starts, **options, checkpoint=kept)
     assert sum(calls) == len(starts)  # none ran twice
     again = dln.train_batch(problem, starts, **options, checkpoint=kept)
@@ -283,7 +285,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
     pairs, known = ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
-    whole, calls = dln.estimator.train, []
+    whole, calls = fitting.train, []
 
     def counted(*arguments, **settings):
         calls.append(settings["steps"])
@@ -292,16 +294,14 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
         return whole(*arguments, **settings)
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
-    monkeypatch.setattr(dln.estimator, "train", counted)
+    monkeypatch.setattr(fitting, "train", counted)
     with pytest.raises(Stop):
         model.fit(pairs, known)
     before = len(calls)
-    monkeypatch.setattr(dln.estimator, "train", whole)
+    monkeypatch.setattr(fitting, "train", whole)
     again = dln.MatrixCompletion(**options, checkpoint=tmp_path)
     repeated = []
-    monkeypatch.setattr(
-        dln.estimator, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1]
-    )
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1])
     again.fit(pairs, known)
     assert again.validation_ == plain.validation_
     assert (again.n_steps_, again.weight_decay_) == (plain.n_steps_, plain.weight_decay_)
@@ -311,7 +311,7 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
         same(one, other)
     # What had ended was not done again.
     rerun, once = len(repeated), []
-    monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
     dln.MatrixCompletion(**options).fit(pairs, known)
     assert before - 1 + rerun <= len(once) + 1
     # Another fit has a folder of its own.

@@ -18,6 +18,7 @@ from .._problem.factors import entries_of_product
 from .._support.arrays import FloatArray
 from .._support.checkpoint import Checkpoint
 from .._training.rates import Adaptive
+from .._training.resumable import run_resumable
 from .._trajectory.trajectory import Trajectory
 from .entries import Biases, Entries, fit_biases, merge_duplicates, read_entries, read_pairs
 from .fitting import (
@@ -26,11 +27,11 @@ from .fitting import (
     LARGEST_MATRIX_BYTES,
     WORSE_DECAYS,
     CheckpointedFit,
+    HeldOutRun,
     Network,
     Phase,
     Settings,
     Watch,
-    WatchFolder,
     check_clip,
     choose_biases,
     is_range,
@@ -348,7 +349,7 @@ class MatrixCompletion:
         settings = Settings.checked(self)
         entries = merge_duplicates(read_entries(X, y, self.shape), settings.duplicates)
         settings.check_width(entries.shape)
-        kept = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
+        fit = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
         parts = split_entries(settings, entries)
         settings = replace(settings, biases=choose_biases(settings, parts))
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
@@ -359,21 +360,21 @@ class MatrixCompletion:
         biases = fit_biases(entries, settings.biases, settings.penalty)
         self._keep(biases, None, entries.shape)
         try:
-            with nullcontext() if kept is None else kept.owned():
-                plan = None if parts is None else self._search(settings, *parts, kept)
+            with nullcontext() if fit is None else fit.owned():
+                plan = None if parts is None else self._search(settings, *parts, fit)
                 if plan is None:
                     plan = [Phase(settings.decay or 0.0, settings.steps)]
                 network = Network(settings, entries, biases)
                 self.weight_decay_, self.n_steps_ = plan[0].decay, 0
                 self._keep(network.biases, None, entries.shape)
                 if not network.nothing_left:
-                    self._carry_out(plan, network, kept)
+                    self._carry_out(plan, network, fit)
         finally:
             self.fit_seconds_ = time.perf_counter() - start
         return self
 
     def _search(
-        self, settings: Settings, seen: Entries, held_out: Entries, kept: CheckpointedFit | None
+        self, settings: Settings, seen: Entries, held_out: Entries, fit: CheckpointedFit | None
     ) -> list[Phase]:
         """Return the decay and the steps that suit held-out entries."""
         network = Network(settings, seen, fit_biases(seen, settings.biases, settings.penalty))
@@ -384,13 +385,13 @@ class MatrixCompletion:
         best, plan = math.inf, [Phase(self.weight_decay_, 0)]
         poorer, least = 0, math.inf
         for decay in DECAYS if settings.decay is None else (settings.decay,):
-            first = self._watched(network, held_out, network.start, decay, best, kept)
+            first = self._watched(network, held_out, network.start, decay, best, fit)
             if first.error < best:
                 best, plan = first.error, [first.phase(settings.steps)]
                 self.weight_decay_ = decay
             if decay > 0 and first.step > 0 and not first.rises:
                 assert first.layers is not None
-                second = self._watched(network, held_out, first.layers, 0.0, best, kept)
+                second = self._watched(network, held_out, first.layers, 0.0, best, fit)
                 if second.step > 0 and second.error < best:
                     best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
                     self.weight_decay_ = decay
@@ -408,49 +409,42 @@ class MatrixCompletion:
         start: list[FloatArray],
         decay: float,
         best: float,
-        kept: CheckpointedFit | None,
+        fit: CheckpointedFit | None,
     ) -> Watch:
-        """Run until held-out entries gain no more; keep what is better than the best so far."""
+        """Run until held-out entries gain no more; keep factors that are better than the best so far."""
         watch = Watch(network.settings.patience, decay)
         known = network.biases.at(held_out.rows, held_out.columns)
 
-        def keep(step: int, layers: list[FloatArray]) -> None:
-            self.n_steps_ = step
-            self._keep(network.biases, network.factors(layers), network.shape)
+        def error_of(layers: list[FloatArray]) -> float:
+            # The network's own initial layers have learned nothing yet.
+            low = (
+                0.0
+                if layers is network.start
+                else network.entries_of(layers, held_out.rows, held_out.columns)
+            )
+            return root_mean_square(self._clipped(known + low), held_out.values)
 
-        def follow(begin: tuple[int, list[FloatArray]] | None, folder: WatchFolder | None = None) -> None:
-            for step, layers in network.records(start, decay, begin):
-                alone = step == 0 and layers is network.start  # of which the layers know nothing yet
-                low = 0.0 if alone else network.entries_of(layers, held_out.rows, held_out.columns)
-                error = root_mean_square(self._clipped(known + low), held_out.values)
-                if watch.sees(step, error, layers) and error < best and step > 0:
-                    keep(step, layers)
-                if folder is not None:
-                    folder.note(watch, network, step, layers)
-                if watch.is_over:
-                    return
+        def keep_best() -> None:
+            if watch.layers is not None and watch.error < best and watch.step > 0:
+                self.n_steps_ = watch.step
+                self._keep(network.biases, network.factors(watch.layers), network.shape)
 
-        if kept is None:
-            follow(None)
+        work = HeldOutRun(network, start, decay, watch, error_of, keep_best)
+        if fit is None:
+            run_resumable(None, work)
         else:
-            with kept.watch(len(self.validation_)) as folder:
-                begin = folder.go_on(watch, network)
-                if watch.layers is not None and watch.error < best and watch.step > 0:
-                    keep(watch.step, watch.layers)
-                if not (folder.has_ended or watch.is_over):
-                    follow(begin, folder)
-                folder.end()
+            run_resumable(fit.held_out_run(len(self.validation_)), work, seconds=fit.seconds)
         self.validation_.append((decay, watch.step, watch.error))
         return watch
 
-    def _carry_out(self, plan: list[Phase], network: Network, kept: CheckpointedFit | None) -> None:
+    def _carry_out(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
         """Run the phases on all entries, one from where the other ended."""
         layers = network.start
         for i, phase in enumerate(plan):
             if phase.steps == 0:
                 continue
             done = self.n_steps_
-            checkpoint = None if kept is None else kept.run(i)
+            checkpoint = None if fit is None else fit.final_run(i)
             try:
                 run = network.run(layers, phase, progress=self.progress, checkpoint=checkpoint)
             except KeyboardInterrupt as interrupt:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The phases of a fit: a network whose weight decay is lowered, watched on held-out entries."""
+"""The runs of a fit: a network with falling weight decay, and early stopping by held-out entries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,10 +24,11 @@ from .._support.arrays import (
     check_scale,
     random_generator,
 )
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.files import Arrays
 from .._support.threads import MAX_THREADS
 from .._training.rates import Adaptive
+from .._training.resumable import ResumableWork, own_folder
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
@@ -35,26 +36,26 @@ from .entries import BIASES, DUPLICATES, ROUNDING, Biases, Entries, Positions, f
 
 #: What weight_decay="auto" tries, in this order, for as long as it gains.
 DECAYS: Final = (0.7, 0.5, 0.35, 0.2, 0.1, 0.03, 0.0)
-#: Poorer values in a row that end the search.
+#: Number of consecutive worse values that ends the search.
 WORSE_DECAYS: Final = 2
-#: Width where none is given: decay and early stopping find the rank, this only bounds it.
+#: Default width: an upper bound on the rank, which decay and early stopping find.
 _DEFAULT_WIDTH: Final = 32
-#: Fewer held-out entries than this decide nothing.
+#: Minimum number of held-out entries.
 _FEWEST_HELD_OUT: Final = 10
-#: Share by which the held-out error has to fall for patience to begin anew.
+#: Relative decrease of the held-out error that restarts the patience.
 _LEAST_GAIN: Final = 1e-4
-#: Held-out errors that biases have to stay below, over the size of the entries, to be worth fitting.
+#: Biases are fitted if their held-out error is at most this share of the entries' root mean square.
 _WORTH: Final = 0.97
-#: Held-out errors below this share of the spread of the ratings end the search: there is no noise.
+#: A held-out error below this share of the ratings' standard deviation ends the search: there is no noise.
 EXACT_FIT: Final = 1e-3
-#: Patience with errors that stay the same, over that with errors that rise.
+#: Patience with constant errors, over patience with rising errors.
 _FLAT: Final = 4
-#: Of the singular values that layers start from, over the largest: training turns the vectors anyway, and
-#: those of noise, which are nearly equal, would take most of the time.
+#: Tolerance of the initial singular values, over the largest: training changes the vectors anyway, and those
+#: of noise, which are nearly equal, would take most of the time.
 _START_TOLERANCE: Final = 1e-4
-#: Snapshots that the last run keeps for the case that it is interrupted.
+#: Number of snapshots in the last run, for the case that it is interrupted.
 _SNAPSHOTS: Final = 8
-#: Entries that `predict` fills without being told which, 1 GB.
+#: Maximum number of entries of a matrix that `predict` fills as a whole, 1 GB.
 LARGEST_MATRIX_BYTES: Final = 2**27
 #: Hexadecimal digits of a fit's identity that name its folder.
 _NAME_LENGTH: Final = 16
@@ -86,7 +87,7 @@ class Settings:
 
     @classmethod
     def checked(cls, given: Any) -> Settings:
-        """Return them, or raise what names the one that is wrong."""
+        """Check the settings of an estimator; an error names the wrong one."""
         check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
         check_choice(given.duplicates, "duplicates", DUPLICATES)
         fraction = check_scale(given.validation_fraction, "validation_fraction", below=1.0)
@@ -193,7 +194,7 @@ def split_entries(settings: Settings, entries: Entries) -> tuple[Entries, Entrie
 
 
 def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> str | None:
-    """Return which biases to fit: what was asked for, or for "auto" what held-out entries say."""
+    """Return which biases to fit; for "auto", those with the smaller error on held-out entries."""
     if settings.biases != "auto":
         return settings.biases
     if parts is None:
@@ -209,14 +210,14 @@ def root_mean_square(predicted: FloatArray, values: FloatArray) -> float:
 
 
 class Phase(NamedTuple):
-    """A weight decay, and the steps with it at most."""
+    """A weight decay, and the maximum number of steps with it."""
 
     decay: float
     steps: int
 
 
 class Watch:
-    """Early stopping: the best record so far, and when it is time to give up."""
+    """Early stopping: the best record so far, and whether to stop."""
 
     def __init__(self, patience: int, decay: float) -> None:
         self.error = math.inf
@@ -229,7 +230,7 @@ class Watch:
         self._waited = 0
 
     def sees(self, step: int, error: float, layers: list[FloatArray]) -> bool:
-        """Take note of a record; return whether it is the best so far."""
+        """Add a record; return whether it is the best so far."""
         if error < self._reference * (1 - _LEAST_GAIN):
             self._reference, self._waited = error, 0
         else:
@@ -242,33 +243,33 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        # Between one direction and the next small layers stand still for a while.
+        # Small layers change little between the learning of two singular directions.
         return self._waited >= self._patience * (1 if self.rises else _FLAT)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return what it has seen: values that JSON knows, and arrays."""
-        about = {
+        """Return everything it has seen: JSON values, and arrays."""
+        metadata = {
             "error": self.error,
             "best_step": self.step,
             "rises": self.rises,
             "reference": self._reference,
             "waited": self._waited,
         }
-        return about, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
+        return metadata, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
 
-    def go_on_from(self, about: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
-        """Take over what `state` returned."""
-        self.error, self.step, self.rises = about["error"], about["best_step"], about["rises"]
-        self._reference, self._waited = about["reference"], about["waited"]
+    def restore(self, metadata: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
+        """Continue from what `state` returned."""
+        self.error, self.step, self.rises = metadata["error"], metadata["best_step"], metadata["rises"]
+        self._reference, self._waited = metadata["reference"], metadata["waited"]
         self.layers = [arrays[f"best_{i}"] for i in range(n_layers)] if "best_0" in arrays else None
 
     def phase(self, steps: int) -> Phase:
-        """Return what to do with all entries: as long, or to the end where nothing had cut it short."""
+        """Return the phase for all entries: up to the best step, or all steps if the run was not stopped."""
         return Phase(self._decay, self.step if self.is_over else steps)
 
 
 class Network:
-    """Biases of some entries, and the network that learns what they leave.
+    """Biases of some entries, and the network that learns the residuals.
 
     Residuals are divided by their size, and weighted: with ``D_ij = d_i e_j`` the network learns
     ``D * residuals``, which is as low in rank as they are, and the loss weighs the entries by D^2.
@@ -301,7 +302,7 @@ class Network:
             entries.rows, entries.columns, residual / self._size, entries.shape, reduction="observed"
         )
         self.start, self._layer_scale = self._first_layers()
-        #: What the first run with an adaptive rate has measured.
+        #: Curvature that the first run with an adaptive rate has measured.
         self.curvature: Sequence[float] | None = None
 
     def _first_layers(self) -> tuple[list[FloatArray], float]:
@@ -329,9 +330,9 @@ class Network:
         ratios = [settings.outer, *[1.0] * (settings.depth - 2), settings.outer]
         rate: Any
         if isinstance(settings.learning_rate, Adaptive):
-            law = settings.learning_rate
-            curvature = law.curvature if self.curvature is None else self.curvature
-            rate = replace(law, ratios=ratios, curvature=curvature)
+            adaptive = settings.learning_rate
+            curvature = adaptive.curvature if self.curvature is None else self.curvature
+            rate = replace(adaptive, ratios=ratios, curvature=curvature)
         else:
             rate = [settings.learning_rate * ratio for ratio in ratios]
         # A direction of singular value s grows like c s scale^(L - 2), and decays like lambda.
@@ -354,10 +355,7 @@ class Network:
     def records(
         self, start: list[FloatArray], decay: float, begin: tuple[int, list[FloatArray]] | None = None
     ) -> Iterator[tuple[int, list[FloatArray]]]:
-        """Yield the layers at step 0 and at every record, for as long as they are asked for.
-
-        Or from a record on that is known already.
-        """
+        """Yield step and layers, at step 0 and at every record; or after the record `begin`."""
         step, layers = (0, start) if begin is None else begin
         if begin is None:
             yield step, layers
@@ -400,17 +398,17 @@ class Network:
         sides = []
         for side, weights, empty in zip((last @ above, first.T), self._weights, self._empty, strict=True):
             scaled = side.astype(np.float64) / weights[:, np.newaxis]
-            scaled[empty] = 0.0  # what random layers or rounding left where nothing is known
+            scaled[empty] = 0.0  # rows without entries keep random initial values or rounding errors
             sides.append(scaled)
         sides[0] *= self._size
         return sides[0], sides[1]
 
     def entries_of(self, layers: Sequence[FloatArray], rows: Positions, columns: Positions) -> FloatArray:
-        """Return what the network adds to the biases at some places."""
+        """Return the network's part of some entries, without the biases."""
         return entries_of_product(self._unweighted(layers), rows, columns)
 
     def factors(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return it as orthogonal factors with the roots of the singular values, and these."""
+        """Return orthogonal factors of the network's part, scaled by the roots of its singular values, and these."""
         left, right = self._unweighted(layers)
         (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
         u, s, vt = np.linalg.svd(r_left @ r_right.T)
@@ -419,94 +417,105 @@ class Network:
         return q_left @ u[:, :kept] * root, q_right @ vt[:kept].T * root, s[:kept]
 
 
+class HeldOutRun(ResumableWork):
+    """A run on the other entries until the held-out ones gain no more, as resumable work.
+
+    Parameters
+    ----------
+    network : Network
+    start : list of ndarray
+        Initial layers.
+    decay : float
+        Weight decay.
+    watch : Watch
+    error_of : callable
+        ``error_of(layers)`` returns the error on the held-out entries.
+    on_best : callable
+        Called without arguments whenever `watch` has a new best record.
+    """
+
+    unit = "step"
+
+    def __init__(
+        self,
+        network: Network,
+        start: list[FloatArray],
+        decay: float,
+        watch: Watch,
+        error_of: Callable[[list[FloatArray]], float],
+        on_best: Callable[[], None],
+    ) -> None:
+        self._network, self._start, self._decay = network, start, decay
+        self._watch, self._error_of, self._on_best = watch, error_of, on_best
+        #: The state of the last record; None before the first.
+        self._last: State | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over."""
+        return self._last is not None and bool(self._last.metadata["ended"])
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Train from record to record."""
+        watch, network = self._watch, self._network
+        if not watch.is_over:
+            for step, layers in network.records(self._start, self._decay, self._begin()):
+                if watch.sees(step, self._error_of(layers), layers):
+                    self._on_best()
+                self._last = self._state_at(step, layers)
+                flush()
+                if watch.is_over:
+                    break
+        if self._last is not None:
+            self._last = replace(self._last, metadata=self._last.metadata | {"ended": True})
+
+    def _begin(self) -> tuple[int, list[FloatArray]] | None:
+        if self._last is None:
+            return None
+        arrays = self._last.arrays
+        return self._last.step, [arrays[f"layer_{i}"] for i in range(self._network.settings.depth)]
+
+    def _state_at(self, step: int, layers: list[FloatArray]) -> State:
+        metadata, arrays = self._watch.state()
+        arrays |= {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        return State(step, 0.0, arrays, metadata | {"ended": False, "curvature": self._network.curvature})
+
+    def state(self) -> State | None:
+        """Return the layers of the last record, and the watch as it was then."""
+        return self._last
+
+    def restore_state(self, state: State) -> None:
+        """Continue from a record."""
+        self._last = state
+        self._watch.restore(state.metadata, state.arrays, self._network.settings.depth)
+        self._network.curvature = state.metadata["curvature"]
+        if self._watch.layers is not None:
+            self._on_best()
+
+
 class CheckpointedFit:
-    """The folder of one fit: of its runs on held-out entries, and of those on all."""
+    """The folder of one fit, which has a folder for each of its runs."""
 
     def __init__(self, checkpoint: Any, settings: Settings, entries: Entries) -> None:
         given = Checkpoint.of(checkpoint)
-        self.every, self.seconds = given.every, given.seconds
+        self._every, self.seconds = given.every, given.seconds
         known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
         arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
         self._identity = identity_of(known | {"shape": entries.shape}, arrays)
         self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
 
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Own the folder of the fit in the block."""
-        with terminating(), RunFolder(self._path).owned():
-            yield
+    def owned(self) -> AbstractContextManager[None]:
+        """Own the folder of the fit within the block."""
+        return own_folder(self._path)
 
-    @contextmanager
-    def watch(self, number: int) -> Iterator[WatchFolder]:
-        """Own the folder of a run on held-out entries in the block."""
+    def held_out_run(self, number: int) -> RunFolder:
+        """Return the folder of a run with held-out entries."""
         kind = "dlnfast run on held-out entries"
-        folder = RunFolder(self._path / f"held-out-{number}", self._identity, kind)
-        with folder.owned():
-            folder.begin({}, {})
-            watched = WatchFolder(folder, self.seconds)
-            try:
-                yield watched
-            except BaseException as error:
-                watched.save(error)
-                raise
+        return RunFolder(self._path / f"held-out-{number}", self._identity, kind)
 
-    def run(self, number: int) -> Checkpoint:
-        """Return that of a run on all of them."""
-        return Checkpoint(self._path / f"run-{number}", self.every, self.seconds)
-
-
-class WatchFolder:
-    """The folder of a run on held-out entries: its last record, and what its watch had seen by then."""
-
-    def __init__(self, folder: RunFolder, seconds: float) -> None:
-        self._folder, self._seconds = folder, seconds
-        #: The state of the last record; None before the first.
-        self._last: State | None = None
-        #: The state in the folder.
-        self._written: State | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the run is over."""
-        return self._last is not None and bool(self._last.about["ended"])
-
-    def go_on(self, watch: Watch, network: Network) -> tuple[int, list[FloatArray]] | None:
-        """Let a watch know what it has seen; return where its run was, None before its first record."""
-        self._last = self._written = state = self._folder.newest()
-        if state is None:
-            return None
-        n_layers = network.settings.depth
-        watch.go_on_from(state.about, state.arrays, n_layers)
-        network.curvature = state.about["curvature"]
-        return state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)]
-
-    def note(self, watch: Watch, network: Network, step: int, layers: list[FloatArray]) -> None:
-        """Take note of a record, and write it where that is due."""
-        about, arrays = watch.state()
-        arrays |= {f"layer_{i}": layer for i, layer in enumerate(layers)}
-        about |= {"ended": False, "curvature": network.curvature}
-        self._last = State(step, 0.0, arrays, about)  # whole at any moment, for `save`
-        if self._folder.is_due(self._seconds):
-            self._write()
-
-    def end(self) -> None:
-        """Write that the run is over."""
-        if self._last is not None and not self.has_ended:
-            self._last = replace(self._last, about=self._last.about | {"ended": True})
-        self._write()
-
-    def save(self, error: BaseException) -> None:
-        """Write the last record after an error, and say on the error where that fails."""
-        try:
-            self._write()
-        except Exception as failure:  # what ended the run is the error to raise
-            self._folder.note_loss(error, failure)
-
-    def _write(self) -> None:
-        state = self._last
-        if state is not None and state is not self._written:
-            self._folder.write_state(state)
-            self._written = state
+    def final_run(self, number: int) -> Checkpoint:
+        """Return the checkpoint of a run on all entries."""
+        return Checkpoint(self._path / f"run-{number}", self._every, self.seconds)
 
 
 @np.errstate(over="ignore")
@@ -515,6 +524,6 @@ def _power(base: FloatArray, exponent: float) -> FloatArray:
 
 
 def last_snapshot(run: Trajectory) -> int:
-    """Return the last step at which an interrupted run kept its layers."""
+    """Return the step of the last snapshot of an interrupted run."""
     steps = getattr(run.states, "snapshot_steps", np.zeros(0))
     return int(steps[-1]) if len(steps) else 0
