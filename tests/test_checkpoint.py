@@ -402,7 +402,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(cut_short):
     assert [path.stem[-2:] for path in states] == ["30", "32"]
     states[-1].write_bytes(states[-1].read_bytes()[:300])
     plain = dln.train(problem, weights, **options)
-    with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
+    with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*resuming"):
         run = dln.train(problem, weights, **options, checkpoint=kept)
     same(plain, run)
 

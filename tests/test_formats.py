@@ -214,12 +214,12 @@ def test_the_weights_of_a_run_that_ended_are_those_of_its_end(kept, tmp_path):
     newest = sorted(folder.glob("state-*.npz"))[-1]
     newest.write_bytes(newest.read_bytes()[:500])
     with (
-        pytest.warns(RuntimeWarning, match="going on from the one before"),
+        pytest.warns(RuntimeWarning, match="resuming from the one before"),
         pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run goes on"),
     ):
         dln.load(folder)
     (folder / "end.json").unlink()
-    with pytest.warns(RuntimeWarning, match="going on from the one before"):
+    with pytest.warns(RuntimeWarning, match="resuming from the one before"):
         run = dln.resume(folder)
     np.testing.assert_array_equal(run.weights(1), dln.load(kept / "dense").weights(1))
 

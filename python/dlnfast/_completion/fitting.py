@@ -408,7 +408,7 @@ class Network:
         return entries_of_product(self._unweighted(layers), rows, columns)
 
     def factors(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return orthogonal factors of the network's part, scaled by the roots of its singular values, and these."""
+        """Return orthogonal factors, scaled by the roots of the singular values, and these."""
         left, right = self._unweighted(layers)
         (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
         u, s, vt = np.linalg.svd(r_left @ r_right.T)

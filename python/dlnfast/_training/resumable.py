@@ -154,7 +154,7 @@ class ResumableRun:
     seconds : float
         Minimum time between two writes of the state.
     every : int
-        A state is due at multiples of this step only.
+        A state is due at multiples of this step only, and at the end.
     """
 
     def __init__(
@@ -237,9 +237,11 @@ class ResumableRun:
 
     def _write_state(self, *, at_multiples: bool = False) -> None:
         state = self.work.state()
-        if state is None or (at_multiples and state.step % self._every != 0):
+        if state is None:
             return
         wanted = state.step, self.work.is_finished
+        if at_multiples and state.step % self._every != 0 and not self.work.is_finished:
+            return
         if wanted != self._saved:
             self.storage.write_state(State(state.step, self.seconds, state.arrays, state.metadata))
             self._saved = wanted

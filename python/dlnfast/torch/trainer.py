@@ -7,8 +7,8 @@ import hashlib
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -18,41 +18,60 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._support.arrays import check_choice, check_count, check_scale
+from .._support.arrays import check_choice, check_count, check_path, check_scale
+from .._support.checkpoint import State
 from .._support.errors import DivergedError
-from .._support.files import is_of_the_machine, replacing
+from .._support.files import Arrays, is_of_the_machine, replacing
+from .._support.moved import refuse_moved
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
+from .._training.resumable import ResumableWork, run_resumable
 from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, seed_of_pass
 from .statistics import check_labels, exact_device
 from .track import SpectralTracker
 
-__all__ = ["Evaluation", "History", "Trainer"]
+__all__ = [
+    "CheckpointFile",
+    "Evaluation",
+    "History",
+    "LossOptions",
+    "OptimizerOptions",
+    "ScheduleOptions",
+    "Trainer",
+]
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _OPTIMIZERS: Final = ("sgd", "adamw")
 _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
-#: A stream of random numbers apart from that of the order of samples.
+#: Stream of the random numbers of dropout, apart from that of the order of samples.
 _DROPOUT: Final = 1
+#: Keywords of version 0.1.0 and their new place.
+_MOVED: Final = {
+    "output_scale": "loss=LossOptions(output_scale=...)",
+    "momentum": "optimizer=OptimizerOptions(momentum=...)",
+    "weight_decay": "optimizer=OptimizerOptions(weight_decay=...)",
+    "final_rate": "schedule=ScheduleOptions(final_rate=...)",
+    "checkpoint_every": "checkpoint=CheckpointFile(path, every=...)",
+}
 
 
 @dataclass
 class History:
-    """What a training recorded after every epoch.
+    """The records of a training, one for each epoch.
 
     Attributes
     ----------
     loss, accuracy : list of float
-        Means over the training samples of the epoch, as they were met, in training mode.
+        Means over the training samples during the epoch, in training mode.
     learning_rate : list of float
-        Of the epoch; of the first group of parameters.
+        Learning rate of the first parameter group.
     test_accuracy : list of float
-        Of the epochs with a test, in evaluation mode; see `test_epochs`.
+        Accuracy on the test samples in evaluation mode, after the epochs in `test_epochs`.
     test_epochs : list of int
-        Epochs taken when they were measured.
+        Number of epochs taken at each test.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -60,6 +79,95 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     test_epochs: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss of a `Trainer`.
+
+    Parameters
+    ----------
+    name : {"cross_entropy", "squared"} or callable
+        "squared": ``sum((a f(x) - e_y)^2) / batch`` with one-hot targets e_y. A callable takes a f(x) and the
+        labels, and returns a mean over the batch.
+    output_scale : float
+        Factor a of the outputs in every loss.
+    """
+
+    name: str | LossFunction = "cross_entropy"
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if not callable(self.name):
+            check_choice(self.name, "loss", _LOSSES, also="a callable")
+        check_scale(self.output_scale, "output_scale (a)", strict=True)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer of a `Trainer`.
+
+    Parameters
+    ----------
+    name : {"sgd", "adamw"}
+    momentum : float
+        Momentum of "sgd".
+    weight_decay : float
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_choice(self.name, "optimizer", _OPTIMIZERS, also="a callable")
+        check_scale(self.momentum, "momentum (mu)", below=1.0)
+        check_scale(self.weight_decay, "weight_decay")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate of a `Trainer` over the epochs.
+
+    Parameters
+    ----------
+    name : {"cosine", "constant"}
+        Rate of epoch e of E: constant, or from `learning_rate` at e = 0 along half a cosine to
+        ``final_rate * learning_rate`` at e = E.
+    final_rate : float
+        Share of the rate that is left at the end of the cosine.
+    """
+
+    name: str = "cosine"
+    final_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_choice(self.name, "schedule", _SCHEDULES)
+        check_scale(self.final_rate, "final_rate", at_most=1.0)
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The file to which a `Trainer` writes its state.
+
+    Parameters
+    ----------
+    path : path
+        Replaced as a whole by every new state. Its folder is created if missing.
+    every : int
+        Number of epochs between two states. There is also one at the end.
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_path(self.path, "checkpoint")
+        check_count(self.every, "checkpoint.every")
 
 
 @dataclass(frozen=True)
@@ -85,39 +193,31 @@ class Trainer:
     ----------
     model : Module
         Maps a batch of inputs to K outputs each. Moved to `device`.
-    loss : {"cross_entropy", "squared"} or callable
-        "squared": ``sum((a f(x) - e_y)^2) / batch``, one-hot targets e_y. A callable takes a f(x) and labels
-        and returns a mean over the batch.
-    output_scale : float
-        a, by which outputs are multiplied before any loss.
-    optimizer : {"sgd", "adamw"} or callable
-        A callable takes the parameters and returns an optimizer, whose rates are scheduled as they are; it
-        sees none of the next three.
+    loss : {"cross_entropy", "squared"}, callable or LossOptions
+        The loss. A callable takes outputs and labels, and returns a mean over the batch.
+    optimizer : {"sgd", "adamw"}, callable or OptimizerOptions
+        A callable takes the parameters and returns an optimizer, whose learning rates follow the schedule.
     learning_rate : float
-        Of "sgd" and "adamw", which need one.
-    momentum, weight_decay : float
-        Of "sgd" and "adamw"; momentum is for "sgd".
-    schedule : {"cosine", "constant"}
-        The rate of epoch e of E: constant, or from `learning_rate` at e = 0 along half a cosine to
-        ``final_rate * learning_rate`` at e = E.
-    final_rate : float
-        Share of the rate that is left at the end of the cosine.
+        Learning rate of "sgd" and "adamw", which need one.
+    schedule : {"cosine", "constant"} or ScheduleOptions
+        Learning rate over the epochs.
     epochs : int
         Passes over the samples.
     batch_size : int
-        The last batch of an epoch is smaller where it has to be. A single last sample joins the batch before,
-        as batch normalisation has no variance of one sample.
+        Samples in a batch. The last batch of an epoch may be smaller. A single last sample joins the batch
+        before, because batch normalisation needs two.
     seed : int
-        Of the order of samples and of dropout. Weights come with the model; PyTorch's generators keep their
-        state.
+        Seed of the order of samples and of dropout. The weights come with the model, and PyTorch's generators
+        keep their state.
     device : device, optional
-        Default: where the model is.
+        Default: the device of the model.
     tracker : SpectralTracker, optional
-        What `track` returned for this model: gets the loss of every record, and is part of checkpoints.
-    checkpoint : path, optional
-        File that is written after every `checkpoint_every` epochs and at the end, whole or not at all; its
-        folder is made where there is none. `fit` goes on from it where it exists.
-    checkpoint_every : int
+        Tracker that `track` returned for this model. It gets the loss of every record, and is part of
+        checkpoints.
+    checkpoint : path or CheckpointFile, optional
+        File with the state of the training, written after every epoch, or every ``checkpoint.every`` epochs,
+        and at the end. If the file exists, `fit` resumes from it. Ctrl-C, SIGTERM and other exceptions
+        between two epochs write it, too; a note on the exception says how far it goes.
     progress : bool
         A bar over the epochs on a terminal, once training has taken a second.
 
@@ -147,35 +247,29 @@ class Trainer:
     1.0
     """
 
+    @refuse_moved("Trainer", _MOVED)
     def __init__(
         self,
         model: nn.Module,
         *,
-        loss: str | LossFunction = "cross_entropy",
-        output_scale: float = 1.0,
-        optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
+        loss: str | LossFunction | LossOptions = "cross_entropy",
+        optimizer: str | Callable[..., torch.optim.Optimizer] | OptimizerOptions = "sgd",
         learning_rate: float | None = None,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        schedule: str = "cosine",
-        final_rate: float = 0.01,
+        schedule: str | ScheduleOptions = "cosine",
         epochs: int,
         batch_size: int = 128,
         seed: int = 0,
         device: torch.device | str | None = None,
         tracker: SpectralTracker | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_every: int = 1,
+        checkpoint: str | os.PathLike[str] | CheckpointFile | None = None,
         progress: bool = False,
     ) -> None:
-        for name, value, known in (
-            ("loss", loss, _LOSSES),
-            ("optimizer", optimizer, _OPTIMIZERS),
-            ("schedule", schedule, _SCHEDULES),
-        ):
-            takes_callables = name != "schedule"
-            if not (takes_callables and callable(value)):
-                check_choice(value, name, known, also="a callable" if takes_callables else None)
+        self._loss = loss if isinstance(loss, LossOptions) else LossOptions(loss)
+        self._schedule = schedule if isinstance(schedule, ScheduleOptions) else ScheduleOptions(schedule)
+        if not (isinstance(optimizer, OptimizerOptions) or callable(optimizer)):
+            optimizer = OptimizerOptions(optimizer)
+        if not (checkpoint is None or isinstance(checkpoint, CheckpointFile)):
+            checkpoint = CheckpointFile(checkpoint)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
         if next(model.parameters(), None) is None:
@@ -190,24 +284,14 @@ class Trainer:
         self.epochs = check_count(epochs, "epochs", minimum=0)
         self.batch_size = check_count(batch_size, "batch_size")
         self.history = History()
-        self._loss = loss
-        self._output_scale = check_scale(output_scale, "output_scale (a)", strict=True)
-        self._schedule = schedule
-        self._final_rate = check_scale(final_rate, "final_rate", at_most=1.0)
-        check_scale(momentum, "momentum (mu)", below=1.0)
+        #: Digest of the samples of a checkpointed training.
+        self._samples = ""
         self._seed = check_count(seed, "seed", minimum=0)
         self._tracker = tracker
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._checkpoint_every = check_count(checkpoint_every, "checkpoint_every")
+        self._checkpoint = checkpoint
         self._progress = progress
-        self.optimizer = _optimizer(
-            model.parameters(),
-            optimizer,
-            learning_rate,
-            momentum,
-            check_scale(weight_decay, "weight_decay"),
-        )
-        # What an optimizer starts with, but for the parameters: rates, momentum, decay.
+        self.optimizer = _make_optimizer(model.parameters(), optimizer, learning_rate)
+        # Initial settings of the optimizer without its parameters: rates, momentum, decay.
         self._settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.state_dict()["param_groups"]
@@ -223,7 +307,7 @@ class Trainer:
         test_every: int = 0,
         after_epoch: Callable[[int], bool | None] | None = None,
     ) -> History:
-        """Train for what is left of the epochs.
+        """Train for the remaining epochs.
 
         Parameters
         ----------
@@ -234,12 +318,12 @@ class Trainer:
         test_every : int
             0: at the end only.
         after_epoch : callable, optional
-            ``after_epoch(epochs_taken)``; returning True ends the training. A further `fit` goes on.
+            ``after_epoch(epochs_taken)``; returning True ends the training. Another `fit` resumes it.
 
         Returns
         -------
         History
-            Of all epochs, those before a resumption too.
+            History of all epochs, including those before the training was resumed.
 
         Raises
         ------
@@ -267,30 +351,12 @@ class Trainer:
             device=self.device,
             join_single=True,
         )
-        samples = "" if self._checkpoint is None else _digest(inputs, labels)
-        if self._checkpoint is not None and self._checkpoint.is_file():
-            self._resume(self._checkpoint, samples)
-        taken = len(self.history.loss)
-        with self._own_random_numbers(), self._bar(taken) as bar:
-            for epoch in range(taken, self.epochs):
-                self._seed_dropout(epoch)
-                batches.epoch = epoch
-                self._epoch(batches, epoch)
-                bar.set_postfix_str(f"loss {self.history.loss[-1]:.3e}", refresh=False)
-                bar.update(1)
-                done = epoch + 1
-                last = done == self.epochs
-                if test is not None and (last or (test_every and done % test_every == 0)):
-                    self._test(test, done)
-                if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
-                    self._save(self._checkpoint, samples)
-                stop = after_epoch is not None and after_epoch(done) is True
-                if stop and test is not None and self.history.test_epochs[-1:] != [done]:
-                    self._test(test, done)
-                if self._checkpoint is not None and stop:
-                    self._save(self._checkpoint, samples)
-                if stop:
-                    break
+        storage = None
+        if self._checkpoint is not None:
+            storage = _StateFile(Path(self._checkpoint.path), self.device)
+            self._samples = _digest(inputs, labels)
+        work = _Training(self, batches, test, test_every, after_epoch)
+        run_resumable(storage, work, every=1 if self._checkpoint is None else self._checkpoint.every)
         return self.history
 
     def evaluate(self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 512) -> Evaluation:
@@ -342,10 +408,10 @@ class Trainer:
         float
             1 at the start.
         """
-        if self._schedule == "constant" or self.epochs == 0:
+        if self._schedule.name == "constant" or self.epochs == 0:
             return 1.0
         share = 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
-        return self._final_rate + (1.0 - self._final_rate) * share
+        return self._schedule.final_rate + (1.0 - self._schedule.final_rate) * share
 
     # ------------------------------------------------------------------------------------- helpers
 
@@ -356,10 +422,10 @@ class Trainer:
         return outputs
 
     def _value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        scaled = outputs * self._output_scale if self._output_scale != 1.0 else outputs
-        if callable(self._loss):
-            return self._loss(scaled, labels)
-        if self._loss == "cross_entropy":
+        scaled = outputs * self._loss.output_scale if self._loss.output_scale != 1.0 else outputs
+        if callable(self._loss.name):
+            return self._loss.name(scaled, labels)
+        if self._loss.name == "cross_entropy":
             return nn.functional.cross_entropy(scaled, labels)
         targets = nn.functional.one_hot(labels, outputs.shape[1]).to(scaled.dtype)
         return (scaled - targets).square().sum() / len(labels)
@@ -427,65 +493,45 @@ class Trainer:
         elif self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(number)
 
-    def _describe(self, samples: str) -> dict[str, Any]:
-        """Return what must be the same for a checkpoint to be gone on from."""
+    def _describe(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint must have for this training to resume from it."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
-            "loss": _name(self._loss),
-            "output_scale": self._output_scale,
+            "loss": _name(self._loss.name),
+            "output_scale": self._loss.output_scale,
             "optimizer": type(self.optimizer).__name__,
-            "samples": samples,
+            "samples": self._samples,
             "batch_size": self.batch_size,
-            "schedule": self._schedule,
+            "schedule": self._schedule.name,
             "seed": self._seed,
             "tracker": "none" if self._tracker is None else "present",
         }
-        if self._schedule == "cosine":  # at a constant rate nothing depends on the end
-            described |= {"epochs": self.epochs, "final_rate": self._final_rate}
+        if self._schedule.name == "cosine":  # at a constant rate nothing depends on the end
+            described |= {"epochs": self.epochs, "final_rate": self._schedule.final_rate}
         for name in dict.fromkeys(name for group in self._settings for name in group):
             # As text: an optimizer may keep anything.
             text = ", ".join(str(group.get(name)) for group in self._settings)
             described["learning_rate" if name == "lr" else name] = text
         return described
 
-    def _save(self, path: Path, samples: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "description": self._describe(samples),
+    def _state(self) -> dict[str, Any]:
+        """Return everything that changes from epoch to epoch, and the description of the training."""
+        return {
+            "description": self._describe(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
-        with replacing(path) as file:
-            torch.save(with_state_checksum(state), file)
 
-    def _resume(self, path: Path, samples: str) -> None:
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            theirs = state.get("description") if isinstance(state, dict) else None
-            if not isinstance(theirs, dict):
-                raise TypeError("it holds something else")
-            check_state_checksum(state)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            pickle.UnpicklingError,
-            TypeError,
-            KeyError,
-            ValueError,
-        ) as error:
-            if is_of_the_machine(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
-        mine = self._describe(samples)
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Continue from a state, or raise a ValueError that names the setting that differs."""
+        theirs, mine = state["description"], self._describe()
         if "parameters" in theirs:  # a wrapper around the model changes no parameter
-            same = match_names(*([name for name, _ in told["parameters"]] for told in (theirs, mine)))
+            same = match_names(*([name for name, _ in both["parameters"]] for both in (theirs, mine)))
             theirs["parameters"] = [[same.get(name, name), shape] for name, shape in theirs["parameters"]]
         for name, here in mine.items():
-            there = theirs.get(name, here)  # other versions of PyTorch keep other settings
+            there = theirs.get(name, here)  # other versions of PyTorch have other settings
             if here != there:
                 if name == "parameters":
                     here, there = _first_difference(here, there)
@@ -514,18 +560,132 @@ class Trainer:
         )
 
 
-#: What torch.load raises for files that are damaged, or of something else.
-_UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
+class _Training(ResumableWork):
+    """The epochs of a `Trainer` as resumable work."""
+
+    is_locked = False
+    unit = "epoch"
+    how_to_resume = "`fit` with the same checkpoint"
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Batches,
+        test: Samples | None,
+        test_every: int,
+        after_epoch: Callable[[int], bool | None] | None,
+    ) -> None:
+        self._trainer, self._batches = trainer, batches
+        self._test, self._test_every, self._after_epoch = test, test_every, after_epoch
+        self._is_between_epochs = True
+        self._is_stopped = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are taken, or `after_epoch` has ended the training."""
+        return self._is_stopped or len(self._trainer.history.loss) >= self._trainer.epochs
+
+    def state(self) -> State | None:
+        """Return the state of the trainer; None within an epoch."""
+        if not self._is_between_epochs:
+            return None
+        return State(len(self._trainer.history.loss), 0.0, {}, self._trainer._state())
+
+    def restore(self, storage: _StateFile) -> State | None:
+        """Continue from a file, if it belongs to this training."""
+        state = storage.newest()
+        if state is not None:
+            self._trainer._restore(storage.path, state.metadata)
+        return state
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Take the remaining epochs, and flush after each."""
+        trainer, test = self._trainer, self._test
+        taken, epochs = len(trainer.history.loss), trainer.epochs
+        with trainer._own_random_numbers(), trainer._bar(taken) as bar:
+            for epoch in range(taken, epochs):
+                self._is_between_epochs = False
+                trainer._seed_dropout(epoch)
+                self._batches.epoch = epoch
+                trainer._epoch(self._batches, epoch)
+                bar.set_postfix_str(f"loss {trainer.history.loss[-1]:.3e}", refresh=False)
+                bar.update(1)
+                done = epoch + 1
+                is_last = done == epochs
+                if test is not None and (is_last or (self._test_every and done % self._test_every == 0)):
+                    trainer._test(test, done)
+                self._is_between_epochs = True
+                flush()
+                if self._after_epoch is not None and self._after_epoch(done) is True:
+                    if test is not None and trainer.history.test_epochs[-1:] != [done]:
+                        trainer._test(test, done)
+                    self._is_stopped = True
+                    return
 
 
-def _optimizer(
+class _StateFile:
+    """One file with the newest state, as the storage of resumable work."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self._device = path, device
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def newest(self) -> State | None:
+        if not self.exists:
+            return None
+        try:
+            content = torch.load(self.path, map_location=self._device, weights_only=True)
+            description = content.get("description") if isinstance(content, dict) else None
+            if not isinstance(description, dict):
+                raise TypeError("it holds something else")
+            check_state_checksum(content)
+        except _UNREADABLE as error:
+            if is_of_the_machine(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} cannot be read as a checkpoint of a Trainer: {reason}") from error
+        return State(len(content["history"]["loss"]), 0.0, {}, content)
+
+    def write_state(self, state: State) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as file:
+            torch.save(with_state_checksum(state.metadata), file)
+
+    # One file needs no lock, no request, no records and no end: it is replaced as a whole.
+
+    def owned(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def check_request(self) -> None: ...
+    def begin(self, metadata: Mapping[str, Any], arrays: Arrays) -> None: ...
+    def go_back_to(self, step: int) -> None: ...
+    def ending(self) -> dict[str, Any] | None: ...
+    def end(self, outcome: Mapping[str, Any]) -> None: ...
+    def tidy(self) -> None: ...
+    def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
+
+
+#: Exceptions of torch.load for files that are damaged, or hold something else.
+_UNREADABLE: Final = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    TypeError,
+    KeyError,
+    ValueError,
+)
+
+
+def _make_optimizer(
     parameters: Iterator[nn.Parameter],
-    optimizer: str | Callable[..., torch.optim.Optimizer],
+    optimizer: OptimizerOptions | Callable[..., torch.optim.Optimizer],
     learning_rate: float | None,
-    momentum: float,
-    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    if callable(optimizer):
+    if not isinstance(optimizer, OptimizerOptions):
         if learning_rate is not None:
             raise ValueError(
                 f"learning_rate (eta) is {learning_rate}, but optimizer is a callable, which sets its own"
@@ -535,15 +695,15 @@ def _optimizer(
             raise TypeError(f"optimizer returned {type(made).__name__}; wanted a torch.optim.Optimizer")
         return made
     if learning_rate is None:
-        raise TypeError(f"learning_rate (eta) is missing; {optimizer!r} needs one")
-    rate = check_scale(learning_rate, "learning_rate (eta)")
-    if optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+        raise TypeError(f"learning_rate (eta) is missing; {optimizer.name!r} needs one")
+    rate, decay = check_scale(learning_rate, "learning_rate (eta)"), optimizer.weight_decay
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=optimizer.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
 def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
-    """Return what tells samples from others: their shape, and some of their numbers."""
+    """Return the shape of the samples and hashes of some of their numbers."""
     parts = [str(tuple(inputs.shape))]
     for tensor in (inputs, labels):
         flat = tensor.detach().reshape(-1)
@@ -553,7 +713,7 @@ def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
 
 
 def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return labels in the precision that losses want."""
+    """Return the labels as int64, which losses need."""
     for name, value in (("inputs", inputs), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor")
