@@ -471,9 +471,11 @@ def estimators() -> Case:
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "fits", every=2, seconds=0)
+        stopping = dln.StoppingOptions(validation_fraction=0.4, record_every=2)
         model = dln.MatrixCompletion(
-            rank=1, steps=4, record_every=2, weight_decay=0.0, n_threads=1, checkpoint=where
+            rank=1, steps=4, stopping=stopping, weight_decay=0.1, n_threads=1, checkpoint=where
         ).fit(pairs, known)
+        assert len(model.validation_) > 1  # runs on held-out entries, with decay and without
         runs = [content(run) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
 

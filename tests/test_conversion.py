@@ -394,7 +394,7 @@ def test_ratings_that_are_missing_are_left_out(ratings):
     assert problem.empty_rows.tolist() == [2, 3]
     np.testing.assert_array_equal(problem.values, RATINGS[:-1])
     fitted, wanted = (
-        dln.MatrixCompletion(steps=5, rank=1, shape=(4, 3)).fit(*given)
+        dln.MatrixCompletion(steps=5, rank=1, entries=dln.EntryOptions((4, 3))).fit(*given)
         for given in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
     )
     assert_same([fitted.predict()], [wanted.predict()])
@@ -775,15 +775,18 @@ def test_numbers_of_every_kind():
 def test_pairs_of_numbers_of_every_kind():
     pairs = [(0.25, -0.25), np.array([0.25, -0.25]), tensor([0.25, -0.25]), pandas().Series([0.25, -0.25])]
     wanted, *others = [
-        dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
+        dln.MatrixCompletion(steps=3, rank=1, entries=dln.EntryOptions(weighting=pair))
+        .fit(PAIRS, RATINGS)
+        .predict()
+        for pair in pairs
     ]
     for found in others:
         np.testing.assert_array_equal(found, wanted)
     # The items of a table are the names of its columns.
     for odd in (pandas().DataFrame([[0.25, -0.25]]), np.ma.array([0.25, -0.25], mask=[0, 1]), np.eye(2)):
-        for name in ("weighting", "bias_penalty", "clip"):
+        for name in ("entries.weighting", "biases.penalty", "entries.clip"):
             with pytest.raises((TypeError, ValueError), match=name):
-                dln.MatrixCompletion(**{name: odd}).fit(PAIRS, RATINGS)
+                dln.MatrixCompletion().set_params(**{name.replace(".", "__"): odd}).fit(PAIRS, RATINGS)
     with pytest.raises((TypeError, ValueError), match="shape"):
         dln.Completion([0], [0], [1.0], pandas().DataFrame([[1, 1]], columns=[4, 3]))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._problem.factors import entries_of_product, leading_factors
 from .._problem.observations import Completion
@@ -62,6 +63,123 @@ _NAME_LENGTH: Final = 16
 
 
 @dataclass(frozen=True)
+class LayerOptions:
+    """Initial layers and learning rates of a `MatrixCompletion`.
+
+    Parameters
+    ----------
+    compress : bool
+        True: layers start in the leading singular vectors of the residuals, as those of `compressed_weights`
+        with basis "surrogate". False: they start as random orthogonal matrices as wide as `rank`. With the
+        default rank a step then costs as much as products of whole matrices. Random layers see little of the
+        leading directions at first, and need a larger `scale`, such as 0.01.
+    scale : float
+        Singular values of the initial product, over the largest singular value that the entries suggest for
+        the whole matrix. The smaller, the more is learned one direction after the other.
+    learning_rate : "adaptive", Adaptive or float
+        As for `train`. A number applies to residuals of unit variance and the mean over entries.
+    outer : float
+        Learning rate of the first and last layer over that of the others.
+    dtype : {"float64", "float32"}
+        Precision of the layers.
+    """
+
+    compress: bool = True
+    scale: float = 1e-3
+    learning_rate: float | str | Adaptive = "adaptive"
+    outer: float = 1.0
+    dtype: npt.DTypeLike = "float64"
+
+
+@dataclass(frozen=True)
+class BiasOptions:
+    """The biases that a `MatrixCompletion` fits before its layers.
+
+    Parameters
+    ----------
+    kind : {"auto", "both", "rows", "columns", "mean", None}
+        Biases of rows, columns or both, with the mean; the mean alone; or None, not even the mean. "auto":
+        "both" where they predict held-out entries better than zero does, else None; "both" where too few
+        entries are held out. Biases spoil the low rank of a matrix without noise whose rows and columns have
+        no levels of their own.
+    penalty : float or (float, float)
+        Ridge penalty of the biases, or one for rows and one for columns: the bias of a row with n entries is
+        ``n / (n + penalty)`` times its mean residual.
+    """
+
+    kind: str | None = "auto"
+    penalty: float | tuple[float, float] = 3.0
+
+
+@dataclass(frozen=True)
+class StoppingOptions:
+    """When a `MatrixCompletion` stops, and how it finds out.
+
+    Parameters
+    ----------
+    validation_fraction : float
+        Share of the entries held out to choose the decay and the number of steps, in [0, 1). 0: all `steps`
+        are taken, and `weight_decay` must be a number. Fewer than 10 entries held out decide nothing: all
+        steps are then taken, and "auto" means 0.
+    patience : int
+        Number of records without a gain that ends a run on held-out entries.
+    record_every : int
+        Number of steps between records, in which the number of steps is chosen.
+    tolerance : float
+        A run stops where the mean square of the residuals is at most this share of its initial value.
+    """
+
+    validation_fraction: float = 0.1
+    patience: int = 5
+    record_every: int = 10
+    tolerance: float = 1e-12
+
+
+@dataclass(frozen=True)
+class EntryOptions:
+    """How a `MatrixCompletion` reads, weighs and predicts entries.
+
+    Parameters
+    ----------
+    shape : (int, int), optional
+        Number of rows and columns, if pairs are given. Default: as many as the largest indices need.
+    duplicates : {"error", "mean"}
+        What to do with an index pair that is given twice.
+    weighting : (float, float)
+        (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
+        column with m_j known entries. p > 0 limits the influence of rows with many ratings; q < 0 raises that
+        of columns with many. The default suits users in rows and items in columns (about 0.003 in RMSE on
+        MovieLens); (0, 0) weighs all entries alike. Without differences in the counts it has no effect.
+    clip : (float, float), "range" or None
+        Bounds of the predictions; "range": those of the ratings.
+    """
+
+    shape: tuple[int, int] | None = None
+    duplicates: str = "error"
+    weighting: tuple[float, float] = (0.25, -0.25)
+    clip: tuple[float, float] | str | None = None
+
+
+#: The parameters of an estimator that hold options, and the class of these options.
+OPTIONS: Final[dict[str, type]] = {
+    "layers": LayerOptions,
+    "biases": BiasOptions,
+    "stopping": StoppingOptions,
+    "entries": EntryOptions,
+}
+
+
+def read_options(name: str, given: Any) -> Any:
+    """Return the options of a parameter; the biases may be given by their kind."""
+    wanted = OPTIONS[name]
+    if isinstance(given, wanted):
+        return given
+    if name == "biases" and (given is None or isinstance(given, str)):
+        return BiasOptions(given)
+    raise TypeError(f"{name} is {type(given).__name__}; wanted dlnfast.{wanted.__name__}")
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of an estimator, checked."""
 
@@ -88,41 +206,42 @@ class Settings:
     @classmethod
     def checked(cls, given: Any) -> Settings:
         """Check the settings of an estimator; an error names the wrong one."""
-        check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
-        check_choice(given.duplicates, "duplicates", DUPLICATES)
-        fraction = check_scale(given.validation_fraction, "validation_fraction", below=1.0)
+        layers, biases, stopping, entries = (read_options(name, getattr(given, name)) for name in OPTIONS)
+        check_choice(biases.kind, "biases", [word for word in BIASES if word is not None], optional=True)
+        check_choice(entries.duplicates, "entries.duplicates", DUPLICATES)
+        fraction = check_scale(stopping.validation_fraction, "stopping.validation_fraction", below=1.0)
         decay = _check_decay(given.weight_decay)
         if decay is None and fraction == 0:
             raise ValueError(
                 'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
                 "wanted a number for weight_decay, or a fraction above 0"
             )
-        if given.clip is not None and not is_range(given.clip):
-            check_clip(given.clip)
-        dtype = check_precision(given.dtype)
-        penalty = given.bias_penalty
+        if entries.clip is not None and not is_range(entries.clip):
+            check_clip(entries.clip)
+        dtype = check_precision(layers.dtype)
+        penalty = biases.penalty
         if isinstance(penalty, (tuple, list, np.ndarray)):
-            both = _pair_of_numbers(penalty, "bias_penalty")
+            both = _pair_of_numbers(penalty, "biases.penalty")
         else:
-            one = check_scale(penalty, "bias_penalty")
+            one = check_scale(penalty, "biases.penalty")
             both = (one, one)
         return cls(
             width=None if given.rank is None else check_count(given.rank, "rank"),
             depth=check_count(given.depth, "depth", minimum=2),
-            compress=check_flag(given.compress, "compress"),
-            outer=check_scale(given.outer, "outer", strict=True),
-            scale=check_scale(given.scale, "scale", strict=True),
-            learning_rate=_check_rate(given.learning_rate),
+            compress=check_flag(layers.compress, "layers.compress"),
+            outer=check_scale(layers.outer, "layers.outer", strict=True),
+            scale=check_scale(layers.scale, "layers.scale", strict=True),
+            learning_rate=_check_rate(layers.learning_rate),
             decay=decay,
             steps=check_count(given.steps, "steps"),
-            tolerance=check_scale(given.tolerance, "tolerance"),
-            biases=given.biases,
+            tolerance=check_scale(stopping.tolerance, "stopping.tolerance"),
+            biases=biases.kind,
             penalty=both,
-            weighting=_pair_of_numbers(given.weighting, "weighting", minimum=-math.inf),
+            weighting=_pair_of_numbers(entries.weighting, "entries.weighting", minimum=-math.inf),
             validation_fraction=fraction,
-            patience=check_count(given.patience, "patience"),
-            record_every=check_count(given.record_every, "record_every"),
-            duplicates=given.duplicates,
+            patience=check_count(stopping.patience, "stopping.patience"),
+            record_every=check_count(stopping.record_every, "stopping.record_every"),
+            duplicates=entries.duplicates,
             seed=check_count(given.seed, "seed", minimum=0),
             n_threads=check_count(given.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
             dtype=dtype,
@@ -155,8 +274,10 @@ def _check_rate(rate: Any) -> float | Adaptive:
     if isinstance(rate, str):
         if rate == "adaptive":
             return Adaptive()
-        raise ValueError(f'learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0')
-    return check_scale(rate, "learning_rate", strict=True)
+        raise ValueError(
+            f'layers.learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0'
+        )
+    return check_scale(rate, "layers.learning_rate", strict=True)
 
 
 def is_range(clip: Any) -> bool:
@@ -165,10 +286,10 @@ def is_range(clip: Any) -> bool:
 
 def check_clip(clip: Any) -> tuple[float, float]:
     if isinstance(clip, str):
-        raise ValueError(f'clip is {clip!r}; wanted "range", two numbers or None')
-    low, high = _pair_of_numbers(clip, "clip", minimum=-math.inf)
+        raise ValueError(f'entries.clip is {clip!r}; wanted "range", two numbers or None')
+    low, high = _pair_of_numbers(clip, "entries.clip", minimum=-math.inf)
     if low > high:
-        raise ValueError(f"clip is ({low:g}, {high:g}); wanted the lower bound first")
+        raise ValueError(f"entries.clip is ({low:g}, {high:g}); wanted the lower bound first")
     return low, high
 
 
