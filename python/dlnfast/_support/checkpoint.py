@@ -265,8 +265,13 @@ class RunFolder:
 
     # -------------------------------------------------------------------------- states and records
 
-    def newest(self) -> State | None:
+    def newest(self, at_most: int | None = None) -> State | None:
         """Load the newest state that is not damaged; None if there is no state.
+
+        Parameters
+        ----------
+        at_most : int, optional
+            Last step that is wanted.
 
         Raises
         ------
@@ -276,6 +281,8 @@ class RunFolder:
             If it was written by a newer version.
         """
         for path in reversed(self._files(_STATE)):
+            if at_most is not None and _step_of(path) > at_most:
+                continue
             try:
                 meta, arrays = self._read(path, "dlnfast state")
             except DamagedFileError as error:

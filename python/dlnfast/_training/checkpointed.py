@@ -69,14 +69,17 @@ class CheckpointedRun(ResumableWork):
         settings = request.settings(certificate.engine)
         # The invariant subspaces follow from the rest, up to rounding.
         given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-        identity = identity_of(settings | {"problem": run["problem"]}, given)
-        self.folder = RunFolder(checkpoint.directory, identity)
+        self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, given)
         self._metadata = {
             "run": run,
             "settings": settings,
             "checkpoint": {"every": checkpoint.every, "seconds": checkpoint.seconds},
         }
         self._arrays = arrays
+
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+        """Return the folder of the run with these settings and arrays."""
+        return RunFolder(checkpoint.directory, identity_of(settings, given))
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return problem, W(0) and settings, and the invariant subspaces of a reduced run."""
@@ -91,11 +94,15 @@ class CheckpointedRun(ResumableWork):
 
     def restore_state(self, state: State) -> None:
         """Continue from weights and optimizer state."""
-        self._resumed = True
-        self.outputs.begin = state.step
+        self.resume_at(state.step)
         self.job.motion.resumes = True
         for name, array in self.job.moving().items():
             array[...] = state.arrays[name]
+
+    def resume_at(self, step: int) -> None:
+        """Count the steps from one that an earlier call has reached."""
+        self._resumed = True
+        self.outputs.begin = step
 
     def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
         """Let the engine run, which flushes every `Request.drain_every` steps."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""`train_sharded`: the dense engine's descent on layers of which every process holds some rows."""
+"""`train_sharded`: gradient descent on layers whose rows are divided among processes."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,20 @@ from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.dispatch import core
-from .._support.errors import ShapeError
+from .._support.errors import DivergedError, ShapeError
+from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from .._training.checkpointed import CheckpointedRun, steps_between_flushes
 from .._training.engines import with_caution
-from .._training.jobs import run_job
+from .._training.jobs import Outputs, make_trajectory, run_job
 from .._training.rates import Adaptive, PerLayer, rates_at
-from .._training.request import Callback, Request
-from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
+from .._training.request import Callback, Request, divergence_text
+from .._training.resumable import run_resumable
+from .._trajectory.load import join_records, with_records
+from .._trajectory.states import COLUMNS, DenseStates, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._rule import Rule
 from .descent import BREATH, exact_products
@@ -52,6 +60,7 @@ def train_sharded(
     tolerance: float | None = None,
     progress: bool = False,
     callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Trajectory:
     r"""Run full-batch gradient descent on layers that are larger than a machine; all processes call it alike.
 
@@ -81,6 +90,11 @@ def train_sharded(
     callback : callable, optional
         ``callback(step, loss)`` at every record, on the processes that were given one; True on any of them
         ends the run on all.
+    checkpoint : path or Checkpoint, optional
+        Folder in which every process has a subfolder, for its rows and the records. The same call with as
+        many processes resumes the run bit for bit, from the newest state that all processes have, or loads
+        the finished run. All processes write their states at the same steps, and only there: an exception
+        loses the steps after the last state.
 
     Returns
     -------
@@ -95,6 +109,8 @@ def train_sharded(
     DivergedError
         On all processes: the loss stopped being finite. It holds the trajectory up to there; the shards hold
         what they had come to.
+    FolderInUseError
+        If another run writes to the folder of `checkpoint`.
     RuntimeError
         Where another process has raised, here or in its callback. Or where a process is gone or did not
         answer within the timeout of the group: ``init_process_group(timeout=...)``.
@@ -165,7 +181,9 @@ def train_sharded(
             callback=callback,
         )
         request = replace(request, device=layers[0].rows.device.type)
+        kept = None if checkpoint is None else Checkpoint.of(checkpoint)
         facts = _facts(request, automatic)
+        facts["checkpoint"] = None if kept is None else (kept.every, kept.seconds)
     except (TypeError, ValueError) as raised:
         error = raised
     peers.agree_on(error, facts)
@@ -176,7 +194,12 @@ def train_sharded(
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
-        return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
+        if kept is None:
+            return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
+        request = replace(request, drain_every=kept.every or steps_between_flushes(request, None))
+        work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, kept)
+        run_resumable(work.folder, work, seconds=kept.seconds)
+        return work.load()
 
 
 def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
@@ -243,16 +266,23 @@ def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[
 
 
 class _ShardedJob:
-    """A run on this process's rows, and what its records hold."""
+    """A run on this process's rows, and its records."""
 
     def __init__(self, request: Request, shards: list[RowSharded]) -> None:
         self.request = request
         self.peers = shards[0].peers
         self.shards = shards
-        #: One list of records per tracked layer, one for each event.
-        self.found: list[list[TrackerRecord]] = []
-        self.left: list[list[FloatArray]] = []
-        self.right: list[list[FloatArray]] = []
+        n_values = 0 if request.n_values is None else request.n_values
+        #: Number of singular values of each tracked layer.
+        self.ranks = [min(n_values, *shard.shape) for shard in shards] if n_values else []
+        #: One list of records per tracked layer, one for each update of its tracker.
+        self.found: list[list[TrackerRecord]] = [[] for _ in self.ranks]
+        tracked = self.ranks if request.vectors else []
+        self.left: list[list[FloatArray]] = [[] for _ in tracked]
+        self.right: list[list[FloatArray]] = [[] for _ in tracked]
+        self._descent: _Descent | None = None
+        #: Velocities to resume from.
+        self._velocities: dict[str, FloatArray] = {}
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
@@ -261,57 +291,85 @@ class _ShardedJob:
         self.asks = self._largest(0.0 if request.callback is None else 1.0) > 0
         with torch.no_grad(), exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
-            tracked = [_TrackedLayer(layer, request) for layer in descent.layers if request.n_values != 0]
+            self._descent = descent
+            for name, velocity in self._velocities.items():
+                held = descent.layers[int(name.rpartition("_")[2])].velocity
+                assert held is not None
+                held.copy_(torch.from_numpy(velocity))
+            tracked = [_TrackedLayer(descent.layers[i], request, self, i) for i in range(len(self.ranks))]
             for layer in tracked:
                 if not layer.whole:
                     layer.layer.measure_path()
-            self.found = [layer.found for layer in tracked]
-            if request.vectors:
-                self.left = [layer.left for layer in tracked]
-                self.right = [layer.right for layer in tracked]
             return self._follow(descent, tracked, arguments)
+
+    def moving(self) -> dict[str, FloatArray]:
+        """Return this process's rows and velocities, the state of the run."""
+        arrays = {f"weight_{i}": to_host(shard.rows) for i, shard in enumerate(self.shards)}
+        if self._descent is not None:
+            for i, layer in enumerate(self._descent.layers):
+                if layer.velocity is not None:
+                    arrays[f"velocity_{i}"] = to_host(layer.velocity)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue from what `moving` returned."""
+        with torch.no_grad():
+            for i, shard in enumerate(self.shards):
+                shard.rows.copy_(torch.from_numpy(arrays[f"weight_{i}"]))
+        self._velocities = {name: array for name, array in arrays.items() if name.startswith("velocity_")}
+
+    def clear_records(self) -> None:
+        """Forget the records, which are written."""
+        for each in (*self.found, *self.left, *self.right):
+            each.clear()
 
     def _follow(
         self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
     ) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
+        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
         looked = time.perf_counter()
-        step = 0
+        step = first
         while True:
             now = descent.evaluate()
             if not np.isfinite(now):
                 return "diverged", step, descent.largest_layer()
-            arguments["loss"][step] = now
-            counts[0] = step + 1
+            arguments["loss"][counts[0]] = now
+            counts[0] += 1
+            counts[4] = 1
             converged = now <= arguments["tolerance"]
             last = converged or step == request.steps
             stopped = False
-            if last or step % request.record_every == 0:
+            if last or step % request.record_every == 0 or step == first:
                 for layer in tracked:
                     layer.record()
                 arguments["record_steps"][counts[1]] = step
                 counts[1] += 1
-                stopped = self._ask(step, now)
+                stopped = self._ask(step, now, arguments["on_record"])
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
+            if drain_every and step % drain_every == 0 and step != first:
+                on_drain(step)
+                self.clear_records()
             if on_progress is not None and time.perf_counter() - looked >= BREATH:
                 on_progress(step, now)
                 looked = time.perf_counter()
+            counts[4] = 0
             descent.update()
             step += 1
 
-    def _ask(self, step: int, loss: float) -> bool:
+    def _ask(self, step: int, loss: float, callback: Callback | None) -> bool:
         """Return whether a callback of any process ends the run."""
         if not self.asks:
             return False
         answer: object = None
         error: BaseException | None = None
-        if self.request.callback is not None:
+        if callback is not None:
             try:
-                answer = self.request.callback(step, loss)
+                answer = callback(step, loss)
             except BaseException as raised:  # the others wait for an answer
                 error = raised
         ends = isinstance(answer, (bool, np.bool_)) and bool(answer)
@@ -326,26 +384,130 @@ class _ShardedJob:
         return float(self.peers.largest_(self.shards[0].rows.new_tensor(number)))
 
     def states(self, outputs: Any, complete: bool) -> DenseStates:
-        """Return what was recorded so far."""
+        """Return the records so far."""
         n, dtype = outputs.n_records, self.request.dtype
+
+        def stacked(blocks: list[list[FloatArray]], side: int) -> tuple[FloatArray, ...]:
+            shapes = [(n, s.shape[side], k) for s, k in zip(self.shards, self.ranks, strict=False)]
+            return tuple(
+                np.array(each[:n], dtype=dtype).reshape(shape)
+                for each, shape in zip(blocks, shapes, strict=False)
+            )
+
         return DenseStates(
             values=tuple(
-                np.array([np.abs(found.singular_values) for found in each[:n]], dtype=dtype)
-                for each in self.found
+                np.array([np.abs(found.singular_values) for found in each[:n]], dtype=dtype).reshape(n, k)
+                for each, k in zip(self.found, self.ranks, strict=True)
             ),
-            left=tuple(np.array(each[:n]) for each in self.left),
-            right=tuple(np.array(each[:n]) for each in self.right),
+            left=stacked(self.left, 0),
+            right=stacked(self.right, 1),
             snapshots=(),
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
             final=None,
-            tracking=tuple(_tracking(each[:n]) for each in self.found),
+            tracking=tuple(_tracking(each[:n], k) for each, k in zip(self.found, self.ranks, strict=True)),
         )
 
 
-def _tracking(found: list[TrackerRecord]) -> LayerTracking:
+def _tracking(found: list[TrackerRecord], k: int) -> LayerTracking:
+    if not found:
+        numbers, ids = np.empty((0, k)), np.empty((0, k), dtype=np.int64)
+        return LayerTracking(numbers, numbers, ids, ids, np.empty((0, len(COLUMNS))))
     rows = [tracking_rows(each) for each in found]
     return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
+
+
+class _ShardedRun(CheckpointedRun):
+    """A checkpointed run of one process among others, which write their states at the same steps."""
+
+    how_to_resume = "the same call on all processes"
+    #: Whether all processes are at the same step, between two updates.
+    _is_together = False
+    job: _ShardedJob
+
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+        """Return this process's folder; the initial rows are part of the identity."""
+        peers = self.job.peers
+        settings |= {"process": peers.rank, "processes": peers.size}
+        directory = Path(checkpoint.directory) / f"process-{peers.rank:05d}"
+        identity = identity_of(settings, given | self.job.moving())
+        return RunFolder(directory, identity, "dlnfast sharded run")
+
+    def largest(self, number: float) -> float:
+        """Return the largest of all processes' numbers."""
+        device = self.job.shards[0].rows.device
+        return float(self.job.peers.largest_(torch.tensor(number, dtype=torch.float64, device=device)))
+
+    @contextmanager
+    def raising_together(self) -> Iterator[None]:
+        """Raise on all processes at the end of the block if one of them has raised inside."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.job.peers.agree(error, {})
+
+    def restore(self, storage: RunFolder) -> State | None:
+        """Continue from the newest state that all processes have."""
+        at_most: int | None = None
+        while True:
+            with self.raising_together():
+                state = storage.newest(at_most)
+            step = -1 if state is None else state.step
+            at_most = -int(self.largest(-step))
+            if self.largest(step) == at_most:
+                break
+        if state is not None:
+            self.restore_state(state)
+        return state
+
+    def restore_state(self, state: State) -> None:
+        """Continue from this process's rows and velocities."""
+        self.resume_at(state.step)
+        self.job.restore(state.arrays)
+
+    def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
+        """Run, with states at flushes and at the end only: all processes are at the same step there."""
+
+        def flush_together() -> None:
+            self._is_together = True
+            try:
+                flush()
+            finally:
+                self._is_together = False
+
+        outcome = super().advance(flush_together)
+        self._is_together = True
+        return outcome
+
+    def state(self) -> State | None:
+        """Return rows and velocities; None if other processes may be at another step."""
+        return super().state() if self._is_together else None
+
+    def partial_result(self) -> Trajectory:
+        """Return the records in the folder."""
+        return self._load("unfinished", 0.0)
+
+    def load(self) -> Trajectory:
+        """Load the finished run, and put the final rows into the shards."""
+        with self.raising_together():
+            end, state = self.folder.ending(), self.folder.newest()
+            assert end is not None
+            run = self._load(end["outcome"], end["seconds"])
+            if state is not None and state.step == end["step"]:
+                self.job.restore(state.arrays)
+        if end["outcome"] == "diverged":
+            step, layer = end["step"], end["layer"]
+            text = divergence_text(self.job.request, step, layer)
+            raise DivergedError(text, step=step, layer=layer, trajectory=run if len(run.loss) else None)
+        return run
+
+    def _load(self, outcome: str, seconds: float) -> Trajectory:
+        empty = Outputs(self.job.request)
+        header = make_trajectory(self.job, self.job.request, self.certificate, empty, outcome, seconds)
+        parts = list(self.folder.records())
+        return with_records(header, join_records(parts)) if parts else header
 
 
 class _Layer:
@@ -421,29 +583,30 @@ class _Layer:
 
 
 class _TrackedLayer:
-    """Follows the singular values of one layer from record to record."""
+    """Updates the singular values of one layer from record to record."""
 
-    def __init__(self, layer: _Layer, request: Request) -> None:
+    def __init__(self, layer: _Layer, request: Request, job: _ShardedJob, index: int) -> None:
         self.layer = layer
-        most = min(layer.shard.shape)
         self._vectors = request.vectors
-        assert request.n_values is not None
         # One thread: what the tracker does besides the products is the same on all processes, to the bit.
-        self.tracker = SVDTracker(min(request.n_values, most), n_threads=1)
+        self.tracker = SVDTracker(job.ranks[index], n_threads=1)
         #: Gathered at records, because its tracker decomposes it anyway.
         self.whole = is_decomposed(layer.shard.shape, self.tracker.k)
-        self.found: list[TrackerRecord] = []
-        self.left: list[FloatArray] = []
-        self.right: list[FloatArray] = []
+        self._has_records = False
+        self.found = job.found[index]
+        if self._vectors:
+            self.left, self.right = job.left[index], job.right[index]
 
     def record(self) -> None:
-        """Find the singular values as they are now."""
+        """Compute the current singular values."""
         shard = self.layer.shard
         if self.whole:
             found = self.tracker.update(to_host(shard.peers.gather_rows(shard.rows, shard.counts)))
         else:
             squared_norm, moved = self.layer.drift()
-            found = self.tracker.update(shard, drift=moved if self.found else None, squared_norm=squared_norm)
+            drift = moved if self._has_records else None
+            found = self.tracker.update(shard, drift=drift, squared_norm=squared_norm)
+        self._has_records = True
         self.found.append(found)
         if self._vectors:
             self.left.append(self.tracker.left_vectors)
