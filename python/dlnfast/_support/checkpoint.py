@@ -18,7 +18,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +129,7 @@ class State:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def tidy(folder: Path, names: re.Pattern[str]) -> None:
+def tidy(folder: Path, names: re.Pattern[str], then: Callable[[], None] = lambda: None) -> None:
     """Remove the lock and the unfinished files of killed owners from a finished folder, if possible.
 
     Parameters
@@ -137,11 +137,14 @@ def tidy(folder: Path, names: re.Pattern[str]) -> None:
     folder : Path
     names : Pattern
         Matches the names of the files that only the owner of the folder writes.
+    then : callable
+        Called while the folder is locked, to remove more.
     """
     with suppress(FolderInUseError, OSError):
         if any(name == LOCK or name.endswith(".part") for name in os.listdir(folder)):
             with FolderLock(folder):
                 remove_parts(folder, names)
+                then()
 
 
 class RunFolder:
@@ -190,7 +193,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove the leftovers of killed owners from the folder of a finished run, if possible."""
-        tidy(self.path, _OWN)
+        tidy(self.path, _OWN, self._remove_old_states)
 
     def _check_owned(self) -> None:
         if not self._lock.is_held:
@@ -292,13 +295,14 @@ class RunFolder:
         return None
 
     def go_back_to(self, step: int) -> None:
-        """Remove the records and states after a step, which will be computed again."""
+        """Remove the records and states after a step, which will be computed again, and all old states."""
         self._check_owned()
         (self.path / _END).unlink(missing_ok=True)
         for prefix in (_RECORDS, _STATE):
             for path in reversed(self._files(prefix)):  # so that readers never find a gap
                 if _step_of(path) > step:
                     path.unlink()
+        self._remove_old_states()
 
     def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:
         """Write a file with the records up to `step` since the previous file."""
@@ -322,6 +326,9 @@ class RunFolder:
         known = {**state.metadata, "step": state.step, "seconds": state.seconds, "identity": self.identity}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
         write_whole(path, "dlnfast state", FORMAT_VERSION, known, state.arrays)
+        self._remove_old_states()
+
+    def _remove_old_states(self) -> None:
         for old in self._files(_STATE)[:-_N_STATES]:
             old.unlink(missing_ok=True)
 
