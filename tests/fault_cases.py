@@ -495,7 +495,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
 
 def estimators() -> Iterator[Case]:
-    """Yield a fit with runs on held-out entries, and on all: interrupted in the former, and before the latter."""
+    """Yield a fit, which is interrupted in a run on held-out entries, or before that on all entries."""
     from dlnfast._completion import fitting
 
     generator = np.random.default_rng(0)

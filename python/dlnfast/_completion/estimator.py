@@ -282,11 +282,11 @@ class MatrixCompletion:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Tell scikit-learn whether `fit` has been here."""
+        """Return whether `fit` has been called, for scikit-learn."""
         return hasattr(self, "row_factors_")
 
     def __sklearn_tags__(self) -> Any:
-        """Tell scikit-learn what it is; only scikit-learn asks."""
+        """Return the tags that scikit-learn asks for."""
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
 
         return Tags(
@@ -318,9 +318,9 @@ class MatrixCompletion:
         Raises
         ------
         TypeError, ShapeError
-            For X and y of the wrong type or shape, or places that are no integers.
+            For X and y of the wrong type or shape, or indices that are not integers.
         ValueError
-            No entries; ratings that are not finite; negative places, or such beyond `shape`; index pairs
+            No entries; ratings that are not finite; negative indices, or such beyond `shape`; index pairs
             given twice; a rank above the smaller side; any setting out of its range.
         DivergedError
             For a `learning_rate` too large.
@@ -422,7 +422,7 @@ class MatrixCompletion:
         return watch
 
     def _carry_out(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
-        """Run the phases on all entries, one from where the other ended."""
+        """Run the phases on all entries, each from the end of the one before."""
         layers = network.start
         for i, phase in enumerate(plan):
             if phase.steps == 0:
@@ -467,8 +467,8 @@ class MatrixCompletion:
         Parameters
         ----------
         X : array_like of int, shape (n, 2), optional
-            Rows and columns. Those that `fit` has not seen, or that are beyond its shape, get what is known:
-            the mean and the bias of the other side. Default: the whole matrix.
+            Rows and columns. Where `fit` has not seen the row or the column, or its shape ends before it,
+            the prediction is the mean and the bias of the other side. Default: the whole matrix.
 
         Returns
         -------
@@ -477,7 +477,7 @@ class MatrixCompletion:
         Raises
         ------
         TypeError, ShapeError, ValueError
-            For X that is no array of pairs, negative places, or a whole matrix of more than 2^27 entries.
+            For X that is no array of pairs, negative indices, or a whole matrix of more than 2^27 entries.
         NotFittedError
             Before `fit`.
         """

@@ -307,11 +307,11 @@ def split_entries(settings: Settings, entries: Entries) -> tuple[Entries, Entrie
     if n_held_out < _FEWEST_HELD_OUT or n_held_out >= entries.values.size:
         return None
     order = random_generator(settings.seed, ("completion", "validation")).permutation(entries.values.size)
-    kept, held_out = (
+    learned, held_out = (
         Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
         for part in (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
     )
-    return kept, held_out
+    return learned, held_out
 
 
 def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> str | None:
@@ -320,8 +320,8 @@ def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> 
         return settings.biases
     if parts is None:
         return "both"
-    kept, held_out = parts
-    predicted = fit_biases(kept, "both", settings.penalty).at(held_out.rows, held_out.columns)
+    learned, held_out = parts
+    predicted = fit_biases(learned, "both", settings.penalty).at(held_out.rows, held_out.columns)
     nothing = root_mean_square(np.zeros_like(predicted), held_out.values)
     return "both" if root_mean_square(predicted, held_out.values) <= _WORTH * nothing else None
 
@@ -402,8 +402,8 @@ class Network:
         self.biases = biases
         residual = entries.values - self.biases.at(entries.rows, entries.columns)
         counts = [
-            np.bincount(place, minlength=n)
-            for place, n in zip((entries.rows, entries.columns), entries.shape, strict=True)
+            np.bincount(indices, minlength=n)
+            for indices, n in zip((entries.rows, entries.columns), entries.shape, strict=True)
         ]
         self._empty = [count == 0 for count in counts]
         self._weights = [
@@ -533,9 +533,9 @@ class Network:
         left, right = self._unweighted(layers)
         (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
         u, s, vt = np.linalg.svd(r_left @ r_right.T)
-        kept = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
-        root = np.sqrt(s[:kept])
-        return q_left @ u[:, :kept] * root, q_right @ vt[:kept].T * root, s[:kept]
+        rank = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
+        root = np.sqrt(s[:rank])
+        return q_left @ u[:, :rank] * root, q_right @ vt[:rank].T * root, s[:rank]
 
 
 class HeldOutRun(ResumableWork):

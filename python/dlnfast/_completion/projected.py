@@ -52,10 +52,10 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
         rows = _projected_rows(problem, left, right, part)
         known = problem.values[part, np.newaxis]
         triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
-    kept = min(len(triangle), size)
-    floor = float(np.sum(triangle[kept:, size] ** 2))
+    n_rows = min(len(triangle), size)
+    floor = float(np.sum(triangle[n_rows:, size] ** 2))
     projected = Sensing(
-        triangle[:kept, :size].reshape(kept, a, b), triangle[:kept, size], loss_scale=problem.loss_scale
+        triangle[:n_rows, :size].reshape(n_rows, a, b), triangle[:n_rows, size], loss_scale=problem.loss_scale
     )
     projected.loss_floor = problem.loss_scale / 2 * floor
     projected.reduction = problem.reduction

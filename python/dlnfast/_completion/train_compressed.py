@@ -48,12 +48,12 @@ def compressed_weights(
     problem : Completion, Sensing or Problem
         What is to be learned; a `Problem` with white inputs.
     weights : list of ndarray, or ImplicitWeights
-        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or their law, and
-        nothing of the size d x d is formed.
+        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or lazily
+        sampled weights, so that nothing of the size d x d is formed.
     rank : int or "auto"
         r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": its width, of
-        which 2 r is a good choice. "auto" takes r, for "surrogate" 2 r, from the spectrum of what is
-        observed: `Completion.suggested_rank`.
+        which 2 r is a good choice. "auto" takes r, for "surrogate" 2 r, from the spectrum of the
+        observations: `Completion.suggested_rank`.
     basis : {"gradient", "surrogate"}
         "gradient": ``[V_1^T, C_1 .. C_L, U_L]``, L + 2 layers, with V_1 = A_0 an orthonormal basis of
         span[V_g, Q_{L:1}^T U_g] for the leading r_hat singular vectors of the gradient at W(0), U_L = A_L its

@@ -215,7 +215,7 @@ class RunFolder:
         meta, _ = self.request()
         if meta["identity"] != self.identity:
             raise ValueError(
-                f"checkpoint: {self.path} holds another run (begun by dlnfast {meta['version']}); wanted "
+                f"checkpoint: {self.path} holds another run (started by dlnfast {meta['version']}); wanted "
                 "the same problem, weights and settings, or another folder"
             )
 
@@ -243,8 +243,9 @@ class RunFolder:
     def end(self, outcome: Mapping[str, Any]) -> None:
         """Write the end file: outcome, last step, layer that diverged, run time."""
         self._check_owned()
-        written = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity}
-        write_text_whole(self.path / _END, json.dumps(with_checksum(written | outcome), indent=1) + "\n")
+        written: dict[str, Any] = {"format_version": FORMAT_VERSION, "version": __version__}
+        written |= {"identity": self.identity, **outcome}
+        write_text_whole(self.path / _END, json.dumps(with_checksum(written), indent=1) + "\n")
 
     def ending(self) -> dict[str, Any] | None:
         """Load the end file; None while the run is unfinished."""

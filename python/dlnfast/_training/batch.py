@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`train_batch`: many small reduced runs in one call, as phase diagrams need them."""
+"""`train_batch`: many small reduced runs in one call, for phase diagrams."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Batch(Sequence[Trajectory]):
     Attributes
     ----------
     loss : ndarray, shape (n_runs, steps + 1)
-        The loss of every run at every step. Infinite from the step at which a run diverged; a run that
-        came down to the tolerance keeps its last loss.
+        Loss of every run at every step. Infinite from the step at which a run diverged; the last loss is
+        repeated after a run that reached the tolerance.
     outcomes : list of str
-        "finished", "converged" or "diverged", for each run.
+        Outcome of each run: "finished", "converged" or "diverged".
     wall_time : float
-        Seconds for all of it.
+        Seconds for the whole batch.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Batch(Sequence[Trajectory]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        """Return the number of runs and how they ended."""
+        """Return the number of runs and their outcomes."""
         counts = ", ".join(f"{self.outcomes.count(o)} {o}" for o in sorted(set(self.outcomes)))
         return f"Batch({len(self)} runs: {counts}; {self.wall_time:.3g} s)"
 
@@ -118,7 +118,7 @@ def train_batch(
     problems : Problem or sequence of Problem
         One for all runs, or one per run.
     weights : list of arrays, ImplicitWeights, or a sequence of such
-        ``W_1(0), .., W_L(0)`` for all runs, or one list (or law) per run.
+        ``W_1(0), .., W_L(0)`` for all runs, or one list (or lazily sampled weights) per run.
     learning_rate : float, sequence of float, array of shape (n_runs, L), or "auto"
         ``eta``: for all runs, one per run, or one per run and layer; "auto" as in `train`.
     steps : int
@@ -155,7 +155,7 @@ def train_batch(
     Notes
     -----
     A run that diverges is no error here: in a phase diagram it is a result. It is marked in
-    ``batch.outcomes``, and the others go on.
+    ``batch.outcomes``, and the others continue.
 
     Cost: what `train` needs for a closure, once for each pair of a problem and a network (about a
     millisecond at d = 30; runs that differ in their rates alone share one); then per step and run about
@@ -213,7 +213,7 @@ class Plan(NamedTuple):
 
     @property
     def shape(self) -> Any:
-        """What runs must share to descend side by side."""
+        """Shapes and precision that runs must share to descend side by side."""
         space = self.space
         return (
             tuple(c.shape for c in space.cores),
@@ -224,7 +224,7 @@ class Plan(NamedTuple):
 
 
 class End(NamedTuple):
-    """How one run of a batch ended; one that diverged at step 0 has no trajectory."""
+    """Outcome of one run of a batch; a run that diverged at step 0 has no trajectory."""
 
     outcome: str
     step: int
@@ -356,8 +356,8 @@ def _identity(plans: list[Plan], every: int | None) -> str:
                     if known is not None:
                         problems[seen[id(part)]] = known
                 pair.append(seen[id(part)])
-        law = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
-        runs.append({**request.settings("reduced"), "holds": pair, "law": law})
+        sampled = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
+        runs.append({**request.settings("reduced"), "holds": pair, "law": sampled})
     return identity_of({"runs": runs, "problems": problems, "every": every}, arrays)
 
 
@@ -374,7 +374,7 @@ def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:
 
 
 class _Result(NamedTuple):
-    """What one run left."""
+    """Result of one run."""
 
     outcome: str
     step: int
@@ -461,7 +461,7 @@ def _is_per_run(rate: Any) -> bool:
 
 
 def _is_one_network(weights: Any) -> bool:
-    """Return whether this is one network, a law or a list of matrices, and not a list of networks."""
+    """Return whether this is one network, not a list of networks."""
     return isinstance(weights, ImplicitWeights) or _axes(weights) == 3
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from .._trajectory.load import load_folder
 from .._trajectory.states import DenseStates, ReducedStates
 from .._trajectory.storage import record_arrays
 from .._trajectory.trajectory import Trajectory
-from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
+from .jobs import DenseJob, Job, Outputs, ReducedJob, core_arguments, make_trajectory
 from .request import Callback, Request, divergence_text
 from .resumable import Records, ResumableWork, replay_records, run_resumable
 
@@ -39,12 +39,18 @@ def initial_weights(states: ReducedStates | DenseStates) -> Any:
 
 
 def run_checkpointed(
-    job: ResumableJob, request: Request, certificate: Certificate, bar: ProgressBar, checkpoint: Checkpoint
+    job: SavableJob, request: Request, certificate: Certificate, bar: ProgressBar, checkpoint: Checkpoint
 ) -> Trajectory:
     """Run a job and write it to a folder, or resume the same run from the folder, or load it if finished."""
     work = CheckpointedRun(job, request, certificate, bar, checkpoint)
     run_resumable(work.folder, work, seconds=checkpoint.seconds)
     return _read_finished(work.folder, request)
+
+
+class SavableJob(Job, Protocol):
+    """A job whose state can be written."""
+
+    def moving(self) -> Mapping[str, npt.NDArray[Any]]: ...
 
 
 class CheckpointedRun(ResumableWork):
@@ -55,13 +61,14 @@ class CheckpointedRun(ResumableWork):
 
     def __init__(
         self,
-        job: ResumableJob,
+        job: SavableJob,
         request: Request,
         certificate: Certificate,
         bar: ProgressBar,
         checkpoint: Checkpoint,
     ) -> None:
-        self.job, self._request, self.certificate, self.bar = job, request, certificate, bar
+        self.job: SavableJob = job
+        self._request, self.certificate, self.bar = request, certificate, bar
         self.outputs = Outputs(request)
         self._resumed = False
         self._has_diverged = False
@@ -95,6 +102,7 @@ class CheckpointedRun(ResumableWork):
     def restore_state(self, state: State) -> None:
         """Continue from weights and optimizer state."""
         self.resume_at(state.step)
+        assert isinstance(self.job, (ReducedJob, DenseJob))
         self.job.motion.resumes = True
         for name, array in self.job.moving().items():
             array[...] = state.arrays[name]
@@ -124,7 +132,7 @@ class CheckpointedRun(ResumableWork):
         """Return weights and optimizer state, between two steps."""
         if self._has_diverged or not self.outputs.between_steps:
             return None
-        return State(self.outputs.last_step, 0.0, self.job.moving())
+        return State(self.outputs.last_step, 0.0, dict(self.job.moving()))
 
     def records_since(self, step: int) -> Records | None:
         """Return losses, records and snapshots after a step."""
@@ -196,8 +204,8 @@ def steps_between_flushes(request: Request, space: Closure | None) -> int:
         flops = core.step_flops(widths, core.best_pivot(widths)) + 4.0 * sum(
             map(math.prod, zip(widths[1:], widths[:-1], strict=True))
         )
-        kept = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
-        sizes = [k if request.n_values is None else min(k, request.n_values) for k in kept]
+        ranks = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
+        sizes = [k if request.n_values is None else min(k, request.n_values) for k in ranks]
         per_record = 8.0 * sum(5 * k + 14 for k in sizes)
         if request.vectors:
             per_record += 8.0 * sum(

@@ -181,9 +181,9 @@ def train_sharded(
             callback=callback,
         )
         request = replace(request, device=layers[0].rows.device.type)
-        kept = None if checkpoint is None else Checkpoint.of(checkpoint)
+        folder = None if checkpoint is None else Checkpoint.of(checkpoint)
         facts = _facts(request, automatic)
-        facts["checkpoint"] = None if kept is None else (kept.every, kept.seconds)
+        facts["checkpoint"] = None if folder is None else (folder.every, folder.seconds)
     except (TypeError, ValueError) as raised:
         error = raised
     peers.agree_on(error, facts)
@@ -194,11 +194,11 @@ def train_sharded(
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
-        if kept is None:
+        if folder is None:
             return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
-        request = replace(request, drain_every=kept.every or steps_between_flushes(request, None))
-        work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, kept)
-        run_resumable(work.folder, work, seconds=kept.seconds)
+        request = replace(request, drain_every=folder.every or steps_between_flushes(request, None))
+        work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, folder)
+        run_resumable(work.folder, work, seconds=folder.seconds)
         return work.load()
 
 
@@ -320,8 +320,10 @@ class _ShardedJob:
 
     def clear_records(self) -> None:
         """Forget the records, which are written."""
-        for each in (*self.found, *self.left, *self.right):
-            each.clear()
+        for found in self.found:
+            found.clear()
+        for vectors in (*self.left, *self.right):
+            vectors.clear()
 
     def _follow(
         self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
@@ -660,7 +662,7 @@ class _Descent:
             self._inputs = tuple(placed(array) for array in held)
 
     def evaluate(self) -> float:
-        """Return the loss, the same on all processes; `update` goes on from the products."""
+        """Return the loss, the same on all processes; `update` continues from the products."""
         n, split, shards = self._n, self._split, self._shards
         #: T_l: all of T_0, this process's rows of the others.
         self._lower: list[torch.Tensor | None] = [None] * (split + 1)
