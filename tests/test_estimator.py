@@ -276,9 +276,9 @@ def test_biases_are_fitted_where_they_predict():
 
 def test_pairs_without_ratings_are_no_matrix():
     triples = [(0, 0, 4.0), (0, 1, 3.0), (1, 0, 5.0), (2, 1, 1.0)]
-    with pytest.raises(ValueError, match="looks like places"):
+    with pytest.raises(ValueError, match="looks like index pairs"):
         dln.MatrixCompletion().fit(triples)
-    with pytest.raises(ValueError, match="looks like places"):
+    with pytest.raises(ValueError, match="looks like index pairs"):
         dln.MatrixCompletion().fit([t[:2] for t in triples])
 
 
@@ -395,7 +395,7 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
         (PAIRS, [1.0, np.inf, 3.0], ValueError, "not finite: inf"),
         (PAIRS, ["a", "b", "c"], TypeError, "y"),
         ([[1.0, np.inf]], None, ValueError, "not finite: inf"),
-        ([[0, 0], [1, -2], [1, 0]], RATINGS, ValueError, r"X\[1\] is \(1, -2\); wanted places from 0"),
+        ([[0, 0], [1, -2], [1, 0]], RATINGS, ValueError, r"X\[1\] is \(1, -2\); wanted indices from 0"),
         ([[0.0, 0.5]], [1.0], TypeError, "X has dtype float64; wanted integers"),
         ([[0, 0, 0]], [1.0], dln.ShapeError, r"X has shape \(1, 3\); wanted pairs"),
         ([0, 1], [1.0, 2.0], dln.ShapeError, r"X has shape \(2,\)"),
@@ -469,7 +469,7 @@ def test_bad_settings(settings, error, message):
 
 def test_bad_requests():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
-    with pytest.raises(ValueError, match="wanted places from 0"):
+    with pytest.raises(ValueError, match="wanted indices from 0"):
         model.predict([[0, -1]])
     with pytest.raises(TypeError, match="wanted integers"):
         model.predict([[0.0, 1.0]])
