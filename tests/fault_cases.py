@@ -21,7 +21,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -415,8 +415,36 @@ def reading() -> Iterator[Case]:
 # ----------------------------------------------------------------------- other engines and estimators
 
 
-def batches() -> Case:
-    """Return a batch of runs in three files."""
+def in_three_states(name: str, act: Callable[[Path], Any], cut: Callable[[Path], Any]) -> Iterator[Case]:
+    """Yield work from its start, resumed, and finished, so that it is only loaded."""
+    yield Case(name, act)
+    yield Case(f"{name}, resumed", act, cut)
+    yield Case(f"{name}, finished: read", act, act)
+
+
+@contextlib.contextmanager
+def cut_at_call(module: Any, name: str, number: int) -> Iterator[None]:
+    """Let a function of a module end the work at its n-th call, from 0."""
+    whole, calls = getattr(module, name), []
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        if len(calls) == number:
+            raise Cut
+        calls.append(number)
+        return whole(*arguments, **settings)
+
+    setattr(module, name, counted)
+    try:
+        with contextlib.suppress(Cut):
+            yield
+    finally:
+        setattr(module, name, whole)
+
+
+def batches() -> Iterator[Case]:
+    """Yield a batch of runs in three files."""
+    from dlnfast._training import batch as batch_module
+
     problem = dln.low_rank_recovery(6, 1)
     starts = [dln.orthogonal([6] * 3, scale=0.5, seed=seed) for seed in range(6)]
 
@@ -427,11 +455,15 @@ def batches() -> Case:
         )
         return batch.loss.tobytes(), batch.outcomes, [run_content(run, with_times=False) for run in batch]
 
-    return Case("train_batch", act)
+    def cut(folder: Path) -> None:
+        with cut_at_call(batch_module, "descend_together", 1):
+            act(folder)
+
+    yield from in_three_states("train_batch", act, cut)
 
 
 def compressed(name: str, **settings: Any) -> Iterator[Case]:
-    """Yield a compressed run from its start, and a resumed one."""
+    """Yield a compressed run."""
     problem = dln.low_rank_completion(12, 1, observed=0.8)
     lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
 
@@ -446,25 +478,36 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
         with contextlib.suppress(Cut):
             train(folder, callback=cut_at(3))
 
-    yield Case(f"train_compressed, {name}", train)
-    yield Case(f"train_compressed, {name}, resumed", train, prepare)
+    yield from in_three_states(f"train_compressed, {name}", train, prepare)
 
 
-def estimators() -> Case:
-    """Return a fit, which trains on held-out entries and on all entries."""
+def estimators() -> Iterator[Case]:
+    """Yield a fit, which is interrupted in a run on held-out entries, or before that on all entries."""
+    from dlnfast._completion import fitting
+
     generator = np.random.default_rng(0)
     pairs = np.argwhere(generator.random((8, 7)) < 0.8)
     known = np.outer(generator.random(8), generator.random(7))[tuple(pairs.T)]
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "fits", every=2, seconds=0)
+        stopping = dln.StoppingOptions(validation_fraction=0.4, record_every=2)
         model = dln.MatrixCompletion(
-            rank=1, steps=4, record_every=2, weight_decay=0.0, n_threads=1, checkpoint=where
+            rank=1, steps=4, stopping=stopping, weight_decay=0.1, n_threads=1, checkpoint=where
         ).fit(pairs, known)
+        assert len(model.validation_) > 1  # runs on held-out entries, with decay and without
         runs = [run_content(run, with_times=False) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
 
-    return Case("MatrixCompletion", act)
+    def cut_at(call: int) -> Callable[[Path], None]:
+        def cut(folder: Path) -> None:
+            with cut_at_call(fitting, "train", call):
+                act(folder)
+
+        return cut
+
+    yield from in_three_states("MatrixCompletion", act, cut_at(1))
+    yield Case("MatrixCompletion, resumed before its last run", act, cut_at(4))
 
 
 # ------------------------------------------------------------------------------ sweeps and results
@@ -688,7 +731,10 @@ def of_torch() -> Iterator[Case]:
         ).fit(inputs, labels)
         return history.loss, {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
 
-    yield Case("Trainer", fit, lambda folder: fit(folder, 1), locks=False, forks=False)
+    yield Case("Trainer", fit, locks=False, forks=False)
+    yield Case("Trainer, resumed", fit, lambda folder: fit(folder, 1), locks=False, forks=False)
+    yield Case("Trainer, finished: read", fit, fit, locks=False, forks=False)
+    yield from sharded()
 
     def adapted(i: int) -> DeepLoRA:
         torch.manual_seed(i)
@@ -715,6 +761,27 @@ def of_torch() -> Iterator[Case]:
     )
 
 
+def sharded() -> Iterator[Case]:
+    """Yield a run on sharded layers, with one process; the others would wait for a killed one."""
+    from dlnfast.torch import RowSharded, train_sharded
+
+    problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
+    options = {"learning_rate": 0.3, "momentum": 0.5, "steps": 3, "singular_values": None}
+
+    def train(folder: Path, callback: Any = None) -> Any:
+        shards = [RowSharded.from_rows(layer) for layer in weights]
+        where = dln.Checkpoint(folder / "run", every=1, seconds=0)
+        run = train_sharded(problem, shards, **options, checkpoint=where, callback=callback)
+        return run_content(run, with_times=False), [shard.rows.numpy().tobytes() for shard in shards]
+
+    def cut(folder: Path) -> None:
+        with contextlib.suppress(Cut):
+            train(folder, cut_at(2))
+
+    for case in in_three_states("train_sharded", train, cut):
+        yield replace(case, forks=False)
+
+
 def every_case(*, zarr: bool = False) -> Iterator[Case]:
     """Yield all cases; with `zarr` the one that still leaves unfinished folders after some faults."""
     yield from training("dense", DENSE)
@@ -722,11 +789,11 @@ def every_case(*, zarr: bool = False) -> Iterator[Case]:
     yield from training("adaptive", {"engine": "dense", "learning_rate": "adaptive"})
     yield resuming()
     yield from reading()
-    yield batches()
+    yield from batches()
     yield from compressed("frozen bases", outer=0.0)
     yield from compressed("moving bases", outer=0.01)
     yield from compressed("in turns", outer=0.01, outer_every=2, learning_rate=0.05)
-    yield estimators()
+    yield from estimators()
     yield sweeps()
     yield results()
     yield from saved_files()

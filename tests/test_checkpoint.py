@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 
 import dlnfast as dln
 from dlnfast import Checkpoint
+from dlnfast._completion import fitting
 from dlnfast._support import files
 from dlnfast._support.checkpoint import RunFolder
+from dlnfast._training import batch as batch_module
 from dlnfast._training.jobs import Outputs
 from dlnfast.cli import main
 
@@ -234,7 +236,7 @@ def test_batches_resume(tmp_path, monkeypatch):
     plain = dln.train_batch(problem, starts, **options)
     assert "diverged" in plain.outcomes
     calls = []
-    whole = dln.batch.descend_together
+    whole = batch_module.descend_together
 
     def counted(plans, limit):
         if len(calls) == limit:
@@ -243,10 +245,10 @@ def test_batches_resume(tmp_path, monkeypatch):
         return whole(plans)
 
     checkpoint = Checkpoint(tmp_path / "batch", every=2)
-    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 2))
+    monkeypatch.setattr(batch_module, "descend_together", lambda plans: counted(plans, 2))
     with pytest.raises(StopTraining):
         dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
-    monkeypatch.setattr(dln.batch, "descend_together", lambda plans: counted(plans, 99))
+    monkeypatch.setattr(batch_module, "descend_together", lambda plans: counted(plans, 99))
     batch = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
     assert sum(calls) == len(starts)  # none ran twice
     again = dln.train_batch(problem, starts, **options, checkpoint=checkpoint)
@@ -281,7 +283,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     pairs, known = draw_ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
-    whole, calls = dln.estimator.train, []
+    whole, calls = fitting.train, []
 
     def counted(*arguments, **settings):
         calls.append(settings["steps"])
@@ -290,16 +292,14 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
         return whole(*arguments, **settings)
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
-    monkeypatch.setattr(dln.estimator, "train", counted)
+    monkeypatch.setattr(fitting, "train", counted)
     with pytest.raises(StopTraining):
         model.fit(pairs, known)
     before = len(calls)
-    monkeypatch.setattr(dln.estimator, "train", whole)
+    monkeypatch.setattr(fitting, "train", whole)
     again = dln.MatrixCompletion(**options, checkpoint=tmp_path)
     repeated = []
-    monkeypatch.setattr(
-        dln.estimator, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1]
-    )
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1])
     again.fit(pairs, known)
     assert again.validation_ == plain.validation_
     assert (again.n_steps_, again.weight_decay_) == (plain.n_steps_, plain.weight_decay_)
@@ -309,7 +309,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
         assert_same_training(one, other)
     # Finished runs were not repeated.
     rerun, once = len(repeated), []
-    monkeypatch.setattr(dln.estimator, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
     dln.MatrixCompletion(**options).fit(pairs, known)
     assert before - 1 + rerun <= len(once) + 1
     # Another fit has its own folder.
@@ -403,7 +403,7 @@ def test_a_damaged_state_is_replaced_by_the_previous_one(cut_short):
     assert [path.stem[-2:] for path in states] == ["30", "32"]
     states[-1].write_bytes(states[-1].read_bytes()[:300])
     plain = dln.train(problem, weights, **options)
-    with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*going on"):
+    with pytest.warns(RuntimeWarning, match=r"complete file of a dlnfast state.*resuming"):
         run = dln.train(problem, weights, **options, checkpoint=checkpoint)
     assert_same_training(plain, run)
 

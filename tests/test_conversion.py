@@ -383,7 +383,7 @@ def test_ratings_that_are_missing_are_left_out(ratings):
     assert problem.empty_rows.tolist() == [2, 3]
     np.testing.assert_array_equal(problem.values, RATINGS[:-1])
     fitted, wanted = (
-        dln.MatrixCompletion(steps=5, rank=1, shape=(4, 3)).fit(*given)
+        dln.MatrixCompletion(steps=5, rank=1, entries=dln.EntryOptions((4, 3))).fit(*given)
         for given in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
     )
     assert_same_results([fitted.predict()], [wanted.predict()])
@@ -783,7 +783,10 @@ def test_pairs_of_numbers_of_every_kind_are_read():
         import_pandas().Series([0.25, -0.25]),
     ]
     wanted, *others = [
-        dln.MatrixCompletion(steps=3, rank=1, weighting=pair).fit(PAIRS, RATINGS).predict() for pair in pairs
+        dln.MatrixCompletion(steps=3, rank=1, entries=dln.EntryOptions(weighting=pair))
+        .fit(PAIRS, RATINGS)
+        .predict()
+        for pair in pairs
     ]
     for found in others:
         np.testing.assert_array_equal(found, wanted)
@@ -793,9 +796,9 @@ def test_pairs_of_numbers_of_every_kind_are_read():
         np.ma.array([0.25, -0.25], mask=[0, 1]),
         np.eye(2),
     ):
-        for name in ("weighting", "bias_penalty", "clip"):
+        for name in ("entries.weighting", "biases.penalty", "entries.clip"):
             with pytest.raises((TypeError, ValueError), match=name):
-                dln.MatrixCompletion(**{name: odd}).fit(PAIRS, RATINGS)
+                dln.MatrixCompletion().set_params(**{name.replace(".", "__"): odd}).fit(PAIRS, RATINGS)
     with pytest.raises((TypeError, ValueError), match="shape"):
         dln.Completion([0], [0], [1.0], import_pandas().DataFrame([[1, 1]], columns=[4, 3]))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -29,8 +30,13 @@ def pairs_of(problem):
     return np.column_stack([problem.rows, problem.columns])
 
 
+def make(**settings):
+    """Return an estimator; ``layers__scale`` and the like set one of its options."""
+    return dln.MatrixCompletion().set_params(**{"n_threads": 1} | settings)
+
+
 def quick(**settings):
-    return dln.MatrixCompletion(**{"rank": 4, "weight_decay": 0.3, "steps": 200, "n_threads": 1} | settings)
+    return make(**{"rank": 4, "weight_decay": 0.3, "steps": 200} | settings)
 
 
 # -------------------------------------------------------------------------------------------- recovery
@@ -44,13 +50,13 @@ def quick(**settings):
         {"depth": 2, "biases": None},
         {"depth": 4, "biases": None},
         {"rank": 3, "biases": None},
-        {"dtype": "float32", "biases": None},
+        {"layers__dtype": "float32", "biases": None},
     ],
     ids=str,
 )
 def test_a_matrix_without_noise_is_recovered(settings):
     problem = dln.low_rank_completion(200, 3, 0.3)
-    model = dln.MatrixCompletion(n_threads=1, **settings).fit(pairs_of(problem), problem.values)
+    model = make(**settings).fit(pairs_of(problem), problem.values)
     truth = problem.truth.dense()
     unseen = np.ones(problem.shape, bool)
     unseen[problem.rows, problem.columns] = False
@@ -62,9 +68,7 @@ def test_a_matrix_without_noise_is_recovered(settings):
 
 def test_full_width_recovers_too():
     problem = dln.low_rank_completion(40, 2, 0.5)
-    model = dln.MatrixCompletion(compress=False, biases=None, n_threads=1).fit(
-        pairs_of(problem), problem.values
-    )
+    model = make(layers__compress=False, biases=None).fit(pairs_of(problem), problem.values)
     assert model.trajectory_.config["widths"] == [40] * 4
     truth = problem.truth.dense()
     assert np.linalg.norm(model.predict() - truth) < 1e-3 * np.linalg.norm(truth)
@@ -87,14 +91,14 @@ def test_pure_noise_leaves_the_biases_alone():
     rng = np.random.default_rng(3)
     pairs = np.column_stack(np.divmod(rng.choice(3000, 400, replace=False), 60))
     ratings = 3 + rng.standard_normal(400)
-    model = dln.MatrixCompletion(bias_penalty=30.0, n_threads=1).fit(pairs, ratings)
+    model = make(biases__penalty=30.0).fit(pairs, ratings)
     spread = np.std(model.predict())
     assert spread < 0.4
 
 
 def test_the_factors_equal_the_end_of_the_trajectory():
     pairs, ratings, whole = noisy_ratings()
-    model = quick(weighting=(0, 0), validation_fraction=0.0).fit(pairs, ratings)
+    model = quick(entries__weighting=(0, 0), stopping__validation_fraction=0.0).fit(pairs, ratings)
     low = model.row_factors_ @ model.column_factors_.T
     run = model.trajectory_
     biases = fit_biases(Entries(*pairs.T, ratings, whole.shape), "both", (3.0, 3.0))
@@ -112,8 +116,8 @@ def test_the_factors_equal_the_end_of_the_trajectory():
 def test_weighting_weights_the_terms_of_the_loss():
     pairs, ratings, _ = noisy_ratings()
     p, q = 0.5, -0.3
-    model = quick(weighting=(p, q), validation_fraction=0.0, weight_decay=0.05, steps=500, rank=6)
-    model.fit(pairs, ratings)
+    model = quick(entries__weighting=(p, q), stopping__validation_fraction=0.0)
+    model.set_params(weight_decay=0.05, steps=500, rank=6).fit(pairs, ratings)
     i, j = pairs.T
     weights = np.bincount(i)[i] ** -p * np.bincount(j)[j] ** -q
     residual = ratings - model.mean_ - model.row_bias_[i] - model.column_bias_[j]
@@ -174,7 +178,7 @@ def test_all_forms_of_input_agree():
     expected = quick().fit(pairs, ratings)
     scores = {(expected.score(pairs, ratings), expected.rmse(pairs, ratings))}
     for X, y in ((pairs[order].astype(np.int32), ratings[order].tolist()), (dense, None), (stored, None)):
-        model = quick(shape=whole.shape).fit(X, y)
+        model = quick(entries__shape=whole.shape).fit(X, y)
         np.testing.assert_array_equal(model.predict(), expected.predict())
         scores.add((round(model.score(X, y), 12), round(model.rmse(X, y), 12)))
     assert len({(round(a, 12), round(b, 12)) for a, b in scores}) == 1
@@ -202,7 +206,7 @@ def test_score_is_r_squared():
 def test_unseen_rows_and_columns_are_predicted_by_the_biases():
     pairs, ratings, whole = noisy_ratings()
     keep = (pairs[:, 0] != 3) & (pairs[:, 1] != 4)
-    for settings in ({}, {"compress": False}):
+    for settings in ({}, {"layers__compress": False}):
         model = quick(**settings).fit(pairs[keep], ratings[keep])
         assert model.shape_ == whole.shape
         for row in (3, 50, 10**12):
@@ -211,13 +215,13 @@ def test_unseen_rows_and_columns_are_predicted_by_the_biases():
             assert model.predict([[7, column]]) == model.mean_ + model.row_bias_[7]
         assert model.predict([[3, 4], [99, 99]]).tolist() == [model.mean_] * 2
         np.testing.assert_allclose(model.predict()[3], model.mean_ + model.column_bias_, rtol=1e-12)
-    assert quick(shape=(60, 45)).fit(pairs, ratings).predict().shape == (60, 45)
+    assert quick(entries__shape=(60, 45)).fit(pairs, ratings).predict().shape == (60, 45)
 
 
 def test_predictions_stay_within_the_clip():
     pairs, ratings, _ = noisy_ratings()
-    assert quick(clip=(2.5, 3.5)).fit(pairs, ratings).predict().max() == 3.5
-    model = quick(clip="range").fit(pairs, ratings)
+    assert quick(entries__clip=(2.5, 3.5)).fit(pairs, ratings).predict().max() == 3.5
+    model = quick(entries__clip="range").fit(pairs, ratings)
     assert model.predict().min() >= ratings.min()
     assert model.predict(pairs).max() <= ratings.max()
 
@@ -230,13 +234,13 @@ def test_duplicate_ratings_are_refused_or_averaged():
     with pytest.raises(ValueError, match=r"X has \(0, \d+\) twice, rated .* or duplicates=\"mean\""):
         quick().fit(*twice)
     expected = quick().fit(pairs, ratings + 1).predict()
-    np.testing.assert_allclose(quick(duplicates="mean").fit(*twice).predict(), expected, rtol=1e-6)
+    np.testing.assert_allclose(quick(entries__duplicates="mean").fit(*twice).predict(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ratings", [[4.0] * 6, [0.0] * 6, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]])
 def test_ratings_of_biases_only(ratings):
     pairs = [[i, j] for i in range(3) for j in range(2)]
-    model = dln.MatrixCompletion(bias_penalty=0.0).fit(pairs, ratings)
+    model = make(biases__penalty=0.0).fit(pairs, ratings)
     np.testing.assert_allclose(model.predict(pairs), ratings, atol=1e-12)
     assert (model.trajectory_, model.n_steps_) == (None, 0)
     assert model.score(pairs, model.predict(pairs)) == 1.0
@@ -250,7 +254,9 @@ def test_a_single_rating_is_fitted():
 # --------------------------------------------------------------------------- settings and determinism
 
 
-@pytest.mark.parametrize("settings", [{}, {"compress": False}, {"dtype": np.float32}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"layers__compress": False}, {"layers__dtype": np.float32}], ids=str
+)
 def test_the_seed_determines_the_fit(settings):
     pairs, ratings, _ = noisy_ratings()
     first, again, other = (quick(seed=seed, **settings).fit(pairs, ratings) for seed in (0, 0, 1))
@@ -271,17 +277,17 @@ def test_biases_are_fitted_only_where_they_improve_predictions():
 
 def test_pairs_without_ratings_are_no_matrix():
     triples = [(0, 0, 4.0), (0, 1, 3.0), (1, 0, 5.0), (2, 1, 1.0)]
-    with pytest.raises(ValueError, match="looks like places"):
+    with pytest.raises(ValueError, match="looks like index pairs"):
         dln.MatrixCompletion().fit(triples)
-    with pytest.raises(ValueError, match="looks like places"):
+    with pytest.raises(ValueError, match="looks like index pairs"):
         dln.MatrixCompletion().fit([t[:2] for t in triples])
 
 
 def test_single_precision_is_close():
     pairs, ratings, _ = noisy_ratings()
-    settings = {"validation_fraction": 0.0, "steps": 60}
+    settings = {"stopping__validation_fraction": 0.0, "steps": 60}
     double = quick(**settings).fit(pairs, ratings)
-    single = quick(dtype="float32", **settings).fit(pairs, ratings)
+    single = quick(layers__dtype="float32", **settings).fit(pairs, ratings)
     assert single.trajectory_.config["dtype"] == "float32"
     # Small modes grow from the rounding of the start: differences in some of them reach a hundredth.
     apart = np.linalg.norm(single.predict() - double.predict()) / np.linalg.norm(double.predict())
@@ -290,30 +296,69 @@ def test_single_precision_is_close():
 
 def test_scaled_ratings_give_scaled_predictions():
     pairs, ratings, _ = noisy_ratings()
-    one, eight = (quick(validation_fraction=0.0).fit(pairs, factor * ratings) for factor in (1, 8))
+    one, eight = (quick(stopping__validation_fraction=0.0).fit(pairs, factor * ratings) for factor in (1, 8))
     np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-12)
 
 
 def test_learning_rates_and_outer_factors_reach_the_run():
     pairs, ratings, _ = noisy_ratings()
-    model = quick(learning_rate=dln.Adaptive(safety=0.5), outer=0.1).fit(pairs, ratings)
+    model = quick(layers=dln.LayerOptions(learning_rate=dln.Adaptive(safety=0.5), outer=0.1)).fit(
+        pairs, ratings
+    )
     assert model.trajectory_.config["adaptive"]["safety"] == 0.5
     assert model.trajectory_.config["learning_rate"] == [0.1, 1.0, 0.1]
-    model = quick(learning_rate=0.5, outer=2.0, validation_fraction=0.0).fit(pairs, ratings)
+    model = quick(layers__learning_rate=0.5, layers__outer=2.0, stopping__validation_fraction=0.0).fit(
+        pairs, ratings
+    )
     assert model.trajectory_.config["learning_rate"] == [1.0, 0.5, 1.0]
     with pytest.raises(dln.DivergedError):
-        quick(learning_rate=1e9).fit(pairs, ratings)
+        quick(layers__learning_rate=1e9).fit(pairs, ratings)
 
 
 def test_parameters_can_be_set_and_read():
     model = dln.MatrixCompletion(7, depth=2)
-    settings = model.get_params()
+    settings = model.get_params(deep=False)
     assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "auto")
+    assert len(settings) == 12
     assert dln.MatrixCompletion(**settings).get_params(deep=False) == settings
     assert model.set_params(rank=3, biases=None) is model
     assert repr(model) == "MatrixCompletion(rank=3, depth=2, biases=None)"
-    with pytest.raises(ValueError, match="'ranks' is no setting of MatrixCompletion: bias_penalty, biases"):
+    with pytest.raises(ValueError, match="'ranks' is no setting of MatrixCompletion: biases, checkpoint"):
         model.set_params(ranks=3)
+
+
+def test_single_options_are_read_and_set():
+    model = dln.MatrixCompletion(layers=dln.LayerOptions(scale=0.1))
+    deep = model.get_params()
+    assert (deep["layers__scale"], deep["layers__outer"], deep["biases__kind"]) == (0.1, 1.0, "auto")
+    model.set_params(layers__outer=2.0, biases="rows", biases__penalty=5.0)
+    assert model.layers == dln.LayerOptions(scale=0.1, outer=2.0)
+    assert model.biases == dln.BiasOptions("rows", 5.0)
+    assert dln.MatrixCompletion().layers == dln.LayerOptions()  # the default is not changed
+    assert dln.MatrixCompletion().set_params(**model.get_params()).get_params() == model.get_params()
+    for name in ("layers__ranks", "rank__layers", "layers__"):
+        with pytest.raises(ValueError, match=f"'{name}' is no setting of MatrixCompletion"):
+            model.set_params(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "place"),
+    [
+        ("scale", "layers=LayerOptions(scale=...)"),
+        ("compress", "layers=LayerOptions(compress=...)"),
+        ("learning_rate", "layers=LayerOptions(learning_rate=...)"),
+        ("bias_penalty", "biases=BiasOptions(penalty=...)"),
+        ("patience", "stopping=StoppingOptions(patience=...)"),
+        ("clip", "entries=EntryOptions(clip=...)"),
+    ],
+)
+def test_keywords_of_0_1_0_raise_an_error_that_names_the_new_option(keyword, place):
+    with pytest.raises(
+        TypeError, match=re.escape(f"no keyword {keyword!r} since version 0.2.0: write {place}")
+    ):
+        dln.MatrixCompletion(**{keyword: 1})
+    with pytest.raises(ValueError, match=re.escape(f"since version 0.2.0 write {place}")):
+        dln.MatrixCompletion().set_params(**{keyword: 1})
 
 
 def test_methods_before_fit_raise():
@@ -351,7 +396,7 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
         (PAIRS, [1.0, np.inf, 3.0], ValueError, "not finite: inf"),
         (PAIRS, ["a", "b", "c"], TypeError, "y"),
         ([[1.0, np.inf]], None, ValueError, "not finite: inf"),
-        ([[0, 0], [1, -2], [1, 0]], RATINGS, ValueError, r"X\[1\] is \(1, -2\); wanted places from 0"),
+        ([[0, 0], [1, -2], [1, 0]], RATINGS, ValueError, r"X\[1\] is \(1, -2\); wanted indices from 0"),
         ([[0.0, 0.5]], [1.0], TypeError, "X has dtype float64; wanted integers"),
         ([[0, 0, 0]], [1.0], dln.ShapeError, r"X has shape \(1, 3\); wanted pairs"),
         ([0, 1], [1.0, 2.0], dln.ShapeError, r"X has shape \(2,\)"),
@@ -379,47 +424,53 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
         ({"rank": 0}, ValueError, "rank is 0"),
         ({"rank": 2.5}, TypeError, "rank is 2.5"),
         ({"depth": 1}, ValueError, "depth is 1; wanted an integer of at least 2"),
-        ({"outer": 0}, ValueError, "outer is 0"),
-        ({"scale": -1}, ValueError, "scale is -1"),
-        ({"learning_rate": "fast"}, ValueError, "learning_rate is 'fast'; wanted \"adaptive\""),
-        ({"learning_rate": 0}, ValueError, "learning_rate is 0"),
+        ({"layers__outer": 0}, ValueError, "outer is 0"),
+        ({"layers__scale": -1}, ValueError, "scale is -1"),
+        ({"layers__learning_rate": "fast"}, ValueError, "learning_rate is 'fast'; wanted \"adaptive\""),
+        ({"layers__learning_rate": 0}, ValueError, "learning_rate is 0"),
         ({"weight_decay": "some"}, ValueError, "weight_decay is 'some'; wanted \"auto\" or a number"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
         ({"steps": 0}, ValueError, "steps is 0"),
-        ({"tolerance": -1}, ValueError, "tolerance is -1"),
+        ({"stopping__tolerance": -1}, ValueError, "tolerance is -1"),
         (
             {"biases": "all"},
             ValueError,
             "biases is 'all'; wanted one of 'auto', 'both', 'rows', 'columns', 'mean', None",
         ),
-        ({"bias_penalty": -1}, ValueError, "bias_penalty is -1"),
-        ({"bias_penalty": (1, -1)}, ValueError, r"bias_penalty\[1\] is -1"),
-        ({"bias_penalty": (1, 2, 3)}, TypeError, "bias_penalty is .*; wanted two numbers"),
-        ({"weighting": 0.5}, TypeError, "weighting is 0.5; wanted two numbers"),
-        ({"validation_fraction": 1.0}, ValueError, r"validation_fraction is 1; wanted a number in \[0, 1\)"),
-        ({"validation_fraction": 0}, ValueError, "nothing to choose it by"),
-        ({"patience": 0}, ValueError, "patience is 0"),
-        ({"record_every": 0}, ValueError, "record_every is 0"),
-        ({"clip": "all"}, ValueError, "clip is 'all'"),
-        ({"clip": (5, 1)}, ValueError, r"clip is \(5, 1\); wanted the lower bound first"),
-        ({"shape": (2, 1)}, ValueError, r"X reaches row 1 and column 1; shape is \(2, 1\)"),
-        ({"shape": 2}, TypeError, "shape is 2; wanted two integers"),
-        ({"duplicates": "last"}, ValueError, "duplicates is 'last'; wanted one of 'error', 'mean'"),
+        ({"biases__penalty": -1}, ValueError, "biases.penalty is -1"),
+        ({"biases__penalty": (1, -1)}, ValueError, r"biases.penalty\[1\] is -1"),
+        ({"biases__penalty": (1, 2, 3)}, TypeError, "biases.penalty is .*; wanted two numbers"),
+        ({"entries__weighting": 0.5}, TypeError, "weighting is 0.5; wanted two numbers"),
+        (
+            {"stopping__validation_fraction": 1.0},
+            ValueError,
+            r"validation_fraction is 1; wanted a number in \[0, 1\)",
+        ),
+        ({"stopping__validation_fraction": 0}, ValueError, "nothing to choose it by"),
+        ({"stopping__patience": 0}, ValueError, "patience is 0"),
+        ({"stopping__record_every": 0}, ValueError, "record_every is 0"),
+        ({"entries__clip": "all"}, ValueError, "clip is 'all'"),
+        ({"entries__clip": (5, 1)}, ValueError, r"clip is \(5, 1\); wanted the lower bound first"),
+        ({"entries__shape": (2, 1)}, ValueError, r"X reaches row 1 and column 1; shape is \(2, 1\)"),
+        ({"entries__shape": 2}, TypeError, "shape is 2; wanted two integers"),
+        ({"entries__duplicates": "last"}, ValueError, "duplicates is 'last'; wanted one of 'error', 'mean'"),
         ({"seed": -1}, ValueError, "seed is -1"),
+        ({"layers": 3}, TypeError, "layers is int; wanted dlnfast.LayerOptions"),
+        ({"biases": 3}, TypeError, "biases is int; wanted dlnfast.BiasOptions"),
         ({"n_threads": -1}, ValueError, "n_threads is -1"),
-        ({"dtype": "float16"}, TypeError, "dtype is float16; wanted float64 or float32"),
+        ({"layers__dtype": "float16"}, TypeError, "dtype is float16; wanted float64 or float32"),
     ],
     ids=str,
 )
 def test_bad_settings_are_named(settings, error, message):
-    model = dln.MatrixCompletion(**settings)  # no error yet
+    model = make(**settings)  # no error yet
     with pytest.raises(error, match=message):
         model.fit(PAIRS, RATINGS)
 
 
 def test_pairs_that_cannot_be_predicted_are_named():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
-    with pytest.raises(ValueError, match="wanted places from 0"):
+    with pytest.raises(ValueError, match="wanted indices from 0"):
         model.predict([[0, -1]])
     with pytest.raises(TypeError, match="wanted integers"):
         model.predict([[0.0, 1.0]])
@@ -434,11 +485,11 @@ def test_no_pairs_have_no_predictions():
 
 def test_a_matrix_of_another_shape_is_refused():
     with pytest.raises(dln.ShapeError, match=r"shape is \(3, 3\), but X has shape \(2, 2\)"):
-        dln.MatrixCompletion(shape=(3, 3)).fit(np.eye(2))
+        make(entries__shape=(3, 3)).fit(np.eye(2))
 
 
 def test_a_large_matrix_is_not_predicted_whole():
-    wide = quick(shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
+    wide = make(entries__shape=(2**15, 2**15)).fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="X is None, but the matrix has 32768 x 32768 entries; wanted pairs"):
         wide.predict()
 
@@ -465,7 +516,7 @@ def interrupting(monkeypatch, at, of_calls):
 
 def test_ctrl_c_in_the_last_run_keeps_the_learned_factors(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
-    settings = {"validation_fraction": 0.0, "steps": 160}
+    settings = {"stopping__validation_fraction": 0.0, "steps": 160}
     interrupting(monkeypatch, 105, {1})
     model = quick(**settings)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -511,7 +562,7 @@ def sklearn():
 def test_scikit_learn_clones_the_estimator():
     from sklearn.base import clone, is_regressor
 
-    model = quick(clip=(0.5, 5.0))
+    model = quick(entries__clip=(0.5, 5.0))
     copy = clone(model)
     assert copy is not model
     assert copy.get_params() == model.get_params()
@@ -538,9 +589,10 @@ def test_scikit_learn_searches_over_settings_of_the_estimator():
 
     pairs, ratings, _ = noisy_ratings()
     folds = KFold(3, shuffle=True, random_state=0)
-    grid = {"rank": [1, 2], "biases": ["both", None]}
-    search = GridSearchCV(quick(clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
+    grid = {"rank": [1, 2], "biases": ["both", None], "layers__scale": [1e-3, 1e-2]}
+    search = GridSearchCV(quick(entries__clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
     assert search.best_params_["biases"] in ("both", None)
+    assert search.best_estimator_.layers.scale == search.best_params_["layers__scale"]
     check_is_fitted(search.best_estimator_)
     assert search.predict(pairs).shape == ratings.shape
 

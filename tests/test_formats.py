@@ -204,12 +204,12 @@ def test_a_finished_run_without_its_last_state_is_not_loaded(checkpointed_runs, 
     newest = sorted(folder.glob("state-*.npz"))[-1]
     newest.write_bytes(newest.read_bytes()[:500])
     with (
-        pytest.warns(RuntimeWarning, match="going on from the one before"),
+        pytest.warns(RuntimeWarning, match="resuming from the one before"),
         pytest.raises(ValueError, match=r"no state of its last step, 2000.*without end.json the run resumes"),
     ):
         dln.load(folder)
     (folder / "end.json").unlink()
-    with pytest.warns(RuntimeWarning, match="going on from the one before"):
+    with pytest.warns(RuntimeWarning, match="resuming from the one before"):
         run = dln.resume(folder)
     np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import shutil
+import tempfile
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from tolerances import tolerance  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
+from dlnfast import Checkpoint  # noqa: E402
 from dlnfast._training.request import Request  # noqa: E402
 from dlnfast._trajectory.recorded import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
@@ -520,6 +524,100 @@ def case_a_missing_process_is_detected():
             shard.rmatmat(np.ones((shard.shape[0], 1)))
 
 
+class Stop(Exception):
+    """Ends a run at some step, so that it can be resumed."""
+
+
+def stop_at(step):
+    def callback(now, loss):
+        if now >= step:
+            raise Stop
+
+    return callback
+
+
+CHECKPOINTED = {
+    "learning_rate": [0.05, 0.04, 0.03],
+    "weight_decay": 0.01,
+    "momentum": [0.5, 0.0, 0.3],
+    "steps": 23,
+    "record_every": 5,
+    "singular_values": 2,
+    "vectors": True,
+}
+
+
+def assert_resumed(run, wanted, shards, finals):
+    """Compare with an uninterrupted run: the same bits, but for the tracker, which restarts."""
+    assert run.loss.tobytes() == wanted.loss.tobytes()
+    assert run.steps.tolist() == wanted.steps.tolist()
+    assert run.config == wanted.config
+    for shard, final in zip(shards, finals, strict=True):
+        assert np.array_equal(shard.rows.numpy(), final)
+    for layer in range(1, run.n_layers + 1):
+        off = np.abs(run.singular_values(layer) - wanted.singular_values(layer))
+        slack = run.singular_value_errors(layer) + wanted.singular_value_errors(layer)
+        assert np.all(off <= slack)
+        assert run.states.left[layer - 1].shape == wanted.states.left[layer - 1].shape
+
+
+def case_checkpointed_runs_resume():
+    size, rank = dist.get_world_size(), dist.get_rank()
+    shared = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(shared)
+    widths = [5, 30, 20, 4]
+    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+
+    def train(name, **more):
+        shards = [RowSharded.from_rows(w) for w in weights]
+        place = Checkpoint(Path(shared[0]) / name, every=4, seconds=0)
+        return train_sharded(problem, shards, **CHECKPOINTED, checkpoint=place, **more), shards
+
+    shards = [RowSharded.from_rows(w) for w in weights]
+    wanted = train_sharded(problem, shards, **CHECKPOINTED)
+    finals = [shard.rows.numpy().copy() for shard in shards]
+    own = Path(shared[0]) / "run" / f"process-{rank:05d}"
+    with pytest.raises((Stop, RuntimeError)):
+        train("run", callback=stop_at(15) if rank == size - 1 else None)
+    # As if the last process had been killed before it wrote the newest state.
+    states = sorted(own.glob("state-*.npz"))
+    assert [path.name[-7:-4] for path in states] == ["008", "012"]
+    if rank == size - 1:
+        states[-1].unlink()
+    run, shards = train("run")
+    assert_resumed(run, wanted, shards, finals)
+    # The finished run is loaded; a process that could not write its end computes it again with the others.
+    modified = (own / "end.json").stat().st_mtime_ns
+    run, shards = train("run")
+    assert_resumed(run, wanted, shards, finals)
+    assert (own / "end.json").stat().st_mtime_ns == modified
+    dist.barrier()
+    if rank == 0:
+        (own / "end.json").unlink()
+        sorted(own.glob("state-*.npz"))[-1].unlink()
+    dist.barrier()
+    run, shards = train("run")
+    assert_resumed(run, wanted, shards, finals)
+    # An error of one process is an error of all.
+    if rank == 0:
+        (Path(shared[0]) / "other" / "process-00000").mkdir(parents=True)
+        (Path(shared[0]) / "other" / "process-00000" / "state-1.npz").write_bytes(b"")
+    dist.barrier()
+    with pytest.raises(ValueError if rank == 0 else RuntimeError, match=r"no run\.npz"):
+        train("other")
+    with pytest.raises(ValueError, match="holds another run") as caught:
+        train_sharded(
+            problem,
+            [RowSharded.from_rows(w) for w in weights],
+            **CHECKPOINTED | {"steps": 9},
+            checkpoint=own.parent,
+        )
+    assert "another run" in str(caught.value)
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(shared[0])
+
+
 CASES = {name.removeprefix("case_"): case for name, case in globals().items() if name.startswith("case_")}
 
 
@@ -594,6 +692,49 @@ def test_one_process_needs_no_group(tmp_path):
         assert np.array_equal(a, b, equal_nan=True)
     with pytest.raises(ValueError, match="the weights were kept at"):
         run.weights(1)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 11, 20])
+def test_a_checkpointed_run_resumes(cut, tmp_path):
+    widths = [5, 30, 20, 4]
+    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+
+    def train(**more):
+        shards = [RowSharded.from_rows(w) for w in weights]
+        run = train_sharded(problem, shards, **CHECKPOINTED, **more)
+        return run, shards
+
+    wanted, shards = train()
+    finals = [shard.rows.numpy().copy() for shard in shards]
+    place = Checkpoint(tmp_path / "run", every=3, seconds=0)
+    with pytest.raises(Stop) as caught:
+        train(checkpoint=place, callback=stop_at(cut))
+    n_losses = len(caught.value.trajectory.loss)
+    np.testing.assert_array_equal(caught.value.trajectory.loss, wanted.loss[:n_losses])
+    seen = []
+    run, shards = train(checkpoint=place, callback=lambda step, loss: seen.append(step))
+    assert_resumed(run, wanted, shards, finals)
+    assert seen == wanted.steps.tolist()
+    run, shards = train(checkpoint=place)
+    assert_resumed(run, wanted, shards, finals)
+    with pytest.raises(ValueError, match="its format is 'dlnfast sharded run'"):
+        dln.load(tmp_path / "run" / "process-00000")
+
+
+def test_a_checkpointed_run_that_diverges_is_read_again(tmp_path):
+    problem, weights = draw_problem([5, 6, 4], 2), dln.gaussian([5, 6, 4], 0.5, 2)
+    steps = []
+    for _ in range(2):
+        with pytest.raises(dln.DivergedError, match="lower learning_rate") as caught:
+            train_sharded(
+                problem,
+                [RowSharded.from_rows(w) for w in weights],
+                learning_rate=1e6,
+                steps=50,
+                checkpoint=tmp_path,
+            )
+        steps.append((caught.value.step, len(caught.value.trajectory.loss)))
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,18 @@ from tolerances import tolerance  # noqa: E402
 from torch import nn  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
-from dlnfast.torch import MLP, Batches, Samples, Trainer, track  # noqa: E402
+from dlnfast.torch import (  # noqa: E402
+    MLP,
+    Batches,
+    CheckpointFile,
+    LossOptions,
+    OptimizerOptions,
+    Samples,
+    ScheduleOptions,
+    Trainer,
+    track,
+)
+from dlnfast.torch.trainer import _StateFile  # noqa: E402
 
 
 def data(n=23, dim=6, n_classes=3, seed=0, dtype=torch.float64):
@@ -80,15 +91,15 @@ def squared(scale, outputs, labels):
 @pytest.mark.parametrize(
     ("settings", "value"),
     [
-        ({"loss": "squared", "output_scale": 2.5}, partial(squared, 2.5)),
+        ({"loss": LossOptions("squared", 2.5)}, partial(squared, 2.5)),
         ({"loss": "squared"}, partial(squared, 1.0)),
         ({}, nn.functional.cross_entropy),
         (
-            {"loss": "cross_entropy", "output_scale": 0.5},
+            {"loss": LossOptions(output_scale=0.5)},
             lambda outputs, y: nn.functional.cross_entropy(0.5 * outputs, y),
         ),
         (
-            {"loss": lambda outputs, y: outputs.square().mean() + 0 * y.sum(), "output_scale": 3.0},
+            {"loss": LossOptions(lambda outputs, y: outputs.square().mean() + 0 * y.sum(), 3.0)},
             lambda outputs, y: 9 * outputs.square().mean(),
         ),
     ],
@@ -97,7 +108,8 @@ def squared(scale, outputs, labels):
 def test_losses_equal_those_of_a_manual_loop(settings, value, optimizer):
     samples = data()
     ours, theirs = network(), network()
-    seen = trainer(ours, optimizer=optimizer, weight_decay=1e-2, schedule="constant", **settings)
+    options = OptimizerOptions(optimizer, weight_decay=1e-2)
+    seen = trainer(ours, optimizer=options, schedule="constant", **settings)
     history = seen.fit(*samples)
     make = {
         "sgd": partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-2),
@@ -121,7 +133,9 @@ def test_the_optimizer_can_be_a_callable():
         first, *others = parameters
         return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": others, "lr": 0.2}])
 
-    history = trainer(ours, optimizer=groups, learning_rate=None, final_rate=0.0).fit(*samples)
+    history = trainer(
+        ours, optimizer=groups, learning_rate=None, schedule=ScheduleOptions(final_rate=0.0)
+    ).fit(*samples)
     assert history.learning_rate == [0.02 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
     optimizer = groups(theirs.parameters())
     batches = Batches(*samples, 5, shuffle=True)
@@ -137,7 +151,9 @@ def test_the_optimizer_can_be_a_callable():
 
 def test_cosine_learning_rates():
     model = network()
-    seen = trainer(model, learning_rate=0.3, final_rate=0.1, epochs=6, optimizer="adamw")
+    seen = trainer(
+        model, learning_rate=0.3, schedule=ScheduleOptions(final_rate=0.1), epochs=6, optimizer="adamw"
+    )
     met = []
     history = seen.fit(
         *data(), after_epoch=lambda epoch: met.append((epoch, seen.optimizer.param_groups[0]["lr"]))
@@ -216,7 +232,8 @@ def test_global_generators_are_not_changed():
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_resumed_training_takes_the_same_steps(tmp_path, optimizer, stop):
     samples, test = data(), data(seed=1)
-    settings = {"optimizer": optimizer, "epochs": 6, "weight_decay": 1e-2, "learning_rate": 0.01}
+    options = OptimizerOptions(optimizer, weight_decay=1e-2)
+    settings = {"optimizer": options, "epochs": 6, "learning_rate": 0.01}
     whole = with_dropout()
     with track(whole, k=2, every=4) as one:
         wanted = trainer(whole, tracker=one, **settings).fit(*samples, test=test, test_every=2)
@@ -273,10 +290,10 @@ def test_epochs_can_be_added_with_a_constant_rate(tmp_path):
 def test_checkpoints_are_written_at_the_requested_epochs(tmp_path, monkeypatch):
     file_path = tmp_path / "new" / "folder" / "checkpoint.pt"
     written = []
-    monkeypatch.setattr(Trainer, "_save", lambda self, *others: written.append(len(self.history.loss)))
-    trainer(network(), epochs=7, checkpoint=file_path, checkpoint_every=3).fit(*data())
+    monkeypatch.setattr(_StateFile, "write_state", lambda self, state: written.append(state.step))
+    trainer(network(), epochs=7, checkpoint=CheckpointFile(file_path, every=3)).fit(*data())
     assert written == [3, 6, 7]
-    trainer(network(), epochs=7, checkpoint=file_path, checkpoint_every=3).fit(
+    trainer(network(), epochs=7, checkpoint=CheckpointFile(file_path, every=3)).fit(
         *data(), after_epoch=lambda epoch: epoch == 4
     )
     assert written == [3, 6, 7, 3, 4]
@@ -311,14 +328,14 @@ def test_checkpoints_are_written_atomically(tmp_path, monkeypatch):
         ({"epochs": 5}, "epochs 4; this one has 5"),
         ({"batch_size": 6}, "batch_size 5; this one has 6"),
         ({"learning_rate": 0.2}, "learning_rate 0.1; this one has 0.2"),
-        ({"momentum": 0.5}, "momentum 0.9; this one has 0.5"),
-        ({"weight_decay": 0.5}, "weight_decay 0.0; this one has 0.5"),
+        ({"optimizer": OptimizerOptions(momentum=0.5)}, "momentum 0.9; this one has 0.5"),
+        ({"optimizer": OptimizerOptions(weight_decay=0.5)}, "weight_decay 0.0; this one has 0.5"),
         ({"schedule": "constant"}, "schedule cosine; this one has constant"),
-        ({"final_rate": 0.5}, "final_rate 0.01; this one has 0.5"),
+        ({"schedule": ScheduleOptions(final_rate=0.5)}, "final_rate 0.01; this one has 0.5"),
         ({"seed": 1}, "seed 0; this one has 1"),
         ({"loss": "squared"}, "loss cross_entropy; this one has squared"),
         ({"loss": squared}, "loss cross_entropy; this one has squared"),
-        ({"output_scale": 2.0}, "output_scale 1.0; this one has 2.0"),
+        ({"loss": LossOptions(output_scale=2.0)}, "output_scale 1.0; this one has 2.0"),
         ({"optimizer": "adamw"}, "optimizer SGD; this one has AdamW"),
         (
             {"model": MLP([6, 9, 7, 3], dtype=torch.float64)},
@@ -387,8 +404,8 @@ def test_divergence_is_an_error(tmp_path, tracked):
     seen = trainer(
         model,
         loss="squared",
+        optimizer=OptimizerOptions(momentum=0.0),
         learning_rate=1e9,
-        momentum=0.0,
         tracker=tracker,
         checkpoint=file_path,
         epochs=50,
@@ -466,7 +483,7 @@ def test_evaluation_restores_the_modes():
     model[1].eval()
     before, buffers = [m.training for m in model.modules()], copy_state(model)
     samples = data()
-    seen = trainer(model, loss="squared", output_scale=2.0)
+    seen = trainer(model, loss=LossOptions("squared", 2.0))
     found = seen.evaluate(*samples, batch_size=4)
     assert [m.training for m in model.modules()] == before
     assert_same_state(copy_state(model), buffers)
@@ -519,20 +536,25 @@ def test_labels_can_be_of_any_integer_type():
             TypeError,
             r"optimizer returned list; wanted a torch\.optim\.Optimizer",
         ),
-        ({"momentum": -0.1}, ValueError, r"is -0.1; wanted a number in \[0, 1\)"),
-        ({"weight_decay": math.nan}, ValueError, "weight_decay is nan"),
-        ({"output_scale": 0.0}, ValueError, r"output_scale \(a\) is 0"),
-        ({"final_rate": -1.0}, ValueError, "final_rate is -1"),
+        (lambda: OptimizerOptions(momentum=-0.1), ValueError, r"is -0.1; wanted a number in \[0, 1\)"),
+        (lambda: OptimizerOptions(weight_decay=math.nan), ValueError, "weight_decay is nan"),
+        (lambda: LossOptions(output_scale=0.0), ValueError, r"output_scale \(a\) is 0"),
+        (lambda: ScheduleOptions(final_rate=-1.0), ValueError, "final_rate is -1"),
         ({"epochs": -1}, ValueError, "epochs is -1"),
         ({"epochs": 1.5}, TypeError, "epochs is 1.5"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"seed": -1}, ValueError, "seed is -1"),
-        ({"checkpoint_every": 0}, ValueError, "checkpoint_every is 0"),
+        (lambda: CheckpointFile("file", every=0), ValueError, "checkpoint.every is 0"),
+        (lambda: CheckpointFile(3), TypeError, "checkpoint is 3; wanted a path"),
         ({"model": nn.ReLU()}, ValueError, r"model \(ReLU\) has no parameters"),
         ({"model": [1]}, TypeError, r"model is list; wanted a torch\.nn\.Module"),
     ],
 )
 def test_errors_name_the_invalid_setting(settings, error, message):
+    if callable(settings):
+        with pytest.raises(error, match=message):
+            settings()
+        return
     settings = dict(settings)
     with pytest.raises(error, match=message):
         trainer(settings.pop("model", network()), **settings)
@@ -599,8 +621,6 @@ def test_invalid_arguments_are_refused():
         ({"tracker": dln.torch.track(MLP([6, 8, 3]))}, ValueError, "follows none of this model's weights"),
         ({"tracker": closed}, ValueError, "was closed"),
         ({"tracker": 3}, TypeError, "tracker is int"),
-        ({"momentum": 1.5}, ValueError, r"momentum \(mu\) is 1.5"),
-        ({"final_rate": 2.0}, ValueError, "final_rate is 2"),
         ({"device": "gpu"}, ValueError, "device is 'gpu'"),
     ):
         with pytest.raises(error, match=text):
@@ -613,3 +633,77 @@ def test_invalid_arguments_are_refused():
     ):
         with pytest.raises(error, match=text):
             trainer.fit(inputs, labels, **settings)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "place"),
+    [
+        ("output_scale", 2.0, "loss=LossOptions(output_scale=...)"),
+        ("momentum", 0.5, "optimizer=OptimizerOptions(momentum=...)"),
+        ("weight_decay", 0.5, "optimizer=OptimizerOptions(weight_decay=...)"),
+        ("final_rate", 0.5, "schedule=ScheduleOptions(final_rate=...)"),
+        ("checkpoint_every", 2, "checkpoint=CheckpointFile(path, every=...)"),
+    ],
+)
+def test_keywords_of_earlier_versions_name_their_new_place(keyword, value, place):
+    with pytest.raises(
+        TypeError, match=re.escape(f"no keyword '{keyword}' since version 0.2.0: write {place}")
+    ):
+        trainer(network(), **{keyword: value})
+
+
+def test_a_name_is_the_options_with_their_defaults():
+    histories = [
+        trainer(network(), loss=loss, optimizer=optimizer, schedule=schedule).fit(*data())
+        for loss, optimizer, schedule in (
+            ("squared", "adamw", "constant"),
+            (LossOptions("squared"), OptimizerOptions("adamw"), ScheduleOptions("constant")),
+        )
+    ]
+    assert histories[0] == histories[1]
+
+
+class TestInterruption:
+    """What is on disk after an exception, and what its note says."""
+
+    def test_between_two_epochs_the_state_is_written(self, tmp_path):
+        place = tmp_path / "checkpoint.pt"
+        whole, first, second = with_dropout(), with_dropout(), with_dropout()
+        wanted = trainer(whole).fit(*data())
+
+        def interrupt(epoch):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        rare = CheckpointFile(place, every=10)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer(first, checkpoint=rare).fit(*data(), after_epoch=interrupt)
+        assert caught.value.__notes__ == [
+            f"everything up to epoch 2 is saved in {place}: `fit` with the same checkpoint resumes from there"
+        ]
+        assert trainer(second, checkpoint=rare).fit(*data()).loss == wanted.loss
+        assert_same_state(copy_state(whole), copy_state(second))
+
+    def test_within_an_epoch_the_last_state_stays(self, tmp_path):
+        place = tmp_path / "checkpoint.pt"
+        calls = []
+
+        def interrupted(outputs, labels):
+            calls.append(1)
+            if len(calls) == 12:  # in the third epoch
+                raise KeyboardInterrupt
+            return nn.functional.cross_entropy(outputs, labels)
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer(with_dropout(), loss=interrupted, checkpoint=place).fit(*data())
+        assert caught.value.__notes__[-1].startswith(f"everything up to epoch 2 is saved in {place}")
+        assert len(torch.load(place, weights_only=True)["history"]["loss"]) == 2
+
+    def test_a_full_disk_is_noted(self, tmp_path, monkeypatch):
+        def full(self, saved):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(_StateFile, "write_state", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            trainer(network(), checkpoint=tmp_path / "checkpoint.pt").fit(*data())
+        assert "is lost (OSError" in caught.value.__notes__[-1]

@@ -10,6 +10,7 @@ from ._closure.certificate import Certificate, Family
 from ._closure.closure import Closure, closure
 from ._completion.compress import CompressedNetwork, compress
 from ._completion.estimator import MatrixCompletion
+from ._completion.fitting import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
 from ._completion.train_compressed import compressed_weights, train_compressed
 from ._config.sweep import SweepGrid, SweepResults, sweep
 from ._datasets.cifar10 import load_cifar10
@@ -43,6 +44,7 @@ __all__ = [
     "Adaptive",
     "AssumptionError",
     "Batch",
+    "BiasOptions",
     "Certificate",
     "Checkpoint",
     "Closure",
@@ -50,9 +52,11 @@ __all__ = [
     "CompressedNetwork",
     "CopyWarning",
     "DivergedError",
+    "EntryOptions",
     "Family",
     "FolderInUseError",
     "ImplicitWeights",
+    "LayerOptions",
     "LowRank",
     "MatrixCompletion",
     "Problem",
@@ -60,6 +64,7 @@ __all__ = [
     "SVDTracker",
     "Sensing",
     "ShapeError",
+    "StoppingOptions",
     "SufficientStatistics",
     "SweepGrid",
     "SweepResults",

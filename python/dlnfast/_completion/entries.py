@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Known entries of a matrix as users give them, and the biases of rows and columns."""
+"""Known entries of a matrix in all accepted forms, and the biases of rows and columns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Positions = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 BIASES: Final = ("auto", "both", "rows", "columns", "mean", None)
 DUPLICATES: Final = ("error", "mean")
-#: Sweeps of the two biases at most, and the change, over the largest rating, that ends them.
+#: Maximum number of sweeps over both biases, and the change, relative to the largest rating, that ends them.
 _MOST_SWEEPS: Final = 200
 _SETTLED: Final = 1e-10
 #: Residuals below this share of the largest rating are rounding.
@@ -34,7 +34,7 @@ ROUNDING: Final = 1e-12
 
 
 class Entries(NamedTuple):
-    """Known entries of a matrix, and how large it is."""
+    """Known entries of a matrix, and its shape."""
 
     rows: Positions
     columns: Positions
@@ -43,21 +43,21 @@ class Entries(NamedTuple):
 
 
 class Biases(NamedTuple):
-    """What a rating is before anything is known of the pair: mean, and what row and column add to it."""
+    """The mean of all ratings, and the biases of rows and columns that are added to it."""
 
     mean: float
     rows: Vector
     columns: Vector
 
     def at(self, rows: Positions, columns: Positions) -> Vector:
-        """Return the sums at some places."""
+        """Return mean and biases at some index pairs."""
         return np.asarray(self.mean + self.rows[rows] + self.columns[columns])
 
 
 def fit_biases(
     entries: Entries, which: str | None = "both", penalty: tuple[float, float] = (0.0, 0.0)
 ) -> Biases:
-    r"""Return the mean, and biases a, b that minimise a ridge problem.
+    r"""Fit the mean, and biases a, b by ridge regression.
 
     .. math:: \sum_{ij} (r_{ij} - \mu - a_i - b_j)^2 + \lambda_a \sum_i a_i^2 + \lambda_b \sum_j b_j^2
 
@@ -66,7 +66,7 @@ def fit_biases(
     entries : Entries
         The ratings r.
     which : {"both", "rows", "columns", "mean", None}
-        What is fitted; the rest is zero, with None the mean too.
+        Which biases are fitted; the others are zero, and with None so is the mean.
     penalty : (float, float)
         lambda_a and lambda_b: the bias of a row with n ratings is its mean residual times
         ``n / (n + lambda_a)``.
@@ -77,8 +77,9 @@ def fit_biases(
 
     Notes
     -----
-    mu is the mean of the ratings, not shrunk. The two sides take turns in closed form until neither moves:
-    block coordinate descent of a convex problem. O(n) a sweep. Rows and columns without ratings get 0.
+    mu is the mean of the ratings, without a penalty. The biases of rows and of columns are minimised
+    alternately in closed form: block coordinate descent on a convex problem, O(n) per sweep. Rows and columns
+    without ratings get 0.
 
     Koren, Bell, Volinsky, "Matrix factorization techniques for recommender systems", Computer 42 (2009).
     """
@@ -108,7 +109,7 @@ def fit_biases(
 
 
 def read_entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> Entries:
-    """Return the known entries from any of the three forms."""
+    """Read the known entries from any of the three forms."""
     if is_sparse(X):
         if y is not None:
             raise TypeError("y is given with a sparse matrix X, which holds its values itself; wanted y=None")
@@ -129,7 +130,7 @@ def read_entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None)
     known = as_vector(values, "X (known entries)", dtype=np.float64)
     if shape is not None and y is None and tuple(shape) != tuple(found):
         raise ShapeError(f"shape is {tuple(shape)}, but X has shape {tuple(found)}")
-    # Explicit copies: what is given is never changed, nor kept.
+    # Explicit copies, so that the caller's arrays are neither changed nor referred to.
     return Entries(
         np.array(rows, np.int64), np.array(columns, np.int64), np.array(known), (int(found[0]), int(found[1]))
     )
@@ -140,17 +141,17 @@ def _known_of_array(X: Any) -> tuple[Positions, Positions, FloatArray, tuple[int
     if array.ndim != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted a matrix (2 axes), or pairs (n, 2) and y")
     whole = as_matrix(array, "X", finite=False, empty=True)
-    if whole.shape[1] in (2, 3) and len(whole) > 3 and _are_places(whole[:, :2]):
+    if whole.shape[1] in (2, 3) and len(whole) > 3 and _are_indices(whole[:, :2]):
         raise ValueError(
-            f"X has shape {whole.shape} and no gap, and y is not given: it looks like places, not like a "
-            "matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
+            f"X has shape {whole.shape} and no gap, and y is not given: it looks like index pairs, not like "
+            "a matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
         )
     rows, columns = np.nonzero(~np.isnan(whole))
     return rows, columns, whole[rows, columns], (whole.shape[0], whole.shape[1])
 
 
-def _are_places(array: npt.NDArray[Any]) -> bool:
-    """Tell whether these are whole numbers from 0, no two rows of them alike."""
+def _are_indices(array: npt.NDArray[Any]) -> bool:
+    """Return whether these are integers from 0 in distinct rows."""
     whole = np.isfinite(array).all() and (array >= 0).all() and (array == np.floor(array)).all()
     return bool(whole) and len(np.unique(array, axis=0)) == len(array)
 
@@ -162,7 +163,7 @@ def read_pairs(X: Any) -> tuple[Positions, Positions]:
     pairs = as_integers(array, "X")
     if pairs.size > 0 and pairs.min() < 0:
         n = int(np.argmax(pairs.min(axis=1) < 0))
-        raise ValueError(f"X[{n}] is ({pairs[n, 0]}, {pairs[n, 1]}); wanted places from 0")
+        raise ValueError(f"X[{n}] is ({pairs[n, 0]}, {pairs[n, 1]}); wanted indices from 0")
     return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
 
 
@@ -178,7 +179,7 @@ def _check_fits(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
 
 
 def merge_duplicates(entries: Entries, duplicates: str) -> Entries:
-    """Return the entries in the order of rows and columns, each place once."""
+    """Sort the entries by rows and columns, and merge those of one index pair."""
     key = entries.rows * entries.shape[1] + entries.columns
     order = np.argsort(key, kind="stable")
     ordered = key[order]
@@ -190,7 +191,7 @@ def merge_duplicates(entries: Entries, duplicates: str) -> Entries:
             again = int(np.flatnonzero(~first)[0])
             raise ValueError(
                 f"X has ({rows[again]}, {columns[again]}) twice, rated {values[again - 1]:g} and "
-                f'{values[again]:g}; wanted each place once, or duplicates="mean"'
+                f'{values[again]:g}; wanted each index pair once, or duplicates="mean"'
             )
         counts = np.diff(np.append(start, key.size))
         values = np.add.reduceat(values, start) / counts

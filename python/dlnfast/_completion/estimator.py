@@ -8,8 +8,8 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, Self
+from dataclasses import fields, replace
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +17,50 @@ import numpy.typing as npt
 from .._problem.factors import entries_of_product
 from .._support.arrays import FloatArray
 from .._support.checkpoint import Checkpoint
-from .._training.rates import Adaptive
+from .._support.moved import refuse_moved
+from .._training.resumable import run_resumable
 from .._trajectory.trajectory import Trajectory
 from .entries import Biases, Entries, fit_biases, merge_duplicates, read_entries, read_pairs
 from .fitting import (
     DECAYS,
     EXACT_FIT,
     LARGEST_MATRIX_BYTES,
+    OPTIONS,
     WORSE_DECAYS,
+    BiasOptions,
     CheckpointedFit,
+    EntryOptions,
+    HeldOutRun,
+    LayerOptions,
     Network,
     Phase,
     Settings,
+    StoppingOptions,
     Watch,
-    WatchFolder,
     check_clip,
     choose_biases,
     is_range,
     last_snapshot,
+    read_options,
     root_mean_square,
     split_entries,
 )
+
+_LAYERS, _STOPPING, _ENTRIES = LayerOptions(), StoppingOptions(), EntryOptions()
+
+#: Keywords of version 0.1.0 and their new place.
+_MOVED: Final = {
+    **{
+        name: f"layers=LayerOptions({name}=...)"
+        for name in ("compress", "scale", "learning_rate", "outer", "dtype")
+    },
+    "bias_penalty": "biases=BiasOptions(penalty=...)",
+    **{
+        name: f"stopping=StoppingOptions({name}=...)"
+        for name in ("validation_fraction", "patience", "record_every", "tolerance")
+    },
+    **{name: f"entries=EntryOptions({name}=...)" for name in ("shape", "duplicates", "weighting", "clip")},
+}
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -50,77 +73,43 @@ class MatrixCompletion:
     .. math:: r_{ij} \approx \mu + a_i + b_j + (W_L \cdots W_1)_{ij}
 
     The biases are a ridge regression. What they leave is learned by gradient descent on the layers, from a
-    small start, with weight decay, and stopped early: three ways to prefer low rank. How much decay and how
-    many steps is found on entries that `fit` holds out, before it runs once more on all of them. Where decay
-    alone ends a run, because there is little noise, the run goes on without it: what it has shrunk grows
-    back, what it has removed does not.
+    small initial scale, with weight decay and early stopping: three ways to prefer low rank. The decay and
+    the number of steps are chosen on entries that `fit` holds out, before it runs once more on all of them.
+    Where decay alone ends a run, because there is little noise, the run continues without it: singular values
+    that it has shrunk grow back, those that it has removed do not.
 
     Parameters
     ----------
     rank : int, optional
-        The rank at most: the width of the layers. Default: 32, or as many as there are rows or columns with
-        entries. Decay and early stopping find how many are used; too many cost time more than accuracy. For
-        ``compress=False`` the default is the whole smaller side.
+        Maximum rank: the width of the layers. Default: 32, or the number of rows or columns with entries if
+        that is smaller; with ``layers.compress=False`` the smaller side of the matrix. Decay and early
+        stopping find the rank that is used; a larger maximum costs time rather than accuracy.
     depth : int
-        L, the number of layers, at least 2. Depth prefers low rank more strongly.
-    compress : bool
-        True: layers start in the leading singular vectors of the residuals, as those of `compressed_weights`
-        with basis "surrogate". False: they start as random orthogonal ones as wide as `rank`; with the
-        default rank a step costs as much as products of whole matrices, so for small matrices. Random layers
-        see little of the leading directions at first, and want a larger `scale`, such as 0.01.
-    outer : float
-        Learning rate of the first and last layer over that of the others.
-    scale : float
-        Singular values of the product at the start, over the largest one that the entries suggest for the
-        whole matrix. The smaller, the more is learned one direction after the other.
-    learning_rate : "adaptive", Adaptive or float
-        As of `train`. A number applies to residuals of unit variance and the mean over entries.
+        Number of layers L, at least 2. Depth prefers low rank more strongly.
     weight_decay : "auto" or float
-        Over the leading singular value of the residuals: directions below this share of it are not learned
-        (exactly so at the start, and for L = 2 altogether). "auto" tries 0.7, 0.5, 0.35, .., 0 on held-out
-        entries until it gains no more.
+        Weight decay over the leading singular value of the residuals: directions below this share of it are
+        not learned (exactly so at the start, and for L = 2 altogether). "auto" tries 0.7, 0.5, 0.35, .., 0 on
+        held-out entries for as long as the error falls.
     steps : int
-        Updates at most, with decay and then without.
-    tolerance : float
-        Stop where the mean square of the residuals is at most this share of what the biases left.
-    biases : {"auto", "both", "rows", "columns", "mean", None}
-        What is fitted before the layers. None: nothing, not even the mean. "auto": "both" where they predict
-        held-out entries better than zero does, else None; "both" where too few are held out. Of a matrix
-        without noise whose rows and columns have no levels of their own, biases spoil the low rank.
-    bias_penalty : float or (float, float)
-        Ridge penalty of the biases, or one for rows and one for columns: a row of n ratings keeps the share
-        ``n / (n + bias_penalty)`` of what its ratings say.
-    weighting : (float, float)
-        (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
-        column with m_j known entries. p > 0 keeps rows with many ratings from ruling; q < 0 trusts columns
-        with many. The default is what suits users in rows and items in columns (about 0.003 in RMSE on
-        MovieLens); (0, 0) counts all alike. Even counts make no difference.
-    validation_fraction : float
-        Share of the entries held out to choose the decay and the number of steps, in [0, 1). 0: all `steps`
-        are taken, and `weight_decay` must be a number. Fewer than 10 entries held out decide nothing: all
-        steps are then taken, and "auto" means 0.
-    patience : int
-        Records without a gain that end a run on held-out entries.
-    record_every : int
-        Steps between records: how finely the number of steps is chosen.
-    clip : (float, float), "range" or None
-        Bounds of what is predicted; "range": those of the ratings.
-    shape : (int, int), optional
-        Rows and columns, where pairs are given. Default: as many as the largest indices ask for.
-    duplicates : {"error", "mean"}
-        What to do with a place that is given twice.
+        Maximum number of updates, with decay and then without.
+    layers : LayerOptions
+        Initial layers, learning rates and precision.
+    biases : BiasOptions, str or None
+        Biases that are fitted first; a string or None is the `kind`.
+    stopping : StoppingOptions
+        Held-out entries and early stopping.
+    entries : EntryOptions
+        Shape, duplicates, weights and bounds of the entries.
     seed : int
-        Of the entries held out, and of random layers.
+        Seed of the choice of held-out entries, and of random layers.
     n_threads : int
-        As of `train`.
+        As for `train`.
     progress : bool
-        A bar on a terminal for the last run.
-    dtype : {"float64", "float32"}
-        Precision of the layers.
+        Whether to show a progress bar on a terminal for the last run.
     checkpoint : path or Checkpoint, optional
-        A folder in which every `fit` keeps what it has done, under a name that follows from the entries and
-        the settings: after a kill the same `fit` goes on, to the same bits with the same number of threads.
-        So do those of a search over many settings. `every` counts steps.
+        Folder in which every `fit` has a subfolder, whose name follows from the entries and the settings.
+        After a crash the same `fit` resumes bit for bit, with the same number of threads. So do the fits of a
+        search over many settings. `every` counts steps.
 
     Attributes
     ----------
@@ -142,7 +131,7 @@ class MatrixCompletion:
     trajectory_ : Trajectory or None
         Of the last run, on standardised residuals, from which the factors are; None where there was none.
     trajectories_ : list of Trajectory
-        The run with decay, and the one that goes on without, where there was one.
+        The run with decay, and the one that continues without, if there was one.
     validation_ : list of (float, int, float)
         For each run on held-out entries: the decay, its best number of steps, its held-out RMSE there.
     fit_seconds_ : float
@@ -152,9 +141,9 @@ class MatrixCompletion:
     Rows and columns without entries, and those beyond the shape that `predict` is asked about, have bias 0
     and factors 0: of a new row only the mean and the column's bias are known.
 
-    Ctrl-C during `fit` leaves a fitted estimator, of the last kept snapshot of the last run or of the best
+    Ctrl-C during `fit` leaves a fitted estimator, from the last snapshot of the last run or from the best
     record so far, and raises KeyboardInterrupt, so that a search over many settings ends too. (In a notebook
-    go on with the estimator as if `fit` had returned.)
+    you can use the estimator as if `fit` had returned.)
 
     Follows the conventions of scikit-learn without needing it: `clone`, `cross_val_score` and `GridSearchCV`
     take it with pairs. (Files are often sorted by user: give ``cv=KFold(5, shuffle=True)``, or whole users
@@ -169,7 +158,8 @@ class MatrixCompletion:
     >>> import dlnfast as dln
     >>> import numpy as np
     >>> pairs = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]])
-    >>> model = dln.MatrixCompletion(bias_penalty=0.0).fit(pairs, [1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> biases = dln.BiasOptions(penalty=0.0)
+    >>> model = dln.MatrixCompletion(biases=biases).fit(pairs, [1.0, 2.0, 3.0, 4.0, 5.0])
     >>> model.predict([[2, 1]]).round(3)
     array([6.])
     """
@@ -192,55 +182,34 @@ class MatrixCompletion:
     validation_: list[tuple[float, int, float]]
     fit_seconds_: float
 
+    @refuse_moved("MatrixCompletion", _MOVED)
     def __init__(
         self,
         rank: int | None = None,
         depth: int = 3,
-        compress: bool = True,
         *,
-        outer: float = 1.0,
-        scale: float = 1e-3,
-        learning_rate: float | str | Adaptive = "adaptive",
         weight_decay: float | str = "auto",
         steps: int = 2000,
-        tolerance: float = 1e-12,
-        biases: str | None = "auto",
-        bias_penalty: float | tuple[float, float] = 3.0,
-        weighting: tuple[float, float] = (0.25, -0.25),
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        record_every: int = 10,
-        clip: tuple[float, float] | str | None = None,
-        shape: tuple[int, int] | None = None,
-        duplicates: str = "error",
+        layers: LayerOptions = _LAYERS,
+        biases: BiasOptions | str | None = "auto",
+        stopping: StoppingOptions = _STOPPING,
+        entries: EntryOptions = _ENTRIES,
         seed: int = 0,
         n_threads: int = 0,
         progress: bool = False,
-        dtype: npt.DTypeLike = "float64",
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.rank = rank
         self.depth = depth
-        self.compress = compress
-        self.outer = outer
-        self.scale = scale
-        self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.steps = steps
-        self.tolerance = tolerance
+        self.layers = layers
         self.biases = biases
-        self.bias_penalty = bias_penalty
-        self.weighting = weighting
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.record_every = record_every
-        self.clip = clip
-        self.shape = shape
-        self.duplicates = duplicates
+        self.stopping = stopping
+        self.entries = entries
         self.seed = seed
         self.n_threads = n_threads
         self.progress = progress
-        self.dtype = dtype
         self.checkpoint = checkpoint
 
     # --------------------------------------------------------------------------------------- settings
@@ -250,18 +219,23 @@ class MatrixCompletion:
         return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return all settings by name; `deep` makes no difference, as none is an estimator.
+        """Return all settings by name.
 
         Parameters
         ----------
         deep : bool
-            Accepted for scikit-learn.
+            Whether to return the single options, too, under names such as ``layers__scale``.
 
         Returns
         -------
         dict
         """
-        return {name: getattr(self, name) for name in self._parameter_names()}
+        found = {name: getattr(self, name) for name in self._parameter_names()}
+        if deep:
+            for name in OPTIONS:
+                options = read_options(name, found[name])
+                found |= {f"{name}__{field.name}": getattr(options, field.name) for field in fields(options)}
+        return found
 
     def set_params(self, **params: Any) -> Self:
         """Change settings by name.
@@ -269,7 +243,7 @@ class MatrixCompletion:
         Parameters
         ----------
         **params
-            Settings and their new values.
+            Settings and their new values; ``layers__scale`` sets one of the options in `layers`.
 
         Returns
         -------
@@ -279,13 +253,22 @@ class MatrixCompletion:
         Raises
         ------
         ValueError
-            For a name that is no setting.
+            For a name that is no setting; that of an earlier version gets its new name.
         """
-        names = self._parameter_names()
+        nested: dict[str, dict[str, Any]] = {}
         for name, value in params.items():
-            if name not in names:
-                raise ValueError(f"{name!r} is no setting of {type(self).__name__}: {', '.join(names)}")
-            setattr(self, name, value)
+            outer, _, inner = name.partition("__")
+            known = [field.name for field in fields(OPTIONS[outer])] if outer in OPTIONS else []
+            if inner in known:
+                nested.setdefault(outer, {})[inner] = value
+            elif name in self._parameter_names():
+                setattr(self, name, value)
+            else:
+                names = ", ".join(self._parameter_names())
+                hint = f"; since version 0.2.0 write {_MOVED[name]}" if name in _MOVED else ""
+                raise ValueError(f"{name!r} is no setting of {type(self).__name__}: {names}{hint}")
+        for name, changed in nested.items():  # after whole options, as scikit-learn does
+            setattr(self, name, replace(read_options(name, getattr(self, name)), **changed))
         return self
 
     def __repr__(self) -> str:
@@ -299,11 +282,11 @@ class MatrixCompletion:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Tell scikit-learn whether `fit` has been here."""
+        """Return whether `fit` has been called, for scikit-learn."""
         return hasattr(self, "row_factors_")
 
     def __sklearn_tags__(self) -> Any:
-        """Tell scikit-learn what it is; only scikit-learn asks."""
+        """Return the tags that scikit-learn asks for."""
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
 
         return Tags(
@@ -335,10 +318,10 @@ class MatrixCompletion:
         Raises
         ------
         TypeError, ShapeError
-            For X and y of the wrong type or shape, or places that are no integers.
+            For X and y of the wrong type or shape, or indices that are not integers.
         ValueError
-            No entries; ratings that are not finite; negative places, or such beyond `shape`; places given
-            twice; a rank above the smaller side; any setting out of its range.
+            No entries; ratings that are not finite; negative indices, or such beyond `shape`; index pairs
+            given twice; a rank above the smaller side; any setting out of its range.
         DivergedError
             For a `learning_rate` too large.
         KeyboardInterrupt
@@ -346,9 +329,11 @@ class MatrixCompletion:
         """
         start = time.perf_counter()
         settings = Settings.checked(self)
-        entries = merge_duplicates(read_entries(X, y, self.shape), settings.duplicates)
+        entries = merge_duplicates(
+            read_entries(X, y, read_options("entries", self.entries).shape), settings.duplicates
+        )
         settings.check_width(entries.shape)
-        kept = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
+        fit = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
         parts = split_entries(settings, entries)
         settings = replace(settings, biases=choose_biases(settings, parts))
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
@@ -359,21 +344,21 @@ class MatrixCompletion:
         biases = fit_biases(entries, settings.biases, settings.penalty)
         self._keep(biases, None, entries.shape)
         try:
-            with nullcontext() if kept is None else kept.owned():
-                plan = None if parts is None else self._search(settings, *parts, kept)
+            with nullcontext() if fit is None else fit.owned():
+                plan = None if parts is None else self._search(settings, *parts, fit)
                 if plan is None:
                     plan = [Phase(settings.decay or 0.0, settings.steps)]
                 network = Network(settings, entries, biases)
                 self.weight_decay_, self.n_steps_ = plan[0].decay, 0
                 self._keep(network.biases, None, entries.shape)
                 if not network.nothing_left:
-                    self._carry_out(plan, network, kept)
+                    self._carry_out(plan, network, fit)
         finally:
             self.fit_seconds_ = time.perf_counter() - start
         return self
 
     def _search(
-        self, settings: Settings, seen: Entries, held_out: Entries, kept: CheckpointedFit | None
+        self, settings: Settings, seen: Entries, held_out: Entries, fit: CheckpointedFit | None
     ) -> list[Phase]:
         """Return the decay and the steps that suit held-out entries."""
         network = Network(settings, seen, fit_biases(seen, settings.biases, settings.penalty))
@@ -384,17 +369,17 @@ class MatrixCompletion:
         best, plan = math.inf, [Phase(self.weight_decay_, 0)]
         poorer, least = 0, math.inf
         for decay in DECAYS if settings.decay is None else (settings.decay,):
-            first = self._watched(network, held_out, network.start, decay, best, kept)
+            first = self._watched(network, held_out, network.start, decay, best, fit)
             if first.error < best:
                 best, plan = first.error, [first.phase(settings.steps)]
                 self.weight_decay_ = decay
             if decay > 0 and first.step > 0 and not first.rises:
                 assert first.layers is not None
-                second = self._watched(network, held_out, first.layers, 0.0, best, kept)
+                second = self._watched(network, held_out, first.layers, 0.0, best, fit)
                 if second.step > 0 and second.error < best:
                     best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
                     self.weight_decay_ = decay
-            # By the runs with decay alone: one that goes on without may hide that less decay would keep more.
+            # By the runs with decay alone: the one without may hide that less decay would keep more.
             poorer = 0 if first.error < least else poorer + 1
             least = min(least, first.error)
             if poorer == WORSE_DECAYS or best <= exact:
@@ -408,49 +393,42 @@ class MatrixCompletion:
         start: list[FloatArray],
         decay: float,
         best: float,
-        kept: CheckpointedFit | None,
+        fit: CheckpointedFit | None,
     ) -> Watch:
-        """Run until held-out entries gain no more; keep what is better than the best so far."""
+        """Run until held-out entries gain no more; keep factors that are better than the best so far."""
         watch = Watch(network.settings.patience, decay)
         known = network.biases.at(held_out.rows, held_out.columns)
 
-        def keep(step: int, layers: list[FloatArray]) -> None:
-            self.n_steps_ = step
-            self._keep(network.biases, network.factors(layers), network.shape)
+        def error_of(layers: list[FloatArray]) -> float:
+            # The network's own initial layers have learned nothing yet.
+            low = (
+                0.0
+                if layers is network.start
+                else network.entries_of(layers, held_out.rows, held_out.columns)
+            )
+            return root_mean_square(self._clipped(known + low), held_out.values)
 
-        def follow(begin: tuple[int, list[FloatArray]] | None, folder: WatchFolder | None = None) -> None:
-            for step, layers in network.records(start, decay, begin):
-                alone = step == 0 and layers is network.start  # of which the layers know nothing yet
-                low = 0.0 if alone else network.entries_of(layers, held_out.rows, held_out.columns)
-                error = root_mean_square(self._clipped(known + low), held_out.values)
-                if watch.sees(step, error, layers) and error < best and step > 0:
-                    keep(step, layers)
-                if folder is not None:
-                    folder.note(watch, network, step, layers)
-                if watch.is_over:
-                    return
+        def keep_best() -> None:
+            if watch.layers is not None and watch.error < best and watch.step > 0:
+                self.n_steps_ = watch.step
+                self._keep(network.biases, network.factors(watch.layers), network.shape)
 
-        if kept is None:
-            follow(None)
+        work = HeldOutRun(network, start, decay, watch, error_of, keep_best)
+        if fit is None:
+            run_resumable(None, work)
         else:
-            with kept.watch(len(self.validation_)) as folder:
-                begin = folder.go_on(watch, network)
-                if watch.layers is not None and watch.error < best and watch.step > 0:
-                    keep(watch.step, watch.layers)
-                if not (folder.has_ended or watch.is_over):
-                    follow(begin, folder)
-                folder.end()
+            run_resumable(fit.held_out_run(len(self.validation_)), work, seconds=fit.seconds)
         self.validation_.append((decay, watch.step, watch.error))
         return watch
 
-    def _carry_out(self, plan: list[Phase], network: Network, kept: CheckpointedFit | None) -> None:
-        """Run the phases on all entries, one from where the other ended."""
+    def _carry_out(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
+        """Run the phases on all entries, each from the end of the one before."""
         layers = network.start
         for i, phase in enumerate(plan):
             if phase.steps == 0:
                 continue
             done = self.n_steps_
-            checkpoint = None if kept is None else kept.run(i)
+            checkpoint = None if fit is None else fit.final_run(i)
             try:
                 run = network.run(layers, phase, progress=self.progress, checkpoint=checkpoint)
             except KeyboardInterrupt as interrupt:
@@ -489,8 +467,8 @@ class MatrixCompletion:
         Parameters
         ----------
         X : array_like of int, shape (n, 2), optional
-            Rows and columns. Those that `fit` has not seen, or that are beyond its shape, get what is known:
-            the mean and the bias of the other side. Default: the whole matrix.
+            Rows and columns. Where `fit` has not seen the row or the column, or its shape ends before it,
+            the prediction is the mean and the bias of the other side. Default: the whole matrix.
 
         Returns
         -------
@@ -499,7 +477,7 @@ class MatrixCompletion:
         Raises
         ------
         TypeError, ShapeError, ValueError
-            For X that is no array of pairs, negative places, or a whole matrix of more than 2^27 entries.
+            For X that is no array of pairs, negative indices, or a whole matrix of more than 2^27 entries.
         NotFittedError
             Before `fit`.
         """
@@ -577,9 +555,10 @@ class MatrixCompletion:
         return self.predict(np.column_stack([entries.rows, entries.columns])) - entries.values
 
     def _clipped(self, values: FloatArray) -> FloatArray:
-        if self.clip is None:
+        clip = read_options("entries", self.entries).clip
+        if clip is None:
             return values
-        low, high = self._clip_range if is_range(self.clip) else check_clip(self.clip)
+        low, high = self._clip_range if is_range(clip) else check_clip(clip)
         return np.clip(values, low, high)
 
     def _check_fitted(self) -> None:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The phases of a fit: a network whose weight decay is lowered, watched on held-out entries."""
+"""The runs of a fit: a network with falling weight decay, and early stopping by held-out entries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._problem.factors import entries_of_product, leading_factors
 from .._problem.observations import Completion
@@ -24,10 +25,11 @@ from .._support.arrays import (
     check_scale,
     random_generator,
 )
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.files import Arrays
 from .._support.threads import MAX_THREADS
 from .._training.rates import Adaptive
+from .._training.resumable import ResumableWork, own_folder
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
@@ -35,29 +37,146 @@ from .entries import BIASES, DUPLICATES, ROUNDING, Biases, Entries, Positions, f
 
 #: What weight_decay="auto" tries, in this order, for as long as it gains.
 DECAYS: Final = (0.7, 0.5, 0.35, 0.2, 0.1, 0.03, 0.0)
-#: Poorer values in a row that end the search.
+#: Number of consecutive worse values that ends the search.
 WORSE_DECAYS: Final = 2
-#: Width where none is given: decay and early stopping find the rank, this only bounds it.
+#: Default width: an upper bound on the rank, which decay and early stopping find.
 _DEFAULT_WIDTH: Final = 32
-#: Fewer held-out entries than this decide nothing.
+#: Minimum number of held-out entries.
 _FEWEST_HELD_OUT: Final = 10
-#: Share by which the held-out error has to fall for patience to begin anew.
+#: Relative decrease of the held-out error that restarts the patience.
 _LEAST_GAIN: Final = 1e-4
-#: Held-out errors that biases have to stay below, over the size of the entries, to be worth fitting.
+#: Biases are fitted if their held-out error is at most this share of the entries' root mean square.
 _WORTH: Final = 0.97
-#: Held-out errors below this share of the spread of the ratings end the search: there is no noise.
+#: A held-out error below this share of the ratings' standard deviation ends the search: there is no noise.
 EXACT_FIT: Final = 1e-3
-#: Patience with errors that stay the same, over that with errors that rise.
+#: Patience with constant errors, over patience with rising errors.
 _FLAT: Final = 4
-#: Of the singular values that layers start from, over the largest: training turns the vectors anyway, and
-#: those of noise, which are nearly equal, would take most of the time.
+#: Tolerance of the initial singular values, over the largest: training changes the vectors anyway, and those
+#: of noise, which are nearly equal, would take most of the time.
 _START_TOLERANCE: Final = 1e-4
-#: Snapshots that the last run keeps for the case that it is interrupted.
+#: Number of snapshots in the last run, for the case that it is interrupted.
 _SNAPSHOTS: Final = 8
-#: Entries that `predict` fills without being told which, 1 GB.
+#: Maximum number of entries of a matrix that `predict` fills as a whole, 1 GB.
 LARGEST_MATRIX_BYTES: Final = 2**27
 #: Hexadecimal digits of a fit's identity that name its folder.
 _NAME_LENGTH: Final = 16
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Initial layers and learning rates of a `MatrixCompletion`.
+
+    Parameters
+    ----------
+    compress : bool
+        True: layers start in the leading singular vectors of the residuals, as those of `compressed_weights`
+        with basis "surrogate". False: they start as random orthogonal matrices as wide as `rank`. With the
+        default rank a step then costs as much as products of whole matrices. Random layers see little of the
+        leading directions at first, and need a larger `scale`, such as 0.01.
+    scale : float
+        Singular values of the initial product, over the largest singular value that the entries suggest for
+        the whole matrix. The smaller, the more is learned one direction after the other.
+    learning_rate : "adaptive", Adaptive or float
+        As for `train`. A number applies to residuals of unit variance and the mean over entries.
+    outer : float
+        Learning rate of the first and last layer over that of the others.
+    dtype : {"float64", "float32"}
+        Precision of the layers.
+    """
+
+    compress: bool = True
+    scale: float = 1e-3
+    learning_rate: float | str | Adaptive = "adaptive"
+    outer: float = 1.0
+    dtype: npt.DTypeLike = "float64"
+
+
+@dataclass(frozen=True)
+class BiasOptions:
+    """The biases that a `MatrixCompletion` fits before its layers.
+
+    Parameters
+    ----------
+    kind : {"auto", "both", "rows", "columns", "mean", None}
+        Biases of rows, columns or both, with the mean; the mean alone; or None, not even the mean. "auto":
+        "both" where they predict held-out entries better than zero does, else None; "both" where too few
+        entries are held out. Biases spoil the low rank of a matrix without noise whose rows and columns have
+        no levels of their own.
+    penalty : float or (float, float)
+        Ridge penalty of the biases, or one for rows and one for columns: the bias of a row with n entries is
+        ``n / (n + penalty)`` times its mean residual.
+    """
+
+    kind: str | None = "auto"
+    penalty: float | tuple[float, float] = 3.0
+
+
+@dataclass(frozen=True)
+class StoppingOptions:
+    """When a `MatrixCompletion` stops, and how it finds out.
+
+    Parameters
+    ----------
+    validation_fraction : float
+        Share of the entries held out to choose the decay and the number of steps, in [0, 1). 0: all `steps`
+        are taken, and `weight_decay` must be a number. Fewer than 10 entries held out decide nothing: all
+        steps are then taken, and "auto" means 0.
+    patience : int
+        Number of records without a gain that ends a run on held-out entries.
+    record_every : int
+        Number of steps between records, in which the number of steps is chosen.
+    tolerance : float
+        A run stops where the mean square of the residuals is at most this share of its initial value.
+    """
+
+    validation_fraction: float = 0.1
+    patience: int = 5
+    record_every: int = 10
+    tolerance: float = 1e-12
+
+
+@dataclass(frozen=True)
+class EntryOptions:
+    """How a `MatrixCompletion` reads, weighs and predicts entries.
+
+    Parameters
+    ----------
+    shape : (int, int), optional
+        Number of rows and columns, if pairs are given. Default: as many as the largest indices need.
+    duplicates : {"error", "mean"}
+        What to do with an index pair that is given twice.
+    weighting : (float, float)
+        (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
+        column with m_j known entries. p > 0 limits the influence of rows with many ratings; q < 0 raises that
+        of columns with many. The default suits users in rows and items in columns (about 0.003 in RMSE on
+        MovieLens); (0, 0) weighs all entries alike. Without differences in the counts it has no effect.
+    clip : (float, float), "range" or None
+        Bounds of the predictions; "range": those of the ratings.
+    """
+
+    shape: tuple[int, int] | None = None
+    duplicates: str = "error"
+    weighting: tuple[float, float] = (0.25, -0.25)
+    clip: tuple[float, float] | str | None = None
+
+
+#: The parameters of an estimator that hold options, and the class of these options.
+OPTIONS: Final[dict[str, type]] = {
+    "layers": LayerOptions,
+    "biases": BiasOptions,
+    "stopping": StoppingOptions,
+    "entries": EntryOptions,
+}
+
+
+def read_options(name: str, given: Any) -> Any:
+    """Return the options of a parameter; the biases may be given by their kind."""
+    wanted = OPTIONS[name]
+    if isinstance(given, wanted):
+        return given
+    if name == "biases" and (given is None or isinstance(given, str)):
+        return BiasOptions(given)
+    raise TypeError(f"{name} is {type(given).__name__}; wanted dlnfast.{wanted.__name__}")
 
 
 @dataclass(frozen=True)
@@ -86,42 +205,43 @@ class Settings:
 
     @classmethod
     def checked(cls, given: Any) -> Settings:
-        """Return them, or raise what names the one that is wrong."""
-        check_choice(given.biases, "biases", [word for word in BIASES if word is not None], optional=True)
-        check_choice(given.duplicates, "duplicates", DUPLICATES)
-        fraction = check_scale(given.validation_fraction, "validation_fraction", below=1.0)
+        """Check the settings of an estimator; an error names the wrong one."""
+        layers, biases, stopping, entries = (read_options(name, getattr(given, name)) for name in OPTIONS)
+        check_choice(biases.kind, "biases", [word for word in BIASES if word is not None], optional=True)
+        check_choice(entries.duplicates, "entries.duplicates", DUPLICATES)
+        fraction = check_scale(stopping.validation_fraction, "stopping.validation_fraction", below=1.0)
         decay = _check_decay(given.weight_decay)
         if decay is None and fraction == 0:
             raise ValueError(
                 'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
                 "wanted a number for weight_decay, or a fraction above 0"
             )
-        if given.clip is not None and not is_range(given.clip):
-            check_clip(given.clip)
-        dtype = check_precision(given.dtype)
-        penalty = given.bias_penalty
+        if entries.clip is not None and not is_range(entries.clip):
+            check_clip(entries.clip)
+        dtype = check_precision(layers.dtype)
+        penalty = biases.penalty
         if isinstance(penalty, (tuple, list, np.ndarray)):
-            both = _pair_of_numbers(penalty, "bias_penalty")
+            both = _pair_of_numbers(penalty, "biases.penalty")
         else:
-            one = check_scale(penalty, "bias_penalty")
+            one = check_scale(penalty, "biases.penalty")
             both = (one, one)
         return cls(
             width=None if given.rank is None else check_count(given.rank, "rank"),
             depth=check_count(given.depth, "depth", minimum=2),
-            compress=check_flag(given.compress, "compress"),
-            outer=check_scale(given.outer, "outer", strict=True),
-            scale=check_scale(given.scale, "scale", strict=True),
-            learning_rate=_check_rate(given.learning_rate),
+            compress=check_flag(layers.compress, "layers.compress"),
+            outer=check_scale(layers.outer, "layers.outer", strict=True),
+            scale=check_scale(layers.scale, "layers.scale", strict=True),
+            learning_rate=_check_rate(layers.learning_rate),
             decay=decay,
             steps=check_count(given.steps, "steps"),
-            tolerance=check_scale(given.tolerance, "tolerance"),
-            biases=given.biases,
+            tolerance=check_scale(stopping.tolerance, "stopping.tolerance"),
+            biases=biases.kind,
             penalty=both,
-            weighting=_pair_of_numbers(given.weighting, "weighting", minimum=-math.inf),
+            weighting=_pair_of_numbers(entries.weighting, "entries.weighting", minimum=-math.inf),
             validation_fraction=fraction,
-            patience=check_count(given.patience, "patience"),
-            record_every=check_count(given.record_every, "record_every"),
-            duplicates=given.duplicates,
+            patience=check_count(stopping.patience, "stopping.patience"),
+            record_every=check_count(stopping.record_every, "stopping.record_every"),
+            duplicates=entries.duplicates,
             seed=check_count(given.seed, "seed", minimum=0),
             n_threads=check_count(given.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
             dtype=dtype,
@@ -154,8 +274,10 @@ def _check_rate(rate: Any) -> float | Adaptive:
     if isinstance(rate, str):
         if rate == "adaptive":
             return Adaptive()
-        raise ValueError(f'learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0')
-    return check_scale(rate, "learning_rate", strict=True)
+        raise ValueError(
+            f'layers.learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0'
+        )
+    return check_scale(rate, "layers.learning_rate", strict=True)
 
 
 def is_range(clip: Any) -> bool:
@@ -164,10 +286,10 @@ def is_range(clip: Any) -> bool:
 
 def check_clip(clip: Any) -> tuple[float, float]:
     if isinstance(clip, str):
-        raise ValueError(f'clip is {clip!r}; wanted "range", two numbers or None')
-    low, high = _pair_of_numbers(clip, "clip", minimum=-math.inf)
+        raise ValueError(f'entries.clip is {clip!r}; wanted "range", two numbers or None')
+    low, high = _pair_of_numbers(clip, "entries.clip", minimum=-math.inf)
     if low > high:
-        raise ValueError(f"clip is ({low:g}, {high:g}); wanted the lower bound first")
+        raise ValueError(f"entries.clip is ({low:g}, {high:g}); wanted the lower bound first")
     return low, high
 
 
@@ -185,21 +307,21 @@ def split_entries(settings: Settings, entries: Entries) -> tuple[Entries, Entrie
     if n_held_out < _FEWEST_HELD_OUT or n_held_out >= entries.values.size:
         return None
     order = random_generator(settings.seed, ("completion", "validation")).permutation(entries.values.size)
-    kept, held_out = (
+    learned, held_out = (
         Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
         for part in (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
     )
-    return kept, held_out
+    return learned, held_out
 
 
 def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> str | None:
-    """Return which biases to fit: what was asked for, or for "auto" what held-out entries say."""
+    """Return which biases to fit; for "auto", those with the smaller error on held-out entries."""
     if settings.biases != "auto":
         return settings.biases
     if parts is None:
         return "both"
-    kept, held_out = parts
-    predicted = fit_biases(kept, "both", settings.penalty).at(held_out.rows, held_out.columns)
+    learned, held_out = parts
+    predicted = fit_biases(learned, "both", settings.penalty).at(held_out.rows, held_out.columns)
     nothing = root_mean_square(np.zeros_like(predicted), held_out.values)
     return "both" if root_mean_square(predicted, held_out.values) <= _WORTH * nothing else None
 
@@ -209,14 +331,14 @@ def root_mean_square(predicted: FloatArray, values: FloatArray) -> float:
 
 
 class Phase(NamedTuple):
-    """A weight decay, and the steps with it at most."""
+    """A weight decay, and the maximum number of steps with it."""
 
     decay: float
     steps: int
 
 
 class Watch:
-    """Early stopping: the best record so far, and when it is time to give up."""
+    """Early stopping: the best record so far, and whether to stop."""
 
     def __init__(self, patience: int, decay: float) -> None:
         self.error = math.inf
@@ -229,7 +351,7 @@ class Watch:
         self._waited = 0
 
     def sees(self, step: int, error: float, layers: list[FloatArray]) -> bool:
-        """Take note of a record; return whether it is the best so far."""
+        """Add a record; return whether it is the best so far."""
         if error < self._reference * (1 - _LEAST_GAIN):
             self._reference, self._waited = error, 0
         else:
@@ -242,33 +364,33 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        # Between one direction and the next small layers stand still for a while.
+        # Small layers change little between the learning of two singular directions.
         return self._waited >= self._patience * (1 if self.rises else _FLAT)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return what it has seen: values that JSON knows, and arrays."""
-        about = {
+        """Return everything it has seen: JSON values, and arrays."""
+        metadata = {
             "error": self.error,
             "best_step": self.step,
             "rises": self.rises,
             "reference": self._reference,
             "waited": self._waited,
         }
-        return about, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
+        return metadata, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
 
-    def go_on_from(self, about: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
-        """Take over what `state` returned."""
-        self.error, self.step, self.rises = about["error"], about["best_step"], about["rises"]
-        self._reference, self._waited = about["reference"], about["waited"]
+    def restore(self, metadata: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
+        """Continue from what `state` returned."""
+        self.error, self.step, self.rises = metadata["error"], metadata["best_step"], metadata["rises"]
+        self._reference, self._waited = metadata["reference"], metadata["waited"]
         self.layers = [arrays[f"best_{i}"] for i in range(n_layers)] if "best_0" in arrays else None
 
     def phase(self, steps: int) -> Phase:
-        """Return what to do with all entries: as long, or to the end where nothing had cut it short."""
+        """Return the phase for all entries: up to the best step, or all steps if the run was not stopped."""
         return Phase(self._decay, self.step if self.is_over else steps)
 
 
 class Network:
-    """Biases of some entries, and the network that learns what they leave.
+    """Biases of some entries, and the network that learns the residuals.
 
     Residuals are divided by their size, and weighted: with ``D_ij = d_i e_j`` the network learns
     ``D * residuals``, which is as low in rank as they are, and the loss weighs the entries by D^2.
@@ -280,8 +402,8 @@ class Network:
         self.biases = biases
         residual = entries.values - self.biases.at(entries.rows, entries.columns)
         counts = [
-            np.bincount(place, minlength=n)
-            for place, n in zip((entries.rows, entries.columns), entries.shape, strict=True)
+            np.bincount(indices, minlength=n)
+            for indices, n in zip((entries.rows, entries.columns), entries.shape, strict=True)
         ]
         self._empty = [count == 0 for count in counts]
         self._weights = [
@@ -301,7 +423,7 @@ class Network:
             entries.rows, entries.columns, residual / self._size, entries.shape, reduction="observed"
         )
         self.start, self._layer_scale = self._first_layers()
-        #: What the first run with an adaptive rate has measured.
+        #: Curvature that the first run with an adaptive rate has measured.
         self.curvature: Sequence[float] | None = None
 
     def _first_layers(self) -> tuple[list[FloatArray], float]:
@@ -329,9 +451,9 @@ class Network:
         ratios = [settings.outer, *[1.0] * (settings.depth - 2), settings.outer]
         rate: Any
         if isinstance(settings.learning_rate, Adaptive):
-            law = settings.learning_rate
-            curvature = law.curvature if self.curvature is None else self.curvature
-            rate = replace(law, ratios=ratios, curvature=curvature)
+            adaptive = settings.learning_rate
+            curvature = adaptive.curvature if self.curvature is None else self.curvature
+            rate = replace(adaptive, ratios=ratios, curvature=curvature)
         else:
             rate = [settings.learning_rate * ratio for ratio in ratios]
         # A direction of singular value s grows like c s scale^(L - 2), and decays like lambda.
@@ -354,10 +476,7 @@ class Network:
     def records(
         self, start: list[FloatArray], decay: float, begin: tuple[int, list[FloatArray]] | None = None
     ) -> Iterator[tuple[int, list[FloatArray]]]:
-        """Yield the layers at step 0 and at every record, for as long as they are asked for.
-
-        Or from a record on that is known already.
-        """
+        """Yield step and layers, at step 0 and at every record; or after the record `begin`."""
         step, layers = (0, start) if begin is None else begin
         if begin is None:
             yield step, layers
@@ -400,113 +519,124 @@ class Network:
         sides = []
         for side, weights, empty in zip((last @ above, first.T), self._weights, self._empty, strict=True):
             scaled = side.astype(np.float64) / weights[:, np.newaxis]
-            scaled[empty] = 0.0  # what random layers or rounding left where nothing is known
+            scaled[empty] = 0.0  # rows without entries keep random initial values or rounding errors
             sides.append(scaled)
         sides[0] *= self._size
         return sides[0], sides[1]
 
     def entries_of(self, layers: Sequence[FloatArray], rows: Positions, columns: Positions) -> FloatArray:
-        """Return what the network adds to the biases at some places."""
+        """Return the network's part of some entries, without the biases."""
         return entries_of_product(self._unweighted(layers), rows, columns)
 
     def factors(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return it as orthogonal factors with the roots of the singular values, and these."""
+        """Return orthogonal factors, scaled by the roots of the singular values, and these."""
         left, right = self._unweighted(layers)
         (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
         u, s, vt = np.linalg.svd(r_left @ r_right.T)
-        kept = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
-        root = np.sqrt(s[:kept])
-        return q_left @ u[:, :kept] * root, q_right @ vt[:kept].T * root, s[:kept]
+        rank = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
+        root = np.sqrt(s[:rank])
+        return q_left @ u[:, :rank] * root, q_right @ vt[:rank].T * root, s[:rank]
+
+
+class HeldOutRun(ResumableWork):
+    """A run on the other entries until the held-out ones gain no more, as resumable work.
+
+    Parameters
+    ----------
+    network : Network
+    start : list of ndarray
+        Initial layers.
+    decay : float
+        Weight decay.
+    watch : Watch
+    error_of : callable
+        ``error_of(layers)`` returns the error on the held-out entries.
+    on_best : callable
+        Called without arguments whenever `watch` has a new best record.
+    """
+
+    unit = "step"
+
+    def __init__(
+        self,
+        network: Network,
+        start: list[FloatArray],
+        decay: float,
+        watch: Watch,
+        error_of: Callable[[list[FloatArray]], float],
+        on_best: Callable[[], None],
+    ) -> None:
+        self._network, self._start, self._decay = network, start, decay
+        self._watch, self._error_of, self._on_best = watch, error_of, on_best
+        #: The state of the last record; None before the first.
+        self._last: State | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over."""
+        return self._last is not None and bool(self._last.metadata["ended"])
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Train from record to record."""
+        watch, network = self._watch, self._network
+        if not watch.is_over:
+            for step, layers in network.records(self._start, self._decay, self._begin()):
+                if watch.sees(step, self._error_of(layers), layers):
+                    self._on_best()
+                self._last = self._state_at(step, layers)
+                flush()
+                if watch.is_over:
+                    break
+        if self._last is not None:
+            self._last = replace(self._last, metadata=self._last.metadata | {"ended": True})
+
+    def _begin(self) -> tuple[int, list[FloatArray]] | None:
+        if self._last is None:
+            return None
+        arrays = self._last.arrays
+        return self._last.step, [arrays[f"layer_{i}"] for i in range(self._network.settings.depth)]
+
+    def _state_at(self, step: int, layers: list[FloatArray]) -> State:
+        metadata, arrays = self._watch.state()
+        arrays |= {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        return State(step, 0.0, arrays, metadata | {"ended": False, "curvature": self._network.curvature})
+
+    def state(self) -> State | None:
+        """Return the layers of the last record, and the watch as it was then."""
+        return self._last
+
+    def restore_state(self, state: State) -> None:
+        """Continue from a record."""
+        self._last = state
+        self._watch.restore(state.metadata, state.arrays, self._network.settings.depth)
+        self._network.curvature = state.metadata["curvature"]
+        if self._watch.layers is not None:
+            self._on_best()
 
 
 class CheckpointedFit:
-    """The folder of one fit: of its runs on held-out entries, and of those on all."""
+    """The folder of one fit, which has a folder for each of its runs."""
 
     def __init__(self, checkpoint: Any, settings: Settings, entries: Entries) -> None:
         given = Checkpoint.of(checkpoint)
-        self.every, self.seconds = given.every, given.seconds
+        self._every, self.seconds = given.every, given.seconds
         known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
         arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
         self._identity = identity_of(known | {"shape": entries.shape}, arrays)
         self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
 
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Own the folder of the fit in the block."""
-        with raise_on_sigterm(), RunFolder(self._path).owned():
-            yield
+    def owned(self) -> AbstractContextManager[None]:
+        """Own the folder of the fit within the block."""
+        return own_folder(self._path)
 
-    @contextmanager
-    def watch(self, number: int) -> Iterator[WatchFolder]:
-        """Own the folder of a run on held-out entries in the block."""
+    def held_out_run(self, number: int) -> RunFolder:
+        """Return the folder of a run with held-out entries."""
         kind = "dlnfast run on held-out entries"
-        folder = RunFolder(self._path / f"held-out-{number}", self._identity, kind)
-        with folder.owned():
-            folder.begin({}, {})
-            watched = WatchFolder(folder, self.seconds)
-            try:
-                yield watched
-            except BaseException as error:
-                watched.save(error)
-                raise
+        return RunFolder(self._path / f"held-out-{number}", self._identity, kind)
 
-    def run(self, number: int) -> Checkpoint:
-        """Return that of a run on all of them."""
-        return Checkpoint(self._path / f"run-{number}", self.every, self.seconds)
-
-
-class WatchFolder:
-    """The folder of a run on held-out entries: its last record, and what its watch had seen by then."""
-
-    def __init__(self, folder: RunFolder, seconds: float) -> None:
-        self._folder, self._seconds = folder, seconds
-        #: The state of the last record; None before the first.
-        self._last: State | None = None
-        #: The state in the folder.
-        self._written: State | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the run is over."""
-        return self._last is not None and bool(self._last.about["ended"])
-
-    def go_on(self, watch: Watch, network: Network) -> tuple[int, list[FloatArray]] | None:
-        """Let a watch know what it has seen; return where its run was, None before its first record."""
-        self._last = self._written = state = self._folder.newest()
-        if state is None:
-            return None
-        n_layers = network.settings.depth
-        watch.go_on_from(state.about, state.arrays, n_layers)
-        network.curvature = state.about["curvature"]
-        return state.step, [state.arrays[f"layer_{i}"] for i in range(n_layers)]
-
-    def note(self, watch: Watch, network: Network, step: int, layers: list[FloatArray]) -> None:
-        """Take note of a record, and write it where that is due."""
-        about, arrays = watch.state()
-        arrays |= {f"layer_{i}": layer for i, layer in enumerate(layers)}
-        about |= {"ended": False, "curvature": network.curvature}
-        self._last = State(step, 0.0, arrays, about)  # whole at any moment, for `save`
-        if self._folder.is_due(self._seconds):
-            self._write()
-
-    def end(self) -> None:
-        """Write that the run is over."""
-        if self._last is not None and not self.has_ended:
-            self._last = replace(self._last, about=self._last.about | {"ended": True})
-        self._write()
-
-    def save(self, error: BaseException) -> None:
-        """Write the last record after an error, and say on the error where that fails."""
-        try:
-            self._write()
-        except Exception as failure:  # what ended the run is the error to raise
-            self._folder.note_loss(error, failure)
-
-    def _write(self) -> None:
-        state = self._last
-        if state is not None and state is not self._written:
-            self._folder.write_state(state)
-            self._written = state
+    def final_run(self, number: int) -> Checkpoint:
+        """Return the checkpoint of a run on all entries."""
+        return Checkpoint(self._path / f"run-{number}", self._every, self.seconds)
 
 
 @np.errstate(over="ignore")
@@ -515,6 +645,6 @@ def _power(base: FloatArray, exponent: float) -> FloatArray:
 
 
 def last_snapshot(run: Trajectory) -> int:
-    """Return the last step at which an interrupted run kept its layers."""
-    steps = run.states.snapshot_steps
+    """Return the step of the last snapshot of an interrupted run."""
+    steps = getattr(run.states, "snapshot_steps", np.zeros(0))
     return int(steps[-1]) if len(steps) else 0

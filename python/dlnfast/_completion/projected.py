@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Observations projected onto bases, and runs on what is left of them."""
+"""Observations projected onto fixed bases, and runs on the projected problem."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,10 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate
 from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, check_count, check_scale
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.files import Arrays
+from .._training.request import Callback
+from .._training.resumable import ResumableWork, replay_records, run_resumable
 from .._training.train import train
 from .._trajectory.dense import DenseStates
 from .._trajectory.storage import pack_problem
@@ -23,7 +23,7 @@ from .._trajectory.trajectory import Trajectory
 
 
 def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensing:
-    """Return what the observations say of X in ``U X V^T``, as few measurements as X has entries.
+    """Project observations of ``U X V^T`` onto the bases: as few measurements of X as it has entries.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     Returns
     -------
     Sensing
-        Of X (a, b), with the same loss: a triangle of a QR decomposition in place of the n observations, and
-        what no X explains in `loss_floor`.
+        Measurements of X (a, b), with the same loss: the triangular factor of a QR decomposition in place of
+        the n observations. `loss_floor` is the loss that remains for every X.
 
     Notes
     -----
@@ -52,10 +52,10 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
         rows = _projected_rows(problem, left, right, part)
         known = problem.values[part, np.newaxis]
         triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
-    kept = min(len(triangle), size)
-    floor = float(np.sum(triangle[kept:, size] ** 2))
+    n_rows = min(len(triangle), size)
+    floor = float(np.sum(triangle[n_rows:, size] ** 2))
     projected = Sensing(
-        triangle[:kept, :size].reshape(kept, a, b), triangle[:kept, size], loss_scale=problem.loss_scale
+        triangle[:n_rows, :size].reshape(n_rows, a, b), triangle[:n_rows, size], loss_scale=problem.loss_scale
     )
     projected.loss_floor = problem.loss_scale / 2 * floor
     projected.reduction = problem.reduction
@@ -74,9 +74,9 @@ def _projected_rows(problem: Observations, U: FloatArray, V: FloatArray, part: s
 def train_projected(
     problem: Observations, narrow: list[FloatArray], learning_rate: Any, settings: dict[str, Any]
 ) -> Trajectory:
-    """Train the layers between the first and the last, and return the run of all of them.
+    """Train the layers between the first and the last, and return the run of all layers.
 
-    An exception that carries the trajectory so far carries that of all layers too.
+    The trajectory on an exception has all layers, too.
     """
     first, *cores, last = narrow
     small = project(problem, last, first.T)
@@ -91,7 +91,7 @@ def train_projected(
 
 
 def _between(problem: Observations, first: FloatArray, run: Trajectory, last: FloatArray) -> Trajectory:
-    """Return a run of the layers between two that did not move, together with these."""
+    """Add the frozen outer layers to a run of the inner ones."""
     config = dict(run.config)
     for name in ("learning_rate", "weight_decay", "momentum"):
         config[name] = [0.0, *config[name], 0.0]
@@ -123,7 +123,7 @@ def train_in_turns(
     if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
         raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
     if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
-        raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
+        raise ValueError("momentum is not carried over the steps of the outer layers: set outer_every=1")
     n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
     record_every, weights_every = (
         -(-check_count(max(n_steps, 1) if every is None else every, name) // turn) * turn
@@ -131,163 +131,207 @@ def train_in_turns(
         for every in [wanted.pop(name, None)]
     )
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
-    watched = wanted.pop("callback", None)
-    turns = _Turns(problem, narrow, outer, decay, n_steps, record_every)
-    with ExitStack() as stack:
-        kept = None
-        if checkpoint is not None:
-            rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
-            rules |= {name: repr(value) for name, value in wanted.items()}
-            kept = _KeptTurns(Checkpoint.of(checkpoint), turns, rules)
-            if kept.outcome is None:
-                stack.enter_context(raise_on_sigterm())
-                stack.enter_context(kept.owned())
-            if kept.outcome is not None:
-                return turns.trajectory(kept.outcome, kept.last_loss)
-            if watched is not None:
-                for step, loss in turns.told():
-                    watched(step, loss)
-
-        def ended_as(outcome: str, last_loss: FloatArray) -> Trajectory:
-            if kept is not None:
-                kept.write(outcome, last_loss)
-            return turns.trajectory(outcome, last_loss)
-
-        try:
-            while True:
-                if kept is not None and kept.is_due:
-                    kept.write()
-                first, *cores, last = turns.layers
-                count = min(turn, n_steps - turns.step)
-                inner = train(
-                    project(problem, last, first.T),
-                    cores,
-                    learning_rate=learning_rate,
-                    engine="dense",
-                    steps=count,
-                    record_every=max(count, 1),
-                    singular_values=None,
-                    **wanted,
-                )
-                if settings["weights_every"] is not None and turns.step % weights_every == 0:
-                    turns.keep_layers()
-                converged = inner.outcome == "converged"
-                ended = converged or count == 0
-                if turns.step % record_every == 0 or ended:
-                    turns.records.append(turns.step)
-                    if watched is not None and watched(turns.step, float(inner.loss[0])) is True:
-                        return ended_as("stopped", inner.loss[:1])
-                turns.add(inner, move=not ended)
-                if ended:
-                    turns.records[-1:] = sorted({turns.records[-1], turns.step})
-                    return ended_as("converged" if converged else "finished", inner.loss[-1:])
-        except BaseException as error:
-            if kept is not None:
-                kept.save(error)
-            if hasattr(error, "trajectory"):  # that of the inner layers alone
-                error.trajectory = turns.so_far()  # pyright: ignore[reportAttributeAccessIssue]
-            raise
+    work = _AlternatingRun(
+        problem,
+        narrow,
+        learning_rate=learning_rate,
+        outer=outer,
+        turn=turn,
+        decay=decay,
+        n_steps=n_steps,
+        record_every=record_every,
+        snapshot_every=None if settings["weights_every"] is None else weights_every,
+        callback=wanted.pop("callback", None),
+        options=wanted,
+    )
+    if checkpoint is None:
+        run_resumable(None, work)
+    else:
+        given = Checkpoint.of(checkpoint)
+        rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
+        rules |= {name: repr(value) for name, value in wanted.items()}
+        run_resumable(work.make_folder(given, rules), work, seconds=given.seconds)
+    return work.trajectory()
 
 
-class _Turns:
-    """A run in pieces: the inner layers train, then the outer ones move."""
+class _AlternatingRun(ResumableWork):
+    """A run in turns, as resumable work: the inner layers train for some steps, then the outer ones move."""
 
     def __init__(
         self,
         problem: Observations,
         narrow: list[FloatArray],
+        *,
+        learning_rate: Any,
         outer: float,
+        turn: int,
         decay: float,
         n_steps: int,
         record_every: int,
+        snapshot_every: int | None,
+        callback: Callback | None,
+        options: dict[str, Any],
     ) -> None:
         self.problem, self.narrow, self.outer, self.decay = problem, narrow, outer, decay
-        self.n_steps, self.record_every = n_steps, record_every
-        self.layers = [layer.copy() for layer in narrow]
+        self._learning_rate, self._turn, self._options = learning_rate, turn, options
+        self.n_steps, self.record_every, self._snapshot_every = n_steps, record_every, snapshot_every
+        self._callback = callback
+        self._layers = [layer.copy() for layer in narrow]
         self.step = 0
-        self.records: list[int] = []
-        self.config: dict[str, Any] | None = None  # of the last piece
+        self._records: list[int] = []
+        #: Settings of the last turn.
+        self._config: dict[str, Any] | None = None
         self._losses: list[FloatArray] = []
         self._rates: list[FloatArray] = []
         self._adapts = False
         self._snapshots: list[list[FloatArray]] = []
         self._snapshot_steps: list[int] = []
+        #: Outcome and last loss of a finished run.
+        self._end: tuple[str | None, FloatArray] = (None, np.empty(0))
+        self._request: dict[str, Any] = {}
 
-    def keep_layers(self) -> None:
-        """Keep the layers as they are."""
-        self._snapshot_steps.append(self.step)
-        self._snapshots.append([layer.copy() for layer in self.layers])
+    def make_folder(self, checkpoint: Checkpoint, rules: dict[str, Any]) -> RunFolder:
+        """Return the folder of this run, which has these settings."""
+        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(self.narrow)}
+        rules |= {"problem": pack_problem(self.problem, arrays), "outer": self.outer, "decay": self.decay}
+        rules |= {"steps": self.n_steps, "record_every": self.record_every}
+        self._request = {"rules": rules}
+        return RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
 
-    def add(self, inner: Trajectory, *, move: bool) -> None:
-        """Go on to the end of a piece, and move the outer layers there."""
+    # -------------------------------------------------------------------------------- resumable work
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has an outcome."""
+        return self._end[0] is not None
+
+    def request(self) -> tuple[dict[str, Any], Arrays]:
+        """Return the settings; the identity stands for problem and weights."""
+        return self._request, {}
+
+    def state(self) -> State | None:
+        """Return the layers and everything recorded so far; None within a turn."""
+        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(self._layers)}
+        for i, snapshots in enumerate(zip(*self._snapshots, strict=True)):
+            arrays[f"snapshots_{i}"] = np.array(snapshots)
+        arrays["loss"] = np.concatenate([*self._losses, np.empty(0)])
+        arrays["rates"] = np.concatenate([*self._rates, np.empty(0)])
+        if len(arrays["loss"]) != self.step:  # interrupted while a turn was added
+            return None
+        outcome, arrays["last_loss"] = self._end
+        metadata = {
+            "config": self._config,
+            "adapts": self._adapts,
+            "records": self._records,
+            "snapshot_steps": self._snapshot_steps,
+            "outcome": outcome,
+        }
+        return State(self.step, 0.0, arrays, metadata)
+
+    def restore_state(self, state: State) -> None:
+        """Continue from a state."""
+        metadata, arrays, step = state.metadata, state.arrays, state.step
+        n_layers = len(self._layers)
+        outcome = metadata["outcome"]
+        self._end = (outcome, arrays["last_loss"])
+        self.step, self._config, self._adapts = step, metadata["config"], metadata["adapts"]
+        self._layers = [arrays[f"layer_{i}"] for i in range(n_layers)]
+        # An unfinished run takes the record and the snapshot of this step again.
+        self._records = [record for record in metadata["records"] if outcome or record < step]
+        self._losses, self._rates = [arrays["loss"]], [arrays["rates"]]
+        self._snapshot_steps = [taken for taken in metadata["snapshot_steps"] if outcome or taken < step]
+        snapshots = [arrays[f"snapshots_{i}"] for i in range(n_layers)] if self._snapshot_steps else []
+        self._snapshots = [[layer[n] for layer in snapshots] for n in range(len(self._snapshot_steps))]
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Take turns until the last step, the tolerance, or the callback's word."""
+        if self._callback is not None:
+            losses = np.concatenate([*self._losses, np.empty(0)])
+            saved = ((step, float(losses[step])) for step in self._records if step < self.step)
+            replay_records(self._callback, saved)
+        try:
+            while not self.is_finished:
+                flush()
+                self._take_turn()
+        except BaseException as error:
+            if hasattr(error, "trajectory"):  # that of the inner layers alone
+                error.trajectory = self._trajectory_so_far()
+            raise
+
+    # ------------------------------------------------------------------------------------- the turns
+
+    def _take_turn(self) -> None:
+        """Train the inner layers, take the records that are due, and move the outer layers."""
+        first, *cores, last = self._layers
+        count = min(self._turn, self.n_steps - self.step)
+        inner = train(
+            project(self.problem, last, first.T),
+            cores,
+            learning_rate=self._learning_rate,
+            engine="dense",
+            steps=count,
+            record_every=max(count, 1),
+            singular_values=None,
+            **self._options,
+        )
+        if self._snapshot_every is not None and self.step % self._snapshot_every == 0:
+            self._snapshot_steps.append(self.step)
+            self._snapshots.append([layer.copy() for layer in self._layers])
+        has_converged = inner.config["outcome"] == "converged"
+        is_last = has_converged or count == 0
+        if self.step % self.record_every == 0 or is_last:
+            self._records.append(self.step)
+            if self._callback is not None and self._callback(self.step, float(inner.loss[0])) is True:
+                self._end = ("stopped", inner.loss[:1])
+                return
+        self._add(inner, move=not is_last)
+        if is_last:
+            self._records[-1:] = sorted({self._records[-1], self.step})
+            self._end = ("converged" if has_converged else "finished", inner.loss[-1:])
+
+    def _add(self, inner: Trajectory, *, move: bool) -> None:
+        """Append a run of the inner layers, and move the outer layers at its end."""
         taken = len(inner.loss) - 1
         eta = inner.config["learning_rate"][0]
         moved = inner.rates if inner.rates is not None else np.full(taken, eta)
         if move:
             rate = self.outer * float(np.sum(moved))
-            layers = _move_outer(self.problem, self.layers, inner, rate, self.decay)
+            layers = _move_outer(self.problem, self._layers, inner, rate, self.decay)
         else:
-            layers = [self.layers[0], *inner.all_weights(), self.layers[-1]]
+            layers = [self._layers[0], *inner.all_weights(), self._layers[-1]]
         self._losses.append(inner.loss[:-1])
         self._rates.append(moved)
-        self.config, self._adapts = inner.config, inner.rates is not None
-        self.layers = layers
+        self._config, self._adapts = inner.config, inner.rates is not None
+        self._layers = layers
         self.step += taken
 
-    def told(self) -> Iterator[tuple[int, float]]:
-        """Yield step and loss at the records before this step."""
-        losses = np.concatenate([*self._losses, np.empty(0)])
-        return ((step, float(losses[step])) for step in self.records if step < self.step)
-
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return everything that moves: values that JSON knows, and arrays."""
-        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(self.layers)}
-        for i, kept in enumerate(zip(*self._snapshots, strict=True)):
-            arrays[f"snapshots_{i}"] = np.array(kept)
-        arrays["loss"] = np.concatenate([*self._losses, np.empty(0)])
-        arrays["rates"] = np.concatenate([*self._rates, np.empty(0)])
-        about = {
-            "config": self.config,
-            "adapts": self._adapts,
-            "records": self.records,
-            "snapshot_steps": self._snapshot_steps,
-        }
-        return about, arrays
-
-    def go_on_from(self, step: int, about: dict[str, Any], arrays: Arrays, *, ended: bool) -> None:
-        """Take over what `state` returned."""
-        n_layers = len(self.layers)
-        self.step, self.config, self._adapts = step, about["config"], about["adapts"]
-        self.layers = [arrays[f"layer_{i}"] for i in range(n_layers)]
-        # What is due at this step comes again, but after the last one.
-        self.records = [record for record in about["records"] if ended or record < step]
-        self._losses, self._rates = [arrays["loss"]], [arrays["rates"]]
-        self._snapshot_steps = [kept for kept in about["snapshot_steps"] if ended or kept < step]
-        kept = [arrays[f"snapshots_{i}"] for i in range(n_layers)] if self._snapshot_steps else []
-        self._snapshots = [[layer[n] for layer in kept] for n in range(len(self._snapshot_steps))]
-
-    def so_far(self) -> Trajectory | None:
+    def _trajectory_so_far(self) -> Trajectory | None:
         """Return the run up to the last step of the outer layers; None before the first."""
-        if self.config is None:
+        if self._config is None:
             return None
-        return self.trajectory("interrupted", np.array([self.problem.loss(self.layers)]))
+        return self._trajectory("interrupted", np.array([self.problem.loss(self._layers)]))
 
-    def trajectory(self, outcome: str, last_loss: FloatArray) -> Trajectory:
-        """Return what there is, in the layout of a run in one piece."""
-        # Stopped before the first step, if there is none.
-        config = self.config or {"learning_rate": [0.0] * (len(self.narrow) - 2)}
+    def trajectory(self) -> Trajectory:
+        """Return the finished run, in the layout of a run in one piece."""
+        outcome, last_loss = self._end
+        assert outcome is not None
+        return self._trajectory(outcome, last_loss)
+
+    def _trajectory(self, outcome: str, last_loss: FloatArray) -> Trajectory:
+        # Without settings the run was stopped before the first step.
+        config = self._config or {"learning_rate": [0.0] * (len(self.narrow) - 2)}
         eta = config["learning_rate"][0]
         return Trajectory(
-            steps=np.array(self.records, dtype=np.int64),
+            steps=np.array(self._records, dtype=np.int64),
             loss=np.concatenate([*self._losses, last_loss], dtype=np.float64),
             states=DenseStates(
                 values=(),
                 left=(),
                 right=(),
-                snapshots=tuple(np.array(kept) for kept in zip(*self._snapshots, strict=True)),
+                snapshots=tuple(np.array(each) for each in zip(*self._snapshots, strict=True)),
                 snapshot_steps=np.array(self._snapshot_steps, dtype=np.int64),
                 initial=tuple(self.narrow),
-                final=tuple(self.layers),
+                final=tuple(self._layers),
             ),
             certificate=Certificate("dense", ""),
             problem=self.problem,
@@ -298,81 +342,20 @@ class _Turns:
                 "steps": self.n_steps,
                 "record_every": self.record_every,
                 "learning_rate": [self.outer * eta, *config["learning_rate"], self.outer * eta],
-                "weight_decay": [self.decay] * len(self.layers),
-                "momentum": [0.0] * len(self.layers),
+                "weight_decay": [self.decay] * len(self._layers),
+                "momentum": [0.0] * len(self._layers),
                 "dtype": self.narrow[0].dtype.name,
-                "widths": [self.problem.dim_in, *(layer.shape[0] for layer in self.layers)],
+                "widths": [self.problem.dim_in, *(layer.shape[0] for layer in self._layers)],
             },
             wall_time=0.0,
             rates=np.concatenate(self._rates, dtype=np.float64) if self._adapts else None,
         )
 
 
-class _KeptTurns:
-    """Such a run in a folder: its state, from which it goes on between two pieces."""
-
-    def __init__(self, checkpoint: Checkpoint, turns: _Turns, rules: dict[str, Any]) -> None:
-        self.turns, self.seconds = turns, checkpoint.seconds
-        arrays: Arrays = {f"layer_{i}": layer for i, layer in enumerate(turns.narrow)}
-        rules["problem"] = pack_problem(turns.problem, arrays)
-        rules |= {"outer": turns.outer, "decay": turns.decay, "steps": turns.n_steps}
-        rules["record_every"] = turns.record_every
-        self._folder = RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
-        self._rules = rules
-        self.outcome: str | None = None
-        self.last_loss: FloatArray = np.empty(0)
-        self._before = 0.0
-        self._begin = time.perf_counter()
-        if self._folder.exists:
-            self._folder.check_request()
-            self._go_on()
-            if self.outcome is not None:
-                self._folder.tidy()
-
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Own the folder in the block, and go on from what it holds then."""
-        with self._folder.owned():
-            self._folder.begin({"rules": self._rules}, {})
-            self._go_on()
-            yield
-
-    def _go_on(self) -> None:
-        """Take over the newest state."""
-        turns, state = self.turns, self._folder.newest()
-        if state is not None:
-            about, arrays = state.about, state.arrays
-            self.outcome, self.last_loss, self._before = about["outcome"], arrays["last_loss"], state.seconds
-            turns.go_on_from(state.step, about, arrays, ended=self.outcome is not None)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the last state is old enough."""
-        return self._folder.is_due(self.seconds)
-
-    def write(self, outcome: str | None = None, last_loss: FloatArray | None = None) -> None:
-        """Keep everything up to the step that the outer layers have reached."""
-        about, arrays = self.turns.state()
-        if len(arrays["loss"]) != self.turns.step:  # interrupted while a piece was added
-            return
-        if outcome is not None and last_loss is not None:  # as it is then, should this have to be repeated
-            self.outcome, self.last_loss = outcome, last_loss
-        arrays["last_loss"] = self.last_loss
-        seconds = self._before + time.perf_counter() - self._begin
-        self._folder.write_state(State(self.turns.step, seconds, arrays, about | {"outcome": self.outcome}))
-
-    def save(self, error: BaseException) -> None:
-        """Write the state after an error, and say on the error where that fails."""
-        try:
-            self.write()
-        except Exception as failure:  # what ended the run is the error to raise
-            self._folder.note_loss(error, failure)
-
-
 def _move_outer(
     problem: Observations, layers: list[FloatArray], inner: Trajectory, rate: float, decay: float
 ) -> list[FloatArray]:
-    """Return the layers with the inner ones of a run, and the outer ones a step on from there."""
+    """Return the inner layers at the end of a run, and the outer layers after one step from there."""
     first, last = layers[0], layers[-1]
     cores = inner.all_weights()
     descent = problem.backprojection([first, *cores, last])  # minus the gradient of the product, over c

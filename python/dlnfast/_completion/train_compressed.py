@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compressed factorisations: networks as narrow as what they learn, trained like any other."""
+"""Compressed factorisations: narrow networks that start in the directions which wide ones learn."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def compressed_weights(
     depth: int = 3,
     scale: float = 1e-3,
 ) -> list[FloatArray]:
-    r"""Return the layers of a narrow network that starts where a wide one will learn.
+    r"""Return the layers of a narrow network, in the directions that a wide one learns.
 
     Parameters
     ----------
     problem : Completion, Sensing or Problem
-        What is to be learned; a `Problem` with white inputs.
+        Matrix to be learned; a `Problem` with white inputs.
     weights : list of ndarray, or ImplicitWeights
-        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or their law, and
-        nothing of the size d x d is formed.
+        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or lazily
+        sampled weights, so that nothing of the size d x d is formed.
     rank : int or "auto"
-        r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": its width, of
-        which 2 r is a good choice. "auto" takes r, for "surrogate" 2 r, from the spectrum of what is
-        observed: `Completion.suggested_rank`.
+        r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": the width of
+        the network; 2 r is a good choice. "auto" takes r, for "surrogate" 2 r, from the spectrum of the
+        observations: `Completion.suggested_rank`.
     basis : {"gradient", "surrogate"}
         "gradient": ``[V_1^T, C_1 .. C_L, U_L]``, L + 2 layers, with V_1 = A_0 an orthonormal basis of
         span[V_g, Q_{L:1}^T U_g] for the leading r_hat singular vectors of the gradient at W(0), U_L = A_L its
@@ -61,13 +61,13 @@ def compressed_weights(
         .., eps U_s]``, L layers, with the leading singular vectors of the surrogate: ``Omega * Phi / p`` for
         observed entries, ``sum_i y_i A_i`` for measurements, Phi itself where it is known.
     depth, scale : int, float
-        L and eps, for "surrogate".
+        Number of layers L and initial scale eps, for "surrogate".
 
     Returns
     -------
     list of ndarray
-        For `train`, together with learning rates of its own for the first and the last layer; or use
-        `train_compressed`.
+        Initial layers for `train`, which needs a smaller learning rate for the first and the last of them;
+        `train_compressed` does both.
 
     Raises
     ------
@@ -165,8 +165,8 @@ def _gradient_basis(
         # out of the subspaces: with the whole of Phi known they are invariant whatever its share.
         factors = _padded(problem.target_factors(), rank)
     else:
-        # Of layers that are only drawn nothing is seen before the subspaces are known; eps^L is far below
-        # what is learned.
+        # Lazily sampled layers are not revealed before the subspaces are known. Their product, of the order
+        # of eps^L, is far below the learned matrix.
         explicit = None if isinstance(weights, ImplicitWeights) else weights
         factors = leading_factors(problem.backprojection(explicit), rank)
     if not factors.s.all():  # zeros would have no directions to keep
@@ -204,7 +204,7 @@ def train_compressed(
     Parameters
     ----------
     problem : Completion, Sensing or Problem
-        What is to be learned.
+        Matrix to be learned.
     weights, rank, basis, depth, scale
         As for `compressed_weights`.
     steps : int, optional
@@ -216,23 +216,23 @@ def train_compressed(
         observations are then projected onto them once, and a step costs O(r_hat^4) whatever their number.
         For `basis` "surrogate" 1 to 10 is usual.
     outer_every : int
-        The outer layers move once in so many steps, by as much as they would have moved in these. Between
-        their steps the observations are projected onto them: for measurements, each of which costs as much
-        as the whole matrix, that is many times faster, and as close as the outer layers are slow. Records
-        stand at multiples of it. Ignored where the inner layers have as many entries as there are
-        observations.
+        Number of steps between two updates of the outer layers, which are as large as the sum of those that
+        they replace. In between the observations are projected onto the outer layers. That is many times
+        faster for measurements, each of which costs as much as the whole matrix, and as accurate as the outer
+        layers are slow. Records are taken at multiples of it. Ignored where the inner layers
+        have as many entries as there are observations.
     learning_rate : float, "adaptive", "auto" or Adaptive
         eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
     weights_every : int, optional
-        Keep all layers at every such step; they are small.
+        Number of steps between two snapshots of all layers, which are small.
     singular_values, **options
         As of `train`.
 
     Returns
     -------
     Trajectory
-        Of the narrow network, whose first and last layers are ``V_1^T`` and ``U_L``. `Trajectory.end_to_end`
-        gives the matrix; ``problem.recovery_error(run)`` needs no d x d array.
+        Trajectory of the narrow network, whose first and last layers are ``V_1^T`` and ``U_L``.
+        `Trajectory.end_to_end` gives the matrix; ``problem.recovery_error(run)`` needs no d x d array.
 
     Raises
     ------
@@ -241,8 +241,8 @@ def train_compressed(
 
     Notes
     -----
-    Without the whole of Phi no subspace is exactly invariant; with gamma > 0 the bases turn, and follow where
-    the wide network goes. 12 r_hat flops per observed entry and step.
+    If Phi is known in part, no subspace is exactly invariant; with gamma > 0 the bases follow the subspaces
+    of the wide network. 12 r_hat flops per observed entry and step.
 
     Examples
     --------
@@ -260,7 +260,7 @@ def train_compressed(
     turn = check_count(outer_every, "outer_every")
     if turn > 1 and ratio > 0 and isinstance(problem, Problem):
         raise TypeError(
-            "outer_every is for a Completion or Sensing: a whole target has bases that do not turn"
+            "outer_every is for a Completion or Sensing: the bases of a known target do not change"
         )
     if steps is None:
         steps = _steps_as_needed(problem, learning_rate, options)

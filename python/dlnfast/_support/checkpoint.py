@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Runs that survive: a folder to which a run writes its records and its state, and from which it goes on.
+"""Checkpoint folders: the files to which a run writes its records and its state, and from which it resumes.
 
 The folder holds ``run.npz`` (the request: problem, W(0), settings; written once), ``records-<step>.npz``
-(what was recorded up to that step since the file before), ``state-<step>.npz`` (everything that moves, of the
-last two checkpoints) and, at the end, ``end.json``. Every file appears whole or not at all, so that the run
-can be killed at any moment and read at any moment.
+(the records up to that step since the previous file), ``state-<step>.npz`` (everything that changes from
+step to step, at the last two checkpoints) and, once the run is finished, ``end.json``. Each file appears
+whole or not at all, so the run can be killed at any moment and read at any moment.
+
+`dlnfast._training.resumable` decides when which of them is written.
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ import os
 import re
 import signal
 import threading
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ from .locks import LOCK, FolderLock
 __all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "raise_on_sigterm", "tidy"]
 
 FORMAT_VERSION: Final = 1
-_KEPT: Final = 2
+#: Number of states in a folder.
+_N_STATES: Final = 2
 _STATE, _RECORDS = "state-", "records-"
 _RUN, _END = "run.npz", "end.json"
 #: Names of the files that the owner of a folder writes.
@@ -57,24 +59,24 @@ _OWN: Final = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where and how often a run is kept.
+    """Where and how often a run is written to disk.
 
     Parameters
     ----------
     directory : path
-        A folder for this run alone; it is made where it is missing. If it holds the same run already, that
-        goes on; if it has ended, it is read.
+        Folder for this run alone, created if missing. If it holds the same run, unfinished, the run resumes;
+        if the run is finished, it is loaded.
     every : int, optional
-        Steps between two writings of records, the most that a crash loses. By default what takes about
-        a second, as far as that can be told from the sizes, or fills a quarter of a gigabyte.
+        Number of steps between two flushes of the records, the most that a crash loses. Default: as many as
+        take about a second, estimated from the sizes, or fill 256 MB.
     seconds : float
-        Least time between two writings of the state, from which a run goes on.
+        Minimum time between two writes of the state, from which a run resumes.
 
     Notes
     -----
-    The last two states are kept. Where the newest is damaged, the run goes on from the other. A folder has
-    one owner at a time: a second run that writes to it gets a `FolderInUseError`. A folder whose owner was
-    killed is free.
+    The folder holds the last two states. If the newest is damaged, the run resumes from the other. A folder
+    has one owner at a time: a second run that writes to it raises `FolderInUseError`. The folder of a killed
+    process is free.
     """
 
     directory: str | os.PathLike[str]
@@ -91,7 +93,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, given: Any) -> Checkpoint:
-        """Return what was given, a path as a Checkpoint.
+        """Convert a path to a Checkpoint; return a Checkpoint unchanged.
 
         Parameters
         ----------
@@ -107,51 +109,55 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class State:
-    """Everything that moves, before the step that follows `step`.
+    """Everything that changes from step to step, as it is after `step` steps.
 
     Attributes
     ----------
     step : int
-        Of the weights; its loss is among the records already.
+        Number of steps taken. The loss of this step is among the records already.
     seconds : float
-        That the run has taken so far.
+        Run time so far.
     arrays : dict of str to ndarray
-    about : dict
-        What else there is to know, in values that JSON knows.
+        Weights, optimizer state and the like.
+    metadata : dict
+        Everything else, as JSON values.
     """
 
     step: int
     seconds: float
     arrays: Arrays
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def tidy(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove what killed owners have left in a finished folder, where that is possible.
+def tidy(folder: Path, names: re.Pattern[str], then: Callable[[], None] = lambda: None) -> None:
+    """Remove the lock and the unfinished files of killed owners from a finished folder, if possible.
 
     Parameters
     ----------
     folder : Path
     names : Pattern
         Matches the names of the files that only the owner of the folder writes.
+    then : callable
+        Called while the folder is locked, to remove more.
     """
     with suppress(FolderInUseError, OSError):
         if any(name == LOCK or name.endswith(".part") for name in os.listdir(folder)):
             with FolderLock(folder):
                 remove_parts(folder, names)
+                then()
 
 
 class RunFolder:
-    """The folder of one run.
+    """The checkpoint folder of one run.
 
     Parameters
     ----------
     directory : path
     identity : str, optional
-        Of the request: a folder that holds another run is refused, where it is read or begun. None: that of
-        the folder, once read.
+        Hash of the request. A folder that holds another run is refused, both for reading and for writing.
+        None: the identity found in the folder when it is first read.
     kind : str
-        What it holds, if not a run of `train`: something longer that goes on in pieces.
+        Kind of work in the folder, if it is not a run of `train`.
 
     Raises
     ------
@@ -165,14 +171,13 @@ class RunFolder:
         self.path = check_path(directory, "directory")
         self.identity = identity
         self.kind = kind
-        self._written = 0.0
         self._lock = FolderLock(self.path)
 
     # ------------------------------------------------------------------------------------- ownership
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Own the folder in the block: hold its lock, and remove unfinished files of killed owners.
+        """Own the folder within the block: hold its lock, and remove unfinished files of killed owners.
 
         Raises
         ------
@@ -187,15 +192,8 @@ class RunFolder:
             yield
 
     def tidy(self) -> None:
-        """Remove what killed owners have left of a run that has ended, where that is possible."""
-        tidy(self.path, _OWN)
-
-    def note_loss(self, error: BaseException, failure: Exception) -> None:
-        """Say on the error that ended a run that its last steps could not be written."""
-        error.add_note(
-            f"what the run computed since its last state in {self.path} is lost ({type(failure).__name__}: "
-            f"{failure}); the same call computes it again"
-        )
+        """Remove the leftovers of killed owners from the folder of a finished run, if possible."""
+        tidy(self.path, _OWN, self._remove_old_states)
 
     def _check_owned(self) -> None:
         if not self._lock.is_held:
@@ -205,7 +203,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run."""
+        """Whether the folder holds a run."""
         try:
             os.stat(self.path / _RUN)
         except (FileNotFoundError, NotADirectoryError):
@@ -217,12 +215,12 @@ class RunFolder:
         meta, _ = self.request()
         if meta["identity"] != self.identity:
             raise ValueError(
-                f"checkpoint: {self.path} holds another run (begun by dlnfast {meta['version']}); wanted "
+                f"checkpoint: {self.path} holds another run (started by dlnfast {meta['version']}); wanted "
                 "the same problem, weights and settings, or another folder"
             )
 
-    def begin(self, about: Mapping[str, Any], arrays: Arrays) -> None:
-        """Write the request, or check that it is the one that is there."""
+    def begin(self, metadata: Mapping[str, Any], arrays: Arrays) -> None:
+        """Write the request, or check that the folder holds the same one."""
         if self.exists:
             self.check_request()
             return
@@ -230,11 +228,11 @@ class RunFolder:
         strangers = [name for name in os.listdir(self.path) if name.startswith((_STATE, _RECORDS, _END))]
         if strangers:
             raise ValueError(f"checkpoint: {self.path} has {strangers[0]} but no {_RUN}; wanted a new folder")
-        about = {"identity": self.identity, **about}
-        write_whole(self.path / _RUN, self.kind, FORMAT_VERSION, about, arrays)
+        metadata = {"identity": self.identity, **metadata}
+        write_whole(self.path / _RUN, self.kind, FORMAT_VERSION, metadata, arrays)
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
-        """Return what `begin` wrote."""
+        """Load the request that `begin` wrote: metadata and arrays."""
         if not self.exists:
             raise FileNotFoundError(f"{self.path} holds no run: there is no {_RUN}")
         meta, arrays = read_whole(self.path / _RUN, self.kind, FORMAT_VERSION)
@@ -242,14 +240,15 @@ class RunFolder:
             self.identity = meta["identity"]
         return meta, arrays
 
-    def end(self, about: Mapping[str, Any]) -> None:
-        """Say how the run ended."""
+    def end(self, outcome: Mapping[str, Any]) -> None:
+        """Write the end file: outcome, last step, layer that diverged, run time."""
         self._check_owned()
-        said = {"format_version": FORMAT_VERSION, "version": __version__, "identity": self.identity, **about}
-        write_text_whole(self.path / _END, json.dumps(with_checksum(said), indent=1) + "\n")
+        written: dict[str, Any] = {"format_version": FORMAT_VERSION, "version": __version__}
+        written |= {"identity": self.identity, **outcome}
+        write_text_whole(self.path / _END, json.dumps(with_checksum(written), indent=1) + "\n")
 
     def ending(self) -> dict[str, Any] | None:
-        """Return how it ended; None while it has not."""
+        """Load the end file; None while the run is unfinished."""
         path = self.path / _END
         try:
             content = path.read_bytes()
@@ -270,41 +269,50 @@ class RunFolder:
 
     # -------------------------------------------------------------------------- states and records
 
-    def newest(self) -> State | None:
-        """Return the newest state that is not damaged.
+    def newest(self, at_most: int | None = None) -> State | None:
+        """Load the newest state that is not damaged; None if there is no state.
+
+        Parameters
+        ----------
+        at_most : int, optional
+            Last step that is wanted.
 
         Raises
         ------
         OSError
-            If a state cannot be read at present.
+            If a state cannot be read at the moment.
         ValueError
             If it was written by a newer version.
         """
         for path in reversed(self._files(_STATE)):
+            if at_most is not None and _step_of(path) > at_most:
+                continue
             try:
                 meta, arrays = self._read(path, "dlnfast state")
             except DamagedFileError as error:
-                warnings.warn(f"{error}; going on from the one before", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{error}; resuming from the one before", RuntimeWarning, stacklevel=3)
                 continue
             return State(int(meta["step"]), float(meta["seconds"]), arrays, meta)
         return None
 
     def go_back_to(self, step: int) -> None:
-        """Remove what comes after a step: it will be computed again."""
+        """Remove the records and states after a step, which will be computed again, and all old states."""
         self._check_owned()
+        (self.path / _END).unlink(missing_ok=True)
         for prefix in (_RECORDS, _STATE):
             for path in reversed(self._files(prefix)):  # so that readers never find a gap
                 if _step_of(path) > step:
                     path.unlink()
+        self._remove_old_states()
 
-    def write_records(self, step: int, arrays: Arrays, about: Mapping[str, Any] | None = None) -> None:
-        """Add what was recorded since the file before, up to `step`."""
+    def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write a file with the records up to `step` since the previous file."""
         self._check_owned()
-        known = {**(about or {}), "step": step, "identity": self.identity}
+        known = {**(metadata or {}), "step": step, "identity": self.identity}
         write_whole(self._records_file(step), "dlnfast records", FORMAT_VERSION, known, arrays)
 
     def read_records(self, step: int) -> tuple[dict[str, Any], Arrays] | None:
-        """Return what one such file holds; None where it is not there."""
+        """Load one file of records, metadata and arrays; None if there is no such file."""
         try:
             return self._read(self._records_file(step), "dlnfast records")
         except FileNotFoundError:
@@ -314,21 +322,19 @@ class RunFolder:
         return self.path / f"{_RECORDS}{step:015d}.npz"
 
     def write_state(self, state: State) -> None:
-        """Write a state and remove all but the last two."""
+        """Write a state, and remove all but the last two."""
         self._check_owned()
-        about = {**state.about, "step": state.step, "seconds": state.seconds, "identity": self.identity}
+        known = {**state.metadata, "step": state.step, "seconds": state.seconds, "identity": self.identity}
         path = self.path / f"{_STATE}{state.step:015d}.npz"
-        write_whole(path, "dlnfast state", FORMAT_VERSION, about, state.arrays)
-        for old in self._files(_STATE)[:-_KEPT]:
-            old.unlink(missing_ok=True)
-        self._written = time.monotonic()
+        write_whole(path, "dlnfast state", FORMAT_VERSION, known, state.arrays)
+        self._remove_old_states()
 
-    def is_due(self, seconds: float) -> bool:
-        """Return whether the last state is so old."""
-        return time.monotonic() - self._written >= seconds
+    def _remove_old_states(self) -> None:
+        for old in self._files(_STATE)[:-_N_STATES]:
+            old.unlink(missing_ok=True)
 
     def records(self) -> Iterator[Arrays]:
-        """Yield what was recorded, file by file.
+        """Yield the records, file by file.
 
         Raises
         ------
@@ -340,7 +346,7 @@ class RunFolder:
         for path in self._files(_RECORDS):
             try:
                 meta, arrays = self._read(path, "dlnfast records")
-            except FileNotFoundError:  # a run that goes on has removed it
+            except FileNotFoundError:  # a resumed run has removed it
                 break
             with translate_read_errors(path, "dlnfast records"):
                 n_losses += len(arrays["loss"])
@@ -355,9 +361,9 @@ class RunFolder:
         self._check_identity(path, meta)
         return meta, arrays
 
-    def _check_identity(self, path: Path, about: Mapping[str, Any]) -> None:
-        # The first folders said nothing of it.
-        if self.identity is not None and about.get("identity", self.identity) != self.identity:
+    def _check_identity(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        # Files of 0.1.0 hold no identity.
+        if self.identity is not None and metadata.get("identity", self.identity) != self.identity:
             raise DamagedFileError(f"{path} belongs to another run than {_RUN}")
 
     def _files(self, prefix: str) -> list[Path]:
@@ -371,7 +377,7 @@ def _step_of(path: Path) -> int:
 
 
 def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
-    """Return a hash of settings and arrays that is the same for the same run only."""
+    """Hash settings and arrays: only equal ones have equal hashes."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -382,9 +388,9 @@ def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
 
 @contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C does, by an exception: SystemExit with the code 143.
+    """End the block by an exception on SIGTERM, as Ctrl-C does: SystemExit with the code 143.
 
-    A handler that was not installed by Python stays as it is: Python could not put it back.
+    A handler that Python did not install stays in place, because Python cannot restore it.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`train_batch`: many small reduced runs in one call, as phase diagrams need them."""
+"""`train_batch`: many small reduced runs in one call, for phase diagrams."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
@@ -16,7 +15,7 @@ from .._closure.certificate import Certificate, step_flops
 from .._closure.closure import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, count_axes, is_array
-from .._support.checkpoint import Checkpoint, RunFolder, identity_of, raise_on_sigterm
+from .._support.checkpoint import Checkpoint, RunFolder, identity_of
 from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
@@ -27,13 +26,14 @@ from .._weights.implicit import ImplicitWeights
 from .engines import choose_engine, with_caution
 from .jobs import allocate_records, reduced_states
 from .request import Request
+from .resumable import Records, ResumableWork, run_resumable
 
 Layers = Sequence[npt.ArrayLike] | ImplicitWeights
 #: One value for all, one per run, or one per run and layer.
 PerRun = float | Sequence[float] | npt.NDArray[np.float64]
 
-#: What is computed between two writings of a batch that is kept.
-_PORTION_FLOPS: Final = 1e9
+#: Flops between two flushes of a batch.
+_GROUP_FLOPS: Final = 1e9
 
 
 class Batch(Sequence[Trajectory]):
@@ -42,12 +42,12 @@ class Batch(Sequence[Trajectory]):
     Attributes
     ----------
     loss : ndarray, shape (n_runs, steps + 1)
-        The loss of every run at every step. Infinite from the step at which a run diverged; a run that
-        came down to the tolerance keeps its last loss.
+        Loss of every run at every step. Infinite from the step at which a run diverged; the last loss is
+        repeated after a run that reached the tolerance.
     outcomes : list of str
-        "finished", "converged" or "diverged", for each run.
+        Outcome of each run: "finished", "converged" or "diverged".
     wall_time : float
-        Seconds for all of it.
+        Seconds for the whole batch.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Batch(Sequence[Trajectory]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        """Return the number of runs and how they ended."""
+        """Return the number of runs and their outcomes."""
         counts = ", ".join(f"{self.outcomes.count(o)} {o}" for o in sorted(set(self.outcomes)))
         return f"Batch({len(self)} runs: {counts}; {self.wall_time:.3g} s)"
 
@@ -115,7 +115,7 @@ def train_batch(
     problems : Problem or sequence of Problem
         One for all runs, or one per run.
     weights : list of arrays, ImplicitWeights, or a sequence of such
-        ``W_1(0), .., W_L(0)`` for all runs, or one list (or law) per run.
+        ``W_1(0), .., W_L(0)`` for all runs, or one list (or lazily sampled weights) per run.
     learning_rate : float, sequence of float, array of shape (n_runs, L), or "auto"
         ``eta``: for all runs, one per run, or one per run and layer; "auto" as in `train`.
     steps : int
@@ -131,9 +131,9 @@ def train_batch(
     n_threads : int
         As in `train`.
     checkpoint : path or Checkpoint, optional
-        A folder of this batch's own, to which groups of runs are written as they end: some seconds' worth, or
-        ``Checkpoint(.., every=n_runs)``. The same call goes on with the runs that are missing. (`sweep` keeps
-        every run in a folder of its own.)
+        Folder for this batch alone, to which groups of runs are written when they are finished: as many as
+        take some seconds, or ``Checkpoint(.., every=n_runs)``. The same call computes the missing runs.
+        (`sweep` writes every run to a folder of its own.)
 
     Returns
     -------
@@ -152,7 +152,7 @@ def train_batch(
     Notes
     -----
     A run that diverges is no error here: in a phase diagram it is a result. It is marked in
-    ``batch.outcomes``, and the others go on.
+    ``batch.outcomes``, and the others continue.
 
     Cost: what `train` needs for a closure, once for each pair of a problem and a network (about a
     millisecond at d = 30; runs that differ in their rates alone share one); then per step and run about
@@ -188,39 +188,17 @@ def train_batch(
     loss = np.full((len(plans), n_steps + 1), np.inf)
     runs: list[Trajectory | None] = [None] * len(plans)
     outcomes = [""] * len(plans)
-    groups: dict[Any, list[int]] = {}
-    for i, plan in enumerate(plans):
-        groups.setdefault(plan.shape, []).append(i)
-    with ExitStack() as stack:
-        kept = None
-        if checkpoint is not None:
-            kept = stack.enter_context(_KeptRuns(Checkpoint.of(checkpoint), plans))
-        for members in groups.values():
-            for i, end in _ends(members, plans, kept):
-                outcomes[i], runs[i] = end.outcome, end.trajectory
-                if end.trajectory is None:
-                    continue
-                n_losses = len(end.trajectory.loss)
-                loss[i, :n_losses] = end.trajectory.loss
-                if end.outcome == "converged":
-                    loss[i, n_losses:] = end.trajectory.loss[-1]
+    work = _BatchRun(plans, None if checkpoint is None else Checkpoint.of(checkpoint))
+    run_resumable(work.folder, work)
+    for i, end in work.ends.items():
+        outcomes[i], runs[i] = end.outcome, end.trajectory
+        if end.trajectory is None:
+            continue
+        n_losses = len(end.trajectory.loss)
+        loss[i, :n_losses] = end.trajectory.loss
+        if end.outcome == "converged":
+            loss[i, n_losses:] = end.trajectory.loss[-1]
     return Batch(runs, loss, outcomes, time.perf_counter() - start)
-
-
-def _ends(members: list[int], plans: list[Plan], kept: _KeptRuns | None) -> Iterator[tuple[int, End]]:
-    """Yield how the runs of one shape end, with their numbers."""
-    if kept is None:
-        yield from zip(members, descend_together([plans[i] for i in members]), strict=True)
-        return
-    for some in kept.portions(members):
-        ends = kept.read(some)
-        if ends is None:
-            kept.own()
-            ends = kept.read(some)  # another owner may just have written it
-        if ends is None:
-            ends = descend_together([plans[i] for i in some])
-            kept.write(some, ends)
-        yield from zip(some, ends, strict=True)
 
 
 class Plan(NamedTuple):
@@ -232,7 +210,7 @@ class Plan(NamedTuple):
 
     @property
     def shape(self) -> Any:
-        """What runs must share to descend side by side."""
+        """Shapes and precision that runs must share to descend side by side."""
         space = self.space
         return (
             tuple(c.shape for c in space.cores),
@@ -243,7 +221,7 @@ class Plan(NamedTuple):
 
 
 class End(NamedTuple):
-    """How one run of a batch ended; one that diverged at step 0 has no trajectory."""
+    """Outcome of one run of a batch; a run that diverged at step 0 has no trajectory."""
 
     outcome: str
     step: int
@@ -251,89 +229,100 @@ class End(NamedTuple):
     trajectory: Trajectory | None
 
 
-class _KeptRuns:
-    """The runs of a batch that have ended, in a folder; files are named by the first run they hold."""
+class _BatchRun(ResumableWork):
+    """A batch as resumable work: groups of runs of one shape, one after the other.
 
-    def __init__(self, checkpoint: Checkpoint, plans: list[Plan]) -> None:
+    Without a folder all runs of one shape are one group. The files of a folder are named by the first run of
+    their group.
+    """
+
+    has_states = False
+
+    def __init__(self, plans: list[Plan], checkpoint: Checkpoint | None) -> None:
         self._plans = plans
-        self._every = checkpoint.every
-        arrays: Arrays = {}
-        runs, problems = [], dict[int, Any]()
-        seen: dict[int, int] = {}
-        for plan in plans:
-            request = plan.request
-            pair = []
-            for thing in (request.problem, request.weights):
-                # The requests hold what they were given, so addresses name it; lists are made anew.
-                parts = list(thing) if isinstance(thing, list) else [thing]
-                for part in parts:
-                    if id(part) not in seen:
-                        seen[id(part)] = len(seen)
-                        known = _add(part, f"{seen[id(part)]}_", arrays)
-                        if known is not None:
-                            problems[seen[id(part)]] = known
-                    pair.append(seen[id(part)])
-            law = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
-            runs.append({**request.settings("reduced"), "holds": pair, "law": law})
-        settings = {"runs": runs, "problems": problems, "every": self._every}
-        identity = identity_of(settings, arrays)
-        self._folder = RunFolder(checkpoint.directory, identity, "dlnfast batch")
-        self._owning: ExitStack | None = None
-        if self._folder.exists:
-            self._folder.check_request()
-
-    def __enter__(self) -> _KeptRuns:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._owning is not None:
-            self._owning.close()
+        self.ends: dict[int, End] = {}
+        by_shape: dict[Any, list[int]] = {}
+        for i, plan in enumerate(plans):
+            by_shape.setdefault(plan.shape, []).append(i)
+        #: The group that was computed last, until it is written.
+        self._computed: list[int] = []
+        self.folder: RunFolder | None = None
+        if checkpoint is None:
+            self._groups = list(by_shape.values())
         else:
-            self._folder.tidy()
+            self._groups = [
+                group for members in by_shape.values() for group in self._split(members, checkpoint.every)
+            ]
+            identity = _identity(plans, checkpoint.every)
+            self.folder = RunFolder(checkpoint.directory, identity, "dlnfast batch")
 
-    def own(self) -> None:
-        """Own the folder from now on: a batch that is only read needs no lock."""
-        if self._owning is None:
-            with ExitStack() as stack:
-                stack.enter_context(raise_on_sigterm())
-                stack.enter_context(self._folder.owned())
-                self._folder.begin({"n_runs": len(self._plans)}, {})
-                self._owning = stack.pop_all()
-
-    def portions(self, members: list[int]) -> Iterator[list[int]]:
-        """Yield the runs of one shape in groups that are written together."""
+    def _split(self, members: list[int], every: int | None) -> Iterator[list[int]]:
+        """Split the runs of one shape into groups that are written together."""
         plan = self._plans[members[0]]
         flops = step_flops(plan.space.cores)
         whole = max(1.0, plan.request.steps * (flops + 100.0))
-        # Whole registers, and both threads of a small machine, are full with multiples of 32.
-        count = self._every or int(np.clip(_PORTION_FLOPS / whole // 32, 1, 32)) * 32
+        # Multiples of 32 fill the vector registers of both threads of a small machine.
+        count = every or int(np.clip(_GROUP_FLOPS / whole // 32, 1, 32)) * 32
         return (members[i : i + count] for i in range(0, len(members), count))
 
-    def write(self, members: list[int], ends: list[End]) -> None:
-        """Keep how these runs ended."""
-        about, arrays = [], Arrays()
-        for n, (i, end) in enumerate(zip(members, ends, strict=True)):
-            found = None
-            if end.trajectory is not None:
-                problem = end.trajectory.problem
-                if not isinstance(self._plans[i].request.weights, ImplicitWeights):
-                    end.trajectory.problem = None  # the caller has it
-                found, its_own = end.trajectory.to_arrays(weights=False)
-                end.trajectory.problem = problem
-                arrays |= {f"{n}:{name}": array for name, array in its_own.items()}
-            about.append({"outcome": end.outcome, "step": end.step, "layer": end.layer, "run": found})
-        self._folder.write_records(members[0], arrays, {"members": members, "runs": about})
+    @property
+    def is_finished(self) -> bool:
+        """Whether all runs are computed or loaded."""
+        return len(self.ends) == len(self._plans)
 
-    def read(self, members: list[int]) -> list[End] | None:
-        """Return how these runs ended, if that was written."""
-        found = self._folder.read_records(members[0])
-        if found is None:
+    def request(self) -> tuple[dict[str, Any], Arrays]:
+        """Return the number of runs; the identity stands for everything else."""
+        return {"n_runs": len(self._plans)}, {}
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Run the groups that are missing, and flush after each."""
+        for group in self._groups:
+            if group[0] in self.ends:
+                continue
+            ends = descend_together([self._plans[i] for i in group])
+            self.ends |= zip(group, ends, strict=True)
+            self._computed = group
+            flush()
+            self._computed = []
+
+    def records_since(self, step: int) -> Records | None:
+        """Return the outcomes of the group that was computed last."""
+        del step
+        if not self._computed:
             return None
-        about, arrays = found
-        if about["members"] != members:
-            raise ValueError(f"{self._folder.path} holds runs {about['members']}; wanted {members}")
+        members, runs, arrays = self._computed, [], Arrays()
+        for n, i in enumerate(members):
+            end, found = self.ends[i], None
+            if end.trajectory is not None:
+                found, its_own = self._pack(end.trajectory, i)
+                arrays |= {f"{n}:{name}": array for name, array in its_own.items()}
+            runs.append({"outcome": end.outcome, "step": end.step, "layer": end.layer, "run": found})
+        return Records(members[0], arrays, {"members": members, "runs": runs})
+
+    def _pack(self, run: Trajectory, i: int) -> tuple[dict[str, Any], Arrays]:
+        """Return a trajectory as metadata and arrays, without the problem unless the weights are drawn."""
+        problem = run.problem
+        if not isinstance(self._plans[i].request.weights, ImplicitWeights):
+            run.problem = None  # the caller has it
+        try:
+            return run.to_arrays(weights=False)
+        finally:
+            run.problem = problem
+
+    def restore(self, storage: RunFolder) -> None:
+        """Load the groups that are in the folder."""
+        for group in self._groups:
+            found = storage.read_records(group[0])
+            if found is not None:
+                self.ends |= zip(group, self._unpack(storage, group, *found), strict=True)
+
+    def _unpack(
+        self, storage: RunFolder, members: list[int], metadata: dict[str, Any], arrays: Arrays
+    ) -> list[End]:
+        if metadata["members"] != members:
+            raise ValueError(f"{storage.path} holds runs {metadata['members']}; wanted {members}")
         ends = []
-        for n, (i, end) in enumerate(zip(members, about["runs"], strict=True)):
+        for n, (i, end) in enumerate(zip(members, metadata["runs"], strict=True)):
             run = None
             if end["run"] is not None:
                 own = {name.partition(":")[2]: a for name, a in arrays.items() if name.startswith(f"{n}:")}
@@ -345,6 +334,29 @@ class _KeptRuns:
         return ends
 
 
+def _identity(plans: list[Plan], every: int | None) -> str:
+    """Return the identity of a batch: problems, weights and settings of all runs."""
+    arrays: Arrays = {}
+    runs, problems = [], dict[int, Any]()
+    seen: dict[int, int] = {}
+    for plan in plans:
+        request = plan.request
+        pair = []
+        for thing in (request.problem, request.weights):
+            # The requests hold the caller's objects, so their addresses name them; lists are copies.
+            parts = list(thing) if isinstance(thing, list) else [thing]
+            for part in parts:
+                if id(part) not in seen:
+                    seen[id(part)] = len(seen)
+                    known = _add(part, f"{seen[id(part)]}_", arrays)
+                    if known is not None:
+                        problems[seen[id(part)]] = known
+                pair.append(seen[id(part)])
+        sampled = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
+        runs.append({**request.settings("reduced"), "holds": pair, "law": sampled})
+    return identity_of({"runs": runs, "problems": problems, "every": every}, arrays)
+
+
 def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:
     """Put a problem or matrix among the arrays that identify a batch; return what else defines it."""
     if isinstance(part, Problem):
@@ -352,13 +364,13 @@ def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:
         known = pack_problem(part, own)
         arrays |= {name + key: array for key, array in own.items()}
         return known
-    if not isinstance(part, ImplicitWeights):  # a law is described elsewhere
+    if not isinstance(part, ImplicitWeights):  # which are described in the settings
         arrays[name] = part
     return None
 
 
 class _Result(NamedTuple):
-    """What one run left."""
+    """Result of one run."""
 
     outcome: str
     step: int
@@ -445,7 +457,7 @@ def _is_per_run(rate: Any) -> bool:
 
 
 def _is_one_network(weights: Any) -> bool:
-    """Return whether this is one network, a law or a list of matrices, and not a list of networks."""
+    """Return whether this is one network, not a list of networks."""
     return isinstance(weights, ImplicitWeights) or _axes(weights) == 3
 
 

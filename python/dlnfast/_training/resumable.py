@@ -1,219 +1,328 @@
 # SPDX-License-Identifier: MIT
-"""Runs that are written to a folder while they go on, and resumed from it."""
+"""The driver of all resumable work: when records and states are written, and from where work resumes.
+
+A kind of work (a run of `train`, a batch, a fit, a PyTorch training) is a `ResumableWork`: it gives its state
+and takes it back, gives the records since the last flush, and advances. `ResumableRun` does everything else,
+in the same way for all kinds:
+
+* a finished folder is loaded without its lock; every other folder is owned while the work runs;
+* work resumes from the newest state that can be read; what was written after it is removed;
+* a flush writes the records first and then, if one is due, the state: a state never refers to records that
+  are missing;
+* Ctrl-C, SIGTERM and every other exception write what is there, and a note on the exception says whether
+  that succeeded.
+"""
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from .._support.checkpoint import RunFolder, State, raise_on_sigterm
+from .._support.files import Arrays
 
-from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
-from .._support.dispatch import core
-from .._support.errors import DivergedError
-from .._support.progress import ProgressBar
-from .._trajectory.load import load_folder
-from .._trajectory.trajectory import Trajectory
-from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
-from .request import Callback, Request, divergence_text
+__all__ = [
+    "Records",
+    "ResumableRun",
+    "ResumableWork",
+    "StateStorage",
+    "own_folder",
+    "replay_records",
+    "run_resumable",
+]
 
-#: What may be computed, and held, before a run that is kept writes it.
-_FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28
-
-
-def run_checkpointed(
-    job: ResumableJob, request: Request, certificate: Certificate, bar: ProgressBar, kept: Checkpoint
-) -> Trajectory:
-    """Run with everything written to a folder, or go on with what is there."""
-    outputs = Outputs(request)
-    about, arrays = make_trajectory(job, request, certificate, outputs, "unfinished", 0.0).to_arrays()
-    settings = request.settings(certificate.engine)
-    # Subspaces follow from the rest, to rounding.
-    given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-    folder = RunFolder(kept.directory, identity_of(settings | {"problem": about["problem"]}, given))
-    if folder.exists:
-        folder.check_request()
-        if folder.ending() is not None:  # it is read, which needs no lock
-            folder.tidy()
-            return _read_finished(folder, request)
-    if isinstance(job, ReducedJob):
-        arrays |= job.space_arrays()
-    beside = {"every": kept.every, "seconds": kept.seconds}
-    with raise_on_sigterm(), folder.owned():
-        folder.begin({"run": about, "settings": settings, "checkpoint": beside}, arrays)
-        if folder.ending() is None:
-            if isinstance(job, ReducedJob):
-                job = job.within(folder.request()[1])
-            _continue_run(job, request, certificate, bar, outputs, folder, kept.seconds)
-    return _read_finished(folder, request)
+Callback = Callable[[int, float], bool | None]
 
 
-def _continue_run(
-    job: ResumableJob,
-    request: Request,
-    certificate: Certificate,
-    bar: ProgressBar,
-    outputs: Outputs,
-    folder: RunFolder,
-    seconds: float,
-) -> None:
-    """Go on from the newest state of a folder that this process owns, to the end of the run."""
-    state = folder.newest()
-    folder.go_back_to(-1 if state is None else state.step)
-    if state is not None:
-        outputs.begin = state.step
-        job.motion.resumes = True
-        for name, array in job.moving().items():
-            array[...] = state.arrays[name]
-        if request.callback is not None:
-            request = replace(request, callback=_replay_saved_records(request.callback, folder, state.step))
-    writer = _Writer(job, request, certificate, outputs, folder, state)
+@dataclass(frozen=True)
+class Records:
+    """The records since the last flush.
 
-    def drain(step: int) -> None:
-        writer.write_records()
-        if folder.is_due(seconds):
-            writer.write_state(step)
-        outputs.empty()
+    Attributes
+    ----------
+    step : int
+        Number in the name of the file: the step of the last record.
+    arrays : dict of str to ndarray
+    metadata : dict
+        Everything else, as JSON values.
+    """
 
-    try:
-        outcome, step, layer = job.run(core_arguments(request, outputs, bar) | {"on_drain": drain})
-        writer.write_records()
-        if outcome != "diverged":
-            writer.write_state(step)
-        folder.end({"outcome": outcome, "step": step, "layer": layer, "seconds": writer.seconds})
-    except BaseException as error:
-        if outputs.between_steps:
-            writer.save(error)
-        raise
+    step: int
+    arrays: Arrays
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class _Writer:
-    """Writes what a run computes to its folder."""
+class StateStorage(Protocol):
+    """Where the driver writes: a `RunFolder`, or one file that is replaced (`Trainer`)."""
+
+    path: Path
+
+    @property
+    def exists(self) -> bool: ...
+
+    def check_request(self) -> None: ...
+    def owned(self) -> AbstractContextManager[None]: ...
+    def begin(self, metadata: Mapping[str, Any], arrays: Arrays) -> None: ...
+    def newest(self) -> State | None: ...
+    def go_back_to(self, step: int) -> None: ...
+    def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
+    def write_state(self, state: State) -> None: ...
+    def ending(self) -> dict[str, Any] | None: ...
+    def end(self, outcome: Mapping[str, Any]) -> None: ...
+    def tidy(self) -> None: ...
+
+
+class ResumableWork(ABC):
+    """One kind of work that can be interrupted, and resumed in another process."""
+
+    #: Whether the end is a file of its own. Otherwise `restore` finds out whether the work is finished.
+    has_end_file: ClassVar[bool] = False
+    #: Whether there are states. Otherwise the records say what has been done.
+    has_states: ClassVar[bool] = True
+    #: Whether other processes may write to the same storage, which is therefore locked and read again.
+    is_locked: ClassVar[bool] = True
+    #: Unit in which progress is counted, for messages.
+    unit: ClassVar[str] = "step"
+    #: How the work is resumed, for messages.
+    how_to_resume: ClassVar[str] = "the same call"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return False
+
+    def request(self) -> tuple[dict[str, Any], Arrays]:
+        """Return the request, which is written once: metadata and arrays."""
+        return {}, {}
+
+    @abstractmethod
+    def advance(self, flush: Callable[[], None]) -> Mapping[str, Any] | None:
+        """Work to the end, and call `flush` wherever records and state may be written.
+
+        Returns
+        -------
+        mapping or None
+            Content of the end file, if there is one.
+        """
+
+    def state(self) -> State | None:
+        """Return everything that changes from step to step; None if there is no consistent state now."""
+        return None
+
+    def restore_state(self, state: State) -> None:
+        """Continue from a state."""
+        raise NotImplementedError
+
+    def records_since(self, step: int) -> Records | None:
+        """Return the records after a step, which have not been flushed; None if there are none."""
+        return None
+
+    def restore(self, storage: Any) -> State | None:
+        """Continue from what a storage holds, and return its newest state."""
+        state: State | None = storage.newest()
+        if state is not None:
+            self.restore_state(state)
+        return state
+
+    def partial_result(self) -> Any:
+        """Return the result so far, which the exception that ended the work gets as ``trajectory``."""
+        return None
+
+    # Work of several processes, each with a storage of its own, takes the same decisions in all of them.
+
+    def largest(self, number: float) -> float:
+        """Return the largest of the numbers that the processes of this work pass."""
+        return number
+
+    def raising_together(self) -> AbstractContextManager[None]:
+        """Return a block after which every process raises if one of them has raised inside."""
+        return nullcontext()
+
+
+class ResumableRun:
+    """The driver of one piece of work in its storage.
+
+    Parameters
+    ----------
+    storage : StateStorage
+    work : ResumableWork
+    seconds : float
+        Minimum time between two writes of the state.
+    every : int
+        A state is due at multiples of this step only, and at the end.
+    """
 
     def __init__(
-        self,
-        job: ResumableJob,
-        request: Request,
-        certificate: Certificate,
-        outputs: Outputs,
-        folder: RunFolder,
-        state: State | None,
+        self, storage: StateStorage, work: ResumableWork, *, seconds: float = 0.0, every: int = 1
     ) -> None:
-        self.job, self.request, self.certificate = job, request, certificate
-        self.outputs, self.folder = outputs, folder
-        self.start = time.perf_counter() - (0.0 if state is None else state.seconds)
-        #: Step of the last loss in the folder. A run that goes on computes the loss of its state once more.
-        self.written = -1 if state is None else state.step
+        self.storage, self.work = storage, work
+        self._interval, self._every = seconds, every
+        self._last_write = -float("inf")
+        self._start = time.perf_counter()
+        #: Step of the last records in the storage, and step and finality of its newest state.
+        self._flushed = -1
+        self._saved: tuple[int, bool] | None = None
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has taken, those before a resumption included."""
-        return time.perf_counter() - self.start
+        """Run time, including that before the work was resumed."""
+        return time.perf_counter() - self._start
 
-    def write_records(self) -> None:
-        """Write what was recorded since the last time; may be called again after any interruption."""
-        outputs = self.outputs
-        if outputs.last_step > self.written:
-            found = make_trajectory(self.job, self.request, self.certificate, outputs, "unfinished", 0.0)
-            records = _records(found, repeated=outputs.begin <= self.written)
-            self.folder.write_records(outputs.last_step, records)
-            self.written = outputs.last_step
+    def run(self) -> None:
+        """Work to the end, from wherever an earlier call stopped."""
+        storage, work = self.storage, self.work
+        if self._is_finished(check=True):  # loading it needs no lock
+            storage.tidy()
+            return
+        with ExitStack() as stack:
+            stack.enter_context(raise_on_sigterm())
+            with work.raising_together():
+                stack.enter_context(storage.owned())
+                storage.begin(*work.request())
+            if work.is_locked and self._is_finished(check=False):  # another owner has just finished it
+                return
+            if work.has_end_file:
+                self._restore()
+            if work.has_states:
+                with work.raising_together():
+                    storage.go_back_to(self._flushed)
+            try:
+                outcome = work.advance(self.flush)
+                self._finish(outcome)
+            except BaseException as error:
+                self._save(error)
+                raise
 
-    def write_state(self, step: int) -> None:
-        """Write everything that moves."""
-        self.folder.write_state(State(step, self.seconds, self.job.moving()))
+    def flush(self) -> None:
+        """Write the records since the last flush, and the state if one is due."""
+        with self.work.raising_together():
+            self._write_records()
+        is_due = time.monotonic() - self._last_write >= self._interval
+        if self.work.largest(float(is_due)) > 0:
+            with self.work.raising_together():
+                self._write_state(at_multiples=True)
 
-    def save(self, error: BaseException) -> None:
-        """Write everything up to the last step, and say on the error whether that worked."""
-        step = self.outputs.last_step
+    # ------------------------------------------------------------------------------------- helpers
+
+    def _is_finished(self, *, check: bool) -> bool:
+        work, is_finished = self.work, False
+        with work.raising_together():
+            if self.storage.exists:
+                if check:
+                    self.storage.check_request()
+                is_finished = work.has_end_file and self.storage.ending() is not None
+        if not work.has_end_file:
+            self._restore()
+            is_finished = work.is_finished
+        return work.largest(float(not is_finished)) == 0
+
+    def _restore(self) -> None:
+        if not self.storage.exists:
+            return
+        state = self.work.restore(self.storage)
+        if state is not None:
+            self._start = time.perf_counter() - state.seconds
+            self._flushed, self._saved = state.step, (state.step, self.work.is_finished)
+
+    def _write_records(self) -> None:
+        records = self.work.records_since(self._flushed)
+        if records is not None:
+            self.storage.write_records(records.step, records.arrays, records.metadata)
+            self._flushed = records.step
+
+    def _write_state(self, *, at_multiples: bool = False) -> None:
+        state = self.work.state()
+        if state is None:
+            return
+        wanted = state.step, self.work.is_finished
+        if at_multiples and state.step % self._every != 0 and not self.work.is_finished:
+            return
+        if wanted != self._saved:
+            self.storage.write_state(State(state.step, self.seconds, state.arrays, state.metadata))
+            self._saved = wanted
+        self._last_write = time.monotonic()
+
+    def _finish(self, outcome: Mapping[str, Any] | None) -> None:
+        with self.work.raising_together():
+            self._write_records()
+            self._write_state()
+        if outcome is not None:
+            with self.work.raising_together():
+                self.storage.end({**outcome, "seconds": self.seconds})
+
+    def _save(self, error: BaseException) -> None:
+        """Write records and state after an exception, and add a note to it that says where they are."""
+        path, work = self.storage.path, self.work
         try:
-            self.write_records()
-            self.write_state(step)
-            error.trajectory = load_folder(self.folder, self.request.problem)  # type: ignore[attr-defined]
-        except Exception as failure:  # what ended the run is the error to raise
-            self.folder.note_loss(error, failure)
-        else:
+            self._write_records()
+            self._write_state()
+            partial = work.partial_result()
+            if partial is not None:
+                error.trajectory = partial  # type: ignore[attr-defined]
+        except Exception as failure:  # the exception that ended the work is the one to raise
             error.add_note(
-                f"the run up to step {step} is kept in {self.folder.path}: train(.., checkpoint=..) or "
-                "dlnfast resume goes on with it"
+                f"what the run computed since its last state in {path} is lost ({type(failure).__name__}: "
+                f"{failure}); the same call computes it again"
             )
-
-
-def _replay_saved_records(callback: Callback, folder: RunFolder, begin: int) -> Callback:
-    """Tell a callback of the records that are written, and return it as the rest of the run calls it."""
-    answer: bool | None = None
-    known: int | None = None  # the last step that it was told of
-    n_before = 0
-    for part in folder.records():
-        for step in part["steps"].tolist():
-            answer = callback(step, float(part["loss"][step - n_before]))
-            known = step
-        n_before += len(part["loss"])
-    ended = answer is True and known == begin
-
-    def rest(step: int, loss: float) -> bool | None:
-        # The run begins with the last loss that was written.
-        return ended if step == begin else callback(step, loss)
-
-    return rest
-
-
-def _read_finished(folder: RunFolder, request: Request) -> Trajectory:
-    """Return the run of a folder that has ended, or raise the error that holds it."""
-    run = load_folder(folder, request.problem)
-    ending = folder.ending()
-    assert ending is not None
-    if ending["outcome"] == "diverged":
-        step, layer = ending["step"], ending["layer"]
-        text = divergence_text(request, step, layer)
-        raise DivergedError(text, step=step, layer=layer, trajectory=run)
-    return run
-
-
-def _records(run: Trajectory, repeated: bool) -> dict[str, npt.NDArray[Any]]:
-    """Return what was recorded, without what a run that goes on has recorded again."""
-    first = int(repeated)
-    arrays = {
-        name: array if name.startswith("snapshot") else array[first:]
-        for name, array in run.states.record_arrays().items()
-    }
-    arrays |= {"steps": run.steps[first:], "loss": run.loss[first:]}
-    if run.rates is not None:
-        arrays["rates"] = run.rates
-    if repeated and "snapshot_steps" in arrays:
-        again = int(np.sum(arrays["snapshot_steps"] == run.steps[0]))
-        for name in arrays:
-            if name.startswith("snapshot"):
-                arrays[name] = arrays[name][again:]
-    return arrays
-
-
-def steps_between_flushes(request: Request, space: Closure | None) -> int:
-    """Return how many steps take about a second, or fill a quarter of a gigabyte."""
-    if space is None:
-        widths = request.widths
-        flops = core.step_flops(widths, core.best_pivot(widths)) + 4.0 * sum(
-            map(math.prod, zip(widths[1:], widths[:-1], strict=True))
-        )
-        kept = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
-        sizes = [k if request.n_values is None else min(k, request.n_values) for k in kept]
-        per_record = 8.0 * sum(5 * k + 14 for k in sizes)
-        if request.vectors:
-            per_record += 8.0 * sum(
-                (a + b) * k for a, b, k in zip(widths[1:], widths[:-1], sizes, strict=True)
+            return
+        if self._saved is not None:
+            error.add_note(
+                f"everything up to {work.unit} {self._saved[0]} is saved in {path}: {work.how_to_resume} "
+                "resumes from there"
             )
+        elif self._flushed >= 0:
+            error.add_note(f"all finished parts are saved in {path}: {work.how_to_resume} computes the rest")
+
+
+def run_resumable(
+    storage: StateStorage | None, work: ResumableWork, *, seconds: float = 0.0, every: int = 1
+) -> None:
+    """Work to the end, from wherever an earlier call stopped; without storage from the start.
+
+    Parameters
+    ----------
+    storage : StateStorage or None
+        None: nothing is written.
+    work : ResumableWork
+    seconds, every
+        As for `ResumableRun`.
+    """
+    if storage is None:
+        work.advance(lambda: None)
     else:
-        flops = step_flops(space.cores)
-        per_record = 8.0 * sum(core_.size for core_ in space.cores)
-    per_snapshot = 8.0 * sum(
-        math.prod(shape) for shape in zip(request.widths[1:], request.widths[:-1], strict=True)
-    )
-    per_step = 16.0 + per_record / request.record_every
-    per_step += per_snapshot / request.weights_every if request.weights_every else 0.0
-    by_time, by_memory = _FLUSH_FLOPS / (flops + 1e3), _FLUSH_BYTES / per_step
-    return int(np.clip(min(by_time, by_memory), 1, 2**20))
+        ResumableRun(storage, work, seconds=seconds, every=every).run()
+
+
+@contextmanager
+def own_folder(path: Path) -> Iterator[None]:
+    """Own a folder whose subfolders hold resumable work, and let SIGTERM end the block by an exception."""
+    with raise_on_sigterm(), RunFolder(path).owned():
+        yield
+
+
+def replay_records(
+    callback: Callback, records: Iterable[tuple[int, float]]
+) -> tuple[int | None, bool | None]:
+    """Replay saved records to a callback.
+
+    Parameters
+    ----------
+    callback : callable
+        ``callback(step, loss)``, as for `train`.
+    records : iterable of (int, float)
+        Step and loss of each record.
+
+    Returns
+    -------
+    step, answer
+        The last step and the callback's answer to it; None and None if there are no records.
+    """
+    step, answer = None, None
+    for step, loss in records:
+        answer = callback(step, loss)
+    return step, answer

@@ -22,11 +22,11 @@ from .._trajectory.load import load
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
+from .checkpointed import run_checkpointed, steps_between_flushes
 from .engines import ADAPTIVE_RATE, choose_engine, with_caution
 from .jobs import DenseJob, ReducedJob, ResumableJob, run_job
 from .rates import Adaptive, PerLayer
 from .request import Callback, Request, check_optimizer
-from .resumable import run_checkpointed, steps_between_flushes
 from .stopping import Plateau
 
 logger = logging.getLogger("dlnfast")

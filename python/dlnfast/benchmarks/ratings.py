@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from .._completion.entries import Entries, fit_biases
 from .._completion.estimator import MatrixCompletion
+from .._completion.fitting import EntryOptions
 from .._datasets.ratings import load_movielens
 from .options import Options
 
@@ -249,7 +250,8 @@ def _least_squares(
 
 def _fit_estimator(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
     # One thread: a step is short, and waits for whatever else holds the other cores.
-    model = MatrixCompletion(clip=_STARS, shape=entries.shape, n_threads=1, **settings)
+    model = MatrixCompletion(entries=EntryOptions(clip=_STARS, shape=entries.shape), n_threads=1)
+    model.set_params(**settings)
     model.fit(np.column_stack([entries.rows, entries.columns]), entries.values)
 
     def predict(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> _Array:
@@ -285,7 +287,11 @@ _METHODS: Final = (
         "dlnfast, random layers",
         _fit_estimator,
         _grid(
-            compress=(False,), rank=(64, 128), scale=(3e-3, 1e-2), weight_decay=(0.5, 0.35, 0.2), steps=(300,)
+            layers__compress=(False,),
+            rank=(64, 128),
+            layers__scale=(3e-3, 1e-2),
+            weight_decay=(0.5, 0.35, 0.2),
+            steps=(300,),
         ),
     ),
     _Method("dlnfast, default", _fit_estimator, [{}]),

@@ -100,7 +100,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
 
 
 def _train(settings: Settings, data: Any, n_nonlinear: int, progress: bool) -> dict[str, Any]:
-    from ..torch import Batches, HybridMLP, Trainer, measure_layers
+    from ..torch import Batches, HybridMLP, LossOptions, OptimizerOptions, Trainer, measure_layers
 
     start = time.perf_counter()
     hybrid = n_nonlinear < settings.n_hidden
@@ -117,11 +117,9 @@ def _train(settings: Settings, data: Any, n_nonlinear: int, progress: bool) -> d
     )
     trainer = Trainer(
         model,
-        loss="squared",
-        output_scale=settings.hybrid_output_scale if hybrid else settings.mlp_output_scale,
+        loss=LossOptions("squared", settings.hybrid_output_scale if hybrid else settings.mlp_output_scale),
         learning_rate=settings.hybrid_learning_rate if hybrid else settings.mlp_learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        optimizer=OptimizerOptions(momentum=settings.momentum, weight_decay=settings.weight_decay),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=settings.seed,

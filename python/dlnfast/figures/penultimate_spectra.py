@@ -144,7 +144,7 @@ def _model(settings: Settings, family: str, data: Any) -> Any:
 def _train(
     settings: Settings, family: str, data: Any, progress: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from ..torch import Trainer, track
+    from ..torch import OptimizerOptions, Trainer, track
 
     start = time.perf_counter()
     model = _model(settings, family, data)
@@ -155,9 +155,10 @@ def _train(
     trainer = Trainer(
         model,
         loss="squared" if family == "linear" else "cross_entropy",
-        optimizer=settings.vit_optimizer if family == "vit" else "sgd",
+        optimizer=OptimizerOptions(
+            settings.vit_optimizer if family == "vit" else "sgd", momentum=settings.momentum
+        ),
         learning_rate=getattr(settings, f"{family}_learning_rate"),
-        momentum=settings.momentum,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=settings.seed,

@@ -125,7 +125,7 @@ def _shown(networks: list[tuple[int, int]], progress: bool, dataset: str) -> Any
 
 
 def _train(settings: Settings, data: Any, nonlinear: int, depth: int, seed: int) -> dict[str, Any]:
-    from ..torch import Batches, HybridMLP, Trainer, measure_layers
+    from ..torch import Batches, HybridMLP, OptimizerOptions, Trainer, measure_layers
 
     model = HybridMLP(
         data.train.inputs[0].numel(),
@@ -141,8 +141,7 @@ def _train(settings: Settings, data: Any, nonlinear: int, depth: int, seed: int)
         model,
         loss="squared",
         learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        optimizer=OptimizerOptions(momentum=settings.momentum, weight_decay=settings.weight_decay),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,

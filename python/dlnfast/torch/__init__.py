@@ -27,13 +27,22 @@ from .sharded import RowSharded
 from .sharded_descent import train_sharded
 from .statistics import ClassGeometry, ClassStatistics
 from .track import SpectralTracker, track
-from .trainer import Evaluation, History, Trainer
+from .trainer import (
+    CheckpointFile,
+    Evaluation,
+    History,
+    LossOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+    Trainer,
+)
 from .updates import UpdateMatrix, adapter_updates
 
 __all__ = [
     "MLP",
     "VGG",
     "Batches",
+    "CheckpointFile",
     "ClassGeometry",
     "ClassStatistics",
     "DeepLinear",
@@ -46,10 +55,13 @@ __all__ = [
     "ImageData",
     "LayerMeasures",
     "LayerOutputs",
+    "LossOptions",
+    "OptimizerOptions",
     "RidgeProbes",
     "RowSharded",
     "SGDProbes",
     "Samples",
+    "ScheduleOptions",
     "SpectralTracker",
     "Trainer",
     "Truncation",

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""`train_sharded`: descent of the dense engine on layers with their rows distributed over processes."""
+"""`train_sharded`: gradient descent on layers whose rows are divided among processes."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +20,21 @@ from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.dispatch import core
-from .._support.errors import ShapeError
+from .._support.errors import DivergedError, ShapeError
+from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from .._training.checkpointed import CheckpointedRun, steps_between_flushes
 from .._training.engines import with_caution
-from .._training.jobs import run_job
+from .._training.jobs import Outputs, make_trajectory, run_job
 from .._training.rates import Adaptive, PerLayer, rates_at
-from .._training.request import Callback, Request
+from .._training.request import Callback, Request, divergence_text
+from .._training.resumable import run_resumable
 from .._trajectory.dense import DenseStates
-from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._trajectory.load import join_records, replace_records
+from .._trajectory.recorded import COLUMNS, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._rule import UpdateRule
 from .descent import PROGRESS_INTERVAL, use_exact_products
@@ -35,7 +43,7 @@ from .sharded import Peers, RowSharded
 
 logger = logging.getLogger("dlnfast")
 
-#: Number of entries of a gradient that are computed at a time with weight decay.
+#: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
 _SCRATCH = 2**18
 
 
@@ -53,52 +61,60 @@ def train_sharded(
     tolerance: float | None = None,
     progress: bool = False,
     callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Trajectory:
-    r"""Run full-batch gradient descent on layers that no single machine has to store.
+    r"""Run full-batch gradient descent on layers that are larger than a machine; all processes call it alike.
 
-    The recursion of `dlnfast.train`, up to rounding. All processes make the same call. Each process stores
-    some rows of every layer, and updates them in place. Messages between processes are blocks (d_l, k), with
-    k the width at which the chain is split, usually the smallest width.
+    The recursion of `dlnfast.train`, to rounding. Each process holds some rows of every layer, and moves them
+    in place; what travels are blocks (d_l, k) with k the width at which the chain is split, mostly the least
+    of all.
 
     Parameters
     ----------
     problem : Problem
-        Problem with S, Phi and c, the same on all processes. A `LowRank` target is never computed as a whole
-        if the layers above the split are distributed. If inputs are not white, every process stores the
-        d_x x d_x matrix S.
+        S, Phi and c, the same on all processes. A `LowRank` target is never formed as a whole where the
+        layers above the split have rows elsewhere; S is d_x x d_x on every process, where inputs are not
+        white.
     weights : sequence of RowSharded
-        Initial weights ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32, of
-        one group, on devices of one type. Their rows *are changed*: they contain W_l at the end of the run.
+        ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32, of one group, on
+        devices of one kind. Their rows *are changed*, and hold W_l at the end of the run.
     learning_rate : float or sequence of float, or "auto"
-        Learning rate as for `dlnfast.train`.
+        As for `dlnfast.train`.
     steps, weight_decay, momentum, record_every, tolerance
-        Settings of the descent as for `dlnfast.train`.
+        As for `dlnfast.train`.
     singular_values : int, optional
-        Number of singular values of each layer to track, with error bounds. Default: none.
+        How many of each layer to follow from record to record, with bounds on their errors.
     vectors : bool
-        Whether to record the singular vectors, too: k (d_l + d_{l-1}) numbers per record, on every process.
+        Keep their vectors too, k (d_l + d_{l-1}) numbers per record, on every process.
     progress : bool
-        Show a progress bar on the terminal of process 0.
+        A bar on the terminal of process 0.
     callback : callable, optional
-        Function ``callback(step, loss)``, called at every record on the processes that pass one. If it
-        returns True on any process, the run stops on all.
+        ``callback(step, loss)`` at every record, on the processes that were given one; True on any of them
+        ends the run on all.
+    checkpoint : path or Checkpoint, optional
+        Folder in which every process has a subfolder, for its rows and the records. The same call with as
+        many processes resumes the run bit for bit, from the newest state that all processes have, or loads
+        the finished run. All processes write their states at the same steps, and only there: an exception
+        loses the steps after the last state.
 
     Returns
     -------
     Trajectory
-        The same trajectory on every process, bit for bit except for `wall_time`. ``run.engine`` is "sharded".
-        The final weights are in the shards, not in the trajectory.
+        On every process the same, to the bit, but for `wall_time`. ``run.engine`` is "sharded". It holds no
+        weights: the shards do.
 
     Raises
     ------
     ShapeError, TypeError, ValueError
-        For arguments that do not fit together, or that differ between processes.
+        For what does not fit, and for arguments that differ between processes.
     DivergedError
-        On all processes, if the loss is not finite. The error contains the trajectory up to that step, and
-        the shards contain the weights at that step.
+        On all processes: the loss stopped being finite. It holds the trajectory up to there; the shards hold
+        what they had come to.
+    FolderInUseError
+        If another run writes to the folder of `checkpoint`.
     RuntimeError
-        If another process has raised an error, here or in its callback, or did not answer within the timeout
-        of the group: ``init_process_group(timeout=...)``.
+        Where another process has raised, here or in its callback. Or where a process is gone or did not
+        answer within the timeout of the group: ``init_process_group(timeout=...)``.
 
     Notes
     -----
@@ -106,26 +122,26 @@ def train_sharded(
 
     * below it ``T_l = W_{p:l+1}^T`` of shape (d_l, k), from p down: ``T_{l-1} = W_l^T T_l``, one all-reduce;
       above it ``P_l = W_{l:p+1}``: ``P_l = W_l P_{l-1}``, one all-gather;
-    * ``E = P_L T_0^T S - Phi``, of which each process computes the rows that it has of W_L (all of them if
+    * ``E = P_L T_0^T S - Phi``, of which each process forms the rows that it has of W_L (all of them where
       p = L), and the loss, one all-reduce of one number;
     * above, ``B_L = E T_0`` and ``B_{l-1} = W_l^T B_l``, one all-reduce; below, ``F_0 = E^T P_L`` and
       ``F_l = W_l F_{l-1}``, one all-gather;
-    * ``G_l = c B_l P_{l-1}^T`` above and ``c T_l F_{l-1}^T`` below: each process has its rows of the first
-      factor and all of the second, and updates its rows without a message.
+    * ``G_l = c B_l P_{l-1}^T`` above and ``c T_l F_{l-1}^T`` below: each process needs its rows of the first
+      factor, and all of the second, so that it moves its rows without a message.
 
-    *Messages per step*: for each l = 0 .. L-1 except p one all-reduce or all-gather of (d_l, k) numbers in
-    the forward pass, and one in the backward pass; one all-reduce of one number. These are 2 L - 1 messages,
-    and 2 L if p = L, where T_{L-1} = W_L^T is gathered too and F_0 is known. Gathers of uneven shards are
-    padded. Layers with learning rate 0 save the messages that only they need.
+    *Messages per step*: for each l = 0 .. L-1 but p one all-reduce or all-gather of (d_l, k) numbers on the
+    way to the loss, and one on the way back, so one for each time that a layer is read; one all-reduce of one
+    number. That is 2 L - 1 in all, and 2 L where p = L, where T_{L-1} = W_L^T is gathered too and F_0 is
+    known. Gathers of uneven shards are padded. Layers whose rate is 0 save those that lead nowhere else.
     *Memory of a process*: its rows, as much again for each layer with momentum, the blocks above, a gradient
-    of 2^18 numbers with weight decay, its rows of Phi. A layer next to the split is such a block itself, so
-    networks without a narrow width save no memory.
-    *Records*, per layer: one all-reduce of two numbers, and one message for each product of the tracker. The
-    change of the layer since the previous record is bounded by the sum of its steps, so no copy is stored. A
+    of 2^18 numbers with weight decay, its rows of Phi. A layer beside the split is a block of this kind
+    itself, so that networks without a narrow width gain nothing.
+    *At records*, per layer: one all-reduce of two numbers, and one message for each product that the tracker
+    asks for; how far the layer has moved meanwhile is bounded by the sum of its steps, so no copy is kept. A
     layer with a side of at most 128, or 3 (singular_values + 8), is gathered and decomposed.
     *Flops*: those of the dense engine, divided by the number of processes.
 
-    The recursion is that of Yaras et al., arXiv 2306.01154.
+    Yaras et al., arXiv 2306.01154, for what the engines have in common.
 
     Examples
     --------
@@ -137,12 +153,12 @@ def train_sharded(
     ('sharded', (21, 2), True)
     """
     start = time.perf_counter()
-    layers = _check_layers(weights)
+    layers = _sharded_layers(weights)
     peers = layers[0].peers
     automatic = isinstance(learning_rate, str) and learning_rate == "auto"
     request: Request | None = None
     error: Exception | None = None
-    shared_settings: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     try:
         _check_chain(problem, layers)
         if isinstance(singular_values, str):
@@ -151,7 +167,7 @@ def train_sharded(
             raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers or "auto"')
         request = Request.checked(
             problem,
-            # The checks use shapes and precisions only, so these arrays have no memory of their own.
+            # What the checks ask for is shape and precision: these hold no numbers.
             [np.broadcast_to(np.zeros((), layer.dtype), layer.shape) for layer in layers],
             learning_rate=0.0 if automatic else learning_rate,
             steps=steps,
@@ -166,21 +182,28 @@ def train_sharded(
             callback=callback,
         )
         request = replace(request, device=layers[0].rows.device.type)
-        shared_settings = _list_shared_settings(request, automatic)
+        folder = None if checkpoint is None else Checkpoint.of(checkpoint)
+        facts = _facts(request, automatic)
+        facts["checkpoint"] = None if folder is None else (folder.every, folder.seconds)
     except (TypeError, ValueError) as raised:
         error = raised
-    peers.check_equal(error, shared_settings)
+    peers.check_equal(error, facts)
     assert request is not None
     if automatic:
-        request = replace(request, learning_rate=_find_automatic_rates(request, layers))
+        request = replace(request, learning_rate=_automatic_rates(request, layers))
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
-        return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
+        if folder is None:
+            return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
+        request = replace(request, drain_every=folder.every or steps_between_flushes(request, None))
+        work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, folder)
+        run_resumable(work.folder, work, seconds=folder.seconds)
+        return work.load()
 
 
-def _check_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
+def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
     layers = list(weights)
     if not layers:
         raise ShapeError("weights is empty; wanted W_1 .. W_L, at least one")
@@ -197,11 +220,11 @@ def _check_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
 def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
-    columns, origin = problem.dim_in, "problem.dim_in"
+    columns, whose = problem.dim_in, "problem.dim_in"
     for i, layer in enumerate(layers):
         title = f"weights[{i}] (W_{i + 1})"
         if layer.shape[1] != columns:
-            raise ShapeError(f"{title} has shape {layer.shape}; wanted {columns} columns, {origin}")
+            raise ShapeError(f"{title} has shape {layer.shape}; wanted {columns} columns, {whose}")
         if layer.rows.dtype != layers[0].rows.dtype:
             raise TypeError(
                 f"{title} is {layer.rows.dtype} but weights[0] is {layers[0].rows.dtype}; wanted one "
@@ -214,7 +237,7 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
             )
         if not torch.isfinite(layer.local_norm()) and not bool(torch.isfinite(layer.rows).all()):
             raise ValueError(f"{title} has a value that is not finite in rows {layer.start} to {layer.stop}")
-        columns, origin = layer.shape[0], f"the rows of weights[{i}]"
+        columns, whose = layer.shape[0], f"the rows of weights[{i}]"
     if columns != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {columns} rows; wanted {problem.dim_out}, "
@@ -222,8 +245,8 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
         )
 
 
-def _list_shared_settings(request: Request, automatic: bool) -> dict[str, Any]:
-    """Return the settings that must be equal on all processes."""
+def _facts(request: Request, automatic: bool) -> dict[str, Any]:
+    """Return what has to be the same on all processes."""
     described = request.describe("sharded", "")
     source = described.pop("problem")
     return {
@@ -236,87 +259,124 @@ def _list_shared_settings(request: Request, automatic: bool) -> dict[str, Any]:
     }
 
 
-def _find_automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
-    """Return the learning rates of ``train(learning_rate="auto")``."""
+def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
+    """Return what ``train(learning_rate="auto")`` takes."""
     assert isinstance(request.problem, Problem)
     scales = [float(np.sqrt(layer.squared_norm() / min(layer.shape))) for layer in layers]
     return rates_at(request.problem, scales, request.weight_decay, request.momentum)
 
 
 class _ShardedJob:
-    """A run on the rows of this process, and its records."""
+    """A run on this process's rows, and its records."""
 
     def __init__(self, request: Request, shards: list[RowSharded]) -> None:
         self.request = request
         self.peers = shards[0].peers
         self.shards = shards
-        #: One list of tracker records per tracked layer.
-        self.found: list[list[TrackerRecord]] = []
-        self.left: list[list[FloatArray]] = []
-        self.right: list[list[FloatArray]] = []
+        n_values = 0 if request.n_values is None else request.n_values
+        #: Number of singular values of each tracked layer.
+        self.ranks = [min(n_values, *shard.shape) for shard in shards] if n_values else []
+        #: One list of records per tracked layer, one for each update of its tracker.
+        self.found: list[list[TrackerRecord]] = [[] for _ in self.ranks]
+        tracked = self.ranks if request.vectors else []
+        self.left: list[list[FloatArray]] = [[] for _ in tracked]
+        self.right: list[list[FloatArray]] = [[] for _ in tracked]
+        self._descent: _Descent | None = None
+        #: Velocities to resume from.
+        self._velocities: dict[str, FloatArray] = {}
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
-        """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
+        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         request = self.request
-        #: Whether any process has a callback, which may stop the run on all.
-        self.has_callback = self._largest(0.0 if request.callback is None else 1.0) > 0
+        # Without knowing: another process may have a callback, which may end the run.
+        self.asks = self._largest(0.0 if request.callback is None else 1.0) > 0
         with torch.no_grad(), use_exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
-            tracked = [_TrackedLayer(layer, request) for layer in descent.layers if request.n_values != 0]
+            self._descent = descent
+            for name, velocity in self._velocities.items():
+                held = descent.layers[int(name.rpartition("_")[2])].velocity
+                assert held is not None
+                held.copy_(torch.from_numpy(velocity))
+            tracked = [_TrackedLayer(descent.layers[i], request, self, i) for i in range(len(self.ranks))]
             for layer in tracked:
-                if not layer.is_whole:
+                if not layer.whole:
                     layer.layer.measure_path()
-            self.found = [layer.found for layer in tracked]
-            if request.vectors:
-                self.left = [layer.left for layer in tracked]
-                self.right = [layer.right for layer in tracked]
-            return self._take_steps(descent, tracked, arguments)
+            return self._follow(descent, tracked, arguments)
 
-    def _take_steps(
+    def moving(self) -> dict[str, FloatArray]:
+        """Return this process's rows and velocities, the state of the run."""
+        arrays = {f"weight_{i}": to_host(shard.rows) for i, shard in enumerate(self.shards)}
+        if self._descent is not None:
+            for i, layer in enumerate(self._descent.layers):
+                if layer.velocity is not None:
+                    arrays[f"velocity_{i}"] = to_host(layer.velocity)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue from what `moving` returned."""
+        with torch.no_grad():
+            for i, shard in enumerate(self.shards):
+                shard.rows.copy_(torch.from_numpy(arrays[f"weight_{i}"]))
+        self._velocities = {name: array for name, array in arrays.items() if name.startswith("velocity_")}
+
+    def clear_records(self) -> None:
+        """Forget the records, which are written."""
+        for found in self.found:
+            found.clear()
+        for vectors in (*self.left, *self.right):
+            vectors.clear()
+
+    def _follow(
         self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
     ) -> tuple[str, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
-        last_poll = time.perf_counter()
-        step = 0
+        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
+        looked = time.perf_counter()
+        step = first
         while True:
             now = descent.evaluate()
             if not np.isfinite(now):
                 return "diverged", step, descent.largest_layer()
-            arguments["loss"][step] = now
-            counts[0] = step + 1
+            arguments["loss"][counts[0]] = now
+            counts[0] += 1
+            counts[4] = 1
             converged = now <= arguments["tolerance"]
             last = converged or step == request.steps
             stopped = False
-            if last or step % request.record_every == 0:
+            if last or step % request.record_every == 0 or step == first:
                 for layer in tracked:
                     layer.record()
                 arguments["record_steps"][counts[1]] = step
                 counts[1] += 1
-                stopped = self._ask_callbacks(step, now)
+                stopped = self._ask(step, now, arguments["on_record"])
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if on_progress is not None and time.perf_counter() - last_poll >= PROGRESS_INTERVAL:
+            if drain_every and step % drain_every == 0 and step != first:
+                on_drain(step)
+                self.clear_records()
+            if on_progress is not None and time.perf_counter() - looked >= PROGRESS_INTERVAL:
                 on_progress(step, now)
-                last_poll = time.perf_counter()
+                looked = time.perf_counter()
+            counts[4] = 0
             descent.update()
             step += 1
 
-    def _ask_callbacks(self, step: int, loss: float) -> bool:
-        """Return whether a callback of any process stops the run."""
-        if not self.has_callback:
+    def _ask(self, step: int, loss: float, callback: Callback | None) -> bool:
+        """Return whether a callback of any process ends the run."""
+        if not self.asks:
             return False
         answer: object = None
         error: BaseException | None = None
-        if self.request.callback is not None:
+        if callback is not None:
             try:
-                answer = self.request.callback(step, loss)
-            except BaseException as raised:  # the other processes wait for an answer
+                answer = callback(step, loss)
+            except BaseException as raised:  # the others wait for an answer
                 error = raised
-        stops = isinstance(answer, (bool, np.bool_)) and bool(answer)
-        most = self._largest(2.0 if error is not None else float(stops))
+        ends = isinstance(answer, (bool, np.bool_)) and bool(answer)
+        most = self._largest(2.0 if error is not None else float(ends))
         if error is not None:
             raise error
         if most == 2.0:
@@ -327,43 +387,147 @@ class _ShardedJob:
         return float(self.peers.largest_(self.shards[0].rows.new_tensor(number)))
 
     def states(self, outputs: Any, complete: bool) -> DenseStates:
-        """Return the recorded states so far."""
+        """Return the records so far."""
         n, dtype = outputs.n_records, self.request.dtype
+
+        def stacked(blocks: list[list[FloatArray]], side: int) -> tuple[FloatArray, ...]:
+            shapes = [(n, s.shape[side], k) for s, k in zip(self.shards, self.ranks, strict=False)]
+            return tuple(
+                np.array(each[:n], dtype=dtype).reshape(shape)
+                for each, shape in zip(blocks, shapes, strict=False)
+            )
+
         return DenseStates(
             values=tuple(
-                np.array([np.abs(found.singular_values) for found in each[:n]], dtype=dtype)
-                for each in self.found
+                np.array([np.abs(found.singular_values) for found in each[:n]], dtype=dtype).reshape(n, k)
+                for each, k in zip(self.found, self.ranks, strict=True)
             ),
-            left=tuple(np.array(each[:n]) for each in self.left),
-            right=tuple(np.array(each[:n]) for each in self.right),
+            left=stacked(self.left, 0),
+            right=stacked(self.right, 1),
             snapshots=(),
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
             final=None,
-            tracking=tuple(_stack_tracking(each[:n]) for each in self.found),
+            tracking=tuple(_tracking(each[:n], k) for each, k in zip(self.found, self.ranks, strict=True)),
         )
 
 
-def _stack_tracking(found: list[TrackerRecord]) -> LayerTracking:
+def _tracking(found: list[TrackerRecord], k: int) -> LayerTracking:
+    if not found:
+        numbers, ids = np.empty((0, k)), np.empty((0, k), dtype=np.int64)
+        return LayerTracking(numbers, numbers, ids, ids, np.empty((0, len(COLUMNS))))
     rows = [tracking_rows(each) for each in found]
     return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
 
 
+class _ShardedRun(CheckpointedRun):
+    """A checkpointed run of one process among others, which write their states at the same steps."""
+
+    how_to_resume = "the same call on all processes"
+    #: Whether all processes are at the same step, between two updates.
+    _is_together = False
+    job: _ShardedJob
+
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+        """Return this process's folder; the initial rows are part of the identity."""
+        peers = self.job.peers
+        settings |= {"process": peers.rank, "processes": peers.size}
+        directory = Path(checkpoint.directory) / f"process-{peers.rank:05d}"
+        identity = identity_of(settings, given | self.job.moving())
+        return RunFolder(directory, identity, "dlnfast sharded run")
+
+    def largest(self, number: float) -> float:
+        """Return the largest of all processes' numbers."""
+        device = self.job.shards[0].rows.device
+        return float(self.job.peers.largest_(torch.tensor(number, dtype=torch.float64, device=device)))
+
+    @contextmanager
+    def raising_together(self) -> Iterator[None]:
+        """Raise on all processes at the end of the block if one of them has raised inside."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.job.peers.exchange(error, {})
+
+    def restore(self, storage: RunFolder) -> State | None:
+        """Continue from the newest state that all processes have."""
+        at_most: int | None = None
+        while True:
+            with self.raising_together():
+                state = storage.newest(at_most)
+            step = -1 if state is None else state.step
+            at_most = -int(self.largest(-step))
+            if self.largest(step) == at_most:
+                break
+        if state is not None:
+            self.restore_state(state)
+        return state
+
+    def restore_state(self, state: State) -> None:
+        """Continue from this process's rows and velocities."""
+        self.resume_at(state.step)
+        self.job.restore(state.arrays)
+
+    def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
+        """Run, with states at flushes and at the end only: all processes are at the same step there."""
+
+        def flush_together() -> None:
+            self._is_together = True
+            try:
+                flush()
+            finally:
+                self._is_together = False
+
+        outcome = super().advance(flush_together)
+        self._is_together = True
+        return outcome
+
+    def state(self) -> State | None:
+        """Return rows and velocities; None if other processes may be at another step."""
+        return super().state() if self._is_together else None
+
+    def partial_result(self) -> Trajectory:
+        """Return the records in the folder."""
+        return self._load("unfinished", 0.0)
+
+    def load(self) -> Trajectory:
+        """Load the finished run, and put the final rows into the shards."""
+        with self.raising_together():
+            end, state = self.folder.ending(), self.folder.newest()
+            assert end is not None
+            run = self._load(end["outcome"], end["seconds"])
+            if state is not None and state.step == end["step"]:
+                self.job.restore(state.arrays)
+        if end["outcome"] == "diverged":
+            step, layer = end["step"], end["layer"]
+            text = divergence_text(self.job.request, step, layer)
+            raise DivergedError(text, step=step, layer=layer, trajectory=run if len(run.loss) else None)
+        return run
+
+    def _load(self, outcome: str, seconds: float) -> Trajectory:
+        empty = Outputs(self.job.request)
+        header = make_trajectory(self.job, self.job.request, self.certificate, empty, outcome, seconds)
+        parts = list(self.folder.records())
+        return replace_records(header, join_records(parts)) if parts else header
+
+
 class _Layer:
-    """The rows of a layer on this process, with their update rule, velocity and path length."""
+    """A process's rows of a layer, with its rates, its velocity, and how far they have moved."""
 
     def __init__(self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float]) -> None:
         self.shard = shard
         self.weight = shard.rows
         self.rule = UpdateRule(loss_scale, rates, shard.dtype)
         self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
-        #: Norm of these rows at the last record, and sum of the norms of the steps since then; None unless
-        #: `measure_path` was called. They stay on the device, so that no step waits for the host.
+        #: The norm of these rows at the last record, and the sum of the norms of the steps since then; None
+        #: where nobody asks. On the device, so that no step waits for the host.
         self.norm: torch.Tensor | None = None
         self.path: torch.Tensor | None = None
 
     def measure_path(self) -> None:
-        """Start to sum the norms of the steps, for `measure_movement`."""
+        """Begin to sum up the steps, for `drift`."""
         self.norm = self.shard.local_norm()
         self.path = torch.zeros_like(self.norm)
 
@@ -386,7 +550,7 @@ class _Layer:
         self._advance(before)
 
     def _gradient_norm(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
-        """Return a bound on ``||left right^T||_F`` with rounding, from k x k Gram matrices in float64."""
+        """Return a bound on ``||left right^T||_F`` as it is computed: by k x k Gram matrices, in float64."""
         if self.path is None or self.velocity is not None:
             return None
         a, b = left.double(), right.double()
@@ -397,54 +561,55 @@ class _Layer:
         return exact.sqrt() + len(above) * torch.finfo(left.dtype).eps * sizes.sqrt()
 
     def _advance(self, gradient_norm: torch.Tensor | None) -> None:
-        """Add a bound on the norm of the latest step to the path length."""
+        """Add a bound on the norm of the step that was taken."""
         if self.path is None or self.norm is None:
             return
-        reach = self.norm + self.path  # a bound on ||W|| before the step
+        reach = self.norm + self.path  # no larger was W before the step
         if self.velocity is not None:
             moved = self.rule.rate * torch.linalg.vector_norm(self.velocity, dtype=torch.float64)
         else:
             assert gradient_norm is not None
             rule = self.rule
             moved = rule.rate * (rule.scale * gradient_norm + rule.decay * reach)
-        # Both the step and the new W are rounded.
+        # W is rounded after the step, as is the sum that it moves along.
         rounding = 2 * torch.finfo(self.weight.dtype).eps * (reach + moved)
         self.path = self.path + moved + rounding
 
-    def measure_movement(self) -> tuple[float, float]:
-        """Return ``||W||_F^2`` and a bound on the change of W since the last call; one all-reduce."""
+    def drift(self) -> tuple[float, float]:
+        """Return ``||W||_F^2`` and a bound on how far W has moved since the last call: one all-reduce."""
         assert self.path is not None
         norm = self.shard.local_norm()
         squares = self.shard.peers.sum_(torch.stack([norm, self.path]).square())
         self.norm, self.path = norm, torch.zeros_like(norm)
         squared_norm, moved = squares.tolist()
-        return squared_norm, float(np.sqrt(moved)) * (1.0 + 1e-6)  # exceeds the rounding error
+        return squared_norm, float(np.sqrt(moved)) * (1.0 + 1e-6)  # more than rounding can take from it
 
 
 class _TrackedLayer:
-    """Tracker of one layer's singular values, and its records."""
+    """Updates the singular values of one layer from record to record."""
 
-    def __init__(self, layer: _Layer, request: Request) -> None:
+    def __init__(self, layer: _Layer, request: Request, job: _ShardedJob, index: int) -> None:
         self.layer = layer
-        most = min(layer.shard.shape)
         self._vectors = request.vectors
-        assert request.n_values is not None
-        # With one thread the tracker's own computations are equal on all processes, bit for bit.
-        self.tracker = SVDTracker(min(request.n_values, most), n_threads=1)
-        #: Whether the layer is gathered at records, because its tracker decomposes the whole matrix.
-        self.is_whole = is_decomposed(layer.shard.shape, self.tracker.k)
-        self.found: list[TrackerRecord] = []
-        self.left: list[FloatArray] = []
-        self.right: list[FloatArray] = []
+        # One thread: what the tracker does besides the products is the same on all processes, to the bit.
+        self.tracker = SVDTracker(job.ranks[index], n_threads=1)
+        #: Gathered at records, because its tracker decomposes it anyway.
+        self.whole = is_decomposed(layer.shard.shape, self.tracker.k)
+        self._has_records = False
+        self.found = job.found[index]
+        if self._vectors:
+            self.left, self.right = job.left[index], job.right[index]
 
     def record(self) -> None:
-        """Update the tracker with the current weight, and record its results."""
+        """Compute the current singular values."""
         shard = self.layer.shard
-        if self.is_whole:
+        if self.whole:
             found = self.tracker.update(to_host(shard.peers.gather_rows(shard.rows, shard.counts)))
         else:
-            squared_norm, moved = self.layer.measure_movement()
-            found = self.tracker.update(shard, drift=moved if self.found else None, squared_norm=squared_norm)
+            squared_norm, moved = self.layer.drift()
+            drift = moved if self._has_records else None
+            found = self.tracker.update(shard, drift=drift, squared_norm=squared_norm)
+        self._has_records = True
         self.found.append(found)
         if self._vectors:
             self.left.append(self.tracker.left_vectors)
@@ -452,10 +617,9 @@ class _TrackedLayer:
 
 
 class _Descent:
-    """The chain W_L ... W_1 split at p, its loss, and its gradient steps.
+    """The chain W_L ... W_1 split at p, the loss at its weights, and the step of all of them.
 
-    Layers are counted from 1 and blocks from 0, as in the notes of `train_sharded`. A block of None is an
-    identity.
+    Layers count from 1 and blocks from 0, as in the notes of `train_sharded`; a block of None is an identity.
     """
 
     def __init__(self, shards: list[RowSharded], request: Request) -> None:
@@ -475,33 +639,33 @@ class _Descent:
         self._half_scale, self._floor = 0.5 * problem.loss_scale, problem.loss_floor
         self._n = len(shards)
         self._split = int(core.best_pivot(request.widths))
-        trained = [number for number, layer in enumerate(self.layers, 1) if layer.rule.is_trained]
-        #: The innermost trained layers below and above the split, at which the backward pass ends.
-        self._last_below = max((layer for layer in trained if layer <= self._split), default=0)
-        self._last_above = min((layer for layer in trained if layer > self._split), default=self._n + 1)
+        moving = [layer for layer, held in enumerate(self.layers, 1) if held.rule.is_trained]
+        #: The innermost layers that step, below the split and above it; errors go no further.
+        self._last_below = max((layer for layer in moving if layer <= self._split), default=0)
+        self._last_above = min((layer for layer in moving if layer > self._split), default=self._n + 1)
 
         top = shards[-1]
-        #: Rows of E on this process, and those among them that count in its part of the loss.
+        #: Rows of E on this process, and those among them that it counts in the loss.
         rows = slice(0, top.shape[0]) if self._split == self._n else slice(top.start, top.stop)
         self._counted = slice(top.start - rows.start, top.stop - rows.start)
         device = top.rows.device
 
-        def copy_to_device(array: FloatArray) -> torch.Tensor:
+        def placed(array: FloatArray) -> torch.Tensor:
             return torch.from_numpy(np.array(array, dtype=request.dtype, order="C")).to(device)
 
-        self._target = copy_to_device(_take_rows(problem.target, rows))
-        #: S, F and rows of G; None if S = F F^T is the identity.
+        self._target = placed(_rows_of(problem.target, rows))
+        #: S, F and rows of G, where S = F F^T is not the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
         if problem.input_gram is not None:
             assert problem.input_factor is not None
             assert problem.factor_target is not None
-            arrays = (problem.input_gram, problem.input_factor, problem.factor_target[rows])
-            self._inputs = tuple(copy_to_device(array) for array in arrays)
+            held = (problem.input_gram, problem.input_factor, problem.factor_target[rows])
+            self._inputs = tuple(placed(array) for array in held)
 
     def evaluate(self) -> float:
-        """Return the loss, the same on all processes, and store the products for `update`."""
+        """Return the loss, the same on all processes; `update` continues from the products."""
         n, split, shards = self._n, self._split, self._shards
-        #: T_l for l = 0 .. p: all of T_0, the rows of this process of the others.
+        #: T_l: all of T_0, this process's rows of the others.
         self._lower: list[torch.Tensor | None] = [None] * (split + 1)
         for layer in range(split, 0, -1):
             shard, factor = shards[layer - 1], self._lower[layer]
@@ -509,8 +673,8 @@ class _Descent:
                 whole = self._peers.gather_rows(shard.rows, shard.counts).T
             else:
                 whole = shard.transposed_times(factor)
-            self._lower[layer - 1] = whole if layer == 1 else self._take_own_rows(whole, layer - 1)
-        #: P_l for l = p .. L: all rows, except that of P_L only those of this process.
+            self._lower[layer - 1] = whole if layer == 1 else self._own_rows(whole, layer - 1)
+        #: P_l, from l = p on: of P_L this process's rows.
         self._upper: list[torch.Tensor | None] = [None] * (n - split + 1)
         for layer in range(split + 1, n + 1):
             shard, factor = shards[layer - 1], self._upper[layer - 1 - split]
@@ -536,7 +700,7 @@ class _Descent:
             return float(self._half_scale * np.float64(self._peers.sum_(square)) + self._floor)
 
     def update(self) -> None:
-        """Take one step from the weights of the latest `evaluate`."""
+        """Take one step from the weights of the last `evaluate`."""
         below = self._error_below() if self._last_below > 0 else None
         if self._last_above <= self._n:
             self._step_above()
@@ -551,46 +715,45 @@ class _Descent:
     def _step_above(self) -> None:
         inner = self._lower[0]
         error = self._error if inner is None else self._error @ inner
-        for number in range(self._n, self._last_above - 1, -1):
-            layer, right, left = self.layers[number - 1], self._upper[number - 1 - self._split], error
-            if number > self._last_above:
-                error = self._take_own_rows(layer.shard.transposed_times(left), number - 1)
-            if not layer.rule.is_trained:
+        for layer in range(self._n, self._last_above - 1, -1):
+            held, right, own = self.layers[layer - 1], self._upper[layer - 1 - self._split], error
+            if layer > self._last_above:
+                error = self._own_rows(held.shard.transposed_times(own), layer - 1)
+            if not held.rule.is_trained:
                 continue
             if right is None:
-                layer.step_along_block(left)
+                held.step_along_block(own)
             else:
-                layer.step_along(left, right)
+                held.step_along(own, right)
 
     def _step_below(self, error: torch.Tensor) -> None:
-        for number in range(1, self._last_below + 1):
-            layer, left, right = self.layers[number - 1], self._lower[number], error
-            if number < self._last_below:
-                error = layer.shard.times(right)
-            if not layer.rule.is_trained:
+        for layer in range(1, self._last_below + 1):
+            held, left, right = self.layers[layer - 1], self._lower[layer], error
+            if layer < self._last_below:
+                error = held.shard.times(right)
+            if not held.rule.is_trained:
                 continue
             if left is None:
-                layer.step_along_block(right.T[layer.shard.start : layer.shard.stop])
+                held.step_along_block(right.T[held.shard.start : held.shard.stop])
             else:
-                layer.step_along(left, right)
+                held.step_along(left, right)
 
-    def _take_own_rows(self, block: torch.Tensor, layer: int) -> torch.Tensor:
-        """Return the rows of a block (d_l, k) for which this process has the rows of W_l."""
+    def _own_rows(self, block: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return this process's rows of a block (d_l, k): those of W_l."""
         shard = self._shards[layer - 1]
         return block[shard.start : shard.stop]
 
     def largest_layer(self) -> int:
-        """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""
+        """Return the layer, counted from 1, with the largest entry; the first where several overflowed."""
         sizes = [
-            layer.weight.abs().max() if len(layer.weight) else layer.weight.new_zeros(())
-            for layer in self.layers
+            held.weight.abs().max() if len(held.weight) else held.weight.new_zeros(()) for held in self.layers
         ]
-        # Comparisons with NaN are false, so with NaN the maximum would depend on the order of the processes.
+        # Comparisons with NaN are false: without this, what they give depends on the order of processes.
         largest = torch.nan_to_num(torch.stack(sizes), nan=float("inf"), posinf=float("inf"))
         return int(self._peers.largest_(largest).argmax()) + 1
 
 
-def _take_rows(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
+def _rows_of(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
     if isinstance(matrix, LowRank):
         product: FloatArray = (matrix.U[rows] * matrix.s) @ matrix.V.T
         return product

@@ -7,8 +7,8 @@ import hashlib
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -18,41 +18,60 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._support.arrays import check_choice, check_count, check_scale
+from .._support.arrays import check_choice, check_count, check_path, check_scale
+from .._support.checkpoint import State
 from .._support.errors import DivergedError
-from .._support.files import atomic_file, is_machine_error
+from .._support.files import Arrays, atomic_file, is_machine_error
+from .._support.moved import refuse_moved
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
+from .._training.resumable import ResumableWork, run_resumable
 from ._names import match_names
 from .descent import find_device
 from .images import Batches, Samples, derive_pass_seed
 from .statistics import check_labels, find_float64_device
 from .track import SpectralTracker
 
-__all__ = ["Evaluation", "History", "Trainer"]
+__all__ = [
+    "CheckpointFile",
+    "Evaluation",
+    "History",
+    "LossOptions",
+    "OptimizerOptions",
+    "ScheduleOptions",
+    "Trainer",
+]
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _OPTIMIZERS: Final = ("sgd", "adamw")
 _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
-#: Stream of random numbers for dropout, independent of the order of samples.
+#: Stream of the random numbers of dropout, apart from that of the order of samples.
 _DROPOUT: Final = 1
+#: Keywords of version 0.1.0 and their new place.
+_MOVED: Final = {
+    "output_scale": "loss=LossOptions(output_scale=...)",
+    "momentum": "optimizer=OptimizerOptions(momentum=...)",
+    "weight_decay": "optimizer=OptimizerOptions(weight_decay=...)",
+    "final_rate": "schedule=ScheduleOptions(final_rate=...)",
+    "checkpoint_every": "checkpoint=CheckpointFile(path, every=...)",
+}
 
 
 @dataclass
 class History:
-    """Losses, accuracies and learning rates of the epochs of a training.
+    """The records of a training, one for each epoch.
 
     Attributes
     ----------
     loss, accuracy : list of float
-        Means over the training samples of each epoch, in training mode, with the weights at each batch.
+        Means over the training samples during the epoch, in training mode.
     learning_rate : list of float
-        Learning rate of the first parameter group in each epoch.
+        Learning rate of the first parameter group.
     test_accuracy : list of float
-        Accuracies on the test samples, in evaluation mode, after the epochs in `test_epochs`.
+        Accuracy on the test samples in evaluation mode, after the epochs in `test_epochs`.
     test_epochs : list of int
-        Numbers of epochs at which the test accuracy was measured.
+        Number of epochs taken at each test.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -63,15 +82,104 @@ class History:
 
 
 @dataclass(frozen=True)
+class LossOptions:
+    """The loss of a `Trainer`.
+
+    Parameters
+    ----------
+    name : {"cross_entropy", "squared"} or callable
+        "squared": ``sum((a f(x) - e_y)^2) / batch`` with one-hot targets e_y. A callable takes a f(x) and the
+        labels, and returns a mean over the batch.
+    output_scale : float
+        Factor a of the outputs in every loss.
+    """
+
+    name: str | LossFunction = "cross_entropy"
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if not callable(self.name):
+            check_choice(self.name, "loss", _LOSSES, also="a callable")
+        check_scale(self.output_scale, "output_scale (a)", strict=True)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer of a `Trainer`.
+
+    Parameters
+    ----------
+    name : {"sgd", "adamw"}
+    momentum : float
+        Momentum of "sgd".
+    weight_decay : float
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_choice(self.name, "optimizer", _OPTIMIZERS, also="a callable")
+        check_scale(self.momentum, "momentum (mu)", below=1.0)
+        check_scale(self.weight_decay, "weight_decay")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate of a `Trainer` over the epochs.
+
+    Parameters
+    ----------
+    name : {"cosine", "constant"}
+        Rate of epoch e of E: constant, or from `learning_rate` at e = 0 along half a cosine to
+        ``final_rate * learning_rate`` at e = E.
+    final_rate : float
+        Share of the rate that is left at the end of the cosine.
+    """
+
+    name: str = "cosine"
+    final_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_choice(self.name, "schedule", _SCHEDULES)
+        check_scale(self.final_rate, "final_rate", at_most=1.0)
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The file to which a `Trainer` writes its state.
+
+    Parameters
+    ----------
+    path : path
+        Replaced as a whole by every new state. Its folder is created if missing.
+    every : int
+        Number of epochs between two states. There is also one at the end.
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_path(self.path, "checkpoint")
+        check_count(self.every, "checkpoint.every")
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and accuracy in evaluation mode.
+    """Mean loss and share of samples classified right, in evaluation mode.
 
     Attributes
     ----------
     loss : float
-        Mean loss over the samples.
+        Mean over the samples.
     accuracy : float
-        Share of correctly classified samples, 0 to 1.
+        Share classified right, 0 to 1.
     """
 
     loss: float
@@ -79,56 +187,44 @@ class Evaluation:
 
 
 class Trainer:
-    r"""Training of a classifier on samples in memory.
+    r"""Train a classifier on samples in memory.
 
     Parameters
     ----------
     model : Module
-        Classifier, which maps a batch of inputs to K outputs each. It is moved to `device`.
-    loss : {"cross_entropy", "squared"} or callable
-        Loss function. "squared" is ``sum((a f(x) - e_y)^2) / batch`` with one-hot targets e_y. A callable
-        takes a f(x) and labels, and returns the mean over the batch.
-    output_scale : float
-        Factor a of the outputs f(x) in the loss.
-    optimizer : {"sgd", "adamw"} or callable
-        Optimizer. A callable takes the parameters and returns an optimizer with its own settings; the
-        schedule applies to its learning rates.
+        Maps a batch of inputs to K outputs each. Moved to `device`.
+    loss : {"cross_entropy", "squared"}, callable or LossOptions
+        The loss. A callable takes outputs and labels, and returns a mean over the batch.
+    optimizer : {"sgd", "adamw"}, callable or OptimizerOptions
+        A callable takes the parameters and returns an optimizer, whose learning rates follow the schedule.
     learning_rate : float
-        Learning rate of "sgd" and "adamw"; not for a callable.
-    momentum, weight_decay : float
-        Momentum of "sgd", and weight decay of "sgd" and "adamw".
-    schedule : {"cosine", "constant"}
-        Learning rate of epoch e of E: constant, or along half a cosine from `learning_rate` at e = 0 to
-        ``final_rate * learning_rate`` at e = E.
-    final_rate : float
-        Factor of the learning rate at the end of the cosine.
+        Learning rate of "sgd" and "adamw", which need one.
+    schedule : {"cosine", "constant"} or ScheduleOptions
+        Learning rate over the epochs.
     epochs : int
-        Number of passes over the samples.
+        Passes over the samples.
     batch_size : int
-        Number of samples in a batch; the last batch of an epoch may be smaller. A single last sample is
-        joined to the batch before, because batch normalisation has no variance of one sample.
+        Samples in a batch. The last batch of an epoch may be smaller. A single last sample joins the batch
+        before, because batch normalisation needs two.
     seed : int
-        Seed of the order of samples and of dropout. It does not affect the initial weights, and the state of
-        PyTorch's generators is preserved.
+        Seed of the order of samples and of dropout. The weights come with the model, and PyTorch's generators
+        keep their state.
     device : device, optional
-        Device of the training. Default: that of the model.
+        Default: the device of the model.
     tracker : SpectralTracker, optional
-        Tracker from a call of `track` for this model. It gets the loss of every record, and is saved in
+        Tracker that `track` returned for this model. It gets the loss of every record, and is part of
         checkpoints.
-    checkpoint : path, optional
-        Checkpoint file, written atomically after every `checkpoint_every` epochs and at the end. Its folder
-        is created if missing. `fit` resumes from the file if it exists.
-    checkpoint_every : int
-        Number of epochs between two checkpoints.
+    checkpoint : path or CheckpointFile, optional
+        File with the state of the training, written after every epoch, or every ``checkpoint.every`` epochs,
+        and at the end. If the file exists, `fit` resumes from it. Ctrl-C, SIGTERM and other exceptions
+        between two epochs write it, too; a note on the exception says how far it goes.
     progress : bool
-        Show a progress bar over the epochs on a terminal, after the first second.
+        A bar over the epochs on a terminal, once training has taken a second.
 
     Attributes
     ----------
     history : History
-        Losses and accuracies so far.
     optimizer : Optimizer
-        Optimizer of the model's parameters.
 
     Raises
     ------
@@ -137,9 +233,9 @@ class Trainer:
 
     Notes
     -----
-    Every epoch has its own seeds, derived from `seed`. So a resumed training takes the same steps as an
-    uninterrupted one, bit for bit on the same machine with the same number of threads. Losses are summed on
-    the device and read once per epoch.
+    Every epoch has seeds of its own, derived from `seed`: a resumed training takes the same steps, bit for
+    bit on the same machine with as many threads, as one that was not interrupted. Losses are added up on the
+    device and read once per epoch.
 
     Examples
     --------
@@ -151,66 +247,51 @@ class Trainer:
     1.0
     """
 
+    @refuse_moved("Trainer", _MOVED)
     def __init__(
         self,
         model: nn.Module,
         *,
-        loss: str | LossFunction = "cross_entropy",
-        output_scale: float = 1.0,
-        optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd",
+        loss: str | LossFunction | LossOptions = "cross_entropy",
+        optimizer: str | Callable[..., torch.optim.Optimizer] | OptimizerOptions = "sgd",
         learning_rate: float | None = None,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        schedule: str = "cosine",
-        final_rate: float = 0.01,
+        schedule: str | ScheduleOptions = "cosine",
         epochs: int,
         batch_size: int = 128,
         seed: int = 0,
         device: torch.device | str | None = None,
         tracker: SpectralTracker | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        checkpoint_every: int = 1,
+        checkpoint: str | os.PathLike[str] | CheckpointFile | None = None,
         progress: bool = False,
     ) -> None:
-        for name, value, known in (
-            ("loss", loss, _LOSSES),
-            ("optimizer", optimizer, _OPTIMIZERS),
-            ("schedule", schedule, _SCHEDULES),
-        ):
-            takes_callables = name != "schedule"
-            if not (takes_callables and callable(value)):
-                check_choice(value, name, known, also="a callable" if takes_callables else None)
+        self._loss = loss if isinstance(loss, LossOptions) else LossOptions(loss)
+        self._schedule = schedule if isinstance(schedule, ScheduleOptions) else ScheduleOptions(schedule)
+        if not (isinstance(optimizer, OptimizerOptions) or callable(optimizer)):
+            optimizer = OptimizerOptions(optimizer)
+        if not (checkpoint is None or isinstance(checkpoint, CheckpointFile)):
+            checkpoint = CheckpointFile(checkpoint)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is {type(model).__name__}; wanted a torch.nn.Module")
         if next(model.parameters(), None) is None:
             raise ValueError(f"model ({type(model).__name__}) has no parameters; wanted some to train")
         if tracker is not None and not isinstance(tracker, SpectralTracker):
-            raise TypeError(f"tracker is {type(tracker).__name__}; wanted a result of dlnfast.torch.track")
+            raise TypeError(f"tracker is {type(tracker).__name__}; wanted what dlnfast.torch.track returned")
         if tracker is not None and not tracker.follows(model):
             raise ValueError("tracker follows none of this model's weights, or was closed")
-        self.model = model if device is None else model.to(find_device(device, np.float32))
+        where = None if device is None else find_device(device, np.float32)
+        self.model = model if where is None else model.to(where)
         self.device = next(model.parameters()).device
         self.epochs = check_count(epochs, "epochs", minimum=0)
         self.batch_size = check_count(batch_size, "batch_size")
         self.history = History()
-        self._loss = loss
-        self._output_scale = check_scale(output_scale, "output_scale (a)", strict=True)
-        self._schedule = schedule
-        self._final_rate = check_scale(final_rate, "final_rate", at_most=1.0)
-        check_scale(momentum, "momentum (mu)", below=1.0)
+        #: Digest of the samples of a checkpointed training.
+        self._samples = ""
         self._seed = check_count(seed, "seed", minimum=0)
         self._tracker = tracker
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._checkpoint_every = check_count(checkpoint_every, "checkpoint_every")
+        self._checkpoint = checkpoint
         self._progress = progress
-        self.optimizer = _make_optimizer(
-            model.parameters(),
-            optimizer,
-            learning_rate,
-            momentum,
-            check_scale(weight_decay, "weight_decay"),
-        )
-        # Initial settings of the optimizer without the parameters: learning rates, momentum, decay.
+        self.optimizer = _make_optimizer(model.parameters(), optimizer, learning_rate)
+        # Initial settings of the optimizer without its parameters: rates, momentum, decay.
         self._settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.state_dict()["param_groups"]
@@ -233,27 +314,26 @@ class Trainer:
         inputs, labels : Tensor
             Samples along the first axis, and their classes 0 .. K - 1.
         test : Samples, optional
-            Test inputs and labels, for the accuracy at the end and after every `test_every` epochs.
+            Inputs and labels whose accuracy is measured at the end, and after every `test_every` epochs.
         test_every : int
-            Number of epochs between two measurements of the test accuracy; 0: at the end only.
+            0: at the end only.
         after_epoch : callable, optional
-            Function ``after_epoch(epochs_taken)``. If it returns True, the training stops; another call of
-            `fit` continues it.
+            ``after_epoch(epochs_taken)``; returning True ends the training. Another `fit` resumes it.
 
         Returns
         -------
         History
-            History of all epochs, including those before a checkpoint.
+            History of all epochs, including those before the training was resumed.
 
         Raises
         ------
         DivergedError
-            If the mean loss of an epoch, or a loss or weight at a record of the tracker, is not finite.
+            If the mean loss of an epoch is not finite, or a loss or weight at a record of the tracker.
         TypeError, ShapeError
-            If labels are not one integer per sample.
+            If labels are no integers, one for each sample.
         ValueError
-            For labels that are no classes; for a checkpoint with other settings, which the message names; for
-            a file that is no checkpoint.
+            For labels that are no classes; if the checkpoint belongs to another training, naming the setting,
+            or is none.
         """
         check_count(test_every, "test_every", minimum=0)
         if test is None and test_every:
@@ -264,50 +344,32 @@ class Trainer:
             raise TypeError(f"after_epoch is {type(after_epoch).__name__}; wanted a callable")
         batches = Batches(
             inputs,
-            _convert_labels(inputs, labels),
+            _as_classes(inputs, labels),
             self.batch_size,
             shuffle=True,
             seed=self._seed,
             device=self.device,
             join_single=True,
         )
-        samples = "" if self._checkpoint is None else _fingerprint_samples(inputs, labels)
-        if self._checkpoint is not None and self._checkpoint.is_file():
-            self._resume(self._checkpoint, samples)
-        taken = len(self.history.loss)
-        with self._preserve_random_state(), self._make_progress_bar(taken) as bar:
-            for epoch in range(taken, self.epochs):
-                self._seed_dropout(epoch)
-                batches.epoch = epoch
-                self._train_epoch(batches, epoch)
-                bar.set_postfix_str(f"loss {self.history.loss[-1]:.3e}", refresh=False)
-                bar.update(1)
-                done = epoch + 1
-                last = done == self.epochs
-                if test is not None and (last or (test_every and done % test_every == 0)):
-                    self._measure_test_accuracy(test, done)
-                if self._checkpoint is not None and (last or done % self._checkpoint_every == 0):
-                    self._save(self._checkpoint, samples)
-                stop = after_epoch is not None and after_epoch(done) is True
-                if stop and test is not None and self.history.test_epochs[-1:] != [done]:
-                    self._measure_test_accuracy(test, done)
-                if self._checkpoint is not None and stop:
-                    self._save(self._checkpoint, samples)
-                if stop:
-                    break
+        storage = None
+        if self._checkpoint is not None:
+            storage = _StateFile(Path(self._checkpoint.path), self.device)
+            self._samples = _digest(inputs, labels)
+        work = _Training(self, batches, test, test_every, after_epoch)
+        run_resumable(storage, work, every=1 if self._checkpoint is None else self._checkpoint.every)
         return self.history
 
     def evaluate(self, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 512) -> Evaluation:
-        """Return mean loss and accuracy in evaluation mode, and restore the model's mode.
+        """Return mean loss and accuracy in evaluation mode; the model's mode is as before afterwards.
 
         Parameters
         ----------
         inputs : Tensor, shape (N, ..)
-            Samples along the first axis.
+            One sample along the first axis.
         labels : Tensor of int, shape (N,)
-            Classes of the samples.
+            Classes.
         batch_size : int
-            Number of samples in a batch.
+            Samples at a time.
 
         Returns
         -------
@@ -316,17 +378,17 @@ class Trainer:
         Raises
         ------
         TypeError, ShapeError, ValueError
-            For labels that `fit` refuses.
+            As for `fit`.
         """
-        labels = _convert_labels(inputs, labels)
+        labels = _as_classes(inputs, labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
                 for number, (x, y) in enumerate(Batches(inputs, labels, batch_size, device=self.device)):
-                    outputs = self.model(x) if number else self._compute_outputs(x, labels)
-                    loss += float(self._compute_loss(outputs, y)) * len(y)
+                    outputs = self.model(x) if number else self._outputs(x, labels)
+                    loss += float(self._value(outputs, y)) * len(y)
                     right += int((outputs.argmax(dim=1) == y).sum())
         finally:
             for module, training in modes:
@@ -334,41 +396,41 @@ class Trainer:
         return Evaluation(loss / len(labels), right / len(labels))
 
     def rate(self, epoch: int) -> float:
-        """Return the factor of the learning rate in an epoch.
+        """Return the share of the learning rate at an epoch, counted from 0.
 
         Parameters
         ----------
         epoch : int
-            Index of the epoch, from 0.
+            From 0.
 
         Returns
         -------
         float
-            Factor between `final_rate` and 1, which is 1 for epoch 0.
+            1 at the start.
         """
-        if self._schedule == "constant" or self.epochs == 0:
+        if self._schedule.name == "constant" or self.epochs == 0:
             return 1.0
         share = 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
-        return self._final_rate + (1.0 - self._final_rate) * share
+        return self._schedule.final_rate + (1.0 - self._schedule.final_rate) * share
 
     # ------------------------------------------------------------------------------------- helpers
 
-    def _compute_outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of the model, after a check that their number covers all labels."""
+    def _outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, of which there must be one for each class of all labels."""
         outputs: torch.Tensor = self.model(x)
         check_labels(labels, len(labels), outputs.shape[1])
         return outputs
 
-    def _compute_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        scaled = outputs * self._output_scale if self._output_scale != 1.0 else outputs
-        if callable(self._loss):
-            return self._loss(scaled, labels)
-        if self._loss == "cross_entropy":
+    def _value(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scaled = outputs * self._loss.output_scale if self._loss.output_scale != 1.0 else outputs
+        if callable(self._loss.name):
+            return self._loss.name(scaled, labels)
+        if self._loss.name == "cross_entropy":
             return nn.functional.cross_entropy(scaled, labels)
         targets = nn.functional.one_hot(labels, outputs.shape[1]).to(scaled.dtype)
         return (scaled - targets).square().sum() / len(labels)
 
-    def _train_epoch(self, batches: Batches, epoch: int) -> None:
+    def _epoch(self, batches: Batches, epoch: int) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.rate(epoch)
         self.model.train()
@@ -378,48 +440,44 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for number, (x, y) in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            outputs = self.model(x) if number else self._compute_outputs(x, batches.labels)
-            loss = self._compute_loss(outputs, y)
+            outputs = self.model(x) if number else self._outputs(x, batches.labels)
+            loss = self._value(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
                 if not math.isfinite(value := float(loss.detach())):
-                    raise self._make_divergence_error(
-                        f"a loss of epoch {epoch + 1} is {value}", epoch, batches
-                    )
+                    raise self._diverged(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
                 self._tracker.log_loss(value)
             try:
                 self.optimizer.step()
                 if self._tracker is not None:
                     self._tracker.finish_step()
-            except ValueError as error:  # from a record of the tracker
+            except ValueError as error:  # a record of the tracker
                 if self._is_finite():
                     raise
-                raise self._make_divergence_error(
-                    f"weights are not finite ({error})", epoch, batches
-                ) from error
+                raise self._diverged(f"weights are not finite ({error})", epoch, batches) from error
             total += loss.detach().to(total.device) * len(y)
             right += (outputs.detach().argmax(dim=1) == y).sum()
         mean = float(total) / len(batches.labels)
         if not math.isfinite(mean):
-            raise self._make_divergence_error(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
+            raise self._diverged(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
         self.history.loss.append(mean)
         self.history.accuracy.append(int(right) / len(batches.labels))
         self.history.learning_rate.append(self._rates[0] * self.rate(epoch))
 
-    def _measure_test_accuracy(self, test: Samples, done: int) -> None:
+    def _test(self, test: Samples, done: int) -> None:
         self.history.test_accuracy.append(self.evaluate(*test).accuracy)
         self.history.test_epochs.append(done)
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
-    def _make_divergence_error(self, what: str, epoch: int, batches: Batches) -> DivergedError:
+    def _diverged(self, what: str, epoch: int, batches: Batches) -> DivergedError:
         text = f"{what}: lower the learning rate (eta), now {self._rates[0] * self.rate(epoch):g}"
         return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
 
     @contextmanager
-    def _preserve_random_state(self) -> Iterator[None]:
-        """Restore the states of PyTorch's generators at the end of the block."""
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Put back the states of PyTorch's generators at the end."""
         kind = self.device.type
         if kind == "cpu":
             with torch.random.fork_rng(devices=[]):
@@ -437,75 +495,61 @@ class Trainer:
         elif self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(number)
 
-    def _describe(self, samples: str) -> dict[str, Any]:
-        """Return the settings that must equal those of a checkpoint to resume from."""
+    def _describe(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint must have for this training to resume from it."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
-            "loss": _name_loss(self._loss),
-            "output_scale": self._output_scale,
+            "loss": _name(self._loss.name),
+            "output_scale": self._loss.output_scale,
             "optimizer": type(self.optimizer).__name__,
-            "samples": samples,
+            "samples": self._samples,
             "batch_size": self.batch_size,
-            "schedule": self._schedule,
+            "schedule": self._schedule.name,
             "seed": self._seed,
             "tracker": "none" if self._tracker is None else "present",
         }
-        if self._schedule == "cosine":  # a constant schedule does not depend on the number of epochs
-            described |= {"epochs": self.epochs, "final_rate": self._final_rate}
+        if self._schedule.name == "cosine":  # at a constant rate nothing depends on the end
+            described |= {"epochs": self.epochs, "final_rate": self._schedule.final_rate}
         for name in dict.fromkeys(name for group in self._settings for name in group):
-            # As text, because settings of an optimizer can be of any type.
+            # As text: an optimizer may keep anything.
             text = ", ".join(str(group.get(name)) for group in self._settings)
             described["learning_rate" if name == "lr" else name] = text
         return described
 
-    def _save(self, path: Path, samples: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "description": self._describe(samples),
+    def _state(self) -> dict[str, Any]:
+        """Return everything that changes from epoch to epoch, and the description of the training."""
+        return {
+            "description": self._describe(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
             "tracker": None if self._tracker is None else self._tracker.state_dict(),
         }
-        with atomic_file(path) as file:
-            torch.save(with_state_checksum(state), file)
 
-    def _resume(self, path: Path, samples: str) -> None:
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            saved = state.get("description") if isinstance(state, dict) else None
-            if not isinstance(saved, dict):
-                raise TypeError("it has other content")
-            check_state_checksum(state)
-        except _UNREADABLE as error:
-            if is_machine_error(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path} cannot be read as a checkpoint of a Trainer: {reason}") from error
-        own = self._describe(samples)
-        if "parameters" in saved:  # parameter names in a wrapped model match those in the plain one
-            renamed = match_names(*([name for name, _ in each["parameters"]] for each in (saved, own)))
-            saved["parameters"] = [[renamed.get(name, name), shape] for name, shape in saved["parameters"]]
-        for name, value in own.items():
-            saved_value = saved.get(name, value)  # other versions of PyTorch have other settings
-            if value != saved_value:
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Continue from a state, or raise a ValueError that names the setting that differs."""
+        theirs, mine = state["description"], self._describe()
+        if "parameters" in theirs:  # a wrapper around the model changes no parameter
+            same = match_names(*([name for name, _ in both["parameters"]] for both in (theirs, mine)))
+            theirs["parameters"] = [[same.get(name, name), shape] for name, shape in theirs["parameters"]]
+        for name, here in mine.items():
+            there = theirs.get(name, here)  # other versions of PyTorch have other settings
+            if here != there:
                 if name == "parameters":
-                    value, saved_value = _find_first_difference(value, saved_value)
-                raise ValueError(
-                    f"{path} belongs to a training with {name} {saved_value}; this one has {value}"
-                )
+                    here, there = _first_difference(here, there)
+                raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
         taken = len(state["history"]["loss"])
         if taken > self.epochs:
             raise ValueError(f"{path} has taken {taken} epochs; epochs is {self.epochs}")
         weights = state["model"]
-        renamed = match_names(weights, self.model.state_dict())
-        self.model.load_state_dict({renamed.get(name, name): tensor for name, tensor in weights.items()})
+        same = match_names(weights, self.model.state_dict())
+        self.model.load_state_dict({same.get(name, name): tensor for name, tensor in weights.items()})
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         if self._tracker is not None:
             self._tracker.load_state_dict(state["tracker"])
 
-    def _make_progress_bar(self, taken: int) -> Any:
+    def _bar(self, taken: int) -> Any:
         from tqdm import tqdm
 
         return tqdm(
@@ -518,46 +562,160 @@ class Trainer:
         )
 
 
-#: Errors of torch.load for files that are damaged, or have other content.
-_UNREADABLE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, TypeError, KeyError, ValueError)
+class _Training(ResumableWork):
+    """The epochs of a `Trainer` as resumable work."""
+
+    is_locked = False
+    unit = "epoch"
+    how_to_resume = "`fit` with the same checkpoint"
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Batches,
+        test: Samples | None,
+        test_every: int,
+        after_epoch: Callable[[int], bool | None] | None,
+    ) -> None:
+        self._trainer, self._batches = trainer, batches
+        self._test, self._test_every, self._after_epoch = test, test_every, after_epoch
+        self._is_between_epochs = True
+        self._is_stopped = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are taken, or `after_epoch` has ended the training."""
+        return self._is_stopped or len(self._trainer.history.loss) >= self._trainer.epochs
+
+    def state(self) -> State | None:
+        """Return the state of the trainer; None within an epoch."""
+        if not self._is_between_epochs:
+            return None
+        return State(len(self._trainer.history.loss), 0.0, {}, self._trainer._state())
+
+    def restore(self, storage: _StateFile) -> State | None:
+        """Continue from a file, if it belongs to this training."""
+        state = storage.newest()
+        if state is not None:
+            self._trainer._restore(storage.path, state.metadata)
+        return state
+
+    def advance(self, flush: Callable[[], None]) -> None:
+        """Take the remaining epochs, and flush after each."""
+        trainer, test = self._trainer, self._test
+        taken, epochs = len(trainer.history.loss), trainer.epochs
+        with trainer._own_random_numbers(), trainer._bar(taken) as bar:
+            for epoch in range(taken, epochs):
+                self._is_between_epochs = False
+                trainer._seed_dropout(epoch)
+                self._batches.epoch = epoch
+                trainer._epoch(self._batches, epoch)
+                bar.set_postfix_str(f"loss {trainer.history.loss[-1]:.3e}", refresh=False)
+                bar.update(1)
+                done = epoch + 1
+                is_last = done == epochs
+                if test is not None and (is_last or (self._test_every and done % self._test_every == 0)):
+                    trainer._test(test, done)
+                self._is_between_epochs = True
+                flush()
+                if self._after_epoch is not None and self._after_epoch(done) is True:
+                    if test is not None and trainer.history.test_epochs[-1:] != [done]:
+                        trainer._test(test, done)
+                    self._is_stopped = True
+                    return
+
+
+class _StateFile:
+    """One file with the newest state, as the storage of resumable work."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self._device = path, device
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def newest(self) -> State | None:
+        if not self.exists:
+            return None
+        try:
+            content = torch.load(self.path, map_location=self._device, weights_only=True)
+            description = content.get("description") if isinstance(content, dict) else None
+            if not isinstance(description, dict):
+                raise TypeError("it holds something else")
+            check_state_checksum(content)
+        except _UNREADABLE as error:
+            if is_machine_error(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} cannot be read as a checkpoint of a Trainer: {reason}") from error
+        return State(len(content["history"]["loss"]), 0.0, {}, content)
+
+    def write_state(self, state: State) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path) as file:
+            torch.save(with_state_checksum(state.metadata), file)
+
+    # One file needs no lock, no request, no records and no end: it is replaced as a whole.
+
+    def owned(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def check_request(self) -> None: ...
+    def begin(self, metadata: Mapping[str, Any], arrays: Arrays) -> None: ...
+    def go_back_to(self, step: int) -> None: ...
+    def ending(self) -> dict[str, Any] | None: ...
+    def end(self, outcome: Mapping[str, Any]) -> None: ...
+    def tidy(self) -> None: ...
+    def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
+
+
+#: Exceptions of torch.load for files that are damaged, or hold something else.
+_UNREADABLE: Final = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    TypeError,
+    KeyError,
+    ValueError,
+)
 
 
 def _make_optimizer(
     parameters: Iterator[nn.Parameter],
-    optimizer: str | Callable[..., torch.optim.Optimizer],
+    optimizer: OptimizerOptions | Callable[..., torch.optim.Optimizer],
     learning_rate: float | None,
-    momentum: float,
-    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    if callable(optimizer):
+    if not isinstance(optimizer, OptimizerOptions):
         if learning_rate is not None:
             raise ValueError(
                 f"learning_rate (eta) is {learning_rate}, but optimizer is a callable, which sets its own"
             )
-        result = optimizer(parameters)
-        if not isinstance(result, torch.optim.Optimizer):
-            raise TypeError(f"optimizer returned {type(result).__name__}; wanted a torch.optim.Optimizer")
-        return result
+        made = optimizer(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"optimizer returned {type(made).__name__}; wanted a torch.optim.Optimizer")
+        return made
     if learning_rate is None:
-        raise TypeError(f"learning_rate (eta) is missing; {optimizer!r} needs one")
-    rate = check_scale(learning_rate, "learning_rate (eta)")
-    if optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+        raise TypeError(f"learning_rate (eta) is missing; {optimizer.name!r} needs one")
+    rate, decay = check_scale(learning_rate, "learning_rate (eta)"), optimizer.weight_decay
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=optimizer.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
-def _fingerprint_samples(inputs: torch.Tensor, labels: torch.Tensor) -> str:
-    """Return the shape of the inputs, and checksums of a subset of the inputs and labels."""
+def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
+    """Return the shape of the samples and hashes of some of their numbers."""
     parts = [str(tuple(inputs.shape))]
     for tensor in (inputs, labels):
         flat = tensor.detach().reshape(-1)
-        subset = flat[:: max(len(flat) // 2**16, 1)].cpu().to(torch.float64)
-        parts.append(hashlib.sha256(subset.numpy().tobytes()).hexdigest()[:16])
+        some = flat[:: max(len(flat) // 2**16, 1)].cpu().to(torch.float64)
+        parts.append(hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16])
     return " ".join(parts)
 
 
-def _convert_labels(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Check labels, and return them in int64, as losses need them."""
+def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the labels as int64, which losses need."""
     for name, value in (("inputs", inputs), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor")
@@ -565,9 +723,10 @@ def _convert_labels(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-def _name_loss(loss: str | LossFunction) -> str:
+def _name(loss: str | LossFunction) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
-def _find_first_difference(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
-    return next((a, b) for a, b in zip_longest(first, second) if a != b)
+def _first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
+    pairs = zip_longest(mine, theirs)
+    return next((here, there) for here, there in pairs if here != there)

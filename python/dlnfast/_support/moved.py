@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Keywords of earlier versions: errors that name their new place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def refuse_moved(
+    name: str, moved: Mapping[str, str]
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Make a function raise a TypeError for keywords that are options of a dataclass now.
+
+    Parameters
+    ----------
+    name : str
+        Name of the function, for the message.
+    moved : mapping of str to str
+        For each old keyword the new code, such as ``"layers=LayerOptions(scale=...)"``.
+
+    Returns
+    -------
+    callable
+        A decorator, which keeps the signature.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @wraps(function)
+        def checked(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+            for keyword in keywords:
+                if keyword in moved:
+                    raise TypeError(
+                        f"{name} has no keyword {keyword!r} since version 0.2.0: write {moved[keyword]}"
+                    )
+            return function(*arguments, **keywords)
+
+        return checked
+
+    return decorate

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Runs of `train` that are written to a folder while they run, and resumed from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .._closure.certificate import Certificate, step_flops
+from .._closure.closure import Closure
+from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
+from .._support.dispatch import core
+from .._support.errors import DivergedError
+from .._support.files import Arrays
+from .._support.progress import ProgressBar
+from .._trajectory.load import load_folder
+from .._trajectory.trajectory import Trajectory
+from .jobs import DenseJob, Job, Outputs, ReducedJob, core_arguments, make_trajectory
+from .request import Callback, Request, divergence_text
+from .resumable import Records, ResumableWork, replay_records, run_resumable
+
+#: Flop and byte budget between two flushes.
+_FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28
+
+
+def run_checkpointed(
+    job: SavableJob, request: Request, certificate: Certificate, bar: ProgressBar, checkpoint: Checkpoint
+) -> Trajectory:
+    """Run a job and write it to a folder, or resume the same run from the folder, or load it if finished."""
+    work = CheckpointedRun(job, request, certificate, bar, checkpoint)
+    run_resumable(work.folder, work, seconds=checkpoint.seconds)
+    return _read_finished(work.folder, request)
+
+
+class SavableJob(Job, Protocol):
+    """A job whose state can be written."""
+
+    def moving(self) -> Mapping[str, npt.NDArray[Any]]: ...
+
+
+class CheckpointedRun(ResumableWork):
+    """A run of `train` as resumable work."""
+
+    has_end_file = True
+    how_to_resume = "train(.., checkpoint=..) or dlnfast resume"
+
+    def __init__(
+        self,
+        job: SavableJob,
+        request: Request,
+        certificate: Certificate,
+        bar: ProgressBar,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.job: SavableJob = job
+        self._request, self.certificate, self.bar = request, certificate, bar
+        self.outputs = Outputs(request)
+        self._resumed = False
+        self._has_diverged = False
+        run, arrays = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0).to_arrays()
+        settings = request.settings(certificate.engine)
+        # The invariant subspaces follow from the rest, up to rounding.
+        given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
+        self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, given)
+        self._metadata = {
+            "run": run,
+            "settings": settings,
+            "checkpoint": {"every": checkpoint.every, "seconds": checkpoint.seconds},
+        }
+        self._arrays = arrays
+
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+        """Return the folder of the run with these settings and arrays."""
+        return RunFolder(checkpoint.directory, identity_of(settings, given))
+
+    def request(self) -> tuple[dict[str, Any], Arrays]:
+        """Return problem, W(0) and settings, and the invariant subspaces of a reduced run."""
+        space = self.job.space_arrays() if isinstance(self.job, ReducedJob) else {}
+        return self._metadata, self._arrays | space
+
+    def restore(self, storage: RunFolder) -> State | None:
+        """Continue in the invariant subspaces of the folder, from its newest state."""
+        if isinstance(self.job, ReducedJob):
+            self.job = self.job.within(storage.request()[1])
+        return super().restore(storage)
+
+    def restore_state(self, state: State) -> None:
+        """Continue from weights and optimizer state."""
+        self.resume_at(state.step)
+        assert isinstance(self.job, (ReducedJob, DenseJob))
+        self.job.motion.resumes = True
+        for name, array in self.job.moving().items():
+            array[...] = state.arrays[name]
+
+    def resume_at(self, step: int) -> None:
+        """Count the steps from one that an earlier call has reached."""
+        self._resumed = True
+        self.outputs.begin = step
+
+    def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
+        """Let the engine run, which flushes every `Request.drain_every` steps."""
+        outputs, request = self.outputs, self._request
+        if self._resumed and request.callback is not None:
+            request = replace(request, callback=self._replay(request.callback, outputs.begin))
+
+        def on_flush(step: int) -> None:
+            del step
+            flush()
+            outputs.empty()
+
+        arguments = core_arguments(request, outputs, self.bar) | {"on_drain": on_flush}
+        outcome, step, layer = self.job.run(arguments)
+        self._has_diverged = outcome == "diverged"
+        return {"outcome": outcome, "step": step, "layer": layer}
+
+    def state(self) -> State | None:
+        """Return weights and optimizer state, between two steps."""
+        if self._has_diverged or not self.outputs.between_steps:
+            return None
+        return State(self.outputs.last_step, 0.0, dict(self.job.moving()))
+
+    def records_since(self, step: int) -> Records | None:
+        """Return losses, records and snapshots after a step."""
+        outputs = self.outputs
+        if outputs.last_step <= step or not (self._has_diverged or outputs.between_steps):
+            return None
+        run = make_trajectory(self.job, self._request, self.certificate, outputs, "unfinished", 0.0)
+        # A resumed run computes the loss of its state again.
+        return Records(outputs.last_step, _new_records(run, repeated=outputs.begin <= step))
+
+    def partial_result(self) -> Trajectory:
+        """Return the trajectory in the folder."""
+        return load_folder(self.folder, self._request.problem)
+
+    def _replay(self, callback: Callback, begin: int) -> Callback:
+        """Replay saved records to the callback, and return the callback for the remaining steps."""
+        last, answer = replay_records(callback, self._saved_records())
+        is_stopped = answer is True and last == begin
+
+        def remaining(step: int, loss: float) -> bool | None:
+            # The first loss of a resumed run has been replayed.
+            return is_stopped if step == begin else callback(step, loss)
+
+        return remaining
+
+    def _saved_records(self) -> Iterator[tuple[int, float]]:
+        """Yield step and loss of all records in the folder."""
+        n_before = 0
+        for part in self.folder.records():
+            for step in part["steps"].tolist():
+                yield step, float(part["loss"][step - n_before])
+            n_before += len(part["loss"])
+
+
+def _read_finished(folder: RunFolder, request: Request) -> Trajectory:
+    """Load a finished run, or raise the `DivergedError` that holds it."""
+    run = load_folder(folder, request.problem)
+    ending = folder.ending()
+    assert ending is not None
+    if ending["outcome"] == "diverged":
+        step, layer = ending["step"], ending["layer"]
+        text = divergence_text(request, step, layer)
+        raise DivergedError(text, step=step, layer=layer, trajectory=run)
+    return run
+
+
+def _new_records(run: Trajectory, repeated: bool) -> dict[str, npt.NDArray[Any]]:
+    """Return the records of a run, without the first one where it repeats a saved one."""
+    first = int(repeated)
+    arrays = {
+        name: array if name.startswith("snapshot") else array[first:]
+        for name, array in run.states.record_arrays().items()
+    }
+    arrays |= {"steps": run.steps[first:], "loss": run.loss[first:]}
+    if run.rates is not None:
+        arrays["rates"] = run.rates
+    if repeated and "snapshot_steps" in arrays:
+        again = int(np.sum(arrays["snapshot_steps"] == run.steps[0]))
+        for name in arrays:
+            if name.startswith("snapshot"):
+                arrays[name] = arrays[name][again:]
+    return arrays
+
+
+def steps_between_flushes(request: Request, space: Closure | None) -> int:
+    """Return the number of steps that take about a second, or fill 256 MB."""
+    if space is None:
+        widths = request.widths
+        flops = core.step_flops(widths, core.best_pivot(widths)) + 4.0 * sum(
+            map(math.prod, zip(widths[1:], widths[:-1], strict=True))
+        )
+        ranks = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
+        sizes = [k if request.n_values is None else min(k, request.n_values) for k in ranks]
+        per_record = 8.0 * sum(5 * k + 14 for k in sizes)
+        if request.vectors:
+            per_record += 8.0 * sum(
+                (a + b) * k for a, b, k in zip(widths[1:], widths[:-1], sizes, strict=True)
+            )
+    else:
+        flops = step_flops(space.cores)
+        per_record = 8.0 * sum(core_.size for core_ in space.cores)
+    per_snapshot = 8.0 * sum(
+        math.prod(shape) for shape in zip(request.widths[1:], request.widths[:-1], strict=True)
+    )
+    per_step = 16.0 + per_record / request.record_every
+    per_step += per_snapshot / request.weights_every if request.weights_every else 0.0
+    by_time, by_memory = _FLUSH_FLOPS / (flops + 1e3), _FLUSH_BYTES / per_step
+    return int(np.clip(min(by_time, by_memory), 1, 2**20))
