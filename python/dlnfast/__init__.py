@@ -26,7 +26,7 @@ from ._support.errors import AssumptionError, CopyWarning, DivergedError, Folder
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
-from ._training.rates import Adaptive
+from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.export import export
 from ._trajectory.load import load
@@ -57,6 +57,7 @@ __all__ = [
     "MatrixCompletion",
     "Problem",
     "Ratings",
+    "Record",
     "SVDTracker",
     "Sensing",
     "ShapeError",

@@ -421,13 +421,9 @@ def _train(arguments: argparse.Namespace) -> int:
     summary: dict[str, Any] = {"spec": chosen.to_dict(), "problem": problem.describe(), "seconds": seconds}
     print(f"problem:  {problem!r}, {_white_text(problem)}; made in {seconds['problem']:.2f} s")
     try:
-        run = train(
-            problem,
-            prepared.weights,
-            progress=True,
-            checkpoint=arguments.checkpoint,
-            **spec.train_arguments(chosen),
-        )
+        options = spec.train_options(chosen)
+        options = dataclasses.replace(options, record=dataclasses.replace(options.record, progress=True))
+        run = train(problem, prepared.weights, checkpoint=arguments.checkpoint, **options.keywords())
     except (DivergedError, KeyboardInterrupt) as error:
         partial = getattr(error, "trajectory", None)
         if partial is not None:

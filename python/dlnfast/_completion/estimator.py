@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .._problem.factors import entries_of_product
 from .._support.arrays import FloatArray
 from .._support.checkpoint import Checkpoint
-from .._training.rates import Adaptive
+from .._training.options import Adaptive
 from .._trajectory.trajectory import Trajectory
 from .entries import Biases, Entries, fit_biases, merge_duplicates, read_entries, read_pairs
 from .fitting import (

@@ -16,6 +16,7 @@ from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, check_count, check_scale
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .._support.files import Arrays
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.states import COLUMNS, DenseStates, LayerTracking
 from .._trajectory.storage import pack_problem
@@ -137,18 +138,21 @@ def train_in_turns(
     """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
     wanted = dict(settings)
     checkpoint = wanted.pop("checkpoint", None)
-    if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
-        raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
+    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
+    record = wanted.pop("record").checked(n_steps)
+    if record.n_values != 0 or record.vectors:
+        raise ValueError(
+            "singular_values and vectors are not recorded with outer_every above 1: "
+            "record=dln.Record(singular_values=None)"
+        )
     if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
         raise ValueError("momentum is not kept over the steps of the outer layers: outer_every=1")
-    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
     record_every, weights_every = (
-        -(-check_count(max(n_steps, 1) if every is None else every, name) // turn) * turn
-        for name in ("record_every", "weights_every")
-        for every in [wanted.pop(name, None)]
+        -(-(max(n_steps, 1) if every is None else every) // turn) * turn
+        for every in (record.every, record.weights_every)
     )
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
-    watched = wanted.pop("callback", None)
+    watched = record.callback
     turns = _Turns(problem, narrow, outer, decay, n_steps, record_every)
     with ExitStack() as stack:
         kept = None
@@ -182,11 +186,10 @@ def train_in_turns(
                     learning_rate=learning_rate,
                     engine="dense",
                     steps=count,
-                    record_every=max(count, 1),
-                    singular_values=None,
+                    record=Record(every=max(count, 1), singular_values=None, progress=record.progress),
                     **wanted,
                 )
-                if settings["weights_every"] is not None and turns.step % weights_every == 0:
+                if record.weights_every is not None and turns.step % weights_every == 0:
                     turns.keep_layers()
                 converged = inner.config["outcome"] == "converged"
                 ended = converged or count == 0

@@ -19,22 +19,8 @@ from .._datasets.text import TASKS, TextTask
 from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
 from .._support.files import decoded, parsed_object, with_checksum, without_checksum
-from .schema import (
-    Key,
-    SpecError,
-    boolean,
-    check_names,
-    check_section,
-    choice,
-    described,
-    integer,
-    is_integer,
-    is_list_of,
-    is_number,
-    number,
-    read_toml,
-    string,
-)
+from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
+from .schema import SpecError, check_names, check_section, described, read_toml
 
 __all__ = [
     "METHODS",

@@ -23,24 +23,11 @@ from .._problem.problem import REDUCTIONS, Problem
 from .._problem.standard import classification, low_rank_recovery
 from .._support.arrays import FloatArray
 from .._support.files import ARCHIVE_ERRORS, read_arrays
+from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, number, per_layer, string
+from .._training.options import Options, only_keys_to_store, spec_keys
+from .._training.registry import split_engine
 from .._weights import initial
-from .schema import (
-    Key,
-    SpecError,
-    boolean,
-    check_names,
-    check_section,
-    choice,
-    described,
-    integer,
-    is_integer,
-    is_list_of,
-    listed,
-    number,
-    per_layer,
-    read_toml,
-    string,
-)
+from .schema import SpecError, check_names, check_section, described, listed, read_toml
 
 __all__ = [
     "Samples",
@@ -52,7 +39,8 @@ __all__ = [
     "make_problem",
     "make_weights",
     "read_spec",
-    "train_arguments",
+    "settings_to_hash",
+    "train_options",
 ]
 
 #: Samples transformed at a time when accuracies are measured.
@@ -108,24 +96,8 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "seed": integer(0),
         "dtype": choice("float64", "float64", "float32"),
     },
-    "train": {
-        "learning_rate": per_layer(required=True, auto=True),
-        "steps": integer(required=True),
-        "weight_decay": per_layer(0.0),
-        "momentum": per_layer(0.0),
-        "engine": choice("auto", "auto", "reduced", "dense", "torch"),
-        "device": string(),
-        "record_every": integer(1),
-        "singular_values": Key(
-            lambda v: v in ("all", "none") or is_integer(v), '"all", "none" or an integer', "all"
-        ),
-        "vectors": boolean(False),
-        "tracking": choice("auto", "auto", "dense", "full"),
-        "weights_every": integer(),
-        "tolerance": number(),
-        "n_threads": integer(0),
-        "optimizer": string("gd"),
-    },
+    # `device` is the older way to write engine = "torch:DEVICE"; specifications hold both apart.
+    "train": {**spec_keys(), "device": string()},
     "output": {"directory": string(), "weights": boolean(True)},
 }
 
@@ -200,8 +172,19 @@ def check_spec(raw: Mapping[str, Any]) -> Spec:
         raise SpecError(f"problem.kind {came}; wanted {_KIND.wanted}")
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     _check_sizes(sections["weights"])
+    sections["train"] = _with_device_apart(sections["train"])
     settings = check_section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
     return Spec({"kind": kind, **settings}, **sections)
+
+
+def _with_device_apart(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section [train] with ``engine = "torch:DEVICE"`` as engine and device."""
+    engine, device = split_engine(train["engine"])
+    if train["device"] is not None and (engine != "torch" or device):
+        raise SpecError(
+            f'train.device is {train["device"]!r} but train.engine is {train["engine"]!r}; wanted "torch"'
+        )
+    return {**train, "engine": engine, "device": train["device"] or device or None}
 
 
 def _check_sizes(weights: Mapping[str, Any]) -> None:
@@ -353,12 +336,19 @@ def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
     return law[settings["init"]](widths, **common)
 
 
-def train_arguments(spec: Spec) -> dict[str, Any]:
-    """Return the keyword arguments of `dlnfast.train`."""
-    arguments = dict(spec.train)
-    if arguments["singular_values"] == "none":
-        arguments["singular_values"] = None
-    return arguments
+def train_options(spec: Spec) -> Options:
+    """Return the options of `dlnfast.train`."""
+    device = spec.train["device"]
+    engine = spec.train["engine"] if device is None else f"{spec.train['engine']}:{device}"
+    return Options.from_flat({**spec.train, "engine": engine})
+
+
+def settings_to_hash(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the sections without later options at their default, so that hashes of older versions hold."""
+    return {
+        name: only_keys_to_store(table) if name == "train" else dict(table)
+        for name, table in sections.items()
+    }
 
 
 def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samples) -> dict[str, float]:

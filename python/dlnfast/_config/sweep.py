@@ -19,17 +19,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from .._problem.problem import Problem
 from .._support.arrays import as_list, check_count, check_path, check_scale, random_generator
 from .._support.files import remove_parts, write_text_whole
 from .._support.locks import FolderLock
 from .._support.optional import imported
 from .._support.threads import available_cores
-from .._training.request import Request, check_optimizer
 from .._trajectory.load import load
 from .._trajectory.trajectory import Trajectory
 from .._weights.widths import check_distribution
@@ -107,9 +105,9 @@ class SweepGrid(Sequence[dict[str, Any]]):
 
     Notes
     -----
-    The hash of a run is of its sections [problem], [weights] and [train] with all defaults filled in, as
-    canonical JSON: numbers that are equal are written alike, and paths are absolute. What stands in files of
-    data is not part of it.
+    The hash of a run covers its sections [problem], [weights] and [train] with the defaults filled in, as
+    canonical JSON: equal numbers are written alike, and paths are absolute. It does not cover the contents of
+    data files, nor options added after version 0.1.0 that have their default.
 
     Examples
     --------
@@ -246,7 +244,8 @@ def _item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> It
         chosen.problem["path"] = os.path.abspath(chosen.problem["path"])
     _check_values(chosen)
     complete = chosen.to_dict()
-    text = json.dumps(_canonical({name: complete[name] for name in _HASHED}), sort_keys=True)
+    hashed = spec.settings_to_hash({name: complete[name] for name in _HASHED})
+    text = json.dumps(_canonical(hashed), sort_keys=True)
     return Item(hashlib.sha256(text.encode()).hexdigest()[:16], complete)
 
 
@@ -262,7 +261,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _check_values(chosen: spec.Spec) -> None:
-    """Raise for what can be seen to be out of its range before there are any data."""
+    """Raise for values out of their range, as far as that is known before there are any data."""
     problem, weights = chosen.problem, chosen.weights
     depth = weights["depth"] if weights["widths"] is None else len(weights["widths"]) - 1
     check_distribution(weights["widths"] or [1] * (depth + 1), weights["scale"], weights["dtype"])
@@ -275,15 +274,7 @@ def _check_values(chosen: spec.Spec) -> None:
             raise SpecError(f"problem.rank is {rank}; wanted at most problem.dim = {dim}")
     if problem["kind"] == "npz" and not os.path.isfile(problem["path"]):
         raise SpecError(f"problem.path is {problem['path']}, which is no file")
-    arguments = spec.train_arguments(chosen)
-    check_optimizer(arguments.pop("optimizer"))
-    engine, device = arguments.pop("engine"), arguments.pop("device")
-    if device is not None and engine != "torch":
-        raise SpecError(f'train.device is {device!r} but train.engine is {engine!r}; wanted "torch"')
-    if arguments["learning_rate"] == "auto":
-        arguments["learning_rate"] = 1.0  # which needs the problem
-    # Of the weights only their number is looked at, and nothing of the problem.
-    Request.checked(cast(Problem, None), cast(Any, [None] * depth), callback=None, **arguments)
+    spec.train_options(chosen).checked(depth)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -39,7 +40,8 @@ from .._support.files import (
 from .._support.locks import FolderLock
 from .._training.batch import Plan, descend_together
 from .._training.engines import choose_engine, with_caution
-from .._training.request import Request, divergence_text
+from .._training.options import Options
+from .._training.request import divergence_text, make_request
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from . import runs, spec
@@ -60,6 +62,11 @@ _PATIENCE: Final = 60.0
 _WIDEST_CORE: Final = 8
 #: Wider networks are not looked at twice: their closure costs more than a batch saves.
 _WIDEST: Final = 128
+#: Options that the engine of `train_batch` knows; a run with any other option is done by itself.
+_BATCHED: Final = frozenset(
+    {"learning_rate", "steps", "weight_decay", "momentum", "engine", "tolerance", "n_threads"}
+    | {"record_every", "singular_values", "vectors", "tracking", "weights_every"}
+)
 #: Runs of a batch before their pace is known: two registers of lanes in double precision.
 _FEWEST: Final = 16
 #: Bytes that the records of a batch may take.
@@ -306,7 +313,7 @@ class _Begun(NamedTuple):
 
     item: Item
     prepared: runs.Prepared
-    arguments: dict[str, Any]
+    options: Options
     seconds: float
 
 
@@ -391,23 +398,23 @@ class _Work:
         made = time.perf_counter()
         weights = _weights(*keys)
         seconds = {"problem": made - start, "weights": time.perf_counter() - made}
-        arguments = spec.train_arguments(chosen)
-        arguments["n_threads"] = arguments["n_threads"] or self.job.n_threads
-        return _Begun(item, runs.Prepared(chosen, problem, samples, weights, seconds), arguments, 0.0)
+        options = spec.train_options(chosen)
+        options = replace(options, n_threads=options.n_threads or self.job.n_threads)
+        return _Begun(item, runs.Prepared(chosen, problem, samples, weights, seconds), options, 0.0)
 
     def _plan(self, begun: _Begun) -> Plan | None:
-        """Return how a run goes in a batch; None where it does not.
+        """Return the plan of a run in a batch; None if the run is done by itself.
 
-        It depends on the run alone, so that a sweep gives the same whatever else is in it.
+        The plan depends on the run alone, so that every sweep gives the same numbers for it.
         """
-        arguments, prepared = dict(begun.arguments), begun.prepared
-        engine, device, optimizer = (arguments.pop(name) for name in ("engine", "device", "optimizer"))
+        options, prepared = begun.options, begun.prepared
         widths = [prepared.problem.dim_in, *map(len, prepared.weights)]
-        if engine not in ("auto", "reduced") or device or optimizer != "gd" or max(widths) > _WIDEST:
+        is_batched = options.engine in ("auto", "reduced") and set(options.changed()) <= _BATCHED
+        if not is_batched or max(widths) > _WIDEST:
             return None
-        request = Request.checked(prepared.problem, prepared.weights, callback=None, **arguments)
         keys = [json.dumps(begun.item.sections[name], sort_keys=True) for name in ("problem", "weights")]
-        certificate, space = _closure(*keys, engine)
+        request = make_request(options.checked(), prepared.problem, prepared.weights)
+        certificate, space = _closure(*keys, options.engine)
         if space is None or max(max(core.shape) for core in space.cores) > _WIDEST_CORE:
             return None
         return Plan(request, with_caution(certificate, request), space)
@@ -451,7 +458,7 @@ class _Work:
         prepared, start = begun.prepared, time.perf_counter()
         outcome, error_text = "diverged", None
         try:
-            run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.arguments)
+            run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.options.keywords())
             assert run is not None
             outcome = run.config["outcome"]
         except DivergedError as error:

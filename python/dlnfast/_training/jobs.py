@@ -24,7 +24,8 @@ from .._trajectory.load import COMPLETE
 from .._trajectory.states import DenseStates, LayerTracking, ReducedStates
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
-from .request import ALL_VALUES, Request, divergence_text
+from .options import ALL_VALUES
+from .request import Request, divergence_text
 
 #: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
 _COMPENSATED = 32
@@ -89,8 +90,8 @@ def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
         return np.empty(shape, dtype=dtype)
     except (MemoryError, ValueError, OverflowError) as error:  # the latter for shapes beyond addresses
         raise MemoryError(
-            f"records of shape {shape} do not fit the memory ({error}): raise record_every (or "
-            "weights_every), keep fewer singular_values or no vectors, or take fewer steps"
+            f"records of shape {shape} do not fit the memory ({error}): raise record.every (or "
+            "record.weights_every), record fewer singular_values or no vectors, or take fewer steps"
         ) from None
 
 

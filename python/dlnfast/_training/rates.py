@@ -20,44 +20,12 @@ from .._weights.implicit import ImplicitWeights
 from ..theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .curvature import constant_rate, layer_curvatures
 from .curvature import minimum_sharpness as minimum_sharpness_of_observed
-
-PerLayer = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    r"""A learning rate that follows the weights: the stability threshold, measured at every step.
-
-    .. math:: \eta = \frac{\text{safety}}{c \sum_l m_l q_l s_l^2 + c \max_l \sum_{k \ne l} \sqrt{m_l m_k}
-        s_{lk} e + \lambda},
-
-    with s_l (s_lk) the product of the largest singular values of all layers but l (and k), e the norm of the
-    residual and q_l the share of a change that the observations see. The denominator bounds the Hessian in
-    the metric of the rates; descent is stable for safety below 2. Where small weights leave a plateau the
-    rate is larger by orders of magnitude than any constant one that is stable in the end.
-
-    Parameters
-    ----------
-    safety : float
-        Above 0.
-    ratios : sequence of float, optional
-        m_l: the layers' rates are m_l eta. All 1 by default.
-    curvature : sequence of float, optional
-        q_l. Measured by default; 1 for white inputs.
-
-    Notes
-    -----
-    Costs two products of each layer with a vector at every step. `Trajectory.rates` keeps eta.
-    """
-
-    safety: float = 1.5
-    ratios: Sequence[float] | None = None
-    curvature: Sequence[float] | None = None
+from .options import Adaptive, PerLayer
 
 
 @dataclass(frozen=True)
 class AdaptiveRequest:
-    """`Adaptive`, checked, with everything measured."""
+    """The constants of an adaptive rate, measured for a problem and its weights."""
 
     safety: float
     curvature: list[float]
@@ -69,7 +37,7 @@ _SMALL_TARGET: Final = 512
 
 
 def largest_target_value(problem: Problem | Observations) -> float:
-    """Return ||Phi||_2, or 0 where it is not known or would take a large decomposition."""
+    """Return ||Phi||_2, or 0 if it is unknown or takes a large decomposition."""
     if isinstance(problem, Observations):
         return 0.0
     if isinstance(problem.target, LowRank):
@@ -84,11 +52,10 @@ def learning_rates(
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
+    """Return the constant learning rates of the layers: the given ones, or those of "auto"."""
     n_layers = len(weights)
     if not isinstance(learning_rate, str):
         return per_layer(learning_rate, "learning_rate (eta)", n_layers)
-    if learning_rate != "auto":
-        raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, "auto" or "adaptive"')
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
     scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
@@ -103,7 +70,7 @@ def rates_at(
 ) -> npt.NDArray[np.float64]:
     """Return the learning rates of "auto" for layers of these scales (eps)."""
     n_layers = len(scales)
-    # Weight decay makes everything sharper by lambda.
+    # Weight decay adds lambda to every eigenvalue of the Hessian.
     sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=max(scales)) + float(weight_decay.max())
     return np.full(n_layers, (1.0 - float(momentum.max())) / sharpness)
 
@@ -125,18 +92,19 @@ def automatic_rates(
 
 
 def adaptive_rates(
-    law: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
+    rule: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
 ) -> tuple[npt.NDArray[np.float64], AdaptiveRequest]:
+    """Return the ratios of the layers' rates, and the constants of an adaptive rate."""
     layers = require_arrays(weights)
-    safety = check_scale(law.safety, "safety", strict=True)
-    ratios = per_layer(1.0 if law.ratios is None else law.ratios, "ratios", len(layers))
+    safety = check_scale(rule.safety, "safety", strict=True)
+    ratios = per_layer(1.0 if rule.ratios is None else rule.ratios, "ratios", len(layers))
     error_scale = 1.0
     if isinstance(problem, Observations):
         error_scale = problem.error_scale
     elif problem.gram_eigen is not None:
         error_scale = float(np.sqrt(problem.gram_eigen[0][-1]))
-    if law.curvature is not None:
-        curvature = per_layer(law.curvature, "curvature", len(layers))
+    if rule.curvature is not None:
+        curvature = per_layer(rule.curvature, "curvature", len(layers))
     elif isinstance(problem, Observations):
         curvature = np.array(layer_curvatures(problem, layers))
     else:
@@ -153,12 +121,12 @@ def rate_caution(
     *,
     decomposed: bool = False,
 ) -> str:
-    """Return what to add to the reason of a run whose rates are above what the minimum bears, else ""."""
-    # Layers with rates of their own add up to their mean; heavy ball bears 1 + mu times as much.
-    rate, bears = float(learning_rate.mean()), 1 + float(momentum.min())
+    """Return the warning for rates at which the minimum is unstable; empty for stable rates."""
+    # The mean decides where layers have different rates; momentum raises the bound by the factor 1 + mu.
+    rate, factor = float(learning_rate.mean()), 1 + float(momentum.min())
     if rate == 0:
         return ""
-    bound = bears * _largest_stable_rate(problem, scales, learning_rate / rate, rate / bears, decomposed)
+    bound = factor * _largest_stable_rate(problem, scales, learning_rate / rate, rate / factor, decomposed)
     if rate <= bound:
         return ""
     where = "the balanced minimum"
@@ -177,11 +145,11 @@ def _largest_stable_rate(
     rate: float,
     decomposed: bool,
 ) -> float:
-    """Return the rate above which the minimum is unstable, infinity where it is clear that `rate` is not."""
+    """Return the largest rate at which the minimum is stable; infinity if `rate` is clearly below it."""
     n_layers = len(scales)
     if isinstance(problem, Observations):
-        return _twice_over(minimum_sharpness_of_observed(problem, scales, ratios.tolist()))
-    # A Frobenius norm bounds the largest singular value; where that is enough nothing is decomposed.
+        return _stable_rate(minimum_sharpness_of_observed(problem, scales, ratios.tolist()))
+    # The Frobenius norm bounds the largest singular value. If that bound suffices, nothing is decomposed.
     gram = 1.0 if problem.gram_eigen is None else float(problem.gram_eigen[0][-1])
     best = problem.least_squares
     norm = float(np.linalg.norm(best.s if isinstance(best, LowRank) else best))
@@ -192,10 +160,11 @@ def _largest_stable_rate(
         return math.inf
     if problem.input_gram is not None:
         few = decomposed or min(problem.target.shape) <= _SMALL_TARGET
-        return _twice_over(minimum_sharpness(problem, n_layers)) if few else math.inf
+        return _stable_rate(minimum_sharpness(problem, n_layers)) if few else math.inf
     sigma = float(problem.target_factors().s[0]) if decomposed else largest_target_value(problem)
     return stability_threshold(sigma, n_layers, problem.loss_scale) if sigma > 0 else math.inf
 
 
-def _twice_over(sharpness: float) -> float:
+def _stable_rate(sharpness: float) -> float:
+    """Return two over the sharpness, the threshold of gradient descent."""
     return 2.0 / sharpness if sharpness > 0 else math.inf

@@ -23,7 +23,8 @@ from .._trajectory.states import DenseStates, ReducedStates
 from .._trajectory.storage import record_arrays
 from .._trajectory.trajectory import Trajectory
 from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
-from .request import Callback, Request, divergence_text
+from .options import Callback
+from .request import Request, divergence_text
 
 #: What may be computed, and held, before a run that is kept writes it.
 _FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
+from .._training.options import Record
 from .._training.train import train
 
 
@@ -40,7 +41,7 @@ def gradients(
         weight_decay=1.0,
         steps=1,
         engine="dense",
-        singular_values=None,
+        record=Record(singular_values=None),
         n_threads=n_threads,
     )
     return [-weight for weight in run.all_weights()]

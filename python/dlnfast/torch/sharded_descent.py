@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,16 @@ import torch
 from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray
+from .._support.arrays import FloatArray, per_layer
 from .._support.dispatch import core
 from .._support.errors import ShapeError
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._training.engines import with_caution
 from .._training.jobs import run_job
-from .._training.rates import Adaptive, PerLayer, rates_at
-from .._training.request import Callback, Request
+from .._training.options import Options, PerLayer, Record, names_moved_options
+from .._training.rates import rates_at
+from .._training.request import Request
 from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._rule import Rule
@@ -36,8 +37,10 @@ logger = logging.getLogger("dlnfast")
 
 #: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
 _SCRATCH = 2**18
+_NO_VALUES: Final = Record(singular_values=None)
 
 
+@names_moved_options
 def train_sharded(
     problem: Problem,
     weights: Sequence[RowSharded],
@@ -46,12 +49,8 @@ def train_sharded(
     steps: int,
     weight_decay: PerLayer = 0.0,
     momentum: PerLayer = 0.0,
-    record_every: int = 1,
-    singular_values: int | None = None,
-    vectors: bool = False,
+    record: Record = _NO_VALUES,
     tolerance: float | None = None,
-    progress: bool = False,
-    callback: Callback | None = None,
 ) -> Trajectory:
     r"""Run full-batch gradient descent on layers that are larger than a machine; all processes call it alike.
 
@@ -70,17 +69,12 @@ def train_sharded(
         devices of one kind. Their rows *are changed*, and hold W_l at the end of the run.
     learning_rate : float or sequence of float, or "auto"
         As for `dlnfast.train`.
-    steps, weight_decay, momentum, record_every, tolerance
+    steps, weight_decay, momentum, tolerance
         As for `dlnfast.train`.
-    singular_values : int, optional
-        How many of each layer to follow from record to record, with bounds on their errors.
-    vectors : bool
-        Keep their vectors too, k (d_l + d_{l-1}) numbers per record, on every process.
-    progress : bool
-        A bar on the terminal of process 0.
-    callback : callable, optional
-        ``callback(step, loss)`` at every record, on the processes that were given one; True on any of them
-        ends the run on all.
+    record : Record
+        The records of the run, as for `dlnfast.train`, with a number of singular values or None. Vectors take
+        k (d_l + d_{l-1}) numbers per record, on every process. The progress bar is on the terminal of process
+        0. The callback is called on the processes that have one; True on any of them ends the run on all.
 
     Returns
     -------
@@ -131,7 +125,8 @@ def train_sharded(
     >>> import dlnfast as dln
     >>> problem = dln.classification(n_classes=3, samples_per_class=4, dim=12, seed=0)
     >>> shards = [dln.torch.RowSharded.from_rows(w) for w in dln.orthogonal([12, 12, 3], 0.5, seed=0)]
-    >>> run = dln.torch.train_sharded(problem, shards, learning_rate="auto", steps=20, singular_values=2)
+    >>> record = dln.Record(singular_values=2)
+    >>> run = dln.torch.train_sharded(problem, shards, learning_rate="auto", steps=20, record=record)
     >>> run.engine, run.singular_values(1).shape, bool(run.loss[-1] < run.loss[0])
     ('sharded', (21, 2), True)
     """
@@ -144,27 +139,15 @@ def train_sharded(
     facts: dict[str, Any] = {}
     try:
         _check_chain(problem, layers)
-        if isinstance(singular_values, str):
-            raise TypeError(f"singular_values is {singular_values!r}; wanted a number or None")
-        if isinstance(learning_rate, (str, Adaptive)) and not automatic:
-            raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers or "auto"')
-        request = Request.checked(
-            problem,
-            # What the checks ask for is shape and precision: these hold no numbers.
-            [np.broadcast_to(np.zeros((), layer.dtype), layer.shape) for layer in layers],
-            learning_rate=0.0 if automatic else learning_rate,
+        options = Options(
+            learning_rate=learning_rate,
             steps=steps,
             weight_decay=weight_decay,
             momentum=momentum,
-            record_every=record_every,
-            singular_values=singular_values,
-            vectors=vectors,
-            weights_every=None,
+            record=record,
             tolerance=tolerance,
-            n_threads=0,
-            callback=callback,
-        )
-        request = replace(request, device=layers[0].rows.device.type)
+        ).checked(len(layers))
+        request = _make_request(options, problem, layers)
         facts = _facts(request, automatic)
     except (TypeError, ValueError) as raised:
         error = raised
@@ -175,8 +158,36 @@ def train_sharded(
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
-    with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
+    with ProgressBar(request.steps, request.options.record.progress and peers.rank == 0) as bar:
         return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
+
+
+def _make_request(options: Options, problem: Problem, layers: list[RowSharded]) -> Request:
+    """Return the request of checked options, or raise for options that layers in rows do not have.
+
+    Its rates are zeros where they are automatic: they depend on all processes.
+    """
+    n_layers = len(layers)
+    if isinstance(options.record.singular_values, str):
+        raise TypeError("record.singular_values is 'all'; wanted a number or None")
+    if options.record.weights_every is not None:
+        raise ValueError("record.weights_every is set, but no process has whole weights; wanted None")
+    if options.adaptive is not None:
+        raise TypeError(f'learning_rate (eta) is {options.learning_rate!r}; wanted numbers or "auto"')
+    automatic = isinstance(options.learning_rate, str)
+    return Request(
+        problem=problem,
+        weights=[],
+        options=options,
+        widths=[layers[0].shape[1], *(layer.shape[0] for layer in layers)],
+        dtype=np.dtype(layers[0].dtype),
+        learning_rate=per_layer(0.0 if automatic else options.learning_rate, "learning_rate (eta)", n_layers),
+        adaptive=None,
+        weight_decay=per_layer(options.weight_decay, "weight_decay (lambda)", n_layers),
+        momentum=per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0),
+        callback=options.record.callback,
+        device=layers[0].rows.device.type,
+    )
 
 
 def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
