@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
+from records import with_record
 
 import dlnfast as dln
 
@@ -381,16 +382,23 @@ def cut_at(step: int) -> Callable[[int, float], None]:
 
 def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], Any]:
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"learning_rate": 0.3, "steps": 3, "n_threads": 1, "singular_values": None} | settings
+    options = {
+        "learning_rate": 0.3,
+        "steps": 3,
+        "n_threads": 1,
+        "record": dln.Record(singular_values=None),
+    } | settings
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
-        return content(dln.train(problem, weights, **options, checkpoint=where, callback=callback))
+        return content(
+            dln.train(problem, weights, **with_record(options, callback=callback), checkpoint=where)
+        )
 
     return act
 
 
-DENSE = {"engine": "dense", "weights_every": 1, "momentum": 0.5}
+DENSE = {"engine": "dense", "record": dln.Record(weights_every=1), "momentum": 0.5}
 
 
 def training(name: str, settings: dict[str, Any], **more: Any) -> Iterator[Case]:
@@ -438,7 +446,13 @@ def batches() -> Case:
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "batch", every=2)
         batch = dln.train_batch(
-            problem, starts, learning_rate=0.3, steps=5, record_every=1, n_threads=1, checkpoint=where
+            problem,
+            starts,
+            learning_rate=0.3,
+            steps=5,
+            record=dln.Record(every=1),
+            n_threads=1,
+            checkpoint=where,
         )
         return batch.loss.tobytes(), batch.outcomes, [content(run) for run in batch]
 
@@ -452,12 +466,16 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
-        options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
+        options = (
+            {"rank": 1, "steps": 6, "record": dln.Record(every=2, singular_values=None), "n_threads": 1}
+            | settings
+            | more
+        )
         return content(dln.train_compressed(problem, law, **options, checkpoint=where))
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
-            train(folder, callback=cut_at(3))
+            train(folder, record=dln.Record(callback=cut_at(3)))
 
     yield Case(f"train_compressed, {name}", train)
     yield Case(f"train_compressed, {name}, resumed", train, prepare)
@@ -576,7 +594,7 @@ def results() -> Case:
 
 def _runs() -> list[dln.Trajectory]:
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"engine": "dense", "steps": 3, "n_threads": 1, "singular_values": 2}
+    options = {"engine": "dense", "steps": 3, "n_threads": 1, "record": dln.Record(singular_values=2)}
     return [dln.train(problem, weights, learning_rate=rate, **options) for rate in (0.2, 0.3)]
 
 

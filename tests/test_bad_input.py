@@ -345,14 +345,14 @@ def test_counts_out_of_range(name, value):
 @pytest.mark.parametrize(
     "options",
     [
-        {"record_every": 10**9},
-        {"record_every": 2**40},
-        {"record_every": 2**70},
-        {"weights_every": 2**40},
-        {"weights_every": 2**70},
-        {"singular_values": 2**40},
-        {"singular_values": 2**70},
-        {"singular_values": np.int64(3)},
+        {"record": dln.Record(every=10**9)},
+        {"record": dln.Record(every=2**40)},
+        {"record": dln.Record(every=2**70)},
+        {"record": dln.Record(weights_every=2**40)},
+        {"record": dln.Record(weights_every=2**70)},
+        {"record": dln.Record(singular_values=2**40)},
+        {"record": dln.Record(singular_values=2**70)},
+        {"record": dln.Record(singular_values=np.int64(3))},
         {"steps": np.uint8(5)},
         {"n_threads": np.int32(1)},
     ],
@@ -438,20 +438,20 @@ def test_a_problem_is_a_problem(problem):
 @pytest.mark.parametrize("callback", ["print", 3, [print]])
 def test_a_callback_can_be_called(callback):
     with pytest.raises(TypeError, match="callback is"):
-        train(callback=callback)
+        train(record=dln.Record(callback=callback))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("answer", ["text", [1], {}, object(), np.arange(3)])
 def test_only_true_ends_a_run(answer, engine):
     """What a lambda happens to return is not an answer."""
-    run = train(engine=engine, callback=lambda step, loss: answer)
+    run = train(engine=engine, record=dln.Record(callback=lambda step, loss: answer))
     assert len(run.loss) == 6
 
 
 def test_vectors_without_values():
     with pytest.raises(ValueError, match="vectors is True but singular_values asks for none"):
-        train(vectors=True, singular_values=None)
+        train(record=dln.Record(vectors=True, singular_values=None))
 
 
 # Rates that diverge.
@@ -464,7 +464,12 @@ def test_divergence_keeps_what_was_recorded(engine, dtype, momentum):
     weights = weights_of(dtype=dtype)
     with pytest.raises(dln.DivergedError) as caught:
         train(
-            weights=weights, learning_rate=20.0, momentum=momentum, steps=500, engine=engine, record_every=2
+            weights=weights,
+            learning_rate=20.0,
+            momentum=momentum,
+            steps=500,
+            engine=engine,
+            record=dln.Record(every=2),
         )
     error = caught.value
     assert isinstance(error, ArithmeticError)
@@ -539,7 +544,7 @@ def test_divergence_in_single_precision_comes_earlier():
 
 def test_divergence_travels_between_processes():
     with pytest.raises(dln.DivergedError) as caught:
-        train(weights=weights_of(), learning_rate=20.0, steps=500, record_every=2)
+        train(weights=weights_of(), learning_rate=20.0, steps=500, record=dln.Record(every=2))
     error = caught.value
     error.add_note("of run 7")
     copy = pickle.loads(pickle.dumps(error))
@@ -592,7 +597,7 @@ def test_corners_work(name, engine, steps):
     left, right = (np.linalg.qr(rng.standard_normal((d, len(values))))[0] for d in (widths[-1], widths[0]))
     problem = dln.Problem(left * values @ right.T)
     weights = dln.orthogonal(widths, 0.8)
-    run = train(problem, weights, engine=engine, steps=steps, vectors=True)
+    run = train(problem, weights, engine=engine, steps=steps, record=dln.Record(vectors=True))
     assert_no_nan(run)
     wanted = train(problem, weights, engine="dense", steps=steps)
     assert abs(run.loss[-1] - wanted.loss[-1]) <= tolerance(F64, 5, max(steps, 1)) * wanted.loss[0]

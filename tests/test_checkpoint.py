@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import with_record
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -68,24 +69,38 @@ CASES = {
     "reduced": (30, {"learning_rate": 1.0}),
     "reduced, momentum, decay": (
         30,
-        {"learning_rate": [0.5, 0.4, 0.3], "momentum": 0.5, "weight_decay": 1e-3, "record_every": 3},
+        {
+            "learning_rate": [0.5, 0.4, 0.3],
+            "momentum": 0.5,
+            "weight_decay": 1e-3,
+            "record": dln.Record(every=3),
+        },
     ),
     "reduced, wide core": (90, {"learning_rate": 0.5, "momentum": 0.9, "rank": 20}),
-    "small dense": (20, {"engine": "dense", "learning_rate": 1.0, "record_every": 4, "momentum": 0.3}),
+    "small dense": (
+        20,
+        {"engine": "dense", "learning_rate": 1.0, "record": dln.Record(every=4), "momentum": 0.3},
+    ),
     "dense": (
         50,
         {
             "engine": "dense",
             "learning_rate": 0.5,
             "momentum": 0.6,
-            "weights_every": 5,
-            "singular_values": 4,
-            "vectors": True,
+            "record": dln.Record(weights_every=5, singular_values=4, vectors=True),
         },
     ),
-    "dense, all values": (40, {"engine": "dense", "learning_rate": 0.5, "record_every": 10}),
-    "adaptive": (50, {"learning_rate": "adaptive", "singular_values": None, "record_every": 7}),
-    "float32": (40, {"engine": "dense", "learning_rate": 0.5, "dtype": "float32", "singular_values": 2}),
+    "dense, all values": (40, {"engine": "dense", "learning_rate": 0.5, "record": dln.Record(every=10)}),
+    "adaptive": (50, {"learning_rate": "adaptive", "record": dln.Record(singular_values=None, every=7)}),
+    "float32": (
+        40,
+        {
+            "engine": "dense",
+            "learning_rate": 0.5,
+            "dtype": "float32",
+            "record": dln.Record(singular_values=2),
+        },
+    ),
 }
 
 
@@ -104,7 +119,7 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
     for cut in (0, 17, 60):
         kept = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
         with pytest.raises(Stop) as caught:
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+            dln.train(problem, weights, **with_record(options, callback=stop_at(cut)), checkpoint=kept)
         partial = caught.value.trajectory
         n = len(partial.loss)
         assert n - 1 >= cut
@@ -124,20 +139,19 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
 @given(
     cuts=st.lists(st.integers(0, 40), min_size=1, max_size=4),
     every=st.integers(1, 50),
-    record_every=st.integers(1, 50),
-    weights_every=st.one_of(st.none(), st.integers(1, 50)),
+    record=dln.Record(every=st.integers(1, 50), weights_every=st.one_of(st.none(), st.integers(1, 50))),
 )
 def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     problem = dln.low_rank_recovery(9, 2)
     weights = dln.orthogonal([9] * 3)
-    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record_every": record_every}
-    options |= {"engine": "dense", "weights_every": weights_every, "n_threads": 1}
+    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record": dln.Record(every=record_every)}
+    options |= {"engine": "dense", "record": dln.Record(weights_every=weights_every), "n_threads": 1}
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
         with contextlib.suppress(Stop):
-            dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(cut))
+            dln.train(problem, weights, **with_record(options, callback=stop_at(cut)), checkpoint=kept)
     same(plain, dln.train(problem, weights, **options, checkpoint=kept))
 
 
@@ -159,23 +173,23 @@ class Patience:
 @pytest.mark.parametrize("cut", [0, 6, 12])
 def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_path):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
-    options = {"learning_rate": 0.5, "steps": 60, "record_every": record_every, "engine": engine}
+    options = {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=record_every), "engine": engine}
     options["n_threads"] = 1
     plain_rule = Patience(13)
-    plain = dln.train(problem, weights, **options, callback=plain_rule)
+    plain = dln.train(problem, weights, **with_record(options, callback=plain_rule))
     assert plain.config["outcome"] == "stopped"
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=Patience(13, cut))
+        dln.train(problem, weights, **with_record(options, callback=Patience(13, cut)), checkpoint=kept)
     rule = Patience(13)
-    same(plain, dln.train(problem, weights, **options, checkpoint=kept, callback=rule))
+    same(plain, dln.train(problem, weights, **with_record(options, callback=rule), checkpoint=kept))
     assert rule.seen == plain_rule.seen
 
 
 class TestTurns:
     """Runs whose outer layers move once in some steps."""
 
-    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record_every": 10, "weights_every": 20}
+    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record": dln.Record(every=10, weights_every=20)}
 
     def train(self, **more):
         problem = dln.low_rank_completion(60, 2, observed=0.4)
@@ -204,7 +218,7 @@ class TestTurns:
     def test_those_that_converge_or_stop_are_read(self, tmp_path):
         for name, more, outcome in (
             ("a", {"tolerance": 1e-3}, "converged"),
-            ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
+            ("b", {"record": dln.Record(callback=lambda step, loss: step >= 50)}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.config["outcome"] == outcome
@@ -215,11 +229,21 @@ def test_compressed_runs_go_on(tmp_path):
     problem = dln.low_rank_completion(60, 2, observed=0.5)
     law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
-        options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
+        options = {
+            "rank": 2,
+            "outer": outer,
+            "n_threads": 1,
+            "record": dln.Record(every=10, singular_values=None),
+        }
         plain = dln.train_compressed(problem, law, **options)
         kept = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
         with pytest.raises(Stop):
-            dln.train_compressed(problem, law, **options, checkpoint=kept, callback=stop_at(100))
+            dln.train_compressed(
+                problem,
+                law,
+                **with_record(options, callback=stop_at(100), singular_values=None),
+                checkpoint=kept,
+            )
         other = tmp_path / f"copy {outer}"
         shutil.copytree(kept.directory, other)
         same(plain, dln.train_compressed(problem, law, **options, checkpoint=kept))
@@ -232,7 +256,7 @@ def test_batches_go_on(tmp_path, monkeypatch):
     law = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
     starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [law]
     rates = [0.5, 0.5, 1e6, 0.4, 0.3, 0.2]  # one diverges
-    options = {"learning_rate": rates, "steps": 40, "record_every": 10, "n_threads": 1}
+    options = {"learning_rate": rates, "steps": 40, "record": dln.Record(every=10), "n_threads": 1}
     plain = dln.train_batch(problem, starts, **options)
     assert "diverged" in plain.outcomes
     calls = []
@@ -319,7 +343,9 @@ def test_fits_go_on(cut, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.5, "record": dln.Record(weights_every=4, singular_values=2)}]
+)
 def test_runs_of_torch_go_on(options, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is optional")
     problem = dln.low_rank_recovery(20, 2)
@@ -328,18 +354,18 @@ def test_runs_of_torch_go_on(options, tmp_path):
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=kept)
     same(plain, dln.resume(tmp_path / "run"))
 
 
 def test_completions_go_on(tmp_path):
     problem = dln.low_rank_completion(40, 2, observed=0.5)
     weights = dln.gaussian([40, 30, 40], 0.1)
-    options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
+    options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "record": dln.Record(singular_values=2)}
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=kept)
     same(plain, dln.resume(tmp_path / "run"))
 
 
@@ -349,7 +375,7 @@ def test_laws_go_on(tmp_path):
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
     kept = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, law, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, law, **with_record(options, callback=stop_at(20)), checkpoint=kept)
     # Two processes draw the same law to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
@@ -361,7 +387,10 @@ def test_outcomes_are_kept(tmp_path):
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
     assert run.config["outcome"] == dln.load(tmp_path / "a").config["outcome"] == "converged"
     stopped = dln.train(
-        problem, weights, **options, checkpoint=tmp_path / "b", callback=lambda step, loss: step == 5
+        problem,
+        weights,
+        **with_record(options, callback=lambda step, loss: step == 5),
+        checkpoint=tmp_path / "b",
     )
     assert (stopped.config["outcome"], len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
@@ -376,7 +405,7 @@ def test_the_command_line_goes_on(tmp_path, capsys):
     problem, weights, options = setting("reduced")
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=kept)
     assert main(["resume", str(kept.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
     same(dln.train(problem, weights, **options), dln.load(kept.directory))
@@ -392,7 +421,7 @@ def cut_short(tmp_path):
     problem, weights, options = setting("small dense")
     kept = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(32))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(32)), checkpoint=kept)
     return kept, problem, weights, options
 
 
@@ -416,7 +445,7 @@ def test_without_a_state_the_run_starts_again(cut_short):
 
 def test_folders_of_other_runs_are_refused(cut_short, tmp_path):
     kept, problem, weights, options = cut_short
-    for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
+    for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record": dln.Record(every=5)}):
         with pytest.raises(ValueError, match="holds another run"):
             dln.train(problem, weights, **options | changed, checkpoint=kept)
     with pytest.raises(ValueError, match="holds another run"):
@@ -519,7 +548,7 @@ def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop_at(10))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(10)), checkpoint=kept)
 
     def failing(self, state):
         raise error

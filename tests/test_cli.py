@@ -53,7 +53,7 @@ def train(place, folder, *options):
 def test_train_writes_the_run_of_the_library(recovery, tmp_path, capsys):
     summary, run = train(recovery, tmp_path / "out")
     problem, weights = dln.low_rank_recovery(16, 2), dln.orthogonal([16] * 4, 0.5)
-    wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record_every=10)
+    wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record=dln.Record(every=10))
     np.testing.assert_array_equal(run.loss, wanted.loss)
     assert run.steps.tolist() == [0, 10, 20, 30, 40]
     assert summary["engine"] == "reduced"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -197,10 +198,10 @@ def test_reduced_runs_are_exact_in_every_setting(name, momentum):
         "weight_decay": [1e-3, 0.0, 2e-3][:n_layers],
         "momentum": momentum,
         "steps": 500,
-        "record_every": 25,
+        "record": dln.Record(every=25),
     }
     reduced = dln.train(problem, weights, engine="reduced", **rates)
-    dense = dln.train(problem, weights, engine="dense", weights_every=25, **rates)
+    dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=25))
     if problem.target_factors().rank:
         assert dense.loss[-1] < 0.7 * dense.loss[0]
     np.testing.assert_allclose(reduced.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
@@ -246,7 +247,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
     # And a run in the naive bases, by the same reduced recursion, goes astray.
     cores = [b.T @ w @ a for a, w, b in zip(naive, weights, naive[1:], strict=False)]
     small = dln.Problem(naive[-1].T @ problem.dense_target() @ naive[0])
-    rates = {"learning_rate": 0.01, "steps": 200, "engine": "dense", "record_every": 200}
+    rates = {"learning_rate": 0.01, "steps": 200, "engine": "dense", "record": dln.Record(every=200)}
     inner = dln.train(small, cores, **rates)
     dense = dln.train(problem, weights, **rates)
     change = dense.weights(2) - weights[1]
@@ -371,7 +372,7 @@ def test_a_thin_end_that_is_no_isometry_is_taken_in(end):
     space = closure(problem, weights)
     assert space.holds
     assert space.dims[-1 if end == "last" else 0] == 6
-    rates = {"learning_rate": 0.05, "steps": 100, "record_every": 100}
+    rates = {"learning_rate": 0.05, "steps": 100, "record": dln.Record(every=100)}
     reduced = dln.train(problem, weights, engine="reduced", **rates)
     dense = dln.train(problem, weights, engine="dense", **rates)
     for layer in (1, 2, 3):
@@ -394,7 +395,7 @@ def test_a_zero_layer_closes_and_stays_apart():
 def test_a_trained_network_closes_again():
     """A second run starts from a scaled isometry plus what was learned, in the same subspaces."""
     problem, weights = recovery(D, D), dln.orthogonal([D] * 4, 0.5)
-    rates = {"learning_rate": 0.02, "record_every": 100}
+    rates = {"learning_rate": 0.02, "record": dln.Record(every=100)}
     first = dln.train(problem, weights, steps=100, **rates)
     again = dln.train(problem, [first.weights(layer) for layer in (1, 2, 3)], steps=100, **rates)
     whole = dln.train(problem, weights, steps=200, **rates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -60,7 +61,12 @@ def test_of_a_whole_matrix_the_narrow_network_is_the_wide_one():
 
 
 def test_it_recovers_where_frozen_bases_stall(problem, weights):
-    options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
+    options = {
+        "rank": 3,
+        "steps": 4000,
+        "tolerance": 1e-18,
+        "record": dln.Record(every=10**6, singular_values=None),
+    }
     moving = dln.train_compressed(problem, weights, outer=0.01, **options)
     frozen = dln.train_compressed(problem, weights, outer=0.0, **options)
     assert problem.recovery_error(layers_of(moving)) < 1e-6
@@ -68,10 +74,16 @@ def test_it_recovers_where_frozen_bases_stall(problem, weights):
 
 
 def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypatch):
-    options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
-    projected = dln.train_compressed(problem, weights, singular_values="all", **options)
+    options = {
+        "rank": 3,
+        "steps": 200,
+        "learning_rate": 20.0,
+        "outer": 0.0,
+        "record": dln.Record(weights_every=100, singular_values=None),
+    }
+    projected = dln.train_compressed(problem, weights, **with_record(options, singular_values="all"))
     monkeypatch.setattr("dlnfast._completion.train_compressed._PROJECTION_FLOPS", 0.0)
-    frozen = dln.train_compressed(problem, weights, singular_values="all", **options)
+    frozen = dln.train_compressed(problem, weights, **with_record(options, singular_values="all"))
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths
     assert projected.config["learning_rate"] == frozen.config["learning_rate"]
@@ -82,7 +94,9 @@ def test_frozen_bases_by_projection_are_frozen_bases(problem, weights, monkeypat
 
 
 def test_a_projected_run_is_saved_like_any(problem, weights, tmp_path):
-    run = dln.train_compressed(problem, weights, rank=3, steps=50, outer=0.0, singular_values=2)
+    run = dln.train_compressed(
+        problem, weights, rank=3, steps=50, outer=0.0, record=dln.Record(singular_values=2)
+    )
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
@@ -110,7 +124,7 @@ def test_turns_are_those_of_the_definition(kind):
         outer_every=turn,
         steps=10,
         weight_decay=0.01 / eta,
-        weights_every=turn,
+        record=dln.Record(weights_every=turn, singular_values=None),
     )
     layers = [w.copy() for w in narrow]
     decay, losses = 0.01 / eta, []
@@ -141,7 +155,7 @@ def test_turns_end_where_single_steps_do(problem, weights):
     with pytest.raises(ValueError, match="momentum"):
         dln.train_compressed(problem, weights, outer_every=2, momentum=0.5, **options)
     with pytest.raises(ValueError, match="singular_values"):
-        dln.train_compressed(problem, weights, outer_every=2, singular_values=3, **options)
+        dln.train_compressed(problem, weights, outer_every=2, **with_record(options, singular_values=3))
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
@@ -155,7 +169,7 @@ def test_what_diverges_carries_the_whole_network(problem, weights, outer, outer_
             outer_every=outer_every,
             steps=20000,
             learning_rate=2000.0,
-            record_every=5,
+            record=dln.Record(every=5, singular_values=None),
         )
     run = caught.value.trajectory
     assert run.widths == [120, 6, 6, 6, 6, 120]
@@ -208,7 +222,15 @@ def test_the_surrogate_basis(problem):
 def test_any_width_by_law(problem):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
     law = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
-    run = dln.train_compressed(wide, law, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6)
+    run = dln.train_compressed(
+        wide,
+        law,
+        rank=2,
+        outer=0.1,
+        steps=6000,
+        tolerance=1e-13,
+        record=dln.Record(every=10**6, singular_values=None),
+    )
     assert run.widths == [2000, 4, 4, 4, 4, 2000]
     assert wide.recovery_error(layers_of(run)) < 1e-4
 
@@ -222,7 +244,9 @@ def test_sensing_recovers():
 
 def test_float32(problem):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
-    run = dln.train_compressed(problem, weights, rank=3, steps=3000, record_every=10**6)
+    run = dln.train_compressed(
+        problem, weights, rank=3, steps=3000, record=dln.Record(every=10**6, singular_values=None)
+    )
     assert run.weights(1).dtype == np.float32
     assert problem.recovery_error(layers_of(run)) < 1e-3
 

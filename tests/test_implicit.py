@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -617,13 +618,13 @@ def test_a_run_is_that_of_its_own_layers(widths):
     problem = low_rank(widths[-1], widths[0], 3)
     n_layers = len(widths) - 1
     law = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
-    rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record_every": 20}
+    rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record": dln.Record(every=20)}
     run = dln.train(problem, law, **rates)
     assert run.engine == "reduced"
     assert "in law" in run.certificate.reason
     kept = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
     weights = [law.dense(layer) for layer in range(1, n_layers + 1)]
-    dense = dln.train(problem, weights, engine="dense", weights_every=20, **rates)
+    dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=20))
     np.testing.assert_allclose(run.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
     for layer in range(1, n_layers + 1):
         for step in run.steps:
@@ -650,7 +651,7 @@ def test_runs_at_any_width_ask_for_no_wide_array():
     tracemalloc.start()
     try:
         law = dln.orthogonal([dim] * 4, 0.5, implicit=True)
-        run = dln.train(problem, law, learning_rate=0.05, steps=200, record_every=10)
+        run = dln.train(problem, law, learning_rate=0.05, steps=200, record=dln.Record(every=10))
         tables = [run.active_singular_values(2), run.active_angles(1), run.active_angles(3, "left")]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -704,7 +705,7 @@ def test_what_implicit_layers_cannot_do():
 def test_runs_have_the_law_of_explicit_ones():
     """Singular values, angles and loss of trained networks over 500 seeds; level 1e-3 for all together."""
     problem, n_seeds = low_rank(40, 40, 2), 500
-    rates = {"learning_rate": 0.05, "steps": 30, "record_every": 30}
+    rates = {"learning_rate": 0.05, "steps": 30, "record": dln.Record(every=30)}
 
     def statistics(implicit, seed):
         run = dln.train(problem, dln.orthogonal([40] * 4, 0.8, seed, implicit=implicit), **rates)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -70,8 +71,14 @@ def test_down_to_the_last_digits(engine, dim):
         pytest.importorskip("torch", reason="PyTorch is optional")
     X, Y = few_samples(dim, dim // 3, 3)
     problem = Problem.from_data(X, Y)
-    options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
-    run = dln.train(problem, start(dim, 3), weights_every=500, **options)
+    options = {
+        "learning_rate": "auto",
+        "steps": 6000,
+        "engine": engine,
+        "record": dln.Record(every=500),
+        "n_threads": 1,
+    }
+    run = dln.train(problem, start(dim, 3), **with_record(options, weights_every=500))
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
     assert min(losses) < 1e-26  # it was followed as far as that
@@ -82,10 +89,9 @@ def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
     for dim, depth in ((5, 1), (5, 2), (30, 2), (34, 2)):
         X, Y = few_samples(dim, max(dim // 2, 1), 2, seed=dim)
         problem = Problem.from_data(X, Y)
-        run = dln.train(
-            problem, start(dim, 2, depth=depth), learning_rate="auto", steps=3000, engine="dense",
-            record_every=1000, weights_every=1000, n_threads=1,
-        )  # fmt: skip
+        record = dln.Record(every=1000, weights_every=1000)
+        options = {"learning_rate": "auto", "steps": 3000, "engine": "dense", "record": record}
+        run = dln.train(problem, start(dim, 2, depth=depth), **options, n_threads=1)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
         assert np.all(run.loss >= 0)
@@ -98,7 +104,7 @@ def test_the_reduced_engine_and_batches_of_it(dtype):
     X, Y = few_samples(40, 2, 40, orthonormal=True)
     Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
     problem = Problem.from_data(X, Y, reduction="sum")
-    options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
+    options = {"learning_rate": 0.05, "steps": 2000, "record": dln.Record(every=200)}
     run = dln.train(problem, weights, engine="reduced", **options)
     batch = dln.train_batch([problem] * 3, [weights] * 3, **options)
     for found in (run, *batch):
@@ -119,9 +125,11 @@ def test_ranks_may_differ_within_a_batch():
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0)
-    batch = dln.train_batch(problems, weights, learning_rate=0.05, steps=500, record_every=100)
+    batch = dln.train_batch(problems, weights, learning_rate=0.05, steps=500, record=dln.Record(every=100))
     for run, problem, (X, Y) in zip(batch, problems, data, strict=True):
-        alone = dln.train(problem, weights, learning_rate=0.05, steps=500, record_every=100, engine="reduced")
+        alone = dln.train(
+            problem, weights, learning_rate=0.05, steps=500, record=dln.Record(every=100), engine="reduced"
+        )
         np.testing.assert_allclose(run.loss, alone.loss, rtol=1e-10)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
@@ -137,10 +145,10 @@ def test_a_tolerance_stops_where_the_true_loss_passes_it(engine):
         "learning_rate": "auto",
         "engine": engine,
         "tolerance": 1e-22,
-        "record_every": 1,
+        "record": dln.Record(every=1),
         "n_threads": 1,
     }
-    run = dln.train(problem, start(24, 3), steps=20_000, weights_every=1, **options)
+    run = dln.train(problem, start(24, 3), steps=20_000, **with_record(options, weights_every=1))
     assert run.config["outcome"] == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
     assert assert_loss(run, X, Y, -2) > 0.999e-22

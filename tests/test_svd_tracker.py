@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -621,8 +622,8 @@ class TestScales:
         """What a trajectory makes of norms and values is free of the scale, too."""
         problem = dln.low_rank_recovery(dim=150, rank=2)
         runs = [
-            dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1,
-                      engine="dense", singular_values=5)
+            dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1, engine="dense",
+                      record=dln.Record(singular_values=5))
             for scale in (1.0, 1e-165)
         ]  # fmt: skip
         shares = [run.energy_share(1, 2) for run in runs]
@@ -678,10 +679,7 @@ class TestRuns:
             learning_rate="auto",
             steps=30,
             engine="dense",
-            singular_values=8,
-            weights_every=1,
-            tracking=tracking,
-            **changes,
+            **with_record(changes, singular_values=8, weights_every=1, tracking=tracking),
         )
         for layer in range(1, run.n_layers + 1):
             found = run.tracking(layer)
@@ -705,7 +703,12 @@ class TestRuns:
     def test_all_values_in_factored_form(self):
         problem, weights, changes = self.networks()["thin"]
         run = dln.train(
-            problem, weights, learning_rate="auto", steps=40, engine="dense", weights_every=10, **changes
+            problem,
+            weights,
+            learning_rate="auto",
+            steps=40,
+            engine="dense",
+            **with_record(changes, weights_every=10),
         )
         assert set(run.tracking(1)["tier"]) == {"factored"}
         for step in (0, 10, 40):
@@ -717,9 +720,13 @@ class TestRuns:
 
     def test_vectors_and_angles_from_the_tracker(self):
         problem, weights, changes = self.networks()["thin"]
-        arguments = dict(learning_rate="auto", steps=20, vectors=True, weights_every=20, **changes)
-        few = dln.train(problem, weights, engine="dense", singular_values=8, **arguments)
-        whole = dln.train(problem, weights, engine="dense", singular_values=8, tracking="full", **arguments)
+        arguments = dict(
+            learning_rate="auto", steps=20, record=dln.Record(vectors=True, weights_every=20), **changes
+        )
+        few = dln.train(problem, weights, engine="dense", **with_record(arguments, singular_values=8))
+        whole = dln.train(
+            problem, weights, engine="dense", **with_record(arguments, singular_values=8, tracking="full")
+        )
         assert set(few.tracking(2)["tier"]) == {"factored"}
         W = few.weights(2)
         for run in (few, whole):
@@ -737,7 +744,7 @@ class TestRuns:
         weights = dln.orthogonal([self.DIM] * 4, 0.5, 0)
         arguments = {"learning_rate": "auto", "steps": 60, "momentum": 0.9}
         reduced = dln.train(problem, weights, engine="reduced", **arguments)
-        dense = dln.train(problem, weights, engine="dense", singular_values=3, **arguments)
+        dense = dln.train(problem, weights, engine="dense", **with_record(arguments, singular_values=3))
         assert reduced.branches(1).shape == reduced.active_singular_values(1).shape
         assert reduced.clusters(1).shape == reduced.branches(1).shape
         values = reduced.branch_values(1)
@@ -754,7 +761,14 @@ class TestRuns:
 
     def test_files_keep_what_was_tracked(self, tmp_path):
         problem, weights, _ = self.networks()["square"]
-        run = dln.train(problem, weights, learning_rate="auto", steps=5, engine="dense", singular_values=4)
+        run = dln.train(
+            problem,
+            weights,
+            learning_rate="auto",
+            steps=5,
+            engine="dense",
+            record=dln.Record(singular_values=4),
+        )
         run.save(tmp_path / "run.npz")
         again = dln.load(tmp_path / "run.npz")
         for layer in (1, 2, 3):
@@ -766,7 +780,7 @@ class TestRuns:
             for name, column in run.tracking(layer).items():
                 np.testing.assert_array_equal(again.tracking(layer)[name], column)
         with pytest.raises(ValueError, match="tracking is 'fast'"):
-            dln.train(problem, weights, learning_rate=0.1, steps=1, tracking="fast")
+            dln.train(problem, weights, learning_rate=0.1, steps=1, record=dln.Record(tracking="fast"))
 
 
 # ------------------------------------------------------------------------------------- going on

@@ -174,7 +174,12 @@ def test_as_many_threads_run_as_were_asked_for(run_python, n_threads, default, v
 def long_dense_run():
     problem, weights = dense_problem([200] * 4)
     return dln.train(
-        problem, weights, learning_rate=1e-3, steps=300, singular_values=None, record_every=300, n_threads=1
+        problem,
+        weights,
+        learning_rate=1e-3,
+        steps=300,
+        record=dln.Record(singular_values=None, every=300),
+        n_threads=1,
     )
 
 
@@ -275,10 +280,9 @@ def kinds_of_calls():
             weights,
             learning_rate=0.5,
             steps=20,
-            record_every=2,
+            record=dln.Record(every=2, callback=lambda step, loss: heard.append(loss)),
             engine="dense",
             n_threads=1,
-            callback=lambda step, loss: heard.append(loss),
         )
         return [run.loss, np.array(heard)]
 
@@ -462,9 +466,8 @@ def test_an_exception_of_the_callback_travels_out_with_the_trajectory():
                 weights,
                 learning_rate=1.0,
                 steps=100,
-                record_every=10,
+                record=dln.Record(every=10, callback=callback),
                 engine=engine,
-                callback=callback,
             )
         kept = caught.value.trajectory
         assert kept.steps.tolist() == [0, 10, 20, 30]
@@ -482,7 +485,12 @@ def test_a_callback_may_stop_a_run():
     for engine in ("reduced", "dense"):
         seen.clear()
         run = dln.train(
-            problem, weights, learning_rate=1.0, steps=100, record_every=10, engine=engine, callback=callback
+            problem,
+            weights,
+            learning_rate=1.0,
+            steps=100,
+            record=dln.Record(every=10, callback=callback),
+            engine=engine,
         )
         assert [step for step, _ in seen] == [0, 10, 20]
         assert [loss for _, loss in seen] == [run.loss[0], run.loss[10], run.loss[20]]

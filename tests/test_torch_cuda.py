@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -41,15 +42,15 @@ def network(dim, dtype, seed=0):
     [
         {},
         {"momentum": 0.6, "weight_decay": 1e-3},
-        {"singular_values": 1, "record_every": 7, "weights_every": 20},
-        {"singular_values": "all", "vectors": True, "record_every": 20},
+        {"record": dln.Record(singular_values=1, every=7, weights_every=20)},
+        {"record": dln.Record(singular_values="all", vectors=True, every=20)},
     ],
 )
 def test_the_device_takes_the_steps_of_the_dense_engine(dim, dtype, options):
     problem, weights = network(dim, dtype) if dim > 3 else one_number(dtype)
-    options = {"learning_rate": 0.5, "steps": STEPS, "singular_values": None} | options
+    options = {"learning_rate": 0.5, "steps": STEPS, "record": dln.Record(singular_values=None)} | options
     wanted = dln.train(problem, weights, engine="dense", **options)
-    run = dln.train(problem, weights, engine="torch", device="cuda", **options)
+    run = dln.train(problem, weights, engine="torch:cuda", **options)
     assert run.config["device"] == "cuda:0"
     np.testing.assert_array_equal(run.steps, wanted.steps)
     # Products on the device come in another order than any here: twice the usual allowance. A product in
@@ -75,11 +76,11 @@ def one_number(dtype):
 def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
     problem, weights = network(64, "float64")
     options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch"}
-    options |= {"device": "cuda", "singular_values": 2, "record_every": 5}
+    options |= {"device": "cuda", "record": dln.Record(singular_values=2, every=5)}
     plain = dln.train(problem, weights, **options)
     kept = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
     with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=kept, callback=stop)
+        dln.train(problem, weights, **with_record(options, callback=stop), checkpoint=kept)
     run = dln.resume(kept.directory)
     np.testing.assert_array_equal(run.loss, plain.loss)
     for one, other in zip(run.all_weights(), plain.all_weights(), strict=True):
@@ -89,7 +90,7 @@ def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
 def test_divergence_is_an_error():
     problem, weights = network(20, "float64")
     with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
-        dln.train(problem, weights, engine="torch", device="cuda", learning_rate=1e6, steps=100)
+        dln.train(problem, weights, engine="torch:cuda", learning_rate=1e6, steps=100)
     with pytest.raises(dln.DivergedError) as wanted:
         dln.train(problem, weights, engine="dense", learning_rate=1e6, steps=100)
     assert caught.value.step == wanted.value.step

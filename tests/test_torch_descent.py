@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -136,8 +137,7 @@ def test_a_run_is_that_of_the_dense_engine(widths, white, dtype, seed, data):
         "weight_decay": each(0.0, 0.01),
         "momentum": momentum,
         "steps": steps,
-        "record_every": data.draw(st.sampled_from([1, 9])),
-        "weights_every": 10,
+        "record": dln.Record(every=data.draw(st.sampled_from([1, 9])), weights_every=10),
     }
     wanted, run = both(problem, weights, **options)
     # Descent that leaves a saddle point amplifies the rounding that it came there with, in any engine.
@@ -159,7 +159,7 @@ def test_a_run_is_that_of_the_reference(widths, white):
     problem, weights = problem_of(widths, white=white), dln.gaussian(widths, 0.8, 1)
     n_layers = len(weights)
     rates = {"learning_rate": 0.1, "weight_decay": 0.02, "momentum": 0.3}
-    run = dln.train(problem, weights, steps=50, engine="torch", weights_every=1, **rates)
+    run = dln.train(problem, weights, steps=50, engine="torch", **with_record(rates, weights_every=1))
     states = reference.train_dense(
         weights,
         problem.dense_target(),
@@ -179,7 +179,12 @@ def test_wider_layers_on_both_sides_of_a_bottleneck():
     problem, weights = problem_of(widths), dln.gaussian(widths, 0.7)
     rate = stable_rate(problem, weights)
     wanted, run = both(
-        problem, weights, learning_rate=rate, weight_decay=0.01, steps=100, record_every=50, weights_every=50
+        problem,
+        weights,
+        learning_rate=rate,
+        weight_decay=0.01,
+        steps=100,
+        record=dln.Record(every=50, weights_every=50),
     )
     assert_same_run(wanted, run, EXACT)
 
@@ -194,7 +199,9 @@ def test_targets_in_factors_and_data_that_leave_a_loss():
         (dln.Problem.from_data(X, Y, whiten="zca"), [6, 6, 3]),
     ):
         weights = dln.orthogonal(widths)
-        wanted, run = both(problem, weights, learning_rate="auto", steps=60, weights_every=20)
+        wanted, run = both(
+            problem, weights, learning_rate="auto", steps=60, record=dln.Record(weights_every=20)
+        )
         assert_same_run(wanted, run, EXACT)
         assert run.config["learning_rate"] == wanted.config["learning_rate"]
 
@@ -243,9 +250,7 @@ def test_a_device_apart_gives_the_same_run(apart, problem, weights):
             momentum=0.3,
             weight_decay=1e-3,
             steps=steps,
-            record_every=every,
-            weights_every=kept,
-            vectors=True,
+            record=dln.Record(every=every, weights_every=kept, vectors=True),
         )
         assert_same_run(wanted, run, EXACT)
 
@@ -255,27 +260,34 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(apart, problem, weights):
     limit = float(np.sqrt(whole.loss[0] * whole.loss.min()))
     for bound in (limit, 1e9, 0.0):
         wanted, run = both(
-            problem, weights, learning_rate=0.5, steps=200, record_every=9, tolerance=bound, weights_every=200
+            problem,
+            weights,
+            learning_rate=0.5,
+            steps=200,
+            record=dln.Record(every=9, weights_every=200),
+            tolerance=bound,
         )
         assert_same_run(wanted, run, EXACT)
 
 
 def test_a_callback_sees_every_record_and_may_end_the_run(apart, problem, weights):
     seen = []
-    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": "torch"}
-    run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
+    rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": "torch"}
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda *args: seen.append(args)))
     assert [step for step, _ in seen] == run.steps.tolist() == [0, 8, 16, 24, 32, 40, 48, 50]
     assert [loss for _, loss in seen] == run.loss[run.steps].tolist()
     assert all(type(step) is int and type(loss) is float for step, loss in seen)
     for answer in (True, np.bool_(True)):
         run = dln.train(
-            problem, weights, callback=lambda step, loss, a=answer: a if step >= 20 else 1, **rates
+            problem,
+            weights,
+            **with_record(rates, callback=lambda step, loss, a=answer: a if step >= 20 else 1),
         )
         assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
         assert run.config["outcome"] == "stopped"
         np.testing.assert_array_equal(run.weights(3), run.weights(3, 24))
     # At the last step there is nothing left to stop.
-    run = dln.train(problem, weights, callback=lambda step, loss: step == 50, **rates)
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda step, loss: step == 50))
     assert run.config["outcome"] == "finished"
 
 
@@ -292,10 +304,8 @@ def test_an_interruption_carries_the_trajectory(apart, error, at, problem, weigh
             weights,
             learning_rate=0.1,
             steps=50,
-            record_every=8,
+            record=dln.Record(every=8, weights_every=5, callback=fail),
             engine="torch",
-            weights_every=5,
-            callback=fail,
         )
     run = caught.value.trajectory
     assert run.config["outcome"] == "interrupted"
@@ -322,8 +332,7 @@ def test_divergence_names_the_step_and_the_layer(apart, dtype, momentum, grown, 
                 momentum=momentum,
                 steps=500,
                 engine=engine,
-                record_every=every,
-                singular_values=3,
+                record=dln.Record(every=every, singular_values=3),
             )
         caught.append(error.value)
     wanted, found = caught
@@ -352,7 +361,12 @@ def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
         dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
     )
     run = dln.train(
-        problem, weights, learning_rate=0.1, steps=20, record_every=20, engine="torch", progress=True
+        problem,
+        weights,
+        learning_rate=0.1,
+        steps=20,
+        record=dln.Record(every=20, progress=True),
+        engine="torch",
     )
     assert [step for step, _ in told] == ([0, 7, 14] if apart else list(range(20)))
     assert [loss for _, loss in told] == [run.loss[step] for step, _ in told]
@@ -367,8 +381,8 @@ def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
 def test_records_are_those_of_the_dense_engine(apart, dtype, tracking, k):
     widths = [20, 30, 25, 6]
     problem, weights = problem_of(widths), dln.gaussian(widths, 0.7, dtype=dtype)
-    options = {"singular_values": k, "tracking": tracking, "vectors": True, "weights_every": 4}
-    wanted, run = both(problem, weights, learning_rate=0.2, steps=12, record_every=4, **options)
+    options = {"record": dln.Record(singular_values=k, tracking=tracking, vectors=True, weights_every=4)}
+    wanted, run = both(problem, weights, learning_rate=0.2, steps=12, **with_record(options, every=4))
     for layer in (1, 2, 3):
         names = run.tracking(layer)
         assert set(names) == set(wanted.tracking(layer)) == set(COLUMNS)
@@ -401,9 +415,7 @@ def test_iteration_knows_how_far_the_weights_moved(apart):
         weights,
         learning_rate=1e-3,
         steps=6,
-        record_every=2,
-        weights_every=2,
-        singular_values=3,
+        record=dln.Record(every=2, weights_every=2, singular_values=3),
         engine="torch",
     )
     for layer in (1, 2):
@@ -422,7 +434,9 @@ def test_iteration_knows_how_far_the_weights_moved(apart):
 
 
 def test_no_singular_values(apart, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.1, steps=4, singular_values=None, engine="torch")
+    run = dln.train(
+        problem, weights, learning_rate=0.1, steps=4, record=dln.Record(singular_values=None), engine="torch"
+    )
     with pytest.raises(ValueError, match="no singular values were recorded"):
         run.singular_values(1)
 
@@ -441,7 +455,7 @@ def test_threads_are_taken_literally_and_given_back(problem, weights):
             steps=1,
             engine="torch",
             n_threads=n_threads,
-            callback=lambda *_: seen.append(torch.get_num_threads()),
+            record=dln.Record(callback=lambda *_: seen.append(torch.get_num_threads())),
         )
         assert torch.get_num_threads() == before
     assert seen == [before] * 2 + [1] * 2 + [2] * 2
@@ -470,7 +484,15 @@ def test_settings_are_given_back_after_an_error(problem, weights):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        dln.train(problem, weights, learning_rate=0.1, steps=1, engine="torch", n_threads=3, callback=fail)
+        dln.train(
+            problem,
+            weights,
+            learning_rate=0.1,
+            steps=1,
+            engine="torch",
+            n_threads=3,
+            record=dln.Record(callback=fail),
+        )
     assert before == (
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
@@ -519,7 +541,9 @@ def test_a_step_makes_no_new_tensor(widths, white, decay, momentum):
 
 def test_the_trajectory_says_where_it_ran(problem, weights, tmp_path, caplog):
     with caplog.at_level("INFO", "dlnfast"):
-        run = dln.train(problem, weights, learning_rate=0.5, steps=20, engine="torch", vectors=True)
+        run = dln.train(
+            problem, weights, learning_rate=0.5, steps=20, engine="torch", record=dln.Record(vectors=True)
+        )
     assert run.engine == "torch"
     assert run.certificate.reason == "engine='torch' was asked for, on cpu"
     assert run.certificate.reason in caplog.text
@@ -546,7 +570,7 @@ def test_rates_above_the_threshold_are_named(problem, weights):
 
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_devices_are_named_or_taken_from_pytorch(device, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
     assert run.config["device"] == "cpu"
 
 
@@ -555,7 +579,7 @@ def test_a_device_belongs_to_the_torch_engine(engine, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is 'cpu' but engine is '{engine}'; wanted engine=\"torch\""
     ):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=engine, device="cpu")
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch:cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", ""])
@@ -563,13 +587,13 @@ def test_devices_that_are_not_there(device, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is '{device}', on which PyTorch cannot hold float64.*\"cpu\""
     ):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
 
 
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
 def test_what_is_no_device(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
 
 
 def test_what_other_engines_do_is_refused_with_their_names(problem, weights):

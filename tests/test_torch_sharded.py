@@ -13,6 +13,7 @@ import traceback
 
 import numpy as np
 import pytest
+from records import with_record
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 import torch.distributed as dist  # noqa: E402
@@ -20,7 +21,7 @@ from tolerances import tolerance  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
-from dlnfast._training.request import Request  # noqa: E402
+from dlnfast._training.options import Options  # noqa: E402
 from dlnfast._trajectory.states import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
@@ -89,11 +90,11 @@ def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
         "weight_decay": rng.choice([0.0, 0.01], n_layers),
         "momentum": momentum,
         "steps": steps,
-        "record_every": 4,
+        "record": dln.Record(every=4),
     }
-    wanted = dln.train(problem, weights, engine="dense", singular_values=2, **options)
+    wanted = dln.train(problem, weights, engine="dense", **with_record(options, singular_values=2))
     shards = [RowSharded.from_rows(w) if even else cut(w, seed=[seed, i]) for i, w in enumerate(weights)]
-    run = train_sharded(problem, shards, singular_values=2, **options)
+    run = train_sharded(problem, shards, **with_record(options, singular_values=2))
     assert_same_bits(*recorded(run))
     assert run.steps.tolist() == wanted.steps.tolist()
     limit = tolerance(dtype, max(widths), steps)
@@ -186,8 +187,8 @@ def case_records_hold_true_values():
     for momentum, decay, dtype in ((0.0, 0.0, F64), (0.6, 0.02, F64), (0.0, 0.02, F32)):
         weights = dln.orthogonal(widths, 0.5, seed=4, dtype=dtype)
         options = {"learning_rate": 0.3, "momentum": momentum, "weight_decay": decay, "steps": 40}
-        options |= {"singular_values": 3, "vectors": True, "record_every": 10}
-        wanted = dln.train(problem, weights, engine="dense", tracking="full", **options)
+        options |= {"record": dln.Record(singular_values=3, vectors=True, every=10)}
+        wanted = dln.train(problem, weights, engine="dense", **with_record(options, tracking="full"))
         run = train_sharded(problem, [cut(w) for w in weights], **options)
         for layer in (1, 2, 3):
             expected, errors = wanted.singular_values(layer), run.singular_value_errors(layer)
@@ -216,19 +217,9 @@ def case_the_sum_of_steps_bounds_the_drift():
         }
         for change in ({}, {"momentum": 0.0, "weight_decay": 0.03, "learning_rate": 0.1}):
             shards = [cut(w.astype(dtype)) for w in weights]
-            request = Request.checked(
-                problem,
-                [w.astype(dtype) for w in weights],
-                steps=1,
-                record_every=1,
-                singular_values=1,
-                vectors=False,
-                weights_every=None,
-                tolerance=None,
-                n_threads=1,
-                callback=None,
-                **options | change,
-            )
+            record = dln.Record(singular_values=1)
+            given = Options(steps=1, record=record, n_threads=1, **options | change)
+            request = sharded_descent._make_request(given.checked(), problem, shards)
             descent = sharded_descent._Descent(shards, request)
             before = [whole(shard) for shard in shards]
             for layer in descent.layers:
@@ -283,7 +274,13 @@ def case_messages_of_a_step():
             sent.clear()
             dist.all_reduce, dist.all_gather = all_reduce, all_gather
             try:
-                train_sharded(problem, shards, learning_rate=0.01, steps=steps, record_every=9)
+                train_sharded(
+                    problem,
+                    shards,
+                    learning_rate=0.01,
+                    steps=steps,
+                    record=dln.Record(every=9, singular_values=None),
+                )
             finally:
                 dist.all_reduce, dist.all_gather = originals
             counts.append(list(sent))
@@ -320,8 +317,18 @@ def case_no_process_forms_a_layer():
     for momentum, values in ((0.0, 2), (0.5, None)):
         shards = [RowSharded.from_rows(w) for w in weights]
         with _Largest() as seen:
-            options = {"weight_decay": 0.01, "momentum": momentum, "singular_values": values}
-            train_sharded(problem, shards, learning_rate=0.1, steps=2, record_every=2, **options)
+            options = {
+                "weight_decay": 0.01,
+                "momentum": momentum,
+                "record": dln.Record(singular_values=values),
+            }
+            train_sharded(
+                problem,
+                shards,
+                learning_rate=0.1,
+                steps=2,
+                **with_record(options, every=2, singular_values=None),
+            )
         own = max(shard.rows.numel() for shard in shards)
         assert own < d * d
         assert seen.size == own
@@ -366,7 +373,7 @@ def case_divergence_is_an_error_on_all():
     problem = draw_problem(widths, 1)
     shards = [cut(w) for w in dln.gaussian(widths, 1.0, 1)]
     with pytest.raises(dln.DivergedError, match="lower learning_rate") as raised:
-        train_sharded(problem, shards, learning_rate=1e3, steps=100, singular_values=1)
+        train_sharded(problem, shards, learning_rate=1e3, steps=100, record=dln.Record(singular_values=1))
     run = raised.value.trajectory
     assert run.config["outcome"] == "diverged"
     assert len(run.loss) == raised.value.step
@@ -383,8 +390,14 @@ def case_callbacks_of_some():
         return [cut(w) for w in dln.gaussian(widths, 0.5, 1)]
 
     heard = []
-    stops = {"callback": (lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None}
-    run = train_sharded(problem, shards(), learning_rate=0.01, steps=20, record_every=2, **stops)
+    stops = {
+        "record": dln.Record(
+            callback=(lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None
+        )
+    }
+    run = train_sharded(
+        problem, shards(), learning_rate=0.01, steps=20, **with_record(stops, every=2, singular_values=None)
+    )
     assert run.config["outcome"] == "stopped"
     assert run.steps.tolist() == [0, 2, 4]
     assert heard == ([0, 2, 4] if rank == 1 else [])
@@ -395,7 +408,13 @@ def case_callbacks_of_some():
 
     kind, text = (KeyError, "mine") if rank == 1 else (RuntimeError, "another process raised at step 3")
     with pytest.raises(kind, match=text) as raised:
-        train_sharded(problem, shards(), learning_rate=0.01, steps=20, callback=fails)
+        train_sharded(
+            problem,
+            shards(),
+            learning_rate=0.01,
+            steps=20,
+            record=dln.Record(callback=fails, singular_values=None),
+        )
     assert len(raised.value.trajectory.loss) == 4
 
 
@@ -581,7 +600,12 @@ def test_one_process_needs_no_group(tmp_path):
     wanted = dln.train(problem, weights, engine="dense", learning_rate=0.05, steps=20, weight_decay=0.01)
     shards = [RowSharded.from_rows(w) for w in weights]
     run = train_sharded(
-        problem, shards, learning_rate=0.05, steps=20, weight_decay=0.01, singular_values=2, vectors=True
+        problem,
+        shards,
+        learning_rate=0.05,
+        steps=20,
+        weight_decay=0.01,
+        record=dln.Record(singular_values=2, vectors=True),
     )
     assert np.abs(run.loss - wanted.loss).max() <= tolerance(F64, 30, 20) * wanted.loss[0]
     for shard, weight in zip(shards, wanted.all_weights(), strict=True):
@@ -610,9 +634,9 @@ def test_one_process_needs_no_group(tmp_path):
         ({"learning_rate": dln.Adaptive()}, TypeError, "wanted numbers"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),
         ({"momentum": 1.0}, ValueError, "momentum"),
-        ({"singular_values": "all"}, TypeError, "wanted a number or None"),
-        ({"vectors": True}, ValueError, "singular_values asks for none"),
-        ({"callback": 3}, TypeError, "callable"),
+        ({"record": dln.Record(singular_values="all")}, TypeError, "wanted a number or None"),
+        ({"record": dln.Record(vectors=True)}, ValueError, "singular_values asks for none"),
+        ({"record": dln.Record(callback=3)}, TypeError, "callable"),
     ],
 )
 def test_bad_arguments_are_named(change, error, match):
