@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
-from records import with_record
+from records import merge_options, with_record
 
 import dlnfast as dln
 
@@ -382,12 +382,15 @@ def cut_at(step: int) -> Callable[[int, float], None]:
 
 def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], Any]:
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {
-        "learning_rate": 0.3,
-        "steps": 3,
-        "n_threads": 1,
-        "record": dln.Record(singular_values=None),
-    } | settings
+    options = merge_options(
+        {
+            "learning_rate": 0.3,
+            "steps": 3,
+            "n_threads": 1,
+            "record": dln.Record(singular_values=None),
+        },
+        settings,
+    )
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
@@ -466,10 +469,10 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
-        options = (
-            {"rank": 1, "steps": 6, "record": dln.Record(every=2, singular_values=None), "n_threads": 1}
-            | settings
-            | more
+        options = merge_options(
+            {"rank": 1, "steps": 6, "record": dln.Record(every=2, singular_values=None), "n_threads": 1},
+            settings,
+            more,
         )
         return content(dln.train_compressed(problem, law, **options, checkpoint=where))
 

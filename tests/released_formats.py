@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from records import with_record
+from records import merge_options, with_record
 
 import dlnfast as dln
 
@@ -31,10 +31,13 @@ def reduced(**options):
 def dense(**options):
     problem = dln.low_rank_recovery(5, 1, seed=3)
     weights = dln.gaussian([5, 4, 5], 0.3, seed=4)
-    options = {
-        "engine": "dense",
-        "record": dln.Record(singular_values=2, vectors=True, weights_every=20),
-    } | options
+    options = merge_options(
+        {
+            "engine": "dense",
+            "record": dln.Record(singular_values=2, vectors=True, weights_every=20),
+        },
+        options,
+    )
     return dln.train(
         problem, weights, learning_rate=0.2, steps=40, n_threads=1, **with_record(options, every=10)
     )
@@ -43,18 +46,23 @@ def dense(**options):
 def law(**options):
     problem = dln.low_rank_recovery(30, 1, seed=5)
     weights = dln.orthogonal([30] * 3, seed=6, implicit=True)
-    options = {"record": dln.Record(singular_values=3, every=10), "learning_rate": 0.5, "steps": 20} | options
+    options = merge_options(
+        {"record": dln.Record(singular_values=3, every=10), "learning_rate": 0.5, "steps": 20}, options
+    )
     return dln.train(problem, weights, n_threads=1, **options)
 
 
 def completion(**options):
     problem = dln.low_rank_completion(8, 1, observed=0.6, seed=7)
     weights = dln.gaussian([8, 3, 8], 0.3, seed=8)
-    options = {
-        "record": dln.Record(singular_values=2, every=10),
-        "learning_rate": "adaptive",
-        "steps": 20,
-    } | options
+    options = merge_options(
+        {
+            "record": dln.Record(singular_values=2, every=10),
+            "learning_rate": "adaptive",
+            "steps": 20,
+        },
+        options,
+    )
     return dln.train(problem, weights, n_threads=1, **options)
 
 

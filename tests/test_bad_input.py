@@ -41,6 +41,11 @@ def train(problem=None, weights=None, **options):
     )
 
 
+def option(name, value):
+    """Return the keyword that gives one option, of the run or of its records."""
+    return {"record": dln.Record(**{name: value})} if hasattr(dln.Record, name) else {name: value}
+
+
 def assert_no_nan(run):
     assert np.isfinite(run.loss).all()
     for layer in range(1, run.n_layers + 1):
@@ -314,13 +319,13 @@ def test_momentum_is_below_one(momentum):
         train(momentum=momentum)
 
 
-@pytest.mark.parametrize("name", ["steps", "record_every", "weights_every", "n_threads", "singular_values"])
+@pytest.mark.parametrize("name", ["steps", "every", "weights_every", "n_threads", "singular_values"])
 @pytest.mark.parametrize(
     "value", [2.0, 2.5, "3", True, np.bool_(1), [2], np.array([1, 2]), 1j, np.float64(2)]
 )
 def test_counts_that_are_none(name, value):
     with pytest.raises((TypeError, ValueError), match=name) as caught:
-        train(**{name: value})
+        train(**option(name, value))
     assert caught.type is (ValueError if name == "singular_values" and isinstance(value, str) else TypeError)
 
 
@@ -328,8 +333,8 @@ def test_counts_that_are_none(name, value):
     ("name", "value"),
     [
         ("steps", -1),
-        ("record_every", 0),
-        ("record_every", -3),
+        ("every", 0),
+        ("every", -3),
         ("weights_every", 0),
         ("n_threads", -1),
         ("singular_values", -1),
@@ -338,7 +343,7 @@ def test_counts_that_are_none(name, value):
 )
 def test_counts_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"{name} is"):
-        train(**{name: value})
+        train(**option(name, value))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -379,7 +384,7 @@ def test_more_steps_than_memory(value):
 
 
 def test_records_that_do_not_fit_the_memory():
-    with pytest.raises(MemoryError, match="raise record_every"):
+    with pytest.raises(MemoryError, match=r"raise record\.every"):
         train(steps=10**15, engine="dense")
 
 

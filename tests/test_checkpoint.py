@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -139,14 +140,16 @@ def test_a_run_that_goes_on_is_the_run_that_was(name, tmp_path):
 @given(
     cuts=st.lists(st.integers(0, 40), min_size=1, max_size=4),
     every=st.integers(1, 50),
-    record=dln.Record(every=st.integers(1, 50), weights_every=st.one_of(st.none(), st.integers(1, 50))),
+    record_every=st.integers(1, 50),
+    weights_every=st.one_of(st.none(), st.integers(1, 50)),
 )
 def test_any_cuts_and_intervals(cuts, every, record_every, weights_every, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     problem = dln.low_rank_recovery(9, 2)
     weights = dln.orthogonal([9] * 3)
-    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record": dln.Record(every=record_every)}
-    options |= {"engine": "dense", "record": dln.Record(weights_every=weights_every), "n_threads": 1}
+    record = dln.Record(every=record_every, weights_every=weights_every)
+    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record": record}
+    options |= {"engine": "dense", "n_threads": 1}
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
@@ -189,23 +192,26 @@ def test_rules_for_stopping_find_what_they_knew(engine, record_every, cut, tmp_p
 class TestTurns:
     """Runs whose outer layers move once in some steps."""
 
-    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record": dln.Record(every=10, weights_every=20)}
+    RECORD: ClassVar = dln.Record(every=10, singular_values=None, weights_every=20)
+    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record": RECORD}
 
     def train(self, **more):
         problem = dln.low_rank_completion(60, 2, observed=0.4)
         law = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
-        return dln.train_compressed(problem, law, rank=2, **self.OPTIONS, n_threads=1, **more)
+        return dln.train_compressed(problem, law, rank=2, **self.OPTIONS | more, n_threads=1)
 
     @pytest.mark.parametrize("rate", ["adaptive", 0.05])
     @pytest.mark.parametrize("cut", [0, 30, 90])
     def test_they_go_on(self, cut, rate, tmp_path):
         plain_rule = Patience(100)
-        plain = self.train(learning_rate=rate, callback=plain_rule)
+        plain = self.train(learning_rate=rate, record=replace(self.RECORD, callback=plain_rule))
         kept = Checkpoint(tmp_path / "run", seconds=0)
         with pytest.raises(Stop):
-            self.train(learning_rate=rate, checkpoint=kept, callback=stop_at(cut))
+            self.train(
+                learning_rate=rate, checkpoint=kept, record=replace(self.RECORD, callback=stop_at(cut))
+            )
         rule = Patience(100)
-        run = self.train(learning_rate=rate, checkpoint=kept, callback=rule)
+        run = self.train(learning_rate=rate, checkpoint=kept, record=replace(self.RECORD, callback=rule))
         same(plain, run)
         assert rule.seen == plain_rule.seen
         same(plain, self.train(learning_rate=rate, checkpoint=kept))  # it is read
@@ -218,7 +224,7 @@ class TestTurns:
     def test_those_that_converge_or_stop_are_read(self, tmp_path):
         for name, more, outcome in (
             ("a", {"tolerance": 1e-3}, "converged"),
-            ("b", {"record": dln.Record(callback=lambda step, loss: step >= 50)}, "stopped"),
+            ("b", {"record": replace(self.RECORD, callback=lambda step, loss: step >= 50)}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.config["outcome"] == outcome
@@ -544,7 +550,7 @@ def test_too_little_memory_for_a_state_is_no_damage(cut_short, monkeypatch):
 def test_a_resumed_run_that_cannot_write_its_first_state(engine, error, tmp_path, monkeypatch):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
-    options["singular_values"] = None
+    options["record"] = dln.Record(singular_values=None)
     plain = dln.train(problem, weights, **options)
     kept = Checkpoint(tmp_path / "run", every=4, seconds=0)
     with pytest.raises(Stop):
@@ -591,7 +597,7 @@ import sys
 import dlnfast as dln
 problem = dln.low_rank_recovery(60, 3)
 dln.train(problem, dln.orthogonal([60] * 4), learning_rate=0.2, momentum=0.5, steps=%d, n_threads=1,
-          engine="dense", singular_values=2, record_every=50,
+          engine="dense", record=dln.Record(every=50, singular_values=2),
           checkpoint=dln.Checkpoint(sys.argv[1], every=50, seconds=0.02))
 print("done")
 """

@@ -12,6 +12,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from records import merge_options
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -34,30 +35,38 @@ def store(request, xarray):
 
 
 def square(**options):
-    options = {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=4), "n_threads": 1} | options
+    options = merge_options(
+        {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=4), "n_threads": 1}, options
+    )
     dtype = options.pop("dtype", "float64")
     return dln.train(dln.low_rank_recovery(12, 2), dln.orthogonal([12] * 4, dtype=dtype), **options)
 
 
 def uneven(**options):
-    options = {
-        "learning_rate": 0.1,
-        "steps": 60,
-        "record": dln.Record(every=4),
-        "engine": "dense",
-        "n_threads": 1,
-    } | options
+    options = merge_options(
+        {
+            "learning_rate": 0.1,
+            "steps": 60,
+            "record": dln.Record(every=4),
+            "engine": "dense",
+            "n_threads": 1,
+        },
+        options,
+    )
     problem = dln.Problem.from_data(np.eye(6), np.diag([3.0, 2, 1, 0, 0, 0])[:4], whiten=None)
     return dln.train(problem, dln.gaussian([6, 5, 4], 0.3), **options)
 
 
 def completion(**options):
     problem = dln.low_rank_completion(12, 1, observed=0.6)
-    options = {
-        "learning_rate": "adaptive",
-        "steps": 40,
-        "record": dln.Record(every=5, singular_values=3),
-    } | options
+    options = merge_options(
+        {
+            "learning_rate": "adaptive",
+            "steps": 40,
+            "record": dln.Record(every=5, singular_values=3),
+        },
+        options,
+    )
     options |= {"n_threads": 1}
     return dln.train(problem, dln.gaussian([12, 4, 12], 0.3), **options)
 

@@ -68,7 +68,7 @@ def run(engine="reduced", **options):
 
 
 def followed():
-    return run("dense", singular_values=2, tracking="dense")
+    return run("dense", record=dln.Record(singular_values=2, tracking="dense"))
 
 
 def tracker():
@@ -143,6 +143,17 @@ def method(make, name, **arguments):
 
 def function(call, **arguments):
     return lambda: (call, {k: v() if callable(v) else v for k, v in arguments.items()})
+
+
+def recorded(call):
+    """Return a function that takes the fields of `Record` beside the other arguments."""
+    fields = [field.name for field in dataclasses.fields(dln.Record)]
+
+    def run(**arguments):
+        record = dln.Record(**{name: arguments.pop(name) for name in fields if name in arguments})
+        return call(**arguments, record=record)
+
+    return run
 
 
 RATES = {"loss_scale": 1.0, "learning_rate": 0.1}
@@ -379,6 +390,10 @@ CALLS = {
     ),
     "plots.linear_fit": function(dln.plots.linear_fit, layers=[1, 2, 3], values=[1.0, 2.0, 3.5]),
     "plots.log_linear_fit": function(dln.plots.log_linear_fit, layers=[1, 2, 3], values=[1.0, 0.5, 0.2]),
+    "Record": lambda: (
+        lambda **fields: run(record=dln.Record(**fields)),
+        {"every": 2, "singular_values": 3, "vectors": False, "tracking": "auto", "progress": False},
+    ),
     "resume": function(dln.resume, directory="nowhere", progress=False, callback=None),
     "sweep": lambda: (
         dln.sweep,
@@ -420,11 +435,11 @@ CALLS = {
         dln.theory.stability_threshold, sigma=1.0, n_layers=3, loss_scale=1.0
     ),
     "train": function(
-        dln.train,
+        recorded(dln.train),
         problem=problem,
         weights=weights,
         engine="auto",
-        record_every=2,
+        every=2,
         singular_values=2,
         vectors=False,
         tracking="auto",
@@ -437,12 +452,11 @@ CALLS = {
         **descent(),
     ),
     "train, dense": function(
-        dln.train,
+        recorded(dln.train),
         problem=problem,
         weights=weights,
         engine="dense",
-        device=None,
-        record_every=2,
+        every=2,
         singular_values=2,
         vectors=True,
         tracking="dense",
@@ -451,14 +465,14 @@ CALLS = {
         **descent(),
     ),
     "train, observed": function(
-        dln.train, problem=completion, weights=weights, singular_values=None, **descent()
+        recorded(dln.train), problem=completion, weights=weights, singular_values=None, **descent()
     ),
     "train_batch": lambda: (
-        dln.train_batch,
+        recorded(dln.train_batch),
         {
             "problems": [problem()] * 2,
             "weights": [weights(), weights()],
-            "record_every": 2,
+            "every": 2,
             "singular_values": "all",
             "tolerance": 1e-9,
             "n_threads": 1,
@@ -466,7 +480,7 @@ CALLS = {
         },
     ),
     "train_compressed": function(
-        dln.train_compressed,
+        recorded(dln.train_compressed),
         problem=completion,
         weights=weights,
         rank=2,

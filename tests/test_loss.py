@@ -169,7 +169,7 @@ for outputs in (3, 12):
     problem = dln.Problem.from_data(X, Y)
     weights = start(12, outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
-    run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
+    run = train_sharded(problem, shards, learning_rate="auto", steps=800)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
     print(run.loss[-1], true, unseen, run.loss.min())
 dist.destroy_process_group()

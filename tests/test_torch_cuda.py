@@ -48,7 +48,8 @@ def network(dim, dtype, seed=0):
 )
 def test_the_device_takes_the_steps_of_the_dense_engine(dim, dtype, options):
     problem, weights = network(dim, dtype) if dim > 3 else one_number(dtype)
-    options = {"learning_rate": 0.5, "steps": STEPS, "record": dln.Record(singular_values=None)} | options
+    defaults = {"learning_rate": 0.5, "steps": STEPS, "record": dln.Record(singular_values=None)}
+    options = defaults | options
     wanted = dln.train(problem, weights, engine="dense", **options)
     run = dln.train(problem, weights, engine="torch:cuda", **options)
     assert run.config["device"] == "cuda:0"
@@ -61,7 +62,7 @@ def test_the_device_takes_the_steps_of_the_dense_engine(dim, dtype, options):
         for layer in range(1, run.n_layers + 1):
             error = np.linalg.norm(run.weights(layer, step) - wanted.weights(layer, step))
             assert error <= allowed * np.linalg.norm(wanted.weights(layer, 0))
-    if options["singular_values"]:
+    if options["record"].singular_values:
         for layer in range(1, run.n_layers + 1):
             gap = np.abs(run.singular_values(layer) - wanted.singular_values(layer))
             bound = run.singular_value_errors(layer) + wanted.singular_value_errors(layer)
@@ -75,8 +76,8 @@ def one_number(dtype):
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_kept_runs_go_on_to_the_same_bits(momentum, tmp_path):
     problem, weights = network(64, "float64")
-    options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch"}
-    options |= {"device": "cuda", "record": dln.Record(singular_values=2, every=5)}
+    options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch:cuda"}
+    options |= {"record": dln.Record(singular_values=2, every=5)}
     plain = dln.train(problem, weights, **options)
     kept = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
     with pytest.raises(Stop):

@@ -327,7 +327,7 @@ def case_no_process_forms_a_layer():
                 shards,
                 learning_rate=0.1,
                 steps=2,
-                **with_record(options, every=2, singular_values=None),
+                **with_record(options, every=2),
             )
         own = max(shard.rows.numel() for shard in shards)
         assert own < d * d

@@ -191,7 +191,7 @@ class Record:
             progress=check_flag(self.progress, "record.progress"),
         )
         if checked.vectors and checked.n_values == 0:
-            raise ValueError("record.vectors is True but record.singular_values asks for none")
+            raise ValueError("vectors is True but singular_values asks for none")
         check_choice(self.tracking, "record.tracking", ("auto", "dense", "full"))
         return checked
 

@@ -49,7 +49,7 @@ FORMAT_VERSION = 1
 FORMAT = "dlnfast trajectory"
 #: Values of a reduced run that differ by less, relative to the largest, count as one cluster.
 _CLUSTER_TOLERANCE = 1e-8
-_NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
+_NO_VALUES = "no singular values were recorded: train(..., record=dln.Record(singular_values=...))"
 #: Left vectors (n, d_l, k), values (n, k) and right vectors (n, d_{l-1}, k), per record.
 Spectra = tuple[FloatArray, FloatArray, FloatArray]
 
@@ -255,7 +255,7 @@ class Trajectory:
         ndarray of int64, shape (n_records, k)
             In the order of `singular_values`; of `active_singular_values` for the reduced engine, whose other
             values share one scalar. -1 where the vectors were not followed: the dense engine does so for
-            ``singular_values=k``, or with ``vectors=True``.
+            ``dln.Record(singular_values=k)``, or with ``vectors=True``.
 
         Raises
         ------
@@ -313,7 +313,7 @@ class Trajectory:
         ids = self.branches(layer)
         if ids.size and ids.min() < 0:
             raise ValueError(
-                "branches were not followed: train(..., singular_values=k), or vectors=True with all of them"
+                "branches were not followed: record=dln.Record(singular_values=k), or vectors=True with all"
             )
         dense = isinstance(self.states, DenseStates)
         values = self.singular_values(layer) if dense else self.active_singular_values(self._index(layer) + 1)
@@ -555,7 +555,7 @@ class Trajectory:
         Raises
         ------
         ValueError
-            If the dense engine recorded no vectors (``train(..., vectors=True)``), or step 1 is not among
+            If the dense engine recorded no vectors (``dln.Record(vectors=True)``), or step 1 is not among
             the records for "first_step".
         """
         index = self._index(layer)
@@ -973,7 +973,7 @@ class Trajectory:
         kept |= {last} if states.final is not None else set()
         raise ValueError(
             f"step is {wanted}, but the weights were kept at {_listed(sorted(kept))} only: "
-            "train(..., weights_every=...)"
+            "record=dln.Record(weights_every=...)"
         )
 
     # ----------------------------------------------------------------------------------------- files
@@ -1161,7 +1161,9 @@ class Trajectory:
         assert isinstance(self.states, DenseStates)
         vectors = self.states.left if _side(side) == 0 else self.states.right
         if not vectors:
-            raise ValueError("no singular vectors were recorded: train or track with vectors=True")
+            raise ValueError(
+                "no singular vectors were recorded: dln.Record(vectors=True), or track with vectors=True"
+            )
         return vectors
 
     def _core_spectra(self, index: int) -> Spectra:
