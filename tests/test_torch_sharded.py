@@ -635,7 +635,11 @@ def test_one_process_needs_no_group(tmp_path):
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),
         ({"momentum": 1.0}, ValueError, "momentum"),
         ({"record": dln.Record(singular_values="all")}, TypeError, "wanted a number or None"),
-        ({"record": dln.Record(vectors=True)}, ValueError, "singular_values asks for none"),
+        (
+            {"record": dln.Record(vectors=True, singular_values=None)},
+            ValueError,
+            "singular_values asks for none",
+        ),
         ({"record": dln.Record(callback=3)}, TypeError, "callable"),
     ],
 )

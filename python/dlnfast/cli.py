@@ -162,7 +162,7 @@ def _add_figures(commands: Any) -> None:
     )
     parser.add_argument("--list", action="store_true", help="name all figures and exit")
     parser.set_defaults(run=_list_figures)
-    names = parser.add_subparsers(metavar="NAME")
+    names = parser.add_subparsers(metavar="NAME", parser_class=_FigureParser)
     for name, summary in figures.FIGURES.items():
         _add_figure(names, name, summary)
 
@@ -303,6 +303,17 @@ def _add_info(commands: Any) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
+class _FigureParser(argparse.ArgumentParser):
+    """A parser for the settings of one figure, which imports the figure's module when it parses."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Add the settings as options, then parse."""
+        name = self.get_default("name")
+        if self.get_default("timed") is None:  # not yet filled
+            _add_figure_settings(self, name)
+        return super().parse_known_args(args, namespace)
+
+
 def _add_figure(names: Any, name: str, summary: str) -> None:
     parser = names.add_parser(
         name,
@@ -313,10 +324,14 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path(_DEFAULT_FOLDER), help="where to write"
     )
+    parser.set_defaults(run=_figure, name=name)
+
+
+def _add_figure_settings(parser: argparse.ArgumentParser, name: str) -> None:
     module = figures.load(name)
-    takes = figures.quick_takes(module)
+    duration = figures.quick_takes(module)
     quick = (
-        f"a smaller setting, {takes}" if figures.quick_settings(module) else "the same: it is quick anyway"
+        f"a smaller setting, {duration}" if figures.quick_settings(module) else "the same: it is quick anyway"
     )
     parser.add_argument("--quick", action="store_true", help=quick)
     for option in figures.options(module.Settings):
@@ -328,12 +343,12 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
             dest=_SETTING + option.name,
             type=option.kind,
             nargs="+" if option.many else None,
-            default=argparse.SUPPRESS,  # what is not given may be quick
+            default=argparse.SUPPRESS,  # a setting that is not given may be quick
             choices=option.choices,
             metavar=None if option.choices else option.kind.__name__.upper(),
             help=f"{option.help} (default: {default})",
         )
-    parser.set_defaults(run=_figure, name=name, timed=figures.is_timed(module))
+    parser.set_defaults(timed=figures.is_timed(module))
 
 
 def _list_figures(arguments: argparse.Namespace) -> int:
