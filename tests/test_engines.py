@@ -31,7 +31,7 @@ class NumpyJob(DenseJob):
             counts[0] += 1
             if step % request.record_every == 0 or step == request.steps:
                 arguments["record_steps"][counts[1]] = step
-                for values, w in zip(self.values, self.weights, strict=True):
+                for values, w in zip(self.values, self.weights, strict=False):  # none where none are wanted
                     values[counts[1]] = np.linalg.svd(w, compute_uv=False)[: values.shape[1]]
                 counts[1] += 1
             if step == request.steps:

@@ -30,10 +30,11 @@ from .certificate import Assumptions, Check, Family, Residuals, shorten
 from .complement import Outside, spans_outside
 from .conditions import (
     SHAPE_REMEDY,
+    check_active_layer,
     check_gram,
     check_inclusions,
+    check_isometry,
     check_rotation,
-    check_rotation_outside,
     check_shapes_outside,
     check_target,
     check_white,
@@ -274,8 +275,12 @@ def _closed(
     problem: Problem, weights: Sequence[FloatArray], bases: list[FloatArray], rest: Outside
 ) -> Closure:
     growth = rest.growth
-    checks = [check_shapes_outside(rest), check_gram(problem, rest)]
-    checks += [check_rotation_outside(rest, layer) for layer in range(len(weights))]
+    checks = [check_shapes_outside(rest.widths, rest.spans() is None), check_gram(problem, rest.gram_mixes)]
+    for layer, (rho, departure) in enumerate(zip(rest.rho, rest.departures, strict=True), start=1):
+        if min(rest.dims[layer - 1], rest.dims[layer]) == 0:
+            checks.append(check_active_layer(layer))
+        else:
+            checks.append(check_isometry(layer, rho, departure, growth.dtype))
     cores = []
     forward = backward = 0.0
     for layer, weight in enumerate(weights):

@@ -12,8 +12,7 @@ from .._problem.data import distance_from_identity
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, widths_of
 from .certificate import ERROR_PER_DEPARTURE, ERROR_PER_NOISE, Check, Residuals, shorten
-from .complement import Outside, measure_isometry
-from .growth import rounding_tolerance
+from .isometry import measure_isometry, rounding_tolerance
 
 
 def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> bool:
@@ -27,13 +26,12 @@ def breaks_no_assumption(problem: Problem, weights: Sequence[FloatArray]) -> boo
     return all(check.holds for check in checks)
 
 
-def check_shapes_outside(rest: Outside) -> Check:
-    bulge = rest.spans() is None
+def check_shapes_outside(widths: Sequence[int], bulge: bool) -> Check:
     return Check(
         name="shapes",
         measured=float(bulge),
         limit=0.0,
-        text=f"widths {shorten(rest.widths)}: "
+        text=f"widths {shorten(widths)}: "
         + (
             "outside the active subspaces the layers widen and narrow again"
             if bulge
@@ -57,10 +55,9 @@ def check_widths(widths: Sequence[int]) -> Check:
     return Check("shapes", float(bulge), 0.0, f"widths {shorten(widths)}: {finding}", SHAPE_REMEDY)
 
 
-def check_gram(problem: Problem, rest: Outside) -> Check:
+def check_gram(problem: Problem, mixes: bool) -> Check:
     if problem.input_gram is None:
         return check_white(problem)
-    mixes = rest.gram_mixes
     text = (
         "input_gram (S) may differ from the identity here: its part that leaves the subspace is given below"
     )
@@ -88,21 +85,19 @@ def check_white(problem: Problem) -> Check:
     )
 
 
-def check_rotation_outside(rest: Outside, layer: int) -> Check:
-    if min(rest.dims[layer], rest.dims[layer + 1]) == 0:
-        text = f"weights[{layer}] (W_{layer + 1}) is active as a whole"
-        return Check(f"rotation of layer {layer + 1}", 0.0, 0.0, text, "")
-    return _rotation(layer + 1, rest.rho[layer], rest.departures[layer], rest.growth.dtype)
+def check_active_layer(layer: int) -> Check:
+    text = f"weights[{layer - 1}] (W_{layer}) is active as a whole"
+    return Check(f"rotation of layer {layer}", 0.0, 0.0, text, "")
 
 
 def check_rotation(weight: FloatArray, layer: int) -> Check:
     tall = weight.shape[0] >= weight.shape[1]
     nothing = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
     rho, departure = measure_isometry(weight, layer, tall, nothing, 0.0)
-    return _rotation(layer, rho, departure, weight.dtype)
+    return check_isometry(layer, rho, departure, weight.dtype)
 
 
-def _rotation(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
+def check_isometry(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
     # What a departure does to a run is linear in it.
     limit = rounding_tolerance(dtype)
     finding = "is" if departure <= limit else "is not"

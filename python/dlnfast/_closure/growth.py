@@ -12,19 +12,12 @@ from .._problem.problem import Problem
 from .._support.arrays import FloatArray, scale_of, widths_of
 from .._support.dispatch import core
 from .._support.products import multiply
+from .isometry import rounding_tolerance
 
 #: Growth is given up beyond this many times the dimension of the seeds (the settings known to close need at
 #: most twice that), or `_LEAST_LIMIT` if that is more.
 LARGEST_GROWTH = 6
 LEAST_LIMIT = 64
-
-
-def rounding_tolerance(dtype: npt.DTypeLike) -> float:
-    """Return the relative size below which a direction, or a departure, is rounding.
-
-    Householder QR leaves layers a few eps from orthogonal, products of width d add sqrt(d) eps.
-    """
-    return 1024.0 * float(np.finfo(dtype).eps)
 
 
 class Growth:

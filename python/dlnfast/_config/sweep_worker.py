@@ -39,7 +39,7 @@ from .._support.files import (
 )
 from .._support.locks import FolderLock
 from .._training.batch import Plan, descend_together
-from .._training.engines import choose_engine, with_caution
+from .._training.choice import choose_engine, with_caution
 from .._training.options import Options
 from .._training.request import divergence_text, make_request
 from .._training.train import train

@@ -23,7 +23,8 @@ from .._support.arrays import widths_of
 from .._support.dispatch import core, is_forked
 from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
-from .._training.engines import ADAPTIVE_RATE, Engine, Weights
+from .._training.choice import ADAPTIVE_RATE, Weights
+from .._training.engines import Engine
 from .._training.jobs import DenseJob
 from .._training.options import Options
 from .._training.request import Request

@@ -21,7 +21,7 @@ from .._support.dispatch import core
 from .._support.errors import ShapeError
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
-from .._training.engines import with_caution
+from .._training.choice import with_caution
 from .._training.jobs import run_job
 from .._training.options import Options, PerLayer, Record, names_moved_options
 from .._training.rates import rates_at
