@@ -62,11 +62,6 @@ _PATIENCE: Final = 60.0
 _WIDEST_CORE: Final = 8
 #: Wider networks are not looked at twice: their closure costs more than a batch saves.
 _WIDEST: Final = 128
-#: Options that the engine of `train_batch` knows; a run with any other option is done by itself.
-_BATCHED: Final = frozenset(
-    {"learning_rate", "steps", "weight_decay", "momentum", "engine", "tolerance", "n_threads"}
-    | {"record_every", "singular_values", "vectors", "tracking", "weights_every"}
-)
 #: Runs of a batch before their pace is known: two registers of lanes in double precision.
 _FEWEST: Final = 16
 #: Bytes that the records of a batch may take.
@@ -409,7 +404,7 @@ class _Work:
         """
         options, prepared = begun.options, begun.prepared
         widths = [prepared.problem.dim_in, *map(len, prepared.weights)]
-        is_batched = options.engine in ("auto", "reduced") and set(options.changed()) <= _BATCHED
+        is_batched = options.engine in ("auto", "reduced") and not options.added()
         if not is_batched or max(widths) > _WIDEST:
             return None
         keys = [json.dumps(begun.item.sections[name], sort_keys=True) for name in ("problem", "weights")]

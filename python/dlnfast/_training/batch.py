@@ -27,7 +27,7 @@ from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
-from .choice import choose_engine, with_caution
+from .choice import ADAPTIVE_RATE, choose_engine, with_caution
 from .jobs import allocate_records, reduced_states
 from .options import Options, Record, names_moved_options
 from .request import Request, make_request
@@ -436,7 +436,7 @@ def _plan_one(
         learning_rate=learning_rate, weight_decay=weight_decay, momentum=momentum, engine="reduced", **common
     )
     if options.adaptive is not None:
-        raise ValueError('learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"')
+        raise ValueError(ADAPTIVE_RATE)
     request = make_request(options.checked(), problem, check_initial(network, problem))
     # The caller holds both objects as long as the batch is planned, so their addresses name them.
     pair = (id(problem), id(network))

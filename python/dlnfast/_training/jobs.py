@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from .._trajectory.load import COMPLETE
 from .._trajectory.states import DenseStates, LayerTracking, ReducedStates
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
-from .options import ALL_VALUES
+from .options import ALL_VALUES, Options
 from .request import Request, divergence_text
 
 #: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
@@ -96,7 +96,10 @@ def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 
 
 class Job(Protocol):
-    """One engine's preparation for a run, and the reading of what it left."""
+    """A prepared run of one engine."""
+
+    #: Keys of the options added after version 0.1.0 that the job reads; it refuses all others.
+    reads: ClassVar[frozenset[str]]
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 
@@ -143,6 +146,10 @@ class OptimizerState:
 
 
 class ReducedJob:
+    """A run inside the invariant subspaces: cores, and the scalars of the families outside."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, request: Request, space: Closure) -> None:
         self.request = request
         self.space = space
@@ -228,7 +235,9 @@ def reduced_states(
 
 
 class DenseJob:
-    """Working copies of the weights, and room for what the records of whole layers hold."""
+    """A run of whole layers: working copies of the weights, and the arrays of the records."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -330,6 +339,12 @@ def core_arguments(request: Request, outputs: Outputs, bar: ProgressBar) -> dict
         "first": outputs.begin,
         "drain_every": request.drain_every,
     }
+
+
+def refuse_unread_options(job: Job, options: Options) -> None:
+    """Raise for an option that is set but that the engine of the job does not read."""
+    for key in sorted(options.added() - job.reads):
+        raise ValueError(f"{key} is set, but engine={options.engine!r} does not read it")
 
 
 def make_trajectory(

@@ -363,10 +363,14 @@ class Options:
             for key, owner, each in _flat_fields()
         }
 
-    def changed(self) -> dict[str, Any]:
-        """Return the keys, with their values, that differ from their default."""
-        defaults = {key: each.default for key, _, each in _flat_fields()}
-        return {key: value for key, value in self.to_flat().items() if value != defaults[key]}
+    def added(self) -> set[str]:
+        """Return the keys of options added after version 0.1.0 that differ from their default."""
+        return {
+            key
+            for key, owner, each in _flat_fields()
+            if key not in _SPEC_KEYS
+            and getattr(self.record if owner is Record else self, each.name) != each.default
+        }
 
     def stored(self) -> dict[str, Any]:
         """Return the scalars that a run folder holds, without rates and engine, which `Request` adds."""

@@ -21,7 +21,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
 from .engines import resolve
-from .jobs import run_job
+from .jobs import refuse_unread_options, run_job
 from .options import Adaptive, Callback, Options, TrainOptions, takes_options
 from .resumable import initial_weights, run_checkpointed, steps_between_flushes
 from .stopping import Plateau
@@ -130,6 +130,7 @@ def train(
         interval = folder.every or steps_between_flushes(request, engine.space)
         request = replace(request, drain_every=interval)
     job = engine.prepare(request)
+    refuse_unread_options(job, chosen)
     logger.info("%s", certificate)
     with ProgressBar(request.steps, chosen.record.progress) as bar:
         if folder is not None:

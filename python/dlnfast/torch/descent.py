@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,8 @@ class TorchEngine(Engine):
 
 class TorchJob(DenseJob):
     """A run of whole layers on a device, with the records of the dense engine."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request, device: torch.device) -> None:
         super().__init__(request)

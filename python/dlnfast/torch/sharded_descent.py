@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -255,6 +255,8 @@ def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[
 
 class _ShardedJob:
     """A run on this process's rows, and what its records hold."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request, shards: list[RowSharded]) -> None:
         self.request = request
