@@ -252,7 +252,7 @@ def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
     [(1.234e-7, "123 ns"), (9.996e-7, "1.00 us"), (0.0123, "12.3 ms"), (123.4, "123 s"), (2e-10, "0.20 ns")],
 )
 def test_seconds_in_words(seconds, text):
-    assert cases.format_seconds(seconds) == text
+    assert record.format_seconds(seconds) == text
 
 
 # The command line

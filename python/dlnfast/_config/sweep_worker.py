@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice
 from .._support.checkpoint import tidy
@@ -39,9 +39,9 @@ from .._support.files import (
 )
 from .._support.locks import FolderLock
 from .._training.batch import Plan, descend_together
-from .._training.choice import choose_engine, with_caution
+from .._training.choice import choose_engine
 from .._training.options import Options
-from .._training.request import divergence_text, make_request
+from .._training.rates import divergence_text, make_request, with_caution
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from . import runs, spec

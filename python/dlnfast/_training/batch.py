@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, axes_of, is_array
 from .._support.checkpoint import Checkpoint, RunFolder, identity_of, terminating
@@ -27,10 +27,11 @@ from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
-from .choice import ADAPTIVE_RATE, choose_engine, with_caution
+from .choice import choose_engine
 from .jobs import allocate_records, reduced_states
 from .options import Options, Record, names_moved_options
-from .request import Request, make_request
+from .rates import ADAPTIVE_RATE, make_request, with_caution
+from .request import Request
 
 Layers = Sequence[npt.ArrayLike] | ImplicitWeights
 #: One value for all, one per run, or one per run and layer.

@@ -3,24 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Final
-
 from .._closure.certificate import Assumptions, Certificate
 from .._closure.closure import LARGEST_SHARE, Closure, find_closure
 from .._closure.conditions import breaks_no_assumption
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray
 from .._support.errors import AssumptionError
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
-from .rates import rate_caution
-from .request import Request
-
-ADAPTIVE_RATE: Final = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
-
-Weights = list[FloatArray] | ImplicitWeights
+from .request import Weights
 
 
 def choose_engine(
@@ -91,20 +82,6 @@ def _choose_for_implicit_weights(
     if not found.hold:
         raise AssumptionError(_assumption_text(found))
     return Certificate("reduced", f"the closure holds in distribution, {found.describe_dims()}", found), space
-
-
-def with_caution(certificate: Certificate, request: Request) -> Certificate:
-    """Return the certificate with a warning in its reason, if the minimum is unstable at these rates."""
-    if request.steps < 2 or request.adaptive is not None:
-        return certificate
-    caution = rate_caution(
-        request.problem,
-        request.scales(),
-        request.learning_rate,
-        request.momentum,
-        decomposed=certificate.engine == "reduced",  # which has decomposed the target, however large
-    )
-    return replace(certificate, reason=f"{certificate.reason}{caution}") if caution else certificate
 
 
 def _assumption_text(assumptions: Assumptions) -> str:

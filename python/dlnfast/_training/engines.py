@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Engines: the interface, and the reduced and the dense engine.
+"""The interface of engines, and the decision which one does a run.
 
 An engine checks whether it can do a run, with reasons in a `Certificate`, and prepares a job that does it.
 `registry.ENGINES` lists all of them by name; `load_engine` imports the one that a run asks for.
@@ -13,17 +13,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._weights.implicit import ImplicitWeights
-from .choice import ADAPTIVE_RATE, Weights, choose_engine, with_caution
-from .jobs import DenseJob, ReducedJob, ResumableJob
+from .jobs import ResumableJob
 from .options import Options
+from .rates import make_request, with_caution
 from .registry import ENGINES, split_engine
-from .request import Request, make_request
-
-# ---------------------------------------------------------------------------------------------- interface
+from .request import Request, Weights
 
 
 class Engine(ABC):
@@ -98,58 +95,3 @@ def resolve(
     certificate = engine.check(options, problem, weights)
     request = replace(request, device=engine.device)
     return engine, request, with_caution(certificate, request)
-
-
-# ------------------------------------------------------------------------------------------------ engines
-
-
-class ReducedEngine(Engine):
-    """Trains the invariant subspaces only: exact, at a cost independent of the width."""
-
-    name = "reduced"
-
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
-        """Return the certificate of the closure, or raise if the closure does not hold."""
-        certificate, self.space = choose_engine(self.name, problem, weights)
-        if options.adaptive is not None:
-            raise ValueError(ADAPTIVE_RATE)
-        return certificate
-
-    def prepare(self, request: Request) -> ReducedJob:
-        """Return the job inside the invariant subspaces."""
-        assert self.space is not None
-        return ReducedJob(request, self.space)
-
-
-class DenseEngine(Engine):
-    """Trains whole weight matrices."""
-
-    name = "dense"
-
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
-        """Return the certificate; only lazily sampled weights are refused."""
-        del options
-        return choose_engine(self.name, problem, weights)[0]
-
-    def prepare(self, request: Request) -> DenseJob:
-        """Return the job on copies of the weights."""
-        return DenseJob(request)
-
-
-class AutomaticEngine(Engine):
-    """The reduced engine where it is exact and smaller than the network, otherwise the dense engine."""
-
-    name = "auto"
-
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
-        """Return the certificate of the chosen engine."""
-        if options.adaptive is not None and not isinstance(weights, ImplicitWeights):
-            return Certificate("dense", "learning_rate is adaptive", None)
-        certificate, self.space = choose_engine(self.name, problem, weights)
-        if options.adaptive is not None and self.space is not None:
-            raise ValueError(ADAPTIVE_RATE)
-        return certificate
-
-    def prepare(self, request: Request) -> ResumableJob:
-        """Return the job of the chosen engine."""
-        return DenseJob(request) if self.space is None else ReducedJob(request, self.space)

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure, factors_within
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure, factors_within
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
-from .._trajectory.load import COMPLETE
-from .._trajectory.states import DenseStates, LayerTracking, ReducedStates
+from .._trajectory.states import COMPLETE, DenseStates, LayerTracking, ReducedStates
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
 from .options import ALL_VALUES, Options
-from .request import Request, divergence_text
+from .rates import divergence_text
+from .request import Request
 
 #: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
 _COMPENSATED = 32

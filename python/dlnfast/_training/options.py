@@ -21,7 +21,7 @@ from .._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._support.errors import AssumptionError
 from .._support.keys import Key
 from .._support.threads import MAX_THREADS
-from .registry import check_engine_name, is_engine_name
+from .registry import ENGINES, check_engine_name, is_engine_name
 
 __all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Record", "TrainOptions"]
 
@@ -112,7 +112,7 @@ class Record:
         Whether the dense engine records singular vectors too; `Trajectory.angles` needs them. The reduced
         engine always has them.
     tracking : {"auto", "dense", "full"}
-        How the dense engine computes singular values. "auto": in factored form, O(d (k + K)^2), for layers
+        Method by which the dense engine computes singular values. "auto": in factored form, O(d (k + K)^2), for layers
         that start as a scaled rotation and have thin updates; by decomposition for layers up to 128 wide or
         where a third of the values is wanted; otherwise by iteration from the last record. "dense": always by
         iteration. "full": always by decomposition. The torch engine never uses the factored form; on an
@@ -218,7 +218,7 @@ class Options:
         entry-by-entry rules such as Adam do not keep the invariant subspaces; Muon, Shampoo and Nesterov do,
         but no engine runs them yet.
     engine : {"auto", "reduced", "dense", "torch", "torch:DEVICE"}
-        Program that takes the steps. "reduced" trains the invariant subspaces only, exactly, at a cost
+        Program that takes the steps, with the device of the torch engine after a colon. "reduced" trains the invariant subspaces only, exactly, at a cost
         independent of the width; "dense" trains whole matrices. "auto" takes the reduced engine where its
         conditions hold and it is smaller than the network; ``run.certificate`` gives the choice and its
         reasons. "torch" is the dense engine on a PyTorch device, such as "torch:cuda:1": the same recursion,
@@ -239,7 +239,7 @@ class Options:
     optimizer: str = field(default="gd", metadata=_key(keys.string()))
     engine: str = field(
         default="auto",
-        metadata=_key(Key(is_engine_name, 'one of "auto", "reduced", "dense", "torch", "torch:DEVICE"')),
+        metadata=_key(Key(is_engine_name, "one of " + ", ".join(f'"{name}"' for name in ENGINES))),
     )
     record: Record = Record()
     tolerance: float | None = field(default=None, metadata=_key(keys.number()))
@@ -521,4 +521,4 @@ def _parameter_texts(owner: type) -> dict[str, str]:
 
 
 def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.:;]) ", text)[0].rstrip(".:;")
+    return text.partition(". ")[0].rstrip(".").replace("``", "")

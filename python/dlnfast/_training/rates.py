@@ -1,37 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Learning rates: automatic, adaptive, and the largest ones at which a minimum is stable."""
+"""Learning rates: given, automatic and adaptive ones, and the largest at which a minimum is stable."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, check_scale, per_layer, scale_of
+from .._support.arrays import check_scale, per_layer, scale_of, widths_of
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
 from ..theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .curvature import constant_rate, layer_curvatures
 from .curvature import minimum_sharpness as minimum_sharpness_of_observed
-from .options import Adaptive, PerLayer
+from .options import Adaptive, Options, PerLayer
+from .request import AdaptiveRequest, Request, Weights
 
-
-@dataclass(frozen=True)
-class AdaptiveRequest:
-    """The constants of an adaptive rate, measured for a problem and its weights."""
-
-    safety: float
-    curvature: list[float]
-    error_scale: float
-
-
+ADAPTIVE_RATE: Final = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
 #: Smaller side up to which a target is decomposed for a message alone.
 _SMALL_TARGET: Final = 512
 
@@ -48,7 +41,7 @@ def largest_target_value(problem: Problem | Observations) -> float:
 def learning_rates(
     learning_rate: PerLayer | str,
     problem: Problem | Observations,
-    weights: list[FloatArray] | ImplicitWeights,
+    weights: Weights,
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
@@ -77,7 +70,7 @@ def rates_at(
 
 def automatic_rates(
     problem: Observations,
-    weights: list[FloatArray] | ImplicitWeights,
+    weights: Weights,
     ratios: npt.NDArray[np.float64],
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
@@ -92,7 +85,7 @@ def automatic_rates(
 
 
 def adaptive_rates(
-    rule: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
+    rule: Adaptive, problem: Problem | Observations, weights: Weights
 ) -> tuple[npt.NDArray[np.float64], AdaptiveRequest]:
     """Return the ratios of the layers' rates, and the constants of an adaptive rate."""
     layers = require_arrays(weights)
@@ -168,3 +161,76 @@ def _largest_stable_rate(
 def _stable_rate(sharpness: float) -> float:
     """Return two over the sharpness, the threshold of gradient descent."""
     return 2.0 / sharpness if sharpness > 0 else math.inf
+
+
+def make_request(options: Options, problem: Problem | Observations, weights: Weights) -> Request:
+    """Return the request of checked options: decide the rates of the layers, and the sizes.
+
+    Raises
+    ------
+    ShapeError
+        For a list of rates of another length than the network.
+    AssumptionError
+        For an adaptive rate with lazily sampled weights.
+    """
+    n_layers = len(weights)
+    weight_decay = per_layer(options.weight_decay, "weight_decay (lambda)", n_layers)
+    momentum = per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0)
+    adaptive = None
+    if options.adaptive is not None:
+        rates, adaptive = adaptive_rates(options.adaptive, problem, weights)
+    else:
+        assert not isinstance(options.learning_rate, Adaptive)
+        rates = learning_rates(options.learning_rate, problem, weights, weight_decay, momentum)
+    return Request(
+        problem=problem,
+        weights=weights,
+        options=options,
+        widths=list(weights.widths) if isinstance(weights, ImplicitWeights) else widths_of(weights),
+        dtype=weights.dtype if isinstance(weights, ImplicitWeights) else weights[0].dtype,
+        learning_rate=rates,
+        adaptive=adaptive,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        callback=options.record.callback,
+    )
+
+
+def with_caution(certificate: Certificate, request: Request) -> Certificate:
+    """Return the certificate with a warning in its reason, if the minimum is unstable at these rates."""
+    if request.steps < 2 or request.adaptive is not None:
+        return certificate
+    caution = rate_caution(
+        request.problem,
+        request.scales(),
+        request.learning_rate,
+        request.momentum,
+        decomposed=certificate.engine == "reduced",  # which has decomposed the target, however large
+    )
+    return replace(certificate, reason=f"{certificate.reason}{caution}") if caution else certificate
+
+
+def divergence_text(request: Request, step: int, layer: int) -> str:
+    """Return the message for a run whose loss is not finite at this step, with the remedy."""
+    text = (
+        f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
+        f"now {_span(request.learning_rate)}"
+    )
+    if request.adaptive is not None:
+        text = f"the loss is not finite at step {step} (layer {layer} has grown most): lower safety, "
+        text += f"now {request.adaptive.safety:g}"
+    sigma = largest_target_value(request.problem)
+    if request.problem.input_gram is not None:
+        text += ", or whiten the inputs"
+    elif sigma > 0:
+        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
+        text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
+    if request.weight_decay.max() * request.learning_rate.max() > 2.0:
+        product = _span(request.learning_rate * request.weight_decay)
+        text += f"; learning_rate * weight_decay is {product}, above 2"
+    return text
+
+
+def _span(values: npt.NDArray[np.float64]) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"

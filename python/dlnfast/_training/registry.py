@@ -10,9 +10,9 @@ from typing import Final
 
 #: Name of an engine -> "module:class".
 ENGINES: Final[dict[str, str]] = {
-    "auto": "dlnfast._training.engines:AutomaticEngine",
-    "reduced": "dlnfast._training.engines:ReducedEngine",
-    "dense": "dlnfast._training.engines:DenseEngine",
+    "auto": "dlnfast._training.core_engines:AutomaticEngine",
+    "reduced": "dlnfast._training.core_engines:ReducedEngine",
+    "dense": "dlnfast._training.core_engines:DenseEngine",
     "torch": "dlnfast.torch.descent:TorchEngine",
 }
 

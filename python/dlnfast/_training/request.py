@@ -11,12 +11,22 @@ import numpy.typing as npt
 
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, per_layer, scale_of, widths_of
+from .._support.arrays import FloatArray, scale_of
 from .._weights.implicit import ImplicitWeights
-from ..theory import stability_threshold
-from .options import Adaptive, Callback, Options
-from .rates import AdaptiveRequest, adaptive_rates, largest_target_value, learning_rates
+from .options import Callback, Options
 from .stopping import Plateau
+
+#: Initial weights after their checks.
+Weights = list[FloatArray] | ImplicitWeights
+
+
+@dataclass(frozen=True)
+class AdaptiveRequest:
+    """The constants of an adaptive rate, measured for a problem and its weights."""
+
+    safety: float
+    curvature: list[float]
+    error_scale: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Request:
     """
 
     problem: Problem | Observations
-    weights: list[FloatArray] | ImplicitWeights
+    weights: Weights
     options: Options
     widths: list[int]
     dtype: np.dtype[Any]
@@ -170,64 +180,3 @@ class Request:
             "widths": self.widths,
             **({} if self.device is None else {"device": self.device}),
         }
-
-
-def make_request(
-    options: Options, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
-) -> Request:
-    """Return the request of checked options: decide the rates of the layers, and the sizes.
-
-    Raises
-    ------
-    ShapeError
-        For a list of rates of another length than the network.
-    AssumptionError
-        For an adaptive rate with lazily sampled weights.
-    """
-    n_layers = len(weights)
-    weight_decay = per_layer(options.weight_decay, "weight_decay (lambda)", n_layers)
-    momentum = per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0)
-    adaptive = None
-    if options.adaptive is not None:
-        rates, adaptive = adaptive_rates(options.adaptive, problem, weights)
-    else:
-        assert not isinstance(options.learning_rate, Adaptive)
-        rates = learning_rates(options.learning_rate, problem, weights, weight_decay, momentum)
-    return Request(
-        problem=problem,
-        weights=weights,
-        options=options,
-        widths=list(weights.widths) if isinstance(weights, ImplicitWeights) else widths_of(weights),
-        dtype=weights.dtype if isinstance(weights, ImplicitWeights) else weights[0].dtype,
-        learning_rate=rates,
-        adaptive=adaptive,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        callback=options.record.callback,
-    )
-
-
-def divergence_text(request: Request, step: int, layer: int) -> str:
-    """Return the message for a run whose loss is not finite at this step, with the remedy."""
-    text = (
-        f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
-        f"now {_span(request.learning_rate)}"
-    )
-    if request.adaptive is not None:
-        text = f"the loss is not finite at step {step} (layer {layer} has grown most): lower safety, "
-        text += f"now {request.adaptive.safety:g}"
-    sigma = largest_target_value(request.problem)
-    if request.problem.input_gram is not None:
-        text += ", or whiten the inputs"
-    elif sigma > 0:
-        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
-        text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
-    if request.weight_decay.max() * request.learning_rate.max() > 2.0:
-        product = _span(request.learning_rate * request.weight_decay)
-        text += f"; learning_rate * weight_decay is {product}, above 2"
-    return text
-
-
-def _span(values: npt.NDArray[np.float64]) -> str:
-    low, high = float(values.min()), float(values.max())
-    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, terminating
 from .._support.dispatch import core
 from .._support.errors import DivergedError
@@ -24,7 +24,8 @@ from .._trajectory.storage import record_arrays
 from .._trajectory.trajectory import Trajectory
 from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
 from .options import Callback
-from .request import Request, divergence_text
+from .rates import divergence_text
+from .request import Request
 
 #: What may be computed, and held, before a run that is kept writes it.
 _FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28

@@ -17,14 +17,12 @@ from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
 from .._support.files import Arrays, naming_damage, read_whole
 from .checks import check_run
-from .states import DenseStates, ReducedStates
+from .states import COMPLETE, DenseStates, ReducedStates
 from .storage import pack_dense, record_arrays, unpack_dense
 from .trajectory import FORMAT, FORMAT_VERSION, Trajectory
 
 #: What grows by the step, not by the record.
 SERIES = ("loss", "loss_steps", "rates")
-#: Outcomes of runs that came to an end of their own.
-COMPLETE = ("finished", "converged", "stopped")
 
 
 def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:

@@ -16,6 +16,8 @@ from .._support.arrays import FloatArray, IntArray
 from .._support.dispatch import core
 from .._tracking.svd_tracker import COMPLETENESS, TIERS, TrackerRecord
 
+#: Outcomes of finished runs; all others were cut short.
+COMPLETE = ("finished", "converged", "stopped")
 #: What `LayerTracking.columns` holds.
 COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
 

@@ -236,8 +236,8 @@ def _print_row(case: str, row: Mapping[str, Any]) -> None:
     for name, times in row["seconds"].items():
         note = f"  ({row['notes'][name]})" if name in row["notes"] else ""
         print(
-            f"  {name:<26} {format_seconds(times['median']):>9}  "
-            f"({format_seconds(times['least'])} .. {format_seconds(times['largest'])}){note}"
+            f"  {name:<26} {record.format_seconds(times['median']):>9}  "
+            f"({record.format_seconds(times['least'])} .. {record.format_seconds(times['largest'])}){note}"
         )
     for name, reason in row["skipped"].items():
         print(f"  {name:<26} skipped, {reason}")
@@ -248,20 +248,6 @@ def _print_row(case: str, row: Mapping[str, Any]) -> None:
         machine = rate["machine_per_second"]["median"] / 1e9
         print(f"  dlnfast dense {dense:.1f} {unit}; {of} {machine:.1f} {unit}")
     sys.stdout.flush()  # the next row may take minutes
-
-
-def format_seconds(seconds: float) -> str:
-    """Return three digits and a unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(seconds) >= 0.9995 * size:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds / 1e-9)} ns"
-
-
-def _digits(value: float) -> str:
-    return (
-        f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
-    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -264,3 +264,17 @@ def _status(entry: str) -> int | None:
             return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))
     except (OSError, StopIteration):
         return None
+
+
+def format_seconds(seconds: float) -> str:
+    """Return three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(seconds) >= 0.9995 * size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 1e-9)} ns"
+
+
+def _digits(value: float) -> str:
+    return (
+        f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+    )

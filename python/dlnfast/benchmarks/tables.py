@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .cases import format_seconds
 from .peers import LABELS
-from .record import describe_machine
+from .record import describe_machine, format_seconds
 
 __all__ = ["markdown"]
 

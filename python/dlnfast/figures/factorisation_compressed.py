@@ -22,7 +22,7 @@ from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
 from .._weights.initial import orthogonal
-from ..benchmarks.cases import format_seconds
+from ..benchmarks.record import format_seconds
 from ..plots import PathDisplay, SeriesDisplay
 from . import Clock, Result, alike_rate, setting
 

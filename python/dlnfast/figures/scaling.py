@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._support.arrays import LARGEST_COUNT, check_count
-from ..benchmarks import cases
+from ..benchmarks import cases, record
 from ..benchmarks.peers import LABELS, PEERS
 from . import Result, setting
 
@@ -178,8 +178,8 @@ def _highlights(sweeps: Mapping[str, Any]) -> list[str]:
             if points:
                 first, last = points[0], points[-1]
                 parts.append(
-                    f"{LABELS[name]} {cases.format_seconds(first[1])} at {first[0]}, "
-                    f"{cases.format_seconds(last[1])} at {last[0]}"
+                    f"{LABELS[name]} {record.format_seconds(first[1])} at {first[0]}, "
+                    f"{record.format_seconds(last[1])} at {last[0]}"
                 )
         lines.append(f"{over}: {'; '.join(parts)}")
     skipped = {

@@ -19,7 +19,7 @@ from .._support.errors import DivergedError
 from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import orthogonal
-from ..benchmarks.cases import format_seconds
+from ..benchmarks.record import format_seconds
 from ..plots import COLOURS, SeriesDisplay
 from . import Clock, Result, errors_at_records, run_until, setting
 

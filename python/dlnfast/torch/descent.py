@@ -23,11 +23,11 @@ from .._support.arrays import widths_of
 from .._support.dispatch import core, is_forked
 from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
-from .._training.choice import ADAPTIVE_RATE, Weights
 from .._training.engines import Engine
 from .._training.jobs import DenseJob
 from .._training.options import Options
-from .._training.request import Request
+from .._training.rates import ADAPTIVE_RATE
+from .._training.request import Request, Weights
 from .._trajectory.states import LayerTracking, tracking_rows
 from .._weights.implicit import ImplicitWeights
 from ._rule import Rule

@@ -21,10 +21,9 @@ from .._support.dispatch import core
 from .._support.errors import ShapeError
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
-from .._training.choice import with_caution
 from .._training.jobs import run_job
 from .._training.options import Options, PerLayer, Record, names_moved_options
-from .._training.rates import rates_at
+from .._training.rates import rates_at, with_caution
 from .._training.request import Request
 from .._trajectory.states import DenseStates, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
