@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import cli
+from dlnfast._commands import train as train_command
+from dlnfast._config.runs import write_json
 from dlnfast._config import finetuning, spec
 from dlnfast._problem.low_rank import as_dense
 from dlnfast.cli import main
@@ -243,7 +244,7 @@ def test_interruption_keeps_the_trajectory(recovery, tmp_path, capsys, monkeypat
         error.trajectory = dln.train(*arguments, **settings)
         raise error
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(train_command, "train", interrupted)
     assert main(["train", str(recovery), "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "dlnfast: interrupted\n"
     assert dln.load(tmp_path / "interrupted.npz").steps[-1] == 40
@@ -599,13 +600,13 @@ def test_a_full_disk_keeps_the_last_files(recovery, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     assert main(["train", str(recovery), "--out", str(tmp_path / "out"), "--set", "train.steps=5"]) == 2
     with pytest.raises(OSError, match="No space left"):
-        cli.write_json(tmp_path / "out" / "summary.json", {})
+        write_json(tmp_path / "out" / "summary.json", {})
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_json_has_no_nan(tmp_path):
     place = tmp_path / "record.json"
-    cli.write_json(
+    write_json(
         place,
         {
             "a": np.array([1.0, np.nan, np.inf]),

@@ -741,6 +741,7 @@ def test_summaries_that_were_changed_are_run_again(change, tmp_path):
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     from dlnfast import cli
+    from dlnfast._commands import sweep as command
 
     place = tmp_path / "spec.toml"
     place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
@@ -748,7 +749,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     def inline(grid, **settings):
         return dln.sweep(grid, Inline(), **settings)
 
-    monkeypatch.setattr(cli, "sweep", inline)
+    monkeypatch.setattr(command, "sweep", inline)
     arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]
     assert cli.main(arguments) == 1
     printed = capsys.readouterr()

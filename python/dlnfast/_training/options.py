@@ -112,12 +112,12 @@ class Record:
         Whether the dense engine records singular vectors too; `Trajectory.angles` needs them. The reduced
         engine always has them.
     tracking : {"auto", "dense", "full"}
-        Method by which the dense engine computes singular values. "auto": in factored form, O(d (k + K)^2), for layers
-        that start as a scaled rotation and have thin updates; by decomposition for layers up to 128 wide or
-        where a third of the values is wanted; otherwise by iteration from the last record. "dense": always by
-        iteration. "full": always by decomposition. The torch engine never uses the factored form; on an
-        accelerator it computes k values by iteration, which moves thin blocks only, and all of them on the
-        host.
+        Method by which the dense engine computes singular values. "auto": in factored form,
+        O(d (k + K)^2), for layers that start as a scaled rotation and have thin updates; by decomposition for
+        layers up to 128 wide or where a third of the values is wanted; otherwise by iteration from the last
+        record. "dense": always by iteration. "full": always by decomposition. The torch engine never uses the
+        factored form; on an accelerator it computes k values by iteration, which moves thin blocks only, and
+        all of them on the host.
     weights_every : int, optional
         Number of steps between two snapshots of all weights, for the dense engines. They always keep the
         first and the last weights. The reduced engine gives the weights at any record.
@@ -218,11 +218,12 @@ class Options:
         entry-by-entry rules such as Adam do not keep the invariant subspaces; Muon, Shampoo and Nesterov do,
         but no engine runs them yet.
     engine : {"auto", "reduced", "dense", "torch", "torch:DEVICE"}
-        Program that takes the steps, with the device of the torch engine after a colon. "reduced" trains the invariant subspaces only, exactly, at a cost
-        independent of the width; "dense" trains whole matrices. "auto" takes the reduced engine where its
-        conditions hold and it is smaller than the network; ``run.certificate`` gives the choice and its
-        reasons. "torch" is the dense engine on a PyTorch device, such as "torch:cuda:1": the same recursion,
-        for a `Problem` and constant rates. Without a device it uses PyTorch's default.
+        Program that takes the steps, with the device of the torch engine after a colon. "reduced" trains the
+        invariant subspaces only, exactly, at a cost independent of the width; "dense" trains whole matrices.
+        "auto" takes the reduced engine where its conditions hold and it is smaller than the network;
+        ``run.certificate`` gives the choice and its reasons. "torch" is the dense engine on a PyTorch device,
+        such as "torch:cuda:1": the same recursion, for a `Problem` and constant rates. Without a device it
+        uses PyTorch's default.
     record : Record
         The records of the run: steps, singular values, vectors, weights, and the callback.
     tolerance : float, optional
