@@ -14,8 +14,8 @@ import pytest
 
 import dlnfast as dln
 from dlnfast._commands import train as train_command
-from dlnfast._config.runs import write_json
 from dlnfast._config import finetuning, spec
+from dlnfast._config.runs import write_json
 from dlnfast._problem.low_rank import as_dense
 from dlnfast.cli import main
 

@@ -13,7 +13,8 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._closure.certificate import Certificate
-from dlnfast._training.engines import DenseEngine, load_engine
+from dlnfast._training.core_engines import DenseEngine
+from dlnfast._training.engines import load_engine
 from dlnfast._training.jobs import DenseJob
 from dlnfast._training.registry import ENGINES
 
