@@ -621,7 +621,7 @@ def test_a_run_is_that_of_its_own_layers(widths):
     rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record": dln.Record(every=20)}
     run = dln.train(problem, law, **rates)
     assert run.engine == "reduced"
-    assert "in law" in run.certificate.reason
+    assert "in distribution" in run.certificate.reason
     kept = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
     weights = [law.dense(layer) for layer in range(1, n_layers + 1)]
     dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=20))

@@ -617,7 +617,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(long_sweep, tmp_path, sent, s
     n_finished = len(list(folder.glob("*/summary.json")))
     assert 0 < n_finished < 400
     assert message.startswith(f"dlnfast: interrupted: {n_finished} of 400 runs of the sweep are finished")
-    assert message.rstrip().endswith("start it again to go on")
+    assert message.rstrip().endswith("start it again to resume")
     assert not list(folder.glob("*/*.part"))
     deadline = time.monotonic() + 30
     while alive(process.pid) and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast._support.progress import ProgressBar
 from dlnfast._trajectory.states import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
@@ -357,9 +358,7 @@ def test_a_start_without_a_finite_loss_has_no_trajectory(apart, problem):
 def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
     told = []
     monkeypatch.setattr(torch_descent, "BREATH", 0.0)
-    monkeypatch.setattr(
-        dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
-    )
+    monkeypatch.setattr(ProgressBar, "_update", lambda self, step, loss: told.append((step, loss)))
     run = dln.train(
         problem,
         weights,
@@ -568,21 +567,21 @@ def test_rates_above_the_threshold_are_named(problem, weights):
     assert "trajectories can part" in run.certificate.reason
 
 
-@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
-def test_devices_are_named_or_taken_from_pytorch(device, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
+@pytest.mark.parametrize("engine", ["torch", "torch:cpu", f"torch:{torch.device('cpu')}"])
+def test_devices_are_named_or_taken_from_pytorch(engine, problem, weights):
+    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine=engine)
     assert run.config["device"] == "cpu"
 
 
 @pytest.mark.parametrize("engine", ["auto", "dense", "reduced"])
 def test_a_device_belongs_to_the_torch_engine(engine, problem, weights):
     with pytest.raises(
-        ValueError, match=rf"device is 'cpu' but engine is '{engine}'; wanted engine=\"torch\""
+        ValueError, match=rf"engine is '{engine}:cpu'; wanted '{engine}', as only 'torch' takes a device"
     ):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch:cpu")
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"{engine}:cpu")
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", ""])
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_devices_that_are_not_there(device, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is '{device}', on which PyTorch cannot hold float64.*\"cpu\""
@@ -593,7 +592,14 @@ def test_devices_that_are_not_there(device, problem, weights):
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
 def test_what_is_no_device(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
+        torch_descent.find_device(device, "float64")
+    with pytest.raises(ValueError, match="on which PyTorch cannot hold float64"):
         dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
+
+
+def test_a_device_without_a_name(problem, weights):
+    with pytest.raises(ValueError, match=r"engine is 'torch:'; wanted one of .*, or 'torch:DEVICE'"):
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch:")
 
 
 def test_what_other_engines_do_is_refused_with_their_names(problem, weights):
@@ -602,7 +608,9 @@ def test_what_other_engines_do_is_refused_with_their_names(problem, weights):
     with pytest.raises(TypeError, match=r"problem is Completion; engine='torch' wants .*engine='dense'"):
         dln.train(completion, weights, **options)
     law = dln.orthogonal([10] * 4, implicit=True)
-    with pytest.raises(dln.AssumptionError, match=r"weights are a law: engine='reduced' trains it"):
+    with pytest.raises(
+        dln.AssumptionError, match=r"weights are lazily sampled: engine='reduced' trains them"
+    ):
         dln.train(problem, law, **options)
     for rate in ("adaptive", dln.Adaptive()):
         with pytest.raises(ValueError, match=r"learning_rate is adaptive, which is for the dense engine"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`dlnfast finetune`: a grid of fine-tuning runs from a TOML file, resumable, and a table of the outcome."""
+"""`dlnfast finetune`: a resumable grid of fine-tuning runs from a TOML file, and a table of its results."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = [
     "table",
 ]
 
-#: What a run may train.
+#: Methods of fine-tuning.
 METHODS: Final = ("lora", "deep-lora")
 #: Initialisations of Deep LoRA: leading directions of the first gradient, random frames, full rank.
 INITS: Final = ("gradient", "random", "full")
-#: Halves of the development split: rates are chosen on one, what is reported comes from the other.
+#: Halves of the development split: one to choose learning rates, one to report scores.
 PARTS: Final = ("selection", "report")
 
 _SECTIONS: Final[dict[str, dict[str, Key]]] = {
@@ -81,7 +81,7 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of one training.
+    """The settings of one fine-tuning run.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The results of one run.
 
     Attributes
     ----------
@@ -171,7 +171,7 @@ class Grid:
     sections: dict[str, dict[str, Any]]
 
     def runs(self) -> list[Run]:
-        """Return the runs, those of one seed together, so that a grid cut short has whole seeds."""
+        """Return the runs seed by seed, so that an interrupted grid has complete seeds."""
         grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
         shared: Sequence[float] = grid["learning_rates"]
         rates = dict.fromkeys(grid["methods"], shared)
@@ -195,14 +195,14 @@ class Grid:
         ]
 
     def about(self) -> dict[str, Any]:
-        """Return what else a result depends on: without it a run is another one."""
+        """Return the other settings that a result depends on and that identify a run."""
         model, task = self.sections["model"], self.sections["task"]
         kept = {name: model[name] for name in ("path", "layers", "max_length")}
         return kept | {"task": task["name"], "evaluated": task["evaluated"]}
 
 
 def halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
-    """Return two halves of a task, or of the first samples of an order that is always the same."""
+    """Return two halves of a task, or of its first samples in a fixed order."""
     order = np.random.default_rng(0).permutation(len(task))[:evaluated]
     return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
 
@@ -245,7 +245,7 @@ def _checked(raw: Mapping[str, Any]) -> Grid:
 
 
 def describe_settings() -> str:
-    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for name, keys in _SECTIONS.items():
         lines += ["", f"[{name}]", *described(keys)]
@@ -253,7 +253,7 @@ def describe_settings() -> str:
 
 
 class Results:
-    """What came of the runs of a grid, one line of JSON each, appended as they end.
+    """The results of the runs of a grid in a file, one line of JSON per finished run.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ class Results:
         self.read()
 
     def read(self) -> None:
-        """Read what the file holds now."""
+        """Read the file."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -293,7 +293,7 @@ class Results:
         self.records = records
 
     def missing(self, grid: Grid) -> list[Run]:
-        """Return the runs of a grid that are not done."""
+        """Return the runs of a grid that are not finished."""
         done = [record["run"] for record in self._with(grid)]
         return [run for run in grid.runs() if run.to_dict() not in done]
 
@@ -308,11 +308,11 @@ class Results:
         return [record for record in self.records if record.get("about") == about]
 
     def append_diverged(self, grid: Grid, run: Run, error: DivergedError) -> None:
-        """Add a run whose loss did not stay finite."""
+        """Append a diverged run."""
         self._write({"run": run.to_dict(), "about": grid.about(), "diverged": str(error)})
 
     def append(self, grid: Grid, run: Run, outcome: Outcome) -> None:
-        """Add a run; the line is on the disk when this returns."""
+        """Append a run; its line is on the disk when this returns."""
         record = {
             "run": run.to_dict(),
             "about": grid.about(),
@@ -327,7 +327,7 @@ class Results:
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(with_checksum(record)).encode() + b"\n"
-        # Without a buffer: what one holds after an error would be written when the file is closed.
+        # Unbuffered: a buffer would be written at closing even after an error.
         with self.path.open("a+b", buffering=0) as file:
             file.seek(0)
             end = file.read().rfind(b"\n") + 1  # of the last whole line
@@ -344,7 +344,7 @@ class Results:
 
 
 def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of results, or raise where it lacks what a grid's table needs."""
+    """Return a line of results, or raise if it lacks an entry that tables need."""
     if "about" not in record:  # of no grid
         return record
     run = record["run"]
@@ -363,7 +363,7 @@ def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """Several seeds of one method, number of examples and rank, at the rate that was chosen for them.
+    """Several seeds of one method, number of examples and rank, at the selected learning rate.
 
     Attributes
     ----------
@@ -401,7 +401,7 @@ class Row:
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return all entries as plain values."""
         beside = {"mean": self.mean, "deviation": self.deviation, "mean_rank": self.mean_rank}
         return asdict(self) | beside
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sections of TOML files: what may stand in them, and messages that name section.key where it does not."""
+"""Sections of TOML files: reading, checks whose messages name section.key, and help texts."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def read_toml(
     path : path
         The file.
     changes : iterable of str
-        ``"section.key=value"`` with a TOML value; what is not TOML counts as a string, so that quotes lost to
-        the shell do no harm.
+        ``"section.key=value"`` with a TOML value. Other text counts as a string, in case the shell has
+        removed the quotes.
     paths : iterable of str
         ``"section.key"`` of entries that are paths: relative ones in the file start from its folder, those in
         changes from the current one.
@@ -61,7 +61,7 @@ def read_toml(
 
 
 def check_names(raw: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise `SpecError` for what is no section, or not one of these."""
+    """Raise `SpecError` for an entry that is not a section of one of these names."""
     known = list(names)
     for name, table in raw.items():
         if name not in known:
@@ -73,7 +73,7 @@ def check_names(raw: Mapping[str, Any], names: Iterable[str]) -> None:
 def check_section(
     name: str, table: Mapping[str, Any], keys: Mapping[str, Key], which: str = ""
 ) -> dict[str, Any]:
-    """Return a section with defaults filled in; raise `SpecError` for what is unknown, missing or wrong."""
+    """Return a section with its defaults; raise `SpecError` for unknown, missing and wrong entries."""
     for key in table:
         if key not in keys:
             allowed = listed(["kind", *keys] if name == "problem" else keys)
@@ -119,5 +119,5 @@ def _apply(change: str, raw: dict[str, Any]) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names as messages show them."""
+    """Return names as a list in a message."""
     return "one of " + ", ".join(names)

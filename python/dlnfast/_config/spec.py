@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Specifications of runs: TOML files with the sections [problem], [weights], [train] and [output].
 
-Reading a specification checks every key and every type before any data are touched, so that a spelling
-mistake costs no training time. An example is ``examples/fashion_mnist.toml``.
+Reading a specification checks every key and every type before any data are read, so that a spelling mistake
+costs no training time. An example is ``examples/fashion_mnist.toml``.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Spec:
     output: dict[str, Any]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all sections in values that JSON knows."""
+        """Return all sections in JSON-compatible values."""
         return {
             "problem": dict(self.problem),
             "weights": dict(self.weights),
@@ -134,8 +134,8 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
     path : path
         The file. A relative ``problem.path`` in it starts from its folder.
     changes : iterable of str
-        ``"section.key=value"`` with a TOML value; what is not TOML counts as a string, so that quotes lost
-        to the shell do no harm. Relative paths start from the current folder.
+        ``"section.key=value"`` with a TOML value. Other text counts as a string, in case the shell has
+        removed the quotes. Relative paths start from the current folder.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
 
 
 def describe_settings() -> str:
-    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for kind, keys in _PROBLEMS.items():
         lines += ["", f'[problem]  kind = "{kind}"', *described(keys)]
@@ -163,7 +163,7 @@ def describe_settings() -> str:
 
 
 def check_spec(raw: Mapping[str, Any]) -> Spec:
-    """Return the specification of sections as a file has them, or raise `SpecError`."""
+    """Return the checked specification of the sections of a file, or raise `SpecError`."""
     check_names(raw, ("problem", *_SECTIONS))
     problem = dict(raw.get("problem", {}))
     kind = problem.pop("kind", None)
@@ -199,24 +199,24 @@ def _check_sizes(weights: Mapping[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a specification describes
+# Problems, weights and options of a specification
 # --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled samples in the coordinates they came in, for measuring accuracies.
+    """Labelled samples in their original coordinates, for accuracies.
 
     Attributes
     ----------
     inputs : ndarray
         Raw inputs in the layout of the problem, or inputs in its own coordinates where `transformed`.
     labels : ndarray of int64, shape (n,)
-        The class of every sample.
+        Class of every sample.
     layout : {"columns", "rows"}
-        Of `inputs`.
+        Layout of `inputs`.
     transformed : bool
-        Whether `inputs` need no `Problem.transform`.
+        Whether `inputs` are in the coordinates of the problem already.
     """
 
     inputs: npt.NDArray[Any]
@@ -276,7 +276,7 @@ def _npz(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
 
 
 def _npz_shards(settings: Mapping[str, Any]) -> Problem:
-    """Read files one after the other, each a batch."""
+    """Return the problem of several files, each read as a batch."""
     files = sorted(glob.glob(settings["path"]))
     if not files:
         raise SpecError(f"problem.path is {settings['path']}, which no file matches")
@@ -286,13 +286,13 @@ def _npz_shards(settings: Mapping[str, Any]) -> Problem:
 
 
 def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
-    """Return arrays of an .npz file; `names` says for each key of [problem] what its array is called."""
+    """Return arrays of an .npz file; `names` maps keys of [problem] to names of arrays."""
     place = Path(path)
     with place.open("rb") as stream:
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise SpecError(f"problem.path is {path}, a single array; wanted an .npz archive")
     try:
-        # Arrays of the user's own may be compressed as far as they can be.
+        # A user's own file may be compressed by any factor.
         arrays = read_arrays(place, list(dict.fromkeys(names.values())), bounded=False)
     except KeyError as error:
         missing, there = error.args
@@ -352,12 +352,12 @@ def settings_to_hash(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 
 def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samples) -> dict[str, float]:
-    """Return the share of samples whose largest output stands for their class, for several maps W.
+    """Return the classification accuracy of several end-to-end matrices W.
 
     Parameters
     ----------
     problem : Problem
-        Its `classes` name the outputs, its `transform` takes the samples into its coordinates.
+        Problem whose `classes` name the outputs, and whose `transform` maps samples to its coordinates.
     matrices : mapping of str to ndarray, shape (d_y, d_x)
         End-to-end matrices W.
     samples : Samples

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a worker of `dlnfast.sweep` does: some runs of a grid, one after the other or side by side.
+"""The workers of `dlnfast.sweep`: each does some runs of a grid, one after the other or as a batch.
 
-Nothing here knows of executors: a job goes in, a report comes out, and both are plain values.
+This module does not depend on executors: a job goes in, a report comes out, and both are plain values.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ __all__ = ["Item", "Job", "Report", "finished", "forget", "ready", "record", "ro
 SUMMARY: Final = "summary.json"
 SPEC: Final = "spec.json"
 RUN: Final = "run.npz"
-#: A run that diverged is kept under another name, as by ``dlnfast train``.
+#: File of a diverged run, named as by ``dlnfast train``.
 DIVERGED_RUN: Final = "diverged.npz"
 #: Names of the files in the folder of a run.
 _OWN: Final = re.compile("|".join(map(re.escape, (SUMMARY, SPEC, RUN, DIVERGED_RUN))))
-#: Seconds to wait for another sweep that writes the same run.
+#: Seconds to wait while another sweep writes the same run.
 _PATIENCE: Final = 60.0
 
-#: Cores up to this wide descend side by side (batch_descent.hpp).
+#: Largest width of cores in a batch (batch_descent.hpp).
 _WIDEST_CORE: Final = 8
-#: Wider networks are not looked at twice: their closure costs more than a batch saves.
+#: Largest width of networks in a batch: the closure of wider ones costs more than a batch saves.
 _WIDEST: Final = 128
-#: Runs of a batch before their pace is known: two registers of lanes in double precision.
+#: Size of a batch before its speed is known: two vector registers in double precision.
 _FEWEST: Final = 16
-#: Bytes that the records of a batch may take.
+#: Memory limit of the records of a batch, in bytes.
 _BATCH_BYTES: Final = 2**28
-#: The share of a job's seconds that a batch should take: its results are written while the next one runs.
+#: Duration of a batch as a share of the job's: its results are written while the next batch runs.
 _BATCH_SHARE: Final = 0.05
-#: Threads that wait for the disk. Files that are synchronised together cost little more than one.
+#: Number of writing threads. Synchronising several files together costs little more than one.
 _WRITERS: Final = 16
-#: Seconds that a worker has to come to the end of its run when the sweep stops or its parent is gone.
+#: Seconds in which a worker may finish its run after the sweep stops or its parent dies.
 _GRACE: Final = 2.0
 
 _stopping = threading.Event()
-#: The default executor's workers keep their threads from job to job.
+#: Writing threads, which the default executor's workers keep from job to job.
 _writers: ThreadPoolExecutor | None = None
-#: What a run of a kind of batch took in this process, in seconds.
+#: Seconds per run in this process, for each kind of batch.
 _pace: dict[Any, float] = {}
 
 
@@ -88,23 +88,23 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Some runs, as a worker gets them.
+    """The runs that a worker gets in one call.
 
     Attributes
     ----------
     items : tuple of Item
     directory : str or None
-        Where the folders of runs are; None writes nothing.
+        Folder of the run folders; None writes nothing.
     keep : bool
-        Write trajectories too.
+        Whether to write trajectories too.
     retry : bool
-        Do not take a failure that another process has written.
+        Whether to repeat failures that another process has written.
     n_threads : int
-        For runs that do not say.
+        Number of threads of runs that do not set one.
     seconds : float
-        Begin no run after this.
+        Time after which no further run is started.
     token : str
-        Tells jobs apart for executors that answer equal calls from memory.
+        Unique text, for executors that cache the results of equal calls.
     """
 
     items: tuple[Item, ...]
@@ -117,21 +117,21 @@ class Job(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of a job.
+    """The results of a job.
 
     Attributes
     ----------
     rows : list of (str, dict)
-        Hash and row of every run that ended; where there is a directory, it is on the disk.
+        Hash and row of every finished run, which is on the disk if there is a directory.
     left : tuple of Item
-        Runs that were not begun.
+        Runs that were not started.
     pid : int
     cpu_seconds : float
-        Of the worker's process, since it began.
+        CPU time of the worker's process since its start.
     run_seconds : float
-        Making problems and weights, training, accuracies.
+        Time for problems, weights, training and accuracies.
     seconds : float
-        All of the job.
+        Time for the whole job.
     """
 
     rows: list[tuple[str, dict[str, Any]]]
@@ -148,9 +148,9 @@ class Report(NamedTuple):
 
 
 def start(reader: Any) -> None:
-    """Prepare a worker's process: Ctrl-C is for its parent, and it ends when `reader` comes to its end.
+    """Prepare a worker's process: it ignores Ctrl-C, and ends when the pipe of `reader` is closed.
 
-    The other end of that pipe is closed when the sweep stops, or by the parent's death, of whatever kind.
+    The other end is closed when the sweep stops or the parent dies.
     """
     global _writers
     _writers = ThreadPoolExecutor(_WRITERS)
@@ -162,11 +162,11 @@ def _watch(reader: Any) -> None:
     reader.poll(None)
     _stopping.set()
     time.sleep(_GRACE)
-    os._exit(1)  # a run that goes on for longer is abandoned; no file is ever half written
+    os._exit(1)  # a longer run is abandoned; files appear whole or not at all
 
 
 def ready() -> int:
-    """Return the id of the process; it has imported everything when it does."""
+    """Return the process id, once the process has imported everything."""
     return os.getpid()
 
 
@@ -178,9 +178,9 @@ def ready() -> int:
 def finished(
     directory: str | os.PathLike[str], name: str, *, keep: bool, retry: bool
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that is finished, None for one that has to be run.
+    """Return the summary of a finished run; None if the run has to be done.
 
-    That of a file that is damaged, or was changed, has to be run again.
+    A run whose summary is damaged or was changed has to be done again.
     """
     try:
         summary = _checked_summary(parsed_object(read_text(Path(directory, name, SUMMARY))))
@@ -205,12 +205,12 @@ def _checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajectory | None = None) -> None:
-    """Write a run's folder; its summary, in values that JSON knows, comes last, and whole."""
+    """Write a run's folder; the summary, in JSON-compatible values, is written last."""
     folder = Path(directory, item.hash)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder, seconds=_PATIENCE):
         remove_parts(folder, _OWN)
-        # The summary has the specification too: this copy need not be on the disk before it.
+        # The summary has the specification too, so this copy need not be synchronised.
         write_text_whole(folder / SPEC, _json(item.sections), durable=False)
         if run is not None:
             run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
@@ -218,12 +218,12 @@ def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajecto
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    # In one line: Python's encoder is several times slower with indentation.
+    # Without indentation, which makes Python's encoder several times slower.
     return json.dumps(content, allow_nan=False) + "\n"
 
 
 def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a table shows of a summary."""
+    """Return the table row of a summary."""
     row = {
         "hash": summary["hash"],
         "outcome": summary["outcome"],
@@ -239,9 +239,9 @@ def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether a run that failed so may be well at another time or on another machine.
+    """Return whether a failure may be gone at another time or on another machine.
 
-    Full disks, missing files and rights, too little memory, packages that are not installed.
+    Such failures are full disks, missing files or rights, too little memory, and missing packages.
     """
     if is_of_the_machine(error) or isinstance(error, (ImportError, FolderInUseError)):
         return True
@@ -253,7 +253,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
-    """Return the summary of a run that left nothing but an error."""
+    """Return the summary of a run that failed without a trajectory."""
     return {
         "hash": item.hash,
         "outcome": "failed",
@@ -271,12 +271,12 @@ def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
 
 
 def run_job(job: Job) -> Report:
-    """Do the runs of a job, or those that its seconds allow."""
+    """Do the runs of a job, as many as its time allows."""
     return _Work(job).report()
 
 
 def forget() -> None:
-    """Let go of problems and weights."""
+    """Clear the cached problems, weights and closures."""
     for cache in (_problem, _weights, _closure):
         cache.cache_clear()
 
@@ -304,7 +304,7 @@ def _partial(problem: str = "{}", weights: str = "{}") -> spec.Spec:
 
 
 class _Begun(NamedTuple):
-    """A run whose problem and weights are there."""
+    """A run with its problem and weights."""
 
     item: Item
     prepared: runs.Prepared
@@ -313,7 +313,7 @@ class _Begun(NamedTuple):
 
 
 class _Work:
-    """One job under way."""
+    """A job in progress."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -356,7 +356,7 @@ class _Work:
         return left
 
     def _was_done(self, item: Item) -> bool:
-        """Take the result of another process that was faster."""
+        """Take over the result of another process, if there is one."""
         job = self.job
         if job.directory is None:
             return False
@@ -367,7 +367,7 @@ class _Work:
         return True
 
     def _begin(self, item: Item) -> None:
-        """Run, or put to those that run together."""
+        """Do a run, or put it into a batch."""
         start = time.perf_counter()
         try:
             begun = self._prepared(item, start)
@@ -415,7 +415,7 @@ class _Work:
         return Plan(request, with_caution(certificate, request), space)
 
     def _most(self, plan: Plan, kind: Any) -> int:
-        """Return how many runs of a kind to take together."""
+        """Return the largest number of runs in a batch."""
         request = plan.request
         numbers = request.steps + 1 + request.n_records * sum(core.size for core in plan.space.cores)
         memory = max(1, _BATCH_BYTES // (8 * numbers))
@@ -424,14 +424,14 @@ class _Work:
         return min(memory, max(_FEWEST, int(_BATCH_SHARE * self.job.seconds / _pace[kind])))
 
     def _flush(self, kind: Any) -> None:
-        """Run those of a kind that wait, side by side."""
+        """Run a batch."""
         together = self.waiting.pop(kind)
         if not self._run_together(kind, together):
-            for one in together:  # what is too much for all may be well for each
+            for one in together:  # the memory may suffice for each run alone
                 self._run_together(kind, [one])
 
     def _run_together(self, kind: Any, together: list[tuple[_Begun, Plan]]) -> bool:
-        """Return whether the outcomes are there: several that fail are no outcome."""
+        """Run a batch; return whether it has outcomes. A batch of several runs that fails has none."""
         start = time.perf_counter()
         try:
             ends = descend_together([plan for _, plan in together])
@@ -449,7 +449,7 @@ class _Work:
         return True
 
     def _run(self, begun: _Begun) -> None:
-        """Train one run by itself."""
+        """Do one run without a batch."""
         prepared, start = begun.prepared, time.perf_counter()
         outcome, error_text = "diverged", None
         try:
@@ -503,7 +503,7 @@ class _Work:
             self._keep(item, summary, None)
 
     def _keep(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
-        """Have the run written while the next ones run."""
+        """Write a run in another thread, while the next runs are done."""
         summary = runs.plain(summary)
         self.rows.append((item.hash, row_of(summary)))
         if self.job.directory is None:
@@ -514,9 +514,9 @@ class _Work:
 
 
 def _kind(plan: Plan) -> Any:
-    """Return what runs must share to descend side by side, each with the bits that it would have alone.
+    """Return a key that is equal for runs which can share a batch, each with the same bits as alone.
 
-    The core takes another recursion, equal but for rounding, where some run has momentum, or decay.
+    With momentum or weight decay in any run the core takes another recursion, which rounds differently.
     """
     request = plan.request
     return (

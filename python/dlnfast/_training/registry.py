@@ -25,7 +25,7 @@ def split_engine(text: str) -> tuple[str, str]:
 
 def is_engine_name(text: object) -> bool:
     """Return whether this names an engine, with or without a device."""
-    return isinstance(text, str) and split_engine(text)[0] in ENGINES
+    return isinstance(text, str) and split_engine(text)[0] in ENGINES and not text.endswith(":")
 
 
 def check_engine_name(text: object) -> None:

@@ -35,27 +35,27 @@ from .operators import DeviceMatrix, frobenius_norm
 
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
-#: Seconds between two looks of the progress bar, as in the core.
+#: Seconds between two updates of the progress bar, as in the core.
 BREATH = 0.05
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def find_device(device: object, dtype: npt.DTypeLike) -> torch.device:
-    """Return the device that is meant, with its number.
+    """Return the PyTorch device of this name, with its index.
 
     Parameters
     ----------
     device : str, torch.device or None
-        None: PyTorch's default device.
+        Name of the device; None for PyTorch's default.
     dtype : dtype
-        What it has to compute in.
+        Precision that the device must support.
 
     Raises
     ------
     TypeError
-        For what is neither a device nor the name of one.
+        For a value that is neither a device nor a name.
     ValueError
-        For a device that is not there, holds no numbers, or does not know the precision.
+        For a device that is missing, holds no numbers, or does not support the precision.
     """
     if device is not None and not isinstance(device, (str, torch.device)):
         raise TypeError(f'device is {device!r}; wanted a torch.device or its name, such as "cpu" or "cuda"')
@@ -116,7 +116,7 @@ class TorchJob(DenseJob):
         self.steps_ahead = 1 if waits else _STEPS_AHEAD
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
-        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
+        """Run; return the outcome, the last step, and the layer that grew most in a diverged run."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
         with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
             descent = _Descent(self.weights, arguments, self.device)
