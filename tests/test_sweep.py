@@ -339,7 +339,7 @@ def test_a_table_that_cannot_be_written_loses_no_result(tmp_path, monkeypatch):
     def failing(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[module.__module__], "write_text_whole", failing)
+    monkeypatch.setattr(module, "write_text_whole", failing)
     with pytest.raises(OSError, match="No space") as caught:
         dln.sweep(dln.SweepGrid(BASE), Inline(), directory=tmp_path)
     assert [row["outcome"] for row in caught.value.results] == ["finished"]

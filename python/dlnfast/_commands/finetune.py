@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = make_folder(arguments, grid.sections["output"]["directory"])
     results = finetuning.Results(folder / "results.jsonl")
     if not arguments.table and results.missing(grid):
-        from .torch.finetune import run_grid
+        from ..torch.finetune import run_grid
 
         run_grid(grid, results, progress=True, report=print)
     rows = finetuning.summarise(results.of(grid))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from .._closure.certificate import Assumptions, Certificate
-from .._closure.closure import LARGEST_SHARE, Closure, find_closure
+from .._closure.closure import LARGEST_SHARE, find_closure
 from .._closure.conditions import breaks_no_assumption
+from .._closure.subspaces import Closure
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.errors import AssumptionError

@@ -101,6 +101,7 @@ class TorchEngine(Engine):
 
     def prepare(self, request: Request) -> TorchJob:
         """Return the job on the device that `check` found."""
+        assert request.device is not None
         return TorchJob(request, torch.device(request.device))
 
 
