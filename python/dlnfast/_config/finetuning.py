@@ -20,7 +20,7 @@ from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
 from .._support.files import decoded, parsed_object, with_checksum, without_checksum
 from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
-from .schema import SpecError, check_names, check_section, described, read_toml
+from .schema import SpecError, check_names, check_section, describe_keys, read_toml
 
 __all__ = [
     "METHODS",
@@ -248,7 +248,7 @@ def describe_settings() -> str:
     """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for name, keys in _SECTIONS.items():
-        lines += ["", f"[{name}]", *described(keys)]
+        lines += ["", f"[{name}]", *describe_keys(keys)]
     return "\n".join(lines)
 
 

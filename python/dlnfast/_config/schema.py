@@ -13,7 +13,7 @@ from typing import Any
 from .._support.files import read_text
 from .._support.keys import Key
 
-__all__ = ["SpecError", "check_names", "check_section", "described", "listed", "read_toml"]
+__all__ = ["SpecError", "check_names", "check_section", "describe_keys", "join_names", "read_toml"]
 
 
 class SpecError(ValueError):
@@ -65,7 +65,7 @@ def check_names(raw: Mapping[str, Any], names: Iterable[str]) -> None:
     known = list(names)
     for name, table in raw.items():
         if name not in known:
-            raise SpecError(f"{name} is not a section; wanted {listed(f'[{n}]' for n in known)}")
+            raise SpecError(f"{name} is not a section; wanted {join_names(f'[{n}]' for n in known)}")
         if not isinstance(table, dict):
             raise SpecError(f"{name} is {table!r}; wanted a section, [{name}]")
 
@@ -76,7 +76,7 @@ def check_section(
     """Return a section with its defaults; raise `SpecError` for unknown, missing and wrong entries."""
     for key in table:
         if key not in keys:
-            allowed = listed(["kind", *keys] if name == "problem" else keys)
+            allowed = join_names(["kind", *keys] if name == "problem" else keys)
             raise SpecError(f"{name}.{key} is not a setting{which}; wanted {allowed}")
     result = {}
     for key, rule in keys.items():
@@ -91,7 +91,7 @@ def check_section(
     return result
 
 
-def described(keys: Mapping[str, Key]) -> Iterator[str]:
+def describe_keys(keys: Mapping[str, Key]) -> Iterator[str]:
     """Yield a line for each key with its allowed values and its default, and one with its help text."""
     width = max(map(len, keys))
     for key, rule in keys.items():
@@ -118,6 +118,6 @@ def _apply(change: str, raw: dict[str, Any]) -> None:
     table[key] = value
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Return names as a list in a message."""
     return "one of " + ", ".join(names)

@@ -24,10 +24,10 @@ from .._problem.standard import classification, low_rank_recovery
 from .._support.arrays import FloatArray
 from .._support.files import ARCHIVE_ERRORS, read_arrays
 from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, number, per_layer, string
-from .._training.options import Options, only_keys_to_store, spec_keys
+from .._training.options import Options, only_keys_to_hash, spec_keys
 from .._training.registry import split_engine
 from .._weights import initial
-from .schema import SpecError, check_names, check_section, described, listed, read_toml
+from .schema import SpecError, check_names, check_section, describe_keys, join_names, read_toml
 
 __all__ = [
     "Samples",
@@ -155,10 +155,10 @@ def describe_settings() -> str:
     """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for kind, keys in _PROBLEMS.items():
-        lines += ["", f'[problem]  kind = "{kind}"', *described(keys)]
+        lines += ["", f'[problem]  kind = "{kind}"', *describe_keys(keys)]
     for name, keys in _SECTIONS.items():
         note = "  one of depth and widths is required" if name == "weights" else ""
-        lines += ["", f"[{name}]{note}", *described(keys)]
+        lines += ["", f"[{name}]{note}", *describe_keys(keys)]
     return "\n".join(lines)
 
 
@@ -298,7 +298,7 @@ def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[A
         missing, there = error.args
         key = next(key for key, name in names.items() if name == missing)
         raise SpecError(
-            f"problem.{key} is {missing!r}, which is not in {path}; wanted {listed(there)}"
+            f"problem.{key} is {missing!r}, which is not in {path}; wanted {join_names(there)}"
         ) from None
     except ARCHIVE_ERRORS as error:
         raise SpecError(f"problem.path is {path}, not a readable .npz file: {error}") from None
@@ -331,9 +331,9 @@ def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
     common = {"scale": settings["scale"], "seed": settings["seed"], "dtype": settings["dtype"]}
     if settings["init"] == "aligned":
         return initial.aligned(problem, widths, **common)
-    law: dict[str, Callable[..., list[FloatArray]]]
-    law = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
-    return law[settings["init"]](widths, **common)
+    sampler: dict[str, Callable[..., list[FloatArray]]]
+    sampler = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
+    return sampler[settings["init"]](widths, **common)
 
 
 def train_options(spec: Spec) -> Options:
@@ -346,8 +346,7 @@ def train_options(spec: Spec) -> Options:
 def settings_to_hash(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the sections without later options at their default, so that hashes of older versions hold."""
     return {
-        name: only_keys_to_store(table) if name == "train" else dict(table)
-        for name, table in sections.items()
+        name: only_keys_to_hash(table) if name == "train" else dict(table) for name, table in sections.items()
     }
 
 

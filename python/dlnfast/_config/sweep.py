@@ -139,14 +139,14 @@ class SweepGrid(Sequence[dict[str, Any]]):
         else:
             raise TypeError(f"base is {type(base).__name__}; wanted a path or a mapping of sections")
         table = raw.pop(_SWEEP, None)
-        self._changes = _expanded(axes if axes is not None else _flat(table))
+        self._changes = _expand(axes if axes is not None else _flatten(table))
         self.names = list(dict.fromkeys(name for change in self._changes for name in change))
         self.items: list[Item] = []
         for i, change in enumerate(self._changes):
             try:
-                self.items.append(_item(raw, change, folder))
+                self.items.append(_make_item(raw, change, folder))
             except (ValueError, TypeError) as error:
-                raise SpecError(f"{_described(i, change)}: {error}") from error
+                raise SpecError(f"{_describe(i, change)}: {error}") from error
         self.output = dict(self.items[0].sections["output"])
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ class SweepGrid(Sequence[dict[str, Any]]):
         return f"SweepGrid({len(self)} runs over {', '.join(self.names) or 'nothing'})"
 
 
-def _described(number: int, change: Mapping[str, Any]) -> str:
+def _describe(number: int, change: Mapping[str, Any]) -> str:
     entries = ", ".join(f"{name} = {value!r}" for name, value in change.items())
     return f"run {number} of the sweep ({entries})" if entries else f"run {number} of the sweep"
 
@@ -182,12 +182,12 @@ def _values(value: Any) -> Any:
     return value
 
 
-def _flat(table: Any) -> Any:
+def _flatten(table: Any) -> Any:
     """Return [sweep] with "section.key" as names, quoted or not."""
     if table is None:
         return {}
     if isinstance(table, list):
-        return [_flat(change) for change in table]
+        return [_flatten(change) for change in table]
     if not isinstance(table, Mapping):
         raise SpecError(f"sweep is {table!r}; wanted a section, [sweep], or an array of them, [[sweep]]")
     flat: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def _flat(table: Any) -> Any:
     return flat
 
 
-def _expanded(axes: Any) -> list[dict[str, Any]]:
+def _expand(axes: Any) -> list[dict[str, Any]]:
     """Return the changed entries of every run."""
     if isinstance(axes, Mapping):
         values = []
@@ -209,7 +209,7 @@ def _expanded(axes: Any) -> list[dict[str, Any]]:
             values.append(_values(axis))
             if not values[-1]:
                 raise SpecError(f"sweep.{name} is empty; wanted at least one value")
-        names = [_entry(name) for name in axes]
+        names = [_check_entry(name) for name in axes]
         return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
     if isinstance(axes, (str, bytes)):
         raise TypeError(f"axes is {type(axes).__name__}; wanted a mapping, or a sequence of mappings")
@@ -217,13 +217,13 @@ def _expanded(axes: Any) -> list[dict[str, Any]]:
     for change in as_list(axes, "axes", "a mapping, or a sequence of mappings"):
         if not isinstance(change, Mapping):
             raise TypeError(f"axes holds {type(change).__name__}; wanted mappings of section.key to a value")
-        changes.append({_entry(name): _values(value) for name, value in change.items()})
+        changes.append({_check_entry(name): _values(value) for name, value in change.items()})
     if not changes:
         raise SpecError("axes is empty; wanted at least one mapping")
     return changes
 
 
-def _entry(name: Any) -> str:
+def _check_entry(name: Any) -> str:
     section, dot, key = str(name).partition(".")
     if not (section in _HASHED and dot and key):
         wanted = ", ".join(f"{known}.key" for known in _HASHED)
@@ -231,7 +231,7 @@ def _entry(name: Any) -> str:
     return str(name)
 
 
-def _item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> Item:
+def _make_item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> Item:
     """Return a checked run."""
     sections = {name: dict(table) if isinstance(table, dict) else table for name, table in raw.items()}
     for name, value in change.items():
@@ -458,8 +458,8 @@ def sweep(
 
     Notes
     -----
-    A run that diverges or fails has a row that says so, and the others go on. A worker process that dies is
-    replaced, and the run that did it is found and gets such a row. Failures for a reason of the machine (a
+    A run that diverges or fails has a row that says so, and the other runs continue. A dead worker process is
+    replaced, and the run that killed it is found and gets such a row. Failures for a reason of the machine (a
     full disk, too little memory, a signal, a package that is missing) are not written to the directory: the
     next sweep there runs these runs again.
 
@@ -641,7 +641,7 @@ class _Sweep:
         while self.queue or self.suspects or self.flying:
             try:
                 self._hand_out()
-                for future in _ended(list(self.flying)):
+                for future in _wait_for_some(list(self.flying)):
                     self._collect(future)
             except _Broken as error:
                 self._start_again(error)
@@ -741,7 +741,7 @@ class _Sweep:
                     self._collect(future)
 
 
-def _ended(futures: Sequence[Any]) -> list[Any]:
+def _wait_for_some(futures: Sequence[Any]) -> list[Any]:
     """Wait until some futures are done, and return them."""
     from concurrent import futures as standard
 
@@ -761,7 +761,7 @@ class _LocalProcesses:
 
     def __init__(self, workers: int, n_threads: int) -> None:
         self.workers = workers
-        self.limits = {name: str(_least(os.environ.get(name), n_threads)) for name in _LIMITS}
+        self.limits = {name: str(_limit_threads(os.environ.get(name), n_threads)) for name in _LIMITS}
         self.pool: Any = None
         self.ends: tuple[Any, ...] = ()
 
@@ -819,7 +819,7 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _least(given: str | None, n_threads: int) -> int:
+def _limit_threads(given: str | None, n_threads: int) -> int:
     """Return a number of threads, or a smaller one that the user has set."""
     first = (given or "").partition(",")[0]
     return min(int(first), n_threads) if first.isdecimal() and int(first) > 0 else n_threads

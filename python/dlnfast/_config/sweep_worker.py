@@ -303,7 +303,7 @@ def _partial(problem: str = "{}", weights: str = "{}") -> spec.Spec:
     return spec.Spec(json.loads(problem), json.loads(weights), {}, {})
 
 
-class _Begun(NamedTuple):
+class _Pending(NamedTuple):
     """A run with its problem and weights."""
 
     item: Item
@@ -320,7 +320,7 @@ class _Work:
         self.begin = time.perf_counter()
         self.rows: list[tuple[str, dict[str, Any]]] = []
         self.run_seconds = 0.0
-        self.waiting: dict[Any, list[tuple[_Begun, Plan]]] = {}
+        self.waiting: dict[Any, list[tuple[_Pending, Plan]]] = {}
         self.written: deque[Future[None]] = deque()
         self.writers = _writers or ThreadPoolExecutor(_WRITERS)
 
@@ -349,13 +349,13 @@ class _Work:
             if i > 0 and (over or _stopping.is_set()):
                 left = items[i:]
                 break
-            if not self._was_done(item):
-                self._begin(item)
+            if not self._is_done(item):
+                self._start(item)
         for kind in list(self.waiting):
             self._flush(kind)
         return left
 
-    def _was_done(self, item: Item) -> bool:
+    def _is_done(self, item: Item) -> bool:
         """Take over the result of another process, if there is one."""
         job = self.job
         if job.directory is None:
@@ -366,26 +366,26 @@ class _Work:
         self.rows.append((item.hash, row_of(summary)))
         return True
 
-    def _begin(self, item: Item) -> None:
+    def _start(self, item: Item) -> None:
         """Do a run, or put it into a batch."""
         start = time.perf_counter()
         try:
-            begun = self._prepared(item, start)
-            plan = self._plan(begun)
+            pending = self._prepare(item, start)
+            plan = self._plan(pending)
         except Exception as error:
-            self._failed(item, error, time.perf_counter() - start)
+            self._fail(item, error, time.perf_counter() - start)
             return
-        begun = begun._replace(seconds=time.perf_counter() - start)
-        self.run_seconds += begun.seconds
+        pending = pending._replace(seconds=time.perf_counter() - start)
+        self.run_seconds += pending.seconds
         if plan is None:
-            self._run(begun)
+            self._run(pending)
             return
-        kind = _kind(plan)
-        self.waiting.setdefault(kind, []).append((begun, plan))
+        kind = _batch_key(plan)
+        self.waiting.setdefault(kind, []).append((pending, plan))
         if len(self.waiting[kind]) >= self._most(plan, kind):
             self._flush(kind)
 
-    def _prepared(self, item: Item, start: float) -> _Begun:
+    def _prepare(self, item: Item, start: float) -> _Pending:
         sections = item.sections
         chosen = spec.Spec(**sections)
         keys = [json.dumps(sections[name], sort_keys=True) for name in ("problem", "weights")]
@@ -395,19 +395,19 @@ class _Work:
         seconds = {"problem": made - start, "weights": time.perf_counter() - made}
         options = spec.train_options(chosen)
         options = replace(options, n_threads=options.n_threads or self.job.n_threads)
-        return _Begun(item, runs.Prepared(chosen, problem, samples, weights, seconds), options, 0.0)
+        return _Pending(item, runs.Prepared(chosen, problem, samples, weights, seconds), options, 0.0)
 
-    def _plan(self, begun: _Begun) -> Plan | None:
+    def _plan(self, pending: _Pending) -> Plan | None:
         """Return the plan of a run in a batch; None if the run is done by itself.
 
         The plan depends on the run alone, so that every sweep gives the same numbers for it.
         """
-        options, prepared = begun.options, begun.prepared
+        options, prepared = pending.options, pending.prepared
         widths = [prepared.problem.dim_in, *map(len, prepared.weights)]
         is_batched = options.engine in ("auto", "reduced") and not options.added()
         if not is_batched or max(widths) > _WIDEST:
             return None
-        keys = [json.dumps(begun.item.sections[name], sort_keys=True) for name in ("problem", "weights")]
+        keys = [json.dumps(pending.item.sections[name], sort_keys=True) for name in ("problem", "weights")]
         request = make_request(options.checked(), prepared.problem, prepared.weights)
         certificate, space = _closure(*keys, options.engine)
         if space is None or max(max(core.shape) for core in space.cores) > _WIDEST_CORE:
@@ -430,46 +430,51 @@ class _Work:
             for one in together:  # the memory may suffice for each run alone
                 self._run_together(kind, [one])
 
-    def _run_together(self, kind: Any, together: list[tuple[_Begun, Plan]]) -> bool:
+    def _run_together(self, kind: Any, together: list[tuple[_Pending, Plan]]) -> bool:
         """Run a batch; return whether it has outcomes. A batch of several runs that fails has none."""
         start = time.perf_counter()
         try:
             ends = descend_together([plan for _, plan in together])
         except Exception as error:
             if len(together) == 1:
-                self._failed(together[0][0].item, error, time.perf_counter() - start)
+                self._fail(together[0][0].item, error, time.perf_counter() - start)
             return len(together) == 1
         share = (time.perf_counter() - start) / len(together)
-        _pace[kind] = share + sum(begun.seconds for begun, _ in together) / len(together)
+        _pace[kind] = share + sum(pending.seconds for pending, _ in together) / len(together)
         self.run_seconds += share * len(together)
-        for (begun, plan), end in zip(together, ends, strict=True):
+        for (pending, plan), end in zip(together, ends, strict=True):
             diverged = end.outcome == "diverged"
             text = divergence_text(plan.request, end.step, end.layer) if diverged else None
-            self._ended(begun, end.trajectory, end.outcome, text, share)
+            self._finish(pending, end.trajectory, end.outcome, text, share)
         return True
 
-    def _run(self, begun: _Begun) -> None:
+    def _run(self, pending: _Pending) -> None:
         """Do one run without a batch."""
-        prepared, start = begun.prepared, time.perf_counter()
+        prepared, start = pending.prepared, time.perf_counter()
         outcome, error_text = "diverged", None
         try:
-            run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.options.keywords())
+            run: Trajectory | None = train(prepared.problem, prepared.weights, **pending.options.keywords())
             assert run is not None
             outcome = run.config["outcome"]
         except DivergedError as error:
             run, error_text = error.trajectory, str(error)
         except Exception as error:
-            self._failed(begun.item, error, time.perf_counter() - start)
+            self._fail(pending.item, error, time.perf_counter() - start)
             return
         seconds = time.perf_counter() - start
         self.run_seconds += seconds
-        self._ended(begun, run, outcome, error_text, seconds)
+        self._finish(pending, run, outcome, error_text, seconds)
 
-    def _ended(
-        self, begun: _Begun, run: Trajectory | None, outcome: str, error: str | None, seconds: float
+    def _finish(
+        self,
+        pending: _Pending,
+        run: Trajectory | None,
+        outcome: str,
+        error: str | None,
+        seconds: float,
     ) -> None:
         start = time.perf_counter()
-        item, prepared = begun.item, begun.prepared
+        item, prepared = pending.item, pending.prepared
         file = None
         if self.job.keep and self.job.directory is not None and run is not None:
             file = DIVERGED_RUN if outcome == "diverged" else RUN
@@ -488,21 +493,21 @@ class _Work:
                 if outcome != "diverged" and (found := runs.accuracies(prepared, run)):
                     summary["accuracy"] = found
         except Exception as failure_:
-            self._failed(item, failure_, begun.seconds + seconds)
+            self._fail(item, failure_, pending.seconds + seconds)
             return
         spent = time.perf_counter() - start
         self.run_seconds += spent
-        self._keep(item, summary | {"seconds": begun.seconds + seconds + spent}, run if file else None)
+        self._save(item, summary | {"seconds": pending.seconds + seconds + spent}, run if file else None)
 
-    def _failed(self, item: Item, error: Exception, seconds: float) -> None:
+    def _fail(self, item: Item, error: Exception, seconds: float) -> None:
         self.run_seconds += seconds
         summary = failure(item, f"{type(error).__name__}: {error}", seconds)
         if may_pass(error):  # there is a row, but no summary: another sweep runs it again
             self.rows.append((item.hash, row_of(runs.plain(summary))))
         else:
-            self._keep(item, summary, None)
+            self._save(item, summary, None)
 
-    def _keep(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
+    def _save(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
         """Write a run in another thread, while the next runs are done."""
         summary = runs.plain(summary)
         self.rows.append((item.hash, row_of(summary)))
@@ -513,7 +518,7 @@ class _Work:
             self.written.popleft().result()
 
 
-def _kind(plan: Plan) -> Any:
+def _batch_key(plan: Plan) -> Any:
     """Return a key that is equal for runs which can share a batch, each with the same bits as alone.
 
     With momentum or weight decay in any run the core takes another recursion, which rounds differently.

@@ -93,5 +93,6 @@ def resolve(
     request = make_request(options, problem, weights)
     engine = load_engine(options.engine)
     certificate = engine.check(options, problem, weights)
-    request = replace(request, device=engine.device)
+    if engine.device is not None:
+        request = replace(request, device=engine.device)
     return engine, request, with_caution(certificate, request)

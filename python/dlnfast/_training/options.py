@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import wraps
-from typing import Any, Final, Required, TypedDict, TypeVar, cast
+from typing import Any, Final, NamedTuple, Required, TypedDict, TypeVar, cast
 
 from .._support import keys
 from .._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
@@ -97,7 +97,7 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Record:
-    """The records of a run, and the functions that are told of them.
+    """The records of a run, with the callback and the progress bar.
 
     Parameters
     ----------
@@ -350,34 +350,31 @@ class Options:
         """
         own: dict[str, Any] = {}
         recorded: dict[str, Any] = {}
-        for key, owner, each in _flat_fields():
-            if key in flat:
-                value = flat[key]
-                of = recorded if owner is Record else own
-                of[each.name] = None if key == "singular_values" and value == "none" else value
+        for each in _FLAT:
+            if each.key in flat:
+                value = flat[each.key]
+                of = recorded if each.owner is Record else own
+                of[each.name] = None if each.key == "singular_values" and value == "none" else value
         return cls(**own, record=Record(**recorded))
 
     def to_flat(self) -> dict[str, Any]:
         """Return the value of every key of `spec_keys`."""
-        return {
-            key: getattr(self.record if owner is Record else self, each.name)
-            for key, owner, each in _flat_fields()
-        }
+        return {each.key: self._value(each) for each in _FLAT}
 
     def added(self) -> set[str]:
         """Return the keys of options added after version 0.1.0 that differ from their default."""
-        return {
-            key
-            for key, owner, each in _flat_fields()
-            if key not in _SPEC_KEYS
-            and getattr(self.record if owner is Record else self, each.name) != each.default
-        }
+        return {each.key for each in _ADDED if self._value(each) != each.default}
 
     def stored(self) -> dict[str, Any]:
         """Return the scalars that a run folder holds, without rates and engine, which `Request` adds."""
-        decided = _SPEC_KEYS - _FOLDER_KEYS - {"optimizer"}
-        flat = {key: value for key, value in self.to_flat().items() if key not in decided}
-        return only_keys_to_store(flat, _FOLDER_KEYS)
+        return {
+            each.key: self._value(each)
+            for each in _FLAT
+            if each.key in _FOLDER_KEYS or (each.key not in _DECIDED and self._value(each) != each.default)
+        }
+
+    def _value(self, each: _Flat) -> Any:
+        return getattr(self.record if each.owner is Record else self, each.name)
 
 
 class TrainOptions(TypedDict, total=False):
@@ -397,34 +394,48 @@ class TrainOptions(TypedDict, total=False):
 _FIELDS: Final[dict[str, Field[Any]]] = {each.name: each for each in fields(Options)}
 
 
-def _flat_fields() -> Iterator[tuple[str, type, Field[Any]]]:
-    """Yield the key, the class and the field of every option that a specification may set."""
-    for owner in (Options, Record):
-        for each in fields(owner):
-            if "key" in each.metadata:
-                yield each.metadata["name"] or each.name, owner, each
+class _Flat(NamedTuple):
+    """An option that specifications may set."""
+
+    key: str
+    owner: type
+    name: str
+    default: Any
+    rule: Key
+
+
+#: The options of `Options` and `Record` by the keys of specifications.
+_FLAT: Final = tuple(
+    _Flat(each.metadata["name"] or each.name, owner, each.name, each.default, each.metadata["key"])
+    for owner in (Options, Record)
+    for each in fields(owner)
+    if "key" in each.metadata
+)
+#: Those that version 0.1.0 does not have.
+_ADDED: Final = tuple(each for each in _FLAT if each.key not in _SPEC_KEYS)
+#: Those whose values depend on the weights, which `Request.settings` writes.
+_DECIDED: Final = ("learning_rate", "weight_decay", "momentum", "engine")
 
 
 def spec_keys() -> dict[str, Key]:
     """Return the keys of the section [train] of a specification."""
-    texts = {Options: _parameter_texts(Options), Record: _parameter_texts(Record)}
+    texts = {owner: _parameter_texts(owner) for owner in (Options, Record)}
     found = {}
-    for key, owner, each in _flat_fields():
+    for each in _FLAT:
         required = each.default is MISSING
-        found[key] = replace(
-            each.metadata["key"],
+        found[each.key] = replace(
+            each.rule,
             default=None if required else each.default,
             required=required,
-            help=_first_sentence(texts[owner].get(each.name, "")),
+            help=_first_sentence(texts[each.owner].get(each.name, "")),
         )
     return found
 
 
-def only_keys_to_store(flat: Mapping[str, Any], always: frozenset[str] | None = None) -> dict[str, Any]:
-    """Return the keys that are written into files and hashes: those of 0.1.0, and changed later ones."""
-    known = _SPEC_KEYS if always is None else always
-    defaults = {key: each.default for key, _, each in _flat_fields()}
-    return {key: value for key, value in flat.items() if key in known or value != defaults.get(key)}
+def only_keys_to_hash(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a section [train] that its hash covers: those of 0.1.0, and changed later ones."""
+    unchanged = {each.key: each.default for each in _ADDED}
+    return {key: value for key, value in flat.items() if key not in unchanged or value != unchanged[key]}
 
 
 # ------------------------------------------------------------------------------------------------ checks
