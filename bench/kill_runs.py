@@ -28,8 +28,9 @@ import dlnfast as dln
 engine = sys.argv[2]
 problem = dln.low_rank_recovery(60, 3)
 dln.train(problem, dln.orthogonal([60] * 4), engine=engine, learning_rate=0.2, momentum=0.5, n_threads=1,
-          steps={"reduced": 400_000, "dense": 20_000, "torch": 4_000}[engine], record_every=100,
-          singular_values=2, checkpoint=dln.Checkpoint(sys.argv[1], every=100, seconds=0.05))
+          steps={"reduced": 400_000, "dense": 20_000, "torch": 4_000}[engine],
+          record=dln.Record(every=100, singular_values=2),
+          checkpoint=dln.Checkpoint(sys.argv[1], every=100, seconds=0.05))
 """
 
 

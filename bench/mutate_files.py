@@ -88,12 +88,16 @@ def _runs() -> dict[str, Callable[[], dln.Trajectory]]:
     recovery = dln.low_rank_recovery(6, 1)
     return {
         "reduced": lambda: train(recovery, dln.orthogonal([6] * 3, 0.5)),
-        "dense": lambda: train(recovery, _weights(), engine="dense", vectors=True, weights_every=4),
-        "tracking": lambda: train(recovery, _weights(), engine="dense", singular_values=2),
+        "dense": lambda: train(
+            recovery, _weights(), engine="dense", record=dln.Record(vectors=True, weights_every=4)
+        ),
+        "tracking": lambda: train(recovery, _weights(), engine="dense", record=dln.Record(singular_values=2)),
         "auto": lambda: train(recovery, dln.orthogonal([6] * 3, 0.5), learning_rate="auto"),
         "completion": lambda: train(dln.low_rank_completion(6, 1, 0.7, seed=0), _weights()),
         "law": lambda: train(
-            dln.low_rank_recovery(40, 1), dln.orthogonal([40] * 3, 0.5, implicit=True), singular_values=3
+            dln.low_rank_recovery(40, 1),
+            dln.orthogonal([40] * 3, 0.5, implicit=True),
+            record=dln.Record(singular_values=3),
         ),
         "whitened": lambda: train(
             dln.Problem.from_data(

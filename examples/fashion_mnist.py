@@ -31,7 +31,7 @@ def main() -> None:
     limit = dln.theory.stability_threshold(problem.target_factors().s[0], DEPTH, problem.loss_scale)
     weights = dln.orthogonal([problem.dim_in] * DEPTH + [problem.dim_out], scale=0.1)
     run = dln.train(
-        problem, weights, learning_rate=0.65 * limit, steps=10_000, record_every=50, progress=True
+        problem, weights, learning_rate=0.65 * limit, steps=10_000, record=dln.Record(every=50, progress=True)
     )
     print(run.certificate)
     print(f"{len(run.loss) - 1} steps in {run.wall_time:.2f} s")

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from faults import KINDS, Faults, Killed, count, injected
 from helpers.executors import InlineExecutor
+from helpers.records import merge_options, with_record
 from helpers.runs import run_content, without_times
 
 import dlnfast as dln
@@ -358,18 +359,27 @@ def cut_at(step: int) -> Callable[[int, float], None]:
 
 def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], Any]:
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"learning_rate": 0.3, "steps": 3, "n_threads": 1, "singular_values": None} | settings
+    options = merge_options(
+        {
+            "learning_rate": 0.3,
+            "steps": 3,
+            "n_threads": 1,
+            "record": dln.Record(singular_values=None),
+        },
+        settings,
+    )
 
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
         return run_content(
-            dln.train(problem, weights, **options, checkpoint=where, callback=callback), with_times=False
+            dln.train(problem, weights, **with_record(options, callback=callback), checkpoint=where),
+            with_times=False,
         )
 
     return act
 
 
-DENSE = {"engine": "dense", "weights_every": 1, "momentum": 0.5}
+DENSE = {"engine": "dense", "record": dln.Record(weights_every=1), "momentum": 0.5}
 
 
 def training(name: str, settings: dict[str, Any], **more: Any) -> Iterator[Case]:
@@ -451,7 +461,13 @@ def batches() -> Iterator[Case]:
     def act(folder: Path) -> Any:
         where = dln.Checkpoint(folder / "batch", every=2)
         batch = dln.train_batch(
-            problem, starts, learning_rate=0.3, steps=5, record_every=1, n_threads=1, checkpoint=where
+            problem,
+            starts,
+            learning_rate=0.3,
+            steps=5,
+            record=dln.Record(every=1),
+            n_threads=1,
+            checkpoint=where,
         )
         return batch.loss.tobytes(), batch.outcomes, [run_content(run, with_times=False) for run in batch]
 
@@ -469,14 +485,18 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
     def train(folder: Path, **more: Any) -> Any:
         where = dln.Checkpoint(folder / "run", every=2, seconds=0)
-        options = {"rank": 1, "steps": 6, "record_every": 2, "n_threads": 1} | settings | more
+        options = merge_options(
+            {"rank": 1, "steps": 6, "record": dln.Record(every=2, singular_values=None), "n_threads": 1},
+            settings,
+            more,
+        )
         return run_content(
             dln.train_compressed(problem, lazy_weights, **options, checkpoint=where), with_times=False
         )
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
-            train(folder, callback=cut_at(3))
+            train(folder, record=dln.Record(callback=cut_at(3)))
 
     yield from in_three_states(f"train_compressed, {name}", train, prepare)
 
@@ -592,7 +612,7 @@ def results() -> Case:
 
 def _runs() -> list[dln.Trajectory]:
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"engine": "dense", "steps": 3, "n_threads": 1, "singular_values": 2}
+    options = {"engine": "dense", "steps": 3, "n_threads": 1, "record": dln.Record(singular_values=2)}
     return [dln.train(problem, weights, learning_rate=rate, **options) for rate in (0.2, 0.3)]
 
 
@@ -766,12 +786,14 @@ def sharded() -> Iterator[Case]:
     from dlnfast.torch import RowSharded, train_sharded
 
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"learning_rate": 0.3, "momentum": 0.5, "steps": 3, "singular_values": None}
+    options = {"learning_rate": 0.3, "momentum": 0.5, "steps": 3, "record": dln.Record(singular_values=None)}
 
     def train(folder: Path, callback: Any = None) -> Any:
         shards = [RowSharded.from_rows(layer) for layer in weights]
         where = dln.Checkpoint(folder / "run", every=1, seconds=0)
-        run = train_sharded(problem, shards, **options, checkpoint=where, callback=callback)
+        run = train_sharded(
+            problem, shards, **with_record(options, callback=callback, singular_values=None), checkpoint=where
+        )
         return run_content(run, with_times=False), [shard.rows.numpy().tobytes() for shard in shards]
 
     def cut(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from helpers.interruption import StopTraining, stop_at
+from helpers.records import merge_options, with_record
 
 import dlnfast as dln
 
@@ -23,27 +24,46 @@ STOPPED_AT = 25
 def reduced(**options):
     problem = dln.low_rank_recovery(6, 1, seed=1)
     weights = dln.orthogonal([6] * 3, seed=2)
-    return dln.train(problem, weights, learning_rate=0.5, steps=40, record_every=8, n_threads=1, **options)
+    return dln.train(
+        problem, weights, learning_rate=0.5, steps=40, n_threads=1, **with_record(options, every=8)
+    )
 
 
 def dense(**options):
     problem = dln.low_rank_recovery(5, 1, seed=3)
     weights = dln.gaussian([5, 4, 5], 0.3, seed=4)
-    options = {"engine": "dense", "singular_values": 2, "vectors": True, "weights_every": 20} | options
-    return dln.train(problem, weights, learning_rate=0.2, steps=40, record_every=10, n_threads=1, **options)
+    options = merge_options(
+        {
+            "engine": "dense",
+            "record": dln.Record(singular_values=2, vectors=True, weights_every=20),
+        },
+        options,
+    )
+    return dln.train(
+        problem, weights, learning_rate=0.2, steps=40, n_threads=1, **with_record(options, every=10)
+    )
 
 
 def law(**options):
     problem = dln.low_rank_recovery(30, 1, seed=5)
     weights = dln.orthogonal([30] * 3, seed=6, implicit=True)
-    options = {"singular_values": 3, "learning_rate": 0.5, "steps": 20, "record_every": 10} | options
+    options = merge_options(
+        {"record": dln.Record(singular_values=3, every=10), "learning_rate": 0.5, "steps": 20}, options
+    )
     return dln.train(problem, weights, n_threads=1, **options)
 
 
 def completion(**options):
     problem = dln.low_rank_completion(8, 1, observed=0.6, seed=7)
     weights = dln.gaussian([8, 3, 8], 0.3, seed=8)
-    options = {"singular_values": 2, "learning_rate": "adaptive", "steps": 20, "record_every": 10} | options
+    options = merge_options(
+        {
+            "record": dln.Record(singular_values=2, every=10),
+            "learning_rate": "adaptive",
+            "steps": 20,
+        },
+        options,
+    )
     return dln.train(problem, weights, n_threads=1, **options)
 
 
@@ -58,7 +78,9 @@ def whitened(**options):
     inputs, labels = draw_samples()
     problem = dln.Problem.from_data(inputs, dln.one_hot(labels), whiten="zca", center=True)
     weights = dln.orthogonal([5, 5, 3], seed=10)
-    return dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=10, n_threads=1, **options)
+    return dln.train(
+        problem, weights, learning_rate=0.1, steps=20, n_threads=1, **with_record(options, every=10)
+    )
 
 
 def statistics():
@@ -79,7 +101,7 @@ def write(folder: Path) -> None:
         try:
             make(
                 checkpoint=dln.Checkpoint(folder / f"{name}-stopped", every=15, seconds=60),
-                callback=stop_at(STOPPED_AT - 10),
+                record=dln.Record(callback=stop_at(STOPPED_AT - 10)),
             )
         except StopTraining:
             continue

@@ -41,6 +41,11 @@ def train_small(problem=None, weights=None, **options):
     )
 
 
+def option(name, value):
+    """Return the keyword that gives one option, of the run or of its records."""
+    return {"record": dln.Record(**{name: value})} if hasattr(dln.Record, name) else {name: value}
+
+
 def assert_no_nan(run):
     assert np.isfinite(run.loss).all()
     for layer in range(1, run.n_layers + 1):
@@ -315,13 +320,13 @@ def test_momentum_is_below_one(momentum):
         train_small(momentum=momentum)
 
 
-@pytest.mark.parametrize("name", ["steps", "record_every", "weights_every", "n_threads", "singular_values"])
+@pytest.mark.parametrize("name", ["steps", "every", "weights_every", "n_threads", "singular_values"])
 @pytest.mark.parametrize(
     "value", [2.0, 2.5, "3", True, np.bool_(1), [2], np.array([1, 2]), 1j, np.float64(2)]
 )
 def test_values_that_are_no_counts_are_refused(name, value):
     with pytest.raises((TypeError, ValueError), match=name) as caught:
-        train_small(**{name: value})
+        train_small(**option(name, value))
     assert caught.type is (ValueError if name == "singular_values" and isinstance(value, str) else TypeError)
 
 
@@ -329,8 +334,8 @@ def test_values_that_are_no_counts_are_refused(name, value):
     ("name", "value"),
     [
         ("steps", -1),
-        ("record_every", 0),
-        ("record_every", -3),
+        ("every", 0),
+        ("every", -3),
         ("weights_every", 0),
         ("n_threads", -1),
         ("singular_values", -1),
@@ -339,21 +344,21 @@ def test_values_that_are_no_counts_are_refused(name, value):
 )
 def test_counts_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is"):
-        train_small(**{name: value})
+        train_small(**option(name, value))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "options",
     [
-        {"record_every": 10**9},
-        {"record_every": 2**40},
-        {"record_every": 2**70},
-        {"weights_every": 2**40},
-        {"weights_every": 2**70},
-        {"singular_values": 2**40},
-        {"singular_values": 2**70},
-        {"singular_values": np.int64(3)},
+        {"record": dln.Record(every=10**9)},
+        {"record": dln.Record(every=2**40)},
+        {"record": dln.Record(every=2**70)},
+        {"record": dln.Record(weights_every=2**40)},
+        {"record": dln.Record(weights_every=2**70)},
+        {"record": dln.Record(singular_values=2**40)},
+        {"record": dln.Record(singular_values=2**70)},
+        {"record": dln.Record(singular_values=np.int64(3))},
         {"steps": np.uint8(5)},
         {"n_threads": np.int32(1)},
     ],
@@ -380,7 +385,7 @@ def test_more_steps_than_fit_in_memory_are_refused(value):
 
 
 def test_records_that_do_not_fit_in_memory_are_refused():
-    with pytest.raises(MemoryError, match="raise record_every"):
+    with pytest.raises(MemoryError, match=r"raise record\.every"):
         train_small(steps=10**15, engine="dense")
 
 
@@ -439,20 +444,20 @@ def test_a_problem_has_to_be_a_problem(problem):
 @pytest.mark.parametrize("callback", ["print", 3, [print]])
 def test_a_callback_has_to_be_callable(callback):
     with pytest.raises(TypeError, match="callback is"):
-        train_small(callback=callback)
+        train_small(record=dln.Record(callback=callback))
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("answer", ["text", [1], {}, object(), np.arange(3)])
 def test_only_true_ends_a_run(answer, engine):
     """Other return values of a callback, such as those of a lambda, do not stop the run."""
-    run = train_small(engine=engine, callback=lambda step, loss: answer)
+    run = train_small(engine=engine, record=dln.Record(callback=lambda step, loss: answer))
     assert len(run.loss) == 6
 
 
 def test_vectors_without_values_are_refused():
     with pytest.raises(ValueError, match="vectors is True but singular_values asks for none"):
-        train_small(vectors=True, singular_values=None)
+        train_small(record=dln.Record(vectors=True, singular_values=None))
 
 
 # Rates that diverge.
@@ -465,7 +470,12 @@ def test_a_diverged_run_keeps_its_records(engine, dtype, momentum):
     weights = make_weights_of_dim(dtype=dtype)
     with pytest.raises(dln.DivergedError) as caught:
         train_small(
-            weights=weights, learning_rate=20.0, momentum=momentum, steps=500, engine=engine, record_every=2
+            weights=weights,
+            learning_rate=20.0,
+            momentum=momentum,
+            steps=500,
+            engine=engine,
+            record=dln.Record(every=2),
         )
     error = caught.value
     assert isinstance(error, ArithmeticError)
@@ -544,7 +554,7 @@ def test_divergence_in_single_precision_comes_earlier():
 
 def test_divergence_can_be_pickled():
     with pytest.raises(dln.DivergedError) as caught:
-        train_small(weights=make_weights_of_dim(), learning_rate=20.0, steps=500, record_every=2)
+        train_small(weights=make_weights_of_dim(), learning_rate=20.0, steps=500, record=dln.Record(every=2))
     error = caught.value
     error.add_note("of run 7")
     copy = pickle.loads(pickle.dumps(error))
@@ -595,7 +605,7 @@ def test_extreme_shapes_train(name, engine, steps):
     widths, values = CORNERS[name]
     problem = dln.Problem(draw_matrix(0, widths[-1], widths[0], values))
     weights = dln.orthogonal(widths, 0.8)
-    run = train_small(problem, weights, engine=engine, steps=steps, vectors=True)
+    run = train_small(problem, weights, engine=engine, steps=steps, record=dln.Record(vectors=True))
     assert_no_nan(run)
     wanted = train_small(problem, weights, engine="dense", steps=steps)
     assert abs(run.loss[-1] - wanted.loss[-1]) <= tolerance(F64, 5, max(steps, 1)) * wanted.loss[0]

@@ -60,7 +60,7 @@ def test_every_run_of_a_batch_equals_a_single_run(
     ]
     rates = rng.uniform(0.01, 0.1, (n_runs, n_layers))
     decays = rng.uniform(0.0, 0.01, n_runs)
-    common = {"steps": steps, "momentum": momentum, "record_every": every, "n_threads": n_threads}
+    common = {"steps": steps, "momentum": momentum, "record": dln.Record(every=every), "n_threads": n_threads}
     batch = dln.train_batch(problems, starts, learning_rate=rates, weight_decay=decays, **common)
     singles = [
         dln.train(p, w, learning_rate=rate, weight_decay=decay, engine="reduced", **common)
@@ -93,7 +93,7 @@ def test_runs_of_different_shapes_keep_their_order():
         dln.orthogonal([DIM] * 4, 0.5, 3, implicit=True),
         dln.orthogonal([DIM] * 4, 0.5, 4),
     ]
-    rates = {"learning_rate": 0.05, "steps": 30, "record_every": 10}
+    rates = {"learning_rate": 0.05, "steps": 30, "record": dln.Record(every=10)}
     batch = dln.train_batch(problems, starts, **rates)
     again = [*starts[:5], dln.orthogonal([DIM] * 4, 0.5, 3, implicit=True), starts[6]]
     singles = [dln.train(p, w, engine="reduced", **rates) for p, w in zip(problems, again, strict=True)]
@@ -108,7 +108,7 @@ def test_lazily_sampled_weights_and_rates_of_runs_of_different_depths():
     batch = dln.train_batch(problem, lazy_starts, learning_rate=rates, steps=10)
     again = [dln.orthogonal([DIM] * n, 0.5, n, implicit=True) for n in (4, 3)]
     singles = [
-        dln.train(problem, lazy_start, learning_rate=rate, steps=10, record_every=10)
+        dln.train(problem, lazy_start, learning_rate=rate, steps=10, record=dln.Record(every=10))
         for lazy_start, rate in zip(again, rates, strict=True)
     ]
     assert_matches_single_runs(batch, singles, 10)
@@ -118,7 +118,9 @@ def test_one_problem_or_one_set_of_weights_serves_all_runs():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     batch = dln.train_batch(problem, weights, learning_rate=[0.01, 0.02, 0.03], steps=20)
     singles = [
-        dln.train(problem, weights, learning_rate=rate, steps=20, record_every=20, engine="reduced")
+        dln.train(
+            problem, weights, learning_rate=rate, steps=20, record=dln.Record(every=20), engine="reduced"
+        )
         for rate in (0.01, 0.02, 0.03)
     ]
     assert_matches_single_runs(batch, singles, 20)
@@ -133,7 +135,7 @@ def test_one_problem_or_one_set_of_weights_serves_all_runs():
 def test_a_run_that_diverges_leaves_the_others_alone():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     rates = [0.05, 50.0, 0.05, 1e200, 0.05]
-    batch = dln.train_batch(problem, weights, learning_rate=rates, steps=60, record_every=1)
+    batch = dln.train_batch(problem, weights, learning_rate=rates, steps=60, record=dln.Record(every=1))
     assert batch.outcomes == ["finished", "diverged", "finished", "diverged", "finished"]
     calm = dln.train(problem, weights, learning_rate=0.05, steps=60, engine="reduced")
     for i in (0, 2, 4):
@@ -150,7 +152,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
 
 def test_a_tolerance_stops_each_run_separately():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.7)
-    rates = {"steps": 3000, "tolerance": 1.0, "record_every": 7}
+    rates = {"steps": 3000, "tolerance": 1.0, "record": dln.Record(every=7)}
     batch = dln.train_batch(problem, weights, learning_rate=[0.05, 0.02, 1e-6], **rates)
     assert batch.outcomes == ["converged", "converged", "finished"]
     singles = [

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 from helpers.files import file_names
 from helpers.interruption import StopTraining, stop_at
 from helpers.optional_packages import import_torch
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,24 +62,38 @@ CASES = {
     "reduced": (30, {"learning_rate": 1.0}),
     "reduced, momentum, decay": (
         30,
-        {"learning_rate": [0.5, 0.4, 0.3], "momentum": 0.5, "weight_decay": 1e-3, "record_every": 3},
+        {
+            "learning_rate": [0.5, 0.4, 0.3],
+            "momentum": 0.5,
+            "weight_decay": 1e-3,
+            "record": dln.Record(every=3),
+        },
     ),
     "reduced, wide core": (90, {"learning_rate": 0.5, "momentum": 0.9, "rank": 20}),
-    "small dense": (20, {"engine": "dense", "learning_rate": 1.0, "record_every": 4, "momentum": 0.3}),
+    "small dense": (
+        20,
+        {"engine": "dense", "learning_rate": 1.0, "record": dln.Record(every=4), "momentum": 0.3},
+    ),
     "dense": (
         50,
         {
             "engine": "dense",
             "learning_rate": 0.5,
             "momentum": 0.6,
-            "weights_every": 5,
-            "singular_values": 4,
-            "vectors": True,
+            "record": dln.Record(weights_every=5, singular_values=4, vectors=True),
         },
     ),
-    "dense, all values": (40, {"engine": "dense", "learning_rate": 0.5, "record_every": 10}),
-    "adaptive": (50, {"learning_rate": "adaptive", "singular_values": None, "record_every": 7}),
-    "float32": (40, {"engine": "dense", "learning_rate": 0.5, "dtype": "float32", "singular_values": 2}),
+    "dense, all values": (40, {"engine": "dense", "learning_rate": 0.5, "record": dln.Record(every=10)}),
+    "adaptive": (50, {"learning_rate": "adaptive", "record": dln.Record(singular_values=None, every=7)}),
+    "float32": (
+        40,
+        {
+            "engine": "dense",
+            "learning_rate": 0.5,
+            "dtype": "float32",
+            "record": dln.Record(singular_values=2),
+        },
+    ),
 }
 
 
@@ -96,7 +112,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     for cut in (0, 17, 60):
         checkpoint = Checkpoint(tmp_path / f"run{cut}", every=7, seconds=0)
         with pytest.raises(StopTraining) as caught:
-            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
+            dln.train(problem, weights, **with_record(options, callback=stop_at(cut)), checkpoint=checkpoint)
         partial = caught.value.trajectory
         n = len(partial.loss)
         assert n - 1 >= cut
@@ -127,13 +143,14 @@ def test_runs_stopped_at_any_step_resume_bit_for_bit(
     folder = tmp_path_factory.mktemp("runs") / "run"
     problem = dln.low_rank_recovery(9, 2)
     weights = dln.orthogonal([9] * 3)
-    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record_every": record_every}
-    options |= {"engine": "dense", "weights_every": weights_every, "n_threads": 1}
+    record = dln.Record(every=record_every, weights_every=weights_every)
+    options = {"learning_rate": 0.8, "momentum": 0.4, "steps": 41, "record": record}
+    options |= {"engine": "dense", "n_threads": 1}
     plain = dln.train(problem, weights, **options)
     checkpoint = Checkpoint(folder, every=every, seconds=0)
     for cut in cuts:
         with contextlib.suppress(StopTraining):
-            dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(cut))
+            dln.train(problem, weights, **with_record(options, callback=stop_at(cut)), checkpoint=checkpoint)
     assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint))
 
 
@@ -155,39 +172,46 @@ class Patience:
 @pytest.mark.parametrize("cut", [0, 6, 12])
 def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, tmp_path):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
-    options = {"learning_rate": 0.5, "steps": 60, "record_every": record_every, "engine": engine}
+    options = {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=record_every), "engine": engine}
     options["n_threads"] = 1
     plain_rule = Patience(13)
-    plain = dln.train(problem, weights, **options, callback=plain_rule)
+    plain = dln.train(problem, weights, **with_record(options, callback=plain_rule))
     assert plain.outcome == "stopped"
     checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=Patience(13, cut))
+        dln.train(problem, weights, **with_record(options, callback=Patience(13, cut)), checkpoint=checkpoint)
     rule = Patience(13)
-    assert_same_training(plain, dln.train(problem, weights, **options, checkpoint=checkpoint, callback=rule))
+    assert_same_training(
+        plain, dln.train(problem, weights, **with_record(options, callback=rule), checkpoint=checkpoint)
+    )
     assert rule.seen == plain_rule.seen
 
 
 class TestTurns:
     """Runs whose outer layers are updated once in several steps."""
 
-    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record_every": 10, "weights_every": 20}
+    RECORD: ClassVar = dln.Record(every=10, singular_values=None, weights_every=20)
+    OPTIONS: ClassVar = {"outer_every": 5, "steps": 100, "record": RECORD}
 
     def train(self, **more):
         problem = dln.low_rank_completion(60, 2, observed=0.4)
         lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
-        return dln.train_compressed(problem, lazy_weights, rank=2, **self.OPTIONS, n_threads=1, **more)
+        return dln.train_compressed(problem, lazy_weights, rank=2, **self.OPTIONS | more, n_threads=1)
 
     @pytest.mark.parametrize("rate", ["adaptive", 0.05])
     @pytest.mark.parametrize("cut", [0, 30, 90])
     def test_runs_with_projected_outer_steps_resume(self, cut, rate, tmp_path):
         plain_rule = Patience(100)
-        plain = self.train(learning_rate=rate, callback=plain_rule)
+        plain = self.train(learning_rate=rate, record=replace(self.RECORD, callback=plain_rule))
         checkpoint = Checkpoint(tmp_path / "run", seconds=0)
         with pytest.raises(StopTraining):
-            self.train(learning_rate=rate, checkpoint=checkpoint, callback=stop_at(cut))
+            self.train(
+                learning_rate=rate, checkpoint=checkpoint, record=replace(self.RECORD, callback=stop_at(cut))
+            )
         rule = Patience(100)
-        run = self.train(learning_rate=rate, checkpoint=checkpoint, callback=rule)
+        run = self.train(
+            learning_rate=rate, checkpoint=checkpoint, record=replace(self.RECORD, callback=rule)
+        )
         assert_same_training(plain, run)
         assert rule.seen == plain_rule.seen
         assert_same_training(plain, self.train(learning_rate=rate, checkpoint=checkpoint))  # it is loaded
@@ -200,7 +224,7 @@ class TestTurns:
     def test_runs_with_outer_steps_that_converged_or_stopped_are_loaded(self, tmp_path):
         for name, more, outcome in (
             ("a", {"tolerance": 1e-3}, "converged"),
-            ("b", {"callback": lambda step, loss: step >= 50}, "stopped"),
+            ("b", {"record": replace(self.RECORD, callback=lambda step, loss: step >= 50)}, "stopped"),
         ):
             first = self.train(checkpoint=tmp_path / name, **more)
             assert first.outcome == outcome
@@ -211,12 +235,20 @@ def test_compressed_runs_resume(tmp_path):
     problem = dln.low_rank_completion(60, 2, observed=0.5)
     lazy_weights = dln.orthogonal([60] * 4, scale=1e-2, implicit=True)
     for outer in (0.0, 0.01):  # projected, and with outer layers that learn
-        options = {"rank": 2, "outer": outer, "n_threads": 1, "record_every": 10}
+        options = {
+            "rank": 2,
+            "outer": outer,
+            "n_threads": 1,
+            "record": dln.Record(every=10, singular_values=None),
+        }
         plain = dln.train_compressed(problem, lazy_weights, **options)
         checkpoint = Checkpoint(tmp_path / f"outer {outer}", every=40, seconds=0)
         with pytest.raises(StopTraining):
             dln.train_compressed(
-                problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(100)
+                problem,
+                lazy_weights,
+                **with_record(options, callback=stop_at(100), singular_values=None),
+                checkpoint=checkpoint,
             )
         other = tmp_path / f"copy {outer}"
         shutil.copytree(checkpoint.directory, other)
@@ -232,7 +264,7 @@ def test_batches_resume(tmp_path, monkeypatch):
     lazy_weights = dln.orthogonal([12] * 3, scale=0.5, implicit=True)
     starts = [dln.orthogonal([12] * n, scale=0.5, seed=n) for n in (3, 4, 3, 4, 3)] + [lazy_weights]
     rates = [0.5, 0.5, 1e6, 0.4, 0.3, 0.2]  # one diverges
-    options = {"learning_rate": rates, "steps": 40, "record_every": 10, "n_threads": 1}
+    options = {"learning_rate": rates, "steps": 40, "record": dln.Record(every=10), "n_threads": 1}
     plain = dln.train_batch(problem, starts, **options)
     assert "diverged" in plain.outcomes
     calls = []
@@ -317,7 +349,9 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weights_every": 4, "singular_values": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.5, "record": dln.Record(weights_every=4, singular_values=2)}]
+)
 def test_runs_of_the_torch_engine_resume(options, tmp_path):
     import_torch()
     problem = dln.low_rank_recovery(20, 2)
@@ -326,18 +360,18 @@ def test_runs_of_the_torch_engine_resume(options, tmp_path):
     plain = dln.train(problem, weights, **options)
     checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=checkpoint)
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
 def test_completion_runs_resume(tmp_path):
     problem = dln.low_rank_completion(40, 2, observed=0.5)
     weights = dln.gaussian([40, 30, 40], 0.1)
-    options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "singular_values": 2}
+    options = {"learning_rate": 0.1, "steps": 40, "n_threads": 1, "record": dln.Record(singular_values=2)}
     plain = dln.train(problem, weights, **options)
     checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=checkpoint)
     assert_same_training(plain, dln.resume(tmp_path / "run"))
 
 
@@ -347,7 +381,7 @@ def test_runs_from_lazily_sampled_weights_resume(tmp_path):
     options = {"learning_rate": 0.5, "momentum": 0.6, "steps": 40, "n_threads": 1}
     checkpoint = Checkpoint(tmp_path / "run", every=6, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, lazy_weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+        dln.train(problem, lazy_weights, **with_record(options, callback=stop_at(20)), checkpoint=checkpoint)
     # Two processes sample the same weights up to rounding; the run stays in the subspaces of the first.
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "run" / "run.npz", tmp_path / "other" / "run.npz")
@@ -359,7 +393,10 @@ def test_outcomes_are_saved(tmp_path):
     run = dln.train(problem, weights, **options, tolerance=0.1, checkpoint=tmp_path / "a")
     assert run.outcome == dln.load(tmp_path / "a").outcome == "converged"
     stopped = dln.train(
-        problem, weights, **options, checkpoint=tmp_path / "b", callback=lambda step, loss: step == 5
+        problem,
+        weights,
+        **with_record(options, callback=lambda step, loss: step == 5),
+        checkpoint=tmp_path / "b",
     )
     assert (stopped.outcome, len(stopped.loss)) == ("stopped", 6)
     options["learning_rate"] = 1e6
@@ -374,7 +411,7 @@ def test_the_command_line_resumes_a_run(tmp_path, capsys):
     problem, weights, options = make_case("reduced")
     checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(20))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(20)), checkpoint=checkpoint)
     assert main(["resume", str(checkpoint.directory)]) == 0
     assert "training: 60 steps" in capsys.readouterr().out
     assert_same_training(dln.train(problem, weights, **options), dln.load(checkpoint.directory))
@@ -393,7 +430,7 @@ def cut_short(tmp_path):
     problem, weights, options = make_case("small dense")
     checkpoint = Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(32))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(32)), checkpoint=checkpoint)
     return checkpoint, problem, weights, options
 
 
@@ -419,7 +456,7 @@ def test_without_a_state_the_run_starts_again(cut_short):
 
 def test_folders_of_other_runs_are_refused(cut_short):
     checkpoint, problem, weights, options = cut_short
-    for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record_every": 5}):
+    for changed in ({"learning_rate": 0.9}, {"steps": 61}, {"record": dln.Record(every=5)}):
         with pytest.raises(ValueError, match="holds another run"):
             dln.train(problem, weights, **options | changed, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds another run"):
@@ -527,11 +564,11 @@ def test_too_little_memory_for_a_state_is_not_reported_as_damage(cut_short, monk
 def test_a_resumed_run_that_cannot_write_keeps_its_states(engine, error, tmp_path, monkeypatch):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 30, "engine": engine, "n_threads": 1}
-    options["singular_values"] = None
+    options["record"] = dln.Record(singular_values=None)
     plain = dln.train(problem, weights, **options)
     checkpoint = Checkpoint(tmp_path / "run", every=4, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(10))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(10)), checkpoint=checkpoint)
 
     def failing(self, state):
         raise error
@@ -574,7 +611,7 @@ import sys
 import dlnfast as dln
 problem = dln.low_rank_recovery(60, 3)
 dln.train(problem, dln.orthogonal([60] * 4), learning_rate=0.2, momentum=0.5, steps=%d, n_threads=1,
-          engine="dense", singular_values=2, record_every=50,
+          engine="dense", record=dln.Record(every=50, singular_values=2),
           checkpoint=dln.Checkpoint(sys.argv[1], every=50, seconds=0.02))
 print("done")
 """

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import dlnfast as dln
-from dlnfast import cli
+from dlnfast._commands import train as train_command
 from dlnfast._config import finetuning, spec
+from dlnfast._config.runs import write_json
 from dlnfast._problem.low_rank import as_dense
 from dlnfast.cli import main
 
@@ -53,7 +54,7 @@ def run_train_command(place, folder, *options):
 def test_train_writes_the_run_of_the_library(recovery_file, tmp_path, capsys):
     summary, run = run_train_command(recovery_file, tmp_path / "out")
     problem, weights = dln.low_rank_recovery(16, 2), dln.orthogonal([16] * 4, 0.5)
-    wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record_every=10)
+    wanted = dln.train(problem, weights, learning_rate=5.0, steps=40, record=dln.Record(every=10))
     np.testing.assert_array_equal(run.loss, wanted.loss)
     assert run.steps.tolist() == [0, 10, 20, 30, 40]
     assert summary["engine"] == "reduced"
@@ -245,7 +246,7 @@ def test_an_interrupted_run_is_saved(recovery_file, tmp_path, capsys, monkeypatc
         error.trajectory = dln.train(*arguments, **settings)
         raise error
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(train_command, "train", interrupted)
     assert main(["train", str(recovery_file), "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "dlnfast: interrupted\n"
     assert dln.load(tmp_path / "interrupted.npz").steps[-1] == 40
@@ -601,13 +602,13 @@ def test_a_full_disk_leaves_the_previous_files(recovery_file, tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", fail)
     assert main(["train", str(recovery_file), "--out", str(tmp_path / "out"), "--set", "train.steps=5"]) == 2
     with pytest.raises(OSError, match="No space left"):
-        cli.write_json(tmp_path / "out" / "summary.json", {})
+        write_json(tmp_path / "out" / "summary.json", {})
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_json_files_contain_no_nan(tmp_path):
     place = tmp_path / "record.json"
-    cli.write_json(
+    write_json(
         place,
         {
             "a": np.array([1.0, np.nan, np.inf]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.matrices import draw_orthonormal
 from helpers.problems import draw_low_rank_target
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -193,10 +194,10 @@ def test_reduced_runs_are_exact_in_every_setting(name, momentum):
         "weight_decay": [1e-3, 0.0, 2e-3][:n_layers],
         "momentum": momentum,
         "steps": 500,
-        "record_every": 25,
+        "record": dln.Record(every=25),
     }
     reduced = dln.train(problem, weights, engine="reduced", **rates)
-    dense = dln.train(problem, weights, engine="dense", weights_every=25, **rates)
+    dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=25))
     if problem.target_factors().rank:
         assert dense.loss[-1] < 0.7 * dense.loss[0]
     np.testing.assert_allclose(reduced.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
@@ -242,7 +243,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
     # A run in the naive bases, by the same reduced recursion, departs from the dense run.
     cores = [b.T @ w @ a for a, w, b in zip(naive, weights, naive[1:], strict=False)]
     small = dln.Problem(naive[-1].T @ problem.dense_target() @ naive[0])
-    rates = {"learning_rate": 0.01, "steps": 200, "engine": "dense", "record_every": 200}
+    rates = {"learning_rate": 0.01, "steps": 200, "engine": "dense", "record": dln.Record(every=200)}
     inner = dln.train(small, cores, **rates)
     dense = dln.train(problem, weights, **rates)
     change = dense.weights(2) - weights[1]
@@ -367,7 +368,7 @@ def test_a_thin_last_layer_that_is_not_an_isometry_is_included(end):
     space = closure(problem, weights)
     assert space.holds
     assert space.dims[-1 if end == "last" else 0] == 6
-    rates = {"learning_rate": 0.05, "steps": 100, "record_every": 100}
+    rates = {"learning_rate": 0.05, "steps": 100, "record": dln.Record(every=100)}
     reduced = dln.train(problem, weights, engine="reduced", **rates)
     dense = dln.train(problem, weights, engine="dense", **rates)
     for layer in (1, 2, 3):
@@ -390,7 +391,7 @@ def test_a_zero_layer_closes_and_stays_zero_outside():
 def test_a_trained_network_has_a_closure():
     """A second run starts from a scaled isometry plus what was learned, in the same subspaces."""
     problem, weights = make_recovery(D, D), dln.orthogonal([D] * 4, 0.5)
-    rates = {"learning_rate": 0.02, "record_every": 100}
+    rates = {"learning_rate": 0.02, "record": dln.Record(every=100)}
     first = dln.train(problem, weights, steps=100, **rates)
     again = dln.train(problem, [first.weights(layer) for layer in (1, 2, 3)], steps=100, **rates)
     whole = dln.train(problem, weights, steps=200, **rates)

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.optional_packages import import_sparse
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -56,7 +57,11 @@ def test_descent_on_entries_equals_the_reference(dtype, n_threads, data):
     steps = 6
     problem = dln.Completion.from_dense(target, mask, loss_scale=0.7)
     run = dln.train(
-        problem, weights, steps=steps, n_threads=n_threads, singular_values=None, weights_every=1, **rates
+        problem,
+        weights,
+        steps=steps,
+        n_threads=n_threads,
+        **with_record(rates, singular_values=None, weights_every=1),
     )
     wanted = list(
         reference.train_observed(
@@ -110,7 +115,14 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
     problem = dln.low_rank_completion(300, 3, 0.1)
     weights = draw_gaussian_layers([300, 6, 6, 300], np.random.default_rng(0))
     runs = [
-        dln.train(problem, weights, learning_rate=10.0, steps=20, n_threads=n, singular_values=None)
+        dln.train(
+            problem,
+            weights,
+            learning_rate=10.0,
+            steps=20,
+            n_threads=n,
+            record=dln.Record(singular_values=None),
+        )
         for n in (1, 2, 7)
     ]
     for run in runs[1:]:
@@ -157,9 +169,7 @@ def test_tracked_values_of_a_masked_run_are_within_their_bounds():
         dln.orthogonal([150] * 4, 0.1),
         learning_rate="adaptive",
         steps=60,
-        record_every=20,
-        singular_values=5,
-        weights_every=20,
+        record=dln.Record(every=20, singular_values=5, weights_every=20),
     )
     for layer in (1, 2, 3):
         for record, step in enumerate(run.steps):
@@ -180,7 +190,7 @@ def test_default_rates_lower_the_loss_monotonically(learning_rate, widths):
         dln.orthogonal(widths, 0.5),
         learning_rate=learning_rate,
         steps=400,
-        singular_values=None,
+        record=dln.Record(singular_values=None),
     )
     assert np.all(np.diff(run.loss) <= 1e-12 * run.loss[0])
     assert run.loss[-1] < 1e-3 * run.loss[0]
@@ -189,7 +199,9 @@ def test_default_rates_lower_the_loss_monotonically(learning_rate, widths):
 def test_adaptive_rates_are_recorded_and_saved(tmp_path):
     problem = dln.low_rank_completion(40, 2, 0.5)
     weights = dln.orthogonal([40] * 4, 1e-2)
-    run = dln.train(problem, weights, learning_rate="adaptive", steps=100, singular_values=None)
+    run = dln.train(
+        problem, weights, learning_rate="adaptive", steps=100, record=dln.Record(singular_values=None)
+    )
     assert run.rates.shape == (100,)
     # On the plateau far above the rate that is stable at the end.
     assert run.rates[0] > 20 * run.rates[-1] > 0

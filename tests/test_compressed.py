@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.matrices import draw_orthonormal
+from helpers.records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -61,7 +62,12 @@ def test_for_a_fully_observed_matrix_the_narrow_network_equals_the_wide_one():
 
 
 def test_learned_bases_recover_where_frozen_bases_stall(completion_problem, start):
-    options = {"rank": 3, "steps": 4000, "tolerance": 1e-18, "record_every": 10**6}
+    options = {
+        "rank": 3,
+        "steps": 4000,
+        "tolerance": 1e-18,
+        "record": dln.Record(every=10**6, singular_values=None),
+    }
     moving = dln.train_compressed(completion_problem, start, outer=0.01, **options)
     frozen = dln.train_compressed(completion_problem, start, outer=0.0, **options)
     assert completion_problem.recovery_error(layers_of(moving)) < 1e-6
@@ -69,10 +75,16 @@ def test_learned_bases_recover_where_frozen_bases_stall(completion_problem, star
 
 
 def test_projecting_with_frozen_bases_changes_nothing(completion_problem, start, monkeypatch):
-    options = {"rank": 3, "steps": 200, "learning_rate": 20.0, "outer": 0.0, "weights_every": 100}
-    projected = dln.train_compressed(completion_problem, start, singular_values="all", **options)
+    options = {
+        "rank": 3,
+        "steps": 200,
+        "learning_rate": 20.0,
+        "outer": 0.0,
+        "record": dln.Record(weights_every=100, singular_values=None),
+    }
+    projected = dln.train_compressed(completion_problem, start, **with_record(options, singular_values="all"))
     monkeypatch.setattr("dlnfast._completion.train_compressed._PROJECTION_FLOPS", 0.0)
-    frozen = dln.train_compressed(completion_problem, start, singular_values="all", **options)
+    frozen = dln.train_compressed(completion_problem, start, **with_record(options, singular_values="all"))
     np.testing.assert_allclose(projected.loss, frozen.loss, rtol=1e-9)
     assert projected.widths == frozen.widths
     assert projected.config["learning_rate"] == frozen.config["learning_rate"]
@@ -83,7 +95,9 @@ def test_projecting_with_frozen_bases_changes_nothing(completion_problem, start,
 
 
 def test_a_projected_run_is_saved_like_any(completion_problem, start, tmp_path):
-    run = dln.train_compressed(completion_problem, start, rank=3, steps=50, outer=0.0, singular_values=2)
+    run = dln.train_compressed(
+        completion_problem, start, rank=3, steps=50, outer=0.0, record=dln.Record(singular_values=2)
+    )
     run.save(tmp_path / "run.npz")
     again = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(again.end_to_end(), run.end_to_end())
@@ -111,7 +125,7 @@ def test_projected_outer_steps_equal_their_definition(kind):
         outer_every=turn,
         steps=10,
         weight_decay=0.01 / eta,
-        weights_every=turn,
+        record=dln.Record(weights_every=turn, singular_values=None),
     )
     layers = [w.copy() for w in narrow]
     decay, losses = 0.01 / eta, []
@@ -142,7 +156,9 @@ def test_projected_outer_steps_converge_where_single_steps_do(completion_problem
     with pytest.raises(ValueError, match="momentum"):
         dln.train_compressed(completion_problem, start, outer_every=2, momentum=0.5, **options)
     with pytest.raises(ValueError, match="singular_values"):
-        dln.train_compressed(completion_problem, start, outer_every=2, singular_values=3, **options)
+        dln.train_compressed(
+            completion_problem, start, outer_every=2, **with_record(options, singular_values=3)
+        )
 
 
 @pytest.mark.parametrize(("outer", "outer_every"), [(0.0, 1), (0.1, 5)])
@@ -156,7 +172,7 @@ def test_a_diverged_run_has_the_full_network(completion_problem, start, outer, o
             outer_every=outer_every,
             steps=20000,
             learning_rate=2000.0,
-            record_every=5,
+            record=dln.Record(every=5, singular_values=None),
         )
     run = caught.value.trajectory
     assert run.widths == [120, 6, 6, 6, 6, 120]
@@ -222,7 +238,13 @@ def test_lazily_sampled_weights_of_any_width(completion_problem):
     wide = dln.low_rank_completion(2000, 2, 0.02, seed=5)
     lazy_weights = dln.orthogonal([2000] * 4, 1e-2, implicit=True)
     run = dln.train_compressed(
-        wide, lazy_weights, rank=2, outer=0.1, steps=6000, tolerance=1e-13, record_every=10**6
+        wide,
+        lazy_weights,
+        rank=2,
+        outer=0.1,
+        steps=6000,
+        tolerance=1e-13,
+        record=dln.Record(every=10**6, singular_values=None),
     )
     assert run.widths == [2000, 4, 4, 4, 4, 2000]
     assert wide.recovery_error(layers_of(run)) < 1e-4
@@ -237,7 +259,9 @@ def test_sensing_problems_are_recovered():
 
 def test_float32_runs_recover(completion_problem):
     weights = dln.orthogonal([120] * 4, 1e-2, dtype=np.float32)
-    run = dln.train_compressed(completion_problem, weights, rank=3, steps=3000, record_every=10**6)
+    run = dln.train_compressed(
+        completion_problem, weights, rank=3, steps=3000, record=dln.Record(every=10**6, singular_values=None)
+    )
     assert run.weights(1).dtype == np.float32
     assert completion_problem.recovery_error(layers_of(run)) < 1e-3
 

@@ -293,7 +293,7 @@ def run_of(engine, *, dim=DIM, depth=3, scale=0.1, steps=3000, decay=0.0, widths
         steps=steps,
         weight_decay=decay,
         engine=engine,
-        record_every=steps,
+        record=dln.Record(every=steps),
     )
 
 
@@ -318,7 +318,13 @@ def test_weight_decay_leaves_the_numerical_rank_of_the_target(engine):
     problem = dln.Problem(factors)  # the sum loss, which decay does not win over
     weights = dln.orthogonal([DIM] * 5, 0.5, seed=2)
     run = dln.train(
-        problem, weights, learning_rate=5e-3, weight_decay=0.5, steps=8000, engine=engine, record_every=8000
+        problem,
+        weights,
+        learning_rate=5e-3,
+        weight_decay=0.5,
+        steps=8000,
+        engine=engine,
+        record=dln.Record(every=8000),
     )
     result = dln.compress(run)
     assert result.rank == RANK

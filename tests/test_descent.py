@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -34,7 +35,9 @@ def scalar_problem(sigma=1.3, loss_scale=0.5):
 @given(steps=st.integers(0, 23), every=st.integers(1, 30))
 def test_records_are_at_multiples_and_at_the_end(engine, steps, every):
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    run = dln.train(problem, weights, learning_rate=0.5, steps=steps, record_every=every, engine=engine)
+    run = dln.train(
+        problem, weights, learning_rate=0.5, steps=steps, record=dln.Record(every=every), engine=engine
+    )
     wanted = sorted({*range(0, steps + 1, every), steps})
     assert run.steps.tolist() == wanted
     assert run.steps.dtype == np.int64
@@ -46,7 +49,7 @@ def test_records_are_at_multiples_and_at_the_end(engine, steps, every):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_recording_does_not_change_the_run(engine, problem, weights):
     rates = {"learning_rate": 0.5, "steps": 40, "engine": engine}
-    first, *others = (dln.train(problem, weights, record_every=every, **rates) for every in (1, 7, 40))
+    first, *others = (dln.train(problem, weights, **with_record(rates, every=every)) for every in (1, 7, 40))
     for run in others:
         np.testing.assert_array_equal(run.loss, first.loss)
         np.testing.assert_array_equal(run.weights(3), first.weights(3))
@@ -63,7 +66,7 @@ def test_a_run_of_no_steps_has_the_starting_weights(engine, problem, weights):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights):
-    rates = {"learning_rate": 0.5, "steps": 400, "record_every": 9, "engine": engine}
+    rates = {"learning_rate": 0.5, "steps": 400, "record": dln.Record(every=9), "engine": engine}
     whole = dln.train(problem, weights, **rates)
     limit = float(np.sqrt(whole.loss[0] * whole.loss.min()))
     first = int(np.argmax(whole.loss <= limit))
@@ -82,8 +85,8 @@ def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_callback_sees_every_record(engine, problem, weights):
     seen = []
-    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
-    run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
+    rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": engine}
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda *args: seen.append(args)))
     assert [step for step, _ in seen] == run.steps.tolist()
     assert [loss for _, loss in seen] == run.loss[run.steps].tolist()
     assert all(type(step) is int and type(loss) is float for step, loss in seen)
@@ -91,8 +94,8 @@ def test_a_callback_sees_every_record(engine, problem, weights):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_callback_may_end_the_run(engine, problem, weights):
-    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
-    run = dln.train(problem, weights, callback=lambda step, loss: step >= 20, **rates)
+    rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": engine}
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda step, loss: step >= 20))
     assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
     assert run.outcome == "stopped"
     assert run.weights(1).shape == (DIM, DIM)
@@ -101,8 +104,8 @@ def test_a_callback_may_end_the_run(engine, problem, weights):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_callback_may_return_a_numpy_boolean(engine, problem, weights):
-    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": engine}
-    run = dln.train(problem, weights, callback=lambda step, loss: np.bool_(step >= 20), **rates)
+    rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": engine}
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda step, loss: np.bool_(step >= 20)))
     assert len(run.loss) == 25
 
 
@@ -122,10 +125,8 @@ def test_an_exception_of_a_callback_carries_the_trajectory(engine, at, problem, 
             weights,
             learning_rate=0.1,
             steps=50,
-            record_every=8,
+            record=dln.Record(every=8, vectors=True, callback=fail),
             engine=engine,
-            vectors=True,
-            callback=fail,
         )
     run = caught.value.trajectory
     assert run.steps.tolist() == list(range(0, at + 1, 8))
@@ -139,7 +140,7 @@ def test_an_exception_of_a_callback_carries_the_trajectory(engine, at, problem, 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_progress_prints_nothing_outside_a_terminal(engine, problem, weights, capfd):
-    dln.train(problem, weights, learning_rate=0.1, steps=500, engine=engine, progress=True)
+    dln.train(problem, weights, learning_rate=0.1, steps=500, engine=engine, record=dln.Record(progress=True))
     assert "tqdm" in sys.modules
     assert capfd.readouterr() == ("", "")
 
@@ -151,20 +152,29 @@ def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
     rates = {"learning_rate": 0.1, "steps": 4, "engine": "dense"}
     every = dln.train(problem, weights, **rates).singular_values(2)
     np.testing.assert_array_equal(
-        dln.train(problem, weights, singular_values=3, **rates).singular_values(2), every[:, :3]
+        dln.train(problem, weights, **with_record(rates, singular_values=3)).singular_values(2), every[:, :3]
     )
-    assert dln.train(problem, weights, singular_values=99, **rates).singular_values(2).shape == (5, DIM)
+    assert dln.train(problem, weights, **with_record(rates, singular_values=99)).singular_values(2).shape == (
+        5,
+        DIM,
+    )
     for nothing, engine in itertools.product((None, 0), ENGINES):
-        run = dln.train(problem, weights, singular_values=nothing, **rates | {"engine": engine})
+        run = dln.train(problem, weights, **with_record(rates | {"engine": engine}, singular_values=nothing))
         with pytest.raises(ValueError, match="no singular values were recorded"):
             run.singular_values(2)
-    reduced = dln.train(problem, weights, singular_values=3, learning_rate=0.1, steps=4, engine="reduced")
+    reduced = dln.train(
+        problem, weights, record=dln.Record(singular_values=3), learning_rate=0.1, steps=4, engine="reduced"
+    )
     assert reduced.singular_values(2).shape == (5, 3)
 
 
 def test_weights_every_sets_the_saved_weights_of_the_dense_engine(problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.1, steps=10, engine="dense", weights_every=4)
-    every = dln.train(problem, weights, learning_rate=0.1, steps=10, engine="dense", weights_every=1)
+    run = dln.train(
+        problem, weights, learning_rate=0.1, steps=10, engine="dense", record=dln.Record(weights_every=4)
+    )
+    every = dln.train(
+        problem, weights, learning_rate=0.1, steps=10, engine="dense", record=dln.Record(weights_every=1)
+    )
     for step in (0, 4, 8, 10):
         np.testing.assert_array_equal(run.weights(2, step), every.weights(2, step))
     np.testing.assert_array_equal(run.weights(2), every.weights(2, 10))
@@ -181,10 +191,7 @@ def test_recorded_vectors_decompose_the_weights(dtype):
         weights,
         learning_rate=0.5,
         steps=6,
-        record_every=2,
-        weights_every=2,
-        vectors=True,
-        singular_values=5,
+        record=dln.Record(every=2, weights_every=2, vectors=True, singular_values=5),
     )
     for layer in (1, 2, 3):
         for record, step in enumerate(run.steps):
@@ -202,7 +209,7 @@ def test_a_run_has_its_configuration(problem, weights):
         weight_decay=0.01,
         momentum=0.5,
         steps=9,
-        record_every=4,
+        record=dln.Record(every=4),
         tolerance=1e-12,
         n_threads=1,
     )
@@ -266,7 +273,7 @@ def test_scalar_layers_follow_the_update_rule(engine, n_layers, data):
         momentum=momentum,
         steps=40,
         engine=engine,
-        weights_every=1,
+        record=dln.Record(weights_every=1),
     )
     allowed = 10 * tolerance(F64, n_layers, 40)  # momentum 0.9 sums ten steps' errors up
     np.testing.assert_allclose(np.sqrt(run.loss), np.sqrt(losses), atol=allowed)
@@ -287,7 +294,9 @@ def test_all_layers_are_updated_simultaneously(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_loss_belongs_to_the_weights_of_its_step(engine, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.5, steps=30, engine=engine, weights_every=1)
+    run = dln.train(
+        problem, weights, learning_rate=0.5, steps=30, engine=engine, record=dln.Record(weights_every=1)
+    )
     for step in run.steps:
         direct = problem.loss(run.end_to_end(int(step)))
         assert abs(run.loss[step] - direct) <= tolerance(F64, DIM**2, 30) * run.loss[0]
@@ -314,7 +323,7 @@ def test_small_steps_lower_the_loss_and_conserve_the_balance(engine, problem, we
             learning_rate=rate,
             steps=round(40 / rate),
             engine=engine,
-            weights_every=round(40 / rate),
+            record=dln.Record(weights_every=round(40 / rate)),
         )
         assert np.all(np.diff(run.loss) < 0)
         start, end = (
@@ -330,7 +339,12 @@ def test_the_loss_equals_the_loss_of_the_data(whiten):
     X, Y = rng.standard_normal((6, 40)), rng.standard_normal((3, 40))
     problem = dln.Problem.from_data(X, Y, whiten=whiten)
     run = dln.train(
-        problem, dln.gaussian([6, 6, 3]), learning_rate=0.05, steps=20, engine="dense", weights_every=1
+        problem,
+        dln.gaussian([6, 6, 3]),
+        learning_rate=0.05,
+        steps=20,
+        engine="dense",
+        record=dln.Record(weights_every=1),
     )
     for step in (0, 10, 20):
         direct = problem.loss_scale / 2 * np.linalg.norm(run.end_to_end(step) @ problem.inputs - Y) ** 2
@@ -436,8 +450,7 @@ def test_arguments_stay_unchanged(engine, read_only, weights):
         momentum=0.3,
         steps=20,
         engine=engine,
-        weights_every=5,
-        vectors=True,
+        record=dln.Record(weights_every=5, vectors=True),
     )
     assert run.loss[-1] < run.loss[0]
     for array, copy in zip(given_arrays, before, strict=True):
@@ -555,7 +568,14 @@ def runs_from_nearly_equal_weights(problem, weights, *, rate, steps):
     """Return the distance, relative to the weights, of two runs that start 1e-13 apart, and the first run."""
     near = [w * (1 + 1e-13 * np.sign(np.sin(np.arange(w.size))).reshape(w.shape)) for w in weights]
     one, other = (
-        dln.train(problem, w, learning_rate=rate, steps=steps, engine="dense", singular_values=None)
+        dln.train(
+            problem,
+            w,
+            learning_rate=rate,
+            steps=steps,
+            engine="dense",
+            record=dln.Record(singular_values=None),
+        )
         for w in (weights, near)
     )
     ends = zip(one.all_weights(), other.all_weights(), strict=True)
@@ -634,7 +654,7 @@ def test_one_layer_on_an_observed_matrix_has_an_exact_threshold():
 )
 def test_compressed_runs_report_rates_above_the_threshold(options):
     problem = dln.low_rank_completion(60, 2, 0.5)
-    given = {"rank": 2, "steps": 6, "singular_values": None, **options}
+    given = {"rank": 2, "steps": 6, "record": dln.Record(singular_values=None), **options}
     weights = dln.orthogonal([60] * 4, 0.1)
     for rate, named in ((1e-3, False), (1e3, True)):
         reason = dln.train_compressed(problem, weights, learning_rate=rate, **given).certificate.reason

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from helpers.optional_packages import import_sparse
+from helpers.records import with_record
 
 import dlnfast as dln
 from dlnfast._completion import fitting
@@ -508,7 +509,7 @@ def interrupting(monkeypatch, at, of_calls):
             if len(calls) in of_calls and step >= at:
                 raise KeyboardInterrupt
 
-        return dln.train(*arguments, callback=press, **options)
+        return dln.train(*arguments, **with_record(options, callback=press))
 
     monkeypatch.setattr(fitting, "train", train)
     return calls

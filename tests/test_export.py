@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.memory import peak_bytes
 from helpers.optional_packages import import_pandas, import_torch
+from helpers.records import merge_options
 
 import dlnfast as dln
 from dlnfast import Checkpoint
@@ -36,42 +37,54 @@ def store(request, xarray):
 
 
 def square(**options):
-    options = {"learning_rate": 0.5, "steps": 60, "record_every": 4, "n_threads": 1} | options
+    options = merge_options(
+        {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=4), "n_threads": 1}, options
+    )
     dtype = options.pop("dtype", "float64")
     return dln.train(dln.low_rank_recovery(12, 2), dln.orthogonal([12] * 4, dtype=dtype), **options)
 
 
 def uneven(**options):
-    options = {
-        "learning_rate": 0.1,
-        "steps": 60,
-        "record_every": 4,
-        "engine": "dense",
-        "n_threads": 1,
-    } | options
+    options = merge_options(
+        {
+            "learning_rate": 0.1,
+            "steps": 60,
+            "record": dln.Record(every=4),
+            "engine": "dense",
+            "n_threads": 1,
+        },
+        options,
+    )
     problem = dln.Problem.from_data(np.eye(6), np.diag([3.0, 2, 1, 0, 0, 0])[:4], whiten=None)
     return dln.train(problem, dln.gaussian([6, 5, 4], 0.3), **options)
 
 
 def train_completion(**options):
     problem = dln.low_rank_completion(12, 1, observed=0.6)
-    options = {"learning_rate": "adaptive", "steps": 40, "record_every": 5, "singular_values": 3} | options
+    options = merge_options(
+        {
+            "learning_rate": "adaptive",
+            "steps": 40,
+            "record": dln.Record(every=5, singular_values=3),
+        },
+        options,
+    )
     options |= {"n_threads": 1}
     return dln.train(problem, dln.gaussian([12, 4, 12], 0.3), **options)
 
 
 CASES = {
     "reduced": (square, {}),
-    "reduced, few values": (square, {"singular_values": 2}),
-    "reduced, no values": (square, {"singular_values": None}),
+    "reduced, few values": (square, {"record": dln.Record(singular_values=2)}),
+    "reduced, no values": (square, {"record": dln.Record(singular_values=None)}),
     "dense": (square, {"engine": "dense"}),
     "vectors, weights": (
         square,
-        {"engine": "dense", "vectors": True, "singular_values": 3, "weights_every": 7},
+        {"engine": "dense", "record": dln.Record(vectors=True, singular_values=3, weights_every=7)},
     ),
-    "uneven": (uneven, {"vectors": True, "weights_every": 7}),
-    "float32": (square, {"dtype": "float32", "engine": "dense", "singular_values": 2}),
-    "nothing but the loss": (uneven, {"singular_values": None}),
+    "uneven": (uneven, {"record": dln.Record(vectors=True, weights_every=7)}),
+    "float32": (square, {"dtype": "float32", "engine": "dense", "record": dln.Record(singular_values=2)}),
+    "nothing but the loss": (uneven, {"record": dln.Record(singular_values=None)}),
     "completion": (train_completion, {}),
 }
 
@@ -123,7 +136,7 @@ def test_the_dataset_has_only_the_requested_variables(xarray):
 
 
 def test_layers_of_different_widths_are_filled_up(xarray):
-    run = uneven(vectors=True, weights_every=20)
+    run = uneven(record=dln.Record(vectors=True, weights_every=20))
     found = run.to_xarray()
     assert found.singular_values.shape == (16, 2, 5)
     np.testing.assert_array_equal(found.singular_values[:, 1, :4], run.singular_values(2))
@@ -180,7 +193,7 @@ def test_unfinished_runs_can_be_exported(store, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0), callback=stop)
+        square(checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0), record=dln.Record(callback=stop))
     dln.export(tmp_path / "run", tmp_path / f"a.{ending}")
     found = opened(tmp_path / f"a.{ending}")
     assert json.loads(found.attrs["config"])["outcome"] == "unfinished"
@@ -234,7 +247,12 @@ def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
     for steps in (60, 480):
         folder = tmp_path / str(steps)
         kept = Checkpoint(folder, every=30, seconds=60)
-        options = {"engine": "dense", "vectors": True, "n_threads": 1, "learning_rate": 0.1}
+        options = {
+            "engine": "dense",
+            "record": dln.Record(vectors=True),
+            "n_threads": 1,
+            "learning_rate": 0.1,
+        }
         dln.train(problem, weights, steps=steps, **options, checkpoint=kept)
         held.append(peak_bytes(lambda folder=folder: dln.load(folder)))
         out = folder.with_suffix(".h5")
@@ -319,7 +337,13 @@ def folder_of_a_run(tmp_path_factory):
     """Return a folder with the file of a run whose export takes a few hundred kilobytes."""
     folder = tmp_path_factory.mktemp("recorded")
     weights = dln.gaussian([24] * 3, 0.5)
-    options = {"learning_rate": 0.3, "steps": 60, "engine": "dense", "vectors": True, "n_threads": 1}
+    options = {
+        "learning_rate": 0.3,
+        "steps": 60,
+        "engine": "dense",
+        "record": dln.Record(vectors=True),
+        "n_threads": 1,
+    }
     dln.train(dln.low_rank_recovery(24, 2), weights, **options).save(folder / "run.npz")
     return folder
 
@@ -431,7 +455,7 @@ def pandas():
 
 
 def test_a_table_has_a_row_for_every_value(pandas):
-    run = uneven(singular_values=3, vectors=True)
+    run = uneven(record=dln.Record(singular_values=3, vectors=True))
     table = run.to_dataframe()
     counts = [run.singular_values(layer).shape[1] for layer in (1, 2)]
     assert len(table) == len(run.steps) * sum(counts)
@@ -453,7 +477,9 @@ def test_a_table_has_a_row_for_every_value(pandas):
 
 def test_a_table_of_a_layer_with_fewer_values_has_fewer_rows(pandas):
     problem = dln.Problem(np.ones((2, 7)))
-    run = dln.train(problem, dln.gaussian([7, 5, 2], 0.3), learning_rate=0.01, steps=4, record_every=2)
+    run = dln.train(
+        problem, dln.gaussian([7, 5, 2], 0.3), learning_rate=0.01, steps=4, record=dln.Record(every=2)
+    )
     table = run.to_dataframe()
     assert table.groupby("layer").size().tolist() == [3 * 5, 3 * 2]
     assert table[table.layer == 2]["index"].max() == 1
@@ -476,9 +502,9 @@ def test_tables_of_adaptive_runs_have_the_rates(pandas):
 
 
 def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
-    nothing = square(engine="dense", singular_values=None, steps=8).to_dataframe()
+    nothing = square(engine="dense", record=dln.Record(singular_values=None), steps=8).to_dataframe()
     assert len(nothing) in (3 * 3, 3 * 3 * 12)
-    none = square(engine="dense", singular_values=0, steps=8).to_dataframe()
+    none = square(engine="dense", record=dln.Record(singular_values=0), steps=8).to_dataframe()
     assert len(none) == 3 * 3
     assert "index" not in none
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import released_formats
 from helpers.files import file_names, without_digest
+from helpers.records import with_record
 from helpers.runs import run_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,7 +133,7 @@ def checkpointed_runs(tmp_path_factory):
     """Return folders of two engines, with more losses than zip reads at once."""
     place = tmp_path_factory.mktemp("kept")
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
-    options = {"learning_rate": 0.3, "steps": 2000, "record_every": 100, "n_threads": 1}
+    options = {"learning_rate": 0.3, "steps": 2000, "record": dln.Record(every=100), "n_threads": 1}
     for engine in ("reduced", "dense"):
         where = Checkpoint(place / engine, every=700, seconds=0)
         dln.train(problem, weights, **options, engine=engine, checkpoint=where)
@@ -266,9 +267,17 @@ def reduced_run():
 
 
 def dense_run():
-    options = {"learning_rate": 0.1, "steps": 6, "engine": "dense", "weights_every": 2, "n_threads": 1}
+    options = {
+        "learning_rate": 0.1,
+        "steps": 6,
+        "engine": "dense",
+        "record": dln.Record(weights_every=2),
+        "n_threads": 1,
+    }
     weights = dln.gaussian([6, 5, 6], 0.5)
-    return dln.train(dln.low_rank_recovery(6, 1), weights, **options, singular_values=2, vectors=True)
+    return dln.train(
+        dln.low_rank_recovery(6, 1), weights, **with_record(options, singular_values=2, vectors=True)
+    )
 
 
 def completion_run():

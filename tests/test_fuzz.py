@@ -273,7 +273,12 @@ def test_more_guards_take_effect_at_the_next_update():
     problem = dln.Problem(target=rng.standard_normal((3, 4)), loss_scale=0.3)
     weights = dln.orthogonal(widths, 0.5, seed=4)
     run = dln.train(
-        problem, weights, learning_rate=0.3, steps=40, engine="dense", singular_values=0, weights_every=1
+        problem,
+        weights,
+        learning_rate=0.3,
+        steps=40,
+        engine="dense",
+        record=dln.Record(singular_values=0, weights_every=1),
     )
     for layer, start in enumerate(weights):
         tracker, before, drift = dln.SVDTracker(k=3, n_threads=1), start, 0.0

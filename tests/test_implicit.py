@@ -6,6 +6,7 @@ import pytest
 from helpers.matrices import draw_orthonormal, gram_error
 from helpers.memory import measure_peak
 from helpers.problems import draw_low_rank_target
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -610,13 +611,13 @@ def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
     problem = dln.Problem(draw_low_rank_target(widths[-1], widths[0], rank=3))
     n_layers = len(widths) - 1
     lazy_weights = dln.orthogonal(widths, 0.6, seed=4, implicit=True)
-    rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record_every": 20}
+    rates = {"learning_rate": 0.02, "steps": 100, "weight_decay": 1e-3, "record": dln.Record(every=20)}
     run = dln.train(problem, lazy_weights, **rates)
     assert run.engine == "reduced"
-    assert "in law" in run.certificate.reason
+    assert "in distribution" in run.certificate.reason
     kept = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
     weights = [lazy_weights.dense(layer) for layer in range(1, n_layers + 1)]
-    dense = dln.train(problem, weights, engine="dense", weights_every=20, **rates)
+    dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=20))
     np.testing.assert_allclose(run.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
     for layer in range(1, n_layers + 1):
         for step in run.steps:
@@ -642,7 +643,7 @@ def test_runs_at_any_width_form_no_wide_array():
     problem = dln.Problem(draw_low_rank_target(dim, dim, rank=2))
     with measure_peak() as peak:
         lazy_weights = dln.orthogonal([dim] * 4, 0.5, implicit=True)
-        run = dln.train(problem, lazy_weights, learning_rate=0.05, steps=200, record_every=10)
+        run = dln.train(problem, lazy_weights, learning_rate=0.05, steps=200, record=dln.Record(every=10))
         tables = [run.active_singular_values(2), run.active_angles(1), run.active_angles(3, "left")]
     assert peak.bytes < 8 * dim * 6  # a check of the two frames
     assert all(table.shape == (21, 4) for table in tables)
@@ -693,7 +694,7 @@ def test_operations_that_need_explicit_layers_are_refused():
 def test_runs_are_distributed_as_those_of_explicit_layers():
     """Singular values, angles and loss of trained networks over 500 seeds; level 1e-3 for all together."""
     problem, n_seeds = dln.Problem(draw_low_rank_target(40, 40, rank=2)), 500
-    rates = {"learning_rate": 0.05, "steps": 30, "record_every": 30}
+    rates = {"learning_rate": 0.05, "steps": 30, "record": dln.Record(every=30)}
 
     def linked_statistics(implicit, seed):
         run = dln.train(problem, dln.orthogonal([40] * 4, 0.8, seed, implicit=implicit), **rates)

@@ -171,7 +171,7 @@ class TestOwners:
             refused.append(caught.value)
             assert len(dln.load(tmp_path).loss) <= step + 1  # readers need no lock
 
-        run = self.train(Checkpoint(tmp_path, every=1, seconds=0), callback=again)
+        run = self.train(Checkpoint(tmp_path, every=1, seconds=0), record=dln.Record(callback=again))
         assert len(refused) == 4
         np.testing.assert_array_equal(run.loss, self.train(tmp_path / "other").loss)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.matrices import draw_orthonormal
 from helpers.optional_packages import import_torch
+from helpers.records import with_record
 from helpers.sample_losses import draw_few_samples, make_orthogonal_layers, true_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,8 +46,16 @@ def test_the_loss_is_accurate_to_the_last_digits(engine, dim):
         import_torch()
     X, Y = draw_few_samples(dim, n_samples=dim // 3, n_outputs=3)
     problem = Problem.from_data(X, Y)
-    options = {"learning_rate": "auto", "steps": 6000, "engine": engine, "record_every": 500, "n_threads": 1}
-    run = dln.train(problem, make_orthogonal_layers(dim, n_outputs=3), weights_every=500, **options)
+    options = {
+        "learning_rate": "auto",
+        "steps": 6000,
+        "engine": engine,
+        "record": dln.Record(every=500),
+        "n_threads": 1,
+    }
+    run = dln.train(
+        problem, make_orthogonal_layers(dim, n_outputs=3), **with_record(options, weights_every=500)
+    )
     losses = [assert_loss(run, X, Y, step) for step in range(len(run.steps))]
     assert np.all(run.loss >= 0)
     assert min(losses) < 1e-26  # the loss was compared down to this value
@@ -58,7 +67,11 @@ def test_the_small_kernels_and_the_large_ones_agree_with_the_samples():
         X, Y = draw_few_samples(dim, n_samples=max(dim // 2, 1), n_outputs=2, seed=dim)
         problem = Problem.from_data(X, Y)
         weights = make_orthogonal_layers(dim, n_outputs=2, depth=depth)
-        options = {"learning_rate": "auto", "steps": 3000, "record_every": 1000, "weights_every": 1000}
+        options = {
+            "learning_rate": "auto",
+            "steps": 3000,
+            "record": dln.Record(every=1000, weights_every=1000),
+        }
         run = dln.train(problem, weights, **options, engine="dense", n_threads=1)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
@@ -72,7 +85,7 @@ def test_the_loss_of_reduced_runs_and_batches_is_accurate(dtype):
     X, Y = draw_few_samples(40, n_samples=2, n_outputs=40, orthonormal=True)
     Y = np.linalg.qr(Y)[0] * [3.0, 2.0]
     problem = Problem.from_data(X, Y, reduction="sum")
-    options = {"learning_rate": 0.05, "steps": 2000, "record_every": 200}
+    options = {"learning_rate": 0.05, "steps": 2000, "record": dln.Record(every=200)}
     run = dln.train(problem, weights, engine="reduced", **options)
     batch = dln.train_batch([problem] * 3, [weights] * 3, **options)
     for found in (run, *batch):
@@ -91,9 +104,11 @@ def test_ranks_may_differ_within_a_batch():
         data.append((X, Y))
         problems.append(Problem.from_data(X, Y, reduction="sum"))
     weights = dln.orthogonal([40] * 4, scale=0.5, seed=0)
-    batch = dln.train_batch(problems, weights, learning_rate=0.05, steps=500, record_every=100)
+    batch = dln.train_batch(problems, weights, learning_rate=0.05, steps=500, record=dln.Record(every=100))
     for run, problem, (X, Y) in zip(batch, problems, data, strict=True):
-        alone = dln.train(problem, weights, learning_rate=0.05, steps=500, record_every=100, engine="reduced")
+        alone = dln.train(
+            problem, weights, learning_rate=0.05, steps=500, record=dln.Record(every=100), engine="reduced"
+        )
         np.testing.assert_allclose(run.loss, alone.loss, rtol=1e-10)
         for step in range(len(run.steps)):
             assert_loss(run, X, Y, step)
@@ -109,11 +124,14 @@ def test_a_tolerance_stops_where_the_true_loss_reaches_it(engine):
         "learning_rate": "auto",
         "engine": engine,
         "tolerance": 1e-22,
-        "record_every": 1,
+        "record": dln.Record(every=1),
         "n_threads": 1,
     }
     run = dln.train(
-        problem, make_orthogonal_layers(24, n_outputs=3), steps=20_000, weights_every=1, **options
+        problem,
+        make_orthogonal_layers(24, n_outputs=3),
+        steps=20_000,
+        **with_record(options, weights_every=1),
     )
     assert run.outcome == "converged"
     assert assert_loss(run, X, Y, -1) <= 1.001e-22
@@ -135,7 +153,7 @@ for outputs in (3, 12):
     problem = dln.Problem.from_data(X, Y)
     weights = make_orthogonal_layers(12, n_outputs=outputs)
     shards = [RowSharded(torch.tensor(w)) for w in weights]
-    run = train_sharded(problem, shards, learning_rate="auto", steps=800, singular_values=0)
+    run = train_sharded(problem, shards, learning_rate="auto", steps=800)
     true, unseen = true_loss(problem, [shard.rows.numpy() for shard in shards], X, Y)
     print(run.loss[-1], true, unseen, run.loss.min())
 dist.destroy_process_group()

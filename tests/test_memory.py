@@ -91,11 +91,12 @@ weights = [rng.standard_normal((n, n)) / 30 for _ in range(3)]
 big = rng.standard_normal((3000, 300))
 seen = rng.random((1000, 1000)) < 0.5
 values = rng.standard_normal(np.count_nonzero(seen))
-settings = dict(learning_rate=1e-3, steps=1, record_every=1, n_threads=1)
+settings = dict(learning_rate=1e-3, steps=1, n_threads=1)
+two = dln.Record(singular_values=2)
 
 CALLS = {
-    "dense": lambda: dln.train(dense, weights, engine="dense", singular_values=2, **settings).loss,
-    "completion": lambda: dln.train(completion, weights, singular_values=2, **settings).loss,
+    "dense": lambda: dln.train(dense, weights, engine="dense", record=two, **settings).loss,
+    "completion": lambda: dln.train(completion, weights, record=two, **settings).loss,
     "gradients": lambda: dln.gradients(dense, weights, n_threads=1)[0],
     "orthogonal": lambda: dln.orthogonal([n] * 4)[0],
     "tracker": lambda: dln.SVDTracker(k=32, n_threads=1).update(big).singular_values,

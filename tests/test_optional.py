@@ -11,7 +11,8 @@ import dlnfast as dln
 problem = dln.low_rank_recovery(dim=20, rank=2)
 weights = dln.orthogonal([20] * 3)
 for engine in ("reduced", "dense"):
-    run = dln.train(problem, weights, learning_rate=1.0, steps=20, engine=engine, vectors=True)
+    record = dln.Record(vectors=True)
+    run = dln.train(problem, weights, learning_rate=1.0, steps=20, engine=engine, record=record)
     run.angles(1)
 run.save(sys.argv[1])
 print(len(dln.load(sys.argv[1]).loss))

@@ -52,7 +52,7 @@ def classifier():
         learning_rate=5.0,
         steps=3000,
         tolerance=1e-12,
-        record_every=3000,
+        record=dln.Record(every=3000),
     )
 
 
@@ -169,7 +169,13 @@ def test_every_value_belongs_to_one_group(n_values, rank, multiplicity):
 
 def test_partial_spectra_are_not_split():
     problem = dln.low_rank_recovery(DIM, RANK)
-    run = dln.train(problem, dln.gaussian([DIM] * 3, 0.5), learning_rate=0.1, steps=3, singular_values=6)
+    run = dln.train(
+        problem,
+        dln.gaussian([DIM] * 3, 0.5),
+        learning_rate=0.1,
+        steps=3,
+        record=dln.Record(singular_values=6),
+    )
     display = SingularValueDisplay.from_trajectory(run)
     assert list(display.numbers()) == ["steps", "top", "errors"]
     assert [handle.get_label() for handle in display.handles()] == ["all 6"]
@@ -177,7 +183,13 @@ def test_partial_spectra_are_not_split():
 
 def test_spectra_without_a_known_rank_are_not_split():
     problem = dln.low_rank_completion(8, 1, observed=0.6, seed=7)
-    run = dln.train(problem, dln.gaussian([8, 3, 8], 0.3), learning_rate=0.1, steps=3, singular_values="all")
+    run = dln.train(
+        problem,
+        dln.gaussian([8, 3, 8], 0.3),
+        learning_rate=0.1,
+        steps=3,
+        record=dln.Record(singular_values="all"),
+    )
     display = SingularValueDisplay.from_trajectory(run)
     assert [handle.get_label() for handle in display.handles()] == ["all 3"]
 

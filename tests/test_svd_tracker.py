@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from helpers.matrices import draw_matrix, draw_orthonormal
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -624,8 +625,8 @@ class TestScales:
         """Measures of a trajectory do not depend on the scale either."""
         problem = dln.low_rank_recovery(dim=150, rank=2)
         runs = [
-            dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1,
-                      engine="dense", singular_values=5)
+            dln.train(problem, dln.gaussian([150] * 2, scale, 0), learning_rate=0.0, steps=1, engine="dense",
+                      record=dln.Record(singular_values=5))
             for scale in (1.0, 1e-165)
         ]  # fmt: skip
         shares = [run.energy_share(1, 2) for run in runs]
@@ -681,10 +682,7 @@ class TestRuns:
             learning_rate="auto",
             steps=30,
             engine="dense",
-            singular_values=8,
-            weights_every=1,
-            tracking=tracking,
-            **changes,
+            **with_record(changes, singular_values=8, weights_every=1, tracking=tracking),
         )
         for layer in range(1, run.n_layers + 1):
             found = run.tracking(layer)
@@ -710,7 +708,12 @@ class TestRuns:
     def test_all_values_in_factored_form(self):
         problem, weights, changes = self.networks()["thin"]
         run = dln.train(
-            problem, weights, learning_rate="auto", steps=40, engine="dense", weights_every=10, **changes
+            problem,
+            weights,
+            learning_rate="auto",
+            steps=40,
+            engine="dense",
+            **with_record(changes, weights_every=10),
         )
         assert set(run.tracking(1)["tier"]) == {"factored"}
         for step in (0, 10, 40):
@@ -722,9 +725,13 @@ class TestRuns:
 
     def test_vectors_and_angles_of_the_tracker_equal_the_dense_ones(self):
         problem, weights, changes = self.networks()["thin"]
-        arguments = dict(learning_rate="auto", steps=20, vectors=True, weights_every=20, **changes)
-        few = dln.train(problem, weights, engine="dense", singular_values=8, **arguments)
-        whole = dln.train(problem, weights, engine="dense", singular_values=8, tracking="full", **arguments)
+        arguments = dict(
+            learning_rate="auto", steps=20, record=dln.Record(vectors=True, weights_every=20), **changes
+        )
+        few = dln.train(problem, weights, engine="dense", **with_record(arguments, singular_values=8))
+        whole = dln.train(
+            problem, weights, engine="dense", **with_record(arguments, singular_values=8, tracking="full")
+        )
         assert set(few.tracking(2)["tier"]) == {"factored"}
         W = few.weights(2)
         for run in (few, whole):
@@ -742,7 +749,7 @@ class TestRuns:
         weights = dln.orthogonal([self.DIM] * 4, 0.5, 0)
         arguments = {"learning_rate": "auto", "steps": 60, "momentum": 0.9}
         reduced = dln.train(problem, weights, engine="reduced", **arguments)
-        dense = dln.train(problem, weights, engine="dense", singular_values=3, **arguments)
+        dense = dln.train(problem, weights, engine="dense", **with_record(arguments, singular_values=3))
         assert reduced.branches(1).shape == reduced.active_singular_values(1).shape
         assert reduced.clusters(1).shape == reduced.branches(1).shape
         values = reduced.branch_values(1)
@@ -759,7 +766,14 @@ class TestRuns:
 
     def test_files_contain_the_tracked_values(self, tmp_path):
         problem, weights, _ = self.networks()["square"]
-        run = dln.train(problem, weights, learning_rate="auto", steps=5, engine="dense", singular_values=4)
+        run = dln.train(
+            problem,
+            weights,
+            learning_rate="auto",
+            steps=5,
+            engine="dense",
+            record=dln.Record(singular_values=4),
+        )
         run.save(tmp_path / "run.npz")
         again = dln.load(tmp_path / "run.npz")
         for layer in (1, 2, 3):
@@ -771,7 +785,7 @@ class TestRuns:
             for name, column in run.tracking(layer).items():
                 np.testing.assert_array_equal(again.tracking(layer)[name], column)
         with pytest.raises(ValueError, match="tracking is 'fast'"):
-            dln.train(problem, weights, learning_rate=0.1, steps=1, tracking="fast")
+            dln.train(problem, weights, learning_rate=0.1, steps=1, record=dln.Record(tracking="fast"))
 
 
 # ------------------------------------------------------------------------------------- restoring a state

@@ -338,7 +338,7 @@ def test_a_failed_write_of_the_table_loses_no_result(tmp_path, monkeypatch):
     def failing(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[module.__module__], "write_text_whole", failing)
+    monkeypatch.setattr(module, "write_text_whole", failing)
     with pytest.raises(OSError, match="No space") as caught:
         dln.sweep(dln.SweepGrid(BASE), InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in caught.value.results] == ["finished"]
@@ -630,7 +630,7 @@ def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
     n_finished = len(list(folder.glob("*/summary.json")))
     assert 0 < n_finished < 400
     assert message.startswith(f"dlnfast: interrupted: {n_finished} of 400 runs of the sweep are finished")
-    assert message.rstrip().endswith("start it again to go on")
+    assert message.rstrip().endswith("start it again to resume")
     assert not list(folder.glob("*/*.part"))
     deadline = time.monotonic() + 30
     while alive(process.pid) and time.monotonic() < deadline:
@@ -754,6 +754,7 @@ def test_runs_with_changed_summaries_are_repeated(change, tmp_path):
 
 def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, monkeypatch):
     from dlnfast import cli
+    from dlnfast._commands import sweep as command
 
     place = tmp_path / "spec.toml"
     place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
@@ -761,7 +762,7 @@ def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, mo
     def inline(grid, **settings):
         return dln.sweep(grid, InlineExecutor(), **settings)
 
-    monkeypatch.setattr(cli, "sweep", inline)
+    monkeypatch.setattr(command, "sweep", inline)
     arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]
     assert cli.main(arguments) == 1
     printed = capsys.readouterr()

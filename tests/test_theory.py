@@ -148,7 +148,9 @@ def test_vectors_of_the_split_are_the_limit(n_outputs: int) -> None:
     problem = draw_low_rank_problem(np.random.default_rng(4), n_outputs, 9, 2)
     weights = dln.orthogonal([9, 9, 9, n_outputs], 0.7, seed=5)
     rate = 1e-6
-    run = dln.train(problem, weights, learning_rate=rate, steps=1, vectors=True, engine="dense")
+    run = dln.train(
+        problem, weights, learning_rate=rate, steps=1, record=dln.Record(vectors=True), engine="dense"
+    )
     n_falling = min(n_outputs, 2) if n_outputs == 9 else n_outputs
     outer = np.r_[:2, 9 - n_falling : 9]
     for layer in (1, 2):
@@ -358,11 +360,9 @@ def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int
         run = dln.train(
             problem,
             dln.orthogonal([30] * n_layers + [3], scale, seed=9),
-            # Steps as large as the default unbalance the layers: the error stays near 1e-3.
             learning_rate=theory.default_learning_rate(problem, n_layers, scale=scale) / 10,
             steps=10**5,
-            record_every=10**5,
-            singular_values=None,
+            record=dln.Record(every=10**5, singular_values=None),
             tolerance=1e-22,
         )
         features = [run.features(layer, inputs) for layer in range(1, n_layers + 1)]
@@ -485,8 +485,7 @@ def trained_losses(name: str, weights: list[Array], rate: float, momentum: float
         learning_rate=rate,
         steps=1500,
         momentum=momentum,
-        record_every=1500,
-        singular_values=None,
+        record=dln.Record(every=1500, singular_values=None),
     )
     return np.asarray(run.loss - PROBLEMS[name].loss_floor)
 

@@ -58,7 +58,8 @@ from dlnfast._support.dispatch import core
 problem = dln.low_rank_recovery(150, 3, seed=0)
 weights = dln.orthogonal([150] * 3, scale=0.5, seed=1)
 found = {"threads": core.max_threads()}
-run = dln.train(problem, weights, learning_rate=0.1, steps=5, engine="dense", singular_values=2)
+record = dln.Record(singular_values=2)
+run = dln.train(problem, weights, learning_rate=0.1, steps=5, engine="dense", record=record)
 found["loss"] = run.loss.tolist()
 found["values"] = run.singular_values(1)[-1].tolist()
 found["reduced"] = dln.train(problem, weights, learning_rate=0.1, steps=5).end_to_end().tolist()[0][:3]
@@ -152,7 +153,8 @@ if sys.argv[2] == "default":
 weights = dln.gaussian([300] * 3)
 before = len(os.listdir("/proc/self/task"))
 problem = dln.Problem(np.eye(300), loss_scale=1e-3)
-dln.train(problem, weights, learning_rate=0.1, steps=2, singular_values=None, n_threads=int(sys.argv[1]))
+record = dln.Record(singular_values=None)
+dln.train(problem, weights, learning_rate=0.1, steps=2, record=record, n_threads=int(sys.argv[1]))
 print(len(os.listdir("/proc/self/task")) - before)
 """
 
@@ -174,7 +176,12 @@ def test_the_number_of_threads_is_the_one_asked_for(run_python, n_threads, defau
 def long_dense_run():
     problem, weights = dense_problem([200] * 4)
     return dln.train(
-        problem, weights, learning_rate=1e-3, steps=300, singular_values=None, record_every=300, n_threads=1
+        problem,
+        weights,
+        learning_rate=1e-3,
+        steps=300,
+        record=dln.Record(singular_values=None, every=300),
+        n_threads=1,
     )
 
 
@@ -275,10 +282,9 @@ def kinds_of_calls():
             weights,
             learning_rate=0.5,
             steps=20,
-            record_every=2,
+            record=dln.Record(every=2, callback=lambda step, loss: heard.append(loss)),
             engine="dense",
             n_threads=1,
-            callback=lambda step, loss: heard.append(loss),
         )
         return [run.loss, np.array(heard)]
 
@@ -332,13 +338,13 @@ rng = np.random.default_rng(0)
 case = sys.argv[1]
 if case == "reduced":
     args = dln.low_rank_recovery(30, 3), dln.orthogonal([30] * 4)
-    kwargs = dict(learning_rate=1e-6, steps=10**9, record_every=10**7)
+    kwargs = dict(learning_rate=1e-6, steps=10**9, record=dln.Record(every=10**7))
 else:
     d = 1500
     args = dln.Problem(rng.standard_normal((d, d)), loss_scale=1e-6), [
         rng.standard_normal((d, d)) / d**0.5 for _ in range(2)]
     values = "all" if case == "singular values" else None
-    kwargs = dict(learning_rate=1e-3, steps=1000, engine="dense", singular_values=values)
+    kwargs = dict(learning_rate=1e-3, steps=1000, engine="dense", record=dln.Record(singular_values=values))
 sent = []
 def interrupt():
     time.sleep(1.5)
@@ -406,19 +412,21 @@ def test_ctrl_c_ends_a_run_within_half_a_second(run_python, case):
 
 INTERRUPTED_BESIDE_WORKERS = """
 import os, signal, threading, time
+from dataclasses import replace
 import numpy as np
 import dlnfast as dln
 rng = np.random.default_rng(0)
 problem = dln.Problem(rng.standard_normal((80, 80)), loss_scale=1e-3)
 weights = dln.gaussian([80] * 3)
-settings = dict(learning_rate=0.1, engine="dense", singular_values=None, n_threads=1, record_every=5)
-alone = dln.train(problem, weights, steps=200, **settings).loss
+record = dln.Record(every=5, singular_values=None)
+settings = dict(learning_rate=0.1, engine="dense", n_threads=1)
+alone = dln.train(problem, weights, steps=200, record=record, **settings).loss
 caught, runs = threading.Event(), [None, None]
 main = time.pthread_getcpuclockid(threading.get_ident())
 def work(i):
     # At its record of step 100, whatever that takes: it is at work when Ctrl-C comes.
-    runs[i] = dln.train(problem, weights, steps=200, callback=lambda step, loss: (
-        step == 100 and caught.wait(100) and None), **settings).loss
+    wait = replace(record, callback=lambda step, loss: step == 100 and caught.wait(100) and None)
+    runs[i] = dln.train(problem, weights, steps=200, record=wait, **settings).loss
 def interrupt():
     global sent
     time.sleep(0.5)
@@ -428,7 +436,7 @@ workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
 for thread in [*workers, threading.Thread(target=interrupt)]:
     thread.start()
 try:
-    dln.train(problem, weights, steps=10**9, **settings | dict(record_every=10**8))
+    dln.train(problem, weights, steps=10**9, record=replace(record, every=10**8), **settings)
     print("was not interrupted")
 except KeyboardInterrupt:
     late = time.clock_gettime(main) - sent
@@ -462,9 +470,8 @@ def test_an_exception_of_a_callback_carries_the_trajectory():
                 weights,
                 learning_rate=1.0,
                 steps=100,
-                record_every=10,
+                record=dln.Record(every=10, callback=callback),
                 engine=engine,
-                callback=callback,
             )
         kept = caught.value.trajectory
         assert kept.steps.tolist() == [0, 10, 20, 30]
@@ -482,7 +489,12 @@ def test_a_callback_may_stop_a_run():
     for engine in ("reduced", "dense"):
         seen.clear()
         run = dln.train(
-            problem, weights, learning_rate=1.0, steps=100, record_every=10, engine=engine, callback=callback
+            problem,
+            weights,
+            learning_rate=1.0,
+            steps=100,
+            record=dln.Record(every=10, callback=callback),
+            engine=engine,
         )
         assert [step for step, _ in seen] == [0, 10, 20]
         assert [loss for _, loss in seen] == [run.loss[0], run.loss[10], run.loss[20]]
@@ -527,8 +539,8 @@ problem = dln.Problem(rng.standard_normal((100, 100)), loss_scale=1e-3)
 weights = dln.gaussian([100] * 3)
 
 def run(n_threads=2, steps=20, **settings):
-    return dln.train(problem, weights, learning_rate=0.1, steps=steps, engine="dense",
-                     singular_values=2, n_threads=n_threads, **settings).loss
+    return dln.train(problem, weights, learning_rate=0.1, steps=steps, engine="dense", n_threads=n_threads,
+                     record=dln.Record(singular_values=2, **settings)).loss
 
 alone = run(1)
 
@@ -576,7 +588,7 @@ def fork_within(step, loss):
             signal.alarm(60)
         else:
             print(os.waitpid(child, 0)[1])
-loss = run(callback=fork_within, record_every=5)
+loss = run(callback=fork_within, every=5)
 if os.getpid() != parent:
     os._exit(0 if np.allclose(loss, alone, rtol=1e-10) else 3)
 print(bool(np.allclose(loss, alone, rtol=1e-10)))
@@ -667,8 +679,8 @@ stop.set()
 for thread in threads:
     thread.join()
 within = []
-dln.train(problem, weights, learning_rate=0.1, steps=20, record_every=2, n_threads=2,
-          callback=lambda step, loss: within.append(np.array_equal(A @ A, square)))
+dln.train(problem, weights, learning_rate=0.1, steps=20, n_threads=2,
+          record=dln.Record(every=2, callback=lambda *_: within.append(np.array_equal(A @ A, square))))
 print(all(runs), len(products) > 0 and all(products), len(within) == 11 and all(within))
 """
 
@@ -719,7 +731,7 @@ thread.join()
 print(len(gradients) > 0 and all(gradients))
 
 within = []
-run(record_every=5, callback=lambda step, loss: within.append(torch.equal(gradient(), wanted)))
+run(record=dln.Record(every=5, callback=lambda *_: within.append(torch.equal(gradient(), wanted))))
 W = A.clone().requires_grad_()
 W.register_hook(lambda grad: within.append(same(run(), before)))  # and training within its backward
 (W @ W).tanh().sum().backward()
@@ -727,13 +739,14 @@ print(within == [True] * 6)
 print(torch.get_num_threads() == 2)
 
 if hasattr(os, "fork"):
-    reference = run(engine="torch", singular_values=None)
+    nothing = dln.Record(singular_values=None)
+    reference = run(engine="torch", record=nothing)
     child = os.fork()
     if child == 0:
         signal.alarm(60)
         good = np.allclose(run()[0], before[0], rtol=1e-10)
         for n_threads in (0, 2):
-            again = run(engine="torch", singular_values=None, n_threads=n_threads)
+            again = run(engine="torch", record=nothing, n_threads=n_threads)
             good = good and np.allclose(again[0], reference[0], rtol=1e-10)
         os._exit(0 if good else 3)
     print(os.waitpid(child, 0)[1] == 0)

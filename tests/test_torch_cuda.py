@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.interruption import StopTraining, stop_at
+from helpers.records import with_record
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -32,15 +33,16 @@ def network(dim, dtype, seed=0):
     [
         {},
         {"momentum": 0.6, "weight_decay": 1e-3},
-        {"singular_values": 1, "record_every": 7, "weights_every": 20},
-        {"singular_values": "all", "vectors": True, "record_every": 20},
+        {"record": dln.Record(singular_values=1, every=7, weights_every=20)},
+        {"record": dln.Record(singular_values="all", vectors=True, every=20)},
     ],
 )
 def test_the_device_takes_the_same_steps_as_the_dense_engine(dim, dtype, options):
     problem, weights = network(dim, dtype) if dim > 3 else one_number(dtype)
-    options = {"learning_rate": 0.5, "steps": STEPS, "singular_values": None} | options
+    defaults = {"learning_rate": 0.5, "steps": STEPS, "record": dln.Record(singular_values=None)}
+    options = defaults | options
     wanted = dln.train(problem, weights, engine="dense", **options)
-    run = dln.train(problem, weights, engine="torch", device="cuda", **options)
+    run = dln.train(problem, weights, engine="torch:cuda", **options)
     assert run.config["device"] == "cuda:0"
     np.testing.assert_array_equal(run.steps, wanted.steps)
     # Products on the device are summed in another order: twice the usual tolerance. The error of a product
@@ -51,7 +53,7 @@ def test_the_device_takes_the_same_steps_as_the_dense_engine(dim, dtype, options
         for layer in range(1, run.n_layers + 1):
             error = np.linalg.norm(run.weights(layer, step) - wanted.weights(layer, step))
             assert error <= allowed * np.linalg.norm(wanted.weights(layer, 0))
-    if options["singular_values"]:
+    if options["record"].singular_values:
         for layer in range(1, run.n_layers + 1):
             gap = np.abs(run.singular_values(layer) - wanted.singular_values(layer))
             bound = run.singular_value_errors(layer) + wanted.singular_value_errors(layer)
@@ -65,12 +67,12 @@ def one_number(dtype):
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_checkpointed_runs_resume_bit_for_bit(momentum, tmp_path):
     problem, weights = network(64, "float64")
-    options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch"}
-    options |= {"device": "cuda", "singular_values": 2, "record_every": 5}
+    options = {"learning_rate": 0.5, "momentum": momentum, "steps": STEPS, "engine": "torch:cuda"}
+    options |= {"record": dln.Record(singular_values=2, every=5)}
     plain = dln.train(problem, weights, **options)
     checkpoint = dln.Checkpoint(tmp_path / "run", every=10, seconds=0)
     with pytest.raises(StopTraining):
-        dln.train(problem, weights, **options, checkpoint=checkpoint, callback=stop_at(30))
+        dln.train(problem, weights, **with_record(options, callback=stop_at(30)), checkpoint=checkpoint)
     run = dln.resume(checkpoint.directory)
     np.testing.assert_array_equal(run.loss, plain.loss)
     for one, other in zip(run.all_weights(), plain.all_weights(), strict=True):
@@ -80,7 +82,7 @@ def test_checkpointed_runs_resume_bit_for_bit(momentum, tmp_path):
 def test_divergence_is_an_error():
     problem, weights = network(20, "float64")
     with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:
-        dln.train(problem, weights, engine="torch", device="cuda", learning_rate=1e6, steps=100)
+        dln.train(problem, weights, engine="torch:cuda", learning_rate=1e6, steps=100)
     with pytest.raises(dln.DivergedError) as wanted:
         dln.train(problem, weights, engine="dense", learning_rate=1e6, steps=100)
     assert caught.value.step == wanted.value.step

@@ -8,12 +8,14 @@ import itertools
 import numpy as np
 import pytest
 from helpers.problems import draw_problem
+from helpers.records import with_record
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast._support.progress import ProgressBar
 from dlnfast._trajectory.recorded import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
@@ -120,8 +122,7 @@ def test_a_run_equals_that_of_the_dense_engine(widths, white, dtype, seed, data)
         "weight_decay": each(0.0, 0.01),
         "momentum": momentum,
         "steps": steps,
-        "record_every": data.draw(st.sampled_from([1, 9])),
-        "weights_every": 10,
+        "record": dln.Record(every=data.draw(st.sampled_from([1, 9])), weights_every=10),
     }
     wanted, run = both(problem, weights, **options)
     # Near a saddle point descent amplifies rounding errors, in any engine.
@@ -143,7 +144,7 @@ def test_a_run_equals_that_of_the_reference(widths, white):
     problem, weights = draw_problem(widths, white=white), dln.gaussian(widths, 0.8, 1)
     n_layers = len(weights)
     rates = {"learning_rate": 0.1, "weight_decay": 0.02, "momentum": 0.3}
-    run = dln.train(problem, weights, steps=50, engine="torch", weights_every=1, **rates)
+    run = dln.train(problem, weights, steps=50, engine="torch", **with_record(rates, weights_every=1))
     states = reference.train_dense(
         weights,
         problem.dense_target(),
@@ -163,7 +164,12 @@ def test_layers_around_a_bottleneck_equal_the_dense_engine():
     problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7)
     rate = stable_rate(problem, weights)
     wanted, run = both(
-        problem, weights, learning_rate=rate, weight_decay=0.01, steps=100, record_every=50, weights_every=50
+        problem,
+        weights,
+        learning_rate=rate,
+        weight_decay=0.01,
+        steps=100,
+        record=dln.Record(every=50, weights_every=50),
     )
     assert_same_run(wanted, run, EXACT)
 
@@ -178,7 +184,9 @@ def test_low_rank_targets_and_a_loss_floor_equal_the_dense_engine():
         (dln.Problem.from_data(X, Y, whiten="zca"), [6, 6, 3]),
     ):
         weights = dln.orthogonal(widths)
-        wanted, run = both(problem, weights, learning_rate="auto", steps=60, weights_every=20)
+        wanted, run = both(
+            problem, weights, learning_rate="auto", steps=60, record=dln.Record(weights_every=20)
+        )
         assert_same_run(wanted, run, EXACT)
         assert run.config["learning_rate"] == wanted.config["learning_rate"]
 
@@ -227,9 +235,7 @@ def test_a_separate_device_gives_the_same_run(apart, problem, weights):
             momentum=0.3,
             weight_decay=1e-3,
             steps=steps,
-            record_every=every,
-            weights_every=weights_every,
-            vectors=True,
+            record=dln.Record(every=every, weights_every=weights_every, vectors=True),
         )
         assert_same_run(wanted, run, EXACT)
 
@@ -239,27 +245,34 @@ def test_a_run_stops_at_the_first_loss_below_the_tolerance(apart, problem, weigh
     limit = float(np.sqrt(whole.loss[0] * whole.loss.min()))
     for bound in (limit, 1e9, 0.0):
         wanted, run = both(
-            problem, weights, learning_rate=0.5, steps=200, record_every=9, tolerance=bound, weights_every=200
+            problem,
+            weights,
+            learning_rate=0.5,
+            steps=200,
+            record=dln.Record(every=9, weights_every=200),
+            tolerance=bound,
         )
         assert_same_run(wanted, run, EXACT)
 
 
 def test_a_callback_is_called_at_every_record_and_can_stop_the_run(apart, problem, weights):
     seen = []
-    rates = {"learning_rate": 0.1, "steps": 50, "record_every": 8, "engine": "torch"}
-    run = dln.train(problem, weights, callback=lambda *args: seen.append(args), **rates)
+    rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": "torch"}
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda *args: seen.append(args)))
     assert [step for step, _ in seen] == run.steps.tolist() == [0, 8, 16, 24, 32, 40, 48, 50]
     assert [loss for _, loss in seen] == run.loss[run.steps].tolist()
     assert all(type(step) is int and type(loss) is float for step, loss in seen)
     for answer in (True, np.bool_(True)):
         run = dln.train(
-            problem, weights, callback=lambda step, loss, a=answer: a if step >= 20 else 1, **rates
+            problem,
+            weights,
+            **with_record(rates, callback=lambda step, loss, a=answer: a if step >= 20 else 1),
         )
         assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
         assert run.outcome == "stopped"
         np.testing.assert_array_equal(run.weights(3), run.weights(3, 24))
     # At the last step the run is finished in any case.
-    run = dln.train(problem, weights, callback=lambda step, loss: step == 50, **rates)
+    run = dln.train(problem, weights, **with_record(rates, callback=lambda step, loss: step == 50))
     assert run.outcome == "finished"
 
 
@@ -276,10 +289,8 @@ def test_an_interrupt_contains_the_trajectory(apart, error, at, problem, weights
             weights,
             learning_rate=0.1,
             steps=50,
-            record_every=8,
+            record=dln.Record(every=8, weights_every=5, callback=fail),
             engine="torch",
-            weights_every=5,
-            callback=fail,
         )
     run = caught.value.trajectory
     assert run.outcome == "interrupted"
@@ -306,8 +317,7 @@ def test_a_divergence_error_names_the_step_and_the_layer(apart, dtype, momentum,
                 momentum=momentum,
                 steps=500,
                 engine=engine,
-                record_every=every,
-                singular_values=3,
+                record=dln.Record(every=every, singular_values=3),
             )
         caught.append(error.value)
     wanted, found = caught
@@ -332,11 +342,14 @@ def test_a_run_without_a_finite_first_loss_has_no_trajectory(apart, problem):
 def test_progress_is_reported_at_intervals(apart, problem, weights, monkeypatch):
     reports = []
     monkeypatch.setattr(torch_descent, "PROGRESS_INTERVAL", 0.0)
-    monkeypatch.setattr(
-        dln.descent.ProgressBar, "_update", lambda self, step, loss: reports.append((step, loss))
-    )
+    monkeypatch.setattr(ProgressBar, "_update", lambda self, step, loss: reports.append((step, loss)))
     run = dln.train(
-        problem, weights, learning_rate=0.1, steps=20, record_every=20, engine="torch", progress=True
+        problem,
+        weights,
+        learning_rate=0.1,
+        steps=20,
+        record=dln.Record(every=20, progress=True),
+        engine="torch",
     )
     assert [step for step, _ in reports] == ([0, 7, 14] if apart else list(range(20)))
     assert [loss for _, loss in reports] == [run.loss[step] for step, _ in reports]
@@ -351,8 +364,8 @@ def test_progress_is_reported_at_intervals(apart, problem, weights, monkeypatch)
 def test_records_equal_those_of_the_dense_engine(apart, dtype, tracking, k):
     widths = [20, 30, 25, 6]
     problem, weights = draw_problem(widths), dln.gaussian(widths, 0.7, dtype=dtype)
-    options = {"singular_values": k, "tracking": tracking, "vectors": True, "weights_every": 4}
-    wanted, run = both(problem, weights, learning_rate=0.2, steps=12, record_every=4, **options)
+    options = {"record": dln.Record(singular_values=k, tracking=tracking, vectors=True, weights_every=4)}
+    wanted, run = both(problem, weights, learning_rate=0.2, steps=12, **with_record(options, every=4))
     for layer in (1, 2, 3):
         names = run.tracking(layer)
         assert set(names) == set(wanted.tracking(layer)) == set(COLUMNS)
@@ -385,9 +398,7 @@ def test_the_tracker_gets_a_bound_on_the_change_of_the_weights(apart):
         weights,
         learning_rate=1e-3,
         steps=6,
-        record_every=2,
-        weights_every=2,
-        singular_values=3,
+        record=dln.Record(every=2, weights_every=2, singular_values=3),
         engine="torch",
     )
     for layer in (1, 2):
@@ -406,7 +417,9 @@ def test_the_tracker_gets_a_bound_on_the_change_of_the_weights(apart):
 
 
 def test_singular_values_can_be_left_out(apart, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.1, steps=4, singular_values=None, engine="torch")
+    run = dln.train(
+        problem, weights, learning_rate=0.1, steps=4, record=dln.Record(singular_values=None), engine="torch"
+    )
     with pytest.raises(ValueError, match="no singular values were recorded"):
         run.singular_values(1)
 
@@ -425,7 +438,7 @@ def test_the_number_of_threads_is_set_and_restored(problem, weights):
             steps=1,
             engine="torch",
             n_threads=n_threads,
-            callback=lambda *_: seen.append(torch.get_num_threads()),
+            record=dln.Record(callback=lambda *_: seen.append(torch.get_num_threads())),
         )
         assert torch.get_num_threads() == before
     assert seen == [before] * 2 + [1] * 2 + [2] * 2
@@ -454,7 +467,15 @@ def test_settings_of_pytorch_are_restored_after_an_error(problem, weights):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        dln.train(problem, weights, learning_rate=0.1, steps=1, engine="torch", n_threads=3, callback=fail)
+        dln.train(
+            problem,
+            weights,
+            learning_rate=0.1,
+            steps=1,
+            engine="torch",
+            n_threads=3,
+            record=dln.Record(callback=fail),
+        )
     assert before == (
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
@@ -503,7 +524,9 @@ def test_a_step_allocates_no_tensor(widths, white, decay, momentum):
 
 def test_the_trajectory_contains_the_device(problem, weights, tmp_path, caplog):
     with caplog.at_level("INFO", "dlnfast"):
-        run = dln.train(problem, weights, learning_rate=0.5, steps=20, engine="torch", vectors=True)
+        run = dln.train(
+            problem, weights, learning_rate=0.5, steps=20, engine="torch", record=dln.Record(vectors=True)
+        )
     assert run.engine == "torch"
     assert run.certificate.reason == "engine='torch' was asked for, on cpu"
     assert run.certificate.reason in caplog.text
@@ -528,32 +551,39 @@ def test_warnings_name_learning_rates_above_the_threshold(problem, weights):
     assert "trajectories can part" in run.certificate.reason
 
 
-@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
-def test_the_default_device_is_that_of_pytorch(device, problem, weights):
-    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+@pytest.mark.parametrize("engine", ["torch", "torch:cpu", f"torch:{torch.device('cpu')}"])
+def test_the_default_device_is_that_of_pytorch(engine, problem, weights):
+    run = dln.train(problem, weights, learning_rate=0.5, steps=1, engine=engine)
     assert run.config["device"] == "cpu"
 
 
 @pytest.mark.parametrize("engine", ["auto", "dense", "reduced"])
 def test_other_engines_refuse_a_device(engine, problem, weights):
     with pytest.raises(
-        ValueError, match=rf"device is 'cpu' but engine is '{engine}'; wanted engine=\"torch\""
+        ValueError, match=rf"engine is '{engine}:cpu'; wanted '{engine}', as only 'torch' takes a device"
     ):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=engine, device="cpu")
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"{engine}:cpu")
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", ""])
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_missing_devices_are_refused(device, problem, weights):
     with pytest.raises(
         ValueError, match=rf"device is '{device}', on which PyTorch cannot hold float64.*\"cpu\""
     ):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
 
 
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
 def test_objects_that_are_no_device_are_refused(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
-        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch", device=device)
+        torch_descent.find_device(device, "float64")
+    with pytest.raises(ValueError, match="on which PyTorch cannot hold float64"):
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
+
+
+def test_a_device_without_a_name(problem, weights):
+    with pytest.raises(ValueError, match=r"engine is 'torch:'; wanted one of .*, or 'torch:DEVICE'"):
+        dln.train(problem, weights, learning_rate=0.5, steps=1, engine="torch:")
 
 
 def test_errors_name_the_engines_that_support_a_setting(problem, weights):
@@ -562,7 +592,9 @@ def test_errors_name_the_engines_that_support_a_setting(problem, weights):
     with pytest.raises(TypeError, match=r"problem is Completion; engine='torch' wants .*engine='dense'"):
         dln.train(completion, weights, **options)
     sampled_weights = dln.orthogonal([10] * 4, implicit=True)
-    with pytest.raises(dln.AssumptionError, match=r"weights are a law: engine='reduced' trains it"):
+    with pytest.raises(
+        dln.AssumptionError, match=r"weights are lazily sampled: engine='reduced' trains them"
+    ):
         dln.train(problem, sampled_weights, **options)
     for rate in ("adaptive", dln.Adaptive()):
         with pytest.raises(ValueError, match=r"learning_rate is adaptive, which is for the dense engine"):

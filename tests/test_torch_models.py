@@ -86,8 +86,7 @@ def test_autograd_takes_the_steps_of_the_engine(widths, n_samples, reduction, mo
         momentum=momentum,
         weight_decay=weight_decay,
         engine="dense",
-        weights_every=1,
-        singular_values=None,
+        record=dln.Record(weights_every=1, singular_values=None),
     )
     rate = run.config["learning_rate"][0]
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)

@@ -101,8 +101,7 @@ def test_descent_on_the_factors_equals_the_engine(
         momentum=momentum,
         weight_decay=weight_decay,
         engine="dense",
-        weights_every=1,
-        singular_values=None,
+        record=dln.Record(weights_every=1, singular_values=None),
     )
     rate = run.config["learning_rate"][0]
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.records import with_record
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 import torch.distributed as dist  # noqa: E402
@@ -26,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
 from dlnfast import Checkpoint  # noqa: E402
-from dlnfast._training.request import Request  # noqa: E402
+from dlnfast._training.options import Options  # noqa: E402
 from dlnfast._trajectory.recorded import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
@@ -86,11 +87,11 @@ def assert_same_run(widths, seed, white, dtype=F64, steps=6, even=False):
         "weight_decay": rng.choice([0.0, 0.01], n_layers),
         "momentum": momentum,
         "steps": steps,
-        "record_every": 4,
+        "record": dln.Record(every=4),
     }
-    wanted = dln.train(problem, weights, engine="dense", singular_values=2, **options)
+    wanted = dln.train(problem, weights, engine="dense", **with_record(options, singular_values=2))
     shards = [RowSharded.from_rows(w) if even else cut(w, seed=[seed, i]) for i, w in enumerate(weights)]
-    run = train_sharded(problem, shards, singular_values=2, **options)
+    run = train_sharded(problem, shards, **with_record(options, singular_values=2))
     assert_same_bits(*recorded(run))
     assert run.steps.tolist() == wanted.steps.tolist()
     limit = tolerance(dtype, max(widths), steps)
@@ -183,8 +184,8 @@ def case_records_contain_correct_values():
     for momentum, decay, dtype in ((0.0, 0.0, F64), (0.6, 0.02, F64), (0.0, 0.02, F32)):
         weights = dln.orthogonal(widths, 0.5, seed=4, dtype=dtype)
         options = {"learning_rate": 0.3, "momentum": momentum, "weight_decay": decay, "steps": 40}
-        options |= {"singular_values": 3, "vectors": True, "record_every": 10}
-        wanted = dln.train(problem, weights, engine="dense", tracking="full", **options)
+        options |= {"record": dln.Record(singular_values=3, vectors=True, every=10)}
+        wanted = dln.train(problem, weights, engine="dense", **with_record(options, tracking="full"))
         run = train_sharded(problem, [cut(w) for w in weights], **options)
         for layer in (1, 2, 3):
             expected, errors = wanted.singular_values(layer), run.singular_value_errors(layer)
@@ -213,19 +214,9 @@ def case_the_sum_of_steps_bounds_the_change():
         }
         for change in ({}, {"momentum": 0.0, "weight_decay": 0.03, "learning_rate": 0.1}):
             shards = [cut(w.astype(dtype)) for w in weights]
-            request = Request.checked(
-                problem,
-                [w.astype(dtype) for w in weights],
-                steps=1,
-                record_every=1,
-                singular_values=1,
-                vectors=False,
-                weights_every=None,
-                tolerance=None,
-                n_threads=1,
-                callback=None,
-                **options | change,
-            )
+            record = dln.Record(singular_values=1)
+            given = Options(steps=1, record=record, n_threads=1, **options | change)
+            request = sharded_descent._make_request(given.checked(), problem, shards)
             descent = sharded_descent._Descent(shards, request)
             before = [whole(shard) for shard in shards]
             for layer in descent.layers:
@@ -280,7 +271,13 @@ def case_messages_of_a_step():
             sent.clear()
             dist.all_reduce, dist.all_gather = all_reduce, all_gather
             try:
-                train_sharded(problem, shards, learning_rate=0.01, steps=steps, record_every=9)
+                train_sharded(
+                    problem,
+                    shards,
+                    learning_rate=0.01,
+                    steps=steps,
+                    record=dln.Record(every=9, singular_values=None),
+                )
             finally:
                 dist.all_reduce, dist.all_gather = originals
             counts.append(list(sent))
@@ -317,8 +314,18 @@ def case_no_process_computes_a_whole_layer():
     for momentum, values in ((0.0, 2), (0.5, None)):
         shards = [RowSharded.from_rows(w) for w in weights]
         with _Largest() as seen:
-            options = {"weight_decay": 0.01, "momentum": momentum, "singular_values": values}
-            train_sharded(problem, shards, learning_rate=0.1, steps=2, record_every=2, **options)
+            options = {
+                "weight_decay": 0.01,
+                "momentum": momentum,
+                "record": dln.Record(singular_values=values),
+            }
+            train_sharded(
+                problem,
+                shards,
+                learning_rate=0.1,
+                steps=2,
+                **with_record(options, every=2),
+            )
         own = max(shard.rows.numel() for shard in shards)
         assert own < d * d
         assert seen.size == own
@@ -368,7 +375,7 @@ def case_divergence_is_an_error_on_all():
     problem = draw_problem(widths, seed=1)
     shards = [cut(w) for w in dln.gaussian(widths, 1.0, 1)]
     with pytest.raises(dln.DivergedError, match="lower learning_rate") as raised:
-        train_sharded(problem, shards, learning_rate=1e3, steps=100, singular_values=1)
+        train_sharded(problem, shards, learning_rate=1e3, steps=100, record=dln.Record(singular_values=1))
     run = raised.value.trajectory
     assert run.outcome == "diverged"
     assert len(run.loss) == raised.value.step
@@ -385,8 +392,14 @@ def case_callbacks_on_some_processes():
         return [cut(w) for w in dln.gaussian(widths, 0.5, 1)]
 
     heard = []
-    stops = {"callback": (lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None}
-    run = train_sharded(problem, shards(), learning_rate=0.01, steps=20, record_every=2, **stops)
+    stops = {
+        "record": dln.Record(
+            callback=(lambda step, loss: heard.append(step) or step == 4) if rank == 1 else None
+        )
+    }
+    run = train_sharded(
+        problem, shards(), learning_rate=0.01, steps=20, **with_record(stops, every=2, singular_values=None)
+    )
     assert run.outcome == "stopped"
     assert run.steps.tolist() == [0, 2, 4]
     assert heard == ([0, 2, 4] if rank == 1 else [])
@@ -397,7 +410,13 @@ def case_callbacks_on_some_processes():
 
     kind, text = (KeyError, "mine") if rank == 1 else (RuntimeError, "another process raised at step 3")
     with pytest.raises(kind, match=text) as raised:
-        train_sharded(problem, shards(), learning_rate=0.01, steps=20, callback=fails)
+        train_sharded(
+            problem,
+            shards(),
+            learning_rate=0.01,
+            steps=20,
+            record=dln.Record(callback=fails, singular_values=None),
+        )
     assert len(raised.value.trajectory.loss) == 4
 
 
@@ -541,9 +560,7 @@ CHECKPOINTED = {
     "weight_decay": 0.01,
     "momentum": [0.5, 0.0, 0.3],
     "steps": 23,
-    "record_every": 5,
-    "singular_values": 2,
-    "vectors": True,
+    "record": dln.Record(every=5, singular_values=2, vectors=True),
 }
 
 
@@ -578,7 +595,7 @@ def case_checkpointed_runs_resume():
     finals = [shard.rows.numpy().copy() for shard in shards]
     own = Path(shared[0]) / "run" / f"process-{rank:05d}"
     with pytest.raises((Stop, RuntimeError)):
-        train("run", callback=stop_at(15) if rank == size - 1 else None)
+        train("run", record=dln.Record(callback=stop_at(15) if rank == size - 1 else None))
     # As if the last process had been killed before it wrote the newest state.
     states = sorted(own.glob("state-*.npz"))
     assert [path.name[-7:-4] for path in states] == ["008", "012"]
@@ -677,7 +694,12 @@ def test_one_process_needs_no_group(tmp_path):
     wanted = dln.train(problem, weights, engine="dense", learning_rate=0.05, steps=20, weight_decay=0.01)
     shards = [RowSharded.from_rows(w) for w in weights]
     run = train_sharded(
-        problem, shards, learning_rate=0.05, steps=20, weight_decay=0.01, singular_values=2, vectors=True
+        problem,
+        shards,
+        learning_rate=0.05,
+        steps=20,
+        weight_decay=0.01,
+        record=dln.Record(singular_values=2, vectors=True),
     )
     assert np.abs(run.loss - wanted.loss).max() <= tolerance(F64, 30, 20) * wanted.loss[0]
     for shard, weight in zip(shards, wanted.all_weights(), strict=True):
@@ -708,11 +730,11 @@ def test_a_checkpointed_run_resumes(cut, tmp_path):
     finals = [shard.rows.numpy().copy() for shard in shards]
     place = Checkpoint(tmp_path / "run", every=3, seconds=0)
     with pytest.raises(Stop) as caught:
-        train(checkpoint=place, callback=stop_at(cut))
+        train(checkpoint=place, record=dln.Record(callback=stop_at(cut)))
     n_losses = len(caught.value.trajectory.loss)
     np.testing.assert_array_equal(caught.value.trajectory.loss, wanted.loss[:n_losses])
     seen = []
-    run, shards = train(checkpoint=place, callback=lambda step, loss: seen.append(step))
+    run, shards = train(checkpoint=place, record=dln.Record(callback=lambda step, loss: seen.append(step)))
     assert_resumed(run, wanted, shards, finals)
     assert seen == wanted.steps.tolist()
     run, shards = train(checkpoint=place)
@@ -749,9 +771,13 @@ def test_a_checkpointed_run_that_diverges_is_read_again(tmp_path):
         ({"learning_rate": dln.Adaptive()}, TypeError, "wanted numbers"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),
         ({"momentum": 1.0}, ValueError, "momentum"),
-        ({"singular_values": "all"}, TypeError, "wanted a number or None"),
-        ({"vectors": True}, ValueError, "singular_values asks for none"),
-        ({"callback": 3}, TypeError, "callable"),
+        ({"record": dln.Record(singular_values="all")}, TypeError, "wanted a number or None"),
+        (
+            {"record": dln.Record(vectors=True, singular_values=None)},
+            ValueError,
+            "singular_values asks for none",
+        ),
+        ({"record": dln.Record(callback=3)}, TypeError, "callable"),
     ],
 )
 def test_errors_name_the_invalid_argument(change, error, match):

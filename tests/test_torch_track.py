@@ -95,7 +95,9 @@ def test_tracking_a_deep_linear_network_equals_train(tmp_path):
     problem = dln.low_rank_recovery(24, 2, seed=3)
     weights = dln.orthogonal([24] * 4, seed=3)
     steps = 40
-    run = dln.train(problem, weights, learning_rate=2.0, steps=steps, engine="dense", record_every=10)
+    run = dln.train(
+        problem, weights, learning_rate=2.0, steps=steps, engine="dense", record=dln.Record(every=10)
+    )
     model = nn.Sequential(*(nn.Linear(24, 24, bias=False, dtype=torch.float64) for _ in range(3)))
     with torch.no_grad():
         for layer, weight in zip(model, weights, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.files import without_digest
 from helpers.matrices import draw_orthonormal
+from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import tolerance
@@ -51,7 +52,7 @@ def both_engines(kind, steps=60, **options):
     problem, weights = make_problem(), make_weights()
     return (
         dln.train(problem, weights, engine="reduced", **options),
-        dln.train(problem, weights, engine="dense", vectors=True, weights_every=1, **options),
+        dln.train(problem, weights, engine="dense", **with_record(options, vectors=True, weights_every=1)),
     )
 
 
@@ -116,7 +117,12 @@ def test_the_limit_is_approached_by_smaller_steps(side):
 def test_the_limit_equals_the_result_of_tiny_steps(kind):
     make_problem, make_weights, rate = MAKERS[kind]
     tiny = dln.train(
-        make_problem(), make_weights(), learning_rate=1e-6 * rate, steps=1, engine="dense", vectors=True
+        make_problem(),
+        make_weights(),
+        learning_rate=1e-6 * rate,
+        steps=1,
+        engine="dense",
+        record=dln.Record(vectors=True),
     )
     for layer in (1, 2, 3):
         for side in ("left", "right"):
@@ -129,8 +135,12 @@ def test_the_limit_equals_the_result_of_tiny_steps(kind):
 def test_limit_vectors_equal_those_after_a_tiny_step(engine, layer):
     """The limit vectors are the singular vectors after a step of 1e-6, to about 1e-6."""
     problem, weights = square_problem(), square_weights()
-    tiny = dln.train(problem, weights, learning_rate=1e-6, steps=1, engine="dense", vectors=True)
-    run = dln.train(problem, weights, learning_rate=0.02, steps=20, engine=engine, vectors=True)
+    tiny = dln.train(
+        problem, weights, learning_rate=1e-6, steps=1, engine="dense", record=dln.Record(vectors=True)
+    )
+    run = dln.train(
+        problem, weights, learning_rate=0.02, steps=20, engine=engine, record=dln.Record(vectors=True)
+    )
     for side in ("left", "right"):
         stand_in = tiny.singular_vectors(layer, side, 1)
         difference = run.angles(layer, side, "limit")[1:] - run.angles(layer, side, stand_in)[1:]
@@ -139,7 +149,7 @@ def test_limit_vectors_equal_those_after_a_tiny_step(engine, layer):
 
 def test_layers_that_are_not_rotations_have_their_own_starting_vectors():
     problem, weights = square_problem(), dln.gaussian([DIM] * 4, 0.6, seed=4)
-    run = dln.train(problem, weights, learning_rate=0.02, steps=5, vectors=True)
+    run = dln.train(problem, weights, learning_rate=0.02, steps=5, record=dln.Record(vectors=True))
     angles = run.angles(1)
     assert angles[0].max() <= tolerance(F64, DIM)
     assert angles[5].max() > 1e-4
@@ -247,7 +257,9 @@ def test_features_use_the_inputs_of_the_problem_by_default():
 @pytest.mark.parametrize("widths", [[7, 9, 4], [4, 9, 7], [5, 5], [3, 8, 8, 3]])
 def test_end_to_end_of_any_widths(widths):
     problem = dln.Problem(np.random.default_rng(1).standard_normal((widths[-1], widths[0])))
-    run = dln.train(problem, dln.gaussian(widths, 0.5), learning_rate=0.02, steps=4, weights_every=2)
+    run = dln.train(
+        problem, dln.gaussian(widths, 0.5), learning_rate=0.02, steps=4, record=dln.Record(weights_every=2)
+    )
     for step in (0, 2, 4):
         layers = [run.weights(layer, step) for layer in range(1, len(widths))]
         wanted = reference.end_to_end(layers)
@@ -264,7 +276,7 @@ def test_energy_in_the_largest_singular_values():
     weights = dln.gaussian([40] * 3, seed=1)
     settings = {"learning_rate": 1.0, "steps": 3, "engine": "dense"}
     whole = dln.train(problem, weights, **settings)
-    some = dln.train(problem, weights, singular_values=5, **settings)
+    some = dln.train(problem, weights, **with_record(settings, singular_values=5))
     for run in (whole, some):
         wanted = [dln.measures.energy_share(values, 5) for values in whole.singular_values(2)]
         np.testing.assert_allclose(run.energy_share(2, 5), wanted, rtol=1e-12)
@@ -277,7 +289,7 @@ def test_energy_in_the_largest_singular_values():
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_layers_that_do_not_exist_are_named(engine):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match="layer is"):
             run.singular_values(layer)
@@ -287,7 +299,7 @@ def test_layers_that_do_not_exist_are_named(engine):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_layers_have_to_be_integers(engine):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     for layer in (1.0, "1", True, None):
         with pytest.raises(TypeError, match="layer is"):
             run.weights(layer)
@@ -295,7 +307,7 @@ def test_layers_have_to_be_integers(engine):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_steps_that_were_not_recorded_are_named(engine):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     with pytest.raises(ValueError, match="step is 3"):
         run.singular_vectors(1, "left", 3)
     with pytest.raises(ValueError, match="step is 9"):
@@ -306,7 +318,7 @@ def test_steps_that_were_not_recorded_are_named(engine):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_sides_and_references_of_angles_are_checked(engine):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     with pytest.raises(ValueError, match="side is 'up'"):
         run.angles(1, "up")
     with pytest.raises(ValueError, match="reference is 'last'"):
@@ -321,7 +333,7 @@ def test_sides_and_references_of_angles_are_checked(engine):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_inputs_of_features_are_checked(engine):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     with pytest.raises(ValueError, match="X is needed"):
         run.features(1)
     with pytest.raises(dln.ShapeError, match="X has shape"):
@@ -337,7 +349,8 @@ def test_data_that_an_engine_does_not_record_are_refused():
             ask(1)
     for ask in (dense.angles, dense.singular_vectors):
         with pytest.raises(
-            ValueError, match="no singular vectors were recorded: train or track with vectors=True"
+            ValueError,
+            match=r"no singular vectors were recorded: dln\.Record\(vectors=True\), or track",
         ):
             ask(1)
 
@@ -396,7 +409,7 @@ def assert_same_content(got, wanted, weights=True):
 @pytest.mark.parametrize("engine", [0, 1])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_saved_run_is_the_same_run(kind, engine, tmp_path):
-    run = both_engines(kind, steps=12, record_every=4, weight_decay=1e-3, momentum=0.1)[engine]
+    run = both_engines(kind, steps=12, record=dln.Record(every=4), weight_decay=1e-3, momentum=0.1)[engine]
     again = save_and_load(run, tmp_path / "run.npz")
     assert_same_content(again, run)
     assert_same_content(save_and_load(again, tmp_path / "run.npz"), run)
@@ -408,7 +421,11 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
     problem = dln.Problem.from_data(rng.standard_normal((6, 40)), rng.standard_normal((3, 40)))
     weights = dln.gaussian([6, 8, 3], 0.5, dtype=dtype)
     run = dln.train(
-        problem, weights, learning_rate=0.1, steps=8, weights_every=4, record_every=4, vectors=True
+        problem,
+        weights,
+        learning_rate=0.1,
+        steps=8,
+        record=dln.Record(weights_every=4, every=4, vectors=True),
     )
     again = save_and_load(run, tmp_path / "run")  # the file name is the one given
     assert_same_content(again, run)
@@ -417,7 +434,7 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
 
 @pytest.mark.parametrize("engine", [0, 1])
 def test_a_run_saved_without_weights(engine, tmp_path):
-    run = both_engines("square", steps=8, record_every=4)[engine]
+    run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     again = save_and_load(run, tmp_path / "run.npz", weights=False)
     assert_same_content(again, run, weights=False)
     for ask in (
@@ -435,7 +452,12 @@ def test_a_run_saved_without_weights(engine, tmp_path):
 
 def test_a_run_with_the_fewest_records_is_saved(tmp_path):
     run = dln.train(
-        square_problem(), square_weights(), learning_rate=0.1, steps=3, engine="dense", singular_values=None
+        square_problem(),
+        square_weights(),
+        learning_rate=0.1,
+        steps=3,
+        engine="dense",
+        record=dln.Record(singular_values=None),
     )
     again = save_and_load(run, tmp_path / "run.npz", weights=False)
     np.testing.assert_array_equal(again.loss, run.loss)
@@ -514,7 +536,12 @@ def test_special_targets_can_be_saved(tmp_path):
 def test_a_partial_run_can_be_saved(tmp_path):
     with pytest.raises(dln.DivergedError) as caught:
         dln.train(
-            square_problem(), square_weights(), learning_rate=50.0, steps=100, engine="dense", vectors=True
+            square_problem(),
+            square_weights(),
+            learning_rate=50.0,
+            steps=100,
+            engine="dense",
+            record=dln.Record(vectors=True),
         )
     partial = caught.value.trajectory
     again = save_and_load(partial, tmp_path / "run.npz")
@@ -552,7 +579,7 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch)
 @pytest.fixture(scope="module")
 def file_of_a_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.npz"
-    both_engines("wide", steps=8, record_every=4)[0].save(path)
+    both_engines("wide", steps=8, record=dln.Record(every=4))[0].save(path)
     return path
 
 
@@ -712,5 +739,7 @@ def test_records_are_not_the_engines_working_copies():
 
 
 def test_the_repr_describes_the_run():
-    run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, record_every=4)
+    run = dln.train(
+        square_problem(), square_weights(), learning_rate=0.05, steps=10, record=dln.Record(every=4)
+    )
     assert repr(run).startswith(f"Trajectory(reduced, widths {[DIM] * 4}, 10 steps, 4 records, loss ")

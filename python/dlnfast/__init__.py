@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
 from ._closure.certificate import Certificate, Family
-from ._closure.closure import Closure, closure
+from ._closure.closure import closure
+from ._closure.subspaces import Closure
 from ._completion.compress import CompressedNetwork, compress
 from ._completion.estimator import MatrixCompletion
 from ._completion.fitting import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
@@ -27,7 +28,7 @@ from ._support.errors import AssumptionError, CopyWarning, DivergedError, Folder
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
-from ._training.rates import Adaptive
+from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.export import export
 from ._trajectory.load import load
@@ -61,6 +62,7 @@ __all__ = [
     "MatrixCompletion",
     "Problem",
     "Ratings",
+    "Record",
     "SVDTracker",
     "Sensing",
     "ShapeError",

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from . import build_info, low_rank_recovery, orthogonal, train
+from . import Record, build_info, low_rank_recovery, orthogonal, train
 from .cli import main
 
 
@@ -16,7 +16,7 @@ def self_check() -> bool:
     problem, weights = low_rank_recovery(dim=24, rank=2), orthogonal([24] * 4, scale=0.7)
     steps = 200
     runs = [
-        train(problem, weights, learning_rate=4.0, steps=steps, engine=engine, record_every=steps)
+        train(problem, weights, learning_rate=4.0, steps=steps, engine=engine, record=Record(every=steps))
         for engine in ("reduced", "dense")
     ]
     apart = 0.0

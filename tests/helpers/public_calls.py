@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 
 import numpy as np
@@ -39,7 +40,7 @@ def make_run(engine="reduced", **options):
 
 
 def make_tracked_run():
-    return make_run("dense", singular_values=2, tracking="dense")
+    return make_run("dense", record=dln.Record(singular_values=2, tracking="dense"))
 
 
 def make_tracker():
@@ -91,6 +92,17 @@ def make_specification():
 
 def make_implicit_weights():
     return dln.orthogonal([DIM] * (DEPTH + 1), 0.7, implicit=True)
+
+
+def with_record_fields(call):
+    """Return a function that takes the fields of `Record` beside the other arguments of a call."""
+    names = [field.name for field in dataclasses.fields(dln.Record)]
+
+    def run(**arguments):
+        record = dln.Record(**{name: arguments.pop(name) for name in names if name in arguments})
+        return call(**arguments, record=record)
+
+    return run
 
 
 def call_of_method(make, name, **arguments):
@@ -210,6 +222,10 @@ CALLS = {
         lambda: dln.Problem.from_data(**make_samples(), whiten="zca"),
         "transform",
         X=lambda: make_matrix(DIM, 3),
+    ),
+    "Record": lambda: (
+        lambda **fields: make_run(record=dln.Record(**fields)),
+        {"every": 2, "singular_values": 3, "vectors": False, "tracking": "auto", "progress": False},
     ),
     "SVDTracker": lambda: (
         lambda **given: dln.SVDTracker(**given).update(make_matrix()),
@@ -430,11 +446,11 @@ CALLS = {
         dln.theory.stability_threshold, sigma=1.0, n_layers=3, loss_scale=1.0
     ),
     "train": call_of_function(
-        dln.train,
+        with_record_fields(dln.train),
         problem=make_problem,
         weights=make_weights,
         engine="auto",
-        record_every=2,
+        every=2,
         singular_values=2,
         vectors=False,
         tracking="auto",
@@ -447,12 +463,11 @@ CALLS = {
         **descent_options(),
     ),
     "train, dense": call_of_function(
-        dln.train,
+        with_record_fields(dln.train),
         problem=make_problem,
         weights=make_weights,
         engine="dense",
-        device=None,
-        record_every=2,
+        every=2,
         singular_values=2,
         vectors=True,
         tracking="dense",
@@ -461,14 +476,18 @@ CALLS = {
         **descent_options(),
     ),
     "train, observed": call_of_function(
-        dln.train, problem=make_completion, weights=make_weights, singular_values=None, **descent_options()
+        with_record_fields(dln.train),
+        problem=make_completion,
+        weights=make_weights,
+        singular_values=None,
+        **descent_options(),
     ),
     "train_batch": lambda: (
-        dln.train_batch,
+        with_record_fields(dln.train_batch),
         {
             "problems": [make_problem()] * 2,
             "weights": [make_weights(), make_weights()],
-            "record_every": 2,
+            "every": 2,
             "singular_values": "all",
             "tolerance": 1e-9,
             "n_threads": 1,
@@ -476,7 +495,7 @@ CALLS = {
         },
     ),
     "train_compressed": call_of_function(
-        dln.train_compressed,
+        with_record_fields(dln.train_compressed),
         problem=make_completion,
         weights=make_weights,
         rank=2,

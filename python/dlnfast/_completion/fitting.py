@@ -28,7 +28,7 @@ from .._support.arrays import (
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.files import Arrays
 from .._support.threads import MAX_THREADS
-from .._training.rates import Adaptive
+from .._training.options import Adaptive, Record
 from .._training.resumable import ResumableWork, own_folder
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
@@ -462,7 +462,6 @@ class Network:
             "learning_rate": rate,
             "weight_decay": decay * growth,
             "engine": "dense",
-            "singular_values": None,
             "n_threads": settings.n_threads,
             # The loss is half the mean square of residuals, which is 1 at first.
             "tolerance": settings.tolerance / 2,
@@ -482,7 +481,8 @@ class Network:
             yield step, layers
         while step < self.settings.steps:
             few = min(self.settings.record_every, self.settings.steps - step)
-            run = train(self.problem, layers, steps=few, record_every=few, **self._options(decay))
+            record = Record(every=few, singular_values=None)
+            run = train(self.problem, layers, steps=few, record=record, **self._options(decay))
             self._remember(run)
             taken = int(run.steps[-1])
             step += taken
@@ -500,9 +500,12 @@ class Network:
             self.problem,
             start,
             steps=phase.steps,
-            record_every=self.settings.record_every,
-            weights_every=math.ceil(phase.steps / _SNAPSHOTS),
-            progress=progress,
+            record=Record(
+                every=self.settings.record_every,
+                singular_values=None,
+                weights_every=math.ceil(phase.steps / _SNAPSHOTS),
+                progress=progress,
+            ),
             checkpoint=checkpoint,
             **self._options(phase.decay),
         )

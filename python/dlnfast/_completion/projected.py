@@ -14,7 +14,7 @@ from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, check_count, check_scale
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.files import Arrays
-from .._training.request import Callback
+from .._training.options import Callback, Record
 from .._training.resumable import ResumableWork, replay_records, run_resumable
 from .._training.train import train
 from .._trajectory.dense import DenseStates
@@ -120,15 +120,18 @@ def train_in_turns(
     """Train the inner layers for `turn` steps at a time between steps of the outer ones."""
     wanted = dict(settings)
     checkpoint = wanted.pop("checkpoint", None)
-    if wanted.pop("singular_values") is not None or wanted.pop("vectors", False):
-        raise ValueError("singular_values and vectors are not recorded with outer_every above 1")
+    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
+    record = wanted.pop("record").checked(n_steps)
+    if record.n_values != 0 or record.vectors:
+        raise ValueError(
+            "singular_values and vectors are not recorded with outer_every above 1: "
+            "record=dln.Record(singular_values=None)"
+        )
     if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
         raise ValueError("momentum is not carried over the steps of the outer layers: set outer_every=1")
-    n_steps = check_count(wanted.pop("steps"), "steps", minimum=0)
     record_every, weights_every = (
-        -(-check_count(max(n_steps, 1) if every is None else every, name) // turn) * turn
-        for name in ("record_every", "weights_every")
-        for every in [wanted.pop(name, None)]
+        -(-(max(n_steps, 1) if every is None else every) // turn) * turn
+        for every in (record.every, record.weights_every)
     )
     decay = check_scale(wanted.get("weight_decay", 0.0), "weight_decay (lambda)")
     work = _AlternatingRun(
@@ -140,8 +143,8 @@ def train_in_turns(
         decay=decay,
         n_steps=n_steps,
         record_every=record_every,
-        snapshot_every=None if settings["weights_every"] is None else weights_every,
-        callback=wanted.pop("callback", None),
+        snapshot_every=None if record.weights_every is None else weights_every,
+        callback=record.callback,
         options=wanted,
     )
     if checkpoint is None:
@@ -270,8 +273,7 @@ class _AlternatingRun(ResumableWork):
             learning_rate=self._learning_rate,
             engine="dense",
             steps=count,
-            record_every=max(count, 1),
-            singular_values=None,
+            record=Record(every=max(count, 1), singular_values=None),
             **self._options,
         )
         if self._snapshot_every is not None and self.step % self._snapshot_every == 0:

@@ -18,7 +18,8 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice, check_count, check_scale, scale_of
 from .._support.errors import AssumptionError
-from .._training.rates import Adaptive, automatic_rates, rate_caution
+from .._training.options import Adaptive, Record, names_moved_options
+from .._training.rates import automatic_rates, rate_caution
 from .._training.stopping import Plateau
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
@@ -183,6 +184,7 @@ def _gradient_basis(
     return [np.ascontiguousarray(layer, dtype=dtype) for layer in layers]
 
 
+@names_moved_options
 def train_compressed(
     problem: Observations | Problem,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,
@@ -195,8 +197,7 @@ def train_compressed(
     depth: int = 3,
     scale: float = 1e-3,
     learning_rate: float | str | Adaptive = "adaptive",
-    weights_every: int | None = None,
-    singular_values: str | int | None = None,
+    record: Record | None = None,
     **options: Any,
 ) -> Trajectory:
     r"""Train a compressed factorisation: the layers of `compressed_weights`, the outer two at another rate.
@@ -223,10 +224,10 @@ def train_compressed(
         have as many entries as there are observations.
     learning_rate : float, "adaptive", "auto" or Adaptive
         eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
-    weights_every : int, optional
-        Number of steps between two snapshots of all layers, which are small.
-    singular_values, **options
-        As of `train`.
+    record : Record, optional
+        The records of the run. By default no singular values, and with ``steps=None`` every 100th step.
+    **options
+        Other options of `train`: weight_decay, momentum, tolerance, n_threads, checkpoint.
 
     Returns
     -------
@@ -262,15 +263,13 @@ def train_compressed(
         raise TypeError(
             "outer_every is for a Completion or Sensing: the bases of a known target do not change"
         )
+    if record is None:
+        record = Record(every=100 if steps is None else 1, singular_values=None)
     if steps is None:
         steps = _steps_as_needed(problem, learning_rate, options)
+        record = replace(record, callback=Plateau(record.callback))
     narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "weights_every": weights_every,
-        "singular_values": singular_values,
-        **options,
-    }
+    settings: dict[str, Any] = {"steps": steps, "record": record, **options}
     inside = len(narrow) - 2
     if isinstance(problem, Observations) and ratio == 0 and inside > 0 and _may_project(problem, narrow):
         run = train_projected(problem, narrow, learning_rate, settings)
@@ -310,14 +309,12 @@ _ENOUGH: Final = 1e-14
 def _steps_as_needed(
     problem: Observations | Problem, learning_rate: float | str | Adaptive, options: dict[str, Any]
 ) -> int:
-    """Put the default rules for stopping among the options, and return the most steps."""
+    """Set the default tolerance among the options, and return the largest number of steps."""
     if not isinstance(learning_rate, Adaptive) and not _is_word(learning_rate, "adaptive"):
         raise ValueError("steps is needed with a constant learning_rate: a plateau looks like an end")
     known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
     start = problem.loss_scale / 2 * known
     options.setdefault("tolerance", _ENOUGH * start)
-    options.setdefault("record_every", 100)
-    options["callback"] = Plateau(options.get("callback"))
     return _MOST_STEPS
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`dlnfast finetune`: a grid of fine-tuning runs from a TOML file, resumable, and a table of the outcome."""
+"""`dlnfast finetune`: a resumable grid of fine-tuning runs from a TOML file, and a table of its results."""
 
 from __future__ import annotations
 
@@ -19,22 +19,8 @@ from .._datasets.text import TASKS, TextTask
 from .._support.arrays import check_choice, check_count, check_scale
 from .._support.errors import DivergedError
 from .._support.files import decode_text, parse_object, with_checksum, without_checksum
-from .schema import (
-    Key,
-    SpecError,
-    boolean,
-    check_names,
-    check_section,
-    choice,
-    described,
-    integer,
-    is_integer,
-    is_list_of,
-    is_number,
-    number,
-    read_toml,
-    string,
-)
+from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
+from .schema import SpecError, check_names, check_section, describe_keys, read_toml
 
 __all__ = [
     "METHODS",
@@ -49,11 +35,11 @@ __all__ = [
     "table",
 ]
 
-#: What a run may train.
+#: Methods of fine-tuning.
 METHODS: Final = ("lora", "deep-lora")
 #: Initialisations of Deep LoRA: leading directions of the first gradient, random frames, full rank.
 INITS: Final = ("gradient", "random", "full")
-#: Halves of the development split: rates are chosen on one, what is reported comes from the other.
+#: Halves of the development split: one to choose learning rates, one to report scores.
 PARTS: Final = ("selection", "report")
 
 _SECTIONS: Final[dict[str, dict[str, Key]]] = {
@@ -190,7 +176,7 @@ class Grid:
     sections: dict[str, dict[str, Any]]
 
     def runs(self) -> list[Run]:
-        """Return the runs, those of one seed together, so that a grid cut short has whole seeds."""
+        """Return the runs seed by seed, so that an interrupted grid has complete seeds."""
         grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
         shared: Sequence[float] = grid["learning_rates"]
         rates = dict.fromkeys(grid["methods"], shared)
@@ -214,14 +200,14 @@ class Grid:
         ]
 
     def about(self) -> dict[str, Any]:
-        """Return what else a result depends on: without it a run is another one."""
+        """Return the other settings that a result depends on and that identify a run."""
         model, task = self.sections["model"], self.sections["task"]
         kept = {name: model[name] for name in ("path", "layers", "max_length")}
         return kept | {"task": task["name"], "evaluated": task["evaluated"]}
 
 
 def halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
-    """Return two halves of a task, or of the first samples of an order that is always the same."""
+    """Return two halves of a task, or of its first samples in a fixed order."""
     order = np.random.default_rng(0).permutation(len(task))[:evaluated]
     return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
 
@@ -264,15 +250,15 @@ def _checked(raw: Mapping[str, Any]) -> Grid:
 
 
 def describe_settings() -> str:
-    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for name, keys in _SECTIONS.items():
-        lines += ["", f"[{name}]", *described(keys)]
+        lines += ["", f"[{name}]", *describe_keys(keys)]
     return "\n".join(lines)
 
 
 class Results:
-    """What came of the runs of a grid, one line of JSON each, appended as they end.
+    """The results of the runs of a grid in a file, one line of JSON per finished run.
 
     Parameters
     ----------
@@ -292,7 +278,7 @@ class Results:
         self.read()
 
     def read(self) -> None:
-        """Read what the file holds now."""
+        """Read the file."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -312,7 +298,7 @@ class Results:
         self.records = records
 
     def missing(self, grid: Grid) -> list[Run]:
-        """Return the runs of a grid that are not done."""
+        """Return the runs of a grid that are not finished."""
         done = [record["run"] for record in self._with(grid)]
         return [run for run in grid.runs() if run.to_dict() not in done]
 
@@ -327,11 +313,11 @@ class Results:
         return [record for record in self.records if record.get("about") == about]
 
     def append_diverged(self, grid: Grid, run: Run, error: DivergedError) -> None:
-        """Add a run whose loss did not stay finite."""
+        """Append a diverged run."""
         self._write({"run": run.to_dict(), "about": grid.about(), "diverged": str(error)})
 
     def append(self, grid: Grid, run: Run, outcome: Outcome) -> None:
-        """Add a run; the line is on the disk when this returns."""
+        """Append a run; its line is on the disk when this returns."""
         record = {
             "run": run.to_dict(),
             "about": grid.about(),
@@ -346,7 +332,7 @@ class Results:
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(with_checksum(record)).encode() + b"\n"
-        # Without a buffer: what one holds after an error would be written when the file is closed.
+        # Unbuffered: a buffer would be written at closing even after an error.
         with self.path.open("a+b", buffering=0) as file:
             file.seek(0)
             end = file.read().rfind(b"\n") + 1  # of the last whole line
@@ -363,7 +349,7 @@ class Results:
 
 
 def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of results, or raise where it lacks what a grid's table needs."""
+    """Return a line of results, or raise if it lacks an entry that tables need."""
     if "about" not in record:  # of no grid
         return record
     run = record["run"]
@@ -382,7 +368,7 @@ def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """Several seeds of one method, number of examples and rank, at the rate that was chosen for them.
+    """Several seeds of one method, number of examples and rank, at the selected learning rate.
 
     Attributes
     ----------
@@ -420,7 +406,7 @@ class Row:
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return all entries as plain values."""
         beside = {"mean": self.mean, "deviation": self.deviation, "mean_rank": self.mean_rank}
         return asdict(self) | beside
 

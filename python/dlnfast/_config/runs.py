@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What follows a checked specification: its problem and weights, a summary of its run, and JSON on the disk.
+"""From a checked specification to results: problem and weights, the summary of a run, and JSON files.
 
 `dlnfast train` and `dlnfast.sweep` share it.
 """
@@ -47,7 +47,7 @@ class Prepared:
         Labelled samples by split; empty where the problem has none.
     weights : list of ndarray
     seconds : dict of str to float
-        What "problem" and "weights" took.
+        Time for "problem" and "weights".
     """
 
     spec: Spec
@@ -74,7 +74,7 @@ def prepare(chosen: Spec) -> Prepared:
 
 
 def accuracies(prepared: Prepared, run: Trajectory) -> dict[str, dict[str, float]]:
-    """Return, for each split, the accuracy of the network at the end and that of least squares."""
+    """Return the accuracies of the trained network and of least squares, for each split."""
     if not prepared.samples:
         return {}
     problem = prepared.problem
@@ -83,7 +83,7 @@ def accuracies(prepared: Prepared, run: Trajectory) -> dict[str, dict[str, float
 
 
 def summarise(run: Trajectory) -> dict[str, Any]:
-    """Return what a summary says of a run, whether or not it came to its end."""
+    """Return the summary of a run, finished or not."""
     return {
         "engine": run.engine,
         "why": str(run.certificate),
@@ -98,12 +98,12 @@ def summarise(run: Trajectory) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain JSON, whole; NaN and infinity, which JSON does not have, become null."""
+    """Write a JSON file atomically; NaN and infinity, which JSON lacks, become null."""
     write_text_whole(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """Return a value in what JSON knows; NaN and infinity become None."""
+    """Return a value in JSON-compatible types; NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,97 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Sections of TOML files: what may stand in them, and messages that name section.key where it does not."""
+"""Sections of TOML files: reading, checks whose messages name section.key, and help texts."""
 
 from __future__ import annotations
 
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._support.files import read_text
+from .._support.keys import Key
 
-__all__ = [
-    "Key",
-    "SpecError",
-    "boolean",
-    "check_names",
-    "check_section",
-    "choice",
-    "described",
-    "integer",
-    "is_integer",
-    "is_list_of",
-    "is_number",
-    "listed",
-    "number",
-    "per_layer",
-    "read_toml",
-    "string",
-]
+__all__ = ["SpecError", "check_names", "check_section", "describe_keys", "join_names", "read_toml"]
 
 
 class SpecError(ValueError):
     """A specification has an unknown, missing or wrong entry; the message names section.key."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry: whether it must be there, what it stands for if it is not, and what it may be."""
-
-    accepts: Callable[[Any], bool]
-    wanted: str
-    default: Any = None
-    required: bool = False
-
-
-def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer, which true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is an integer or a float."""
-    return is_integer(value) or isinstance(value, float)
-
-
-def is_list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return the rule for lists, not empty, of what another rule accepts."""
-    return lambda value: isinstance(value, list) and len(value) > 0 and all(accepts(v) for v in value)
-
-
-def integer(default: int | None = None, *, required: bool = False) -> Key:
-    """Return the key of an integer."""
-    return Key(is_integer, "an integer", default, required)
-
-
-def number(default: float | None = None) -> Key:
-    """Return the key of a number."""
-    return Key(is_number, "a number", default)
-
-
-def per_layer(default: float | None = None, *, required: bool = False, auto: bool = False) -> Key:
-    """Return the key of a number, or one for each layer."""
-    many = is_list_of(is_number)
-    wanted = "a number, or a list with one per layer" + (', or "auto"' if auto else "")
-    return Key(lambda v: is_number(v) or many(v) or (auto and v == "auto"), wanted, default, required)
-
-
-def string(default: str | None = None, *, required: bool = False) -> Key:
-    """Return the key of a string."""
-    return Key(lambda v: isinstance(v, str), "a string", default, required)
-
-
-def boolean(default: bool) -> Key:
-    """Return the key of true or false."""
-    return Key(lambda v: isinstance(v, bool), "true or false", default)
-
-
-def choice(default: str, *names: str) -> Key:
-    """Return the key of one of several strings."""
-    return Key(lambda v: v in names, "one of " + ", ".join(f'"{name}"' for name in names), default)
 
 
 def read_toml(
@@ -104,8 +30,8 @@ def read_toml(
     path : path
         The file.
     changes : iterable of str
-        ``"section.key=value"`` with a TOML value; what is not TOML counts as a string, so that quotes lost to
-        the shell do no harm.
+        ``"section.key=value"`` with a TOML value. Other text counts as a string, in case the shell has
+        removed the quotes.
     paths : iterable of str
         ``"section.key"`` of entries that are paths: relative ones in the file start from its folder, those in
         changes from the current one.
@@ -135,11 +61,11 @@ def read_toml(
 
 
 def check_names(raw: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise `SpecError` for what is no section, or not one of these."""
+    """Raise `SpecError` for an entry that is not a section of one of these names."""
     known = list(names)
     for name, table in raw.items():
         if name not in known:
-            raise SpecError(f"{name} is not a section; wanted {listed(f'[{n}]' for n in known)}")
+            raise SpecError(f"{name} is not a section; wanted {join_names(f'[{n}]' for n in known)}")
         if not isinstance(table, dict):
             raise SpecError(f"{name} is {table!r}; wanted a section, [{name}]")
 
@@ -147,10 +73,10 @@ def check_names(raw: Mapping[str, Any], names: Iterable[str]) -> None:
 def check_section(
     name: str, table: Mapping[str, Any], keys: Mapping[str, Key], which: str = ""
 ) -> dict[str, Any]:
-    """Return a section with defaults filled in; raise `SpecError` for what is unknown, missing or wrong."""
+    """Return a section with its defaults; raise `SpecError` for unknown, missing and wrong entries."""
     for key in table:
         if key not in keys:
-            allowed = listed(["kind", *keys] if name == "problem" else keys)
+            allowed = join_names(["kind", *keys] if name == "problem" else keys)
             raise SpecError(f"{name}.{key} is not a setting{which}; wanted {allowed}")
     result = {}
     for key, rule in keys.items():
@@ -165,14 +91,16 @@ def check_section(
     return result
 
 
-def described(keys: Mapping[str, Key]) -> Iterator[str]:
-    """Yield a line for each key: what it may be, and its default."""
+def describe_keys(keys: Mapping[str, Key]) -> Iterator[str]:
+    """Yield a line for each key with its allowed values and its default, and one with its help text."""
     width = max(map(len, keys))
     for key, rule in keys.items():
         status = f"default {json.dumps(rule.default)}"
         if rule.default is None:
             status = "required" if rule.required else "optional"
         yield f"  {key:<{width}}  {rule.wanted}; {status}"
+        if rule.help:
+            yield f"  {'':<{width}}    {rule.help}"
 
 
 def _apply(change: str, raw: dict[str, Any]) -> None:
@@ -190,6 +118,6 @@ def _apply(change: str, raw: dict[str, Any]) -> None:
     table[key] = value
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names as messages show them."""
+def join_names(names: Iterable[str]) -> str:
+    """Return names as a list in a message."""
     return "one of " + ", ".join(names)

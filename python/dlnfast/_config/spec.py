@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Specifications of runs: TOML files with the sections [problem], [weights], [train] and [output].
 
-Reading a specification checks every key and every type before any data are touched, so that a spelling
-mistake costs no training time. An example is ``examples/fashion_mnist.toml``.
+Reading a specification checks every key and every type before any data are read, so that a spelling mistake
+costs no training time. An example is ``examples/fashion_mnist.toml``.
 """
 
 from __future__ import annotations
@@ -23,24 +23,11 @@ from .._problem.problem import REDUCTIONS, Problem
 from .._problem.standard import classification, low_rank_recovery
 from .._support.arrays import FloatArray
 from .._support.files import ARCHIVE_ERRORS, read_arrays
+from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, number, per_layer, string
+from .._training.options import Options, only_keys_to_hash, spec_keys
+from .._training.registry import split_engine
 from .._weights import initial
-from .schema import (
-    Key,
-    SpecError,
-    boolean,
-    check_names,
-    check_section,
-    choice,
-    described,
-    integer,
-    is_integer,
-    is_list_of,
-    listed,
-    number,
-    per_layer,
-    read_toml,
-    string,
-)
+from .schema import SpecError, check_names, check_section, describe_keys, join_names, read_toml
 
 __all__ = [
     "Samples",
@@ -52,7 +39,8 @@ __all__ = [
     "make_problem",
     "make_weights",
     "read_spec",
-    "train_arguments",
+    "settings_to_hash",
+    "train_options",
 ]
 
 #: Samples transformed at a time when accuracies are measured.
@@ -108,24 +96,8 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "seed": integer(0),
         "dtype": choice("float64", "float64", "float32"),
     },
-    "train": {
-        "learning_rate": per_layer(required=True, auto=True),
-        "steps": integer(required=True),
-        "weight_decay": per_layer(0.0),
-        "momentum": per_layer(0.0),
-        "engine": choice("auto", "auto", "reduced", "dense", "torch"),
-        "device": string(),
-        "record_every": integer(1),
-        "singular_values": Key(
-            lambda v: v in ("all", "none") or is_integer(v), '"all", "none" or an integer', "all"
-        ),
-        "vectors": boolean(False),
-        "tracking": choice("auto", "auto", "dense", "full"),
-        "weights_every": integer(),
-        "tolerance": number(),
-        "n_threads": integer(0),
-        "optimizer": string("gd"),
-    },
+    # `device` is the older way to write engine = "torch:DEVICE"; specifications hold both apart.
+    "train": {**spec_keys(), "device": string()},
     "output": {"directory": string(), "weights": boolean(True)},
 }
 
@@ -145,7 +117,7 @@ class Spec:
     output: dict[str, Any]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all sections in values that JSON knows."""
+        """Return all sections in JSON-compatible values."""
         return {
             "problem": dict(self.problem),
             "weights": dict(self.weights),
@@ -162,8 +134,8 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
     path : path
         The file. A relative ``problem.path`` in it starts from its folder.
     changes : iterable of str
-        ``"section.key=value"`` with a TOML value; what is not TOML counts as a string, so that quotes lost
-        to the shell do no harm. Relative paths start from the current folder.
+        ``"section.key=value"`` with a TOML value. Other text counts as a string, in case the shell has
+        removed the quotes. Relative paths start from the current folder.
 
     Returns
     -------
@@ -180,18 +152,18 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
 
 
 def describe_settings() -> str:
-    """Return the sections and keys of a specification, with what they may be and their defaults."""
+    """Return the help text of specifications: sections, keys, allowed values and defaults."""
     lines = ["The sections of SPEC.toml, their keys and what these may be:"]
     for kind, keys in _PROBLEMS.items():
-        lines += ["", f'[problem]  kind = "{kind}"', *described(keys)]
+        lines += ["", f'[problem]  kind = "{kind}"', *describe_keys(keys)]
     for name, keys in _SECTIONS.items():
         note = "  one of depth and widths is required" if name == "weights" else ""
-        lines += ["", f"[{name}]{note}", *described(keys)]
+        lines += ["", f"[{name}]{note}", *describe_keys(keys)]
     return "\n".join(lines)
 
 
 def check_spec(raw: Mapping[str, Any]) -> Spec:
-    """Return the specification of sections as a file has them, or raise `SpecError`."""
+    """Return the checked specification of the sections of a file, or raise `SpecError`."""
     check_names(raw, ("problem", *_SECTIONS))
     problem = dict(raw.get("problem", {}))
     kind = problem.pop("kind", None)
@@ -200,8 +172,19 @@ def check_spec(raw: Mapping[str, Any]) -> Spec:
         raise SpecError(f"problem.kind {came}; wanted {_KIND.wanted}")
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     _check_sizes(sections["weights"])
+    sections["train"] = _with_device_apart(sections["train"])
     settings = check_section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
     return Spec({"kind": kind, **settings}, **sections)
+
+
+def _with_device_apart(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section [train] with ``engine = "torch:DEVICE"`` as engine and device."""
+    engine, device = split_engine(train["engine"])
+    if train["device"] is not None and (engine != "torch" or device):
+        raise SpecError(
+            f'train.device is {train["device"]!r} but train.engine is {train["engine"]!r}; wanted "torch"'
+        )
+    return {**train, "engine": engine, "device": train["device"] or device or None}
 
 
 def _check_sizes(weights: Mapping[str, Any]) -> None:
@@ -216,24 +199,24 @@ def _check_sizes(weights: Mapping[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a specification describes
+# Problems, weights and options of a specification
 # --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled samples in the coordinates they came in, for measuring accuracies.
+    """Labelled samples in their original coordinates, for accuracies.
 
     Attributes
     ----------
     inputs : ndarray
         Raw inputs in the layout of the problem, or inputs in its own coordinates where `transformed`.
     labels : ndarray of int64, shape (n,)
-        The class of every sample.
+        Class of every sample.
     layout : {"columns", "rows"}
-        Of `inputs`.
+        Layout of `inputs`.
     transformed : bool
-        Whether `inputs` need no `Problem.transform`.
+        Whether `inputs` are in the coordinates of the problem already.
     """
 
     inputs: npt.NDArray[Any]
@@ -293,7 +276,7 @@ def _npz(settings: Mapping[str, Any]) -> tuple[Problem, dict[str, Samples]]:
 
 
 def _npz_shards(settings: Mapping[str, Any]) -> Problem:
-    """Read files one after the other, each a batch."""
+    """Return the problem of several files, each read as a batch."""
     files = sorted(glob.glob(settings["path"]))
     if not files:
         raise SpecError(f"problem.path is {settings['path']}, which no file matches")
@@ -303,19 +286,19 @@ def _npz_shards(settings: Mapping[str, Any]) -> Problem:
 
 
 def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
-    """Return arrays of an .npz file; `names` says for each key of [problem] what its array is called."""
+    """Return arrays of an .npz file; `names` maps keys of [problem] to names of arrays."""
     place = Path(path)
     with place.open("rb") as stream:
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise SpecError(f"problem.path is {path}, a single array; wanted an .npz archive")
     try:
-        # Arrays of the user's own may be compressed as far as they can be.
+        # A user's own file may be compressed by any factor.
         arrays = read_arrays(place, list(dict.fromkeys(names.values())), bounded=False)
     except KeyError as error:
         missing, there = error.args
         key = next(key for key, name in names.items() if name == missing)
         raise SpecError(
-            f"problem.{key} is {missing!r}, which is not in {path}; wanted {listed(there)}"
+            f"problem.{key} is {missing!r}, which is not in {path}; wanted {join_names(there)}"
         ) from None
     except ARCHIVE_ERRORS as error:
         raise SpecError(f"problem.path is {path}, not a readable .npz file: {error}") from None
@@ -348,26 +331,32 @@ def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
     common = {"scale": settings["scale"], "seed": settings["seed"], "dtype": settings["dtype"]}
     if settings["init"] == "aligned":
         return initial.aligned(problem, widths, **common)
-    law: dict[str, Callable[..., list[FloatArray]]]
-    law = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
-    return law[settings["init"]](widths, **common)
+    sampler: dict[str, Callable[..., list[FloatArray]]]
+    sampler = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
+    return sampler[settings["init"]](widths, **common)
 
 
-def train_arguments(spec: Spec) -> dict[str, Any]:
-    """Return the keyword arguments of `dlnfast.train`."""
-    arguments = dict(spec.train)
-    if arguments["singular_values"] == "none":
-        arguments["singular_values"] = None
-    return arguments
+def train_options(spec: Spec) -> Options:
+    """Return the options of `dlnfast.train`."""
+    device = spec.train["device"]
+    engine = spec.train["engine"] if device is None else f"{spec.train['engine']}:{device}"
+    return Options.from_flat({**spec.train, "engine": engine})
+
+
+def settings_to_hash(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the sections without later options at their default, so that hashes of older versions hold."""
+    return {
+        name: only_keys_to_hash(table) if name == "train" else dict(table) for name, table in sections.items()
+    }
 
 
 def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samples) -> dict[str, float]:
-    """Return the share of samples whose largest output stands for their class, for several maps W.
+    """Return the classification accuracy of several end-to-end matrices W.
 
     Parameters
     ----------
     problem : Problem
-        Its `classes` name the outputs, its `transform` takes the samples into its coordinates.
+        Problem whose `classes` name the outputs, and whose `transform` maps samples to its coordinates.
     matrices : mapping of str to ndarray, shape (d_y, d_x)
         End-to-end matrices W.
     samples : Samples

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`sweep`: many runs of specifications that differ in some entries, on any executor, resumable."""
+"""`sweep`: a grid of specifications, run on any executor and resumable."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from .._problem.problem import Problem
 from .._support.arrays import as_list, check_count, check_path, check_scale, random_generator
 from .._support.files import remove_parts, write_text_whole
 from .._support.locks import FolderLock
 from .._support.optional import import_optional
 from .._support.threads import available_cores
-from .._training.request import Request, check_optimizer
 from .._trajectory.load import load
 from .._trajectory.trajectory import Trajectory
 from .._weights.widths import check_distribution
@@ -42,15 +40,15 @@ __all__ = ["SweepGrid", "SweepResults", "sweep"]
 
 _SWEEP: Final = "sweep"
 _RESULTS: Final = "results.csv"
-#: The sections that say what a run gives; the other one says where it goes.
+#: The sections that determine the result of a run; [output] says where it is written.
 _HASHED: Final = ("problem", "weights", "train")
-#: Chunks take this share of the runs that are left, divided by the number of workers.
+#: Size of a chunk as a share of the remaining runs, divided by the number of workers.
 _SHARE: Final = 1 / 3
-#: Seconds that a chunk is worth: far more than handing it out takes, and waiting for its last file.
+#: Least duration of a chunk in seconds: far above the overhead of submitting it and writing its files.
 _LEAST: Final = 0.05
 #: Chunks in flight per worker: one runs, one waits.
 _IN_FLIGHT: Final = 2
-#: Seconds between looks at futures that cannot be waited for: at first and at most.
+#: First and longest interval in seconds between two polls of futures that cannot be waited for.
 _POLL: Final = (0.01, 2.0)
 #: Variables that BLAS and OpenMP read when they are loaded.
 _LIMITS: Final = (
@@ -60,8 +58,8 @@ _LIMITS: Final = (
     "BLIS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_GO_ON: Final = "start it again to go on"
-#: Seconds to wait for another sweep that writes the table.
+_RESUME: Final = "start it again to resume"
+#: Seconds to wait while another sweep writes the table.
 _PATIENCE: Final = 60.0
 
 
@@ -75,7 +73,7 @@ class _Executor(Protocol):
 
 
 class SweepGrid(Sequence[dict[str, Any]]):
-    """Specifications that differ in some entries; all of them are checked when it is made.
+    """A grid of specifications that differ in some entries; all are checked at construction.
 
     Parameters
     ----------
@@ -107,9 +105,9 @@ class SweepGrid(Sequence[dict[str, Any]]):
 
     Notes
     -----
-    The hash of a run is of its sections [problem], [weights] and [train] with all defaults filled in, as
-    canonical JSON: numbers that are equal are written alike, and paths are absolute. What stands in files of
-    data is not part of it.
+    The hash of a run covers its sections [problem], [weights] and [train] with the defaults filled in, as
+    canonical JSON: equal numbers are written alike, and paths are absolute. It does not cover the contents of
+    data files, nor options added after version 0.1.0 that have their default.
 
     Examples
     --------
@@ -141,14 +139,14 @@ class SweepGrid(Sequence[dict[str, Any]]):
         else:
             raise TypeError(f"base is {type(base).__name__}; wanted a path or a mapping of sections")
         table = raw.pop(_SWEEP, None)
-        self._changes = _expanded(axes if axes is not None else _flat(table))
+        self._changes = _expand(axes if axes is not None else _flatten(table))
         self.names = list(dict.fromkeys(name for change in self._changes for name in change))
         self.items: list[Item] = []
         for i, change in enumerate(self._changes):
             try:
-                self.items.append(_item(raw, change, folder))
+                self.items.append(_make_item(raw, change, folder))
             except (ValueError, TypeError) as error:
-                raise SpecError(f"{_described(i, change)}: {error}") from error
+                raise SpecError(f"{_describe(i, change)}: {error}") from error
         self.output = dict(self.items[0].sections["output"])
 
     def __len__(self) -> int:
@@ -156,23 +154,23 @@ class SweepGrid(Sequence[dict[str, Any]]):
         return len(self._changes)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return what a run changes, or several."""
+        """Return the changed entries of a run, or of several runs."""
         if isinstance(index, slice):
             return [dict(change) for change in self._changes[index]]
         return dict(self._changes[index])
 
     def __repr__(self) -> str:
-        """Return the number of runs and the names of what is swept."""
+        """Return the number of runs and the names of the swept entries."""
         return f"SweepGrid({len(self)} runs over {', '.join(self.names) or 'nothing'})"
 
 
-def _described(number: int, change: Mapping[str, Any]) -> str:
+def _describe(number: int, change: Mapping[str, Any]) -> str:
     entries = ", ".join(f"{name} = {value!r}" for name, value in change.items())
     return f"run {number} of the sweep ({entries})" if entries else f"run {number} of the sweep"
 
 
 def _values(value: Any) -> Any:
-    """Return plain Python values; what can be iterated becomes a list."""
+    """Return plain Python values; iterables become lists."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -184,12 +182,12 @@ def _values(value: Any) -> Any:
     return value
 
 
-def _flat(table: Any) -> Any:
-    """Return [sweep] with "section.key" as names, whether they were quoted or not."""
+def _flatten(table: Any) -> Any:
+    """Return [sweep] with "section.key" as names, quoted or not."""
     if table is None:
         return {}
     if isinstance(table, list):
-        return [_flat(change) for change in table]
+        return [_flatten(change) for change in table]
     if not isinstance(table, Mapping):
         raise SpecError(f"sweep is {table!r}; wanted a section, [sweep], or an array of them, [[sweep]]")
     flat: dict[str, Any] = {}
@@ -201,8 +199,8 @@ def _flat(table: Any) -> Any:
     return flat
 
 
-def _expanded(axes: Any) -> list[dict[str, Any]]:
-    """Return what each run changes."""
+def _expand(axes: Any) -> list[dict[str, Any]]:
+    """Return the changed entries of every run."""
     if isinstance(axes, Mapping):
         values = []
         for name, axis in axes.items():
@@ -211,7 +209,7 @@ def _expanded(axes: Any) -> list[dict[str, Any]]:
             values.append(_values(axis))
             if not values[-1]:
                 raise SpecError(f"sweep.{name} is empty; wanted at least one value")
-        names = [_entry(name) for name in axes]
+        names = [_check_entry(name) for name in axes]
         return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
     if isinstance(axes, (str, bytes)):
         raise TypeError(f"axes is {type(axes).__name__}; wanted a mapping, or a sequence of mappings")
@@ -219,13 +217,13 @@ def _expanded(axes: Any) -> list[dict[str, Any]]:
     for change in as_list(axes, "axes", "a mapping, or a sequence of mappings"):
         if not isinstance(change, Mapping):
             raise TypeError(f"axes holds {type(change).__name__}; wanted mappings of section.key to a value")
-        changes.append({_entry(name): _values(value) for name, value in change.items()})
+        changes.append({_check_entry(name): _values(value) for name, value in change.items()})
     if not changes:
         raise SpecError("axes is empty; wanted at least one mapping")
     return changes
 
 
-def _entry(name: Any) -> str:
+def _check_entry(name: Any) -> str:
     section, dot, key = str(name).partition(".")
     if not (section in _HASHED and dot and key):
         wanted = ", ".join(f"{known}.key" for known in _HASHED)
@@ -233,8 +231,8 @@ def _entry(name: Any) -> str:
     return str(name)
 
 
-def _item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> Item:
-    """Return a run, checked."""
+def _make_item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> Item:
+    """Return a checked run."""
     sections = {name: dict(table) if isinstance(table, dict) else table for name, table in raw.items()}
     for name, value in change.items():
         section, _, key = name.partition(".")
@@ -246,12 +244,13 @@ def _item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) -> It
         chosen.problem["path"] = os.path.abspath(chosen.problem["path"])
     _check_values(chosen)
     complete = chosen.to_dict()
-    text = json.dumps(_canonical({name: complete[name] for name in _HASHED}), sort_keys=True)
+    hashed = spec.settings_to_hash({name: complete[name] for name in _HASHED})
+    text = json.dumps(_canonical(hashed), sort_keys=True)
     return Item(hashlib.sha256(text.encode()).hexdigest()[:16], complete)
 
 
 def _canonical(value: Any) -> Any:
-    """Write numbers that are equal alike: 1.0 as 1."""
+    """Return a value in which equal numbers are written alike: 1.0 as 1."""
     if isinstance(value, dict):
         return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -262,7 +261,7 @@ def _canonical(value: Any) -> Any:
 
 
 def _check_values(chosen: spec.Spec) -> None:
-    """Raise for what can be seen to be out of its range before there are any data."""
+    """Raise for values out of their range, as far as that is known before there are any data."""
     problem, weights = chosen.problem, chosen.weights
     depth = weights["depth"] if weights["widths"] is None else len(weights["widths"]) - 1
     check_distribution(weights["widths"] or [1] * (depth + 1), weights["scale"], weights["dtype"])
@@ -275,15 +274,7 @@ def _check_values(chosen: spec.Spec) -> None:
             raise SpecError(f"problem.rank is {rank}; wanted at most problem.dim = {dim}")
     if problem["kind"] == "npz" and not os.path.isfile(problem["path"]):
         raise SpecError(f"problem.path is {problem['path']}, which is no file")
-    arguments = spec.train_arguments(chosen)
-    check_optimizer(arguments.pop("optimizer"))
-    engine, device = arguments.pop("engine"), arguments.pop("device")
-    if device is not None and engine != "torch":
-        raise SpecError(f'train.device is {device!r} but train.engine is {engine!r}; wanted "torch"')
-    if arguments["learning_rate"] == "auto":
-        arguments["learning_rate"] = 1.0  # which needs the problem
-    # Of the weights only their number is looked at, and nothing of the problem.
-    Request.checked(cast(Problem, None), cast(Any, [None] * depth), callback=None, **arguments)
+    spec.train_options(chosen).checked(depth)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -292,7 +283,7 @@ def _check_values(chosen: spec.Spec) -> None:
 
 
 class SweepResults(Sequence[dict[str, Any]]):
-    """What came of a sweep, a row for every run in the grid's order.
+    """The results of a sweep: a row for every run, in the grid's order.
 
     Attributes
     ----------
@@ -329,7 +320,7 @@ class SweepResults(Sequence[dict[str, Any]]):
         return f"SweepResults({self.counted()})"
 
     def counted(self) -> str:
-        """Return how many runs ended how."""
+        """Return the number of runs of every outcome."""
         found = [row["outcome"] or "not run" for row in self.rows]
         counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in sorted(set(found)))
         return f"{len(self)} runs: {counts}"
@@ -340,12 +331,12 @@ class SweepResults(Sequence[dict[str, Any]]):
         return list(dict.fromkeys(itertools.chain(self.names, *self.rows)))
 
     def load(self, index: int) -> Trajectory:
-        """Return the trajectory of a run; of one that diverged, what was recorded before.
+        """Return the trajectory of a run; for a diverged run the records before.
 
         Parameters
         ----------
         index : int
-            Of the run, from 0, in the grid's order.
+            Index of the run in the grid, from 0.
 
         Returns
         -------
@@ -354,7 +345,7 @@ class SweepResults(Sequence[dict[str, Any]]):
         Raises
         ------
         ValueError
-            Where none was kept.
+            If the sweep has not saved it.
         """
         try:
             row = self.rows[operator.index(index)]
@@ -429,28 +420,28 @@ def sweep(
     Parameters
     ----------
     grid : SweepGrid, path or mapping
-        What is not a `SweepGrid` is made one.
+        Grid of runs; a path or a mapping is turned into a `SweepGrid`.
     executor : concurrent.futures.Executor, optional
         Anything with `submit` whose futures have `done` and `result`: threads, processes, dask.distributed,
         mpi4py.futures, submitit. It stays open. By default processes on this machine, started afresh (never
         forked), as many as there are cores; a script that calls `sweep` needs
         ``if __name__ == "__main__":`` then.
     directory : path, optional
-        Where runs are written, each in a folder named by its hash: ``spec.json``, and ``summary.json`` when
-        it is finished. Runs that are finished there are not run again. By default [output] directory;
+        Folder of the runs, each in a folder named by its hash: ``spec.json``, and ``summary.json`` when it is
+        finished. Finished runs are not run again. By default [output] directory;
         without either, nothing is written.
     keep_runs : bool
-        Write ``run.npz`` too (``diverged.npz`` for a run that diverged), for `SweepResults.load`.
+        Whether to write ``run.npz`` too (``diverged.npz`` for a diverged run), for `SweepResults.load`.
     retry_failed : bool
-        Run again what failed or diverged, whatever the reason.
+        Whether to run failed and diverged runs again, whatever the reason.
     n_workers : int, optional
         Processes of the default executor; of another, how many calls it runs at once. By default as many as
         there are cores.
     chunk_seconds : float
-        Runs are handed out in chunks; no run of a chunk is begun later than this. To be chosen large where a
-        call takes long to begin.
+        Longest time after the start of a chunk at which its next run may start, in seconds. Choose it large
+        where a call takes long to start.
     progress : bool
-        A bar over the runs on a terminal.
+        Whether to show a progress bar over the runs on a terminal.
 
     Returns
     -------
@@ -467,8 +458,8 @@ def sweep(
 
     Notes
     -----
-    A run that diverges or fails has a row that says so, and the others go on. A worker process that dies is
-    replaced, and the run that did it is found and gets such a row. Failures for a reason of the machine (a
+    A run that diverges or fails has a row that says so, and the other runs continue. A dead worker process is
+    replaced, and the run that killed it is found and gets such a row. Failures for a reason of the machine (a
     full disk, too little memory, a signal, a package that is missing) are not written to the directory: the
     next sweep there runs these runs again.
 
@@ -516,7 +507,7 @@ def sweep(
     todo = sorted((item for name, item in unique.items() if name not in rows), key=_order)
     n_threads = 0
     if executor is None:
-        # By the whole grid: threads must not depend on what is done already, for the bits of the rest.
+        # From the whole grid: a resumed sweep must give the same bits, so finished runs count too.
         n_threads = max(1, cores // min(workers, len(unique)))
         workers = max(1, min(workers, len(todo)))
     sweeping = _Sweep(
@@ -534,7 +525,7 @@ def sweep(
         if todo:
             sweeping.run(todo, progress)
     except BaseException as error:
-        error.add_note(f"{len(rows)} of {len(unique)} runs of the sweep are finished; {_GO_ON}")
+        error.add_note(f"{len(rows)} of {len(unique)} runs of the sweep are finished; {_RESUME}")
         error.results = _results(grid, rows, folder, sweeping.usage)  # type: ignore[attr-defined]
         raise
     finally:
@@ -552,7 +543,7 @@ def _write_table(folder: Path, results: SweepResults) -> None:
             remove_parts(folder, re.compile(re.escape(_RESULTS)))
             write_text_whole(folder / _RESULTS, results.to_csv())
     except BaseException as error:
-        error.add_note(f"the sweep is done, but {folder / _RESULTS} is not written; {_GO_ON}")
+        error.add_note(f"the sweep is done, but {folder / _RESULTS} is not written; {_RESUME}")
         error.results = results  # type: ignore[attr-defined]
         raise
 
@@ -569,7 +560,7 @@ def _results(
 
 
 def _order(item: Item) -> tuple[Any, ...]:
-    """Long runs first, so that none is left over in the end; then those together that are alike."""
+    """Return the sorting key of a run: long runs first, then similar runs together."""
     problem, weights, train = (item.sections[name] for name in _HASHED)
     text = [json.dumps(part, sort_keys=True) for part in (problem, weights, train)]
     shape = (str(weights["depth"]), str(weights["widths"]), weights["dtype"], str(train["momentum"]))
@@ -577,11 +568,11 @@ def _order(item: Item) -> tuple[Any, ...]:
 
 
 class _Broken(RuntimeError):
-    """The executor takes no more calls."""
+    """The executor cannot take further calls."""
 
 
 class _Sweep:
-    """A sweep under way: what is queued, what is in flight, and the rows that have come."""
+    """A sweep in progress: queued runs, submitted chunks, and rows of finished runs."""
 
     def __init__(
         self,
@@ -607,7 +598,7 @@ class _Sweep:
         self.local = _LocalProcesses(workers, n_threads) if executor is None else None
         self.executor = executor
         self.queue: deque[Item] = deque()
-        #: Runs that were in flight when a worker died: they run alone.
+        #: Runs that a dead worker may have been running: each is repeated alone.
         self.suspects: deque[Item] = deque()
         self.flying: dict[Any, tuple[Item, ...]] = {}
         self.cpu: dict[int, float] = {}
@@ -650,7 +641,7 @@ class _Sweep:
         while self.queue or self.suspects or self.flying:
             try:
                 self._hand_out()
-                for future in _ended(list(self.flying)):
+                for future in _wait_for_some(list(self.flying)):
                     self._collect(future)
             except _Broken as error:
                 self._start_again(error)
@@ -664,7 +655,7 @@ class _Sweep:
             self._submit(tuple(self.queue.popleft() for _ in range(self._size())))
 
     def _size(self) -> int:
-        """Return how many runs to hand out: less and less, so that all workers end together."""
+        """Return the size of the next chunk; chunks shrink, so that all workers end together."""
         left, usage = len(self.queue), self.usage
         worth = _LEAST * usage["started"] / usage["jobs"] if usage["jobs"] > 0 else 1.0
         return math.ceil(min(max(_SHARE * left, worth * self.workers), left) / self.workers)
@@ -715,7 +706,7 @@ class _Sweep:
         self.rows[item.hash] = _sweep_worker.row_of(summary)
 
     def _start_again(self, error: _Broken) -> None:
-        """Go on with new processes after one of them has died."""
+        """Continue with new processes after one of them has died."""
         if self.local is None:
             raise error
         lost: list[tuple[Item, ...]] = []
@@ -735,10 +726,10 @@ class _Sweep:
         self.local.open()
 
     def _give_up(self) -> None:
-        """Take back what has not begun, and keep what ends yet."""
+        """Cancel chunks that have not started, and collect those that finish."""
         for future in self.flying:
             cancel = getattr(future, "cancel", None)  # an executor need not have it
-            # The error that ended the sweep is the one to be raised, whatever the executor does now.
+            # The error that ended the sweep must be raised, not one of the executor.
             with contextlib.suppress(Exception):
                 if callable(cancel):
                     cancel()
@@ -750,8 +741,8 @@ class _Sweep:
                     self._collect(future)
 
 
-def _ended(futures: Sequence[Any]) -> list[Any]:
-    """Wait until some of them have ended, and return these."""
+def _wait_for_some(futures: Sequence[Any]) -> list[Any]:
+    """Wait until some futures are done, and return them."""
     from concurrent import futures as standard
 
     if not futures:
@@ -766,11 +757,11 @@ def _ended(futures: Sequence[Any]) -> list[Any]:
 
 
 class _LocalProcesses:
-    """Processes on this machine, started afresh, which end with this one."""
+    """Spawned processes on this machine, which end together with this process."""
 
     def __init__(self, workers: int, n_threads: int) -> None:
         self.workers = workers
-        self.limits = {name: str(_least(os.environ.get(name), n_threads)) for name in _LIMITS}
+        self.limits = {name: str(_limit_threads(os.environ.get(name), n_threads)) for name in _LIMITS}
         self.pool: Any = None
         self.ends: tuple[Any, ...] = ()
 
@@ -797,7 +788,7 @@ class _LocalProcesses:
     def submit(self, function: Any, *arguments: Any) -> Any:
         from concurrent.futures import BrokenExecutor
 
-        # A process that is started now reads these before NumPy loads its BLAS.
+        # A process that starts now reads these before NumPy loads its BLAS.
         with _environment(self.limits), _no_interrupts():
             try:
                 return self.pool.submit(function, *arguments)
@@ -805,7 +796,7 @@ class _LocalProcesses:
                 raise _Broken(str(error)) from error
 
     def close(self) -> None:
-        """Let the workers finish the run that they are at, for a moment."""
+        """End the workers; each may finish its current run within two seconds."""
         if self.pool is None:
             return
         reader, writer = self.ends
@@ -817,7 +808,7 @@ class _LocalProcesses:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait: processes that are started here never hear of it, which is for their parent."""
+    """Block SIGINT, so that processes started here inherit that and Ctrl-C reaches the parent only."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -828,15 +819,15 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _least(given: str | None, n_threads: int) -> int:
-    """Return a number of threads, or what the user has set where that is less."""
+def _limit_threads(given: str | None, n_threads: int) -> int:
+    """Return a number of threads, or a smaller one that the user has set."""
     first = (given or "").partition(",")[0]
     return min(int(first), n_threads) if first.isdecimal() and int(first) > 0 else n_threads
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for processes that are started inside."""
+    """Set environment variables for processes that are started in the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

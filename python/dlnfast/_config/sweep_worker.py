@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a worker of `dlnfast.sweep` does: some runs of a grid, one after the other or side by side.
+"""The workers of `dlnfast.sweep`: each does some runs of a grid, one after the other or as a batch.
 
-Nothing here knows of executors: a job goes in, a report comes out, and both are plain values.
+This module does not depend on executors: a job goes in, a report comes out, and both are plain values.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice
 from .._support.checkpoint import tidy
@@ -39,8 +40,9 @@ from .._support.files import (
 )
 from .._support.locks import FolderLock
 from .._training.batch import Plan, descend_together
-from .._training.engines import choose_engine, with_caution
-from .._training.request import Request, divergence_text
+from .._training.choice import choose_engine
+from .._training.options import Options
+from .._training.rates import divergence_text, make_request, with_caution
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from . import runs, spec
@@ -50,32 +52,32 @@ __all__ = ["Item", "Job", "Report", "finished", "forget", "ready", "record", "ro
 SUMMARY: Final = "summary.json"
 SPEC: Final = "spec.json"
 RUN: Final = "run.npz"
-#: A run that diverged is kept under another name, as by ``dlnfast train``.
+#: File of a diverged run, named as by ``dlnfast train``.
 DIVERGED_RUN: Final = "diverged.npz"
 #: Names of the files in the folder of a run.
 _OWN: Final = re.compile("|".join(map(re.escape, (SUMMARY, SPEC, RUN, DIVERGED_RUN))))
-#: Seconds to wait for another sweep that writes the same run.
+#: Seconds to wait while another sweep writes the same run.
 _PATIENCE: Final = 60.0
 
-#: Cores up to this wide descend side by side (batch_descent.hpp).
+#: Largest width of cores in a batch (batch_descent.hpp).
 _WIDEST_CORE: Final = 8
-#: Wider networks are not looked at twice: their closure costs more than a batch saves.
+#: Largest width of networks in a batch: the closure of wider ones costs more than a batch saves.
 _WIDEST: Final = 128
-#: Runs of a batch before their pace is known: two registers of lanes in double precision.
+#: Size of a batch before its speed is known: two vector registers in double precision.
 _FEWEST: Final = 16
-#: Bytes that the records of a batch may take.
+#: Memory limit of the records of a batch, in bytes.
 _BATCH_BYTES: Final = 2**28
-#: The share of a job's seconds that a batch should take: its results are written while the next one runs.
+#: Duration of a batch as a share of the job's: its results are written while the next batch runs.
 _BATCH_SHARE: Final = 0.05
-#: Threads that wait for the disk. Files that are synchronised together cost little more than one.
+#: Number of writing threads. Synchronising several files together costs little more than one.
 _WRITERS: Final = 16
-#: Seconds that a worker has to come to the end of its run when the sweep stops or its parent is gone.
+#: Seconds in which a worker may finish its run after the sweep stops or its parent dies.
 _GRACE: Final = 2.0
 
 _stopping = threading.Event()
-#: The default executor's workers keep their threads from job to job.
+#: Writing threads, which the default executor's workers keep from job to job.
 _writers: ThreadPoolExecutor | None = None
-#: What a run of a kind of batch took in this process, in seconds.
+#: Seconds per run in this process, for each kind of batch.
 _pace: dict[Any, float] = {}
 
 
@@ -87,23 +89,23 @@ class Item(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Some runs, as a worker gets them.
+    """The runs that a worker gets in one call.
 
     Attributes
     ----------
     items : tuple of Item
     directory : str or None
-        Where the folders of runs are; None writes nothing.
+        Folder of the run folders; None writes nothing.
     keep : bool
-        Write trajectories too.
+        Whether to write trajectories too.
     retry : bool
-        Do not take a failure that another process has written.
+        Whether to repeat failures that another process has written.
     n_threads : int
-        For runs that do not say.
+        Number of threads of runs that do not set one.
     seconds : float
-        Begin no run after this.
+        Time after which no further run is started.
     token : str
-        Tells jobs apart for executors that answer equal calls from memory.
+        Unique text, for executors that cache the results of equal calls.
     """
 
     items: tuple[Item, ...]
@@ -116,21 +118,21 @@ class Job(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of a job.
+    """The results of a job.
 
     Attributes
     ----------
     rows : list of (str, dict)
-        Hash and row of every run that ended; where there is a directory, it is on the disk.
+        Hash and row of every finished run, which is on the disk if there is a directory.
     left : tuple of Item
-        Runs that were not begun.
+        Runs that were not started.
     pid : int
     cpu_seconds : float
-        Of the worker's process, since it began.
+        CPU time of the worker's process since its start.
     run_seconds : float
-        Making problems and weights, training, accuracies.
+        Time for problems, weights, training and accuracies.
     seconds : float
-        All of the job.
+        Time for the whole job.
     """
 
     rows: list[tuple[str, dict[str, Any]]]
@@ -147,9 +149,9 @@ class Report(NamedTuple):
 
 
 def start(reader: Any) -> None:
-    """Prepare a worker's process: Ctrl-C is for its parent, and it ends when `reader` comes to its end.
+    """Prepare a worker's process: it ignores Ctrl-C, and ends when the pipe of `reader` is closed.
 
-    The other end of that pipe is closed when the sweep stops, or by the parent's death, of whatever kind.
+    The other end is closed when the sweep stops or the parent dies.
     """
     global _writers
     _writers = ThreadPoolExecutor(_WRITERS)
@@ -161,11 +163,11 @@ def _watch(reader: Any) -> None:
     reader.poll(None)
     _stopping.set()
     time.sleep(_GRACE)
-    os._exit(1)  # a run that goes on for longer is abandoned; no file is ever half written
+    os._exit(1)  # a longer run is abandoned; files appear whole or not at all
 
 
 def ready() -> int:
-    """Return the id of the process; it has imported everything when it does."""
+    """Return the process id, once the process has imported everything."""
     return os.getpid()
 
 
@@ -177,9 +179,9 @@ def ready() -> int:
 def finished(
     directory: str | os.PathLike[str], name: str, *, keep: bool, retry: bool
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that is finished, None for one that has to be run.
+    """Return the summary of a finished run; None if the run has to be done.
 
-    That of a file that is damaged, or was changed, has to be run again.
+    A run whose summary is damaged or was changed has to be done again.
     """
     try:
         summary = _checked_summary(parse_object(read_text(Path(directory, name, SUMMARY))))
@@ -204,12 +206,12 @@ def _checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajectory | None = None) -> None:
-    """Write a run's folder; its summary, in values that JSON knows, comes last, and whole."""
+    """Write a run's folder; the summary, in JSON-compatible values, is written last."""
     folder = Path(directory, item.hash)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder, seconds=_PATIENCE):
         remove_parts(folder, _OWN)
-        # The summary has the specification too: this copy need not be on the disk before it.
+        # The summary has the specification too, so this copy need not be synchronised.
         write_text_whole(folder / SPEC, _json(item.sections), durable=False)
         if run is not None:
             run.save(folder / summary["file"], weights=item.sections["output"]["weights"])
@@ -217,12 +219,12 @@ def record(directory: str, item: Item, summary: Mapping[str, Any], run: Trajecto
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    # In one line: Python's encoder is several times slower with indentation.
+    # Without indentation, which makes Python's encoder several times slower.
     return json.dumps(content, allow_nan=False) + "\n"
 
 
 def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a table shows of a summary."""
+    """Return the table row of a summary."""
     row = {
         "hash": summary["hash"],
         "outcome": summary["outcome"],
@@ -238,9 +240,9 @@ def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether a run that failed so may be well at another time or on another machine.
+    """Return whether a failure may be gone at another time or on another machine.
 
-    Full disks, missing files and rights, too little memory, packages that are not installed.
+    Such failures are full disks, missing files or rights, too little memory, and missing packages.
     """
     if is_machine_error(error) or isinstance(error, (ImportError, FolderInUseError)):
         return True
@@ -252,7 +254,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
-    """Return the summary of a run that left nothing but an error."""
+    """Return the summary of a run that failed without a trajectory."""
     return {
         "hash": item.hash,
         "outcome": "failed",
@@ -270,12 +272,12 @@ def failure(item: Item, error: str, seconds: float) -> dict[str, Any]:
 
 
 def run_job(job: Job) -> Report:
-    """Do the runs of a job, or those that its seconds allow."""
+    """Do the runs of a job, as many as its time allows."""
     return _Work(job).report()
 
 
 def forget() -> None:
-    """Let go of problems and weights."""
+    """Clear the cached problems, weights and closures."""
     for cache in (_problem, _weights, _closure):
         cache.cache_clear()
 
@@ -302,24 +304,24 @@ def _partial(problem: str = "{}", weights: str = "{}") -> spec.Spec:
     return spec.Spec(json.loads(problem), json.loads(weights), {}, {})
 
 
-class _Begun(NamedTuple):
-    """A run whose problem and weights are there."""
+class _Pending(NamedTuple):
+    """A run with its problem and weights."""
 
     item: Item
     prepared: runs.Prepared
-    arguments: dict[str, Any]
+    options: Options
     seconds: float
 
 
 class _Work:
-    """One job under way."""
+    """A job in progress."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.begin = time.perf_counter()
         self.rows: list[tuple[str, dict[str, Any]]] = []
         self.run_seconds = 0.0
-        self.waiting: dict[Any, list[tuple[_Begun, Plan]]] = {}
+        self.waiting: dict[Any, list[tuple[_Pending, Plan]]] = {}
         self.written: deque[Future[None]] = deque()
         self.writers = _writers or ThreadPoolExecutor(_WRITERS)
 
@@ -348,14 +350,14 @@ class _Work:
             if i > 0 and (over or _stopping.is_set()):
                 left = items[i:]
                 break
-            if not self._was_done(item):
-                self._begin(item)
+            if not self._is_done(item):
+                self._start(item)
         for kind in list(self.waiting):
             self._flush(kind)
         return left
 
-    def _was_done(self, item: Item) -> bool:
-        """Take the result of another process that was faster."""
+    def _is_done(self, item: Item) -> bool:
+        """Take over the result of another process, if there is one."""
         job = self.job
         if job.directory is None:
             return False
@@ -365,26 +367,26 @@ class _Work:
         self.rows.append((item.hash, row_of(summary)))
         return True
 
-    def _begin(self, item: Item) -> None:
-        """Run, or put to those that run together."""
+    def _start(self, item: Item) -> None:
+        """Do a run, or put it into a batch."""
         start = time.perf_counter()
         try:
-            begun = self._prepared(item, start)
-            plan = self._plan(begun)
+            pending = self._prepare(item, start)
+            plan = self._plan(pending)
         except Exception as error:
-            self._failed(item, error, time.perf_counter() - start)
+            self._fail(item, error, time.perf_counter() - start)
             return
-        begun = begun._replace(seconds=time.perf_counter() - start)
-        self.run_seconds += begun.seconds
+        pending = pending._replace(seconds=time.perf_counter() - start)
+        self.run_seconds += pending.seconds
         if plan is None:
-            self._run(begun)
+            self._run(pending)
             return
-        kind = _kind(plan)
-        self.waiting.setdefault(kind, []).append((begun, plan))
+        kind = _batch_key(plan)
+        self.waiting.setdefault(kind, []).append((pending, plan))
         if len(self.waiting[kind]) >= self._most(plan, kind):
             self._flush(kind)
 
-    def _prepared(self, item: Item, start: float) -> _Begun:
+    def _prepare(self, item: Item, start: float) -> _Pending:
         sections = item.sections
         chosen = spec.Spec(**sections)
         keys = [json.dumps(sections[name], sort_keys=True) for name in ("problem", "weights")]
@@ -392,29 +394,29 @@ class _Work:
         made = time.perf_counter()
         weights = _weights(*keys)
         seconds = {"problem": made - start, "weights": time.perf_counter() - made}
-        arguments = spec.train_arguments(chosen)
-        arguments["n_threads"] = arguments["n_threads"] or self.job.n_threads
-        return _Begun(item, runs.Prepared(chosen, problem, samples, weights, seconds), arguments, 0.0)
+        options = spec.train_options(chosen)
+        options = replace(options, n_threads=options.n_threads or self.job.n_threads)
+        return _Pending(item, runs.Prepared(chosen, problem, samples, weights, seconds), options, 0.0)
 
-    def _plan(self, begun: _Begun) -> Plan | None:
-        """Return how a run goes in a batch; None where it does not.
+    def _plan(self, pending: _Pending) -> Plan | None:
+        """Return the plan of a run in a batch; None if the run is done by itself.
 
-        It depends on the run alone, so that a sweep gives the same whatever else is in it.
+        The plan depends on the run alone, so that every sweep gives the same numbers for it.
         """
-        arguments, prepared = dict(begun.arguments), begun.prepared
-        engine, device, optimizer = (arguments.pop(name) for name in ("engine", "device", "optimizer"))
+        options, prepared = pending.options, pending.prepared
         widths = [prepared.problem.dim_in, *map(len, prepared.weights)]
-        if engine not in ("auto", "reduced") or device or optimizer != "gd" or max(widths) > _WIDEST:
+        is_batched = options.engine in ("auto", "reduced") and not options.added()
+        if not is_batched or max(widths) > _WIDEST:
             return None
-        request = Request.checked(prepared.problem, prepared.weights, callback=None, **arguments)
-        keys = [json.dumps(begun.item.sections[name], sort_keys=True) for name in ("problem", "weights")]
-        certificate, space = _closure(*keys, engine)
+        keys = [json.dumps(pending.item.sections[name], sort_keys=True) for name in ("problem", "weights")]
+        request = make_request(options.checked(), prepared.problem, prepared.weights)
+        certificate, space = _closure(*keys, options.engine)
         if space is None or max(max(core.shape) for core in space.cores) > _WIDEST_CORE:
             return None
         return Plan(request, with_caution(certificate, request), space)
 
     def _most(self, plan: Plan, kind: Any) -> int:
-        """Return how many runs of a kind to take together."""
+        """Return the largest number of runs in a batch."""
         request = plan.request
         numbers = request.steps + 1 + request.n_records * sum(core.size for core in plan.space.cores)
         memory = max(1, _BATCH_BYTES // (8 * numbers))
@@ -423,53 +425,58 @@ class _Work:
         return min(memory, max(_FEWEST, int(_BATCH_SHARE * self.job.seconds / _pace[kind])))
 
     def _flush(self, kind: Any) -> None:
-        """Run those of a kind that wait, side by side."""
+        """Run a batch."""
         together = self.waiting.pop(kind)
         if not self._run_together(kind, together):
-            for one in together:  # what is too much for all may be well for each
+            for one in together:  # the memory may suffice for each run alone
                 self._run_together(kind, [one])
 
-    def _run_together(self, kind: Any, together: list[tuple[_Begun, Plan]]) -> bool:
-        """Return whether the outcomes are there: several that fail are no outcome."""
+    def _run_together(self, kind: Any, together: list[tuple[_Pending, Plan]]) -> bool:
+        """Run a batch; return whether it has outcomes. A batch of several runs that fails has none."""
         start = time.perf_counter()
         try:
             ends = descend_together([plan for _, plan in together])
         except Exception as error:
             if len(together) == 1:
-                self._failed(together[0][0].item, error, time.perf_counter() - start)
+                self._fail(together[0][0].item, error, time.perf_counter() - start)
             return len(together) == 1
         share = (time.perf_counter() - start) / len(together)
-        _pace[kind] = share + sum(begun.seconds for begun, _ in together) / len(together)
+        _pace[kind] = share + sum(pending.seconds for pending, _ in together) / len(together)
         self.run_seconds += share * len(together)
-        for (begun, plan), end in zip(together, ends, strict=True):
+        for (pending, plan), end in zip(together, ends, strict=True):
             diverged = end.outcome == "diverged"
             text = divergence_text(plan.request, end.step, end.layer) if diverged else None
-            self._ended(begun, end.trajectory, end.outcome, text, share)
+            self._finish(pending, end.trajectory, end.outcome, text, share)
         return True
 
-    def _run(self, begun: _Begun) -> None:
-        """Train one run by itself."""
-        prepared, start = begun.prepared, time.perf_counter()
+    def _run(self, pending: _Pending) -> None:
+        """Do one run without a batch."""
+        prepared, start = pending.prepared, time.perf_counter()
         error_text = None
         outcome: str | None = "diverged"
         try:
-            run: Trajectory | None = train(prepared.problem, prepared.weights, **begun.arguments)
+            run: Trajectory | None = train(prepared.problem, prepared.weights, **pending.options.keywords())
             assert run is not None
             outcome = run.outcome
         except DivergedError as error:
             run, error_text = error.trajectory, str(error)
         except Exception as error:
-            self._failed(begun.item, error, time.perf_counter() - start)
+            self._fail(pending.item, error, time.perf_counter() - start)
             return
         seconds = time.perf_counter() - start
         self.run_seconds += seconds
-        self._ended(begun, run, outcome, error_text, seconds)
+        self._finish(pending, run, outcome, error_text, seconds)
 
-    def _ended(
-        self, begun: _Begun, run: Trajectory | None, outcome: str | None, error: str | None, seconds: float
+    def _finish(
+        self,
+        pending: _Pending,
+        run: Trajectory | None,
+        outcome: str | None,
+        error: str | None,
+        seconds: float,
     ) -> None:
         start = time.perf_counter()
-        item, prepared = begun.item, begun.prepared
+        item, prepared = pending.item, pending.prepared
         file = None
         if self.job.keep and self.job.directory is not None and run is not None:
             file = DIVERGED_RUN if outcome == "diverged" else RUN
@@ -488,22 +495,22 @@ class _Work:
                 if outcome != "diverged" and (found := runs.accuracies(prepared, run)):
                     summary["accuracy"] = found
         except Exception as failure_:
-            self._failed(item, failure_, begun.seconds + seconds)
+            self._fail(item, failure_, pending.seconds + seconds)
             return
         spent = time.perf_counter() - start
         self.run_seconds += spent
-        self._keep(item, summary | {"seconds": begun.seconds + seconds + spent}, run if file else None)
+        self._save(item, summary | {"seconds": pending.seconds + seconds + spent}, run if file else None)
 
-    def _failed(self, item: Item, error: Exception, seconds: float) -> None:
+    def _fail(self, item: Item, error: Exception, seconds: float) -> None:
         self.run_seconds += seconds
         summary = failure(item, f"{type(error).__name__}: {error}", seconds)
         if may_pass(error):  # there is a row, but no summary: another sweep runs it again
             self.rows.append((item.hash, row_of(runs.plain(summary))))
         else:
-            self._keep(item, summary, None)
+            self._save(item, summary, None)
 
-    def _keep(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
-        """Have the run written while the next ones run."""
+    def _save(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
+        """Write a run in another thread, while the next runs are done."""
         summary = runs.plain(summary)
         self.rows.append((item.hash, row_of(summary)))
         if self.job.directory is None:
@@ -513,10 +520,10 @@ class _Work:
             self.written.popleft().result()
 
 
-def _kind(plan: Plan) -> Any:
-    """Return what runs must share to descend side by side, each with the bits that it would have alone.
+def _batch_key(plan: Plan) -> Any:
+    """Return a key that is equal for runs which can share a batch, each with the same bits as alone.
 
-    The core takes another recursion, equal but for rounding, where some run has momentum, or decay.
+    With momentum or weight decay in any run the core takes another recursion, which rounds differently.
     """
     request = plan.request
     return (

@@ -595,7 +595,7 @@ def scale_of(weight: FloatArray) -> float:
 def per_layer(
     x: object,
     name: str,
-    n_layers: int,
+    n_layers: int | None,
     *,
     minimum: float = 0.0,
     strict: bool = False,
@@ -603,13 +603,14 @@ def per_layer(
 ) -> npt.NDArray[np.float64]:
     """Return a scalar, or a sequence with one value per layer, as a vector of length `n_layers`.
 
-    The bounds are those of `check_scale`.
+    Without a number of layers a scalar has length 1 and a sequence may have any length. The bounds are those
+    of `check_scale`.
     """
     single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
     if single if not is_array(x) else count_axes(x, name) == 0:
-        return np.full(n_layers, check_scale(x, name, minimum=minimum, strict=strict, below=below))
+        return np.full(n_layers or 1, check_scale(x, name, minimum=minimum, strict=strict, below=below))
     values = as_list(x, name, "one number or one per layer")
-    if len(values) != n_layers:
+    if n_layers is not None and len(values) != n_layers:
         raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")
     return np.array(
         [

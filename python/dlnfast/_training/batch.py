@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, count_axes, is_array
 from .._support.checkpoint import Checkpoint, RunFolder, identity_of
@@ -23,8 +23,10 @@ from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
-from .engines import choose_engine, with_caution
+from .choice import choose_engine
 from .jobs import allocate_records, reduced_states
+from .options import Options, Record, names_moved_options
+from .rates import ADAPTIVE_RATE, make_request, with_caution
 from .request import Request
 from .resumable import Records, ResumableWork, run_resumable
 
@@ -91,6 +93,7 @@ class Batch(Sequence[Trajectory]):
         return f"Batch({len(self)} runs: {counts}; {self.wall_time:.3g} s)"
 
 
+@names_moved_options
 def train_batch(
     problems: Problem | Sequence[Problem],
     weights: Layers | Sequence[Layers],
@@ -99,8 +102,7 @@ def train_batch(
     steps: int,
     weight_decay: PerRun = 0.0,
     momentum: PerRun = 0.0,
-    record_every: int | None = None,
-    singular_values: str | int | None = "all",
+    record: Record | None = None,
     tolerance: float | None = None,
     n_threads: int = 0,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
@@ -122,10 +124,9 @@ def train_batch(
         Number of updates of every run.
     weight_decay, momentum : float, sequence of float, or array of shape (n_runs, L)
         ``lambda`` and ``mu``, likewise.
-    record_every : int, optional
-        As in `train`; by default only the first and the last step are recorded.
-    singular_values : {"all", None} or int
-        How many singular values `Trajectory.singular_values` shows.
+    record : Record, optional
+        Steps of the records, and number of singular values in `Trajectory.singular_values`. By default the
+        first and the last step, with all singular values. Its other options must have their defaults.
     tolerance : float, optional
         A run stops as soon as its loss is at most this.
     n_threads : int
@@ -176,13 +177,9 @@ def train_batch(
         weight_decay,
         momentum,
         steps=steps,
-        record_every=max(steps, 1) if record_every is None else record_every,
-        singular_values=singular_values,
-        vectors=False,
-        weights_every=None,
+        record=_check_record(record, steps),
         tolerance=tolerance,
         n_threads=n_threads,
-        callback=None,
     )
     n_steps = plans[0].request.steps if plans else 0
     loss = np.full((len(plans), n_steps + 1), np.inf)
@@ -199,6 +196,17 @@ def train_batch(
         if end.outcome == "converged":
             loss[i, n_losses:] = end.trajectory.loss[-1]
     return Batch(runs, loss, outcomes, time.perf_counter() - start)
+
+
+def _check_record(record: Record | None, steps: int) -> Record:
+    """Return the records of a batch, or raise for options that only single runs have."""
+    if record is None:
+        return Record(every=max(steps, 1))
+    if isinstance(record, Record) and record != Record(record.every, record.singular_values):
+        raise ValueError(
+            f"record is {record}; train_batch takes every and singular_values only, train takes all options"
+        )
+    return record
 
 
 class Plan(NamedTuple):
@@ -433,14 +441,12 @@ def _plan_one(
     """Check one run; `closures` holds what is known of the pairs of objects that came before."""
     if not isinstance(problem, Problem):
         raise TypeError(f"problems holds {type(problem).__name__}; wanted dlnfast.Problem")
-    request = Request.checked(
-        problem,
-        check_initial(network, problem),
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        **common,
+    options = Options(
+        learning_rate=learning_rate, weight_decay=weight_decay, momentum=momentum, engine="reduced", **common
     )
+    if options.adaptive is not None:
+        raise ValueError(ADAPTIVE_RATE)
+    request = make_request(options.checked(), problem, check_initial(network, problem))
     # The caller holds both objects as long as the batch is planned, so their addresses name them.
     pair = (id(problem), id(network))
     if pair not in closures:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.dispatch import core
 from .._support.errors import DivergedError
@@ -21,7 +21,9 @@ from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
 from .._trajectory.trajectory import Trajectory
 from .jobs import DenseJob, Job, Outputs, ReducedJob, core_arguments, make_trajectory
-from .request import Callback, Request, divergence_text
+from .options import Callback
+from .rates import divergence_text
+from .request import Request
 from .resumable import Records, ResumableWork, replay_records, run_resumable
 
 #: Flop and byte budget between two flushes.

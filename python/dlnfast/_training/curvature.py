@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How sharply the loss of a partly known matrix bends: what learning rates are derived from."""
+"""The sharpness of the loss of a partly known matrix, from which learning rates are derived."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, random_generator, scale_of
 from .._support.dispatch import core
 
-#: Networks up to this width inside are looked at through their own end layers.
+#: For hidden layers up to this width the curvature is measured within the network's end layers.
 _NARROW: Final = 64
-#: Singular vectors that stand for what will be learned.
+#: Number of leading singular vectors that represent the learned matrix.
 _LEADING: Final = 8
-#: Steps of power iteration; what they may miss is within the margin.
+#: Steps of power iteration; the margin covers their error.
 _SWEEPS: Final = 12
 _MARGIN: Final = 1.1
 

@@ -1,100 +1,98 @@
 # SPDX-License-Identifier: MIT
-"""The engine of a run: chosen, with the reasons."""
+"""The interface of engines, and the decision which one does a run.
+
+An engine checks whether it can do a run, with reasons in a `Certificate`, and prepares a job that does it.
+`registry.ENGINES` lists all of them by name; `load_engine` imports the one that a run asks for.
+"""
 
 from __future__ import annotations
 
+import importlib
+from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import ClassVar
 
-from .._closure.certificate import Assumptions, Certificate
-from .._closure.closure import LARGEST_SHARE, Closure, find_closure
-from .._closure.conditions import satisfies_all_but_rank
+from .._closure.certificate import Certificate
+from .._closure.subspaces import Closure
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, scale_of
-from .._support.errors import AssumptionError
-from .._weights.checks import require_arrays
-from .._weights.implicit import ImplicitWeights
-from .rates import rate_caution
-from .request import Request
-
-ADAPTIVE_RATE = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
+from .jobs import ResumableJob
+from .options import Options
+from .rates import make_request, with_caution
+from .registry import ENGINES, split_engine
+from .request import Request, Weights
 
 
-def _choose_implicit(engine: str, problem: Problem, law: ImplicitWeights) -> tuple[Certificate, Closure]:
-    if engine == "dense":
-        raise AssumptionError(
-            "engine='dense' needs whole layers, but weights are a law: draw them with "
-            "dln.orthogonal(..., implicit=False)"
-        )
-    space = find_closure(problem, law)
-    found = space.assumptions
-    if not found.hold:
-        raise AssumptionError(_assumption_text(found))
-    return Certificate("reduced", f"the closure holds in law, {found.describe_dims()}", found), space
+class Engine(ABC):
+    """One way to take the steps of a run.
 
+    Attributes
+    ----------
+    name : str
+        Name in `registry.ENGINES`.
+    device : str or None
+        Device that the engine computes on, for engines that have several.
+    space : Closure or None
+        Invariant subspaces that the run stays in; None for whole layers.
+    """
 
-def choose_engine(
-    engine: str, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
-) -> tuple[Certificate, Closure | None]:
-    """Return which engine runs and why, with the active subspaces where it is the reduced one."""
-    if isinstance(problem, Observations):
-        if engine == "reduced":
-            raise AssumptionError(
-                "engine='reduced' does not hold here: of a matrix that is known in part no small subspace is "
-                "invariant; train_compressed approximates"
+    name: ClassVar[str]
+    device: str | None = None
+    space: Closure | None = None
+
+    def __init__(self, device: str = "") -> None:
+        """Take the text after the colon of ``"name:device"``, which is empty for most engines."""
+        if device:
+            raise ValueError(
+                f"engine is '{self.name}:{device}'; wanted '{self.name}', as only 'torch' takes a device"
             )
-        require_arrays(weights)
-        return Certificate(
-            "dense", f"the matrix is known through {problem.n_observations} observations"
-        ), None
-    if isinstance(weights, ImplicitWeights):
-        return _choose_implicit(engine, problem, weights)
-    if engine == "dense":
-        return Certificate("dense", "engine='dense' was asked for", None), None
-    filling = engine == "reduced" and satisfies_all_but_rank(problem, weights)
-    space = find_closure(problem, weights, largest_share=1.0 if filling else LARGEST_SHARE)
-    found = space.assumptions
-    if engine == "reduced" and not found.hold:
-        raise AssumptionError(_assumption_text(found))
-    if engine == "auto" and min(found.dims) == 0 < max(found.dims):
-        # Not wrong, but a reduced run would have no singular vectors to show in some layers.
-        return Certificate(
-            "dense", "layers of zeros: nothing reaches all of them from the target", found
-        ), None
-    if found.hold:
-        return Certificate("reduced", f"the closure holds, {found.describe_dims()}", found), space
-    failure = found.failures[0].text
-    if found.failures[0].name == "closure" and satisfies_all_but_rank(problem, weights):
-        # Exact all the same, but not faster.
-        reason = f'little to gain with a target of this rank: {failure}; engine="reduced" takes more'
-        return Certificate("dense", reason, found), None
-    return Certificate("dense", f"the theorem does not apply: {failure}", found), None
+
+    @abstractmethod
+    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+        """Return the reason for this engine, or raise if it cannot do the run."""
+
+    @abstractmethod
+    def prepare(self, request: Request) -> ResumableJob:
+        """Return the job that does the run; `check` was called before."""
 
 
-def with_caution(certificate: Certificate, request: Request) -> Certificate:
-    """Add to the reason that rounding may grow, where the rate is above what the minimum bears."""
-    if request.steps < 2 or request.adaptive is not None:
-        return certificate
-    weights = request.weights
-    caution = rate_caution(
-        request.problem,
-        weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights],
-        request.learning_rate,
-        request.momentum,
-        decomposed=certificate.engine == "reduced",  # which has decomposed the target, however large
-    )
-    return replace(certificate, reason=f"{certificate.reason}{caution}") if caution else certificate
+def load_engine(text: str) -> Engine:
+    """Return the engine that ``"name"`` or ``"name:device"`` asks for.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the engine needs a package that is not installed.
+    ValueError
+        If the engine takes no device.
+    """
+    name, device = split_engine(text)
+    module, _, cls = ENGINES[name].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), cls)(device)
+    return engine
 
 
-def _assumption_text(assumptions: Assumptions) -> str:
-    lines = [
-        f"{check.text} (limit {check.limit:.1e}"
-        + (
-            f"; a reduced run would be wrong by about {check.expected_error:.1e}"
-            if check.expected_error
-            else ""
-        )
-        + f"); {check.remedy}"
-        for check in assumptions.failures
-    ]
-    return "engine='reduced' does not hold here. " + " | ".join(lines)
+def resolve(
+    options: Options, problem: Problem | Observations, weights: Weights
+) -> tuple[Engine, Request, Certificate]:
+    """Decide everything that depends on problem and weights: the rates and the engine.
+
+    Parameters
+    ----------
+    options : Options
+        Checked options.
+    problem : Problem or Observations
+    weights : list of ndarray, or ImplicitWeights
+        Checked weights.
+
+    Returns
+    -------
+    tuple of Engine, Request, Certificate
+        The engine, its request, and the reasons.
+    """
+    request = make_request(options, problem, weights)
+    engine = load_engine(options.engine)
+    certificate = engine.check(options, problem, weights)
+    if engine.device is not None:
+        request = replace(request, device=engine.device)
+    return engine, request, with_caution(certificate, request)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""One job for each engine: working arrays, the call of the core, and the states it leaves."""
+"""Jobs, one class for each engine: working arrays, the call of the core, and the recorded states."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure, factors_within
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure, factors_within
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core
@@ -27,20 +27,22 @@ from .._trajectory.reduced import ReducedStates
 from .._trajectory.states import States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
-from .request import ALL_VALUES, Request, divergence_text
+from .options import ALL_VALUES, Options
+from .rates import divergence_text
+from .request import Request
 
 #: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
 _COMPENSATED = 32
 
 
 class Outputs:
-    """The arrays that the core fills while it runs; readable after any interruption."""
+    """The output arrays that the core fills during a run; valid after any interruption."""
 
     def __init__(self, request: Request) -> None:
         self.loss = allocate_records((request.n_losses,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
         self._numbers = np.zeros(6, dtype=np.int64)
-        #: What the core counts: losses, records, snapshots, rates, and whether it is between two steps.
+        #: Counters of the core: losses, records, snapshots, rates, and 1 between two steps.
         self.counts = self._numbers[1:]
         n_rates = 0 if request.adaptive is None else request.n_losses
         self.rate = allocate_records((n_rates,), np.dtype(np.float64))
@@ -81,24 +83,27 @@ class Outputs:
         return bool(self.counts[4])
 
     def empty(self) -> None:
-        """Make room for what comes after the last loss."""
-        # In one statement, which no signal divides: `last_step` is right at any moment.
+        """Reset the counters: the next loss is that of the step after the last one."""
+        # One statement, which no signal interrupts: `last_step` is right at any moment.
         self._numbers[:5] = self.last_step + 1, 0, 0, 0, 0
 
 
 def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return an array for records, or say what to change if it does not fit the memory."""
+    """Return an array for records; if it does not fit the memory, the error says what to change."""
     try:
         return np.empty(shape, dtype=dtype)
     except (MemoryError, ValueError, OverflowError) as error:  # the latter for shapes beyond addresses
         raise MemoryError(
-            f"records of shape {shape} do not fit the memory ({error}): raise record_every (or "
-            "weights_every), keep fewer singular_values or no vectors, or take fewer steps"
+            f"records of shape {shape} do not fit the memory ({error}): raise record.every (or "
+            "record.weights_every), record fewer singular_values or no vectors, or take fewer steps"
         ) from None
 
 
 class Job(Protocol):
-    """One engine's preparation for a run, and the reading of what it left."""
+    """A prepared run of one engine."""
+
+    #: Keys of the options added after version 0.1.0 that the job reads; it refuses all others.
+    reads: ClassVar[frozenset[str]]
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
 
@@ -106,18 +111,18 @@ class Job(Protocol):
 
 
 class ResumableJob(Job, Protocol):
-    """One whose run can be written to a folder, and go on from there."""
+    """A job whose state can be saved to a folder and restored."""
 
-    #: What moves beside the weights.
+    #: State beside the weights.
     motion: OptimizerState
 
     def moving(self) -> dict[str, FloatArray]: ...
 
 
 class OptimizerState:
-    """Velocities, what compensated sums have rounded away, and vectors that a search goes on from.
+    """Optimizer state of a checkpointed run: velocities, Kahan compensation, power-iteration vectors.
 
-    Zeros at the start; written by the core where the run is kept.
+    All are zeros at the start. The core writes them; runs without a checkpoint have none.
     """
 
     def __init__(self, request: Request, weights: Sequence[FloatArray]) -> None:
@@ -127,7 +132,7 @@ class OptimizerState:
         self.carry = [np.zeros_like(w) for w in weights] if kept and size <= _COMPENSATED else []
         adapts = kept and request.adaptive is not None
         self.search = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
-        #: Whether the run goes on from somewhere.
+        #: Whether the run is resumed.
         self.resumes = False
 
     def arguments(self) -> dict[str, Any]:
@@ -145,6 +150,10 @@ class OptimizerState:
 
 
 class ReducedJob:
+    """A run inside the invariant subspaces: cores, and the scalars of the families outside."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, request: Request, space: Closure) -> None:
         self.request = request
         self.space = space
@@ -152,27 +161,27 @@ class ReducedJob:
         self.core_records = [allocate_records((request.n_records, *c.shape), c.dtype) for c in self.cores]
         n_scalars = sum(len(family.rho) for family in space.families)
         self.motion = OptimizerState(request, self.cores)
-        #: rho, velocities and carries of all families.
+        #: rho, velocities and compensation of all families.
         self.scalars = np.zeros((3, n_scalars))
         self.scalars[0] = [rho for family in space.families for rho in family.rho]
         self.rho_records = allocate_records((request.n_records, n_scalars), np.dtype(np.float64))
 
     def space_arrays(self) -> dict[str, FloatArray]:
-        """Return what the core learns from, where it is not among the records anyway."""
+        """Return the data of the reduced problem that the records do not hold."""
         factor, target = self.space.input_factor, self.space.factor_target
         if factor is None or target is None:
             return {}
         return {"core_factor": factor, "core_factor_target": target}
 
     def within(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ReducedJob:
-        """Return the job inside the subspaces that are written: another process finds others, by rounding."""
+        """Return the job in the saved subspaces; those of another process differ by rounding."""
         if "basis_0" in arrays:
             bases: Sequence[FloatArray] = [arrays[f"basis_{i}"] for i in range(len(self.space.bases))]
-        else:  # they follow from a law
+        else:  # lazily sampled weights give the same bases again
             bases = self.space.bases
         assert isinstance(self.request.problem, Problem)
         factors = arrays.get("core_factor"), arrays.get("core_factor_target")
-        if factors[0] is None:  # a run that an earlier version began, or one of white inputs
+        if factors[0] is None:  # a run of version 0.1.0, or one with white inputs
             factors = factors_within(self.request.problem, bases[0], bases[-1])
         space = replace(
             self.space,
@@ -201,7 +210,7 @@ class ReducedJob:
         return core.reduced_descent(self.cores, arguments)
 
     def moving(self) -> dict[str, FloatArray]:
-        """Return the arrays that change while the run goes on, its state."""
+        """Return the arrays that change during the run: its state."""
         cores = {f"weight_{i}": core_ for i, core_ in enumerate(self.cores)}
         return cores | {"scalars": self.scalars} | self.motion.arrays()
 
@@ -214,7 +223,7 @@ class ReducedJob:
 def reduced_states(
     request: Request, space: Closure, cores: tuple[FloatArray, ...], rho: npt.NDArray[np.float64]
 ) -> ReducedStates:
-    """Return what a reduced run recorded, together with what it started from."""
+    """Return the records of a reduced run, together with its initial layers."""
     given = request.weights
     return ReducedStates(
         bases=space.bases,
@@ -230,13 +239,15 @@ def reduced_states(
 
 
 class DenseJob:
-    """Working copies of the weights, and room for what the records of whole layers hold."""
+    """A run of whole layers: working copies of the weights, and the arrays of the records."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request) -> None:
         self.request = request
         assert not isinstance(request.weights, ImplicitWeights)
         self.initial = tuple(request.weights)
-        # The working copies; W_l(0) stays with the caller.
+        # Working copies: W_l(0) belongs to the caller.
         self.weights = [aligned_copy(w) for w in self.initial]
         self.motion = OptimizerState(request, self.weights)
         n, dtype = request.n_records, request.dtype
@@ -260,7 +271,7 @@ class DenseJob:
         self.snapshots = [allocate_records((request.n_snapshots, *s), dtype) for s in shapes] if every else []
 
     def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
-        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
+        """Run; return the outcome, the last step, and the layer that grew most in a diverged run."""
         arguments |= self.request.problem.engine_arguments(self.request.dtype)
         arguments |= self.motion.arguments()
         arguments |= {
@@ -273,7 +284,7 @@ class DenseJob:
             "clusters": self.clusters,
             "tracking": self.tracking,
             "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
-            # What starts from W(0) cannot go on from other weights.
+            # The factored form starts from W(0), so a resumed run cannot use it.
             "factored": self.request.tracking == "auto" and not self.motion.resumes,
             "initial": [] if self.motion.resumes else [np.ascontiguousarray(w) for w in self.initial],
             "left": self.left,
@@ -283,11 +294,11 @@ class DenseJob:
         return core.dense_descent(self.weights, arguments)
 
     def moving(self) -> dict[str, FloatArray]:
-        """Return the arrays that change while the run goes on, its state."""
+        """Return the arrays that change during the run: its state."""
         return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.motion.arrays()
 
     def states(self, outputs: Outputs, complete: bool) -> DenseStates:
-        """Return what was recorded so far, with the weights at the end where the run came to one."""
+        """Return the records so far, with the final weights of a finished run."""
         n = outputs.n_records
         every = self.request.weights_every or 1
         first = -(-outputs.begin // every)
@@ -309,7 +320,7 @@ class DenseJob:
 
 
 def core_arguments(request: Request, outputs: Outputs, bar: ProgressBar) -> dict[str, Any]:
-    """Return what both engines of the core take."""
+    """Return the arguments that all engines have in common."""
     return {
         "loss_scale": request.problem.loss_scale,
         "learning_rate": request.learning_rate.tolist(),
@@ -334,10 +345,16 @@ def core_arguments(request: Request, outputs: Outputs, bar: ProgressBar) -> dict
     }
 
 
+def refuse_unread_options(job: Job, options: Options) -> None:
+    """Raise for an option that is set but that the engine of the job does not read."""
+    for key in sorted(options.added() - job.reads):
+        raise ValueError(f"{key} is set, but engine={options.engine!r} does not read it")
+
+
 def make_trajectory(
     job: Job, request: Request, certificate: Certificate, outputs: Outputs, outcome: str, seconds: float
 ) -> Trajectory:
-    """Return what is in the outputs."""
+    """Return the trajectory of the records so far."""
     return Trajectory(
         steps=outputs.record_steps[: outputs.n_records],
         loss=outputs.loss[: outputs.n_losses],
@@ -353,7 +370,7 @@ def make_trajectory(
 def run_job(
     job: Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float
 ) -> Trajectory:
-    """Let a job run, and return its trajectory or raise the error that holds it."""
+    """Run a job, and return its trajectory; an error carries the trajectory so far."""
     outputs = Outputs(request)
 
     def trajectory(outcome: str) -> Trajectory:

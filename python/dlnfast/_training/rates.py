@@ -1,75 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""Learning rates: automatic, adaptive, and the largest ones at which a minimum is stable."""
+"""Learning rates: given, automatic and adaptive ones, and the largest at which a minimum is stable."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, check_scale, per_layer, scale_of
+from .._support.arrays import check_scale, per_layer, scale_of, widths_of
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
 from ..theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .curvature import constant_rate, layer_curvatures
 from .curvature import minimum_sharpness as minimum_sharpness_of_observed
+from .options import Adaptive, Options, PerLayer
+from .request import AdaptiveRequest, Request, Weights
 
-PerLayer = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    r"""A learning rate that follows the weights: the stability threshold, measured at every step.
-
-    .. math:: \eta = \frac{\text{safety}}{c \sum_l m_l q_l s_l^2 + c \max_l \sum_{k \ne l} \sqrt{m_l m_k}
-        s_{lk} e + \lambda},
-
-    with s_l (s_lk) the product of the largest singular values of all layers but l (and k), e the norm of the
-    residual and q_l the share of a change that the observations see. The denominator bounds the Hessian in
-    the metric of the rates; descent is stable for safety below 2. Where small weights leave a plateau the
-    rate is larger by orders of magnitude than any constant one that is stable in the end.
-
-    Parameters
-    ----------
-    safety : float
-        Above 0.
-    ratios : sequence of float, optional
-        m_l: the layers' rates are m_l eta. All 1 by default.
-    curvature : sequence of float, optional
-        q_l. Measured by default; 1 for white inputs.
-
-    Notes
-    -----
-    Costs two products of each layer with a vector at every step. `Trajectory.rates` keeps eta.
-    """
-
-    safety: float = 1.5
-    ratios: Sequence[float] | None = None
-    curvature: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class AdaptiveRequest:
-    """`Adaptive`, checked, with everything measured."""
-
-    safety: float
-    curvature: list[float]
-    error_scale: float
-
-
+ADAPTIVE_RATE: Final = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
 #: Smaller side up to which a target is decomposed for a message alone.
 _SMALL_TARGET: Final = 512
 
 
 def largest_target_value(problem: Problem | Observations) -> float:
-    """Return ||Phi||_2, or 0 where it is not known or would take a large decomposition."""
+    """Return ||Phi||_2, or 0 if it is unknown or takes a large decomposition."""
     if isinstance(problem, Observations):
         return 0.0
     if isinstance(problem.target, LowRank):
@@ -80,15 +41,14 @@ def largest_target_value(problem: Problem | Observations) -> float:
 def learning_rates(
     learning_rate: PerLayer | str,
     problem: Problem | Observations,
-    weights: list[FloatArray] | ImplicitWeights,
+    weights: Weights,
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
+    """Return the constant learning rates of the layers: the given ones, or those of "auto"."""
     n_layers = len(weights)
     if not isinstance(learning_rate, str):
         return per_layer(learning_rate, "learning_rate (eta)", n_layers)
-    if learning_rate != "auto":
-        raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers, "auto" or "adaptive"')
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
     scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
@@ -103,14 +63,14 @@ def rates_at(
 ) -> npt.NDArray[np.float64]:
     """Return the learning rates of "auto" for layers of these scales (eps)."""
     n_layers = len(scales)
-    # Weight decay makes everything sharper by lambda.
+    # Weight decay adds lambda to every eigenvalue of the Hessian.
     sharpness = 1.0 / default_learning_rate(problem, n_layers, scale=max(scales)) + float(weight_decay.max())
     return np.full(n_layers, (1.0 - float(momentum.max())) / sharpness)
 
 
 def automatic_rates(
     problem: Observations,
-    weights: list[FloatArray] | ImplicitWeights,
+    weights: Weights,
     ratios: npt.NDArray[np.float64],
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
@@ -125,18 +85,19 @@ def automatic_rates(
 
 
 def adaptive_rates(
-    law: Adaptive, problem: Problem | Observations, weights: list[FloatArray] | ImplicitWeights
+    rule: Adaptive, problem: Problem | Observations, weights: Weights
 ) -> tuple[npt.NDArray[np.float64], AdaptiveRequest]:
+    """Return the ratios of the layers' rates, and the constants of an adaptive rate."""
     layers = require_arrays(weights)
-    safety = check_scale(law.safety, "safety", strict=True)
-    ratios = per_layer(1.0 if law.ratios is None else law.ratios, "ratios", len(layers))
+    safety = check_scale(rule.safety, "safety", strict=True)
+    ratios = per_layer(1.0 if rule.ratios is None else rule.ratios, "ratios", len(layers))
     error_scale = 1.0
     if isinstance(problem, Observations):
         error_scale = problem.error_scale
     elif problem.gram_eigen is not None:
         error_scale = float(np.sqrt(problem.gram_eigen[0][-1]))
-    if law.curvature is not None:
-        curvature = per_layer(law.curvature, "curvature", len(layers))
+    if rule.curvature is not None:
+        curvature = per_layer(rule.curvature, "curvature", len(layers))
     elif isinstance(problem, Observations):
         curvature = np.array(layer_curvatures(problem, layers))
     else:
@@ -153,12 +114,12 @@ def rate_caution(
     *,
     decomposed: bool = False,
 ) -> str:
-    """Return what to add to the reason of a run whose rates are above what the minimum bears, else ""."""
-    # Layers with rates of their own add up to their mean; heavy ball bears 1 + mu times as much.
-    rate, bears = float(learning_rate.mean()), 1 + float(momentum.min())
+    """Return the warning for rates at which the minimum is unstable; empty for stable rates."""
+    # The mean decides where layers have different rates; momentum raises the bound by the factor 1 + mu.
+    rate, factor = float(learning_rate.mean()), 1 + float(momentum.min())
     if rate == 0:
         return ""
-    bound = bears * _largest_stable_rate(problem, scales, learning_rate / rate, rate / bears, decomposed)
+    bound = factor * _largest_stable_rate(problem, scales, learning_rate / rate, rate / factor, decomposed)
     if rate <= bound:
         return ""
     where = "the balanced minimum"
@@ -177,11 +138,11 @@ def _largest_stable_rate(
     rate: float,
     decomposed: bool,
 ) -> float:
-    """Return the rate above which the minimum is unstable, infinity where it is clear that `rate` is not."""
+    """Return the largest rate at which the minimum is stable; infinity if `rate` is clearly below it."""
     n_layers = len(scales)
     if isinstance(problem, Observations):
-        return _twice_over(minimum_sharpness_of_observed(problem, scales, ratios.tolist()))
-    # A Frobenius norm bounds the largest singular value; where that is enough nothing is decomposed.
+        return _stable_rate(minimum_sharpness_of_observed(problem, scales, ratios.tolist()))
+    # The Frobenius norm bounds the largest singular value. If that bound suffices, nothing is decomposed.
     gram = 1.0 if problem.gram_eigen is None else float(problem.gram_eigen[0][-1])
     best = problem.least_squares
     norm = float(np.linalg.norm(best.s if isinstance(best, LowRank) else best))
@@ -192,10 +153,84 @@ def _largest_stable_rate(
         return math.inf
     if problem.input_gram is not None:
         few = decomposed or min(problem.target.shape) <= _SMALL_TARGET
-        return _twice_over(minimum_sharpness(problem, n_layers)) if few else math.inf
+        return _stable_rate(minimum_sharpness(problem, n_layers)) if few else math.inf
     sigma = float(problem.target_factors().s[0]) if decomposed else largest_target_value(problem)
     return stability_threshold(sigma, n_layers, problem.loss_scale) if sigma > 0 else math.inf
 
 
-def _twice_over(sharpness: float) -> float:
+def _stable_rate(sharpness: float) -> float:
+    """Return two over the sharpness, the threshold of gradient descent."""
     return 2.0 / sharpness if sharpness > 0 else math.inf
+
+
+def make_request(options: Options, problem: Problem | Observations, weights: Weights) -> Request:
+    """Return the request of checked options: decide the rates of the layers, and the sizes.
+
+    Raises
+    ------
+    ShapeError
+        For a list of rates of another length than the network.
+    AssumptionError
+        For an adaptive rate with lazily sampled weights.
+    """
+    n_layers = len(weights)
+    weight_decay = per_layer(options.weight_decay, "weight_decay (lambda)", n_layers)
+    momentum = per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0)
+    adaptive = None
+    if options.adaptive is not None:
+        rates, adaptive = adaptive_rates(options.adaptive, problem, weights)
+    else:
+        assert not isinstance(options.learning_rate, Adaptive)
+        rates = learning_rates(options.learning_rate, problem, weights, weight_decay, momentum)
+    return Request(
+        problem=problem,
+        weights=weights,
+        options=options,
+        widths=list(weights.widths) if isinstance(weights, ImplicitWeights) else widths_of(weights),
+        dtype=weights.dtype if isinstance(weights, ImplicitWeights) else weights[0].dtype,
+        learning_rate=rates,
+        adaptive=adaptive,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        callback=options.record.callback,
+    )
+
+
+def with_caution(certificate: Certificate, request: Request) -> Certificate:
+    """Return the certificate with a warning in its reason, if the minimum is unstable at these rates."""
+    if request.steps < 2 or request.adaptive is not None:
+        return certificate
+    caution = rate_caution(
+        request.problem,
+        request.scales(),
+        request.learning_rate,
+        request.momentum,
+        decomposed=certificate.engine == "reduced",  # which has decomposed the target, however large
+    )
+    return replace(certificate, reason=f"{certificate.reason}{caution}") if caution else certificate
+
+
+def divergence_text(request: Request, step: int, layer: int) -> str:
+    """Return the message for a run whose loss is not finite at this step, with the remedy."""
+    text = (
+        f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
+        f"now {_span(request.learning_rate)}"
+    )
+    if request.adaptive is not None:
+        text = f"the loss is not finite at step {step} (layer {layer} has grown most): lower safety, "
+        text += f"now {request.adaptive.safety:g}"
+    sigma = largest_target_value(request.problem)
+    if request.problem.input_gram is not None:
+        text += ", or whiten the inputs"
+    elif sigma > 0:
+        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
+        text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
+    if request.weight_decay.max() * request.learning_rate.max() > 2.0:
+        product = _span(request.learning_rate * request.weight_decay)
+        text += f"; learning_rate * weight_decay is {product}, above 2"
+    return text
+
+
+def _span(values: npt.NDArray[np.float64]) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"

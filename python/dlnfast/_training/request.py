@@ -1,143 +1,133 @@
 # SPDX-License-Identifier: MIT
-"""The arguments of one run, checked."""
+"""The request of a run: its options resolved for one problem and one network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._support.arrays import (
-    FloatArray,
-    check_choice,
-    check_count,
-    check_flag,
-    check_scale,
-    per_layer,
-    widths_of,
-)
-from .._support.errors import AssumptionError
-from .._support.threads import MAX_THREADS
+from .._support.arrays import FloatArray, scale_of
 from .._weights.implicit import ImplicitWeights
-from ..theory import stability_threshold
-from .rates import Adaptive, AdaptiveRequest, PerLayer, adaptive_rates, largest_target_value, learning_rates
+from .options import Callback, Options
 from .stopping import Plateau
 
-Callback = Callable[[int, float], bool | None]
-#: Stands for all singular values in the core, which takes the smaller of this and of what there is.
-ALL_VALUES = 2**62
-#: Optimizers whose update acts on each entry by itself.
-_ENTRYWISE: Final = (
-    "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "rprop", "lion", "signsgd",
-)  # fmt: skip
-#: Optimizers whose update is made of gradients by sums, products and functions of singular values.
-_KEEPS_SUBSPACES: Final = ("muon", "shampoo", "nesterov")
+#: Initial weights after their checks.
+Weights = list[FloatArray] | ImplicitWeights
+
+
+@dataclass(frozen=True)
+class AdaptiveRequest:
+    """The constants of an adaptive rate, measured for a problem and its weights."""
+
+    safety: float
+    curvature: list[float]
+    error_scale: float
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of one run, checked."""
+    """Everything that an engine needs to know: problem, weights, checked options, and rates per layer.
+
+    Attributes
+    ----------
+    problem : Problem or Observations
+    weights : list of ndarray, or ImplicitWeights
+        W_1(0), .., W_L(0); empty where each process holds its own rows.
+    options : Options
+        The checked options. An engine reads an option without an attribute here from them.
+    widths : list of int
+        d_0, .., d_L.
+    dtype : dtype
+        Precision of the weights.
+    learning_rate : ndarray, shape (L,)
+        Learning rates of the layers; for an adaptive rate their ratios.
+    adaptive : AdaptiveRequest or None
+        Constants of an adaptive rate.
+    weight_decay, momentum : ndarray, shape (L,)
+    callback : callable or None
+        Callback of the records, which a resumed run replaces.
+    device : str or None
+        Device of an engine that has several.
+    drain_every : int
+        Number of steps between two flushes of the records to a folder; 0 without a folder.
+    """
 
     problem: Problem | Observations
-    weights: list[FloatArray] | ImplicitWeights
-    learning_rate: npt.NDArray[np.float64]  # where it adapts, the ratios of the layers
+    weights: Weights
+    options: Options
+    widths: list[int]
+    dtype: np.dtype[Any]
+    learning_rate: npt.NDArray[np.float64]
     adaptive: AdaptiveRequest | None
     weight_decay: npt.NDArray[np.float64]
     momentum: npt.NDArray[np.float64]
-    steps: int
-    record_every: int
-    n_values: int | None  # None: all
-    vectors: bool
-    tracking: str
-    weights_every: int | None
-    tolerance: float | None
-    n_threads: int
     callback: Callback | None
-    device: str | None = None  # engine="torch" only
-    drain_every: int = 0  # steps between two writings of what was recorded; 0: nothing is written
+    device: str | None = None
+    drain_every: int = 0
 
-    @classmethod
-    def checked(
-        cls,
-        problem: Problem | Observations,
-        weights: list[FloatArray] | ImplicitWeights,
-        *,
-        learning_rate: PerLayer | str | Adaptive,
-        steps: int,
-        weight_decay: PerLayer,
-        momentum: PerLayer,
-        record_every: int,
-        singular_values: str | int | None,
-        vectors: bool,
-        tracking: str = "auto",
-        weights_every: int | None,
-        tolerance: float | None,
-        n_threads: int,
-        callback: Callback | None,
-    ) -> Request:
-        """Return the request, or raise what `train` promises."""
-        n_layers = len(weights)
-        inertia = per_layer(momentum, "momentum (mu)", n_layers, below=1.0)
-        if callback is not None and not callable(callback):
-            raise TypeError(f"callback is {type(callback).__name__}; wanted a callable of (step, loss)")
-        decay = per_layer(weight_decay, "weight_decay (lambda)", n_layers)
-        n_values = _check_n_values(singular_values)
-        n_steps = check_count(steps, "steps", minimum=0)
-        kept_every = weights_every
-        if weights_every is not None:
-            kept_every = min(check_count(weights_every, "weights_every", maximum=None), max(n_steps, 1))
-        with_vectors = check_flag(vectors, "vectors")
-        if with_vectors and n_values == 0:
-            raise ValueError("vectors is True but singular_values asks for none")
-        check_choice(tracking, "tracking", ("auto", "dense", "full"))
-        adaptive = None
-        if isinstance(learning_rate, Adaptive) or (
-            isinstance(learning_rate, str) and learning_rate == "adaptive"
-        ):
-            law = Adaptive() if isinstance(learning_rate, str) else learning_rate
-            rates, adaptive = adaptive_rates(law, problem, weights)
-        else:
-            rates = learning_rates(learning_rate, problem, weights, decay, inertia)
-        return cls(
-            problem=problem,
-            weights=weights,
-            learning_rate=rates,
-            adaptive=adaptive,
-            weight_decay=decay,
-            momentum=inertia,
-            steps=n_steps,
-            # Intervals longer than the run are all alike.
-            record_every=min(check_count(record_every, "record_every", maximum=None), max(n_steps, 1)),
-            n_values=n_values,
-            vectors=with_vectors,
-            tracking=tracking,
-            weights_every=kept_every,
-            tolerance=None if tolerance is None else check_scale(tolerance, "tolerance"),
-            n_threads=check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
-            callback=callback,
-        )
+    # ------------------------------------------------------------------------------------------ options
 
-    # Room, as in cpp/src/descent.cpp: for a run that takes all its steps, or from drain to drain.
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return self.options.steps
+
+    @property
+    def record_every(self) -> int:
+        """Number of steps between two records."""
+        return self.options.record.every
+
+    @property
+    def n_values(self) -> int | None:
+        """Number of singular values of each layer in a record; None for all."""
+        return self.options.record.n_values
+
+    @property
+    def vectors(self) -> bool:
+        """Whether records hold singular vectors."""
+        return self.options.record.vectors
+
+    @property
+    def tracking(self) -> str:
+        """Method that computes singular values on the dense engines."""
+        return self.options.record.tracking
+
+    @property
+    def weights_every(self) -> int | None:
+        """Number of steps between two snapshots of the weights."""
+        return self.options.record.weights_every
+
+    @property
+    def tolerance(self) -> float | None:
+        """Loss at which the run ends."""
+        return self.options.tolerance
+
+    @property
+    def n_threads(self) -> int:
+        """Number of threads; 0 for automatic."""
+        return self.options.n_threads
+
+    # ------------------------------------------------- sizes of arrays, as in cpp/src/descent.cpp
 
     @property
     def n_records(self) -> int:
-        """Records: step 0, multiples of record_every, the last step."""
+        """Number of records: step 0, multiples of record_every, the last step."""
         extra = 2 if self.drain_every else self.steps % self.record_every != 0
         return self._n_multiples(self.record_every) + extra
 
     @property
     def n_losses(self) -> int:
-        """Losses, one for each step."""
+        """Number of losses, one for each step."""
         return min(self.drain_every, self.steps) + 1 if self.drain_every else self.steps + 1
 
     @property
     def n_snapshots(self) -> int:
-        """Whole weights, at multiples of weights_every."""
+        """Number of snapshots of the weights, at multiples of weights_every."""
         return self._n_multiples(self.weights_every) if self.weights_every else 0
 
     def _n_multiples(self, every: int) -> int:
@@ -145,44 +135,38 @@ class Request:
             return min(self.drain_every, self.steps) // every + 2
         return self.steps // every + 1
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Precision of the weights."""
-        return self.weights.dtype if isinstance(self.weights, ImplicitWeights) else self.weights[0].dtype
-
-    @property
-    def widths(self) -> list[int]:
-        """d_0, .., d_L."""
+    def scales(self) -> list[float]:
+        """Return the scales of the layers; zeros where each process holds its own rows."""
         if isinstance(self.weights, ImplicitWeights):
-            return list(self.weights.widths)
-        return widths_of(self.weights)
+            return list(self.weights.scales)
+        return [scale_of(w) for w in self.weights] or [0.0] * len(self.learning_rate)
+
+    # ------------------------------------------------------------------------------------- descriptions
 
     def settings(self, engine: str) -> dict[str, Any]:
-        """Return the keywords of `train` that make this request, in values that JSON knows."""
-        law = self.adaptive
+        """Return the settings that make this request again, in values that JSON knows.
+
+        `train.resume` reads them; together with problem and weights they identify a run folder.
+        """
+        rule = self.adaptive
         return {
+            **self.options.stored(),
             "learning_rate": self.learning_rate.tolist(),
             "adaptive": None
-            if law is None
-            else {"safety": law.safety, "ratios": self.learning_rate.tolist(), "curvature": law.curvature},
-            "steps": self.steps,
+            if rule is None
+            else {"safety": rule.safety, "ratios": self.learning_rate.tolist(), "curvature": rule.curvature},
             "weight_decay": self.weight_decay.tolist(),
             "momentum": self.momentum.tolist(),
             "engine": engine,
-            "record_every": self.record_every,
-            "singular_values": "all" if self.n_values is None else self.n_values or None,
-            "vectors": self.vectors,
-            "tracking": self.tracking,
-            "weights_every": self.weights_every,
-            "tolerance": self.tolerance,
-            "n_threads": self.n_threads,
             "plateau": isinstance(self.callback, Plateau),
             **({} if self.device is None else {"device": self.device}),
         }
 
     def describe(self, engine: str, outcome: str) -> dict[str, Any]:
-        """Return all settings of the run in values that JSON knows."""
+        """Return the metadata of the run, for `Trajectory.config`, in values that JSON knows."""
+        hidden = ("singular_values", "vectors", "weights_every")  # the trajectory shows them
         return {
+            **{name: value for name, value in self.options.stored().items() if name not in hidden},
             "engine": engine,
             "outcome": outcome,
             "problem": self.problem.describe(),
@@ -192,67 +176,7 @@ class Request:
             else {"safety": self.adaptive.safety, "curvature": self.adaptive.curvature},
             "weight_decay": self.weight_decay.tolist(),
             "momentum": self.momentum.tolist(),
-            "steps": self.steps,
-            "record_every": self.record_every,
-            "tolerance": self.tolerance,
-            "tracking": self.tracking,
-            "n_threads": self.n_threads,
             "dtype": self.dtype.name,
             "widths": self.widths,
             **({} if self.device is None else {"device": self.device}),
         }
-
-
-def divergence_text(request: Request, step: int, layer: int) -> str:
-    """Return what an error says of a run whose loss left the finite numbers at this step."""
-    text = (
-        f"the loss is not finite at step {step} (layer {layer} has grown most): lower learning_rate (eta), "
-        f"now {_span(request.learning_rate)}"
-    )
-    if request.adaptive is not None:
-        text = f"the loss is not finite at step {step} (layer {layer} has grown most): lower safety, "
-        text += f"now {request.adaptive.safety:g}"
-    sigma = largest_target_value(request.problem)
-    if request.problem.input_gram is not None:
-        text += ", or whiten the inputs"
-    elif sigma > 0:
-        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
-        text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
-    if request.weight_decay.max() * request.learning_rate.max() > 2.0:
-        product = _span(request.learning_rate * request.weight_decay)
-        text += f"; learning_rate * weight_decay is {product}, above 2"
-    return text
-
-
-def _span(values: npt.NDArray[np.float64]) -> str:
-    low, high = float(values.min()), float(values.max())
-    return f"{low:g}" if low == high else f"{low:g} .. {high:g}"
-
-
-def check_optimizer(optimizer: str) -> None:
-    """Raise, with the reason, for all but gradient descent."""
-    if isinstance(optimizer, str) and optimizer == "gd":
-        return
-    if isinstance(optimizer, str) and optimizer.lower() in _ENTRYWISE:
-        raise AssumptionError(
-            f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant "
-            "subspaces (the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
-            'wanted "gd", with momentum=... for heavy ball'
-        )
-    if isinstance(optimizer, str) and optimizer.lower() in _KEEPS_SUBSPACES:
-        raise ValueError(
-            f"optimizer is {optimizer!r}, which no engine runs yet. It keeps the invariant subspaces, as "
-            "does every update made of gradients by sums, products, transposes and functions of singular "
-            'values; wanted "gd", with momentum=... for heavy ball'
-        )
-    raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
-
-
-def _check_n_values(singular_values: str | int | None) -> int | None:
-    if singular_values is None or singular_values is False:
-        return 0
-    if isinstance(singular_values, str):
-        if singular_values == "all":
-            return None
-        raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
-    return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), ALL_VALUES)

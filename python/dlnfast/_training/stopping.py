@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules that end a run: callbacks of `train` that know when to say True."""
+"""Stopping rules: callbacks of `train` that return True to end a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _STALLED: Final = 1e-5
 
 
 class Plateau:
-    """End a run whose loss fell by less than 1e-5 of itself in the last fifth of all steps, 500 at least.
+    """End a run whose loss fell by less than 1e-5 of itself in the last fifth of the steps, at least 500.
 
     Parameters
     ----------
     callback : callable, optional
-        Another one, which is asked first.
+        Another callback, which is called first.
     """
 
     def __init__(self, callback: Callable[[int, float], bool | None] | None = None) -> None:
@@ -28,7 +28,7 @@ class Plateau:
         self._losses: list[float] = []
 
     def __call__(self, step: int, loss: float) -> bool:
-        """Take note of a record; return whether the run ends."""
+        """Note the loss of a record; return whether the run ends."""
         self._steps.append(step)
         self._losses.append(loss)
         ended = self.callback is not None and self.callback(step, loss) is True

@@ -83,7 +83,7 @@ class DenseStates(RecordedSpectra):
         known |= {last} if self.final is not None else set()
         raise ValueError(
             f"step is {wanted}, but the weights were kept at {shorten_steps(sorted(known))} only: "
-            "train(..., weights_every=...)"
+            "record=dln.Record(weights_every=...)"
         )
 
     def initial_weights(self) -> Any:

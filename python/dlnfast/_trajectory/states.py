@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .._closure.operators import LayerOperator
 
 #: Error message for states without singular values.
-NO_VALUES = "no singular values were recorded: train(..., singular_values=...)"
+NO_VALUES = "no singular values were recorded: train(..., record=dln.Record(singular_values=...))"
 Table = npt.NDArray[np.float64]
 
 

@@ -25,6 +25,7 @@ from .._problem.standard import low_rank_recovery
 from .._support.files import parse_object, read_text
 from .._support.threads import available_cores
 from .._training import batch as batches
+from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import orthogonal
 from . import adapters, completion, networks, ratings, record, sweeps, tracking
@@ -495,7 +496,7 @@ def reduced_step(options: Options) -> dict[str, Any]:
                     weights,
                     learning_rate=rate,
                     steps=n,
-                    record_every=n,
+                    record=Record(every=n),
                     engine="reduced",
                     n_threads=1,
                 )
@@ -522,7 +523,7 @@ rank = 10
 problem = dln.low_rank_recovery(dim, rank)
 weights = dln.orthogonal([dim] * 4, scale=0.1, implicit=True)
 made = time.perf_counter()
-run = dln.train(problem, weights, learning_rate="auto", steps=steps, record_every=steps // 200)
+run = dln.train(problem, weights, learning_rate="auto", steps=steps, record=dln.Record(every=steps // 200))
 trained = time.perf_counter()
 tables = [(run.active_singular_values(layer), run.active_angles(layer, side), run.rho(layer))
           for layer in (1, 2, 3) for side in ("left", "right")]
@@ -563,7 +564,7 @@ def batch(options: Options) -> dict[str, Any]:
     n_runs, steps = (20, 50) if options.quick else (1000, 2000)
     problems = [low_rank_recovery(30, 3, seed) for seed in range(n_runs)]
     starts = [orthogonal([30] * 4, 0.5, seed) for seed in range(n_runs)]
-    common: dict[str, Any] = {"steps": steps, "record_every": steps}
+    common: dict[str, Any] = {"steps": steps, "record": Record(every=steps)}
     studies = {
         "seeds": (problems, starts, [1.0] * n_runs),
         "rates": (problems[0], starts[0], np.linspace(0.5, 1.5, n_runs).tolist()),

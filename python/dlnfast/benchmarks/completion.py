@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .._completion import train_compressed as compressed
 from .._problem.observations import Observations
 from .._problem.standard import low_rank_completion, low_rank_recovery, low_rank_sensing
+from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import orthogonal
 from . import record
@@ -47,7 +48,7 @@ def factorisation(options: Options) -> dict[str, Any]:
     wide = low_rank_recovery(dim, rank, seed=0)
     weights = orthogonal([dim] * 4, 1e-3, 0)
     rate = 1e3 * (dim / 1000) ** 2  # c eta is that of d = 1000
-    settings: dict[str, Any] = {"learning_rate": rate, "steps": steps, "record_every": steps // 200}
+    settings: dict[str, Any] = {"learning_rate": rate, "steps": steps, "record": Record(every=steps // 200)}
     run, seconds = _timed(lambda: train(wide, weights, **settings), options.repeats)
     fallen = int(np.argmax(run.loss < 1e-12 * run.loss[0])) if run.loss[-1] < 1e-12 * run.loss[0] else -1
     print(
@@ -59,11 +60,19 @@ def factorisation(options: Options) -> dict[str, Any]:
     start = orthogonal([full_dim] * 4, 1e-3, 0)
     # From the plateau to the end: with this power of d the number of steps stays alike.
     steps = 500 if options.quick else 25_000
-    settings = {"learning_rate": 1e3 * (full_dim / 1000) ** 1.5, "steps": steps, "record_every": steps // 20}
+    settings = {
+        "learning_rate": 1e3 * (full_dim / 1000) ** 1.5,
+        "steps": steps,
+        "record": Record(every=steps // 20),
+    }
     reduced = train(narrow, start, engine="reduced", **settings)
     full, full_seconds = _timed(
         lambda: train(
-            narrow, start, engine="dense", singular_values=None, weights_every=steps // 20, **settings
+            narrow,
+            start,
+            engine="dense",
+            **settings
+            | {"record": Record(every=steps // 20, singular_values=None, weights_every=steps // 20)},
         )
     )
     worst = max(
@@ -119,8 +128,7 @@ def completion(options: Options) -> dict[str, Any]:
                 learning_rate=learning_rate,
                 steps=steps,
                 tolerance=tolerance,
-                record_every=steps,
-                weights_every=max(steps // 200, 1),
+                record=Record(every=steps, weights_every=max(steps // 200, 1), singular_values=None),
             )
 
         run, seconds = _timed(job)
@@ -162,9 +170,7 @@ def _distance(options: Options) -> list[dict[str, Any]]:
     common: dict[str, Any] = {
         "learning_rate": 5e3 * (dim / 1000) ** 2,
         "steps": steps,
-        "record_every": steps,
-        "singular_values": None,
-        "weights_every": max(steps // 40, 1),
+        "record": Record(every=steps, singular_values=None, weights_every=max(steps // 40, 1)),
     }
     full, full_seconds = _timed(lambda: train(problem, weights, **common))
     norm = float(np.linalg.norm(problem.truth.s))  # type: ignore[union-attr]
@@ -197,8 +203,7 @@ def _alpha(options: Options) -> list[dict[str, Any]]:
     common: dict[str, Any] = {
         "learning_rate": 10.0,
         "steps": most,
-        "record_every": most,
-        "singular_values": None,
+        "record": Record(every=most, singular_values=None),
         "tolerance": limit,
     }
     rows: list[dict[str, Any]] = []
@@ -239,7 +244,7 @@ def sensing(options: Options) -> dict[str, Any]:
     problem = low_rank_sensing(dim, 5, count, seed=0)
     weights = orthogonal([dim] * 4, 1e-2, 0)
     rate = 20.0
-    common: dict[str, Any] = {"learning_rate": rate, "record_every": steps, "singular_values": None}
+    common: dict[str, Any] = {"learning_rate": rate, "record": Record(every=steps, singular_values=None)}
     full, full_seconds = _timed(lambda: train(problem, weights, steps=full_steps, **common))
     rows: list[dict[str, Any]] = [{"what": "full", "seconds": full_seconds, "steps": full_steps}]
     for name, changes in (
@@ -291,7 +296,8 @@ del rows, columns, values
 ready = time.perf_counter() - start
 start = time.perf_counter()
 weights = dln.orthogonal([dim] * 4, scale=0.1, implicit=True)
-run = dln.train_compressed(problem, weights, rank=rank, steps=30, record_every=30, outer=0.1)
+last = dln.Record(every=30, singular_values=None)
+run = dln.train_compressed(problem, weights, rank=rank, steps=30, record=last, outer=0.1)
 seconds = time.perf_counter() - start
 print(json.dumps({"peak_bytes": record.peak_bytes(), "data_bytes": data, "sort_seconds": ready,
     "seconds": seconds, "loss": [float(run.loss[0]), float(run.loss[-1])], "n": problem.n_observations}))

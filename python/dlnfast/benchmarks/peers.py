@@ -24,7 +24,7 @@ import numpy.typing as npt
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._support.errors import AssumptionError
-from .._training.request import Callback
+from .._training.options import Callback, Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
@@ -626,11 +626,8 @@ def _engine(engine: str, setting: Setting, n_threads: int = 0) -> Peer:
             learning_rate=setting.learning_rate,
             steps=steps,
             engine=engine,
-            record_every=n,
-            singular_values=None,
-            callback=callback,
+            record=Record(every=n, singular_values=None, callback=callback),
             n_threads=n_threads,
-            device="cpu" if engine == "torch" else None,
         )
 
     def advance(n: int) -> float:

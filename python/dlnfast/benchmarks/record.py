@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._support.environment import version
-from .._support.threads import available_cores
+from .._support.threads import available_cores, build_info
 
 __all__ = [
     "CAPS",
@@ -178,8 +178,6 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Return date, processor, versions, build, thread pools and the variables that change them."""
-    import dlnfast
-
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": processor(),
@@ -188,7 +186,7 @@ def machine() -> dict[str, Any]:
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
-        "dlnfast": dlnfast.build_info(),
+        "dlnfast": build_info(),
         "thread_pools": thread_pools(),
         "variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
         "caps": {name: os.environ[name] for name in CAPS if name in os.environ},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from .._problem.problem import Problem
 from .._problem.standard import classification, low_rank_recovery
 from .._support.arrays import FloatArray
 from .._tracking.svd_tracker import SVDTracker
+from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import aligned, gaussian, orthogonal
 from ..theory import stability_threshold
@@ -45,20 +47,18 @@ def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], T
     thin = classification(n_classes=5, samples_per_class=dim // 4, dim=dim, seed=seed)
     gram = rng.standard_normal((dim, 2 * dim))
     skewed = Problem(square.target, gram @ gram.T / (2 * dim), square.loss_scale)
-    common: dict[str, Any] = {
-        "steps": steps,
-        "engine": "dense",
-        "singular_values": 16,
-        "weights_every": 1,
-        "learning_rate": "auto",
-    }
+    record = Record(singular_values=16, weights_every=1)
+    common: dict[str, Any] = {"steps": steps, "engine": "dense", "record": record, "learning_rate": "auto"}
 
     def run(problem: Problem, weights: list[FloatArray], **changes: Any) -> Callable[[], Trajectory]:
         return lambda: train(problem, weights, **(common | changes))
 
     three, narrow = [dim] * 4, [dim] * 3 + [5]
     yield "orthogonal", run(square, orthogonal(three, 0.5, seed))
-    yield "orthogonal, by iteration alone", run(square, orthogonal(three, 0.5, seed), tracking="dense")
+    yield (
+        "orthogonal, by iteration alone",
+        run(square, orthogonal(three, 0.5, seed), record=replace(record, tracking="dense")),
+    )
     yield "orthogonal, weight decay", run(square, orthogonal(three, 0.5, seed), weight_decay=1e-3)
     yield "orthogonal, momentum", run(square, orthogonal(three, 0.5, seed), momentum=0.9)
     yield "Gaussian", run(square, gaussian(three, 0.5, seed))
@@ -67,7 +67,10 @@ def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], T
     yield "thin, orthogonal", run(thin, orthogonal(narrow, 0.5, seed))
     yield "thin, orthogonal, momentum", run(thin, orthogonal(narrow, 0.5, seed), momentum=0.9)
     yield "thin, Gaussian", run(thin, gaussian(narrow, 0.5, seed))
-    yield "every tenth step", run(square, orthogonal(three, 0.5, seed), steps=3 * steps, record_every=10)
+    yield (
+        "every tenth step",
+        run(square, orthogonal(three, 0.5, seed), steps=3 * steps, record=replace(record, every=10)),
+    )
     single = [w.astype(np.float32) for w in orthogonal(three, 0.5, seed)]
     yield "float32", run(square, single)
     with_zeros = orthogonal(three, 0.5, seed)
@@ -310,21 +313,27 @@ def share(options: Options) -> dict[str, Any]:
     square = low_rank_recovery(d, 10, seed=0)
     thin = classification(n_classes=10, samples_per_class=(wide + 9) // 10, dim=wide, seed=0)
     narrow = [wide] * 3 + [10]
-    cases: list[tuple[str, Problem, Any, int, dict[str, Any]]] = [
-        ("square, orthogonal, every step", square, orthogonal([d] * 4, 0.5, 0), 1, {}),
-        ("square, Gaussian, every step", square, gaussian([d] * 4, 0.5, 0), 1, {}),
-        ("thin, orthogonal, every 10th", thin, orthogonal(narrow, 0.5, 0), 10, {}),
-        ("thin, orthogonal, by iteration", thin, orthogonal(narrow, 0.5, 0), 10, {"tracking": "dense"}),
-        ("thin, Gaussian, every 10th", thin, gaussian(narrow, 0.5, 0), 10, {}),
+    cases: list[tuple[str, Problem, Any, int, str]] = [
+        ("square, orthogonal, every step", square, orthogonal([d] * 4, 0.5, 0), 1, "auto"),
+        ("square, Gaussian, every step", square, gaussian([d] * 4, 0.5, 0), 1, "auto"),
+        ("thin, orthogonal, every 10th", thin, orthogonal(narrow, 0.5, 0), 10, "auto"),
+        (
+            "thin, orthogonal, by iteration",
+            thin,
+            orthogonal(narrow, 0.5, 0),
+            10,
+            "dense",
+        ),
+        ("thin, Gaussian, every 10th", thin, gaussian(narrow, 0.5, 0), 10, "auto"),
     ]
-    for name, problem, weights, every, changes in cases:
+    for name, problem, weights, every, tracking in cases:
 
         def run(
             values: int | None,
             problem: Any = problem,
             weights: Any = weights,
             every: int = every,
-            changes: dict[str, Any] = changes,
+            tracking: str = tracking,
         ) -> Trajectory:
             return train(
                 problem,
@@ -332,9 +341,7 @@ def share(options: Options) -> dict[str, Any]:
                 learning_rate="auto",
                 steps=steps,
                 engine="dense",
-                record_every=every,
-                singular_values=values,
-                **changes,
+                record=Record(every=every, singular_values=values, tracking=tracking),
             )
 
         inside: list[float] = []

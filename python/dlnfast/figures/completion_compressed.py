@@ -22,6 +22,7 @@ from .._problem.observations import Completion
 from .._problem.standard import low_rank_completion
 from .._support.arrays import FloatArray, check_count
 from .._support.errors import DivergedError
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
@@ -196,11 +197,14 @@ def _compressed(
                 steps=settings.steps,
                 outer=gamma,
                 learning_rate=alike_rate(settings.learning_rate, dim),
-                weights_every=settings.every,
-                record_every=settings.every,
+                record=Record(
+                    weights_every=settings.every,
+                    every=settings.every,
+                    callback=clock,
+                    progress=progress,
+                    singular_values=None,
+                ),
                 tolerance=_ENOUGH,
-                callback=clock,
-                progress=progress,
             )
         except DivergedError as error:
             run, diverged = run_until(error), error.step
@@ -269,9 +273,7 @@ def _whole(
             weights,
             learning_rate=rate,
             steps=min(every, steps - step),
-            record_every=every,
-            singular_values=None,
-            progress=progress,
+            record=Record(every=every, singular_values=None, progress=progress),
         )
         weights, loss = run.all_weights(), float(run.loss[-1])
         step, seconds = step + len(run.loss) - 1, seconds + run.wall_time
@@ -281,18 +283,18 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
     """Train random networks 2 r_hat wide, and compressed ones, until they have recovered the matrix."""
     problem = low_rank_completion(settings.dim, settings.rank, settings.observed, seed=settings.seed)
     rate = alike_rate(settings.learning_rate, settings.dim)
-    options: dict[str, Any] = {
-        "steps": settings.narrow_steps,
-        "weights_every": settings.every,
-        "record_every": settings.every,
-        "singular_values": None,
-        "tolerance": _ENOUGH,
-        "progress": progress,
-    }
+    options: dict[str, Any] = {"steps": settings.narrow_steps, "tolerance": _ENOUGH}
     result: dict[str, list[dict[str, Any]]] = {"narrow, random": [], "compressed": []}
     for rank in settings.narrow_ranks:
         for label, entries in result.items():
             clock = Clock()
+            record = Record(
+                every=settings.every,
+                singular_values=None,
+                weights_every=settings.every,
+                callback=clock,
+                progress=progress,
+            )
             if label == "compressed":
                 run = train_compressed(
                     problem,
@@ -302,7 +304,7 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
                     rank=rank,
                     outer=settings.narrow_outer,
                     learning_rate=rate,
-                    callback=clock,
+                    record=record,
                     **options,
                 )
             else:
@@ -312,7 +314,7 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
                     orthogonal(widths, settings.scale, settings.seed),
                     learning_rate=rate,
                     engine="dense",
-                    callback=clock,
+                    record=record,
                     **options,
                 )
             step = _first_recovered(problem, run)
@@ -353,9 +355,7 @@ def _deep(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]
                 learning_rate=settings.deep_learning_rate,
                 steps=settings.deep_steps,
                 tolerance=_ENOUGH,
-                record_every=settings.deep_steps,
-                singular_values=None,
-                progress=progress,
+                record=Record(every=settings.deep_steps, singular_values=None, progress=progress),
             )
             entries.append(
                 {
@@ -376,9 +376,12 @@ def _alphas(settings: Settings, progress: bool) -> dict[str, _Curve]:
     clock = Clock()
     weights = orthogonal([dim] * (settings.depth + 1), settings.alpha_scale, settings.seed)
     clock(0, 0.0)
-    options: dict[str, Any] = {"steps": settings.alpha_steps, "progress": progress}
     rate = settings.alpha_learning_rate
-    result = {_FULL: _whole(problem, weights, clock.seconds[0], {}, rate=rate, every=every, **options)}
+    steps = settings.alpha_steps
+    full = _whole(
+        problem, weights, clock.seconds[0], {}, rate=rate, steps=steps, every=every, progress=progress
+    )
+    result = {_FULL: full}
     for alpha in settings.alphas:
         clock = Clock()
         run = train_compressed(
@@ -389,11 +392,11 @@ def _alphas(settings: Settings, progress: bool) -> dict[str, _Curve]:
             scale=settings.alpha_scale,
             outer=alpha,
             learning_rate=rate,
-            weights_every=every,
-            record_every=every,
             tolerance=_ENOUGH,
-            callback=clock,
-            **options,
+            steps=steps,
+            record=Record(
+                every=every, singular_values=None, weights_every=every, callback=clock, progress=progress
+            ),
         )
         result[rf"$\alpha = {alpha:g}$"] = _measured(problem, clock, run)
     return result

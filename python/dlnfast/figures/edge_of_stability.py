@@ -18,6 +18,7 @@ import numpy.typing as npt
 from .. import measures, theory
 from .._problem.problem import Problem
 from .._support.arrays import check_count
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from ..plots import BifurcationDisplay, LineDisplay, LossDisplay
@@ -130,9 +131,7 @@ def _column(
         weights,
         learning_rate=eta,
         steps=settings.steps,
-        weights_every=1,
-        singular_values=None,
-        progress=progress,
+        record=Record(weights_every=1, singular_values=None, progress=progress),
     )
     labels, sigma = list(thresholds), np.array(settings.singular_values)
     found = _strengths(problem, run, range(settings.steps + 1))
@@ -189,17 +188,17 @@ def _sweep(settings: Settings, problem: Problem, thresholds: dict[str, float]) -
     rates = np.linspace(settings.sweep_from, settings.sweep_to, settings.sweep_points)
     late = []
     for eta in rates:
-        keywords: dict[str, Any] = {"learning_rate": float(eta), "singular_values": None}
         run = train(
             problem,
             _initial(settings)[1],
+            learning_rate=float(eta),
             steps=settings.sweep_steps,
-            record_every=max(settings.sweep_steps, 1),
-            **keywords,
+            record=Record(every=max(settings.sweep_steps, 1), singular_values=None),
         )
         # Without momentum a run goes on where another ended.
         end = [run.weights(layer) for layer in range(1, settings.depth + 1)]
-        run = train(problem, end, steps=settings.late - 1, weights_every=1, **keywords)
+        record = Record(singular_values=None, weights_every=1)
+        run = train(problem, end, learning_rate=float(eta), steps=settings.late - 1, record=record)
         late.append(_strengths(problem, run, range(settings.late)))
     visited = np.array(late)
     return BifurcationDisplay(

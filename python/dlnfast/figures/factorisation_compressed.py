@@ -17,6 +17,7 @@ from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._problem.standard import low_rank_recovery
 from .._support.arrays import FloatArray, check_count, random_generator
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
@@ -142,12 +143,10 @@ def _run(
         learning_rate=rate,
         steps=settings.steps if steps is None else steps,
         engine="reduced" if engine == "law" else engine,
-        record_every=every,
-        weights_every=weights_every,
-        singular_values=None,
+        record=Record(
+            every=every, weights_every=weights_every, singular_values=None, callback=clock, progress=progress
+        ),
         tolerance=_ROUNDING * problem.loss_scale * problem.output_norm_squared / 2,
-        callback=clock,
-        progress=progress,
     )
     return clock, run
 

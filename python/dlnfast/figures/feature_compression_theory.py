@@ -19,6 +19,7 @@ from .. import measures, theory
 from .._problem.data import one_hot
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_scale, random_generator
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
@@ -178,10 +179,8 @@ def _train(
         learning_rate=settings.learning_rate,
         steps=settings.steps,
         tolerance=tolerance,
-        record_every=max(settings.steps, 1),
-        singular_values=None,
-        n_threads=1,  # two wait for each other for longer than they compute, where others use the machine
-        progress=progress,
+        record=Record(every=max(settings.steps, 1), singular_values=None, progress=progress),
+        n_threads=1,
     )
 
 

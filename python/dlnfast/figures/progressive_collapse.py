@@ -19,6 +19,7 @@ import numpy as np
 from .. import theory
 from .._problem.standard import classification
 from .._support.arrays import FloatArray, check_count
+from .._training.options import Record
 from .._training.train import train
 from .._weights import initial
 from ..plots import COLOURS, CompressionDisplay
@@ -210,9 +211,7 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_R
             learning_rate=network.learning_rate,
             steps=settings.steps,
             tolerance=settings.tolerance * problem.loss_scale,
-            record_every=max(settings.steps, 1),
-            singular_values=None,
-            progress=progress,
+            record=Record(every=max(settings.steps, 1), singular_values=None, progress=progress),
         )
         yield _Run(
             compression=CompressionDisplay.from_trajectory(run).compression,

@@ -16,6 +16,7 @@ from .._completion.train_compressed import train_compressed
 from .._problem.standard import low_rank_sensing
 from .._support.arrays import check_count
 from .._support.errors import DivergedError
+from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import orthogonal
 from ..benchmarks.record import format_seconds
@@ -74,19 +75,22 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     options: dict[str, Any] = {
         "learning_rate": settings.learning_rate,
         "steps": settings.steps,
-        "singular_values": None,
-        "weights_every": settings.every,
-        "record_every": settings.every,
         "tolerance": settings.tolerance * problem.loss_scale / 2 * float(problem.values @ problem.values),
-        "progress": progress,
     }
     records: dict[str, dict[str, Any]] = {}
     for gamma in (None, *settings.outer):
         clock, diverged = Clock(), None
+        record = Record(
+            every=settings.every,
+            singular_values=None,
+            weights_every=settings.every,
+            callback=clock,
+            progress=progress,
+        )
         try:
             weights = orthogonal(widths, settings.scale, settings.seed)
             if gamma is None:
-                run = train(problem, weights, callback=clock, **options)
+                run = train(problem, weights, record=record, **options)
             else:
                 turn = settings.outer_every if gamma > 0 else 1
                 run = train_compressed(
@@ -95,7 +99,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
                     rank=settings.rank,
                     outer=gamma,
                     outer_every=turn,
-                    callback=clock,
+                    record=record,
                     **options,
                 )
         except DivergedError as error:

@@ -18,6 +18,7 @@ from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._problem.standard import low_rank_recovery
 from .._support.arrays import check_count, random_generator
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
@@ -85,8 +86,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         steps=settings.steps,
         momentum=settings.momentum,
         engine=settings.engine,
-        vectors=True,
-        progress=progress,
+        record=Record(vectors=True, progress=progress),
     )
     layer, reference = settings.layer, cast(Literal["limit", "first_step"], settings.reference)
     displays: dict[str, Any] = {

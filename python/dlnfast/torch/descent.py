@@ -10,18 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._closure.certificate import Certificate
+from .._problem.observations import Observations
+from .._problem.problem import Problem
 from .._support.arrays import widths_of
 from .._support.dispatch import core, is_forked
+from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
+from .._training.engines import Engine
 from .._training.jobs import DenseJob
-from .._training.request import Request
+from .._training.options import Options
+from .._training.rates import ADAPTIVE_RATE
+from .._training.request import Request, Weights
 from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._weights.implicit import ImplicitWeights
 from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 
@@ -64,8 +72,43 @@ def find_device(device: object, dtype: npt.DTypeLike) -> torch.device:
     return probe.device
 
 
+class TorchEngine(Engine):
+    """Trains whole weight matrices on a PyTorch device."""
+
+    name = "torch"
+
+    def __init__(self, device: str = "") -> None:
+        """Take the name of a device; empty for PyTorch's default."""
+        super().__init__()
+        self._wanted = device or None
+
+    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+        """Return the certificate and find the device, or name the engine that can do the run."""
+        if isinstance(problem, Observations):
+            raise TypeError(
+                f"problem is {type(problem).__name__}; engine='torch' wants a dlnfast.Problem: "
+                "engine='dense' descends on observations of a matrix"
+            )
+        if isinstance(weights, ImplicitWeights):
+            raise AssumptionError(
+                "engine='torch' needs whole layers, but weights are lazily sampled: engine='reduced' trains "
+                "them, or draw them with dln.orthogonal(..., implicit=False)"
+            )
+        if options.adaptive is not None:
+            raise ValueError(ADAPTIVE_RATE)
+        self.device = str(find_device(self._wanted, weights[0].dtype))
+        return Certificate("torch", f"engine='torch' was asked for, on {self.device}", None)
+
+    def prepare(self, request: Request) -> TorchJob:
+        """Return the job on the device that `check` found."""
+        assert request.device is not None
+        return TorchJob(request, torch.device(request.device))
+
+
 class TorchJob(DenseJob):
     """A run of the dense engine on a PyTorch device, with unsharded layers."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request, device: torch.device) -> None:
         super().__init__(request)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray
+from .._support.arrays import FloatArray, per_layer
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.dispatch import core
 from .._support.errors import DivergedError, ShapeError
@@ -27,10 +27,10 @@ from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._training.checkpointed import CheckpointedRun, steps_between_flushes
-from .._training.engines import with_caution
 from .._training.jobs import Outputs, make_trajectory, run_job
-from .._training.rates import Adaptive, PerLayer, rates_at
-from .._training.request import Callback, Request, divergence_text
+from .._training.options import Callback, Options, PerLayer, Record, names_moved_options
+from .._training.rates import divergence_text, rates_at, with_caution
+from .._training.request import Request
 from .._training.resumable import run_resumable
 from .._trajectory.dense import DenseStates
 from .._trajectory.load import join_records, replace_records
@@ -45,8 +45,10 @@ logger = logging.getLogger("dlnfast")
 
 #: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
 _SCRATCH = 2**18
+_NO_VALUES: Final = Record(singular_values=None)
 
 
+@names_moved_options
 def train_sharded(
     problem: Problem,
     weights: Sequence[RowSharded],
@@ -55,12 +57,8 @@ def train_sharded(
     steps: int,
     weight_decay: PerLayer = 0.0,
     momentum: PerLayer = 0.0,
-    record_every: int = 1,
-    singular_values: int | None = None,
-    vectors: bool = False,
+    record: Record = _NO_VALUES,
     tolerance: float | None = None,
-    progress: bool = False,
-    callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Trajectory:
     r"""Run full-batch gradient descent on layers that are larger than a machine; all processes call it alike.
@@ -80,17 +78,12 @@ def train_sharded(
         devices of one kind. Their rows *are changed*, and hold W_l at the end of the run.
     learning_rate : float or sequence of float, or "auto"
         As for `dlnfast.train`.
-    steps, weight_decay, momentum, record_every, tolerance
+    steps, weight_decay, momentum, tolerance
         As for `dlnfast.train`.
-    singular_values : int, optional
-        How many of each layer to follow from record to record, with bounds on their errors.
-    vectors : bool
-        Keep their vectors too, k (d_l + d_{l-1}) numbers per record, on every process.
-    progress : bool
-        A bar on the terminal of process 0.
-    callback : callable, optional
-        ``callback(step, loss)`` at every record, on the processes that were given one; True on any of them
-        ends the run on all.
+    record : Record
+        The records of the run, as for `dlnfast.train`, with a number of singular values or None. Vectors take
+        k (d_l + d_{l-1}) numbers per record, on every process. The progress bar is on the terminal of process
+        0. The callback is called on the processes that have one; True on any of them ends the run on all.
     checkpoint : path or Checkpoint, optional
         Folder in which every process has a subfolder, for its rows and the records. The same call with as
         many processes resumes the run bit for bit, from the newest state that all processes have, or loads
@@ -148,7 +141,8 @@ def train_sharded(
     >>> import dlnfast as dln
     >>> problem = dln.classification(n_classes=3, samples_per_class=4, dim=12, seed=0)
     >>> shards = [dln.torch.RowSharded.from_rows(w) for w in dln.orthogonal([12, 12, 3], 0.5, seed=0)]
-    >>> run = dln.torch.train_sharded(problem, shards, learning_rate="auto", steps=20, singular_values=2)
+    >>> record = dln.Record(singular_values=2)
+    >>> run = dln.torch.train_sharded(problem, shards, learning_rate="auto", steps=20, record=record)
     >>> run.engine, run.singular_values(1).shape, bool(run.loss[-1] < run.loss[0])
     ('sharded', (21, 2), True)
     """
@@ -161,27 +155,15 @@ def train_sharded(
     facts: dict[str, Any] = {}
     try:
         _check_chain(problem, layers)
-        if isinstance(singular_values, str):
-            raise TypeError(f"singular_values is {singular_values!r}; wanted a number or None")
-        if isinstance(learning_rate, (str, Adaptive)) and not automatic:
-            raise TypeError(f'learning_rate (eta) is {learning_rate!r}; wanted numbers or "auto"')
-        request = Request.checked(
-            problem,
-            # What the checks ask for is shape and precision: these hold no numbers.
-            [np.broadcast_to(np.zeros((), layer.dtype), layer.shape) for layer in layers],
-            learning_rate=0.0 if automatic else learning_rate,
+        options = Options(
+            learning_rate=learning_rate,
             steps=steps,
             weight_decay=weight_decay,
             momentum=momentum,
-            record_every=record_every,
-            singular_values=singular_values,
-            vectors=vectors,
-            weights_every=None,
+            record=record,
             tolerance=tolerance,
-            n_threads=0,
-            callback=callback,
-        )
-        request = replace(request, device=layers[0].rows.device.type)
+        ).checked(len(layers))
+        request = _make_request(options, problem, layers)
         folder = None if checkpoint is None else Checkpoint.of(checkpoint)
         facts = _facts(request, automatic)
         facts["checkpoint"] = None if folder is None else (folder.every, folder.seconds)
@@ -194,13 +176,41 @@ def train_sharded(
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
-    with ProgressBar(request.steps, progress and peers.rank == 0) as bar:
+    with ProgressBar(request.steps, request.options.record.progress and peers.rank == 0) as bar:
         if folder is None:
             return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
         request = replace(request, drain_every=folder.every or steps_between_flushes(request, None))
         work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, folder)
         run_resumable(work.folder, work, seconds=folder.seconds)
         return work.load()
+
+
+def _make_request(options: Options, problem: Problem, layers: list[RowSharded]) -> Request:
+    """Return the request of checked options, or raise for options that layers in rows do not have.
+
+    Its rates are zeros where they are automatic: they depend on all processes.
+    """
+    n_layers = len(layers)
+    if isinstance(options.record.singular_values, str):
+        raise TypeError("record.singular_values is 'all'; wanted a number or None")
+    if options.record.weights_every is not None:
+        raise ValueError("record.weights_every is set, but no process has whole weights; wanted None")
+    if options.adaptive is not None:
+        raise TypeError(f'learning_rate (eta) is {options.learning_rate!r}; wanted numbers or "auto"')
+    automatic = isinstance(options.learning_rate, str)
+    return Request(
+        problem=problem,
+        weights=[],
+        options=options,
+        widths=[layers[0].shape[1], *(layer.shape[0] for layer in layers)],
+        dtype=np.dtype(layers[0].dtype),
+        learning_rate=per_layer(0.0 if automatic else options.learning_rate, "learning_rate (eta)", n_layers),
+        adaptive=None,
+        weight_decay=per_layer(options.weight_decay, "weight_decay (lambda)", n_layers),
+        momentum=per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0),
+        callback=options.record.callback,
+        device=layers[0].rows.device.type,
+    )
 
 
 def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
@@ -268,6 +278,8 @@ def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[
 
 class _ShardedJob:
     """A run on this process's rows, and its records."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request, shards: list[RowSharded]) -> None:
         self.request = request
