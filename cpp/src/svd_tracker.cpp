@@ -81,7 +81,7 @@ class SvdTracker<T>::Impl {
     recording_.begin(squared_norm_, start);
     if (is_decomposed_ && matrix != nullptr) {
       full_.update(*matrix, recording_.record(), context_);
-      dense_.tails().set_drift(0.0);
+      dense_.tails().restart();
     } else {
       iterate(w, matrix);
     }
@@ -98,7 +98,7 @@ class SvdTracker<T>::Impl {
     const Matrix<double> core = drift.core();
     squared_norm_ = FactoredTier<T>::squared_norm(drift, core, shape_.smaller);
     recording_.begin(squared_norm_, start);
-    dense_.tails().set_drift(0.0);
+    dense_.tails().restart();
     if (factored_.update(drift, core, recording_.record(), context_)) {
       recording_.finish_in_frames(factored_.left(), factored_.right(), context_);
     } else {

@@ -62,6 +62,11 @@ class TailBounds {
   void certify(const Bound& tail, Index j);
   // Drops the certified tail.
   void forget() { certified_.bound = {}; }
+  // W was decomposed: its drift counts from here, and the certified tail, of an earlier W, no longer holds.
+  void restart() {
+    forget();
+    drift_ = 0.0;
+  }
   // The measured pairs are no longer those that were certified.
   void change_pairs() { certified_.is_of_present_pairs = false; }
 

@@ -2,6 +2,7 @@
 #include "dlnfast/svd_tracker.hpp"
 
 #include <Eigen/SVD>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -309,6 +310,54 @@ void open_frames() {
   CHECK_THROWS(tracker.update(drift, context), std::invalid_argument);
 }
 
+// A value that appears outside the tracked vectors in an update of another tier is bounded afterwards: the
+// certificate of a matrix before that update does not hold for the ones after it.
+void tiers_alternate() {
+  const Index d = 100, k = 3;
+  std::vector<double> s(static_cast<std::size_t>(d), 0.01);
+  std::copy_n(std::vector<double>{3.0, 2.0, 1.0, 0.5, 0.4}.begin(), 5, s.begin());
+  const Matrix<double> u = random_orthonormal(d, d), v = random_orthonormal(d, d);
+  const Matrix<double> first = with_values(u, s, v);
+  s[50] = 5.0;
+  const Matrix<double> second = with_values(u, s, v);
+  TrackerSettings settings;
+  settings.n_values = k;
+  settings.n_guards = 2;
+  SvdTracker<double> tracker(d, d, settings);
+  for (int update = 0; update < 2; ++update) {
+    tracker.update(MatrixOperator<double>(ref(first)), update == 0 ? unknown : 0.0, context);
+    check_record(tracker, first);
+    CHECK(tracker.record().tier == Tier::dense);
+  }
+  tracker.update(ref(second), unknown, context);
+  CHECK(tracker.record().tier == Tier::full);
+  const Matrix<double> start = v.leftCols(5).transpose();
+  tracker.seed(ref(start), context);
+  tracker.update(MatrixOperator<double>(ref(second)), 0.0, context);
+  CHECK(tracker.record().tier == Tier::dense);
+  check_record(tracker, second);
+
+  // The same with an update in factored form.
+  const Matrix<double> large = random_orthonormal(200, 200);
+  SvdTracker<double> factored(200, 200, settings);
+  factored.update(ref(large), unknown, context);
+  LowRankDrift<double> drift(ref(large), measure_isometry<double>(ref(large), context), 64);
+  const Matrix<double> left = random_matrix<double>(1, 200);
+  const Matrix<double> right = left * large;
+  const double added = 4.0 / left.squaredNorm();
+  drift.update(1.0, added, ref(left), ref(right), context);
+  CHECK(drift.flush(context));
+  factored.update(drift, context);
+  CHECK(factored.record().tier == Tier::factored);
+  const Matrix<double> next = large + added * left.transpose() * right;
+  Matrix<double> others = random_matrix<double>(6, 200);
+  others -= (others * right.transpose()) * right / right.squaredNorm();
+  factored.seed(ref(others), context);
+  factored.update(ref(next), 0.0, context);
+  CHECK(factored.record().tier == Tier::dense);
+  check_record(factored, next);
+}
+
 void input_is_checked() {
   TrackerSettings settings;
   CHECK_THROWS(SvdTracker<double>(0, 3, settings), ShapeError);
@@ -345,6 +394,7 @@ int main() {
     }
   }
   open_frames();
+  tiers_alternate();
   input_is_checked();
   return check::result();
 }
