@@ -227,6 +227,7 @@ CALLS = {
         lambda **fields: make_run(record=dln.Record(**fields)),
         {"every": 2, "singular_values": 3, "vectors": False, "tracking": "auto", "progress": False},
     ),
+    "Record.checked": call_of_method(lambda: dln.Record(every=2, singular_values=3), "checked", steps=5),
     "SVDTracker": lambda: (
         lambda **given: dln.SVDTracker(**given).update(make_matrix()),
         {

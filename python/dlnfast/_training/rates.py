@@ -223,7 +223,7 @@ def divergence_text(request: Request, step: int, layer: int) -> str:
     if request.problem.input_gram is not None:
         text += ", or whiten the inputs"
     elif sigma > 0:
-        bound = stability_threshold(sigma, len(request.weights), request.problem.loss_scale)
+        bound = stability_threshold(sigma, len(request.learning_rate), request.problem.loss_scale)
         text += f"; at a balanced minimum of this problem rates above {bound:.3g} oscillate"
     if request.weight_decay.max() * request.learning_rate.max() > 2.0:
         product = _span(request.learning_rate * request.weight_decay)
