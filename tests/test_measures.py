@@ -553,7 +553,7 @@ def test_sharpness_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         measures.sharpness(problem, [np.ones((1, 2))], tolerance=0.0)
     large = Problem(np.diag(np.linspace(1.0, 2.0, 20)))
     weights = list(np.random.default_rng(0).standard_normal((2, 20, 20)))
-    monkeypatch.setattr(measures, "_MOST_ITERATIONS", 5)
+    monkeypatch.setattr(measures, "_MAX_ITERATIONS", 5)
     with pytest.raises(ValueError, match="not reached after 5 iterations"):
         measures.sharpness(large, weights)
 
