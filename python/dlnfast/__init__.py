@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
 from ._closure.certificate import Certificate, Family
-from ._closure.closure import Closure, closure
+from ._closure.closure import closure
+from ._closure.subspaces import Closure
 from ._completion.compress import CompressedNetwork, compress
 from ._completion.estimator import MatrixCompletion
 from ._completion.train_compressed import compressed_weights, train_compressed

@@ -12,13 +12,11 @@ import numpy as np
 
 from .._problem.data import gram_resolution
 from .._problem.problem import Problem
-from .._support.arrays import FloatArray, frobenius_norm, random_generator
+from .._support.arrays import FloatArray
 from .._support.products import multiply
 from .certificate import Family
-from .growth import Growth, rounding_tolerance
-
-#: Number of random directions on which a layer is compared with a multiple of an isometry.
-N_PROBES = 8
+from .growth import Growth
+from .isometry import measure_isometry, rounding_tolerance
 
 
 class MeasuredComplement:
@@ -155,28 +153,6 @@ def find_spans(dims: Sequence[int], rho: Sequence[float]) -> list[tuple[int, int
         ((first, end, m) for first, end, m in finished if m > 0 and first <= end),
         key=lambda span: span[:2] != (1, len(rho)),
     )
-
-
-def measure_isometry(
-    weight: FloatArray, layer: int, tall: bool, inside: FloatArray, norm: float
-) -> tuple[float, float]:
-    """Return rho and the departure of W (or of W^T, if not `tall`) from rho times an isometry.
-
-    Measured on `N_PROBES` random directions x orthogonal to the rows of `inside`: the mean of
-    ``||W^T W x - rho^2 x||^2`` is an unbiased estimate of ``||W^T W - rho^2 I||_F^2``, to which a departure
-    in a single direction contributes for every x. Both are 0 if the layer is zero on the complement.
-    """
-    dim = weight.shape[1] if tall else weight.shape[0]
-    probes = random_generator(0, ("probe", layer)).standard_normal((dim, N_PROBES)).astype(weight.dtype)
-    for _ in range(2):
-        probes -= inside.T @ (inside @ probes)
-    image = multiply(weight, probes, transpose_a=not tall)
-    rho = frobenius_norm(image) / float(np.linalg.norm(probes))
-    if rho <= rounding_tolerance(weight.dtype) * norm:
-        return 0.0, 0.0
-    unit = weight.dtype.type(rho)
-    back = multiply(weight, image / unit, transpose_a=tall) / unit  # rho^2 may overflow or underflow
-    return rho, float(np.linalg.norm(back - probes)) / float(np.linalg.norm(probes))
 
 
 def _cluster_eigenvalues(values: FloatArray) -> list[tuple[float, float]]:

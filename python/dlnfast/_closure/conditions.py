@@ -12,8 +12,7 @@ from .._problem.data import distance_from_identity
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, widths_of
 from .certificate import ERROR_PER_DEPARTURE, ERROR_PER_NOISE, Check, Residuals, shorten
-from .complement import MeasuredComplement, measure_isometry
-from .growth import rounding_tolerance
+from .isometry import measure_isometry, rounding_tolerance
 
 
 def satisfies_all_but_rank(problem: Problem, weights: Sequence[FloatArray]) -> bool:
@@ -27,17 +26,16 @@ def satisfies_all_but_rank(problem: Problem, weights: Sequence[FloatArray]) -> b
     return all(check.holds for check in checks)
 
 
-def check_shapes_outside(complement: MeasuredComplement) -> Check:
+def check_shapes_outside(widths: Sequence[int], has_bulge: bool) -> Check:
     """Check that the dimensions of the complement do not rise and fall again."""
-    bulge = complement.spans() is None
     return Check(
         name="shapes",
-        measured=float(bulge),
+        measured=float(has_bulge),
         limit=0.0,
-        text=f"widths {shorten(complement.widths)}: "
+        text=f"widths {shorten(widths)}: "
         + (
             "outside the active subspaces the layers widen and narrow again"
-            if bulge
+            if has_bulge
             else "the layers outside the active subspaces fit one another"
         ),
         remedy=SHAPE_REMEDY,
@@ -59,11 +57,10 @@ def check_widths(widths: Sequence[int]) -> Check:
     return Check("shapes", float(bulge), 0.0, f"widths {shorten(widths)}: {finding}", SHAPE_REMEDY)
 
 
-def check_gram(problem: Problem, complement: MeasuredComplement) -> Check:
+def check_gram(problem: Problem, mixes: bool) -> Check:
     """Check that S does not mix directions of the complement that end in different layers."""
     if problem.input_gram is None:
         return check_white(problem)
-    mixes = complement.gram_mixes
     text = (
         "input_gram (S) may differ from the identity here: its residual outside the subspace is listed below"
     )
@@ -92,13 +89,10 @@ def check_white(problem: Problem) -> Check:
     )
 
 
-def check_rotation_outside(complement: MeasuredComplement, layer: int) -> Check:
-    """Check that a layer, counted from 0, is a multiple of an isometry on the complement."""
-    if min(complement.dims[layer], complement.dims[layer + 1]) == 0:
-        text = f"weights[{layer}] (W_{layer + 1}) is active as a whole"
-        return Check(f"rotation of layer {layer + 1}", 0.0, 0.0, text, "")
-    rho, departure = complement.rho[layer], complement.departures[layer]
-    return _build_rotation_check(layer + 1, rho, departure, complement.growth.dtype)
+def check_active_layer(layer: int) -> Check:
+    """Return the check of a layer, counted from 1, whose whole space is active: it holds for any layer."""
+    text = f"weights[{layer - 1}] (W_{layer}) is active as a whole"
+    return Check(f"rotation of layer {layer}", 0.0, 0.0, text, "")
 
 
 def check_rotation(weight: FloatArray, layer: int) -> Check:
@@ -106,10 +100,11 @@ def check_rotation(weight: FloatArray, layer: int) -> Check:
     tall = weight.shape[0] >= weight.shape[1]
     empty = np.empty((0, weight.shape[1] if tall else weight.shape[0]), dtype=weight.dtype)
     rho, departure = measure_isometry(weight, layer, tall, empty, 0.0)
-    return _build_rotation_check(layer, rho, departure, weight.dtype)
+    return check_isometry(layer, rho, departure, weight.dtype)
 
 
-def _build_rotation_check(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
+def check_isometry(layer: int, rho: float, departure: float, dtype: npt.DTypeLike) -> Check:
+    """Return the check of a layer, counted from 1, with a measured departure from rho times an isometry."""
     # The error of a reduced run is linear in the departure.
     limit = rounding_tolerance(dtype)
     finding = "is" if departure <= limit else "is not"

@@ -12,20 +12,13 @@ from .._problem.problem import Problem
 from .._support.arrays import FloatArray, scale_of, widths_of
 from .._support.dispatch import core
 from .._support.products import multiply
+from .isometry import rounding_tolerance
 
 #: Largest ratio of the dimension of a subspace to that of the seeds. All settings that are known to close
 #: need at most a ratio of 2.
 MAX_GROWTH = 6
 #: Smallest limit of the dimension; it replaces `MAX_GROWTH` for few seeds.
 MIN_LIMIT = 64
-
-
-def rounding_tolerance(dtype: npt.DTypeLike) -> float:
-    """Return the relative size up to which a direction, or a departure from an assumption, is rounding error.
-
-    Layers from Householder QR are orthogonal to a few eps, and products of width d add sqrt(d) eps.
-    """
-    return 1024.0 * float(np.finfo(dtype).eps)
 
 
 class Growth:

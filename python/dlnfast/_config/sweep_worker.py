@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice
 from .._support.checkpoint import tidy

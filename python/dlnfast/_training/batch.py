@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, count_axes, is_array
 from .._support.checkpoint import Checkpoint, RunFolder, identity_of, raise_on_sigterm

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .._closure.certificate import Assumptions, Certificate
-from .._closure.closure import LARGEST_SHARE, Closure, find_closure
+from .._closure.closure import LARGEST_SHARE, find_closure
 from .._closure.conditions import satisfies_all_but_rank
+from .._closure.subspaces import Closure
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, scale_of

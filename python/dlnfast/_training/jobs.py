@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
-from .._closure.closure import Closure, factors_within
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure, factors_within
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core

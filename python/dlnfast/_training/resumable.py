@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
-from .._closure.closure import Closure
 from .._closure.operators import ExplicitLayers
+from .._closure.subspaces import Closure
 from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of, raise_on_sigterm
 from .._support.dispatch import core
 from .._support.errors import DivergedError
