@@ -226,7 +226,7 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
     )
     target = dln.low_rank_recovery(30, 3, seed).target.dense()
     weights = dln.orthogonal([30] * 4, setting.scales, seed)
-    runs = all_runs(target, weights, setting, record=dln.Record(singular_values=None))
+    runs = all_runs(target, weights, setting, singular_values=None)
     assert runs["dense"].loss[-1] < 1e-3 * runs["dense"].loss[0]
     of_weights, of_loss = largest_errors(runs)
     assert of_weights <= 1e-12
@@ -238,16 +238,14 @@ def test_fifteen_thousand_steps_on_the_plateau():
     """The run ends on the plateau: nothing is amplified."""
     setting = RunOptions.of(3, scale=1e-3, learning_rate=0.02, weight_decay=1e-6, steps=15_000, every=100)
     weights = dln.orthogonal([30] * 4, setting.scales, 1)
-    runs = all_runs(
-        target_of(30, 30, [3.0, 2.0, 1.0], seed=1), weights, setting, record=dln.Record(singular_values=None)
-    )
+    runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], seed=1), weights, setting, singular_values=None)
     assert max(largest_errors(runs)) <= EXACT
 
 
 def test_four_thousand_steps_from_a_small_scale():
     setting = RunOptions.of(3, scale=1e-2, learning_rate=0.05, steps=4_000, every=50)
     weights = dln.orthogonal([20] * 4, setting.scales, seed=0)
-    runs = all_runs(target_of(20, 20, [3.0, 2.0]), weights, setting, record=dln.Record(singular_values=None))
+    runs = all_runs(target_of(20, 20, [3.0, 2.0]), weights, setting, singular_values=None)
     # As above, with 1 / eps = 1e2.
     assert max(largest_errors(runs)) <= 1e-12
 

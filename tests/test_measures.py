@@ -559,7 +559,7 @@ def test_sharpness_names_bad_arguments() -> None:
 def test_sharpness_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     large = Problem(np.diag(np.linspace(1.0, 2.0, 20)))
     weights = list(np.random.default_rng(0).standard_normal((2, 20, 20)))
-    monkeypatch.setattr(measures, "_MOST_ITERATIONS", 5)
+    monkeypatch.setattr(measures, "_MAX_ITERATIONS", 5)
     with pytest.raises(ValueError, match="not reached after 5 iterations"):
         measures.sharpness(large, weights)
 

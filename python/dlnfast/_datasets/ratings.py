@@ -23,7 +23,7 @@ _MOVIELENS_FILES: Final = (
     ("u.data", "\t", (".", "ml-100k")),
     ("ratings.dat", "::", (".", "ml-1m", "ml-10M100K")),
 )
-#: Number of characters that are parsed at a time; the text of 25 million ratings would take 1 GB.
+#: Number of characters that are parsed at a time; the text of a large file is never in memory as a whole.
 _TEXT_BYTES: Final = 2**22
 _MAX_LINE_CHARACTERS: Final = 2**16
 

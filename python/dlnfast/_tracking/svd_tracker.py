@@ -105,7 +105,7 @@ class TrackerRecord:
         probability `failure`; "none": possible, because some error exceeds `tolerance` times the largest
         value. The errors are valid bounds in each case.
     refreshed : bool
-        Whether the update computed new bounds, or new vectors, from random ones.
+        Whether the update computed its bounds, or its vectors, from scratch.
     singular_values : ndarray, shape (k,)
         Singular values, descending; with ``signed=True``, negative after an analytic branch passed through
         zero.

@@ -294,6 +294,11 @@ class ImplicitWeights:
         ndarray, shape (d_node, k)
             Orthonormal columns. Read-only, because later results are computed from it.
 
+        Raises
+        ------
+        TypeError, ValueError
+            If `node` is not in 0 .. L, or `k` exceeds the number of known directions.
+
         Notes
         -----
         Cost: O(d k^2) time for directions that have not been drawn yet. Memory: the array, and about 100 MB
@@ -325,26 +330,96 @@ class ImplicitWeights:
         return self._times(index, X, self._layers[index].right, self._layers[index].left, "X")
 
     def apply_transpose(self, layer: int, Y: npt.ArrayLike) -> FloatArray:
-        """Return ``W_l^T Y``, shape (d_{l-1}, k), for Y of shape (d_l, k); see `apply`."""
+        """Return ``W_l^T Y``; see `apply`.
+
+        Parameters
+        ----------
+        layer : int
+            Number l of the layer, from 1.
+        Y : array_like, shape (d_l, k)
+
+        Returns
+        -------
+        ndarray, shape (d_{l-1}, k)
+        """
         index = self._index(layer)
         return self._times(index, Y, self._layers[index].left, self._layers[index].right, "Y")
 
     def column(self, layer: int, j: int) -> FloatArray:
-        """Return column j (from 0) of W_l, shape (d_l,)."""
+        """Return a column of W_l.
+
+        Parameters
+        ----------
+        layer : int
+            Number l of the layer, from 1.
+        j : int
+            Number of the column, from 0.
+
+        Returns
+        -------
+        ndarray, shape (d_l,)
+        """
         return self.apply(layer, self._unit(self.widths[self._index(layer)], j, "j"))[:, 0]
 
     def row(self, layer: int, i: int) -> FloatArray:
-        """Return row i (from 0) of W_l, shape (d_{l-1},)."""
+        """Return a row of W_l.
+
+        Parameters
+        ----------
+        layer : int
+            Number l of the layer, from 1.
+        i : int
+            Number of the row, from 0.
+
+        Returns
+        -------
+        ndarray, shape (d_{l-1},)
+        """
         return self.apply_transpose(layer, self._unit(self.widths[self._index(layer) + 1], i, "i"))[:, 0]
 
     def entry(self, layer: int, i: int, j: int) -> float:
-        """Return entry (i, j) of W_l, from column j."""
+        """Return an entry of W_l.
+
+        Parameters
+        ----------
+        layer : int
+            Number l of the layer, from 1.
+        i, j : int
+            Row and column, from 0.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an index is out of range.
+
+        Notes
+        -----
+        Cost: that of a whole column.
+        """
         rows = self.widths[self._index(layer) + 1]
         position = check_count(i, "i", minimum=0, maximum=rows - 1)
         return float(self.column(layer, j)[position])
 
     def dense(self, layer: int) -> FloatArray:
-        """Return W_l as an array of shape (d_l, d_{l-1}); O(d^3) time, for small widths."""
+        """Return W_l as an array, for small widths.
+
+        Parameters
+        ----------
+        layer : int
+            Number l of the layer, from 1.
+
+        Returns
+        -------
+        ndarray, shape (d_l, d_{l-1})
+
+        Notes
+        -----
+        Cost: O(d^3) time.
+        """
         index = self._index(layer)
         cols, rows = self.widths[index : index + 2]
         if cols <= rows:
