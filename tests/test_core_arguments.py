@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlnfast._dispatch import core as core_of_package
-from dlnfast.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 F64 = np.float64
 
@@ -233,17 +232,20 @@ def common(dtype=F64, steps=3, n_layers=2):
         "record_steps": np.zeros(steps + 1, np.int64),
         "counts": np.zeros(5, np.int64),
         "first": 0,
-        "drain_every": 0,
-        "on_drain": None,
+        "flush_every": 0,
+        "on_flush": None,
         "velocity": [],
-        "carry": [],
-        "search": [],
+        "compensation": [],
+        "power_vectors": [],
         "on_record": None,
         "on_progress": None,
+        "adaptive": None,
+        "rate": np.zeros(0),
     }
 
 
 N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
+TRACKER_DEFAULTS = core_of_package.TRACKER_DEFAULTS
 
 
 def dense_arguments(dtype=F64, steps=3):
@@ -344,14 +346,14 @@ COMMON_CHANGES = [
     ({"counts": np.zeros(4, np.int64)}, ValueError, "counts"),
     ({"first": -1}, ValueError, "the first step is negative"),
     ({"first": 4}, ValueError, "beyond the last one"),
-    ({"drain_every": -1}, ValueError, "drain_every is negative"),
+    ({"flush_every": -1}, ValueError, "flush_every is negative"),
     ({"velocity": [np.zeros((2, 2))]}, ValueError, "velocity"),
     ({"velocity": [np.zeros((2, 2)), np.zeros((2, 3))]}, ValueError, r"velocity\[1\] has shape"),
-    ({"carry": [np.zeros((2, 2))] * 3}, ValueError, "carry"),
-    ({"carry": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"carry\[0\] has dtype float32"),
-    ({"carry": [frozen(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
-    ({"search": [np.zeros(2)]}, ValueError, "search"),
-    ({"search": [np.zeros(3), np.zeros(2)]}, ValueError, r"search\[0\] has the wrong length"),
+    ({"compensation": [np.zeros((2, 2))] * 3}, ValueError, "compensation"),
+    ({"compensation": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"compensation\[0\] has dtype float32"),
+    ({"compensation": [frozen(np.zeros((2, 2)))] * 2}, ValueError, r"compensation\[0\] is read-only"),
+    ({"power_vectors": [np.zeros(2)]}, ValueError, "power_vectors"),
+    ({"power_vectors": [np.zeros(3), np.zeros(2)]}, ValueError, r"power_vectors\[0\] has the wrong length"),
     ({"counts": frozen(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
 ]
 

@@ -9,12 +9,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ._arrays import (
+    LARGEST_COUNT,
     FloatArray,
     aligned_copy,
     check_choice,
@@ -48,7 +49,6 @@ from .operators import ExplicitLayers
 from .problem import LowRank, Problem
 from .progress import ProgressBar
 from .stopping import Plateau
-from .svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .trajectory import (
     COMPLETE,
@@ -60,6 +60,9 @@ from .trajectory import (
     load_folder,
     record_arrays,
 )
+
+if TYPE_CHECKING:
+    from ._core import DenseArguments, OptimizerState, Outcome, ReducedArguments, Run, TrackerMode
 
 logger = logging.getLogger("dlnfast")
 
@@ -107,16 +110,10 @@ class _AdaptiveRequest:
     error_scale: float
 
 
-#: Stands for all singular values in the core, which takes the smaller of this and of what there is.
-_ALL_VALUES = 2**62
-
 _ADAPTIVE_RATE = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
 
 #: What may be computed, and held, before a run that is kept writes it.
 _DRAIN_FLOPS, _DRAIN_BYTES = 1e10, 2.0**28
-
-#: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
-_COMPENSATED = 32
 
 #: Smaller side up to which a target is decomposed for a message alone.
 _SMALL_TARGET: Final = 512
@@ -546,8 +543,9 @@ class _Outputs:
     def __init__(self, request: Request) -> None:
         self.loss = allocate_records((request.n_losses,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
-        self._numbers = np.zeros(6, dtype=np.int64)
-        #: What the core counts: losses, records, snapshots, rates, and whether it is between two steps.
+        # The step of the first loss, then the counts of the core.
+        self._numbers = np.zeros(1 + len(core.Count), dtype=np.int64)
+        #: Indexed by `core.Count`.
         self.counts = self._numbers[1:]
         n_rates = 0 if request.adaptive is None else request.n_losses
         self.rate = allocate_records((n_rates,), np.dtype(np.float64))
@@ -563,19 +561,19 @@ class _Outputs:
 
     @property
     def n_losses(self) -> int:
-        return int(self.counts[0])
+        return int(self.counts[core.Count.losses])
 
     @property
     def n_records(self) -> int:
-        return int(self.counts[1])
+        return int(self.counts[core.Count.records])
 
     @property
     def n_snapshots(self) -> int:
-        return int(self.counts[2])
+        return int(self.counts[core.Count.snapshots])
 
     @property
     def n_rates(self) -> int:
-        return int(self.counts[3])
+        return int(self.counts[core.Count.rates])
 
     @property
     def last_step(self) -> int:
@@ -585,7 +583,7 @@ class _Outputs:
     @property
     def between_steps(self) -> bool:
         """Whether the weights belong to the last loss."""
-        return bool(self.counts[4])
+        return bool(self.counts[core.Count.between_steps])
 
     def empty(self) -> None:
         """Make room for what comes after the last loss."""
@@ -607,7 +605,7 @@ def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 class _Job(Protocol):
     """One engine's preparation for a run, and the reading of what it left."""
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]: ...
 
     def states(self, outputs: _Outputs, complete: bool) -> ReducedStates | DenseStates: ...
 
@@ -631,20 +629,20 @@ class _Motion:
         kept = request.drain_every > 0
         size = max(max(w.shape) for w in weights)
         self.velocity = [np.zeros_like(w) for w in weights] if kept and request.momentum.any() else []
-        self.carry = [np.zeros_like(w) for w in weights] if kept and size <= _COMPENSATED else []
+        self.carry = [np.zeros_like(w) for w in weights] if kept and size <= core.SMALL_LIMIT else []
         adapts = kept and request.adaptive is not None
         self.search = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
         #: Whether the run goes on from somewhere.
         self.resumes = False
 
-    def arguments(self) -> dict[str, Any]:
-        norms = [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
-        return {
-            "velocity": self.velocity,
-            "carry": self.carry,
-            "search": self.search,
-            "velocity_norms": norms if self.resumes else [],
-        }
+    def arguments(self) -> OptimizerState:
+        return {"velocity": self.velocity, "compensation": self.carry, "power_vectors": self.search}
+
+    def velocity_norms(self) -> list[float]:
+        """Return the norms of the velocities that a resumed run starts from; none are zeros."""
+        if not self.resumes:
+            return []
+        return [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
 
     def arrays(self) -> dict[str, FloatArray]:
         lists = {"velocity": self.velocity, "carry": self.carry, "search": self.search}
@@ -691,10 +689,11 @@ class _ReducedJob:
         )
         return _ReducedJob(self.request, space)
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         space = self.space
-        arguments |= self.motion.arguments()
-        arguments |= {
+        whole: ReducedArguments = {
+            **arguments,
+            **self.motion.arguments(),
             "target": space.target,
             "input_gram": space.input_gram,
             "input_factor": space.input_factor,
@@ -706,7 +705,7 @@ class _ReducedJob:
             "rho_records": self.rho_records,
             "scalars": self.scalars if self.request.drain_every else None,
         }
-        return core.reduced_descent(self.cores, arguments)
+        return core.reduced_descent(self.cores, whole)
 
     def moving(self) -> dict[str, FloatArray]:
         """Return the arrays that change while the run goes on, its state."""
@@ -767,20 +766,22 @@ class DenseJob:
         every = request.weights_every
         self.snapshots = [allocate_records((request.n_snapshots, *s), dtype) for s in shapes] if every else []
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
-        arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        arguments |= self.motion.arguments()
-        arguments |= {
+        whole: DenseArguments = {
+            **arguments,
+            **self.request.problem.engine_arguments(self.request.dtype),
+            **self.motion.arguments(),
             "snapshot_every": self.request.weights_every or 0,
-            "n_values": _ALL_VALUES if self.request.n_values is None else self.request.n_values,
+            "n_values": self.request.n_values,
             "values": self.values,
             "errors": self.errors,
             "signs": self.signs,
             "branches": self.branches,
             "clusters": self.clusters,
             "tracking": self.tracking,
-            "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
+            "tracker": {**core.TRACKER_DEFAULTS, "mode": cast("TrackerMode", self.request.tracking)},
+            "velocity_norms": self.motion.velocity_norms(),
             # What starts from W(0) cannot go on from other weights.
             "factored": self.request.tracking == "auto" and not self.motion.resumes,
             "initial": [] if self.motion.resumes else [np.ascontiguousarray(w) for w in self.initial],
@@ -788,7 +789,7 @@ class DenseJob:
             "right": self.right,
             "snapshots": self.snapshots,
         }
-        return core.dense_descent(self.weights, arguments)
+        return core.dense_descent(self.weights, whole)
 
     def moving(self) -> dict[str, FloatArray]:
         """Return the arrays that change while the run goes on, its state."""
@@ -816,7 +817,9 @@ class DenseJob:
         )
 
 
-def _arguments(request: Request, outputs: _Outputs, bar: ProgressBar) -> dict[str, Any]:
+def _arguments(
+    request: Request, outputs: _Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
+) -> Run:
     """Return what both engines of the core take."""
     return {
         "learning_rate": request.learning_rate.tolist(),
@@ -835,9 +838,9 @@ def _arguments(request: Request, outputs: _Outputs, bar: ProgressBar) -> dict[st
         "rate": outputs.rate,
         "on_record": request.callback,
         "on_progress": bar.listener,
-        "on_drain": None,
+        "on_flush": on_flush,
         "first": outputs.begin,
-        "drain_every": request.drain_every,
+        "flush_every": request.drain_every,
     }
 
 
@@ -946,7 +949,7 @@ def _run_owned(
         outputs.empty()
 
     try:
-        outcome, step, layer = job.run(_arguments(request, outputs, bar) | {"on_drain": drain})
+        outcome, step, layer = job.run(_arguments(request, outputs, bar, drain))
         writer.write_records()
         if outcome != "diverged":
             writer.write_state(step)
@@ -1212,7 +1215,7 @@ def _check_n_values(singular_values: str | int | None) -> int | None:
         if singular_values == "all":
             return None
         raise ValueError(f'singular_values is {singular_values!r}; wanted "all", a number or None')
-    return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), _ALL_VALUES)
+    return min(check_count(singular_values, "singular_values", minimum=0, maximum=None), LARGEST_COUNT)
 
 
 def _choose_implicit(engine: str, problem: Problem, law: ImplicitWeights) -> tuple[Certificate, Closure]:

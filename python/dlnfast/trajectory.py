@@ -52,7 +52,7 @@ SERIES = ("loss", "loss_steps", "rates")
 COMPLETE = ("finished", "converged", "stopped")
 
 #: What `LayerTracking.columns` holds.
-COLUMNS: tuple[str, ...] = tuple(core.TRACKING_COLUMNS)
+COLUMNS: tuple[str, ...] = core.TRACKING_COLUMNS
 
 #: Values of a reduced run that differ by less, relative to the largest, count as one cluster.
 _CLUSTER_TOLERANCE = 1e-8

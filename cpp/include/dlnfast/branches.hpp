@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -18,6 +19,7 @@ namespace dlnfast {
 struct BranchSettings {
   double cluster_tolerance = 1e-8;  // beside the largest value: below it values count as equal
   bool signed_values = false;
+  DLNFAST_FIELDS("BranchSettings", cluster_tolerance, signed_values)
 };
 
 // Between two subspaces: the largest principal angle, and the Frobenius norm of the sines.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,12 @@ from ..trajectory import LayerTracking, tracking_rows
 from ._rule import Rule
 from .operators import DeviceMatrix, frobenius_norm
 
+if TYPE_CHECKING:
+    from .._core import Outcome, Run
+
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
-#: Seconds between two looks of the progress bar, as in the core.
-BREATH = 0.05
+Count = core.Count
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -72,15 +74,16 @@ class TorchJob(DenseJob):
         waits = device.type == "cpu" or request.tolerance is not None
         self.steps_ahead = 1 if waits else _STEPS_AHEAD
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
-        arguments |= self.request.problem.engine_arguments(self.request.dtype)
+        objective = self.request.problem.engine_arguments(self.request.dtype)
+        whole: dict[str, Any] = {**arguments, **objective}
         with torch.no_grad(), exact_products(self.device), _team(self.request.n_threads):
-            descent = _Descent(self.weights, arguments, self.device)
+            descent = _Descent(self.weights, whole, self.device)
             for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
                 layer.go_on_with(velocity)
             try:
-                return self._follow(descent, arguments)
+                return self._follow(descent, whole)
             finally:
                 self._store(descent)
 
@@ -89,12 +92,12 @@ class TorchJob(DenseJob):
         for layer in descent.layers:
             layer.bring_home()
 
-    def _follow(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def _follow(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         steps, every, kept_every = self.request.steps, self.request.record_every, self.request.weights_every
         loss, counts = arguments["loss"], arguments["counts"]
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
-        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
+        first, drain_every, on_drain = (arguments[name] for name in ("first", "flush_every", "on_flush"))
         tracked = [self._tracked(i, descent.layers[i]) for i in range(len(self.values))]
         losses = _Losses(self.steps_ahead, arguments, descent)
         looked = time.perf_counter()
@@ -104,27 +107,27 @@ class TorchJob(DenseJob):
             begin = step + 1 - n_new
             new = losses.read(n_new)
             n_finite = n_new if np.isfinite(new).all() else int(np.argmin(np.isfinite(new)))
-            loss[counts[0] : counts[0] + n_finite] = new[:n_finite]
-            counts[0] += n_finite
+            loss[counts[Count.losses] : counts[Count.losses] + n_finite] = new[:n_finite]
+            counts[Count.losses] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
                     descent.return_to(n_finite + 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
-            counts[4] = 1
+            counts[Count.between_steps] = 1
             now = float(new[-1])
             converged = now <= arguments["tolerance"]
             last = converged or step == steps
             at_record = last or step % every == 0 or step == first
             if at_record:
                 for layer in tracked:
-                    layer.record(int(counts[1]))
-                arguments["record_steps"][counts[1]] = step
-                counts[1] += 1
+                    layer.record(int(counts[Count.records]))
+                arguments["record_steps"][counts[Count.records]] = step
+                counts[Count.records] += 1
             if kept_every is not None and step % kept_every == 0:
                 for layer_snapshots, held in zip(self.snapshots, descent.layers, strict=True):
-                    torch.from_numpy(layer_snapshots[counts[2]]).copy_(held.weight)
-                counts[2] += 1
+                    torch.from_numpy(layer_snapshots[counts[Count.snapshots]]).copy_(held.weight)
+                counts[Count.snapshots] += 1
             answer = on_record(step, now) if at_record and on_record is not None else None
             if last:
                 return "converged" if converged else "finished", step, 0
@@ -133,7 +136,7 @@ class TorchJob(DenseJob):
             if drain_every and step % drain_every == 0 and step != first:
                 self._store(descent)
                 on_drain(step)
-            if on_progress is not None and time.perf_counter() - looked >= BREATH:
+            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
                 on_progress(step, now)
                 looked = time.perf_counter()
 
@@ -143,7 +146,7 @@ class TorchJob(DenseJob):
             if drain_every:
                 until = min(until, _next_multiple(step, drain_every))
             n_new = until - step
-            counts[4] = 0
+            counts[Count.between_steps] = 0
             if n_new > 1:
                 descent.remember()
             for i in range(n_new):

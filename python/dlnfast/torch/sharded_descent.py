@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,12 @@ from ..progress import ProgressBar
 from ..svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._rule import Rule
-from .descent import BREATH, exact_products
+from .descent import Count, exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
+
+if TYPE_CHECKING:
+    from .._core import Outcome, Run
 
 logger = logging.getLogger("dlnfast")
 
@@ -249,7 +252,7 @@ class _ShardedJob:
         self.left: list[list[FloatArray]] = []
         self.right: list[list[FloatArray]] = []
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         request = self.request
         # Without knowing: another process may have a callback, which may end the run.
@@ -267,8 +270,8 @@ class _ShardedJob:
             return self._follow(descent, tracked, arguments)
 
     def _follow(
-        self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
-    ) -> tuple[str, int, int]:
+        self, descent: _Descent, tracked: list[_TrackedLayer], arguments: Run
+    ) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
         looked = time.perf_counter()
@@ -278,21 +281,21 @@ class _ShardedJob:
             if not np.isfinite(now):
                 return "diverged", step, descent.largest_layer()
             arguments["loss"][step] = now
-            counts[0] = step + 1
+            counts[Count.losses] = step + 1
             converged = now <= arguments["tolerance"]
             last = converged or step == request.steps
             stopped = False
             if last or step % request.record_every == 0:
                 for layer in tracked:
                     layer.record()
-                arguments["record_steps"][counts[1]] = step
-                counts[1] += 1
+                arguments["record_steps"][counts[Count.records]] = step
+                counts[Count.records] += 1
                 stopped = self._ask(step, now)
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if on_progress is not None and time.perf_counter() - looked >= BREATH:
+            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
                 on_progress(step, now)
                 looked = time.perf_counter()
             descent.update()
