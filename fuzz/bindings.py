@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 
 from dlnfast._support.dispatch import core
-from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 # What a call may raise: LookupError where a list is too short or a named argument is missing.
 KNOWN_ERRORS = (TypeError, ValueError, MemoryError, ArithmeticError, LookupError)
@@ -36,7 +35,7 @@ KNOWN_ERRORS = (TypeError, ValueError, MemoryError, ArithmeticError, LookupError
 KNOWN_STATES = (
     "already at work in another thread",
     "no factored form to append to",
-    "a drain left something behind",
+    "a flush left records behind",
 )
 
 SIZES = (3, 1, 2, 4, 5, 7, 8, 16, 17, 31, 33, 64, 65, 0)
@@ -128,7 +127,7 @@ class Callback:
             kind = self.kind
             if kind == "product":
                 return self.matrix @ given[0]
-            if kind == "drain":
+            if kind == "flush":
                 arguments["arguments"]["counts"][:4] = 0
             elif kind == "raise":
                 raise RaisedByCallbackError
@@ -336,8 +335,8 @@ def widths(draw, n_layers):
 def engine(draw, dtype, chain):
     """Return what both engines take, for layers of the widths in `chain`."""
     n_layers, d_in, d_out = len(chain) - 1, chain[0], chain[-1]
-    steps, drain_every = draw.choose((3, 0, 1, 2, 7, 40)), draw.choose((0, 0, 0, 1, 2))
-    n = steps + drain_every + 4
+    steps, flush_every = draw.choose((3, 0, 1, 2, 7, 40)), draw.choose((0, 0, 0, 1, 2))
+    n = steps + flush_every + 4
     shapes = list(zip(chain[1:], chain, strict=False))
 
     def per_layer(*options):
@@ -364,11 +363,11 @@ def engine(draw, dtype, chain):
         "record_steps": np.zeros(n, np.int64),
         "counts": np.zeros(5, np.int64),
         "first": draw.choose((0, 0, 0, 1)),
-        "drain_every": drain_every,
-        "on_drain": Callback("drain") if drain_every > 0 else None,
+        "flush_every": flush_every,
+        "on_flush": Callback("flush") if flush_every > 0 else None,
         "velocity": maybe(lambda s: np.zeros(s, dtype)),
-        "carry": maybe(lambda s: np.zeros(s, dtype)),
-        "search": maybe(lambda s: np.ones(s[1], dtype)),
+        "compensation": maybe(lambda s: np.zeros(s, dtype)),
+        "power_vectors": maybe(lambda s: np.ones(s[1], dtype)),
         "on_record": draw.choose((None, Callback("nothing"))),
         "on_progress": draw.choose((None, Callback("nothing"))),
         "adaptive": draw.choose((None, None, (0.5, [1.0] * n_layers, 1.0))),
@@ -412,7 +411,7 @@ def dense_descent(draw):
         "measurements": measurements(draw, chain[-1], chain[0], dtype) if seen == "measurements" else None,
         "snapshot_every": every,
         "n_values": n_values,
-        "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": draw.choose(("auto", "dense", "full"))},
+        "tracker": core.TRACKER_DEFAULTS | {"n_values": 1, "mode": draw.choose(("auto", "dense", "full"))},
         "factored": draw.choose((True, False)),
         "velocity_norms": draw.choose(([], [0.0] * len(weights))),
         "initial": draw.choose(([w.copy() for w in weights], [])),
@@ -518,8 +517,8 @@ FUNCTIONS = {
             "counts",
             "rate",
             "velocity",
-            "carry",
-            "search",
+            "compensation",
+            "power_vectors",
             "values",
             "errors",
         }
@@ -527,8 +526,8 @@ FUNCTIONS = {
     ),
     "reduced_descent": (
         reduced_descent,
-        {"cores", "loss", "record_steps", "counts", "rate", "velocity", "carry", "search", "scalars"}
-        | {"core_records", "rho_records"},
+        {"cores", "loss", "record_steps", "counts", "rate", "velocity", "compensation", "power_vectors"}
+        | {"scalars", "core_records", "rho_records"},
     ),
     "gradients": (gradients, {"gradients"}),
     "batch_descent": (batch_descent, {"loss", "core_records", "rho_records", "counts"}),
@@ -537,6 +536,7 @@ FUNCTIONS = {
     "set_num_threads": (lambda draw: {"n": draw.choose((0, 1, 2, 7))}, set()),
     "max_threads": (lambda draw: {}, set()),
     "build_info": (lambda draw: {}, set()),
+    "describe_tables": (lambda draw: {}, set()),
     # What it forbids stays forbidden: `Fuzzer.finish` calls it.
     "forbid_threads": (lambda draw: {"n": 1}, set()),
 }
@@ -546,7 +546,7 @@ def constructor(draw, rows, cols):
     return {
         "rows": rows,
         "cols": cols,
-        "settings": TRACKER_DEFAULTS
+        "settings": core.TRACKER_DEFAULTS
         | {
             "n_values": draw.choose((2, 1, 5, 64)),
             "n_guards": draw.choose((8, 0, 2)),

@@ -20,7 +20,7 @@ from helpers.matrices import draw_orthonormal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
+from dlnfast._support.dispatch import core as core_of_package
 
 F64 = np.float64
 
@@ -270,14 +270,14 @@ COMMON_CHANGES = [
     ({"counts": np.zeros(4, np.int64)}, ValueError, "counts"),
     ({"first": -1}, ValueError, "the first step is negative"),
     ({"first": 4}, ValueError, "beyond the last one"),
-    ({"drain_every": -1}, ValueError, "drain_every is negative"),
+    ({"flush_every": -1}, ValueError, "flush_every is negative"),
     ({"velocity": [np.zeros((2, 2))]}, ValueError, "velocity"),
     ({"velocity": [np.zeros((2, 2)), np.zeros((2, 3))]}, ValueError, r"velocity\[1\] has shape"),
-    ({"carry": [np.zeros((2, 2))] * 3}, ValueError, "carry"),
-    ({"carry": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"carry\[0\] has dtype float32"),
-    ({"carry": [freeze(np.zeros((2, 2)))] * 2}, ValueError, r"carry\[0\] is read-only"),
-    ({"search": [np.zeros(2)]}, ValueError, "search"),
-    ({"search": [np.zeros(3), np.zeros(2)]}, ValueError, r"search\[0\] has the wrong length"),
+    ({"compensation": [np.zeros((2, 2))] * 3}, ValueError, "compensation"),
+    ({"compensation": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"compensation\[0\] has dtype float32"),
+    ({"compensation": [freeze(np.zeros((2, 2)))] * 2}, ValueError, r"compensation\[0\] is read-only"),
+    ({"power_vectors": [np.zeros(2)]}, ValueError, "power_vectors"),
+    ({"power_vectors": [np.zeros(3), np.zeros(2)]}, ValueError, r"power_vectors\[0\] has the wrong length"),
     ({"counts": freeze(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),
 ]
 
@@ -359,7 +359,7 @@ def test_descent_names_bad_weights(core, entry, weights, error, text):
         ({"clusters": [np.zeros((2, 2), np.int64)] * 2}, ValueError, r"clusters\[0\] has the wrong shape"),
         ({"tracking": [np.zeros((4, 3))] * 2}, ValueError, r"tracking\[0\] has the wrong shape"),
         ({"tracker": {}}, KeyError, None),
-        ({"tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": "none"}}, ValueError, "mode is 'none'"),
+        ({"tracker": core_of_package.TRACKER_DEFAULTS | {"mode": "none"}}, ValueError, "mode is 'none'"),
         ({"initial": [np.ones((2, 2))]}, ValueError, "initial has 1 values; wanted 2"),
         ({"initial": [np.ones((3, 2))] * 2}, ValueError, "origin"),
         ({"initial": [np.ones((2, 2), np.float32)] * 2}, TypeError, r"initial\[0\] has dtype float32"),

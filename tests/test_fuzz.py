@@ -35,7 +35,7 @@ def test_every_binding_is_called(core):
     def public(owner):
         return {name for name in vars(owner) if not name.startswith("_")}
 
-    there = {name for name in public(core) if callable(getattr(core, name))}
+    there = {name for name in public(core) if callable(getattr(core, name))} - {"Count"}
     there |= {f"{name}.{entry}" for name in DRIVER.TRACKERS for entry in public(getattr(core, name))}
     assert there == DRIVER.every_binding()
 
@@ -196,12 +196,12 @@ def test_products_into_a_factor_are_refused(core):
 @pytest.mark.parametrize("entry", ARGUMENTS)
 def test_a_huge_flush_interval_still_needs_room_for_the_losses(core, entry):
     """The interval plus one overflowed 64 bits, and any array seemed large enough for the losses."""
-    changes = {"drain_every": 2**63 - 1, "record_every": 100}
+    changes = {"flush_every": 2**63 - 1, "record_every": 100}
     if entry == "dense_descent":
         changes |= {"snapshot_every": 0, "snapshots": []}
     with pytest.raises(ValueError, match="loss has the wrong shape"):
         call_descent(core, entry, loss=np.zeros(0), **changes)
-    call_descent(core, entry, on_drain=None, **changes)
+    call_descent(core, entry, on_flush=None, **changes)
 
 
 @pytest.mark.parametrize("shape", [(7, 65), (65, 7), (40, 60)])

@@ -251,12 +251,13 @@ def descend(core, weights, factor, target, steps, n_threads):
         "factor_target": target, "loss_scale": 0.5, "loss_floor": 0.0,
         "learning_rate": [0.05] * n_layers, "weight_decay": [0.0] * n_layers, "momentum": [0.0] * n_layers,
         "steps": steps, "record_every": steps, "tolerance": -1.0, "n_threads": n_threads, "loss": loss,
-        "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "drain_every": 0,
-        "on_drain": None, "velocity": (), "carry": (), "search": (), "on_record": None, "on_progress": None,
+        "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "flush_every": 0,
+        "on_flush": None, "velocity": (), "compensation": (), "power_vectors": (), "on_record": None,
+        "on_progress": None,
         "observed": None, "measurements": None, "snapshot_every": 0, "n_values": 0, "values": [],
         "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [],
-        "snapshots": [], "tracker": dln.svd_tracker.DEFAULTS | {"n_values": 1}, "factored": False,
-        "initial": [],
+        "snapshots": [], "tracker": core.TRACKER_DEFAULTS, "factored": False,
+        "initial": [], "adaptive": None, "rate": np.zeros(0), "velocity_norms": (),
     }  # fmt: skip
     assert core.dense_descent(weights, arguments)[0] == "finished"
     return loss

@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dlnfast
-from dlnfast import _cpu
+from dlnfast import _cpu, _dispatch
 
 PACKAGE = Path(dlnfast.__file__).parent
+_SPEC = importlib.util.spec_from_file_location(
+    "write_stub", Path(__file__).parents[1] / "tools" / "write_stub.py"
+)
+WRITER = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(WRITER)
 
 # What an argument of a kind may be declared as: the beginning of the annotation in the stub. Where the
 # binding takes any object it looks at it itself, and the stub says more.
@@ -28,14 +35,19 @@ DECLARED = {
     "float": ("float",),
     "str": ("str",),
     "list": ("list[",),
-    "dict": ("dict[",),
+    "dict": ("dict[", *_dispatch.core.describe_tables()),
     "tuple": ("tuple[", "_SparseRows"),
     "None": ("None",),
 }
 
 
 def parse_stub(stem):
-    return ast.parse((PACKAGE / f"{stem}.pyi").read_text(encoding="utf-8"))
+    """Return the syntax tree of the part of a stub that is written by hand."""
+    text = (PACKAGE / f"{stem}.pyi").read_text(encoding="utf-8")
+    if WRITER.BEGIN in text:
+        before, _, after = WRITER.parts_of(text)
+        text = before + after
+    return ast.parse(text)
 
 
 def is_public(name):
@@ -114,7 +126,8 @@ def test_the_stub_has_the_names_of_the_module(stem, core):
     module = core if stem == "_core" else _cpu
     tree = parse_stub(stem)
     declared = public_members(tree.body)
-    assert set(declared) == set(present(module))
+    # `Count` is in the generated part.
+    assert set(declared) == set(present(module)) - {"Count"}
     for name, node in declared.items():
         assert isinstance(node, ast.ClassDef) == isinstance(getattr(module, name), type), name
         if isinstance(node, ast.ClassDef):
@@ -137,6 +150,34 @@ def test_the_stub_has_the_signatures_of_the_module(core):
 def test_the_stub_of_the_probe_has_its_signatures():
     for name, declaration in public_members(parse_stub("_cpu").body).items():
         assert_same_signature(name, declaration, getattr(_cpu, name))
+
+
+def test_the_generated_part_is_what_the_core_describes(core):
+    text = (PACKAGE / "_core.pyi").read_text(encoding="utf-8")
+    assert WRITER.parts_of(text)[1] == WRITER.generated_part(core)
+
+
+def test_a_dictionary_has_the_fields_that_the_stub_declares(core):
+    """Those that functions return; of those that they take, every field is needed (test_core_arguments)."""
+    tables = core.describe_tables()
+
+    def fields(name):
+        included, own = tables[name]
+        return {*own, *(field for part in included for field in fields(part))}
+
+    tracker = core.SvdTracker64(4, 3, core.TRACKER_DEFAULTS)
+    assert set(core.build_info()) == fields("BuildInfo")
+    assert set(core.TRACKER_DEFAULTS) == fields("TrackerSettings")
+    assert set(tracker.update(np.eye(4, 3), np.inf)) == fields("TrackerRecord")
+
+
+def test_names_and_counts_of_the_core(core):
+    assert core.OUTCOMES == ("finished", "converged", "stopped", "diverged")
+    assert [count.name for count in core.Count] == [
+        "losses", "records", "snapshots", "rates", "between_steps",
+    ]  # fmt: skip
+    assert core.TIERS.index("full") == 3
+    assert core.COMPLETENESS.index("rigorous") == 2
 
 
 def test_the_typed_marker_is_installed():

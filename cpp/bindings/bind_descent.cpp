@@ -1,346 +1,247 @@
 // SPDX-License-Identifier: MIT
-#include <pybind11/stl.h>
+#include <memory>
 
-#include <algorithm>
-
-#include "array_view.hpp"
 #include "bindings.hpp"
-#include "dlnfast/dense_descent.hpp"
-#include "dlnfast/recorders.hpp"
-#include "dlnfast/reduced_descent.hpp"
-#include "footprints.hpp"
-#include "interrupt.hpp"
-#include "observations.hpp"
-#include "outcome.hpp"
-#include "tracker_settings.hpp"
+#include "dlnfast/batch_descent.hpp"
+#include "tables.hpp"
 
 namespace dlnfast::python {
 namespace {
 
-template <class T>
-Objective<T> objective_of(const py::dict& d) {
-  Objective<T> o;
-  o.target = optional_matrix<T>(d["target"], "target");
-  o.input_gram = optional_matrix<T>(d["input_gram"], "input_gram");
-  o.input_factor = optional_matrix<T>(d["input_factor"], "input_factor");
-  o.factor_target = optional_matrix<T>(d["factor_target"], "factor_target");
-  o.loss_scale = d["loss_scale"].cast<double>();
-  o.loss_floor = d["loss_floor"].cast<double>();
-  return o;
+std::string at(const char* name, std::size_t layer) {
+  return std::string(name) + "[" + std::to_string(layer) + "]";
 }
 
-// Observations of the matrix itself, where there are any.
-template <class T>
-struct Observed {
-  ObservedEntries<T> entries;
-  Measurements<T> measured;
-
-  Observed(const py::dict& d, Objective<T>& objective) {
-    const py::object observed = d["observed"], given = d["measurements"];
-    if (!observed.is_none()) {
-      entries = observed_entries<T>(observed, "observed");
-      objective.observed = &entries;
-    }
-    if (!given.is_none()) {
-      measured = measurements<T>(given, "measurements");
-      objective.measured = &measured;
-    }
-  }
-  Observed(const Observed&) = delete;  // the objective refers to it
-  Observed& operator=(const Observed&) = delete;
-};
-
-// The arguments that both engines share, as Python hands them over.
-struct Arguments {
-  Rates rates;
-  Schedule schedule;
-  int n_threads;
-  py::array loss, record_steps, counts, rate;
-  py::object on_record, on_progress, on_drain;
-  py::tuple velocity, carry, search;
-
-  explicit Arguments(const py::dict& d)
-      : rates{d["learning_rate"].cast<std::vector<double>>(),
-              d["weight_decay"].cast<std::vector<double>>(),
-              d["momentum"].cast<std::vector<double>>(), AdaptiveRate{}},
-        schedule{d["steps"].cast<Index>(), d["record_every"].cast<Index>(),
-                 d["tolerance"].cast<double>(), d["first"].cast<Index>(),
-                 d["drain_every"].cast<Index>()},
-        n_threads(d["n_threads"].cast<int>()),
-        loss(d["loss"].cast<py::array>()),
-        record_steps(d["record_steps"].cast<py::array>()),
-        counts(d["counts"].cast<py::array>()),
-        on_record(d["on_record"]),
-        on_progress(d["on_progress"]),
-        on_drain(d["on_drain"]),
-        velocity(d["velocity"]),
-        carry(d["carry"]),
-        search(d["search"]) {
-    n_records(schedule);  // checks the schedule before any size follows from it
-    if (d.contains("adaptive")) {
-      const py::object adaptive = d["adaptive"];
-      if (!adaptive.is_none()) {
-        const auto [safety, curvature, error_scale] =
-            adaptive.cast<std::tuple<double, std::vector<double>, double>>();
-        rates.adaptive = {safety, curvature, error_scale};
-        rate = d["rate"].cast<py::array>();
-      }
-    }
-  }
-
-  Progress progress() const {
-    Progress p;
-    p.loss = records<double>(loss, dlnfast::n_losses(schedule), {}, "loss");
-    p.record_steps = records<std::int64_t>(record_steps, n_records(schedule), {}, "record_steps");
-    if (rates.adaptive.safety > 0.0) {
-      // A step follows every loss but the last.
-      const Index n = dlnfast::n_losses(schedule);
-      p.rate = records<double>(rate, schedule.drain_every > 0 ? n : n - 1, {}, "rate");
-    }
-    auto* c = records<std::int64_t>(counts, n_counts, {}, "counts");
-    std::fill(c, c + n_counts, 0);
-    p.n_losses = c;
-    p.n_records = c + 1;
-    p.n_rates = c + 3;
-    p.between_steps = c + 4;
-    return p;
-  }
-
-  std::int64_t* n_snapshots() const {
-    return records<std::int64_t>(counts, n_counts, {}, "counts") + 2;
-  }
-
-  template <class T>
-  Motion<T> motion(const std::vector<MatrixRef<T>>& weights) const {
-    Motion<T> m{
-        writable_matrices<T>(velocity, "velocity"), writable_matrices<T>(carry, "carry"), {}};
-    for (py::size_t l = 0; l < search.size(); ++l) {
-      const auto at = "search[" + std::to_string(l) + "]";
-      py::array array = writable_array<T>(search[l], 1, at);
-      if (l >= weights.size() || array.shape(0) != weights[l].cols) {
-        throw py::value_error(at + " has the wrong length");
-      }
-      m.search.push_back(static_cast<T*>(array.mutable_data()));
-    }
-    return m;
-  }
-
-  bool drains() const { return schedule.drain_every > 0; }
-
-  static constexpr Index n_counts = 5;
-};
-
-// Beside the layers, whose motion and records they hold; what is not there has no footprint.
-void require_apart(const py::tuple& layers, const char* layers_name, const py::dict& d) {
-  Footprints footprints;
-  footprints.writes(layers, layers_name);
-  for (const auto& [key, value] : d) {
-    const auto name = key.cast<std::string>();
-    const auto is = [&](const char* other) { return name == other; };
-    if (is("target") || is("input_gram") || is("input_factor") || is("factor_target") ||
-        is("observed") || is("measurements") || is("initial")) {
-      footprints.reads(value, name);
-    } else {
-      footprints.writes(value, name);
-    }
-  }
-  footprints.require_apart();
+py::tuple as_tuple(const Result& result) {
+  return py::make_tuple(names_of(result.outcome)[static_cast<std::size_t>(result.outcome)],
+                        result.step, result.layer);
 }
 
-// Where records are drained, the caller's arrays hold the state whatever ends the run.
-Result descend_and_store(Stepper& stepper, Recorder& recorder, const Arguments& a,
-                         const Progress& progress, Monitor& monitor) {
-  if (!a.drains()) return descend(stepper, recorder, a.schedule, progress, monitor);
-  try {
-    const Result result = descend(stepper, recorder, a.schedule, progress, monitor);
-    stepper.store();
-    return result;
-  } catch (...) {
-    stepper.store();
-    throw;
+Rates rates_of(const Run& run) {
+  Rates rates = run.rates;
+  AdaptiveRate& adaptive = rates.adaptive;
+  if (run.adaptive)
+    std::tie(adaptive.safety, adaptive.curvature, adaptive.error_scale) = *run.adaptive;
+  return rates;
+}
+
+Progress progress_of(const Run& run, const Rates& rates) {
+  const Index n_rows = n_records(run.schedule);  // checks the schedule
+  const Index n = n_losses(run.schedule);
+  Progress p;
+  p.loss = run.loss.room(n, {}, "loss");
+  p.record_steps = run.record_steps.room(n_rows, {}, "record_steps");
+  // A step follows every loss but the last.
+  if (rates.adaptive.safety > 0.0) {
+    p.rate = run.rate.room(run.schedule.flush_every > 0 ? n : n - 1, {}, "rate");
   }
+  std::int64_t* counts = run.counts.room(n_counts, {}, "counts");
+  std::fill(counts, counts + n_counts, 0);
+  p.n_losses = counts + count_losses;
+  p.n_records = counts + count_records;
+  p.n_rates = counts + count_rates;
+  p.between_steps = counts + count_between_steps;
+  return p;
 }
 
 template <class T>
-py::tuple dense(const py::tuple& weights, const py::dict& d) {
-  const Arguments a(d);
-  const auto w = writable_matrices<T>(weights, "weights");
-  const Index n = n_records(a.schedule);
+OptimizerState<T> state_of(const State<T>& table, const std::vector<MatrixRef<T>>& weights) {
+  OptimizerState<T> state{table.velocity, table.compensation, {}};
+  for (std::size_t l = 0; l < table.power_vectors.size(); ++l) {
+    const View<T, 1>& vector = table.power_vectors[l];
+    if (l >= weights.size() || vector.shape[0] != weights[l].cols) {
+      throw py::value_error(at("power_vectors", l) + " has the wrong length");
+    }
+    state.power_vectors.push_back(vector.data);
+  }
+  return state;
+}
+
+template <class T>
+DenseRecords<T> dense_records(const DenseTable<T>& d, const std::vector<MatrixRef<T>>& weights) {
+  const Schedule& schedule = d.run.schedule;
+  const Index n = n_records(schedule);
   DenseRecords<T> out;
-  out.snapshot_every = d["snapshot_every"].cast<Index>();
+  out.snapshot_every = d.snapshot_every;
   if (out.snapshot_every < 0) throw py::value_error("snapshot_every is negative");
-  out.n_snapshots = a.n_snapshots();
-  const Index n_snapshots =
-      out.snapshot_every > 0 ? n_multiples(a.schedule, out.snapshot_every) : 0;
-  const py::tuple values = d["values"], errors = d["errors"], signs = d["signs"],
-                  branches = d["branches"], clusters = d["clusters"], tracking = d["tracking"],
-                  left = d["left"], right = d["right"], snapshots = d["snapshots"],
-                  initial = d["initial"];
-  for (std::size_t l = 0; l < w.size(); ++l) {
-    const Index m = w[l].rows, k = w[l].cols;
-    const Index kept = std::min({std::max<Index>(d["n_values"].cast<Index>(), 0), m, k});
-    const auto at = "[" + std::to_string(l) + "]";
-    if (values.size() > 0) {
+  out.n_snapshots = d.run.counts.data + count_snapshots;
+  const Index n_snapshots = out.snapshot_every > 0 ? n_multiples(schedule, out.snapshot_every) : 0;
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    const Index m = weights[l].rows, k = weights[l].cols, all = std::min(m, k);
+    const Index kept = std::clamp<Index>(d.n_values.value_or(all), 0, all);
+    const auto room = [&](const auto& list, Index size, const auto& rest, const char* name) {
+      return list.at(l).room(size, rest, at(name, l));
+    };
+    using Sizes = std::array<Index, 2>;
+    if (!d.values.empty()) {
+      const std::array<Index, 1> width{kept}, columns{n_tracking_columns};
       out.n_values.push_back(kept);
-      out.values.push_back(records<T>(values[l], n, {kept}, "values" + at));
-      out.errors.push_back(records<double>(errors[l], n, {kept}, "errors" + at));
-      out.signs.push_back(records<double>(signs[l], n, {kept}, "signs" + at));
-      out.branches.push_back(records<std::int64_t>(branches[l], n, {kept}, "branches" + at));
-      out.clusters.push_back(records<std::int64_t>(clusters[l], n, {kept}, "clusters" + at));
-      out.tracking.push_back(
-          records<double>(tracking[l], n, {n_tracking_columns}, "tracking" + at));
+      out.values.push_back(room(d.values, n, width, "values"));
+      out.errors.push_back(room(d.errors, n, width, "errors"));
+      out.signs.push_back(room(d.signs, n, width, "signs"));
+      out.branches.push_back(room(d.branches, n, width, "branches"));
+      out.clusters.push_back(room(d.clusters, n, width, "clusters"));
+      out.tracking.push_back(room(d.tracking, n, columns, "tracking"));
     }
-    if (left.size() > 0) {
-      out.left.push_back(records<T>(left[l], n, {m, kept}, "left" + at));
-      out.right.push_back(records<T>(right[l], n, {k, kept}, "right" + at));
+    if (!d.left.empty()) {
+      out.left.push_back(room(d.left, n, Sizes{m, kept}, "left"));
+      out.right.push_back(room(d.right, n, Sizes{k, kept}, "right"));
     }
     if (n_snapshots > 0) {
-      out.snapshots.push_back(records<T>(snapshots[l], n_snapshots, {m, k}, "snapshots" + at));
+      out.snapshots.push_back(room(d.snapshots, n_snapshots, Sizes{m, k}, "snapshots"));
     }
   }
-  Tracking<T> following;
-  if (values.size() > 0) {
-    following.settings = tracker_settings(d["tracker"]);
-    following.factored = d["factored"].cast<bool>();
-    following.record_every = a.schedule.record_every;
-    following.velocity = d["velocity_norms"].cast<std::vector<double>>();
-    if (!following.velocity.empty()) {
-      require_length(static_cast<Index>(following.velocity.size()), static_cast<Index>(w.size()),
-                     "velocity_norms");
-    }
-    for (std::size_t l = 0; l < initial.size(); ++l) {
-      following.initial.push_back(matrix<T>(initial[l], "initial[" + std::to_string(l) + "]"));
-    }
-    if (initial.size() > 0) {
-      require_length(static_cast<Index>(initial.size()), static_cast<Index>(w.size()), "initial");
-    }
-  }
-  auto objective = objective_of<T>(d);
-  const Observed<T> observed(d, objective);
-  const auto progress = a.progress();
-  const auto motion = a.motion<T>(w);
-  require_apart(weights, "weights", d);
-  Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
+  return out;
+}
+
+template <class T>
+Tracking<T> tracking_of(const DenseTable<T>& d, std::size_t n_layers) {
+  Tracking<T> tracking;
+  if (d.values.empty()) return tracking;
+  tracking.settings = checked(d.tracker);
+  tracking.factored = d.factored;
+  tracking.record_every = d.run.schedule.record_every;
+  tracking.velocity = d.velocity_norms;
+  tracking.initial = d.initial;
+  const auto require_all = [&](std::size_t size, const char* name) {
+    if (size > 0) require_length(static_cast<Index>(size), static_cast<Index>(n_layers), name);
+  };
+  require_all(tracking.velocity.size(), "velocity_norms");
+  require_all(tracking.initial.size(), "initial");
+  return tracking;
+}
+
+// Descends without the lock, with what `prepare(context)` returns: a stepper and its recorder.
+template <class Prepare>
+py::tuple descend_with(Call& call, const Run& run, const Progress& progress,
+                       const Prepare& prepare) {
+  call.require_apart();
+  call.monitor = reporting(run.on_record, run.on_progress, run.on_flush);
   Result result{};
   {
     const py::gil_scoped_release release;
-    const Context context{a.n_threads, &monitor};
-    DenseDescent<T> stepper(w, objective, a.rates, context, 32, motion);
-    DenseRecorder<T> recorder(stepper, out, following, objective, a.rates, context);
-    result = descend_and_store(stepper, recorder, a, progress, monitor);
+    const auto parts = prepare(Context{run.n_threads, &call.monitor});
+    result = descend(*parts.first, *parts.second, run.schedule, progress, call.monitor);
   }
   return as_tuple(result);
 }
 
-// A list of (first layer from 0, multiplicity, coupling, initial scalars).
-std::vector<Family> families_of(const py::list& list) {
+template <class T>
+py::tuple dense(const py::list& list, const py::dict& arguments) {
+  Call call;
+  const auto weights = read_as<std::vector<MatrixRef<T>>>(call, list, "weights");
+  const auto d = read_table<DenseTable<T>>(call, arguments);
+  const Objective<T> objective = d.objective.objective();
+  const Rates rates = rates_of(d.run);
+  const OptimizerState<T> state = state_of(d.state, weights);
+  const Progress progress = progress_of(d.run, rates);
+  const DenseRecords<T> records = dense_records(d, weights);
+  const Tracking<T> tracking = tracking_of(d, weights.size());
+  return descend_with(call, d.run, progress, [&](const Context& context) {
+    auto stepper =
+        std::make_unique<DenseDescent<T>>(weights, objective, rates, context, small_limit, state);
+    auto recorder =
+        std::make_unique<DenseRecorder<T>>(*stepper, records, tracking, objective, rates, context);
+    return std::pair(std::move(stepper), std::move(recorder));
+  });
+}
+
+template <class T>
+py::tuple reduced(const py::list& list, const py::dict& arguments) {
+  Call call;
+  const auto cores = read_as<std::vector<MatrixRef<T>>>(call, list, "cores");
+  const auto d = read_table<ReducedTable<T>>(call, arguments);
+  const Index n = n_records(d.run.schedule);
+  const Rates rates = rates_of(d.run);
   std::vector<Family> families;
-  for (const py::handle item : list) {
-    const auto [first, multiplicity, coupling, rho] =
-        item.cast<std::tuple<Index, double, double, std::vector<double>>>();
+  Index n_scalars = 0;
+  for (const auto& [first, multiplicity, coupling, rho] : d.families) {
     families.push_back({first, multiplicity, coupling, rho});
+    n_scalars += static_cast<Index>(rho.size());
   }
-  return families;
+  ReducedRecords<T> records;
+  for (std::size_t l = 0; l < cores.size(); ++l) {
+    const Index rows = cores[l].rows, cols = cores[l].cols;
+    records.core_sizes.push_back(rows * cols);
+    records.cores.push_back(d.core_records.at(l).room(n, {rows, cols}, at("core_records", l)));
+  }
+  records.rho = d.rho_records.room(n, {n_scalars}, "rho_records");
+  const OptimizerState<T> state = state_of(d.state, cores);
+  const Progress progress = progress_of(d.run, rates);
+  return descend_with(call, d.run, progress, [&](const Context& context) {
+    auto stepper = std::make_unique<ReducedDescent<T>>(cores, d.objective, families, rates, context,
+                                                       state, d.scalars);
+    auto recorder = std::make_unique<ReducedRecorder<T>>(*stepper, records);
+    return std::pair(std::move(stepper), std::move(recorder));
+  });
 }
 
 template <class T>
-py::tuple reduced(const py::tuple& cores, const py::dict& d) {
-  const Arguments a(d);
-  const auto c = writable_matrices<T>(cores, "cores");
-  const Index n = n_records(a.schedule);
-  const std::vector<Family> families = families_of(d["families"]);
-  Index n_scalars = 0;
-  for (const Family& family : families) n_scalars += static_cast<Index>(family.rho.size());
-  ReducedRecords<T> out;
-  const py::tuple core_records = d["core_records"];
-  for (std::size_t l = 0; l < c.size(); ++l) {
-    const auto at = "core_records[" + std::to_string(l) + "]";
-    out.core_sizes.push_back(c[l].rows * c[l].cols);
-    out.cores.push_back(records<T>(core_records[l], n, {c[l].rows, c[l].cols}, at));
+py::list batch(const py::list& list, const py::dict& arguments) {
+  Call call;
+  auto d = read_table<BatchTable<T>>(call, arguments);
+  read(call, list, "cores", d.batch.cores);
+  require_length(static_cast<Index>(d.core_records.size()),
+                 static_cast<Index>(d.batch.cores.size()), "core_records");
+  BatchRecords<T> records{d.loss, {}, d.rho_records, d.counts};
+  for (const auto& [data, shape] : d.core_records) {
+    records.cores.push_back({data, shape[0] * shape[1], shape[2], shape[3]});
   }
-  out.rho = records<double>(d["rho_records"], n, {n_scalars}, "rho_records");
-  const auto objective = objective_of<T>(d);
-  const auto progress = a.progress();
-  const auto motion = a.motion<T>(c);
-  MatrixRef<double> scalars;
-  if (!d["scalars"].is_none()) scalars = writable_matrix<double>(d["scalars"], "scalars");
-  require_apart(cores, "cores", d);
-  Monitor monitor = reporting(a.on_record, a.on_progress, a.on_drain);
-  Result result{};
+  for (const auto& [first, length] : d.families) d.batch.families.push_back({first, length});
+  call.require_apart();
+  std::vector<Result> results;
   {
     const py::gil_scoped_release release;
-    const Context context{a.n_threads, &monitor};
-    ReducedDescent<T> stepper(c, objective, families, a.rates, context, motion, scalars);
-    ReducedRecorder<T> recorder(stepper, out);
-    result = descend_and_store(stepper, recorder, a, progress, monitor);
+    results = batch_descent<T>(d.batch, {d.steps, d.record_every, d.tolerance}, records,
+                               Context{d.n_threads, &call.monitor});
   }
-  return as_tuple(result);
+  py::list found;
+  for (const Result& result : results) found.append(as_tuple(result));
+  return found;
 }
 
 template <class T>
-double gradients(const py::tuple& weights, const py::dict& d, const py::tuple& out, int n_threads) {
-  std::vector<MatrixRef<const T>> w;
-  for (py::size_t l = 0; l < weights.size(); ++l) {
-    w.push_back(matrix<T>(weights[l], "weights[" + std::to_string(l) + "]"));
-  }
-  const auto g = writable_matrices<T>(out, "gradients");
-  auto objective = objective_of<T>(d);
-  const Observed<T> observed(d, objective);
-  Footprints footprints;
-  footprints.reads(weights, "weights").writes(out, "gradients");
-  for (const std::pair<py::handle, py::handle> item : d) {
-    footprints.reads(item.second, item.first.cast<std::string>());
-  }
-  footprints.require_apart();
-  Monitor monitor = listening();
+double gradients(const py::list& list, const py::dict& objective, const py::list& outputs,
+                 int n_threads) {
+  Call call;
+  const auto weights = read_as<std::vector<MatrixRef<const T>>>(call, list, "weights");
+  const auto found = read_as<std::vector<MatrixRef<T>>>(call, outputs, "gradients");
+  const auto d = read_table<ObjectiveTable<T>>(call, objective);
+  call.require_apart();
   const py::gil_scoped_release release;
-  return compute_gradients<T>(w, objective, g, Context{n_threads, &monitor});
-}
-
-bool holds_single(const py::tuple& matrices) {
-  return matrices.size() > 0 && py::isinstance<py::array_t<float>>(matrices[0]);
+  return compute_gradients<T>(weights, d.objective(), found, {n_threads, &call.monitor});
 }
 
 }  // namespace
 
 void bind_descent(py::module_& m) {
-  m.def(
-      "dense_descent",
-      [](const py::list& list, const py::dict& arguments) {
-        const py::tuple weights(list);
-        return holds_single(weights) ? dense<float>(weights, held(arguments))
-                                     : dense<double>(weights, held(arguments));
-      },
-      py::arg("weights"), py::arg("arguments"),
-      "Gradient descent on whole matrices, in place; returns (outcome, step, layer).");
-  m.def(
-      "reduced_descent",
-      [](const py::list& list, const py::dict& arguments) {
-        const py::tuple cores(list);
-        return holds_single(cores) ? reduced<float>(cores, held(arguments))
-                                   : reduced<double>(cores, held(arguments));
-      },
-      py::arg("cores"), py::arg("arguments"),
-      "Gradient descent on cores and scalars; returns (outcome, step, layer).");
+  using py::arg;
+  const auto of_list = [](auto in_double, auto in_float) {
+    return [=](const py::list& list, const py::dict& arguments) {
+      return holds_float(list) ? in_float(list, arguments) : in_double(list, arguments);
+    };
+  };
+  m.def("dense_descent", of_list(&dense<double>, &dense<float>), arg("weights"), arg("arguments"),
+        "Gradient descent on whole matrices, in place; returns (outcome, step, layer).");
+  m.def("reduced_descent", of_list(&reduced<double>, &reduced<float>), arg("cores"),
+        arg("arguments"), "Gradient descent on cores and scalars; returns (outcome, step, layer).");
+  m.def("batch_descent", of_list(&batch<double>, &batch<float>), arg("cores"), arg("arguments"),
+        "Descent of many reduced runs of equal shape; returns (outcome, step, layer) of each.");
   m.def(
       "gradients",
-      [](const py::list& list, const py::dict& objective, const py::list& out, int n_threads) {
-        const py::tuple weights(list);
-        const auto run = holds_single(weights) ? &gradients<float> : &gradients<double>;
-        return run(weights, held(objective), py::tuple(out), n_threads);
+      [](const py::list& weights, const py::dict& objective, const py::list& out, int n_threads) {
+        const auto run = holds_float(weights) ? &gradients<float> : &gradients<double>;
+        return run(weights, objective, out, n_threads);
       },
-      py::arg("weights"), py::arg("objective"), py::arg("gradients"), py::arg("n_threads") = 0,
+      arg("weights"), arg("objective"), arg("gradients"), arg("n_threads") = 0,
       "Writes the gradient of the loss with respect to each layer; returns the loss.");
-  py::tuple columns(static_cast<py::size_t>(n_tracking_columns));
-  for (Index i = 0; i < n_tracking_columns; ++i) columns[i] = py::str(tracking_column_names[i]);
-  m.attr("TRACKING_COLUMNS") = columns;
   m.def(
       "best_pivot", [](const std::vector<Index>& widths) { return best_pivot(widths); },
-      py::arg("widths"), "Where the dense engine splits the chain of products.");
+      arg("widths"), "Where the dense engine splits the chain of products.");
   m.def(
       "step_flops",
       [](const std::vector<Index>& widths, Index pivot) { return step_flops(widths, pivot); },
-      py::arg("widths"), py::arg("pivot"), "Flops of one dense step with that pivot.");
+      arg("widths"), arg("pivot"), "Flops of one dense step with that pivot.");
 }
 
 }  // namespace dlnfast::python

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "dlnfast/svd_tracker.hpp"
 
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,14 +8,20 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "array_view.hpp"
 #include "bindings.hpp"
-#include "footprints.hpp"
-#include "interrupt.hpp"
-#include "tracker_settings.hpp"
+#include "functions.hpp"
+#include "tables.hpp"
 
 namespace dlnfast::python {
 namespace {
+
+// y = x^T
+template <class T>
+void copy_transposed(MatrixRef<const T> x, MatrixRef<T> y) {
+  for (Index i = 0; i < y.rows; ++i) {
+    for (Index j = 0; j < y.cols; ++j) y.row(i)[j] = x.row(j)[i];
+  }
+}
 
 // A matrix that Python knows the products of: matmat(X) is W X, rmatmat(Y) is W^T Y, with vectors as
 // columns. Called with the GIL.
@@ -65,64 +69,37 @@ class PythonOperator final : public LinearOperator<T> {
   double squared_norm_;  // negative: unknown
 };
 
-py::dict as_dict(const TrackerRecord& r) {
-  const auto array = [](const auto& list) {
-    using Entry = typename std::decay_t<decltype(list)>::value_type;
-    return py::array_t<Entry>(static_cast<py::ssize_t>(list.size()), list.data());
-  };
-  py::dict d;
-  d["event"] = r.event;
-  d["tier"] = static_cast<int>(r.tier);
-  d["completeness"] = static_cast<int>(r.completeness);
-  d["refreshed"] = r.refreshed;
-  d["values"] = array(r.values);
-  d["errors"] = array(r.errors);
-  d["gaps"] = array(r.gaps);
-  d["signs"] = array(r.signs);
-  d["clusters"] = array(r.clusters);
-  d["branches"] = array(r.branches);
-  d["left_angles"] = array(r.left_angles);
-  d["right_angles"] = array(r.right_angles);
-  d["left_block"] = py::make_tuple(r.left_block.largest, r.left_block.frobenius);
-  d["right_block"] = py::make_tuple(r.right_block.largest, r.right_block.frobenius);
-  d["norm"] = r.norm;
-  d["tail"] = r.tail;
-  d["drift"] = r.drift;
-  d["vector_error"] = r.vector_error;
-  d["truncated"] = r.truncated;
-  d["orthogonality"] = r.orthogonality;
-  d["overlap"] = r.overlap;
-  d["rho"] = r.rho;
-  d["rho_spread"] = r.rho_spread;
-  d["multiplicity"] = r.multiplicity;
-  d["seconds"] = r.seconds;
-  d["n_columns"] = r.n_columns;
-  return d;
+TrackerSettings settings_of(const py::dict& given) {
+  Call call;
+  return checked(read_table<TrackerSettings>(call, given));
 }
 
-// A tracker with its lock: one event at a time.
+// A tracker with its lock: one update at a time.
 template <class T>
 class Tracker {
  public:
   Tracker(Index rows, Index cols, const py::dict& settings, int n_threads)
-      : tracker_(rows, cols, tracker_settings(settings)), n_threads_(n_threads) {}
+      : tracker_(rows, cols, settings_of(settings)), n_threads_(n_threads) {}
 
   py::dict update(const py::array& w, double drift) {
-    const auto input = matrix<T>(w, "W");
-    return run([&](const Context& context) { tracker_.update(input, drift, context); });
+    Call call;
+    const auto input = read_as<MatrixRef<const T>>(call, w, "W");
+    return run(call, [&](const Context& context) { tracker_.update(input, drift, context); });
   }
 
   py::dict update_operator(const py::object& matmat, const py::object& rmatmat, double squared_norm,
                            double drift) {
     const PythonOperator<T> w(tracker_.rows(), tracker_.cols(), matmat, rmatmat, squared_norm);
-    return run([&](const Context& context) { tracker_.update(w, drift, context); });
+    Call call;
+    return run(call, [&](const Context& context) { tracker_.update(w, drift, context); });
   }
 
   // Keeps `w` as it is: the factored form refers to it. Returns how far it is from an isometry.
   py::tuple begin_factored(const py::array& w, Index limit) {
-    const auto input = matrix<T>(w, "W");
+    Call call;
+    const auto input = read_as<MatrixRef<const T>>(call, w, "W");
     Isometry isometry;
-    run([&](const Context& context) {
+    run(call, [&](const Context& context) {
       require_shape(input, tracker_.rows(), tracker_.cols(), "W");
       isometry = measure_isometry<T>(input, context);
       auto next = std::make_unique<LowRankDrift<T>>(input, isometry, limit);
@@ -137,11 +114,12 @@ class Tracker {
   // Returns None where the frames no longer close, or an update was taken in but its event failed.
   py::object append(double factor, double scale, const py::array& left, const py::array& right) {
     if (!factored_) throw std::logic_error("there is no factored form to append to");
-    const auto l = matrix<T>(left, "A");
-    const auto r = matrix<T>(right, "B");
+    Call call;
+    const auto l = read_as<MatrixRef<const T>>(call, left, "A");
+    const auto r = read_as<MatrixRef<const T>>(call, right, "B");
     if (behind_) return py::none();
     bool closed = false;
-    py::dict record = run([&](const Context& context) {
+    py::dict record = run(call, [&](const Context& context) {
       factored_->update(factor, scale, l, r, context);
       behind_ = true;
       closed = factored_->flush(context);
@@ -163,14 +141,17 @@ class Tracker {
   }
 
   void seed(const py::array& right) {
-    const auto rows = matrix<T>(right, "right");
-    run([&](const Context& context) { tracker_.seed(rows, context); });
+    Call call;
+    const auto rows = read_as<MatrixRef<const T>>(call, right, "right");
+    run(call, [&](const Context& context) { tracker_.seed(rows, context); });
   }
 
   void set_reference(const py::object& left, const py::object& right) {
     const std::unique_lock<std::mutex> lock = hold();
     if (left.is_none()) return tracker_.set_reference();
-    tracker_.set_reference(matrix<T>(left, "left"), matrix<T>(right, "right"));
+    Call call;
+    const auto l = read_as<MatrixRef<const T>>(call, left, "left");
+    tracker_.set_reference(l, read_as<MatrixRef<const T>>(call, right, "right"));
   }
 
   Index n_values() const { return tracker_.n_values(); }
@@ -186,14 +167,13 @@ class Tracker {
   }
 
   template <class Body>
-  py::dict run(const Body& body) {
+  py::dict run(Call& call, const Body& body) {
     const std::unique_lock<std::mutex> lock = hold();
-    Monitor monitor = listening();
     {
       const py::gil_scoped_release release;
-      body(Context{n_threads_, &monitor});
+      body(Context{n_threads_, &call.monitor});
     }
-    return as_dict(tracker_.record());
+    return to_dict(tracker_.record());
   }
 
   SvdTracker<T> tracker_;
@@ -226,55 +206,47 @@ void bind_tracker(py::module_& m, const char* name) {
 
 // Follows the pairs of all records of a run: values (n, p), left (n, p, a), right (n, p, b), whose
 // vectors are rotated and flipped in place; ids and clusters (n, p).
-void follow_branches(const py::array& values, const py::array& left, const py::array& right,
-                     double error, double cluster_tolerance, const py::array& ids,
-                     const py::array& clusters) {
-  const py::array v = checked_array<double>(values, 2, "values");
-  const Index n = v.shape(0), p = v.shape(1);
-  const py::array l = checked_array<double>(left, 3, "left");
-  const py::array r = checked_array<double>(right, 3, "right");
-  const Index a = l.shape(2), b = r.shape(2);
-  const auto* value = static_cast<const double*>(v.data());
-  auto* left_rows = records<double>(left, n, {p, a}, "left");
-  auto* right_rows = records<double>(right, n, {p, b}, "right");
-  auto* id = records<std::int64_t>(ids, n, {p}, "ids");
-  auto* cluster = records<std::int64_t>(clusters, n, {p}, "clusters");
-  Footprints footprints;
-  footprints.reads(values, "values").writes(left, "left").writes(right, "right");
-  footprints.writes(ids, "ids").writes(clusters, "clusters").require_apart();
-  Monitor monitor = listening();
-  const py::gil_scoped_release release;
-  const Context context{1, &monitor};
+void follow_branches(View<const double, 2> values, View<double, 3> left, View<double, 3> right,
+                     double error, double cluster_tolerance, View<std::int64_t, 2> ids,
+                     View<std::int64_t, 2> clusters, const Context& context) {
+  const auto [n, p] = values.shape;
+  const Index a = left.shape[2], b = right.shape[2];
+  left.room(n, {p, a}, "left");
+  right.room(n, {p, b}, "right");
+  ids.room(n, {p}, "ids");
+  clusters.room(n, {p}, "clusters");
   BranchSettings settings;
   settings.cluster_tolerance = cluster_tolerance;
   Branches<double> branches(settings);
   const std::vector<double> errors(static_cast<std::size_t>(p), error);
   for (Index i = 0; i < n; ++i) {
-    branches.follow(std::vector<double>(value + i * p, value + (i + 1) * p), errors,
-                    std::numeric_limits<double>::infinity(),
-                    MatrixRef<double>(left_rows + i * p * a, p, a),
-                    MatrixRef<double>(right_rows + i * p * b, p, b), context);
-    std::copy(branches.ids().begin(), branches.ids().end(), id + i * p);
-    std::copy(branches.clusters().begin(), branches.clusters().end(), cluster + i * p);
+    const double* row = values.data + i * p;
+    branches.follow(std::vector<double>(row, row + p), errors,
+                    std::numeric_limits<double>::infinity(), {left.data + i * p * a, p, a},
+                    {right.data + i * p * b, p, b}, context);
+    std::copy(branches.ids().begin(), branches.ids().end(), ids.data + i * p);
+    std::copy(branches.clusters().begin(), branches.clusters().end(), clusters.data + i * p);
   }
 }
 
 }  // namespace
 
 void bind_svd_tracker(py::module_& m) {
+  using py::arg;
   bind_tracker<float>(m, "SvdTracker32");
   bind_tracker<double>(m, "SvdTracker64");
-  m.def("follow_branches", &follow_branches, py::arg("values"), py::arg("left"), py::arg("right"),
-        py::arg("error"), py::arg("cluster_tolerance"), py::arg("ids"), py::arg("clusters"),
-        "Names the branches of singular values through the records of a run.");
-  m.def(
-      "best_assignment",
-      [](const py::array& gain) {
-        const auto g = matrix<double>(gain, "gain");
-        return best_assignment(std::vector<double>(g.data, g.data + g.rows * g.cols), g.rows,
-                               g.cols);
+  define<Array<const double, 2>, Array<double, 3>, Array<double, 3>, double, double,
+         Array<std::int64_t, 2>, Array<std::int64_t, 2>, Context>(
+      m, "follow_branches", "Names the branches of singular values through the records of a run.",
+      &follow_branches, arg("values"), arg("left"), arg("right"), arg("error"),
+      arg("cluster_tolerance"), arg("ids"), arg("clusters"), arg("n_threads") = 1);
+  define<Array<const double, 2>>(
+      m, "best_assignment", "The column of each row that makes the sum largest; -1 for none.",
+      [](auto gain) {
+        const auto [rows, cols] = gain.shape;
+        return best_assignment({gain.data, gain.data + rows * cols}, rows, cols);
       },
-      py::arg("gain"), "The column of each row that makes the sum largest; -1 for none.");
+      arg("gain"));
 }
 
 }  // namespace dlnfast::python

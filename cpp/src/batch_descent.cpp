@@ -179,7 +179,8 @@ class LaneScalars {
   void clear(int lane) {
     for (Family& f : families_) f.strength.a[lane] = f.energy.a[lane] = 0.0;
     for (Scalar& s : scalars_) {
-      for (Values* values : {&s.rho, &s.velocity, &s.carry, &s.rate, &s.decay, &s.momentum}) {
+      for (Values* values :
+           {&s.rho, &s.velocity, &s.compensation, &s.rate, &s.decay, &s.momentum}) {
         values->a[lane] = 0.0;
       }
     }
@@ -255,7 +256,7 @@ class LaneScalars {
   };
   struct Scalar {
     Index layer = 0;
-    Values rho, velocity, gradient, carry, rate, decay, momentum;
+    Values rho, velocity, gradient, compensation, rate, decay, momentum;
   };
 
   void move(Scalar& s, const Vector& rho, const Vector& gradient, int i) const {
@@ -265,9 +266,9 @@ class LaneScalars {
       velocity += P::load(s.momentum.a + i) * P::load(s.velocity.a + i);
       P::store(s.velocity.a + i, velocity);
     }
-    const Vector wanted = -P::load(s.rate.a + i) * velocity - P::load(s.carry.a + i);
+    const Vector wanted = -P::load(s.rate.a + i) * velocity - P::load(s.compensation.a + i);
     const Vector sum = rho + wanted;
-    P::store(s.carry.a + i, (sum - rho) - wanted);
+    P::store(s.compensation.a + i, (sum - rho) - wanted);
     P::store(s.rho.a + i, sum);
   }
 
@@ -295,7 +296,7 @@ class LaneWorker final : public Worker {
  public:
   LaneWorker(const Job<T>& job, Monitor& monitor)
       : job_(job),
-        breather_(monitor),
+        poller_(monitor),
         cores_(lane_cores<T>(job.sizes.widest, job.sizes.layers, job.features)),
         scalars_(job.batch.families, job.batch.coupling, job.features) {}
 
@@ -335,7 +336,7 @@ class LaneWorker final : public Worker {
     Index until_record = 0;
     for (Index step = 0;; ++step) {
       double* loss = waiting_[n_waiting_];
-      cores_->evaluate(loss, breather_);
+      cores_->evaluate(loss, poller_);
       scalars_.add_loss(loss);
       ++n_waiting_;
       const bool last = step == job_.schedule.steps;
@@ -353,7 +354,7 @@ class LaneWorker final : public Worker {
         n_waiting_ = 0;
       }
       --until_record;
-      cores_->update(breather_);
+      cores_->update(poller_);
       scalars_.update();
     }
   }
@@ -432,7 +433,7 @@ class LaneWorker final : public Worker {
   }
 
   const Job<T>& job_;
-  Breather breather_;
+  Poller poller_;
   std::unique_ptr<LaneCores<T>> cores_;
   LaneScalars<lanes> scalars_;
   Index first_ = 0;  // run of the group

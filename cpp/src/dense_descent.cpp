@@ -21,26 +21,26 @@ constexpr double elements_per_thread = 65536;
 // Flops of a product with a sparse E take about so many times as long as those of a dense one.
 constexpr double sparse_penalty = 4.0;
 
-// The largest singular value of a matrix that moves little between two looks.
+// The largest singular value of a slowly changing matrix, by power iteration.
 template <class T>
 class LargestValue {
  public:
-  // Starts from `search` (w.cols), unless that is missing or zero.
-  LargestValue(const MatrixRef<T>& w, const T* search)
+  // Starts from `vector` (w.cols), unless that is missing or zero.
+  LargestValue(const MatrixRef<T>& w, const T* vector)
       : w_(w), right_(w.cols), left_(w.rows), started_(w.cols) {
-    if (search != nullptr) std::copy(search, search + w.cols, right_.data());
-    if (search != nullptr && right_.any()) return;
+    if (vector != nullptr) std::copy(vector, vector + w.cols, right_.data());
+    if (vector != nullptr && right_.any()) return;
     Random random(1);
     random.fill(MatrixRef<T>(right_.data(), 1, w.cols));
   }
 
-  // Where the last look started: a run that goes on looks once more.
-  void store(T* search) const {
-    std::copy(started_.data(), started_.data() + started_.size(), search);
+  // The vector that the last update started from: a resumed run repeats that update.
+  void store(T* vector) const {
+    std::copy(started_.data(), started_.data() + started_.size(), vector);
   }
 
-  // Two sweeps on from the vector of the last look.
-  double look() {
+  // Two sweeps from the vector of the last update.
+  double update() {
     double value = 0.0;
     started_ = right_;
     for (int sweep = 0; sweep < 2; ++sweep) {
@@ -224,7 +224,7 @@ class Side {
       if (layers_[i]->needs_gradient()) {
         step(*layers_[i], prefix(i - 1), error, next, context);
       } else {
-        hand_on(layers_[i]->weight, error, next, context);
+        pass_inwards(layers_[i]->weight, error, next, context);
       }
       error = next;
     }
@@ -254,9 +254,9 @@ class Side {
     return {products_[i].data(), products_[i].rows(), products_[i].cols()};
   }
 
-  // Hands the error one layer inwards.
-  void hand_on(MatrixRef<const T> w, MatrixRef<const T> error, MatrixRef<T> next,
-               const Context& context) {
+  // Passes the error one layer inwards.
+  void pass_inwards(MatrixRef<const T> w, MatrixRef<const T> error, MatrixRef<T> next,
+                    const Context& context) {
     if (transposed_) {
       block_times<T>(error, w, next, context);
     } else {
@@ -269,7 +269,7 @@ class Side {
             const Context& context) {
     const MatrixRef<const T> w = layer.weight;
     if (!thin_ || layer.writes_gradient()) {
-      hand_on(w, error, next, context);
+      pass_inwards(w, error, next, context);
       if (transposed_) {
         descend_product<T>(layer, error, prefix, scratch_.data(), context);
       } else {
@@ -336,19 +336,19 @@ template <class T>
 class DenseDescent<T>::Impl {
  public:
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
-       const Context& context, Index small, const Motion<T>& motion,
+       const Context& context, Index small, const OptimizerState<T>& state,
        const std::vector<MatrixRef<T>>& gradients = {})
-      : weights_(weights), motion_(motion), objective_(objective), context_(context) {
+      : weights_(weights), state_(state), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
-    check_motion(motion, weights);
+    check_state(state, weights);
     const bool adapts = rates.adaptive.safety > 0.0;
     if (gradients.empty() && objective.has_target() && !adapts && better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
       small_ =
           small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
       for (Index l = 0; l < n; ++l) small_->load_weight(l, weights_[l]);
-      small_->load_motion(motion_);
+      small_->load_state(state_);
       return;
     }
     chooses_team_ = context.n_threads == 0;
@@ -357,14 +357,15 @@ class DenseDescent<T>::Impl {
       rates_ = rates;
       largest_.resize(weights.size());
       for (std::size_t l = 0; l < weights.size(); ++l) {
-        largest_value_.emplace_back(weights[l], motion.search.empty() ? nullptr : motion.search[l]);
+        largest_value_.emplace_back(weights[l],
+                                    state.power_vectors.empty() ? nullptr : state.power_vectors[l]);
       }
     }
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
       layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
                            rates.weight_decay[l], rates.momentum[l]);
-      layers_.back().bind_velocity(motion.velocity.empty() ? MatrixRef<T>() : motion.velocity[l]);
+      layers_.back().bind_velocity(state.velocity.empty() ? MatrixRef<T>() : state.velocity[l]);
       if (!gradients.empty()) layers_.back().gradient = gradients[l];
     }
     const Index d_out = widths.back();
@@ -430,7 +431,7 @@ class DenseDescent<T>::Impl {
     return largest_magnitude<T>(weights_[layer]);
   }
   double rate() const { return rate_; }
-  Index steps_per_breath() const { return small_ ? small_->steps_per_breath() : 1; }
+  Index steps_per_poll() const { return small_ ? small_->steps_per_poll() : 1; }
 
   const std::vector<MatrixRef<T>>& weights() {
     write_back();
@@ -439,10 +440,10 @@ class DenseDescent<T>::Impl {
 
   void store() {
     write_back();
-    if (small_) small_->store_motion(motion_);
-    if (motion_.search.empty()) return;
+    if (small_) small_->store_state(state_);
+    if (state_.power_vectors.empty()) return;
     for (std::size_t l = 0; l < largest_value_.size(); ++l)
-      largest_value_[l].store(motion_.search[l]);
+      largest_value_[l].store(state_.power_vectors[l]);
   }
 
   bool is_thin(Index layer) const {
@@ -467,7 +468,7 @@ class DenseDescent<T>::Impl {
   void adapt(double loss) {
     const AdaptiveRate& adaptive = rates_.adaptive;
     const std::size_t n = largest_.size();
-    for (std::size_t l = 0; l < n; ++l) largest_[l] = largest_value_[l].look();
+    for (std::size_t l = 0; l < n; ++l) largest_[l] = largest_value_[l].update();
     const double c = objective_.loss_scale;
     const double excess = std::max(loss - objective_.loss_floor, 0.0);
     const double error = adaptive.error_scale * std::sqrt(2.0 * excess / c);
@@ -639,7 +640,7 @@ class DenseDescent<T>::Impl {
   }
 
   std::vector<MatrixRef<T>> weights_;
-  Motion<T> motion_;
+  OptimizerState<T> state_;
   std::unique_ptr<SmallDescent<T>> small_;
   bool behind_ = false;  // whether the caller's weights are older than the small ones
   bool chooses_team_ = false;
@@ -663,8 +664,8 @@ class DenseDescent<T>::Impl {
 template <class T>
 DenseDescent<T>::DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
                               const Rates& rates, const Context& context, Index small,
-                              const Motion<T>& motion)
-    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small, motion)) {}
+                              const OptimizerState<T>& state)
+    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small, state)) {}
 
 template <class T>
 DenseDescent<T>::~DenseDescent() = default;
@@ -695,8 +696,8 @@ double DenseDescent<T>::rate() const {
 }
 
 template <class T>
-Index DenseDescent<T>::steps_per_breath() const {
-  return impl_->steps_per_breath();
+Index DenseDescent<T>::steps_per_poll() const {
+  return impl_->steps_per_poll();
 }
 
 template <class T>

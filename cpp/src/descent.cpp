@@ -17,9 +17,9 @@ Index n_records(const Schedule& schedule) {
   if (schedule.first < 0 || schedule.first > schedule.steps) {
     throw std::invalid_argument("the first step is negative or beyond the last one");
   }
-  if (schedule.drain_every < 0) throw std::invalid_argument("drain_every is negative");
+  if (schedule.flush_every < 0) throw std::invalid_argument("flush_every is negative");
   const Index multiples = n_multiples(schedule, schedule.record_every);
-  if (schedule.drain_every > 0) return multiples + 2;
+  if (schedule.flush_every > 0) return multiples + 2;
   const bool extra_first = schedule.first % schedule.record_every != 0;
   const bool extra_last =
       schedule.steps % schedule.record_every != 0 && schedule.steps != schedule.first;
@@ -28,11 +28,11 @@ Index n_records(const Schedule& schedule) {
 
 Index n_losses(const Schedule& schedule) {
   const Index whole = schedule.steps - schedule.first + 1;
-  return schedule.drain_every > 0 ? std::min(schedule.drain_every, whole - 1) + 1 : whole;
+  return schedule.flush_every > 0 ? std::min(schedule.flush_every, whole - 1) + 1 : whole;
 }
 
 Index n_multiples(const Schedule& schedule, Index every) {
-  if (schedule.drain_every > 0) return std::min(schedule.drain_every, schedule.steps) / every + 2;
+  if (schedule.flush_every > 0) return std::min(schedule.flush_every, schedule.steps) / every + 2;
   const Index before = schedule.first == 0 ? 0 : (schedule.first - 1) / every + 1;
   return schedule.steps / every + 1 - before;
 }
@@ -66,13 +66,15 @@ Index largest_layer(const Stepper& stepper) {
   return largest + 1;
 }
 
-Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
-               const Progress& progress, Monitor& monitor) {
+namespace {
+
+Result take_steps(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
+                  const Progress& progress, Monitor& monitor) {
   n_records(schedule);  // checks the schedule
-  const bool drains = schedule.drain_every > 0;
-  const Index breath = stepper.steps_per_breath();
+  const bool flushes = schedule.flush_every > 0;
+  const Index steps_per_poll = stepper.steps_per_poll();
   Index until_record = 0;
-  Index until_breath = breath;
+  Index until_poll = steps_per_poll;
   for (Index step = schedule.first;; ++step) {
     const double loss = stepper.evaluate();
     if (!std::isfinite(loss)) return {Outcome::diverged, step, largest_layer(stepper)};
@@ -98,16 +100,16 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       return {Outcome::stopped, step, 0};
     }
     --until_record;
-    if (drains && step % schedule.drain_every == 0 && step != schedule.first) {
+    if (flushes && step % schedule.flush_every == 0 && step != schedule.first) {
       stepper.store();
-      monitor.drain(step);
+      monitor.flush(step);
       if (*progress.n_losses != 0 || *progress.n_records != 0) {
-        throw std::logic_error("a drain left something behind");
+        throw std::logic_error("a flush left records behind");
       }
     }
-    if (--until_breath == 0) {
-      monitor.breathe_between_steps();
-      until_breath = breath;
+    if (--until_poll == 0) {
+      monitor.poll_between_steps();
+      until_poll = steps_per_poll;
     }
     if (progress.between_steps != nullptr) *progress.between_steps = 0;
     stepper.update();
@@ -115,6 +117,21 @@ Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
       progress.rate[*progress.n_rates] = stepper.rate();
       *progress.n_rates += 1;
     }
+  }
+}
+
+}  // namespace
+
+Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
+               const Progress& progress, Monitor& monitor) {
+  if (schedule.flush_every == 0) return take_steps(stepper, recorder, schedule, progress, monitor);
+  try {
+    const Result result = take_steps(stepper, recorder, schedule, progress, monitor);
+    stepper.store();
+    return result;
+  } catch (...) {
+    stepper.store();
+    throw;
   }
 }
 

@@ -29,9 +29,9 @@
 namespace dlnfast {
 
 // Lets the monitor look at the clock once in about a million vector operations.
-class Breather {
+class Poller {
  public:
-  explicit Breather(Monitor& monitor) : monitor_(monitor) {}
+  explicit Poller(Monitor& monitor) : monitor_(monitor) {}
   void spend(Index operations) {
     left_ -= operations;
     if (left_ > 0) return;
@@ -64,8 +64,8 @@ class LaneCores {
   // Of a core, as largest_magnitude.
   virtual double largest_entry(int lane, Index layer) const = 0;
   // The losses of the cores, one per lane; prepares `update`.
-  virtual void evaluate(double* loss, Breather& breather) = 0;
-  virtual void update(Breather& breather) = 0;
+  virtual void evaluate(double* loss, Poller& poller) = 0;
+  virtual void update(Poller& poller) = 0;
 };
 
 template <class T, int Size>
@@ -105,7 +105,7 @@ class LaneDescent final : public LaneCores<T> {
     U a[lanes] = {};
   };
   // How the weights of one layer move.
-  struct Motion {
+  struct LayerState {
     PerLane<T> step, shrink;                  // without momentum: rate times scale, times decay
     PerLane<T> scale, decay, momentum, rate;  // with momentum
   };
@@ -115,10 +115,10 @@ class LaneDescent final : public LaneCores<T> {
       : n_layers_(n_layers),
         features_(features),
         blocks_(n_layers + 1),
-        carry_(n_layers),
+        compensation_(n_layers),
         velocity_(features.momentum ? n_layers : 0),
         prefix_(n_layers),
-        motion_(n_layers) {
+        state_(n_layers) {
     for (Index l = 0; l < n_layers; ++l) weight_.push_back(&blocks_[l]);
     spare_ = &blocks_[n_layers];
   }
@@ -128,7 +128,7 @@ class LaneDescent final : public LaneCores<T> {
     const double scale = *batch.loss_scale.row(run);
     for (Index l = 0; l < n_layers_; ++l) {
       set(*weight_[l], lane, batch.cores[l][run]);
-      Motion& m = motion_[l];
+      LayerState& m = state_[l];
       m.scale.a[lane] = static_cast<T>(scale);
       m.rate.a[lane] = static_cast<T>(batch.learning_rate.row(run)[l]);
       m.decay.a[lane] = static_cast<T>(batch.weight_decay.row(run)[l]);
@@ -148,10 +148,10 @@ class LaneDescent final : public LaneCores<T> {
 
   void clear(int lane) override {
     for (Block& block : blocks_) set(block, lane, {});
-    for (Block& block : carry_) set(block, lane, {});
+    for (Block& block : compensation_) set(block, lane, {});
     for (Block& block : velocity_) set(block, lane, {});
     for (Block* block : {&target_, &gram_, &factor_, &factor_target_}) set(*block, lane, {});
-    for (Motion& m : motion_) {
+    for (LayerState& m : state_) {
       for (PerLane<T>* value : {&m.step, &m.shrink, &m.scale, &m.decay, &m.momentum, &m.rate}) {
         value->a[lane] = T(0);
       }
@@ -177,12 +177,12 @@ class LaneDescent final : public LaneCores<T> {
     return largest;
   }
 
-  void evaluate(double* loss, Breather& breather) override {
+  void evaluate(double* loss, Poller& poller) override {
     for (Index l = 1; l + 1 < n_layers_; ++l) {
       product<false, false>(*weight_[l], prefix(l - 1), store_in(prefix_[l]));
-      breather.spend(Size * n_entries);
+      poller.spend(Size * n_entries);
     }
-    breather.spend(2 * Size * n_entries);
+    poller.spend(2 * Size * n_entries);
     Vector sum;
     if (features_.whitened) {
       const Compare compare{target_.a, error_->a, {}};
@@ -203,20 +203,20 @@ class LaneDescent final : public LaneCores<T> {
           [from = target_.a, to = error_->a](int, int entry, const Vector& ms)
               DLNFAST_INLINE { P::store(to + entry * lanes, ms - P::load(from + entry * lanes)); });
       sum = product<false, false>(m, factor_, Measure{factor_target_.a, {}}).total();
-      breather.spend(Size * n_entries);
+      poller.spend(Size * n_entries);
     }
     for (int lane = 0; lane < lanes; ++lane) {
       loss[lane] = half_scale_.a[lane] * static_cast<double>(sum[lane]) + floor_.a[lane];
     }
   }
 
-  void update(Breather& breather) override {
+  void update(Poller& poller) override {
     if (features_.momentum) {
-      update_with<Rule::momentum>(breather);
+      update_with<Rule::momentum>(poller);
     } else if (features_.decay) {
-      update_with<Rule::decay>(breather);
+      update_with<Rule::decay>(poller);
     } else {
-      update_with<Rule::plain>(breather);
+      update_with<Rule::plain>(poller);
     }
   }
 
@@ -334,10 +334,10 @@ class LaneDescent final : public LaneCores<T> {
   // A sink for gradients that moves the weights of layer l, from `from` to `to`.
   template <Rule rule>
   auto move(Index l, const Block& from, Block& to) {
-    const Motion& m = motion_[l];
+    const LayerState& m = state_[l];
     const T* old_weight = from.a;
     T* weight = to.a;
-    T* carry = carry_[l].a;
+    T* compensation = compensation_[l].a;
     if constexpr (rule == Rule::momentum) {
       T* velocity = velocity_[l].a;
       const Vector rate = P::load(m.rate.a), momentum = P::load(m.momentum.a);
@@ -347,7 +347,7 @@ class LaneDescent final : public LaneCores<T> {
         const Vector old = P::load(old_weight + at);
         const Vector speed = P::load(velocity + at) * momentum + gradient * scale + old * decay;
         P::store(velocity + at, speed);
-        add(old, -speed * rate, carry + at, weight + at);
+        add(old, -speed * rate, compensation + at, weight + at);
       };
     } else {
       const Vector step = P::load(m.step.a), shrink = P::load(m.shrink.a);
@@ -355,25 +355,25 @@ class LaneDescent final : public LaneCores<T> {
         const int at = entry * lanes;
         const Vector old = P::load(old_weight + at);
         if constexpr (rule == Rule::decay) {
-          add(old, -gradient * step - old * shrink, carry + at, weight + at);
+          add(old, -gradient * step - old * shrink, compensation + at, weight + at);
         } else {
-          add(old, -gradient * step, carry + at, weight + at);
+          add(old, -gradient * step, compensation + at, weight + at);
         }
       };
     }
   }
 
   // old + change, with what the sum rounds away carried to the next one.
-  DLNFAST_INLINE static void add(Vector old, const Vector& change, T* carry, T* weight) {
+  DLNFAST_INLINE static void add(Vector old, const Vector& change, T* compensation, T* weight) {
     simd::keep(old);
-    const Vector wanted = change - P::load(carry);
+    const Vector wanted = change - P::load(compensation);
     const Vector sum = old + wanted;
-    P::store(carry, (sum - old) - wanted);
+    P::store(compensation, (sum - old) - wanted);
     P::store(weight, sum);
   }
 
   template <Rule rule>
-  void update_with(Breather& breather) {
+  void update_with(Poller& poller) {
     if (n_layers_ == 1) {
       for_each_entry(*error_, move<rule>(0, *weight_[0], *weight_[0]));
       return;
@@ -382,7 +382,7 @@ class LaneDescent final : public LaneCores<T> {
       product<true, false>(*weight_[l], *error_, store_in(*next_error_));
       product<false, true>(*error_, prefix(l - 1), move<rule>(l, *weight_[l], *weight_[l]));
       std::swap(error_, next_error_);
-      breather.spend(2 * Size * n_entries);
+      poller.spend(2 * Size * n_entries);
     }
     // The old weights of layer 1 still show in the gradient of layer 2.
     product<true, false>(*weight_[1], *error_, move<rule>(0, *weight_[0], *spare_));
@@ -395,8 +395,8 @@ class LaneDescent final : public LaneCores<T> {
   std::vector<Block> blocks_;
   std::vector<Block*> weight_;
   Block* spare_;
-  std::vector<Block> carry_, velocity_, prefix_;
-  std::vector<Motion> motion_;
+  std::vector<Block> compensation_, velocity_, prefix_;
+  std::vector<LayerState> state_;
   Block errors_[2];
   Block* error_ = &errors_[0];
   Block* next_error_ = &errors_[1];

@@ -34,7 +34,7 @@ class Scalars {
     }
     velocity_.assign(rho_.size(), 0.0);
     gradient_.assign(rho_.size(), 0.0);
-    carry_.assign(rho_.size(), 0.0);
+    compensation_.assign(rho_.size(), 0.0);
   }
 
   const std::vector<double>& rho() const { return rho_; }
@@ -42,14 +42,14 @@ class Scalars {
   void load(const MatrixRef<double>& state) {
     if (state.absent()) return;
     require_shape(state, 3, static_cast<Index>(rho_.size()), "scalars");
-    std::vector<double>* rows[3] = {&rho_, &velocity_, &carry_};
+    std::vector<double>* rows[3] = {&rho_, &velocity_, &compensation_};
     for (Index i = 0; i < 3; ++i)
       std::copy(state.row(i), state.row(i) + state.cols, rows[i]->begin());
   }
 
   void store(const MatrixRef<double>& state) const {
     if (state.absent()) return;
-    const std::vector<double>* rows[3] = {&rho_, &velocity_, &carry_};
+    const std::vector<double>* rows[3] = {&rho_, &velocity_, &compensation_};
     for (Index i = 0; i < 3; ++i) std::copy(rows[i]->begin(), rows[i]->end(), state.row(i));
   }
 
@@ -101,9 +101,9 @@ class Scalars {
     for (std::size_t i = 0; i < rho_.size(); ++i) {
       velocity_[i] = momentum_[i] * velocity_[i] + gradient_[i] + weight_decay_[i] * rho_[i];
       // Compensated like the cores (small_descent.cpp).
-      const double wanted = -learning_rate_[i] * velocity_[i] - carry_[i];
+      const double wanted = -learning_rate_[i] * velocity_[i] - compensation_[i];
       const double sum = rho_[i] + wanted;
-      carry_[i] = (sum - rho_[i]) - wanted;
+      compensation_[i] = (sum - rho_[i]) - wanted;
       rho_[i] = sum;
     }
   }
@@ -113,7 +113,7 @@ class Scalars {
   double loss_scale_;
   std::vector<Index> layer_;  // of each scalar, as everything below
   std::vector<double> learning_rate_, weight_decay_, momentum_;
-  std::vector<double> rho_, velocity_, gradient_, carry_;
+  std::vector<double> rho_, velocity_, gradient_, compensation_;
 };
 
 }  // namespace
@@ -122,26 +122,26 @@ template <class T>
 class ReducedDescent<T>::Impl {
  public:
   Impl(std::vector<MatrixRef<T>> cores, const Objective<T>& objective, std::vector<Family> families,
-       const Rates& rates, const Context& context, const Motion<T>& motion,
+       const Rates& rates, const Context& context, const OptimizerState<T>& state,
        MatrixRef<double> scalar_state)
       : cores_(std::move(cores)),
-        motion_(motion),
+        state_(state),
         scalar_state_(scalar_state),
         scalars_((check_shapes(objective, rates), std::move(families)), rates,
                  objective.loss_scale) {
-    check_motion(motion, cores_);
+    check_state(state, cores_);
     scalars_.load(scalar_state_);
     Index size = 0;
     for (const auto& core : cores_) size = std::max({size, core.rows, core.cols});
     small_ = small_descent<T>(size, static_cast<Index>(cores_.size()), objective, rates);
     if (small_ == nullptr) {
-      large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context, 0, motion_);
+      large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context, 0, state_);
       return;
     }
     for (std::size_t l = 0; l < cores_.size(); ++l) {
       small_->load_weight(static_cast<Index>(l), cores_[l]);
     }
-    small_->load_motion(motion_);
+    small_->load_state(state_);
   }
 
   void store() {
@@ -153,7 +153,7 @@ class ReducedDescent<T>::Impl {
     for (std::size_t l = 0; l < cores_.size(); ++l) {
       small_->store_weight(static_cast<Index>(l), cores_[l]);
     }
-    small_->store_motion(motion_);
+    small_->store_state(state_);
   }
 
   Stepper& stepper() const {
@@ -192,7 +192,7 @@ class ReducedDescent<T>::Impl {
   }
 
   std::vector<MatrixRef<T>> cores_;
-  Motion<T> motion_;
+  OptimizerState<T> state_;
   MatrixRef<double> scalar_state_;
   Scalars scalars_;
   std::unique_ptr<SmallDescent<T>> small_;
@@ -202,10 +202,10 @@ class ReducedDescent<T>::Impl {
 template <class T>
 ReducedDescent<T>::ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                                   std::vector<Family> families, const Rates& rates,
-                                  const Context& context, const Motion<T>& motion,
+                                  const Context& context, const OptimizerState<T>& state,
                                   MatrixRef<double> scalars)
     : impl_(std::make_unique<Impl>(std::move(cores), objective, std::move(families), rates, context,
-                                   motion, scalars)) {}
+                                   state, scalars)) {}
 
 template <class T>
 ReducedDescent<T>::~ReducedDescent() = default;
@@ -227,8 +227,8 @@ double ReducedDescent<T>::largest_entry(Index layer) const {
 }
 
 template <class T>
-Index ReducedDescent<T>::steps_per_breath() const {
-  return impl_->stepper().steps_per_breath();
+Index ReducedDescent<T>::steps_per_poll() const {
+  return impl_->stepper().steps_per_poll();
 }
 
 template <class T>

@@ -67,7 +67,7 @@ class FixedDescent final : public SmallDescent<T> {
         whitened_(objective.input_gram.absent()),
         has_momentum_(rates.any_momentum()),
         weight_(n_layers),
-        carry_(n_layers),
+        compensation_(n_layers),
         velocity_(has_momentum_ ? n_layers : 0),
         product_(n_layers) {
     for (Index l = 0; l < n_layers; ++l) {
@@ -91,15 +91,16 @@ class FixedDescent final : public SmallDescent<T> {
     store(weight_[layer], weight);
   }
 
-  void load_motion(Index layer, const MatrixRef<T>& velocity, const MatrixRef<T>& carry) override {
+  void load_state(Index layer, const MatrixRef<T>& velocity,
+                  const MatrixRef<T>& compensation) override {
     if (has_momentum_ && !velocity.absent()) load<const T>(velocity, velocity_[layer]);
-    if (!carry.absent()) load<const T>(carry, carry_[layer]);
+    if (!compensation.absent()) load<const T>(compensation, compensation_[layer]);
   }
 
-  void store_motion(Index layer, const MatrixRef<T>& velocity,
-                    const MatrixRef<T>& carry) const override {
+  void store_state(Index layer, const MatrixRef<T>& velocity,
+                   const MatrixRef<T>& compensation) const override {
     if (has_momentum_ && !velocity.absent()) store(velocity_[layer], velocity);
-    if (!carry.absent()) store(carry_[layer], carry);
+    if (!compensation.absent()) store(compensation_[layer], compensation);
   }
 
   double evaluate() override {
@@ -153,7 +154,7 @@ class FixedDescent final : public SmallDescent<T> {
   }
 
   // About a millisecond: a look at the clock costs little beside a million flops.
-  Index steps_per_breath() const override {
+  Index steps_per_poll() const override {
     const double step_flops = 6.0 * static_cast<double>(n_layers_) * Size * Size * Size;
     return std::clamp<Index>(static_cast<Index>(1e6 / step_flops), 1, 256);
   }
@@ -249,7 +250,7 @@ class FixedDescent final : public SmallDescent<T> {
   template <class ForGradient>
   DLNFAST_INLINE void move(Index l, const ForGradient& for_gradient) {
     T* w = weight_[l].a;
-    T* carry = carry_[l].a;
+    T* compensation = compensation_[l].a;
     const T rate = learning_rate_[l];
     const T decay = weight_decay_[l];
     const T scale = static_cast<T>(loss_scale_);
@@ -260,23 +261,23 @@ class FixedDescent final : public SmallDescent<T> {
         const Vector speed =
             P::load(v + at) * momentum + gradient * scale + P::load(w + at) * decay;
         P::store(v + at, speed);
-        add(w + at, carry + at, -speed * rate);
+        add(w + at, compensation + at, -speed * rate);
       });
     } else {
       const T shrink = rate * decay;
       const T step = rate * scale;
       for_gradient([&](int at, const Vector& gradient) DLNFAST_INLINE {
-        add(w + at, carry + at, -gradient * step - P::load(w + at) * shrink);
+        add(w + at, compensation + at, -gradient * step - P::load(w + at) * shrink);
       });
     }
   }
 
   // w += change, with what the sum rounds away carried to the next one.
-  DLNFAST_INLINE static void add(T* w, T* carry, const Vector& change) {
+  DLNFAST_INLINE static void add(T* w, T* compensation, const Vector& change) {
     const Vector old = P::load(w);
-    const Vector wanted = change - P::load(carry);
+    const Vector wanted = change - P::load(compensation);
     const Vector sum = old + wanted;
-    P::store(carry, (sum - old) - wanted);
+    P::store(compensation, (sum - old) - wanted);
     P::store(w, sum);
   }
 
@@ -286,7 +287,7 @@ class FixedDescent final : public SmallDescent<T> {
   double loss_floor_;
   bool whitened_;
   bool has_momentum_;
-  std::vector<Block> weight_, carry_, velocity_;
+  std::vector<Block> weight_, compensation_, velocity_;
   std::vector<Block> product_;  // W_{l+1} .. W_1 from the second layer on
   std::vector<T> learning_rate_, weight_decay_, momentum_;
   Block target_, gram_, factor_, factor_target_, error_;

@@ -16,18 +16,18 @@ class SmallDescent : public Stepper {
   virtual void load_weight(Index layer, const MatrixRef<T>& weight) = 0;
   virtual void store_weight(Index layer, const MatrixRef<T>& weight) const = 0;
   // Of the layer; what has no data is left out.
-  virtual void load_motion(Index layer, const MatrixRef<T>& velocity,
-                           const MatrixRef<T>& carry) = 0;
-  virtual void store_motion(Index layer, const MatrixRef<T>& velocity,
-                            const MatrixRef<T>& carry) const = 0;
+  virtual void load_state(Index layer, const MatrixRef<T>& velocity,
+                          const MatrixRef<T>& compensation) = 0;
+  virtual void store_state(Index layer, const MatrixRef<T>& velocity,
+                           const MatrixRef<T>& compensation) const = 0;
 
-  void load_motion(const Motion<T>& motion) {
+  void load_state(const OptimizerState<T>& state) {
     for (Index l = 0; l < this->n_layers(); ++l)
-      load_motion(l, of(motion.velocity, l), of(motion.carry, l));
+      load_state(l, of(state.velocity, l), of(state.compensation, l));
   }
-  void store_motion(const Motion<T>& motion) const {
+  void store_state(const OptimizerState<T>& state) const {
     for (Index l = 0; l < this->n_layers(); ++l)
-      store_motion(l, of(motion.velocity, l), of(motion.carry, l));
+      store_state(l, of(state.velocity, l), of(state.compensation, l));
   }
 
  private:
@@ -35,8 +35,6 @@ class SmallDescent : public Stepper {
     return matrices.empty() ? MatrixRef<T>() : matrices[static_cast<std::size_t>(layer)];
   }
 };
-
-inline constexpr Index small_limit = 32;
 
 // For layers of widths up to `size`; none where that is beyond the limit. Weights are zero.
 template <class T>

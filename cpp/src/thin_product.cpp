@@ -105,10 +105,10 @@ DLNFAST_INLINE inline void store(T* p, const Vector<T>& v, int rest) {
 
 // The factors of a descent, as the kernels want them.
 template <class T>
-struct Motion {
+struct StepRule {
   T rate, shrink, kept, step, momentum, scale, decay;
 
-  explicit Motion(const Descent<T>& d)
+  explicit StepRule(const Descent<T>& d)
       : rate(d.learning_rate),
         shrink(d.learning_rate * d.weight_decay),
         kept(d.kept()),
@@ -195,7 +195,7 @@ void dots(const T* x, Index k, const T* w, Index w_stride, Stretch n, Vector<T>*
 // Descends R rows along a stretch, C vectors at a time: the gradient is sum_g left[g][r] right[g].
 template <class T, int R, int C, bool Momentum, bool Part>
 DLNFAST_INLINE inline void descend_vectors(const T* left, const T* right, Index k,
-                                           const Rows<T>& rows, int rest, const Motion<T>& motion) {
+                                           const Rows<T>& rows, int rest, const StepRule<T>& rule) {
   using P = simd::Pack<T>;
   Vector<T> gradient[R][C] = {};
   const Index next = k * P::size;  // the panel of the next vector
@@ -210,14 +210,14 @@ DLNFAST_INLINE inline void descend_vectors(const T* left, const T* right, Index 
     simd::unroll<C>([&](auto c) DLNFAST_INLINE {
       T* w = rows.w + r * rows.w_stride + c * P::size;
       T* v = Momentum ? rows.v + r * rows.v_stride + c * P::size : nullptr;
-      motion.template move<Momentum, Part>(w, v, load<T, Part>(w, rest), gradient[r][c], rest);
+      rule.template move<Momentum, Part>(w, v, load<T, Part>(w, rest), gradient[r][c], rest);
     });
   });
 }
 
 template <class T, int R, bool Momentum>
 void descend_kernel(const T* left, const T* right, Index k, Rows<T> rows, Stretch n,
-                    const Motion<T>& motion) {
+                    const StepRule<T>& rule) {
   const auto advance = [&](Index vectors) {
     right += vectors * k * lanes<T>;
     rows.w += vectors * lanes<T>;
@@ -225,20 +225,20 @@ void descend_kernel(const T* left, const T* right, Index k, Rows<T> rows, Stretc
   };
   Index i = 0;
   for (; i + 2 <= n.whole; i += 2) {
-    descend_vectors<T, R, 2, Momentum, false>(left, right, k, rows, 0, motion);
+    descend_vectors<T, R, 2, Momentum, false>(left, right, k, rows, 0, rule);
     advance(2);
   }
   if (i < n.whole) {
-    descend_vectors<T, R, 1, Momentum, false>(left, right, k, rows, 0, motion);
+    descend_vectors<T, R, 1, Momentum, false>(left, right, k, rows, 0, rule);
     advance(1);
   }
-  if (n.rest > 0) descend_vectors<T, R, 1, Momentum, true>(left, right, k, rows, n.rest, motion);
+  if (n.rest > 0) descend_vectors<T, R, 1, Momentum, true>(left, right, k, rows, n.rest, rule);
 }
 
 // y[g] += sum_r left[g][r] w[r] for C vectors of columns and, where W moves, its descent.
 template <class T, int R, int C, bool Moves, bool Momentum, bool Part>
 DLNFAST_INLINE inline void sum_vectors(const T* left, const T* right, Index k, const Rows<T>& rows,
-                                       int rest, T* y, const Motion<T>* motion) {
+                                       int rest, T* y, const StepRule<T>* rule) {
   using P = simd::Pack<T>;
   Vector<T> w[R][C];
   Vector<T> gradient[R][C] = {};
@@ -272,7 +272,7 @@ DLNFAST_INLINE inline void sum_vectors(const T* left, const T* right, Index k, c
       simd::unroll<C>([&](auto c) DLNFAST_INLINE {
         T* to = rows.w + r * rows.w_stride + c * P::size;
         T* v = Momentum ? rows.v + r * rows.v_stride + c * P::size : nullptr;
-        motion->template move<Momentum, Part>(to, v, w[r][c], gradient[r][c], rest);
+        rule->template move<Momentum, Part>(to, v, w[r][c], gradient[r][c], rest);
       });
     });
   }
@@ -280,7 +280,7 @@ DLNFAST_INLINE inline void sum_vectors(const T* left, const T* right, Index k, c
 
 template <class T, int R, bool Moves, bool Momentum>
 void sums_kernel(const T* left, const T* right, Index k, Rows<T> rows, Stretch n, T* y,
-                 const Motion<T>* motion) {
+                 const StepRule<T>* rule) {
   constexpr int C = Moves ? 1 : 2;
   const auto advance = [&](Index vectors) {
     if (Moves) right += vectors * k * lanes<T>;
@@ -290,15 +290,15 @@ void sums_kernel(const T* left, const T* right, Index k, Rows<T> rows, Stretch n
   };
   Index i = 0;
   for (; i + C <= n.whole; i += C) {
-    sum_vectors<T, R, C, Moves, Momentum, false>(left, right, k, rows, 0, y, motion);
+    sum_vectors<T, R, C, Moves, Momentum, false>(left, right, k, rows, 0, y, rule);
     advance(C);
   }
   if (i < n.whole) {
-    sum_vectors<T, R, 1, Moves, Momentum, false>(left, right, k, rows, 0, y, motion);
+    sum_vectors<T, R, 1, Moves, Momentum, false>(left, right, k, rows, 0, y, rule);
     advance(1);
   }
   if (n.rest > 0) {
-    sum_vectors<T, R, 1, Moves, Momentum, true>(left, right, k, rows, n.rest, y, motion);
+    sum_vectors<T, R, 1, Moves, Momentum, true>(left, right, k, rows, n.rest, y, rule);
   }
 }
 
@@ -362,7 +362,7 @@ void run_rows(const Pass<T>& p, const Panels<T>& panels, Share share) {
   const Index most = std::max(bytes / ((k + rows_of_dots<T>)*line), least) * lanes<T>;
   const Index n_blocks = (n + most - 1) / most;
   const Index step = padded<T>((n + n_blocks - 1) / n_blocks);
-  const Motion<T> motion(p.descent != nullptr ? *p.descent : Descent<T>{});
+  const StepRule<T> rule(p.descent != nullptr ? *p.descent : Descent<T>{});
   for_tiles<rows_of_dots<T>>(share.begin, share.end, [&](Index i, auto r) {
     constexpr int R = decltype(r)::value;
     Vector<T> sums[thin_limit * R];
@@ -377,9 +377,9 @@ void run_rows(const Pass<T>& p, const Panels<T>& panels, Share share) {
       if (p.descent == nullptr) continue;
       const T* left = coefficients<T>(panels.left, k, i);
       if (p.has_momentum()) {
-        descend_kernel<T, R, true>(left, right, k, rows, columns, motion);
+        descend_kernel<T, R, true>(left, right, k, rows, columns, rule);
       } else {
-        descend_kernel<T, R, false>(left, right, k, rows, columns, motion);
+        descend_kernel<T, R, false>(left, right, k, rows, columns, rule);
       }
     }
     if (p.row_result.absent()) return;
@@ -397,18 +397,18 @@ void run_columns(const Pass<T>& p, const Panels<T>& panels, Share share) {
   const Index n = share.end - share.begin;
   T* y = panels.result + share.begin * k;
   std::fill(y, y + padded<T>(n) * k, T(0));
-  const Motion<T> motion(p.descent != nullptr ? *p.descent : Descent<T>{});
+  const StepRule<T> rule(p.descent != nullptr ? *p.descent : Descent<T>{});
   const T* right = p.descent != nullptr ? panels.right + share.begin * k : nullptr;
   for_tiles<rows_of_sums<T>>(0, p.w.rows, [&](Index i, auto r) {
     constexpr int R = decltype(r)::value;
     const Rows<T> rows = rows_from(p, i, share.begin);
     const T* left = coefficients<T>(panels.left, k, i);
     if (p.descent == nullptr) {
-      sums_kernel<T, R, false, false>(left, right, k, rows, stretch<T>(n), y, &motion);
+      sums_kernel<T, R, false, false>(left, right, k, rows, stretch<T>(n), y, &rule);
     } else if (p.has_momentum()) {
-      sums_kernel<T, R, true, true>(left, right, k, rows, stretch<T>(n), y, &motion);
+      sums_kernel<T, R, true, true>(left, right, k, rows, stretch<T>(n), y, &rule);
     } else {
-      sums_kernel<T, R, true, false>(left, right, k, rows, stretch<T>(n), y, &motion);
+      sums_kernel<T, R, true, false>(left, right, k, rows, stretch<T>(n), y, &rule);
     }
   });
   unpack<T>(y, p.col_result.block(0, share.begin, k, n));

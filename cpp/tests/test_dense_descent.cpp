@@ -417,28 +417,28 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
     law.curvature.assign(p.weights.size(), 1.0);
     p.rates.adaptive = law;
   }
-  const auto motion_of = [&](std::vector<Matrix<T>>& velocity, std::vector<Matrix<T>>& carry,
-                             std::vector<std::vector<T>>& search) {
-    Motion<T> motion;
+  const auto state_of = [&](std::vector<Matrix<T>>& velocity, std::vector<Matrix<T>>& compensation,
+                            std::vector<std::vector<T>>& vectors) {
+    OptimizerState<T> state;
     for (const auto& w : p.weights) {
       velocity.push_back(Matrix<T>::Zero(w.rows(), w.cols()));
-      carry.push_back(Matrix<T>::Zero(w.rows(), w.cols()));
-      search.emplace_back(static_cast<std::size_t>(w.cols()), T(0));
+      compensation.push_back(Matrix<T>::Zero(w.rows(), w.cols()));
+      vectors.emplace_back(static_cast<std::size_t>(w.cols()), T(0));
     }
     for (std::size_t l = 0; l < p.weights.size(); ++l) {
-      if (momentum) motion.velocity.emplace_back(velocity[l]);
+      if (momentum) state.velocity.emplace_back(velocity[l]);
       if (*std::max_element(widths.begin(), widths.end()) <= 32) {
-        motion.carry.emplace_back(carry[l]);
+        state.compensation.emplace_back(compensation[l]);
       }
-      if (adaptive) motion.search.push_back(search[l].data());
+      if (adaptive) state.power_vectors.push_back(vectors[l].data());
     }
-    return motion;
+    return state;
   };
-  std::vector<Matrix<T>> velocity, carry, weights;
-  std::vector<std::vector<T>> search;
+  std::vector<Matrix<T>> velocity, compensation, weights;
+  std::vector<std::vector<T>> vectors;
   Fast<T> fast(p, 1);
-  const Motion<T> motion = motion_of(velocity, carry, search);
-  DenseDescent<T> first(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, motion);
+  const OptimizerState<T> state = state_of(velocity, compensation, vectors);
+  DenseDescent<T> first(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, state);
   std::vector<double> losses;
   for (int t = 0; t < 9; ++t) {
     losses.push_back(first.evaluate());
@@ -446,15 +446,16 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
       first.store();
       weights = fast.weights;
     }
-    // The arrays of the motion stay as they were stored.
+    // The arrays of the state stay as they were stored.
     first.update();
   }
   first.store();
-  std::vector<Matrix<T>> velocity_end = velocity, carry_end = carry, again_velocity, again_carry;
-  std::vector<std::vector<T>> again_search;
-  // Once more to the fifth step, for the motion as it was there.
+  std::vector<Matrix<T>> velocity_end = velocity, compensation_end = compensation, again_velocity,
+                         again_compensation;
+  std::vector<std::vector<T>> again_vectors;
+  // Once more to the fifth step, for the state as it was there.
   Fast<T> other(p, 1);
-  const Motion<T> there = motion_of(again_velocity, again_carry, again_search);
+  const OptimizerState<T> there = state_of(again_velocity, again_compensation, again_vectors);
   DenseDescent<T> short_run(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32, there);
   for (int t = 0; t < 4; ++t) {
     short_run.evaluate();
@@ -471,7 +472,7 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
   second.store();
   for (std::size_t l = 0; l < weights.size(); ++l) {
     CHECK(other.weights[l] == fast.weights[l]);
-    CHECK(again_velocity[l] == velocity_end[l] && again_carry[l] == carry_end[l]);
+    CHECK(again_velocity[l] == velocity_end[l] && again_compensation[l] == compensation_end[l]);
   }
 }
 
@@ -492,13 +493,13 @@ void runs_go_on() {
   Problem p({4, 3, 2}, false, true);
   Fast<double> fast(p, 1);
   Matrix<double> wrong(3, 3);
-  Motion<double> motion;
-  motion.velocity = {wrong, wrong};
+  OptimizerState<double> state;
+  state.velocity = {wrong, wrong};
   const auto made = [&] {
-    DenseDescent<double>(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, motion);
+    DenseDescent<double>(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, state);
   };
   CHECK_THROWS(made(), ShapeError);
-  motion.velocity.pop_back();
+  state.velocity.pop_back();
   CHECK_THROWS(made(), ShapeError);
 }
 

@@ -36,7 +36,7 @@ class Halving final : public Stepper {
   }
   Index n_layers() const override { return 9; }
   double largest_entry(Index layer) const override { return layer == 6 ? 2.0 : 1.0; }
-  Index steps_per_breath() const override { return breath; }
+  Index steps_per_poll() const override { return breath; }
 
   int pause_ = 0;
   Index breath = 1;
@@ -61,8 +61,8 @@ class Notes final : public Recorder {
   Index n_steps = 0, last_step = -1;
 };
 
-// Records of a run that is drained: their numbers begin anew.
-class Drained final : public Recorder {
+// Records of a run that is flushed: their numbers start again from 0.
+class Flushed final : public Recorder {
  public:
   void record(Index /*record*/, Index /*step*/) override {}
   void after_step(Index /*step*/, double /*loss*/, bool /*last*/) override {}
@@ -82,7 +82,7 @@ class Breathing final : public Stepper {
   Index n_layers() const override { return 1; }
   double largest_entry(Index /*layer*/) const override { return 1.0; }
   // Never between two steps.
-  Index steps_per_breath() const override { return Index(1) << 40; }
+  Index steps_per_poll() const override { return Index(1) << 40; }
 
   Index n_begun = 0, n_whole = 0;
 
@@ -215,36 +215,36 @@ void interruptions() {
 }
 
 // A run whose caller takes away what was recorded, from whatever step it begins at.
-void drained_runs() {
+void flushed_runs() {
   for (const Index first : {0, 5, 6, 11}) {
     for (const Index every : {1, 4, 11, 50}) {
       Halving stepper;
       Schedule s = schedule(11, 3);
       s.first = first;
-      s.drain_every = every;
+      s.flush_every = every;
       std::vector<double> loss(static_cast<std::size_t>(n_losses(s)), -1.0), losses;
       std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)), -1), all_steps;
       std::int64_t n_kept = 0, n_recorded = 0, between = 0;
       const Progress progress{loss.data(), steps.data(), &n_kept, &n_recorded,
                               nullptr,     nullptr,      &between};
-      std::vector<Index> drained;
+      std::vector<Index> flushed;
       const auto take = [&](Index step) {
-        drained.push_back(step);
+        flushed.push_back(step);
         losses.insert(losses.end(), loss.begin(), loss.begin() + n_kept);
         all_steps.insert(all_steps.end(), steps.begin(), steps.begin() + n_recorded);
         n_kept = n_recorded = 0;
       };
       Monitor monitor({}, take);
-      Drained notes;
+      Flushed notes;
       const Result result = descend(stepper, notes, s, progress, monitor);
       CHECK(result.outcome == Outcome::finished && result.step == 11 && between == 1);
       take(11);
-      std::vector<Index> wanted_drains;
+      std::vector<Index> wanted_flushes;
       for (Index t = first + 1; t < 11; ++t) {
-        if (t % every == 0) wanted_drains.push_back(t);
+        if (t % every == 0) wanted_flushes.push_back(t);
       }
-      wanted_drains.push_back(11);
-      CHECK(drained == wanted_drains);
+      wanted_flushes.push_back(11);
+      CHECK(flushed == wanted_flushes);
       CHECK(static_cast<Index>(losses.size()) == 11 - first + 1);
       for (std::size_t t = 0; t < losses.size(); ++t) {
         CHECK(losses[t] == std::ldexp(1.0, -int(t)));
@@ -260,12 +260,12 @@ void drained_runs() {
   s.first = 10;
   CHECK_THROWS(n_records(s), std::invalid_argument);
   s.first = 0;
-  s.drain_every = -1;
+  s.flush_every = -1;
   CHECK_THROWS(n_records(s), std::invalid_argument);
   // Somebody who takes nothing away is found out before anything is written beyond the arrays.
-  s.drain_every = 2;
+  s.flush_every = 2;
   Halving stepper;
-  Drained notes;
+  Flushed notes;
   std::vector<double> loss(static_cast<std::size_t>(n_losses(s)));
   std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)));
   std::int64_t n_kept = 0, n_recorded = 0;
@@ -275,13 +275,13 @@ void drained_runs() {
       std::logic_error);
 }
 
-// With a drain, what is thrown inside a step comes out after it.
+// With a flush, what is thrown inside a step comes out after it.
 void interruptions_wait_for_whole_steps() {
-  for (const bool drains : {false, true}) {
+  for (const bool flushes : {false, true}) {
     Monitor monitor;
     Breathing stepper(monitor);
     Schedule s = schedule(1000, 1000);
-    s.drain_every = drains ? 1000 : 0;
+    s.flush_every = flushes ? 1000 : 0;
     std::vector<double> loss(1001);
     std::vector<std::int64_t> steps(3);
     std::int64_t n_kept = 0, n_recorded = 0, between = 0;
@@ -291,11 +291,11 @@ void interruptions_wait_for_whole_steps() {
       if (at_record) return Answer::go_on;
       throw std::out_of_range("mine");
     };
-    monitor = Monitor(ask, drains ? Monitor::Drain([](Index) {}) : Monitor::Drain());
-    Drained notes;
+    monitor = Monitor(ask, flushes ? Monitor::Flush([](Index) {}) : Monitor::Flush());
+    Flushed notes;
     CHECK_THROWS(descend(stepper, notes, s, progress, monitor), std::out_of_range);
-    CHECK(between == (drains ? 1 : 0));
-    CHECK(stepper.n_whole == stepper.n_begun - (drains ? 0 : 1));
+    CHECK(between == (flushes ? 1 : 0));
+    CHECK(stepper.n_whole == stepper.n_begun - (flushes ? 0 : 1));
     CHECK(n_kept == stepper.n_whole + 1);
   }
 }
@@ -378,7 +378,7 @@ int main() {
   records_of_a_run();
   ends_of_a_run();
   interruptions();
-  drained_runs();
+  flushed_runs();
   interruptions_wait_for_whole_steps();
   not_asked_too_often();
   long_product();

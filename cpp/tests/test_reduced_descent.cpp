@@ -293,7 +293,7 @@ void goes_on(Index width, bool momentum) {
     rho.insert(rho.end(), s.rho.begin(), s.rho.end());
   }
   struct Kept {
-    std::vector<Matrix<T>> cores, velocity, carry;
+    std::vector<Matrix<T>> cores, velocity, compensation;
     Matrix<double> scalars;
   };
   const auto begin = [&] {
@@ -301,17 +301,17 @@ void goes_on(Index width, bool momentum) {
     kept.cores = start;
     for (const auto& core : start)
       kept.velocity.push_back(Matrix<T>::Zero(core.rows(), core.cols()));
-    kept.carry = kept.velocity;
+    kept.compensation = kept.velocity;
     kept.scalars = Matrix<double>::Zero(3, static_cast<Index>(rho.size()));
     for (std::size_t i = 0; i < rho.size(); ++i) kept.scalars(0, static_cast<Index>(i)) = rho[i];
     return kept;
   };
   const auto go = [&](Kept& kept, int steps) {
-    Motion<T> motion;
-    if (momentum) motion.velocity = refs(kept.velocity);
-    if (width <= 32) motion.carry = refs(kept.carry);
+    OptimizerState<T> state;
+    if (momentum) state.velocity = refs(kept.velocity);
+    if (width <= 32) state.compensation = refs(kept.compensation);
     ReducedDescent<T> descent(refs(kept.cores), objective, families, rates, Context{1, nullptr},
-                              motion, MatrixRef<double>(kept.scalars));
+                              state, MatrixRef<double>(kept.scalars));
     double loss = 0.0;
     for (int t = 0; t < steps; ++t) {
       loss = descent.evaluate();
@@ -327,7 +327,7 @@ void goes_on(Index width, bool momentum) {
   CHECK(parts.scalars == whole.scalars);
   for (std::size_t l = 0; l < start.size(); ++l) {
     CHECK(parts.cores[l] == whole.cores[l]);
-    CHECK(parts.velocity[l] == whole.velocity[l] && parts.carry[l] == whole.carry[l]);
+    CHECK(parts.velocity[l] == whole.velocity[l] && parts.compensation[l] == whole.compensation[l]);
   }
 }
 

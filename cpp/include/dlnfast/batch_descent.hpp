@@ -44,6 +44,8 @@ struct Batch {
   MatrixRef<const double> multiplicity, coupling;  // one value per family
   MatrixRef<const double> learning_rate, weight_decay, momentum;  // one value per layer
   MatrixRef<const double> loss_scale, loss_floor;                 // one value
+  DLNFAST_FIELDS("BatchInputs", target, input_gram, input_factor, factor_target, rho, multiplicity,
+                 coupling, learning_rate, weight_decay, momentum, loss_scale, loss_floor)
 };
 
 // What the runs leave behind. Record k of a run shows step min(k record_every, n_losses - 1).

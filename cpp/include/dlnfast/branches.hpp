@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -21,6 +22,7 @@ namespace dlnfast {
 struct BranchSettings {
   double cluster_tolerance = 1e-8;  // values closer than this times the largest count as equal
   bool signed_values = false;       // follow values through zero
+  DLNFAST_FIELDS("BranchSettings", cluster_tolerance, signed_values)
 };
 
 // Angles between two subspaces: the largest principal angle, and the Frobenius norm of the sines.

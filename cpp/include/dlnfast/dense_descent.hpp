@@ -26,7 +26,7 @@ Index best_pivot(const std::vector<Index>& widths, double ends = -1.0);
 // Flops of one step with that pivot, S = I.
 double step_flops(const std::vector<Index>& widths, Index pivot, double ends = -1.0);
 
-// Hears of every step of a layer whose gradient is known in factored form, G = scale L^T R, before it is
+// Sees every step of a layer whose gradient is known in factored form, G = scale L^T R, before it is
 // taken; layers count from 0. The blocks are gone afterwards.
 template <class T>
 class UpdateWatcher {
@@ -54,7 +54,8 @@ template <class T>
 class DenseDescent final : public Stepper {
  public:
   DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective, const Rates& rates,
-               const Context& context, Index small = 32, const Motion<T>& motion = {});
+               const Context& context, Index small = small_limit,
+               const OptimizerState<T>& state = {});
   ~DenseDescent() override;
 
   double evaluate() override;
@@ -62,13 +63,13 @@ class DenseDescent final : public Stepper {
   Index n_layers() const override;
   double largest_entry(Index layer) const override;
   double rate() const override;
-  Index steps_per_breath() const override;
+  Index steps_per_poll() const override;
   void store() override;
 
   // The arrays of the caller, up to date.
   const std::vector<MatrixRef<T>>& weights() const;
 
-  // Whether the updates of this layer are thin: told to the watcher.
+  // Whether the updates of this layer are thin, so that a watcher sees them.
   bool is_thin(Index layer) const;
   // Must outlive the steps; nullptr ends it.
   void watch(UpdateWatcher<T>* watcher);

@@ -21,6 +21,7 @@
 
 #include "dlnfast/completion.hpp"
 #include "dlnfast/errors.hpp"
+#include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -37,6 +38,8 @@ struct Objective {
   double loss_floor = 0.0;  // the part of the loss that no W removes
   const ObservedEntries<T>* observed = nullptr;
   const Measurements<T>* measured = nullptr;
+  DLNFAST_FIELDS("Statistics", target, input_gram, input_factor, factor_target, loss_scale,
+                 loss_floor)
 
   bool has_target() const { return observed == nullptr && measured == nullptr; }
 };
@@ -65,19 +68,18 @@ struct AdaptiveRate {
   double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
 };
 
-// What moves beside the weights, so that a run that goes on is the run that was: arrays of the
-// caller, read at the start, written by Stepper::store. Empty lists: zeros, and nobody wants them.
+// The part of the state beside the weights that a resumed run needs: arrays of the caller, read at the
+// start, written by Stepper::store. Empty lists: start from zeros, store nothing.
 template <class T>
-struct Motion {
-  std::vector<MatrixRef<T>> velocity;  // as the weights
-  std::vector<MatrixRef<T>> carry;  // what compensated sums have rounded away (small_descent.cpp)
-  std::vector<T*>
-      search;  // d_{l-1}: where AdaptiveRate looks for the largest values; zeros: anywhere
+struct OptimizerState {
+  std::vector<MatrixRef<T>> velocity;      // as the weights
+  std::vector<MatrixRef<T>> compensation;  // of compensated sums (small_descent.cpp)
+  std::vector<T*> power_vectors;  // d_{l-1}: power iteration of AdaptiveRate; zeros: any start
 };
 
 // Throws ShapeError where arrays do not go with the weights.
 template <class T>
-void check_motion(const Motion<T>& motion, const std::vector<MatrixRef<T>>& weights) {
+void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>& weights) {
   const Index n = static_cast<Index>(weights.size());
   const auto check = [&](const std::vector<MatrixRef<T>>& list, const std::string& name) {
     if (list.empty()) return;
@@ -87,10 +89,10 @@ void check_motion(const Motion<T>& motion, const std::vector<MatrixRef<T>>& weig
                     name + "[" + std::to_string(l) + "]");
     }
   };
-  check(motion.velocity, "velocity");
-  check(motion.carry, "carry");
-  if (!motion.search.empty()) {
-    require_length(static_cast<Index>(motion.search.size()), n, "search");
+  check(state.velocity, "velocity");
+  check(state.compensation, "compensation");
+  if (!state.power_vectors.empty()) {
+    require_length(static_cast<Index>(state.power_vectors.size()), n, "power_vectors");
   }
 }
 
@@ -100,6 +102,7 @@ struct Rates {
   std::vector<double> weight_decay;
   std::vector<double> momentum;
   AdaptiveRate adaptive;
+  DLNFAST_FIELDS("Rates", learning_rate, weight_decay, momentum)
 
   bool any_momentum() const {
     for (const double m : momentum) {
@@ -114,11 +117,14 @@ struct Schedule {
   Index record_every = 1;
   double tolerance = -1.0;  // stop once the loss is at most this
   Index first = 0;          // the step that the weights are at; recorded like step 0
-  // Between two calls of Monitor::drain, whose caller takes away what was recorded; 0: never.
-  Index drain_every = 0;
+  // Steps between two calls of Monitor::flush, whose caller takes the records away; 0: never.
+  Index flush_every = 0;
+  DLNFAST_FIELDS("Schedule", steps, record_every, tolerance, first, flush_every)
 };
 
 enum class Outcome { finished, converged, stopped, diverged };
+inline constexpr const char* outcome_names[] = {"finished", "converged", "stopped", "diverged"};
+constexpr auto& names_of(Outcome) { return outcome_names; }
 
 struct Result {
   Outcome outcome;
@@ -126,8 +132,20 @@ struct Result {
   Index layer;  // counted from 1; only where it diverged
 };
 
-// What the caller may read while the loop runs, or after an exception. Counts start at zero; where
-// there is a drain, its caller sets them back to that.
+// Positions in the caller's array of counts; the last is 1 unless an exception came out of a step.
+enum Count : Index {
+  count_losses,
+  count_records,
+  count_snapshots,
+  count_rates,
+  count_between_steps,
+  n_counts
+};
+inline constexpr const char* count_names[n_counts] = {"losses", "records", "snapshots", "rates",
+                                                      "between_steps"};
+
+// Progress that the caller may read while the loop runs, or after an exception. Counts start at zero;
+// whoever flushes the records sets them back to that.
 struct Progress {
   double* loss = nullptr;                // n_losses(schedule) values
   std::int64_t* record_steps = nullptr;  // n_records(schedule) values
@@ -138,12 +156,15 @@ struct Progress {
   std::int64_t* between_steps = nullptr;  // 1 unless an exception came out of the middle of a step
 };
 
-// Room for the records of a whole run, or of what comes between two drains: `first`, multiples of
+// Room for the records of a whole run, or of those between two flushes: `first`, multiples of
 // record_every, and the last step.
 Index n_records(const Schedule& schedule);
 Index n_losses(const Schedule& schedule);
-// The same for what is kept at multiples of `every` only.
+// The same for records at multiples of `every` only.
 Index n_multiples(const Schedule& schedule, Index every);
+
+// Networks up to this width live in registers and the first-level cache; their sums are compensated.
+inline constexpr Index small_limit = 32;
 
 // One run's state: weights at the current step.
 class Stepper {
@@ -158,10 +179,10 @@ class Stepper {
   virtual double largest_entry(Index layer) const = 0;
   // What the layers' learning rates are multiplied by in the step that `evaluate` prepared.
   virtual double rate() const { return 1.0; }
-  // Brings weights and motion to the caller's arrays.
+  // Writes weights and optimizer state to the caller's arrays.
   virtual void store() {}
-  // How many steps may pass between two looks at the clock.
-  virtual Index steps_per_breath() const { return 1; }
+  // How many steps may pass between two polls for interrupts.
+  virtual Index steps_per_poll() const { return 1; }
 };
 
 // That a family of directions (reduced_descent.hpp) runs through layers that there are.
@@ -184,6 +205,8 @@ class Recorder {
   virtual void after_step(Index /*step*/, double /*loss*/, bool /*last*/) {}
 };
 
+// Takes the steps of the schedule. Where records are flushed, the caller's arrays hold the state whatever
+// ends the run.
 Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
                const Progress& progress, Monitor& monitor);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The thread of communication between a long computation and its caller.
+// How a long computation polls its caller.
 #pragma once
 
 #include <chrono>
@@ -14,21 +14,22 @@ namespace dlnfast {
 // What the caller answers when it is asked.
 enum class Answer { go_on, stop, abort };
 
-// Asks the caller at most every 50 ms whether to go on (so that Ctrl-C is noticed), and at every
-// record. `abort` becomes an Interrupted exception at the place that asked; with a drain, which wants
+// Asks the caller at most every `poll_seconds` whether to go on (so that Ctrl-C is noticed), and at every
+// record. `abort` becomes an Interrupted exception at the place that asked; with a flush, which needs
 // whole steps, at the next place between two steps.
 class Monitor {
  public:
   using Ask = std::function<Answer(Index step, double loss, bool at_record)>;
-  using Drain = std::function<void(Index step)>;
+  using Flush = std::function<void(Index step)>;
+  static constexpr double poll_seconds = 0.05;
 
   Monitor() = default;
-  explicit Monitor(Ask ask, Drain drain = {}) : ask_(std::move(ask)), drain_(std::move(drain)) {}
+  explicit Monitor(Ask ask, Flush flush = {}) : ask_(std::move(ask)), flush_(std::move(flush)) {}
 
   // Inside a step, between two pieces of work.
   void breathe() {
     if (!is_time() || pending_ != nullptr) return;
-    if (!drain_) {
+    if (!flush_) {
       put(false);
       return;
     }
@@ -39,8 +40,8 @@ class Monitor {
     }
   }
 
-  void breathe_between_steps() {
-    hand_on();
+  void poll_between_steps() {
+    rethrow_pending();
     if (is_time()) put(false);
   }
 
@@ -48,14 +49,14 @@ class Monitor {
   bool at_step(Index step, double loss, bool at_record) {
     step_ = step;
     loss_ = loss;
-    hand_on();
+    rethrow_pending();
     if (!ask_ || !at_record) return true;
     return put(true) != Answer::stop;
   }
 
-  // Lets the caller take away what was recorded up to `step`.
-  void drain(Index step) {
-    if (drain_) drain_(step);
+  // Lets the caller take away the records up to `step`.
+  void flush(Index step) {
+    if (flush_) flush_(step);
   }
 
  private:
@@ -64,13 +65,13 @@ class Monitor {
   bool is_time() {
     if (!ask_) return false;
     const auto now = Clock::now();
-    if (now - asked_ < std::chrono::milliseconds(50)) return false;
+    if (now - asked_ < std::chrono::duration<double>(poll_seconds)) return false;
     asked_ = now;
     return true;
   }
 
-  // What was thrown inside a step.
-  void hand_on() {
+  // Throws the exception of the last step.
+  void rethrow_pending() {
     if (pending_ != nullptr) std::rethrow_exception(std::exchange(pending_, nullptr));
   }
 
@@ -81,7 +82,7 @@ class Monitor {
   }
 
   Ask ask_;
-  Drain drain_;
+  Flush flush_;
   std::exception_ptr pending_;
   Clock::time_point asked_ = Clock::now();
   Index step_ = 0;
@@ -90,8 +91,8 @@ class Monitor {
 
 class Workspace;
 
-// Where a computation runs: its team, whom it tells that it is alive, and the memory that it may
-// write over; without one, a kernel that needs some allocates it.
+// Where a computation runs: its team, the monitor that it polls, and the memory that it may write over;
+// without one, a kernel that needs memory allocates it.
 struct Context {
   int n_threads = 0;
   Monitor* monitor = nullptr;

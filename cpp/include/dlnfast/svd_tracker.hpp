@@ -29,6 +29,12 @@ namespace dlnfast {
 enum class Tier { reduced = 0, factored = 1, dense = 2, full = 3 };
 enum class Completeness { none = 0, probabilistic = 1, rigorous = 2 };
 enum class TrackerMode { automatic, dense, full };
+inline constexpr const char* tier_names[] = {"reduced", "factored", "dense", "full"};
+inline constexpr const char* completeness_names[] = {"none", "probabilistic", "rigorous"};
+inline constexpr const char* tracker_mode_names[] = {"auto", "dense", "full"};
+constexpr auto& names_of(Tier) { return tier_names; }
+constexpr auto& names_of(Completeness) { return completeness_names; }
+constexpr auto& names_of(TrackerMode) { return tracker_mode_names; }
 
 struct TrackerSettings {
   Index n_values = 16;  // k
@@ -45,6 +51,8 @@ struct TrackerSettings {
   bool measure_angles = true;
   std::uint64_t seed = 0;  // of random vectors
   BranchSettings branches;
+  DLNFAST_FIELDS("TrackerSettings", n_values, n_guards, mode, tolerance, failure, max_sweeps,
+                 refresh_every, seed, branches)
 };
 
 struct TrackerRecord {
@@ -71,6 +79,10 @@ struct TrackerRecord {
   Index multiplicity = 0;      // number of directions with the value rho
   double seconds = 0.0;
   Index n_columns = 0;  // number of vectors that were multiplied by W or W^T
+  DLNFAST_FIELDS("TrackerRecord", event, tier, completeness, refreshed, values, errors, gaps, signs,
+                 clusters, branches, left_angles, right_angles, left_block, right_block, norm, tail,
+                 drift, vector_error, truncated, orthogonality, overlap, rho, rho_spread,
+                 multiplicity, seconds, n_columns)
 };
 
 template <class T>

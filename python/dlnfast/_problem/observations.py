@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,9 @@ from .factors import (
     squared_distance,
 )
 from .low_rank import LowRank
+
+if TYPE_CHECKING:
+    from .._core import Objective, Statistics
 
 NORMALIZATIONS: Final = ("relative", "mean", "unobserved")
 
@@ -93,7 +96,7 @@ class Observations(ABC):
         """The observed numbers, one for each observation."""
 
     @abstractmethod
-    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+    def engine_arguments(self, dtype: npt.DTypeLike) -> Objective:
         """Return the keyword arguments that describe the problem to the core's dense descent."""
 
     @abstractmethod
@@ -493,7 +496,7 @@ class Completion(Observations):
 
     # ------------------------------------------------------------------------------------------- loss
 
-    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+    def engine_arguments(self, dtype: npt.DTypeLike) -> Objective:
         """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
@@ -506,8 +509,8 @@ class Completion(Observations):
         dict
             Objective of the core.
         """
-        return _NO_STATISTICS | {
-            "loss_scale": self.loss_scale,
+        return {
+            **_no_statistics(self.loss_scale, self.loss_floor),
             "observed": self.entries(dtype),
             "measurements": None,
         }
@@ -811,8 +814,7 @@ class Sensing(Observations):
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays that a file needs to reconstruct the problem."""
         floor = np.array(self.loss_floor)
-        operators = self.engine_arguments(np.float64)["measurements"][0]
-        return {"operators": operators, "measured": self.values, "measured_floor": floor}
+        return {"operators": self._operators(np.float64), "measured": self.values, "measured_floor": floor}
 
     @classmethod
     def from_arrays(
@@ -837,7 +839,7 @@ class Sensing(Observations):
         problem.loss_floor = float(arrays["measured_floor"])
         return problem
 
-    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+    def engine_arguments(self, dtype: npt.DTypeLike) -> Objective:
         """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
@@ -850,6 +852,14 @@ class Sensing(Observations):
         dict
             Objective of the core.
         """
+        return {
+            **_no_statistics(self.loss_scale, self.loss_floor),
+            "observed": None,
+            "measurements": (self._operators(dtype), self.values.astype(dtype, copy=False)),
+        }
+
+    def _operators(self, dtype: npt.DTypeLike) -> FloatArray:
+        """Return B, one row per measurement."""
         if self._dense is not None:
             matrix = self._dense
         elif self._rank_one is not None:
@@ -857,13 +867,7 @@ class Sensing(Observations):
             matrix = (left[:, :, np.newaxis] * right[:, np.newaxis, :]).reshape(len(left), -1)
         else:
             matrix = self._sparse.toarray()
-        operators = np.require(matrix, dtype, ["C_CONTIGUOUS", "ALIGNED"])
-        return _NO_STATISTICS | {
-            "loss_scale": self.loss_scale,
-            "loss_floor": self.loss_floor,
-            "observed": None,
-            "measurements": (operators, self.values.astype(dtype, copy=False)),
-        }
+        return np.require(matrix, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
     def loss(self, W: MatrixOrLayers) -> float:
         """Return ``c/2 sum_i (<A_i, W> - y_i)^2`` of an end-to-end matrix, or of layers ``W_1 .. W_L``.
@@ -903,13 +907,16 @@ class Sensing(Observations):
         return DenseMap(self.adjoint(self.values - measured))
 
 
-_NO_STATISTICS: Final[dict[str, Any]] = {
-    "target": None,
-    "input_gram": None,
-    "input_factor": None,
-    "factor_target": None,
-    "loss_floor": 0.0,
-}
+def _no_statistics(loss_scale: float, loss_floor: float) -> Statistics:
+    """Return the statistics of a matrix that is known through observations: none."""
+    return {
+        "target": None,
+        "input_gram": None,
+        "input_factor": None,
+        "factor_target": None,
+        "loss_scale": loss_scale,
+        "loss_floor": loss_floor,
+    }
 
 
 def _check_shape(shape: Any) -> tuple[int, int]:

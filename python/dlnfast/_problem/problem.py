@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,9 @@ from .data import (
 )
 from .low_rank import LowRank, as_dense
 from .sums import CenteredMoments, DataSums
+
+if TYPE_CHECKING:
+    from .._core import Objective
 
 REDUCTIONS: Final = ("sum", "mean")
 #: Largest ||S - I||_F / sqrt(d_x) of data that count as white.
@@ -605,7 +608,7 @@ class Problem:
         """
         return as_dense(self.target).astype(dtype, copy=False)
 
-    def engine_arguments(self, dtype: npt.DTypeLike) -> dict[str, Any]:
+    def engine_arguments(self, dtype: npt.DTypeLike) -> Objective:
         """Return the keyword arguments that describe the problem to the core's dense descent.
 
         Parameters
@@ -618,17 +621,16 @@ class Problem:
         dict
             Objective of the core: c, Phi, and S, F and G where S is not the identity.
         """
-        inputs = {
-            name: None if matrix is None else np.ascontiguousarray(matrix, dtype=dtype)
-            for name, matrix in (
-                ("input_gram", self.input_gram),
-                ("input_factor", self.input_factor),
-                ("factor_target", self.factor_target),
-            )
-        }
+        held = (
+            None if matrix is None else np.ascontiguousarray(matrix, dtype=dtype)
+            for matrix in (self.input_gram, self.input_factor, self.factor_target)
+        )
+        input_gram, input_factor, factor_target = held
         return {
             "target": np.ascontiguousarray(self.dense_target(dtype)),
-            **inputs,
+            "input_gram": input_gram,
+            "input_factor": input_factor,
+            "factor_target": factor_target,
             "loss_scale": self.loss_scale,
             "loss_floor": self.loss_floor,
             "observed": None,

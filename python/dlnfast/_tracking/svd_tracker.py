@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,28 +31,19 @@ from .._support.errors import ShapeError
 from .._support.stored import check_array, translate_part_errors
 from .._support.threads import MAX_THREADS
 
+if TYPE_CHECKING:
+    from .._core import TrackerMode, TrackerSettings
+
 #: Names of the numbers for tier and completeness in the core.
-TIERS = ("reduced", "factored", "dense", "full")
-COMPLETENESS = ("none", "probabilistic", "rigorous")
-_MODES = ("auto", "dense", "full")
+TIERS, COMPLETENESS = core.TIERS, core.COMPLETENESS
 _STATE_VERSION = 1
 #: Largest number of vectors in the frames of the factored form.
 _FRAME_LIMIT = 64
 #: Largest departure of W_0 from an isometry for the factored form, in units of eps.
 _ISOMETRY = 2.0**26
 
-#: Defaults of the tracker's settings in the core.
-DEFAULTS: dict[str, Any] = {
-    "n_guards": 8,
-    "mode": "auto",
-    "tolerance": 0.05,
-    "failure": 1e-10,
-    "max_sweeps": 2,
-    "refresh_every": 0,
-    "seed": 0,
-    "cluster_tolerance": 1e-8,
-    "signed_values": False,
-}
+#: Defaults of the tracker's settings.
+DEFAULTS: Final = core.TRACKER_DEFAULTS
 
 
 class Operator(Protocol):
@@ -203,8 +194,6 @@ class TrackerRecord:
 
 def _build_record(raw: dict[str, Any]) -> TrackerRecord:
     values = raw.pop("values") * raw.pop("signs")
-    raw["tier"] = TIERS[raw["tier"]]
-    raw["completeness"] = COMPLETENESS[raw["completeness"]]
     for side in ("left_block", "right_block"):
         raw[side] = BlockAngle(*raw[side])
     return TrackerRecord(singular_values=values, **raw)
@@ -302,13 +291,13 @@ class SVDTracker:
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
-        check_choice(mode, "mode", _MODES)
+        check_choice(mode, "mode", core.TRACKER_MODES)
         self.k = check_count(k, "k")
         probability = check_scale(failure, "failure", strict=True, below=1.0)
-        self._settings: dict[str, Any] = {
+        self._settings: TrackerSettings = {
             "n_values": self.k,
             "n_guards": check_count(guards, "guards", minimum=0),
-            "mode": mode,
+            "mode": cast("TrackerMode", mode),
             "tolerance": check_scale(tolerance, "tolerance"),
             "failure": probability,
             "max_sweeps": check_count(max_sweeps, "max_sweeps"),

@@ -526,10 +526,10 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     return [
         _Result(
             *result,
-            loss[i, : counts[i, 0]],
-            int(counts[i, 1]),
-            tuple(records[i, : counts[i, 1]] for records in core_records),
-            rho_records[i, : counts[i, 1]],
+            loss[i, : counts[i, core.Count.losses]],
+            int(counts[i, core.Count.records]),
+            tuple(records[i, : counts[i, core.Count.records]] for records in core_records),
+            rho_records[i, : counts[i, core.Count.records]],
         )
         for i, result in enumerate(results)
     ]

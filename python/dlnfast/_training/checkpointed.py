@@ -105,7 +105,7 @@ class CheckpointedRun(ResumableWork):
         self.outputs.begin = step
 
     def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
-        """Let the engine run, which flushes every `Request.drain_every` steps."""
+        """Let the engine run, which flushes every `Request.flush_every` steps."""
         outputs, request = self.outputs, self._request
         if self._resumed and request.callback is not None:
             request = replace(request, callback=self._replay(request.callback, outputs.begin))
@@ -115,7 +115,7 @@ class CheckpointedRun(ResumableWork):
             flush()
             outputs.empty()
 
-        arguments = core_arguments(request, outputs, self.bar) | {"on_drain": on_flush}
+        arguments = core_arguments(request, outputs, self.bar, on_flush)
         outcome, step, layer = self.job.run(arguments)
         self._has_diverged = outcome == "diverged"
         return {"outcome": outcome, "step": step, "layer": layer}

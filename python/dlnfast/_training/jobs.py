@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +19,18 @@ from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
-from .._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 from .._trajectory.dense import DenseStates
-from .._trajectory.load import COMPLETE
 from .._trajectory.recorded import LayerTracking
 from .._trajectory.reduced import ReducedStates
-from .._trajectory.states import States
+from .._trajectory.states import COMPLETE, States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
-from .options import ALL_VALUES, Options
+from .options import Options
 from .rates import divergence_text
 from .request import Request
 
-#: Widths up to which the core compensates its sums (small_limit in cpp/src/small_descent.hpp).
-_COMPENSATED = 32
+if TYPE_CHECKING:
+    from .. import _core as types
 
 
 class Outputs:
@@ -41,8 +39,9 @@ class Outputs:
     def __init__(self, request: Request) -> None:
         self.loss = allocate_records((request.n_losses,), np.dtype(np.float64))
         self.record_steps = np.empty(request.n_records, dtype=np.int64)
-        self._numbers = np.zeros(6, dtype=np.int64)
-        #: Counters of the core: losses, records, snapshots, rates, and 1 between two steps.
+        # The step of the first loss, then the counts of the core.
+        self._numbers = np.zeros(1 + len(core.Count), dtype=np.int64)
+        #: Counters of the core, indexed by `core.Count`.
         self.counts = self._numbers[1:]
         n_rates = 0 if request.adaptive is None else request.n_losses
         self.rate = allocate_records((n_rates,), np.dtype(np.float64))
@@ -58,19 +57,19 @@ class Outputs:
 
     @property
     def n_losses(self) -> int:
-        return int(self.counts[0])
+        return int(self.counts[core.Count.losses])
 
     @property
     def n_records(self) -> int:
-        return int(self.counts[1])
+        return int(self.counts[core.Count.records])
 
     @property
     def n_snapshots(self) -> int:
-        return int(self.counts[2])
+        return int(self.counts[core.Count.snapshots])
 
     @property
     def n_rates(self) -> int:
-        return int(self.counts[3])
+        return int(self.counts[core.Count.rates])
 
     @property
     def last_step(self) -> int:
@@ -80,7 +79,7 @@ class Outputs:
     @property
     def between_steps(self) -> bool:
         """Whether the weights belong to the last loss."""
-        return bool(self.counts[4])
+        return bool(self.counts[core.Count.between_steps])
 
     def empty(self) -> None:
         """Reset the counters: the next loss is that of the step after the last one."""
@@ -105,7 +104,7 @@ class Job(Protocol):
     #: Keys of the options added after version 0.1.0 that the job reads; it refuses all others.
     reads: ClassVar[frozenset[str]]
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]: ...
+    def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]: ...
 
     def states(self, outputs: Outputs, complete: bool) -> States: ...
 
@@ -126,26 +125,32 @@ class OptimizerState:
     """
 
     def __init__(self, request: Request, weights: Sequence[FloatArray]) -> None:
-        kept = request.drain_every > 0
+        kept = request.flush_every > 0
         size = max(max(w.shape) for w in weights)
         self.velocity = [np.zeros_like(w) for w in weights] if kept and request.momentum.any() else []
-        self.carry = [np.zeros_like(w) for w in weights] if kept and size <= _COMPENSATED else []
+        self.compensation = [np.zeros_like(w) for w in weights] if kept and size <= core.SMALL_LIMIT else []
         adapts = kept and request.adaptive is not None
-        self.search = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
+        self.power_vectors = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
         #: Whether the run is resumed.
         self.resumes = False
 
-    def arguments(self) -> dict[str, Any]:
-        norms = [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
+    def arguments(self) -> types.OptimizerState:
+        """Return the state as arguments of the core."""
         return {
             "velocity": self.velocity,
-            "carry": self.carry,
-            "search": self.search,
-            "velocity_norms": norms if self.resumes else [],
+            "compensation": self.compensation,
+            "power_vectors": self.power_vectors,
         }
 
+    def velocity_norms(self) -> list[float]:
+        """Return the norms of the velocities that a resumed run starts from; an empty list for zeros."""
+        if not self.resumes:
+            return []
+        return [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
+
     def arrays(self) -> dict[str, FloatArray]:
-        lists = {"velocity": self.velocity, "carry": self.carry, "search": self.search}
+        # Names in the state files since version 0.1.0.
+        lists = {"velocity": self.velocity, "carry": self.compensation, "search": self.power_vectors}
         return {f"{name}_{i}": array for name, each in lists.items() for i, array in enumerate(each)}
 
 
@@ -193,21 +198,23 @@ class ReducedJob:
         )
         return ReducedJob(self.request, space)
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]:
         space = self.space
-        arguments |= self.motion.arguments()
-        arguments |= {
+        values: types.ReducedArguments = {
+            **arguments,
+            **self.motion.arguments(),
             "target": space.target,
             "input_gram": space.input_gram,
             "input_factor": space.input_factor,
             "factor_target": space.factor_target,
+            "loss_scale": self.request.problem.loss_scale,
             "loss_floor": self.request.problem.loss_floor,
             "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
             "core_records": self.core_records,
             "rho_records": self.rho_records,
-            "scalars": self.scalars if self.request.drain_every else None,
+            "scalars": self.scalars if self.request.flush_every else None,
         }
-        return core.reduced_descent(self.cores, arguments)
+        return core.reduced_descent(self.cores, values)
 
     def moving(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
@@ -270,20 +277,22 @@ class DenseJob:
         every = request.weights_every
         self.snapshots = [allocate_records((request.n_snapshots, *s), dtype) for s in shapes] if every else []
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]:
         """Run; return the outcome, the last step, and the layer that grew most in a diverged run."""
-        arguments |= self.request.problem.engine_arguments(self.request.dtype)
-        arguments |= self.motion.arguments()
-        arguments |= {
+        values: types.DenseArguments = {
+            **arguments,
+            **self.request.problem.engine_arguments(self.request.dtype),
+            **self.motion.arguments(),
             "snapshot_every": self.request.weights_every or 0,
-            "n_values": ALL_VALUES if self.request.n_values is None else self.request.n_values,
+            "n_values": self.request.n_values,
             "values": self.values,
             "errors": self.errors,
             "signs": self.signs,
             "branches": self.branches,
             "clusters": self.clusters,
             "tracking": self.tracking,
-            "tracker": TRACKER_DEFAULTS | {"n_values": 1, "mode": self.request.tracking},
+            "tracker": {**core.TRACKER_DEFAULTS, "mode": cast("types.TrackerMode", self.request.tracking)},
+            "velocity_norms": self.motion.velocity_norms(),
             # The factored form starts from W(0), so a resumed run cannot use it.
             "factored": self.request.tracking == "auto" and not self.motion.resumes,
             "initial": [] if self.motion.resumes else [np.ascontiguousarray(w) for w in self.initial],
@@ -291,7 +300,7 @@ class DenseJob:
             "right": self.right,
             "snapshots": self.snapshots,
         }
-        return core.dense_descent(self.weights, arguments)
+        return core.dense_descent(self.weights, values)
 
     def moving(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
@@ -319,10 +328,11 @@ class DenseJob:
         )
 
 
-def core_arguments(request: Request, outputs: Outputs, bar: ProgressBar) -> dict[str, Any]:
+def core_arguments(
+    request: Request, outputs: Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
+) -> types.Run:
     """Return the arguments that all engines have in common."""
     return {
-        "loss_scale": request.problem.loss_scale,
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
         "momentum": request.momentum.tolist(),
@@ -339,9 +349,9 @@ def core_arguments(request: Request, outputs: Outputs, bar: ProgressBar) -> dict
         "rate": outputs.rate,
         "on_record": request.callback,
         "on_progress": bar.listener,
-        "on_drain": None,
+        "on_flush": on_flush,
         "first": outputs.begin,
-        "drain_every": request.drain_every,
+        "flush_every": request.flush_every,
     }
 
 

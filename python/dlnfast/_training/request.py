@@ -53,7 +53,7 @@ class Request:
         Callback of the records, which a resumed run replaces.
     device : str or None
         Device of an engine that has several.
-    drain_every : int
+    flush_every : int
         Number of steps between two flushes of the records to a folder; 0 without a folder.
     """
 
@@ -68,7 +68,7 @@ class Request:
     momentum: npt.NDArray[np.float64]
     callback: Callback | None
     device: str | None = None
-    drain_every: int = 0
+    flush_every: int = 0
 
     # ------------------------------------------------------------------------------------------ options
 
@@ -117,13 +117,13 @@ class Request:
     @property
     def n_records(self) -> int:
         """Number of records: step 0, multiples of record_every, the last step."""
-        extra = 2 if self.drain_every else self.steps % self.record_every != 0
+        extra = 2 if self.flush_every else self.steps % self.record_every != 0
         return self._n_multiples(self.record_every) + extra
 
     @property
     def n_losses(self) -> int:
         """Number of losses, one for each step."""
-        return min(self.drain_every, self.steps) + 1 if self.drain_every else self.steps + 1
+        return min(self.flush_every, self.steps) + 1 if self.flush_every else self.steps + 1
 
     @property
     def n_snapshots(self) -> int:
@@ -131,8 +131,8 @@ class Request:
         return self._n_multiples(self.weights_every) if self.weights_every else 0
 
     def _n_multiples(self, every: int) -> int:
-        if self.drain_every:
-            return min(self.drain_every, self.steps) // every + 2
+        if self.flush_every:
+            return min(self.flush_every, self.steps) // every + 2
         return self.steps // every + 1
 
     def scales(self) -> list[float]:

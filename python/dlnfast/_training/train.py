@@ -128,7 +128,7 @@ def train(
     engine, request, certificate = resolve(chosen, problem, initial)
     if folder is not None:
         interval = folder.every or steps_between_flushes(request, engine.space)
-        request = replace(request, drain_every=interval)
+        request = replace(request, flush_every=interval)
     job = engine.prepare(request)
     refuse_unread_options(job, chosen)
     logger.info("%s", certificate)

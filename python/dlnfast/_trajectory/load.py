@@ -16,12 +16,11 @@ from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
 from .._support.files import Arrays, read_whole, translate_read_errors
 from .checks import check_run
+from .states import COMPLETE
 from .trajectory import FORMAT, FORMAT_VERSION, Trajectory, find_states_class
 
 #: Arrays that grow by the step, not by the record.
 SERIES = ("loss", "loss_steps", "rates")
-#: Outcomes of runs that ended by their own rules.
-COMPLETE = ("finished", "converged", "stopped")
 
 
 def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:

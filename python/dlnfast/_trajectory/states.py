@@ -23,6 +23,8 @@ from .variables import Array, LayerVariables
 if TYPE_CHECKING:
     from .._closure.operators import LayerOperator
 
+#: Outcomes of runs that ended by their own rules.
+COMPLETE = ("finished", "converged", "stopped")
 #: Error message for states without singular values.
 NO_VALUES = "no singular values were recorded: train(..., record=dln.Record(singular_values=...))"
 Table = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,12 @@ from .._weights.implicit import ImplicitWeights
 from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 
+if TYPE_CHECKING:
+    from .._core import Outcome, Run
+
 #: Number of steps that may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
-#: Seconds between two updates of the progress bar, as in the core.
-PROGRESS_INTERVAL = 0.05
+Count = core.Count
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -116,15 +118,16 @@ class TorchJob(DenseJob):
         needs_each_loss = device.type == "cpu" or request.tolerance is not None
         self.steps_ahead = 1 if needs_each_loss else _STEPS_AHEAD
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
-        arguments |= self.request.problem.engine_arguments(self.request.dtype)
+        objective = self.request.problem.engine_arguments(self.request.dtype)
+        values: dict[str, Any] = {**arguments, **objective}
         with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
-            descent = _Descent(self.weights, arguments, self.device)
+            descent = _Descent(self.weights, values, self.device)
             for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
                 layer.set_velocity(velocity)
             try:
-                return self._take_steps(descent, arguments)
+                return self._take_steps(descent, values)
             finally:
                 self._copy_to_host(descent)
 
@@ -133,13 +136,13 @@ class TorchJob(DenseJob):
         for layer in descent.layers:
             layer.copy_to_host()
 
-    def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         steps, every = self.request.steps, self.request.record_every
         weights_every = self.request.weights_every
         loss, counts = arguments["loss"], arguments["counts"]
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
-        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
+        first, flush_every, on_flush = (arguments[name] for name in ("first", "flush_every", "on_flush"))
         tracked = [self._make_tracked_layer(i, descent.layers[i]) for i in range(len(self.values))]
         losses = _Losses(self.steps_ahead, arguments, descent)
         last_poll = time.perf_counter()
@@ -149,46 +152,46 @@ class TorchJob(DenseJob):
             begin = step + 1 - n_new
             new = losses.read(n_new)
             n_finite = n_new if np.isfinite(new).all() else int(np.argmin(np.isfinite(new)))
-            loss[counts[0] : counts[0] + n_finite] = new[:n_finite]
-            counts[0] += n_finite
+            loss[counts[Count.losses] : counts[Count.losses] + n_finite] = new[:n_finite]
+            counts[Count.losses] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
                     descent.repeat_from_saved(n_finite + 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
-            counts[4] = 1
+            counts[Count.between_steps] = 1
             now = float(new[-1])
             converged = now <= arguments["tolerance"]
             last = converged or step == steps
             at_record = last or step % every == 0 or step == first
             if at_record:
                 for layer in tracked:
-                    layer.record(int(counts[1]))
-                arguments["record_steps"][counts[1]] = step
-                counts[1] += 1
+                    layer.record(int(counts[Count.records]))
+                arguments["record_steps"][counts[Count.records]] = step
+                counts[Count.records] += 1
             if weights_every is not None and step % weights_every == 0:
                 for layer_snapshots, moved in zip(self.snapshots, descent.layers, strict=True):
-                    torch.from_numpy(layer_snapshots[counts[2]]).copy_(moved.weight)
-                counts[2] += 1
+                    torch.from_numpy(layer_snapshots[counts[Count.snapshots]]).copy_(moved.weight)
+                counts[Count.snapshots] += 1
             answer = on_record(step, now) if at_record and on_record is not None else None
             if last:
                 return "converged" if converged else "finished", step, 0
             if isinstance(answer, (bool, np.bool_)) and answer:
                 return "stopped", step, 0
-            if drain_every and step % drain_every == 0 and step != first:
+            if flush_every and step % flush_every == 0 and step != first:
                 self._copy_to_host(descent)
-                on_drain(step)
-            if on_progress is not None and time.perf_counter() - last_poll >= PROGRESS_INTERVAL:
+                on_flush(step)
+            if on_progress is not None and time.perf_counter() - last_poll >= core.POLL_SECONDS:
                 on_progress(step, now)
                 last_poll = time.perf_counter()
 
             until = min(steps, step + self.steps_ahead, _next_multiple(step, every))
             if weights_every is not None:
                 until = min(until, _next_multiple(step, weights_every))
-            if drain_every:
-                until = min(until, _next_multiple(step, drain_every))
+            if flush_every:
+                until = min(until, _next_multiple(step, flush_every))
             n_new = until - step
-            counts[4] = 0
+            counts[Count.between_steps] = 0
             if n_new > 1:
                 descent.save_state()
             for i in range(n_new):

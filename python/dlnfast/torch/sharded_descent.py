@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +37,12 @@ from .._trajectory.load import join_records, replace_records
 from .._trajectory.recorded import COLUMNS, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._rule import UpdateRule
-from .descent import PROGRESS_INTERVAL, use_exact_products
+from .descent import Count, use_exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
+
+if TYPE_CHECKING:
+    from .._core import Outcome, Run
 
 logger = logging.getLogger("dlnfast")
 
@@ -179,7 +182,7 @@ def train_sharded(
     with ProgressBar(request.steps, request.options.record.progress and peers.rank == 0) as bar:
         if folder is None:
             return run_job(_ShardedJob(request, layers), request, certificate, bar, start)
-        request = replace(request, drain_every=folder.every or steps_between_flushes(request, None))
+        request = replace(request, flush_every=folder.every or steps_between_flushes(request, None))
         work = _ShardedRun(_ShardedJob(request, layers), request, certificate, bar, folder)
         run_resumable(work.folder, work, seconds=folder.seconds)
         return work.load()
@@ -297,10 +300,10 @@ class _ShardedJob:
         #: Velocities to resume from.
         self._velocities: dict[str, FloatArray] = {}
 
-    def run(self, arguments: dict[str, Any]) -> tuple[str, int, int]:
+    def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
         request = self.request
-        # Without knowing: another process may have a callback, which may end the run.
+        # A callback of any process may stop the run of all.
         self.asks = self._largest(0.0 if request.callback is None else 1.0) > 0
         with torch.no_grad(), use_exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
@@ -339,37 +342,37 @@ class _ShardedJob:
             vectors.clear()
 
     def _follow(
-        self, descent: _Descent, tracked: list[_TrackedLayer], arguments: dict[str, Any]
-    ) -> tuple[str, int, int]:
+        self, descent: _Descent, tracked: list[_TrackedLayer], arguments: Run
+    ) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
-        first, drain_every, on_drain = (arguments[name] for name in ("first", "drain_every", "on_drain"))
+        first, flush_every, on_flush = arguments["first"], arguments["flush_every"], arguments["on_flush"]
         looked = time.perf_counter()
         step = first
         while True:
             now = descent.evaluate()
             if not np.isfinite(now):
                 return "diverged", step, descent.largest_layer()
-            arguments["loss"][counts[0]] = now
-            counts[0] += 1
-            counts[4] = 1
+            arguments["loss"][counts[Count.losses]] = now
+            counts[Count.losses] += 1
+            counts[Count.between_steps] = 1
             converged = now <= arguments["tolerance"]
             last = converged or step == request.steps
             stopped = False
             if last or step % request.record_every == 0 or step == first:
                 for layer in tracked:
                     layer.record()
-                arguments["record_steps"][counts[1]] = step
-                counts[1] += 1
-                stopped = self._ask(step, now, arguments["on_record"])
+                arguments["record_steps"][counts[Count.records]] = step
+                counts[Count.records] += 1
+                stopped = self._ask(step, now, cast("Callback | None", arguments["on_record"]))
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if drain_every and step % drain_every == 0 and step != first:
-                on_drain(step)
+            if on_flush is not None and flush_every and step % flush_every == 0 and step != first:
+                on_flush(step)
                 self.clear_records()
-            if on_progress is not None and time.perf_counter() - looked >= PROGRESS_INTERVAL:
+            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
                 on_progress(step, now)
                 looked = time.perf_counter()
             counts[4] = 0
