@@ -125,7 +125,7 @@ def test_projected_outer_steps_equal_their_definition(kind):
         outer_every=turn,
         steps=10,
         weight_decay=0.01 / eta,
-        record=dln.Record(weights_every=turn, singular_values=None),
+        record=dln.Record(every=10, weights_every=turn, singular_values=None),
     )
     layers = [w.copy() for w in narrow]
     decay, losses = 0.01 / eta, []

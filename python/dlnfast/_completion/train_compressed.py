@@ -225,7 +225,8 @@ def train_compressed(
     learning_rate : float, "adaptive", "auto" or Adaptive
         eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
     record : Record, optional
-        The records of the run. By default no singular values, and with ``steps=None`` every 100th step.
+        The records of the run. By default no singular values; with ``steps=None`` every 100th step, with
+        `outer_every` above 1 the first and the last step.
     **options
         Other options of `train`: weight_decay, momentum, tolerance, n_threads, checkpoint.
 
@@ -264,7 +265,12 @@ def train_compressed(
             "outer_every is for a Completion or Sensing: the bases of a known target do not change"
         )
     if record is None:
-        record = Record(every=100 if steps is None else 1, singular_values=None)
+        every = 1
+        if steps is None:
+            every = 100
+        elif turn > 1:
+            every = max(check_count(steps, "steps", minimum=0), 1)
+        record = Record(every=every, singular_values=None)
     if steps is None:
         steps = _steps_as_needed(problem, learning_rate, options)
         record = replace(record, callback=Plateau(record.callback))
