@@ -419,12 +419,7 @@ _DECIDED: Final = ("learning_rate", "weight_decay", "momentum", "engine")
 
 def spec_keys() -> dict[str, Key]:
     """Return the keys of the section [train] of a specification."""
-<<<<<<< ours
     texts: dict[type, dict[str, str]] = {owner: _parameter_texts(owner) for owner in (Options, Record)}
-=======
-    owners: tuple[type, ...] = (Options, Record)
-    texts = {owner: _parameter_texts(owner) for owner in owners}
->>>>>>> theirs
     found = {}
     for each in _FLAT:
         required = each.default is MISSING
