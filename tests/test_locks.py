@@ -24,7 +24,7 @@ from dlnfast._support.locks import LOCK, FolderLock
 HOLD = """
 import sys, time
 from pathlib import Path
-from dlnfast._locks import FolderLock
+from dlnfast._support.locks import FolderLock
 with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
