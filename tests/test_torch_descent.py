@@ -20,6 +20,7 @@ from dlnfast._trajectory.recorded import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 
+from dlnfast.torch import _devices  # noqa: E402
 from dlnfast.torch import descent as torch_descent  # noqa: E402
 
 DIM = 10
@@ -576,7 +577,7 @@ def test_missing_devices_are_refused(device, problem, weights):
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
 def test_objects_that_are_no_device_are_refused(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
-        torch_descent.find_device(device, "float64")
+        _devices.find_device(device, "float64")
     with pytest.raises(ValueError, match="on which PyTorch cannot hold float64"):
         dln.train(problem, weights, learning_rate=0.5, steps=1, engine=f"torch:{device}")
 

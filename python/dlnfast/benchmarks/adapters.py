@@ -94,7 +94,7 @@ def _batch(samples: int) -> dict[str, Any]:
 
 def _layers(model: Any) -> list[str]:
     """Return the maps of the encoder: six for each layer."""
-    from ..torch import weight_matrices
+    from ..torch.layers import weight_matrices
 
     return [m.name for m in weight_matrices(model, "bert.encoder.*")]
 
@@ -116,7 +116,7 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
     import peft
     import torch
 
-    from ..torch import DeepLoRA
+    from ..torch.deep_lora import DeepLoRA
 
     batch = _batch(_BATCH[0])
     plain, deep = _model(sizes), _model(sizes)
@@ -169,7 +169,7 @@ def adapter_setup(
     import peft
     import torch
 
-    from ..torch import DeepLoRA
+    from ..torch.deep_lora import DeepLoRA
 
     model = _model(sizes)
     names = _layers(model)

@@ -88,15 +88,16 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
     """
     import torch
 
-    from .. import torch as networks
+    from ..torch import models
+    from ..torch.track import track
 
-    model = getattr(networks, kind)(**settings)
+    model = getattr(models, kind)(**settings)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (batch,), generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     # Its own records are never due, so that both kinds of turns meet the same hook.
-    tracker = networks.track(model, k=_N_VALUES, every=10**9, optimizer=optimizer)
+    tracker = track(model, k=_N_VALUES, every=10**9, optimizer=optimizer)
 
     def train() -> None:
         for _ in range(_EVERY):

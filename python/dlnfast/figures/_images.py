@@ -36,7 +36,7 @@ class ImageSettings(Protocol):
 def images_for(settings: ImageSettings, name: str) -> ImageData:
     """Return a data set, once the device is known to be there: reading takes seconds."""
     from ..torch import load_images
-    from ..torch.descent import find_device
+    from ..torch._devices import find_device
 
     find_device(settings.device, "float32")
     return load_images(

@@ -36,14 +36,15 @@ from .._trajectory.dense import DenseStates
 from .._trajectory.load import join_records, replace_records
 from .._trajectory.recorded import COLUMNS, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
+from ._devices import use_exact_products
 from ._rule import UpdateRule
-from .descent import Count, use_exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
 
 if TYPE_CHECKING:
     from .._core import Outcome, Run
 
+Count = core.Count
 logger = logging.getLogger("dlnfast")
 
 #: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.

@@ -25,8 +25,8 @@ from .._support.files import Arrays, atomic_file, is_machine_error
 from .._support.moved import refuse_moved
 from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from .._training.resumable import ResumableWork, run_resumable
+from ._devices import find_device
 from ._names import match_names
-from .descent import find_device
 from .images import Batches, Samples, derive_pass_seed
 from .statistics import check_labels, find_float64_device
 from .track import SpectralTracker
