@@ -48,7 +48,7 @@ def check_losses(setting, name, tune=False):
 def test_all_peers_agree():
     # In its own process, as always: libraries warn, and start threads that stay.
     result = record.in_process(
-        "measure",
+        "cases:measure",
         {
             "settings": [
                 {"dim": 24, "n_outputs": 3, "n_samples": 40},
@@ -213,7 +213,7 @@ def test_programs_restart_without_thread_limits(program, tmp_path):
 
 def test_a_fresh_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"memory failed .*no-such-peer"):
-        record.in_process("memory", {"setting": {"dim": 8, "n_outputs": 2}, "name": "no-such-peer"})
+        record.in_process("cases:memory", {"setting": {"dim": 8, "n_outputs": 2}, "name": "no-such-peer"})
 
 
 STARTER = """

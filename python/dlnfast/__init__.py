@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
-from ._closure.certificate import Certificate, Family
+from ._closure.certificate import Certificate
 from ._closure.closure import closure
+from ._closure.family import Family
 from ._closure.subspaces import Closure
 from ._completion.compress import CompressedNetwork, compress
 from ._completion.estimator import MatrixCompletion

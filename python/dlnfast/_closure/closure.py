@@ -25,7 +25,7 @@ from .._support.arrays import FloatArray, check_scale, widths_of
 from .._support.products import multiply
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
-from .certificate import Assumptions, Check, Family, Residuals, shorten
+from .certificate import Assumptions, Check, Residuals, shorten
 from .complement import MeasuredComplement, find_spans
 from .conditions import (
     SHAPE_REMEDY,
@@ -39,6 +39,7 @@ from .conditions import (
     check_white,
     check_widths,
 )
+from .family import Family
 from .growth import MAX_GROWTH, MIN_LIMIT, Growth
 from .sampled import SampledBases
 from .subspaces import Closure, factors_within

@@ -14,7 +14,7 @@ from .._problem.data import gram_resolution
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
 from .._support.products import multiply
-from .certificate import Family
+from .family import Family
 from .growth import Growth
 from .isometry import measure_isometry, rounding_tolerance
 

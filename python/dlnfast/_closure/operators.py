@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .._support.arrays import FloatArray, as_array, as_matrix, check_count
 from .._support.products import multiply
-from .certificate import Family
+from .family import Family
 
 #: Largest number of entries of an array that `LayerOperator.dense` samples.
 _MAX_ENTRIES = 10**8

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray
-from .certificate import Assumptions, Family, Residuals, shorten
+from .certificate import Assumptions, Residuals, shorten
+from .family import Family
 
 
 @dataclass(frozen=True, repr=False)

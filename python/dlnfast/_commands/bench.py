@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _case_lines() -> list[str]:
     width = max(map(len, cases.CASES))
     lines = []
-    for name, case in cases.CASES.items():
-        summary = (case.__doc__ or "").splitlines()[0].rstrip(".")
+    for name in cases.CASES:
+        summary = (cases.load_case(name).__doc__ or "").splitlines()[0].rstrip(".")
         lines.append(f"  {name:<{width}}  {summary[:1].lower()}{summary[1:]}")
     return lines

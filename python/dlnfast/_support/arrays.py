@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import CopyWarning, ShapeError
-
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.int64]
+from .types import FloatArray as FloatArray
+from .types import IntArray as IntArray
 
 #: Copies of an argument above this size issue a `CopyWarning`.
 LARGE_COPY_BYTES = 64 * 2**20

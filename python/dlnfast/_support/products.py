@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import FloatArray
 from .dispatch import core
+from .types import FloatArray
 
 
 def multiply(

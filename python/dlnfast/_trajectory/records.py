@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._closure.certificate import Certificate, Family
+from .._closure.certificate import Certificate
+from .._closure.family import Family
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import reference as plain
-from .._closure.certificate import Family
+from .._closure.family import Family
 from .._closure.operators import Complement, ExplicitLayers, LayerOperator, Layers
 from .._closure.sampled import resample
 from .._support.arrays import FloatArray, IntArray, as_matrix, check_count, check_scale

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol,
 import numpy as np
 import numpy.typing as npt
 
-from .._closure.certificate import Certificate, Family
+from .._closure.certificate import Certificate
+from .._closure.family import Family
 from .._support.arrays import FloatArray, IntArray, check_count
 from .._support.files import Arrays
 from .._support.products import multiply

@@ -40,7 +40,9 @@ def deep_lora(options: Options) -> dict[str, Any]:
         print(f"deep-lora: skipped, {reason}")
         return {"case": "deep-lora", "rows": [], "skipped": reason}
     sizes, rank = (_TINY, 4) if options.quick else (_SMALL, _RANK)
-    step = record.in_process("adapter_steps", {"sizes": sizes, "rank": rank, "repeats": options.repeats})
+    step = record.in_process(
+        "adapters:adapter_steps", {"sizes": sizes, "rank": rank, "repeats": options.repeats}
+    )
     seconds = step["row"]["seconds"]
     print(
         f"step, batch {_BATCH[0]} x {_BATCH[1]}, r = {rank}: LoRA {1e3 * seconds['lora']['median']:.1f} ms, "
@@ -56,9 +58,9 @@ def deep_lora(options: Options) -> dict[str, Any]:
             "checkpointing": checkpointing,
         }
         # In processes of their own: what one frees the other would find.
-        found = record.in_process("adapter_setup", arguments | {"what": "set-up"})
+        found = record.in_process("adapters:adapter_setup", arguments | {"what": "set-up"})
         for other in ("pass", "lora step"):
-            beside = record.in_process("adapter_setup", arguments | {"what": other})
+            beside = record.in_process("adapters:adapter_setup", arguments | {"what": other})
             found |= {f"{other.replace(' ', '_')}_{name}": beside[name] for name in ("seconds", "bytes")}
         rows.append(found)
         print(

@@ -9,6 +9,7 @@ inherits another's memory or threads.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import sys
 import time
@@ -28,23 +29,19 @@ from .._training import batch as batches
 from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import orthogonal
-from . import adapters, completion, networks, ratings, record, sweeps, tracking
-from .adapters import adapter_setup, adapter_steps
-from .networks import tracked_training
+from . import record
 from .options import Options
 from .peers import ON_SAMPLES, PEERS, Setting, build, check_agreement
 
 __all__ = [
     "CASES",
     "Options",
-    "adapter_setup",
-    "adapter_steps",
+    "load_case",
     "measure",
     "memory",
     "read_results",
     "run_case",
     "sweep",
-    "tracked_training",
 ]
 
 #: A step that takes longer is repeated three times only.
@@ -224,7 +221,7 @@ def _compared(
             "turn": options.turn,
             "rate": rate,
         }
-        result = record.in_process("measure", arguments, n_threads)
+        result = record.in_process("cases:measure", arguments, n_threads)
         rows += result["rows"]
         _print_row(case, rows[-1])
     return {"case": case, "rows": rows, "machine": result["machine"]}
@@ -393,7 +390,7 @@ def _memory_over_width(
                 continue
             # The reduced engine needs no layers as arrays, so it gets none.
             own = replace(setting, implicit=name == "dlnfast-reduced")
-            last = record.in_process("memory", {"setting": asdict(own), "name": name})
+            last = record.in_process("cases:memory", {"setting": asdict(own), "name": name})
             if "skipped" in last:
                 row["skipped"][name] = last["skipped"]
             else:
@@ -598,37 +595,51 @@ def batch(options: Options) -> dict[str, Any]:
 
 
 #: Name on the command line -> the case.
-CASES: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
-    "thin": thin,
-    "square": square,
-    "small": small,
-    "scaling": scaling,
-    **{over: _sweep_case(over) for over in SWEEPS},
-    "thin-step": thin_step,
-    "reduced-step": reduced_step,
-    "wide-run": wide_run,
-    "batch": batch,
-    "sweep-usage": sweeps.usage,
-    "tracking-bounds": tracking.bounds,
-    "tracking-peers": tracking.peers,
-    "tracking-share": tracking.share,
-    "tracking-memory": tracking.memory,
-    "track-share": networks.track_share,
-    "torch-engine": torch_engine,
-    "deep-lora": adapters.deep_lora,
-    "factorisation": completion.factorisation,
-    "completion": completion.completion,
-    "sensing": completion.sensing,
-    "completion-memory": completion.memory,
-    "ratings": ratings.ratings,
+#: Name of a case -> module of this package and function in it, which are loaded when the case is asked for.
+CASES: Final[dict[str, str]] = {
+    "thin": "cases:thin",
+    "square": "cases:square",
+    "small": "cases:small",
+    "scaling": "cases:scaling",
+    **dict.fromkeys(SWEEPS, "cases:"),
+    "thin-step": "cases:thin_step",
+    "reduced-step": "cases:reduced_step",
+    "wide-run": "cases:wide_run",
+    "batch": "cases:batch",
+    "sweep-usage": "sweeps:usage",
+    "tracking-bounds": "tracking:bounds",
+    "tracking-peers": "tracking:peers",
+    "tracking-share": "tracking:share",
+    "tracking-memory": "tracking:memory",
+    "track-share": "networks:track_share",
+    "torch-engine": "cases:torch_engine",
+    "deep-lora": "adapters:deep_lora",
+    "factorisation": "completion:factorisation",
+    "completion": "completion:completion",
+    "sensing": "completion:sensing",
+    "completion-memory": "completion:memory",
+    "ratings": "ratings:ratings",
 }
+
+
+def load_case(name: str) -> Callable[[Options], dict[str, Any]]:
+    """Return the function that runs a case; its summary is the first line of its docstring."""
+    if name in SWEEPS:
+        return _sweep_case(name)
+    module, _, function = CASES[name].partition(":")
+    case: Callable[[Options], dict[str, Any]] = getattr(
+        importlib.import_module(f".{module}", __package__), function
+    )
+    return case
+
+
 #: What is measured where no case is named.
 DEFAULT: Final = ("thin", "square", "small")
 
 
 def run_case(name: str, options: Options) -> dict[str, Any]:
     """Run one case; the result holds the machine's record."""
-    result = CASES[name](options)
+    result = load_case(name)(options)
     return result if "machine" in result or "sweeps" in result else result | {"machine": record.machine()}
 
 

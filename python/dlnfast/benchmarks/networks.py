@@ -54,7 +54,7 @@ def track_share(options: Options) -> dict[str, Any]:
         return {"case": "track-share", "rows": rows, "skipped": reason}
     for name, kind, settings, batch in _QUICK if options.quick else _MODELS:
         arguments = {"kind": kind, "settings": settings, "batch": batch, "repeats": options.repeats}
-        result = record.in_process("tracked_training", arguments)
+        result = record.in_process("networks:tracked_training", arguments)
         row = {"what": name, "batch": batch} | result["row"]
         rows.append(row)
         step, one = row["seconds"]["plain"]["median"] / _EVERY, row["record_seconds"]["median"]

@@ -63,13 +63,13 @@ def _watch():
 _watch()
 """
 _PROGRAM: Final = """
-import json, os, sys
+import importlib, json, os, sys
 request = json.load(sys.stdin)
 if request["n_threads"] and hasattr(os, "sched_setaffinity"):
     # Before any library counts the cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["n_threads"]])
-from dlnfast.benchmarks import cases
-result = getattr(cases, request["function"])(**request["arguments"])
+module, _, function = request["function"].partition(":")
+result = getattr(importlib.import_module(f"dlnfast.benchmarks.{module}"), function)(**request["arguments"])
 print("\\n" + request["mark"] + json.dumps(result))
 """
 
@@ -130,12 +130,12 @@ def run_program(
 
 
 def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) -> Any:
-    """Call a function of `cases` in a fresh process without caps, and return its result.
+    """Call a function of this package in a fresh process without caps, and return its result.
 
     Parameters
     ----------
     function : str
-        Its name.
+        Module and name, such as "cases:measure".
     arguments : mapping
         Keywords, in values that JSON knows.
     n_threads : int
@@ -145,7 +145,7 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     Raises
     ------
     RuntimeError
-        With the last line of what the process complained about.
+        If the process fails, with the last line of its error output.
     """
     environment = _uncapped()
     if n_threads:
