@@ -347,7 +347,7 @@ def test_a_start_without_a_finite_loss_has_no_trajectory(apart, problem):
 
 def test_progress_is_told_now_and_then(apart, problem, weights, monkeypatch):
     told = []
-    monkeypatch.setattr(torch_descent, "BREATH", 0.0)
+    monkeypatch.setattr(torch_descent, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(
         dln.descent.ProgressBar, "_update", lambda self, step, loss: told.append((step, loss))
     )

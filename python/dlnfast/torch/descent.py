@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: So many steps may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
 Count = core.Count
+POLL_SECONDS = core.POLL_SECONDS
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -136,7 +137,7 @@ class TorchJob(DenseJob):
             if drain_every and step % drain_every == 0 and step != first:
                 self._store(descent)
                 on_drain(step)
-            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
+            if on_progress is not None and time.perf_counter() - looked >= POLL_SECONDS:
                 on_progress(step, now)
                 looked = time.perf_counter()
 

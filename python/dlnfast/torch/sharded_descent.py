@@ -23,7 +23,7 @@ from ..progress import ProgressBar
 from ..svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from ..trajectory import DenseStates, LayerTracking, Trajectory, tracking_rows
 from ._rule import Rule
-from .descent import Count, exact_products
+from .descent import POLL_SECONDS, Count, exact_products
 from .operators import to_host
 from .sharded import Peers, RowSharded
 
@@ -295,7 +295,7 @@ class _ShardedJob:
                 return "converged" if converged else "finished", step, 0
             if stopped:
                 return "stopped", step, 0
-            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
+            if on_progress is not None and time.perf_counter() - looked >= POLL_SECONDS:
                 on_progress(step, now)
                 looked = time.perf_counter()
             descent.update()
