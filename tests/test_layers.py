@@ -44,6 +44,7 @@ ORDER = (
     "integrations",
     "benchmarks",
     "figures",
+    "_commands",
     "",
     "cli",
     "__main__",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import dlnfast
-from dlnfast import _cpu, _dispatch
+from dlnfast import _cpu
+from dlnfast._support import dispatch
 
 PACKAGE = Path(dlnfast.__file__).parent
 _SPEC = importlib.util.spec_from_file_location(
@@ -35,7 +36,7 @@ DECLARED = {
     "float": ("float",),
     "str": ("str",),
     "list": ("list[",),
-    "dict": ("dict[", *_dispatch.core.describe_tables()),
+    "dict": ("dict[", *dispatch.core.describe_tables()),
     "tuple": ("tuple[", "_SparseRows"),
     "None": ("None",),
 }

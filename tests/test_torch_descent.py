@@ -342,7 +342,7 @@ def test_a_run_without_a_finite_first_loss_has_no_trajectory(apart, problem):
 
 def test_progress_is_reported_at_intervals(apart, problem, weights, monkeypatch):
     reports = []
-    monkeypatch.setattr(torch_descent, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(torch_descent, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(ProgressBar, "_update", lambda self, step, loss: reports.append((step, loss)))
     run = dln.train(
         problem,

@@ -47,7 +47,7 @@ def parts_of(text: str) -> tuple[str, str, str]:
 
 def main() -> None:
     """Write the stub of the module that is installed."""
-    from dlnfast._dispatch import core
+    from dlnfast._support.dispatch import core
 
     before, _, after = parts_of(STUB.read_text(encoding="utf-8"))
     STUB.write_text(before + generated_part(core) + after, encoding="utf-8")

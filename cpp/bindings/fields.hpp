@@ -67,16 +67,16 @@ struct Writer {
     }
   }
   template <class E>
-  void operator()(const std::string& name, std::vector<E>& member) {
+  void operator()(const std::string& name, const std::vector<E>& member) {
     made[name.c_str()] = to_array(member);
   }
-  void operator()(const std::string& name, BlockAngle& angle) {
+  void operator()(const std::string& name, const BlockAngle& angle) {
     made[name.c_str()] = py::make_tuple(angle.largest, angle.frobenius);
   }
 };
 
 template <class Table>
-py::dict to_dict(Table table) {
+py::dict to_dict(const Table& table) {
   Writer writer;
   visit_fields(table, writer);
   return writer.made;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Measures of features, of subspaces, of weights and of the loss landscape.
 
-All measures compute in float64 for input of any precision, and return Python floats or float64 arrays. None
-returns NaN: a measure that is undefined for its input raises `ValueError`.
+All measures compute in float64 for input of any precision, and return Python floats or float64 arrays. A
+measure that is undefined for its input raises `ValueError`; no measure returns NaN.
 """
 
 from __future__ import annotations

@@ -195,13 +195,13 @@ Index largest_layer(const Stepper& stepper);
 template <class T>
 double largest_magnitude(MatrixRef<const T> m);
 
-// Keeps what a record step shows.
+// Stores the records of a run.
 class Recorder {
  public:
   virtual ~Recorder() = default;
   virtual void record(Index record, Index step) = 0;
-  // At every step, after its record where it has one: the weights move on from this loss next, unless
-  // it was the last.
+  // Called once per step, after `record` if that step is recorded. The weights are updated next, unless
+  // this step is the last.
   virtual void after_step(Index /*step*/, double /*loss*/, bool /*last*/) {}
 };
 

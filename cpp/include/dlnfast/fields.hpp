@@ -28,6 +28,7 @@ inline std::vector<std::string> split_names(const std::string& names) {
     static const std::vector<std::string> list = split_names(#__VA_ARGS__); \
     return list;                                                            \
   }                                                                         \
-  auto fields() { return std::tie(__VA_ARGS__); }
+  auto fields() { return std::tie(__VA_ARGS__); }                           \
+  auto fields() const { return std::tie(__VA_ARGS__); }
 
 }  // namespace dlnfast

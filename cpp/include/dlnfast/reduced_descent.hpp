@@ -29,8 +29,8 @@ class ReducedDescent final : public Stepper {
  public:
   // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}, and belongs to the stepper. Sizes up
   // to 32 run in kernels of fixed size, padded with zeros, which descent preserves exactly.
-  // `scalars` (3 x n, or no data) is to the scalars of all families what `state` is to the cores:
-  // rho, velocities and what their sums have rounded away. With it the cores are written by `store`.
+  // `scalars` (3 x n, or empty) is the state of the scalars of all families: rho, velocity and rounding
+  // compensation in its rows. With it the cores are written by `store`.
   ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                  std::vector<Family> families, const Rates& rates, const Context& context,
                  const OptimizerState<T>& state = {}, MatrixRef<double> scalars = {});

@@ -141,10 +141,10 @@ def run_until(error: DivergedError) -> Trajectory:
 
 
 def alike_rate(rate: float, dim: int, published: int = 1000) -> float:
-    """Return the rate on the mean loss that takes as many steps at width `dim` as `rate` does as published.
+    """Rescale the published rate (on the mean loss, at width `published`) to width `dim`.
 
-    What decides is ``eta c sigma_1``: with c = 1 / d^2 and Gaussian matrices, whose sigma_1 is about
-    ``2 sqrt(d)``, rates that go with d^1.5 leave it as it is.
+    Training then takes equally many steps: the step count depends on ``eta c sigma_1``, where c = 1 / d^2 and
+    sigma_1 of a Gaussian matrix is about ``2 sqrt(d)``, so that rates proportional to d^1.5 leave it unchanged.
     """
     return rate * float((dim / published) ** 1.5)
 

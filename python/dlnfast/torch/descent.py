@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 #: Number of steps that may be queued on an accelerator before the host waits for their losses.
 _STEPS_AHEAD = 64
 Count = core.Count
+POLL_SECONDS = core.POLL_SECONDS
 
 
 class TorchEngine(Engine):
@@ -149,7 +150,7 @@ class TorchJob(DenseJob):
             if flush_every and step % flush_every == 0 and step != first:
                 self._copy_to_host(descent)
                 on_flush(step)
-            if on_progress is not None and time.perf_counter() - last_poll >= core.POLL_SECONDS:
+            if on_progress is not None and time.perf_counter() - last_poll >= POLL_SECONDS:
                 on_progress(step, now)
                 last_poll = time.perf_counter()
 
