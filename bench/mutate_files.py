@@ -174,7 +174,7 @@ def _statistics() -> Format:
 
     def load(folder: Path) -> Any:
         found = dln.SufficientStatistics.load(folder / "statistics.npz")
-        parts = {name: (s.value.tobytes(), s.rounded().tobytes()) for name, s in found._sums.items()}
+        parts = {name: (s.value.tobytes(), s.round().tobytes()) for name, s in found._sums.items()}
         return found.n_samples, found.layout, found.classes.tobytes(), parts
 
     return Format(make, load, "zip")

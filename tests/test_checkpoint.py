@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 import dlnfast as dln
 from dlnfast import Checkpoint
 from dlnfast._completion import fitting
+from dlnfast._support import checkpoint as checkpoint_module
 from dlnfast._support import files
 from dlnfast._support.checkpoint import RunFolder
 from dlnfast._training import batch as batch_module
@@ -320,7 +321,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     def counted(*arguments, **settings):
         calls.append(settings["steps"])
         if len(calls) == cut or (cut == -1 and settings["steps"] > 10):
-            settings["callback"] = stop_at(5)
+            settings["record"] = replace(settings["record"], callback=stop_at(5))
         return whole(*arguments, **settings)
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
@@ -530,7 +531,7 @@ def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, mo
 
     with monkeypatch.context() as patch:
         if what == "open":
-            patch.setattr(checkpoint, "read_whole", failing)
+            patch.setattr(checkpoint_module, "read_whole", failing)
         elif what == "read":
             # zipfile says of an OSError while it looks for the directory that the file is no zip file.
             patch.setattr(zipfile, "_EndRecData", failing)

@@ -422,7 +422,7 @@ IMAGES_32, LABELS_32 = CIFAR["test"]
         (numbers_as_objects(), "no array of uint8"),
         (pickle.dumps({"data": IMAGES_32.astype(np.int32), "labels": LABELS_32.tolist()}, 2), "of uint8"),
         (pickle.dumps({"data": np.asfortranarray(IMAGES_32), "labels": []}, 2), "in C order"),
-        (pickle.dumps({"data": [1, 2], "labels": []}), "no attribute 'array'"),
+        (pickle.dumps({"data": [1, 2], "labels": []}), "no attribute 'to_array'"),
         (pickle.dumps({"labels": []}), "'data'"),
         (pickle.dumps([1, 2]), "cannot be read as a pickle"),
         (b"", "cannot be read as a pickle"),

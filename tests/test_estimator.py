@@ -575,7 +575,7 @@ def test_scikit_learn_cross_validates_the_estimator():
     from sklearn.model_selection import KFold, cross_val_score
 
     pairs, ratings, _ = noisy_ratings()
-    model, folds = quick(clip=(0.5, 5.0)), KFold(3, shuffle=True, random_state=0)
+    model, folds = quick(entries__clip=(0.5, 5.0)), KFold(3, shuffle=True, random_state=0)
     scores = cross_val_score(model, pairs, ratings, cv=folds)
     assert scores.shape == (3,)
     assert scores.min() > 0.3

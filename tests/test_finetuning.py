@@ -20,7 +20,7 @@ from dlnfast._config import finetuning  # noqa: E402
 from dlnfast._config.finetuning import Grid, Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
 from dlnfast._config.schema import SpecError  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
-from dlnfast.torch.finetune import Outcome, Run, find_model, run_grid  # noqa: E402
+from dlnfast.torch.finetune import Outcome, Run, find_model, prepare, run_grid  # noqa: E402
 
 WORDS = ["a", "the", "cat", "dog", "tree", "runs", "sleeps", "sees", "green", "old", "house", "not", "two"]
 SMALL = {
@@ -71,7 +71,7 @@ def specification(folder, **grid):
 
 @pytest.fixture(scope="module")
 def tuning(folder):
-    return specification(folder).tuning()
+    return prepare(specification(folder))
 
 
 @pytest.mark.filterwarnings("ignore")

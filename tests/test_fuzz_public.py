@@ -354,7 +354,7 @@ def public_names():
             for inner in thing.__all__:
                 if name != "plots" or not inspect.isclass(getattr(thing, inner)):  # see test_plots.py
                     found = getattr(thing, inner)
-                    if not (inspect.isclass(found) and issubclass(found, tuple)):
+                    if callable(found) and not (inspect.isclass(found) and issubclass(found, tuple)):
                         yield f"{name}.{inner}"
             continue
         if name.startswith("__"):

@@ -44,7 +44,7 @@ def test_linear_networks_take_the_same_steps(recovery):
         np.testing.assert_allclose(found, expected, atol=bound * np.linalg.norm(expected))
 
 
-def test_descend_stops_at_the_tolerance(problem):
+def test_descend_stops_at_the_tolerance(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     loss = loss_of(recovery, model)
     level = loss().item() / 2
@@ -56,14 +56,14 @@ def test_descend_stops_at_the_tolerance(problem):
     assert again.loss[0] == found.loss[-1]
 
 
-def test_frozen_parameters_do_not_change(problem):
+def test_frozen_parameters_do_not_change(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     first = model.layers[0].weight.requires_grad_(False).clone()
     descend(model, loss_of(recovery, model), learning_rate=1.0, steps=3)
     assert torch.equal(model.layers[0].weight, first)
 
 
-def test_errors_name_invalid_settings_and_divergence(problem):
+def test_errors_name_invalid_settings_and_divergence(recovery):
     model = DeepLinear([10] * 3, scale=0.5, dtype=torch.float64)
     loss = loss_of(recovery, model)
     with pytest.raises(dln.DivergedError, match="the loss is not finite at step") as caught:

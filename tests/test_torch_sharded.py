@@ -583,19 +583,20 @@ def case_checkpointed_runs_resume():
     shared = [tempfile.mkdtemp() if rank == 0 else None]
     dist.broadcast_object_list(shared)
     widths = [5, 30, 20, 4]
-    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+    problem, weights = draw_problem(widths, seed=2, white=False), dln.gaussian(widths, 0.5, 2)
 
-    def train(name, **more):
+    def train(name, **record):
         shards = [RowSharded.from_rows(w) for w in weights]
         place = Checkpoint(Path(shared[0]) / name, every=4, seconds=0)
-        return train_sharded(problem, shards, **CHECKPOINTED, checkpoint=place, **more), shards
+        given = with_record(CHECKPOINTED, **record)
+        return train_sharded(problem, shards, checkpoint=place, **given), shards
 
     shards = [RowSharded.from_rows(w) for w in weights]
     wanted = train_sharded(problem, shards, **CHECKPOINTED)
     finals = [shard.rows.numpy().copy() for shard in shards]
     own = Path(shared[0]) / "run" / f"process-{rank:05d}"
     with pytest.raises((Stop, RuntimeError)):
-        train("run", record=dln.Record(callback=stop_at(15) if rank == size - 1 else None))
+        train("run", callback=stop_at(15) if rank == size - 1 else None)
     # As if the last process had been killed before it wrote the newest state.
     states = sorted(own.glob("state-*.npz"))
     assert [path.name[-7:-4] for path in states] == ["008", "012"]
@@ -719,22 +720,23 @@ def test_one_process_needs_no_group(tmp_path):
 @pytest.mark.parametrize("cut", [0, 5, 11, 20])
 def test_a_checkpointed_run_resumes(cut, tmp_path):
     widths = [5, 30, 20, 4]
-    problem, weights = draw_problem(widths, 2, white=False), dln.gaussian(widths, 0.5, 2)
+    problem, weights = draw_problem(widths, seed=2, white=False), dln.gaussian(widths, 0.5, 2)
 
-    def train(**more):
+    def train(checkpoint=None, **record):
         shards = [RowSharded.from_rows(w) for w in weights]
-        run = train_sharded(problem, shards, **CHECKPOINTED, **more)
+        given = with_record(CHECKPOINTED, **record)
+        run = train_sharded(problem, shards, checkpoint=checkpoint, **given)
         return run, shards
 
     wanted, shards = train()
     finals = [shard.rows.numpy().copy() for shard in shards]
     place = Checkpoint(tmp_path / "run", every=3, seconds=0)
     with pytest.raises(Stop) as caught:
-        train(checkpoint=place, record=dln.Record(callback=stop_at(cut)))
+        train(checkpoint=place, callback=stop_at(cut))
     n_losses = len(caught.value.trajectory.loss)
     np.testing.assert_array_equal(caught.value.trajectory.loss, wanted.loss[:n_losses])
     seen = []
-    run, shards = train(checkpoint=place, record=dln.Record(callback=lambda step, loss: seen.append(step)))
+    run, shards = train(checkpoint=place, callback=lambda step, loss: seen.append(step))
     assert_resumed(run, wanted, shards, finals)
     assert seen == wanted.steps.tolist()
     run, shards = train(checkpoint=place)
@@ -744,7 +746,7 @@ def test_a_checkpointed_run_resumes(cut, tmp_path):
 
 
 def test_a_checkpointed_run_that_diverges_is_read_again(tmp_path):
-    problem, weights = draw_problem([5, 6, 4], 2), dln.gaussian([5, 6, 4], 0.5, 2)
+    problem, weights = draw_problem([5, 6, 4], seed=2), dln.gaussian([5, 6, 4], 0.5, 2)
     steps = []
     for _ in range(2):
         with pytest.raises(dln.DivergedError, match="lower learning_rate") as caught:

@@ -350,7 +350,7 @@ def test_data_that_an_engine_does_not_record_are_refused():
     for ask in (dense.angles, dense.singular_vectors):
         with pytest.raises(
             ValueError,
-            match=r"no singular vectors were recorded: dln\.Record\(vectors=True\), or track",
+            match=r"no singular vectors .*: train with record=dln\.Record\(vectors=True\), or track",
         ):
             ask(1)
 

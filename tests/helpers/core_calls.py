@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 
 from dlnfast._support.dispatch import core as core_of_package
-from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
 
 F64 = np.float64
 
@@ -42,10 +41,13 @@ def common_arguments(*, dtype=F64, steps=3, n_layers=2):
         "power_vectors": [],
         "on_record": None,
         "on_progress": None,
+        "adaptive": None,
+        "rate": np.zeros(0),
     }
 
 
 N_COLUMNS = len(core_of_package.TRACKING_COLUMNS)
+TRACKER_DEFAULTS = core_of_package.TRACKER_DEFAULTS
 
 
 def dense_arguments(*, dtype=F64, steps=3):

@@ -105,6 +105,15 @@ def with_record_fields(call):
     return run
 
 
+def call_of_options(name, make, **fields):
+    """A fit of an estimator with one of its dataclasses of options, which takes the fields."""
+
+    def fit(**given):
+        return dln.MatrixCompletion(steps=5, rank=2, **{name: make(**given)}).fit(**make_ratings())
+
+    return lambda: (fit, dict(fields))
+
+
 def call_of_method(make, name, **arguments):
     """A call of a method of an object that is made anew."""
     return lambda: (getattr(make(), name), {k: v() if callable(v) else v for k, v in arguments.items()})
@@ -120,6 +129,7 @@ CALLS = {
         lambda **law: dln.train(make_problem(), make_weights(), learning_rate=dln.Adaptive(**law), steps=3),
         {"safety": 1.0, "ratios": [1.0] * DEPTH, "curvature": [1.0] * DEPTH},
     ),
+    "BiasOptions": call_of_options("biases", dln.BiasOptions, kind="both", penalty=1.0),
     "Checkpoint": call_of_function(dln.Checkpoint, directory="nowhere", every=3, seconds=1.0),
     "Completion": call_of_function(
         dln.Completion,
@@ -145,6 +155,14 @@ CALLS = {
     ),
     "Completion.suggested_rank": call_of_method(make_completion, "suggested_rank", limit=4),
     "CompressedNetwork.apply": call_of_method(lambda: dln.compress(make_run()), "apply", X=make_matrix),
+    "EntryOptions": call_of_options(
+        "entries",
+        dln.EntryOptions,
+        shape=(DIM, DIM),
+        duplicates="error",
+        weighting=(0.25, -0.25),
+        clip="range",
+    ),
     "ImplicitWeights.apply": call_of_method(make_implicit_weights, "apply", layer=1, X=make_matrix),
     "ImplicitWeights.apply_transpose": call_of_method(
         make_implicit_weights, "apply_transpose", layer=1, Y=make_matrix
@@ -153,6 +171,15 @@ CALLS = {
     "ImplicitWeights.dense": call_of_method(make_implicit_weights, "dense", layer=1),
     "ImplicitWeights.entry": call_of_method(make_implicit_weights, "entry", layer=1, i=1, j=2),
     "ImplicitWeights.row": call_of_method(make_implicit_weights, "row", layer=1, i=1),
+    "LayerOptions": call_of_options(
+        "layers",
+        dln.LayerOptions,
+        compress=True,
+        outer=1.0,
+        scale=1e-2,
+        learning_rate="adaptive",
+        dtype="float64",
+    ),
     "LowRank": call_of_function(
         dln.LowRank, U=make_orthonormal, s=lambda: np.array([2.0, 1.0]), V=lambda: make_orthonormal(seed=1)
     ),
@@ -275,6 +302,14 @@ CALLS = {
         make_sensing, "recovery_error", W=make_matrix, normalization="relative"
     ),
     "Sensing.suggested_rank": call_of_method(make_sensing, "suggested_rank", limit=4),
+    "StoppingOptions": call_of_options(
+        "stopping",
+        dln.StoppingOptions,
+        tolerance=1e-6,
+        validation_fraction=0.5,
+        patience=2,
+        record_every=2,
+    ),
     "SufficientStatistics": call_of_function(dln.SufficientStatistics, layout="columns"),
     "SufficientStatistics.add": lambda: (dln.SufficientStatistics().add, make_samples()),
     "SufficientStatistics.add_batches": lambda: (

@@ -57,11 +57,11 @@ void check_statistics(const Objective<T>& objective, Index d_out, Index d_in) {
 
 // Rates that follow the weights: at every step learning_rate_l times
 //   eta = (1 - mu) safety / (c sum_l m_l q_l s_l^2 + c max_l sum_{k != l} sqrt(m_l m_k) s_lk e + lambda),
-// with mu the largest momentum, lambda the largest m_l weight_decay_l, m_l = learning_rate_l, s_l (s_lk) the product of the largest singular values of all layers but l
-// (and k), and e a bound on the norm of the gradient of the loss with respect to W_{L:1}, over c. The
-// first sum bounds the Gauss-Newton part of the Hessian, in the metric of the rates, the second what the
-// residual adds; descent is stable below 2. Largest singular values come from power iteration that goes
-// on from step to step.
+// with mu the largest momentum, lambda the largest m_l weight_decay_l, m_l = learning_rate_l, s_l (s_lk)
+// the product of the largest singular values of all layers but l (and k), and e a bound on the norm of
+// the gradient of the loss with respect to W_{L:1}, over c. The first sum bounds the Gauss-Newton part of
+// the Hessian, in the metric of the rates, the second what the residual adds; descent is stable below 2.
+// Largest singular values come from power iteration that goes on from step to step.
 struct AdaptiveRate {
   double safety = 0.0;            // 0: rates are constant
   std::vector<double> curvature;  // q_l: 1 where the whole of Phi is known

@@ -178,7 +178,7 @@ class Record:
             raise TypeError(
                 f"record.callback is {type(self.callback).__name__}; wanted a callable of (step, loss)"
             )
-        longest = max(steps, 1)
+        longest = max(check_count(steps, "steps", minimum=0), 1)
         weights_every = self.weights_every
         if weights_every is not None:
             weights_every = min(check_count(weights_every, "record.weights_every", maximum=None), longest)

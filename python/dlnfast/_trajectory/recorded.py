@@ -172,7 +172,10 @@ class RecordedSpectra(States):
         """
         found = self.left if side == "left" else self.right
         if not found:
-            raise ValueError("no singular vectors were recorded: train or track with vectors=True")
+            raise ValueError(
+                "no singular vectors were recorded: train with record=dln.Record(vectors=True), "
+                "or track with vectors=True"
+            )
         return found
 
     # ------------------------------------------------------------------------------ files and tables

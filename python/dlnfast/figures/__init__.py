@@ -143,8 +143,8 @@ def run_until(error: DivergedError) -> Trajectory:
 def alike_rate(rate: float, dim: int, published: int = 1000) -> float:
     """Rescale the published rate (on the mean loss, at width `published`) to width `dim`.
 
-    Training then takes equally many steps: the step count depends on ``eta c sigma_1``, where c = 1 / d^2 and
-    sigma_1 of a Gaussian matrix is about ``2 sqrt(d)``, so that rates proportional to d^1.5 leave it unchanged.
+    Training then takes equally many steps: their number depends on ``eta c sigma_1``, where c = 1 / d^2 and
+    sigma_1 of a Gaussian matrix is about ``2 sqrt(d)``; rates proportional to d^1.5 leave it unchanged.
     """
     return rate * float((dim / published) ** 1.5)
 
