@@ -340,7 +340,7 @@ def test_missing_packages_are_named(run_python, tmp_path):
 import sys
 sys.modules["transformers"] = None
 from dlnfast.torch.finetune import FineTuning
-from dlnfast.tasks import TextTask
+from dlnfast._datasets.text import TextTask
 import numpy as np
 try:
     FineTuning("x", TextTask("stsb", ("a",), ("b",), np.ones(1), None), {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`train_sharded`: gradient descent on layers whose rows are divided among processes."""
+"""`train_sharded`: descent of the dense engine on layers with their rows distributed over processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Count = core.Count
 logger = logging.getLogger("dlnfast")
 
-#: Numbers of a gradient that are formed at a time, where weight decay has to be added to it.
+#: Number of entries of a gradient that are computed at a time with weight decay.
 _SCRATCH = 2**18
 _NO_VALUES: Final = Record(singular_values=None)
 
@@ -65,29 +65,30 @@ def train_sharded(
     tolerance: float | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Trajectory:
-    r"""Run full-batch gradient descent on layers that are larger than a machine; all processes call it alike.
+    r"""Run full-batch gradient descent on layers that no single machine has to store.
 
-    The recursion of `dlnfast.train`, to rounding. Each process holds some rows of every layer, and moves them
-    in place; what travels are blocks (d_l, k) with k the width at which the chain is split, mostly the least
-    of all.
+    The recursion of `dlnfast.train`, up to rounding. All processes make the same call. Each process stores
+    some rows of every layer, and updates them in place. Messages between processes are blocks (d_l, k), with
+    k the width at which the chain is split, usually the smallest width.
 
     Parameters
     ----------
     problem : Problem
-        S, Phi and c, the same on all processes. A `LowRank` target is never formed as a whole where the
-        layers above the split have rows elsewhere; S is d_x x d_x on every process, where inputs are not
-        white.
+        Problem with S, Phi and c, the same on all processes. A `LowRank` target is never computed as a whole
+        if the layers above the split are distributed. If inputs are not white, every process stores the
+        d_x x d_x matrix S.
     weights : sequence of RowSharded
-        ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32, of one group, on
-        devices of one kind. Their rows *are changed*, and hold W_l at the end of the run.
+        Initial weights ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32, of
+        one group, on devices of one type. Their rows *are changed*: they contain W_l at the end of the run.
     learning_rate : float or sequence of float, or "auto"
-        As for `dlnfast.train`.
+        Learning rate as for `dlnfast.train`.
     steps, weight_decay, momentum, tolerance
-        As for `dlnfast.train`.
+        Settings of the descent as for `dlnfast.train`.
     record : Record
-        The records of the run, as for `dlnfast.train`, with a number of singular values or None. Vectors take
+        What to record, as for `dlnfast.train`, with a number of singular values or None. Vectors take
         k (d_l + d_{l-1}) numbers per record, on every process. The progress bar is on the terminal of process
-        0. The callback is called on the processes that have one; True on any of them ends the run on all.
+        0. The callback is called on the processes that pass one; if it returns True on any process, the run
+        stops on all.
     checkpoint : path or Checkpoint, optional
         Folder in which every process has a subfolder, for its rows and the records. The same call with as
         many processes resumes the run bit for bit, from the newest state that all processes have, or loads
@@ -97,21 +98,21 @@ def train_sharded(
     Returns
     -------
     Trajectory
-        On every process the same, to the bit, but for `wall_time`. ``run.engine`` is "sharded". It holds no
-        weights: the shards do.
+        The same trajectory on every process, bit for bit except for `wall_time`. ``run.engine`` is "sharded".
+        The final weights are in the shards, not in the trajectory.
 
     Raises
     ------
     ShapeError, TypeError, ValueError
-        For what does not fit, and for arguments that differ between processes.
+        For arguments that do not fit together, or that differ between processes.
     DivergedError
-        On all processes: the loss stopped being finite. It holds the trajectory up to there; the shards hold
-        what they had come to.
+        On all processes, if the loss is not finite. The error contains the trajectory up to that step, and
+        the shards contain the weights at that step.
     FolderInUseError
         If another run writes to the folder of `checkpoint`.
     RuntimeError
-        Where another process has raised, here or in its callback. Or where a process is gone or did not
-        answer within the timeout of the group: ``init_process_group(timeout=...)``.
+        If another process has raised an error, here or in its callback, or did not answer within the timeout
+        of the group: ``init_process_group(timeout=...)``.
 
     Notes
     -----
@@ -119,26 +120,26 @@ def train_sharded(
 
     * below it ``T_l = W_{p:l+1}^T`` of shape (d_l, k), from p down: ``T_{l-1} = W_l^T T_l``, one all-reduce;
       above it ``P_l = W_{l:p+1}``: ``P_l = W_l P_{l-1}``, one all-gather;
-    * ``E = P_L T_0^T S - Phi``, of which each process forms the rows that it has of W_L (all of them where
+    * ``E = P_L T_0^T S - Phi``, of which each process computes the rows that it has of W_L (all of them if
       p = L), and the loss, one all-reduce of one number;
     * above, ``B_L = E T_0`` and ``B_{l-1} = W_l^T B_l``, one all-reduce; below, ``F_0 = E^T P_L`` and
       ``F_l = W_l F_{l-1}``, one all-gather;
-    * ``G_l = c B_l P_{l-1}^T`` above and ``c T_l F_{l-1}^T`` below: each process needs its rows of the first
-      factor, and all of the second, so that it moves its rows without a message.
+    * ``G_l = c B_l P_{l-1}^T`` above and ``c T_l F_{l-1}^T`` below: each process has its rows of the first
+      factor and all of the second, and updates its rows without a message.
 
-    *Messages per step*: for each l = 0 .. L-1 but p one all-reduce or all-gather of (d_l, k) numbers on the
-    way to the loss, and one on the way back, so one for each time that a layer is read; one all-reduce of one
-    number. That is 2 L - 1 in all, and 2 L where p = L, where T_{L-1} = W_L^T is gathered too and F_0 is
-    known. Gathers of uneven shards are padded. Layers whose rate is 0 save those that lead nowhere else.
+    *Messages per step*: for each l = 0 .. L-1 except p one all-reduce or all-gather of (d_l, k) numbers in
+    the forward pass, and one in the backward pass; one all-reduce of one number. These are 2 L - 1 messages,
+    and 2 L if p = L, where T_{L-1} = W_L^T is gathered too and F_0 is known. Gathers of uneven shards are
+    padded. Layers with learning rate 0 save the messages that only they need.
     *Memory of a process*: its rows, as much again for each layer with momentum, the blocks above, a gradient
-    of 2^18 numbers with weight decay, its rows of Phi. A layer beside the split is a block of this kind
-    itself, so that networks without a narrow width gain nothing.
-    *At records*, per layer: one all-reduce of two numbers, and one message for each product that the tracker
-    asks for; how far the layer has moved meanwhile is bounded by the sum of its steps, so no copy is kept. A
+    of 2^18 numbers with weight decay, its rows of Phi. A layer next to the split is such a block itself, so
+    networks without a narrow width save no memory.
+    *Records*, per layer: one all-reduce of two numbers, and one message for each product of the tracker. The
+    change of the layer since the previous record is bounded by the sum of its steps, so no copy is stored. A
     layer with a side of at most 128, or 3 (singular_values + 8), is gathered and decomposed.
     *Flops*: those of the dense engine, divided by the number of processes.
 
-    Yaras et al., arXiv 2306.01154, for what the engines have in common.
+    The recursion is that of Yaras et al., arXiv 2306.01154.
 
     Examples
     --------
@@ -156,7 +157,7 @@ def train_sharded(
     automatic = isinstance(learning_rate, str) and learning_rate == "auto"
     request: Request | None = None
     error: Exception | None = None
-    facts: dict[str, Any] = {}
+    shared_settings: dict[str, Any] = {}
     try:
         _check_chain(problem, layers)
         options = Options(
@@ -169,14 +170,14 @@ def train_sharded(
         ).checked(len(layers))
         request = _make_request(options, problem, layers)
         folder = None if checkpoint is None else Checkpoint.of(checkpoint)
-        facts = _facts(request, automatic)
-        facts["checkpoint"] = None if folder is None else (folder.every, folder.seconds)
+        shared_settings = _list_shared_settings(request, automatic)
+        shared_settings["checkpoint"] = None if folder is None else (folder.every, folder.seconds)
     except (TypeError, ValueError) as raised:
         error = raised
-    peers.check_equal(error, facts)
+    peers.check_equal(error, shared_settings)
     assert request is not None
     if automatic:
-        request = replace(request, learning_rate=_automatic_rates(request, layers))
+        request = replace(request, learning_rate=_find_automatic_rates(request, layers))
     where = f"{peers.size} processes" if peers.size > 1 else "one process"
     certificate = with_caution(Certificate("sharded", f"the rows of every layer on {where}", None), request)
     logger.info("%s", certificate)
@@ -234,11 +235,11 @@ def _sharded_layers(weights: Sequence[RowSharded]) -> list[RowSharded]:
 def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"problem is {type(problem).__name__}; wanted a dlnfast.Problem")
-    columns, whose = problem.dim_in, "problem.dim_in"
+    columns, origin = problem.dim_in, "problem.dim_in"
     for i, layer in enumerate(layers):
         title = f"weights[{i}] (W_{i + 1})"
         if layer.shape[1] != columns:
-            raise ShapeError(f"{title} has shape {layer.shape}; wanted {columns} columns, {whose}")
+            raise ShapeError(f"{title} has shape {layer.shape}; wanted {columns} columns, {origin}")
         if layer.rows.dtype != layers[0].rows.dtype:
             raise TypeError(
                 f"{title} is {layer.rows.dtype} but weights[0] is {layers[0].rows.dtype}; wanted one "
@@ -251,7 +252,7 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
             )
         if not torch.isfinite(layer.local_norm()) and not bool(torch.isfinite(layer.rows).all()):
             raise ValueError(f"{title} has a value that is not finite in rows {layer.start} to {layer.stop}")
-        columns, whose = layer.shape[0], f"the rows of weights[{i}]"
+        columns, origin = layer.shape[0], f"the rows of weights[{i}]"
     if columns != problem.dim_out:
         raise ShapeError(
             f"weights[{len(layers) - 1}] (W_{len(layers)}) has {columns} rows; wanted {problem.dim_out}, "
@@ -259,8 +260,8 @@ def _check_chain(problem: Problem, layers: list[RowSharded]) -> None:
         )
 
 
-def _facts(request: Request, automatic: bool) -> dict[str, Any]:
-    """Return what has to be the same on all processes."""
+def _list_shared_settings(request: Request, automatic: bool) -> dict[str, Any]:
+    """Return the settings that must be equal on all processes."""
     described = request.describe("sharded", "")
     source = described.pop("problem")
     return {
@@ -273,15 +274,15 @@ def _facts(request: Request, automatic: bool) -> dict[str, Any]:
     }
 
 
-def _automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
-    """Return what ``train(learning_rate="auto")`` takes."""
+def _find_automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDArray[np.float64]:
+    """Return the learning rates of ``train(learning_rate="auto")``."""
     assert isinstance(request.problem, Problem)
     scales = [float(np.sqrt(layer.squared_norm() / min(layer.shape))) for layer in layers]
     return rates_at(request.problem, scales, request.weight_decay, request.momentum)
 
 
 class _ShardedJob:
-    """A run on this process's rows, and its records."""
+    """A run on the rows of this process, and its records."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
@@ -292,7 +293,7 @@ class _ShardedJob:
         n_values = 0 if request.n_values is None else request.n_values
         #: Number of singular values of each tracked layer.
         self.ranks = [min(n_values, *shard.shape) for shard in shards] if n_values else []
-        #: One list of records per tracked layer, one for each update of its tracker.
+        #: One list of tracker records per tracked layer.
         self.found: list[list[TrackerRecord]] = [[] for _ in self.ranks]
         tracked = self.ranks if request.vectors else []
         self.left: list[list[FloatArray]] = [[] for _ in tracked]
@@ -302,10 +303,10 @@ class _ShardedJob:
         self._velocities: dict[str, FloatArray] = {}
 
     def run(self, arguments: Run) -> tuple[Outcome, int, int]:
-        """Descend; return the outcome, the last step, and the layer that grew most where it diverged."""
+        """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
         request = self.request
-        # A callback of any process may stop the run of all.
-        self.asks = self._largest(0.0 if request.callback is None else 1.0) > 0
+        #: Whether any process has a callback, which may stop the run on all.
+        self.has_callback = self._largest(0.0 if request.callback is None else 1.0) > 0
         with torch.no_grad(), use_exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
             self._descent = descent
@@ -315,7 +316,7 @@ class _ShardedJob:
                 held.copy_(torch.from_numpy(velocity))
             tracked = [_TrackedLayer(descent.layers[i], request, self, i) for i in range(len(self.ranks))]
             for layer in tracked:
-                if not layer.whole:
+                if not layer.is_whole:
                     layer.layer.measure_path()
             return self._follow(descent, tracked, arguments)
 
@@ -365,7 +366,7 @@ class _ShardedJob:
                     layer.record()
                 arguments["record_steps"][counts[Count.records]] = step
                 counts[Count.records] += 1
-                stopped = self._ask(step, now, cast("Callback | None", arguments["on_record"]))
+                stopped = self._ask_callbacks(step, now, cast("Callback | None", arguments["on_record"]))
             if last:
                 return "converged" if converged else "finished", step, 0
             if stopped:
@@ -380,19 +381,19 @@ class _ShardedJob:
             descent.update()
             step += 1
 
-    def _ask(self, step: int, loss: float, callback: Callback | None) -> bool:
-        """Return whether a callback of any process ends the run."""
-        if not self.asks:
+    def _ask_callbacks(self, step: int, loss: float, callback: Callback | None) -> bool:
+        """Return whether a callback of any process stops the run."""
+        if not self.has_callback:
             return False
         answer: object = None
         error: BaseException | None = None
         if callback is not None:
             try:
                 answer = callback(step, loss)
-            except BaseException as raised:  # the others wait for an answer
+            except BaseException as raised:  # the other processes wait for an answer
                 error = raised
-        ends = isinstance(answer, (bool, np.bool_)) and bool(answer)
-        most = self._largest(2.0 if error is not None else float(ends))
+        stops = isinstance(answer, (bool, np.bool_)) and bool(answer)
+        most = self._largest(2.0 if error is not None else float(stops))
         if error is not None:
             raise error
         if most == 2.0:
@@ -403,7 +404,7 @@ class _ShardedJob:
         return float(self.peers.largest_(self.shards[0].rows.new_tensor(number)))
 
     def states(self, outputs: Any, complete: bool) -> DenseStates:
-        """Return the records so far."""
+        """Return the recorded states so far."""
         n, dtype = outputs.n_records, self.request.dtype
 
         def stacked(blocks: list[list[FloatArray]], side: int) -> tuple[FloatArray, ...]:
@@ -530,20 +531,20 @@ class _ShardedRun(CheckpointedRun):
 
 
 class _Layer:
-    """A process's rows of a layer, with its rates, its velocity, and how far they have moved."""
+    """The rows of a layer on this process, with their update rule, velocity and path length."""
 
     def __init__(self, shard: RowSharded, loss_scale: float, rates: tuple[float, float, float]) -> None:
         self.shard = shard
         self.weight = shard.rows
         self.rule = UpdateRule(loss_scale, rates, shard.dtype)
         self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
-        #: The norm of these rows at the last record, and the sum of the norms of the steps since then; None
-        #: where nobody asks. On the device, so that no step waits for the host.
+        #: Norm of these rows at the last record, and sum of the norms of the steps since then; None unless
+        #: `measure_path` was called. They stay on the device, so that no step waits for the host.
         self.norm: torch.Tensor | None = None
         self.path: torch.Tensor | None = None
 
     def measure_path(self) -> None:
-        """Begin to sum up the steps, for `drift`."""
+        """Start to sum the norms of the steps, for `measure_movement`."""
         self.norm = self.shard.local_norm()
         self.path = torch.zeros_like(self.norm)
 
@@ -566,7 +567,7 @@ class _Layer:
         self._advance(before)
 
     def _gradient_norm(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None:
-        """Return a bound on ``||left right^T||_F`` as it is computed: by k x k Gram matrices, in float64."""
+        """Return a bound on ``||left right^T||_F`` with rounding, from k x k Gram matrices in float64."""
         if self.path is None or self.velocity is not None:
             return None
         a, b = left.double(), right.double()
@@ -577,52 +578,52 @@ class _Layer:
         return exact.sqrt() + len(above) * torch.finfo(left.dtype).eps * sizes.sqrt()
 
     def _advance(self, gradient_norm: torch.Tensor | None) -> None:
-        """Add a bound on the norm of the step that was taken."""
+        """Add a bound on the norm of the latest step to the path length."""
         if self.path is None or self.norm is None:
             return
-        reach = self.norm + self.path  # no larger was W before the step
+        reach = self.norm + self.path  # a bound on ||W|| before the step
         if self.velocity is not None:
             moved = self.rule.rate * torch.linalg.vector_norm(self.velocity, dtype=torch.float64)
         else:
             assert gradient_norm is not None
             rule = self.rule
             moved = rule.rate * (rule.scale * gradient_norm + rule.decay * reach)
-        # W is rounded after the step, as is the sum that it moves along.
+        # Both the step and the new W are rounded.
         rounding = 2 * torch.finfo(self.weight.dtype).eps * (reach + moved)
         self.path = self.path + moved + rounding
 
-    def drift(self) -> tuple[float, float]:
-        """Return ``||W||_F^2`` and a bound on how far W has moved since the last call: one all-reduce."""
+    def measure_movement(self) -> tuple[float, float]:
+        """Return ``||W||_F^2`` and a bound on the change of W since the last call; one all-reduce."""
         assert self.path is not None
         norm = self.shard.local_norm()
         squares = self.shard.peers.sum_(torch.stack([norm, self.path]).square())
         self.norm, self.path = norm, torch.zeros_like(norm)
         squared_norm, moved = squares.tolist()
-        return squared_norm, float(np.sqrt(moved)) * (1.0 + 1e-6)  # more than rounding can take from it
+        return squared_norm, float(np.sqrt(moved)) * (1.0 + 1e-6)  # exceeds the rounding error
 
 
 class _TrackedLayer:
-    """Updates the singular values of one layer from record to record."""
+    """Tracker of one layer's singular values, and its records."""
 
     def __init__(self, layer: _Layer, request: Request, job: _ShardedJob, index: int) -> None:
         self.layer = layer
         self._vectors = request.vectors
-        # One thread: what the tracker does besides the products is the same on all processes, to the bit.
+        # With one thread the tracker's own computations are equal on all processes, bit for bit.
         self.tracker = SVDTracker(job.ranks[index], n_threads=1)
-        #: Gathered at records, because its tracker decomposes it anyway.
-        self.whole = is_decomposed(layer.shard.shape, self.tracker.k)
+        #: Whether the layer is gathered at records, because its tracker decomposes the whole matrix.
+        self.is_whole = is_decomposed(layer.shard.shape, self.tracker.k)
         self._has_records = False
         self.found = job.found[index]
         if self._vectors:
             self.left, self.right = job.left[index], job.right[index]
 
     def record(self) -> None:
-        """Compute the current singular values."""
+        """Update the tracker with the current weight, and record its results."""
         shard = self.layer.shard
-        if self.whole:
+        if self.is_whole:
             found = self.tracker.update(to_host(shard.peers.gather_rows(shard.rows, shard.counts)))
         else:
-            squared_norm, moved = self.layer.drift()
+            squared_norm, moved = self.layer.measure_movement()
             drift = moved if self._has_records else None
             found = self.tracker.update(shard, drift=drift, squared_norm=squared_norm)
         self._has_records = True
@@ -633,9 +634,10 @@ class _TrackedLayer:
 
 
 class _Descent:
-    """The chain W_L ... W_1 split at p, the loss at its weights, and the step of all of them.
+    """The chain W_L ... W_1 split at p, its loss, and its gradient steps.
 
-    Layers count from 1 and blocks from 0, as in the notes of `train_sharded`; a block of None is an identity.
+    Layers are counted from 1 and blocks from 0, as in the notes of `train_sharded`. A block of None is an
+    identity.
     """
 
     def __init__(self, shards: list[RowSharded], request: Request) -> None:
@@ -655,33 +657,33 @@ class _Descent:
         self._half_scale, self._floor = 0.5 * problem.loss_scale, problem.loss_floor
         self._n = len(shards)
         self._split = int(core.best_pivot(request.widths))
-        moving = [layer for layer, held in enumerate(self.layers, 1) if held.rule.is_trained]
-        #: The innermost layers that step, below the split and above it; errors go no further.
-        self._last_below = max((layer for layer in moving if layer <= self._split), default=0)
-        self._last_above = min((layer for layer in moving if layer > self._split), default=self._n + 1)
+        trained = [number for number, layer in enumerate(self.layers, 1) if layer.rule.is_trained]
+        #: The innermost trained layers below and above the split, at which the backward pass ends.
+        self._last_below = max((layer for layer in trained if layer <= self._split), default=0)
+        self._last_above = min((layer for layer in trained if layer > self._split), default=self._n + 1)
 
         top = shards[-1]
-        #: Rows of E on this process, and those among them that it counts in the loss.
+        #: Rows of E on this process, and those among them that count in its part of the loss.
         rows = slice(0, top.shape[0]) if self._split == self._n else slice(top.start, top.stop)
         self._counted = slice(top.start - rows.start, top.stop - rows.start)
         device = top.rows.device
 
-        def placed(array: FloatArray) -> torch.Tensor:
+        def copy_to_device(array: FloatArray) -> torch.Tensor:
             return torch.from_numpy(np.array(array, dtype=request.dtype, order="C")).to(device)
 
-        self._target = placed(_rows_of(problem.target, rows))
-        #: S, F and rows of G, where S = F F^T is not the identity.
+        self._target = copy_to_device(_take_rows(problem.target, rows))
+        #: S, F and rows of G; None if S = F F^T is the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
         if problem.input_gram is not None:
             assert problem.input_factor is not None
             assert problem.factor_target is not None
-            held = (problem.input_gram, problem.input_factor, problem.factor_target[rows])
-            self._inputs = tuple(placed(array) for array in held)
+            arrays = (problem.input_gram, problem.input_factor, problem.factor_target[rows])
+            self._inputs = tuple(copy_to_device(array) for array in arrays)
 
     def evaluate(self) -> float:
-        """Return the loss, the same on all processes; `update` continues from the products."""
+        """Return the loss, the same on all processes, and store the products for `update`."""
         n, split, shards = self._n, self._split, self._shards
-        #: T_l: all of T_0, this process's rows of the others.
+        #: T_l for l = 0 .. p: all of T_0, the rows of this process of the others.
         self._lower: list[torch.Tensor | None] = [None] * (split + 1)
         for layer in range(split, 0, -1):
             shard, factor = shards[layer - 1], self._lower[layer]
@@ -689,8 +691,8 @@ class _Descent:
                 whole = self._peers.gather_rows(shard.rows, shard.counts).T
             else:
                 whole = shard.transposed_times(factor)
-            self._lower[layer - 1] = whole if layer == 1 else self._own_rows(whole, layer - 1)
-        #: P_l, from l = p on: of P_L this process's rows.
+            self._lower[layer - 1] = whole if layer == 1 else self._take_own_rows(whole, layer - 1)
+        #: P_l for l = p .. L: all rows, except that of P_L only those of this process.
         self._upper: list[torch.Tensor | None] = [None] * (n - split + 1)
         for layer in range(split + 1, n + 1):
             shard, factor = shards[layer - 1], self._upper[layer - 1 - split]
@@ -716,7 +718,7 @@ class _Descent:
             return float(self._half_scale * np.float64(self._peers.sum_(square)) + self._floor)
 
     def update(self) -> None:
-        """Take one step from the weights of the last `evaluate`."""
+        """Take one step from the weights of the latest `evaluate`."""
         below = self._error_below() if self._last_below > 0 else None
         if self._last_above <= self._n:
             self._step_above()
@@ -731,45 +733,46 @@ class _Descent:
     def _step_above(self) -> None:
         inner = self._lower[0]
         error = self._error if inner is None else self._error @ inner
-        for layer in range(self._n, self._last_above - 1, -1):
-            held, right, own = self.layers[layer - 1], self._upper[layer - 1 - self._split], error
-            if layer > self._last_above:
-                error = self._own_rows(held.shard.transposed_times(own), layer - 1)
-            if not held.rule.is_trained:
+        for number in range(self._n, self._last_above - 1, -1):
+            layer, right, left = self.layers[number - 1], self._upper[number - 1 - self._split], error
+            if number > self._last_above:
+                error = self._take_own_rows(layer.shard.transposed_times(left), number - 1)
+            if not layer.rule.is_trained:
                 continue
             if right is None:
-                held.step_along_block(own)
+                layer.step_along_block(left)
             else:
-                held.step_along(own, right)
+                layer.step_along(left, right)
 
     def _step_below(self, error: torch.Tensor) -> None:
-        for layer in range(1, self._last_below + 1):
-            held, left, right = self.layers[layer - 1], self._lower[layer], error
-            if layer < self._last_below:
-                error = held.shard.times(right)
-            if not held.rule.is_trained:
+        for number in range(1, self._last_below + 1):
+            layer, left, right = self.layers[number - 1], self._lower[number], error
+            if number < self._last_below:
+                error = layer.shard.times(right)
+            if not layer.rule.is_trained:
                 continue
             if left is None:
-                held.step_along_block(right.T[held.shard.start : held.shard.stop])
+                layer.step_along_block(right.T[layer.shard.start : layer.shard.stop])
             else:
-                held.step_along(left, right)
+                layer.step_along(left, right)
 
-    def _own_rows(self, block: torch.Tensor, layer: int) -> torch.Tensor:
-        """Return this process's rows of a block (d_l, k): those of W_l."""
+    def _take_own_rows(self, block: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the rows of a block (d_l, k) for which this process has the rows of W_l."""
         shard = self._shards[layer - 1]
         return block[shard.start : shard.stop]
 
     def largest_layer(self) -> int:
-        """Return the layer, counted from 1, with the largest entry; the first where several overflowed."""
+        """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""
         sizes = [
-            held.weight.abs().max() if len(held.weight) else held.weight.new_zeros(()) for held in self.layers
+            layer.weight.abs().max() if len(layer.weight) else layer.weight.new_zeros(())
+            for layer in self.layers
         ]
-        # Comparisons with NaN are false: without this, what they give depends on the order of processes.
+        # Comparisons with NaN are false, so with NaN the maximum would depend on the order of the processes.
         largest = torch.nan_to_num(torch.stack(sizes), nan=float("inf"), posinf=float("inf"))
         return int(self._peers.largest_(largest).argmax()) + 1
 
 
-def _rows_of(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
+def _take_rows(matrix: LowRank | FloatArray, rows: slice) -> FloatArray:
     if isinstance(matrix, LowRank):
         product: FloatArray = (matrix.U[rows] * matrix.s) @ matrix.V.T
         return product

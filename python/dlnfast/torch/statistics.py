@@ -321,7 +321,7 @@ class _TriangularFactor:
             rows = rows[len(part) :]
 
     def triangle(self) -> torch.Tensor:
-        """Return a view of R, which has at most as many rows as columns."""
+        """Return a view of R, whose number of rows is at most its width."""
         assert self._rows is not None
         if self._merged < self._filled:
             self._merge(self._rows)
