@@ -46,7 +46,7 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _OPTIMIZERS: Final = ("sgd", "adamw")
 _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
-#: Stream of the random numbers of dropout, apart from that of the order of samples.
+#: Stream of random numbers for dropout, independent of the order of samples.
 _DROPOUT: Final = 1
 #: Keywords of version 0.1.0 and their new place.
 _MOVED: Final = {
@@ -60,18 +60,18 @@ _MOVED: Final = {
 
 @dataclass
 class History:
-    """The records of a training, one for each epoch.
+    """Losses, accuracies and learning rates of the epochs of a training.
 
     Attributes
     ----------
     loss, accuracy : list of float
-        Means over the training samples during the epoch, in training mode.
+        Means over the training samples of each epoch, in training mode, with the weights at each batch.
     learning_rate : list of float
-        Learning rate of the first parameter group.
+        Learning rate of the first parameter group in each epoch.
     test_accuracy : list of float
-        Accuracy on the test samples in evaluation mode, after the epochs in `test_epochs`.
+        Accuracies on the test samples, in evaluation mode, after the epochs in `test_epochs`.
     test_epochs : list of int
-        Number of epochs taken at each test.
+        Numbers of epochs at which the test accuracy was measured.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -192,27 +192,28 @@ class Trainer:
     Parameters
     ----------
     model : Module
-        Maps a batch of inputs to K outputs each. Moved to `device`.
+        Classifier, which maps a batch of inputs to K outputs each. It is moved to `device`.
     loss : {"cross_entropy", "squared"}, callable or LossOptions
-        The loss. A callable takes outputs and labels, and returns a mean over the batch.
+        Loss function. A callable takes outputs and labels, and returns the mean over the batch.
     optimizer : {"sgd", "adamw"}, callable or OptimizerOptions
-        A callable takes the parameters and returns an optimizer, whose learning rates follow the schedule.
+        Optimizer. A callable takes the parameters and returns an optimizer with its own settings; the
+        schedule applies to its learning rates.
     learning_rate : float
-        Learning rate of "sgd" and "adamw", which need one.
+        Learning rate of "sgd" and "adamw"; not for a callable.
     schedule : {"cosine", "constant"} or ScheduleOptions
         Learning rate over the epochs.
     epochs : int
         Passes over the samples.
     batch_size : int
-        Samples in a batch. The last batch of an epoch may be smaller. A single last sample joins the batch
-        before, because batch normalisation needs two.
+        Number of samples in a batch; the last batch of an epoch may be smaller. A single last sample is
+        joined to the batch before, because batch normalisation has no variance of one sample.
     seed : int
-        Seed of the order of samples and of dropout. The weights come with the model, and PyTorch's generators
-        keep their state.
+        Seed of the order of samples and of dropout. It does not affect the initial weights, and the state of
+        PyTorch's generators is preserved.
     device : device, optional
-        Default: the device of the model.
+        Device of the training. Default: that of the model.
     tracker : SpectralTracker, optional
-        Tracker that `track` returned for this model. It gets the loss of every record, and is part of
+        Tracker from a call of `track` for this model. It gets the loss of every record, and is saved in
         checkpoints.
     checkpoint : path or CheckpointFile, optional
         File with the state of the training, written after every epoch, or every ``checkpoint.every`` epochs,
@@ -291,7 +292,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._progress = progress
         self.optimizer = _make_optimizer(model.parameters(), optimizer, learning_rate)
-        # Initial settings of the optimizer without its parameters: rates, momentum, decay.
+        # Initial settings of the optimizer without the parameters: learning rates, momentum, decay.
         self._settings = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.state_dict()["param_groups"]
@@ -318,7 +319,8 @@ class Trainer:
         test_every : int
             0: at the end only.
         after_epoch : callable, optional
-            ``after_epoch(epochs_taken)``; returning True ends the training. Another `fit` resumes it.
+            Function ``after_epoch(epochs_taken)``. If it returns True, the training stops; another call of
+            `fit` continues it.
 
         Returns
         -------
@@ -344,7 +346,7 @@ class Trainer:
             raise TypeError(f"after_epoch is {type(after_epoch).__name__}; wanted a callable")
         batches = Batches(
             inputs,
-            _as_classes(inputs, labels),
+            _convert_labels(inputs, labels),
             self.batch_size,
             shuffle=True,
             seed=self._seed,
@@ -354,7 +356,7 @@ class Trainer:
         storage = None
         if self._checkpoint is not None:
             storage = _StateFile(Path(self._checkpoint.path), self.device)
-            self._samples = _digest(inputs, labels)
+            self._samples = _fingerprint_samples(inputs, labels)
         work = _Training(self, batches, test, test_every, after_epoch)
         run_resumable(storage, work, every=1 if self._checkpoint is None else self._checkpoint.every)
         return self.history
@@ -380,14 +382,14 @@ class Trainer:
         TypeError, ShapeError, ValueError
             As for `fit`.
         """
-        labels = _as_classes(inputs, labels)
+        labels = _convert_labels(inputs, labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         loss, right = 0.0, 0
         try:
             with torch.no_grad():
                 for number, (x, y) in enumerate(Batches(inputs, labels, batch_size, device=self.device)):
-                    outputs = self.model(x) if number else self._outputs(x, labels)
+                    outputs = self.model(x) if number else self._compute_outputs(x, labels)
                     loss += float(self._value(outputs, y)) * len(y)
                     right += int((outputs.argmax(dim=1) == y).sum())
         finally:
@@ -415,8 +417,8 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- helpers
 
-    def _outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the outputs, of which there must be one for each class of all labels."""
+    def _compute_outputs(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the model, after a check that their number covers all labels."""
         outputs: torch.Tensor = self.model(x)
         check_labels(labels, len(labels), outputs.shape[1])
         return outputs
@@ -440,7 +442,7 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for number, (x, y) in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            outputs = self.model(x) if number else self._outputs(x, batches.labels)
+            outputs = self.model(x) if number else self._compute_outputs(x, batches.labels)
             loss = self._value(outputs, y)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
@@ -476,8 +478,8 @@ class Trainer:
         return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
 
     @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
-        """Put back the states of PyTorch's generators at the end."""
+    def _preserve_random_state(self) -> Iterator[None]:
+        """Restore the states of PyTorch's generators at the end of the block."""
         kind = self.device.type
         if kind == "cpu":
             with torch.random.fork_rng(devices=[]):
@@ -496,7 +498,7 @@ class Trainer:
             torch.get_device_module(self.device).manual_seed(number)
 
     def _describe(self) -> dict[str, Any]:
-        """Return the settings that a checkpoint must have for this training to resume from it."""
+        """Return the settings that must equal those of a checkpoint to resume from."""
         described = {
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
             "loss": _name(self._loss.name),
@@ -508,7 +510,7 @@ class Trainer:
             "seed": self._seed,
             "tracker": "none" if self._tracker is None else "present",
         }
-        if self._schedule.name == "cosine":  # at a constant rate nothing depends on the end
+        if self._schedule.name == "cosine":  # a constant schedule does not depend on it
             described |= {"epochs": self.epochs, "final_rate": self._schedule.final_rate}
         for name in dict.fromkeys(name for group in self._settings for name in group):
             # As text: an optimizer may keep anything.
@@ -528,16 +530,18 @@ class Trainer:
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from a state, or raise a ValueError that names the setting that differs."""
-        theirs, mine = state["description"], self._describe()
-        if "parameters" in theirs:  # a wrapper around the model changes no parameter
-            same = match_names(*([name for name, _ in both["parameters"]] for both in (theirs, mine)))
-            theirs["parameters"] = [[same.get(name, name), shape] for name, shape in theirs["parameters"]]
-        for name, here in mine.items():
-            there = theirs.get(name, here)  # other versions of PyTorch have other settings
-            if here != there:
+        saved, own = state["description"], self._describe()
+        if "parameters" in saved:  # names in a wrapped model match those in the plain one
+            renamed = match_names(*([name for name, _ in each["parameters"]] for each in (saved, own)))
+            saved["parameters"] = [[renamed.get(name, name), shape] for name, shape in saved["parameters"]]
+        for name, value in own.items():
+            saved_value = saved.get(name, value)  # other versions of PyTorch have other settings
+            if value != saved_value:
                 if name == "parameters":
-                    here, there = _first_difference(here, there)
-                raise ValueError(f"{path} belongs to a training with {name} {there}; this one has {here}")
+                    value, saved_value = _find_first_difference(value, saved_value)
+                raise ValueError(
+                    f"{path} belongs to a training with {name} {saved_value}; this one has {value}"
+                )
         taken = len(state["history"]["loss"])
         if taken > self.epochs:
             raise ValueError(f"{path} has taken {taken} epochs; epochs is {self.epochs}")
@@ -604,7 +608,7 @@ class _Training(ResumableWork):
         """Take the remaining epochs, and flush after each."""
         trainer, test = self._trainer, self._test
         taken, epochs = len(trainer.history.loss), trainer.epochs
-        with trainer._own_random_numbers(), trainer._bar(taken) as bar:
+        with trainer._preserve_random_state(), trainer._bar(taken) as bar:
             for epoch in range(taken, epochs):
                 self._is_between_epochs = False
                 trainer._seed_dropout(epoch)
@@ -642,7 +646,7 @@ class _StateFile:
             content = torch.load(self.path, map_location=self._device, weights_only=True)
             description = content.get("description") if isinstance(content, dict) else None
             if not isinstance(description, dict):
-                raise TypeError("it holds something else")
+                raise TypeError("it has other content")
             check_state_checksum(content)
         except _UNREADABLE as error:
             if is_machine_error(error):
@@ -670,7 +674,7 @@ class _StateFile:
     def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
 
 
-#: Exceptions of torch.load for files that are damaged, or hold something else.
+#: Errors of torch.load for files that are damaged, or have other content.
 _UNREADABLE: Final = (
     RuntimeError,
     OSError,
@@ -704,8 +708,8 @@ def _make_optimizer(
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
-def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
-    """Return the shape of the samples and hashes of some of their numbers."""
+def _fingerprint_samples(inputs: torch.Tensor, labels: torch.Tensor) -> str:
+    """Return the shape of the inputs, and checksums of a subset of the inputs and labels."""
     parts = [str(tuple(inputs.shape))]
     for tensor in (inputs, labels):
         flat = tensor.detach().reshape(-1)
@@ -714,8 +718,8 @@ def _digest(inputs: torch.Tensor, labels: torch.Tensor) -> str:
     return " ".join(parts)
 
 
-def _as_classes(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the labels as int64, which losses need."""
+def _convert_labels(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Check labels, and return them in int64, as losses need them."""
     for name, value in (("inputs", inputs), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; wanted a tensor")
@@ -727,6 +731,5 @@ def _name(loss: str | LossFunction) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
-def _first_difference(mine: list[Any], theirs: list[Any]) -> tuple[Any, Any]:
-    pairs = zip_longest(mine, theirs)
-    return next((here, there) for here, there in pairs if here != there)
+def _find_first_difference(first: list[Any], second: list[Any]) -> tuple[Any, Any]:
+    return next((a, b) for a, b in zip_longest(first, second) if a != b)
