@@ -411,9 +411,9 @@ _FLAT: Final = tuple(
     for each in fields(owner)
     if "key" in each.metadata
 )
-#: Those that version 0.1.0 does not have.
+#: Options that version 0.1.0 does not have.
 _ADDED: Final = tuple(each for each in _FLAT if each.key not in _SPEC_KEYS)
-#: Those whose values depend on the weights, which `Request.settings` writes.
+#: Options whose values depend on the weights; `Request.settings` writes them.
 _DECIDED: Final = ("learning_rate", "weight_decay", "momentum", "engine")
 
 

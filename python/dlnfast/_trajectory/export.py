@@ -197,7 +197,7 @@ def _append(
 
 
 def _cut_into_blocks(arrays: Arrays, count: int, row: int) -> Iterator[Arrays]:
-    """Cut arrays of `count` rows into blocks of metadata `_BLOCK_BYTES`, with `row` more bytes per row."""
+    """Cut arrays of `count` rows into blocks of about `_BLOCK_BYTES`, with `row` more bytes per row."""
     row += sum(array.nbytes for array in arrays.values()) // max(count, 1)
     step = max(_BLOCK_BYTES // row, 1)
     for begin in range(0, count, step):

@@ -220,6 +220,8 @@ def make_axes(ax: Axes | None, style: str = "flat") -> Axes:
 
 
 class Display:
+    """A drawing of values that were computed before: its axes and figure."""
+
     #: The axes drawn on; set by `plot`.
     ax_: Axes
     #: Its figure; set by `plot`.
