@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
 from .._trajectory.trajectory import Trajectory
-from .jobs import DenseJob, Job, Outputs, ReducedJob, core_arguments, make_trajectory
+from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
 from .options import Callback
 from .rates import divergence_text
 from .request import Request
@@ -31,18 +31,12 @@ _FLUSH_FLOPS, _FLUSH_BYTES = 1e10, 2.0**28
 
 
 def run_checkpointed(
-    job: SavableJob, request: Request, certificate: Certificate, bar: ProgressBar, checkpoint: Checkpoint
+    job: ResumableJob, request: Request, certificate: Certificate, bar: ProgressBar, checkpoint: Checkpoint
 ) -> Trajectory:
     """Run a job and write it to a folder, or resume the same run from the folder, or load it if finished."""
     work = CheckpointedRun(job, request, certificate, bar, checkpoint)
     run_resumable(work.folder, work, seconds=checkpoint.seconds)
     return _read_finished(work.folder, request)
-
-
-class SavableJob(Job, Protocol):
-    """A job whose state can be written."""
-
-    def moving(self) -> Mapping[str, npt.NDArray[Any]]: ...
 
 
 class CheckpointedRun(ResumableWork):
@@ -53,13 +47,13 @@ class CheckpointedRun(ResumableWork):
 
     def __init__(
         self,
-        job: SavableJob,
+        job: ResumableJob,
         request: Request,
         certificate: Certificate,
         bar: ProgressBar,
         checkpoint: Checkpoint,
     ) -> None:
-        self.job: SavableJob = job
+        self.job: ResumableJob = job
         self._request, self.certificate, self.bar = request, certificate, bar
         self.outputs = Outputs(request)
         self._resumed = False
@@ -94,10 +88,7 @@ class CheckpointedRun(ResumableWork):
     def restore_state(self, state: State) -> None:
         """Continue from weights and optimizer state."""
         self.resume_at(state.step)
-        assert isinstance(self.job, (ReducedJob, DenseJob))
-        self.job.motion.resumes = True
-        for name, array in self.job.moving().items():
-            array[...] = state.arrays[name]
+        self.job.restore(state.arrays)
 
     def resume_at(self, step: int) -> None:
         """Count the steps from one that an earlier call has reached."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -112,10 +113,9 @@ class Job(Protocol):
 class ResumableJob(Job, Protocol):
     """A job whose state can be saved to a folder and restored."""
 
-    #: State beside the weights.
-    motion: OptimizerState
+    def moving(self) -> Mapping[str, npt.NDArray[Any]]: ...
 
-    def moving(self) -> dict[str, FloatArray]: ...
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None: ...
 
 
 class OptimizerState:
@@ -154,10 +154,26 @@ class OptimizerState:
         return {f"{name}_{i}": array for name, each in lists.items() for i, array in enumerate(each)}
 
 
-class ReducedJob:
-    """A run inside the invariant subspaces: cores, and the scalars of the families outside."""
+class CoreJob(ABC):
+    """A job whose state is in arrays that the core writes."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    #: State beside the weights.
+    motion: OptimizerState
+
+    @abstractmethod
+    def moving(self) -> dict[str, FloatArray]:
+        """Return the arrays that change during the run: its state."""
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue from what `moving` returned."""
+        self.motion.resumes = True
+        for name, array in self.moving().items():
+            array[...] = arrays[name]
+
+
+class ReducedJob(CoreJob):
+    """A run inside the invariant subspaces: cores, and the scalars of the families outside."""
 
     def __init__(self, request: Request, space: Closure) -> None:
         self.request = request
@@ -245,10 +261,8 @@ def reduced_states(
     )
 
 
-class DenseJob:
+class DenseJob(CoreJob):
     """A run of whole layers: working copies of the weights, and the arrays of the records."""
-
-    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request) -> None:
         self.request = request

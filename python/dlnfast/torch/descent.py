@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,8 +78,6 @@ class TorchEngine(Engine):
 
 class TorchJob(DenseJob):
     """A run of the dense engine on a PyTorch device, with unsharded layers."""
-
-    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, request: Request, device: torch.device) -> None:
         super().__init__(request)

@@ -482,11 +482,6 @@ class _ShardedRun(CheckpointedRun):
             self.restore_state(state)
         return state
 
-    def restore_state(self, state: State) -> None:
-        """Continue from this process's rows and velocities."""
-        self.resume_at(state.step)
-        self.job.restore(state.arrays)
-
     def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
         """Run, with states at flushes and at the end only: all processes are at the same step there."""
 
