@@ -18,7 +18,8 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice, check_count, check_scale, scale_of
 from .._support.errors import AssumptionError
-from .._training.options import Adaptive, Record, names_moved_options
+from .._support.moved import refuse_keywords
+from .._training.options import MOVED_OPTIONS, Adaptive, Record
 from .._training.rates import automatic_rates, rate_caution
 from .._training.stopping import Plateau
 from .._training.train import train
@@ -184,7 +185,7 @@ def _gradient_basis(
     return [np.ascontiguousarray(layer, dtype=dtype) for layer in layers]
 
 
-@names_moved_options
+@refuse_keywords(MOVED_OPTIONS)
 def train_compressed(
     problem: Observations | Problem,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights | None = None,

@@ -3,12 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def check_keywords(keywords: Iterable[str], messages: Mapping[str, str]) -> None:
+    """Raise a TypeError with the message of the first keyword that has one."""
+    for keyword in keywords:
+        if keyword in messages:
+            raise TypeError(messages[keyword])
+
+
+def refuse_keywords(
+    messages: Mapping[str, str],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Make a function raise a TypeError with these messages for these keywords; it keeps its signature."""
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @wraps(function)
+        def checked(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+            check_keywords(keywords, messages)
+            return function(*arguments, **keywords)
+
+        return checked
+
+    return decorate
 
 
 def refuse_moved(
@@ -28,17 +51,9 @@ def refuse_moved(
     callable
         A decorator, which keeps the signature.
     """
-
-    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-        @wraps(function)
-        def checked(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
-            for keyword in keywords:
-                if keyword in moved:
-                    raise TypeError(
-                        f"{name} has no keyword {keyword!r} since version 0.2.0: write {moved[keyword]}"
-                    )
-            return function(*arguments, **keywords)
-
-        return checked
-
-    return decorate
+    return refuse_keywords(
+        {
+            keyword: f"{name} has no keyword {keyword!r} since version 0.2.0: write {code}"
+            for keyword, code in moved.items()
+        }
+    )

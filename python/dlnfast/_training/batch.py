@@ -19,13 +19,14 @@ from .._support.checkpoint import Checkpoint, RunFolder, identity_of
 from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
+from .._support.moved import refuse_keywords
 from .._trajectory.storage import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
 from .choice import choose_engine
 from .jobs import allocate_records, reduced_states
-from .options import Options, Record, names_moved_options
+from .options import MOVED_OPTIONS, Options, Record
 from .rates import ADAPTIVE_RATE, make_request, with_caution
 from .request import Request
 from .resumable import Records, ResumableWork, run_resumable
@@ -93,7 +94,7 @@ class Batch(Sequence[Trajectory]):
         return f"Batch({len(self)} runs: {counts}; {self.wall_time:.3g} s)"
 
 
-@names_moved_options
+@refuse_keywords(MOVED_OPTIONS)
 def train_batch(
     problems: Problem | Sequence[Problem],
     weights: Layers | Sequence[Layers],

@@ -13,13 +13,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import wraps
-from typing import Any, Final, NamedTuple, Required, TypedDict, TypeVar, cast
+from typing import Any, Final, NamedTuple, Required, TypedDict, TypeVar
 
 from .._support import keys
 from .._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
 from .._support.errors import AssumptionError
 from .._support.keys import Key
+from .._support.moved import check_keywords
 from .._support.threads import MAX_THREADS
 from .registry import ENGINES, check_engine_name, is_engine_name
 
@@ -48,14 +48,14 @@ _SPEC_KEYS: Final = _FOLDER_KEYS | {
     *("learning_rate", "weight_decay", "momentum", "engine", "device", "optimizer")
 }
 
-#: Keywords of 0.1.0, and where these options are now.
-_MOVED: Final = {
-    "record_every": "an option of dln.Record now: record=dln.Record(every=...)",
+#: Keywords of 0.1.0, with messages that say where these options are now.
+MOVED_OPTIONS: Final = {
+    "record_every": "record_every is an option of dln.Record now: record=dln.Record(every=...)",
     **{
-        name: f"an option of dln.Record now: record=dln.Record({name}=...)"
+        name: f"{name} is an option of dln.Record now: record=dln.Record({name}=...)"
         for name in ("singular_values", "vectors", "tracking", "weights_every", "callback", "progress")
     },
-    "device": 'part of engine now: engine="torch:cuda:1"',
+    "device": 'device is part of engine now: engine="torch:cuda:1"',
 }
 
 
@@ -322,7 +322,7 @@ class Options:
             For an unknown name and for one that is missing. For a name of version 0.1.0 the message says
             where that option is now.
         """
-        refuse_moved(given)
+        check_keywords(given, MOVED_OPTIONS)
         for name in given:
             if name not in _FIELDS:
                 raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
@@ -470,24 +470,6 @@ def _check_optimizer(optimizer: str) -> None:
             'values; wanted "gd", with momentum=... for heavy ball'
         )
     raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
-
-
-def refuse_moved(given: Mapping[str, Any]) -> None:
-    """Raise for a keyword of version 0.1.0, and say where that option is now."""
-    for name in given:
-        if name in _MOVED:
-            raise TypeError(f"{name} is {_MOVED[name]}")
-
-
-def names_moved_options(function: Function) -> Function:
-    """Return the function with an error that says where an option of version 0.1.0 is now."""
-
-    @wraps(function)
-    def checked(*arguments: Any, **keywords: Any) -> Any:
-        refuse_moved(keywords)
-        return function(*arguments, **keywords)
-
-    return cast(Function, checked)
 
 
 # ------------------------------------------------------------------------------------------ documentation

@@ -24,11 +24,12 @@ from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
 from .._support.dispatch import core
 from .._support.errors import DivergedError, ShapeError
 from .._support.files import Arrays
+from .._support.moved import refuse_keywords
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._training.checkpointed import CheckpointedRun, steps_between_flushes
 from .._training.jobs import Outputs, make_trajectory, run_job
-from .._training.options import Callback, Options, PerLayer, Record, names_moved_options
+from .._training.options import MOVED_OPTIONS, Callback, Options, PerLayer, Record
 from .._training.rates import divergence_text, rates_at, with_caution
 from .._training.request import Request
 from .._training.resumable import run_resumable
@@ -52,7 +53,7 @@ _SCRATCH = 2**18
 _NO_VALUES: Final = Record(singular_values=None)
 
 
-@names_moved_options
+@refuse_keywords(MOVED_OPTIONS)
 def train_sharded(
     problem: Problem,
     weights: Sequence[RowSharded],
