@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +89,7 @@ _PROBLEMS: Final[dict[str, dict[str, Key]]] = {
 _KIND: Final = choice("", *_PROBLEMS)
 _SECTIONS: Final[dict[str, dict[str, Key]]] = {
     "weights": {
-        "init": choice("orthogonal", "orthogonal", "gaussian", "uniform", "aligned"),
+        "init": choice("orthogonal", *initial.DISTRIBUTIONS, "aligned"),
         "depth": integer(),
         "widths": Key(is_list_of(is_integer), "a list of integers, d_0 .. d_L"),
         "scale": per_layer(1.0),
@@ -331,9 +331,7 @@ def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
     common = {"scale": settings["scale"], "seed": settings["seed"], "dtype": settings["dtype"]}
     if settings["init"] == "aligned":
         return initial.aligned(problem, widths, **common)
-    sampler: dict[str, Callable[..., list[FloatArray]]]
-    sampler = {"orthogonal": initial.orthogonal, "gaussian": initial.gaussian, "uniform": initial.uniform}
-    return sampler[settings["init"]](widths, **common)
+    return initial.DISTRIBUTIONS[settings["init"]](widths, **common)
 
 
 def train_options(spec: Spec) -> Options:

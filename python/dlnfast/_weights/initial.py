@@ -8,7 +8,7 @@ orthogonal layer, so that runs from different distributions can be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, overload
+from typing import Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -271,3 +271,11 @@ def _draw_independent(
         return np.asarray(matrix * (np.sqrt(min(rows, cols)) / np.linalg.norm(matrix)))
 
     return _draw(widths, scale, dtype, draw_layer)
+
+
+#: The distributions that need no problem, by their names in specifications and in `dlnfast.torch`.
+DISTRIBUTIONS: Final[dict[str, Callable[..., list[FloatArray]]]] = {
+    "orthogonal": orthogonal,
+    "gaussian": gaussian,
+    "uniform": uniform,
+}

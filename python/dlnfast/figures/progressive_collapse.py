@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +21,15 @@ from .._problem.standard import classification
 from .._support.arrays import FloatArray, check_count
 from .._training.options import Record
 from .._training.train import train
-from .._weights import initial
+from .._weights.initial import DISTRIBUTIONS
 from ..plots import COLOURS, CompressionDisplay
 from . import Result, setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INITIAL: dict[str, Callable[..., list[FloatArray]]] = {
-    "orthogonal": initial.orthogonal,
-    "normal": initial.gaussian,
-    "uniform": initial.uniform,
-}
-#: What `dlnfast.torch` calls these laws, where it has another name.
-_LAWS = {"normal": "gaussian"}
+#: Names of the published figure, and those of `DISTRIBUTIONS`.
+_DISTRIBUTIONS = {"orthogonal": "orthogonal", "normal": "gaussian", "uniform": "uniform"}
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _ACTIVATIONS = ("linear", "relu")
 #: C_l of the ReLU network with L = 8, read off a published plot.
@@ -72,7 +67,7 @@ class Settings:
     inits: tuple[str, ...] = setting(
         ("orthogonal", "normal", "uniform"),
         "laws in the third panel, of equal Frobenius norm",
-        choices=tuple(_INITIAL),
+        choices=tuple(_DISTRIBUTIONS),
     )
     tolerance: float = setting(1e-6, "train until the sum of squares, |W X - Y|^2 / 2, is this small")
     steps: int = setting(200_000, "but no longer than this")
@@ -207,7 +202,7 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_R
         widths = [problem.dim_in] * network.depth + [problem.dim_out]
         run = train(
             problem,
-            _INITIAL[network.init](widths, network.scale, seed),
+            DISTRIBUTIONS[_DISTRIBUTIONS[network.init]](widths, network.scale, seed),
             learning_rate=network.learning_rate,
             steps=settings.steps,
             tolerance=settings.tolerance * problem.loss_scale,
@@ -238,7 +233,7 @@ def _train_relu(settings: Settings, network: _Network, progress: bool) -> Iterat
         model = MLP(
             widths,
             batch_norm=False,
-            initial=_LAWS.get(network.init, network.init),
+            initial=_DISTRIBUTIONS[network.init],
             scale=network.scale,
             seed=seed,
             dtype=torch.float64,

@@ -4,23 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from .._support.arrays import FloatArray, check_choice, per_layer, random_generator
-from .._weights import initial as distributions
+from .._weights.initial import DISTRIBUTIONS
 from .._weights.widths import Scale
 from ._reading import describe_computation
 from .layers import LayerChoice, WeightMatrix, weight_matrices
-
-DISTRIBUTIONS: Final[dict[str, Any]] = {
-    "orthogonal": distributions.orthogonal,
-    "gaussian": distributions.gaussian,
-    "uniform": distributions.uniform,
-}
 
 _BIASES: Final = ("bias", "in_proj_bias")
 

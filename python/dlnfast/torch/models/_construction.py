@@ -13,8 +13,9 @@ from torch import nn
 
 from ..._support.arrays import check_choice, check_count, per_layer
 from ..._support.errors import ShapeError
+from ..._weights.initial import DISTRIBUTIONS
 from ..._weights.widths import Scale
-from ..initial import DISTRIBUTIONS, initialize_
+from ..initial import initialize_
 from ..layers import weight_matrices
 
 Device = torch.device | str | None
