@@ -621,7 +621,7 @@ def test_labels_of_every_kind_are_read(kind, labels):
     assert_same_results([problem.target], [dln.Problem.from_data(X, LABELS).target])
     assert_same_results([dln.SufficientStatistics().add(X, labels).target], [problem.target])
     np.testing.assert_array_equal(dln.one_hot(labels), dln.one_hot(LABELS))
-    assert dln.measures.compression(X, labels) == dln.measures.compression(X, LABELS)
+    assert dln.measures.feature_compression(X, labels) == dln.measures.feature_compression(X, LABELS)
 
 
 def labels_that_are_missing():
@@ -644,8 +644,8 @@ def test_missing_labels_are_refused(labels):
         lambda: dln.SufficientStatistics().add(X, labels),
         lambda: dln.one_hot(labels),
         lambda: dln.one_hot([0, 1], classes=labels),
-        lambda: dln.measures.compression(X, labels),
-        lambda: dln.measures.discrimination(X, labels),
+        lambda: dln.measures.feature_compression(X, labels),
+        lambda: dln.measures.feature_discrimination(X, labels),
     ):
         with pytest.raises(
             ValueError, match=r"(Y|labels|classes).* has missing values: 1 .* first at \(3,\)"
@@ -656,7 +656,7 @@ def test_missing_labels_are_refused(labels):
 def test_words_in_tables_are_labels_of_measures():
     features = np.random.default_rng(0).standard_normal((3, 4))
     words = import_pandas().Series(["b", "a", "a", "b"])
-    for measure in (dln.measures.compression, dln.measures.discrimination):
+    for measure in (dln.measures.feature_compression, dln.measures.feature_discrimination):
         assert measure(features, words) == measure(features, ["b", "a", "a", "b"])
         assert measure(features, words.astype("category")) == measure(features, list(words))
 

@@ -167,7 +167,7 @@ MAY_BE_INFINITE = {
     "theory.plateau_bounds": "a plateau of layers of zeros never ends",
     "theory.default_learning_rate": "as stability_threshold",
     "MatrixCompletion.score": "R^2 has no lower bound",
-    "measures.discrimination": "classes of which some have no mean to compare",
+    "measures.feature_discrimination": "classes of which some have no mean to compare",
 }
 
 

@@ -66,10 +66,10 @@ def test_feature_measures_equal_brute_force(sample: tuple[Array, Array]) -> None
     bound = tolerance(np.float64, features.size)
     expected = brute_compression(features, labels)
     # Sigma_B may be small against the features, and its relative error grows by that.
-    assert measures.compression(features, labels) == pytest.approx(
+    assert measures.feature_compression(features, labels) == pytest.approx(
         expected, rel=bound * (1 + expected), abs=bound
     )
-    assert measures.discrimination(features, labels) == pytest.approx(
+    assert measures.feature_discrimination(features, labels) == pytest.approx(
         brute_discrimination(features, labels), abs=bound * np.max(np.abs(features)) ** 2 * 100
     )
 
@@ -81,8 +81,8 @@ def test_compression_is_invariant(
 ) -> None:
     features, labels = sample
     rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
-    value = measures.compression(features, labels)
-    moved = measures.compression(factor * (rotation @ features + shift), labels)
+    value = measures.feature_compression(features, labels)
+    moved = measures.feature_compression(factor * (rotation @ features + shift), labels)
     assert moved == pytest.approx(value, rel=tolerance(np.float64, features.size) * 10 * (1 + value))
 
 
@@ -91,9 +91,9 @@ def test_compression_is_invariant(
 def test_discrimination_is_invariant(sample: tuple[Array, Array], factor: float, seed: int) -> None:
     features, labels = sample
     rotation = draw_orthonormal(np.random.default_rng(seed), len(features), len(features))
-    value = measures.discrimination(features, labels)
+    value = measures.feature_discrimination(features, labels)
     assert 0.0 <= value <= len(set(labels.tolist())) / (len(set(labels.tolist())) - 1) * (1 + 1e-12)
-    assert measures.discrimination(factor * (rotation @ features), labels) == pytest.approx(
+    assert measures.feature_discrimination(factor * (rotation @ features), labels) == pytest.approx(
         value, abs=tolerance(np.float64, features.size) * 100
     )
 
@@ -102,41 +102,49 @@ def test_feature_measures_of_the_inputs_of_a_classification() -> None:
     """Orthonormal samples: C_0 = (1 - 1/n) / (1/n - 1/N) and orthogonal class means."""
     inputs = draw_orthonormal(np.random.default_rng(0), 50, 50)
     labels = np.repeat(np.arange(5), 10)
-    assert measures.compression(inputs, labels) == pytest.approx(11.25, rel=tolerance(np.float64, 50))
-    assert measures.discrimination(inputs, labels) == pytest.approx(1.0, abs=tolerance(np.float64, 50))
+    assert measures.feature_compression(inputs, labels) == pytest.approx(11.25, rel=tolerance(np.float64, 50))
+    assert measures.feature_discrimination(inputs, labels) == pytest.approx(
+        1.0, abs=tolerance(np.float64, 50)
+    )
 
 
 def test_feature_measures_in_limiting_cases() -> None:
-    assert measures.compression([[1.0, 2.0, 4.0]], [0, 1, 2]) == 0.0  # one sample per class
-    assert measures.compression([[0.1, 0.1, 0.1, 0.7, 0.7, 0.7]], [0, 0, 0, 1, 1, 1]) == 0.0  # collapsed
-    assert measures.compression([[-1.0, 1.0, -2.0, 2.0, 0.0]], [0, 0, 1, 1, 1]) == np.inf  # equal means
-    assert measures.discrimination([[1.0, -2.0]], ["a", "b"]) == 2.0  # opposite
-    assert measures.discrimination([[1.0, 3.0]], ["a", "b"]) == 0.0  # the same direction
+    assert measures.feature_compression([[1.0, 2.0, 4.0]], [0, 1, 2]) == 0.0  # one sample per class
+    assert (
+        measures.feature_compression([[0.1, 0.1, 0.1, 0.7, 0.7, 0.7]], [0, 0, 0, 1, 1, 1]) == 0.0
+    )  # collapsed
+    assert (
+        measures.feature_compression([[-1.0, 1.0, -2.0, 2.0, 0.0]], [0, 0, 1, 1, 1]) == np.inf
+    )  # equal means
+    assert measures.feature_discrimination([[1.0, -2.0]], ["a", "b"]) == 2.0  # opposite
+    assert measures.feature_discrimination([[1.0, 3.0]], ["a", "b"]) == 0.0  # the same direction
     angle = 1e-7
     nearly = [[1.0, np.cos(angle)], [0.0, np.sin(angle)]]
-    assert measures.discrimination(nearly, [0, 1]) == pytest.approx(angle**2 / 2, rel=1e-8)
+    assert measures.feature_discrimination(nearly, [0, 1]) == pytest.approx(angle**2 / 2, rel=1e-8)
 
 
 def test_compression_of_equal_means_is_infinite_in_spite_of_rounding() -> None:
     # The weighted sum of five times 12/17 is not 12/17.
     samples = np.array([0.0] * 5 + [1.0] * 12)
     labels = np.repeat(np.arange(5), [5 * 17, 17, 5 * 17, 2 * 17, 17])
-    assert measures.compression(np.tile(samples, 14)[np.newaxis], labels) == np.inf
+    assert measures.feature_compression(np.tile(samples, 14)[np.newaxis], labels) == np.inf
 
 
 def test_integers_and_single_precision_are_features() -> None:
     labels = np.array([0, 0, 1, 1])
     integers = np.array([[0, 2, 9, 11]])
-    assert measures.compression(integers, labels) == measures.compression(integers.astype(np.float32), labels)
+    assert measures.feature_compression(integers, labels) == measures.feature_compression(
+        integers.astype(np.float32), labels
+    )
     features = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-    for measure in (measures.compression, measures.discrimination):
+    for measure in (measures.feature_compression, measures.feature_discrimination):
         assert measure(features, labels) == measure(features.astype(np.float64), labels)
 
 
 FeatureMeasure = Callable[[Any, Any], float]
 
 
-@pytest.mark.parametrize("measure", [measures.compression, measures.discrimination])
+@pytest.mark.parametrize("measure", [measures.feature_compression, measures.feature_discrimination])
 def test_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
     features = np.arange(6.0).reshape(2, 3)
     with pytest.raises(ValueError, match=r"labels has a single class, 'a'"):
@@ -157,12 +165,12 @@ def test_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
 
 def test_compression_refuses_constant_features() -> None:
     with pytest.raises(ValueError, match="same for all samples"):
-        measures.compression(np.full((3, 7), 0.1), [0, 1, 1, 0, 2, 1, 0])
+        measures.feature_compression(np.full((3, 7), 0.1), [0, 1, 1, 0, 2, 1, 0])
 
 
 def test_discrimination_names_the_class_without_direction() -> None:
     with pytest.raises(ValueError, match="mean of class 'dog' is zero"):
-        measures.discrimination([[1.0, 2.0, -2.0]], ["cat", "dog", "dog"])
+        measures.feature_discrimination([[1.0, 2.0, -2.0]], ["cat", "dog", "dog"])
 
 
 # Subspaces and vectors.

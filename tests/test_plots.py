@@ -17,8 +17,8 @@ from dlnfast import measures
 from dlnfast.plots import (
     AngleDisplay,
     BifurcationDisplay,
-    CompressionDisplay,
-    DiscriminationDisplay,
+    FeatureCompressionDisplay,
+    FeatureDiscriminationDisplay,
     LineDisplay,
     LossDisplay,
     RankDisplay,
@@ -228,13 +228,13 @@ def test_angles_from_given_vectors_are_drawn(run):
 
 
 def test_compression_is_measured_on_the_features(classifier):
-    display = CompressionDisplay.from_trajectory(classifier)
+    display = FeatureCompressionDisplay.from_trajectory(classifier)
     labels = classifier.problem.labels
-    wanted = [measures.compression(classifier.features(layer), labels) for layer in range(4)]
+    wanted = [measures.feature_compression(classifier.features(layer), labels) for layer in range(4)]
     # C_l is a ratio of sums of squares; its smallest values lose what the within-class sums cancel.
     np.testing.assert_allclose(display.compression, wanted, rtol=1e-9)
     inputs = classifier.problem.inputs
-    given = CompressionDisplay.from_trajectory(classifier, X=inputs, labels=labels, step=0)
+    given = FeatureCompressionDisplay.from_trajectory(classifier, X=inputs, labels=labels, step=0)
     # Orthogonal layers change no distances; 10 for the products of three layers and two sums.
     np.testing.assert_allclose(given.compression, given.compression[0], rtol=tolerance(np.float64, 12) * 10)
     display.plot()
@@ -245,18 +245,20 @@ def test_compression_is_measured_on_the_features(classifier):
 
 def test_compression_needs_labels(run):
     with pytest.raises(ValueError, match="labels is not given"):
-        CompressionDisplay.from_trajectory(run)
+        FeatureCompressionDisplay.from_trajectory(run)
 
 
 def test_compression_leaves_out_what_a_log_axis_cannot_show():
-    display = CompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
+    display = FeatureCompressionDisplay(
+        [0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]
+    ).plot()
     assert display.fit.ratio == pytest.approx(0.5)
     assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
     render(display.figure_)
 
 
 def test_without_positive_values_the_axis_is_linear():
-    for display in (CompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
+    for display in (FeatureCompressionDisplay([0, 1], [0.0, 0.0]), LossDisplay([0.0, 0.0])):
         render(display.plot().figure_)
         assert display.ax_.get_yscale() == "linear"
 
@@ -270,9 +272,9 @@ def test_fit_recovers_a_geometric_law():
 
 
 def test_discrimination_is_measured_on_the_features(classifier):
-    display = DiscriminationDisplay.from_trajectory(classifier, theory=[np.nan, 0.9, 1.0, 1.0])
+    display = FeatureDiscriminationDisplay.from_trajectory(classifier, theory=[np.nan, 0.9, 1.0, 1.0])
     labels = classifier.problem.labels
-    wanted = [measures.discrimination(classifier.features(layer), labels) for layer in range(4)]
+    wanted = [measures.feature_discrimination(classifier.features(layer), labels) for layer in range(4)]
     np.testing.assert_allclose(display.discrimination, wanted, rtol=1e-9)
     display.plot()
     np.testing.assert_array_equal(display.ax_.lines[0].get_ydata(), display.discrimination)
@@ -280,7 +282,7 @@ def test_discrimination_is_measured_on_the_features(classifier):
     assert display.numbers()["fit"]["slope"] == display.fit.slope
     render(display.figure_)
     with pytest.raises(ValueError, match="labels is not given"):
-        DiscriminationDisplay.from_trajectory(
+        FeatureDiscriminationDisplay.from_trajectory(
             dln.train(dln.Problem(np.eye(2)), dln.orthogonal([2, 2]), learning_rate=0.1, steps=0)
         )
 
@@ -393,9 +395,9 @@ def test_a_wrong_projection_is_named(run, style, projection):
         (lambda: SingularValueDisplay([0, 1], [[1.0]]), dln.ShapeError, "steps"),
         (lambda: SingularValueDisplay([0], [[np.nan]]), ValueError, "singular_values"),
         (lambda: SingularValueDisplay([0], [[1.0]], rank=-1), ValueError, "rank"),
-        (lambda: CompressionDisplay([0, 1], [1.0]), dln.ShapeError, "compression"),
+        (lambda: FeatureCompressionDisplay([0, 1], [1.0]), dln.ShapeError, "compression"),
         (lambda: LossDisplay([]), dln.ShapeError, "loss"),
-        (lambda: DiscriminationDisplay([0], [np.nan]), ValueError, "discrimination"),
+        (lambda: FeatureDiscriminationDisplay([0], [np.nan]), ValueError, "discrimination"),
         (lambda: LineDisplay([0], {"a": [1, 2]}, x_label="", y_label=""), dln.ShapeError, "curves"),
         (
             lambda: LineDisplay([0], {"a": [1]}, x_label="", y_label="", theory={"b": [1]}),

@@ -274,7 +274,7 @@ def trained_compressions(
     features = [inputs]
     for weight in reference.reconstruct(weights0, scales, bases, cores, rho)[:-1]:
         features.append(weight @ features[-1])
-    return np.array([measures.compression(layer, labels) for layer in features])
+    return np.array([measures.feature_compression(layer, labels) for layer in features])
 
 
 def fitted_ratio(compressions: Array) -> float:
@@ -366,7 +366,7 @@ def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int
             tolerance=1e-22,
         )
         features = [run.features(layer, inputs) for layer in range(1, n_layers + 1)]
-        found = np.array([measures.discrimination(layer, labels) for layer in features])
+        found = np.array([measures.feature_discrimination(layer, labels) for layer in features])
         errors.append(float(np.max(np.abs(found - law))))
     assert law[-1] == pytest.approx(1.0, abs=tolerance(np.float64, 3))
     assert 1 - law[0] > 0.01

@@ -307,10 +307,12 @@ def test_statistics_of_batches_equal_those_of_all_data(
     statistics = gathered(features, labels, n_classes, batch_size, spectrum=False)
     columns = features.double().numpy().T
     # The documented accuracy, for means that are not close to each other.
-    expected = measures.compression(columns, labels.numpy())
+    expected = measures.feature_compression(columns, labels.numpy())
     assert statistics.compression() == pytest.approx(expected, rel=1e-10)
     assert statistics.discrimination() == pytest.approx(
-        measures.discrimination(columns, labels.numpy()), rel=1e-10, abs=tolerance(np.float64, n_samples)
+        measures.feature_discrimination(columns, labels.numpy()),
+        rel=1e-10,
+        abs=tolerance(np.float64, n_samples),
     )
     assert statistics.n_samples == n_samples
     assert statistics.counts().tolist() == torch.bincount(labels, minlength=n_classes).tolist()
@@ -324,7 +326,7 @@ def test_compression_of_collapsed_classes(batch_size):
     features, labels = clouds(500, 40, 5, 1e-6, 1)
     value = gathered(features, labels, 5, batch_size).compression()
     assert 1e-13 < value < 1e-11
-    assert value == pytest.approx(measures.compression(features.numpy().T, labels.numpy()), rel=1e-10)
+    assert value == pytest.approx(measures.feature_compression(features.numpy().T, labels.numpy()), rel=1e-10)
 
 
 def test_scatter_is_exact_for_a_large_common_offset():
@@ -513,8 +515,10 @@ def test_measure_layers_agrees_with_the_measures_of_all_features():
         columns = whole[layer.layer].numpy().T
         # Batches of other sizes are multiplied in another order, in float32.
         bound = 100 * tolerance(np.float32, 12)
-        assert layer.compression == pytest.approx(measures.compression(columns, labels), rel=bound)
-        assert layer.discrimination == pytest.approx(measures.discrimination(columns, labels), rel=bound)
+        assert layer.compression == pytest.approx(measures.feature_compression(columns, labels), rel=bound)
+        assert layer.discrimination == pytest.approx(
+            measures.feature_discrimination(columns, labels), rel=bound
+        )
         assert layer.dim == len(columns)
         assert layer.n_samples == 230
         for kind in ("nuclear", "threshold", "machine"):
@@ -535,7 +539,9 @@ def test_measure_layers_with_and_without_probes():
     model = nn.Linear(6, 4)
     [bare] = measure_layers(model, batches, "input", ranks=False, probe=None)
     assert (bare.ranks, bare.probe_train, bare.probe_test) == (None, None, None)
-    assert bare.compression == pytest.approx(measures.compression(features.numpy().T, labels), rel=1e-10)
+    assert bare.compression == pytest.approx(
+        measures.feature_compression(features.numpy().T, labels), rel=1e-10
+    )
     for probe in ("ridge", "sgd", SGDProbes(3, epochs=10, seed=3), RidgeProbes(3, ridge=0.0)):
         [found] = measure_layers(
             model, batches, "input", test_batches=batches[:2], ranks=False, probe=probe, n_classes=3

@@ -502,7 +502,7 @@ def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
     with pytest.raises(ValueError, match=r"X is needed.*a file keeps no samples"):
         again.features(1)
     with pytest.raises(ValueError, match="a file keeps no samples"):
-        dln.plots.CompressionDisplay.from_trajectory(again)
+        dln.plots.FeatureCompressionDisplay.from_trajectory(again)
 
 
 def test_a_file_without_the_whitening_matrix_does_not_pass_for_raw_inputs(tmp_path):

@@ -32,10 +32,10 @@ from ._support.errors import ShapeError
 __all__ = [
     "SubspaceCosine",
     "balancedness",
-    "compression",
-    "discrimination",
     "effective_rank",
     "energy_share",
+    "feature_compression",
+    "feature_discrimination",
     "image_angles",
     "mode_strengths",
     "numerical_rank",
@@ -53,7 +53,7 @@ _MAX_ITERATIONS = 300
 # Features.
 
 
-def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def feature_compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     r"""Return the ratio of the variance within classes to that between them, C_l = tr Sigma_W / tr Sigma_B.
 
     With the class means mu_k and the mean mu_G of all N samples,
@@ -91,8 +91,8 @@ def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     Examples
     --------
-    >>> from dlnfast.measures import compression
-    >>> round(compression([[0.0, 2.0, 9.0, 11.0]], ["a", "a", "b", "b"]), 12)
+    >>> from dlnfast.measures import feature_compression
+    >>> round(feature_compression([[0.0, 2.0, 9.0, 11.0]], ["a", "a", "b", "b"]), 12)
     0.049382716049
     """
     matrix, classes = _group_samples(features, labels)
@@ -120,7 +120,7 @@ def compression(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float((within / matrix.shape[1]) / (between / len(classes)))
 
 
-def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def feature_discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     r"""Return the separation of the directions of class means, D_l = 1 - max_{k != k'} cos(mu_k, mu_k').
 
     The means are not centred. D_l is 0 if two class means have the same direction, 1 if all are orthogonal,
@@ -152,8 +152,8 @@ def discrimination(features: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     Examples
     --------
-    >>> from dlnfast.measures import discrimination
-    >>> discrimination([[1.0, 0.0], [0.0, 3.0]], [0, 1])
+    >>> from dlnfast.measures import feature_discrimination
+    >>> feature_discrimination([[1.0, 0.0], [0.0, 3.0]], [0, 1])
     1.0
     """
     matrix, classes = _group_samples(features, labels)

@@ -356,7 +356,7 @@ def compression_law(
     Returns
     -------
     ndarray of float64
-        C_l, of the shape of `layer`, for the definition of `dlnfast.measures.compression`.
+        C_l, of the shape of `layer`, for the definition of `dlnfast.measures.feature_compression`.
 
     Raises
     ------
@@ -420,7 +420,7 @@ def discrimination_law(
     Returns
     -------
     ndarray of float64
-        D_l, of the shape of `layer`, for the definition of `dlnfast.measures.discrimination`.
+        D_l, of the shape of `layer`, for the definition of `dlnfast.measures.feature_discrimination`.
 
     Raises
     ------

@@ -393,8 +393,11 @@ CALLS = {
         dln.low_rank_sensing, dim=5, rank=2, n_measurements=9, seed=0, reduction="sum"
     ),
     "measures.balancedness": call_of_function(dln.measures.balancedness, weights=make_weights),
-    "measures.compression": lambda: (dln.measures.compression, make_labelled_features()),
-    "measures.discrimination": lambda: (dln.measures.discrimination, make_labelled_features()),
+    "measures.feature_compression": lambda: (dln.measures.feature_compression, make_labelled_features()),
+    "measures.feature_discrimination": lambda: (
+        dln.measures.feature_discrimination,
+        make_labelled_features(),
+    ),
     "measures.effective_rank": call_of_function(dln.measures.effective_rank, matrix=make_matrix),
     "measures.energy_share": call_of_function(dln.measures.energy_share, matrix=make_matrix, k=2),
     "measures.image_angles": call_of_function(

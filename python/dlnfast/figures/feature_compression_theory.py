@@ -23,7 +23,7 @@ from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
-from ..plots import COLOURS, CompressionDisplay, DiscriminationDisplay, LineDisplay
+from ..plots import COLOURS, FeatureCompressionDisplay, FeatureDiscriminationDisplay, LineDisplay
 from . import Result, setting
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
             settings, samples, orthogonal(widths, settings.scale, seed), settings.tolerance, progress
         )
         data: dict[str, Any] = {"X": samples.inputs, "labels": samples.labels}
-        compression.append(CompressionDisplay.from_trajectory(run, **data).compression)
-        discrimination.append(DiscriminationDisplay.from_trajectory(run, **data).discrimination)
+        compression.append(FeatureCompressionDisplay.from_trajectory(run, **data).compression)
+        discrimination.append(FeatureDiscriminationDisplay.from_trajectory(run, **data).discrimination)
         limits.append(
             theory.discrimination_law(range(1, depth), samples.problem.least_squares, n_layers=depth)
         )
@@ -151,9 +151,9 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
         samples_per_class=settings.samples_per_class,
         output_multiplier=settings.multiplier,
     )
-    panels: dict[str, CompressionDisplay | DiscriminationDisplay] = {
-        "compression": CompressionDisplay(range(depth), np.median(compression, axis=0), theory=law),
-        "discrimination": DiscriminationDisplay(
+    panels: dict[str, FeatureCompressionDisplay | FeatureDiscriminationDisplay] = {
+        "compression": FeatureCompressionDisplay(range(depth), np.median(compression, axis=0), theory=law),
+        "discrimination": FeatureDiscriminationDisplay(
             range(depth), np.median(discrimination, axis=0), theory=[np.nan, *np.median(limits, axis=0)]
         ),
     }

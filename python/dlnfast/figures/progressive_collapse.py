@@ -22,7 +22,7 @@ from .._support.arrays import FloatArray, check_count
 from .._training.options import Record
 from .._training.train import train
 from .._weights.initial import DISTRIBUTIONS
-from ..plots import COLOURS, CompressionDisplay
+from ..plots import COLOURS, FeatureCompressionDisplay
 from . import Result, setting
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class _Run:
 
 def _summary(
     settings: Settings, network: _Network, activation: str, runs: list[_Run]
-) -> tuple[CompressionDisplay, dict[str, Any]]:
+) -> tuple[FeatureCompressionDisplay, dict[str, Any]]:
     expected = None
     if network.init == "orthogonal" and activation == "linear":
         expected = theory.compression_law(
@@ -174,7 +174,7 @@ def _summary(
             samples_per_class=settings.samples_per_class,
         )
     found = np.array([run.compression for run in runs])
-    display = CompressionDisplay(range(network.depth), np.median(found, axis=0), theory=expected)
+    display = FeatureCompressionDisplay(range(network.depth), np.median(found, axis=0), theory=expected)
     record = {
         "depth": network.depth,
         "scale": network.scale,
@@ -209,7 +209,7 @@ def _train(settings: Settings, network: _Network, progress: bool) -> Iterator[_R
             record=Record(every=max(settings.steps, 1), singular_values=None, progress=progress),
         )
         yield _Run(
-            compression=CompressionDisplay.from_trajectory(run).compression,
+            compression=FeatureCompressionDisplay.from_trajectory(run).compression,
             steps=int(run.steps[-1]),
             loss=float(run.loss[-1]),
             squares=float(run.loss[-1]) / problem.loss_scale,

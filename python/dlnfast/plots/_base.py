@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from .._support.arrays import as_matrix, as_vector, check_choice, check_count
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -219,21 +222,51 @@ def make_axes(ax: Axes | None, style: str = "flat") -> Axes:
     return ax
 
 
-class Display:
-    """A drawing of values that were computed before: its axes and figure."""
+class Display(ABC):
+    """Base class of all displays: numbers that were computed before, and the axes that they were drawn on.
 
-    #: The axes drawn on; set by `plot`.
+    Attributes
+    ----------
+    ax_ : matplotlib axes
+        Axes that the last call of `plot` drew on.
+    figure_ : matplotlib figure
+        Figure of these axes.
+    """
+
     ax_: Axes
-    #: Its figure; set by `plot`.
     figure_: Figure
 
-    def _drawn_on(self, ax: Axes) -> None:
+    @abstractmethod
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the numbers; displays have further options of their own.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Axes to draw on; a new figure by default.
+
+        Returns
+        -------
+        Display
+            Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        ValueError
+            If `ax` has two dimensions where three are drawn, or the other way round.
+        """
+
+    @abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """Return every number drawn, in plain lists."""
+
+    def _store_axes(self, ax: Axes) -> None:
         self.ax_ = ax
         self.figure_ = ax.figure.figure  # the root, where ax stands in a subfigure
 
 
 class CurvesDisplay(Display):
-    """What singular values and angles have in common: k curves of one layer."""
+    """Base class of displays of k curves of one layer: singular values or angles."""
 
     def __init__(
         self,
@@ -249,15 +282,44 @@ class CurvesDisplay(Display):
         self.layer = layer
         self.multiplicity = self._curves.multiplicity
 
-    def _plot(self, ax: Axes | None, style: Style, legend: bool, quantity: str, unit: str) -> None:
+    @abstractmethod
+    def _axis_label(self) -> str:
+        """Return the name of the plotted quantity, with its unit."""
+
+    @abstractmethod
+    def _draw_details(self, ax: Any, style: Style) -> None:
+        """Draw what the kind of curve needs besides the curves."""
+
+    def plot(self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True) -> Self:
+        """Draw the curves over the steps, in two or three dimensions.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+            Axes to draw on, with ``projection="3d"`` for a waterfall; a new figure by default.
+        style : {"flat", "waterfall"}
+            "flat": curves and a band. "waterfall": one line per index i over the iterations, in three
+            dimensions; up to 24 of the curves that the band stands for.
+        legend : bool
+            Whether to draw a legend above the axes.
+
+        Returns
+        -------
+        CurvesDisplay
+            Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        ValueError
+            For an unknown style, and if `ax` has not the projection that it needs.
+        """
         ax = make_axes(ax, style)
-        label = f"${quantity}$ {unit}".rstrip()
         if style == "waterfall":
             self._curves.draw_waterfall(ax)
-            ax.set_zlabel(label, labelpad=2)  # type: ignore[attr-defined]
+            ax.set_zlabel(self._axis_label(), labelpad=2)  # type: ignore[attr-defined]
         else:
             self._curves.draw_flat(ax)
-            ax.set_ylabel(label)
+            ax.set_ylabel(self._axis_label())
         if legend:
             # Above the axes: inside, a band leaves no room.
             ax.legend(
@@ -269,7 +331,9 @@ class CurvesDisplay(Display):
                 bbox_to_anchor=(0.5, 1.0),
                 title=layer_title(self.layer),
             )
-        self._drawn_on(ax)
+        self._store_axes(ax)
+        self._draw_details(ax, style)
+        return self
 
     def handles(self) -> list[Any]:
         """Return matplotlib legend entries, for a legend shared by several axes."""
@@ -302,7 +366,7 @@ def drawn_rank(run: Trajectory, layer: int | str, n_curves: int) -> int | None:
 
 
 class LabelledDisplay(Display):
-    """A display with named axes, constant levels and a legend."""
+    """Base class of displays with named axes, constant levels and a legend."""
 
     def _label(self, x_label: str, y_label: str, levels: Mapping[str, float] | None) -> None:
         self.x_label, self.y_label = x_label, y_label
@@ -318,22 +382,23 @@ class LabelledDisplay(Display):
         if legend:
             ax.legend(frameon=False)
         tidy_axes(ax)
-        self._drawn_on(ax)
+        self._store_axes(ax)
 
 
-def positive(values: Array) -> Array:
+def mask_nonpositive(values: Array) -> Array:
+    """Return the values with NaN for those that a logarithmic axis cannot show."""
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def distinct(values: Array, resolution: float) -> Array:
-    """Return the ascending values without those that follow another one closely."""
+def drop_repeats(values: Array, resolution: float) -> Array:
+    """Return the values in ascending order, without those within `resolution` of the one below them."""
     ordered = np.sort(values)
     keep = np.ones(ordered.size, dtype=bool)
     keep[1:] = np.diff(ordered) > resolution
     return ordered[keep]
 
 
-def measured(
+def measure_features(
     run: Trajectory,
     measure: Callable[[npt.ArrayLike, npt.ArrayLike], float],
     step: int,
@@ -345,8 +410,8 @@ def measured(
         labels = None if run.problem is None else run.problem.labels
     if labels is None:
         raise ValueError(
-            "labels is not given and the run's problem has none (a file keeps no samples: give X and "
-            "labels); wanted one per sample"
+            "labels is not given and the run's problem has none (files store no samples: pass X and labels); "
+            "wanted one per sample"
         )
     features = run.features(0, X, step)
     values = [measure(features, labels)]

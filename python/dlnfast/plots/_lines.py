@@ -10,9 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .._support.arrays import as_matrix, as_vector
-from ._base import COLOURS, Array, Display, LabelledDisplay, distinct, make_axes, positive, tidy_axes
+from ._base import (
+    COLOURS,
+    Array,
+    Display,
+    LabelledDisplay,
+    drop_repeats,
+    make_axes,
+    mask_nonpositive,
+    tidy_axes,
+)
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from matplotlib.axes import Axes
 
     from .._trajectory.trajectory import Trajectory
@@ -28,20 +39,15 @@ class LineDisplay(LabelledDisplay):
     curves : mapping of str to array_like, shape (n,)
         Label -> values. NaN leaves a gap.
     x_label, y_label : str
-        What the axes say.
+        Labels of the axes.
     theory : mapping of str to array_like, shape (n,), optional
-        For some of the labels, values drawn dashed in the colour of the curve.
+        Label -> predicted values, drawn dashed in the colour of the curve.
     spread : mapping of str to array_like, shape (n,), optional
-        For some of the labels, half the length of error bars.
+        Label -> half the length of the error bars.
     levels : mapping of str to float, optional
-        Label -> where a horizontal line is drawn.
+        Label -> height of a horizontal line.
     log_y : bool
         Whether the vertical axis is logarithmic.
-
-    Attributes
-    ----------
-    ax_, figure_
-        Where it was drawn.
 
     Raises
     ------
@@ -92,17 +98,17 @@ class LineDisplay(LabelledDisplay):
 
     def plot(
         self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **line: Any
-    ) -> LineDisplay:
-        """Draw on `ax`, or on a new figure; curve i in colour i, further keywords go to ``ax.plot``.
+    ) -> Self:
+        """Draw curve i in colour i, theory dashed, and the levels.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
+            Axes to draw on; a new figure by default.
         colors : sequence of str
-            Of the curves, one after the other.
+            Colours of the curves, in order; they repeat after the last.
         legend : bool
-            Whether to name the curves.
+            Whether to draw a legend.
         **line
             Keywords of ``ax.plot``.
 
@@ -134,7 +140,6 @@ class LineDisplay(LabelledDisplay):
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         return {
             "x": self.x.tolist(),
             "curves": {label: values.tolist() for label, values in self.curves.items()},
@@ -152,16 +157,11 @@ class SeriesDisplay(LabelledDisplay):
     series : mapping of str to (array_like, array_like)
         Label -> positions and values, of one length. Values that are not positive leave a gap.
     x_label, y_label : str
-        What the axes say.
+        Labels of the axes.
     log_x : bool
         Whether the horizontal axis is logarithmic too.
     levels : mapping of str to float, optional
-        Label -> where a horizontal line is drawn.
-
-    Attributes
-    ----------
-    ax_, figure_
-        Where it was drawn.
+        Label -> height of a horizontal line.
 
     Raises
     ------
@@ -201,16 +201,17 @@ class SeriesDisplay(LabelledDisplay):
         styles: Mapping[str, Mapping[str, Any]] | None = None,
         legend: bool = True,
         **line: Any,
-    ) -> SeriesDisplay:
-        """Draw on `ax`, or on a new figure.
+    ) -> Self:
+        """Draw every curve on logarithmic axes.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
+            Axes to draw on; a new figure by default.
         styles : mapping of str to mapping, optional
             Label -> keywords of ``ax.plot`` for this curve.
         legend : bool
-            Whether to name the curves on the axes.
+            Whether to draw a legend.
         **line
             Keywords of ``ax.plot`` for all of them.
 
@@ -223,7 +224,7 @@ class SeriesDisplay(LabelledDisplay):
         for index, (label, (x, y)) in enumerate(self.series.items()):
             style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.8, "zorder": 3}
             style |= line | dict((styles or {}).get(label, {}))
-            ax.plot(np.where(x > 0, x, np.nan) if self.log_x else x, positive(y), label=label, **style)
+            ax.plot(mask_nonpositive(x) if self.log_x else x, mask_nonpositive(y), label=label, **style)
         ax.set_yscale("log")
         if self.log_x:
             ax.set_xscale("log")
@@ -231,7 +232,6 @@ class SeriesDisplay(LabelledDisplay):
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         return {
             "series": {label: {"x": x.tolist(), "y": y.tolist()} for label, (x, y) in self.series.items()},
             "levels": self.levels,
@@ -248,12 +248,10 @@ class PathDisplay(Display):
 
     Attributes
     ----------
-    ax_, figure_
-        Where it was drawn.
     coordinates : dict of str to ndarray
         Label -> (n, 3), distances from the mean of all matrices.
     shares : ndarray
-        Which share of the variance each component has.
+        Share of the variance of each component.
 
     Raises
     ------
@@ -306,7 +304,7 @@ class PathDisplay(Display):
         runs : mapping of str to Trajectory
             Label -> run.
         steps : sequence of int
-            Those whose end-to-end matrices are taken.
+            Steps at which the end-to-end matrices are compared.
 
         Returns
         -------
@@ -320,17 +318,17 @@ class PathDisplay(Display):
         *,
         styles: Mapping[str, Mapping[str, Any]] | None = None,
         legend: bool = True,
-    ) -> PathDisplay:
-        """Draw on `ax`, which has ``projection="3d"``, or on a new figure; `styles` as `SeriesDisplay`.
+    ) -> Self:
+        """Draw the paths in three dimensions.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
+            Axes to draw on, with ``projection="3d"``; a new figure by default.
         styles : mapping of str to mapping, optional
             Label -> keywords of ``ax.plot`` for this curve.
         legend : bool
-            Whether to name the curves.
+            Whether to draw a legend.
 
         Returns
         -------
@@ -352,11 +350,10 @@ class PathDisplay(Display):
             axis.set_major_locator(MaxNLocator(5))
         if legend:
             ax.legend(frameon=False)
-        self._drawn_on(ax)
+        self._store_axes(ax)
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         return {
             "coordinates": {label: points.tolist() for label, points in self.coordinates.items()},
             "shares": self.shares.tolist(),
@@ -369,20 +366,15 @@ class BifurcationDisplay(Display):
     Parameters
     ----------
     parameter : array_like, shape (m,)
-        Where on the horizontal axis.
+        Positions on the horizontal axis.
     visited : mapping of str to array_like, shape (m, n)
         Label -> n late values for each parameter. Repeated ones, up to `resolution`, count once.
     x_label, y_label : str
-        What the axes say.
+        Labels of the axes.
     thresholds : mapping of str to float, optional
         Label of `visited` -> parameter at which the fixed point loses stability in theory; a vertical line.
     resolution : float
         Values closer than this are one.
-
-    Attributes
-    ----------
-    ax_, figure_
-        Where it was drawn.
 
     Raises
     ------
@@ -413,7 +405,7 @@ class BifurcationDisplay(Display):
         for label, block in visited.items():
             shape = (self.parameter.size, None)
             rows = as_matrix(block, f"visited[{label!r}]", shape=shape, dtype=np.float64)
-            self.values[label] = [distinct(row, resolution) for row in rows]
+            self.values[label] = [drop_repeats(row, resolution) for row in rows]
         self.thresholds = {label: float(value) for label, value in (thresholds or {}).items()}
         self.x_label, self.y_label = x_label, y_label
 
@@ -421,15 +413,15 @@ class BifurcationDisplay(Display):
         """Return how many distinct values were visited, for each label and parameter."""
         return {label: [len(row) for row in rows] for label, rows in self.values.items()}
 
-    def plot(self, ax: Axes | None = None, *, legend: bool = True) -> BifurcationDisplay:
-        """Draw on `ax`, or on a new figure.
+    def plot(self, ax: Axes | None = None, *, legend: bool = True) -> Self:
+        """Draw the values, and a vertical line at every threshold.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
+            Axes to draw on; a new figure by default.
         legend : bool
-            Whether to name the curves.
+            Whether to draw a legend.
 
         Returns
         -------
@@ -449,11 +441,10 @@ class BifurcationDisplay(Display):
         if legend:
             ax.legend(frameon=False, markerscale=5)
         tidy_axes(ax)
-        self._drawn_on(ax)
+        self._store_axes(ax)
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         return {
             "parameter": self.parameter.tolist(),
             "visited": {label: [row.tolist() for row in rows] for label, rows in self.values.items()},

@@ -28,6 +28,8 @@ from ._base import (
 )
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from matplotlib.axes import Axes
 
     from .._trajectory.trajectory import Trajectory
@@ -41,14 +43,9 @@ class LossDisplay(Display):
     loss : array_like, shape (T + 1,)
         l(W(0)), .., l(W(T)). Zeros cannot be drawn and leave a gap.
     loss_floor : float
-        The loss that no weights remove; drawn where it is above rounding, 1e-13 of the first loss.
+        Smallest loss that any weights reach; drawn where it is above 1e-13 of the first loss.
     steps : array_like, shape (T + 1,), optional
-        Where not every step has a loss: the steps of those there are.
-
-    Attributes
-    ----------
-    ax_, figure_
-        Where it was drawn.
+        Steps of the losses; 0 .. T by default.
 
     Raises
     ------
@@ -78,7 +75,7 @@ class LossDisplay(Display):
         Parameters
         ----------
         run : Trajectory
-            Of `train`, `track` or a file.
+            Run from `train`, `track` or a file.
 
         Returns
         -------
@@ -94,13 +91,13 @@ class LossDisplay(Display):
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
 
-    def plot(self, ax: Axes | None = None, **line: Any) -> LossDisplay:
-        """Draw on `ax`, or on a new figure; further keywords go to ``ax.plot``.
+    def plot(self, ax: Axes | None = None, **line: Any) -> Self:
+        """Draw the loss over the steps, and the smallest possible loss.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
+            Axes to draw on; a new figure by default.
         **line
             Keywords of ``ax.plot``.
 
@@ -123,11 +120,10 @@ class LossDisplay(Display):
         ax.set_xlabel("iteration $t$")
         ax.set_ylabel(r"loss $\ell(t)$")
         tidy_axes(ax)
-        self._drawn_on(ax)
+        self._store_axes(ax)
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         every_step = np.array_equal(self.steps, np.arange(self.loss.size))
         steps = {} if every_step else {"steps": self.steps.astype(np.int64).tolist()}
         return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor, **steps}
@@ -148,17 +144,14 @@ class SingularValueDisplay(CurvesDisplay):
     layer : int or str, optional
         l, for the legend.
     errors : array_like, shape (n, k), optional
-        How far each value can be from the exact one: a band around its line, where it is wide enough to be
-        seen.
+        Error bound of each value, drawn as a band around its line where it is wide enough to be seen.
     refreshes : array_like, optional
-        Steps at which the tracker built its bounds anew, marked at the lower edge.
+        Steps at which the tracker recomputed its bounds, marked at the lower edge.
 
     Attributes
     ----------
-    ax_, figure_
-        Where it was drawn.
     multiplicity : int
-        How many singular values the band stands for.
+        Number of singular values in the band.
 
     Raises
     ------
@@ -204,9 +197,9 @@ class SingularValueDisplay(CurvesDisplay):
         Parameters
         ----------
         run : Trajectory
-            Of `train`, `track` or a file.
+            Run from `train`, `track` or a file.
         layer : int or str
-            From 1, or a name.
+            Layer number from 1, or layer name.
 
         Returns
         -------
@@ -221,30 +214,12 @@ class SingularValueDisplay(CurvesDisplay):
         label = layer_label(run, layer)
         return cls(run.steps, values, rank=rank, layer=label, errors=errors, refreshes=refreshes)
 
-    def plot(
-        self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True
-    ) -> SingularValueDisplay:
-        """Draw on `ax`, or on a new figure.
+    def _axis_label(self) -> str:
+        return r"$\sigma_i(t)$"
 
-        Parameters
-        ----------
-        ax : matplotlib axes, optional
-            With ``projection="3d"`` for a waterfall.
-        style : {"flat", "waterfall"}
-            "waterfall": one line per index i over the iterations, in three dimensions; up to 24 of those
-            that the band stands for.
-        legend : bool
-            Whether to say on the axes which lines are which.
-
-        Returns
-        -------
-        SingularValueDisplay
-            Itself, with `ax_` and `figure_`.
-        """
-        self._plot(ax, style, legend, r"\sigma_i(t)", "")
+    def _draw_details(self, ax: Any, style: Style) -> None:
         if style != "waterfall":
-            self._draw_errors(self.ax_)
-        return self
+            self._draw_errors(ax)
 
     def _draw_errors(self, ax: Axes) -> None:
         limits = ax.get_ylim()  # a bound that says little must not flatten the curves
@@ -300,15 +275,13 @@ class AngleDisplay(CurvesDisplay):
     side : {"right", "left"}
         v_i or u_i.
     reference : {"limit", "first_step", "given"}
-        What the angles are measured from: the vectors at t -> 0+, those after the first step, or others.
+        Vectors from which the angles are measured: those at t -> 0+, those after the first step, or others.
 
     Attributes
     ----------
-    ax_, figure_
-        Where it was drawn.
     multiplicity : int
-        How many vectors the band stands for; theirs is the largest principal angle of the subspace that
-        they span.
+        Number of vectors in the band, which shows the largest principal angle of the subspace that they
+        span.
 
     Raises
     ------
@@ -339,13 +312,13 @@ class AngleDisplay(CurvesDisplay):
         Parameters
         ----------
         run : Trajectory
-            Of `train`, `track` or a file.
+            Run from `train`, `track` or a file.
         layer : int or str
-            From 1, or a name.
+            Layer number from 1, or layer name.
         side : {"left", "right"}
-            Of which singular vectors.
+            Right or left singular vectors.
         reference : str, int or array_like
-            As of `Trajectory.angles`.
+            Vectors from which the angles are measured; see `Trajectory.angles`.
 
         Returns
         -------
@@ -361,34 +334,19 @@ class AngleDisplay(CurvesDisplay):
             reference=reference if isinstance(reference, str) else "given",
         )
 
-    def plot(self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True) -> AngleDisplay:
-        """Draw on `ax`, or on a new figure; parameters as in `SingularValueDisplay.plot`.
-
-        Parameters
-        ----------
-        ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
-        style : {"flat", "waterfall"}
-            As for `SingularValueDisplay.plot`.
-        legend : bool
-            Whether to name the curves.
-
-        Returns
-        -------
-        AngleDisplay
-            Itself, with `ax_` and `figure_`.
-        """
+    def _axis_label(self) -> str:
         vector = "v" if self.side == "right" else "u"
         start = _REFERENCES.get(self.reference)
         origin = rf"{vector}_i^{{\mathrm{{ref}}}}" if start is None else f"{vector}_i({start})"
-        self._plot(ax, style, legend, rf"\angle({vector}_i(t),\,{origin})", "[rad]")
+        return rf"$\angle({vector}_i(t),\,{origin})$ [rad]"
+
+    def _draw_details(self, ax: Any, style: Style) -> None:
         # Angles of 1e-15 are zeros, not a pattern to be magnified.
         largest = max(*(float(group.values.max()) for group in self._curves.groups), 0.1)
         if style == "waterfall":
-            self.ax_.set_zlim(0.0, 1.05 * largest)  # type: ignore[attr-defined]
+            ax.set_zlim(0.0, 1.05 * largest)
         else:
-            self.ax_.set_ylim(-0.03 * largest, 1.05 * largest)
-        return self
+            ax.set_ylim(-0.03 * largest, 1.05 * largest)
 
     def numbers(self) -> dict[str, Any]:
         """Return every number drawn: "top" and "bottom" line by line, "middle" from "low" to "high"."""
@@ -407,8 +365,6 @@ class RankDisplay(Display):
     ----------
     counts : dict of str to list of int
         Label -> how many layers have rank 0, 1, 2, ..
-    ax_, figure_
-        Where it was drawn.
 
     Raises
     ------
@@ -441,7 +397,7 @@ class RankDisplay(Display):
         Parameters
         ----------
         run : Trajectory
-            Of `train`, `track` or a file.
+            Run from `train`, `track` or a file.
         threshold : float
             Share of the largest singular value above which others count.
         step : int
@@ -455,17 +411,17 @@ class RankDisplay(Display):
 
     def plot(
         self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **bar: Any
-    ) -> RankDisplay:
-        """Draw on `ax`, or on a new figure; further keywords go to ``ax.bar``.
+    ) -> Self:
+        """Draw one group of bars for each rank.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-            Where to draw; by default on a new figure.
+            Axes to draw on; a new figure by default.
         colors : sequence of str
-            Of the curves, one after the other.
+            Colours of the curves, in order; they repeat after the last.
         legend : bool
-            Whether to name the curves.
+            Whether to draw a legend.
         **bar
             Keywords of ``ax.bar``.
 
@@ -489,9 +445,8 @@ class RankDisplay(Display):
         if legend:
             ax.legend(frameon=False)
         tidy_axes(ax)
-        self._drawn_on(ax)
+        self._store_axes(ax)
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """Return every number drawn."""
         return {"ranks": self.ranks, "counts": self.counts}

@@ -234,9 +234,9 @@ class LayerMeasures:
     n_samples : int
         Number of samples N in the training batches. All measures except `probe_test` use these samples.
     compression : float
-        Within-class compression C_l; see `dlnfast.measures.compression`.
+        Within-class compression C_l; see `dlnfast.measures.feature_compression`.
     discrimination : float
-        Between-class discrimination D_l; see `dlnfast.measures.discrimination`.
+        Between-class discrimination D_l; see `dlnfast.measures.feature_discrimination`.
     geometry : ClassGeometry
         Distance of the class means from a simplex.
     ranks : dict of str to int, or None

@@ -158,7 +158,7 @@ class ClassStatistics:
         return result
 
     def compression(self) -> float:
-        """Return C_l = tr Sigma_W / tr Sigma_B; see `dlnfast.measures.compression`.
+        """Return C_l = tr Sigma_W / tr Sigma_B; see `dlnfast.measures.feature_compression`.
 
         Raises
         ------
@@ -180,7 +180,7 @@ class ClassStatistics:
         return within / between
 
     def discrimination(self) -> float:
-        """Return D_l = 1 - max cos(mu_k, mu_k'); see `dlnfast.measures.discrimination`.
+        """Return D_l = 1 - max cos(mu_k, mu_k'); see `dlnfast.measures.feature_discrimination`.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class ClassStatistics:
             For a single class, and for a class with mean zero.
         """
         present = self._find_present_classes().cpu().numpy()
-        return measures.discrimination(self.means()[present].T, present)
+        return measures.feature_discrimination(self.means()[present].T, present)
 
     def geometry(self) -> ClassGeometry:
         """Return the distance of the class means from a simplex around their own mean.
