@@ -499,9 +499,9 @@ def test_a_loaded_run_predicts(layout, whiten, tmp_path):
 def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
     again = save_and_load(data_run("columns", "zca")[0], tmp_path / "run.npz")
     assert (again.problem.inputs, again.problem.outputs, again.problem.labels) == (None, None, None)
-    with pytest.raises(ValueError, match=r"X is needed.*a file keeps no samples"):
+    with pytest.raises(ValueError, match=r"X is needed.*files store no samples"):
         again.features(1)
-    with pytest.raises(ValueError, match="a file keeps no samples"):
+    with pytest.raises(ValueError, match="files store no samples"):
         dln.plots.FeatureCompressionDisplay.from_trajectory(again)
 
 

@@ -9,6 +9,7 @@ only module that copies input.
 from __future__ import annotations
 
 import array
+import math
 import operator
 import os
 import sys
@@ -36,6 +37,8 @@ LARGEST_COUNT: Final = 2**63 - 1
 _PLAIN: Final = (float, int, complex, str, bytes, np.generic)
 #: Depth of nested lists below which NumPy converts them.
 _MAX_DEPTH: Final = 8
+#: Entries up to which a temporary array of flags costs less than the protected sum that avoids it.
+_FEW_ENTRIES: Final = 2**16
 
 
 def _format_title(name: str, symbol: str | None) -> str:
@@ -351,7 +354,9 @@ def is_array(x: object) -> bool:
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:
-    """Return whether all entries are finite, without a temporary array of that size where possible."""
+    """Return whether all entries are finite, without a temporary array of that size for large arrays."""
+    if array.size <= _FEW_ENTRIES:
+        return bool(np.isfinite(array).all())
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(array, dtype=np.float64)):
             return True
@@ -499,26 +504,31 @@ def check_scale(
     at_most: float | None = None,
 ) -> float:
     """Convert `x` to a finite float within the bounds; unless `strict`, `minimum` itself is allowed."""
-    if below is not None or at_most is not None:
-        upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
-        bound, finite = f" in {'(' if strict else '['}{minimum:g}, {upper}", ""
-    else:
-        finite = "finite "
-        bound = f" {'above' if strict else 'of at least'} {minimum:g}" if np.isfinite(minimum) else ""
     odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
-    if odd or getattr(x, "ndim", 0) > 0:
-        raise TypeError(f"{name} is {x!r}; wanted a number{bound}")
     try:
+        if odd or getattr(x, "ndim", 0) > 0:
+            raise TypeError
         value = float(x.detach() if hasattr(x, "detach") else x)  # type: ignore[arg-type]
     except OverflowError:
-        value = np.inf
+        value = math.inf
     except (TypeError, ValueError, RuntimeError):
+        bound = _describe_bounds(minimum, strict, below, at_most)
         raise TypeError(f"{name} is {x!r}; wanted a number{bound}") from None
     too_small = value < minimum or (strict and value == minimum)
     too_large = (below is not None and value >= below) or (at_most is not None and value > at_most)
-    if not np.isfinite(value) or too_small or too_large:
+    if too_small or too_large or not math.isfinite(value):
+        finite = "finite " if below is None and at_most is None else ""
+        bound = _describe_bounds(minimum, strict, below, at_most)
         raise ValueError(f"{name} is {value:g}; wanted a {finite}number{bound}")
     return value
+
+
+def _describe_bounds(minimum: float, strict: bool, below: float | None, at_most: float | None) -> str:
+    """Return the words for an interval that follow "a number" in a message."""
+    if below is not None or at_most is not None:
+        upper = f"{below:g})" if at_most is None else f"{at_most:g}]"
+        return f" in {'(' if strict else '['}{minimum:g}, {upper}"
+    return f" {'above' if strict else 'of at least'} {minimum:g}" if math.isfinite(minimum) else ""
 
 
 def frobenius_norm(matrix: FloatArray) -> float:
@@ -605,8 +615,9 @@ def per_layer(
     Without a number of layers a scalar has length 1 and a sequence may have any length. The bounds are those
     of `check_scale`.
     """
-    single = isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
-    if single if not is_array(x) else count_axes(x, name) == 0:
+    is_number = isinstance(x, (float, int))  # decided without the slower questions for arrays
+    single = is_number or isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
+    if single if is_number or not is_array(x) else count_axes(x, name) == 0:
         return np.full(n_layers or 1, check_scale(x, name, minimum=minimum, strict=strict, below=below))
     values = as_list(x, name, "one number or one per layer")
     if n_layers is not None and len(values) != n_layers:

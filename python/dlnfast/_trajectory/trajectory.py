@@ -316,7 +316,7 @@ class Trajectory(RunRecords):
             X = None if self.problem is None else self.problem.inputs
             if X is None:
                 raise ValueError(
-                    "X is needed: the problem holds no inputs (a file keeps no samples; new ones go through "
+                    "X is needed: the problem holds no inputs (files store no samples; pass new ones through "
                     "problem.transform)"
                 )
         dtype = np.dtype(self.config["dtype"])
