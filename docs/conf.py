@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The documentation site: ``nox -s docs`` builds it into build/docs, and takes warnings for errors."""
+"""The documentation site: ``nox -s docs`` builds it in build/docs; warnings are errors."""
 
 import argparse
 import re
@@ -31,7 +31,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
-# `name` in a docstring leads to what it names, where that is on the site.
+# `name` in a docstring links to the object of that name, if it is on the site.
 default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [("py:obj", ".*")]
@@ -40,23 +40,23 @@ nitpick_ignore = [("py:class", "dlnfast.integrations.peft.DeepLoraLayer")]
 
 
 class CommandHelp(SphinxDirective):
-    """What ``dlnfast COMMAND --help`` prints."""
+    """The output of ``dlnfast COMMAND --help``."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return the help of one command as a block."""
+        """Return the help text of one command as a literal block."""
         (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
         text = commands.choices[self.arguments[0]].format_help()
         return [nodes.literal_block(text, text, language="text")]
 
 
-def lead_to_pages(app, docname, source) -> None:
-    """Turn links to files beside docs into links to the pages that show them."""
+def replace_links(app, docname, source) -> None:
+    """Replace links to files outside of docs by links to the pages that include them."""
     source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](contributing.md", source[0])
 
 
 def setup(app) -> None:
-    """Add what is the site's own."""
+    """Register the directive and the link replacement."""
     app.add_directive("command-help", CommandHelp)
-    app.connect("source-read", lead_to_pages)
+    app.connect("source-read", replace_links)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Packages that the examples of a page need.
 NEEDED = {
+    "README": ["torch"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "networks": ["torch"],
