@@ -13,6 +13,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._closure.certificate import Certificate
+from dlnfast._training import choice
 from dlnfast._training.core_engines import DenseEngine
 from dlnfast._training.engines import load_engine
 from dlnfast._training.jobs import DenseJob
@@ -123,3 +124,13 @@ def test_the_device_of_the_torch_engine_is_part_of_its_name():
     assert (run.engine, run.config["device"]) == ("torch", "cpu")
     with pytest.raises(ValueError, match="device is 'nowhere'"):
         dln.train(problem, weights, engine="torch:nowhere", **options)
+
+
+def test_the_reduced_engine_refuses_adaptive_rates_before_it_finds_the_closure(monkeypatch):
+    def find_closure(*arguments, **keywords):
+        raise AssertionError("the closure was found")
+
+    problem, weights, _ = case()
+    monkeypatch.setattr(choice, "find_closure", find_closure)
+    with pytest.raises(ValueError, match="learning_rate is adaptive, which is for the dense engine"):
+        dln.train(problem, weights, engine="reduced", learning_rate="adaptive", steps=2)

@@ -18,7 +18,7 @@ from helpers.records import merge_options
 
 import dlnfast as dln
 from dlnfast import Checkpoint
-from dlnfast._trajectory import export, stores
+from dlnfast._trajectory import export, export_stores
 from dlnfast.cli import main
 
 
@@ -322,7 +322,7 @@ import numpy as np
 import dlnfast as dln
 folder, ending, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 run = dln.load(folder.parent / "run.npz")
-importlib.import_module("dlnfast._trajectory.stores")._CHUNK_BYTES = 2**12
+importlib.import_module("dlnfast._trajectory.export_stores")._CHUNK_BYTES = 2**12
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 try:
     dln.export(run, folder / f"a.{ending}", overwrite=True)
@@ -384,7 +384,7 @@ def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monk
 
     run, path = dln.load(folder_of_a_run / "run.npz"), tmp_path / "a.h5"
     dln.export(run, path, variables=["loss"])
-    write, count = stores._Sink.write, 0
+    write, count = export_stores._Sink.write, 0
 
     class Interrupted:
         def __init__(self, file):
@@ -405,7 +405,7 @@ def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monk
             self._file = Interrupted(self._file)
         return write(self, data)
 
-    monkeypatch.setattr(stores._Sink, "write", interrupted)
+    monkeypatch.setattr(export_stores._Sink, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dln.export(run, path, overwrite=True)
     assert set(opened(path).data_vars) == {"loss"}

@@ -21,6 +21,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import Checkpoint
+from dlnfast._support.checksums import add_state_checksum, compute_identity
 
 RELEASED = sorted(DATA.glob("format-*"))
 
@@ -478,3 +479,13 @@ def test_exchanged_vectors_of_a_state_are_detected():
     assert dln.SVDTracker.from_state_dict(dict(reversed(state.items()))).k == 2
     with pytest.raises(ValueError, match="its checksum does not match"):
         dln.SVDTracker.from_state_dict(state | {"left": state["right"], "right": state["left"]})
+
+
+def test_the_checksums_in_files_stay_the_same():
+    array = np.arange(6.0).reshape(2, 3)
+    arrays = {"b": array.T, "a": np.arange(3), "none": np.empty((0, 2))}
+    identity = compute_identity({"steps": 3, "rate": 0.1}, arrays)
+    assert identity == "db7e323a349d6d689daa1a76e0c7c3b08afdda777325026cf897b5f4bd758756"
+    state = {"a": array.T, "list": [1, {"b": 2.5}], "text": "x", "tensor": np.ones(2, dtype=np.float32)}
+    checksum = add_state_checksum(state)["checksum"]
+    assert checksum == "7c17b6e6a5c528d5e785a42b839737096df392daab05c21af0c7148aa56d37f6"

@@ -16,7 +16,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._support.progress import ProgressBar
-from dlnfast._trajectory.recorded import COLUMNS
+from dlnfast._trajectory.layer_spectra import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import dlnfast as dln  # noqa: E402
 from dlnfast import Checkpoint  # noqa: E402
 from dlnfast._training.options import Options  # noqa: E402
-from dlnfast._trajectory.recorded import COLUMNS  # noqa: E402
+from dlnfast._trajectory.layer_spectra import COLUMNS  # noqa: E402
 from dlnfast.torch import RowSharded, sharded_descent, train_sharded  # noqa: E402
 from dlnfast.torch.sharded import Peers  # noqa: E402
 

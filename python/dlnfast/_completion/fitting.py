@@ -25,7 +25,8 @@ from .._support.arrays import (
     check_scale,
     random_generator,
 )
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
+from .._support.checkpoint import Checkpoint, RunFolder, State
+from .._support.checksums import compute_identity
 from .._support.files import Arrays
 from .._support.threads import MAX_THREADS
 from .._training.options import Adaptive, Record
@@ -625,7 +626,7 @@ class CheckpointedFit:
         self._every, self.seconds = given.every, given.seconds
         known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
         arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
-        self._identity = identity_of(known | {"shape": entries.shape}, arrays)
+        self._identity = compute_identity(known | {"shape": entries.shape}, arrays)
         self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
 
     def owned(self) -> AbstractContextManager[None]:

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate
 from .._problem.observations import Completion, Observations, Sensing
 from .._support.arrays import FloatArray, check_count, check_scale
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
+from .._support.checkpoint import Checkpoint, RunFolder, State
+from .._support.checksums import compute_identity
 from .._support.files import Arrays
 from .._training.options import Callback, Record
 from .._training.resumable import ResumableWork, replay_records, run_resumable
 from .._training.train import train
 from .._trajectory.dense import DenseStates
-from .._trajectory.storage import pack_problem
+from .._trajectory.problem_packing import pack_problem
 from .._trajectory.trajectory import Trajectory
 
 
@@ -199,7 +200,7 @@ class _AlternatingRun(ResumableWork):
         rules |= {"problem": pack_problem(self.problem, arrays), "outer": self.outer, "decay": self.decay}
         rules |= {"steps": self.n_steps, "record_every": self.record_every}
         self._request = {"rules": rules}
-        return RunFolder(checkpoint.directory, identity_of(rules, arrays), "dlnfast run in turns")
+        return RunFolder(checkpoint.directory, compute_identity(rules, arrays), "dlnfast run in turns")
 
     # -------------------------------------------------------------------------------- resumable work
 

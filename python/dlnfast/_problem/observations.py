@@ -29,7 +29,7 @@ from .._support.arrays import (
 )
 from .._support.dispatch import core
 from .._support.errors import ShapeError
-from .._support.stored import check_array
+from .._support.file_checks import check_array
 from .factors import (
     DenseMap,
     Factors,

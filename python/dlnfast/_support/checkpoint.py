@@ -11,7 +11,6 @@ whole or not at all, so the run can be killed at any moment and read at any mome
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,8 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from .._version import __version__
 from .arrays import check_count, check_path, check_scale
@@ -44,7 +41,7 @@ from .files import (
 )
 from .locks import LOCK, FolderLock
 
-__all__ = ["Checkpoint", "RunFolder", "State", "identity_of", "raise_on_sigterm", "tidy"]
+__all__ = ["Checkpoint", "RunFolder", "State", "raise_on_sigterm", "tidy"]
 
 FORMAT_VERSION: Final = 1
 #: Number of states in a folder.
@@ -374,16 +371,6 @@ class RunFolder:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
-
-
-def identity_of(settings: Mapping[str, Any], arrays: Arrays) -> str:
-    """Hash settings and arrays: only equal ones have equal hashes."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data.cast("B") if array.size else b"")
-    return digest.hexdigest()
 
 
 @contextmanager

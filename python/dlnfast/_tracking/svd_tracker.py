@@ -6,7 +6,6 @@ The core computes; this module checks arguments, converts records, and saves and
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -26,9 +25,10 @@ from .._support.arrays import (
     check_scale,
     frobenius_norm,
 )
+from .._support.checksums import add_state_checksum, check_state_checksum
 from .._support.dispatch import core
 from .._support.errors import ShapeError
-from .._support.stored import check_array, translate_part_errors
+from .._support.file_checks import check_array, translate_part_errors
 from .._support.threads import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -563,7 +563,7 @@ class SVDTracker:
             "left": np.array(self.left_vectors),
             "right": np.array(self.right_vectors),
         }
-        return with_state_checksum(state)
+        return add_state_checksum(state)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], *, n_threads: int | None = None) -> SVDTracker:
@@ -759,43 +759,6 @@ def _check_parts(state: Mapping[str, Any]) -> None:
     check_count(state["events"], "state['events']", minimum=0)
     last = int(arrays["branches"].max(initial=-1))
     check_count(state["next_branch"], "state['next_branch']", minimum=last + 1)
-
-
-def with_state_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state with a checksum of its content, for `check_state`."""
-    return state | {"checksum": _state_checksum(state)}
-
-
-def check_state_checksum(state: Mapping[str, Any]) -> None:
-    """Raise if the checksum of a state does not match. States of 0.1.0 have no checksum."""
-    if "checksum" in state and state["checksum"] != _state_checksum(state):
-        raise ValueError("state was changed after it was written: its checksum does not match")
-
-
-def _state_checksum(state: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Mapping):
-            digest.update(f"mapping of {len(value)}".encode())
-            for key in sorted(value, key=str):
-                digest.update(f"{key}:".encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            digest.update(f"list of {len(value)}".encode())
-            for item in value:
-                add(item)
-        elif hasattr(value, "detach"):  # a tensor may be loaded as an array: both have the same checksum
-            tensor = value.detach().cpu()
-            add((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
-        elif isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype} {value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
-        else:
-            digest.update(repr(value).encode())
-
-    add({name: value for name, value in state.items() if name != "checksum"})
-    return digest.hexdigest()
 
 
 def check_state(state: object, key: str, version: int) -> None:

@@ -15,12 +15,13 @@ from .._closure.certificate import Certificate, step_flops
 from .._closure.subspaces import Closure
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, as_list, count_axes, is_array
-from .._support.checkpoint import Checkpoint, RunFolder, identity_of
+from .._support.checkpoint import Checkpoint, RunFolder
+from .._support.checksums import compute_identity
 from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
 from .._support.moved import refuse_keywords
-from .._trajectory.storage import pack_problem
+from .._trajectory.problem_packing import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
@@ -363,7 +364,7 @@ def _identity(plans: list[Plan], every: int | None) -> str:
                 pair.append(seen[id(part)])
         sampled = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
         runs.append({**request.settings("reduced"), "holds": pair, "law": sampled})
-    return identity_of({"runs": runs, "problems": problems, "every": every}, arrays)
+    return compute_identity({"runs": runs, "problems": problems, "every": every}, arrays)
 
 
 def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:

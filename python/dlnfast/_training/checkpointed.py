@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
 from .._closure.subspaces import Closure
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
+from .._support.checkpoint import Checkpoint, RunFolder, State
+from .._support.checksums import compute_identity
 from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
 from .._trajectory.trajectory import Trajectory
-from .jobs import Outputs, ReducedJob, ResumableJob, core_arguments, make_trajectory
+from .jobs import Outputs, ResumableJob, core_arguments, make_trajectory
 from .options import Callback
 from .rates import divergence_text
 from .request import Request
@@ -60,9 +61,9 @@ class CheckpointedRun(ResumableWork):
         self._has_diverged = False
         run, arrays = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0).to_arrays()
         settings = request.settings(certificate.engine)
-        # The invariant subspaces follow from the rest, up to rounding.
-        given = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
-        self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, given)
+        # Problem and W(0) determine the invariant subspaces, up to rounding.
+        inputs = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
+        self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, inputs)
         self._metadata = {
             "run": run,
             "settings": settings,
@@ -70,19 +71,17 @@ class CheckpointedRun(ResumableWork):
         }
         self._arrays = arrays
 
-    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], inputs: Arrays) -> RunFolder:
         """Return the folder of the run with these settings and arrays."""
-        return RunFolder(checkpoint.directory, identity_of(settings, given))
+        return RunFolder(checkpoint.directory, compute_identity(settings, inputs))
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return problem, W(0) and settings, and the invariant subspaces of a reduced run."""
-        space = self.job.space_arrays() if isinstance(self.job, ReducedJob) else {}
-        return self._metadata, self._arrays | space
+        return self._metadata, self._arrays | dict(self.job.space_arrays())
 
     def restore(self, storage: RunFolder) -> State | None:
         """Continue in the invariant subspaces of the folder, from its newest state."""
-        if isinstance(self.job, ReducedJob):
-            self.job = self.job.within(storage.request()[1])
+        self.job = self.job.replace_space(storage.request()[1])
         return super().restore(storage)
 
     def restore_state(self, state: State) -> None:
@@ -115,7 +114,7 @@ class CheckpointedRun(ResumableWork):
         """Return weights and optimizer state, between two steps."""
         if self._has_diverged or not self.outputs.between_steps:
             return None
-        return State(self.outputs.last_step, 0.0, dict(self.job.moving()))
+        return State(self.outputs.last_step, 0.0, dict(self.job.state_arrays()))
 
     def records_since(self, step: int) -> Records | None:
         """Return losses, records and snapshots after a step."""

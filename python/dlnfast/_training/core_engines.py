@@ -22,9 +22,9 @@ class ReducedEngine(Engine):
 
     def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
         """Return the certificate of the closure, or raise if the closure does not hold."""
-        certificate, self.space = choose_engine(self.name, problem, weights)
-        if options.adaptive is not None:
+        if options.adaptive is not None:  # refused before the closure, which is expensive
             raise ValueError(ADAPTIVE_RATE)
+        certificate, self.space = choose_engine(self.name, problem, weights)
         return certificate
 
     def prepare(self, request: Request) -> ReducedJob:
@@ -39,7 +39,12 @@ class DenseEngine(Engine):
     name = "dense"
 
     def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
-        """Return the certificate; only lazily sampled weights are refused."""
+        """Return the certificate; only lazily sampled weights are refused.
+
+        The engine does every option that an engine has to know before it has a job. Unknown names of options
+        never arrive here: `Options` refuses them. `jobs.refuse_unread_options` refuses the known options that
+        `DenseJob` does not read.
+        """
         del options
         return choose_engine(self.name, problem, weights)[0]
 

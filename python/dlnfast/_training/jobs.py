@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -21,7 +21,7 @@ from .._support.dispatch import core
 from .._support.errors import DivergedError
 from .._support.progress import ProgressBar
 from .._trajectory.dense import DenseStates
-from .._trajectory.recorded import LayerTracking
+from .._trajectory.layer_spectra import LayerTracking
 from .._trajectory.reduced import ReducedStates
 from .._trajectory.states import COMPLETE, States
 from .._trajectory.trajectory import Trajectory
@@ -111,11 +111,24 @@ class Job(Protocol):
 
 
 class ResumableJob(Job, Protocol):
-    """A job whose state can be saved to a folder and restored."""
+    """A job whose state can be saved to a folder and restored; the base class of all such jobs."""
 
-    def moving(self) -> Mapping[str, npt.NDArray[Any]]: ...
+    def state_arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Return the arrays that change during the run: its state."""
+        ...
 
-    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None: ...
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue from saved `state_arrays`."""
+        ...
+
+    def space_arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Return those arrays of the invariant subspaces that are not records; none for whole layers."""
+        return {}
+
+    def replace_space(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ResumableJob:
+        """Return the job in the invariant subspaces of a folder; a job of whole layers returns itself."""
+        del arrays
+        return self
 
 
 class OptimizerState:
@@ -125,14 +138,15 @@ class OptimizerState:
     """
 
     def __init__(self, request: Request, weights: Sequence[FloatArray]) -> None:
-        kept = request.flush_every > 0
         size = max(max(w.shape) for w in weights)
-        self.velocity = [np.zeros_like(w) for w in weights] if kept and request.momentum.any() else []
-        self.compensation = [np.zeros_like(w) for w in weights] if kept and size <= core.SMALL_LIMIT else []
-        adapts = kept and request.adaptive is not None
-        self.power_vectors = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if adapts else []
-        #: Whether the run is resumed.
-        self.resumes = False
+        is_saved = request.flush_every > 0
+        has_momentum = is_saved and request.momentum.any()
+        has_compensation = is_saved and size <= core.SMALL_LIMIT
+        is_adaptive = is_saved and request.adaptive is not None
+        self.velocity = [np.zeros_like(w) for w in weights] if has_momentum else []
+        self.compensation = [np.zeros_like(w) for w in weights] if has_compensation else []
+        self.power_vectors = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if is_adaptive else []
+        self.is_resumed = False
 
     def arguments(self) -> types.OptimizerState:
         """Return the state as arguments of the core."""
@@ -144,7 +158,7 @@ class OptimizerState:
 
     def velocity_norms(self) -> list[float]:
         """Return the norms of the velocities that a resumed run starts from; an empty list for zeros."""
-        if not self.resumes:
+        if not self.is_resumed:
             return []
         return [float(np.linalg.norm(v.astype(np.float64))) for v in self.velocity]
 
@@ -154,21 +168,20 @@ class OptimizerState:
         return {f"{name}_{i}": array for name, each in lists.items() for i, array in enumerate(each)}
 
 
-class CoreJob(ABC):
+class CoreJob(ResumableJob):
     """A job whose state is in arrays that the core writes."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    #: State beside the weights.
-    motion: OptimizerState
+    optimizer: OptimizerState
 
     @abstractmethod
-    def moving(self) -> dict[str, FloatArray]:
+    def state_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Continue from what `moving` returned."""
-        self.motion.resumes = True
-        for name, array in self.moving().items():
+        """Continue from saved `state_arrays`."""
+        self.optimizer.is_resumed = True
+        for name, array in self.state_arrays().items():
             array[...] = arrays[name]
 
 
@@ -181,7 +194,7 @@ class ReducedJob(CoreJob):
         self.cores = [core_.copy() for core_ in space.cores]
         self.core_records = [allocate_records((request.n_records, *c.shape), c.dtype) for c in self.cores]
         n_scalars = sum(len(family.rho) for family in space.families)
-        self.motion = OptimizerState(request, self.cores)
+        self.optimizer = OptimizerState(request, self.cores)
         #: rho, velocities and compensation of all families.
         self.scalars = np.zeros((3, n_scalars))
         self.scalars[0] = [rho for family in space.families for rho in family.rho]
@@ -194,7 +207,7 @@ class ReducedJob(CoreJob):
             return {}
         return {"core_factor": factor, "core_factor_target": target}
 
-    def within(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ReducedJob:
+    def replace_space(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ReducedJob:
         """Return the job in the saved subspaces; those of another process differ by rounding."""
         if "basis_0" in arrays:
             bases: Sequence[FloatArray] = [arrays[f"basis_{i}"] for i in range(len(self.space.bases))]
@@ -218,7 +231,7 @@ class ReducedJob(CoreJob):
         space = self.space
         values: types.ReducedArguments = {
             **arguments,
-            **self.motion.arguments(),
+            **self.optimizer.arguments(),
             "target": space.target,
             "input_gram": space.input_gram,
             "input_factor": space.input_factor,
@@ -232,10 +245,10 @@ class ReducedJob(CoreJob):
         }
         return core.reduced_descent(self.cores, values)
 
-    def moving(self) -> dict[str, FloatArray]:
+    def state_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
         cores = {f"weight_{i}": core_ for i, core_ in enumerate(self.cores)}
-        return cores | {"scalars": self.scalars} | self.motion.arrays()
+        return cores | {"scalars": self.scalars} | self.optimizer.arrays()
 
     def states(self, outputs: Outputs, complete: bool) -> ReducedStates:
         n = outputs.n_records
@@ -247,7 +260,7 @@ def reduced_states(
     request: Request, space: Closure, cores: tuple[FloatArray, ...], rho: npt.NDArray[np.float64]
 ) -> ReducedStates:
     """Return the records of a reduced run, together with its initial layers."""
-    given = request.weights
+    weights = request.weights
     return ReducedStates(
         bases=space.bases,
         cores=cores,
@@ -255,7 +268,7 @@ def reduced_states(
         rho=rho,
         target=space.target,
         input_gram=space.input_gram,
-        layers=given if isinstance(given, ImplicitWeights) else ExplicitLayers(given),
+        layers=weights if isinstance(weights, ImplicitWeights) else ExplicitLayers(weights),
         n_values=request.n_values,
         loss_scale=request.problem.loss_scale,
     )
@@ -270,11 +283,11 @@ class DenseJob(CoreJob):
         self.initial = tuple(request.weights)
         # Working copies: W_l(0) belongs to the caller.
         self.weights = [aligned_copy(w) for w in self.initial]
-        self.motion = OptimizerState(request, self.weights)
+        self.optimizer = OptimizerState(request, self.weights)
         n, dtype = request.n_records, request.dtype
         shapes = [w.shape for w in self.weights]
-        kept = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
-        tracked = kept if request.n_values != 0 else []
+        counts = [min(*s, request.n_values if request.n_values is not None else min(s)) for s in shapes]
+        tracked = counts if request.n_values != 0 else []
         self.values = [allocate_records((n, k), dtype) for k in tracked]
         self.errors, self.signs = (
             [allocate_records((n, k), np.dtype(np.float64)) for k in tracked] for _ in range(2)
@@ -286,8 +299,8 @@ class DenseJob(CoreJob):
         self.tracking = [allocate_records((n, n_columns), np.dtype(np.float64)) for _ in tracked]
         self.left, self.right = [], []
         if request.vectors:
-            self.left = [allocate_records((n, s[0], k), dtype) for s, k in zip(shapes, kept, strict=True)]
-            self.right = [allocate_records((n, s[1], k), dtype) for s, k in zip(shapes, kept, strict=True)]
+            self.left = [allocate_records((n, s[0], k), dtype) for s, k in zip(shapes, counts, strict=True)]
+            self.right = [allocate_records((n, s[1], k), dtype) for s, k in zip(shapes, counts, strict=True)]
         every = request.weights_every
         self.snapshots = [allocate_records((request.n_snapshots, *s), dtype) for s in shapes] if every else []
 
@@ -296,7 +309,7 @@ class DenseJob(CoreJob):
         values: types.DenseArguments = {
             **arguments,
             **self.request.problem.engine_arguments(self.request.dtype),
-            **self.motion.arguments(),
+            **self.optimizer.arguments(),
             "snapshot_every": self.request.weights_every or 0,
             "n_values": self.request.n_values,
             "values": self.values,
@@ -306,19 +319,19 @@ class DenseJob(CoreJob):
             "clusters": self.clusters,
             "tracking": self.tracking,
             "tracker": {**core.TRACKER_DEFAULTS, "mode": cast("types.TrackerMode", self.request.tracking)},
-            "velocity_norms": self.motion.velocity_norms(),
+            "velocity_norms": self.optimizer.velocity_norms(),
             # The factored form starts from W(0), so a resumed run cannot use it.
-            "factored": self.request.tracking == "auto" and not self.motion.resumes,
-            "initial": [] if self.motion.resumes else [np.ascontiguousarray(w) for w in self.initial],
+            "factored": self.request.tracking == "auto" and not self.optimizer.is_resumed,
+            "initial": [] if self.optimizer.is_resumed else [np.ascontiguousarray(w) for w in self.initial],
             "left": self.left,
             "right": self.right,
             "snapshots": self.snapshots,
         }
         return core.dense_descent(self.weights, values)
 
-    def moving(self) -> dict[str, FloatArray]:
+    def state_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
-        return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.motion.arrays()
+        return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.optimizer.arrays()
 
     def states(self, outputs: Outputs, complete: bool) -> DenseStates:
         """Return the records so far, with the final weights of a finished run."""
@@ -406,9 +419,7 @@ def run_job(
         if outputs.n_records > 0:
             partial = trajectory("interrupted")
             error.trajectory = partial  # type: ignore[attr-defined]
-            error.add_note(
-                f"the trajectory up to step {partial.steps[-1]} is kept in the attribute trajectory"
-            )
+            error.add_note(f"the trajectory up to step {partial.steps[-1]} is in the attribute trajectory")
         raise
     if outcome == "diverged":
         partial_run = trajectory("diverged") if outputs.n_records > 0 else None

@@ -9,7 +9,7 @@ from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_count, check_scale
 from .._support.errors import ShapeError
-from .._support.stored import check_array, translate_part_errors
+from .._support.file_checks import check_array, translate_part_errors
 from .packing import check_steps
 from .states import Run
 

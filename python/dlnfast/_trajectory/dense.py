@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._support.arrays import FloatArray, IntArray, as_matrix, check_count
+from .._support.file_checks import check_array
 from .._support.files import Arrays
-from .._support.stored import check_array
 from .angles import compute_limit, is_limit, is_scaled_isometry, measure_block_angles
+from .layer_spectra import COLUMNS, LayerTracking, RecordedSpectra
 from .packing import check_matrices, check_steps, pack_list, unpack_list
-from .recorded import COLUMNS, LayerTracking, RecordedSpectra
 from .states import Run, Table, find_record, shorten_steps
 from .variables import WEIGHT_STEP, Array, LayerVariables
 

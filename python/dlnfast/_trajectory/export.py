@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from .dataset import (
     read_coordinate,
     select_variables,
 )
+from .export_stores import HDF5Store, Store, ZarrStore
 from .load import list_records, load, read_header, replace_records, thin_records
-from .stores import HDF5Store, Store, ZarrStore
 from .trajectory import Trajectory
 from .variables import GROWING, LOSS_STEP, RATE_STEP, STEP, WEIGHT_STEP
 
@@ -102,7 +102,7 @@ def export(
     """
     target = check_path(path, "path")
     interval = check_count(every, "every")
-    store: Callable[[Path, dict[str, Any]], ZarrStore | HDF5Store]
+    store: type[Store]
     if target.suffix in _ZARR:
         store = ZarrStore
     elif target.suffix in _HDF5:

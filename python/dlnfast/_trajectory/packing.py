@@ -10,8 +10,8 @@ import numpy as np
 
 from .._support.arrays import FloatArray
 from .._support.errors import ShapeError
+from .._support.file_checks import check_array
 from .._support.files import Arrays
-from .._support.stored import check_array
 
 
 def pack_list(name: str, items: Sequence[FloatArray | None] | None, arrays: Arrays) -> list[bool] | None:

@@ -19,8 +19,8 @@ from .._closure.sampled import resample
 from .._support.arrays import FloatArray, IntArray, as_matrix, check_count, check_scale
 from .._support.dispatch import core
 from .._support.errors import ShapeError
+from .._support.file_checks import check_array
 from .._support.files import Arrays
-from .._support.stored import check_array
 from .._tracking.svd_tracker import COMPLETENESS, TIERS
 from .._weights.implicit import ImplicitWeights
 from .angles import compute_limit, is_limit, is_scaled_isometry, measure_angles

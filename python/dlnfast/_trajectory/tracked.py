@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .._support.arrays import FloatArray
 from .._support.files import Arrays
-from .recorded import RecordedSpectra
+from .layer_spectra import RecordedSpectra
 from .states import Run, Table
 from .variables import OF_LAYERS, OF_VALUES, LayerVariables
 

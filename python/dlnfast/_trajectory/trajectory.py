@@ -24,18 +24,18 @@ from .._support.arrays import (
     check_path,
     check_scale,
 )
+from .._support.file_checks import translate_part_errors
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
-from .._support.stored import translate_part_errors
 from .checks import check_run
 from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
-from .records import RunRecords
+from .problem_packing import check_problem_metadata, pack_problem, unpack_problem
 from .reduced import ReducedStates
-from .spectra import bound_unrecorded
 from .states import States, Table, find_record
-from .storage import check_problem_metadata, pack_problem, unpack_problem
 from .tracked import TrackedStates
+from .trajectory_base import TrajectoryBase
+from .truncated_spectra import bound_unrecorded
 
 if TYPE_CHECKING:
     import pandas
@@ -71,7 +71,7 @@ def find_states_class(layout: str, engine: str) -> type[States]:
     return found if found is not None and found.layout == layout else STATES[layout]
 
 
-class Trajectory(RunRecords):
+class Trajectory(TrajectoryBase):
     """The records of a run of `train`. Layers are counted from 1, as in the mathematics.
 
     Or the records of `dlnfast.torch.track`, of a model that another program trained. Its layers have names,

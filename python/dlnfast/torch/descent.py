@@ -28,7 +28,7 @@ from .._training.jobs import DenseJob
 from .._training.options import Options
 from .._training.rates import ADAPTIVE_RATE
 from .._training.request import Request, Weights
-from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._trajectory.layer_spectra import LayerTracking, tracking_rows
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
 from ._rule import UpdateRule
@@ -91,7 +91,7 @@ class TorchJob(DenseJob):
         values: dict[str, Any] = {**arguments, **objective}
         with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
             descent = _Descent(self.weights, values, self.device)
-            for layer, velocity in zip(descent.layers, self.motion.velocity, strict=False):
+            for layer, velocity in zip(descent.layers, self.optimizer.velocity, strict=False):
                 layer.set_velocity(velocity)
             try:
                 return self._take_steps(descent, values)

@@ -20,7 +20,8 @@ from .._closure.certificate import Certificate
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, per_layer
-from .._support.checkpoint import Checkpoint, RunFolder, State, identity_of
+from .._support.checkpoint import Checkpoint, RunFolder, State
+from .._support.checksums import compute_identity
 from .._support.dispatch import core
 from .._support.errors import DivergedError, ShapeError
 from .._support.files import Arrays
@@ -28,14 +29,14 @@ from .._support.moved import refuse_keywords
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._training.checkpointed import CheckpointedRun, steps_between_flushes
-from .._training.jobs import Outputs, make_trajectory, run_job
+from .._training.jobs import Outputs, ResumableJob, make_trajectory, run_job
 from .._training.options import MOVED_OPTIONS, Callback, Options, PerLayer, Record
 from .._training.rates import divergence_text, rates_at, with_caution
 from .._training.request import Request
 from .._training.resumable import run_resumable
 from .._trajectory.dense import DenseStates
+from .._trajectory.layer_spectra import COLUMNS, LayerTracking, tracking_rows
 from .._trajectory.load import join_records, replace_records
-from .._trajectory.recorded import COLUMNS, LayerTracking, tracking_rows
 from .._trajectory.trajectory import Trajectory
 from ._devices import use_exact_products
 from ._rule import UpdateRule
@@ -282,7 +283,7 @@ def _find_automatic_rates(request: Request, layers: list[RowSharded]) -> npt.NDA
     return rates_at(request.problem, scales, request.weight_decay, request.momentum)
 
 
-class _ShardedJob:
+class _ShardedJob(ResumableJob):
     """A run on the rows of this process, and its records."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -321,7 +322,7 @@ class _ShardedJob:
                     layer.layer.measure_path()
             return self._follow(descent, tracked, arguments)
 
-    def moving(self) -> dict[str, FloatArray]:
+    def state_arrays(self) -> dict[str, FloatArray]:
         """Return this process's rows and velocities, the state of the run."""
         arrays = {f"weight_{i}": to_host(shard.rows) for i, shard in enumerate(self.shards)}
         if self._descent is not None:
@@ -331,7 +332,7 @@ class _ShardedJob:
         return arrays
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Continue from what `moving` returned."""
+        """Continue from saved `state_arrays`."""
         with torch.no_grad():
             for i, shard in enumerate(self.shards):
                 shard.rows.copy_(torch.from_numpy(arrays[f"weight_{i}"]))
@@ -350,7 +351,7 @@ class _ShardedJob:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         request, counts, on_progress = self.request, arguments["counts"], arguments["on_progress"]
         first, flush_every, on_flush = arguments["first"], arguments["flush_every"], arguments["on_flush"]
-        looked = time.perf_counter()
+        last_poll = time.perf_counter()
         step = first
         while True:
             now = descent.evaluate()
@@ -375,10 +376,10 @@ class _ShardedJob:
             if on_flush is not None and flush_every and step % flush_every == 0 and step != first:
                 on_flush(step)
                 self.clear_records()
-            if on_progress is not None and time.perf_counter() - looked >= core.POLL_SECONDS:
+            if on_progress is not None and time.perf_counter() - last_poll >= core.POLL_SECONDS:
                 on_progress(step, now)
-                looked = time.perf_counter()
-            counts[4] = 0
+                last_poll = time.perf_counter()
+            counts[Count.between_steps] = 0
             descent.update()
             step += 1
 
@@ -446,12 +447,12 @@ class _ShardedRun(CheckpointedRun):
     _is_together = False
     job: _ShardedJob
 
-    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], given: Arrays) -> RunFolder:
+    def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], inputs: Arrays) -> RunFolder:
         """Return this process's folder; the initial rows are part of the identity."""
         peers = self.job.peers
         settings |= {"process": peers.rank, "processes": peers.size}
         directory = Path(checkpoint.directory) / f"process-{peers.rank:05d}"
-        identity = identity_of(settings, given | self.job.moving())
+        identity = compute_identity(settings, inputs | self.job.state_arrays())
         return RunFolder(directory, identity, "dlnfast sharded run")
 
     def largest(self, number: float) -> float:

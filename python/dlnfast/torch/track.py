@@ -25,7 +25,8 @@ from .. import reference as reference_measures
 from .._closure.certificate import Certificate
 from .._problem.factors import DenseMap, leading_factors
 from .._support.arrays import FloatArray, check_count, check_flag, check_scale
-from .._support.stored import translate_part_errors
+from .._support.checksums import add_state_checksum
+from .._support.file_checks import translate_part_errors
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import (
     DEFAULTS,
@@ -33,9 +34,8 @@ from .._tracking.svd_tracker import (
     TrackerRecord,
     check_state,
     is_decomposed,
-    with_state_checksum,
 )
-from .._trajectory.recorded import LayerTracking, tracking_rows
+from .._trajectory.layer_spectra import LayerTracking, tracking_rows
 from .._trajectory.tracked import TrackedStates
 from .._trajectory.trajectory import Trajectory
 from ._names import match_names
@@ -709,7 +709,7 @@ class SpectralTracker:
             "norms": self._compute_norms(),
             "followed": {of: [r.state_dict() for r in each] for of, each in self._records.items()},
         }
-        return with_state_checksum(state)
+        return add_state_checksum(state)
 
     def _describe_layers(self) -> dict[str, Any]:
         """Return the settings that must be equal in a tracker that resumes from a state of this one."""

@@ -20,10 +20,10 @@ from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_path, check_scale
 from .._support.checkpoint import State
+from .._support.checksums import add_state_checksum, check_state_checksum
 from .._support.errors import DivergedError
 from .._support.files import Arrays, atomic_file, is_machine_error
 from .._support.moved import refuse_moved
-from .._tracking.svd_tracker import check_state_checksum, with_state_checksum
 from .._training.resumable import ResumableWork, run_resumable
 from ._devices import find_device
 from ._names import match_names
@@ -658,7 +658,7 @@ class _StateFile:
     def write_state(self, state: State) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as file:
-            torch.save(with_state_checksum(state.metadata), file)
+            torch.save(add_state_checksum(state.metadata), file)
 
     # One file needs no lock, no request, no records and no end: it is replaced as a whole.
 

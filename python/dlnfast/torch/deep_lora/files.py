@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from torch import nn
 
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale
+from ..._support.checksums import hash_entries
 from ..._support.errors import ShapeError
 from ..._support.files import atomic_file, atomic_path, translate_read_errors
 from ..._support.optional import import_optional
@@ -135,11 +135,14 @@ def _read_metadata(content: bytes) -> dict[str, str]:
 
 def _compute_checksum(description: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a checksum of an adapter's metadata, and of names, types, shapes and values of its tensors."""
-    digest = hashlib.sha256(description.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    entries = (
+        (
+            json.dumps([name, str(tensor.dtype), list(tensor.shape)]),
+            tensor.reshape(-1).view(torch.uint8).numpy().data,
+        )
+        for name, tensor in sorted(tensors.items())
+    )
+    return hash_entries(description, entries)
 
 
 def _parse(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`RunRecords`: the facts of a run, and the spectra of its layers, which the states answer."""
+"""`TrajectoryBase`: the facts of a run, and the spectra of its layers, which the states answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .._closure.family import Family
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count
-from .spectra import measure_energy_share
 from .states import States, Table, find_record
+from .truncated_spectra import measure_energy_share
 
 
-class RunRecords(ABC):
+class TrajectoryBase(ABC):
     """Steps, losses and settings of a run, and singular values, vectors and angles of its layers.
 
     The base class of `Trajectory`, which documents the attributes.

@@ -21,13 +21,29 @@ _MOST_ROWS: Final = 2**14
 
 
 class Store(Protocol):
-    """A context manager that writes named arrays, which grow along their first dimension."""
+    """A context manager that writes named arrays, which grow along their first dimension.
 
-    def create(self, name: str, variable: Variable, first: Array) -> None: ...
+    Parameters
+    ----------
+    path : Path
+        File or folder to write, which does not exist.
+    attributes : dict
+        Attributes of the dataset, in JSON values.
+    """
 
-    def append(self, name: str, values: Array) -> None: ...
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None: ...
 
-    def fix(self, name: str, dim: str, values: Array) -> None: ...
+    def create(self, name: str, variable: Variable, first: Array) -> None:
+        """Create an empty array with the dtype, and beyond the first dimension the shape, of `first`."""
+        ...
+
+    def append(self, name: str, values: Array) -> None:
+        """Append entries along the first dimension of an array."""
+        ...
+
+    def fix(self, name: str, dim: str, values: Array) -> None:
+        """Write an array of one dimension that does not grow."""
+        ...
 
     def __enter__(self) -> Self: ...
 

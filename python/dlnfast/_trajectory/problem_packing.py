@@ -13,8 +13,8 @@ from .._problem.observations import Completion, Observations, Sensing
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_scale
 from .._support.errors import ShapeError
+from .._support.file_checks import check_array
 from .._support.files import Arrays
-from .._support.stored import check_array
 
 
 def _pack_target(target: LowRank | FloatArray, arrays: Arrays) -> None:

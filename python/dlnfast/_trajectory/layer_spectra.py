@@ -14,8 +14,8 @@ import numpy.typing as npt
 from .._support.arrays import FloatArray, IntArray
 from .._support.dispatch import core
 from .._support.errors import ShapeError
+from .._support.file_checks import check_array
 from .._support.files import Arrays
-from .._support.stored import check_array
 from .._tracking.svd_tracker import COMPLETENESS, TIERS, TrackerRecord
 from .packing import pack_list, unpack_list
 from .states import NO_VALUES, Run, States, Table
