@@ -236,7 +236,7 @@ def _sweep() -> Format:
         return [folder / name / _sweep_worker.SUMMARY]
 
     def load(folder: Path) -> Any:
-        found = _sweep_worker.finished(folder, name, keep=False, retry=False)
+        found = _sweep_worker.load_finished(folder, name, keep=False, retry=False)
         if found is None:
             raise ValueError("it has to be run again")
         return json.dumps(found, sort_keys=True)

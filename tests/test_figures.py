@@ -472,7 +472,7 @@ def test_scaling_is_drawn_from_a_file(tmp_path, scaling, capsys):
 
 
 def test_labels_at_lines_do_not_overlap():
-    spread_out = figures.load("scaling")._spread_out
+    spread_out = figures.load("scaling")._spread_positions
     places = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
     assert all(gap >= 11.0 - 1e-9 for gap in np.diff(places))
     assert places[0] >= 0

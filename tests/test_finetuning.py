@@ -17,7 +17,16 @@ torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast._config import finetuning  # noqa: E402
-from dlnfast._config.finetuning import Grid, Results, Row, make_grid, paired, read_grid, summarise, table  # noqa: E402
+from dlnfast._config.finetuning import (  # noqa: E402
+    Grid,
+    Results,
+    Row,
+    compare_methods,
+    make_grid,
+    read_grid,
+    summarise,
+    table,
+)
 from dlnfast._config.schema import SpecError  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
 from dlnfast.torch.finetune import Outcome, Run, find_model, prepare, run_grid  # noqa: E402
@@ -196,7 +205,7 @@ def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     assert lora.mean == pytest.approx(0.2)
     assert lora.deviation == pytest.approx(np.std([0.1, 0.3], ddof=1))
     assert (lora.mean_rank, deep.mean_rank) == (4.5, 1.5)
-    (gap,) = paired([lora, deep])
+    (gap,) = compare_methods([lora, deep])
     assert gap["difference"] == pytest.approx(0.15)
     assert gap["standard_error"] == pytest.approx(np.std([0.1, 0.2], ddof=1) / np.sqrt(2))
     text = table([lora, deep])
@@ -208,7 +217,7 @@ def test_a_single_seed_has_no_deviation():
     row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, 8.0)
     assert math.isnan(row.deviation)
     assert "| 0.5000 | - | 1 |" in table([row])
-    assert paired([row]) == []
+    assert compare_methods([row]) == []
 
 
 def test_wrong_specifications_are_named(tmp_path, folder):

@@ -122,11 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(timed=False, run=lambda _: _complain_of_no_command(parser))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=LazyParser)
     for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary).add_arguments = _filling(name)
+        commands.add_parser(name, help=summary).add_arguments = _make_filler(name)
     return parser
 
 
-def _filling(name: str) -> Any:
+def _make_filler(name: str) -> Any:
     """Return the function that fills the parser of a command."""
 
     def fill(parser: argparse.ArgumentParser) -> None:

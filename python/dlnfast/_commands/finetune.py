@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         {
             "spec": grid.sections,
             "rows": [row.to_dict() for row in rows],
-            "paired": finetuning.paired(rows),
+            "paired": finetuning.compare_methods(rows),
             "environment": environment(),
         },
     )

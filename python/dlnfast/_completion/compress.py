@@ -222,15 +222,15 @@ def compress(
     if rank is not None and tol is not None:
         raise ValueError(f"rank is {rank!r} and tol is {tol!r}; wanted one of them, or neither")
     if isinstance(weights, Trajectory):
-        wanted = _Wanted.checked(rank, tol, (weights.widths[0], weights.widths[-1]))
+        wanted = _Wanted.from_arguments(rank, tol, (weights.widths[0], weights.widths[-1]))
         chain = weights.states.active_chain()
-        found = None if chain is None else _of_chain(chain, weights.widths, wanted)
+        found = None if chain is None else _compress_chain(chain, weights.widths, wanted)
         if found is None:
-            found = _of_layers(_last_weights(weights), wanted)
+            found = _compress_layers(_last_weights(weights), wanted)
     else:
         layers = as_layers(weights, wanted="a list of matrices, W_1 .. W_L, or a Trajectory")
-        wanted = _Wanted.checked(rank, tol, (layers[0].shape[1], layers[-1].shape[0]))
-        found = _of_layers(layers, wanted)
+        wanted = _Wanted.from_arguments(rank, tol, (layers[0].shape[1], layers[-1].shape[0]))
+        found = _compress_layers(layers, wanted)
     return found.network(balanced=bool(balanced))
 
 
@@ -241,7 +241,7 @@ class _Wanted(NamedTuple):
     tol: float | None
 
     @classmethod
-    def checked(cls, rank: object, tol: object, ends: tuple[int, int]) -> _Wanted:
+    def from_arguments(cls, rank: object, tol: object, ends: tuple[int, int]) -> _Wanted:
         if rank is not None:
             rank = check_count(rank, "rank (k)")
             if rank > min(ends):
@@ -326,13 +326,13 @@ def _tails(values: FloatArray) -> npt.NDArray[np.float64]:
 # ------------------------------------------------------------------------------------------ layers as arrays
 
 
-def _of_layers(weights: Sequence[FloatArray], wanted: _Wanted) -> _Parts:
+def _compress_layers(weights: Sequence[FloatArray], wanted: _Wanted) -> _Parts:
     spectrum = _spectrum(weights)
     rank = wanted.rank_of(spectrum.values, spectrum.resolution)
     bases, inner = _sweep(weights, spectrum, rank)
     errors = []
     for layer, weight in enumerate(weights):
-        norm, departure = _left_out(weight, bases, inner, layer)
+        norm, departure = _measure_left_out(weight, bases, inner, layer)
         errors.append(departure / norm)
     return _Parts(bases, inner, spectrum.values, spectrum.resolution, errors)
 
@@ -361,7 +361,7 @@ def _spectrum(weights: Sequence[FloatArray]) -> _Spectrum:
         u if left_basis is None else multiply(left_basis, u),
         values,
         vt.T if right_basis is None else multiply(right_basis, vt, transpose_b=True),
-        max(rounding, 4 * _measured_rounding(weights, above, below)),
+        max(rounding, 4 * _estimate_rounding(weights, above, below)),
     )
 
 
@@ -373,7 +373,7 @@ def _triangle(matrix: FloatArray | None) -> tuple[FloatArray | None, FloatArray 
     return basis, triangle
 
 
-def _measured_rounding(
+def _estimate_rounding(
     weights: Sequence[FloatArray], above: FloatArray | None, below: FloatArray | None
 ) -> float:
     """Return about how far, in the Frobenius norm, the product is from what the layers do one by one.
@@ -408,7 +408,7 @@ def _sweep(
     return bases, inner
 
 
-def _left_out(
+def _measure_left_out(
     weight: FloatArray, bases: Sequence[FloatArray], inner: Sequence[FloatArray], layer: int
 ) -> tuple[float, float]:
     """Return ``||W||_F`` and ``||W - A_l A_l^T W A_{l-1} A_{l-1}^T||_F`` of layer 0 .. L - 1.
@@ -432,7 +432,7 @@ def _left_out(
 # ---------------------------------------------------------------------------------------------- reduced runs
 
 
-def _of_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) -> _Parts | None:
+def _compress_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) -> _Parts | None:
     """Compress the cores and lift what comes out; None where more is to be kept than they hold.
 
     W_{L:1} is the product of the cores on the active subspaces, and outside of them one number for each
@@ -456,7 +456,7 @@ def _of_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) -> _Pa
     inside, inner = _sweep(cores, spectrum, rank)
     errors = []
     for layer, core in enumerate(cores):
-        norm, departure = _left_out(core, inside, inner, layer)
+        norm, departure = _measure_left_out(core, inside, inner, layer)
         outside = chain.norms_outside[layer]
         errors.append(float(np.hypot(departure, outside) / np.hypot(norm, outside)))
     bases: list[FloatArray] = [np.asarray(A) @ B for A, B in zip(chain.bases, inside, strict=True)]

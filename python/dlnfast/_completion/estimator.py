@@ -328,7 +328,7 @@ class MatrixCompletion:
             After Ctrl-C, with the estimator fitted as far as it came.
         """
         start = time.perf_counter()
-        settings = Settings.checked(self)
+        settings = Settings.from_estimator(self)
         entries = merge_duplicates(
             read_entries(X, y, read_options("entries", self.entries).shape), settings.duplicates
         )
@@ -352,7 +352,7 @@ class MatrixCompletion:
                 self.weight_decay_, self.n_steps_ = plan[0].decay, 0
                 self._keep(network.biases, None, entries.shape)
                 if not network.nothing_left:
-                    self._carry_out(plan, network, fit)
+                    self._run_phases(plan, network, fit)
         finally:
             self.fit_seconds_ = time.perf_counter() - start
         return self
@@ -369,13 +369,13 @@ class MatrixCompletion:
         best, plan = math.inf, [Phase(self.weight_decay_, 0)]
         poorer, least = 0, math.inf
         for decay in DECAYS if settings.decay is None else (settings.decay,):
-            first = self._watched(network, held_out, network.start, decay, best, fit)
+            first = self._run_held_out(network, held_out, network.start, decay, best, fit)
             if first.error < best:
                 best, plan = first.error, [first.phase(settings.steps)]
                 self.weight_decay_ = decay
             if decay > 0 and first.step > 0 and not first.rises:
                 assert first.layers is not None
-                second = self._watched(network, held_out, first.layers, 0.0, best, fit)
+                second = self._run_held_out(network, held_out, first.layers, 0.0, best, fit)
                 if second.step > 0 and second.error < best:
                     best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
                     self.weight_decay_ = decay
@@ -386,7 +386,7 @@ class MatrixCompletion:
                 break
         return plan
 
-    def _watched(
+    def _run_held_out(
         self,
         network: Network,
         held_out: Entries,
@@ -399,21 +399,21 @@ class MatrixCompletion:
         watch = Watch(network.settings.patience, decay)
         known = network.biases.at(held_out.rows, held_out.columns)
 
-        def error_of(layers: list[FloatArray]) -> float:
+        def measure_error(layers: list[FloatArray]) -> float:
             # The network's own initial layers have learned nothing yet.
             low = (
                 0.0
                 if layers is network.start
                 else network.entries_of(layers, held_out.rows, held_out.columns)
             )
-            return root_mean_square(self._clipped(known + low), held_out.values)
+            return root_mean_square(self._clip_values(known + low), held_out.values)
 
         def keep_best() -> None:
             if watch.layers is not None and watch.error < best and watch.step > 0:
                 self.n_steps_ = watch.step
                 self._keep(network.biases, network.factors(watch.layers), network.shape)
 
-        work = HeldOutRun(network, start, decay, watch, error_of, keep_best)
+        work = HeldOutRun(network, start, decay, watch, measure_error, keep_best)
         if fit is None:
             run_resumable(None, work)
         else:
@@ -421,7 +421,7 @@ class MatrixCompletion:
         self.validation_.append((decay, watch.step, watch.error))
         return watch
 
-    def _carry_out(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
+    def _run_phases(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
         """Run the phases on all entries, each from the end of the one before."""
         layers = network.start
         for i, phase in enumerate(plan):
@@ -489,14 +489,14 @@ class MatrixCompletion:
                 )
             whole = self.row_factors_ @ self.column_factors_.T
             whole += self.row_bias_[:, np.newaxis] + self.column_bias_ + self.mean_
-            return self._clipped(whole)
+            return self._clip_values(whole)
         rows, columns = read_pairs(X)
         i, j = (np.minimum(place, n - 1) for place, n in zip((rows, columns), self.shape_, strict=True))
         new_row, new_column = rows >= self.shape_[0], columns >= self.shape_[1]
         low = entries_of_product((self.row_factors_, self.column_factors_), i, j)
         result = self.mean_ + np.where(new_row, 0.0, self.row_bias_[i])
         result = result + np.where(new_column, 0.0, self.column_bias_[j])
-        return self._clipped(result + np.where(new_row | new_column, 0.0, low))
+        return self._clip_values(result + np.where(new_row | new_column, 0.0, low))
 
     def score(self, X: Any, y: npt.ArrayLike | None = None) -> float:
         """Return R^2 on known entries, given as to `fit`: 1 less the share of the variance that is missed.
@@ -554,7 +554,7 @@ class MatrixCompletion:
     def _errors(self, entries: Entries) -> FloatArray:
         return self.predict(np.column_stack([entries.rows, entries.columns])) - entries.values
 
-    def _clipped(self, values: FloatArray) -> FloatArray:
+    def _clip_values(self, values: FloatArray) -> FloatArray:
         clip = read_options("entries", self.entries).clip
         if clip is None:
             return values

@@ -205,7 +205,7 @@ class Settings:
     dtype: np.dtype[Any]
 
     @classmethod
-    def checked(cls, given: Any) -> Settings:
+    def from_estimator(cls, given: Any) -> Settings:
         """Check the settings of an estimator; an error names the wrong one."""
         layers, biases, stopping, entries = (read_options(name, getattr(given, name)) for name in OPTIONS)
         check_choice(biases.kind, "biases", [word for word in BIASES if word is not None], optional=True)
@@ -351,7 +351,7 @@ class Watch:
         self._reference = math.inf
         self._waited = 0
 
-    def sees(self, step: int, error: float, layers: list[FloatArray]) -> bool:
+    def add_record(self, step: int, error: float, layers: list[FloatArray]) -> bool:
         """Add a record; return whether it is the best so far."""
         if error < self._reference * (1 - _LEAST_GAIN):
             self._reference, self._waited = error, 0
@@ -513,7 +513,7 @@ class Network:
         self._remember(run)
         return run
 
-    def _unweighted(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    def _remove_weights(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
         """Return X and Y with X Y^T the part that the network adds to the biases."""
         # All widths inside are the same: the first layer is one side, the others, from the bottom, the other.
         first, *inner, last = (np.asarray(layer) for layer in layers)
@@ -530,11 +530,11 @@ class Network:
 
     def entries_of(self, layers: Sequence[FloatArray], rows: Positions, columns: Positions) -> FloatArray:
         """Return the network's part of some entries, without the biases."""
-        return entries_of_product(self._unweighted(layers), rows, columns)
+        return entries_of_product(self._remove_weights(layers), rows, columns)
 
     def factors(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return orthogonal factors, scaled by the roots of the singular values, and these."""
-        left, right = self._unweighted(layers)
+        left, right = self._remove_weights(layers)
         (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
         u, s, vt = np.linalg.svd(r_left @ r_right.T)
         rank = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
@@ -567,11 +567,11 @@ class HeldOutRun(ResumableWork):
         start: list[FloatArray],
         decay: float,
         watch: Watch,
-        error_of: Callable[[list[FloatArray]], float],
+        measure_error: Callable[[list[FloatArray]], float],
         on_best: Callable[[], None],
     ) -> None:
         self._network, self._start, self._decay = network, start, decay
-        self._watch, self._error_of, self._on_best = watch, error_of, on_best
+        self._watch, self._error_of, self._on_best = watch, measure_error, on_best
         #: The state of the last record; None before the first.
         self._last: State | None = None
 
@@ -585,7 +585,7 @@ class HeldOutRun(ResumableWork):
         watch, network = self._watch, self._network
         if not watch.is_over:
             for step, layers in network.records(self._start, self._decay, self._begin()):
-                if watch.sees(step, self._error_of(layers), layers):
+                if watch.add_record(step, self._error_of(layers), layers):
                     self._on_best()
                 self._last = self._state_at(step, layers)
                 flush()

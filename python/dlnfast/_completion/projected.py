@@ -50,7 +50,7 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     chunk = max(4 * size, 2**22 // size)
     for begin in range(0, problem.n_observations, chunk):
         part = slice(begin, begin + chunk)
-        rows = _projected_rows(problem, left, right, part)
+        rows = _project_rows(problem, left, right, part)
         known = problem.values[part, np.newaxis]
         triangle = np.asarray(np.linalg.qr(np.vstack([triangle, np.hstack([rows, known])]), mode="r"))
     n_rows = min(len(triangle), size)
@@ -64,7 +64,7 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     return projected
 
 
-def _projected_rows(problem: Observations, U: FloatArray, V: FloatArray, part: slice) -> FloatArray:
+def _project_rows(problem: Observations, U: FloatArray, V: FloatArray, part: slice) -> FloatArray:
     if isinstance(problem, Completion):
         u, v = U[problem.rows[part]], V[problem.columns[part]]
         return (u[:, :, np.newaxis] * v[:, np.newaxis, :]).reshape(len(u), -1)
@@ -86,12 +86,14 @@ def train_projected(
     except BaseException as error:
         inner = getattr(error, "trajectory", None)
         if inner is not None:
-            error.trajectory = _between(problem, first, inner, last)  # type: ignore[attr-defined]
+            error.trajectory = _add_outer_layers(problem, first, inner, last)  # type: ignore[attr-defined]
         raise
-    return _between(problem, first, run, last)
+    return _add_outer_layers(problem, first, run, last)
 
 
-def _between(problem: Observations, first: FloatArray, run: Trajectory, last: FloatArray) -> Trajectory:
+def _add_outer_layers(
+    problem: Observations, first: FloatArray, run: Trajectory, last: FloatArray
+) -> Trajectory:
     """Add the frozen outer layers to a run of the inner ones."""
     config = dict(run.config)
     for name in ("learning_rate", "weight_decay", "momentum"):

@@ -142,11 +142,11 @@ def _automatic_rank(rank: str, problem: Observations | Problem, basis: str) -> i
 
 def _surrogate(problem: Observations | Problem, rank: int) -> LowRank:
     if isinstance(problem, Problem):
-        return _padded(problem.target_factors(), rank)
+        return _pad(problem.target_factors(), rank)
     return leading_factors(problem.backprojection(), rank)
 
 
-def _padded(factors: LowRank, rank: int) -> LowRank:
+def _pad(factors: LowRank, rank: int) -> LowRank:
     """Return exactly `rank` singular vectors, of which those beyond the rank of a matrix are arbitrary."""
     missing = rank - factors.rank
     if missing <= 0:
@@ -165,7 +165,7 @@ def _gradient_basis(
     if isinstance(problem, Problem):
         # The gradient at the start differs from -Phi by a multiple of a rotation, which turns no vector
         # out of the subspaces: with the whole of Phi known they are invariant whatever its share.
-        factors = _padded(problem.target_factors(), rank)
+        factors = _pad(problem.target_factors(), rank)
     else:
         # Lazily sampled layers are not revealed before the subspaces are known. Their product, of the order
         # of eps^L, is far below the learned matrix.
@@ -273,14 +273,14 @@ def train_compressed(
             every = max(check_count(steps, "steps", minimum=0), 1)
         record = Record(every=every, singular_values=None)
     if steps is None:
-        steps = _steps_as_needed(problem, learning_rate, options)
+        steps = _set_default_tolerance(problem, learning_rate, options)
         record = replace(record, callback=Plateau(record.callback))
     narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
     settings: dict[str, Any] = {"steps": steps, "record": record, **options}
     inside = len(narrow) - 2
     if isinstance(problem, Observations) and ratio == 0 and inside > 0 and _may_project(problem, narrow):
         run = train_projected(problem, narrow, learning_rate, settings)
-    elif isinstance(problem, Observations) and turn > 1 and ratio > 0 and _pays(problem, narrow):
+    elif isinstance(problem, Observations) and turn > 1 and ratio > 0 and _is_worthwhile(problem, narrow):
         run = train_in_turns(problem, narrow, learning_rate, ratio, turn, settings)
     else:
         run = train(
@@ -313,7 +313,7 @@ _MOST_STEPS: Final = 200_000
 _ENOUGH: Final = 1e-14
 
 
-def _steps_as_needed(
+def _set_default_tolerance(
     problem: Observations | Problem, learning_rate: float | str | Adaptive, options: dict[str, Any]
 ) -> int:
     """Set the default tolerance among the options, and return the largest number of steps."""
@@ -349,7 +349,7 @@ def _is_word(x: object, word: str) -> bool:
     return isinstance(x, str) and x == word
 
 
-def _pays(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
+def _is_worthwhile(problem: Observations, narrow: Sequence[FloatArray]) -> bool:
     """Return whether fewer numbers are left after a projection than were observed."""
     return _may_project(problem, narrow) and narrow[-1].shape[1] * narrow[0].shape[0] < problem.n_observations
 

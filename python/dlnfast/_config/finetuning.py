@@ -27,9 +27,9 @@ __all__ = [
     "Grid",
     "Results",
     "Row",
+    "compare_methods",
     "describe_settings",
     "make_grid",
-    "paired",
     "read_grid",
     "summarise",
     "table",
@@ -206,7 +206,7 @@ class Grid:
         return kept | {"task": task["name"], "evaluated": task["evaluated"]}
 
 
-def halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
+def split_halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
     """Return two halves of a task, or of its first samples in a fixed order."""
     order = np.random.default_rng(0).permutation(len(task))[:evaluated]
     return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
@@ -229,18 +229,18 @@ def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid
     OSError
         If the file cannot be read.
     """
-    return _checked(read_toml(path, changes, paths=["task.path"]))
+    return _check_grid(read_toml(path, changes, paths=["task.path"]))
 
 
 def make_grid(**sections: Mapping[str, Any]) -> Grid:
     """Return a grid from its sections, checked like those of a file; ``deep_lora`` stands for [deep-lora]."""
     given = {name.replace("_", "-"): dict(section) for name, section in sections.items()}
-    return _checked(
+    return _check_grid(
         {name: {k: v for k, v in section.items() if v is not None} for name, section in given.items()}
     )
 
 
-def _checked(raw: Mapping[str, Any]) -> Grid:
+def _check_grid(raw: Mapping[str, Any]) -> Grid:
     check_names(raw, _SECTIONS)
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     evaluated = sections["task"]["evaluated"]
@@ -292,22 +292,22 @@ class Results:
                 continue
             known.add(line)
             try:
-                records.append(_checked_record(without_checksum(parse_object(line))))
+                records.append(_check_record(without_checksum(parse_object(line))))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
         self.records = records
 
     def missing(self, grid: Grid) -> list[Run]:
         """Return the runs of a grid that are not finished."""
-        done = [record["run"] for record in self._with(grid)]
+        done = [record["run"] for record in self._select_records(grid)]
         return [run for run in grid.runs() if run.to_dict() not in done]
 
     def of(self, grid: Grid) -> list[dict[str, Any]]:
         """Return the records of a grid's runs."""
         wanted = [run.to_dict() for run in grid.runs()]
-        return [record for record in self._with(grid) if record["run"] in wanted]
+        return [record for record in self._select_records(grid) if record["run"] in wanted]
 
-    def _with(self, grid: Grid) -> list[dict[str, Any]]:
+    def _select_records(self, grid: Grid) -> list[dict[str, Any]]:
         """Return the records of the same model, layers, length and samples."""
         about = grid.about()
         return [record for record in self.records if record.get("about") == about]
@@ -348,7 +348,7 @@ class Results:
         self.records.append(record)
 
 
-def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+def _check_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return a line of results, or raise if it lacks an entry that tables need."""
     if "about" not in record:  # of no grid
         return record
@@ -452,7 +452,7 @@ def _order(key: tuple[int, int, str]) -> tuple[int, int, int]:
     return key[0], key[1], METHODS.index(key[2])
 
 
-def paired(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def compare_methods(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return Deep LoRA less LoRA, seed by seed: mean, standard error and number of pairs."""
     found = {(row.n_examples, row.rank, row.method): row for row in rows}
     result = []
@@ -489,7 +489,7 @@ def table(rows: Sequence[Row]) -> str:
             f"| {row.n_examples} | {row.rank} | {row.method} | {row.learning_rate:g} | {row.mean:.4f} | "
             f"{deviation} | {len(row.scores)} | {row.mean_rank:.2f} |"
         )
-    differences = paired(rows)
+    differences = compare_methods(rows)
     if differences:
         lines += ["", "| examples | r | deep-lora - lora | standard error | pairs |", "|---|---|---|---|---|"]
     for gap in differences:

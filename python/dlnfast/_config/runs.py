@@ -28,9 +28,9 @@ from .spec import Samples, Spec
 __all__ = [
     "Prepared",
     "accuracies",
-    "plain",
     "prepare",
     "summarise",
+    "to_json_values",
     "write_json",
 ]
 
@@ -99,21 +99,21 @@ def summarise(run: Trajectory) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; NaN and infinity, which JSON lacks, become null."""
-    write_text_whole(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+    write_text_whole(path, json.dumps(to_json_values(content), indent=1, allow_nan=False) + "\n")
 
 
-def plain(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
     """Return a value in JSON-compatible types; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_values(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_json_values(value.tolist())
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return to_json_values(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [plain(item) for item in value]
+        return [to_json_values(item) for item in value]
     return value

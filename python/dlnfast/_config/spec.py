@@ -172,12 +172,12 @@ def check_spec(raw: Mapping[str, Any]) -> Spec:
         raise SpecError(f"problem.kind {came}; wanted {_KIND.wanted}")
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     _check_sizes(sections["weights"])
-    sections["train"] = _with_device_apart(sections["train"])
+    sections["train"] = _split_device(sections["train"])
     settings = check_section("problem", problem, _PROBLEMS[kind], f" of kind {kind!r}")
     return Spec({"kind": kind, **settings}, **sections)
 
 
-def _with_device_apart(train: Mapping[str, Any]) -> dict[str, Any]:
+def _split_device(train: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section [train] with ``engine = "torch:DEVICE"`` as engine and device."""
     engine, device = split_engine(train["engine"])
     if train["device"] is not None and (engine != "torch" or device):

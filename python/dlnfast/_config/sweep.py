@@ -245,16 +245,16 @@ def _make_item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) 
     _check_values(chosen)
     complete = chosen.to_dict()
     hashed = spec.settings_to_hash({name: complete[name] for name in _HASHED})
-    text = json.dumps(_canonical(hashed), sort_keys=True)
+    text = json.dumps(_normalise_numbers(hashed), sort_keys=True)
     return Item(hashlib.sha256(text.encode()).hexdigest()[:16], complete)
 
 
-def _canonical(value: Any) -> Any:
+def _normalise_numbers(value: Any) -> Any:
     """Return a value in which equal numbers are written alike: 1.0 as 1."""
     if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: _normalise_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_canonical(item) for item in value]
+        return [_normalise_numbers(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -501,7 +501,7 @@ def sweep(
     rows: dict[str, dict[str, Any]] = {}
     if folder is not None:
         for name in unique:
-            summary = _sweep_worker.finished(folder, name, keep=keep_runs, retry=retry_failed)
+            summary = _sweep_worker.load_finished(folder, name, keep=keep_runs, retry=retry_failed)
             if summary is not None:
                 rows[name] = _sweep_worker.row_of(summary)
     todo = sorted((item for name, item in unique.items() if name not in rows), key=_order)
@@ -686,7 +686,7 @@ class _Sweep:
             del self.flying[future]
             if len(items) == 1:
                 text = f"{type(error).__name__}: {error}"
-                self._fail(items[0], text, for_good=not _sweep_worker.may_pass(error))
+                self._fail(items[0], text, for_good=not _sweep_worker.is_temporary(error))
             else:  # which of them it was?
                 self.suspects.extend(items)
             return
@@ -776,7 +776,7 @@ class _LocalProcesses:
             self.workers, mp_context=context, initializer=_sweep_worker.start, initargs=(self.ends[0],)
         )
         try:
-            first = [self.submit(_sweep_worker.ready) for _ in range(self.workers)]
+            first = [self.submit(_sweep_worker.report_ready) for _ in range(self.workers)]
             for future in wait(first, return_when=FIRST_COMPLETED).done:
                 future.result()
         except BrokenProcessPool as error:
@@ -789,7 +789,7 @@ class _LocalProcesses:
         from concurrent.futures import BrokenExecutor
 
         # A process that starts now reads these before NumPy loads its BLAS.
-        with _environment(self.limits), _no_interrupts():
+        with _environment(self.limits), _block_interrupts():
             try:
                 return self.pool.submit(function, *arguments)
             except BrokenExecutor as error:
@@ -807,7 +807,7 @@ class _LocalProcesses:
 
 
 @contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """Block SIGINT, so that processes started here inherit that and Ctrl-C reaches the parent only."""
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -47,7 +47,18 @@ from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from . import runs, spec
 
-__all__ = ["Item", "Job", "Report", "finished", "forget", "ready", "record", "row_of", "run_job", "start"]
+__all__ = [
+    "Item",
+    "Job",
+    "Report",
+    "forget",
+    "load_finished",
+    "record",
+    "report_ready",
+    "row_of",
+    "run_job",
+    "start",
+]
 
 SUMMARY: Final = "summary.json"
 SPEC: Final = "spec.json"
@@ -166,7 +177,7 @@ def _watch(reader: Any) -> None:
     os._exit(1)  # a longer run is abandoned; files appear whole or not at all
 
 
-def ready() -> int:
+def report_ready() -> int:
     """Return the process id, once the process has imported everything."""
     return os.getpid()
 
@@ -176,7 +187,7 @@ def ready() -> int:
 # --------------------------------------------------------------------------------------------------
 
 
-def finished(
+def load_finished(
     directory: str | os.PathLike[str], name: str, *, keep: bool, retry: bool
 ) -> dict[str, Any] | None:
     """Return the summary of a finished run; None if the run has to be done.
@@ -184,7 +195,7 @@ def finished(
     A run whose summary is damaged or was changed has to be done again.
     """
     try:
-        summary = _checked_summary(parse_object(read_text(Path(directory, name, SUMMARY))))
+        summary = _check_summary(parse_object(read_text(Path(directory, name, SUMMARY))))
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     done = summary["outcome"] in ("finished", "converged")
@@ -194,7 +205,7 @@ def finished(
     return summary
 
 
-def _checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:
+def _check_summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return a summary that `record` wrote, or raise."""
     summary = without_checksum(found)
     check_choice(summary["outcome"], "outcome", ("finished", "converged", "diverged", "failed"))
@@ -239,7 +250,7 @@ def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def may_pass(error: BaseException) -> bool:
+def is_temporary(error: BaseException) -> bool:
     """Return whether a failure may be gone at another time or on another machine.
 
     Such failures are full disks, missing files or rights, too little memory, and missing packages.
@@ -287,12 +298,12 @@ def forget() -> None:
 
 @functools.lru_cache(maxsize=2)
 def _problem(settings: str) -> tuple[Problem, dict[str, spec.Samples]]:
-    return spec.make_problem(_partial(problem=settings))
+    return spec.make_problem(_make_partial_spec(problem=settings))
 
 
 @functools.lru_cache(maxsize=2)
 def _weights(problem: str, settings: str) -> list[FloatArray]:
-    return spec.make_weights(_partial(weights=settings), _problem(problem)[0])
+    return spec.make_weights(_make_partial_spec(weights=settings), _problem(problem)[0])
 
 
 @functools.lru_cache(maxsize=2)
@@ -300,7 +311,7 @@ def _closure(problem: str, weights: str, engine: str) -> tuple[Certificate, Clos
     return choose_engine(engine, _problem(problem)[0], _weights(problem, weights))
 
 
-def _partial(problem: str = "{}", weights: str = "{}") -> spec.Spec:
+def _make_partial_spec(problem: str = "{}", weights: str = "{}") -> spec.Spec:
     return spec.Spec(json.loads(problem), json.loads(weights), {}, {})
 
 
@@ -361,7 +372,7 @@ class _Work:
         job = self.job
         if job.directory is None:
             return False
-        summary = finished(job.directory, item.hash, keep=job.keep, retry=job.retry)
+        summary = load_finished(job.directory, item.hash, keep=job.keep, retry=job.retry)
         if summary is None:
             return False
         self.rows.append((item.hash, row_of(summary)))
@@ -383,7 +394,7 @@ class _Work:
             return
         kind = _batch_key(plan)
         self.waiting.setdefault(kind, []).append((pending, plan))
-        if len(self.waiting[kind]) >= self._most(plan, kind):
+        if len(self.waiting[kind]) >= self._limit_batch(plan, kind):
             self._flush(kind)
 
     def _prepare(self, item: Item, start: float) -> _Pending:
@@ -415,7 +426,7 @@ class _Work:
             return None
         return Plan(request, with_caution(certificate, request), space)
 
-    def _most(self, plan: Plan, kind: Any) -> int:
+    def _limit_batch(self, plan: Plan, kind: Any) -> int:
         """Return the largest number of runs in a batch."""
         request = plan.request
         numbers = request.steps + 1 + request.n_records * sum(core.size for core in plan.space.cores)
@@ -504,14 +515,14 @@ class _Work:
     def _fail(self, item: Item, error: Exception, seconds: float) -> None:
         self.run_seconds += seconds
         summary = failure(item, f"{type(error).__name__}: {error}", seconds)
-        if may_pass(error):  # there is a row, but no summary: another sweep runs it again
-            self.rows.append((item.hash, row_of(runs.plain(summary))))
+        if is_temporary(error):  # there is a row, but no summary: another sweep runs it again
+            self.rows.append((item.hash, row_of(runs.to_json_values(summary))))
         else:
             self._save(item, summary, None)
 
     def _save(self, item: Item, summary: dict[str, Any], run: Trajectory | None) -> None:
         """Write a run in another thread, while the next runs are done."""
-        summary = runs.plain(summary)
+        summary = runs.to_json_values(summary)
         self.rows.append((item.hash, row_of(summary)))
         if self.job.directory is None:
             return

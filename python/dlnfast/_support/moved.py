@@ -25,11 +25,11 @@ def refuse_keywords(
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         @wraps(function)
-        def checked(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
+        def check_and_call(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
             check_keywords(keywords, messages)
             return function(*arguments, **keywords)
 
-        return checked
+        return check_and_call
 
     return decorate
 

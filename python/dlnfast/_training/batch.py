@@ -503,9 +503,9 @@ def _descend(plans: list[Plan]) -> list[_Result]:
         cores,
         {
             "target": np.stack([space.target for space in spaces]),
-            "input_gram": _stacked([space.input_gram for space in spaces]),
-            "input_factor": _stacked([space.input_factor for space in spaces]),
-            "factor_target": _stacked([space.factor_target for space in spaces]),
+            "input_gram": _stack([space.input_gram for space in spaces]),
+            "input_factor": _stack([space.input_factor for space in spaces]),
+            "factor_target": _stack([space.factor_target for space in spaces]),
             "families": [(f.first - 1, len(f.rho)) for f in families],
             "rho": np.array([[r for f in s.families for r in f.rho] for s in spaces]).reshape(n, n_scalars),
             "multiplicity": _table([[float(f.multiplicity) for f in s.families] for s in spaces]),
@@ -537,7 +537,7 @@ def _descend(plans: list[Plan]) -> list[_Result]:
     ]
 
 
-def _stacked(matrices: list[FloatArray | None]) -> FloatArray | None:
+def _stack(matrices: list[FloatArray | None]) -> FloatArray | None:
     """Return the matrices as one array, None for white inputs, which have none.
 
     Factors of S may have different ranks: columns of zeros add nothing.

@@ -134,11 +134,11 @@ class CheckpointedRun(ResumableWork):
         last, answer = replay_records(callback, self._saved_records())
         is_stopped = answer is True and last == begin
 
-        def remaining(step: int, loss: float) -> bool | None:
+        def call_after_replay(step: int, loss: float) -> bool | None:
             # The first loss of a resumed run has been replayed.
             return is_stopped if step == begin else callback(step, loss)
 
-        return remaining
+        return call_after_replay
 
     def _saved_records(self) -> Iterator[tuple[int, float]]:
         """Yield step and loss of all records in the folder."""

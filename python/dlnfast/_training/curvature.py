@@ -54,46 +54,50 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
     """
     u, v = np.ascontiguousarray(U.T), np.ascontiguousarray(V.T)
     a, b = len(u), len(v)
-    seen = _of_entries(problem) if isinstance(problem, Completion) else _of_measurements(problem)
+    apply_observed = (
+        _make_entry_map(problem) if isinstance(problem, Completion) else _make_measurement_map(problem)
+    )
     if isinstance(problem, Sensing):
         operators = problem.projected(U, V).reshape(problem.n_observations, -1)
         inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
     else:
-        inside = _largest(lambda X: u @ seen(X.T @ u, v)[0].T, (a, b), 0)
-    left = _largest(lambda X: seen(X, v)[0], (b, problem.dim_out), 1)
-    right = _largest(lambda X: seen(u, X)[1], (a, problem.dim_in), 2)
+        inside = _estimate_largest_eigenvalue(lambda X: u @ apply_observed(X.T @ u, v)[0].T, (a, b), 0)
+    left = _estimate_largest_eigenvalue(lambda X: apply_observed(X, v)[0], (b, problem.dim_out), 1)
+    right = _estimate_largest_eigenvalue(lambda X: apply_observed(u, X)[1], (a, problem.dim_in), 2)
     return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
 
 
 #: Of x (k, d_y) and y (k, d_x): y E^T and x E for what is seen, E = B^T B (x^T y).
-_Seen = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+_ObservedMap = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 
-def _of_measurements(problem: Observations) -> _Seen:
+def _make_measurement_map(problem: Observations) -> _ObservedMap:
     assert isinstance(problem, Sensing)
 
-    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
         error = problem.adjoint(problem.apply(x.T @ y))
         return y @ error.T, x @ error
 
-    return seen
+    return apply_observed
 
 
-def _of_entries(problem: Completion) -> _Seen:
+def _make_entry_map(problem: Completion) -> _ObservedMap:
     nothing = np.zeros(problem.n_observations)
     by_rows, by_columns = problem.entries()
     places = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
 
-    def seen(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         left, right = np.empty_like(x), np.empty_like(y)
         core.residual_products(places, x, y, left, right, threads_beside_numpy(places, len(x)))
         return left, right
 
-    return seen
+    return apply_observed
 
 
-def _largest(product: Callable[[FloatArray], FloatArray], shape: tuple[int, int], stream: int) -> float:
+def _estimate_largest_eigenvalue(
+    product: Callable[[FloatArray], FloatArray], shape: tuple[int, int], stream: int
+) -> float:
     """Return the largest eigenvalue of a positive semi-definite map, from below."""
     vector: FloatArray = random_generator(0, ("curvature", stream)).standard_normal(shape)
     value = 0.0

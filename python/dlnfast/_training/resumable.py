@@ -135,11 +135,11 @@ class ResumableWork(ABC):
 
     # Work of several processes, each with a storage of its own, takes the same decisions in all of them.
 
-    def largest(self, number: float) -> float:
+    def find_largest(self, number: float) -> float:
         """Return the largest of the numbers that the processes of this work pass."""
         return number
 
-    def raising_together(self) -> AbstractContextManager[None]:
+    def raise_together(self) -> AbstractContextManager[None]:
         """Return a block after which every process raises if one of them has raised inside."""
         return nullcontext()
 
@@ -181,7 +181,7 @@ class ResumableRun:
             return
         with ExitStack() as stack:
             stack.enter_context(raise_on_sigterm())
-            with work.raising_together():
+            with work.raise_together():
                 stack.enter_context(storage.owned())
                 storage.begin(*work.request())
             if work.is_locked and self._is_finished(check=False):  # another owner has just finished it
@@ -189,7 +189,7 @@ class ResumableRun:
             if work.has_end_file:
                 self._restore()
             if work.has_states:
-                with work.raising_together():
+                with work.raise_together():
                     storage.go_back_to(self._flushed)
             try:
                 outcome = work.advance(self.flush)
@@ -200,18 +200,18 @@ class ResumableRun:
 
     def flush(self) -> None:
         """Write the records since the last flush, and the state if one is due."""
-        with self.work.raising_together():
+        with self.work.raise_together():
             self._write_records()
         is_due = time.monotonic() - self._last_write >= self._interval
-        if self.work.largest(float(is_due)) > 0:
-            with self.work.raising_together():
+        if self.work.find_largest(float(is_due)) > 0:
+            with self.work.raise_together():
                 self._write_state(at_multiples=True)
 
     # ------------------------------------------------------------------------------------- helpers
 
     def _is_finished(self, *, check: bool) -> bool:
         work, is_finished = self.work, False
-        with work.raising_together():
+        with work.raise_together():
             if self.storage.exists:
                 if check:
                     self.storage.check_request()
@@ -219,7 +219,7 @@ class ResumableRun:
         if not work.has_end_file:
             self._restore()
             is_finished = work.is_finished
-        return work.largest(float(not is_finished)) == 0
+        return work.find_largest(float(not is_finished)) == 0
 
     def _restore(self) -> None:
         if not self.storage.exists:
@@ -248,11 +248,11 @@ class ResumableRun:
         self._last_write = time.monotonic()
 
     def _finish(self, outcome: Mapping[str, Any] | None) -> None:
-        with self.work.raising_together():
+        with self.work.raise_together():
             self._write_records()
             self._write_state()
         if outcome is not None:
-            with self.work.raising_together():
+            with self.work.raise_together():
                 self.storage.end({**outcome, "seconds": self.seconds})
 
     def _save(self, error: BaseException) -> None:

@@ -86,21 +86,21 @@ class LayerTracking:
             check_array(self.block_angles, f"tracking_block_angles_{i}", (n_records, 2), finite=False)
 
 
-def tracking_columns(found: TrackerRecord) -> Table:
+def list_tracking_numbers(found: TrackerRecord) -> Table:
     """Return the numbers of a tracker's record in the order of `COLUMNS`."""
     named = {"tier": TIERS, "completeness": COMPLETENESS}
     values = ((name, getattr(found, name)) for name in COLUMNS)
     return np.array([named[name].index(v) if name in named else v for name, v in values], dtype=np.float64)
 
 
-def tracking_rows(found: TrackerRecord) -> dict[str, npt.NDArray[Any]]:
+def split_tracker_record(found: TrackerRecord) -> dict[str, npt.NDArray[Any]]:
     """Return a tracker's record as one row of each array of a `LayerTracking` without angles."""
     return {
         "errors": found.errors,
         "signs": np.where(np.signbit(found.singular_values), -1.0, 1.0),
         "branches": found.branches,
         "clusters": found.clusters,
-        "columns": tracking_columns(found),
+        "columns": list_tracking_numbers(found),
     }
 
 
@@ -132,26 +132,26 @@ class RecordedSpectra(States):
         return self.values[index]
 
     def singular_value_errors(self, index: int, run: Run) -> Table:
-        return self._tracking(index).errors
+        return self._find_tracking(index).errors
 
     def branches(self, index: int) -> IntArray:
-        return self._tracking(index).branches
+        return self._find_tracking(index).branches
 
     def clusters(self, index: int) -> IntArray:
-        return self._tracking(index).clusters
+        return self._find_tracking(index).clusters
 
     def followed_values(self, index: int, run: Run) -> FloatArray:
         return self.singular_values(index, run)
 
     def tracking_of(self, index: int, run: Run) -> dict[str, Array]:
-        found = self._tracking(index)
+        found = self._find_tracking(index)
         columns: dict[str, Array] = {name: found.column(name) for name in COLUMNS}
         columns["tier"] = np.array(TIERS)[columns["tier"].astype(int)]
         columns["completeness"] = np.array(COMPLETENESS)[columns["completeness"].astype(int)]
         columns["refreshed"] = columns["refreshed"] != 0
         return columns
 
-    def _tracking(self, index: int) -> LayerTracking:
+    def _find_tracking(self, index: int) -> LayerTracking:
         if not self.values:
             raise ValueError(NO_VALUES)
         if not self.tracking:

@@ -29,14 +29,14 @@ class TrackedStates(RecordedSpectra):
     missing_losses: ClassVar[str] = "none were given to the tracker's log_loss"
 
     def angles(self, index: int, side: str, reference: str | npt.ArrayLike, run: Run) -> Table:
-        found = self._tracking(index).angles
+        found = self._find_tracking(index).angles
         if not (isinstance(reference, str) and reference == "limit") or found is None:
             raise ValueError('a tracked run has angles to its own reference only: reference="limit"')
         angles: Table = found[:, int(side == "right")]
         return angles
 
     def block_angles(self, index: int, side: str) -> Table:
-        found = self._tracking(index).block_angles
+        found = self._find_tracking(index).block_angles
         if found is None:
             return super().block_angles(index, side)
         angles: Table = found[:, int(side == "right")]

@@ -390,7 +390,7 @@ class TrajectoryBase(ABC):
             `active_singular_values`; O(d r^2).
         """
         index, record = self._index(layer), find_record(self.steps, step)
-        return self.states.singular_vectors(index, _checked_side(side), record)
+        return self.states.singular_vectors(index, _check_side(side), record)
 
     def angles(
         self, layer: int | str, side: str = "right", reference: str | npt.ArrayLike = "limit"
@@ -425,7 +425,7 @@ class TrajectoryBase(ABC):
             If the dense engine recorded no vectors (``train(..., vectors=True)``), or step 1 is not among
             the records for "first_step".
         """
-        return self.states.angles(self._index(layer), _checked_side(side), reference, self)
+        return self.states.angles(self._index(layer), _check_side(side), reference, self)
 
     def active_angles(self, layer: int, side: str = "right", reference: str = "limit") -> Table:
         """Return the angles of the active subspace's singular vectors alone (reduced engine).
@@ -445,7 +445,7 @@ class TrajectoryBase(ABC):
         ndarray, shape (n_records, a)
             Radians, in the order of `active_singular_values`.
         """
-        return self.states.active_angles(self._index(layer), _checked_side(side), reference, self)
+        return self.states.active_angles(self._index(layer), _check_side(side), reference, self)
 
     def block_angles(self, layer: int | str, side: str = "right") -> Table:
         """Return the angle between the span of the k leading vectors and the reference's (tracked models).
@@ -467,7 +467,7 @@ class TrajectoryBase(ABC):
         ValueError
             For a run of `train`, whose vectors are recorded.
         """
-        return self.states.block_angles(self._index(layer), _checked_side(side))
+        return self.states.block_angles(self._index(layer), _check_side(side))
 
     # --------------------------------------------------------------------------------------- helpers
 
@@ -484,6 +484,6 @@ class TrajectoryBase(ABC):
         return number - 1
 
 
-def _checked_side(side: str) -> str:
+def _check_side(side: str) -> str:
     check_choice(side, "side", ("left", "right"))
     return side

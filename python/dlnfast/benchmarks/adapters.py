@@ -140,7 +140,7 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
     for name in models:
         step(name)  # with what is done once
     turns = {name.replace("-", "_"): partial(step, name) for name in models}
-    timed = record.interleaved(4 * repeats, **turns)
+    timed = record.time_interleaved(4 * repeats, **turns)
     seconds = {name: timed[name.replace("-", "_")] for name in models}
     ratio = seconds["deep-lora"]["median"] / seconds["lora"]["median"]
     row = {"rank": rank, "n_matrices": len(names), "seconds": seconds, "ratio": ratio}
@@ -201,7 +201,7 @@ def adapter_setup(
         if optimizer is not None:
             optimizer.step()
 
-    seconds, added = _watched(work)
+    seconds, added = _measure_time_and_memory(work)
     return {
         "what": what,
         "n_matrices": len(names),
@@ -213,7 +213,7 @@ def adapter_setup(
     }
 
 
-def _watched(work: Callable[[], Any]) -> tuple[float, int]:
+def _measure_time_and_memory(work: Callable[[], Any]) -> tuple[float, int]:
     """Return the seconds that some work takes, and by how much memory grows at its peak."""
     gc.collect()
     before = record.resident_bytes() or record.peak_bytes()

@@ -91,12 +91,14 @@ def measure(
     """
     rows = []
     for setting, chosen in zip(settings, names, strict=True):
-        rows.append(_measured(Setting(**setting), chosen, repeats, turn, rate))
+        rows.append(_measure_setting(Setting(**setting), chosen, repeats, turn, rate))
         gc.collect()
     return {"rows": rows, "machine": record.machine()}
 
 
-def _measured(setting: Setting, names: Sequence[str], repeats: int, turn: float, rate: str) -> dict[str, Any]:
+def _measure_setting(
+    setting: Setting, names: Sequence[str], repeats: int, turn: float, rate: str
+) -> dict[str, Any]:
     pause = min(record.PAUSE, turn)
     peers, skipped = build(setting, names, pause=pause)
     agreement = check_agreement(peers, skipped)
@@ -123,7 +125,7 @@ def _measured(setting: Setting, names: Sequence[str], repeats: int, turn: float,
         "setting": setting.describe(),
         "agreement": agreement,
         "seconds": {
-            name: record.spread(times) | {"rounds": len(times), "steps_per_turn": jobs[name][0]}
+            name: record.summarise_times(times) | {"rounds": len(times), "steps_per_turn": jobs[name][0]}
             for name, times in seconds.items()
         },
         "notes": {name: peer.note for name, peer in peers.items() if peer.note},
@@ -145,7 +147,7 @@ def _rate_record(
     }[rate]
     return {
         "kind": rate,
-        "machine_per_second": record.spread(rates),
+        "machine_per_second": record.summarise_times(rates),
         "work_per_step": work,
         "work": text,
         "per_second": {
@@ -201,7 +203,7 @@ def _matmul(dim: int) -> Callable[[], float]:
 _RATES: Final = {"triad": _triad, "matmul": _matmul}
 
 
-def _compared(
+def _compare(
     case: str,
     settings: Sequence[Setting],
     options: Options,
@@ -256,19 +258,19 @@ def thin(options: Options) -> dict[str, Any]:
     """Compare steps with K = 10 outputs, L = 3 and 4, d = 2048 and 4096, N = d samples."""
     dims = (64,) if options.quick else (2048, 4096)
     settings = [Setting(dim, 10, depth) for dim in dims for depth in (3, 4)]
-    return _compared("thin", settings, options, rate="triad")
+    return _compare("thin", settings, options, rate="triad")
 
 
 def square(options: Options) -> dict[str, Any]:
     """Compare steps of square layers, L = 3, d = 512, 1024 and 2048, N = d samples."""
     dims = (48,) if options.quick else (512, 1024, 2048)
-    return _compared("square", [Setting(dim, dim) for dim in dims], options, rate="matmul")
+    return _compare("square", [Setting(dim, dim) for dim in dims], options, rate="matmul")
 
 
 def small(options: Options) -> dict[str, Any]:
     """Compare steps of small square layers: d = 10, 30, 64, 100 and 256, L = 3, target of rank 3."""
     dims = (10, 30) if options.quick else (10, 30, 64, 100, 256)
-    return _compared("small", [Setting(dim, dim, rank=3) for dim in dims], options)
+    return _compare("small", [Setting(dim, dim, rank=3) for dim in dims], options)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -306,28 +308,28 @@ def sweep(
     if over == "memory":
         return _memory_over_width(values, n_outputs, depth, options.peers or tuple(PEERS))
     if over == "threads":
-        return _over_threads(values, Setting(dim, n_outputs, depth), options)
+        return _sweep_threads(values, Setting(dim, n_outputs, depth), options)
     setting: Callable[[int], Setting] = {
         "width": lambda value: Setting(value, n_outputs, depth),
         "depth": lambda value: Setting(dim, n_outputs, value),
         "outputs": lambda value: Setting(dim, value, depth),
         "samples": lambda value: Setting(dim, n_outputs, depth, value),
     }[over]
-    result = _compared(over, [setting(value) for value in values], options, names=_affordable)
+    result = _compare(over, [setting(value) for value in values], options, names=_select_affordable)
     return result | {"over": over, "values": list(values)}
 
 
-def _affordable(setting: Setting, names: Sequence[str]) -> list[str]:
+def _select_affordable(setting: Setting, names: Sequence[str]) -> list[str]:
     """Return the peers without those that would take minutes for a point of a sweep."""
     if not setting.explicit:
         return [name for name in names if name == "dlnfast-reduced"]
     return [name for name in names if setting.dim <= _LARGEST_ON_SAMPLES or name not in ON_SAMPLES]
 
 
-def _over_threads(values: Sequence[int], setting: Setting, options: Options) -> dict[str, Any]:
+def _sweep_threads(values: Sequence[int], setting: Setting, options: Options) -> dict[str, Any]:
     rows, machines = [], []
     for n_threads in values:
-        part = _compared(f"threads {n_threads}", [setting], options, n_threads=n_threads)
+        part = _compare(f"threads {n_threads}", [setting], options, n_threads=n_threads)
         rows += [row | {"n_threads": n_threads} for row in part["rows"]]
         machines.append(part["machine"])
     return {
@@ -457,7 +459,7 @@ def scaling(options: Options) -> dict[str, Any]:
 def thin_step(options: Options) -> dict[str, Any]:
     """Time a dense step with d = 2048, K = 10, L = 3, N = d beside PyTorch autograd on the same data."""
     setting = Setting(64 if options.quick else 2048, 10)
-    result = _compared(
+    result = _compare(
         "thin-step", [setting], options, rate="triad", names=lambda *_: ("dlnfast-dense", "torch-autograd")
     )
     row = result["rows"][0]
@@ -473,7 +475,7 @@ def torch_engine(options: Options) -> dict[str, Any]:
     sizes = ((64, 10), (48, 48)) if options.quick else ((512, 10), (256, 256))
     names = ("dlnfast-dense", "dlnfast-torch", "torch-autograd-statistics", "torch-autograd")
     settings = [Setting(dim, n_outputs) for dim, n_outputs in sizes]
-    return _compared("torch-engine", settings, options, names=lambda *_: names)
+    return _compare("torch-engine", settings, options, names=lambda *_: names)
 
 
 def reduced_step(options: Options) -> dict[str, Any]:
@@ -501,7 +503,7 @@ def reduced_step(options: Options) -> dict[str, Any]:
             n = steps if rank == 3 else steps // 10
             # What is left of the difference is steps alone: no set-up, no Python.
             jobs = {"short": lambda n=n: run(n), "long": lambda n=n: run(3 * n)}
-            timed = record.interleaved(options.repeats, **jobs)
+            timed = record.time_interleaved(options.repeats, **jobs)
             step = (timed["long"]["median"] - timed["short"]["median"]) / (2 * n)
             rows.append({"rank": rank, "dim": dim, "nanoseconds_per_step": step * 1e9, "seconds": timed})
             print(f"reduced step, r = {rank}, L = 3, d = {dim:5d}: {step * 1e9:7.0f} ns")
@@ -572,10 +574,12 @@ def batch(options: Options) -> dict[str, Any]:
         each_problem = problem if isinstance(problem, list) else [problem] * n_runs
         each_start = start if name == "seeds" else [start] * n_runs
 
-        def together(problem: Any = problem, start: Any = start, rates: Any = rates) -> None:
+        def run_batch(problem: Any = problem, start: Any = start, rates: Any = rates) -> None:
             losses["batch"] = batches.train_batch(problem, start, learning_rate=rates, **common).loss
 
-        def one_by_one(problems: Any = each_problem, starts: Any = each_start, rates: Any = rates) -> None:
+        def run_one_by_one(
+            problems: Any = each_problem, starts: Any = each_start, rates: Any = rates
+        ) -> None:
             losses["loop"] = np.stack(
                 [
                     train(p, w, engine="reduced", learning_rate=rate, **common).loss
@@ -583,7 +587,7 @@ def batch(options: Options) -> dict[str, Any]:
                 ]
             )
 
-        timed = record.interleaved(options.repeats, batch=together, loop=one_by_one)
+        timed = record.time_interleaved(options.repeats, batch=run_batch, loop=run_one_by_one)
         np.testing.assert_allclose(losses["batch"], losses["loop"], rtol=1e-10)
         ratio = timed["loop"]["median"] / timed["batch"]["median"]
         print(

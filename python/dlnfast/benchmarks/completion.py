@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .._trajectory.trajectory import Trajectory
 
 
-def _apart(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+def _measure_distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
-def _timed(job: Callable[[], Trajectory], repeats: int = 1) -> tuple[Trajectory, float]:
+def _time_runs(job: Callable[[], Trajectory], repeats: int = 1) -> tuple[Trajectory, float]:
     """Return the run, and the median of its times."""
     run: Trajectory | None = None
     seconds = []
@@ -49,7 +49,7 @@ def factorisation(options: Options) -> dict[str, Any]:
     weights = orthogonal([dim] * 4, 1e-3, 0)
     rate = 1e3 * (dim / 1000) ** 2  # c eta is that of d = 1000
     settings: dict[str, Any] = {"learning_rate": rate, "steps": steps, "record": Record(every=steps // 200)}
-    run, seconds = _timed(lambda: train(wide, weights, **settings), options.repeats)
+    run, seconds = _time_runs(lambda: train(wide, weights, **settings), options.repeats)
     fallen = int(np.argmax(run.loss < 1e-12 * run.loss[0])) if run.loss[-1] < 1e-12 * run.loss[0] else -1
     print(
         f"d = {dim}, r = {rank}, L = 3, eps = 1e-3, step {rate:g}: {steps} steps by the {run.engine} engine "
@@ -66,7 +66,7 @@ def factorisation(options: Options) -> dict[str, Any]:
         "record": Record(every=steps // 20),
     }
     reduced = train(narrow, start, engine="reduced", **settings)
-    full, full_seconds = _timed(
+    full, full_seconds = _time_runs(
         lambda: train(
             narrow,
             start,
@@ -76,7 +76,7 @@ def factorisation(options: Options) -> dict[str, Any]:
         )
     )
     worst = max(
-        _apart(full.weights(layer, s), reduced.weights(layer, s))
+        _measure_distance(full.weights(layer, s), reduced.weights(layer, s))
         for layer in (1, 2, 3)
         for s in full.states.snapshot_steps.tolist()
     )
@@ -95,7 +95,7 @@ def factorisation(options: Options) -> dict[str, Any]:
     }
 
 
-def _below(problem: Any, run: Trajectory, level: float) -> int | None:
+def _find_step_below(problem: Any, run: Trajectory, level: float) -> int | None:
     """Return the first snapshot's step at which the recovery error is below a level."""
     for step in run.states.snapshot_steps.tolist():
         if problem.recovery_error(run.all_weights(step), "unobserved") < level:
@@ -131,7 +131,7 @@ def completion(options: Options) -> dict[str, Any]:
                 record=Record(every=steps, weights_every=max(steps // 200, 1), singular_values=None),
             )
 
-        run, seconds = _timed(job)
+        run, seconds = _time_runs(job)
         taken = len(run.loss) - 1
         setup, _ = _setup_seconds(problem, weights, outer)
         row: dict[str, Any] = {
@@ -141,7 +141,7 @@ def completion(options: Options) -> dict[str, Any]:
             "steps": taken,
             "step_seconds": (seconds - setup) / taken,
             "recovery_error": problem.recovery_error(run, "unobserved"),
-            "below_1e-12": _below(problem, run, 1e-12),
+            "below_1e-12": _find_step_below(problem, run, 1e-12),
         }
         rows.append(row)
         print(
@@ -172,12 +172,12 @@ def _distance(options: Options) -> list[dict[str, Any]]:
         "steps": steps,
         "record": Record(every=steps, singular_values=None, weights_every=max(steps // 40, 1)),
     }
-    full, full_seconds = _timed(lambda: train(problem, weights, **common))
+    full, full_seconds = _time_runs(lambda: train(problem, weights, **common))
     norm = float(np.linalg.norm(problem.truth.s))  # type: ignore[union-attr]
     rows = []
     print(f"d = {dim}, full and compressed, {steps} steps (full: {full_seconds:.1f} s)")
     for outer in (0.0, 0.01, 0.1):
-        run, seconds = _timed(
+        run, seconds = _time_runs(
             lambda outer=outer: compressed.train_compressed(  # type: ignore[misc]
                 problem, weights, rank=5, outer=outer, **common
             )
@@ -220,7 +220,7 @@ def _alpha(options: Options) -> list[dict[str, Any]]:
     }
     print(f"d = 100, r = 5, 30 %, eps = 1e-2, step 10, to a loss of {limit:g}")
     for name, job in jobs.items():
-        run, seconds = _timed(job, 1 if name == "full" else options.repeats)
+        run, seconds = _time_runs(job, 1 if name == "full" else options.repeats)
         taken = len(run.loss) - 1
         error = problem.recovery_error(run)
         rows.append({"what": name, "seconds": seconds, "steps": taken, "recovery_error": error})
@@ -245,13 +245,13 @@ def sensing(options: Options) -> dict[str, Any]:
     weights = orthogonal([dim] * 4, 1e-2, 0)
     rate = 20.0
     common: dict[str, Any] = {"learning_rate": rate, "record": Record(every=steps, singular_values=None)}
-    full, full_seconds = _timed(lambda: train(problem, weights, steps=full_steps, **common))
+    full, full_seconds = _time_runs(lambda: train(problem, weights, steps=full_steps, **common))
     rows: list[dict[str, Any]] = [{"what": "full", "seconds": full_seconds, "steps": full_steps}]
     for name, changes in (
         ("gamma = 0", {"outer": 0.0}),
         ("gamma = 0.01, every 50th step", {"outer": 0.01, "outer_every": 50}),
     ):
-        run, seconds = _timed(
+        run, seconds = _time_runs(
             lambda changes=changes: compressed.train_compressed(  # type: ignore[misc]
                 problem, weights, rank=5, steps=steps, **changes, **common
             )

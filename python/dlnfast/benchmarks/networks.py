@@ -116,8 +116,8 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
 
     tracked()  # with what is done once
     inside.clear()
-    timed = record.interleaved(repeats, plain=train, tracked=tracked)
-    plain, spent = timed["plain"]["median"], record.spread(inside)
+    timed = record.time_interleaved(repeats, plain=train, tracked=tracked)
+    plain, spent = timed["plain"]["median"], record.summarise_times(inside)
     promises: Counter[str] = Counter()
     for of in ("weights", "change"):
         run = tracker.trajectory(of)

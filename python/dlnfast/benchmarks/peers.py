@@ -193,7 +193,7 @@ def _elapsed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _stepping(step: Callable[[], float]) -> Callable[[int], float]:
+def _repeat_steps(step: Callable[[], float]) -> Callable[[int], float]:
     def advance(n: int) -> float:
         for _ in range(n - 1):
             step()
@@ -239,9 +239,11 @@ def numpy_naive(setting: Setting, tune: bool = True) -> Peer:
 
     n_threads = 0
     if tune and setting.dim <= _SMALL and _blas_controller() is not None:
-        forms = [lambda n=n: partial(_with_blas(n, _stepping(make())), 8) for n in (1, 0)]
-        n_threads = (1, 0)[_fastest(forms)]
-    return Peer("numpy-naive", _with_blas(n_threads, _stepping(make())), "1 thread" if n_threads else "")
+        forms = [lambda n=n: partial(_limit_blas_threads(n, _repeat_steps(make())), 8) for n in (1, 0)]
+        n_threads = (1, 0)[_find_fastest(forms)]
+    return Peer(
+        "numpy-naive", _limit_blas_threads(n_threads, _repeat_steps(make())), "1 thread" if n_threads else ""
+    )
 
 
 def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
@@ -252,17 +254,19 @@ def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
     if tune:
         counts = (1, 0) if _blas_controller() is not None else (0,)
         forms = [form._replace(order=order, n_threads=n) for n in counts for order in _ORDERS[: 1 + is_thin]]
-        form = forms[_fastest([partial(_numpy_form, setting, form) for form in forms])]
+        form = forms[_find_fastest([partial(_numpy_form, setting, form) for form in forms])]
         if is_thin:
             forms = [form._replace(block=block) for block in _BLOCKS if block < setting.dim]
-            form = forms[_fastest([partial(_numpy_form, setting, form) for form in forms])]
+            form = forms[_find_fastest([partial(_numpy_form, setting, form) for form in forms])]
     parts = [
         f"update in blocks of {form.block} rows" if form.block else "update in one piece",
         *(["thin matrices by columns"] if form.order == "F" else []),
         *(["1 thread"] if form.n_threads else []),
     ]
     return Peer(
-        "numpy-thin", _with_blas(form.n_threads, _stepping(_numpy_step(setting, form))), ", ".join(parts)
+        "numpy-thin",
+        _limit_blas_threads(form.n_threads, _repeat_steps(_numpy_step(setting, form))),
+        ", ".join(parts),
     )
 
 
@@ -276,7 +280,7 @@ class _Form(NamedTuple):
 
 def _numpy_form(setting: Setting, form: _Form) -> Callable[[], object]:
     """Return a job of some steps, to compare forms."""
-    advance = _with_blas(form.n_threads, _stepping(_numpy_step(setting, form)))
+    advance = _limit_blas_threads(form.n_threads, _repeat_steps(_numpy_step(setting, form)))
     return partial(advance, 8 if setting.dim <= _SMALL else 1)
 
 
@@ -322,19 +326,19 @@ def _blas_controller() -> Any:
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
-def _with_blas(n_threads: int, advance: Callable[[int], float]) -> Callable[[int], float]:
+def _limit_blas_threads(n_threads: int, advance: Callable[[int], float]) -> Callable[[int], float]:
     """Return the same on so many threads of BLAS; 0 for its own choice."""
     if n_threads == 0:
         return advance
 
-    def limited(n: int) -> float:
+    def advance_limited(n: int) -> float:
         with _blas_controller().limit(limits=n_threads):
             return advance(n)
 
-    return limited
+    return advance_limited
 
 
-def _fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
+def _find_fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
     """Return the index of the form with the least median time; forms are made one after the other."""
     medians = []
     for make in makers:
@@ -360,9 +364,9 @@ def _torch_peer(name: str, setting: Setting, tune: bool, make: Callable[[], Call
     all_threads = torch.get_num_threads()
 
     def on(n_threads: int) -> Callable[[int], float]:
-        advance = _stepping(make())
+        advance = _repeat_steps(make())
 
-        def limited(n: int) -> float:
+        def advance_limited(n: int) -> float:
             # OpenMP's setting is that of dlnfast too.
             torch.set_num_threads(n_threads)
             try:
@@ -370,12 +374,12 @@ def _torch_peer(name: str, setting: Setting, tune: bool, make: Callable[[], Call
             finally:
                 torch.set_num_threads(all_threads)
 
-        return limited
+        return advance_limited
 
     count = all_threads
     if setting.dim <= _SMALL and tune and all_threads > 1:
         n = 8
-        count = (1, all_threads)[_fastest([lambda c=c: partial(on(c), n) for c in (1, all_threads)])]  # type: ignore[misc]
+        count = (1, all_threads)[_find_fastest([lambda c=c: partial(on(c), n) for c in (1, all_threads)])]  # type: ignore[misc]
     return Peer(name, on(count), f"{count} thread{'s' * (count > 1)}")
 
 
@@ -539,7 +543,7 @@ def _jax_peer(
     """Compile single steps and whole runs, both with donated weights, and take what is faster here."""
     import jax
 
-    def several(weights: Any, n: Any, *constants: Any) -> Any:
+    def take_steps(weights: Any, n: Any, *constants: Any) -> Any:
         def body(_: Any, state: Any) -> Any:
             return step(state[0], *constants)
 
@@ -549,14 +553,14 @@ def _jax_peer(
     with jax.enable_x64(True):
         constants = tuple(jax.numpy.asarray(array) for array in data)
         single = jax.jit(step, donate_argnums=0)
-        whole = jax.jit(several, donate_argnums=0)
+        whole = jax.jit(take_steps, donate_argnums=0)
     state: dict[str, Any] = {}
 
     def restart() -> None:
         with jax.enable_x64(True):
             state["weights"] = tuple(jax.numpy.asarray(w) for w in setting.weights())
 
-    def by_steps(n: int) -> float:
+    def advance_by_steps(n: int) -> float:
         loss = float("nan")
         with jax.enable_x64(True):
             for _ in range(n):
@@ -564,7 +568,7 @@ def _jax_peer(
             jax.block_until_ready(state["weights"])
             return float(loss)
 
-    def at_once(n: int) -> float:
+    def advance_at_once(n: int) -> float:
         with jax.enable_x64(True):
             state["weights"], loss = whole(state["weights"], n, *constants)
             jax.block_until_ready(state["weights"])
@@ -574,10 +578,12 @@ def _jax_peer(
     position = 1
     if tune:
         n = 8 if setting.dim <= _SMALL else 1
-        position = _fastest([lambda: partial(by_steps, n), lambda: partial(at_once, n)])
+        position = _find_fastest([lambda: partial(advance_by_steps, n), lambda: partial(advance_at_once, n)])
         restart()
     return Peer(
-        name, (by_steps, at_once)[position], ("single steps compiled", "whole runs compiled")[position]
+        name,
+        (advance_by_steps, advance_at_once)[position],
+        ("single steps compiled", "whole runs compiled")[position],
     )
 
 
@@ -604,7 +610,7 @@ def dlnfast_torch(setting: Setting, tune: bool = True) -> Peer:
         return _engine("torch", setting)
     counts = (1, torch.get_num_threads())
     jobs = [partial(_engine("torch", setting, count).seconds, 8) for count in counts]
-    return _engine("torch", setting, counts[_fastest([partial(_same, job) for job in jobs])])
+    return _engine("torch", setting, counts[_find_fastest([partial(_same, job) for job in jobs])])
 
 
 def _same(job: Callable[[], object]) -> Callable[[], object]:

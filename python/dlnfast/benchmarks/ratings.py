@@ -64,7 +64,7 @@ def ratings(options: Options) -> dict[str, Any]:
     for method in _METHODS:
         candidates = method.candidates[:2] if options.quick else method.candidates
         start = time.perf_counter()
-        tried = [_tried(method, settings, inner, validation) for settings in candidates]
+        tried = [_try_settings(method, settings, inner, validation) for settings in candidates]
         tuning = time.perf_counter() - start
         _, chosen = min(tried, key=lambda pair: pair[0])
         errors, seconds = [], []
@@ -152,7 +152,7 @@ class _Method:
     candidates: Sequence[_Settings]
 
 
-def _tried(
+def _try_settings(
     method: _Method, settings: _Settings, inner: Entries, validation: Entries
 ) -> tuple[float, _Settings]:
     predict, completed = method.fit(inner, settings, validation)
@@ -178,10 +178,10 @@ def _fit_svd(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[
     values, vectors = np.linalg.eigh(residual @ residual.T)
     left = vectors[:, np.argsort(values)[::-1][: settings["rank"]]]
     right = residual.T @ left
-    return _of_factors(biases.at, left, right), settings
+    return _add_factors(biases.at, left, right), settings
 
 
-def _of_factors(base: _Predict, left: _Array, right: _Array) -> _Predict:
+def _add_factors(base: _Predict, left: _Array, right: _Array) -> _Predict:
     return lambda i, j: base(i, j) + np.einsum("nk,nk->n", left[i], right[j])
 
 
@@ -217,12 +217,12 @@ def _fit_als(entries: Entries, settings: _Settings, validation: Entries | None) 
         again = fit_biases(entries._replace(values=entries.values - low), "both", _PENALTY)
         biases = again
         if validation is not None:
-            predict = _of_factors(biases.at, factors[0].copy(), factors[1].copy())
+            predict = _add_factors(biases.at, factors[0].copy(), factors[1].copy())
             error = _rmse(predict, validation)
             if best is None or error < best[0]:
                 best = error, sweep, predict
     if best is None:
-        return _of_factors(biases.at, *factors), settings
+        return _add_factors(biases.at, *factors), settings
     return best[2], {**settings, "sweeps": best[1]}
 
 

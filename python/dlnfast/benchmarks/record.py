@@ -23,13 +23,13 @@ __all__ = [
     "PAUSE",
     "describe_machine",
     "in_process",
-    "interleaved",
     "machine",
     "processor",
     "restart_without_caps",
     "run_program",
-    "spread",
+    "summarise_times",
     "thread_pools",
+    "time_interleaved",
 ]
 
 #: Settings that cap NumPy's BLAS at half of its speed where they are set.
@@ -84,10 +84,10 @@ def restart_without_caps(module: str) -> None:
     """
     if any(name in os.environ for name in CAPS):
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], _uncapped())
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], _remove_caps())
 
 
-def _uncapped() -> dict[str, str]:
+def _remove_caps() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in CAPS}
 
 
@@ -147,7 +147,7 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     RuntimeError
         If the process fails, with the last line of its error output.
     """
-    environment = _uncapped()
+    environment = _remove_caps()
     if n_threads:
         environment |= dict.fromkeys(_LIMITS, str(n_threads))
     request = {"function": function, "arguments": arguments, "n_threads": n_threads, "mark": _MARK}
@@ -160,7 +160,7 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     return json.loads(done.stdout.rsplit(_MARK, 1)[1])
 
 
-def interleaved(repeats: int, **jobs: Callable[[], object]) -> dict[str, dict[str, float]]:
+def time_interleaved(repeats: int, **jobs: Callable[[], object]) -> dict[str, dict[str, float]]:
     """Time every job once per round, round after round; return median, least and largest seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
@@ -168,10 +168,10 @@ def interleaved(repeats: int, **jobs: Callable[[], object]) -> dict[str, dict[st
             start = time.perf_counter()
             job()
             seconds[name].append(time.perf_counter() - start)
-    return {name: spread(values) for name, values in seconds.items()}
+    return {name: summarise_times(values) for name, values in seconds.items()}
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def summarise_times(values: list[float]) -> dict[str, float]:
     """Return median, least and largest of some numbers."""
     return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 

@@ -28,10 +28,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         Peers in rows, settings in columns: median seconds of a step (least .. largest); the machine below.
         Cases that compare no peers have no table.
     """
-    return "\n\n".join(part for case in _flat(results) for part in _case(case))
+    return "\n\n".join(part for case in _flatten(results) for part in _case(case))
 
 
-def _flat(results: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _flatten(results: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for result in results["results"]:
         yield from result["sweeps"].values() if "sweeps" in result else [result]
 
@@ -41,7 +41,7 @@ def _case(result: Mapping[str, Any]) -> Iterator[str]:
     if not rows or "setting" not in rows[0]:
         return
     kind = "bytes" if "bytes" in rows[0] else "seconds"
-    yield f"**{result['case']}**{_constant(rows)}: " + (
+    yield f"**{result['case']}**{_describe_constant(rows)}: " + (
         "memory at its peak" if kind == "bytes" else "time of a step, median (least .. largest)"
     )
     names = dict.fromkeys(name for row in rows for name in (*row[kind], *row["skipped"]))
@@ -63,7 +63,7 @@ def _packages(machine: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
 
 
-def _varying(rows: Any) -> list[str]:
+def _list_varying(rows: Any) -> list[str]:
     names = [name for name in _SYMBOLS if len({row["setting"][name] for row in rows}) > 1]
     # N = d and K = d say nothing new beside d.
     if "dim" in names:
@@ -74,12 +74,12 @@ def _varying(rows: Any) -> list[str]:
 def _heading(rows: Any, row: Mapping[str, Any]) -> str:
     if "n_threads" in row:
         return f"{row['n_threads']} threads" if row["n_threads"] > 1 else "1 thread"
-    names = _varying(rows) or ["dim"]
+    names = _list_varying(rows) or ["dim"]
     return ", ".join(f"{_SYMBOLS[name]} = {row['setting'][name]}" for name in names)
 
 
-def _constant(rows: Any) -> str:
-    first, names = rows[0]["setting"], _varying(rows)
+def _describe_constant(rows: Any) -> str:
+    first, names = rows[0]["setting"], _list_varying(rows)
     parts = []
     for name, symbol in _SYMBOLS.items():
         if name in names:

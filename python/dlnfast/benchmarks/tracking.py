@@ -91,20 +91,22 @@ def _matrices(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[
     turn, _ = np.linalg.qr(np.eye(dim) + 0.01 * rng.standard_normal((dim, dim)))
     state = {"U": U}
 
-    def turning(values: _Array) -> _Array:
+    def rotate_left_vectors(values: _Array) -> _Array:
         state["U"] = turn @ state["U"]
         return np.asarray((state["U"][:, : len(values)] * values) @ V[:, : len(values)].T)
 
     ramp = np.linspace(2.0, 0.1, dim)
     yield (
         "values cross",
-        lambda t: turning(np.r_[3 + np.sin(0.1 * t), 3 - np.sin(0.1 * t), 2.5 + np.cos(0.07 * t), ramp[3:]]),
+        lambda t: rotate_left_vectors(
+            np.r_[3 + np.sin(0.1 * t), 3 - np.sin(0.1 * t), 2.5 + np.cos(0.07 * t), ramp[3:]]
+        ),
     )
-    yield "equal values", lambda t: turning(np.repeat(np.r_[3.0, 2.0, 1.0, 0.5], dim // 4))
-    yield "rank 7", lambda t: turning(np.linspace(2, 1, 7) * (1 + 0.1 * np.sin(0.2 * t)))
-    yield "zero and back", lambda t: turning(np.linspace(2, 1, 20) * (t % 7 != 3))
+    yield "equal values", lambda t: rotate_left_vectors(np.repeat(np.r_[3.0, 2.0, 1.0, 0.5], dim // 4))
+    yield "rank 7", lambda t: rotate_left_vectors(np.linspace(2, 1, 7) * (1 + 0.1 * np.sin(0.2 * t)))
+    yield "zero and back", lambda t: rotate_left_vectors(np.linspace(2, 1, 20) * (t % 7 != 3))
     yield "jumps", lambda t: (1 + t % 5) * rng.standard_normal((dim, dim)) / np.sqrt(dim)
-    yield "decaying", lambda t: turning(0.8 ** np.arange(dim) * (1 + 0.05 * np.sin(t)))
+    yield "decaying", lambda t: rotate_left_vectors(0.8 ** np.arange(dim) * (1 + 0.05 * np.sin(t)))
 
 
 class _Count:
@@ -149,7 +151,7 @@ class _Count:
         return row
 
 
-def _exact(W: npt.NDArray[Any]) -> _Array:
+def _compute_exactly(W: npt.NDArray[Any]) -> _Array:
     return np.asarray(np.linalg.svd(W.astype(np.float64), compute_uv=False), np.float64)
 
 
@@ -159,7 +161,7 @@ def _count_run(name: str, run: Trajectory, every: int) -> dict[str, Any]:
         values, errors = run.singular_values(layer), run.singular_value_errors(layer)
         found = run.tracking(layer)
         for i in range(0, len(run.steps), every):
-            exact = _exact(run.weights(layer, int(run.steps[i])))
+            exact = _compute_exactly(run.weights(layer, int(run.steps[i])))
             count.add(values[i], errors[i], exact, str(found["completeness"][i]), str(found["tier"][i]))
     return count.row()
 
@@ -178,7 +180,13 @@ def bounds(options: Options) -> dict[str, Any]:
                 for t in range(steps):
                     W = matrix(t)
                     found = tracker.update(W)
-                    count.add(found.singular_values, found.errors, _exact(W), found.completeness, found.tier)
+                    count.add(
+                        found.singular_values,
+                        found.errors,
+                        _compute_exactly(W),
+                        found.completeness,
+                        found.tier,
+                    )
                 rows.append(count.row())
     total = {key: sum(row[key] for row in rows) for key in ("records", "violations")}
     print(f"{total['records']} records, {total['violations']} values beyond their bounds")
@@ -190,7 +198,7 @@ def bounds(options: Options) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _drifting(dim: int, k: int) -> tuple[_Array, Callable[[_Array, int], None]]:
+def _make_changing_matrix(dim: int, k: int) -> tuple[_Array, Callable[[_Array, int], None]]:
     """Return a matrix with k values above noise, and what moves it by a small rank-1 update."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((dim, dim))
@@ -263,7 +271,7 @@ def _other_libraries(k: int) -> dict[str, Callable[[_Array], _Array]]:
 def peers(options: Options) -> dict[str, Any]:
     """Time an update of `SVDTracker` beside decompositions, and compare with LAPACK; d = 4096, k = 16."""
     dim, k = (200, 4) if options.quick else (4096, 16)
-    W, move = _drifting(dim, k)
+    W, move = _make_changing_matrix(dim, k)
     known, alone = SVDTracker(k, mode="dense"), SVDTracker(k, mode="dense")
     others = _other_libraries(k)
     seconds: dict[str, list[float]] = {}
@@ -296,7 +304,9 @@ def peers(options: Options) -> dict[str, Any]:
     print(f"d = {dim}, k = {k}: LAPACK gesdd {full:.2f} s, {full / best:.0f} times an update")
     for name, spent in seconds.items():
         error = float(np.abs(values[name] - exact[:k]).max() / exact[0])
-        rows.append({"name": name, "seconds": record.spread(spent), "error": error, "bound": bound.get(name)})
+        rows.append(
+            {"name": name, "seconds": record.summarise_times(spent), "error": error, "bound": bound.get(name)}
+        )
         print(
             f"  {name:<36} {1e3 * median(spent):9.2f} ms  largest error {error:.1e}"
             + (f", bound {bound[name] / exact[0]:.1e}" if name in bound else "")
@@ -353,7 +363,7 @@ def share(options: Options) -> dict[str, Any]:
             inside.append(float(sum(t.sum() for t in times)))
             first.append(float(sum(t[0] for t in times)))
 
-        timed = record.interleaved(options.repeats, plain=partial(run, None), tracked=tracked)
+        timed = record.time_interleaved(options.repeats, plain=partial(run, None), tracked=tracked)
         plain = timed["plain"]["median"]
         row = {
             "what": name,

@@ -89,9 +89,9 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         progress=progress,
     )
     cosines = watched.cosines()
-    loss = _smoothed(outcome.loss)
+    loss = _smooth(outcome.loss)
     displays = _displays(settings, watched, cosines, loss)
-    claims = _claims(settings, watched, cosines)
+    claims = _check_claims(settings, watched, cosines)
     numbers = {
         "layers": list(watched.values),
         "singular_values": {name: values[: settings.shown] for name, values in watched.values.items()},
@@ -154,7 +154,7 @@ class _Watch:
         return found
 
 
-def _smoothed(loss: list[float]) -> list[float]:
+def _smooth(loss: list[float]) -> list[float]:
     averaged = [loss[0]]
     for value in loss[1:]:
         averaged.append(_MEMORY * averaged[-1] + (1 - _MEMORY) * value)
@@ -201,7 +201,9 @@ def _displays(
     }
 
 
-def _claims(settings: Settings, watched: _Watch, cosines: dict[str, dict[str, list[float]]]) -> list[Claim]:
+def _check_claims(
+    settings: Settings, watched: _Watch, cosines: dict[str, dict[str, list[float]]]
+) -> list[Claim]:
     ranks = [
         measures.numerical_rank(values, "threshold", threshold=0.05) if values[0] > 0 else 0
         for values in watched.values.values()

@@ -130,28 +130,28 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for name in ("steps", "every", "narrow_steps", "deep_steps", "alpha_steps", "rank"):
         check_count(getattr(settings, name), name)
     check_count(settings.depth, "depth", minimum=2)
-    large = _compressed(settings, settings.dim, progress, lazily=True)
-    small = _beside_full(settings, progress)
-    narrow = _narrow(settings, progress)
-    deep = _deep(settings, progress)
+    large = _train_compressed(settings, settings.dim, progress, lazily=True)
+    small = _compare_with_full(settings, progress)
+    narrow = _train_narrow(settings, progress)
+    deep = _train_deep(settings, progress)
     alphas = _alphas(settings, progress)
 
     seconds, iteration = "seconds, set-up included", "iteration $t$"
     curves = {label: curve for label, (curve, _) in large.items()}
     gammas = {label: curve for label, curve in small.items() if label != _FULL}
     displays: dict[str, Any] = {
-        "iterations": _over(curves, iteration),
-        "seconds": _over(curves, seconds, in_seconds=True),
-        "full": _over(small, seconds, in_seconds=True, log_x=True),
+        "iterations": _plot_errors(curves, iteration),
+        "seconds": _plot_errors(curves, seconds, in_seconds=True),
+        "full": _plot_errors(small, seconds, in_seconds=True, log_x=True),
         "distance": SeriesDisplay(
             {label: (small[_FULL].steps, small[_FULL].distances[label]) for label in gammas},
             x_label=iteration,
             y_label=r"$\|W_{L:1} - W^{\mathrm{full}}_{L:1}\|_F \,/\, \|\Phi\|_F$",
         ),
-        "narrow iterations": _over_ranks(narrow, "steps", r"iterations to $10^{-12}$"),
-        "narrow seconds": _over_ranks(narrow, "seconds", r"seconds to $10^{-12}$"),
-        "depth": _over_widths(settings, deep),
-        "alpha": _over(alphas, seconds, in_seconds=True, log_x=True),
+        "narrow iterations": _plot_over_ranks(narrow, "steps", r"iterations to $10^{-12}$"),
+        "narrow seconds": _plot_over_ranks(narrow, "seconds", r"seconds to $10^{-12}$"),
+        "depth": _plot_over_widths(settings, deep),
+        "alpha": _plot_errors(alphas, seconds, in_seconds=True, log_x=True),
     }
     numbers: dict[str, Any] = {
         "compressed": {label: curve.record() for label, curve in curves.items()},
@@ -173,12 +173,12 @@ def _gamma_label(gamma: float) -> str:
     return rf"$\gamma = {gamma:g}$"
 
 
-def _measured(problem: Completion, clock: Clock, run: Trajectory) -> _Curve:
+def _measure_errors(problem: Completion, clock: Clock, run: Trajectory) -> _Curve:
     """Return the recovery error at the snapshots of a run."""
     return _Curve(*errors_at_records(problem, clock, run, "unobserved"))
 
 
-def _compressed(
+def _train_compressed(
     settings: Settings, dim: int, progress: bool, *, lazily: bool
 ) -> dict[str, tuple[_Curve, Trajectory]]:
     """Train compressed networks for every gamma, from lazily sampled weights or from drawn ones."""
@@ -208,22 +208,22 @@ def _compressed(
             )
         except DivergedError as error:
             run, diverged = run_until(error), error.step
-        curve = _measured(problem, clock, run)
+        curve = _measure_errors(problem, clock, run)
         curve.diverged_at = diverged
         result[_gamma_label(gamma)] = curve, run
     return result
 
 
-def _beside_full(settings: Settings, progress: bool) -> dict[str, _Curve]:
+def _compare_with_full(settings: Settings, progress: bool) -> dict[str, _Curve]:
     """Train whole layers, and compressed ones from the same start, and how far these are from those."""
     dim = settings.full_dim
-    narrow = _compressed(settings, dim, progress, lazily=False)
+    narrow = _train_compressed(settings, dim, progress, lazily=False)
     problem = low_rank_completion(dim, settings.rank, settings.observed, seed=settings.seed)
     clock = Clock()
     weights = orthogonal([dim] * (settings.depth + 1), settings.scale, settings.seed)
     clock(0, 0.0)
     others = {label: run for label, (_, run) in narrow.items()}
-    full = _whole(
+    full = _train_full(
         problem,
         weights,
         clock.seconds[0],
@@ -236,7 +236,7 @@ def _beside_full(settings: Settings, progress: bool) -> dict[str, _Curve]:
     return {_FULL: full} | {label: curve for label, (curve, _) in narrow.items()}
 
 
-def _whole(
+def _train_full(
     problem: Completion,
     weights: list[FloatArray],
     start: float,
@@ -279,7 +279,7 @@ def _whole(
         step, seconds = step + len(run.loss) - 1, seconds + run.wall_time
 
 
-def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]:
+def _train_narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]:
     """Train random networks 2 r_hat wide, and compressed ones, until they have recovered the matrix."""
     problem = low_rank_completion(settings.dim, settings.rank, settings.observed, seed=settings.seed)
     rate = alike_rate(settings.learning_rate, settings.dim)
@@ -317,7 +317,7 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
                     record=record,
                     **options,
                 )
-            step = _first_recovered(problem, run)
+            step = _find_recovery(problem, run)
             entries.append(
                 {
                     "rank": rank,
@@ -330,7 +330,7 @@ def _narrow(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]
     return result
 
 
-def _first_recovered(problem: Completion, run: Trajectory) -> int | None:
+def _find_recovery(problem: Completion, run: Trajectory) -> int | None:
     """Return the first record at which the matrix is recovered, for errors that fall."""
     steps = [int(step) for step in run.steps]
     position = bisect.bisect_left(
@@ -341,7 +341,7 @@ def _first_recovered(problem: Completion, run: Trajectory) -> int | None:
     return steps[position] if position < len(steps) else None
 
 
-def _deep(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]:
+def _train_deep(settings: Settings, progress: bool) -> dict[str, list[dict[str, Any]]]:
     """Train two and three layers of several inner widths."""
     dim = settings.deep_dim
     problem = low_rank_completion(dim, settings.deep_rank, settings.deep_observed, seed=settings.seed)
@@ -378,7 +378,7 @@ def _alphas(settings: Settings, progress: bool) -> dict[str, _Curve]:
     clock(0, 0.0)
     rate = settings.alpha_learning_rate
     steps = settings.alpha_steps
-    full = _whole(
+    full = _train_full(
         problem, weights, clock.seconds[0], {}, rate=rate, steps=steps, every=every, progress=progress
     )
     result = {_FULL: full}
@@ -398,7 +398,7 @@ def _alphas(settings: Settings, progress: bool) -> dict[str, _Curve]:
                 every=every, singular_values=None, weights_every=every, callback=clock, progress=progress
             ),
         )
-        result[rf"$\alpha = {alpha:g}$"] = _measured(problem, clock, run)
+        result[rf"$\alpha = {alpha:g}$"] = _measure_errors(problem, clock, run)
     return result
 
 
@@ -407,14 +407,16 @@ def _alphas(settings: Settings, progress: bool) -> dict[str, _Curve]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _over(
+def _plot_errors(
     curves: Mapping[str, _Curve], x_label: str, *, in_seconds: bool = False, log_x: bool = False
 ) -> SeriesDisplay:
     series = {label: (c.seconds if in_seconds else c.steps, c.errors) for label, c in curves.items()}
     return SeriesDisplay(series, x_label=x_label, y_label=_ERROR_LABEL, log_x=log_x)
 
 
-def _over_ranks(narrow: Mapping[str, Sequence[Mapping[str, Any]]], name: str, y_label: str) -> LineDisplay:
+def _plot_over_ranks(
+    narrow: Mapping[str, Sequence[Mapping[str, Any]]], name: str, y_label: str
+) -> LineDisplay:
     ranks = [entry["rank"] for entry in narrow["compressed"]]
     curves = {
         label: [math.nan if entry[name] is None else entry[name] for entry in entries]
@@ -423,7 +425,7 @@ def _over_ranks(narrow: Mapping[str, Sequence[Mapping[str, Any]]], name: str, y_
     return LineDisplay(ranks, curves, x_label=r"$\hat r$ (width $2 \hat r$)", y_label=y_label)
 
 
-def _over_widths(settings: Settings, deep: Mapping[str, Sequence[Mapping[str, Any]]]) -> SeriesDisplay:
+def _plot_over_widths(settings: Settings, deep: Mapping[str, Sequence[Mapping[str, Any]]]) -> SeriesDisplay:
     series = {
         label: ([entry["width"] for entry in entries], [entry["error"] for entry in entries])
         for label, entries in deep.items()
@@ -433,8 +435,14 @@ def _over_widths(settings: Settings, deep: Mapping[str, Sequence[Mapping[str, An
 
 def _highlights(settings: Settings, numbers: Mapping[str, Any]) -> list[str]:
     lines = [
-        *(f"d = {settings.dim}, {label}: {_ending(r)}" for label, r in numbers["compressed"].items()),
-        *(f"d = {settings.full_dim}, {label}: {_ending(r)}" for label, r in numbers["beside_full"].items()),
+        *(
+            f"d = {settings.dim}, {label}: {_describe_ending(r)}"
+            for label, r in numbers["compressed"].items()
+        ),
+        *(
+            f"d = {settings.full_dim}, {label}: {_describe_ending(r)}"
+            for label, r in numbers["beside_full"].items()
+        ),
     ]
     for label, far in numbers["beside_full"][_FULL]["distances"].items():
         known = [value for value in far if math.isfinite(value)]
@@ -456,11 +464,11 @@ def _highlights(settings: Settings, numbers: Mapping[str, Any]) -> list[str]:
     for label, entries in numbers["depth"].items():
         parts = [f"{entry['error']:.1e} at width {entry['width']}" for entry in entries]
         lines.append(f"d = {settings.deep_dim}, {label}: {', '.join(parts)}")
-    lines += [f"surrogate, {label}: {_ending(record)}" for label, record in numbers["alpha"].items()]
+    lines += [f"surrogate, {label}: {_describe_ending(record)}" for label, record in numbers["alpha"].items()]
     return [line.replace("$", "").replace("\\", "") for line in lines]
 
 
-def _ending(record: Mapping[str, Any]) -> str:
+def _describe_ending(record: Mapping[str, Any]) -> str:
     if record["diverged_at"] is not None:
         return f"DIVERGES at iteration {record['diverged_at']}"
     if record["recovered_at"] is not None:

@@ -114,8 +114,8 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             _train_missing(grid, results, progress)
             wide += _rows(grid, results)
     displays: dict[str, LineDisplay | RankDisplay] = {
-        "examples": _over(rows, "n_examples", settings.examples, "training samples", PUBLISHED),
-        "ranks": _over(wide, "rank", settings.ranks, "rank r of the adapter", PUBLISHED_RANKS),
+        "examples": _plot_over(rows, "n_examples", settings.examples, "training samples", PUBLISHED),
+        "ranks": _plot_over(wide, "rank", settings.ranks, "rank r of the adapter", PUBLISHED_RANKS),
         "learned": RankDisplay(
             {
                 label: _row(rows, method, "n_examples", max(settings.examples)).ranks
@@ -123,10 +123,10 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             }
         ),
     }
-    claims = _claims(rows, wide)
+    claims = _check_claims(rows, wide)
     numbers = {
         "rows": [row.to_dict() for row in rows],
-        "paired": finetuning.paired(rows),
+        "paired": finetuning.compare_methods(rows),
         "ranks": [row.to_dict() for row in wide],
         "published": {"examples": PUBLISHED, "ranks": PUBLISHED_RANKS},
         "claims": as_numbers(claims),
@@ -183,7 +183,7 @@ def _row(rows: Sequence[finetuning.Row], method: str, name: str, value: int) -> 
     return next(row for row in rows if row.method == method and getattr(row, name) == value)
 
 
-def _over(
+def _plot_over(
     rows: Sequence[finetuning.Row],
     name: str,
     values: Sequence[int],
@@ -207,9 +207,9 @@ def _over(
     )
 
 
-def _claims(rows: Sequence[finetuning.Row], wide: Sequence[finetuning.Row]) -> list[Claim]:
+def _check_claims(rows: Sequence[finetuning.Row], wide: Sequence[finetuning.Row]) -> list[Claim]:
     claims = []
-    for gap in finetuning.paired(rows):
+    for gap in finetuning.compare_methods(rows):
         text = f"{gap['difference']:+.4f} +- {gap['standard_error']:.4f} over {gap['pairs']} seeds"
         shown = gap["difference"] > 2 * gap["standard_error"]
         claims.append(Claim(f"Deep LoRA scores higher with {gap['n_examples']} examples", shown, text))

@@ -98,8 +98,8 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     highlights = [_line(record) for record in records]
     for sigma, (label, threshold) in zip(values, thresholds.items(), strict=True):
         highlights.append(
-            f"sigma = {sigma:<4g} leaves its rest {_between(numbers['onsets'][label])} (theory "
-            f"{threshold:.5f}), and its cycle of two {_between(numbers['period_doublings'][label])}"
+            f"sigma = {sigma:<4g} leaves its rest {_describe_interval(numbers['onsets'][label])} (theory "
+            f"{threshold:.5f}), and its cycle of two {_describe_interval(numbers['period_doublings'][label])}"
         )
     return Result(displays, numbers, highlights)
 
@@ -108,7 +108,7 @@ def _labels(settings: Settings) -> list[str]:
     return [rf"$\sigma_{i} = {sigma:g}$" for i, sigma in enumerate(settings.singular_values, start=1)]
 
 
-def _initial(settings: Settings) -> tuple[list[float], list[_Array]]:
+def _make_initial(settings: Settings) -> tuple[list[float], list[_Array]]:
     """Return alpha, .., alpha, 0 and the layers of those scales."""
     scales = [settings.scale] * (settings.depth - 1) + [0.0]
     return scales, [alpha * np.eye(settings.dim) for alpha in scales]
@@ -125,7 +125,7 @@ def _column(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train at one rate; return the panels and the numbers of its column."""
     start = time.perf_counter()
-    scales, weights = _initial(settings)
+    scales, weights = _make_initial(settings)
     run = train(
         problem,
         weights,
@@ -190,7 +190,7 @@ def _sweep(settings: Settings, problem: Problem, thresholds: dict[str, float]) -
     for eta in rates:
         run = train(
             problem,
-            _initial(settings)[1],
+            _make_initial(settings)[1],
             learning_rate=float(eta),
             steps=settings.sweep_steps,
             record=Record(every=max(settings.sweep_steps, 1), singular_values=None),
@@ -222,7 +222,7 @@ def _onsets(sweep: BifurcationDisplay, period: int) -> dict[str, tuple[float, fl
     return result
 
 
-def _between(pair: tuple[float, float] | None) -> str:
+def _describe_interval(pair: tuple[float, float] | None) -> str:
     return "nowhere in the sweep" if pair is None else f"between eta = {pair[0]:.5f} and {pair[1]:.5f}"
 
 

@@ -93,12 +93,12 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     full, reduced = runs[_FULL][1], runs[_REDUCED][1]
     shared = [int(t) for t in full.steps[:-1] if t % (every * stride) == 0 and t in set(reduced.steps)]
     difference = _largest_difference(full, reduced, shared)
-    spaced = _spaced(settings, progress)
+    spaced = _train_spaced(settings, progress)
     displays: dict[str, Any] = {
-        "iterations": _against(runs, "iteration $t$"),
-        "seconds": _against(runs, "seconds, set-up included", in_seconds=True),
+        "iterations": _plot_losses(runs, "iteration $t$"),
+        "seconds": _plot_losses(runs, "seconds, set-up included", in_seconds=True),
         "path": PathDisplay.from_trajectories({_FULL: full, _REDUCED: reduced}, shared),
-        "spaced": _against(spaced, "seconds, set-up included", in_seconds=True),
+        "spaced": _plot_losses(spaced, "seconds, set-up included", in_seconds=True),
     }
     numbers: dict[str, Any] = {name: display.numbers() for name, display in displays.items()}
     numbers["runs"] = {label: _record(*run) for label, run in runs.items()}
@@ -151,7 +151,7 @@ def _run(
     return clock, run
 
 
-def _spaced(settings: Settings, progress: bool) -> dict[str, tuple[Clock, Trajectory]]:
+def _train_spaced(settings: Settings, progress: bool) -> dict[str, tuple[Clock, Trajectory]]:
     """Train towards every fifth singular value of a Gaussian."""
     dim, chosen = settings.spaced_dim, 5 * np.arange(settings.spaced_rank)
     if chosen[-1] >= dim:
@@ -179,7 +179,7 @@ def _largest_difference(full: Trajectory, reduced: Trajectory, steps: list[int])
     )
 
 
-def _against(
+def _plot_losses(
     runs: dict[str, tuple[Clock, Trajectory]], x_label: str, *, in_seconds: bool = False
 ) -> SeriesDisplay:
     series = {}

@@ -264,7 +264,7 @@ def _feature_lines(settings: Settings, record: dict[str, Any]) -> list[str]:
     steps = np.median(record["steps"])
     lines.append(
         f"medians of {record['runs']}; {record['engine']} engine, {steps:.0f} steps in "
-        f"{1e3 * record['training_seconds']:.2g} ms" + _converged(record)
+        f"{1e3 * record['training_seconds']:.2g} ms" + _describe_convergence(record)
     )
     return lines
 
@@ -274,11 +274,12 @@ def _assumption_line(record: dict[str, Any]) -> str:
         f"L = {record['depth']}, width {record['width']:<4} imbalance {record['imbalance']:.4f} "
         f"(of the start: {record['imbalance_of_the_start']:.4f}), distance from least norm "
         f"{record['distance_from_least_norm']:.4f} of {record['least_norm']:.3f}; "
-        f"{np.median(record['steps']):.0f} steps in {record['training_seconds']:.2g} s" + _converged(record)
+        f"{np.median(record['steps']):.0f} steps in {record['training_seconds']:.2g} s"
+        + _describe_convergence(record)
     )
 
 
-def _converged(record: dict[str, Any]) -> str:
+def _describe_convergence(record: dict[str, Any]) -> str:
     return "" if record["converged"] else f"; NOT CONVERGED, loss {record['final_loss']:.1e}"
 
 
@@ -289,7 +290,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=(1.15, 1.0))
     record = result.numbers["features"]
-    trained = _with_runs("trained networks", settings.runs, "median")
+    trained = _append_seeds("trained networks", settings.runs, "median")
     for index, name in enumerate(("compression", "discrimination")):
         ax = figure.add_subplot(grid[0, 2 * index : 2 * index + 2])
         result.displays[name].plot(ax, label=trained)
@@ -311,7 +312,7 @@ def draw(settings: Settings, result: Result) -> Figure:
             rows[kind] = ax
     for ax in rows.values():
         ax.set_ylim(0.0, None)
-    trained = _with_runs("trained", settings.assumption_runs, "mean")
+    trained = _append_seeds("trained", settings.assumption_runs, "mean")
     rows["balance"].legend(
         handles=[
             _line(trained, "none", marker="o", markersize=5.5),
@@ -349,7 +350,7 @@ def _texts(name: str, record: dict[str, Any]) -> tuple[str, str]:
     return f"linear fit{share}", r"theory for small $\epsilon$ and $\eta$, from $M M^\top$, $M = Y X^+$"
 
 
-def _with_runs(text: str, runs: int, statistic: str) -> str:
+def _append_seeds(text: str, runs: int, statistic: str) -> str:
     return f"{text}, {statistic} of {runs} seeds" if runs > 1 else text
 
 

@@ -88,7 +88,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         "MLP": _train(settings, data, n_hidden, progress),
         "hybrid": _train(settings, data, n_nonlinear, progress),
     }
-    claims = _claims(settings, records)
+    claims = _check_claims(settings, records)
     displays = _displays(settings, records)
     numbers = {
         "networks": records,
@@ -151,7 +151,7 @@ def _train(settings: Settings, data: Any, n_nonlinear: int, progress: bool) -> d
     }
 
 
-def _claims(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+def _check_claims(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     n, first = settings.n_hidden, settings.n_nonlinear
     claims = []
     for name, record in records.items():

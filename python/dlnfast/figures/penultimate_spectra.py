@@ -97,7 +97,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         if dataset not in data:
             data[dataset] = images_for(settings, dataset)
         displays[family], records[family] = _train(settings, family, data[dataset], progress)
-    claims = [claim for family, record in records.items() for claim in _claims(family, record)]
+    claims = [claim for family, record in records.items() for claim in _check_claims(family, record)]
     numbers = {
         "families": records,
         "claims": as_numbers(claims),
@@ -242,7 +242,7 @@ def _panels(
     }
 
 
-def _claims(family: str, record: Mapping[str, Any]) -> list[Claim]:
+def _check_claims(family: str, record: Mapping[str, Any]) -> list[Claim]:
     n_top, title = record["n_top"], _FAMILIES[family][0].split(",")[0]
     energy, control = record["change energy"], record["control energy"]
     text = f"{100 * energy:.1f} % of the energy, control {100 * control:.1f} %"

@@ -107,7 +107,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     displays: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
     highlights = []
-    for activation in _shown(settings):
+    for activation in _select_activations(settings):
         train_all = _train if activation == "linear" else _train_relu
         for panel, networks in _panels(settings, activation).items():
             key = _key(activation, panel)
@@ -121,14 +121,14 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
                 numbers[key].append(record)
                 highlights.append(f"{key:<11} {_line(record)}")
                 if activation == "relu" and panel == "depth" and network.depth == len(PUBLISHED_RELU):
-                    highlights.append(_beside_published(record))
-    if "relu" in settings.activations and "relu" not in _shown(settings):
+                    highlights.append(_compare_with_published(record))
+    if "relu" in settings.activations and "relu" not in _select_activations(settings):
         numbers["note"] = "ReLU networks need PyTorch, which is not installed: pip install torch"
         highlights.append(numbers["note"])
     return Result(displays, numbers, highlights)
 
 
-def _shown(settings: Settings) -> list[str]:
+def _select_activations(settings: Settings) -> list[str]:
     """Return the activations that can be trained here."""
     known = importlib.util.find_spec("torch") is not None
     if not known and settings.activations == ("relu",):
@@ -140,7 +140,7 @@ def _key(activation: str, panel: str) -> str:
     return panel if activation == "linear" else f"{activation} {panel}"
 
 
-def _beside_published(record: dict[str, Any]) -> str:
+def _compare_with_published(record: dict[str, Any]) -> str:
     measured, published = (
         " ".join(f"{value:.2g}" for value in values) for values in (record["compression"], PUBLISHED_RELU)
     )
@@ -302,7 +302,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    activations = _shown(settings)
+    activations = _select_activations(settings)
     figure = Figure(figsize=(13.0, 1.0 + 4.4 * len(activations)), layout="constrained")
     rows = figure.subplots(len(activations), 3, sharey="row", squeeze=False)
     sweep = f"$L = {settings.sweep_depth}$, step {settings.sweep_learning_rate:g}"
@@ -349,13 +349,13 @@ def draw(settings: Settings, result: Result) -> Figure:
     figure.suptitle(
         f"Progressive collapse: $K = {settings.n_classes}$ classes of "
         f"$n = {settings.samples_per_class}$, width {settings.n_classes * settings.samples_per_class}, "
-        rf"trained to $\frac{{1}}{{2}}\Vert W X - Y\Vert_F^2 < {_in_tex(settings.tolerance)}$",
+        rf"trained to $\frac{{1}}{{2}}\Vert W X - Y\Vert_F^2 < {_format_tex(settings.tolerance)}$",
         fontsize=13,
     )
     return figure
 
 
-def _in_tex(number: float) -> str:
+def _format_tex(number: float) -> str:
     mantissa, exponent = f"{number:.3e}".split("e")
     factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g} \cdot "
     return rf"{factor}10^{{{int(exponent)}}}"

@@ -85,7 +85,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for dataset in settings.datasets:
         data = images_for(settings, dataset)
         records[dataset] = []
-        for nonlinear, depth in _shown(networks, progress, dataset):
+        for nonlinear, depth in _show_progress(networks, progress, dataset):
             runs = [
                 _train(settings, data, nonlinear, depth, seed)
                 for seed in range(settings.seed, settings.seed + settings.runs)
@@ -95,7 +95,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     claims: list[Claim] = []
     for dataset, found in records.items():
         displays[dataset] = _displays(settings, dataset, found)
-        claims += _claims(settings, dataset, found)
+        claims += _check_claims(settings, dataset, found)
     numbers = {
         "networks": records,
         "published": PUBLISHED,
@@ -116,7 +116,7 @@ def _networks(settings: Settings) -> list[tuple[int, int]]:
     return list(dict.fromkeys(deep + added))
 
 
-def _shown(networks: list[tuple[int, int]], progress: bool, dataset: str) -> Any:
+def _show_progress(networks: list[tuple[int, int]], progress: bool, dataset: str) -> Any:
     from tqdm import tqdm
 
     return tqdm(
@@ -203,7 +203,7 @@ def _displays(settings: Settings, dataset: str, records: list[dict[str, Any]]) -
         ),
     }
     over = {
-        f"{k} nonlinear, others linear": [_at(records, k, depth) for depth in settings.totals]
+        f"{k} nonlinear, others linear": [_find_record(records, k, depth) for depth in settings.totals]
         for k in settings.added_to
     }
 
@@ -230,18 +230,18 @@ def _displays(settings: Settings, dataset: str, records: list[dict[str, Any]]) -
     return panels
 
 
-def _at(records: list[dict[str, Any]], nonlinear: int, depth: int) -> dict[str, Any] | None:
+def _find_record(records: list[dict[str, Any]], nonlinear: int, depth: int) -> dict[str, Any] | None:
     return next((r for r in records if r["nonlinear"] == nonlinear and r["depth"] == depth), None)
 
 
-def _claims(settings: Settings, dataset: str, records: list[dict[str, Any]]) -> list[Claim]:
+def _check_claims(settings: Settings, dataset: str, records: list[dict[str, Any]]) -> list[Claim]:
     title, claims = _TITLES[dataset], []
     for k in settings.added_to:
         rows = [r for r in records if r["nonlinear"] == k and r["depth"] in settings.totals]
         rows.sort(key=lambda r: r["depth"])
         if len(rows) < 2:
             continue
-        claims.append(_generalises(f"{title}, {k} nonlinear", rows))
+        claims.append(_claim_generalisation(f"{title}, {k} nonlinear", rows))
         last = [float(r["compression"]["mean"][-1]) for r in rows]
         fit = linear_fit([r["depth"] for r in rows], np.log(last))
         assert fit is not None
@@ -258,7 +258,7 @@ def _claims(settings: Settings, dataset: str, records: list[dict[str, Any]]) -> 
     return claims
 
 
-def _generalises(name: str, rows: list[dict[str, Any]]) -> Claim:
+def _claim_generalisation(name: str, rows: list[dict[str, Any]]) -> Claim:
     """Compare the shallowest network with the deepest by the spread over the seeds of both."""
     ends = [np.array([run["test_accuracy"] for run in row["runs"]]) for row in (rows[0], rows[-1])]
     gain = float(ends[1].mean() - ends[0].mean())

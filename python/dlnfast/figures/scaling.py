@@ -224,7 +224,7 @@ def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
         ax.set_title(panel.title, loc="left", fontsize=11)
         ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
         return
-    ax.set_title(f"{panel.title}   ({_fixed(over, sweep)})", loc="left", fontsize=11)
+    ax.set_title(f"{panel.title}   ({_describe_fixed(over, sweep)})", loc="left", fontsize=11)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.grid(True, color="#E4E4E4", linewidth=0.6)
@@ -285,7 +285,7 @@ def _name(ax: Axes, ends: list[tuple[str, float, float]], x: float | None) -> No
     bottom, top = scale * ax.bbox.y0, scale * ax.bbox.y1
     ordered = sorted(ends, key=lambda end: end[2])
     wanted = [scale * float(ax.transData.transform((end[1], end[2]))[1]) for end in ordered]
-    positions = _spread_out(wanted, bottom + _SPACING / 2, top - _SPACING / 2)
+    positions = _spread_positions(wanted, bottom + _SPACING / 2, top - _SPACING / 2)
     for (name, x_end, y_end), position in zip(ordered, positions, strict=True):
         fraction = (position - bottom) / (top - bottom)
         left = 1.05 if x is None else ax.transAxes.inverted().transform(ax.transData.transform((x, 1.0)))[0]
@@ -314,7 +314,7 @@ def _name(ax: Axes, ends: list[tuple[str, float, float]], x: float | None) -> No
         )
 
 
-def _spread_out(wanted: list[float], bottom: float, top: float) -> list[float]:
+def _spread_positions(wanted: list[float], bottom: float, top: float) -> list[float]:
     """Return ascending positions near the wanted ones, `_SPACING` apart and below the top."""
     groups: list[list[float]] = []  # wanted positions of neighbours that stand as one block
     for position in wanted:
@@ -335,7 +335,7 @@ def _block(wanted: list[float], bottom: float, top: float) -> list[float]:
     return [first + _SPACING * position for position in range(len(wanted))]
 
 
-def _fixed(over: str, sweep: Mapping[str, Any]) -> str:
+def _describe_fixed(over: str, sweep: Mapping[str, Any]) -> str:
     """Return the sizes that do not change, in words."""
     first = sweep["rows"][0]["setting"]
     sizes = {"width": ("dim", "$d$"), "outputs": ("n_outputs", "$K$"), "depth": ("depth", "$L$")}

@@ -116,15 +116,17 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
             "final_loss": float(run.loss[-1]),
         }
     displays = {
-        "iterations": _over(records, "steps", "iteration $t$", log_x=False),
-        "seconds": _over(records, "seconds", "seconds, set-up included", log_x=True),
+        "iterations": _plot_errors(records, "steps", "iteration $t$", log_x=False),
+        "seconds": _plot_errors(records, "seconds", "seconds, set-up included", log_x=True),
     }
     numbers = {"problem": problem.describe(), "runs": records}
     numbers |= {name: display.numbers() for name, display in displays.items()}
     return Result(displays, numbers, _highlights(records))
 
 
-def _over(records: Mapping[str, Mapping[str, Any]], name: str, x_label: str, *, log_x: bool) -> SeriesDisplay:
+def _plot_errors(
+    records: Mapping[str, Mapping[str, Any]], name: str, x_label: str, *, log_x: bool
+) -> SeriesDisplay:
     return SeriesDisplay(
         {label: (record[name], record["errors"]) for label, record in records.items()},
         x_label=x_label,

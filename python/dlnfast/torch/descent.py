@@ -28,7 +28,7 @@ from .._training.jobs import DenseJob
 from .._training.options import Options
 from .._training.rates import ADAPTIVE_RATE
 from .._training.request import Request, Weights
-from .._trajectory.layer_spectra import LayerTracking, tracking_rows
+from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
 from ._rule import UpdateRule
@@ -446,7 +446,7 @@ class _TrackedLayer:
             matrix = DeviceMatrix(layer.weight)
             found = self.tracker.update(matrix, drift=drift, squared_norm=matrix.squared_norm())
         self.values[number] = np.abs(found.singular_values)
-        for name, row in tracking_rows(found).items():
+        for name, row in split_tracker_record(found).items():
             getattr(self.arrays, name)[number] = row
         if self.vectors is not None:
             left, right = self.vectors

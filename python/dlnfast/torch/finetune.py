@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .._config.finetuning import Grid, Outcome, Results, Run, halves
+from .._config.finetuning import Grid, Outcome, Results, Run, split_halves
 from .._datasets.text import TextTask, load_task
 from .._support.arrays import check_count
 from .._support.errors import DivergedError
@@ -332,7 +332,7 @@ def prepare(grid: Grid) -> FineTuning:
     return FineTuning(
         model["path"],
         train,
-        halves(dev, task["evaluated"]),
+        split_halves(dev, task["evaluated"]),
         layers=model["layers"],
         max_length=model["max_length"],
         device=model["device"],

@@ -35,7 +35,7 @@ from .._training.rates import divergence_text, rates_at, with_caution
 from .._training.request import Request
 from .._training.resumable import run_resumable
 from .._trajectory.dense import DenseStates
-from .._trajectory.layer_spectra import COLUMNS, LayerTracking, tracking_rows
+from .._trajectory.layer_spectra import COLUMNS, LayerTracking, split_tracker_record
 from .._trajectory.load import join_records, replace_records
 from .._trajectory.trajectory import Trajectory
 from ._devices import use_exact_products
@@ -308,7 +308,7 @@ class _ShardedJob(ResumableJob):
         """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
         request = self.request
         #: Whether any process has a callback, which may stop the run on all.
-        self.has_callback = self._largest(0.0 if request.callback is None else 1.0) > 0
+        self.has_callback = self._find_largest(0.0 if request.callback is None else 1.0) > 0
         with torch.no_grad(), use_exact_products(self.shards[0].rows.device):
             descent = _Descent(self.shards, request)
             self._descent = descent
@@ -395,21 +395,21 @@ class _ShardedJob(ResumableJob):
             except BaseException as raised:  # the other processes wait for an answer
                 error = raised
         stops = isinstance(answer, (bool, np.bool_)) and bool(answer)
-        most = self._largest(2.0 if error is not None else float(stops))
+        most = self._find_largest(2.0 if error is not None else float(stops))
         if error is not None:
             raise error
         if most == 2.0:
             raise RuntimeError(f"the callback of another process raised at step {step}")
         return most == 1.0
 
-    def _largest(self, number: float) -> float:
+    def _find_largest(self, number: float) -> float:
         return float(self.peers.largest_(self.shards[0].rows.new_tensor(number)))
 
     def states(self, outputs: Any, complete: bool) -> DenseStates:
         """Return the recorded states so far."""
         n, dtype = outputs.n_records, self.request.dtype
 
-        def stacked(blocks: list[list[FloatArray]], side: int) -> tuple[FloatArray, ...]:
+        def stack(blocks: list[list[FloatArray]], side: int) -> tuple[FloatArray, ...]:
             shapes = [(n, s.shape[side], k) for s, k in zip(self.shards, self.ranks, strict=False)]
             return tuple(
                 np.array(each[:n], dtype=dtype).reshape(shape)
@@ -421,21 +421,23 @@ class _ShardedJob(ResumableJob):
                 np.array([np.abs(found.singular_values) for found in each[:n]], dtype=dtype).reshape(n, k)
                 for each, k in zip(self.found, self.ranks, strict=True)
             ),
-            left=stacked(self.left, 0),
-            right=stacked(self.right, 1),
+            left=stack(self.left, 0),
+            right=stack(self.right, 1),
             snapshots=(),
             snapshot_steps=np.empty(0, dtype=np.int64),
             initial=None,
             final=None,
-            tracking=tuple(_tracking(each[:n], k) for each, k in zip(self.found, self.ranks, strict=True)),
+            tracking=tuple(
+                _make_layer_tracking(each[:n], k) for each, k in zip(self.found, self.ranks, strict=True)
+            ),
         )
 
 
-def _tracking(found: list[TrackerRecord], k: int) -> LayerTracking:
+def _make_layer_tracking(found: list[TrackerRecord], k: int) -> LayerTracking:
     if not found:
         numbers, ids = np.empty((0, k)), np.empty((0, k), dtype=np.int64)
         return LayerTracking(numbers, numbers, ids, ids, np.empty((0, len(COLUMNS))))
-    rows = [tracking_rows(each) for each in found]
+    rows = [split_tracker_record(each) for each in found]
     return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
 
 
@@ -455,13 +457,13 @@ class _ShardedRun(CheckpointedRun):
         identity = compute_identity(settings, inputs | self.job.state_arrays())
         return RunFolder(directory, identity, "dlnfast sharded run")
 
-    def largest(self, number: float) -> float:
+    def find_largest(self, number: float) -> float:
         """Return the largest of all processes' numbers."""
         device = self.job.shards[0].rows.device
         return float(self.job.peers.largest_(torch.tensor(number, dtype=torch.float64, device=device)))
 
     @contextmanager
-    def raising_together(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """Raise on all processes at the end of the block if one of them has raised inside."""
         error: Exception | None = None
         try:
@@ -474,11 +476,11 @@ class _ShardedRun(CheckpointedRun):
         """Continue from the newest state that all processes have."""
         at_most: int | None = None
         while True:
-            with self.raising_together():
+            with self.raise_together():
                 state = storage.newest(at_most)
             step = -1 if state is None else state.step
-            at_most = -int(self.largest(-step))
-            if self.largest(step) == at_most:
+            at_most = -int(self.find_largest(-step))
+            if self.find_largest(step) == at_most:
                 break
         if state is not None:
             self.restore_state(state)
@@ -508,7 +510,7 @@ class _ShardedRun(CheckpointedRun):
 
     def load(self) -> Trajectory:
         """Load the finished run, and put the final rows into the shards."""
-        with self.raising_together():
+        with self.raise_together():
             end, state = self.folder.ending(), self.folder.newest()
             assert end is not None
             run = self._load(end["outcome"], end["seconds"])

@@ -35,7 +35,7 @@ from .._tracking.svd_tracker import (
     check_state,
     is_decomposed,
 )
-from .._trajectory.layer_spectra import LayerTracking, tracking_rows
+from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
 from .._trajectory.tracked import TrackedStates
 from .._trajectory.trajectory import Trajectory
 from ._names import match_names
@@ -260,12 +260,12 @@ class SpectralTracker:
         self._steps: list[int] = []
         self._start = [m.copy() for m in matrices] if self._change else None
         self._records: dict[Of, list[_MatrixRecords]] = {
-            of: [_MatrixRecords(self._new_tracker(m)) for m in matrices]
+            of: [_MatrixRecords(self._make_tracker(m)) for m in matrices]
             for of in _TRACKED
             if self._change or of == "weights"
         }
 
-    def _new_tracker(self, matrix: WeightMatrix) -> SVDTracker:
+    def _make_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
         settings: dict[str, Any] = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
         return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
@@ -872,7 +872,7 @@ class _MatrixRecords:
                 block[side] = reference_measures.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
-            **tracking_rows(found),
+            **split_tracker_record(found),
             "angles": angles,
             "block_angles": block,
         }

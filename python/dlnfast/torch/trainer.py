@@ -447,7 +447,7 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             if self._tracker is not None and self._tracker.is_recorded(self._tracker.step):
                 if not math.isfinite(value := float(loss.detach())):
-                    raise self._diverged(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
+                    raise self._make_divergence(f"a loss of epoch {epoch + 1} is {value}", epoch, batches)
                 self._tracker.log_loss(value)
             try:
                 self.optimizer.step()
@@ -456,12 +456,12 @@ class Trainer:
             except ValueError as error:  # a record of the tracker
                 if self._is_finite():
                     raise
-                raise self._diverged(f"weights are not finite ({error})", epoch, batches) from error
+                raise self._make_divergence(f"weights are not finite ({error})", epoch, batches) from error
             total += loss.detach().to(total.device) * len(y)
             right += (outputs.detach().argmax(dim=1) == y).sum()
         mean = float(total) / len(batches.labels)
         if not math.isfinite(mean):
-            raise self._diverged(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
+            raise self._make_divergence(f"the mean loss of epoch {epoch + 1} is {mean}", epoch, batches)
         self.history.loss.append(mean)
         self.history.accuracy.append(int(right) / len(batches.labels))
         self.history.learning_rate.append(self._rates[0] * self.rate(epoch))
@@ -473,7 +473,7 @@ class Trainer:
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
-    def _diverged(self, what: str, epoch: int, batches: Batches) -> DivergedError:
+    def _make_divergence(self, what: str, epoch: int, batches: Batches) -> DivergedError:
         text = f"{what}: lower the learning rate (eta), now {self._rates[0] * self.rate(epoch):g}"
         return DivergedError(text, step=(epoch + 1) * len(batches), layer=0)
 
