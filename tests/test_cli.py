@@ -488,7 +488,7 @@ def finetuning_results(folder):
     results = finetuning.Results(folder / "out" / "results.jsonl")
     for run in grid.runs():
         scores = {"selection": 0.5, "report": 0.25}
-        results._write({"run": run.to_dict(), "about": grid.about(), "scores": scores, "ranks": {"a": 4}})
+        results._write({"run": run.to_dict(), "about": grid.metadata(), "scores": scores, "ranks": {"a": 4}})
 
 
 def commands_that_write(folder):

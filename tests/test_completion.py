@@ -338,7 +338,7 @@ def test_leading_vectors_of_large_sparse_matrices_are_accurate(seed, k):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (([0, 0], [1, 1], [1.0, 2.0], (2, 2)), ValueError, r"\(0, 1\) is given twice: 1 by entry 0 and 2 by"),
+        (([0, 0], [1, 1], [1.0, 2.0], (2, 2)), ValueError, r"\(0, 1\) occurs twice: 1 by entry 0 and 2 by"),
         (([0, 2], [1, 1], [1.0, 2.0], (2, 2)), ValueError, r"entry 1 is at \(2, 1\), outside the 2 x 2"),
         (([0, -1], [1, 1], [1.0, 2.0], (2, 2)), ValueError, r"entry 1 is at \(-1, 1\), outside"),
         (([0, 1], [1, 1], [1.0, np.nan], (2, 2)), ValueError, "values has a value that is not finite"),

@@ -379,7 +379,7 @@ def test_a_file_without_weights_can_be_compressed(tmp_path):
         dln.compress(again, rank=DIM)
     dense = run_of("dense", steps=5)
     dense.save(tmp_path / "dense.npz", weights=False)
-    with pytest.raises(ValueError, match="the weights were kept at"):
+    with pytest.raises(ValueError, match="the weights were recorded at"):
         dln.compress(dln.load(tmp_path / "dense.npz"))
 
 

@@ -460,7 +460,7 @@ def test_sparse_tensors_hold_their_entries(layout):
 
 def test_sparse_tensors_with_an_entry_twice_are_refused():
     twice = import_torch().sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2), check_invariants=True)
-    with pytest.raises(ValueError, match=r"\(0, 1\) is given twice: 1 by entry 0 and 2"):
+    with pytest.raises(ValueError, match=r"\(0, 1\) occurs twice: 1 by entry 0 and 2"):
         dln.Completion.from_sparse(twice)
     hybrid = import_torch().sparse_coo_tensor(
         [[0, 1]], import_torch().ones(2, 3), (2, 3), check_invariants=True

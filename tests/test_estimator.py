@@ -414,7 +414,7 @@ def test_bad_entries_are_named(X, y, error, message):
 
 def test_ratings_beside_a_sparse_matrix_are_refused():
     sparse = import_sparse()
-    with pytest.raises(TypeError, match="y is given with a sparse matrix X"):
+    with pytest.raises(TypeError, match="y is set, but the sparse matrix X"):
         dln.MatrixCompletion().fit(sparse.eye_array(3), [1.0, 2.0, 3.0])
 
 

@@ -539,7 +539,7 @@ def test_data_that_are_not_finite_are_located(value, whiten, monkeypatch):
         ({"whiten": "svd"}, "whiten is 'svd'; wanted one of 'zca', 'pca', 'cholesky', None"),
         ({"reduction": "max"}, "reduction is 'max'; wanted one of 'sum', 'mean'"),
         ({"layout": "row"}, "layout is 'row'; wanted one of 'columns', 'rows'"),
-        ({"rank_tolerance": 1e-3}, "rank_tolerance is given, but whiten is None"),
+        ({"rank_tolerance": 1e-3}, "rank_tolerance is set, but whiten is None"),
         ({"whiten": "zca", "rank_tolerance": -1.0}, "rank_tolerance .* is -1"),
         (
             {"whiten": "zca", "rank_tolerance": 1.0},

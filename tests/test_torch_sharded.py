@@ -713,7 +713,7 @@ def test_one_process_needs_no_group(tmp_path):
     assert again.engine == "sharded"
     for a, b in zip(recorded(again), recorded(run), strict=True):
         assert np.array_equal(a, b, equal_nan=True)
-    with pytest.raises(ValueError, match="the weights were kept at"):
+    with pytest.raises(ValueError, match="the weights were recorded at"):
         run.weights(1)
 
 

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT
-"""The version: the one place where it stands."""
+"""The version: its only definition."""
 
 __version__ = "0.2.0"

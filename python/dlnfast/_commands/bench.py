@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CASE",
         nargs="+",
         action="extend",
-        help=f"what to measure, from the list below (default: {' '.join(cases.DEFAULT)})",
+        help=f"cases to measure, from the list below (default: {' '.join(cases.DEFAULT)})",
     )
     parser.add_argument(
         "--peers",

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variables", nargs="+", metavar="NAME", help="which variables (default: all that the run has)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
 
 
 def run(arguments: argparse.Namespace) -> int:

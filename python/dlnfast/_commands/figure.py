@@ -65,7 +65,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
             dest=_SETTING + option.name,
             type=option.kind,
             nargs="+" if option.many else None,
-            default=argparse.SUPPRESS,  # a setting that is not given may be quick
+            default=argparse.SUPPRESS,  # a setting that is not passed may get its quick value
             choices=option.choices,
             metavar=None if option.choices else option.kind.__name__.upper(),
             help=f"{option.help} (default: {default})",
@@ -89,10 +89,10 @@ def _draw(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     module = figures.load(arguments.figure)
     prefix = _SETTING
-    given = {key.removeprefix(prefix): v for key, v in vars(arguments).items() if key.startswith(prefix)}
+    passed = {key.removeprefix(prefix): v for key, v in vars(arguments).items() if key.startswith(prefix)}
     quick = figures.quick_settings(module) if getattr(arguments, "quick", False) else {}
-    changed = {key: value for key, value in quick.items() if key not in given}
-    settings = figures.make_settings(module.Settings, {**changed, **given})
+    changed = {key: value for key, value in quick.items() if key not in passed}
+    settings = figures.make_settings(module.Settings, {**changed, **passed})
     result = module.compute(settings, progress=True)
     computed = time.perf_counter()
     picture = module.draw(settings, result)

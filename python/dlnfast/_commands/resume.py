@@ -24,5 +24,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit status."""
     run = resume(arguments.directory, progress=True)
     print_run(run)
-    print(f"kept in:  {arguments.directory}")
+    print(f"saved in: {arguments.directory}")
     return 0

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train all runs of a grid. SPEC.toml is that of dlnfast train with a section [sweep] of\n"
         '"section.key" = [values], whose product is the grid, or an array of tables [[sweep]] with the\n'
-        "changes of one run each. Writes a folder for every run, named by what it runs, with spec.json and\n"
-        "summary.json, and results.csv at the end. Finished runs are skipped: the same command resumes an\n"
-        "interrupted sweep."
+        "changes of one run each. Writes a folder for every run, named by a hash of its settings, with\n"
+        "spec.json and summary.json, and results.csv at the end. Finished runs are skipped: the same\n"
+        "command resumes an interrupted sweep."
     )
     parser.epilog = spec.describe_settings()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of the command."""
     parser.description = (
         "Train a network as specified in a TOML file. Writes run.npz and summary.json; for a run\n"
-        "that ended early diverged.npz and diverged.json, or interrupted.npz and interrupted.json."
+        "that did not finish diverged.npz and diverged.json, or interrupted.npz and interrupted.json."
     )
     parser.epilog = spec.describe_settings()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -78,8 +78,8 @@ def _white_text(problem: Any) -> str:
 def _write_run(
     folder: Path, run: Trajectory, chosen: spec.Spec, summary: Mapping[str, Any], ending: str | None = None
 ) -> str:
-    """Write the run and its summary, and name them; `ending` names the files of a run that ended early."""
-    places = [folder / f"{ending or 'run'}.npz", folder / f"{ending or 'summary'}.json"]
-    run.save(places[0], weights=chosen.output["weights"])
-    write_json(places[1], {**summary, **runs.summarise(run)})
-    return f"{places[0]}, {places[1]}"
+    """Write the run and its summary; return their paths. `ending` names the files of an unfinished run."""
+    paths = [folder / f"{ending or 'run'}.npz", folder / f"{ending or 'summary'}.json"]
+    run.save(paths[0], weights=chosen.output["weights"])
+    write_json(paths[1], {**summary, **runs.summarise(run)})
+    return f"{paths[0]}, {paths[1]}"

@@ -43,7 +43,8 @@ class CompressedNetwork:
     Attributes
     ----------
     layers : tuple of ndarray
-        (k, d_0), then (k, k) for each inner layer, then (d_L, k): as many as there were, but two for one.
+        (k, d_0), then (k, k) for each inner layer, then (d_L, k): as many layers as before, but two for a
+        single one.
     bases : tuple of ndarray, shape (d_l, k)
         A_0 .. A_L, orthonormal columns. A_0 and A_L hold the leading right and left singular vectors of
         W_{L:1}, so that the compressed product is ``A_L diag(singular_values[:k]) A_0^T``.
@@ -52,18 +53,18 @@ class CompressedNetwork:
     widths : tuple of int
         d_0 .. d_L, of the network that was compressed.
     error, spectral_error : float
-        What is lost of W_{L:1}: Frobenius norm, ``sqrt(sum_{i > k} sigma_i^2)``, and largest singular value,
-        ``sigma_{k+1}``. No matrix of rank k is nearer.
+        Error of the product W_{L:1}: Frobenius norm, ``sqrt(sum_{i > k} sigma_i^2)``, and largest singular
+        value, ``sigma_{k+1}``. No matrix of rank k has a smaller one.
     relative_error : float
         ``error / ||W_{L:1}||_F``.
     singular_values : ndarray, shape (min_l d_l,)
         All of W_{L:1} that can differ from zero, descending.
     resolution : float
-        How large rounding may be in `singular_values`, and so in the errors and in the layers' product.
+        Bound on the rounding errors of `singular_values`, and so of the errors and of the layers' product.
     layer_errors : ndarray, shape (L,)
-        ``||W_l - A_l A_l^T W_l A_{l-1} A_{l-1}^T||_F / ||W_l||_F``: how much of each layer is left out,
-        whether or not anything of it reached the output. A trained layer often keeps a multiple of an
-        isometry outside what it learned, so these can be near 1 where `relative_error` is tiny.
+        ``||W_l - A_l A_l^T W_l A_{l-1} A_{l-1}^T||_F / ||W_l||_F``: the share of each layer that
+        is removed, even if it had no effect on the output. A trained layer is often a multiple of an isometry
+        outside the learned directions, so these can be near 1 where `relative_error` is tiny.
     n_parameters_before : int
         ``sum_l d_l d_{l-1}``.
     """
@@ -109,12 +110,12 @@ class CompressedNetwork:
         return result
 
     def apply(self, X: npt.ArrayLike) -> FloatArray:
-        """Return what the compressed network makes of inputs.
+        """Return the outputs of the compressed network.
 
         Parameters
         ----------
         X : array_like, shape (d_0, N) or (d_0,)
-            One sample a column, or a single one.
+            One sample per column, or a single sample.
 
         Returns
         -------
@@ -126,15 +127,15 @@ class CompressedNetwork:
         TypeError, ShapeError, ValueError
             If X is not numeric, does not fit d_0, or is not finite.
         """
-        given = as_array(X, "X")
-        single = given.ndim == 1
+        inputs = as_array(X, "X")
+        is_single = inputs.ndim == 1
         first = self.layers[0]
         block = as_matrix(
-            given[:, None] if single else given, "X", shape=(first.shape[1], None), dtype=first.dtype
+            inputs[:, None] if is_single else inputs, "X", shape=(first.shape[1], None), dtype=first.dtype
         )
         for layer in self.layers:
             block = multiply(layer, block)
-        return block[:, 0] if single else block
+        return block[:, 0] if is_single else block
 
 
 def compress(
@@ -146,27 +147,28 @@ def compress(
 ) -> CompressedNetwork:
     r"""Compress a trained linear network to the dimension that it uses.
 
-    The layers are taken as one product, W_L .. W_1. What stands between the layers of other networks,
-    activations and biases, is not seen: of those, compress each layer by itself, or use low-rank adapters.
+    The layers are compressed as one product, W_L .. W_1, without activations or biases. In a network with
+    these, compress each layer by itself, or use low-rank adapters.
 
     Parameters
     ----------
     weights : list of array_like, or Trajectory
-        W_1 .. W_L, all float64 or all float32; or a run, whose last weights are taken.
+        W_1 .. W_L, all float64 or all float32; or a run, whose last weights are compressed.
     rank : int, optional
         k, at most min(d_0, d_L).
     tol : float, optional
         Take the smallest k for which ``||W_{L:1} - result||_F <= tol ||W_{L:1}||_F``; in [0, 1). By default,
         with neither of the two, k is the numerical rank of W_{L:1}.
     balanced : bool
-        Share the singular values among the layers, ``diag(s)^(1/L)`` in each, in place of what the layers
-        hold: ``W_{l+1}^T W_{l+1} = W_l W_l^T``, as gradient descent from a small start has it. For those who
-        train on; the product is the same. Inner layers then no longer act on the network's own features.
+        Share the singular values among the layers, ``diag(s)^(1/L)`` in each, instead of the factors of the
+        layers: ``W_{l+1}^T W_{l+1} = W_l W_l^T``, as after gradient descent from a small start.
+        Use it to train the result further. The product is the same, but inner layers no longer act on the
+        network's own features.
 
     Returns
     -------
     CompressedNetwork
-        The thin layers, the subspaces that they act on, and what was lost.
+        The thin layers, the subspaces that they act on, and the errors.
 
     Raises
     ------
@@ -176,11 +178,11 @@ def compress(
     ShapeError
         For layers that do not fit each other.
     ValueError
-        For values that are not finite, `rank` or `tol` out of range or both given, and a product that is
+        For values that are not finite, `rank` or `tol` out of range or both set, and a product that is
         zero, zero to rounding, or too large for its precision.
     MemoryError
-        For a run with implicit layers where k reaches into what was not learned: a `rank` or `tol` that
-        asks for less is needed.
+        For a run with lazily sampled weights, if k exceeds the number of learned directions: choose a smaller
+        `rank` or a larger `tol`.
 
     Notes
     -----
@@ -191,19 +193,20 @@ def compress(
 
     has the product ``W_{L:1} A_0 A_0^T``, the best approximation of rank k (Eckart and Young), and its errors
     are known: they are the singular values left out. The inner layers are triangular: A_l comes from the QR
-    decomposition of ``W_l A_{l-1}``. That k is small after training is what Kwon et al. (arXiv 2311.05061)
-    and Yaras et al. (arXiv 2406.04112) show; they compress before it, as `compressed_weights` does.
+    decomposition of ``W_l A_{l-1}``. Kwon et al. (arXiv 2311.05061) and Yaras et
+    al. (arXiv 2406.04112) show that k is small after training; they compress before it, as
+    `compressed_weights` does.
 
     k is never more than the narrowest layer or than the numerical rank, the number of singular values
-    above `CompressedNetwork.resolution`, even if `rank` or `tol` asks for more: directions beyond are
-    rounding. `CompressedNetwork.rank` says what k became. The resolution is the larger of
+    above `CompressedNetwork.resolution`, even if `rank` or `tol` asks for more: further
+    directions are rounding errors. `CompressedNetwork.rank` is the final k. The resolution is the larger of
     ``max_l(d_l) eps sigma_1`` (the product of two such norms where a narrow layer splits the chain) and four
-    times the rounding of the product as it is measured on random vectors.
+    times the rounding error of the product, measured on random vectors.
 
     Cost: the product, from the narrowest layer outwards, and a decomposition of its smaller side. Square
     layers: 2 (L - 1) d^3 flops, and a singular value decomposition of a d x d matrix, about 20 d^3. With a
     layer of width p < d: 2 L d^2 p, QR of two d x p factors and a decomposition of a p x p matrix; no d x d
-    array. A reduced run whose active subspaces hold all that is kept: O(d a k + L a^3) for active dimension
+    array. A reduced run whose active subspaces hold all of the result: O(d a k + L a^3) for active dimension
     a, at any width, also for a file saved without weights. Others are compressed as arrays.
 
     Examples
@@ -235,7 +238,7 @@ def compress(
 
 
 class _Wanted(NamedTuple):
-    """What was asked for: a rank, a tolerance, or neither."""
+    """The requested size: a rank, a tolerance, or neither."""
 
     rank: int | None
     tol: float | None
@@ -280,7 +283,7 @@ class _Spectrum(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """A compressed network as found: bases A_0 .. A_L, the layers between them, what is said of them."""
+    """A compressed network: bases A_0 .. A_L, the layers between them, singular values and errors."""
 
     bases: list[FloatArray]
     inner: list[FloatArray]  # A_l^T W_l A_{l-1}; the last is W_L A_{L-1}
@@ -376,10 +379,10 @@ def _triangle(matrix: FloatArray | None) -> tuple[FloatArray | None, FloatArray 
 def _estimate_rounding(
     weights: Sequence[FloatArray], above: FloatArray | None, below: FloatArray | None
 ) -> float:
-    """Return about how far, in the Frobenius norm, the product is from what the layers do one by one.
+    """Estimate, in the Frobenius norm, how the product differs from the layers applied one by one.
 
-    Where layers cancel each other, the product's rounding is that of what was larger on the way, and
-    nothing in the product itself shows it.
+    Where layers cancel each other, the rounding error of the product is that of the larger intermediate
+    results, which the product itself does not show.
     """
     shape = (weights[0].shape[1], _N_PROBES)
     probes = random_generator(0, ("compress",)).standard_normal(shape).astype(weights[0].dtype)
@@ -422,10 +425,10 @@ def _measure_left_out(
     rows = max(1, _STRETCH // weight.shape[1])
     for begin in range(0, len(weight), rows):
         part = slice(begin, begin + rows)
-        rest = weight[part] / scale
-        norm += float(np.sum(np.square(rest), dtype=np.float64))
-        rest -= (image[part] / scale) @ bases[layer].T
-        departure += float(np.sum(np.square(rest), dtype=np.float64))
+        block = weight[part] / scale
+        norm += float(np.sum(np.square(block), dtype=np.float64))
+        block -= (image[part] / scale) @ bases[layer].T
+        departure += float(np.sum(np.square(block), dtype=np.float64))
     return scale * float(np.sqrt(norm)), scale * float(np.sqrt(departure))
 
 
@@ -433,7 +436,7 @@ def _measure_left_out(
 
 
 def _compress_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) -> _Parts | None:
-    """Compress the cores and lift what comes out; None where more is to be kept than they hold.
+    """Compress the cores and lift the result; None where the rank exceeds that of the cores.
 
     W_{L:1} is the product of the cores on the active subspaces, and outside of them one number for each
     family of directions that passes through all layers.
@@ -449,7 +452,7 @@ def _compress_chain(chain: ActiveChain, widths: Sequence[int], wanted: _Wanted) 
     rounding = max(widths) * float(np.finfo(values.dtype).eps) * float(values[0])
     resolution = max(rounding, spectrum.resolution)
     rank = wanted.rank_of(values, resolution)
-    # Of equal values those inside come first.
+    # Equal values are taken from inside the active subspaces first.
     largest_outside = max((value for _, value in chain.through), default=0.0)
     if rank > int(np.sum(spectrum.values >= largest_outside)):
         return None
@@ -469,8 +472,8 @@ def _last_weights(run: Trajectory) -> list[FloatArray]:
         weights = run.all_weights()
     except MemoryError as error:
         raise MemoryError(
-            "rank (k) reaches beyond the active subspaces of this run, whose layers are held as a law; "
-            f"wanted a smaller rank or a larger tol, which keeps only what was learned ({error})"
+            "rank (k) reaches beyond the active subspaces of this run, whose weights are lazily sampled; "
+            f"wanted a smaller rank or a larger tol, which retains only the learned directions ({error})"
         ) from None
     return as_layers(weights, wanted="a list of matrices, W_1 .. W_L, or a Trajectory")
 

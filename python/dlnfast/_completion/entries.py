@@ -112,7 +112,7 @@ def read_entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None)
     """Read the known entries from any of the three forms."""
     if is_sparse(X):
         if y is not None:
-            raise TypeError("y is given with a sparse matrix X, which holds its values itself; wanted y=None")
+            raise TypeError("y is set, but the sparse matrix X holds its values itself; wanted y=None")
         rows, columns, values, found = read_stored_entries(X, "X")
     elif y is None:
         rows, columns, values, found = _known_of_array(X)
@@ -143,7 +143,7 @@ def _known_of_array(X: Any) -> tuple[Positions, Positions, FloatArray, tuple[int
     whole = as_matrix(array, "X", finite=False, empty=True)
     if whole.shape[1] in (2, 3) and len(whole) > 3 and _are_indices(whole[:, :2]):
         raise ValueError(
-            f"X has shape {whole.shape} and no gap, and y is not given: it looks like index pairs, not like "
+            f"X has shape {whole.shape} and no gap, and y is None: it looks like index pairs, not like "
             "a matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
         )
     rows, columns = np.nonzero(~np.isnan(whole))
@@ -169,13 +169,13 @@ def read_pairs(X: Any) -> tuple[Positions, Positions]:
 
 def _check_fits(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
     n_rows, n_columns = as_pair(shape, "shape", "two integers, (rows, columns)")
-    given = check_count(n_rows, "shape[0]"), check_count(n_columns, "shape[1]")
-    if found[0] > given[0] or found[1] > given[1]:
+    sizes = check_count(n_rows, "shape[0]"), check_count(n_columns, "shape[1]")
+    if found[0] > sizes[0] or found[1] > sizes[1]:
         raise ValueError(
-            f"X reaches row {found[0] - 1} and column {found[1] - 1}; shape is {given}, which ends at "
-            f"({given[0] - 1}, {given[1] - 1})"
+            f"X reaches row {found[0] - 1} and column {found[1] - 1}; shape is {sizes}, which ends at "
+            f"({sizes[0] - 1}, {sizes[1] - 1})"
         )
-    return given
+    return sizes
 
 
 def merge_duplicates(entries: Entries, duplicates: str) -> Entries:

@@ -48,7 +48,7 @@ from .fitting import (
 
 _LAYERS, _STOPPING, _ENTRIES = LayerOptions(), StoppingOptions(), EntryOptions()
 
-#: Keywords of version 0.1.0 and their new place.
+#: Keywords of version 0.1.0, and the code that replaces them.
 _MOVED: Final = {
     **{
         name: f"layers=LayerOptions({name}=...)"
@@ -64,16 +64,16 @@ _MOVED: Final = {
 
 
 class NotFittedError(ValueError, AttributeError):
-    """An estimator was asked for what only `fit` finds out; of the types that scikit-learn's own has."""
+    """A result of `fit` was requested before `fit`; with the base classes of scikit-learn's error."""
 
 
 class MatrixCompletion:
-    r"""Complete a matrix of which some entries are known: biases, and a deep linear network for the rest.
+    r"""Complete a matrix of which some entries are known, by biases and a deep linear network.
 
     .. math:: r_{ij} \approx \mu + a_i + b_j + (W_L \cdots W_1)_{ij}
 
-    The biases are a ridge regression. What they leave is learned by gradient descent on the layers, from a
-    small initial scale, with weight decay and early stopping: three ways to prefer low rank. The decay and
+    The biases are a ridge regression. Gradient descent on the layers learns the residuals, from a small
+    initial scale, with weight decay and early stopping: all three favour low rank. The decay and
     the number of steps are chosen on entries that `fit` holds out, before it runs once more on all of them.
     Where decay alone ends a run, because there is little noise, the run continues without it: singular values
     that it has shrunk grow back, those that it has removed do not.
@@ -109,7 +109,7 @@ class MatrixCompletion:
     checkpoint : path or Checkpoint, optional
         Folder in which every `fit` has a subfolder, whose name follows from the entries and the settings.
         After a crash the same `fit` resumes bit for bit, with the same number of threads. So do the fits of a
-        search over many settings. `every` counts steps.
+        grid search. `every` counts steps.
 
     Attributes
     ----------
@@ -119,30 +119,30 @@ class MatrixCompletion:
         a and b.
     row_factors_, column_factors_ : ndarray, shape (n_rows, k) and (n_columns, k)
         The product of the layers is ``row_factors_ @ column_factors_.T``; the columns of both are orthogonal
-        and carry the root of the singular values, largest first.
+        and have the square roots of the singular values as norms, largest first.
     singular_values_ : ndarray, shape (k,)
-        Those of the product, zeros left out.
+        Nonzero singular values of the product.
     shape_ : (int, int)
     weight_decay_, biases_ : float, str or None
-        What was chosen.
+        The chosen weight decay and kind of biases.
     n_steps_ : int
         Steps of the last fit, of both runs. 0 where the layers gained nothing on held-out entries: the
         factors are then zero.
     trajectory_ : Trajectory or None
-        Of the last run, on standardised residuals, from which the factors are; None where there was none.
+        The last run, on standardised residuals, which gives the factors; None without one.
     trajectories_ : list of Trajectory
-        The run with decay, and the one that continues without, if there was one.
+        The run with decay, and its continuation without decay, if any.
     validation_ : list of (float, int, float)
         For each run on held-out entries: the decay, its best number of steps, its held-out RMSE there.
     fit_seconds_ : float
 
     Notes
     -----
-    Rows and columns without entries, and those beyond the shape that `predict` is asked about, have bias 0
+    Rows and columns without entries, and those beyond the shape in `predict`, have bias 0
     and factors 0: of a new row only the mean and the column's bias are known.
 
     Ctrl-C during `fit` leaves a fitted estimator, from the last snapshot of the last run or from the best
-    record so far, and raises KeyboardInterrupt, so that a search over many settings ends too. (In a notebook
+    record so far, and raises KeyboardInterrupt, so that a grid search stops, too. (In a notebook
     you can use the estimator as if `fit` had returned.)
 
     Follows the conventions of scikit-learn without needing it: `clone`, `cross_val_score` and `GridSearchCV`
@@ -164,7 +164,7 @@ class MatrixCompletion:
     array([6.])
     """
 
-    #: Of scikit-learn before version 1.6.
+    #: Attribute that scikit-learn before version 1.6 reads.
     _estimator_type = "regressor"
 
     mean_: float
@@ -321,11 +321,11 @@ class MatrixCompletion:
             For X and y of the wrong type or shape, or indices that are not integers.
         ValueError
             No entries; ratings that are not finite; negative indices, or such beyond `shape`; index pairs
-            given twice; a rank above the smaller side; any setting out of its range.
+            that occur twice; a rank above the smaller side; any setting out of its range.
         DivergedError
             For a `learning_rate` too large.
         KeyboardInterrupt
-            After Ctrl-C, with the estimator fitted as far as it came.
+            After Ctrl-C, with the estimator fitted up to the last record.
         """
         start = time.perf_counter()
         settings = Settings.from_estimator(self)
@@ -395,7 +395,7 @@ class MatrixCompletion:
         best: float,
         fit: CheckpointedFit | None,
     ) -> Watch:
-        """Run until held-out entries gain no more; keep factors that are better than the best so far."""
+        """Run until the held-out error stops falling; store factors that are better than the best so far."""
         watch = Watch(network.settings.patience, decay)
         known = network.biases.at(held_out.rows, held_out.columns)
 
@@ -491,7 +491,7 @@ class MatrixCompletion:
             whole += self.row_bias_[:, np.newaxis] + self.column_bias_ + self.mean_
             return self._clip_values(whole)
         rows, columns = read_pairs(X)
-        i, j = (np.minimum(place, n - 1) for place, n in zip((rows, columns), self.shape_, strict=True))
+        i, j = (np.minimum(index, n - 1) for index, n in zip((rows, columns), self.shape_, strict=True))
         new_row, new_column = rows >= self.shape_[0], columns >= self.shape_[1]
         low = entries_of_product((self.row_factors_, self.column_factors_), i, j)
         result = self.mean_ + np.where(new_row, 0.0, self.row_bias_[i])
@@ -499,9 +499,9 @@ class MatrixCompletion:
         return self._clip_values(result + np.where(new_row | new_column, 0.0, low))
 
     def score(self, X: Any, y: npt.ArrayLike | None = None) -> float:
-        """Return R^2 on known entries, given as to `fit`: 1 less the share of the variance that is missed.
+        """Return R^2 on known entries, in a form that `fit` takes: 1 - residual variance / variance.
 
-        Of ratings that are all alike it is 1 where they are met, else 0, as scikit-learn has it.
+        For constant ratings it is 1 if the predictions are exact and 0 otherwise, as in scikit-learn.
 
         Parameters
         ----------
@@ -529,7 +529,7 @@ class MatrixCompletion:
         return 1.0 - missed / total
 
     def rmse(self, X: Any, y: npt.ArrayLike | None = None) -> float:
-        """Return the root of the mean squared error on known entries, given as to `fit`.
+        """Return the root of the mean squared error on known entries, in a form that `fit` takes.
 
         Parameters
         ----------

@@ -36,9 +36,9 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from .entries import BIASES, DUPLICATES, ROUNDING, Biases, Entries, Positions, fit_biases
 
-#: What weight_decay="auto" tries, in this order, for as long as it gains.
+#: Candidates of weight_decay="auto", tried in this order while the held-out error falls.
 DECAYS: Final = (0.7, 0.5, 0.35, 0.2, 0.1, 0.03, 0.0)
-#: Number of consecutive worse values that ends the search.
+#: Number of consecutive worse candidates after which no more are tried.
 WORSE_DECAYS: Final = 2
 #: Default width: an upper bound on the rank, which decay and early stopping find.
 _DEFAULT_WIDTH: Final = 32
@@ -48,7 +48,8 @@ _FEWEST_HELD_OUT: Final = 10
 _LEAST_GAIN: Final = 1e-4
 #: Biases are fitted if their held-out error is at most this share of the entries' root mean square.
 _WORTH: Final = 0.97
-#: A held-out error below this share of the ratings' standard deviation ends the search: there is no noise.
+#: If the held-out error is below this share of the standard deviation of the ratings, there is no noise, and
+#: no more candidates are tried.
 EXACT_FIT: Final = 1e-3
 #: Patience with constant errors, over patience with rising errors.
 _FLAT: Final = 4
@@ -143,9 +144,9 @@ class EntryOptions:
     Parameters
     ----------
     shape : (int, int), optional
-        Number of rows and columns, if pairs are given. Default: as many as the largest indices need.
+        Number of rows and columns, if X holds index pairs. Default: as many as the largest indices need.
     duplicates : {"error", "mean"}
-        What to do with an index pair that is given twice.
+        Treatment of an index pair that occurs twice.
     weighting : (float, float)
         (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
         column with m_j known entries. p > 0 limits the influence of rows with many ratings; q < 0 raises that
@@ -170,14 +171,14 @@ OPTIONS: Final[dict[str, type]] = {
 }
 
 
-def read_options(name: str, given: Any) -> Any:
-    """Return the options of a parameter; the biases may be given by their kind."""
+def read_options(name: str, value: Any) -> Any:
+    """Return the options of a parameter; the value of `biases` may also be a kind."""
     wanted = OPTIONS[name]
-    if isinstance(given, wanted):
-        return given
-    if name == "biases" and (given is None or isinstance(given, str)):
-        return BiasOptions(given)
-    raise TypeError(f"{name} is {type(given).__name__}; wanted dlnfast.{wanted.__name__}")
+    if isinstance(value, wanted):
+        return value
+    if name == "biases" and (value is None or isinstance(value, str)):
+        return BiasOptions(value)
+    raise TypeError(f"{name} is {type(value).__name__}; wanted dlnfast.{wanted.__name__}")
 
 
 @dataclass(frozen=True)
@@ -205,13 +206,13 @@ class Settings:
     dtype: np.dtype[Any]
 
     @classmethod
-    def from_estimator(cls, given: Any) -> Settings:
+    def from_estimator(cls, estimator: Any) -> Settings:
         """Check the settings of an estimator; an error names the wrong one."""
-        layers, biases, stopping, entries = (read_options(name, getattr(given, name)) for name in OPTIONS)
+        layers, biases, stopping, entries = (read_options(name, getattr(estimator, name)) for name in OPTIONS)
         check_choice(biases.kind, "biases", [word for word in BIASES if word is not None], optional=True)
         check_choice(entries.duplicates, "entries.duplicates", DUPLICATES)
         fraction = check_scale(stopping.validation_fraction, "stopping.validation_fraction", below=1.0)
-        decay = _check_decay(given.weight_decay)
+        decay = _check_decay(estimator.weight_decay)
         if decay is None and fraction == 0:
             raise ValueError(
                 'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
@@ -227,14 +228,14 @@ class Settings:
             one = check_scale(penalty, "biases.penalty")
             both = (one, one)
         return cls(
-            width=None if given.rank is None else check_count(given.rank, "rank"),
-            depth=check_count(given.depth, "depth", minimum=2),
+            width=None if estimator.rank is None else check_count(estimator.rank, "rank"),
+            depth=check_count(estimator.depth, "depth", minimum=2),
             compress=check_flag(layers.compress, "layers.compress"),
             outer=check_scale(layers.outer, "layers.outer", strict=True),
             scale=check_scale(layers.scale, "layers.scale", strict=True),
             learning_rate=_check_rate(layers.learning_rate),
             decay=decay,
-            steps=check_count(given.steps, "steps"),
+            steps=check_count(estimator.steps, "steps"),
             tolerance=check_scale(stopping.tolerance, "stopping.tolerance"),
             biases=biases.kind,
             penalty=both,
@@ -243,8 +244,8 @@ class Settings:
             patience=check_count(stopping.patience, "stopping.patience"),
             record_every=check_count(stopping.record_every, "stopping.record_every"),
             duplicates=entries.duplicates,
-            seed=check_count(given.seed, "seed", minimum=0),
-            n_threads=check_count(given.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
+            seed=check_count(estimator.seed, "seed", minimum=0),
+            n_threads=check_count(estimator.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
             dtype=dtype,
         )
 
@@ -369,7 +370,7 @@ class Watch:
         return self._waited >= self._patience * (1 if self.rises else _FLAT)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return everything it has seen: JSON values, and arrays."""
+        """Return the best record and the counters: JSON values, and arrays."""
         metadata = {
             "error": self.error,
             "best_step": self.step,
@@ -380,7 +381,7 @@ class Watch:
         return metadata, {f"best_{i}": layer for i, layer in enumerate(self.layers or ())}
 
     def restore(self, metadata: dict[str, Any], arrays: Arrays, n_layers: int) -> None:
-        """Continue from what `state` returned."""
+        """Continue from the result of `state`."""
         self.error, self.step, self.rises = metadata["error"], metadata["best_step"], metadata["rises"]
         self._reference, self._waited = metadata["reference"], metadata["waited"]
         self.layers = [arrays[f"best_{i}"] for i in range(n_layers)] if "best_0" in arrays else None
@@ -622,12 +623,12 @@ class CheckpointedFit:
     """The folder of one fit, which has a folder for each of its runs."""
 
     def __init__(self, checkpoint: Any, settings: Settings, entries: Entries) -> None:
-        given = Checkpoint.of(checkpoint)
-        self._every, self.seconds = given.every, given.seconds
+        target = Checkpoint.of(checkpoint)
+        self._every, self.seconds = target.every, target.seconds
         known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
         arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
         self._identity = compute_identity(known | {"shape": entries.shape}, arrays)
-        self._path = Path(given.directory) / self._identity[:_NAME_LENGTH]
+        self._path = Path(target.directory) / self._identity[:_NAME_LENGTH]
 
     def owned(self) -> AbstractContextManager[None]:
         """Own the folder of the fit within the block."""

@@ -131,7 +131,7 @@ def train_in_turns(
             "record=dln.Record(singular_values=None)"
         )
     if np.any(np.asarray(wanted.get("momentum", 0.0)) != 0):
-        raise ValueError("momentum is not carried over the steps of the outer layers: set outer_every=1")
+        raise ValueError("a step of the outer layers resets the momentum: set outer_every=1")
     record_every, weights_every = (
         -(-(max(n_steps, 1) if every is None else every) // turn) * turn
         for every in (record.every, record.weights_every)
@@ -153,10 +153,10 @@ def train_in_turns(
     if checkpoint is None:
         run_resumable(None, work)
     else:
-        given = Checkpoint.of(checkpoint)
+        target = Checkpoint.of(checkpoint)
         rules = {"learning_rate": repr(learning_rate), "turn": turn, "weights_every": weights_every}
         rules |= {name: repr(value) for name, value in wanted.items()}
-        run_resumable(work.make_folder(given, rules), work, seconds=given.seconds)
+        run_resumable(work.make_folder(target, rules), work, seconds=target.seconds)
     return work.trajectory()
 
 

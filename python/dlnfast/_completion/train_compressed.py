@@ -210,9 +210,9 @@ def train_compressed(
     weights, rank, basis, depth, scale
         As for `compressed_weights`.
     steps : int, optional
-        Number of updates, at most, where `tolerance` is given. By default as many as it takes: until the loss
-        is 1e-14 of what it was, or has fallen by less than 1e-5 of itself in the last fifth of all steps (500
-        at least); for adaptive rates, which do not dwell on plateaus. 200,000 at most.
+        Maximum number of updates. By default, which needs adaptive rates because others stay long on
+        plateaus, training stops when the loss is 1e-14 of its initial value, when its relative decrease in
+        the last fifth of all steps (at least 500) is below 1e-5, or after 200,000 steps.
     outer : float
         gamma (or alpha): the first and last layer learn at ``outer * learning_rate``. 0 freezes them: the
         observations are then projected onto them once, and a step costs O(r_hat^4) whatever their number.
@@ -293,7 +293,9 @@ def train_compressed(
     text = (
         f"compressed to {narrow[0].shape[0]} dimensions by the {basis}, outer layers at {ratio:g} times eta"
     )
-    if not isinstance(learning_rate, (str, Adaptive)) and steps > 1:  # "auto" stays below what is stable
+    if (
+        not isinstance(learning_rate, (str, Adaptive)) and steps > 1
+    ):  # "auto" stays below the stability threshold
         rates = np.array(_rates(problem, narrow, learning_rate, ratio))
         momentum = np.array(run.config.get("momentum", [0.0]))
         text += rate_caution(problem, [scale_of(w) for w in narrow], rates, momentum)
@@ -308,7 +310,7 @@ def train_compressed(
     return run
 
 
-#: What `steps=None` stands for.
+#: Maximum number of steps, and relative loss at which training stops, for `steps=None`.
 _MOST_STEPS: Final = 200_000
 _ENOUGH: Final = 1e-14
 
@@ -318,7 +320,9 @@ def _set_default_tolerance(
 ) -> int:
     """Set the default tolerance among the options, and return the largest number of steps."""
     if not isinstance(learning_rate, Adaptive) and not _is_word(learning_rate, "adaptive"):
-        raise ValueError("steps is needed with a constant learning_rate: a plateau looks like an end")
+        raise ValueError(
+            "steps is needed with a constant learning_rate: the end of training cannot be told from a plateau"
+        )
     known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
     start = problem.loss_scale / 2 * known
     options.setdefault("tolerance", _ENOUGH * start)

@@ -73,7 +73,7 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "scale": number(1e-3),
         "init": choice(INITS[0], *INITS),
         "outer": number(1e-2),
-        "learning_rates": Key(is_list_of(is_number), "a list of numbers, in place of the grid's"),
+        "learning_rates": Key(is_list_of(is_number), "a list of numbers that replaces the grid's"),
     },
     "output": {"directory": string()},
 }
@@ -199,17 +199,17 @@ class Grid:
             for rate in rates[method]
         ]
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the other settings that a result depends on and that identify a run."""
         model, task = self.sections["model"], self.sections["task"]
-        kept = {name: model[name] for name in ("path", "layers", "max_length")}
-        return kept | {"task": task["name"], "evaluated": task["evaluated"]}
+        settings = {name: model[name] for name in ("path", "layers", "max_length")}
+        return settings | {"task": task["name"], "evaluated": task["evaluated"]}
 
 
 def split_halves(task: TextTask, evaluated: int | None = None) -> dict[str, TextTask]:
     """Return two halves of a task, or of its first samples in a fixed order."""
     order = np.random.default_rng(0).permutation(len(task))[:evaluated]
-    return {name: task.take(order[place::2]) for place, name in enumerate(PARTS)}
+    return {name: task.take(order[first::2]) for first, name in enumerate(PARTS)}
 
 
 def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid:
@@ -234,9 +234,9 @@ def read_grid(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Grid
 
 def make_grid(**sections: Mapping[str, Any]) -> Grid:
     """Return a grid from its sections, checked like those of a file; ``deep_lora`` stands for [deep-lora]."""
-    given = {name.replace("_", "-"): dict(section) for name, section in sections.items()}
+    tables = {name.replace("_", "-"): dict(section) for name, section in sections.items()}
     return _check_grid(
-        {name: {k: v for k, v in section.items() if v is not None} for name, section in given.items()}
+        {name: {k: v for k, v in section.items() if v is not None} for name, section in tables.items()}
     )
 
 
@@ -251,7 +251,7 @@ def _check_grid(raw: Mapping[str, Any]) -> Grid:
 
 def describe_settings() -> str:
     """Return the help text of specifications: sections, keys, allowed values and defaults."""
-    lines = ["The sections of SPEC.toml, their keys and what these may be:"]
+    lines = ["The sections of SPEC.toml, their keys and the allowed values:"]
     for name, keys in _SECTIONS.items():
         lines += ["", f"[{name}]", *describe_keys(keys)]
     return "\n".join(lines)
@@ -263,13 +263,12 @@ class Results:
     Parameters
     ----------
     path : path
-        The file; what it holds already is read. A last line that was cut off is not, and goes when the next
-        one is written.
+        The file. Its lines are read, except for an incomplete last line, which the next write removes.
 
     Raises
     ------
     ValueError
-        If a line is damaged, or is not what `append` wrote.
+        If a line is damaged, or was not written by `append`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -288,7 +287,7 @@ class Results:
         records = []
         known: set[str] = set()
         for number_, line in enumerate(decode_text(whole, self.path).split("\n")[:-1], 1):
-            if line in known:  # a copy, of the file or by hand, tells nothing new
+            if line in known:  # a copied line
                 continue
             known.add(line)
             try:
@@ -309,18 +308,18 @@ class Results:
 
     def _select_records(self, grid: Grid) -> list[dict[str, Any]]:
         """Return the records of the same model, layers, length and samples."""
-        about = grid.about()
-        return [record for record in self.records if record.get("about") == about]
+        metadata = grid.metadata()
+        return [record for record in self.records if record.get("about") == metadata]
 
     def append_diverged(self, grid: Grid, run: Run, error: DivergedError) -> None:
         """Append a diverged run."""
-        self._write({"run": run.to_dict(), "about": grid.about(), "diverged": str(error)})
+        self._write({"run": run.to_dict(), "about": grid.metadata(), "diverged": str(error)})
 
     def append(self, grid: Grid, run: Run, outcome: Outcome) -> None:
         """Append a run; its line is on the disk when this returns."""
         record = {
             "run": run.to_dict(),
-            "about": grid.about(),
+            "about": grid.metadata(),
             "scores": outcome.scores,
             "first_loss": outcome.loss[0],
             "final_loss": float(np.mean(outcome.loss[-5:])),
@@ -378,7 +377,7 @@ class Row:
     selection : float
         Mean score on the half where the rate was chosen.
     ranks : list of int
-        Of the updates of all layers, seed by seed.
+        Ranks of the updates of all layers, seed by seed.
     """
 
     method: str

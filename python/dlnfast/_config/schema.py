@@ -43,18 +43,18 @@ def read_toml(
     OSError
         If the file cannot be read.
     """
-    place = Path(path)
+    file = Path(path)
     try:
-        raw = tomllib.loads(read_text(place))
+        raw = tomllib.loads(read_text(file))
     except RecursionError:
-        raise SpecError(f"{place} is not a TOML file: it is nested too deeply") from None
+        raise SpecError(f"{file} is not a TOML file: it is nested too deeply") from None
     except ValueError as error:  # not TOML, not UTF-8, an integer of more digits than Python reads
-        raise SpecError(f"{place} is not a TOML file: {error}") from None
+        raise SpecError(f"{file} is not a TOML file: {error}") from None
     for entry in paths:
         section, _, key = entry.partition(".")
         table = raw.get(section)
         if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = str(place.parent / table[key])
+            table[key] = str(file.parent / table[key])
     for change in changes:
         _apply(change, raw)
     return raw

@@ -153,7 +153,7 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
 
 def describe_settings() -> str:
     """Return the help text of specifications: sections, keys, allowed values and defaults."""
-    lines = ["The sections of SPEC.toml, their keys and what these may be:"]
+    lines = ["The sections of SPEC.toml, their keys and the allowed values:"]
     for kind, keys in _PROBLEMS.items():
         lines += ["", f'[problem]  kind = "{kind}"', *describe_keys(keys)]
     for name, keys in _SECTIONS.items():
@@ -188,9 +188,9 @@ def _split_device(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(weights: Mapping[str, Any]) -> None:
-    given = [key for key in ("depth", "widths") if weights[key] is not None]
-    if len(given) != 1:
-        came = "both" if given else "neither"
+    present = [key for key in ("depth", "widths") if weights[key] is not None]
+    if len(present) != 1:
+        came = "both" if present else "neither"
         raise SpecError(
             f"weights has {came} of depth and widths; wanted one: the number of layers L, or d_0 .. d_L"
         )
@@ -287,13 +287,13 @@ def _npz_shards(settings: Mapping[str, Any]) -> Problem:
 
 def _read_arrays(path: str, names: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
     """Return arrays of an .npz file; `names` maps keys of [problem] to names of arrays."""
-    place = Path(path)
-    with place.open("rb") as stream:
+    file = Path(path)
+    with file.open("rb") as stream:
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
             raise SpecError(f"problem.path is {path}, a single array; wanted an .npz archive")
     try:
         # A user's own file may be compressed by any factor.
-        arrays = read_arrays(place, list(dict.fromkeys(names.values())), bounded=False)
+        arrays = read_arrays(file, list(dict.fromkeys(names.values())), bounded=False)
     except KeyError as error:
         missing, there = error.args
         key = next(key for key, name in names.items() if name == missing)

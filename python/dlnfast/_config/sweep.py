@@ -40,7 +40,7 @@ __all__ = ["SweepGrid", "SweepResults", "sweep"]
 
 _SWEEP: Final = "sweep"
 _RESULTS: Final = "results.csv"
-#: The sections that determine the result of a run; [output] says where it is written.
+#: The sections that determine the result of a run; [output] determines its path only.
 _HASHED: Final = ("problem", "weights", "train")
 #: Size of a chunk as a share of the remaining runs, divided by the number of workers.
 _SHARE: Final = 1 / 3
@@ -81,8 +81,8 @@ class SweepGrid(Sequence[dict[str, Any]]):
         A TOML file as for ``dlnfast train``, or its sections as a mapping. A section [sweep] in it holds
         axes: ``"train.learning_rate" = [0.1, 0.2]``; an array of tables [[sweep]] holds explicit changes.
     axes : mapping or sequence of mappings, optional
-        In place of [sweep]. A mapping of "section.key" to values: the grid is their product, the last axis
-        fastest. Or a sequence of mappings of "section.key" to a value: a run for each.
+        Axes that replace [sweep]. A mapping of "section.key" to values: the grid is their product, the last
+        axis fastest. Or a sequence of mappings of "section.key" to a value: a run for each.
     changes : iterable of str
         ``"section.key=value"``, as `spec.read_spec` takes them; for a path only.
 
@@ -237,7 +237,7 @@ def _make_item(raw: Mapping[str, Any], change: Mapping[str, Any], folder: Path) 
     for name, value in change.items():
         section, _, key = name.partition(".")
         table = sections.setdefault(section, {})
-        if isinstance(table, dict):  # if not, the check says so
+        if isinstance(table, dict):  # otherwise the check raises
             table[key] = str(folder / value) if name == "problem.path" and isinstance(value, str) else value
     chosen = spec.check_spec(sections)
     if chosen.problem.get("path") is not None:
@@ -289,10 +289,10 @@ class SweepResults(Sequence[dict[str, Any]]):
     ----------
     rows : list of dict
         The swept entries; hash, outcome ("finished", "converged", "diverged", "failed", or None for a run
-        that has not ended), engine, steps, final_loss, seconds, error; accuracy_train and accuracy_test
+        that is not finished), engine, steps, final_loss, seconds, error; accuracy_train and accuracy_test
         where the problem has labels.
     directory : Path or None
-        Where the folders of runs are.
+        Folder that holds the folders of the runs.
     usage : dict
         Seconds: "wall", from the first chunk that was handed out to the last that came back; "start", until
         the default executor's first worker was ready; "cpu", "runs" and "jobs", added up over the workers:
@@ -316,7 +316,7 @@ class SweepResults(Sequence[dict[str, Any]]):
         return self.rows[index]
 
     def __repr__(self) -> str:
-        """Return the number of runs and how they ended."""
+        """Return the number of runs with each outcome."""
         return f"SweepResults({self.counted()})"
 
     def counted(self) -> str:
@@ -356,9 +356,9 @@ class SweepResults(Sequence[dict[str, Any]]):
             for name in (_sweep_worker.RUN, _sweep_worker.DIVERGED_RUN):
                 if (folder / name).is_file():
                     return load(folder / name)
-        ended = row["outcome"] or "not run yet"
+        outcome = row["outcome"] or "not run yet"
         raise ValueError(
-            f"run {index} ({ended}) has no trajectory; wanted a sweep with a directory and keep_runs=True"
+            f"run {index} ({outcome}) has no trajectory; wanted a sweep with a directory and keep_runs=True"
         )
 
     def to_pandas(self) -> Any:
@@ -464,12 +464,13 @@ def sweep(
     next sweep there runs these runs again.
 
     Runs of small networks whose dynamics close in at most 8 dimensions go through the engine of
-    `train_batch`, those of equal shape side by side; every run has the bits that it would have alone. The
-    default executor's workers have cores / workers threads each, in runs that do not say and in NumPy's BLAS.
+    `train_batch`, those of equal shape side by side; every run has the same bits as alone. Each
+    worker of the default executor has cores / workers threads, in NumPy's BLAS and in runs that set no number
+    of threads.
 
-    Several processes may run one sweep in one directory: they share what is finished, and may do a run
-    twice. After Ctrl-C the workers get two seconds to finish, and the KeyboardInterrupt carries the results
-    so far as its attribute ``results``. A sweep that was killed loses only the runs that were under way.
+    Several processes may run one sweep in one directory: they share finished runs, and may do a run
+    twice. After Ctrl-C the workers get two seconds to finish, and the attribute ``results`` of the
+    KeyboardInterrupt holds the results so far. A sweep that is killed loses only its unfinished runs.
 
     Examples
     --------
@@ -493,8 +494,8 @@ def sweep(
     cores = available_cores()
     workers = cores if n_workers is None else check_count(n_workers, "n_workers")
     budget = check_scale(chunk_seconds, "chunk_seconds", strict=True)
-    place = directory if directory is not None else grid.output["directory"]
-    folder = None if place is None else check_path(place, "directory").absolute()
+    chosen = directory if directory is not None else grid.output["directory"]
+    folder = None if chosen is None else check_path(chosen, "directory").absolute()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     unique = {item.hash: item for item in grid.items}
@@ -537,7 +538,7 @@ def sweep(
 
 
 def _write_table(folder: Path, results: SweepResults) -> None:
-    """Write the table of a sweep; an error carries the results."""
+    """Write the table of a sweep; an error has the results as its attribute ``results``."""
     try:
         with FolderLock(folder, seconds=_PATIENCE):
             remove_parts(folder, re.compile(re.escape(_RESULTS)))
@@ -729,7 +730,7 @@ class _Sweep:
         """Cancel chunks that have not started, and collect those that finish."""
         for future in self.flying:
             cancel = getattr(future, "cancel", None)  # an executor need not have it
-            # The error that ended the sweep must be raised, not one of the executor.
+            # The caller must see the error that stopped the sweep, not one of the executor.
             with contextlib.suppress(Exception):
                 if callable(cancel):
                     cancel()
@@ -819,9 +820,9 @@ def _block_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _limit_threads(given: str | None, n_threads: int) -> int:
-    """Return a number of threads, or a smaller one that the user has set."""
-    first = (given or "").partition(",")[0]
+def _limit_threads(setting: str | None, n_threads: int) -> int:
+    """Return a number of threads, or a smaller one from an environment variable."""
+    first = (setting or "").partition(",")[0]
     return min(int(first), n_threads) if first.isdecimal() and int(first) > 0 else n_threads
 
 

@@ -105,7 +105,7 @@ class Observations(ABC):
 
     @abstractmethod
     def backprojection(self, weights: Sequence[npt.ArrayLike] | None = None) -> LinearMap:
-        """Return minus the gradient with respect to W_{L:1}, divided by c, at 0 or at the given layers."""
+        """Return minus the gradient with respect to W_{L:1}, divided by c, at 0 or at some layers."""
 
     @property
     @abstractmethod
@@ -541,7 +541,7 @@ class Completion(Observations):
         factors = as_factors(W, self.shape)
         if rows is None or columns is None:
             if rows is not None or columns is not None:
-                raise ValueError("rows and columns belong together; only one of them is given")
+                raise ValueError("rows and columns belong together; only one of them is set")
             i, j = self.rows, self.columns.astype(np.int64)
         else:
             j = _as_indices(columns, "columns", None)
@@ -960,7 +960,7 @@ def _sort_entries(
             raise ValueError(f"entry {bad} is at ({i}, {j}), outside the {shape[0]} x {shape[1]} matrix")
         first = int(np.flatnonzero((rows == i) & (columns == j))[0])
         raise ValueError(
-            f"({i}, {j}) is given twice: {values[first]:g} by entry {first} and {values[bad]:g} by entry "
+            f"({i}, {j}) occurs twice: {values[first]:g} by entry {first} and {values[bad]:g} by entry "
             f"{bad}; wanted each index once"
         )
     return start, index, known

@@ -743,7 +743,7 @@ def check_problem(problem: object) -> Problem:
 def check_settings(whiten: str | None, center: bool, reduction: str, rank_tolerance: float | None) -> None:
     """Check the settings of `Problem.from_data` before any pass over the data."""
     if whiten is None and rank_tolerance is not None:
-        raise ValueError("rank_tolerance is given, but whiten is None: only whitening reduces the rank")
+        raise ValueError("rank_tolerance is set, but whiten is None: only whitening reduces the rank")
     check_choice(whiten, "whiten", WHITENING_METHODS, optional=True)
     check_choice(reduction, "reduction", REDUCTIONS)
     check_flag(center, "center")

@@ -89,19 +89,19 @@ class Checkpoint:
         check_scale(self.seconds, "checkpoint.seconds")
 
     @classmethod
-    def of(cls, given: Any) -> Checkpoint:
+    def of(cls, target: Any) -> Checkpoint:
         """Convert a path to a Checkpoint; return a Checkpoint unchanged.
 
         Parameters
         ----------
-        given : path or Checkpoint
-            Where to write.
+        target : path or Checkpoint
+            Folder to write to.
 
         Returns
         -------
         Checkpoint
         """
-        return given if isinstance(given, cls) else cls(given)
+        return target if isinstance(target, cls) else cls(target)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return the rule for lists, not empty, of what another rule accepts."""
+    """Return the rule for nonempty lists of values that another rule accepts."""
     return lambda value: isinstance(value, list) and len(value) > 0 and all(accepts(v) for v in value)
 
 

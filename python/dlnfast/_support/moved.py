@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keywords of earlier versions: errors that name their new place."""
+"""Keywords of earlier versions: errors that name the code to write instead."""
 
 from __future__ import annotations
 

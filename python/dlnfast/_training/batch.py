@@ -112,7 +112,7 @@ def train_batch(
     r"""Train many networks by the reduced engine in one call: seeds, scales, rates, depths, targets.
 
     Runs of equal shape descend side by side, one in each lane of a vector register, and groups of them on
-    several threads. Every run is what `train` with ``engine="reduced"`` gives, to rounding.
+    several threads. Every run equals that of `train` with ``engine="reduced"``, up to rounding errors.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def train_batch(
     Raises
     ------
     AssumptionError
-        If the active subspaces of a run do not close; a note on the error says of which.
+        If the active subspaces of a run do not close; a note on the error names the run.
     ShapeError
         If the arguments give different numbers of runs.
     TypeError, ValueError
@@ -157,7 +157,7 @@ def train_batch(
     A run that diverges is no error here: in a phase diagram it is a result. It is marked in
     ``batch.outcomes``, and the others continue.
 
-    Cost: what `train` needs for a closure, once for each pair of a problem and a network (about a
+    Cost: that of a closure in `train`, once for each pair of a problem and a network (about a
     millisecond at d = 30; runs that differ in their rates alone share one); then per step and run about
     0.4 of a single run's time on one thread, where cores are at most 8 wide. Memory: steps + 1 losses, and
     the cores at the records, of every run.
@@ -368,7 +368,7 @@ def _identity(plans: list[Plan], every: int | None) -> str:
 
 
 def _add(part: Any, name: str, arrays: Arrays) -> dict[str, Any] | None:
-    """Put a problem or matrix among the arrays that identify a batch; return what else defines it."""
+    """Put a problem or matrix among the arrays that identify a batch; return its other settings."""
     if isinstance(part, Problem):
         own: Arrays = {}
         known = pack_problem(part, own)
@@ -415,8 +415,8 @@ def _plan(
         lengths[name] = len(rate) if _is_per_run(rate) else None
     counts = {n for n in lengths.values() if n is not None}
     if len(counts) > 1:
-        given = ", ".join(f"{name}: {n}" for name, n in lengths.items() if n is not None)
-        raise ShapeError(f"the arguments give different numbers of runs ({given}); wanted one number")
+        numbers = ", ".join(f"{name}: {n}" for name, n in lengths.items() if n is not None)
+        raise ShapeError(f"the arguments give different numbers of runs ({numbers}); wanted one number")
     plans = []
     closures: dict[tuple[int, int], tuple[Certificate, Closure | None]] = {}
     for i in range(counts.pop() if counts else 1):
@@ -440,7 +440,7 @@ def _plan_one(
     common: dict[str, Any],
     closures: dict[tuple[int, int], tuple[Certificate, Closure | None]],
 ) -> Plan:
-    """Check one run; `closures` holds what is known of the pairs of objects that came before."""
+    """Check one run; `closures` caches the results of earlier pairs of problem and network."""
     if not isinstance(problem, Problem):
         raise TypeError(f"problems holds {type(problem).__name__}; wanted dlnfast.Problem")
     options = Options(

@@ -24,10 +24,10 @@ _MARGIN: Final = 1.1
 
 
 class Curvatures(NamedTuple):
-    """The largest share of a change's squared norm that the observations see.
+    """The largest observed share of the squared norm of a change.
 
     For orthonormal U (d_y, a) and V (d_x, b) and any X of norm 1: of ``U X V^T``, of ``X V^T`` and of
-    ``U X``. All are p for entries observed everywhere alike, 1 where the whole matrix is known.
+    ``U X``. All are p for entries observed with uniform density p, and 1 for a matrix known as a whole.
     """
 
     core: float
@@ -36,7 +36,7 @@ class Curvatures(NamedTuple):
 
 
 def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvatures:
-    """Return how much of changes inside and beside two subspaces is observed.
+    """Return the observed shares of changes inside two subspaces, and inside only one of them.
 
     The Gauss-Newton part of the Hessian of ``c/2 ||B vec(W_{L:1}) - y||^2`` for layer l is at most c times
     the largest of these times the squared norms of the other layers.
@@ -50,7 +50,7 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
 
     Notes
     -----
-    Power iteration, 36 passes over the observations; 10 per cent are added for what it may miss.
+    Power iteration, 36 passes over the observations; 10 per cent are added for its error.
     """
     u, v = np.ascontiguousarray(U.T), np.ascontiguousarray(V.T)
     a, b = len(u), len(v)
@@ -67,7 +67,7 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
     return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
 
 
-#: Of x (k, d_y) and y (k, d_x): y E^T and x E for what is seen, E = B^T B (x^T y).
+#: Maps x (k, d_y) and y (k, d_x) to y E^T and x E of the observed part, E = B^T B (x^T y).
 _ObservedMap = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 
@@ -84,12 +84,12 @@ def _make_measurement_map(problem: Observations) -> _ObservedMap:
 def _make_entry_map(problem: Completion) -> _ObservedMap:
     nothing = np.zeros(problem.n_observations)
     by_rows, by_columns = problem.entries()
-    places = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
+    index = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
 
     def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         left, right = np.empty_like(x), np.empty_like(y)
-        core.residual_products(places, x, y, left, right, threads_beside_numpy(places, len(x)))
+        core.residual_products(index, x, y, left, right, threads_beside_numpy(index, len(x)))
         return left, right
 
     return apply_observed
@@ -111,10 +111,10 @@ def _estimate_largest_eigenvalue(
 
 
 def layer_curvatures(problem: Observations, weights: Sequence[FloatArray]) -> list[float]:
-    """Return for each layer the largest share of its changes that the observations see.
+    """Return for each layer the largest observed share of its changes.
 
-    Of networks that are narrow inside, the first and last layer change whole columns and rows, the others
-    only what lies between; of wide ones any layer may do either.
+    In networks that are narrow inside, the first and last layer change whole columns and rows, the others
+    only the part between them; in wide networks any layer may do either.
     """
     left, right = weights[-1], weights[0].T
     found = leading_factors(problem.backprojection(), min(_LEADING, *problem.shape), tolerance=1e-3)
@@ -135,8 +135,8 @@ def _span(*blocks: FloatArray) -> FloatArray:
     rows = np.vstack([x.T.astype(np.float64) / max(float(np.linalg.norm(x)), tiny) for x in blocks])
     values, vectors = np.linalg.eigh(rows @ rows.T)
     # Directions below 1e-5 of the largest are rounding of those that two blocks share.
-    kept = values > 1e-10 * max(float(values[-1]), tiny)
-    return orthonormal_rows((vectors[:, kept] / np.sqrt(values[kept])).T @ rows).T
+    is_large = values > 1e-10 * max(float(values[-1]), tiny)
+    return orthonormal_rows((vectors[:, is_large] / np.sqrt(values[is_large])).T @ rows).T
 
 
 @np.errstate(over="ignore")

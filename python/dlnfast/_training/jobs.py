@@ -89,7 +89,7 @@ class Outputs:
 
 
 def allocate_records(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return an array for records; if it does not fit the memory, the error says what to change."""
+    """Return an array for records; if it does not fit the memory, the error names the remedy."""
     try:
         return np.empty(shape, dtype=dtype)
     except (MemoryError, ValueError, OverflowError) as error:  # the latter for shapes beyond addresses
@@ -407,7 +407,7 @@ def make_trajectory(
 def run_job(
     job: Job, request: Request, certificate: Certificate, bar: ProgressBar, start: float
 ) -> Trajectory:
-    """Run a job, and return its trajectory; an error carries the trajectory so far."""
+    """Run a job, and return its trajectory; an error gets the partial trajectory as an attribute."""
     outputs = Outputs(request)
 
     def trajectory(outcome: str) -> Trajectory:

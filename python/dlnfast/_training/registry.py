@@ -18,7 +18,7 @@ ENGINES: Final[dict[str, str]] = {
 
 
 def split_engine(text: str) -> tuple[str, str]:
-    """Return the name of an engine and its device, which is empty where none is given."""
+    """Return the name of an engine and its device, which is empty without one."""
     name, _, device = text.partition(":")
     return name, device
 
@@ -29,7 +29,7 @@ def is_engine_name(text: object) -> bool:
 
 
 def check_engine_name(text: object) -> None:
-    """Raise for what is not the name of an engine."""
+    """Raise unless a value is the name of an engine."""
     if not is_engine_name(text):
         wanted = ", ".join(map(repr, ENGINES))
         raise ValueError(f"engine is {text!r}; wanted one of {wanted}, or 'torch:DEVICE'")

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The driver of all resumable work: when records and states are written, and from where work resumes.
 
-A kind of work (a run of `train`, a batch, a fit, a PyTorch training) is a `ResumableWork`: it gives its state
-and takes it back, gives the records since the last flush, and advances. `ResumableRun` does everything else,
-in the same way for all kinds:
+A kind of work (a run of `train`, a batch, a fit, a PyTorch training) is a `ResumableWork`: it returns its
+state and restores it, returns the records since the last flush, and advances. `ResumableRun` does everything
+else, in the same way for all kinds:
 
 * a finished folder is loaded without its lock; every other folder is owned while the work runs;
-* work resumes from the newest state that can be read; what was written after it is removed;
+* work resumes from the newest state that can be read; later files are removed;
 * a flush writes the records first and then, if one is due, the state: a state never refers to records that
   are missing;
-* Ctrl-C, SIGTERM and every other exception write what is there, and a note on the exception says whether
-  that succeeded.
+* on Ctrl-C, SIGTERM and every other exception, records and state are written, and a note on the exception
+  says whether that succeeded.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class ResumableWork(ABC):
 
     #: Whether the end is a file of its own. Otherwise `restore` finds out whether the work is finished.
     has_end_file: ClassVar[bool] = False
-    #: Whether there are states. Otherwise the records say what has been done.
+    #: Whether there are states. Otherwise the records show the progress.
     has_states: ClassVar[bool] = True
     #: Whether other processes may write to the same storage, which is therefore locked and read again.
     is_locked: ClassVar[bool] = True
     #: Unit in which progress is counted, for messages.
     unit: ClassVar[str] = "step"
-    #: How the work is resumed, for messages.
+    #: Way to resume the work, for messages.
     how_to_resume: ClassVar[str] = "the same call"
 
     @property
@@ -123,14 +123,14 @@ class ResumableWork(ABC):
         return None
 
     def restore(self, storage: Any) -> State | None:
-        """Continue from what a storage holds, and return its newest state."""
+        """Continue from the newest state of a storage, and return it."""
         state: State | None = storage.newest()
         if state is not None:
             self.restore_state(state)
         return state
 
     def partial_result(self) -> Any:
-        """Return the result so far, which the exception that ended the work gets as ``trajectory``."""
+        """Return the result so far, for the attribute ``trajectory`` of an exception."""
         return None
 
     # Work of several processes, each with a storage of its own, takes the same decisions in all of them.
@@ -264,10 +264,10 @@ class ResumableRun:
             partial = work.partial_result()
             if partial is not None:
                 error.trajectory = partial  # type: ignore[attr-defined]
-        except Exception as failure:  # the exception that ended the work is the one to raise
+        except Exception as failure:  # the exception that stopped the work is the one to raise
             error.add_note(
-                f"what the run computed since its last state in {path} is lost ({type(failure).__name__}: "
-                f"{failure}); the same call computes it again"
+                f"the results since the last state in {path} are lost ({type(failure).__name__}: "
+                f"{failure}); the same call computes them again"
             )
             return
         if self._saved is not None:
@@ -276,7 +276,9 @@ class ResumableRun:
                 "resumes from there"
             )
         elif self._flushed >= 0:
-            error.add_note(f"all finished parts are saved in {path}: {work.how_to_resume} computes the rest")
+            error.add_note(
+                f"all finished parts are saved in {path}: {work.how_to_resume} computes the others"
+            )
 
 
 def run_resumable(

@@ -28,9 +28,9 @@ class Plateau:
         self._losses: list[float] = []
 
     def __call__(self, step: int, loss: float) -> bool:
-        """Note the loss of a record; return whether the run ends."""
+        """Store the loss of a record; return whether to stop the run."""
         self._steps.append(step)
         self._losses.append(loss)
-        ended = self.callback is not None and self.callback(step, loss) is True
+        is_stopped = self.callback is not None and self.callback(step, loss) is True
         before = bisect_right(self._steps, step - max(_LEAST_WINDOW, step // 5)) - 1
-        return ended or (before >= 0 and loss > (1 - _STALLED) * self._losses[before])
+        return is_stopped or (before >= 0 and loss > (1 - _STALLED) * self._losses[before])

@@ -33,7 +33,7 @@ class DenseStates(RecordedSpectra):
     snapshot_steps : ndarray of int64
         Steps of the snapshots.
     initial, final : tuple of ndarray or None
-        W_l at the first and last step; None where they were not kept.
+        W_l at the first and last step; None where they were not recorded.
     """
 
     has_final_weights: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class DenseStates(RecordedSpectra):
         known |= {0} if self.initial is not None else set()
         known |= {last} if self.final is not None else set()
         raise ValueError(
-            f"step is {wanted}, but the weights were kept at {shorten_steps(sorted(known))} only: "
+            f"step is {wanted}, but the weights were recorded at {shorten_steps(sorted(known))} only: "
             "record=dln.Record(weights_every=...)"
         )
 

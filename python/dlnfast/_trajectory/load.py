@@ -73,7 +73,7 @@ def load_folder(
     folder : RunFolder
         Folder of a checkpointed run.
     problem : Problem, Completion or Sensing, optional
-        The training problem, in place of the one in the folder.
+        The training problem, instead of the one in the folder.
     every : int
         See `load`.
     """
@@ -141,21 +141,21 @@ def thin_records(parts: Iterable[Arrays], every: int) -> Iterator[Arrays]:
     seen: dict[str, int] = {}
     last: Arrays = {}
     for part in parts:
-        thinned = {}
+        selected = {}
         for name, array in part.items():
             if name in SERIES:
-                thinned[name], last[name] = array, array[:0].copy()
+                selected[name], last[name] = array, array[:0].copy()
                 continue
             position = seen.get(name, 0)
             seen[name] = position + len(array)
-            thinned[name] = array[-position % every :: every].copy()  # a view would hold the part
+            selected[name] = array[-position % every :: every].copy()  # a view would hold the part
             if len(array):
                 last[name] = array[-1:].copy() if (seen[name] - 1) % every else array[:0].copy()
             else:
                 last.setdefault(name, array)
         part.clear()
         array = np.empty(0)  # the loop variable holds the last array of the part
-        yield thinned
+        yield selected
     if any(map(len, last.values())):
         yield last
 

@@ -82,7 +82,7 @@ def unpack_problem(
     arrays : dict of str to ndarray
         Arrays of the file.
     description : mapping
-        From ``problem.describe()``.
+        Result of ``problem.describe()``.
     """
     if "kind" in meta:
         return _unpack_observations(meta, arrays, description)

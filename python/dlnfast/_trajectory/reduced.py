@@ -222,12 +222,12 @@ class ReducedStates(States):
             result[:, outer] = self.active_angles(index, side, reference, run)
             return result
         basis = self._basis(index, side).astype(np.float64)
-        given = as_matrix(reference, "reference", shape=(len(basis), n_active + n_middle), dtype=np.float64)
+        chosen = as_matrix(reference, "reference", shape=(len(basis), n_active + n_middle), dtype=np.float64)
         for i, inner in enumerate(vectors):
-            result[i, outer] = plain.angle(basis @ inner, given[:, outer])
+            result[i, outer] = plain.angle(basis @ inner, chosen[:, outer])
         if n_middle:
             # The block is the complement of the active subspace, whatever the step.
-            result[:, n_top : n_top + n_middle] = plain.principal_angles(basis, given[:, outer])[-1]
+            result[:, n_top : n_top + n_middle] = plain.principal_angles(basis, chosen[:, outer])[-1]
         return result
 
     # -------------------------------------------------------------------------------------- weights

@@ -214,7 +214,7 @@ class States(ABC):
 
     @classmethod
     def add_final_weights(cls, meta: dict[str, Any], arrays: Arrays, final: Arrays) -> None:
-        """Add the last weights, taken from the last state of a checkpointed run, to what `pack` returned."""
+        """Add the last weights, from the last state of a checkpointed run, to the result of `pack`."""
         raise TypeError(f"{cls.__name__} holds no final weights")
 
     @abstractmethod

@@ -25,8 +25,8 @@ class TrackedStates(RecordedSpectra):
     """
 
     has_every_loss: ClassVar[bool] = False
-    missing_problem: ClassVar[str] = "what a tracked model learns has no target whose rank is known"
-    missing_losses: ClassVar[str] = "none were given to the tracker's log_loss"
+    missing_problem: ClassVar[str] = "a tracked model has no target whose rank is known"
+    missing_losses: ClassVar[str] = "none were passed to the tracker's log_loss"
 
     def angles(self, index: int, side: str, reference: str | npt.ArrayLike, run: Run) -> Table:
         found = self._find_tracking(index).angles
@@ -43,7 +43,7 @@ class TrackedStates(RecordedSpectra):
         return angles
 
     def weights(self, index: int, step: int, run: Run) -> FloatArray:
-        raise ValueError("a tracked run keeps no weights: the model has them")
+        raise ValueError("a tracked run records no weights: the model has them")
 
     @classmethod
     def unpack(cls, meta: Mapping[str, Any], arrays: Arrays, config: Mapping[str, Any]) -> Self:

@@ -75,7 +75,7 @@ class Trajectory(TrajectoryBase):
     """The records of a run of `train`. Layers are counted from 1, as in the mathematics.
 
     Or the records of `dlnfast.torch.track`, of a model that another program trained. Its layers have names,
-    which all methods take in place of numbers, and need not form a chain.
+    which all methods take instead of numbers, and need not form a chain.
 
     Attributes
     ----------
@@ -168,7 +168,7 @@ class Trajectory(TrajectoryBase):
         Returns
         -------
         dict of str to int
-            By the names of the layers.
+            Ranks, by the names of the layers.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class Trajectory(TrajectoryBase):
         Raises
         ------
         ValueError
-            If the weights of that step were not kept.
+            If the weights of that step were not recorded.
         """
         return self.states.weights(self._index(layer), step, self)
 
@@ -237,7 +237,7 @@ class Trajectory(TrajectoryBase):
         Raises
         ------
         ValueError
-            If the weights of that step were not kept.
+            If the weights of that step were not recorded.
         """
         return [self.weights(layer, step) for layer in range(1, self.n_layers + 1)]
 
@@ -387,7 +387,7 @@ class Trajectory(TrajectoryBase):
         metadata, arrays : mapping
             Metadata and arrays, from `to_arrays`.
         problem : Problem, Completion or Sensing, optional
-            The training problem, in place of the one in the arrays, which has no samples.
+            The training problem, instead of the one in the arrays, which has no samples.
 
         Returns
         -------

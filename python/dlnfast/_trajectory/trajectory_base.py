@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`TrajectoryBase`: the facts of a run, and the spectra of its layers, which the states answer."""
+"""`TrajectoryBase`: steps, losses and settings of a run, and the spectra of its layers, from `States`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrajectoryBase(ABC):
 
     @property
     def outcome(self) -> str | None:
-        """How the run ended; None for a tracked model, whose training another program ends.
+        """Outcome of the run; None for a tracked model, which another program trains.
 
         "finished" (all steps), "converged" (the tolerance was reached), "stopped" (by a callback),
         "diverged", "interrupted" (by an exception, Ctrl-C for example), or "unfinished" (a checkpointed run
@@ -176,8 +176,8 @@ class TrajectoryBase(ABC):
     def branches(self, layer: int | str) -> IntArray:
         """Return the identity of each singular value of W_l at each record.
 
-        Sorted values swap places where they cross; a branch keeps its number. It is followed from record to
-        record by the overlaps ``|<u_i, u'_j>| |<v_i, v'_j>|`` of the singular vectors.
+        Sorted values exchange positions where they cross; a branch keeps its number. It is followed from
+        record to record by the overlaps ``|<u_i, u'_j>| |<v_i, v'_j>|`` of the singular vectors.
 
         Parameters
         ----------
@@ -201,7 +201,7 @@ class TrajectoryBase(ABC):
     def clusters(self, layer: int | str) -> IntArray:
         """Return the cluster of each singular value of W_l at each record.
 
-        The values of one cluster cannot be told apart: the gaps between them are below four times their
+        The values of one cluster cannot be distinguished: the gaps between them are below four times their
         errors, or 1e-8 of the largest value. Only the subspace that their vectors span is determined.
 
         Parameters
@@ -275,9 +275,9 @@ class TrajectoryBase(ABC):
     def energy_share(self, layer: int | str, k: int | None = None) -> Table:
         r"""Return the share of ``||W_l||_F^2`` in the k largest singular values at the records.
 
-        Of a matrix with independent entries it is about ``4 k / n``; a share far above that is a small
-        subspace. For the change of a tracked model, ``tracked.trajectory(of="change")``, it says whether
-        training moved the weight in few directions.
+        For a matrix with independent entries it is about ``4 k / n``; a share far above that shows a small
+        subspace. For the change of a tracked model, ``tracked.trajectory(of="change")``, it shows whether
+        training changed the weight in few directions.
 
         Parameters
         ----------
@@ -472,7 +472,7 @@ class TrajectoryBase(ABC):
     # --------------------------------------------------------------------------------------- helpers
 
     def _index(self, layer: int | str) -> int:
-        """Return the index from 0 of a layer that is given by its number from 1 or by its name."""
+        """Return the index from 0 of a layer from its number from 1, or its name."""
         if isinstance(layer, str) and self.has_named_layers:
             names = self.layer_names
             if layer not in names:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Numbers of a spectrum of which the leading singular values and the norm are known."""
+"""Measures of a spectrum from its leading singular values and the norm of the matrix."""
 
 from __future__ import annotations
 

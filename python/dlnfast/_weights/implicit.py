@@ -60,7 +60,7 @@ class ImplicitClosure:
     Attributes
     ----------
     dims : tuple of int
-        Dimensions a_0 .. a_L; if `closed` is false, the dimensions at which the search stopped.
+        Dimensions a_0 .. a_L; if `closed` is false, the dimensions at which the iteration stopped.
     cores : tuple of ndarray
         ``F_l^T Q_l F_{l-1}``, a_l x a_{l-1}, without the scales; empty if `closed` is false.
     right, left : ndarray, shapes (a_0, r) and (a_L, r')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How fast: peers side by side, with the machine and its thread pools on record.
+"""Speed of dlnfast and its peers, with a record of the machine and its thread pools.
 
-``dlnfast bench`` runs the cases; `peers` holds the programs that are compared, `cases` the sizes, `record`
-timing and the machine, `tables` what is printed for a page.
+``dlnfast bench`` runs the cases; `peers` holds the compared programs, `cases` the sizes, `record` timing
+and the machine, `tables` the Markdown tables.
 """
 
 from __future__ import annotations

@@ -57,11 +57,13 @@ def deep_lora(options: Options) -> dict[str, Any]:
             "parts": parts,
             "checkpointing": checkpointing,
         }
-        # In processes of their own: what one frees the other would find.
+        # In separate processes, because one would reuse the memory that another has freed.
         found = record.in_process("adapters:adapter_setup", arguments | {"what": "set-up"})
         for other in ("pass", "lora step"):
-            beside = record.in_process("adapters:adapter_setup", arguments | {"what": other})
-            found |= {f"{other.replace(' ', '_')}_{name}": beside[name] for name in ("seconds", "bytes")}
+            other_result = record.in_process("adapters:adapter_setup", arguments | {"what": other})
+            found |= {
+                f"{other.replace(' ', '_')}_{name}": other_result[name] for name in ("seconds", "bytes")
+            }
         rows.append(found)
         print(
             f"set-up, {found['n_matrices']} matrices, {_BATCH[0]} x {_BATCH[1]} tokens"
@@ -107,7 +109,7 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
     Parameters
     ----------
     sizes : dict
-        Of a `BertConfig`.
+        Settings of a `BertConfig`.
     rank, repeats : int
 
     Returns
@@ -138,7 +140,7 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
         optimizers[name].step()
 
     for name in models:
-        step(name)  # with what is done once
+        step(name)  # warm-up
     turns = {name.replace("-", "_"): partial(step, name) for name in models}
     timed = record.time_interleaved(4 * repeats, **turns)
     seconds = {name: timed[name.replace("-", "_")] for name in models}
@@ -150,14 +152,14 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
 def adapter_setup(
     sizes: dict[str, Any], rank: int, parts: int, checkpointing: bool, what: str
 ) -> dict[str, Any]:
-    """Do one thing with a model; return its time, and what it adds to the memory of this process.
+    """Do one task with a model; return its time, and its peak memory beyond that of the process.
 
     Parameters
     ----------
     sizes : dict
-        Of a `BertConfig`.
+        Settings of a `BertConfig`.
     rank, parts : int
-        r, and into how many batches the samples are split.
+        r, and the number of batches of the samples.
     checkpointing : bool
         Whether the model recomputes its activations.
     what : {"set-up", "pass", "lora step"}
@@ -183,7 +185,7 @@ def adapter_setup(
     size = _BATCH[0] // parts
     batches = [{key: x[i : i + size] for key, x in batch.items()} for i in range(0, _BATCH[0], size)]
     with torch.no_grad():
-        model(**_batch(1))  # what is loaded once
+        model(**_batch(1))  # loads libraries
     optimizer = None
     if what == "lora step":
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -214,7 +216,7 @@ def adapter_setup(
 
 
 def _measure_time_and_memory(work: Callable[[], Any]) -> tuple[float, int]:
-    """Return the seconds that some work takes, and by how much memory grows at its peak."""
+    """Return the seconds that some work takes, and the growth of the peak memory."""
     gc.collect()
     before = record.resident_bytes() or record.peak_bytes()
     record.forget_peak()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark cases: what is measured at which sizes, and where.
+"""The benchmark cases: programs, sizes and measurements.
 
-A case is a function of `Options` that prints what it measured and returns plain values for JSON. Peers are
+A case is a function of `Options` that prints its measurements and returns plain values for JSON. Peers are
 compared in processes of their own, one for each setting (in ``memory`` for each peer too), so that none
 inherits another's memory or threads.
 """
@@ -69,20 +69,20 @@ def measure(
     turn: float,
     rate: str = "",
 ) -> dict[str, Any]:
-    """Compare peers at each setting: that they agree, then how long a step takes, in turns.
+    """Compare peers at each setting: check that they agree, then time their steps in turns.
 
     Parameters
     ----------
     settings : sequence of mapping
         Keywords of `Setting`.
     names : sequence of sequence of str
-        For each setting the peers, keys of `PEERS`.
+        Peers of each setting, keys of `PEERS`.
     repeats : int
-        Rounds. A peer whose step takes more than 2 s sits out after the third.
+        Rounds. A peer whose step takes more than 2 s stops after the third.
     turn : float
         Seconds that a peer steps in each round, at least. The pause between turns is 0.1 s, or as long.
     rate : {"", "triad", "matmul"}
-        What of the machine is measured in the same rounds: bytes or operations per second.
+        Rate of the machine that is measured in the same rounds: bytes or operations per second.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def _measure_setting(
 def _rate_record(
     rate: str, setting: Setting, seconds: Mapping[str, Any], rates: list[float]
 ) -> dict[str, Any]:
-    """Return what the machine does, and each peer by the least that a step must do."""
+    """Return the rates of the machine, and of each peer for the minimum work of a step."""
     d, layers = setting.dim, setting.depth - 1
     work, text = {
         "triad": (24 * layers * d**2, "24 (L - 1) d^2 bytes: each wide layer read twice and written once"),
@@ -212,7 +212,7 @@ def _compare(
     n_threads: int = 0,
     names: Callable[[Setting, Sequence[str]], Iterable[str]] = lambda _, names: names,
 ) -> dict[str, Any]:
-    """Measure each setting in a fresh process, and print what came out."""
+    """Measure each setting in a fresh process, and print the result."""
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for setting in settings:
@@ -294,7 +294,7 @@ def sweep(
     over : {"width", "depth", "outputs", "samples", "threads", "memory"}
         "threads" limits cores and threads of every library; "memory" measures memory over the width.
     values : sequence of int
-        Of d, L, K, N, number of threads, d.
+        Values of d, L, K, N, the number of threads, or d, in the order of `over`.
     dim, n_outputs, depth : int
         d, K and L where they do not change. N = d unless it changes.
     options : Options, optional
@@ -343,7 +343,7 @@ def _sweep_threads(values: Sequence[int], setting: Setting, options: Options) ->
 
 
 def memory(setting: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Measure what one peer's run adds to the memory of this process, at its peak.
+    """Measure by how much one peer's run raises the peak memory of this process.
 
     Parameters
     ----------
@@ -423,7 +423,7 @@ def thread_counts() -> list[int]:
     return [2**power for power in range(cores.bit_length()) if 2**power < cores] + [cores]
 
 
-#: What changes -> its values, and the values of ``--quick``. No counts of threads: 1, 2, 4, .. all.
+#: Changing size -> its values, and the values of ``--quick``. No counts of threads: 1, 2, 4, .. all.
 SWEEPS: Final[dict[str, tuple[Sequence[int], Sequence[int]]]] = {
     "width": ((64, 128, 256, 512, 1024, 2048, 4096, 10**4, 10**5, 10**6), (32, 64, 10**4)),
     "depth": ((2, 3, 4, 6, 8), (2, 3)),
@@ -439,15 +439,15 @@ def _sweep_case(over: str) -> Callable[[Options], dict[str, Any]]:
         values = SWEEPS[over][options.quick] or thread_counts()
         return sweep(over, values, dim=64 if options.quick else 1024, options=options)
 
-    what = {"outputs": "the outputs K", "samples": "the samples N", "memory": "the width: memory"}
+    names = {"outputs": "the outputs K", "samples": "the samples N", "memory": "the width: memory"}
     case.__doc__ = (
-        f"Sweep over {what.get(over, 'the ' + over)}; L = 3, K = 10, d = 1024 where they are fixed."
+        f"Sweep over {names.get(over, 'the ' + over)}; L = 3, K = 10, d = 1024 where they are fixed."
     )
     return case
 
 
 def scaling(options: Options) -> dict[str, Any]:
-    """Take all the sweeps: what `dlnfast figure scaling` draws."""
+    """Run all sweeps, for `dlnfast figure scaling`."""
     return {"case": "scaling", "sweeps": {over: _sweep_case(over)(options) for over in SWEEPS}}
 
 
@@ -501,7 +501,7 @@ def reduced_step(options: Options) -> dict[str, Any]:
                 )
 
             n = steps if rank == 3 else steps // 10
-            # What is left of the difference is steps alone: no set-up, no Python.
+            # The difference is the time of steps alone: no set-up, no Python.
             jobs = {"short": lambda n=n: run(n), "long": lambda n=n: run(3 * n)}
             timed = record.time_interleaved(options.repeats, **jobs)
             step = (timed["long"]["median"] - timed["short"]["median"]) / (2 * n)
@@ -637,7 +637,7 @@ def load_case(name: str) -> Callable[[Options], dict[str, Any]]:
     return case
 
 
-#: What is measured where no case is named.
+#: Cases that are measured by default.
 DEFAULT: Final = ("thin", "square", "small")
 
 
@@ -648,7 +648,7 @@ def run_case(name: str, options: Options) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Return what ``dlnfast bench --out`` wrote.
+    """Return the content of a file from ``dlnfast bench --out``.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from .options import Options
 _EVERY: Final = 10
 _N_VALUES: Final = 8
 
-#: What is trained: the class in `dlnfast.torch`, its settings, and the size of a batch.
+#: Models: the class in `dlnfast.torch`, its settings, and the size of a batch.
 _MODELS: Final[tuple[tuple[str, str, dict[str, Any], int], ...]] = (
     (
         "ViT, 6 layers, dim 192, patch 4",
@@ -76,15 +76,15 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
     kind : str
         Class in `dlnfast.torch`.
     settings : mapping
-        Of the model.
+        Keywords of the model.
     batch, repeats : int
         Images of a batch, and rounds.
 
     Returns
     -------
     dict
-        ``row`` with the seconds of ten steps, of a record, its share of the former, and what its bounds
-        promise; the ``machine``.
+        ``row`` with the seconds of ten steps, of a record, its share of the former, and the completeness of
+        its bounds; the ``machine``.
     """
     import torch
 
@@ -96,7 +96,7 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
     images = torch.randn(batch, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (batch,), generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    # Its own records are never due, so that both kinds of turns meet the same hook.
+    # Its own records are never due, so that both kinds of turns run the same hook.
     tracker = track(model, k=_N_VALUES, every=10**9, optimizer=optimizer)
 
     def train() -> None:
@@ -114,7 +114,7 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
         tracker.record()
         inside.append(tracker.seconds - before)
 
-    tracked()  # with what is done once
+    tracked()  # warm-up
     inside.clear()
     timed = record.time_interleaved(repeats, plain=train, tracked=tracked)
     plain, spent = timed["plain"]["median"], record.summarise_times(inside)

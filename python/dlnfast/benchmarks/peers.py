@@ -35,7 +35,7 @@ __all__ = ["LABELS", "ON_SAMPLES", "PEERS", "Peer", "Setting", "build", "check_a
 
 _Array = npt.NDArray[np.float64]
 
-#: From this width on layers are a law, and the reduced engine is the only one that can run.
+#: Largest width with weights as arrays. Wider layers are lazily sampled, for the reduced engine only.
 _LARGEST_EXPLICIT: Final = 8192
 #: Steps whose losses are compared; the last one is reached by two steps at once.
 _CHECKED_STEPS: Final = (0, 1, 3)
@@ -43,7 +43,7 @@ _TOLERANCE: Final = 1e-9
 #: Rows of the update that NumPy computes at a time; 0 for all. The fastest is taken.
 _BLOCKS: Final = (0, 16, 32, 64, 256)
 _ORDERS: Final[tuple[Literal["C", "F"], ...]] = ("C", "F")
-#: How often forms of one program are tried, if that does not take long.
+#: Number of repetitions for each form of a program, if they are short.
 _TRIES: Final = 5
 #: Seconds.
 _LONG: Final = 0.3
@@ -53,7 +53,7 @@ _SMALL: Final = 512
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: L layers of width d with K outputs, on N samples; a target of rank r, or less.
+    """Network and problem: L layers of width d with K outputs, on N samples; a target of rank at most r.
 
     Layers and inputs are products of two random reflections: exactly orthogonal, dense, and O(d^2) to make.
     Times do not depend on their values.
@@ -66,7 +66,7 @@ class Setting:
     rank: int = 10
     scale: float = 0.8
     learning_rate: float = 0.02
-    implicit: bool = False  # layers are a law at any width
+    implicit: bool = False  # lazily sampled weights at any width
 
     def describe(self) -> dict[str, Any]:
         """Return d, K, L, N and r, by name."""
@@ -153,12 +153,12 @@ class Peer:
     name : str
         Its key in `PEERS`.
     advance : callable
-        ``advance(n)`` takes n steps from where it is, and returns the loss before the last of them.
+        ``advance(n)`` takes n steps from the present state, and returns the loss before the last of them.
     note : str
-        Which of several forms was taken.
+        Name of the chosen form.
     clock : callable, optional
-        Where `advance` starts anew at every call and takes more than its steps: ``clock(n)`` returns the
-        seconds of n steps.
+        ``clock(n)`` returns the seconds of n steps, for peers whose `advance` starts anew at every call and
+        does more than its steps.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Peer:
         return seconds / n
 
     def _usual_seconds(self, n: int) -> float:
-        """Return the median of several times: a single delayed one would stop the search too early."""
+        """Return the median of several times: a single delayed one would end the calibration too early."""
         times = [self.seconds(n)]
         while times[0] < _LONG and len(times) < _TRIES:
             times.append(self.seconds(n))
@@ -271,7 +271,7 @@ def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
 
 
 class _Form(NamedTuple):
-    """How NumPy's thin step is written: all the same numbers."""
+    """Form of NumPy's thin step; all forms compute the same numbers."""
 
     block: int  # rows of the update that are computed at a time; 0 for all
     order: Literal["C", "F"]  # of the thin matrices
@@ -318,7 +318,7 @@ def _numpy_step(setting: Setting, form: _Form) -> Callable[[], float]:
 
 @cache
 def _blas_controller() -> Any:
-    """Return what can limit the threads of BLAS, or None where threadpoolctl is not installed."""
+    """Return the controller of BLAS threads, or None where threadpoolctl is not installed."""
     try:
         import threadpoolctl
     except ModuleNotFoundError:
@@ -327,7 +327,7 @@ def _blas_controller() -> Any:
 
 
 def _limit_blas_threads(n_threads: int, advance: Callable[[int], float]) -> Callable[[int], float]:
-    """Return the same on so many threads of BLAS; 0 for its own choice."""
+    """Return `advance` with a limit on the threads of BLAS; 0 for no limit."""
     if n_threads == 0:
         return advance
 
@@ -343,7 +343,7 @@ def _find_fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
     medians = []
     for make in makers:
         job = make()
-        times = [_elapsed(job)]  # with what is done once
+        times = [_elapsed(job)]  # warm-up
         if times[0] < 10 * _LONG:
             times = [_elapsed(job)]
         while times[0] < _LONG and len(times) < _TRIES:
@@ -540,7 +540,7 @@ def jax_thin(setting: Setting, tune: bool = True) -> Peer:
 def _jax_peer(
     name: str, setting: Setting, tune: bool, step: Callable[..., tuple[Any, Any]], data: tuple[_Array, ...]
 ) -> Peer:
-    """Compile single steps and whole runs, both with donated weights, and take what is faster here."""
+    """Compile single steps and whole runs, both with donated weights, and take the faster one."""
     import jax
 
     def take_steps(weights: Any, n: Any, *constants: Any) -> Any:
@@ -687,7 +687,7 @@ LABELS: Final = {
 #: Peers that send the samples through the network.
 ON_SAMPLES: Final = ("torch-autograd", "jax-autodiff", "numpy-naive")
 _INSTALL: Final = {"torch": "pip install torch", "jax": "pip install jax"}
-#: What leaves the choice of code to a compiler, which may fail in ways of its own.
+#: Peers whose code comes from a compiler, which may fail.
 _COMPILED: Final = ("torch-compile", "jax-thin", "jax-autodiff")
 
 
@@ -710,7 +710,7 @@ def build(
     Returns
     -------
     peers : dict of str to Peer
-        In the order of the names; none has taken a step.
+        Peers in the order of the names, before their first step.
     skipped : dict of str to str
 
     Raises
@@ -747,7 +747,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_agreement(peers: dict[str, Peer], skipped: dict[str, str]) -> dict[str, Any]:
-    """Compare the losses of all peers over several steps; what fails to compile moves to `skipped`.
+    """Compare the losses of all peers over several steps; a peer that fails to compile moves to `skipped`.
 
     Parameters
     ----------

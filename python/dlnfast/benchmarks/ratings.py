@@ -2,9 +2,9 @@
 """The case `ratings`: held-out error on MovieLens of `MatrixCompletion` beside biases, ALS and the SVD.
 
 Every method has the same number of candidate settings. They are compared on an inner validation part of one
-training part, that of the split with seed 100; what wins is fitted on the training parts of five other
-splits. ALS finds its number of sweeps on the same validation part; `MatrixCompletion` finds its number of
-steps on entries of each training part that it holds out itself.
+training part, that of the split with seed 100; the best ones are fitted on the training parts of five
+other splits. ALS finds its number of sweeps on the same validation part; `MatrixCompletion` finds its number
+of steps on entries of each training part that it holds out itself.
 
 As all splits are of one set of ratings, most of their test entries are among those that chose the settings:
 alike for all methods. The row "default" chooses nothing there, but its defaults were found there too.
@@ -126,11 +126,11 @@ def _small_ratings() -> Entries:
 def _split(entries: Entries, share: float, seed: int) -> tuple[Entries, Entries]:
     order = np.random.default_rng(seed).permutation(entries.values.size)
     count = round(share * order.size)
-    kept, out = (
+    training, held_out = (
         Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
         for part in (order[count:], order[:count])
     )
-    return kept, out
+    return training, held_out
 
 
 def _rmse(predict: _Predict, held_out: Entries) -> float:
@@ -145,7 +145,7 @@ def _rmse(predict: _Predict, held_out: Entries) -> float:
 
 @dataclass(frozen=True)
 class _Method:
-    """A name, how it is fitted, and what is tried; `fit` may add to the settings what it has stopped by."""
+    """A method: its name, its fit, and candidate settings; `fit` may add the number of its steps to them."""
 
     name: str
     fit: Callable[[Entries, _Settings, Entries | None], tuple[_Predict, _Settings]]
@@ -164,7 +164,7 @@ def _fit_biases(entries: Entries, settings: _Settings, _: Entries | None) -> tup
 
 
 def _fit_svd(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
-    """Fill what is not known with the items' means, or with biases, and keep the leading singular values."""
+    """Fill unknown entries with the means of the items, or with biases, and truncate the SVD."""
     which = "columns" if settings["filled_with"] == "item means" else "both"
     biases = fit_biases(entries, which, _PENALTY)
     residual = np.zeros(entries.shape)

@@ -49,9 +49,9 @@ _THREAD_VARIABLES: Final = (
 )
 _LIMITS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PACKAGES: Final = ("numpy", "torch", "jax", "jaxlib", "threadpoolctl")
-#: Stands before the result in what a fresh process prints; libraries print too.
+#: Precedes the result in the output of a fresh process, because libraries print, too.
 _MARK: Final = "result of the fresh process: "
-#: Begins every such program: ends it with the process that started it.
+#: Start of every such program: exits with the parent process.
 _WATCHER: Final = """
 def _watch():
     import os, sys, threading
@@ -80,7 +80,7 @@ def restart_without_caps(module: str) -> None:
     Parameters
     ----------
     module : str
-        What ``python -m`` starts.
+        Module to start, as for ``python -m``.
     """
     if any(name in os.environ for name in CAPS):
         sys.stdout.flush()
@@ -94,23 +94,23 @@ def _remove_caps() -> dict[str, str]:
 def run_program(
     program: str, *arguments: object, text: str | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh process, which ends when this one ends, whatever ends it.
+    """Run a program in a fresh process, which exits when this one exits or is killed.
 
     Parameters
     ----------
     program : str
-        Python's text.
+        Source code.
     arguments : object
         Its ``sys.argv[1:]``, as strings.
     text : str, optional
-        What it reads from its standard input.
+        Standard input.
     environment : mapping, optional
         Its environment; by default that of this process.
 
     Returns
     -------
     CompletedProcess
-        With what it printed, as text.
+        The status, and the output as text.
     """
     # The writing end is closed with this process, by its death too; the watcher then reads the end.
     reader, writer = os.pipe()
@@ -139,8 +139,7 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     arguments : mapping
         Keywords, in values that JSON knows.
     n_threads : int
-        Where positive, the process may use so many cores (Linux) and its OpenMP, OpenBLAS and MKL so many
-        threads.
+        Number of cores (Linux) and of OpenMP, OpenBLAS and MKL threads of the process; 0 for no limit.
 
     Raises
     ------
@@ -210,7 +209,7 @@ def describe_machine(record: Mapping[str, Any]) -> str:
     Parameters
     ----------
     record : mapping
-        What `machine` returned.
+        Result of `machine`.
     """
     pools = record["thread_pools"]
     if pools is None:
@@ -234,13 +233,13 @@ def processor() -> str:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory that this process holds now; None where the system does not say."""
+    """Return the present memory of this process; None where the system has no such number."""
     return _status("VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process ever held, or since `forget_peak`."""
-    # getrusage would count what the parent held when it started this process.
+    """Return the peak memory of this process, since its start or since `forget_peak`."""
+    # getrusage would count the memory of the parent at the start of this process.
     peak = _status("VmHWM")
     if peak is None:
         import resource
@@ -251,7 +250,7 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` begin anew, where the system can."""
+    """Reset `peak_bytes`, where the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

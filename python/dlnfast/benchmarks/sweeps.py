@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How busy `dlnfast.sweep` keeps the cores."""
+"""Utilisation of the cores by `dlnfast.sweep`."""
 
 from __future__ import annotations
 

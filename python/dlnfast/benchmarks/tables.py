@@ -20,7 +20,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     Parameters
     ----------
     results : mapping
-        What ``dlnfast bench --out`` wrote.
+        Content of a file from ``dlnfast bench --out``.
 
     Returns
     -------

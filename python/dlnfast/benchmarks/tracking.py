@@ -199,7 +199,7 @@ def bounds(options: Options) -> dict[str, Any]:
 
 
 def _make_changing_matrix(dim: int, k: int) -> tuple[_Array, Callable[[_Array, int], None]]:
-    """Return a matrix with k values above noise, and what moves it by a small rank-1 update."""
+    """Return a matrix with k values above noise, and a function that adds a small rank-1 update."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((dim, dim))
     W *= 0.25 / np.sqrt(dim)
@@ -258,7 +258,7 @@ def _primme(k: int) -> dict[str, Callable[[_Array], _Array]]:
 
 
 def _other_libraries(k: int) -> dict[str, Callable[[_Array], _Array]]:
-    """Return name -> k singular values, for what is installed, at several accuracies."""
+    """Return name -> k singular values, for the installed libraries, at several accuracies."""
     found: dict[str, Callable[[_Array], _Array]] = {}
     for make in (_scipy, _sklearn, _torch, _primme):
         try:
@@ -315,7 +315,7 @@ def peers(options: Options) -> dict[str, Any]:
 
 
 def share(options: Options) -> dict[str, Any]:
-    """Time runs with and without tracking: what the tracker's part of a run is."""
+    """Time runs with and without tracking, for the tracker's share of a run."""
     rows = []
     quick = options.quick
     d, wide = (140, 160) if quick else (1024, 4096)

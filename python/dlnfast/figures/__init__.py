@@ -58,27 +58,27 @@ FIGURES: Final = {
     "sensing-compressed": "matrix sensing by narrow networks: relative error against iterations and time",
     "mlp-vs-hybrid": "features of an MLP and of a network with linear deep layers, on CIFAR-10",
     "role-of-depth": "probes, compression and test accuracy of networks with more and more layers",
-    "penultimate-spectra": "what training changes in the last but one weight of four kinds of networks",
+    "penultimate-spectra": "the change of the last but one weight in the training of four kinds of networks",
     "bert-subspaces": "updates of full width of a pretrained BERT: spectra, subspaces on the way, loss",
     "deep-lora-fewshot": "LoRA beside Deep LoRA: few examples, too large a rank, rank of the update",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
 
 
-#: Of the heading's size that fit in an inch.
+#: Number of characters of the heading that fit in an inch.
 _CHARACTERS: Final = 10
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a figure computed.
+    """The result of a figure's computation.
 
     Attributes
     ----------
     displays : dict
-        What `draw` needs: the displays of the panels, by name.
+        Displays of the panels for `draw`, by name.
     numbers : dict
-        All that is drawn, and what came out beside it, as plain Python values.
+        All drawn values and further results, as plain Python values.
     highlights : list of str
         The few numbers worth printing, one line each.
     """
@@ -89,12 +89,12 @@ class Result:
 
 
 class FigureModule(Protocol):
-    """What every module of this folder offers."""
+    """The interface of every module in this folder."""
 
     Settings: type[Any]
 
     def compute(self, settings: Any, *, progress: bool = False) -> Result:
-        """Run what the figure shows."""
+        """Compute the results that the figure shows."""
         ...
 
     def draw(self, settings: Any, result: Result) -> Figure:
@@ -103,7 +103,7 @@ class FigureModule(Protocol):
 
 
 class Clock:
-    """When a run reached its records: the `callback` of one run, started before its weights are drawn.
+    """Times of the records of a run: its `callback`, made before the weights are drawn.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ def alike_rate(rate: float, dim: int, published: int = 1000) -> float:
 
 
 def setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """Return a field of `Settings`: its default, one line of help, and what it may be if not a number."""
+    """Return a field of `Settings`: its default, one line of help, and the choices, if any."""
     return field(default=default, metadata={"help": text, "choices": choices})
 
 
@@ -228,7 +228,7 @@ def is_timed(module: FigureModule) -> bool:
 
 
 def mark_quick(picture: Figure, changed: Mapping[str, Any]) -> None:
-    """Say on the picture that it is a smaller one than the default, and in what."""
+    """Write on the picture which settings are smaller than the defaults."""
     parts = []
     for name, value in changed.items():
         values = value if isinstance(value, tuple) else (value,)

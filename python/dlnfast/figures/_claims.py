@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a figure claims, whether its numbers show it, and how that is said on the picture."""
+"""Claims of a source, the check whether the numbers of a figure show them, and the text below the picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of the source, and what was measured of it."""
+    """One claim of the source, and its measured values."""
 
     text: str
     shown: bool

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ImageSettings(Protocol):
-    """What settings of figures on images have in common."""
+    """The common settings of figures on images."""
 
     @property
     def device(self) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PUBLISHED_LOSS: Final = {1: 7.56, 100: 0.83, 500: 0.44, 2000: 0.20}
 #: Published: Pearson's correlation at the end.
 PUBLISHED_SCORE: Final = 0.8875
-#: Of the exponential mean of the loss.
+#: Decay factor of the exponential mean of the loss.
 _MEMORY: Final = 0.9
 
 QUICK: Final = {"steps": 150, "learning_rate": 1e-3, "max_length": 48, "records": 10, "evaluated": 200}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Matrix completion by networks as narrow as what they learn: what they save, and what frozen ones miss.
+"""Matrix completion by networks as narrow as the learned matrix: savings, and errors of frozen outer layers.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"
 (arXiv 2406.04112): the bases of the gradient at the start, which turn slowly (gamma), follow the wide one.
 Kwon, Zhang, Song, Balzano, Qu, "Efficient Low-Dimensional Compression of Overparameterized Models"
-(arXiv 2311.05061): the leading singular vectors of what is observed, outer layers faster (alpha).
+(arXiv 2311.05061): the leading singular vectors of the observed matrix, outer layers faster (alpha).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ERROR_LABEL: Final = "recovery error, unobserved"
 
 @dataclass(frozen=True)
 class Settings:
-    """The published settings, but for the width at which the whole network is trained beside: ours."""
+    """The published settings, except the width of the uncompressed network: ours."""
 
     dim: int = setting(1000, "d of the compressed networks")
     full_dim: int = setting(300, "d at which whole layers are trained too; published: 1000 (20 minutes)")
@@ -95,7 +95,7 @@ class Settings:
     alpha_learning_rate: float = setting(10.0, "eta there")
     alphas: tuple[float, ...] = setting((1.0, 5.0), "alpha: outer layers learn at alpha eta; published: 5")
     alpha_steps: int = setting(60_000, "iterations there, at most")
-    seed: int = setting(0, "of the matrices, what is observed and the weights")
+    seed: int = setting(0, "seed of the matrices, the observed entries and the weights")
 
 
 @dataclass
@@ -215,7 +215,7 @@ def _train_compressed(
 
 
 def _compare_with_full(settings: Settings, progress: bool) -> dict[str, _Curve]:
-    """Train whole layers, and compressed ones from the same start, and how far these are from those."""
+    """Train whole and compressed layers from the same start, and measure their distance."""
     dim = settings.full_dim
     narrow = _train_compressed(settings, dim, progress, lazily=False)
     problem = low_rank_completion(dim, settings.rank, settings.observed, seed=settings.seed)
@@ -484,7 +484,7 @@ def _describe_ending(record: Mapping[str, Any]) -> str:
 
 
 def draw(settings: Settings, result: Result) -> Figure:
-    """Draw eight panels: gammas, beside the full network, narrow networks, depths and alphas."""
+    """Draw eight panels: gammas, comparison with the full network, narrow networks, depths and alphas."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(18.0, 9.4), layout="constrained")
@@ -543,7 +543,7 @@ def draw(settings: Settings, result: Result) -> Figure:
 
 
 def _name_ends(ax: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say in the legend what did not get anywhere."""
+    """Mark in the legend the runs that diverged or stalled."""
     handles, labels = ax.get_legend_handles_labels()
     for position, label in enumerate(labels):
         if records[label]["diverged_at"] is not None:

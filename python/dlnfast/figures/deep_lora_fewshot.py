@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LoRA beside Deep LoRA on few examples: scores, too large a rank, and the rank of what was learned.
+"""LoRA beside Deep LoRA on few examples: scores, too large a rank, and the learned rank.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"
 (arXiv 2406.04112), with bert-base-cased. Here by default with the small pretrained BERT of the package
@@ -39,7 +39,7 @@ PUBLISHED_RANKS: Final[Mapping[int, tuple[float, float]]] = {
     64: (0.175, 0.667),
 }
 
-#: What may become of the new head.
+#: Treatments of the new head.
 _HEADS: Final = ("as drawn", "trained")
 
 QUICK: Final = {
@@ -80,9 +80,7 @@ class Settings:
     depth: int = setting(3, "factors of Deep LoRA")
     scale: float = setting(1e-3, "eps of Deep LoRA")
     outer: float = setting(1e-2, "gamma of Deep LoRA")
-    results: str = setting(
-        "", "folder of results.jsonl: what it holds is not trained again, what is trained is added"
-    )
+    results: str = setting("", "folder of results.jsonl: results in it are reused, new ones are added")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of the task; default: the environment variable DLNFAST_DATA")
 

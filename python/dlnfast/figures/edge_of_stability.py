@@ -61,8 +61,8 @@ class Settings:
     sweep_from: float = setting(0.0297, "lowest eta of the sweep")
     sweep_to: float = setting(0.048, "highest eta of the sweep")
     sweep_points: int = setting(280, "number of eta in the sweep")
-    sweep_steps: int = setting(20_000, "iterations before the sweep looks")
-    late: int = setting(64, "iterations that it looks at, and in which a mode counts as oscillating")
+    sweep_steps: int = setting(20_000, "iterations before the recorded ones")
+    late: int = setting(64, "recorded iterations, in which a mode counts as oscillating")
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
@@ -195,7 +195,7 @@ def _sweep(settings: Settings, problem: Problem, thresholds: dict[str, float]) -
             steps=settings.sweep_steps,
             record=Record(every=max(settings.sweep_steps, 1), singular_values=None),
         )
-        # Without momentum a run goes on where another ended.
+        # Without momentum the weights are the whole state: the next run continues from the last weights.
         end = [run.weights(layer) for layer in range(1, settings.depth + 1)]
         record = Record(singular_values=None, weights_every=1)
         run = train(problem, end, learning_rate=float(eta), steps=settings.late - 1, record=record)

@@ -53,7 +53,7 @@ _ROUNDING: Final = 1e-20
 
 @dataclass(frozen=True)
 class Settings:
-    """The published settings, but for the width at which the whole network is trained beside: ours."""
+    """The published settings, except the width of the uncompressed network: ours."""
 
     dim: int = setting(1000, "d, width of the compressed network")
     full_dim: int = setting(200, "d at which whole layers are trained too; published: 1000")
@@ -88,7 +88,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         runs[label] = _run(settings, problem, engine, rate, every, keep, progress)
     large = low_rank_recovery(settings.dim, settings.rank, settings.seed)
     rate = alike_rate(settings.learning_rate, settings.dim)
-    runs[_LARGE] = _run(settings, large, "law", rate, every, None, progress)
+    runs[_LARGE] = _run(settings, large, "lazy", rate, every, None, progress)
 
     full, reduced = runs[_FULL][1], runs[_REDUCED][1]
     shared = [int(t) for t in full.steps[:-1] if t % (every * stride) == 0 and t in set(reduced.steps)]
@@ -128,12 +128,12 @@ def _run(
     scale: float | None = None,
     steps: int | None = None,
 ) -> tuple[Clock, Trajectory]:
-    """Draw weights and train: whole layers, their invariant subspace, or that of a law of layers."""
+    """Draw weights and train: whole layers, their invariant subspace, or that of lazily sampled layers."""
     clock = Clock()
     widths = [problem.dim_in] * (settings.depth + 1)
     eps = settings.scale if scale is None else scale
     weights: list[FloatArray] | ImplicitWeights
-    if engine == "law":
+    if engine == "lazy":
         weights = orthogonal(widths, eps, settings.seed, implicit=True)
     else:
         weights = orthogonal(widths, eps, settings.seed)
@@ -142,7 +142,7 @@ def _run(
         weights,
         learning_rate=rate,
         steps=settings.steps if steps is None else steps,
-        engine="reduced" if engine == "law" else engine,
+        engine="reduced" if engine == "lazy" else engine,
         record=Record(
             every=every, weights_every=weights_every, singular_values=None, callback=clock, progress=progress
         ),

@@ -2,8 +2,8 @@
 """Features of a trained linear classifier: compressed geometrically, discriminated linearly in the layer.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature
-Compression and Discrimination" (arXiv 2311.02960): the two laws of the paper, and how well trained networks
-meet their assumptions, balanced layers and a solution of least norm, over depth and width.
+Compression and Discrimination" (arXiv 2311.02960): the two formulas of the paper, and how well trained
+networks meet their assumptions, balanced layers and a solution of least norm, over depth and width.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Settings:
     n_classes: int = setting(3, "K")
     samples_per_class: int = setting(10, "n")
     dim: int = setting(50, "d_x, dimension of the inputs; width of the network in the upper row")
-    noise: float = setting(1.0, "Frobenius norm of what is added to the orthonormal samples")
+    noise: float = setting(1.0, "Frobenius norm of the noise on the orthonormal samples")
     depth: int = setting(6, "L in the upper row")
     scale: float = setting(0.3, "eps in the upper row")
     multiplier: float = setting(100.0, "a; the loss is |a W X - Y|^2 / N")
@@ -143,7 +143,7 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
             theory.discrimination_law(range(1, depth), samples.problem.least_squares, n_layers=depth)
         )
         runs.append(run)
-    law = theory.compression_law(
+    predicted = theory.compression_law(
         range(depth),
         scale=settings.scale,
         n_layers=depth,
@@ -152,7 +152,9 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
         output_multiplier=settings.multiplier,
     )
     panels: dict[str, FeatureCompressionDisplay | FeatureDiscriminationDisplay] = {
-        "compression": FeatureCompressionDisplay(range(depth), np.median(compression, axis=0), theory=law),
+        "compression": FeatureCompressionDisplay(
+            range(depth), np.median(compression, axis=0), theory=predicted
+        ),
         "discrimination": FeatureDiscriminationDisplay(
             range(depth), np.median(discrimination, axis=0), theory=[np.nan, *np.median(limits, axis=0)]
         ),
@@ -162,7 +164,7 @@ def _features(settings: Settings, progress: bool) -> tuple[dict[str, Any], dict[
         for (name, panel), found in zip(panels.items(), (compression, discrimination), strict=True)
     }
     record |= {
-        "theory_ratio": float(law[1] / law[0]),
+        "theory_ratio": float(predicted[1] / predicted[0]),
         "runs": len(runs),
         **_outcome(runs),
         "seconds": time.perf_counter() - start,
@@ -284,7 +286,7 @@ def _describe_convergence(record: dict[str, Any]) -> str:
 
 
 def draw(settings: Settings, result: Result) -> Figure:
-    """Draw the two laws above, and the two assumptions below."""
+    """Draw the two formulas above, and the two assumptions below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
@@ -336,15 +338,15 @@ def _line(label: str, style: Any, **more: Any) -> Any:
 
 
 def _texts(name: str, record: dict[str, Any]) -> tuple[str, str]:
-    """Return what the fit and the dashed line of an upper panel mean."""
+    """Return the legends of the fit and of the dashed line in an upper panel."""
     fit = record[name]["fit"]
     if name == "compression":
-        law = r"$C_0\,(\epsilon^2 a^{2/L} / n^{1/L})^l$"
+        formula = r"$C_0\,(\epsilon^2 a^{2/L} / n^{1/L})^l$"
         if fit is None:
-            return "log-linear fit", f"theory: {law}"
+            return "log-linear fit", f"theory: {formula}"
         return (
             f"log-linear fit: factor {fit['ratio']:.4f}",
-            f"theory: {law}, factor {record['theory_ratio']:.4f}",
+            f"theory: {formula}, factor {record['theory_ratio']:.4f}",
         )
     share = "" if fit is None else f": slope {fit['slope']:.4f}, $R^2 = {fit['r_squared']:.4f}$"
     return f"linear fit{share}", r"theory for small $\epsilon$ and $\eta$, from $M M^\top$, $M = Y X^+$"

@@ -23,7 +23,7 @@ from ._images import images_for
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Name -> values read off the published plots, layers 1 to 7: what the full setting is compared with.
+#: Name -> values read off the published plots, layers 1 to 7, for comparison with the full setting.
 PUBLISHED: Final[Mapping[str, Mapping[str, Sequence[float]]]] = {
     "MLP": {
         "probe_train": (0.78, 0.94, 0.98, 0.99, 1.0, 1.0, 1.0),

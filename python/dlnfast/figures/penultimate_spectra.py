@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The penultimate weight matrix of a linear network, an MLP, a VGG and a ViT: few directions move.
+"""The penultimate weight matrix of a linear network, an MLP, a VGG and a ViT: few directions change.
 
 The claim, of the talk behind arXiv 2306.01154 and 2406.04112: training changes weights within a subspace of
 about K to 2K dimensions, K classes, whatever the network. The setting is unpublished, this one is ours. Needs
@@ -56,7 +56,7 @@ QUICK_TAKES: Final = "in some minutes"
 class Settings:
     """Our setting: VGG-16 and ViT-B (with patches of 4 for images of 32) at full size.
 
-    Weights do not decay: decay moves every direction alike.
+    No weight decay, which would change all directions equally.
     """
 
     families: tuple[str, ...] = setting(tuple(_FAMILIES), "networks, one row each", choices=tuple(_FAMILIES))
@@ -198,7 +198,7 @@ def _train(
 
 
 def _spectrum(start: Any, change: Any, n_top: int) -> dict[str, Any]:
-    """Return singular values of a change, and how far it turns the images of its right singular vectors."""
+    """Return singular values of a change, and how far it rotates the images of its right vectors."""
     _, values, right = np.linalg.svd(change, full_matrices=True)
     angles = measures.image_angles(start + change, start, right[: len(values)].T)
     return {
@@ -272,7 +272,7 @@ def _line(family: str, record: Mapping[str, Any]) -> str:
 
 
 def draw(settings: Settings, result: Result) -> Figure:
-    """Draw a row per family: the weight's spectrum in time, the change's, its energy, and what turned."""
+    """Draw a row per family: spectra of the weight and of its change, energy, and rotation of the vectors."""
     from matplotlib.figure import Figure
 
     families = [family for family in result.displays if family != "claims"]

@@ -66,7 +66,7 @@ class Settings:
     scales: tuple[float, ...] = setting((0.5, 0.25, 0.125), "eps in the second panel")
     inits: tuple[str, ...] = setting(
         ("orthogonal", "normal", "uniform"),
-        "laws in the third panel, of equal Frobenius norm",
+        "distributions in the third panel, of equal Frobenius norm",
         choices=tuple(_DISTRIBUTIONS),
     )
     tolerance: float = setting(1e-6, "train until the sum of squares, |W X - Y|^2 / 2, is this small")
@@ -149,7 +149,7 @@ def _compare_with_published(record: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a figure needs of one trained network."""
+    """Return the measures of one trained network."""
 
     compression: FloatArray
     steps: int

@@ -111,7 +111,7 @@ _SPACING: Final = 11.0
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
-    """Measure, or read what was measured."""
+    """Measure, or read earlier measurements."""
     del progress  # every case prints what it found
     if settings.results:
         results = cases.read_results(Path(settings.results))
@@ -232,7 +232,7 @@ def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
     unit = 1e-6 if over == "memory" else 1.0
     ends: list[tuple[str, float, float]] = []
     for name, curve in _curves(sweep).items():
-        points = [point for point in curve if point[1] > 0]  # noise may outweigh what is tiny
+        points = [point for point in curve if point[1] > 0]  # noise may exceed tiny values
         if not points:
             continue
         style = _STYLES[name]
@@ -328,7 +328,7 @@ def _spread_positions(wanted: list[float], bottom: float, top: float) -> list[fl
 
 
 def _block(wanted: list[float], bottom: float, top: float) -> list[float]:
-    """Return places `_SPACING` apart, around the middle of the wanted ones, between bottom and top."""
+    """Return positions `_SPACING` apart, around the middle of the wanted ones, between bottom and top."""
     length = _SPACING * (len(wanted) - 1)
     first = sum(wanted) / len(wanted) - length / 2
     first = max(min(first, top - length), bottom)
@@ -354,7 +354,7 @@ def _title(settings: Settings, result: Result) -> str:
         if version and name not in ("jaxlib", "threadpoolctl")
     )
     return (
-        "Gradient descent on deep linear networks: what a step takes, medians (bars: least to largest)\n"
+        "Gradient descent on deep linear networks: time of a step, medians (bars: least to largest)\n"
         f"{machine['processor']}, {machine['cores']} cores; dlnfast {machine['dlnfast']['version']} "
         f"({machine['dlnfast']['level']}), {packages}; float64"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matrix sensing by a network as narrow as what it learns, beside the whole one.
+"""Matrix sensing by a network as narrow as the learned matrix, and by the whole one.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"
 (arXiv 2406.04112): where the outer layers stay, every measurement is projected onto them once, and a step no

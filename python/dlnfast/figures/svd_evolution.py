@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the singular values and vectors of one layer move while a deep linear network learns.
+"""Singular values and vectors of one layer while a deep linear network learns.
 
 The main figure of Yaras, Wang, Hu, Zhu, Balzano, Qu, "The Law of Parsimony in Gradient Descent for Learning
 Deep Linear Networks" (arXiv 2306.01154): of the d singular values of a layer, r rise, r fall and d - 2r

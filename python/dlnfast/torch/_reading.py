@@ -27,7 +27,7 @@ def describe_computation(module: nn.Module, attribute: str = "weight") -> str | 
     """Describe the computation of a tensor at every forward pass; return None for a parameter or buffer.
 
     Recognizes parametrizations (`torch.nn.utils.parametrize`) and the hooks of `torch.nn.utils.weight_norm`,
-    `torch.nn.utils.spectral_norm` and `torch.nn.utils.prune`. Any other plain tensor in place of a parameter
+    `torch.nn.utils.spectral_norm` and `torch.nn.utils.prune`. Any other plain tensor instead of a parameter
     is described as "code of its own".
     """
     if parametrize.is_parametrized(module, attribute):
@@ -144,7 +144,7 @@ def explain_unreadable(module: nn.Module, attribute: str = "weight") -> str | No
 def isolate_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules compute in evaluation mode on copies of their tensors, and restore the originals after.
 
-    Tensors and containers of all given modules are copied, so use it for a few modules only. The originals
+    Tensors and containers of all `modules` are copied, so use it for a few modules only. The originals
     are never written to. Random states of PyTorch, NumPy and Python are restored. State in objects other than
     the modules is not restored.
     """

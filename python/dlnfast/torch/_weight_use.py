@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Search for weights that other tensors share, or that other modules read directly."""
+"""Find weights that other tensors share, or that other modules read directly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     Parameters
     ----------
     model : Module
-        Model to search; it is not run.
+        Model to inspect; it is not run.
 
     Returns
     -------

@@ -411,7 +411,7 @@ def _split_input_choice(model: nn.Module, layers: LayerChoice) -> tuple[bool, di
 def _find_penultimate(
     model: nn.Module, modules: Mapping[str, nn.Module], inputs: Any
 ) -> dict[str, nn.Module]:
-    """Run the model, and return the last but one of the given modules in the order of their calls."""
+    """Run the model, and return the last but one of `modules` in the order of their calls."""
     called: dict[str, nn.Module] = {}
 
     def hook(name: str) -> Callable[..., None]:

@@ -342,17 +342,17 @@ def prepare(grid: Grid) -> FineTuning:
 def run_grid(
     grid: Grid, results: Results, *, progress: bool = False, report: Callable[[str], None] | None = None
 ) -> None:
-    """Train what is not done yet.
+    """Train the missing runs of a grid.
 
     Parameters
     ----------
     grid : Grid
     results : Results
-        Where outcomes go; runs that it holds are skipped.
+        Destination of the outcomes; runs in it are skipped.
     progress : bool
         A bar over the runs on a terminal.
     report : callable, optional
-        Gets a line for every run that ends.
+        Is called with a line of text for every finished run.
 
     Raises
     ------

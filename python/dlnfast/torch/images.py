@@ -151,7 +151,7 @@ class Batches:
     device : device, optional
         Device to which batches are copied.
     join_single : bool
-        Whether a last batch of one sample is joined to the batch before, because batch normalisation has no
+        Whether a last batch of one sample is added to the batch before, because batch normalisation has no
         variance of one sample. It has no effect for a `batch_size` of 1.
 
     Attributes

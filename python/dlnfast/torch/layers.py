@@ -211,7 +211,7 @@ def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[Weight
     Parameters
     ----------
     model : Module
-        Model to search.
+        Model whose layers are listed.
     layers : str, regular expression, callable, sequence of them, or None
         Choice of layers, one of:
 
@@ -380,7 +380,7 @@ def select_modules(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module
     Parameters
     ----------
     model : Module
-        Model to search.
+        Model whose layers are listed.
     layers : str, regular expression, callable, or sequence of them
         Choice as for `weight_matrices`, but of modules of any kind; None: modules with a weight matrix.
 

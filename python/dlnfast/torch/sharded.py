@@ -32,7 +32,9 @@ class Peers:
     def __init__(self, group: Any = None) -> None:
         started = dist.is_available() and dist.is_initialized()
         if group is not None and not started:
-            raise ValueError("group was given, but torch.distributed was not started: init_process_group")
+            raise ValueError(
+                "group is set, but torch.distributed was not started: call init_process_group first"
+            )
         self.group = group
         self.rank = dist.get_rank(group) if started else 0
         self.size = dist.get_world_size(group) if started else 1
@@ -166,7 +168,7 @@ class RowSharded:
 
     Equal results bit for bit need a backend whose all-reduce gives all processes the same sum, such as Gloo
     or NCCL, and machines of one type: the constructor checks that all processes run the same build of the
-    core. A process that is missing or has ended is noticed after the timeout of the group,
+    core. A missing or dead process is noticed after the timeout of the group,
     ``init_process_group(timeout=...)``, which is 30 minutes by default with Gloo.
 
     Examples

@@ -87,7 +87,7 @@ def train_sharded(
     steps, weight_decay, momentum, tolerance
         Settings of the descent as for `dlnfast.train`.
     record : Record
-        What to record, as for `dlnfast.train`, with a number of singular values or None. Vectors take
+        Recorded quantities, as for `dlnfast.train`, with a number of singular values or None. Vectors take
         k (d_l + d_{l-1}) numbers per record, on every process. The progress bar is on the terminal of process
         0. The callback is called on the processes that pass one; if it returns True on any process, the run
         stops on all.

@@ -48,7 +48,7 @@ _SCHEDULES: Final = ("cosine", "constant")
 _LOSSES: Final = ("cross_entropy", "squared")
 #: Stream of random numbers for dropout, independent of the order of samples.
 _DROPOUT: Final = 1
-#: Keywords of version 0.1.0 and their new place.
+#: Keywords of version 0.1.0, and the code that replaces them.
 _MOVED: Final = {
     "output_scale": "loss=LossOptions(output_scale=...)",
     "momentum": "optimizer=OptimizerOptions(momentum=...)",
@@ -206,7 +206,7 @@ class Trainer:
         Passes over the samples.
     batch_size : int
         Number of samples in a batch; the last batch of an epoch may be smaller. A single last sample is
-        joined to the batch before, because batch normalisation has no variance of one sample.
+        added to the batch before, because batch normalisation has no variance of one sample.
     seed : int
         Seed of the order of samples and of dropout. It does not affect the initial weights, and the state of
         PyTorch's generators is preserved.
@@ -218,7 +218,7 @@ class Trainer:
     checkpoint : path or CheckpointFile, optional
         File with the state of the training, written after every epoch, or every ``checkpoint.every`` epochs,
         and at the end. If the file exists, `fit` resumes from it. Ctrl-C, SIGTERM and other exceptions
-        between two epochs write it, too; a note on the exception says how far it goes.
+        between two epochs write it, too; a note on the exception names the last epoch in it.
     progress : bool
         A bar over the epochs on a terminal, once training has taken a second.
 
@@ -276,7 +276,7 @@ class Trainer:
         if next(model.parameters(), None) is None:
             raise ValueError(f"model ({type(model).__name__}) has no parameters; wanted some to train")
         if tracker is not None and not isinstance(tracker, SpectralTracker):
-            raise TypeError(f"tracker is {type(tracker).__name__}; wanted what dlnfast.torch.track returned")
+            raise TypeError(f"tracker is {type(tracker).__name__}; wanted the result of dlnfast.torch.track")
         if tracker is not None and not tracker.follows(model):
             raise ValueError("tracker follows none of this model's weights, or was closed")
         where = None if device is None else find_device(device, np.float32)
@@ -403,7 +403,7 @@ class Trainer:
         Parameters
         ----------
         epoch : int
-            From 0.
+            Number of the epoch, from 0.
 
         Returns
         -------
@@ -588,7 +588,7 @@ class _Training(ResumableWork):
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are taken, or `after_epoch` has ended the training."""
+        """Whether all epochs are done, or `after_epoch` has stopped the training."""
         return self._is_stopped or len(self._trainer.history.loss) >= self._trainer.epochs
 
     def state(self) -> State | None:

@@ -87,7 +87,7 @@ class DeepLinear(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Sequence[npt.ArrayLike], *, device: Device = None) -> DeepLinear:
-        """Make a network with copies of the given weights.
+        """Make a network with copies of the weights.
 
         Parameters
         ----------
