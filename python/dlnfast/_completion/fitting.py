@@ -115,7 +115,7 @@ class BiasOptions:
 
 @dataclass(frozen=True)
 class StoppingOptions:
-    """When a `MatrixCompletion` stops, and how it finds out.
+    """Early stopping and validation of a `MatrixCompletion`.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class StoppingOptions:
 
 @dataclass(frozen=True)
 class EntryOptions:
-    """How a `MatrixCompletion` reads, weighs and predicts entries.
+    """Reading, weights and predictions of entries in a `MatrixCompletion`.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def project(problem: Observations, U: npt.ArrayLike, V: npt.ArrayLike) -> Sensin
     Returns
     -------
     Sensing
-        Measurements of X (a, b), with the same loss: the triangular factor of a QR decomposition in place of
+        Measurements of X (a, b), with the same loss: the triangular factor of a QR decomposition instead of
         the n observations. `loss_floor` is the loss that remains for every X.
 
     Notes
@@ -250,7 +250,7 @@ class _AlternatingRun(ResumableWork):
         self._snapshots = [[layer[n] for layer in snapshots] for n in range(len(self._snapshot_steps))]
 
     def advance(self, flush: Callable[[], None]) -> None:
-        """Take turns until the last step, the tolerance, or the callback's word."""
+        """Take turns until the last step, the tolerance, or a stop by the callback."""
         if self._callback is not None:
             losses = np.concatenate([*self._losses, np.empty(0)])
             saved = ((step, float(losses[step])) for step in self._records if step < self.step)

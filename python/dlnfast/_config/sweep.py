@@ -713,7 +713,7 @@ class _Sweep:
         lost: list[tuple[Item, ...]] = []
         for future, items in list(self.flying.items()):
             try:
-                future.exception()  # waits: the rest of a broken pool ends soon
+                future.exception()  # waits: the other futures of a broken pool finish soon
                 self._collect(future)
             except _Broken:
                 lost.append(items)

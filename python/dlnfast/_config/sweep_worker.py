@@ -251,7 +251,7 @@ def row_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Return whether a failure may be gone at another time or on another machine.
+    """Return whether a failure may not recur at another time or on another machine.
 
     Such failures are full disks, missing files or rights, too little memory, and missing packages.
     """

@@ -123,7 +123,7 @@ def load_cifar10(
                 return (images, labels) if count is None else (images[chosen], labels[chosen])
             if len(lacking) < len(files):
                 raise FileNotFoundError(
-                    f"{root / folder} lacks {', '.join(lacking)} beside other files of CIFAR-10 ({split})"
+                    f"{root / folder} lacks {', '.join(lacking)} among other files of CIFAR-10 ({split})"
                 )
             first, last = files[0].name, files[-1].name
             searched.append(f"{first if first == last else f'{first} .. {last}'} in {root / folder}")

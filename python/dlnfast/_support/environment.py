@@ -15,7 +15,7 @@ PACKAGES: Final = ("numpy", "matplotlib", "tqdm")
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, the build and the machine on which results depend beside their settings."""
+    """Return the versions, the build and the machine on which results depend besides their settings."""
     return {
         "dlnfast": build_info(),
         "python": platform.python_version(),

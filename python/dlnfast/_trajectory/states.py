@@ -24,7 +24,7 @@ from .variables import Array, LayerVariables
 if TYPE_CHECKING:
     from .._closure.operators import LayerOperator
 
-#: Outcomes of runs that ended by their own rules.
+#: Outcomes of complete runs: no divergence, no interruption.
 COMPLETE = ("finished", "converged", "stopped")
 #: Error message for states without singular values.
 NO_VALUES = "no singular values were recorded: train(..., record=dln.Record(singular_values=...))"

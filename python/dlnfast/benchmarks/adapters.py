@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases of Deep LoRA: the cost of a step beside PEFT's LoRA, and of the set-up."""
+"""Cases of Deep LoRA: the cost of a step compared with PEFT's LoRA, and of the set-up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TINY: Final[dict[str, Any]] = {
 
 
 def deep_lora(options: Options) -> dict[str, Any]:
-    """Time a training step beside PEFT's LoRA of equal rank, and the set-up on bert-base's shapes."""
+    """Time a training step and one of PEFT's LoRA of equal rank, and the set-up on bert-base's shapes."""
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         reason = f"{missing[0]} is not installed: pip install {missing[0]}"

@@ -457,7 +457,7 @@ def scaling(options: Options) -> dict[str, Any]:
 
 
 def thin_step(options: Options) -> dict[str, Any]:
-    """Time a dense step with d = 2048, K = 10, L = 3, N = d beside PyTorch autograd on the same data."""
+    """Time a dense step with d = 2048, K = 10, L = 3, N = d and PyTorch autograd on the same data."""
     setting = Setting(64 if options.quick else 2048, 10)
     result = _compare(
         "thin-step", [setting], options, rate="triad", names=lambda *_: ("dlnfast-dense", "torch-autograd")
@@ -555,7 +555,7 @@ def wide_run(options: Options) -> dict[str, Any]:
 
 
 def batch(options: Options) -> dict[str, Any]:
-    """Time `train_batch` of 1,000 runs, r = 3, L = 3, beside a loop of 1,000 calls of `train`.
+    """Time `train_batch` of 1,000 runs, r = 3, L = 3, and a loop of 1,000 calls of `train`.
 
     Everything is timed: Python, and the closures, which take most of the time where every run has its own
     problem and weights. `bench_batch_descent` times the steps alone.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases of low-rank training: factorisation, completion and sensing, compressed beside full."""
+"""Cases of low-rank training: factorisation, completion and sensing, compressed and full."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _setup_seconds(problem: Observations, weights: Sequence[Any], outer: float) 
 
 
 def _distance(options: Options) -> list[dict[str, Any]]:
-    """Compare the end-to-end matrices of full and compressed runs on the way."""
+    """Compare the end-to-end matrices of full and compressed runs during training."""
     dim, steps = (60, 400) if options.quick else (200, 20_000)
     problem = low_rank_completion(dim, 5, 0.4 if not options.quick else 0.6, seed=0)
     weights = orthogonal([dim] * 4, 1e-3, 0)
@@ -195,7 +195,7 @@ def _distance(options: Options) -> list[dict[str, Any]]:
 
 
 def _alpha(options: Options) -> list[dict[str, Any]]:
-    """Time the compressed deep network of Kwon et al. beside the full one: d = 100, r = 5, 30 %."""
+    """Time the compressed deep network of Kwon et al. and the full one: d = 100, r = 5, 30 %."""
     problem = low_rank_completion(100, 5, 0.3, seed=0)
     weights = orthogonal([100] * 4, 1e-2, 0)
     limit = 1e-13
@@ -305,7 +305,7 @@ print(json.dumps({"peak_bytes": record.peak_bytes(), "data_bytes": data, "sort_s
 
 
 def memory(options: Options) -> dict[str, Any]:
-    """Measure the memory of a completion of 10^5 x 10^5 from 10^7 entries, r_hat = 10, all in all."""
+    """Measure the memory of a completion of 10^5 x 10^5 from 10^7 entries, r_hat = 10, in total."""
     dim, count = (2000, 100_000) if options.quick else (100_000, 10_000_000)
     done = record.run_program(_LARGE, dim, count)
     done.check_returncode()

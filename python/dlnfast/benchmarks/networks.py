@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases of `dlnfast.torch`: the cost of tracking beside training."""
+"""Cases of `dlnfast.torch`: the cost of tracking relative to training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _QUICK: Final[tuple[tuple[str, str, dict[str, Any], int], ...]] = (
 
 
 def track_share(options: Options) -> dict[str, Any]:
-    """Time `dlnfast.torch.track`, k = 8 of all weights and changes every 10th step, beside training steps."""
+    """Time `dlnfast.torch.track`, k = 8 of all weights and changes every 10th step, and training steps."""
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     if importlib.util.find_spec("torch") is None:

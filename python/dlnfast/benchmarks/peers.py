@@ -113,11 +113,11 @@ class Setting:
         return product
 
     def problem(self) -> Problem:
-        """Return the problem as dlnfast knows it."""
+        """Return the problem as a `Problem`."""
         return Problem(self.factors() if not self.explicit else self.target)
 
     def weights(self) -> list[_Array]:
-        """Return new arrays W_1(0), .., W_L(0), the same at every call; whoever asks may change them."""
+        """Return new arrays W_1(0), .., W_L(0), the same at every call; the caller may change them."""
         rng = np.random.default_rng(2)
         return [
             _reflections(rng, rows, columns, self.scale)
@@ -247,7 +247,7 @@ def numpy_naive(setting: Setting, tune: bool = True) -> Peer:
 
 
 def numpy_thin(setting: Setting, tune: bool = True) -> Peer:
-    """Multiply from the side of the K outputs, without samples, into arrays that stay."""
+    """Multiply from the side of the K outputs, without samples, into preallocated arrays."""
     # Blocks of rows keep the update within the caches, which pays where it is a product of thin matrices.
     is_thin = 4 * setting.n_outputs <= setting.dim
     form = _Form(32 if is_thin and setting.dim > _SMALL else 0, "C", 0)

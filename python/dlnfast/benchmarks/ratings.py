@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The case `ratings`: held-out error on MovieLens of `MatrixCompletion` beside biases, ALS and the SVD.
+"""The case `ratings`: held-out error on MovieLens of `MatrixCompletion`, biases, ALS and the SVD.
 
 Every method has the same number of candidate settings. They are compared on an inner validation part of one
 training part, that of the split with seed 100; the best ones are fitted on the training parts of five
@@ -113,7 +113,7 @@ def _movielens() -> Entries | None:
 
 
 def _small_ratings() -> Entries:
-    """Return ratings of low rank with noise, for a quick look at whether all of this runs."""
+    """Return ratings of low rank with noise, for a quick test of the case."""
     rng = np.random.default_rng(0)
     shape, n = (70, 90), 1500
     index = rng.choice(shape[0] * shape[1], n, replace=False)

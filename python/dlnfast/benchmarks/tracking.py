@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases of `SVDTracker`: whether its bounds hold, and the cost of an update beside other libraries."""
+"""Cases of `SVDTracker`: whether its bounds hold, and the cost of an update compared with other libraries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _random_orthogonal(dim: int, rng: np.random.Generator) -> _Array:
 
 
 def _runs(dim: int, steps: int, seed: int) -> Iterator[tuple[str, Callable[[], Trajectory]]]:
-    """Yield networks whose singular values do all that singular values do."""
+    """Yield networks whose singular values cross, coincide and vanish."""
     rng = np.random.default_rng(seed)
     square = low_rank_recovery(dim, 5, seed=seed)
     thin = classification(n_classes=5, samples_per_class=dim // 4, dim=dim, seed=seed)
@@ -194,7 +194,7 @@ def bounds(options: Options) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Beside other libraries
+# Comparison with other libraries
 # --------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +269,7 @@ def _other_libraries(k: int) -> dict[str, Callable[[_Array], _Array]]:
 
 
 def peers(options: Options) -> dict[str, Any]:
-    """Time an update of `SVDTracker` beside decompositions, and compare with LAPACK; d = 4096, k = 16."""
+    """Time an update of `SVDTracker` and decompositions, and compare with LAPACK; d = 4096, k = 16."""
     dim, k = (200, 4) if options.quick else (4096, 16)
     W, move = _make_changing_matrix(dim, k)
     known, alone = SVDTracker(k, mode="dense"), SVDTracker(k, mode="dense")
@@ -414,7 +414,7 @@ print(json.dumps({
 
 
 def memory(options: Options) -> dict[str, Any]:
-    """Measure the memory of `SVDTracker` over a matrix of 16384 x 16384, its peak beside the matrix."""
+    """Measure the memory of `SVDTracker` over a matrix of 16384 x 16384, its peak without the matrix."""
     dim = 1024 if options.quick else 16384
     done = record.run_program(_WIDE_LAYER, dim)
     done.check_returncode()

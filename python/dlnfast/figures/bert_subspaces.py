@@ -59,7 +59,7 @@ class Settings:
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
-    """Train the updates, and keep the leading left subspaces of every layer on the way."""
+    """Train the updates, and keep the leading left subspaces of every layer during training."""
     from ..torch.finetune import FineTuning, Run
 
     check_count(settings.records, "records")

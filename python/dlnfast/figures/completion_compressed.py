@@ -100,7 +100,7 @@ class Settings:
 
 @dataclass
 class _Curve:
-    """The recovery error of one run at its records, and when it was there."""
+    """The recovery error of one run at its records, with their steps and times."""
 
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -247,7 +247,7 @@ def _train_full(
     every: int,
     progress: bool,
 ) -> _Curve:
-    """Train whole layers a stretch at a time, so that no more than one product is held."""
+    """Train whole layers in segments, so that no more than one product is held."""
     curve = _Curve(distances={label: [] for label in others})
     step, seconds, loss = 0, start, math.inf
     size = float(np.linalg.norm(problem.truth.s))  # type: ignore[union-attr]

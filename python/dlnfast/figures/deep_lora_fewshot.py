@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LoRA beside Deep LoRA on few examples: scores, too large a rank, and the learned rank.
+"""LoRA and Deep LoRA on few examples: scores, too large a rank, and the learned rank.
 
 Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation"
 (arXiv 2406.04112), with bert-base-cased. Here by default with the small pretrained BERT of the package

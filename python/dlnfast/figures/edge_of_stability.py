@@ -98,7 +98,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     highlights = [_line(record) for record in records]
     for sigma, (label, threshold) in zip(values, thresholds.items(), strict=True):
         highlights.append(
-            f"sigma = {sigma:<4g} leaves its rest {_describe_interval(numbers['onsets'][label])} (theory "
+            f"sigma = {sigma:<4g} starts to oscillate {_describe_interval(numbers['onsets'][label])} (theory "
             f"{threshold:.5f}), and its cycle of two {_describe_interval(numbers['period_doublings'][label])}"
         )
     return Result(displays, numbers, highlights)

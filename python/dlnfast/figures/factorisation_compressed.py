@@ -214,7 +214,7 @@ def _ratio(records: dict[str, Any]) -> str:
 
 
 def draw(settings: Settings, result: Result) -> Figure:
-    """Draw loss against iterations and seconds, the way of the product, and the second setting."""
+    """Draw loss against iterations and seconds, the trajectory of the product, and the second setting."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13.0, 9.4))
@@ -266,7 +266,7 @@ def draw(settings: Settings, result: Result) -> Figure:
 
 
 def _turn(ax: Any, points: FloatArray) -> None:
-    """Look at the way in space so that its axes have room, and mark its ends."""
+    """Rotate the view of the trajectory to make room for its axes, and mark its ends."""
     ax.view_init(elev=24, azim=-52)
     ax.set_box_aspect((1.5, 1.2, 0.8), zoom=1.12)
     for point, text, side in ((points[0], "  start", "left"), (points[-1], "end  ", "right")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An MLP beside a network whose last layers are linear: separable first, compressed after, in both.
+"""An MLP and a network whose last layers are linear: separable first, compressed after, in both.
 
 Wang, Li, Yaras, Zhu, Balzano, Hu, Qu, "Understanding Deep Representation Learning via Layerwise Feature
 Compression and Discrimination" (arXiv 2311.02960): a 7-layer MLP, and 3 nonlinear layers followed by 4 linear
@@ -202,7 +202,7 @@ def _displays(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _table(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return measured values, and the published ones beside them."""
+    """Return the measured and the published values."""
     lines = []
     for name, record in records.items():
         trained = f"{name}: loss {record['loss'][-1]:.3g}, " if record["loss"] else f"{name}: "

@@ -46,7 +46,7 @@ _FULL: Final = "full"
 
 @dataclass(frozen=True)
 class Settings:
-    """The published setting; which gamma beside 0, how often outer layers move, and how long: ours.
+    """The published setting; nonzero gamma, steps between updates of the outer layers, and length: ours.
 
     The target is the rank-r truncation of a Gaussian, with singular values of about 2 sqrt(d): with them, and
     operators of N(0, 1) / m entries, the published rate is stable.
