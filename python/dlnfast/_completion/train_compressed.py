@@ -321,7 +321,7 @@ def _set_default_tolerance(
     """Set the default tolerance among the options, and return the largest number of steps."""
     if not isinstance(learning_rate, Adaptive) and not _is_word(learning_rate, "adaptive"):
         raise ValueError(
-            "steps is needed with a constant learning_rate, which may stay on a plateau as long as at the end"
+            "steps is needed with a constant learning_rate: the loss may stay flat long before the end"
         )
     known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
     start = problem.loss_scale / 2 * known
