@@ -206,7 +206,7 @@ class TestExceptions:
         monkeypatch.setattr(RunFolder, "write_state", full)
         with pytest.raises(OSError, match="full") as caught:
             run_resumable(folder(tmp_path), Counting())
-        assert caught.value.__notes__[-1].startswith("the results since the last state")
+        assert caught.value.__notes__[-1].startswith("all work since the last state")
         monkeypatch.undo()
         work = Counting()
         run_resumable(folder(tmp_path), work)

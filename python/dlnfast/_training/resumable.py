@@ -266,8 +266,8 @@ class ResumableRun:
                 error.trajectory = partial  # type: ignore[attr-defined]
         except Exception as failure:  # the exception that stopped the work is the one to raise
             error.add_note(
-                f"the results since the last state in {path} are lost ({type(failure).__name__}: "
-                f"{failure}); the same call computes them again"
+                f"all work since the last state in {path} is lost ({type(failure).__name__}: "
+                f"{failure}); the same call computes it again"
             )
             return
         if self._saved is not None:
