@@ -44,6 +44,10 @@ INTERFACES = re.compile(
 MADE = ["Batch", "LayerOutputs", "SpectralTracker", "SweepResults"]
 #: Helpers that raise on behalf of their callers.
 CHECKS = re.compile(r"\braise \w|\bcheck_\w+\(|\bas_(array|list|matrix|vector)\(|\bper_layer\(")
+#: Beginnings of descriptions that continue another sentence, or paraphrase in place of the term.
+DANGLING = re.compile(
+    r"(Of|As|Where|What|How|Which|For|From|With|Those|Them|Their|They|Its|It|In|By|On|Also|Like|The same)\b"
+)
 COST = re.compile(r"[Cc]ost|O\(|flops|[Mm]emory|seconds|times as long")
 PAGES = "\n".join(page.read_text() for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"))
 
@@ -82,10 +86,13 @@ def collected():
 
 def members_of(owner):
     """Return the members of a class, together with those it inherits from other classes of the package."""
-    own = [
-        vars(base) for base in reversed(owner.__mro__) if base.__module__.startswith("dlnfast._trajectory")
-    ]
-    return {name: value for each in [*own, vars(owner)] for name, value in each.items()}
+    own = [vars(base) for base in reversed(owner.__mro__) if base.__module__.startswith("dlnfast")]
+    return {name: value for each in own for name, value in each.items()}
+
+
+def docstring_of(found, owner):
+    """Return a docstring; a method without one has that of the method it overrides, as in `help`."""
+    return found.__doc__ if owner is None else inspect.getdoc(getattr(owner, found.__name__, found))
 
 
 def sections(text):
@@ -94,9 +101,14 @@ def sections(text):
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def entries(section):
+    """Return the entries of a section: heads such as ``steps : int``, and their descriptions in one line."""
+    parts = re.findall(r"^(\S.*)((?:\n(?:[ \t].*)?)*)", section, re.MULTILINE)
+    return {head: " ".join(text.split()) for head, text in parts}
+
+
 def entry_names(section):
-    entries = re.findall(r"^(\S.*)$", section, re.MULTILINE)
-    return {name.strip(" *") for entry in entries for name in entry.split(" : ")[0].split(",")}
+    return {name.strip(" *") for head in entries(section) for name in head.split(" : ")[0].split(",")}
 
 
 def source_code(found):
@@ -114,7 +126,7 @@ def commented(found):
 
 @pytest.mark.parametrize(("found", "owner"), list(collected()))
 def test_docstring_is_complete(found, owner):
-    text = found.__doc__
+    text = docstring_of(found, owner)
     assert text, "no docstring"
     if inspect.isclass(found) and (issubclass(found, Exception) or found.__name__ in MADE):
         return
@@ -129,6 +141,10 @@ def test_docstring_is_complete(found, owner):
     described |= commented(found) if inspect.isclass(found) else set()
     missing = [p for p in parameters if p not in described and not is_field_of_another(found, p)]
     assert not missing, f"parameters without a word: {missing}"
+    for section in ("Parameters", "Attributes"):
+        for head, description in entries(present.get(section, "")).items():
+            assert description, f"{head} has no description"
+            assert not DANGLING.match(description), f"{head} does not stand on its own: {description}"
     body = source_code(found.__init__ if inspect.isclass(found) else found)
     if CHECKS.search(body):
         assert "Raises" in present, "it can raise"
@@ -168,7 +184,7 @@ def test_missing_sections_are_detected():
         raise ValueError(matrix)
 
     wanted = {
-        "Parameters\n----------\nmatrix : str": "parameters without a word",
+        "Parameters\n----------\nmatrix : str\n    Text of the error.": "parameters without a word",
         "Raises\n------\nValueError": "it can raise",
         "Returns\n-------\nstr": "it returns",
         "Notes\n-----\nCost: O(1).": "what it costs",
@@ -178,3 +194,16 @@ def test_missing_sections_are_detected():
         silent.__doc__ = "\n\n".join(["Return it.", *present])
         with pytest.raises(AssertionError, match=message):
             test_docstring_is_complete(silent, None)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [("", "no description"), ("    Of the error.", "on its own"), ("    What is raised.", "on its own")],
+)
+def test_empty_and_dangling_descriptions_are_detected(description, message):
+    def silent(matrix: str) -> None:
+        pass
+
+    silent.__doc__ = f"Do nothing.\n\nParameters\n----------\nmatrix : str\n{description}"
+    with pytest.raises(AssertionError, match=message):
+        test_docstring_is_complete(silent, None)

@@ -103,7 +103,7 @@ class MatrixCompletion:
     seed : int
         Seed of the choice of held-out entries, and of random layers.
     n_threads : int
-        As for `train`.
+        Number of threads, as in `train`.
     progress : bool
         Whether to show a progress bar on a terminal for the last run.
     checkpoint : path or Checkpoint, optional
@@ -123,6 +123,7 @@ class MatrixCompletion:
     singular_values_ : ndarray, shape (k,)
         Nonzero singular values of the product.
     shape_ : (int, int)
+        Shape of the completed matrix.
     weight_decay_, biases_ : float, str or None
         The chosen weight decay and kind of biases.
     n_steps_ : int
@@ -133,8 +134,9 @@ class MatrixCompletion:
     trajectories_ : list of Trajectory
         The run with decay, and its continuation without decay, if any.
     validation_ : list of (float, int, float)
-        For each run on held-out entries: the decay, its best number of steps, its held-out RMSE there.
+        Weight decay, best number of steps and RMSE there, for each run on held-out entries.
     fit_seconds_ : float
+        Duration of the fit in seconds.
 
     Notes
     -----
@@ -304,8 +306,9 @@ class MatrixCompletion:
         Parameters
         ----------
         X : array_like of int, shape (n, 2), or array_like, shape (n_rows, n_columns), or SciPy sparse matrix
-            With `y`: the row and column of every entry, from 0. Without: the matrix, NaN, masked or NA where
-            it is not known, or a sparse one, whose stored entries are the known ones, zeros included.
+            Row and column of every entry, from 0, if `y` is passed. Otherwise the matrix, with NaN, masked
+            values or NA at unknown entries, or a sparse matrix, whose stored entries are the known ones,
+            zeros included.
         y : array_like, shape (n,), optional
             The ratings. Those that are masked, or pandas' NA, are not known: their pairs only count for the
             shape.
@@ -508,7 +511,7 @@ class MatrixCompletion:
         X : array_like, sparse matrix, or pairs of ids
             Known entries, as for `fit`.
         y : array_like, shape (n,), optional
-            Their values, where X holds pairs.
+            Values of the entries, if X holds pairs.
 
         Returns
         -------
@@ -536,7 +539,7 @@ class MatrixCompletion:
         X : array_like, sparse matrix, or pairs of ids
             Known entries, as for `fit`.
         y : array_like, shape (n,), optional
-            Their values, where X holds pairs.
+            Values of the entries, if X holds pairs.
 
         Returns
         -------

@@ -79,7 +79,8 @@ class LayerOptions:
         Singular values of the initial product, over the largest singular value that the entries suggest for
         the whole matrix. The smaller, the more is learned one direction after the other.
     learning_rate : "adaptive", Adaptive or float
-        As for `train`. A number applies to residuals of unit variance and the mean over entries.
+        Learning rate, as in `train`. A number applies to residuals of unit variance and the mean over
+        entries.
     outer : float
         Learning rate of the first and last layer over that of the others.
     dtype : {"float64", "float32"}

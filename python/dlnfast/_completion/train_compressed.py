@@ -50,7 +50,7 @@ def compressed_weights(
     problem : Completion, Sensing or Problem
         Matrix to be learned; a `Problem` with white inputs.
     weights : list of ndarray, or ImplicitWeights
-        For "gradient": W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales; or lazily
+        Layers W_1(0) .. W_L(0) of the wide network, orthogonal up to their scales, for "gradient"; or lazily
         sampled weights, so that nothing of the size d x d is formed.
     rank : int or "auto"
         r_hat. "gradient": at least the target's rank; the network is 2 r_hat wide. "surrogate": the width of
@@ -208,7 +208,7 @@ def train_compressed(
     problem : Completion, Sensing or Problem
         Matrix to be learned.
     weights, rank, basis, depth, scale
-        As for `compressed_weights`.
+        Parameters of `compressed_weights`.
     steps : int, optional
         Maximum number of updates. By default, which needs adaptive rates because others stay long on
         plateaus, training stops when the loss is 1e-14 of its initial value, when its relative decrease in

@@ -168,6 +168,16 @@ class Observations(ABC):
         """Return the leading singular values of the surrogate, an estimate of those of Phi.
 
         The surrogate is the backprojection of the observations, divided by their `density`.
+
+        Parameters
+        ----------
+        rank : int
+            Number of singular values.
+
+        Returns
+        -------
+        ndarray, shape (rank,)
+            Singular values, descending.
         """
         return leading_factors(self.backprojection(), rank, tolerance=1e-8).s / self.density
 
@@ -178,6 +188,16 @@ class Observations(ABC):
         ----------
         limit : int
             Largest rank that is considered; a quarter of the smaller side if that is less.
+
+        Returns
+        -------
+        int
+            Suggested rank, at least 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `limit` is not a positive integer.
 
         Notes
         -----
@@ -782,7 +802,9 @@ class Sensing(Observations):
         Parameters
         ----------
         U : array_like, shape (d_y, a)
+            Matrix on the left of every measurement matrix.
         V : array_like, shape (d_x, b)
+            Matrix on the right.
         which : slice
             Range of measurements. Default: all.
 

@@ -71,8 +71,11 @@ class Problem:
     Attributes
     ----------
     target : ndarray of float64, shape (d_y, d_x), or LowRank
+        Phi.
     input_gram : ndarray of float64, shape (d_x, d_x), or None
+        S; None for the identity.
     loss_scale : float
+        Factor c of the loss.
     dim_in, dim_out : int
         d_x and d_y.
     least_squares : ndarray, shape (d_y, d_x), or LowRank
@@ -183,7 +186,7 @@ class Problem:
         layout : {"columns", "rows"}
             "rows": X is (N, d_x) and Y is (N, d_y), one sample per row.
         rank_tolerance : float, optional
-            With `whiten`: largest singular value of X, relative to the first one, that counts as zero.
+            Largest singular value of X, relative to the first one, that `whiten` treats as zero.
             Default ``sqrt(4 (d_x + 1000) eps)``, about 1e-6.
 
         Returns

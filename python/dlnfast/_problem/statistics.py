@@ -32,6 +32,7 @@ class SufficientStatistics(DataSums):
     n_samples : int
         N so far.
     layout : {"columns", "rows"}
+        Layout of the batches.
 
     Raises
     ------

@@ -132,7 +132,7 @@ def train_batch(
     tolerance : float, optional
         A run stops as soon as its loss is at most this.
     n_threads : int
-        As in `train`.
+        Number of threads, as in `train`.
     checkpoint : path or Checkpoint, optional
         Folder for this batch alone, to which groups of runs are written when they are finished: as many as
         take some seconds, or ``Checkpoint(.., every=n_runs)``. The same call computes the missing runs.

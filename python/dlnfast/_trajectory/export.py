@@ -49,7 +49,7 @@ def export(
     source : Trajectory or path
         A run, its file, or the folder of a checkpointed run, also during the run.
     path : path
-        With the extension ``.zarr``, or ``.h5``, ``.hdf5`` or ``.nc`` (HDF5 with named dimensions, as in
+        Path that ends in ``.zarr``, or in ``.h5``, ``.hdf5`` or ``.nc`` (HDF5 with named dimensions, as in
         netCDF 4). The dataset appears whole or not at all.
     every : int
         Write every n-th record and snapshot of the weights, plus the last of each.

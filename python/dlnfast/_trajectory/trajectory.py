@@ -227,7 +227,7 @@ class Trajectory(TrajectoryBase):
         Parameters
         ----------
         step : int
-            As for `weights`.
+            Step with a record or a snapshot, as in `weights`; -1 for the last.
 
         Returns
         -------
@@ -270,7 +270,7 @@ class Trajectory(TrajectoryBase):
         Parameters
         ----------
         step : int
-            As for `weights`; -1 is the last.
+            Step with a record or a snapshot, as in `weights`; -1 for the last.
 
         Returns
         -------
@@ -297,7 +297,7 @@ class Trajectory(TrajectoryBase):
         X : array_like, shape (d_0, N), optional
             Inputs in the problem's coordinates; by default the problem's own.
         step : int
-            As for `weights`.
+            Step with a record or a snapshot, as in `weights`; -1 for the last.
 
         Returns
         -------

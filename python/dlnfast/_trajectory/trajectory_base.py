@@ -436,9 +436,9 @@ class TrajectoryBase(ABC):
         Parameters
         ----------
         layer, side : int, str
-            As for `angles`.
+            Layer and side, as in `angles`.
         reference : {"limit", "first_step"}
-            As for `angles`.
+            Vectors from which the angles are measured, as in `angles`.
 
         Returns
         -------

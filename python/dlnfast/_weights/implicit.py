@@ -93,9 +93,13 @@ class ImplicitWeights:
     Attributes
     ----------
     widths : tuple of int
+        d_0 .. d_L.
     scales : tuple of float
+        Scale eps of each layer.
     seed : int
+        Seed of the weights.
     dtype : dtype
+        Precision of vectors.
     n_layers : int
         L, also ``len(weights)``.
 
@@ -316,6 +320,7 @@ class ImplicitWeights:
         layer : int
             Number l of the layer, from 1.
         X : array_like, shape (d_{l-1}, k)
+            Block of vectors as columns.
 
         Returns
         -------
@@ -337,6 +342,7 @@ class ImplicitWeights:
         layer : int
             Number l of the layer, from 1.
         Y : array_like, shape (d_l, k)
+            Block of vectors as columns.
 
         Returns
         -------

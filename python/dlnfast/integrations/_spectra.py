@@ -71,6 +71,16 @@ class Spectra:
     def trajectory(self, of: Of = "weights") -> Trajectory:
         """Return the records so far; see `SpectralTracker.trajectory`.
 
+        Parameters
+        ----------
+        of : {"weights", "change"}
+            Tracked matrices: W(t), or W(t) - W(0).
+
+        Returns
+        -------
+        Trajectory
+            Records of all tracked layers.
+
         Raises
         ------
         RuntimeError

@@ -82,6 +82,7 @@ class DeviceMatrix:
         Parameters
         ----------
         X : array_like, shape (n, p)
+            Block of vectors as columns.
 
         Returns
         -------
@@ -95,6 +96,7 @@ class DeviceMatrix:
         Parameters
         ----------
         Y : array_like, shape (m, p)
+            Block of vectors as columns.
 
         Returns
         -------

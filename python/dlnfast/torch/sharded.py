@@ -374,6 +374,7 @@ class RowSharded:
         Parameters
         ----------
         X : array_like, shape (n, p)
+            Block of vectors as columns.
 
         Returns
         -------
@@ -388,6 +389,7 @@ class RowSharded:
         Parameters
         ----------
         Y : array_like, shape (m, p)
+            Block of vectors as columns.
 
         Returns
         -------

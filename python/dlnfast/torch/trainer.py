@@ -111,9 +111,11 @@ class OptimizerOptions:
     Parameters
     ----------
     name : {"sgd", "adamw"}
+        Update rule.
     momentum : float
         Momentum of "sgd".
     weight_decay : float
+        Weight decay: added to the gradient in "sgd", decoupled in "adamw".
     """
 
     name: str = "sgd"
@@ -225,7 +227,9 @@ class Trainer:
     Attributes
     ----------
     history : History
+        Losses, accuracies and learning rates of the epochs.
     optimizer : Optimizer
+        PyTorch optimizer with its state.
 
     Raises
     ------
