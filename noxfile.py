@@ -21,11 +21,11 @@ WHEELS = Path("build", "sanitized", "wheels")
 
 # Tests that cannot run on modules with sanitizers, and why.
 NOT_UNDER_ASAN = {
-    "tests/test_levels.py::test_the_variable_chooses_the_level": "the wheel holds one level",
+    "tests/test_levels.py::test_the_environment_variable_selects_the_level": "the wheel holds one level",
     "tests/test_memory.py::test_little_memory": "its limits leave no room for AddressSanitizer's own memory",
     "tests/test_svd_tracker.py::TestInput::test_control_c_interrupts_a_long_update": "its time limit",
     "tests/test_threads.py::test_large_products_poll_for_interrupts": "its time limit",
-    "tests/test_threads.py::test_ctrl_c_ends_a_run_within_half_a_second": "its time limit",
+    "tests/test_threads.py::test_ctrl_c_stops_a_run_within_half_a_second": "its time limit",
     "tests/test_threads.py::test_a_fork_after_use_does_not_hang": "its time limit",
 }
 

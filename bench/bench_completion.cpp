@@ -3,7 +3,7 @@
 // (dlnfast/completion.hpp):
 //   bench_completion [--rows 1000,100,610,100000] [--cols 1000,100,9724,100000]
 //                    [--entries 200000,3000,100000,10000000] [--k 10,10,20,20]
-// one case for each place in the lists, and the options of harness.hpp. Flops are 8 k an entry. Bytes
+// one case for each position in the lists, and the options of harness.hpp. Flops are 8 k an entry. Bytes
 // are those of the entries in both orders, and of both factors and both products, once each: that the
 // factors' columns are fetched once for every entry is left to the caches.
 #include "dlnfast/completion.hpp"
@@ -36,17 +36,17 @@ struct Order {
   }
 };
 
-// n places of an m x d matrix, row after row.
-std::vector<Index> random_places(Index m, Index d, Index n) {
-  std::vector<Index> places;
-  while (static_cast<Index>(places.size()) < n) {
-    for (Index more = n - static_cast<Index>(places.size()); more > 0; --more) {
-      places.push_back(check::pick(m * d));
+// n different indices of entries of an m x d matrix, row-major and sorted.
+std::vector<Index> random_indices(Index m, Index d, Index n) {
+  std::vector<Index> indices;
+  while (static_cast<Index>(indices.size()) < n) {
+    for (Index more = n - static_cast<Index>(indices.size()); more > 0; --more) {
+      indices.push_back(check::pick(m * d));
     }
-    std::sort(places.begin(), places.end());
-    places.erase(std::unique(places.begin(), places.end()), places.end());
+    std::sort(indices.begin(), indices.end());
+    indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
   }
-  return places;
+  return indices;
 }
 
 // Some of the columns of a product beside plain sums.
@@ -74,9 +74,9 @@ void measure(bench::Harness& harness, Index m, Index d, Index n, Index k) {
   if (n > m * d) bench::refuse("more entries than the matrix has");
   std::vector<std::int64_t> row, col;
   std::vector<T> value;
-  for (const Index place : random_places(m, d, n)) {
-    row.push_back(place / d);
-    col.push_back(place % d);
+  for (const Index index : random_indices(m, d, n)) {
+    row.push_back(index / d);
+    col.push_back(index % d);
     value.push_back(static_cast<T>(check::uniform()));
   }
   Order<T> rows(m, n), columns(d, n);

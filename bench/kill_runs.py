@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parser.parse_args()
     generator = np.random.default_rng(arguments.seed)
     kills = unread = 0
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         whole_folder = Path(scratch) / "whole"
         process = start(whole_folder, arguments.engine)
@@ -101,7 +101,7 @@ def main() -> int:
     print(
         f"{arguments.engine}: {kills} kills, {unread} folders that could not be read, {kills - unread} runs "
         f"that went on to the same bits; killed at {min(parts):.0%} to {max(parts):.0%} of the run, "
-        f"median {np.median(parts):.0%}; {time.perf_counter() - begun:.0f} s"
+        f"median {np.median(parts):.0%}; {time.perf_counter() - start_time:.0f} s"
     )
     return 1 if unread else 0
 

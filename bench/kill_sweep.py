@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     settings = parser.parse_args()
     moments = random.Random(settings.seed)
-    with tempfile.TemporaryDirectory() as place:
-        spec, alone, folder = (Path(place, name) for name in ("spec.toml", "alone", "killed"))
+    with tempfile.TemporaryDirectory() as scratch:
+        spec, alone, folder = (Path(scratch, name) for name in ("spec.toml", "alone", "killed"))
         spec.write_text(SPEC.format(seeds=list(range(settings.seeds))))
         begin = time.perf_counter()
         process = start(spec, alone)

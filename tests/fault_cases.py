@@ -111,10 +111,10 @@ class Trials:
         self.template.mkdir()
         case.prepare(self.template)
         self.before = case.read(self.template)
-        place = self._fresh()
-        self.after = case.act(place)
-        self.names = _names(place)
-        self.result = case.read(place)
+        folder = self._fresh()
+        self.after = case.act(folder)
+        self.names = _names(folder)
+        self.result = case.read(folder)
         self.operations = count(self._fresh(), lambda: case.act(scratch / "trial"))
         self.tally = Tally(case.name, len(self.operations))
 
@@ -132,31 +132,31 @@ class Trials:
         return [n for n, (name, _) in enumerate(self.operations) if probe._applies(name)]
 
     def _try(self, kind: str, at: tuple[int, ...], again: str = "", second: tuple[int, ...] = ()) -> None:
-        place = self._fresh()
+        folder = self._fresh()
         label = f"{self.case.name}: {kind} at {_at(self.operations, at)}"
         try:
-            if not self._meets(place, kind, at):
+            if not self._meets(folder, kind, at):
                 return
-            self._check_readable(place)
+            self._check_readable(folder)
             if again:
                 label += f", then {again} at operation {second[0]}"
-                if not self._meets(place, again, second):
+                if not self._meets(folder, again, second):
                     return
-                self._check_readable(place)
+                self._check_readable(folder)
                 self.tally.doubles += 1
             else:
                 self.tally.singles += 1
-            self._check_again(place, kinds={kind, again})
+            self._check_again(folder, kinds={kind, again})
         except Exception as error:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def kill(self, number: int) -> None:
         """Run the action in its own process, and kill the process at an operation."""
-        place = self._fresh()
+        folder = self._fresh()
         child = os.fork()
         if child == 0:
-            with contextlib.suppress(BaseException), injected(place, "kill", number, real=True):
-                self.case.act(place)
+            with contextlib.suppress(BaseException), injected(folder, "kill", number, real=True):
+                self.case.act(folder)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):
@@ -165,20 +165,20 @@ class Trials:
         label = f"{self.case.name}: SIGKILL at {_at(self.operations, (number,))}"
         self.tally.kills += 1
         try:
-            self._check_readable(place)
-            self._check_again(place, kinds={"kill"})
+            self._check_readable(folder)
+            self._check_again(folder, kinds={"kill"})
         except Exception as error:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
-    def _meets(self, place: Path, kind: str, at: tuple[int, ...]) -> bool:
+    def _meets(self, folder: Path, kind: str, at: tuple[int, ...]) -> bool:
         """Run the action with faults; return whether any occurred."""
         result = None
         ended = False
-        faults = Faults(place, kind, at)
+        faults = Faults(folder, kind, at)
         try:
             with warnings.catch_warnings(), faults:
                 warnings.simplefilter("error")
-                result = self.case.act(place)
+                result = self.case.act(folder)
                 ended = True
         except Killed:
             pass
@@ -196,18 +196,18 @@ class Trials:
             raise AssertionError("the result of a call that met the fault and went on is another")
         return faults.fired > 0
 
-    def _check_readable(self, place: Path) -> None:
-        found = self.case.read(place)
+    def _check_readable(self, folder: Path) -> None:
+        found = self.case.read(folder)
         if not self.case.accepts(found, self.before, self.result):
             raise AssertionError("what can be read is neither what was there before nor what was to come")
 
-    def _check_again(self, place: Path, kinds: set[str]) -> None:
+    def _check_again(self, folder: Path, kinds: set[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            again = self.case.act(place)
+            again = self.case.act(folder)
         self._check_same(again, self.after, "the result of the same call without faults")
-        self._check_same(self.case.read(place), self.result, "what can be read in the end")
-        names = _names(place)
+        self._check_same(self.case.read(folder), self.result, "what can be read in the end")
+        names = _names(folder)
         if "kill" in kinds and not self.case.locks:
             names = {name for name in names if not name.endswith(".part")}
         if names != self.names:
@@ -220,10 +220,10 @@ class Trials:
             raise AssertionError(f"{what} is another")
 
     def _fresh(self) -> Path:
-        place = self.scratch / "trial"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(self.template, place)
-        return place
+        folder = self.scratch / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.template, folder)
+        return folder
 
 
 def _name_of(code: int) -> str:
@@ -704,9 +704,9 @@ n_threads = 1
 """
 
     def run(seed: int, folder: Path) -> None:
-        place = folder.parent / f"{folder.name}.toml"
-        place.write_text(spec)
-        arguments = ["train", str(place), "--out", str(folder / "out"), "--set", f"weights.seed={seed}"]
+        spec_path = folder.parent / f"{folder.name}.toml"
+        spec_path.write_text(spec)
+        arguments = ["train", str(spec_path), "--out", str(folder / "out"), "--set", f"weights.seed={seed}"]
         with (
             open(os.devnull, "w") as null,
             contextlib.redirect_stdout(null),
@@ -745,9 +745,14 @@ def of_torch() -> Iterator[Case]:
 
     def fit(folder: Path, epochs: int = 3) -> Any:
         model = MLP([4, 5, 3], seed=0)
-        place = folder / "checkpoint.pt"
+        checkpoint_path = folder / "checkpoint.pt"
         history = Trainer(
-            model, learning_rate=0.1, epochs=epochs, batch_size=4, schedule="constant", checkpoint=place
+            model,
+            learning_rate=0.1,
+            epochs=epochs,
+            batch_size=4,
+            schedule="constant",
+            checkpoint=checkpoint_path,
         ).fit(inputs, labels)
         return history.loss, {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
 

@@ -129,7 +129,7 @@ class Faults:
 
     def add(self, file: _RawFile) -> None:
         self._files.add(file)
-        self._descriptors[file.fileno()] = file.place
+        self._descriptors[file.fileno()] = file.watched_path
 
     def remove(self, file: _RawFile, descriptor: int) -> None:
         self._files.discard(file)
@@ -142,10 +142,10 @@ class Faults:
         original_open = builtins.open
 
         def patched_open(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
-            place = self.below(file)
-            if place is None:
+            watched_path = self.below(file)
+            if watched_path is None:
                 return original_open(file, mode, *arguments, **settings)
-            return _open(self, place, file, mode, *arguments, **settings)
+            return _open(self, watched_path, file, mode, *arguments, **settings)
 
         for module in (builtins, io):
             self._replace(module, "open", patched_open)
@@ -186,63 +186,63 @@ class Faults:
 
     def _of_path(self, operation: str, function: Any) -> Any:
         def patched(path: Any = ".", *arguments: Any, dir_fd: int | None = None, **settings: Any) -> Any:
-            place = self.below(path, dir_fd)
+            watched_path = self.below(path, dir_fd)
             if dir_fd is not None:
                 settings["dir_fd"] = dir_fd
-            if place is None:
+            if watched_path is None:
                 return function(path, *arguments, **settings)
-            return self.operate(operation, place, lambda: function(path, *arguments, **settings))
+            return self.operate(operation, watched_path, lambda: function(path, *arguments, **settings))
 
         return patched
 
     def _of_two(self, operation: str, function: Any) -> Any:
         def patched(source: Any, target: Any, **settings: Any) -> Any:
-            place = self.below(target)
-            if place is None:
+            watched_path = self.below(target)
+            if watched_path is None:
                 return function(source, target, **settings)
-            return self.operate(operation, place, lambda: function(source, target, **settings))
+            return self.operate(operation, watched_path, lambda: function(source, target, **settings))
 
         return patched
 
     def _of_file(self, operation: str, function: Any) -> Any:
         def patched(file: Any, *arguments: Any) -> Any:
             descriptor = file if isinstance(file, int) else file.fileno()
-            place = self.below(descriptor)
-            if place is None:
+            watched_path = self.below(descriptor)
+            if watched_path is None:
                 return function(file, *arguments)
-            return self.operate(operation, place, lambda: function(file, *arguments))
+            return self.operate(operation, watched_path, lambda: function(file, *arguments))
 
         return patched
 
     def _os_open(self, function: Any) -> Any:
         def patched(path: Any, flags: int, *arguments: Any, dir_fd: int | None = None, **more: Any) -> int:
-            place = self.below(path, dir_fd)
-            if place is None:
+            watched_path = self.below(path, dir_fd)
+            if watched_path is None:
                 descriptor: int = function(path, flags, *arguments, dir_fd=dir_fd, **more)
                 return descriptor
 
             def do() -> int:
                 opened: int = function(path, flags, *arguments, dir_fd=dir_fd, **more)
-                self._descriptors[opened] = place
+                self._descriptors[opened] = watched_path
                 return opened
 
             name = "create" if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) else "open"
-            number: int = self.operate(name, place, do)
+            number: int = self.operate(name, watched_path, do)
             return number
 
         return patched
 
     def _os_close(self, function: Any) -> Any:
         def patched(descriptor: int) -> None:
-            place = self._descriptors.get(descriptor)
-            if place is None:
+            watched_path = self._descriptors.get(descriptor)
+            if watched_path is None:
                 function(descriptor)
                 return
             if self._killed:
                 raise Killed
             function(descriptor)  # it is free, whatever the call answers
             del self._descriptors[descriptor]
-            self.operate("close", place, lambda: None)
+            self.operate("close", watched_path, lambda: None)
 
         return patched
 
@@ -250,8 +250,10 @@ class Faults:
 class _RawFile(io.FileIO):
     """A raw file of which every call is an operation."""
 
-    def __init__(self, faults: Faults, place: str, file: Any, mode: str, closefd: bool, opener: Any) -> None:
-        self.faults, self.place, self.was_written = faults, place, False
+    def __init__(
+        self, faults: Faults, watched_path: str, file: Any, mode: str, closefd: bool, opener: Any
+    ) -> None:
+        self.faults, self.watched_path, self.was_written = faults, watched_path, False
 
         def do() -> None:
             io.FileIO.__init__(self, file, mode, closefd, opener)
@@ -260,31 +262,31 @@ class _RawFile(io.FileIO):
         if isinstance(file, int):  # it is open
             do()
         else:
-            faults.operate("open" if set(mode) <= {"r"} else "create", place, do)
+            faults.operate("open" if set(mode) <= {"r"} else "create", watched_path, do)
 
     def write(self, data: Any) -> int:
         self.was_written = True
         whole = io.FileIO.write
         half = memoryview(data).cast("B")[: memoryview(data).nbytes // 2]
         written: int = self.faults.operate(
-            "write", self.place, lambda: whole(self, data), lambda: whole(self, half)
+            "write", self.watched_path, lambda: whole(self, data), lambda: whole(self, half)
         )
         return written
 
     def readinto(self, buffer: Any) -> Any:
-        return self.faults.operate("read", self.place, lambda: io.FileIO.readinto(self, buffer))
+        return self.faults.operate("read", self.watched_path, lambda: io.FileIO.readinto(self, buffer))
 
     def read(self, size: int = -1) -> Any:
-        return self.faults.operate("read", self.place, lambda: io.FileIO.read(self, size))
+        return self.faults.operate("read", self.watched_path, lambda: io.FileIO.read(self, size))
 
     def readall(self) -> Any:
-        return self.faults.operate("read", self.place, lambda: io.FileIO.readall(self))
+        return self.faults.operate("read", self.watched_path, lambda: io.FileIO.readall(self))
 
     def truncate(self, size: int | None = None) -> Any:
-        return self.faults.operate("truncate", self.place, lambda: io.FileIO.truncate(self, size))
+        return self.faults.operate("truncate", self.watched_path, lambda: io.FileIO.truncate(self, size))
 
     def close(self) -> None:
-        if self.closed or not hasattr(self, "place"):
+        if self.closed or not hasattr(self, "watched_path"):
             super().close()
             return
         if self.faults._killed:
@@ -292,7 +294,7 @@ class _RawFile(io.FileIO):
         descriptor = self.fileno()
         self.faults.remove(self, descriptor)
         super().close()  # it is free, whatever the call answers
-        self.faults.operate("close written" if self.was_written else "close", self.place, lambda: None)
+        self.faults.operate("close written" if self.was_written else "close", self.watched_path, lambda: None)
 
     def __del__(self) -> None:
         if self.faults._killed:
@@ -301,7 +303,7 @@ class _RawFile(io.FileIO):
 
 def _open(
     faults: Faults,
-    place: str,
+    watched_path: str,
     file: Any,
     mode: str = "r",
     buffering: int = -1,
@@ -312,7 +314,7 @@ def _open(
     opener: Any = None,
 ) -> Any:
     """Open as the function of the standard library does, over a raw file whose calls are counted."""
-    raw = _RawFile(faults, place, file, "".join(sorted(set(mode) & set("rwxa+"))), closefd, opener)
+    raw = _RawFile(faults, watched_path, file, "".join(sorted(set(mode) & set("rwxa+"))), closefd, opener)
     if buffering == 0:
         return raw
     size = io.DEFAULT_BUFFER_SIZE if buffering in (-1, 1) else buffering

@@ -66,7 +66,7 @@ def test_any_layout_gives_the_same_c_contiguous_values(rows, columns, seed, dtyp
     np.testing.assert_array_equal(result, values)
 
 
-def test_a_given_dtype_is_converted_to():
+def test_arrays_are_converted_to_the_requested_dtype():
     assert as_matrix(np.ones((2, 2), np.float32), "W", dtype=np.float64).dtype == np.float64
     assert as_matrix(np.ones((2, 2)), "W", dtype=np.float32).dtype == np.float32
 

@@ -58,7 +58,7 @@ def assert_no_nan(run):
 # Weights.
 
 
-def test_whitening_that_reduced_the_inputs_is_named():
+def test_an_error_names_the_whitening_that_reduced_the_inputs():
     X = np.vstack([np.random.default_rng(0).standard_normal((4, 50)), np.zeros((2, 50))])
     problem = dln.Problem.from_data(X, np.arange(50) % 3, whiten="zca")
     with pytest.raises(dln.ShapeError, match=r"wanted 4 columns, .*whitening reduced 6 dimensions to 4"):
@@ -150,7 +150,7 @@ BAD_WEIGHTS = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights_are_named(name, engine):
+def test_errors_name_bad_weights(name, engine):
     weights, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         dln.train(make_problem_of_dim(), weights, learning_rate=0.1, steps=3, engine=engine)
@@ -240,8 +240,8 @@ def test_large_arrays_are_copied_with_a_warning_or_not_at_all(engine, monkeypatc
     with no_copy_of_large_arrays(monkeypatch, limit=100):
         weights = make_weights_of_dim()
         run = train_small(weights=weights, engine=engine)
-        kept = run.states.layers.weights if engine == "reduced" else run.states.initial
-        assert all(np.shares_memory(a, b) for a, b in zip(kept, weights, strict=True))
+        stored = run.states.layers.weights if engine == "reduced" else run.states.initial
+        assert all(np.shares_memory(a, b) for a, b in zip(stored, weights, strict=True))
         for layout in ("Fortran order", "big-endian", "every other column"):
             with pytest.raises(dln.CopyWarning, match=r"weights\[1\] \(W_2\): 0 MB copied"):
                 train_small(weights=with_layer(1, LAYOUTS[layout]), engine=engine)
@@ -284,7 +284,7 @@ NOT_NUMBERS = ["0.1", None, True, 1j, np.ones(3, complex), {"eta": 1.0}, object(
         (np.full((3, 1), 0.1), (TypeError, ValueError)),
     ],
 )
-def test_values_that_are_no_rates_are_refused(name, value, error):
+def test_invalid_rates_are_refused(name, value, error):
     with pytest.raises(error, match=name):
         train_small(**{name: value})
 
@@ -304,7 +304,7 @@ def test_values_that_are_no_rates_are_refused(name, value, error):
         [np.float64(0.125), 0, 0.25],
     ],
 )
-def test_rates_are_taken_in_any_form(name, value):
+def test_rates_are_accepted_in_any_form(name, value):
     try:
         numbers = [float(v) for v in value]
     except TypeError:
@@ -324,7 +324,7 @@ def test_momentum_is_below_one(momentum):
 @pytest.mark.parametrize(
     "value", [2.0, 2.5, "3", True, np.bool_(1), [2], np.array([1, 2]), 1j, np.float64(2)]
 )
-def test_values_that_are_no_counts_are_refused(name, value):
+def test_invalid_counts_are_refused(name, value):
     with pytest.raises((TypeError, ValueError), match=name) as caught:
         train_small(**option(name, value))
     assert caught.type is (ValueError if name == "singular_values" and isinstance(value, str) else TypeError)
@@ -421,7 +421,7 @@ def test_adaptive_optimizers_are_refused_with_the_reason(name, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["muon", "Muon", "shampoo", "nesterov", "Nesterov"])
-def test_optimizers_that_keep_the_subspaces_are_refused_as_not_implemented(name, engine):
+def test_optimizers_that_preserve_the_subspaces_are_refused_as_not_implemented(name, engine):
     with pytest.raises(ValueError, match=f"optimizer is '{name}', which no engine runs yet") as raised:
         train_small(optimizer=name, engine=engine)
     assert "keeps the invariant subspaces" in str(raised.value)
@@ -449,7 +449,7 @@ def test_a_callback_has_to_be_callable(callback):
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("answer", ["text", [1], {}, object(), np.arange(3)])
-def test_only_true_ends_a_run(answer, engine):
+def test_only_true_stops_a_run(answer, engine):
     """Other return values of a callback, such as those of a lambda, do not stop the run."""
     run = train_small(engine=engine, record=dln.Record(callback=lambda step, loss: answer))
     assert len(run.loss) == 6
@@ -541,7 +541,7 @@ def test_divergence_at_the_start_has_no_records(engine):
     assert caught.value.trajectory is None
 
 
-def test_divergence_in_single_precision_comes_earlier():
+def test_single_precision_diverges_earlier():
     steps = []
     for dtype in (np.float32, F64):
         with pytest.raises(dln.DivergedError) as caught:

@@ -165,7 +165,7 @@ def test_a_tolerance_stops_each_run_separately():
     assert np.all(batch.loss[0, len(batch[0].loss) :] == batch[0].loss[-1])
 
 
-def test_bad_requests_are_named():
+def test_errors_name_bad_requests():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     with pytest.raises(dln.ShapeError, match=r"problems: 2, learning_rate: 3"):
         dln.train_batch([problem] * 2, weights, learning_rate=[0.1, 0.2, 0.3], steps=1)

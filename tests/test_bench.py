@@ -196,8 +196,18 @@ def test_thread_limits_are_reported(monkeypatch):
 
 @pytest.mark.parametrize("program", [("dlnfast", "bench"), ("bench.run",)])
 def test_programs_restart_without_thread_limits(program, tmp_path):
-    place = tmp_path / "results" / "small.json"
-    options = ["--case", "small", "--quick", "--repeats", "1", "--peers", "numpy-thin", "--out", str(place)]
+    path = tmp_path / "results" / "small.json"
+    options = [
+        "--case",
+        "small",
+        "--quick",
+        "--repeats",
+        "1",
+        "--peers",
+        "numpy-thin",
+        "--out",
+        str(path),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", *program, *options],
         check=True,
@@ -206,12 +216,12 @@ def test_programs_restart_without_thread_limits(program, tmp_path):
         cwd=ROOT,
         env=os.environ | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "1"},
     )
-    results = json.loads(place.read_text())
+    results = json.loads(path.read_text())
     assert results["machine"]["caps"] == results["results"][0]["machine"]["caps"] == {}
     assert "CAPPED" not in done.stdout
 
 
-def test_a_fresh_process_that_fails_says_why():
+def test_a_failed_child_process_reports_its_error():
     with pytest.raises(RuntimeError, match=r"memory failed .*no-such-peer"):
         record.in_process("cases:memory", {"setting": {"dim": 8, "n_outputs": 2}, "name": "no-such-peer"})
 
@@ -225,13 +235,13 @@ record.run_program("import os, sys, time; open(sys.argv[1], 'w').write(str(os.ge
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
-def test_a_fresh_process_ends_with_the_one_that_started_it(number, tmp_path):
-    place = tmp_path / "pid"
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(place)])
+def test_a_child_process_exits_with_its_parent(number, tmp_path):
+    pid_path = tmp_path / "pid"
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(pid_path)])
     deadline = time.monotonic() + 100
-    while not (place.exists() and place.read_text()) and time.monotonic() < deadline:
+    while not (pid_path.exists() and pid_path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    child = int(place.read_text())
+    child = int(pid_path.read_text())
     starter.send_signal(number)
     starter.wait()
     while time.monotonic() < deadline:
@@ -260,11 +270,11 @@ def test_seconds_are_formatted(seconds, text):
 
 
 def test_the_command_line_writes_results_and_prints_tables(tmp_path, capsys):
-    place = tmp_path / "results.json"
+    results_path = tmp_path / "results.json"
     options = ["--peers", "dlnfast-dense", "numpy-thin", "--quick", "--repeats", "1", "--table"]
-    assert main(["bench", "--case", "thin", "square", *options, "--out", str(place)]) == 0
+    assert main(["bench", "--case", "thin", "square", *options, "--out", str(results_path)]) == 0
     printed = capsys.readouterr().out
-    results = json.loads(place.read_text(), parse_constant=pytest.fail)
+    results = json.loads(results_path.read_text(), parse_constant=pytest.fail)
     assert set(results["machine"]) == MACHINE
     assert [results[key] for key in ("quick", "repeats")] == [True, 1]
     assert [result["case"] for result in results["results"]] == ["thin", "square"]
@@ -281,7 +291,7 @@ def test_the_command_line_writes_results_and_prints_tables(tmp_path, capsys):
     assert "| | L = 3 | L = 4 |\n|---|---|---|\n| dlnfast dense | " in printed
     assert "**square**, d = 48, K = d, L = 3, N = d" in printed
     assert "| numpy.matmul, same run |" in printed
-    assert main(["bench", "--read", str(place)]) == 0
+    assert main(["bench", "--read", str(results_path)]) == 0
     assert capsys.readouterr().out.strip() in printed
 
 
@@ -366,7 +376,7 @@ def test_help_names_the_cases(capsys):
         (["--read", "unknown.json"], "unknown.json has the case 'x'"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path, monkeypatch, capsys, options, message):
+def test_errors_name_bad_arguments(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text("[1]")
     Path("unknown.json").write_text('{"results": [{"case": "x"}]}')

@@ -32,11 +32,13 @@ def largest_singular_values(weight, k):
     return torch.linalg.svdvals(weight.detach())[:k].numpy()
 
 
-def assert_records(run, kept, layer, k=2):
+def assert_records(run, saved_weights, layer, k=2):
     """Assert that every record of a layer has the singular values of the weight saved at its step."""
     for record, step in enumerate(run.steps):
         error = run.singular_value_errors(layer)[record]
-        gap = np.abs(run.singular_values(layer)[record] - largest_singular_values(kept[int(step)], k))
+        gap = np.abs(
+            run.singular_values(layer)[record] - largest_singular_values(saved_weights[int(step)], k)
+        )
         assert np.all(gap <= error + tolerance(float, 14))
 
 
@@ -52,7 +54,7 @@ def module(lightning):
             super().__init__()
             self.net = network()
             self.losses = {}
-            self.kept = {0: self.net[2].weight.detach().clone()}
+            self.saved_weights = {0: self.net[2].weight.detach().clone()}
             self.automatic_optimization = not self.manual
 
         def training_step(self, batch, index):
@@ -72,9 +74,9 @@ def module(lightning):
                 return [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-        def on_train_batch_end(self, *rest):
+        def on_train_batch_end(self, *arguments):
             steps = self.trainer.global_step // (2 if self.manual else 1)
-            self.kept[steps] = self.net[2].weight.detach().clone()
+            self.saved_weights[steps] = self.net[2].weight.detach().clone()
 
     return Module
 
@@ -112,7 +114,7 @@ def test_lightning_losses_with_gradient_accumulation(lightning, module, tmp_path
     )
     run = spectra.trajectory()
     assert run.steps.tolist() == sorted({*range(0, STEPS + 1, every), STEPS})
-    assert_records(run, model.kept, "net.2")
+    assert_records(run, model.saved_weights, "net.2")
     assert run.loss_steps.tolist() == list(range(0, STEPS, every))
     for step, loss in zip(run.loss_steps, run.loss, strict=True):
         assert len(model.losses[int(step)]) == ACCUMULATED
@@ -128,7 +130,7 @@ def test_lightning_manual_optimization_with_two_optimizers(lightning, module, tm
     fit(lightning, model, [spectra], tmp_path, max_epochs=1)
     run = spectra.trajectory()
     assert run.steps.tolist() == list(range(STEPS + 1))
-    assert_records(run, model.kept, "net.2")
+    assert_records(run, model.saved_weights, "net.2")
     wanted = [losses[0] for _, losses in sorted(model.losses.items())]
     np.testing.assert_allclose(run.loss, wanted, rtol=1e-12)
 
@@ -148,7 +150,7 @@ def test_lightning_averages_at_the_end_are_not_recorded(lightning, module, tmp_p
     fit(lightning, model, [Average(), spectra], tmp_path, max_epochs=1)
     run = spectra.trajectory()
     assert run.steps.tolist() == [0, 4, STEPS]
-    assert_records(run, model.kept, "net.2")
+    assert_records(run, model.saved_weights, "net.2")
 
 
 def test_lightning_losses_that_are_not_finite_are_left_out(lightning, module, tmp_path):
@@ -207,14 +209,14 @@ def test_trainer_losses_belong_to_the_weights_before_the_step(transformers, tmp_
 
     class Watch(transformers.TrainerCallback):
         def __init__(self):
-            self.kept, self.losses = {}, {}
+            self.saved_weights, self.losses = {}, {}
 
-        def on_step_begin(self, args, state, control, model=None, **rest):
-            self.kept[state.global_step] = model.net[2].weight.detach().clone()
+        def on_step_begin(self, args, state, control, model=None, **arguments):
+            self.saved_weights[state.global_step] = model.net[2].weight.detach().clone()
 
         on_train_end = on_step_begin
 
-        def on_log(self, args, state, control, logs=None, **rest):
+        def on_log(self, args, state, control, logs=None, **arguments):
             if "loss" in logs:
                 self.losses[state.global_step - 1] = logs["loss"]
 
@@ -222,7 +224,7 @@ def test_trainer_losses_belong_to_the_weights_before_the_step(transformers, tmp_
     run_trainer(transformers, [spectra, watch], tmp_path, STEPS - 1, accumulated=ACCUMULATED)
     run = spectra.trajectory()
     assert run.steps.tolist() == [0, 2, 4, 5]
-    assert_records(run, watch.kept, "net.2")
+    assert_records(run, watch.saved_weights, "net.2")
     assert run.loss_steps.tolist() == list(range(STEPS - 1))
     assert dict(zip(run.loss_steps.tolist(), run.loss.tolist(), strict=True)) == watch.losses
 
@@ -241,7 +243,7 @@ def test_the_best_model_is_not_the_last_record(transformers, tmp_path):
     class Watch(transformers.TrainerCallback):
         last = None
 
-        def on_step_end(self, args, state, control, model=None, **rest):
+        def on_step_end(self, args, state, control, model=None, **arguments):
             self.last = model.net[2].weight.detach().clone()
 
     spectra, watch, model = SpectralCallback("net.2", k=2, every=4), Watch(), Worse()
@@ -331,7 +333,7 @@ def test_accelerate_with_gradient_accumulation(every):
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED)
     model = network()
     prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    kept = {0: model[2].weight.detach().clone()}
+    saved_weights = {0: model[2].weight.detach().clone()}
     with dln.torch.track(model, "2", k=2, every=every) as tracked:
         for number, part in enumerate(draw_rows(N_ROWS, dtype=torch.float64).split(4), 1):
             with accelerator.accumulate(prepared):
@@ -339,7 +341,7 @@ def test_accelerate_with_gradient_accumulation(every):
                 optimizer.step()
                 optimizer.zero_grad()
             if number % ACCUMULATED == 0:
-                kept[number // ACCUMULATED] = model[2].weight.detach().clone()
+                saved_weights[number // ACCUMULATED] = model[2].weight.detach().clone()
     run = tracked.trajectory()
     assert run.steps.tolist() == list(range(0, STEPS + 1, every))
-    assert_records(run, kept, "2")
+    assert_records(run, saved_weights, "2")

@@ -171,7 +171,7 @@ class Patience:
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
 @pytest.mark.parametrize("record_every", [1, 3])
 @pytest.mark.parametrize("cut", [0, 6, 12])
-def test_stopping_rules_see_the_saved_records_again(engine, record_every, cut, tmp_path):
+def test_saved_records_are_replayed_to_stopping_rules(engine, record_every, cut, tmp_path):
     problem, weights = dln.low_rank_recovery(9, 2), dln.orthogonal([9] * 3)
     options = {"learning_rate": 0.5, "steps": 60, "record": dln.Record(every=record_every), "engine": engine}
     options["n_threads"] = 1
@@ -481,7 +481,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         dln.load(tmp_path / "nothing")
 
 
-def test_bad_checkpoints_are_named(cut_short):
+def test_errors_name_bad_checkpoints(cut_short):
     _, problem, weights, options = cut_short
     with pytest.raises(TypeError, match="checkpoint is int; wanted a path or a Checkpoint"):
         dln.train(problem, weights, **options, checkpoint=3)
@@ -489,26 +489,26 @@ def test_bad_checkpoints_are_named(cut_short):
         Checkpoint("x", every=0)
 
 
-def test_files_of_other_programs_and_newer_versions_are_named(cut_short):
+def test_errors_name_files_of_other_programs_and_newer_versions(cut_short):
     checkpoint, *_ = cut_short
-    place = checkpoint.directory / "run.npz"
-    content = place.read_bytes()
+    path = checkpoint.directory / "run.npz"
+    content = path.read_bytes()
     for damage, text in (
         (b"no zip", "it is not an .npz file"),
         (content[: len(content) // 2], "is not a complete file of a dlnfast run"),
     ):
-        place.write_bytes(damage)
+        path.write_bytes(damage)
         with pytest.raises(ValueError, match=text):
             dln.resume(checkpoint.directory)
-    np.savez(place, a=np.zeros(3))
+    np.savez(path, a=np.zeros(3))
     with pytest.raises(ValueError, match="other arrays"):
         dln.resume(checkpoint.directory)
-    np.savez(place, meta=np.array('{"format": "dlnfast run", "format_version": 99, "version": "9.9"}'))
+    np.savez(path, meta=np.array('{"format": "dlnfast run", "format_version": 99, "version": "9.9"}'))
     with pytest.raises(ValueError, match=r"has format 99, written by dlnfast 9.9"):
         dln.resume(checkpoint.directory)
 
 
-def test_no_file_holds_a_pickle(cut_short):
+def test_no_file_contains_a_pickle(cut_short):
     checkpoint, *_ = cut_short
     for path in checkpoint.directory.glob("*.npz"):
         with zipfile.ZipFile(path) as file:
@@ -599,7 +599,7 @@ def test_a_signal_between_two_flushes_counts_no_step_twice():
 # -------------------------------------------------------------------------------- signals and kills
 
 
-def test_signal_handlers_not_installed_by_python_stay(tmp_path, monkeypatch):
+def test_signal_handlers_not_installed_by_python_are_not_replaced(tmp_path, monkeypatch):
     problem, weights, options = make_case("reduced")
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("another handler was installed"))

@@ -37,13 +37,13 @@ record_every = 10
 
 @pytest.fixture
 def recovery_file(tmp_path):
-    place = tmp_path / "recovery.toml"
-    place.write_text(RECOVERY)
-    return place
+    spec_path = tmp_path / "recovery.toml"
+    spec_path.write_text(RECOVERY)
+    return spec_path
 
 
-def run_train_command(place, folder, *options):
-    assert main(["train", str(place), "--out", str(folder), *options]) == 0
+def run_train_command(spec_path, folder, *options):
+    assert main(["train", str(spec_path), "--out", str(folder), *options]) == 0
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
     return summary, dln.load(folder / "run.npz")
 
@@ -96,13 +96,13 @@ def test_the_output_folder_comes_from_the_file_or_a_default(recovery_file, tmp_p
 
 
 def test_classification_reports_train_accuracy(tmp_path, capsys):
-    place = tmp_path / "classes.toml"
-    place.write_text("""
+    spec_path = tmp_path / "classes.toml"
+    spec_path.write_text("""
         problem = {kind = "classification", n_classes = 3, samples_per_class = 5}
         weights = {depth = 2, init = "aligned", scale = 0.3}
         train = {learning_rate = 10.0, steps = 500, singular_values = "none"}
     """)
-    summary, _ = run_train_command(place, tmp_path)
+    summary, _ = run_train_command(spec_path, tmp_path)
     assert summary["accuracy"] == {"train": {"network": 1.0, "least squares": 1.0}}
     assert "accuracy (train): 1.0000 (least squares 1.0000)" in capsys.readouterr().out
 
@@ -118,7 +118,7 @@ def draw_images(rng, n_samples):
 
 @pytest.fixture
 def small_fashion_mnist(tmp_path, monkeypatch):
-    """Return 60 training and 30 test images in place of Fashion-MNIST."""
+    """Return 60 training and 30 test images instead of Fashion-MNIST."""
     rng = np.random.default_rng(0)
     (x, y), (xt, yt) = draw_images(rng, 60), draw_images(rng, 30)
     np.savez(tmp_path / "fashion_mnist_full.npz", x_train=x, y_train=y, x_test=xt, y_test=yt)
@@ -169,8 +169,8 @@ def test_a_problem_from_an_npz_file_trains(tmp_path, layout):
         d=labels[60:],
         D=turn(Y[:, 60:]),
     )
-    place = tmp_path / "spec.toml"
-    place.write_text(f"""
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text(f"""
         [problem]
         kind = "npz"
         path = "data/set.npz"          # from the folder of this file
@@ -189,13 +189,15 @@ def test_a_problem_from_an_npz_file_trains(tmp_path, layout):
         steps = 400
         tolerance = 1e-9
     """)
-    summary, run = run_train_command(place, tmp_path)
+    summary, run = run_train_command(spec_path, tmp_path)
     assert summary["problem"]["loss_scale"] == 1
     assert summary["accuracy"]["test"]["network"] > 0.8
-    matrices, _ = run_train_command(place, tmp_path, "--set", "problem.outputs=B", "problem.test_outputs=D")
+    matrices, _ = run_train_command(
+        spec_path, tmp_path, "--set", "problem.outputs=B", "problem.test_outputs=D"
+    )
     assert matrices["accuracy"] == summary["accuracy"]
     regression, _ = run_train_command(
-        place, tmp_path, "--set", "problem.outputs=R", "weights.widths=[6, 6, 2]"
+        spec_path, tmp_path, "--set", "problem.outputs=R", "weights.widths=[6, 6, 2]"
     )
     assert "accuracy" not in regression
     np.testing.assert_array_equal(run.widths, [6, 6, 3])
@@ -286,7 +288,7 @@ def test_an_interrupted_run_is_saved(recovery_file, tmp_path, capsys, monkeypatc
         ("train.steps", "--set has 'train.steps'; wanted section.key=value"),
     ],
 )
-def test_wrong_entries_are_named(recovery_file, tmp_path, capsys, change, message):
+def test_errors_name_wrong_entries(recovery_file, tmp_path, capsys, change, message):
     assert main(["train", str(recovery_file), "--out", str(tmp_path / "out"), "--set", change]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dlnfast: ")
@@ -315,13 +317,13 @@ def test_the_reduced_engine_is_refused_where_it_does_not_apply(recovery_file, tm
         (RECOVERY.replace("steps = 40", ""), "train.steps is missing; wanted an integer"),
     ],
 )
-def test_wrong_files_are_named(tmp_path, capsys, text, message):
-    place = tmp_path / "spec.toml"
-    place.write_text(text)
+def test_errors_name_wrong_files(tmp_path, capsys, text, message):
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text(text)
     # A missing section counts as an empty one, and the sections are checked in their order.
     if "[train]" not in text and "missing" in message:
-        place.write_text(text + "\n[weights]\ndepth = 1\n[train]\nsteps = 1\nlearning_rate = 1\n")
-    assert main(["train", str(place), "--out", str(tmp_path / "out")]) == 2
+        spec_path.write_text(text + "\n[weights]\ndepth = 1\n[train]\nsteps = 1\nlearning_rate = 1\n")
+    assert main(["train", str(spec_path), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -336,31 +338,31 @@ def test_wrong_files_are_named(tmp_path, capsys, text, message):
         (["path = 'set.npz'", "layout = 'rows'"], "X has 2 samples and Y has 3"),
     ],
 )
-def test_wrong_data_are_named(tmp_path, capsys, lines, message):
+def test_errors_name_wrong_data(tmp_path, capsys, lines, message):
     np.savez(tmp_path / "set.npz", X=np.ones((2, 5)), Y=np.ones((3, 5)))
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "bad.npz").write_text("not an archive")
-    place = tmp_path / "spec.toml"
-    place.write_text("\n".join(["[problem]", "kind = 'npz'", *lines, RECOVERY.partition("rank = 2")[2]]))
-    assert main(["train", str(place), "--out", str(tmp_path / "out")]) == 2
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text("\n".join(["[problem]", "kind = 'npz'", *lines, RECOVERY.partition("rank = 2")[2]]))
+    assert main(["train", str(spec_path), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_fashion_mnist_is_named(tmp_path, monkeypatch, capsys):
+def test_an_error_names_missing_fashion_mnist(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
     assert main(["train", str(EXAMPLES / "fashion_mnist.toml"), "--out", str(tmp_path)]) == 2
     assert "DLNFAST_DATA" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", sorted(EXAMPLES.glob("*.toml")), ids=lambda place: place.stem)
-def test_examples_are_valid(place):
-    text = place.read_text()
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_examples_are_valid(path):
+    text = path.read_text()
     if "[grid]" in text:
-        assert len(finetuning.read_grid(place).sections["grid"]["seeds"]) >= 5
+        assert len(finetuning.read_grid(path).sections["grid"]["seeds"]) >= 5
     elif "[sweep]" in text:
-        assert len(dln.SweepGrid(place)) > 50
+        assert len(dln.SweepGrid(path)) > 50
     else:
-        assert spec.read_spec(place).train["steps"] > 0
+        assert spec.read_spec(path).train["steps"] > 0
 
 
 def test_the_example_writes_only_to_the_folder_out(small_fashion_mnist, tmp_path, monkeypatch):
@@ -403,7 +405,7 @@ def test_help_lists_every_setting(capsys):
     assert '  engine           one of "auto", "reduced", "dense", "torch"; default "auto"\n' in printed
 
 
-def test_help_of_figure_names_the_next_help(capsys):
+def test_help_of_figure_refers_to_the_help_of_each_figure(capsys):
     with pytest.raises(SystemExit):
         main(["figure", "--help"])
     assert "dlnfast figure NAME --help" in capsys.readouterr().out
@@ -562,7 +564,7 @@ def test_results_are_written_when_the_output_pipe_is_closed(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["figure", "bench"])
-def test_figures_and_measurements_are_written_first(name, tmp_path, monkeypatch):
+def test_figures_and_measurements_are_written_before_they_are_printed(name, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="figures are optional")
     arguments, written = commands_that_write(tmp_path)[name]
 
@@ -576,7 +578,7 @@ def test_figures_and_measurements_are_written_first(name, tmp_path, monkeypatch)
     assert all(path.stat().st_size > 0 for path in written)
 
 
-def test_characters_that_the_output_lacks_are_escaped(recovery_file, tmp_path, monkeypatch):
+def test_characters_outside_the_encoding_of_the_output_are_escaped(recovery_file, tmp_path, monkeypatch):
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", output)
     folder = tmp_path / "\N{SNOWMAN}"
@@ -607,9 +609,9 @@ def test_a_full_disk_leaves_the_previous_files(recovery_file, tmp_path, monkeypa
 
 
 def test_json_files_contain_no_nan(tmp_path):
-    place = tmp_path / "record.json"
+    record_path = tmp_path / "record.json"
     write_json(
-        place,
+        record_path,
         {
             "a": np.array([1.0, np.nan, np.inf]),
             "b": (np.float32(2.5), np.int64(3), np.bool_(True)),
@@ -617,7 +619,7 @@ def test_json_files_contain_no_nan(tmp_path):
             "g": "text",
         },
     )
-    assert json.loads(place.read_text(), parse_constant=pytest.fail) == {
+    assert json.loads(record_path.read_text(), parse_constant=pytest.fail) == {
         "a": [1.0, None, None],
         "b": [2.5, 3, True],
         "c": {"d": "x", "e": None, "f": [0, 1]},

@@ -230,7 +230,7 @@ def test_the_naive_basis_fails_where_the_closure_is_exact():
     naive = [np.linalg.qr(np.hstack([factors.V, whole.T @ factors.U]))[0]]
     for q in rotations:
         naive.append(np.linalg.qr(q @ naive[-1])[0])
-    # The off-block energy: what the gradient of W_2 carries out of the bases.
+    # The off-block energy: what the gradient of W_2 moves out of the bases.
     gradient = dln.gradients(problem, weights)[1]
 
     def off_block(below, above):
@@ -341,7 +341,7 @@ def test_aligned_weights_have_the_smallest_subspaces(case):
 
 
 @pytest.mark.parametrize("last", ["zero", "rank 1", "far from orthogonal"])
-def test_any_wide_last_layer_closes(last):
+def test_any_wide_last_layer_has_a_closure(last):
     problem, weights = wide_case()
     rng = np.random.default_rng(3)
     weights[-1] = {
@@ -376,7 +376,7 @@ def test_a_thin_last_layer_that_is_not_an_isometry_is_included(end):
         assert np.linalg.norm(reduced.weights(layer) - wanted) <= 1e-12 * np.linalg.norm(wanted)
 
 
-def test_a_zero_layer_closes_and_stays_zero_outside():
+def test_a_zero_layer_has_a_closure_and_stays_zero_outside():
     """Outside the active subspaces a layer that is zero stays zero, and its neighbours only decay."""
     problem, weights = square_case()
     weights[1] = np.zeros_like(weights[1])
@@ -406,7 +406,7 @@ def test_a_trained_network_has_a_closure():
 
 
 @pytest.mark.parametrize(("make", "n_rotations"), [(square_case, 3), (wide_case, 3)])
-def test_a_network_of_the_theorem_passes_all_checks(make, n_rotations):
+def test_a_network_that_satisfies_the_theorem_passes_all_checks(make, n_rotations):
     found = assumptions_of(*make())
     assert found.hold
     assert found.failures == ()
@@ -438,13 +438,13 @@ def test_a_network_of_the_theorem_passes_all_checks(make, n_rotations):
         [40, 50, 48],
     ],
 )
-def test_shapes_without_a_large_bulge_close(widths):
+def test_shapes_without_a_large_bulge_have_a_closure(widths):
     space = closure(make_recovery(widths[-1], widths[0], rank=2), dln.orthogonal(widths))
     assert space.holds is True, space.report()
 
 
 @pytest.mark.parametrize("widths", [[40, 60, 40], [40, 60, 80, 40]])
-def test_a_bulge_does_not_close_and_is_named(widths):
+def test_a_bulge_has_no_closure_and_the_report_names_it(widths):
     space = closure(make_recovery(widths[-1], widths[0], rank=2), dln.orthogonal(widths))
     assert space.holds is False, space.report()
     (shapes, *_) = space.assumptions.failures
@@ -463,7 +463,7 @@ def test_a_bulge_is_trained_densely_or_refused(widths):
         dln.train(problem, dln.orthogonal(widths), learning_rate=0.01, steps=2, engine="reduced")
 
 
-def test_inputs_that_mix_families_do_not_close():
+def test_inputs_that_mix_families_have_no_closure():
     """S has two eigenvalues outside the subspaces, which a wide first layer mixes."""
     gram = np.diag(np.r_[np.full(30, 1.0), np.full(30, 2.0)])
     problem = dln.Problem(draw_low_rank_target(40, 60, rank=2).dense() @ gram, gram)
@@ -473,14 +473,14 @@ def test_inputs_that_mix_families_do_not_close():
     assert dln.train(problem, weights, learning_rate=0.01, steps=2).engine == "dense"
 
 
-def test_long_lists_of_widths_are_shortened():
+def test_long_lists_of_widths_are_abbreviated():
     problem, _ = square_case()
     text = assumptions_of(problem, dln.orthogonal([DIM] * 31)).checks[0].text
     assert f"[{DIM}, {DIM}, .., {DIM}, {DIM}] (30 layers)" in text
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-14])
-def test_rounding_is_not_measured_as_a_departure(noise):
+def test_rounding_does_not_count_as_a_departure_from_a_rotation(noise):
     problem, weights = square_case()
     weights[1] = weights[1] + 0.5 * noise * dln.gaussian([DIM, DIM], seed=9)[0]
     assert closure(problem, weights).holds
@@ -578,7 +578,7 @@ def test_the_expected_error_is_that_of_a_reduced_run(departure):
     assert expected / 5 <= error <= 5 * expected
 
 
-def test_rounding_in_single_precision_is_not_measured_as_a_departure():
+def test_rounding_in_single_precision_does_not_count_as_a_departure():
     problem, weights = square_case(dtype=np.float32)
     assert closure(problem, weights).holds
     assert not closure(problem, [w.astype(F64) for w in weights]).holds
@@ -631,14 +631,14 @@ def test_the_certificate_of_a_wide_last_layer_has_the_dimensions_of_each_width()
     assert "the closure holds, [8, 8, 8, 4] of [20, 20, 20, 4]" in run.certificate.reason
 
 
-def test_the_certificate_says_why_the_closure_does_not_hold():
+def test_the_certificate_reports_why_there_is_no_closure():
     problem, _ = square_case()
     run = dln.train(problem, dln.gaussian([DIM] * 4), learning_rate=0.1, steps=1)
     assert str(run.certificate).startswith("dense engine: the theorem does not apply: weights[0] (W_1)")
     assert run.certificate.expected_error == 0.0
 
 
-def test_the_certificate_says_that_an_engine_was_asked_for():
+def test_the_certificate_reports_that_the_engine_was_requested():
     problem, weights = square_case()
     run = dln.train(problem, weights, learning_rate=0.1, steps=1, engine="dense")
     assert run.certificate.assumptions is None
@@ -674,7 +674,7 @@ def test_a_forced_reduced_engine_names_every_failed_assumption():
 
 @pytest.mark.parametrize("engine", ["auto", "dense"])
 @pytest.mark.parametrize("white", [True, False])
-def test_certificates_survive_json(engine, white):
+def test_certificates_can_be_stored_as_json(engine, white):
     problem, weights = square_case()
     if not white:
         problem = dln.Problem(problem.target, np.diag(np.linspace(1, 2, DIM)))
@@ -683,7 +683,7 @@ def test_certificates_survive_json(engine, white):
     assert dln.Certificate.from_dict(json.loads(text)) == run.certificate
 
 
-def test_bad_weights_are_named():
+def test_errors_name_bad_weights():
     problem, weights = square_case()
     broken = [weights[0], weights[1] * np.nan, weights[2]]
     with pytest.raises(ValueError, match=r"weights\[1\] \(W_2\)"):

@@ -293,7 +293,7 @@ def test_recovery_errors_use_the_named_normalization(thin):
 
 
 @pytest.mark.parametrize("form", ["dense", "rank one", "sparse"])
-def test_measurements_are_taken_in_all_forms(form):
+def test_measurements_are_accepted_in_all_forms(form):
     rng = np.random.default_rng(2)
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((9, 6))
     dense = left[:, :, None] * right[:, None, :]
@@ -349,7 +349,7 @@ def test_leading_vectors_of_large_sparse_matrices_are_accurate(seed, k):
         (([0], [0], [1.0], 5), TypeError, "shape is 5; wanted two integers"),
     ],
 )
-def test_bad_entries_are_named(arguments, error, text):
+def test_errors_name_bad_entries(arguments, error, text):
     with pytest.raises(error, match=text):
         dln.Completion(*arguments)
 
@@ -373,12 +373,12 @@ def test_bad_entries_are_named(arguments, error, text):
         (lambda: dln.low_rank_completion(5, 6, 0.5), ValueError, "rank is 6"),
     ],
 )
-def test_bad_problems_are_named(call, error, text):
+def test_errors_name_bad_problems(call, error, text):
     with pytest.raises(error, match=text):
         call()
 
 
-def test_runs_that_cannot_start_are_named():
+def test_errors_name_runs_that_cannot_start():
     problem = dln.low_rank_completion(10, 2, 0.5)
     weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(dln.AssumptionError, match="known in part"):
@@ -396,7 +396,7 @@ def test_a_run_on_entries_that_diverges_is_an_error():
         dln.train(problem, weights, learning_rate=1e6, steps=200)
 
 
-def test_bad_settings_of_adaptive_rates_are_named():
+def test_errors_name_bad_settings_of_adaptive_rates():
     problem = dln.low_rank_completion(10, 2, 0.5)
     weights = dln.orthogonal([10] * 3, 0.5)
     with pytest.raises(ValueError, match="safety"):

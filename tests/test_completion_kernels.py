@@ -23,7 +23,7 @@ SEEDS = st.integers(0, 10**6)
 
 def entries_of(core, mask, values):
     """Return ((start, index, values), the same by columns), sorted by the core from a random order."""
-    rows, columns = (places.astype(np.int64) for places in np.nonzero(mask))
+    rows, columns = (indices.astype(np.int64) for indices in np.nonzero(mask))
     order = np.random.default_rng(0).permutation(len(rows))
     rows, columns = rows[order], columns[order]
     (m, n), size = mask.shape, len(rows)
@@ -50,26 +50,26 @@ def random_entries(core, rng, m, n, density, dtype):
 @given(m=SIZES, n=SIZES, density=DENSITIES, dtype=DTYPES, seed=SEEDS)
 def test_entries_are_sorted_in_both_orders(core, m, n, density, dtype, seed):
     mask, values, orders = random_entries(core, np.random.default_rng(seed), m, n, density, dtype)
-    for (start, index, known), kept, all_values in zip(
+    for (start, index, known), observed, all_values in zip(
         orders, (mask, mask.T), (values, values.T), strict=True
     ):
-        assert start.tolist() == [0, *np.cumsum(kept.sum(axis=1))]
-        assert index.tolist() == np.nonzero(kept)[1].tolist()
-        np.testing.assert_array_equal(known, all_values[kept])
+        assert start.tolist() == [0, *np.cumsum(observed.sum(axis=1))]
+        assert index.tolist() == np.nonzero(observed)[1].tolist()
+        np.testing.assert_array_equal(known, all_values[observed])
 
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), dtype=DTYPES)
-def test_the_first_bad_entry_is_named(core, data, dtype):
-    places = st.tuples(st.integers(-1, 4), st.integers(-1, 5))
-    given_places = data.draw(st.lists(places, max_size=12))
+def test_the_error_names_the_first_bad_entry(core, data, dtype):
+    index_pairs = st.tuples(st.integers(-1, 4), st.integers(-1, 5))
+    drawn_pairs = data.draw(st.lists(index_pairs, max_size=12))
     wanted, seen = -1, set()
-    for at, (i, j) in enumerate(given_places):
+    for at, (i, j) in enumerate(drawn_pairs):
         if not (0 <= i < 4 and 0 <= j < 5) or (i, j) in seen:
             wanted = at
             break
         seen.add((i, j))
-    row, col = (np.array([place[axis] for place in given_places], np.int64) for axis in (0, 1))
+    row, col = (np.array([pair[axis] for pair in drawn_pairs], np.int64) for axis in (0, 1))
     n = len(row)
     out = np.zeros(5, np.int64), np.zeros(n, np.int32), np.zeros(n, dtype)
     assert core.sort_entries(row, col, np.ones(n, dtype), 4, 5, *out) == wanted
@@ -239,7 +239,7 @@ def sort_entries(core, **changes):
         ({"values": [0.0] * 3}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_sort_entries_names_bad_arguments(core, changes, error, text):
+def test_errors_of_sort_entries_name_bad_arguments(core, changes, error, text):
     assert sort_entries(core) == -1
     with pytest.raises(error, match=text):
         sort_entries(core, **changes)
@@ -309,7 +309,7 @@ def test_transposing_damaged_entries_is_an_error(core, changes, error, text):
         ({"start": freeze(np.zeros(5, np.int64))}, ValueError, "start is read-only"),
     ],
 )
-def test_transpose_entries_names_bad_arguments(core, changes, error, text):
+def test_errors_of_transpose_entries_name_bad_arguments(core, changes, error, text):
     transpose_entries(core, by_rows())
     with pytest.raises(error, match=text):
         transpose_entries(core, by_rows(), **changes)
@@ -336,7 +336,7 @@ ORDERS += [((by_rows(), by_columns(**changes)), *how) for changes, *how in DAMAG
 
 
 @pytest.mark.parametrize(("observed", "error", "text"), ORDERS)
-def test_damaged_entries_are_named(core, observed, error, text):
+def test_errors_name_damaged_entries(core, observed, error, text):
     x, y = np.ones((2, 3)), np.ones((2, 4))
     with pytest.raises(error, match=text):
         core.residual_products(observed, x, y, np.zeros((2, 3)), np.zeros((2, 4)))
@@ -379,7 +379,7 @@ def residual_products(core, **changes):
         ({"n_threads": 2**40}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_residual_products_name_bad_arguments(core, changes, error, text):
+def test_errors_of_residual_products_name_bad_arguments(core, changes, error, text):
     residual_products(core)
     with pytest.raises(error, match=text):
         residual_products(core, **changes)
@@ -399,7 +399,7 @@ def test_residual_products_name_bad_arguments(core, changes, error, text):
         (None, np.zeros((3, 4)), TypeError, "incompatible function arguments"),
     ],
 )
-def test_residuals_name_bad_arguments(core, m, out, error, text):
+def test_errors_of_residuals_name_bad_arguments(core, m, out, error, text):
     with pytest.raises(error, match=text):
         core.masked_residual((by_rows(), by_columns()), m, out)
     with pytest.raises(error, match=text if "matrix has shape" not in text else "residual has shape"):
@@ -422,7 +422,7 @@ def test_residuals_name_bad_arguments(core, m, out, error, text):
         (None, TypeError, None),
     ],
 )
-def test_bad_measurements_are_named(core, measurements, error, text):
+def test_errors_name_bad_measurements(core, measurements, error, text):
     with pytest.raises(error, match=text):
         core.measured_residual(measurements, np.ones((3, 4)), np.zeros((3, 4)))
 
@@ -471,7 +471,7 @@ def test_descent_on_observations_finishes(core, kind):
         ),
     ],
 )
-def test_descent_names_bad_observations(core, changes, error, text):
+def test_errors_of_descent_name_bad_observations(core, changes, error, text):
     with pytest.raises(error, match=text):
         descend_on_observations(core, **changes)
 
@@ -489,7 +489,7 @@ def test_descent_names_bad_observations(core, changes, error, text):
         ({"rate": None}, (RuntimeError, TypeError, ValueError)),
     ],
 )
-def test_descent_names_bad_rates(core, changes, error):
+def test_errors_of_descent_name_bad_rates(core, changes, error):
     arguments = OBSERVATIONS["observed"] | {"adaptive": (1.0, [1.0, 1.0], 1.0), "rate": np.zeros(3)}
     with pytest.raises(error):
         descend_on_observations(core, **{**arguments, **changes})

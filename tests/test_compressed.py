@@ -112,12 +112,12 @@ def test_a_projected_run_is_saved_like_any(completion_problem, start, tmp_path):
 
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
 def test_projected_outer_steps_equal_their_definition(kind):
-    given = dln.low_rank_completion(20, 2, 0.6) if kind == "entries" else dln.low_rank_sensing(20, 2, 300)
+    problem = dln.low_rank_completion(20, 2, 0.6) if kind == "entries" else dln.low_rank_sensing(20, 2, 300)
     weights = dln.orthogonal([20] * 3, 0.7)
-    narrow = dln.compressed_weights(given, weights, rank=2)
-    eta, outer, turn = 0.2 / (given.loss_scale * given.density * given.truth.s[0]), 0.1, 4
+    narrow = dln.compressed_weights(problem, weights, rank=2)
+    eta, outer, turn = 0.2 / (problem.loss_scale * problem.density * problem.truth.s[0]), 0.1, 4
     run = dln.train_compressed(
-        given,
+        problem,
         weights,
         rank=2,
         learning_rate=eta,
@@ -130,15 +130,15 @@ def test_projected_outer_steps_equal_their_definition(kind):
     layers = [w.copy() for w in narrow]
     decay, losses = 0.01 / eta, []
     for step in range(11):
-        losses.append(given.loss(layers))
+        losses.append(problem.loss(layers))
         if step % turn == 0:
             np.testing.assert_allclose(layers_of(run, step)[0], layers[0], atol=1e-12)
             np.testing.assert_allclose(layers_of(run, step)[-1], layers[-1], atol=1e-12)
-        gradients = dln.gradients(given, layers)
+        gradients = dln.gradients(problem, layers)
         layers[1:-1] = [w - eta * (g + decay * w) for w, g in zip(layers[1:-1], gradients[1:-1], strict=True)]
         if (step + 1) % turn == 0 or step + 1 == 10:
             taken = turn if (step + 1) % turn == 0 else 10 % turn
-            gradients = dln.gradients(given, layers)
+            gradients = dln.gradients(problem, layers)
             for i in (0, -1):
                 layers[i] = layers[i] - outer * eta * taken * (gradients[i] + decay * layers[i])
     np.testing.assert_allclose(run.loss, losses, rtol=1e-10)
@@ -204,7 +204,7 @@ def test_a_rate_needs_steps(completion_problem, start):
         dln.train_compressed(completion_problem, start, learning_rate=1.0)
 
 
-def test_an_unknown_rank_is_named(completion_problem, start):
+def test_an_error_names_an_unknown_rank(completion_problem, start):
     with pytest.raises(ValueError, match='"auto"'):
         dln.train_compressed(completion_problem, start, rank="half")
 
@@ -212,14 +212,14 @@ def test_an_unknown_rank_is_named(completion_problem, start):
 @pytest.mark.parametrize("kind", ["entries", "measurements"])
 def test_a_projection_keeps_the_loss(completion_problem, kind):
     rng = np.random.default_rng(0)
-    given = completion_problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
-    U, V = (draw_orthonormal(rng, d, 4) for d in given.shape)
-    small = project(given, U, V[:, :3])
+    problem = completion_problem if kind == "entries" else dln.low_rank_sensing(20, 2, 150)
+    U, V = (draw_orthonormal(rng, d, 4) for d in problem.shape)
+    small = project(problem, U, V[:, :3])
     assert small.shape == (4, 3)
     assert small.n_observations == 12
     for _ in range(3):
         X = rng.standard_normal((4, 3))
-        assert small.loss(X) == pytest.approx(given.loss(U @ X @ V[:, :3].T), rel=1e-12)
+        assert small.loss(X) == pytest.approx(problem.loss(U @ X @ V[:, :3].T), rel=1e-12)
 
 
 def test_the_surrogate_basis_equals_its_definition(completion_problem):
@@ -292,12 +292,12 @@ def test_curvatures_are_bounded_closely_from_above():
         ({"rank": 3, "outer": -1.0}, ValueError, "outer .gamma. is -1"),
     ],
 )
-def test_bad_arguments_are_named(completion_problem, start, options, error, text):
+def test_errors_name_bad_arguments(completion_problem, start, options, error, text):
     with pytest.raises(error, match=text):
         dln.train_compressed(completion_problem, start, steps=1, **options)
 
 
-def test_bad_starting_weights_are_named(completion_problem):
+def test_errors_name_bad_starting_weights(completion_problem):
     with pytest.raises(ValueError, match="weights are needed"):
         dln.train_compressed(completion_problem, rank=2, steps=1)
     with pytest.raises(dln.AssumptionError, match="do not close"):

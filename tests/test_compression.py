@@ -75,8 +75,8 @@ def expected_layer_errors(result, layers):
     errors = []
     for weight, below, above in zip(layers, result.bases[:-1], result.bases[1:], strict=True):
         weight, below, above = (np.asarray(x, dtype=F64) for x in (weight, below, above))
-        kept = above @ (above.T @ weight @ below) @ below.T
-        errors.append(np.linalg.norm(weight - kept) / np.linalg.norm(weight))
+        projected = above @ (above.T @ weight @ below) @ below.T
+        errors.append(np.linalg.norm(weight - projected) / np.linalg.norm(weight))
     return errors
 
 
@@ -215,14 +215,17 @@ def test_the_rank_is_limited_to_the_numerical_rank():
 
 def test_layers_that_cancel_leave_only_rounding():
     q = dln.orthogonal([30, 30])[0]
-    ones, rest = np.diag(np.r_[np.ones(10), np.zeros(20)]), np.diag(np.r_[np.zeros(10), np.ones(20)])
-    layers = [(q @ ones @ q.T), (q @ rest @ q.T)]  # zero, were they exact
+    leading, complement = (
+        np.diag(np.r_[np.ones(10), np.zeros(20)]),
+        np.diag(np.r_[np.zeros(10), np.ones(20)]),
+    )
+    layers = [(q @ leading @ q.T), (q @ complement @ q.T)]  # zero, were they exact
     with pytest.raises(ValueError, match=r"weights have a product W_L \.\. W_1 that is zero to rounding"):
         dln.compress(layers)
     with pytest.raises(ValueError, match="zero to rounding"):
         dln.compress([w.astype(F32) for w in layers])
     # A value that is far above eps, but not above eps relative to the product, is still one.
-    layers = [q @ (ones + 1e-9 * rest) @ q.T, q @ (rest * 1.0) @ q.T]
+    layers = [q @ (leading + 1e-9 * complement) @ q.T, q @ (complement * 1.0) @ q.T]
     result = dln.compress(layers)
     assert result.rank == 20
     assert result.singular_values[:20] == pytest.approx(np.full(20, 1e-9), rel=1e-6)  # 1e-16 / 1e-9
@@ -237,7 +240,7 @@ def test_thin_factors_that_cancel_leave_only_rounding():
         dln.compress([below, above])
 
 
-def test_long_products_of_gaussian_layers_are_not_taken_for_zero():
+def test_long_products_of_gaussian_layers_do_not_count_as_zero():
     layers = dln.gaussian([30] * 51, seed=0)
     result = dln.compress(layers, rank=1)
     values = np.linalg.svd(product(layers), compute_uv=False)
@@ -435,7 +438,11 @@ def bad(index, change, widths=(6, 5, 4, 6)):
 BAD_WEIGHTS = {
     "nothing": (None, TypeError, "weights is NoneType; wanted a list of matrices"),
     "a number": (1.0, TypeError, "weights is float"),
-    "a law": (dln.orthogonal([6, 6], implicit=True), TypeError, "weights is ImplicitWeights"),
+    "lazily sampled weights": (
+        dln.orthogonal([6, 6], implicit=True),
+        TypeError,
+        "weights is ImplicitWeights",
+    ),
     "one matrix": (np.eye(4), dln.ShapeError, "weights is one matrix; wanted a list"),
     "no layers": ([], dln.ShapeError, "weights is empty"),
     "a vector": (bad(1, lambda w: w[0]), dln.ShapeError, r"weights\[1\] \(W_2\) has shape \(5,\)"),
@@ -462,7 +469,7 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
-def test_bad_weights_are_named(name):
+def test_errors_name_bad_weights(name):
     weights, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         dln.compress(weights)
@@ -488,7 +495,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options_are_named(name):
+def test_errors_name_bad_options(name):
     options, error, text = BAD_OPTIONS[name]
     with pytest.raises(error, match=text):
         dln.compress(dln.gaussian([7, 6, 5], seed=0), **options)

@@ -168,8 +168,8 @@ def call_with_change(name, key, index, change):
     """Make a call with one argument changed; return its numbers, None if the array has no such form."""
     function, arguments = CALLS[name]()
     value = arguments[key]
-    given = plain(value if index is None else value[index])
-    odd = change(given)
+    plain_value = plain(value if index is None else value[index])
+    odd = change(plain_value)
     if odd is None:
         return None
     arguments[key] = odd if index is None else [odd if i == index else x for i, x in enumerate(value)]
@@ -383,13 +383,13 @@ def test_ratings_that_are_missing_are_left_out(ratings):
     assert problem.empty_rows.tolist() == [2, 3]
     np.testing.assert_array_equal(problem.values, RATINGS[:-1])
     fitted, wanted = (
-        dln.MatrixCompletion(steps=5, rank=1, entries=dln.EntryOptions((4, 3))).fit(*given)
-        for given in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
+        dln.MatrixCompletion(steps=5, rank=1, entries=dln.EntryOptions((4, 3))).fit(*arguments)
+        for arguments in ((PAIRS, ratings), (PAIRS[:-1], RATINGS[:-1]))
     )
     assert_same_results([fitted.predict()], [wanted.predict()])
     assert fitted.score(PAIRS, ratings) == wanted.score(PAIRS[:-1], RATINGS[:-1])
     assert fitted.rmse(PAIRS, ratings) == wanted.rmse(PAIRS[:-1], RATINGS[:-1])
-    # A pair without a rating still tells of its row.
+    # A pair without a rating still counts for the number of rows.
     assert dln.MatrixCompletion(steps=2, rank=1).fit(PAIRS, ratings).shape_ == (4, 3)
 
 
@@ -442,7 +442,7 @@ def test_whole_diagonals_are_stored(offsets):
 
 
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
-def test_sparse_tensors_hold_their_entries(layout):
+def test_sparse_tensors_are_read_as_entries(layout):
     matrix = import_torch().sparse_coo_tensor(
         [[0, 1, 2], [0, 1, 2]], [1.0, 0.0, 2.0], (3, 4), dtype=import_torch().float64, check_invariants=True
     )

@@ -59,7 +59,7 @@ BAD_PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", BAD_PRODUCTS)
-def test_multiply_names_bad_arguments(core, name):
+def test_errors_of_multiply_name_bad_arguments(core, name):
     arguments, error, text = BAD_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.multiply(*arguments)
@@ -84,7 +84,7 @@ BAD_THIN_PRODUCTS = {
 
 
 @pytest.mark.parametrize("name", BAD_THIN_PRODUCTS)
-def test_thin_multiply_names_bad_arguments(core, name):
+def test_errors_of_thin_multiply_name_bad_arguments(core, name):
     arguments, error, text = BAD_THIN_PRODUCTS[name]
     with pytest.raises(error, match=text):
         core.thin_multiply(*arguments)
@@ -127,7 +127,7 @@ def thin_descend(core, **changes):
         ({"result": None}, TypeError, "incompatible function arguments"),
     ],
 )
-def test_thin_descend_names_bad_arguments(core, changes, error, text):
+def test_errors_of_thin_descend_name_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
         thin_descend(core, **changes)
 
@@ -151,7 +151,7 @@ def test_thin_descend_names_bad_arguments(core, changes, error, text):
         (("w", np.zeros((1, 3)), None, None), TypeError, "incompatible function arguments"),
     ],
 )
-def test_singular_values_names_bad_arguments(core, arguments, error, text):
+def test_errors_of_singular_values_name_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.singular_values(*arguments)
 
@@ -179,7 +179,7 @@ def test_singular_values_of_matrices_that_are_not_finite_are_refused(core, bad, 
         ((np.ones(8)[::2], np.ones(3), 1), TypeError, "diagonal is not C-contiguous"),
     ],
 )
-def test_bidiagonal_singular_values_names_bad_arguments(core, arguments, error, text):
+def test_errors_of_bidiagonal_singular_values_name_bad_arguments(core, arguments, error, text):
     with pytest.raises(error, match=text):
         core.bidiagonal_singular_values(*arguments)
 
@@ -289,7 +289,7 @@ def failing(core, entry, changes, error, text):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(("changes", "error", "text"), COMMON_CHANGES)
-def test_descent_names_bad_arguments(core, entry, changes, error, text):
+def test_errors_of_descent_name_bad_arguments(core, entry, changes, error, text):
     failing(core, entry, changes, error, text)
 
 
@@ -337,7 +337,7 @@ def test_descent_refuses_other_types(core, entry, changes):
         (None, TypeError, "incompatible function arguments"),
     ],
 )
-def test_descent_names_bad_weights(core, entry, weights, error, text):
+def test_errors_of_descent_name_bad_weights(core, entry, weights, error, text):
     with pytest.raises(error, match=text):
         getattr(core, entry)(weights, ARGUMENTS[entry]())
 
@@ -372,7 +372,7 @@ def test_descent_names_bad_weights(core, entry, weights, error, text):
         ({"values": None}, TypeError, None),
     ],
 )
-def test_bad_records_of_the_dense_engine_are_named(core, changes, error, text):
+def test_errors_name_bad_records_of_the_dense_engine(core, changes, error, text):
     failing(core, "dense_descent", changes, error, text)
 
 
@@ -405,7 +405,7 @@ def test_bad_records_of_the_dense_engine_are_named(core, changes, error, text):
         ({"rho_records": freeze(np.zeros((4, 2)))}, ValueError, "rho_records is read-only"),
     ],
 )
-def test_bad_records_of_the_reduced_engine_are_named(core, changes, error, text):
+def test_errors_name_bad_records_of_the_reduced_engine(core, changes, error, text):
     failing(core, "reduced_descent", changes, error, text)
 
 
@@ -460,7 +460,7 @@ def test_a_valid_batch_finishes(core):
         ({"cores": [np.ones((3, 2, 2)), np.ones((3, 2, 2), np.float32)]}, TypeError, "float32"),
     ],
 )
-def test_batch_descent_names_bad_arguments(core, changes, error, text):
+def test_errors_of_batch_descent_name_bad_arguments(core, changes, error, text):
     with pytest.raises(error, match=text):
         call_batch_descent(core, **changes)
 
@@ -480,7 +480,7 @@ def test_batch_descent_names_bad_arguments(core, changes, error, text):
         (freeze(np.ones((4, 5))), 1, np.ones((2, 5)), np.ones(2), ValueError, "basis is read-only"),
     ],
 )
-def test_extend_basis_names_bad_arguments(core, basis, n_basis, block, lengths, error, text):
+def test_errors_of_extend_basis_name_bad_arguments(core, basis, n_basis, block, lengths, error, text):
     with pytest.raises(error, match=text):
         core.extend_basis(basis, n_basis, block, 1e-10, lengths)
 
@@ -550,8 +550,8 @@ NASTY_CALLS = {
 
 
 @pytest.mark.parametrize("name", NASTY_CALLS)
-def test_hostile_calls_end_in_python(name, core_modules, run_python):
-    """They return or raise, and the process survives. All levels share this code: test the best."""
+def test_invalid_calls_do_not_crash_the_interpreter(name, core_modules, run_python):
+    """They return or raise, and the process does not crash. All levels share this code: test the best."""
     body = f"""
 arguments = {{}}
 

@@ -137,7 +137,7 @@ def test_fashion_mnist_is_loaded_from_parquet_folders(tmp_path, folder):
     assert_loads_small_set(tmp_path)
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_raises_an_error_that_names_the_package(tmp_path, monkeypatch):
     (tmp_path / "train-00000-of-00001.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"train-00000-of-00001.parquet needs pyarrow.*pip install"):
@@ -147,7 +147,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_fashion_mnist(tmp_path, "test")
-    for place in (
+    for text in (
         "fashion_mnist_full.npz",
         "t10k-images-idx3-ubyte(.gz)",
         "t10k-labels-idx1-ubyte(.gz)",
@@ -157,7 +157,7 @@ def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
         "test-*.parquet",
         "https://github.com/zalandoresearch/fashion-mnist",
     ):
-        assert place in str(caught.value)
+        assert text in str(caught.value)
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match="DLNFAST_DATA is not set"):
         load_fashion_mnist()
@@ -188,7 +188,7 @@ LABELS = "train-labels-idx1-ubyte"
         (LABELS, idx_bytes(TRAIN[1] + np.uint8(10)), r"labels 1\d..1\d; wanted 0..9"),
     ],
 )
-def test_damaged_idx_files_are_named(tmp_path, name, content, message):
+def test_errors_name_damaged_idx_files(tmp_path, name, content, message):
     write_idx(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -198,7 +198,7 @@ def test_damaged_idx_files_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:40], lambda b: b"no gzip" + b, lambda b: b[:30] + b"\xff" * 40 + b[70:]]
 )
-def test_damaged_gzip_files_are_named(tmp_path, damage):
+def test_errors_name_damaged_gzip_files(tmp_path, damage):
     write_idx(tmp_path, compressed=True)
     file = tmp_path / f"{IMAGES}.gz"
     file.write_bytes(damage(file.read_bytes()))
@@ -219,7 +219,7 @@ def damaged_npz(kind):
 
 
 @pytest.mark.parametrize("kind", ["array", "pickle", "incomplete", "empty", "garbage", "truncated"])
-def test_damaged_npz_files_are_named(tmp_path, kind):
+def test_errors_name_damaged_npz_files(tmp_path, kind):
     file = tmp_path / "fashion_mnist_full.npz"
     file.write_bytes(damaged_npz(kind))
     with pytest.raises(ValueError, match=r"fashion_mnist_full\.npz cannot be read .* x_train and y_train"):
@@ -291,7 +291,7 @@ def encoded_cifar(image, kind="PNG"):
 
 
 def cifar_arrays():
-    """Return the arrays of the compact file. (PNG in place of JPEG, which would alter the pixels.)"""
+    """Return the arrays of the compact file. (PNG instead of JPEG, which would alter the pixels.)"""
     arrays = {"class_names": np.array(["airplane"])}
     for split, (images, labels) in CIFAR.items():
         parts = [encoded_cifar(image) for image in images]
@@ -364,7 +364,7 @@ def test_cifar10_is_loaded_from_an_npz_file(tmp_path, monkeypatch):
 def test_missing_cifar10_names_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_cifar10(tmp_path)
-    for place in (
+    for text in (
         "no CIFAR-10 (train)",
         str(tmp_path / "cifar10_jpeg.npz"),
         f"data_batch_1 .. data_batch_5 in {tmp_path / 'cifar-10-batches-py'}",
@@ -372,7 +372,7 @@ def test_missing_cifar10_names_every_path_that_was_tried(tmp_path, monkeypatch):
         str(tmp_path / "plain_text" / "train-*.parquet"),
         "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
     ):
-        assert place in str(caught.value)
+        assert text in str(caught.value)
     write_pickles(tmp_path)
     for name in ("data_batch_2", "data_batch_5"):
         (tmp_path / name).unlink()
@@ -443,7 +443,7 @@ def test_unsafe_cifar10_pickles_are_refused(tmp_path, monkeypatch, content, mess
 
 
 @pytest.mark.parametrize("content", [b"", bytes(3072), bytes(3073)[:-1], bytes(3074)])
-def test_damaged_cifar10_binary_files_are_named(tmp_path, content):
+def test_errors_name_damaged_cifar10_binary_files(tmp_path, content):
     (tmp_path / "test_batch.bin").write_bytes(content)
     with pytest.raises(ValueError, match=rf"test_batch\.bin has {len(content)} bytes; .* multiple of 3073"):
         load_cifar10(tmp_path, "test")
@@ -463,7 +463,7 @@ def test_damaged_cifar10_binary_files_are_named(tmp_path, content):
         ({"y_test": np.full(21, 10)}, r"labels 10\.\.10"),
     ],
 )
-def test_damaged_cifar10_npz_files_are_named(tmp_path, changed, message):
+def test_errors_name_damaged_cifar10_npz_files(tmp_path, changed, message):
     arrays = {name: array for name, array in {**cifar_arrays(), **changed}.items() if array is not None}
     np.savez(tmp_path / "cifar10_jpeg.npz", **arrays)
     with pytest.raises(ValueError, match=message) as caught:
@@ -486,7 +486,7 @@ def test_cifar10_images_of_other_sizes_are_refused(tmp_path):
             load_cifar10(tmp_path, "test")
 
 
-def test_damaged_cifar10_parquet_files_are_named(tmp_path):
+def test_errors_name_damaged_cifar10_parquet_files(tmp_path):
     pyarrow, parquet = import_parquet()
     file = tmp_path / "test-00000-of-00001.parquet"
     wrong = {"bytes": b"no image", "path": None}

@@ -56,7 +56,7 @@ def test_recording_does_not_change_the_run(engine, problem, weights):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_of_no_steps_has_the_starting_weights(engine, problem, weights):
+def test_a_run_of_no_steps_returns_the_initial_weights(engine, problem, weights):
     run = dln.train(problem, weights, learning_rate=1.0, steps=0, engine=engine)
     wanted = problem.loss(reference.end_to_end(weights))
     np.testing.assert_allclose(run.loss, [wanted], rtol=tolerance(F64, DIM))
@@ -65,7 +65,7 @@ def test_a_run_of_no_steps_has_the_starting_weights(engine, problem, weights):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_tolerance_ends_the_run_as_soon_as_it_is_met(engine, problem, weights):
+def test_the_run_stops_at_the_first_loss_below_the_tolerance(engine, problem, weights):
     rates = {"learning_rate": 0.5, "steps": 400, "record": dln.Record(every=9), "engine": engine}
     whole = dln.train(problem, weights, **rates)
     limit = float(np.sqrt(whole.loss[0] * whole.loss.min()))
@@ -93,7 +93,7 @@ def test_a_callback_sees_every_record(engine, problem, weights):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_callback_may_end_the_run(engine, problem, weights):
+def test_a_callback_can_stop_the_run(engine, problem, weights):
     rates = {"learning_rate": 0.1, "steps": 50, "record": dln.Record(every=8), "engine": engine}
     run = dln.train(problem, weights, **with_record(rates, callback=lambda step, loss: step >= 20))
     assert (run.steps.tolist(), len(run.loss)) == ([0, 8, 16, 24], 25)
@@ -148,7 +148,7 @@ def test_progress_prints_nothing_outside_a_terminal(engine, problem, weights, ca
 # Content of the records.
 
 
-def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
+def test_the_option_singular_values_sets_the_number_of_recorded_values(problem, weights):
     rates = {"learning_rate": 0.1, "steps": 4, "engine": "dense"}
     every = dln.train(problem, weights, **rates).singular_values(2)
     np.testing.assert_array_equal(
@@ -158,8 +158,10 @@ def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
         5,
         DIM,
     )
-    for nothing, engine in itertools.product((None, 0), ENGINES):
-        run = dln.train(problem, weights, **with_record(rates | {"engine": engine}, singular_values=nothing))
+    for no_values, engine in itertools.product((None, 0), ENGINES):
+        run = dln.train(
+            problem, weights, **with_record(rates | {"engine": engine}, singular_values=no_values)
+        )
         with pytest.raises(ValueError, match="no singular values were recorded"):
             run.singular_values(2)
     reduced = dln.train(
@@ -168,7 +170,7 @@ def test_singular_values_sets_the_number_of_recorded_values(problem, weights):
     assert reduced.singular_values(2).shape == (5, 3)
 
 
-def test_weights_every_sets_the_saved_weights_of_the_dense_engine(problem, weights):
+def test_the_option_weights_every_sets_the_saved_weights_of_the_dense_engine(problem, weights):
     run = dln.train(
         problem, weights, learning_rate=0.1, steps=10, engine="dense", record=dln.Record(weights_every=4)
     )
@@ -293,7 +295,7 @@ def test_all_layers_are_updated_simultaneously(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_loss_belongs_to_the_weights_of_its_step(engine, problem, weights):
+def test_the_loss_is_that_of_the_weights_of_its_step(engine, problem, weights):
     run = dln.train(
         problem, weights, learning_rate=0.5, steps=30, engine=engine, record=dln.Record(weights_every=1)
     )
@@ -314,8 +316,8 @@ def test_the_loss_scale_multiplies_the_rate(weights):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_small_steps_lower_the_loss_and_conserve_the_balance(engine, problem, weights):
-    """Gradient flow keeps W_{l+1}^T W_{l+1} - W_l W_l^T; descent drifts by O(eta^2) a step."""
-    drifts = []
+    """Gradient flow keeps W_{l+1}^T W_{l+1} - W_l W_l^T; descent changes it by O(eta^2) a step."""
+    changes = []
     for rate in (0.2, 0.1):
         run = dln.train(
             problem,
@@ -329,8 +331,8 @@ def test_small_steps_lower_the_loss_and_conserve_the_balance(engine, problem, we
         start, end = (
             dln.measures.balancedness([run.weights(layer, step) for layer in (1, 2, 3)]) for step in (0, -1)
         )
-        drifts.append(np.abs(end - start).max())
-    assert 0 < drifts[1] < 0.7 * drifts[0] < 0.1
+        changes.append(np.abs(end - start).max())
+    assert 0 < changes[1] < 0.7 * changes[0] < 0.1
 
 
 @pytest.mark.parametrize("whiten", [None, "zca"])
@@ -396,7 +398,7 @@ def test_gradients_do_not_depend_on_the_team(widths, dtype):
             np.testing.assert_array_equal(mine, wanted)
 
 
-def test_gradients_of_weights_that_may_not_be_written():
+def test_gradients_of_read_only_weights():
     problem = dln.low_rank_recovery(DIM, 2)
     weights = dln.gaussian([DIM] * 3)
     before = [w.copy() for w in weights]
@@ -654,10 +656,10 @@ def test_one_layer_on_an_observed_matrix_has_an_exact_threshold():
 )
 def test_compressed_runs_report_rates_above_the_threshold(options):
     problem = dln.low_rank_completion(60, 2, 0.5)
-    given = {"rank": 2, "steps": 6, "record": dln.Record(singular_values=None), **options}
+    arguments = {"rank": 2, "steps": 6, "record": dln.Record(singular_values=None), **options}
     weights = dln.orthogonal([60] * 4, 0.1)
     for rate, named in ((1e-3, False), (1e3, True)):
-        reason = dln.train_compressed(problem, weights, learning_rate=rate, **given).certificate.reason
+        reason = dln.train_compressed(problem, weights, learning_rate=rate, **arguments).certificate.reason
         assert reason.startswith("compressed to 4 dimensions by the gradient")
         assert ("rounding may grow, so that trajectories can part" in reason) == named
 

@@ -56,8 +56,8 @@ def links(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_have_a_target(page):
     for link in links(page):
-        place, _, heading = link.partition("#")
-        target = (page.parent / place).resolve() if place else page
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         if heading:
             titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)

@@ -20,8 +20,8 @@ from dlnfast._completion.estimator import NotFittedError
 def noisy_ratings(shape=(50, 40), n=900, seed=0, noise=0.3):
     """Return pairs, noisy ratings, and the ratings without noise: biases plus rank 2."""
     rng = np.random.default_rng(seed)
-    place = np.sort(rng.choice(shape[0] * shape[1], n, replace=False))
-    pairs = np.column_stack(np.divmod(place, shape[1]))
+    flat_indices = np.sort(rng.choice(shape[0] * shape[1], n, replace=False))
+    pairs = np.column_stack(np.divmod(flat_indices, shape[1]))
     whole = 3 + 0.5 * rng.standard_normal((shape[0], 1)) + 0.5 * rng.standard_normal(shape[1])
     whole = whole + rng.standard_normal((shape[0], 2)) @ rng.standard_normal((2, shape[1])) / 2
     return pairs, whole[pairs[:, 0], pairs[:, 1]] + noise * rng.standard_normal(n), whole
@@ -88,7 +88,7 @@ def test_noisy_ratings_are_predicted_better_than_by_biases():
     assert model.n_steps_ > 0
 
 
-def test_pure_noise_leaves_the_biases_alone():
+def test_no_factors_are_fitted_to_pure_noise():
     rng = np.random.default_rng(3)
     pairs = np.column_stack(np.divmod(rng.choice(3000, 400, replace=False), 60))
     ratings = 3 + rng.standard_normal(400)
@@ -276,7 +276,7 @@ def test_biases_are_fitted_only_where_they_improve_predictions():
     assert problem.recovery_error(model.predict()) < 1e-4
 
 
-def test_pairs_without_ratings_are_no_matrix():
+def test_pairs_without_ratings_are_refused():
     triples = [(0, 0, 4.0), (0, 1, 3.0), (1, 0, 5.0), (2, 1, 1.0)]
     with pytest.raises(ValueError, match="looks like index pairs"):
         dln.MatrixCompletion().fit(triples)
@@ -343,7 +343,7 @@ def test_single_options_are_read_and_set():
 
 
 @pytest.mark.parametrize(
-    ("keyword", "place"),
+    ("keyword", "replacement"),
     [
         ("scale", "layers=LayerOptions(scale=...)"),
         ("compress", "layers=LayerOptions(compress=...)"),
@@ -353,12 +353,12 @@ def test_single_options_are_read_and_set():
         ("clip", "entries=EntryOptions(clip=...)"),
     ],
 )
-def test_keywords_of_0_1_0_raise_an_error_that_names_the_new_option(keyword, place):
+def test_keywords_of_0_1_0_raise_an_error_that_names_the_new_option(keyword, replacement):
     with pytest.raises(
-        TypeError, match=re.escape(f"no keyword {keyword!r} since version 0.2.0: write {place}")
+        TypeError, match=re.escape(f"no keyword {keyword!r} since version 0.2.0: write {replacement}")
     ):
         dln.MatrixCompletion(**{keyword: 1})
-    with pytest.raises(ValueError, match=re.escape(f"since version 0.2.0 write {place}")):
+    with pytest.raises(ValueError, match=re.escape(f"since version 0.2.0 write {replacement}")):
         dln.MatrixCompletion().set_params(**{keyword: 1})
 
 
@@ -407,7 +407,7 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
         ([[0, 0], [0, 0]], [1.0, 2.0], ValueError, r"\(0, 0\) twice, rated 1 and 2"),
     ],
 )
-def test_bad_entries_are_named(X, y, error, message):
+def test_errors_name_bad_entries(X, y, error, message):
     with pytest.raises(error, match=message):
         dln.MatrixCompletion().fit(X, y)
 
@@ -463,13 +463,13 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
     ],
     ids=str,
 )
-def test_bad_settings_are_named(settings, error, message):
+def test_errors_name_bad_settings(settings, error, message):
     model = make(**settings)  # no error yet
     with pytest.raises(error, match=message):
         model.fit(PAIRS, RATINGS)
 
 
-def test_pairs_that_cannot_be_predicted_are_named():
+def test_errors_name_pairs_that_cannot_be_predicted():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     with pytest.raises(ValueError, match="wanted indices from 0"):
         model.predict([[0, -1]])
@@ -479,7 +479,7 @@ def test_pairs_that_cannot_be_predicted_are_named():
         model.predict([0, 1])
 
 
-def test_no_pairs_have_no_predictions():
+def test_predict_of_no_pairs_returns_an_empty_array():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     assert model.predict(np.zeros((0, 2), int)).shape == (0,)
 
@@ -591,11 +591,11 @@ def test_scikit_learn_searches_over_settings_of_the_estimator():
     pairs, ratings, _ = noisy_ratings()
     folds = KFold(3, shuffle=True, random_state=0)
     grid = {"rank": [1, 2], "biases": ["both", None], "layers__scale": [1e-3, 1e-2]}
-    search = GridSearchCV(quick(entries__clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
-    assert search.best_params_["biases"] in ("both", None)
-    assert search.best_estimator_.layers.scale == search.best_params_["layers__scale"]
-    check_is_fitted(search.best_estimator_)
-    assert search.predict(pairs).shape == ratings.shape
+    searched = GridSearchCV(quick(entries__clip=(0.5, 5.0)), grid, cv=folds).fit(pairs, ratings)
+    assert searched.best_params_["biases"] in ("both", None)
+    assert searched.best_estimator_.layers.scale == searched.best_params_["layers__scale"]
+    check_is_fitted(searched.best_estimator_)
+    assert searched.predict(pairs).shape == ratings.shape
 
 
 def test_scikit_learn_is_not_loaded(run_python):

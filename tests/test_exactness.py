@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def by_reference(target, weights, setting, input_gram=None):
-    kept, losses = [], []
+    recorded, losses = [], []
     states = reference.train_dense(
         weights,
         target,
@@ -69,8 +69,8 @@ def by_reference(target, weights, setting, input_gram=None):
     for step, (loss, now) in enumerate(states):
         losses.append(loss)
         if step % setting.every == 0:
-            kept.append(now)
-    layers = [np.stack(layer) for layer in zip(*kept, strict=True)]
+            recorded.append(now)
+    layers = [np.stack(layer) for layer in zip(*recorded, strict=True)]
     return Run(np.array(losses), layers, [np.linalg.svd(layer, compute_uv=False) for layer in layers])
 
 
@@ -169,8 +169,8 @@ SETTINGS = {
 
 
 def setting_of(name, n_layers, **more):
-    given = {"scale": 0.5, "learning_rate": 0.04} | SETTINGS[name] | more
-    return RunOptions.of(n_layers, **{k: v(n_layers) if callable(v) else v for k, v in given.items()})
+    chosen = {"scale": 0.5, "learning_rate": 0.04} | SETTINGS[name] | more
+    return RunOptions.of(n_layers, **{k: v(n_layers) if callable(v) else v for k, v in chosen.items()})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -344,7 +344,7 @@ def test_engines_agree_for_any_last_layer_of_a_wide_target(last):
 
 
 @pytest.mark.parametrize("widths", [[12] * 4, [12, 12, 12, 5]])
-def test_modes_of_an_aligned_start_stay_separate(widths):
+def test_modes_of_aligned_weights_evolve_independently(widths):
     """s_i <- (1 - eta lam) s_i - c eta prod_{k != l} s_k (prod_k s_k - sigma_i), for each i alone."""
     sigma = np.array([2.0, 1.5, 1.0])
     target = target_of(widths[-1], 12, sigma)

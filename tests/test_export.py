@@ -211,12 +211,12 @@ def test_every_n_th_record_is_loaded(name, every, tmp_path):
     run = make(**options, checkpoint=Checkpoint(tmp_path / "run", every=13, seconds=0))
     run.save(tmp_path / "run.npz")
     last = len(run.steps) - 1
-    kept = [i for i in range(last + 1) if i % every == 0 or i == last]
+    selected = [i for i in range(last + 1) if i % every == 0 or i == last]
     for path in (tmp_path / "run", tmp_path / "run.npz"):
         found = dln.load(path, every=every)
-        np.testing.assert_array_equal(found.steps, run.steps[kept])
+        np.testing.assert_array_equal(found.steps, run.steps[selected])
         np.testing.assert_array_equal(found.loss, run.loss)
-        np.testing.assert_array_equal(found.singular_values(2), run.singular_values(2)[kept])
+        np.testing.assert_array_equal(found.singular_values(2), run.singular_values(2)[selected])
         np.testing.assert_array_equal(found.weights(1), run.weights(1))
         if run.engine == "dense" and run.states.snapshots:
             steps = run.states.snapshot_steps
@@ -246,14 +246,14 @@ def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
     held, exported, every_60th = [], [], []
     for steps in (60, 480):
         folder = tmp_path / str(steps)
-        kept = Checkpoint(folder, every=30, seconds=60)
+        checkpoint = Checkpoint(folder, every=30, seconds=60)
         options = {
             "engine": "dense",
             "record": dln.Record(vectors=True),
             "n_threads": 1,
             "learning_rate": 0.1,
         }
-        dln.train(problem, weights, steps=steps, **options, checkpoint=kept)
+        dln.train(problem, weights, steps=steps, **options, checkpoint=checkpoint)
         held.append(peak_bytes(lambda folder=folder: dln.load(folder)))
         out = folder.with_suffix(".h5")
         exported.append(peak_bytes(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
@@ -288,13 +288,13 @@ def test_folders_that_are_not_exports_are_not_overwritten(tmp_path):
             dln.export(square(), tmp_path / name, overwrite=True)
 
 
-def test_endings_that_are_not_known_are_named(tmp_path, xarray):
+def test_errors_name_unknown_file_endings(tmp_path, xarray):
     run = square()
     with pytest.raises(ValueError, match=r"path is .*a.csv; wanted an ending of .zarr, .h5, .hdf5, .nc"):
         dln.export(run, tmp_path / "a.csv")
 
 
-def test_sources_that_hold_no_run_are_named(tmp_path):
+def test_errors_name_sources_without_a_run(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.export(tmp_path / "nothing", tmp_path / "a.zarr")
     (tmp_path / "folder").mkdir()
@@ -302,12 +302,12 @@ def test_sources_that_hold_no_run_are_named(tmp_path):
         dln.export(tmp_path / "folder", tmp_path / "a.zarr")
 
 
-def test_targets_in_a_missing_folder_are_named(tmp_path, xarray):
+def test_errors_name_a_missing_target_folder(tmp_path, xarray):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         dln.export(square(), tmp_path / "none" / "a.zarr")
 
 
-def test_bad_options_of_an_export_are_named(tmp_path, xarray):
+def test_errors_name_bad_options_of_an_export(tmp_path, xarray):
     run = square()
     with pytest.raises(ValueError, match="every is 0"):
         dln.export(run, tmp_path / "a.zarr", every=0)
@@ -416,7 +416,7 @@ def test_any_write_of_hdf5_may_fail(nth, xarray, folder_of_a_run, tmp_path, monk
     ("package", "ending", "extra"),
     [("zarr", "a.zarr", "zarr"), ("h5netcdf", "a.h5", "hdf5"), ("xarray", None, "xarray")],
 )
-def test_missing_packages_are_named(package, ending, extra, tmp_path, monkeypatch):
+def test_errors_name_missing_packages(package, ending, extra, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     run = square()
     with pytest.raises(ModuleNotFoundError, match=rf'needs {package}, .*: pip install "dlnfast\[{extra}\]"'):
@@ -548,7 +548,7 @@ def test_a_tracked_model_without_losses_has_no_empty_axis(xarray, pandas):
     assert set(tracked_model(log_loss=True).to_xarray().loss.dims) == {"loss_step"}
 
 
-def test_pandas_is_named_where_it_is_missing(monkeypatch):
+def test_an_error_names_the_missing_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"to_dataframe needs pandas.*pip install pandas"):
         square().to_dataframe()

@@ -14,7 +14,7 @@ CASES = {case.name: case for case in every_case()}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_is_lost(name, tmp_path):
+def test_no_fault_loses_data(name, tmp_path):
     # bench/fault_injection.py tries all operations; here a fixed sample of them.
     case = CASES[name]
     tally = run_case(case, tmp_path, singles=15 if case.cost == 1 else 3, doubles=4, kills=2)

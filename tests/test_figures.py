@@ -101,14 +101,14 @@ def test_both_engines_give_the_same_figure(tmp_path, evolution_figure, engine):
             )
 
 
-def test_evolution_with_gaussian_inputs_is_dense(tmp_path):
+def test_evolution_with_gaussian_inputs_uses_the_dense_engine(tmp_path):
     gaussian = run_figure(tmp_path, "svd-evolution", "--inputs", "gaussian", "--layer", "2")["numbers"]
     assert gaussian["engine"] == "dense"
     assert gaussian["problem"]["dim_out"] == 3
     assert "rho" not in gaussian
 
 
-def test_evolution_with_momentum_is_reduced_and_has_no_flow(tmp_path):
+def test_evolution_with_momentum_uses_the_reduced_engine_and_draws_no_flow(tmp_path):
     options = ["--momentum", "0.9", "--reference", "first_step"]
     momentum = run_figure(tmp_path, "svd-evolution", *options)["numbers"]
     assert momentum["engine"] == "reduced"
@@ -159,7 +159,7 @@ def test_collapse_can_be_stopped_by_the_mean_loss(tmp_path):
     assert record["fit"]["ratio"] == pytest.approx(0.1878, abs=3e-4)
 
 
-def test_collapse_runs_reduced_where_it_can(collapse_figure):
+def test_collapse_uses_the_reduced_engine_where_it_applies(collapse_figure):
     numbers = collapse_figure["numbers"]
     for panel in ("depth", "scale", "init"):
         for record in numbers[panel]:
@@ -198,7 +198,7 @@ def test_edge_meets_the_published_thresholds(edge_figure):
         assert pair[0] / threshold == pytest.approx(1.244, abs=2 * spacing / threshold)
 
 
-def test_as_many_modes_oscillate_as_theory_says(edge_figure):
+def test_the_number_of_oscillating_modes_matches_theory(edge_figure):
     columns = edge_figure["numbers"]["columns"]
     assert [column["learning_rate"] for column in columns] == [0.0305, 0.032, 0.0335, 0.0363]
     for modes, column in enumerate(columns):
@@ -236,7 +236,7 @@ def test_edge_accepts_other_targets(tmp_path):
         (["--late", "1"], "late is 1"),
     ],
 )
-def test_bad_options_of_edge_are_named(tmp_path, capsys, options, message):
+def test_errors_name_bad_options_of_edge(tmp_path, capsys, options, message):
     assert main(["figure", "edge-of-stability", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -270,7 +270,7 @@ def test_discrimination_is_linear(features_figure):
     np.testing.assert_allclose(record["discrimination"][1:], record["theory"][1:], rtol=0, atol=0.011)
 
 
-def test_trained_layers_stay_as_balanced_as_they_were(features_figure):
+def test_training_preserves_the_balance_of_layers(features_figure):
     numbers = features_figure["numbers"]
     assert [record["depth"] for record in numbers["depth"]] == [2, 3]
     assert [record["width"] for record in numbers["width"]] == [50, 80]
@@ -301,7 +301,7 @@ def test_features_report_runs_that_did_not_converge(tmp_path, capsys):
         (["--assumption-depth", "1"], "assumption_depth is 1"),
     ],
 )
-def test_bad_options_of_features_are_named(tmp_path, capsys, options, message):
+def test_errors_name_bad_options_of_features(tmp_path, capsys, options, message):
     assert main(["figure", "feature-compression-theory", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -422,7 +422,7 @@ def test_sensing_succeeds_with_learned_bases(sensing_figure):
         ("sensing-compressed", [*SENSING, "--depth", "1"], "depth is 1"),
     ],
 )
-def test_bad_options_of_compressed_are_named(tmp_path, capsys, name, options, message):
+def test_errors_name_bad_options_of_compressed(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -473,10 +473,10 @@ def test_scaling_is_drawn_from_a_file(tmp_path, scaling, capsys):
 
 def test_labels_at_lines_do_not_overlap():
     spread_out = figures.load("scaling")._spread_positions
-    places = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
-    assert all(gap >= 11.0 - 1e-9 for gap in np.diff(places))
-    assert places[0] >= 0
-    assert places[-1] <= 100
+    positions = spread_out([10.0, 10.5, 11.0, 90.0, 99.0, 99.5], 0.0, 100.0)
+    assert all(gap >= 11.0 - 1e-9 for gap in np.diff(positions))
+    assert positions[0] >= 0
+    assert positions[-1] <= 100
     assert spread_out([20.0, 60.0], 0.0, 100.0) == [20.0, 60.0]
 
 
@@ -490,7 +490,7 @@ def test_labels_at_lines_do_not_overlap():
         (["--repeats", "0"], "repeats is 0"),
     ],
 )
-def test_bad_options_of_scaling_are_named(tmp_path, capsys, options, message):
+def test_errors_name_bad_options_of_scaling(tmp_path, capsys, options, message):
     assert main(["figure", "scaling", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -498,12 +498,12 @@ def test_bad_options_of_scaling_are_named(tmp_path, capsys, options, message):
 # The registry.
 
 
-def test_quick_changes_only_options_that_were_not_given(edge_figure):
+def test_quick_changes_only_options_that_were_not_set(edge_figure):
     assert edge_figure["quick"] is True
     settings = edge_figure["settings"]
-    given = {"sweep_points": 60, "sharpness_every": 25}
+    changed = {"sweep_points": 60, "sharpness_every": 25}
     quick = dict(figures.quick_settings(figures.load("edge-of-stability")))
-    assert {name: settings[name] for name in quick} == {**quick, **given}
+    assert {name: settings[name] for name in quick} == {**quick, **changed}
 
 
 @pytest.mark.parametrize("name", list(figures.FIGURES))
@@ -567,7 +567,7 @@ def test_every_figure_describes_its_settings(name):
         ({"inputs": "grey"}, ValueError, "inputs is 'grey'; wanted one of 'white', 'gaussian'"),
     ],
 )
-def test_wrong_settings_are_named(values, error, message):
+def test_errors_name_wrong_settings(values, error, message):
     with pytest.raises(error, match=message):
         figures.make_settings(figures.load("svd-evolution").Settings, values)
 
@@ -604,7 +604,7 @@ def test_errors_are_one_line(tmp_path, capsys, options, message):
         (["--runs", "0"], "runs is 0; wanted an integer of at least 1"),
     ],
 )
-def test_bad_options_of_collapse_are_named(tmp_path, capsys, options, message):
+def test_errors_name_bad_options_of_collapse(tmp_path, capsys, options, message):
     assert main(["figure", "progressive-collapse", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -638,7 +638,7 @@ def test_a_figure_that_diverges_is_an_error(tmp_path, capsys):
         ["figure", "svd-evolution", "--dim", "x"],
     ],
 )
-def test_unknown_figures_are_named(arguments, capsys):
+def test_errors_name_unknown_figures(arguments, capsys):
     try:
         status = main(arguments)
     except SystemExit as leaving:  # argparse's own

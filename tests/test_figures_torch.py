@@ -171,7 +171,7 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
     ],
 )
-def test_bad_options_are_named(tmp_path, capsys, name, options, message):
+def test_errors_name_bad_options(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 

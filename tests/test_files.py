@@ -231,10 +231,10 @@ def test_compressed_arrays_with_too_few_bytes_are_refused(tmp_path):
     forged = npy((2**25,))
     rewrite(path, {"X.npy": forged + bytes(80)}, zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
-    for place in [i for i in range(len(content)) if content[i : i + 2] == b"PK"]:
-        offset = {b"\3\4": 22, b"\1\2": 24}.get(bytes(content[place + 2 : place + 4]))
+    for position in [i for i in range(len(content)) if content[i : i + 2] == b"PK"]:
+        offset = {b"\3\4": 22, b"\1\2": 24}.get(bytes(content[position + 2 : position + 4]))
         if offset is not None:
-            content[place + offset : place + offset + 4] = (len(forged) + 2**28).to_bytes(4, "little")
+            content[position + offset : position + offset + 4] = (len(forged) + 2**28).to_bytes(4, "little")
     path.write_bytes(content)
 
     def read():
@@ -389,7 +389,7 @@ def test_a_changed_number_in_results_is_noticed(results_file):
         finetuning.Results(results_file)
 
 
-def test_a_line_of_results_that_was_cut_off_stays_until_the_next_is_written(results_file):
+def test_an_incomplete_line_of_results_is_removed_by_the_next_write_only(results_file):
     """Another process may be writing it."""
     content = results_file.read_bytes()
     results_file.write_bytes(content[:-20])
@@ -459,7 +459,7 @@ def test_a_link_may_name_a_file_that_is_not_there_yet(linked_files):
 
 
 @posix
-def test_a_failed_write_through_a_link_leaves_everything(linked_files, tmp_path):
+def test_a_failed_write_through_a_link_changes_nothing(linked_files, tmp_path):
     _, link, target = linked_files
 
     def fail():
@@ -474,7 +474,7 @@ def test_a_failed_write_through_a_link_leaves_everything(linked_files, tmp_path)
 
 
 @posix
-def test_broken_links_are_named(tmp_path):
+def test_errors_name_broken_links(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "none" / "run.npz")
     with pytest.raises(FileNotFoundError, match="whose folder does not exist"):
         put(tmp_path / "a", b"")
@@ -557,7 +557,7 @@ def test_permissions_of_a_replaced_file_are_kept(tmp_path):
 
 
 @posix
-def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+def test_an_error_names_a_folder_or_file_that_may_not_be_written(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     allowed = os.access
@@ -578,7 +578,7 @@ def test_a_folder_or_file_that_may_not_be_written_is_named(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("letter", ["a", "ä", "界"])
-def test_file_names_of_the_greatest_length_work(letter, tmp_path):
+def test_file_names_of_the_maximum_length_can_be_saved(letter, tmp_path):
     limit = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     size = len(letter.encode())
     name = letter * (limit // size) + "x" * (limit % size)
@@ -602,7 +602,7 @@ def fill(tmp_path):
     return replace
 
 
-def test_a_folder_is_replaced_whole(fill, tmp_path):
+def test_a_folder_is_replaced_as_a_whole(fill, tmp_path):
     fill("old")
     fill("new")
     assert file_names(tmp_path / "a.zarr") == ["new"]
@@ -616,7 +616,7 @@ def without_exchange(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_exchange")
-def test_a_folder_is_replaced_whole_without_an_exchange_of_names(fill, tmp_path):
+def test_a_folder_is_replaced_as_a_whole_on_systems_without_an_exchange_of_names(fill, tmp_path):
     fill("old")
     fill("newer")
     assert file_names(tmp_path / "a.zarr") == ["newer"]
@@ -625,11 +625,11 @@ def test_a_folder_is_replaced_whole_without_an_exchange_of_names(fill, tmp_path)
 
 @pytest.mark.usefixtures("without_exchange")
 def test_a_folder_that_cannot_be_replaced_is_restored(fill, tmp_path, monkeypatch):
-    place = tmp_path / "a.zarr"
+    folder = tmp_path / "a.zarr"
     rename = Path.rename
 
     def fail(self, target):
-        if Path(target) == place and self.name.endswith(".part") and (self / "third").exists():
+        if Path(target) == folder and self.name.endswith(".part") and (self / "third").exists():
             raise OSError(errno.EIO, "input/output error")
         return rename(self, target)
 
@@ -637,7 +637,7 @@ def test_a_folder_that_cannot_be_replaced_is_restored(fill, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="input/output error"):
         fill("third")
-    assert file_names(place) == ["newer"]
+    assert file_names(folder) == ["newer"]
     assert file_names(tmp_path) == ["a.zarr"]
 
 

@@ -50,12 +50,12 @@ def transformers_with_peft():
 @pytest.fixture(scope="module")
 def folder(transformers_with_peft, tmp_path_factory):
     """A small BERT without a head, its tokenizer, and pairs whose score is the share of common words."""
-    place = tmp_path_factory.mktemp("finetuning")
-    (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    path = tmp_path_factory.mktemp("finetuning")
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
     config = transformers_with_peft.BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=32, **SMALL)
-    transformers_with_peft.BertModel(config).save_pretrained(place / "model")
-    transformers_with_peft.BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "model")
+    transformers_with_peft.BertModel(config).save_pretrained(path / "model")
+    transformers_with_peft.BertTokenizer(str(path / "vocab.txt")).save_pretrained(path / "model")
     generator = np.random.default_rng(0)
     lines = ["split\tscore\tsentence1\tsentence2"]
     for i in range(60):
@@ -64,8 +64,8 @@ def folder(transformers_with_peft, tmp_path_factory):
         lines.append(
             "\t".join(["dev" if i % 3 == 0 else "train", str(score), " ".join(first), " ".join(second)])
         )
-    (place / "stsb_open.tsv").write_text("\n".join(lines) + "\n")
-    return place
+    (path / "stsb_open.tsv").write_text("\n".join(lines) + "\n")
+    return path
 
 
 def specification(folder, **grid):
@@ -106,7 +106,7 @@ def test_both_methods_start_from_the_same_function_and_learn(tuning):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
+def test_the_head_starts_at_the_mean_and_all_other_parameters_are_frozen(tuning):
     run = Run("deep-lora", rank=2, n_examples=8, seed=0, learning_rate=1e-2, steps=2, batch_size=8)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
@@ -124,7 +124,7 @@ def test_the_head_starts_at_the_mean_and_the_rest_of_the_model_stays(tuning):
     assert seen[-1][2].layer_names[0].startswith("bert.encoder")
 
 
-def test_more_examples_contain_the_fewer_ones(tuning):
+def test_larger_samples_contain_the_smaller_ones(tuning):
     run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
     rows = tuning.examples(run)
     assert len(set(rows.tolist())) == 5
@@ -220,7 +220,7 @@ def test_a_single_seed_has_no_deviation():
     assert compare_methods([row]) == []
 
 
-def test_wrong_specifications_are_named(tmp_path, folder):
+def test_errors_name_wrong_specifications(tmp_path, folder):
     spec = tmp_path / "grid.toml"
     spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\nlearning_rates = [1]\n')
     with pytest.raises(SpecError, match=r"training\.steps is missing"):
@@ -237,47 +237,47 @@ def test_wrong_specifications_are_named(tmp_path, folder):
     assert "[deep-lora]" in finetuning.describe_settings()
 
 
-def test_damaged_results_are_named(tmp_path):
+def test_errors_name_damaged_results(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run": 1}\nnonsense\n')
     with pytest.raises(ValueError, match="line 2 of"):
         Results(tmp_path / "results.jsonl")
 
 
 def test_truncated_lines_are_removed_by_the_next_write(folder, tmp_path):
-    place = tmp_path / "results.jsonl"
+    results_path = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
     outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
-    Results(place).append(grid, first, outcome)
-    whole = place.read_bytes()
-    place.write_bytes(whole + whole[:30])
-    results = Results(place)
+    Results(results_path).append(grid, first, outcome)
+    whole = results_path.read_bytes()
+    results_path.write_bytes(whole + whole[:30])
+    results = Results(results_path)
     assert results.missing(grid) == [second]
-    assert place.read_bytes() == whole + whole[:30]  # reading changes nothing
+    assert results_path.read_bytes() == whole + whole[:30]  # reading changes nothing
     results.append(grid, second, outcome)
-    assert Results(place).missing(grid) == []
-    assert place.read_bytes().startswith(whole)
-    assert place.read_bytes().count(b"\n") == 2
+    assert Results(results_path).missing(grid) == []
+    assert results_path.read_bytes().startswith(whole)
+    assert results_path.read_bytes().count(b"\n") == 2
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "interrupt after"])
-def test_a_failed_write_of_a_line_leaves_the_others(kind, folder, tmp_path):
-    place = tmp_path / "results.jsonl"
+def test_a_failed_write_of_a_line_preserves_the_other_lines(kind, folder, tmp_path):
+    results_path = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
     outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
-    results = Results(place)
+    results = Results(results_path)
     results.append(grid, first, outcome)
-    before = place.read_bytes()
+    before = results_path.read_bytes()
     operations = count(tmp_path, lambda: results.append(grid, second, outcome))
-    place.write_bytes(before)
-    results = Results(place)
+    results_path.write_bytes(before)
+    results = Results(results_path)
     number = [name for name, _ in operations].index("write")
     with pytest.raises((OSError, KeyboardInterrupt)), Faults(tmp_path, kind, (number,)):
         results.append(grid, second, outcome)
-    assert place.read_bytes() == before
+    assert results_path.read_bytes() == before
     results.append(grid, second, outcome)  # by the same object
-    assert Results(place).missing(grid) == []
+    assert Results(results_path).missing(grid) == []
 
 
 def test_a_second_program_on_the_same_grid_is_refused(folder, tmp_path):
@@ -344,7 +344,7 @@ def test_models_are_loaded_from_folders_and_packages(folder):
     assert find_model("nowhere/at-all") == "nowhere/at-all"
 
 
-def test_missing_packages_are_named(run_python, tmp_path):
+def test_errors_name_missing_packages(run_python, tmp_path):
     program = """
 import sys
 sys.modules["transformers"] = None

@@ -106,7 +106,7 @@ def test_folders_of_stopped_runs_load_and_resume(path, tmp_path):
     agree(dln.resume(tmp_path / "run"), whole)
 
 
-def test_no_file_holds_a_pickle():
+def test_no_file_contains_a_pickle():
     for path in DATA.rglob("*.npz"):
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
@@ -132,15 +132,15 @@ def read(folder):
 @pytest.fixture(scope="module")
 def checkpointed_runs(tmp_path_factory):
     """Return folders of two engines, with more losses than zip reads at once."""
-    place = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("checkpointed")
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
     options = {"learning_rate": 0.3, "steps": 2000, "record": dln.Record(every=100), "n_threads": 1}
     for engine in ("reduced", "dense"):
-        where = Checkpoint(place / engine, every=700, seconds=0)
-        dln.train(problem, weights, **options, engine=engine, checkpoint=where)
-        where = Checkpoint(place / f"other {engine}", every=700, seconds=0)
-        dln.train(problem, weights, **options | {"learning_rate": 0.31}, engine=engine, checkpoint=where)
-    return place
+        checkpoint = Checkpoint(folder / engine, every=700, seconds=0)
+        dln.train(problem, weights, **options, engine=engine, checkpoint=checkpoint)
+        checkpoint = Checkpoint(folder / f"other {engine}", every=700, seconds=0)
+        dln.train(problem, weights, **options | {"learning_rate": 0.31}, engine=engine, checkpoint=checkpoint)
+    return folder
 
 
 @settings(max_examples=150, deadline=None)
@@ -150,14 +150,16 @@ def test_a_damaged_folder_is_an_error_or_loads_the_same_run(data, checkpointed_r
     folder = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(checkpointed_runs / engine, folder)
     path = folder / data.draw(st.sampled_from(file_names(folder)))
-    held = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     # Change headers and directories as often as numbers, although most bytes of large files are numbers.
-    place = data.draw(st.one_of(st.integers(0, len(held) - 1), st.integers(0, min(400, len(held) - 1))))
+    position = data.draw(
+        st.one_of(st.integers(0, len(content) - 1), st.integers(0, min(400, len(content) - 1)))
+    )
     if data.draw(st.booleans()):
-        held = held[:place]
+        content = content[:position]
     else:
-        held[place] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(held)
+        content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
     found, error = read(folder)
     if found is None:
         assert str(folder) in error
@@ -216,7 +218,7 @@ def test_a_finished_run_without_its_last_state_is_not_loaded(checkpointed_runs, 
     np.testing.assert_array_equal(run.weights(1), dln.load(checkpointed_runs / "dense").weights(1))
 
 
-def test_damaged_and_newer_end_files_are_named(checkpointed_runs, tmp_path):
+def test_errors_name_damaged_and_newer_end_files(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"
@@ -241,13 +243,13 @@ def test_a_damaged_file_is_an_error_or_loads_the_same_content(data, tmp_path_fac
     )
     loader = dln.SufficientStatistics.load if source.stem == "statistics" else dln.load
     path = tmp_path_factory.mktemp("damaged") / "file.npz"
-    held = bytearray(source.read_bytes())
-    place = data.draw(st.integers(0, len(held) - 1))
+    content = bytearray(source.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
-        held = held[:place]
+        content = content[:position]
     else:
-        held[place] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(held)
+        content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
     try:
         found = loader(path)
     except ValueError as error:
@@ -305,11 +307,11 @@ def misfit(make, name, change, message):
 def entry(*path):
     """Return a function that changes an entry of the metadata."""
 
-    def change(about, value):
-        place = about
+    def change(metadata, value):
+        container = metadata
         for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
+            container = container[key]
+        container[path[-1]] = value
 
     change.__name__ = ".".join(map(str, path))
     return change
@@ -372,19 +374,19 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("make", "name", "change", "message"), MISFITS)
-def test_inconsistent_arrays_are_named(make, name, change, message):
+def test_errors_name_inconsistent_arrays(make, name, change, message):
     run = make()
-    about, arrays = run.to_arrays()
-    about = json.loads(json.dumps(about))
-    assert run_content(dln.Trajectory.from_arrays(about, dict(arrays))) == run_content(run)
+    metadata, arrays = run.to_arrays()
+    metadata = json.loads(json.dumps(metadata))
+    assert run_content(dln.Trajectory.from_arrays(metadata, dict(arrays))) == run_content(run)
     if callable(name):
-        name(about, change)
+        name(metadata, change)
     elif change is None:
         del arrays[name]
     else:
         arrays[name] = change(arrays[name])
     with pytest.raises(ValueError, match=message):
-        dln.Trajectory.from_arrays(about, arrays)
+        dln.Trajectory.from_arrays(metadata, arrays)
 
 
 def remove_digest(path):
@@ -462,7 +464,7 @@ def tracker_state():
         ({"version": "1"}, "state"),
     ],
 )
-def test_inconsistent_states_are_named(changes, message):
+def test_errors_name_inconsistent_states(changes, message):
     state = tracker_state()
     with pytest.raises((ValueError, TypeError), match=r"its checksum does not match|version"):
         dln.SVDTracker.from_state_dict(state | changes)

@@ -114,15 +114,15 @@ def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
             np.zeros_like(values) if sums.correction is None else sums.correction.reshape(values.shape)
         )
         single = np.atleast_2d(sums.round().T).T
-        for place in np.ndindex(values.shape):
-            exact, absolute = value[place[0]][place[1]], size[place[0]][place[1]]
-            held = Fraction(float(values[place])) + Fraction(float(corrections[place]))
+        for index in np.ndindex(values.shape):
+            exact, absolute = value[index[0]][index[1]], size[index[0]][index[1]]
+            represented = Fraction(float(values[index])) + Fraction(float(corrections[index]))
             # Leading parts are rounded beside the largest entry of a row, not beside each: at most N times
             # as much as the sum of absolute values.
             largest = n_samples * absolute
-            assert abs(held - exact) <= Fraction(SUM_ERROR) * largest
-            rounding = Fraction(float(np.spacing(abs(single[place])))) / 2
-            assert abs(Fraction(float(single[place])) - exact) <= rounding + Fraction(SUM_ERROR) * largest
+            assert abs(represented - exact) <= Fraction(SUM_ERROR) * largest
+            rounding = Fraction(float(np.spacing(abs(single[index])))) / 2
+            assert abs(Fraction(float(single[index])) - exact) <= rounding + Fraction(SUM_ERROR) * largest
     squares = sum(Fraction(y) ** 2 for y in Y.ravel().tolist())
     assert abs(Fraction(found.output_norm_squared) - squares) <= squares * Fraction(float(np.finfo(F64).eps))
 
@@ -137,9 +137,9 @@ def test_long_sums_lose_no_digits():
     for _ in range(6):
         doubled = doubled + doubled
     gram, _ = exact_product(X, X)
-    for place in np.ndindex(2, 2):
-        wanted = 2**15 * gram[place[0]][place[1]]
-        assert doubled.input_gram[place] == float(wanted)
+    for index in np.ndindex(2, 2):
+        wanted = 2**15 * gram[index[0]][index[1]]
+        assert doubled.input_gram[index] == float(wanted)
     assert doubled.n_samples == 2**15
 
 
@@ -195,7 +195,7 @@ def test_merging_commutes_bit_for_bit(seed, labelled):
     assert numbers(twice) == numbers(a + a)
 
 
-def test_labels_take_a_row_for_every_class_of_any_batch():
+def test_labels_have_a_row_for_every_class_of_any_batch():
     rng = np.random.default_rng(2)
     X, labels = rng.standard_normal((3, 12)), np.repeat([7, 3, 9, -1], 3)
     found = SufficientStatistics().add_batches(pieces(X, labels, [3, 3, 3, 3]))
@@ -345,9 +345,9 @@ def test_centring_sums_does_not_cancel(distance):
     X, Y = rng.standard_normal((5, 300)) + distance, rng.standard_normal((2, 300))
     found = Problem.from_batches(pieces(X, Y, [100, 200]), center=True, whiten="zca")
     exact = X - distance  # without rounding
-    rest = exact - exact.mean(axis=1, keepdims=True)
-    assert share(found.whitening.matrix, Problem.from_data(rest, Y, whiten="zca").whitening.matrix) < 1e-12
-    white = found.whitening.matrix @ rest
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    assert share(found.whitening.matrix, Problem.from_data(centred, Y, whiten="zca").whitening.matrix) < 1e-12
+    white = found.whitening.matrix @ centred
     assert np.linalg.norm(white @ white.T - np.eye(5)) < 1e-12
 
 
@@ -413,7 +413,7 @@ def test_batches_of_tensors_are_read():
     np.testing.assert_array_equal(found.target, np.full((1, 4), 2.0))
 
 
-def test_no_samples_make_no_problem():
+def test_a_problem_without_samples_is_refused():
     sums = SufficientStatistics()
     for X, Y in ((np.ones((3, 0)), np.ones((2, 0))), (np.ones((3, 0)), np.array([]))):
         assert sums.add(X, Y).n_samples == 0
@@ -456,7 +456,7 @@ BAD_BATCHES = [
 
 
 @pytest.mark.parametrize(("batch", "error", "message"), BAD_BATCHES)
-def test_bad_batches_are_named_and_change_nothing(batch, error, message):
+def test_bad_batches_raise_an_error_that_names_them_and_change_nothing(batch, error, message):
     sums = SufficientStatistics()
     good = np.random.default_rng(12).standard_normal((5, 4))
     wanted = numbers(SufficientStatistics().add(good[:3], good[3:]))
@@ -495,7 +495,7 @@ def test_statistics_that_do_not_fit_are_not_merged():
         sums.merge(SufficientStatistics().add(X3, np.arange(4)))
 
 
-def test_an_unknown_layout_is_named():
+def test_an_error_names_an_unknown_layout():
     with pytest.raises(ValueError, match="layout is 'row'"):
         SufficientStatistics("row")
 
@@ -524,7 +524,7 @@ def test_settings_are_checked_before_the_data_are_read(arguments, message):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_files_and_copies_hold_every_bit(labelled, tmp_path):
+def test_files_and_copies_are_equal_bit_for_bit(labelled, tmp_path):
     rng = np.random.default_rng(13)
     X, Y = rng.standard_normal((4, 30)), rng.standard_normal((2, 30))
     if labelled:
@@ -545,7 +545,7 @@ def test_files_and_copies_hold_every_bit(labelled, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.npz", "sums.npz"]
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_errors_name_damaged_files(tmp_path):
     path = tmp_path / "sums.npz"
     SufficientStatistics().add(X3, Y3 / 3).save(path)
     content = path.read_bytes()
@@ -585,15 +585,15 @@ def test_specifications_accept_shards(tmp_path):
     for index, (inputs, outputs) in enumerate(pieces(X, labels, [10, 25, 25])):
         np.savez(tmp_path / f"shard-{index}.npz", X=inputs, Y=outputs)
     text = '[problem]\nkind = "npz-shards"\npath = "{}"\nwhiten = "zca"\ncenter = true\n'
-    rest = "[weights]\ndepth = 2\n[train]\nlearning_rate = 0.1\nsteps = 1\n"
+    other_sections = "[weights]\ndepth = 2\n[train]\nlearning_rate = 0.1\nsteps = 1\n"
     file = tmp_path / "spec.toml"
-    file.write_text(text.format("shard-*.npz") + rest)
+    file.write_text(text.format("shard-*.npz") + other_sections)
     problem, samples = spec.make_problem(spec.read_spec(file))
     assert samples == {}
     wanted = Problem.from_data(X, labels, whiten="zca", center=True)
     assert share(problem.target, wanted.target) < 1e-13
     np.testing.assert_array_equal(problem.input_mean, wanted.input_mean)
-    file.write_text(text.format("none-*.npz") + rest)
+    file.write_text(text.format("none-*.npz") + other_sections)
     with pytest.raises(spec.SpecError, match="which no file matches"):
         spec.make_problem(spec.read_spec(file))
 

@@ -130,7 +130,7 @@ def test_a_run_outlives_lists_that_a_callback_empties(core, entry):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_costs_that_are_nan_or_infinite_are_refused(core, bad):
-    """The iteration once never ended."""
+    """With such costs the iteration would never stop."""
     with pytest.raises(ValueError, match="gains of an assignment are not finite"):
         core.best_assignment(np.full((3, 3), bad))
 
@@ -161,7 +161,7 @@ def test_tall_matrices_of_few_columns_are_decomposed(core):
 # Indices and counts are checked once: what is written must not lie in their memory.
 
 
-def test_results_that_overlap_the_indices_are_refused(core):
+def test_outputs_that_overlap_the_indices_are_refused(core):
     row, col, value = np.array([16, 10, 11, 15]), np.array([1, 2, 2, 0]), np.ones(4)
     start, values = np.zeros(18, np.int64), np.zeros(4)
     with pytest.raises(ValueError, match="row and index share memory"):

@@ -35,7 +35,7 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
 
 PACKAGE = str(Path(dln.__file__).parent)
-#: Errors that are allowed. DivergedError and FileNotFoundError report an event, not a bad argument.
+#: Errors that are allowed. DivergedError and FileNotFoundError report a failure, not a bad argument.
 TYPED = (TypeError, ValueError, MemoryError, OverflowError, OSError, dln.DivergedError)
 #: Errors that are mistakes of the package.
 MISTAKES = (AttributeError, IndexError, KeyError, ZeroDivisionError, AssertionError, RecursionError)
@@ -296,7 +296,7 @@ def test_the_valid_calls_succeed(name, tmp_path, monkeypatch):
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
-def test_unusual_arguments_are_named_or_harmless(data, tmp_path_factory):
+def test_unusual_arguments_raise_an_error_that_names_them_or_give_a_finite_result(data, tmp_path_factory):
     name = data.draw(st.sampled_from(sorted(CALLS)), label="function")
     before = Path.cwd()
     os.chdir(tmp_path_factory.getbasetemp())

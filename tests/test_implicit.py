@@ -235,7 +235,7 @@ def test_a_closure_stops_at_its_limit():
     assert closure.right.shape == (closure.dims[0], 2)
 
 
-def test_a_closure_may_need_exactly_its_limit():
+def test_a_closure_of_exactly_its_limit_is_accepted():
     # Four directions at each node are what this closure needs: exactly the limit is allowed.
     for limit in (4, [4, 4, 4], lambda node: 4 + node):
         assert ImplicitWeights([9, 9, 9]).close(2, 2, limit).closed
@@ -260,7 +260,7 @@ def test_a_closure_that_stopped_at_its_limit_can_continue():
         ([3 * 10**9, 10**9, 10**9], (30, 20, 20)),
     ],
 )
-def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
+def test_the_memory_of_a_closure_does_not_depend_on_the_width(widths, dims):
     with measure_peak() as peak:
         closure = ImplicitWeights(widths, seed=1).close(10, 10, limit=100)
     assert closure.dims == dims
@@ -271,7 +271,7 @@ def test_a_closure_takes_no_memory_that_depends_on_the_width(widths, dims):
             assert np.abs(gram_error(core)).max() <= 1e-13
 
 
-def test_frames_are_kept_by_reference_and_bases_are_read_only():
+def test_frames_are_not_copied_and_bases_are_read_only():
     right, left = frame(50, 3), frame(50, 3, seed=1)
     weights = ImplicitWeights([50, 50, 50])
     closure = weights.close(right, left, limit=10)
@@ -327,7 +327,7 @@ def test_the_same_queries_give_the_same_numbers():
         assert np.linalg.norm(one - other) > 0.1
 
 
-def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
+def test_each_stream_of_random_numbers_is_used_once(monkeypatch):
     opened = []
 
     class Recorded(implicit._Streams):
@@ -564,7 +564,7 @@ def test_whole_matrices_are_haar_distributed(shape):
         (([5, 5],), {"dtype": np.float16}, TypeError, "dtype is float16"),
     ],
 )
-def test_bad_arguments_are_named(arguments, options, error, text):
+def test_errors_name_bad_arguments(arguments, options, error, text):
     with pytest.raises(error, match=text):
         ImplicitWeights(*arguments, **options)
 
@@ -593,7 +593,7 @@ def test_bad_arguments_are_named(arguments, options, error, text):
         (lambda w: w.close(2, 2, [9, -1, 9]), ValueError, r"limit\[1\] is -1"),
     ],
 )
-def test_bad_queries_are_named(call, error, text):
+def test_errors_name_bad_queries(call, error, text):
     weights = ImplicitWeights([3, 4, 5])
     with pytest.raises(error, match=text):
         call(weights)
@@ -615,7 +615,7 @@ def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
     run = dln.train(problem, lazy_weights, **rates)
     assert run.engine == "reduced"
     assert "in distribution" in run.certificate.reason
-    kept = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
+    before = [run.layer(layer, 40).column(3) for layer in range(1, n_layers + 1)]
     weights = [lazy_weights.dense(layer) for layer in range(1, n_layers + 1)]
     dense = dln.train(problem, weights, engine="dense", **with_record(rates, weights_every=20))
     np.testing.assert_allclose(run.loss, dense.loss, rtol=0, atol=1e-12 * dense.loss[0])
@@ -626,7 +626,7 @@ def test_a_run_equals_a_dense_run_of_its_sampled_layers(widths):
             assert np.linalg.norm(run.weights(layer, step) - wanted) <= 1e-12 * size
         wanted = dense.weights(layer, 40)
         size = np.linalg.norm(wanted, 2)
-        np.testing.assert_allclose(kept[layer - 1], wanted[:, 3], rtol=0, atol=1e-12 * size)
+        np.testing.assert_allclose(before[layer - 1], wanted[:, 3], rtol=0, atol=1e-12 * size)
         operator = run.layer(layer, 40)
         X = np.random.default_rng(layer).standard_normal((widths[layer - 1], 2))
         np.testing.assert_allclose(operator @ X, wanted @ X, rtol=0, atol=1e-11 * size)

@@ -25,7 +25,7 @@ N_DRAWS, SIGMAS = 4000, 5
 @settings(deadline=None)
 @given(widths=WIDTHS, seed=SEEDS, scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([np.float32, F64]))
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_layers_have_the_shapes_norms_and_precision_asked_for(distribution, widths, seed, scale, dtype):
+def test_layers_have_the_requested_shapes_norms_and_precision(distribution, widths, seed, scale, dtype):
     weights = DISTRIBUTIONS[distribution](widths, scale, seed, dtype=dtype)
     assert [w.shape for w in weights] == [(rows, cols) for cols, rows in itertools.pairwise(widths)]
     for weight in weights:
@@ -168,7 +168,7 @@ def test_aligned_complements_are_haar_distributed(missing):
         ([5, 5], {"dtype": np.int64}, TypeError, "dtype is int64"),
     ],
 )
-def test_bad_arguments_are_named(distribution, widths, options, error, text):
+def test_errors_name_bad_arguments(distribution, widths, options, error, text):
     with pytest.raises(error, match=text):
         DISTRIBUTIONS[distribution](widths, **options)
 

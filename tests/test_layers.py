@@ -64,22 +64,22 @@ def entry_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_entry_has_its_place():
+def test_every_entry_of_the_package_is_in_the_order():
     assert set(PACKAGE.entries()) == set(ORDER) - {""}
 
 
 @pytest.mark.parametrize("module", GRAPH)
-def test_imports_run_down(module):
-    place = ORDER.index(entry_of(module))
+def test_modules_import_only_lower_packages(module):
+    position = ORDER.index(entry_of(module))
     up = [
         f"line {i.line}: {i.module}"
         for i in PACKAGE.imports(module)
-        if ORDER.index(entry_of(i.module)) > place
+        if ORDER.index(entry_of(i.module)) > position
     ]
     assert not up, f"{module} imports from what stands above it in ORDER"
 
 
-def test_no_circles():
+def test_there_are_no_circular_imports():
     assert circles(GRAPH) == []
 
 
@@ -93,7 +93,7 @@ def test_optional_packages_are_imported_where_they_are_needed(module):
     assert PACKAGE.imports_from_outside(module) - set(sys.stdlib_module_names) <= allowed
 
 
-def test_a_circle_is_found_wherever_the_import_stands(tmp_path):
+def test_circular_imports_are_found_at_any_position(tmp_path):
     package = tmp_path / "sample"
     package.mkdir()
     (package / "__init__.py").write_text("")

@@ -32,7 +32,7 @@ print(json.dumps([dln.build_info()["level"], losses]))
 """
 
 
-def test_the_variable_chooses_the_level(run_python):
+def test_the_environment_variable_selects_the_level(run_python):
     results = {}
     for level in MODULES:
         found, losses = json.loads(run_python(PROGRAM, DLNFAST_LEVEL=level))
@@ -44,7 +44,7 @@ def test_the_variable_chooses_the_level(run_python):
             np.testing.assert_allclose(losses[engine], first[engine], rtol=tolerance(np.float64, 24, 40))
 
 
-def test_without_the_variable_the_best_level_runs(run_python):
+def test_without_the_environment_variable_the_best_level_is_used(run_python):
     found, _ = json.loads(run_python(PROGRAM, DLNFAST_LEVEL=None))
     assert found == list(MODULES)[-1]
 
@@ -122,7 +122,7 @@ def disassembly(module):
 @pytest.mark.parametrize(
     ("level", "forbidden"), [("baseline", r"%[yz]mm\d"), ("v3", r"%zmm\d")], ids=["baseline", "v3"]
 )
-def test_a_level_holds_no_instruction_of_a_higher_one(level, forbidden):
+def test_a_level_contains_no_instruction_of_a_higher_one(level, forbidden):
     if set(MODULES) != {"baseline", "v3", "v4"} and len(MODULES) < len(_cpu.supported_levels()):
         pytest.skip("this build holds a single level")
     if level not in MODULES:

@@ -50,7 +50,7 @@ def system(request, monkeypatch):
     return request.param
 
 
-def test_another_process_is_named(holder, tmp_path, system):
+def test_an_error_names_the_process_that_owns_the_folder(holder, tmp_path, system):
     with pytest.raises(FolderInUseError, match=f"process {holder.pid} on {socket.gethostname()}") as caught:
         FolderLock(tmp_path).__enter__()
     error = pickle.loads(pickle.dumps(caught.value))
@@ -83,7 +83,7 @@ def test_a_second_owner_in_the_same_process_is_refused(tmp_path, system):
         ({}, False),
     ],
 )
-def test_owners_are_named_without_file_system_locks(changes, is_free, tmp_path, monkeypatch):
+def test_errors_name_the_owner_without_file_system_locks(changes, is_free, tmp_path, monkeypatch):
     monkeypatch.setattr(_locks, "_flock", lambda file: None)
     (tmp_path / LOCK).write_text(json.dumps(_locks._describe_process() | changes))
     if is_free:

@@ -32,8 +32,8 @@ def assert_loss(run, X, Y, step=-1):
     true, unseen = true_loss(problem, weights, X, Y)
     # An eigenvalue of S is known to eps times the largest one.
     values = problem.gram_eigen[0]
-    kept = values[values > 1e-10 * values[-1]]
-    allowed = tolerance(weights[0].dtype, len(X)) * kept[-1] / kept[0]
+    significant = values[values > 1e-10 * values[-1]]
+    allowed = tolerance(weights[0].dtype, len(X)) * significant[-1] / significant[0]
     reported = float(run.loss[np.flatnonzero(run.loss_steps == run.steps[step])[0]])
     assert abs(reported - true) <= allowed * true + unseen + 2 * math.sqrt(true * unseen)
     return true
@@ -172,7 +172,7 @@ dist.destroy_process_group()
     seed=st.integers(0, 2**31),
     size=st.sampled_from([0.0, 1e-14, 1e-7, 1.0, 1e4]),
 )
-def test_null_directions_of_the_inputs_do_not_count(dim, rank, outputs, seed, size):
+def test_weights_in_null_directions_of_the_inputs_do_not_affect_the_loss(dim, rank, outputs, seed, size):
     rng = np.random.default_rng(seed)
     directions = draw_orthonormal(rng, dim, dim)
     rank = min(rank, dim)

@@ -145,7 +145,7 @@ FeatureMeasure = Callable[[Any, Any], float]
 
 
 @pytest.mark.parametrize("measure", [measures.feature_compression, measures.feature_discrimination])
-def test_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
+def test_errors_of_feature_measures_name_bad_arguments(measure: FeatureMeasure) -> None:
     features = np.arange(6.0).reshape(2, 3)
     with pytest.raises(ValueError, match=r"labels has a single class, 'a'"):
         measure(features, ["a"] * 3)
@@ -268,7 +268,7 @@ def test_subspace_cosine_of_a_subspace_with_itself() -> None:
 
 
 @pytest.mark.parametrize("measure", [measures.subspace_angles, measures.subspace_cosine])
-def test_subspace_measures_name_bad_arguments(measure: Callable[[Any, Any], Any]) -> None:
+def test_errors_of_subspace_measures_name_bad_arguments(measure: Callable[[Any, Any], Any]) -> None:
     basis = np.eye(4)[:, :2]
     with pytest.raises(ShapeError, match=r"V has shape \(3, 2\); wanted \(4, any\)"):
         measure(basis, basis[:3])
@@ -316,7 +316,7 @@ def test_vector_angles_of_the_middle_block_lose_no_digits(size: float) -> None:
     np.testing.assert_allclose(angles, expected, rtol=0, atol=tolerance(np.float64, 20))
 
 
-def test_vector_angles_name_bad_arguments() -> None:
+def test_errors_of_vector_angles_name_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"reference has shape \(3, 2\); wanted \(3, 3\)"):
         measures.vector_angles(np.eye(3), np.eye(3)[:, :2], 1)
     with pytest.raises(ValueError, match="vectors has a column of zeros, number 2"):
@@ -377,7 +377,7 @@ def test_energy_in_limiting_cases() -> None:
 
 
 @given(seeds, st.integers(2, 9), st.integers(2, 9), st.floats(0.01, 100.0))
-def test_images_turn_along_what_changed_only(seed: int, rows: int, columns: int, size: float) -> None:
+def test_image_angles_are_nonzero_only_along_changed_directions(seed: int, rows: int, columns: int, size: float) -> None:
     generator = np.random.default_rng(seed)
     start = generator.standard_normal((rows, columns))
     directions = draw_orthonormal(generator, columns, columns)
@@ -437,7 +437,7 @@ def test_machine_rank_depends_on_precision_and_shape() -> None:
         lambda w: measures.schatten_norm(w, 2),
     ],
 )
-def test_spectral_measures_name_bad_arguments(measure: Callable[[Any], float]) -> None:
+def test_errors_of_spectral_measures_name_bad_arguments(measure: Callable[[Any], float]) -> None:
     with pytest.raises(ValueError, match=r"singular values\) has a negative value, -1"):
         measure([1.0, -1.0])
     with pytest.raises(ValueError, match="not finite"):
@@ -448,7 +448,7 @@ def test_spectral_measures_name_bad_arguments(measure: Callable[[Any], float]) -
         measure([])
 
 
-def test_spectral_measures_name_bad_levels() -> None:
+def test_errors_of_spectral_measures_name_bad_levels() -> None:
     with pytest.raises(ValueError, match=r"kind is 'numerical'; wanted one of 'machine'"):
         measures.numerical_rank([1.0], "numerical")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mass is 1\.5"):
@@ -486,14 +486,14 @@ def test_balancedness_is_conserved_by_the_flow() -> None:
     np.testing.assert_allclose(changes[1] / changes[2], 2.0, rtol=0.05)
 
 
-def test_balancedness_names_bad_arguments() -> None:
+def test_errors_of_balancedness_name_bad_arguments() -> None:
     with pytest.raises(ShapeError, match=r"weights\[1\] \(W_2\) has shape \(3, 3\); wanted \(any, 2\)"):
         measures.balancedness([np.ones((2, 3)), np.ones((3, 3))])
     with pytest.raises(ShapeError, match="weights is empty"):
         measures.balancedness([])
 
 
-def test_mode_strengths_ignore_what_lies_across() -> None:
+def test_mode_strengths_ignore_components_orthogonal_to_the_mode() -> None:
     generator = np.random.default_rng(8)
     left, right = draw_orthonormal(generator, 5, 2), draw_orthonormal(generator, 4, 2)
     problem = Problem(left @ np.diag([3.0, 1.0]) @ right.T)
@@ -552,7 +552,7 @@ def test_sharpness_at_stationary_points() -> None:
     assert measures.sharpness(Problem([[1.0]]), [[[0.0]]] * 2) == pytest.approx(1.0)  # a saddle
 
 
-def test_sharpness_names_bad_arguments() -> None:
+def test_errors_of_sharpness_name_bad_arguments() -> None:
     problem = Problem([[2.0, 0.0]])
     with pytest.raises(ShapeError, match="weights is empty; wanted at least one layer"):
         measures.sharpness(problem, [])
@@ -593,6 +593,6 @@ def test_measures_do_not_depend_on_the_scale(level):
         np.testing.assert_allclose(found, level * (level * measures.balancedness(pair)), rtol=1e-12)
 
 
-def test_imbalance_beyond_the_numbers_is_infinite_and_never_nan():
+def test_imbalance_that_overflows_is_infinite_and_never_nan():
     assert measures.balancedness([1e200 * np.eye(2), 2e200 * np.eye(2)])[0] == np.inf
     assert measures.balancedness([1e-200 * np.eye(2), 2e-200 * np.eye(2)])[0] == 0.0

@@ -13,8 +13,8 @@ import dlnfast as dln
 
 def polar(gradient):
     left, values, right_t = np.linalg.svd(gradient, full_matrices=False)
-    kept = values > 1e-10 * values[0]
-    return left[:, kept] @ right_t[kept]
+    is_significant = values > 1e-10 * values[0]
+    return left[:, is_significant] @ right_t[is_significant]
 
 
 def newton_schulz(gradient):
@@ -108,7 +108,7 @@ def end_of(make, problem, weights, steps=40):
 
 @pytest.mark.parametrize(("problem", "widths"), list(split_problems()), ids=["recovery", "wide", "spiked"])
 @pytest.mark.parametrize("name", KEEPING)
-def test_updates_of_products_and_singular_values_keep_the_subspaces(name, problem, widths):
+def test_updates_of_products_and_singular_values_preserve_the_subspaces(name, problem, widths):
     weights = dln.orthogonal(widths, 0.5, seed=1)
     space = dln.closure(problem, weights)
     end = end_of(KEEPING[name], problem, weights)
@@ -118,7 +118,7 @@ def test_updates_of_products_and_singular_values_keep_the_subspaces(name, proble
 
 
 @pytest.mark.parametrize(("problem", "widths"), list(split_problems()), ids=["recovery", "wide", "spiked"])
-def test_adam_does_not_keep_them(problem, widths):
+def test_adam_leaves_the_invariant_subspaces(problem, widths):
     weights = dln.orthogonal(widths, 0.5, seed=1)
     space = dln.closure(problem, weights)
     assert share_outside(space, weights) < tolerance(np.float64, max(widths))

@@ -41,7 +41,7 @@ print(sorted({"matplotlib", "tqdm", "torch", "scipy"} & set(sys.modules)))
     assert run_python(program).strip() == "[]"
 
 
-def test_everything_but_plots_works_without_optional_packages(run_python, tmp_path):
+def test_only_plots_need_optional_packages(run_python, tmp_path):
     names = ["matplotlib", "tqdm", "torch", "scipy", "pyarrow", "PIL", "threadpoolctl"]
     assert run_python(BLOCKED.format(names=names), tmp_path / "run.npz").strip() == "21"
 

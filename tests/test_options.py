@@ -20,7 +20,7 @@ def names(owner):
     return [field.name for field in fields(owner)]
 
 
-def test_train_takes_the_fields_of_the_options():
+def test_train_has_the_fields_of_the_options_as_parameters():
     parameters = inspect.signature(dln.train).parameters
     assert list(parameters) == ["problem", "weights", *names(Options), "checkpoint"]
     for field in fields(Options):
@@ -52,10 +52,10 @@ def test_specifications_have_every_option_but_functions():
 
 
 def test_defaults_of_specifications_are_those_of_train():
-    given = {"learning_rate": 0.1, "steps": 3}
-    flat = {key: rule.default for key, rule in spec_keys().items()} | given
-    assert Options.from_flat(flat) == Options(**given)
-    assert Options.from_flat(Options(**given).to_flat()) == Options(**given)
+    arguments = {"learning_rate": 0.1, "steps": 3}
+    flat = {key: rule.default for key, rule in spec_keys().items()} | arguments
+    assert Options.from_flat(flat) == Options(**arguments)
+    assert Options.from_flat(Options(**arguments).to_flat()) == Options(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -142,19 +142,19 @@ def call(function, **keywords):
         ("device", 'engine="torch:cuda:1"'),
     ],
 )
-def test_old_keywords_get_the_new_ones(function, name, new):
+def test_errors_for_old_keywords_name_the_new_ones(function, name, new):
     with pytest.raises(TypeError, match=f"^{name} is .* now: {new}$"):
         call(function, **{name: None})
 
 
-def test_wrong_calls_are_errors_like_pythons_own():
+def test_invalid_calls_raise_the_usual_errors_of_python():
     with pytest.raises(TypeError, match=r"train\(\) got an unexpected keyword argument 'rate'"):
         call(dln.train, rate=1)
     with pytest.raises(TypeError, match=r"train\(\) missing required keyword arguments: learning_rate"):
         dln.train(dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3), steps=2)
 
 
-def test_a_batch_takes_steps_and_singular_values_of_its_records_only():
+def test_a_batch_refuses_other_options_of_its_records():
     assert call(dln.train_batch)[0].steps.tolist() == [0, 2]
     assert call(dln.train_batch, record=Record())[0].steps.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="train_batch takes every and singular_values only"):

@@ -151,7 +151,7 @@ def test_weights_with_inputs_first_are_exported(tmp_path):
     assert relative_error(states(model), output) <= BOUND
 
 
-def test_names_that_end_other_names_are_distinguished(tmp_path):
+def test_names_that_are_suffixes_of_other_names_are_distinguished(tmp_path):
     def make():
         torch.manual_seed(2)
         inside = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))

@@ -219,9 +219,9 @@ def test_angles_are_drawn(run, side, symbol, reference, origin):
     render(display.figure_)
 
 
-def test_angles_from_given_vectors_are_drawn(run):
-    given = draw_orthonormal(0, DIM, DIM)
-    display = AngleDisplay.from_trajectory(run, 1, "right", given).plot(style="waterfall")
+def test_angles_from_reference_vectors_are_drawn(run):
+    reference = draw_orthonormal(0, DIM, DIM)
+    display = AngleDisplay.from_trajectory(run, 1, "right", reference).plot(style="waterfall")
     assert display.numbers()["reference"] == "given"
     assert "ref" in display.ax_.get_zlabel()
     render(display.figure_)
@@ -234,9 +234,11 @@ def test_compression_is_measured_on_the_features(classifier):
     # C_l is a ratio of sums of squares; its smallest values lose what the within-class sums cancel.
     np.testing.assert_allclose(display.compression, wanted, rtol=1e-9)
     inputs = classifier.problem.inputs
-    given = FeatureCompressionDisplay.from_trajectory(classifier, X=inputs, labels=labels, step=0)
+    at_start = FeatureCompressionDisplay.from_trajectory(classifier, X=inputs, labels=labels, step=0)
     # Orthogonal layers change no distances; 10 for the products of three layers and two sums.
-    np.testing.assert_allclose(given.compression, given.compression[0], rtol=tolerance(np.float64, 12) * 10)
+    np.testing.assert_allclose(
+        at_start.compression, at_start.compression[0], rtol=tolerance(np.float64, 12) * 10
+    )
     display.plot()
     assert display.ax_.get_yscale() == "log"
     assert display.numbers()["fit"]["ratio"] == display.fit.ratio < 1
@@ -248,10 +250,8 @@ def test_compression_needs_labels(run):
         FeatureCompressionDisplay.from_trajectory(run)
 
 
-def test_compression_leaves_out_what_a_log_axis_cannot_show():
-    display = FeatureCompressionDisplay(
-        [0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]
-    ).plot()
+def test_compression_omits_values_that_a_log_axis_cannot_show():
+    display = FeatureCompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
     assert display.fit.ratio == pytest.approx(0.5)
     assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
     render(display.figure_)
@@ -346,7 +346,7 @@ def test_a_loss_that_was_not_recorded_at_every_step_is_drawn():
     assert "steps" not in LossDisplay([1.0, 0.5]).numbers()
 
 
-def test_values_that_are_visited_count_once():
+def test_repeated_values_are_drawn_once():
     visited = {"s": [[1.0, 1.0 + 1e-9, 1.0], [0.8, 1.2, 0.8]], "r": [[2.0, 2.0, 2.0], [3.0, 4.0, 5.0]]}
     display = BifurcationDisplay(
         [0.1, 0.2], visited, x_label="step", y_label="value", thresholds={"s": 0.15}
@@ -362,7 +362,7 @@ def test_values_that_are_visited_count_once():
 # Axes.
 
 
-def test_given_axes_leave_pyplot_alone(run):
+def test_plotting_into_axes_does_not_change_the_state_of_pyplot(run):
     figure = Figure()
     flat, space = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2, projection="3d")
     display = SingularValueDisplay.from_trajectory(run)
@@ -381,7 +381,7 @@ def test_subfigures_are_drawn_into(run):
 
 
 @pytest.mark.parametrize(("style", "projection"), [("flat", "3d"), ("waterfall", "rectilinear")])
-def test_a_wrong_projection_is_named(run, style, projection):
+def test_an_error_names_a_wrong_projection(run, style, projection):
     ax = Figure().add_subplot(projection=projection)
     with pytest.raises(ValueError, match="ax has projection"):
         SingularValueDisplay.from_trajectory(run).plot(ax, style=style)
@@ -411,7 +411,7 @@ def test_a_wrong_projection_is_named(run, style, projection):
         ),
     ],
 )
-def test_wrong_arguments_are_named(make, error, message):
+def test_errors_name_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -431,7 +431,7 @@ def test_ranks_of_a_run_are_those_above_a_share_of_the_largest_value(run):
     assert ranks == [int(np.sum(run.singular_values(i)[-1] > 0.5 * top)) for i in range(1, DEPTH + 1)]
 
 
-def test_bad_ranks_are_named():
+def test_errors_name_bad_ranks():
     with pytest.raises(ValueError, match="ranks is empty"):
         RankDisplay({})
     with pytest.raises(ValueError, match=r"ranks\['a'\] is -1"):

@@ -104,7 +104,7 @@ def test_low_rank_uses_the_higher_of_mixed_precisions():
         ((np.eye(3, 1), [1j], np.eye(3, 1)), TypeError, "s .*complex"),
     ],
 )
-def test_low_rank_names_bad_arguments(factors, error, message):
+def test_errors_of_low_rank_name_bad_arguments(factors, error, message):
     with pytest.raises(error, match=message):
         LowRank(*factors)
 
@@ -238,7 +238,7 @@ def test_weak_directions_of_real_data_are_not_refused():
         (np.eye(2, dtype=np.float16), TypeError, "input_gram .*float16"),
     ],
 )
-def test_bad_gram_matrices_are_named(gram, error, message):
+def test_errors_name_bad_gram_matrices(gram, error, message):
     with pytest.raises(error, match=message):
         Problem(np.ones((1, 2)), gram)
 
@@ -262,7 +262,7 @@ def test_gram_is_symmetrised_within_rounding():
         ([[np.inf]], ValueError, "target .*not finite"),
     ],
 )
-def test_bad_targets_are_named(target, error, message):
+def test_errors_name_bad_targets(target, error, message):
     with pytest.raises(error, match=message):
         Problem(target)
 
@@ -279,7 +279,7 @@ def test_targets_of_any_layout_are_read():
 
 
 @pytest.mark.parametrize("loss_scale", [0.0, -1.0, np.nan, np.inf])
-def test_bad_loss_scales_are_named(loss_scale):
+def test_errors_name_bad_loss_scales(loss_scale):
     with pytest.raises(ValueError, match="loss_scale is"):
         Problem(np.eye(2), loss_scale=loss_scale)
 
@@ -321,7 +321,7 @@ def test_target_factors_find_the_rank(dim_in, dim_out, data, seed):
     np.testing.assert_allclose(found.dense(), target, atol=2 * tolerance(F64, max(dim_in, dim_out)))
 
 
-def test_target_factors_take_a_tolerance():
+def test_target_factors_accept_a_tolerance():
     rng = np.random.default_rng(6)
     problem = Problem(draw_matrix(rng, 8, 5, [1.0, 1e-3, 1e-9]))
     assert [problem.target_factors(t).rank for t in (None, 1e-12, 1e-6, 1e-2, 2.0)] == [3, 3, 2, 1, 0]
@@ -511,7 +511,7 @@ def test_data_that_are_nearly_white_are_not_white():
     ],
 )
 @pytest.mark.parametrize("whiten", [None, "pca"])
-def test_bad_data_are_named(X, Y, error, message, whiten):
+def test_errors_name_bad_data(X, Y, error, message, whiten):
     with pytest.raises(error, match=message):
         Problem.from_data(X, Y, whiten=whiten)
 
@@ -547,7 +547,7 @@ def test_data_that_are_not_finite_are_located(value, whiten, monkeypatch):
         ),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_errors_name_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Problem.from_data(np.ones((2, 4)), np.ones((1, 4)), **settings)
 
@@ -611,7 +611,7 @@ def test_whitening_methods_equal_their_definitions(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_samples", [30, 500])
-def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_samples):
+def test_a_second_pass_reduces_the_whitening_error_to_the_root_of_the_condition_number(method, n_samples):
     rng = np.random.default_rng(15)
     condition = 1e5  # of X; of S = X X^T it is 1e10
     X = draw_matrix(rng, 20, n_samples, np.geomspace(condition, 1, 20))
@@ -624,7 +624,7 @@ def test_second_pass_whitens_to_the_root_of_the_condition_number(method, n_sampl
 
 
 @pytest.mark.parametrize("n_samples", [6, 60])
-def test_rank_tolerance_drops_directions_and_says_how_much(n_samples):
+def test_rank_tolerance_drops_directions_and_reports_their_share(n_samples):
     rng = np.random.default_rng(16)
     values = np.array([10.0, 5.0, 1e-2, 1e-9])
     X, Y = draw_matrix(rng, 9, n_samples, values), np.ones((1, n_samples))
@@ -675,7 +675,7 @@ def test_whitening_does_not_depend_on_units(scale):
 
 @pytest.mark.parametrize("layout", ["columns", "rows"])
 @pytest.mark.parametrize("whiten", [None, "zca"])
-def test_transform_takes_new_inputs_in_the_given_layout(layout, whiten):
+def test_transform_accepts_new_inputs_in_the_layout_of_the_data(layout, whiten):
     rng = np.random.default_rng(21)
     X, new = rng.integers(0, 9, (5, 40)), rng.integers(0, 9, (5, 3), np.uint8)
     turn = (lambda a: a.T) if layout == "rows" else (lambda a: a)
@@ -690,7 +690,7 @@ def test_transform_takes_new_inputs_in_the_given_layout(layout, whiten):
         problem.transform(turn(np.ones((4, 3))))
 
 
-def test_rows_given_as_columns_are_named():
+def test_an_error_names_samples_in_rows_instead_of_columns():
     with pytest.raises(ShapeError, match=r'layout="columns" would fit: 4 samples'):
         Problem.from_data(np.ones((2, 4)), np.ones((3, 4)), layout="rows")
     with pytest.raises(TypeError, match=r"of shape \(N, 1\): Y\[:, None\]"):
@@ -768,7 +768,7 @@ def test_low_rank_recovery_truncates_one_gaussian():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
-def test_large_recovery_is_held_as_factors(rank):
+def test_large_recovery_is_stored_as_factors(rank):
     with measure_peak() as peak:
         problem = low_rank_recovery(dim=3000, rank=rank, seed=3)
     assert problem.target.shape == (3000, 3000)
@@ -817,7 +817,7 @@ def test_large_recovery_uses_the_singular_values_of_the_bidiagonal_matrix():
         ((3, 1, 0, "max"), ValueError, "reduction is 'max'"),
     ],
 )
-def test_bad_recovery_problems_are_named(arguments, error, message):
+def test_errors_name_bad_recovery_problems(arguments, error, message):
     with pytest.raises(error, match=message):
         low_rank_recovery(*arguments)
 
@@ -859,7 +859,7 @@ def test_classification_is_the_published_setting_and_depends_on_the_seed():
     np.testing.assert_array_equal(problem.inputs, classification(5, 10).inputs)
 
 
-def test_bad_classification_problems_are_named():
+def test_errors_name_bad_classification_problems():
     for arguments in ((0, 1), (1, 0), (2, 2, 0)):
         with pytest.raises(ValueError, match="is 0; wanted an integer of at least 1"):
             classification(*arguments)

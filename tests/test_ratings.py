@@ -112,7 +112,7 @@ def test_large_files_are_read_in_parts(tmp_path, monkeypatch):
         ("ratings.dat", "1::2\n", r"line 1 of .*separated by '::'"),
     ],
 )
-def test_damaged_text_is_named(tmp_path, name, content, message):
+def test_an_error_names_damaged_text(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
@@ -130,14 +130,14 @@ def test_damaged_text_is_named(tmp_path, name, content, message):
         ({"ratings_x2": np.array([8, 7, 1, 11])}, r"ratings 0\.5 \.\. 5\.5"),
     ],
 )
-def test_damaged_arrays_are_named(tmp_path, changes, message):
+def test_errors_name_damaged_arrays(tmp_path, changes, message):
     np.savez(tmp_path / "movielens_latest_small.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=message):
         dln.load_movielens(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["empty", "garbage", "truncated", "array"])
-def test_damaged_npz_files_are_named(tmp_path, kind):
+def test_errors_name_damaged_npz_files(tmp_path, kind):
     stream = io.BytesIO()
     if kind == "array":
         np.save(stream, np.arange(5))
@@ -153,13 +153,13 @@ def test_damaged_npz_files_are_named(tmp_path, kind):
 def test_missing_data_name_every_path_that_was_tried(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         dln.load_movielens(tmp_path)
-    for place in (
+    for path in (
         "movielens_latest_small.npz",
         "ml-latest-small/ratings.csv",
         "ml-100k/u.data",
         "ml-1m/ratings.dat",
     ):
-        assert str(tmp_path / place) in str(caught.value)
+        assert str(tmp_path / path) in str(caught.value)
     monkeypatch.delenv("DLNFAST_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"DLNFAST_DATA is not set.*ratings\.csv, u\.data"):
         dln.load_movielens()

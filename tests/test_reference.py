@@ -183,7 +183,7 @@ def test_train_dense_is_descent_on_the_data(n_samples: int) -> None:
         np.testing.assert_array_equal(before, after)
 
 
-def test_no_steps_yield_the_initial_weights() -> None:
+def test_zero_steps_yield_the_initial_weights() -> None:
     weights = [np.eye(2)]
     ((loss, iterate),) = reference.train_dense(
         weights, np.zeros((2, 2)), loss_scale=1.0, learning_rate=[1.0], steps=0, weight_decay=[0.0],
@@ -350,7 +350,7 @@ def test_aligned_network_is_exact_in_r_dimensions() -> None:
 
 
 @pytest.mark.parametrize("n_outputs", [None, 2], ids=["square", "wide"])
-def test_bases_hold_all_changes(n_outputs: int | None) -> None:
+def test_bases_contain_all_changes_of_the_weights(n_outputs: int | None) -> None:
     generator = np.random.default_rng(6)
     setting = SETTINGS["plain"]
     weights0 = initial(generator, 9, n_layers=3, setting=setting, n_outputs=n_outputs)

@@ -88,7 +88,7 @@ def test_without_storage_the_work_is_done_and_nothing_is_written():
 
 @pytest.mark.parametrize("kind", [Counting, Recording])
 @pytest.mark.parametrize("cut", range(6))
-def test_work_resumes_where_it_was(kind, cut, tmp_path):
+def test_work_resumes_at_the_saved_step(kind, cut, tmp_path):
     with pytest.raises(Stop):
         run_resumable(folder(tmp_path), kind(stop_at=cut))
     work = kind()
@@ -119,7 +119,7 @@ def test_records_are_written_before_the_state(tmp_path, monkeypatch):
     ]
 
 
-def test_a_state_is_due_after_some_seconds_or_steps(tmp_path, monkeypatch):
+def test_a_state_is_written_after_some_seconds_or_steps(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(RunFolder, "write_state", lambda self, state: steps.append(state.step))
     run_resumable(folder(tmp_path), Counting(), seconds=1e6)
@@ -129,7 +129,7 @@ def test_a_state_is_due_after_some_seconds_or_steps(tmp_path, monkeypatch):
     assert steps == [4, 6]
 
 
-def test_what_comes_after_the_newest_state_is_computed_again(tmp_path):
+def test_steps_after_the_newest_state_are_computed_again(tmp_path):
     with pytest.raises(Stop):
         run_resumable(folder(tmp_path), Recording(stop_at=4))
     (tmp_path / "work" / "state-000000000000004.npz").unlink()
@@ -162,16 +162,16 @@ class TestExceptions:
 
     @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit])
     def test_the_state_is_written(self, error, tmp_path):
-        place = folder(tmp_path)
+        storage = folder(tmp_path)
         with pytest.raises(error) as caught:
-            run_resumable(place, Counting(stop_at=5, error=error), seconds=1e6)
+            run_resumable(storage, Counting(stop_at=5, error=error), seconds=1e6)
         assert caught.value.__notes__ == [
-            f"everything up to step 5 is saved in {place.path}: the same call resumes from there"
+            f"everything up to step 5 is saved in {storage.path}: the same call resumes from there"
         ]
         assert caught.value.trajectory == 15
-        assert place.newest().step == 5
+        assert storage.newest().step == 5
 
-    def test_sigterm_ends_the_work_as_ctrl_c_does(self, tmp_path):
+    def test_sigterm_stops_the_work_like_ctrl_c(self, tmp_path):
         class Terminated(Counting):
             def advance(self, flush):
                 self.step = self.total = 1
@@ -199,7 +199,7 @@ class TestExceptions:
         assert "up to step 1 is saved" in caught.value.__notes__[-1]
         assert folder(tmp_path).newest().step == 1
 
-    def test_a_full_disk_is_noted(self, tmp_path, monkeypatch):
+    def test_the_note_reports_a_full_disk(self, tmp_path, monkeypatch):
         def full(self, state):
             raise OSError(errno.ENOSPC, "full")
 
@@ -212,7 +212,7 @@ class TestExceptions:
         run_resumable(folder(tmp_path), work)
         assert work.total == 21
 
-    def test_a_state_that_is_there_is_not_written_again(self, tmp_path, monkeypatch):
+    def test_an_existing_state_is_not_written_again(self, tmp_path, monkeypatch):
         with pytest.raises(Stop):
             run_resumable(folder(tmp_path), Counting(stop_at=3))
         monkeypatch.setattr(RunFolder, "write_state", lambda *_: pytest.fail("it is there"))
@@ -222,30 +222,30 @@ class TestExceptions:
 
 
 def test_time_before_an_interruption_counts(tmp_path):
-    place = folder(tmp_path)
+    storage = folder(tmp_path)
     with pytest.raises(Stop):
-        run_resumable(place, Counting(stop_at=2))
-    state = place.newest()
-    with place.owned():
-        place.write_state(State(state.step, 1000.0, state.arrays))
-    run = ResumableRun(place, Counting())
+        run_resumable(storage, Counting(stop_at=2))
+    state = storage.newest()
+    with storage.owned():
+        storage.write_state(State(state.step, 1000.0, state.arrays))
+    run = ResumableRun(storage, Counting())
     run.run()
     assert 1000.0 <= run.seconds < 1100.0
 
 
-def test_leftovers_of_a_killed_removal_go(tmp_path):
-    place = folder(tmp_path)
+def test_leftovers_of_a_killed_removal_are_deleted(tmp_path):
+    storage = folder(tmp_path)
     with pytest.raises(Stop):
-        run_resumable(place, Counting(stop_at=2))
+        run_resumable(storage, Counting(stop_at=2))
     older = tmp_path / "work" / "state-000000000000000.npz"
     older.write_bytes((tmp_path / "work" / "state-000000000000001.npz").read_bytes())
     with pytest.raises(Stop):
-        run_resumable(place, Counting(stop_at=2))
+        run_resumable(storage, Counting(stop_at=2))
     assert not older.exists()
-    run_resumable(place, Counting())
+    run_resumable(storage, Counting())
     older.write_bytes(b"")
     (tmp_path / "work" / LOCK).write_bytes(b"")  # its owner was killed
-    run_resumable(place, Counting())
+    run_resumable(storage, Counting())
     assert [name for name in files(tmp_path) if name.startswith("state")] == [
         f"state-{step:015d}.npz" for step in (5, 6)
     ]
@@ -258,7 +258,7 @@ def test_records_are_replayed_in_order():
     assert replay_records(lambda *_: True, []) == (None, None)
 
 
-def test_moved_keywords_are_named_and_others_are_not():
+def test_the_error_for_a_moved_keyword_names_its_new_option():
     @refuse_moved("work", {"old": "options=Options(old=...)"})
     def work(new=1):
         return new

@@ -98,11 +98,11 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
     for exponent in exponents:
         level = 10.0**exponent
         alone = dln.SVDTracker(5)
-        for event in range(2):
-            scaled = (level * (1 + 0.1 * event) * W).astype(dtype)
+        for update in range(2):
+            scaled = (level * (1 + 0.1 * update) * W).astype(dtype)
             sigma = exact(scaled.astype(np.float64) / level)[:5]
             for tracker in (alone, through):
-                record = tracker.update(scaled, drift=None if event == 0 else 0.11 * level)
+                record = tracker.update(scaled, drift=None if update == 0 else 0.11 * level)
                 assert record.completeness != "none"
                 assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
 
@@ -116,7 +116,7 @@ def test_values_hidden_by_noise_are_not_certified():
     assert_within_bounds(record, W)
 
 
-def test_a_known_drift_saves_certificates():
+def test_a_known_drift_makes_certificates_unnecessary():
     W = draw_matrix(0, 200, 200, [4, 3, 2]) + np.eye(200)
     rng = np.random.default_rng(0)
     known, unknown = dln.SVDTracker(3), dln.SVDTracker(3)
@@ -133,7 +133,7 @@ def test_a_known_drift_saves_certificates():
     assert known.record.n_columns < unknown.record.n_columns
 
 
-def test_branches_keep_their_names_through_a_crossing():
+def test_branches_keep_their_numbers_through_a_crossing():
     rng = np.random.default_rng(3)
     dim = 160
     U, V = (draw_orthonormal(rng, dim, 4) for _ in range(2))
@@ -159,7 +159,7 @@ def test_branches_keep_their_names_through_a_crossing():
     assert len(t) == len(seen)
 
 
-def test_a_value_that_passes_zero_turns_negative_where_signs_are_kept():
+def test_with_signs_a_value_that_passes_zero_becomes_negative():
     rng = np.random.default_rng(3)
     U, V = (draw_orthonormal(rng, 40, 40) for _ in range(2))
     signed, unsigned = dln.SVDTracker(3, signed=True), dln.SVDTracker(3)
@@ -184,7 +184,7 @@ def test_equal_values_are_one_cluster():
     np.testing.assert_allclose(record.right_angles, 0, atol=1e-7)
 
 
-def test_angles_to_the_first_record_that_has_split_and_to_given_vectors():
+def test_angles_refer_to_the_first_separated_record_or_to_reference_vectors():
     rng = np.random.default_rng(0)
     dim = 150
     Q = draw_orthonormal(rng, dim, dim)
@@ -266,7 +266,7 @@ class TestInput:
         assert_within_bounds(record, W)
         assert record.completeness != "none"
 
-    def test_errors_of_operators_are_named(self):
+    def test_errors_name_errors_of_operators(self):
         class Operator:
             shape = (150, 140)
             dtype = np.float64
@@ -303,18 +303,18 @@ class TestInput:
             ({"guards": -1}, ValueError, "guards is -1"),
         ],
     )
-    def test_bad_settings_are_named(self, arguments, kind, text):
+    def test_errors_name_bad_settings(self, arguments, kind, text):
         with pytest.raises(kind, match=text):
             dln.SVDTracker(**arguments)
 
-    def test_requests_before_the_first_update_are_named(self):
+    def test_errors_name_requests_before_the_first_update(self):
         tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="earlier update"):
             tracker.update_low_rank(np.ones(3), np.ones(3))
         with pytest.raises(ValueError, match="before the first update"):
             _ = tracker.left_vectors
 
-    def test_bad_updates_are_named_and_change_nothing(self):
+    def test_bad_updates_raise_an_error_that_names_them_and_change_nothing(self):
         tracker = dln.SVDTracker(2)
         with pytest.raises(ValueError, match="finite"):
             tracker.update(np.full((200, 200), np.nan))
@@ -337,7 +337,7 @@ class TestInput:
         W[0, 0] = 0.0
         assert_within_bounds(tracker.update(W), W)  # the tracker still works
 
-    def test_only_one_update_at_a_time(self):
+    def test_only_one_update_runs_at_a_time(self):
         W = np.random.default_rng(0).standard_normal((1200, 1200))
         tracker = dln.SVDTracker(16)
         errors = []
@@ -408,7 +408,7 @@ class TestLowRankUpdates:
             truth.T @ u, v * few.record.singular_values, atol=20 * tolerance(dtype, max(shape))
         )
 
-    def test_frames_that_outgrow_their_limit_become_a_dense_copy(self):
+    def test_frames_beyond_their_limit_become_a_dense_copy(self):
         rng = np.random.default_rng(0)
         W = dln.orthogonal([150, 150], 0.4, 0)[0]
         tracker = dln.SVDTracker(4)
@@ -798,10 +798,10 @@ def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
     rng = np.random.default_rng(3)
     m, n, k = 170, 150, 3
     u, v = (draw_orthonormal(rng, size, k) for size in (m, n))
-    rest = 1e-3 * rng.standard_normal((m, n))
+    noise = 1e-3 * rng.standard_normal((m, n))
 
     def matrix(t):
-        return (((u * [3.0 - t, 2.0, 1.0]) @ v.T) + rest).astype(dtype)
+        return (((u * [3.0 - t, 2.0, 1.0]) @ v.T) + noise).astype(dtype)
 
     times = np.linspace(0.0, 1.6, 33)
     whole = dln.SVDTracker(k, mode=mode)
@@ -835,7 +835,7 @@ def test_new_branches_get_new_numbers_after_a_change():
     assert again.state_dict()["next_branch"] == 2
 
 
-def test_bad_states_of_a_tracker_are_named():
+def test_errors_name_bad_states_of_a_tracker():
     with pytest.raises(ValueError, match="state_dict needs an earlier update"):
         dln.SVDTracker(2).state_dict()
     with pytest.raises(TypeError, match="state is list; wanted a dict from state_dict"):

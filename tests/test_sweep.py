@@ -124,14 +124,14 @@ def test_a_grid_may_be_a_list_of_changes():
     ],
 )
 def test_a_grid_from_a_file(tmp_path, table):
-    place = tmp_path / "spec.toml"
-    place.write_text(TOML + table)
-    grid = dln.SweepGrid(place)
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text(TOML + table)
+    grid = dln.SweepGrid(spec_path)
     base = {**BASE, "weights": {"depth": 3}, "train": {"learning_rate": 1, "steps": STEPS}}
     same = dln.SweepGrid(base, {"weights.seed": [0, 1], "train.learning_rate": [0.5, 1.0]})
     assert list(grid) == list(same)
     assert [item.hash for item in grid.items] == [item.hash for item in same.items]
-    changed = dln.SweepGrid(place, changes=["train.steps=7", "output.directory=x"])
+    changed = dln.SweepGrid(spec_path, changes=["train.steps=7", "output.directory=x"])
     assert {item.sections["train"]["steps"] for item in changed.items} == {7}
     assert changed.output["directory"] == "x"
 
@@ -151,8 +151,8 @@ def test_the_hash_depends_on_the_settings_that_change_the_result(tmp_path):
 
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", X=np.eye(3), Y=np.eye(3))
-    rest = TOML.partition("rank = 2")[2]
-    (tmp_path / "spec.toml").write_text(f"[problem]\nkind = 'npz'\npath = 'data.npz'{rest}")
+    tail = TOML.partition("rank = 2")[2]
+    (tmp_path / "spec.toml").write_text(f"[problem]\nkind = 'npz'\npath = 'data.npz'{tail}")
     one = dln.SweepGrid(tmp_path / "spec.toml").items[0]
     monkeypatch.chdir(tmp_path)
     other = dln.SweepGrid("spec.toml", {"problem.path": ["data.npz"]}).items[0]
@@ -184,12 +184,12 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
         ({"problem.kind": ["npz"]}, "problem.dim is not a setting"),
     ],
 )
-def test_mistakes_are_found_before_the_first_run(axes, message):
+def test_invalid_grids_raise_an_error_before_the_first_run(axes, message):
     with pytest.raises(SpecError, match=message):
         dln.SweepGrid(BASE, axes)
 
 
-def test_bad_arguments_of_a_grid_are_named():
+def test_errors_name_bad_arguments_of_a_grid():
     with pytest.raises(TypeError, match="base is int"):
         dln.SweepGrid(3)
     with pytest.raises(TypeError, match="axes is int"):
@@ -200,7 +200,7 @@ def test_bad_arguments_of_a_grid_are_named():
         dln.SweepGrid(BASE, changes=["train.steps=3"])
 
 
-def test_bad_arguments_of_a_sweep_are_named():
+def test_errors_name_bad_arguments_of_a_sweep():
     with pytest.raises(TypeError, match="executor is str; wanted an object with submit"):
         dln.sweep(BASE, "threads")
     with pytest.raises(ValueError, match="n_workers is 0"):
@@ -209,7 +209,7 @@ def test_bad_arguments_of_a_sweep_are_named():
         dln.sweep(BASE, InlineExecutor(), chunk_seconds=0)
 
 
-def test_bad_specifications_of_a_sweep_are_named(tmp_path):
+def test_errors_name_bad_specifications_of_a_sweep(tmp_path):
     with pytest.raises(SpecError, match="sweep is 3; wanted a section"):
         dln.sweep({**BASE, "sweep": 3}, InlineExecutor())
     problem = {"kind": "npz", "path": str(tmp_path / "none.npz")}
@@ -273,7 +273,7 @@ def test_runs_that_fail_are_recorded_and_do_not_stop_the_others(tmp_path):
     assert outcome_rows(again) == outcome_rows(results)
 
 
-def test_runs_that_fail_for_want_of_memory_are_run_again(tmp_path):
+def test_runs_that_fail_for_lack_of_memory_are_repeated(tmp_path):
     grid = dln.SweepGrid(BASE, {"train.steps": [10, 10**15], "train.engine": ["auto", "dense"]})
     results = dln.sweep(grid, InlineExecutor(), directory=tmp_path)
     assert [row["outcome"] for row in results] == ["finished", "finished", "failed", "failed"]
@@ -316,7 +316,7 @@ def test_failures_of_the_machine_are_retried(error, is_run_again, tmp_path, monk
 
 
 @pytest.mark.parametrize("error", [BrokenProcessPool("a process died"), OSError(errno.ENOSPC, "full")])
-def test_runs_of_workers_that_die_are_run_again(error, tmp_path):
+def test_runs_of_killed_workers_are_repeated(error, tmp_path):
     class Dying(InlineExecutor):
         def submit(self, function, *arguments):
             future = Future()
@@ -356,7 +356,7 @@ def test_temporary_files_of_killed_sweeps_are_removed(tmp_path):
         assert {path.name for path in folder.iterdir()} == {"spec.json", "summary.json"}
 
 
-def test_equal_runs_are_run_once():
+def test_equal_runs_are_computed_once():
     results = dln.sweep(dln.SweepGrid(BASE, {"train.learning_rate": [1, 1.0, 0.5]}), InlineExecutor())
     assert results.usage["started"] == 2
     assert results[0]["hash"] == results[1]["hash"] != results[2]["hash"]
@@ -379,7 +379,7 @@ def sweep_with_runs(tmp_path_factory):
     return grid, dln.sweep(grid, InlineExecutor(), directory=folder, keep_runs=True), folder
 
 
-def test_folders_hold_the_specifications_and_the_runs(sweep_with_runs):
+def test_folders_contain_the_specifications_and_the_runs(sweep_with_runs):
     grid, results, directory = sweep_with_runs
     assert {path.name for path in directory.iterdir()} == {"results.csv", *(item.hash for item in grid.items)}
     for i, (item, row) in enumerate(zip(grid.items, results, strict=True)):
@@ -404,7 +404,7 @@ def test_the_table_has_a_row_for_every_run(sweep_with_runs):
     assert float(table[0]["final_loss"]) == results[0]["final_loss"]
 
 
-def test_finished_runs_are_not_run_again(tmp_path):
+def test_finished_runs_are_not_repeated(tmp_path):
     part = dln.SweepGrid(BASE, {**AXES, "weights.seed": range(2)})
     dln.sweep(part, InlineExecutor(), directory=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
@@ -414,10 +414,10 @@ def test_finished_runs_are_not_run_again(tmp_path):
     with pytest.raises(ValueError, match=r"run 0 \(finished\) has no trajectory"):
         results.load(0)
     # Asking for trajectories repeats runs without one.
-    kept = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
-    assert kept.usage["started"] == 12  # diverged runs have a trajectory
-    assert outcome_rows(kept) == outcome_rows(results)
-    assert kept.load(0).loss[-1] == kept[0]["final_loss"]
+    with_runs = dln.sweep(dln.SweepGrid(BASE, AXES), InlineExecutor(), directory=tmp_path, keep_runs=True)
+    assert with_runs.usage["started"] == 12  # diverged runs have a trajectory
+    assert outcome_rows(with_runs) == outcome_rows(results)
+    assert with_runs.load(0).loss[-1] == with_runs[0]["final_loss"]
 
 
 def test_an_incomplete_summary_is_ignored(tmp_path, inline_results):
@@ -428,7 +428,7 @@ def test_an_incomplete_summary_is_ignored(tmp_path, inline_results):
     assert outcome_rows(dln.sweep(grid, InlineExecutor(), directory=tmp_path)) == inline_results
 
 
-def test_the_directory_of_the_specification(tmp_path):
+def test_results_are_written_to_the_directory_of_the_specification(tmp_path):
     results = dln.sweep({**BASE, "output": {"directory": str(tmp_path / "there")}}, InlineExecutor())
     assert results.directory == tmp_path / "there"
     assert (tmp_path / "there" / "results.csv").is_file()
@@ -456,7 +456,7 @@ def test_results_become_a_pandas_table():
     assert frame["hash"].tolist() == [row["hash"] for row in results]
 
 
-def test_a_missing_pandas_is_named(monkeypatch):
+def test_an_error_names_a_missing_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     results = dln.sweep(BASE, InlineExecutor())
     with pytest.raises(ModuleNotFoundError, match=r"to_pandas .* needs pandas"):
@@ -578,7 +578,7 @@ if __name__ == "__main__":
     assert [tuple(row) for row in json.loads(done.stdout)] == inline_results
 
 
-def test_a_script_without_a_main_guard_is_named(tmp_path):
+def test_an_error_names_a_script_without_a_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import dlnfast as dln\ndln.sweep({BASE!r}, n_workers=1)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
@@ -610,14 +610,14 @@ def command(spec, folder):
 @pytest.fixture
 def long_sweep(tmp_path):
     """Return the file of a sweep of 400 runs that take some hundredths of a second each."""
-    place = tmp_path / "spec.toml"
+    spec_path = tmp_path / "spec.toml"
     text = TOML.replace("steps = 60", 'steps = 20_000\nrecord_every = 20_000\nengine = "dense"')
-    place.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
-    return place
+    spec_path.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
+    return spec_path
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_says_how_to_resume(long_sweep, tmp_path, sent, status):
+def test_the_message_of_a_stopped_sweep_explains_how_to_resume(long_sweep, tmp_path, sent, status):
     folder = tmp_path / "out"
     process = subprocess.Popen(command(long_sweep, folder), stderr=subprocess.PIPE, start_new_session=True)
     while not any(folder.glob("*/summary.json")):
@@ -663,19 +663,19 @@ def test_killed_sweeps_resume():
 
 
 def test_two_processes_may_run_one_sweep(tmp_path):
-    place, folder = tmp_path / "spec.toml", tmp_path / "out"
-    place.write_text(
+    spec_path, folder = tmp_path / "spec.toml", tmp_path / "out"
+    spec_path.write_text(
         TOML + f'[sweep]\n"weights.seed" = {list(range(60))}\n"train.engine" = ["auto", "dense"]'
     )
-    both = [subprocess.Popen(command(place, folder), stdout=subprocess.PIPE) for _ in range(2)]
+    both = [subprocess.Popen(command(spec_path, folder), stdout=subprocess.PIPE) for _ in range(2)]
     for process in both:
         assert b"120 runs: 120 finished" in process.communicate(timeout=120)[0]
         assert process.returncode == 0
     assert len(list(folder.glob("*/summary.json"))) == 120
     assert not list(folder.glob("**/*.part"))
-    again = dln.sweep(place, InlineExecutor(), directory=folder)
+    again = dln.sweep(spec_path, InlineExecutor(), directory=folder)
     assert again.usage["started"] == 0
-    assert outcome_rows(again) == outcome_rows(dln.sweep(place, InlineExecutor()))
+    assert outcome_rows(again) == outcome_rows(dln.sweep(spec_path, InlineExecutor()))
 
 
 class Least:
@@ -705,7 +705,7 @@ class Least:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
-def test_executors_that_cannot_cancel_are_interrupted_too(error, tmp_path):
+def test_sweeps_on_executors_without_cancel_can_be_interrupted(error, tmp_path):
     grid = dln.SweepGrid(BASE, {"weights.seed": range(6)})
     with pytest.raises(type(error)) as caught:
         dln.sweep(grid, Least(error, after=1), n_workers=1, directory=tmp_path)
@@ -756,14 +756,22 @@ def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, mo
     from dlnfast import cli
     from dlnfast._commands import sweep as command
 
-    place = tmp_path / "spec.toml"
-    place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
 
     def inline(grid, **settings):
         return dln.sweep(grid, InlineExecutor(), **settings)
 
     monkeypatch.setattr(command, "sweep", inline)
-    arguments = ["sweep", str(place), "--out", str(tmp_path / "out"), "--table", "--set", "weights.seed=3"]
+    arguments = [
+        "sweep",
+        str(spec_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--table",
+        "--set",
+        "weights.seed=3",
+    ]
     assert cli.main(arguments) == 1
     printed = capsys.readouterr()
     assert "| 5 | finished | reduced | 5 |" in printed.out
@@ -774,7 +782,7 @@ def test_the_command_line_prints_the_table_and_the_failures(tmp_path, capsys, mo
 def test_the_command_line_names_the_run_with_a_bad_setting(tmp_path, capsys):
     from dlnfast import cli
 
-    place = tmp_path / "spec.toml"
-    place.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
-    assert cli.main(["sweep", str(place), "--set", "train.momentum=2"]) == 2
+    spec_path = tmp_path / "spec.toml"
+    spec_path.write_text(TOML + '[sweep]\n"train.steps" = [5, 1_000_000_000_000_000]')
+    assert cli.main(["sweep", str(spec_path), "--set", "train.momentum=2"]) == 2
     assert "run 0 of the sweep (train.steps = 5): momentum (mu) is 2" in capsys.readouterr().err

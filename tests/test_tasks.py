@@ -56,9 +56,9 @@ GLUE = {
 @pytest.mark.parametrize("inside", [True, False])
 def test_every_task_of_glue_is_read(tmp_path, name, inside):
     folder, file, header, row, (first, second, target) = GLUE[name]
-    place = tmp_path / folder if inside else tmp_path
-    place.mkdir(exist_ok=True)
-    (place / file).write_text("\n".join(line for line in (header, row, row) if line is not None) + "\n")
+    task_folder = tmp_path / folder if inside else tmp_path
+    task_folder.mkdir(exist_ok=True)
+    (task_folder / file).write_text("\n".join(line for line in (header, row, row) if line is not None) + "\n")
     task = load_task(name, tmp_path, "dev")
     assert (len(task), task.first[1]) == (2, first)
     assert task.second is None if second is None else task.second == (second, second)
@@ -89,13 +89,13 @@ def test_the_open_part_of_stsb_is_read(tmp_path, monkeypatch):
         ("stsb", "sentence1\tsentence2\tscore\n", "holds no samples"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, text, message):
+def test_errors_name_damaged_files(tmp_path, name, text, message):
     (tmp_path / "train.tsv").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_task(name, tmp_path)
 
 
-def test_wrong_arguments_are_named(tmp_path, monkeypatch):
+def test_errors_name_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="name is 'boolq'"):
         load_task("boolq", tmp_path)
     with pytest.raises(ValueError, match="split is 'valid'"):

@@ -169,7 +169,7 @@ def test_aligned_layers_only_rise() -> None:
     assert (split.n_rising, split.n_falling, split.multiplicity) == (3, 0, 9)
 
 
-def test_the_split_names_bad_arguments() -> None:
+def test_errors_of_the_split_name_bad_arguments() -> None:
     problem = draw_low_rank_problem(np.random.default_rng(0), 3, 6, 2)
     weights = dln.orthogonal([6, 6, 3])
     with pytest.raises(ValueError, match="layer is 2, the wide last one"):
@@ -240,7 +240,7 @@ def test_modes_of_zero_layers_and_of_divergence() -> None:
     assert not np.isfinite(theory.aligned_modes([2.0], 3, steps=50, learning_rate=9.0)[-1]).any()
 
 
-def test_modes_name_bad_arguments() -> None:
+def test_errors_of_modes_name_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"singular_values .* negative value, -1"):
         theory.aligned_modes([1.0, -1.0], 2, steps=1, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"momentum .* is 1"):
@@ -281,21 +281,21 @@ def fitted_ratio(compressions: Array) -> float:
     return float(np.exp(np.polyfit(np.arange(len(compressions)), np.log(compressions), 1)[0]))
 
 
-def assert_within_law(compressions: Array, law: Array) -> None:
+def assert_within_prediction(compressions: Array, predicted: Array) -> None:
     """Of the N - K = 45 directions within classes, K = 5 shrink during training and contribute less."""
     rounding = tolerance(np.float64, 50)
-    assert np.all(compressions <= law * (1 + rounding))
-    assert np.all(compressions >= law * 40 / 45)
+    assert np.all(compressions <= predicted * (1 + rounding))
+    assert np.all(compressions >= predicted * 40 / 45)
 
 
 def test_compression_in_the_setting_of_progressive_collapse() -> None:
     runs = [trained_compressions(seed=seed, scale=0.5, n_layers=8, loss_below=4e-9) for seed in range(4)]
-    law = theory.compression_law(np.arange(8), scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
-    assert round(float(law[1] / law[0]), 4) == 0.1875
+    predicted = theory.compression_law(np.arange(8), scale=0.5, n_layers=8, n_classes=5, samples_per_class=10)
+    assert round(float(predicted[1] / predicted[0]), 4) == 0.1875
     for compressions in runs:
         assert compressions[0] == pytest.approx(11.25, rel=tolerance(np.float64, 50))
-        assert law[0] == pytest.approx(11.25, rel=tolerance(np.float64, 1))
-        assert_within_law(compressions, law)
+        assert predicted[0] == pytest.approx(11.25, rel=tolerance(np.float64, 1))
+        assert_within_prediction(compressions, predicted)
         assert fitted_ratio(compressions) == pytest.approx(0.1854, abs=5e-4)
         assert compressions[7] == pytest.approx(8.47e-5, rel=0.02)
 
@@ -317,14 +317,14 @@ def test_the_compression_law_equals_its_formula(
     compressions = trained_compressions(
         seed=1, scale=scale, n_layers=n_layers, loss_below=1e-11, multiplier=multiplier, rate=rate
     )
-    law = theory.compression_law(
+    predicted = theory.compression_law(
         np.arange(n_layers), scale=scale, n_layers=n_layers, n_classes=5, samples_per_class=10,
         output_multiplier=multiplier,
     )  # fmt: skip
-    assert_within_law(compressions, law)
+    assert_within_prediction(compressions, predicted)
 
 
-def test_the_compression_law_names_bad_arguments() -> None:
+def test_errors_of_the_compression_law_name_bad_arguments() -> None:
     arguments: dict[str, Any] = {"scale": 0.5, "n_layers": 4, "n_classes": 5, "samples_per_class": 10}
     assert theory.compression_law(2, **arguments).shape == ()
     for layer in (-1, 4):
@@ -354,7 +354,9 @@ def make_noisy_classes(noise: float, seed: int) -> tuple[dln.Problem, Array, Arr
 @pytest.mark.parametrize("n_layers", [2, 3])
 def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int) -> None:
     problem, inputs, labels = make_noisy_classes(1.0, seed=8)
-    law = theory.discrimination_law(np.arange(1, n_layers + 1), problem.least_squares, n_layers=n_layers)
+    predicted = theory.discrimination_law(
+        np.arange(1, n_layers + 1), problem.least_squares, n_layers=n_layers
+    )
     errors = []
     for scale in (0.2, 0.05):
         run = dln.train(
@@ -367,9 +369,9 @@ def test_discrimination_law_is_the_limit_of_small_scales_and_steps(n_layers: int
         )
         features = [run.features(layer, inputs) for layer in range(1, n_layers + 1)]
         found = np.array([measures.feature_discrimination(layer, labels) for layer in features])
-        errors.append(float(np.max(np.abs(found - law))))
-    assert law[-1] == pytest.approx(1.0, abs=tolerance(np.float64, 3))
-    assert 1 - law[0] > 0.01
+        errors.append(float(np.max(np.abs(found - predicted))))
+    assert predicted[-1] == pytest.approx(1.0, abs=tolerance(np.float64, 3))
+    assert 1 - predicted[0] > 0.01
     assert errors[0] < 1e-3
     assert errors[1] < 0.25 * errors[0]
 
@@ -379,14 +381,14 @@ def test_discrimination_law_is_linear_to_first_order() -> None:
     slopes = []
     for noise in (0.1, 0.05):
         problem, _, _ = make_noisy_classes(noise, seed=8)
-        law = theory.discrimination_law(layers, problem.least_squares, n_layers=6)
-        line = 1 - (1 - layers / 6) * (1 - law[0]) / (1 - 1 / 6)
-        slopes.append(np.max(np.abs(law - line)) / (1 - law[0]))
+        predicted = theory.discrimination_law(layers, problem.least_squares, n_layers=6)
+        line = 1 - (1 - layers / 6) * (1 - predicted[0]) / (1 - 1 / 6)
+        slopes.append(np.max(np.abs(predicted - line)) / (1 - predicted[0]))
     assert slopes[0] < 0.01
     assert slopes[1] == pytest.approx(slopes[0] / 2, rel=0.2)
 
 
-def test_the_discrimination_law_names_bad_arguments() -> None:
+def test_errors_of_the_discrimination_law_name_bad_arguments() -> None:
     problem, _, _ = make_noisy_classes(1.0, seed=8)
     assert theory.discrimination_law(2, problem.least_squares, n_layers=2).shape == ()
     for layer in (0, 4):
@@ -490,13 +492,13 @@ def trained_losses(name: str, weights: list[Array], rate: float, momentum: float
     return np.asarray(run.loss - PROBLEMS[name].loss_floor)
 
 
-@pytest.mark.parametrize("law", [dln.orthogonal, dln.gaussian])
+@pytest.mark.parametrize("distribution", [dln.orthogonal, dln.gaussian])
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", list(PROBLEMS))
-def test_default_rate_learns_and_never_diverges(name: str, n_layers: int, law: Any) -> None:
+def test_default_rate_learns_and_never_diverges(name: str, n_layers: int, distribution: Any) -> None:
     problem = PROBLEMS[name]
     for scale in (1.0, 0.5, 0.1):
-        weights = law([problem.dim_in] * n_layers + [problem.dim_out], scale)
+        weights = distribution([problem.dim_in] * n_layers + [problem.dim_out], scale)
         losses = trained_losses(name, weights, theory.default_learning_rate(problem, n_layers, scale=scale))
         assert np.max(losses) <= losses[0] * (1 + 1e-12)
         # Elsewhere plateaus, and singular values far below the largest, take longer.

@@ -128,7 +128,7 @@ def test_set_num_threads_sets_the_default():
         dln.set_num_threads(1.5)
 
 
-def test_openmp_settings_are_obeyed(run_python):
+def test_openmp_settings_limit_the_number_of_threads(run_python):
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
     program = "from dlnfast._support.dispatch import core; print(core.max_threads())"
@@ -136,7 +136,7 @@ def test_openmp_settings_are_obeyed(run_python):
         assert int(run_python(program, OMP_NUM_THREADS=str(n))) == n
 
 
-def test_threadpoolctl_is_obeyed():
+def test_threadpoolctl_limits_the_number_of_threads():
     threadpoolctl = pytest.importorskip("threadpoolctl", reason="threadpoolctl limits thread pools")
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
@@ -164,7 +164,7 @@ print(len(os.listdir("/proc/self/task")) - before)
     ("n_threads", "default", "variable", "started"),
     [(0, 0, "1", 0), (0, 0, "3", 2), (4, 0, "1", 3), (1, 0, "3", 0), (0, 2, "4", 1), (3, 2, "1", 2)],
 )
-def test_the_number_of_threads_is_the_one_asked_for(run_python, n_threads, default, variable, started):
+def test_the_requested_number_of_threads_is_used(run_python, n_threads, default, variable, started):
     """The argument overrides the default, which overrides OMP_NUM_THREADS; the caller is one of them."""
     if not chosen_core.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
@@ -270,9 +270,9 @@ def kinds_of_calls():
         )
         return [runs.loss, *(run.singular_values(1) for run in runs)]
 
-    def track(matrices, **about):
+    def track(matrices, **arguments):
         tracker = dln.SVDTracker(k=4, n_threads=1)
-        records = [tracker.update(W, **about) for W in matrices]
+        records = [tracker.update(W, **arguments) for W in matrices]
         return [part for r in records for part in (r.singular_values, r.errors, r.branches)]
 
     def listen():
@@ -356,10 +356,10 @@ try:
     print("was not interrupted")
 except KeyboardInterrupt as error:
     late = time.perf_counter() - sent[0]
-    kept = getattr(error, "trajectory", None)
-    finite = kept is None or bool(np.isfinite(kept.loss).all())
+    trajectory = getattr(error, "trajectory", None)
+    finite = trajectory is None or bool(np.isfinite(trajectory.loss).all())
     again = dln.train(dln.low_rank_recovery(12, 2), dln.orthogonal([12] * 3), learning_rate=1.0, steps=5)
-    print(late, kept is not None, finite, len(again.loss))
+    print(late, trajectory is not None, finite, len(again.loss))
 """
 
 
@@ -402,11 +402,11 @@ def test_deep_reduced_runs_poll_for_interrupts(core):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("case", ["reduced", "dense", "singular values"])
-def test_ctrl_c_ends_a_run_within_half_a_second(run_python, case):
-    late, kept, finite, again = run_python(INTERRUPTED, case).split()
+def test_ctrl_c_stops_a_run_within_half_a_second(run_python, case):
+    late, has_trajectory, finite, again = run_python(INTERRUPTED, case).split()
     assert float(late) < 0.5
     # Before the first decomposition is done there is no record yet.
-    assert kept == "True" or case == "singular values"
+    assert has_trajectory == "True" or case == "singular values"
     assert (finite, again) == ("True", "6")
 
 
@@ -449,7 +449,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of single threads")
-def test_ctrl_c_ends_the_run_of_the_main_thread_alone(run_python):
+def test_ctrl_c_stops_the_run_of_the_main_thread_only(run_python):
     """Measured in computing time of the main thread: it has to share the cores."""
     late, at_work, as_alone = run_python(INTERRUPTED_BESIDE_WORKERS, timeout=120).split()
     assert float(late) < 0.5
@@ -473,9 +473,9 @@ def test_an_exception_of_a_callback_carries_the_trajectory():
                 record=dln.Record(every=10, callback=callback),
                 engine=engine,
             )
-        kept = caught.value.trajectory
-        assert kept.steps.tolist() == [0, 10, 20, 30]
-        assert len(kept.loss) == 31
+        partial = caught.value.trajectory
+        assert partial.steps.tolist() == [0, 10, 20, 30]
+        assert len(partial.loss) == 31
 
 
 def test_a_callback_may_stop_a_run():
@@ -553,7 +553,7 @@ def right():
 def status(body):
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # a child that hangs is ended, and leaves the signal as its status
+        signal.alarm(60)  # a child that hangs is killed, and the signal is its exit status
         os._exit(0 if body() else 3)
     return os.waitpid(child, 0)[1]
 

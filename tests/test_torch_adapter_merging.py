@@ -230,7 +230,7 @@ def test_half_precision_overflows_in_the_sum():
     assert equal(copy_weights(model), before)
 
 
-def test_factors_that_are_not_finite_are_named():
+def test_errors_name_factors_that_are_not_finite():
     model = network()
     adapter = adapt(model)
     state = copy.deepcopy(adapter.state_dict())

@@ -193,7 +193,7 @@ def test_low_rank_targets_and_a_loss_floor_equal_the_dense_engine():
 
 
 @pytest.mark.parametrize("widths", [[5, 4], [5, 4, 6], [3, 9, 9, 9], [9, 9, 9, 3]])
-def test_decay_that_removes_the_weight_leaves_the_gradient(widths):
+def test_decay_that_cancels_the_weight_does_not_affect_the_gradient(widths):
     problem, weights = draw_problem(widths), dln.gaussian(widths, 1e-3)
     run = dln.train(problem, weights, learning_rate=0.5, weight_decay=2.0, steps=1, engine="torch")
     slopes = reference.gradients(weights, problem.dense_target(), None, problem.loss_scale)
@@ -575,7 +575,7 @@ def test_missing_devices_are_refused(device, problem, weights):
 
 
 @pytest.mark.parametrize("device", [0, ["cpu"], True])
-def test_objects_that_are_no_device_are_refused(device, problem, weights):
+def test_invalid_devices_are_refused(device, problem, weights):
     with pytest.raises(TypeError, match=r"device is .*; wanted a torch.device or its name"):
         _devices.find_device(device, "float64")
     with pytest.raises(ValueError, match="on which PyTorch cannot hold float64"):

@@ -215,8 +215,8 @@ def case_the_sum_of_steps_bounds_the_change():
         for change in ({}, {"momentum": 0.0, "weight_decay": 0.03, "learning_rate": 0.1}):
             shards = [cut(w.astype(dtype)) for w in weights]
             record = dln.Record(singular_values=1)
-            given = Options(steps=1, record=record, n_threads=1, **options | change)
-            request = sharded_descent._make_request(given.checked(), problem, shards)
+            changed = Options(steps=1, record=record, n_threads=1, **options | change)
+            request = sharded_descent._make_request(changed.checked(), problem, shards)
             descent = sharded_descent._Descent(shards, request)
             before = [whole(shard) for shard in shards]
             for layer in descent.layers:
@@ -587,9 +587,9 @@ def case_checkpointed_runs_resume():
 
     def train(name, **record):
         shards = [RowSharded.from_rows(w) for w in weights]
-        place = Checkpoint(Path(shared[0]) / name, every=4, seconds=0)
-        given = with_record(CHECKPOINTED, **record)
-        return train_sharded(problem, shards, checkpoint=place, **given), shards
+        storage = Checkpoint(Path(shared[0]) / name, every=4, seconds=0)
+        options = with_record(CHECKPOINTED, **record)
+        return train_sharded(problem, shards, checkpoint=storage, **options), shards
 
     shards = [RowSharded.from_rows(w) for w in weights]
     wanted = train_sharded(problem, shards, **CHECKPOINTED)
@@ -724,22 +724,22 @@ def test_a_checkpointed_run_resumes(cut, tmp_path):
 
     def train(checkpoint=None, **record):
         shards = [RowSharded.from_rows(w) for w in weights]
-        given = with_record(CHECKPOINTED, **record)
-        run = train_sharded(problem, shards, checkpoint=checkpoint, **given)
+        options = with_record(CHECKPOINTED, **record)
+        run = train_sharded(problem, shards, checkpoint=checkpoint, **options)
         return run, shards
 
     wanted, shards = train()
     finals = [shard.rows.numpy().copy() for shard in shards]
-    place = Checkpoint(tmp_path / "run", every=3, seconds=0)
+    storage = Checkpoint(tmp_path / "run", every=3, seconds=0)
     with pytest.raises(Stop) as caught:
-        train(checkpoint=place, callback=stop_at(cut))
+        train(checkpoint=storage, callback=stop_at(cut))
     n_losses = len(caught.value.trajectory.loss)
     np.testing.assert_array_equal(caught.value.trajectory.loss, wanted.loss[:n_losses])
     seen = []
-    run, shards = train(checkpoint=place, callback=lambda step, loss: seen.append(step))
+    run, shards = train(checkpoint=storage, callback=lambda step, loss: seen.append(step))
     assert_resumed(run, wanted, shards, finals)
     assert seen == wanted.steps.tolist()
-    run, shards = train(checkpoint=place)
+    run, shards = train(checkpoint=storage)
     assert_resumed(run, wanted, shards, finals)
     with pytest.raises(ValueError, match="its format is 'dlnfast sharded run'"):
         dln.load(tmp_path / "run" / "process-00000")

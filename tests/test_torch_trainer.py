@@ -176,7 +176,7 @@ def test_a_single_last_sample_is_added_to_the_batch_before():
     assert sizes == [5, 5, 5, 6]
     assert math.isfinite(history.loss[0])
     assert model.layers[0].norm.num_batches_tracked == 4
-    # With a batch size of 1 no batches are joined.
+    # With a batch size of 1 no sample is added to another batch.
     plain = network(batch_norm=False)
     with track(plain, k=1) as tracked:
         trainer(plain, epochs=1, batch_size=1).fit(*data(n=3))
@@ -636,7 +636,7 @@ def test_invalid_arguments_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value", "place"),
+    ("keyword", "value", "replacement"),
     [
         ("output_scale", 2.0, "loss=LossOptions(output_scale=...)"),
         ("momentum", 0.5, "optimizer=OptimizerOptions(momentum=...)"),
@@ -645,14 +645,14 @@ def test_invalid_arguments_are_refused():
         ("checkpoint_every", 2, "checkpoint=CheckpointFile(path, every=...)"),
     ],
 )
-def test_keywords_of_earlier_versions_name_their_new_place(keyword, value, place):
+def test_keywords_of_earlier_versions_raise_an_error_that_names_the_new_option(keyword, value, replacement):
     with pytest.raises(
-        TypeError, match=re.escape(f"no keyword '{keyword}' since version 0.2.0: write {place}")
+        TypeError, match=re.escape(f"no keyword '{keyword}' since version 0.2.0: write {replacement}")
     ):
         trainer(network(), **{keyword: value})
 
 
-def test_a_name_is_the_options_with_their_defaults():
+def test_the_name_of_an_optimizer_is_its_options_with_their_defaults():
     histories = [
         trainer(network(), loss=loss, optimizer=optimizer, schedule=schedule).fit(*data())
         for loss, optimizer, schedule in (
@@ -666,8 +666,8 @@ def test_a_name_is_the_options_with_their_defaults():
 class TestInterruption:
     """What is on disk after an exception, and what its note says."""
 
-    def test_between_two_epochs_the_state_is_written(self, tmp_path):
-        place = tmp_path / "checkpoint.pt"
+    def test_an_exception_between_two_epochs_writes_the_state(self, tmp_path):
+        path = tmp_path / "checkpoint.pt"
         whole, first, second = with_dropout(), with_dropout(), with_dropout()
         wanted = trainer(whole).fit(*data())
 
@@ -675,17 +675,17 @@ class TestInterruption:
             if epoch == 2:
                 raise KeyboardInterrupt
 
-        rare = CheckpointFile(place, every=10)
+        rare = CheckpointFile(path, every=10)
         with pytest.raises(KeyboardInterrupt) as caught:
             trainer(first, checkpoint=rare).fit(*data(), after_epoch=interrupt)
         assert caught.value.__notes__ == [
-            f"everything up to epoch 2 is saved in {place}: `fit` with the same checkpoint resumes from there"
+            f"everything up to epoch 2 is saved in {path}: `fit` with the same checkpoint resumes from there"
         ]
         assert trainer(second, checkpoint=rare).fit(*data()).loss == wanted.loss
         assert_same_state(copy_state(whole), copy_state(second))
 
-    def test_within_an_epoch_the_last_state_stays(self, tmp_path):
-        place = tmp_path / "checkpoint.pt"
+    def test_an_exception_within_an_epoch_preserves_the_last_state(self, tmp_path):
+        path = tmp_path / "checkpoint.pt"
         calls = []
 
         def interrupted(outputs, labels):
@@ -695,11 +695,11 @@ class TestInterruption:
             return nn.functional.cross_entropy(outputs, labels)
 
         with pytest.raises(KeyboardInterrupt) as caught:
-            trainer(with_dropout(), loss=interrupted, checkpoint=place).fit(*data())
-        assert caught.value.__notes__[-1].startswith(f"everything up to epoch 2 is saved in {place}")
-        assert len(torch.load(place, weights_only=True)["history"]["loss"]) == 2
+            trainer(with_dropout(), loss=interrupted, checkpoint=path).fit(*data())
+        assert caught.value.__notes__[-1].startswith(f"everything up to epoch 2 is saved in {path}")
+        assert len(torch.load(path, weights_only=True)["history"]["loss"]) == 2
 
-    def test_a_full_disk_is_noted(self, tmp_path, monkeypatch):
+    def test_the_note_reports_a_full_disk(self, tmp_path, monkeypatch):
         def full(self, saved):
             raise OSError(28, "No space left on device")
 

@@ -81,7 +81,7 @@ def test_angles_of_both_engines_agree(kind, side, reference_name):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_angles_to_given_vectors(kind):
+def test_angles_to_reference_vectors(kind):
     reduced, dense = both_engines(kind, steps=30)
     for layer in (1, 2):
         chosen = dense.singular_vectors(layer, "right", 30)
@@ -93,7 +93,7 @@ def test_angles_to_given_vectors(kind):
         assert b[30].max() <= tolerance(F64, DIM**2)  # the norm of a block of vectors
 
 
-def test_angles_to_the_first_step_start_at_it():
+def test_angles_to_the_first_step_are_zero_at_that_step():
     for run in both_engines("square", steps=5):
         angles = run.angles(2, "right", "first_step")
         assert np.all(angles[0] == 0)  # the row that the authors put first
@@ -288,7 +288,7 @@ def test_energy_in_the_largest_singular_values():
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_layers_that_do_not_exist_are_named(engine):
+def test_errors_name_layers_that_do_not_exist(engine):
     run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match="layer is"):
@@ -306,7 +306,7 @@ def test_layers_have_to_be_integers(engine):
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_steps_that_were_not_recorded_are_named(engine):
+def test_errors_name_steps_that_were_not_recorded(engine):
     run = both_engines("square", steps=8, record=dln.Record(every=4))[engine]
     with pytest.raises(ValueError, match="step is 3"):
         run.singular_vectors(1, "left", 3)
@@ -342,7 +342,7 @@ def test_inputs_of_features_are_checked(engine):
         run.features(4, np.ones((DIM, 2)))
 
 
-def test_data_that_an_engine_does_not_record_are_refused():
+def test_requests_for_data_that_the_engine_does_not_record_are_refused():
     dense = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=2, engine="dense")
     for ask in (dense.rho, dense.multiplicity, dense.active_singular_values):
         with pytest.raises(ValueError, match="belongs to the reduced engine"):
@@ -355,7 +355,7 @@ def test_data_that_an_engine_does_not_record_are_refused():
             ask(1)
 
 
-def test_families_are_asked_for_as_their_scalars_are():
+def test_families_are_requested_like_their_scalars():
     reduced, dense = both_engines("square", steps=2)
     assert reduced.outcome == dense.outcome == reduced.outcome == "finished"
     (family,) = reduced.families()
@@ -496,7 +496,7 @@ def test_a_loaded_run_predicts(layout, whiten, tmp_path):
         got.transform(np.ones((6, 6)))
 
 
-def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
+def test_the_error_of_a_loaded_problem_names_its_missing_samples(tmp_path):
     again = save_and_load(data_run("columns", "zca")[0], tmp_path / "run.npz")
     assert (again.problem.inputs, again.problem.outputs, again.problem.labels) == (None, None, None)
     with pytest.raises(ValueError, match=r"X is needed.*files store no samples"):
@@ -505,7 +505,7 @@ def test_a_loaded_problem_says_that_it_has_no_samples(tmp_path):
         dln.plots.FeatureCompressionDisplay.from_trajectory(again)
 
 
-def test_a_file_without_the_whitening_matrix_does_not_pass_for_raw_inputs(tmp_path):
+def test_inputs_are_refused_where_the_file_lacks_the_whitening_matrix(tmp_path):
     run, new = data_run("columns", "zca")
     run.save(tmp_path / "run.npz")
     members = without_digest(members_of(tmp_path / "run.npz"))  # as in files of 0.1.0
@@ -515,7 +515,7 @@ def test_a_file_without_the_whitening_matrix_does_not_pass_for_raw_inputs(tmp_pa
         dln.load(tmp_path / "run.npz").problem.transform(new)
 
 
-def test_a_saved_standard_problem_says_what_it_is(tmp_path):
+def test_a_saved_standard_problem_describes_itself(tmp_path):
     for make in (wide_problem, lambda: dln.low_rank_recovery(DIM, RANK)):
         problem = make()
         weights = dln.orthogonal([problem.dim_in, problem.dim_in, problem.dim_out])
@@ -549,7 +549,7 @@ def test_a_partial_run_can_be_saved(tmp_path):
     np.testing.assert_array_equal(again.singular_values(2), partial.singular_values(2))
 
 
-def test_files_hold_no_pickle_and_plain_json(tmp_path):
+def test_files_contain_no_pickle_and_plain_json(tmp_path):
     run, _ = both_engines("wide", steps=4)
     run.save(tmp_path / "run.npz")
     with np.load(tmp_path / "run.npz", allow_pickle=False) as file:
@@ -559,7 +559,7 @@ def test_files_hold_no_pickle_and_plain_json(tmp_path):
     assert (meta["format"], meta["format_version"]) == ("dlnfast trajectory", FORMAT_VERSION)
 
 
-def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_an_existing_file_is_replaced_atomically(tmp_path, monkeypatch):
     run, _ = both_engines("square", steps=4)
     path = tmp_path / "run.npz"
     run.save(path)
@@ -600,7 +600,7 @@ def changed_meta(members, **changes):
     return members | {"meta": np.array(json.dumps(json.loads(str(members["meta"])) | changes))}
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_an_error_names_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         dln.load(tmp_path / "nothing.npz")
     run = dln.train(square_problem(), square_weights(), learning_rate=0.1, steps=1)
@@ -618,11 +618,13 @@ def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
 
 
 @settings(deadline=None, max_examples=300)
-@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200]))
-def test_damaged_files_are_refused_or_harmless(place, byte, length, file_of_a_run, tmp_path_factory):
+@given(
+    fraction=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200])
+)
+def test_damaged_files_are_refused_or_load_the_same_run(fraction, byte, length, file_of_a_run, tmp_path_factory):
     """The damage has no effect, or it is a ValueError that names the file."""
     content = bytearray(file_of_a_run.read_bytes())
-    start = int(place * len(content))
+    start = int(fraction * len(content))
     for i in range(start, min(start + length, len(content))):
         content[i] ^= byte
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
@@ -699,7 +701,7 @@ def test_errors_name_the_kind_of_the_file(kind, reason, file_of_a_run, tmp_path)
         dln.load(path)
 
 
-def test_files_of_a_newer_version_are_named(file_of_a_run, tmp_path):
+def test_errors_name_files_of_a_newer_version(file_of_a_run, tmp_path):
     newer = changed_meta(members_of(file_of_a_run), format_version=FORMAT_VERSION + 1, version="99.0")
     write_members(tmp_path / "run.npz", newer)
     with pytest.raises(
@@ -712,7 +714,7 @@ def test_files_of_a_newer_version_are_named(file_of_a_run, tmp_path):
 
 
 @pytest.mark.parametrize("engine", [0, 1])
-def test_a_run_is_freed_with_its_last_reference(engine):
+def test_a_run_is_freed_after_its_last_reference(engine):
     """No reference cycle keeps the arrays alive."""
     gc.collect()
     gc.disable()
@@ -729,7 +731,7 @@ def test_a_run_is_freed_with_its_last_reference(engine):
         gc.enable()
 
 
-def test_records_are_not_the_engines_working_copies():
+def test_records_do_not_share_memory_with_the_engine():
     """The next run does not change the records of the previous one."""
     run = dln.train(square_problem(), square_weights(), learning_rate=0.05, steps=10, engine="reduced")
     before = [run.weights(layer) for layer in (1, 2, 3)]

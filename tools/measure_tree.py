@@ -278,8 +278,8 @@ def rows_of(package: Package, cpp: tuple[Path, Path] | None) -> dict[str, str]:
     for name, node in package.functions():
         if name in COUNTED:
             rows[f"parameters of {name.removesuffix('.__init__')}"] = str(n_parameters(node))
-    if (place := package.class_named("Trajectory")) is not None:
-        _, node = place
+    if (located := package.class_named("Trajectory")) is not None:
+        _, node = located
         methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
         asked = sum(
             len(re.findall(r"isinstance\([^()]*states|hasattr\(states", path.read_text(encoding="utf-8")))
@@ -321,11 +321,11 @@ def main() -> None:
         help="C++ core and bindings of the package of this name",
     )  # fmt: skip
     parser.add_argument("--chain", action="store_true", help="print the longest chain of imports too")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     cpp = {"dlnfast": (HERE / "cpp", HERE / "cpp" / "bindings")}
-    cpp |= {name: (Path(core), Path(bindings)) for name, core, bindings in given.cpp}
+    cpp |= {name: (Path(core), Path(bindings)) for name, core, bindings in arguments.cpp}
     packages = [Package(HERE / "python" / "dlnfast")]
-    for name, mark, path in (text.rpartition("=") for text in given.package):
+    for name, mark, path in (text.rpartition("=") for text in arguments.package):
         packages.append(Package(Path(path), name if mark else ""))
     columns = {package.label: rows_of(package, cpp.get(package.label)) for package in packages}
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
@@ -333,7 +333,7 @@ def main() -> None:
     print("|---" * (len(columns) + 1) + "|")
     for name in names:
         print(f"| {name} | " + " | ".join(rows.get(name, "") for rows in columns.values()) + " |")
-    if given.chain:
+    if arguments.chain:
         for package in packages:
             print(f"\n{package.label}: " + " -> ".join(longest_chain(package.graph())))
 

@@ -40,8 +40,8 @@ def generated_part(core: ModuleType) -> str:
 
 def parts_of(text: str) -> tuple[str, str, str]:
     """Return the stub before, in and after the generated part."""
-    before, rest = text.split(BEGIN)
-    inside, after = rest.split(END)
+    before, remainder = text.split(BEGIN)
+    inside, after = remainder.split(END)
     return before + BEGIN, inside, END + after
 
 

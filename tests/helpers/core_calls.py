@@ -122,5 +122,5 @@ def call_batch_descent(core, cores=None, **changes):
         "rho_records": np.zeros((n, 3, 2)),
         "counts": np.zeros((n, 2), np.int64),
     }
-    given = [np.tile(0.5 * np.eye(2), (n, 1, 1)) for _ in range(2)] if cores is None else cores
-    return core.batch_descent(given, {**arguments, **changes})
+    core_stacks = [np.tile(0.5 * np.eye(2), (n, 1, 1)) for _ in range(2)] if cores is None else cores
+    return core.batch_descent(core_stacks, {**arguments, **changes})

@@ -108,8 +108,8 @@ def with_record_fields(call):
 def call_of_options(name, make, **fields):
     """A fit of an estimator with one of its dataclasses of options, which takes the fields."""
 
-    def fit(**given):
-        return dln.MatrixCompletion(steps=5, rank=2, **{name: make(**given)}).fit(**make_ratings())
+    def fit(**options):
+        return dln.MatrixCompletion(steps=5, rank=2, **{name: make(**options)}).fit(**make_ratings())
 
     return lambda: (fit, dict(fields))
 
@@ -126,7 +126,9 @@ def call_of_function(call, **arguments):
 RATES = {"loss_scale": 1.0, "learning_rate": 0.1}
 CALLS = {
     "Adaptive": lambda: (
-        lambda **law: dln.train(make_problem(), make_weights(), learning_rate=dln.Adaptive(**law), steps=3),
+        lambda **options: dln.train(
+            make_problem(), make_weights(), learning_rate=dln.Adaptive(**options), steps=3
+        ),
         {"safety": 1.0, "ratios": [1.0] * DEPTH, "curvature": [1.0] * DEPTH},
     ),
     "BiasOptions": call_of_options("biases", dln.BiasOptions, kind="both", penalty=1.0),
@@ -185,7 +187,7 @@ CALLS = {
     ),
     "LowRank.truncated": call_of_method(lambda: make_problem().target, "truncated", rank=1),
     "MatrixCompletion": lambda: (
-        lambda **given: dln.MatrixCompletion().set_params(**given).fit(**make_ratings()),
+        lambda **options: dln.MatrixCompletion().set_params(**options).fit(**make_ratings()),
         {
             "rank": 2,
             "depth": 2,
@@ -256,7 +258,7 @@ CALLS = {
     ),
     "Record.checked": call_of_method(lambda: dln.Record(every=2, singular_values=3), "checked", steps=5),
     "SVDTracker": lambda: (
-        lambda **given: dln.SVDTracker(**given).update(make_matrix()),
+        lambda **options: dln.SVDTracker(**options).update(make_matrix()),
         {
             "k": 3,
             "mode": "auto",

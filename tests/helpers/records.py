@@ -18,8 +18,8 @@ def merge_options(*parts):
     options, record = {}, {}
     for part in parts:
         options |= part
-        given = part.get("record", dln.Record())
-        for field in fields(given):
-            if getattr(given, field.name) != field.default:
-                record[field.name] = getattr(given, field.name)
+        changes = part.get("record", dln.Record())
+        for field in fields(changes):
+            if getattr(changes, field.name) != field.default:
+                record[field.name] = getattr(changes, field.name)
     return options | {"record": dln.Record(**record)}
