@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The header of the report, and the fixtures that several test modules share."""
+"""Report header, and fixtures that several test modules share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-# Before the first import of a helper, so that what it asserts is explained as in a test.
+# Before the first import of a helper, so that pytest explains failed assertions in helpers too.
 pytest.register_assert_rewrite("helpers")
 from helpers.core_modules import MODULES  # noqa: E402
 
@@ -29,7 +29,7 @@ def core_modules():
 
 @pytest.fixture(scope="session", params=MODULES.values(), ids=MODULES.keys())
 def core(request):
-    """Run the test once with each of these modules."""
+    """Return one compiled module; the test runs once for each."""
     return request.param
 
 
@@ -47,7 +47,7 @@ def weights(request):
 
 @pytest.fixture
 def fixed_torch_seed():
-    """Seed PyTorch with 0 for the test, and put its generator back after it."""
+    """Seed PyTorch with 0 for the test, and restore the state of its generator afterwards."""
     torch = pytest.importorskip("torch", reason="PyTorch is optional")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def lightning():
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """Return transformers with what its Trainer needs; it may not ask the network."""
+    """Return transformers without network access; skip if a package that its Trainer needs is missing."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pytest.importorskip("accelerate", reason="accelerate is optional")
     return pytest.importorskip("transformers", reason="transformers is optional")

@@ -135,9 +135,12 @@ def test_large_copies_warn_the_caller_of_the_public_function(monkeypatch):
         as_matrix(large.tolist(), "W")
 
 
-def test_check_count():
+def test_check_count_returns_integers():
     assert check_count(np.int32(3), "steps") == 3
     assert check_count(0, "steps", minimum=0) == 0
+
+
+def test_check_count_refuses_small_integers_and_other_types():
     with pytest.raises(ValueError, match="steps is 0; wanted an integer of at least 1"):
         check_count(0, "steps")
     for bad in (2.0, "3", True, np.True_, None):
@@ -145,9 +148,12 @@ def test_check_count():
             check_count(bad, "steps")
 
 
-def test_check_scale():
+def test_check_scale_returns_floats():
     assert check_scale(np.float32(0.5), "scale") == 0.5
     assert check_scale(0, "scale") == 0.0
+
+
+def test_check_scale_refuses_negative_and_infinite_numbers_and_other_types():
     for bad in (np.nan, np.inf, -1.0):
         with pytest.raises(ValueError, match="scale is"):
             check_scale(bad, "scale")
@@ -158,9 +164,12 @@ def test_check_scale():
             check_scale(bad, "scale")
 
 
-def test_per_layer():
+def test_per_layer_repeats_a_number_and_returns_a_list_as_an_array():
     np.testing.assert_array_equal(per_layer(0.1, "learning_rate", 3), [0.1, 0.1, 0.1])
     np.testing.assert_array_equal(per_layer((1, 2), "learning_rate", 2), [1.0, 2.0])
+
+
+def test_per_layer_refuses_bad_values_and_lengths():
     with pytest.raises(ShapeError, match=r"learning_rate has 2 values; wanted .* one per layer \(3\)"):
         per_layer([1, 2], "learning_rate", 3)
     with pytest.raises(ValueError, match=r"learning_rate\[1\] is -1"):
@@ -175,7 +184,7 @@ def test_random_generator_depends_on_seed_and_stream_only():
 
     np.testing.assert_array_equal(draw(0, ("orthogonal", 1)), draw(0, ["orthogonal", 1]))
     uses = [(0, ("orthogonal", 1)), (0, ("orthogonal", 2)), (1, ("orthogonal", 1)), (0, ())]
-    uses += [(2**64 - 1, ()), (2**64 - 2, ()), (2**63, ())]  # no float64 on the way
+    uses += [(2**64 - 1, ()), (2**64 - 2, ()), (2**63, ())]  # such seeds are not representable in float64
     assert len({draw(*use).tobytes() for use in uses}) == len(uses)
 
 

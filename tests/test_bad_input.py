@@ -500,7 +500,7 @@ def test_a_diverged_run_keeps_its_records(engine, dtype, momentum):
 
 
 def test_divergence_names_the_exceeded_bound():
-    """Of a balanced minimum, 2 / (L c sigma^(2 - 2/L)), here of L = 3, sigma = 1.5."""
+    """The bound of a balanced minimum is 2 / (L c sigma^(2 - 2/L)), here with L = 3 and sigma = 1.5."""
     bound = 2 / (3 * 1.5 ** (4 / 3))
     with pytest.raises(dln.DivergedError, match=f"rates above {bound:.3g} oscillate"):
         train_small(learning_rate=20.0, steps=500)

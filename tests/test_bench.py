@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Peers compute the same results before they are timed, and every number is saved with its machine."""
+"""Peers compute the same results before they are timed, and results are saved with a machine record."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_losses(setting, name, tune=False):
 
 
 def test_all_peers_agree():
-    # In its own process, as always: libraries warn, and start threads that stay.
+    # In a separate process, because the libraries emit warnings and start threads that they do not stop.
     result = record.in_process(
         "cases:measure",
         {

@@ -188,7 +188,7 @@ def test_saved_records_are_replayed_to_stopping_rules(engine, record_every, cut,
     assert rule.seen == plain_rule.seen
 
 
-class TestTurns:
+class TestOuterSteps:
     """Runs whose outer layers are updated once in several steps."""
 
     RECORD: ClassVar = dln.Record(every=10, singular_values=None, weights_every=20)
@@ -517,7 +517,7 @@ def test_no_file_contains_a_pickle(cut_short):
                 assert b"'|O'" not in file.read(name)[:200]
 
 
-# ------------------------------------------------------------------- errors that pass, and full disks
+# ------------------------------------------------------------------- temporary errors and full disks
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOMEM])
@@ -533,7 +533,7 @@ def test_temporarily_unreadable_states_are_not_deleted(code, what, cut_short, mo
         if what == "open":
             patch.setattr(checkpoint_module, "read_whole", failing)
         elif what == "read":
-            # zipfile says of an OSError while it looks for the directory that the file is no zip file.
+            # zipfile reports an OSError while it reads the directory of the archive as "not a zip file".
             patch.setattr(zipfile, "_EndRecData", failing)
         else:
             patch.setattr(os, "listdir", failing)

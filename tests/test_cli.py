@@ -375,7 +375,7 @@ def test_the_example_writes_only_to_the_folder_out(small_fashion_mnist, tmp_path
     assert (tmp_path / "out" / "fashion_mnist.png").is_file()
 
 
-# The rest of the command line.
+# Other commands.
 
 
 def test_info_describes_the_build(capsys):
@@ -463,7 +463,7 @@ def test_the_self_check_fails_when_the_engines_disagree(monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
-# Output pipes that are closed.
+# Closed output pipes.
 
 
 def finetuning_results(folder):
@@ -524,7 +524,7 @@ def commands_that_write(folder):
 
 
 def without_reader(arguments, folder, stdout):
-    """Run a command whose output goes nowhere, unbuffered as in many containers, and return it."""
+    """Run a command whose output pipe has no reader, unbuffered as in many containers."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"}
     return subprocess.run(
         [sys.executable, "-c", "import sys; from dlnfast.cli import main; sys.exit(main())", *arguments],

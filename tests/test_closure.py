@@ -333,7 +333,7 @@ def test_aligned_weights_have_the_smallest_subspaces(case):
     assert space.holds
     assert_invariant(problem, weights, space)
     assert space.dims == (RANK,) * 4
-    # Everything is diagonal: only the target's own modes meet.
+    # All matrices are diagonal, so only the modes of the target interact.
     product = space.cores[2] @ space.cores[1] @ space.cores[0]
     directions = space.bases[-1].T @ problem.target.U, space.bases[0].T @ problem.target.V
     modes = directions[0].T @ product @ directions[1]
@@ -512,7 +512,7 @@ def test_a_departure_in_one_direction_is_included_in_the_closure(direction):
     weights[1][direction] *= 1 + 1e-3
     space = closure(problem, weights)
     assert space.holds
-    # The direction of the row, met by each of the 2r.
+    # The direction of the row, with a component along each of the 2r.
     assert space.dims == (2 * RANK + 1,) * 4
     assert_invariant(problem, weights, space)
 

@@ -73,7 +73,7 @@ def test_descent_on_entries_equals_the_reference(dtype, n_threads, data):
             **rates,
         )
     )
-    limit = 4 * tolerance(dtype, max(widths) * n, steps)  # the errors of n products meet
+    limit = 4 * tolerance(dtype, max(widths) * n, steps)  # the errors of n products add up
     np.testing.assert_allclose(run.loss, [loss for loss, _ in wanted], rtol=limit, atol=limit * wanted[0][0])
     for step, (_, layers) in enumerate(wanted):
         for layer, w in enumerate(layers, start=1):

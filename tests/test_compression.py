@@ -197,7 +197,7 @@ def test_a_narrow_layer_limits_the_rank_and_nothing_square_is_formed(monkeypatch
     monkeypatch.setattr(compression, "multiply", watched)
     layers = dln.gaussian([101, 101, 101, 3, 101, 101], seed=1)
     result = dln.compress(layers, rank=50)
-    assert result.rank == 3  # of the 50 that were asked for
+    assert result.rank == 3  # of the 50 requested ones
     assert max(min(shape) for shape in shapes) <= 8  # 3, or the probes
     monkeypatch.undo()
     assert_chain(result, layers)

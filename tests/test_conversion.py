@@ -111,7 +111,7 @@ REFUSED = {
     "table of text": lambda a: table(a).astype(str).astype(object) if a.ndim < 3 else None,
 }
 
-#: Missing values: refused, unless the argument stands in `MISSING`.
+#: Missing values: refused, unless the argument is in `MISSING`.
 INCOMPLETE = {
     "masked": masked,
     "list of masked rows": lambda a: [masked(row) for row in a] if a.ndim == 2 else None,
@@ -267,7 +267,7 @@ def test_values_that_are_not_arrays_of_real_numbers_are_refused_by_name(name, ke
     for kind, change in REFUSED.items():
         if kind == "no axis" and (name, key) in NUMBERS:
             continue
-        # Numbers one by one may be of Python's own types, and labels may be words.
+        # Single numbers may have Python's own types, and labels may be strings.
         harmless = (name, key) in NUMBERS or key == "labels"
         try:
             assert_refused_or_same(name, key, index, change, wanted if harmless else None)

@@ -580,7 +580,7 @@ def test_cifar10_is_complete():
     assert np.bincount(few_labels).tolist() == [300] * 10
     means = few.reshape(-1, 3, 1024).mean(axis=(0, 2)) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.01)
-    # Neighbouring pixels are alike, in each colour: the axes are in the order that is promised.
+    # Neighbouring pixels are similar in each colour, so the axes are in the documented order.
     pixels = few.reshape(-1, 3, 32, 32).astype(float)
     for axis in (2, 3):
         assert np.abs(np.diff(pixels, axis=axis)).mean() < 0.3 * pixels.std()

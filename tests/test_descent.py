@@ -75,10 +75,10 @@ def test_the_run_stops_at_the_first_loss_below_the_tolerance(engine, problem, we
     np.testing.assert_array_equal(run.loss, whole.loss[: first + 1])
     assert run.steps.tolist() == [*range(0, first, 9), first]
     assert run.outcome == "converged"
-    # A bound that is met before the first step.
+    # A tolerance that the initial loss satisfies.
     run = dln.train(problem, weights, tolerance=1e9, **rates)
     assert (len(run.loss), run.steps.tolist()) == (1, [0])
-    # A bound that is never met.
+    # A tolerance that is never reached.
     assert dln.train(problem, weights, tolerance=0.0, **rates).outcome == "finished"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Engines are found by name, and a new one needs nothing but its own class and one entry."""
+"""Engines are found by name; a new engine needs a class and an entry in the registry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class NumpyJob(DenseJob):
             counts[0] += 1
             if step % request.record_every == 0 or step == request.steps:
                 arguments["record_steps"][counts[1]] = step
-                for values, w in zip(self.values, self.weights, strict=False):  # none where none are wanted
+                for values, w in zip(
+                    self.values, self.weights, strict=False
+                ):  # empty if no values are recorded
                     values[counts[1]] = np.linalg.svd(w, compute_uv=False)[: values.shape[1]]
                 counts[1] += 1
             if step == request.steps:
@@ -114,7 +116,7 @@ print("torch" in sys.modules, "dlnfast.torch" in sys.modules)
 """
     assert run_python(program).split() == ["False", "False"]
     assert "torch" in ENGINES
-    assert sys.modules  # the registry names it all the same
+    assert sys.modules  # it is in the registry nevertheless
 
 
 def test_the_device_of_the_torch_engine_is_part_of_its_name():

@@ -88,7 +88,7 @@ def test_noisy_ratings_are_predicted_better_than_by_biases():
     assert model.n_steps_ > 0
 
 
-def test_no_factors_are_fitted_to_pure_noise():
+def test_predictions_for_pure_noise_have_a_small_spread():
     rng = np.random.default_rng(3)
     pairs = np.column_stack(np.divmod(rng.choice(3000, 400, replace=False), 60))
     ratings = 3 + rng.standard_normal(400)
@@ -499,7 +499,7 @@ def test_a_large_matrix_is_not_predicted_whole():
 
 
 def interrupting(monkeypatch, at, of_calls):
-    """Let the run of one call of `train` be interrupted at a step, as Ctrl-C does."""
+    """Interrupt the run of one call of `train` at a step, as Ctrl-C does."""
     calls = []
 
     def train(*arguments, **options):

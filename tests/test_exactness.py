@@ -115,13 +115,16 @@ def loss_error(got, wanted, scale):
     """Return the largest difference of ||residual||_F = sqrt(2 l / c), relative to its `scale`.
 
     Near a minimum the residual is a difference of nearly equal matrices, so that it is known to rounding
-    beside ||Phi||_F, and not beside itself.
+    relative to ||Phi||_F, but not relative to itself.
     """
     return np.max(np.abs(np.sqrt(got.loss) - np.sqrt(wanted.loss))) / math.sqrt(scale)
 
 
 def assert_equal_runs(runs, limit=EXACT, to_themselves=0.1):
-    """Compare each two; losses above `to_themselves` of the first one also relative to themselves."""
+    """Compare every pair of runs.
+
+    Losses above `to_themselves` times the first one are compared relative to themselves too.
+    """
     for (name_a, a), (name_b, b) in itertools.combinations(runs.items(), 2):
         # A converged loss can fall below its first value by any factor; the first ones measure ||Phi||.
         scale = max(a.loss[0], b.loss[0])
@@ -208,11 +211,11 @@ def largest_errors(runs):
 def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
     """The published problem from eps = 1e-3: a plateau of 9,000 steps, then three modes rise.
 
-    A relative perturbation of the plateau is multiplied by about 1 / eps = 1e3 when a mode leaves it, for
-    it shifts the time of leaving. Rounding alone, 1e-16, thus becomes a few 1e-13 in any computation, the
-    reference's own included. How many depends on the draw: over eight seeds, two decays and three instruction
-    sets 3e-13 to 4e-13 in the median and 2.4e-12 at most, at a draw where the dense engine and the reference
-    are 1e-12 apart too. The draws below stay under 6e-13.
+    A relative perturbation on the plateau is multiplied by about 1 / eps = 1e3 when a mode leaves it, because
+    it shifts the time at which the mode leaves. Rounding errors of 1e-16 thus become a few 1e-13 in any
+    computation, including the reference. The factor depends on the seed. Over eight seeds, two decays and
+    three instruction sets the difference has a median of 3e-13 to 4e-13 and a maximum of 2.4e-12; there the
+    dense engine and the reference differ by 1e-12 too. The seeds below give less than 6e-13.
     """
     loss_scale = 1 / 30**2
     setting = RunOptions.of(
@@ -235,7 +238,7 @@ def test_fifteen_thousand_steps_from_a_small_scale(seed, weight_decay):
 
 
 def test_fifteen_thousand_steps_on_the_plateau():
-    """The run ends on the plateau: nothing is amplified."""
+    """The run stops on the plateau, so rounding errors are not amplified."""
     setting = RunOptions.of(3, scale=1e-3, learning_rate=0.02, weight_decay=1e-6, steps=15_000, every=100)
     weights = dln.orthogonal([30] * 4, setting.scales, 1)
     runs = all_runs(target_of(30, 30, [3.0, 2.0, 1.0], seed=1), weights, setting, singular_values=None)
@@ -382,7 +385,7 @@ def test_bounded_oscillation_past_the_edge_of_stability():
     assert abs(loss[0] - loss[1]) > 0.01 * loss[0]
 
 
-# The dense engine, whatever the shapes.
+# The dense engine at any widths.
 
 PATTERNS = {
     "square": [9, 9, 9, 9],

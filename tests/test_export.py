@@ -135,7 +135,7 @@ def test_the_dataset_has_only_the_requested_variables(xarray):
     assert set(square().to_xarray(["loss"]).sizes) == {"loss_step"}
 
 
-def test_layers_of_different_widths_are_filled_up(xarray):
+def test_layers_of_different_widths_are_padded(xarray):
     run = uneven(record=dln.Record(vectors=True, weights_every=20))
     found = run.to_xarray()
     assert found.singular_values.shape == (16, 2, 5)
@@ -157,7 +157,7 @@ def test_rates_have_their_own_steps(xarray):
     found = run.to_xarray()
     np.testing.assert_array_equal(found.rates, run.rates)
     assert found.rates.dims == ("rate_step",)
-    assert "right_angles" not in found  # whose order the rank decides, which nobody knows
+    assert "right_angles" not in found  # their order depends on the rank, which is unknown
 
 
 def test_tracked_models_keep_their_names(xarray):
@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_the_previous_export_and_no_other_file(limit, store, 
     folder.mkdir()
     path = folder / f"a.{ending}"
     dln.export(dln.load(folder_of_a_run / "run.npz"), path, variables=["loss"])
-    # In its own process: the HDF5 library used to end it.
+    # In a separate process, because a failed write can make the HDF5 library abort.
     finished = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder), ending, str(limit)],
         capture_output=True,

@@ -15,7 +15,7 @@ CASES = {case.name: case for case in every_case()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_fault_loses_data(name, tmp_path):
-    # bench/fault_injection.py tries all operations; here a fixed sample of them.
+    # A fixed sample of the operations; bench/fault_injection.py tries all of them.
     case = CASES[name]
     tally = run_case(case, tmp_path, singles=15 if case.cost == 1 else 3, doubles=4, kills=2)
     assert tally.losses == []
@@ -25,13 +25,13 @@ def test_no_fault_loses_data(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["train, dense, resumed", "train, reduced, resumed"])
 def test_no_failed_write_of_a_state_destroys_the_run(name, tmp_path):
-    """The kind of fault that destroyed folders in 0.1.0, at every write of a resumed run."""
+    """Faults at every fourth write of a resumed run; in version 0.1.0 they destroyed the folder."""
     tally = run_case(CASES[name], tmp_path, kinds=["full", "interrupt after"], every=4)
     assert tally.losses == []
     assert tally.singles >= 40
 
 
-class TestTheHarness:
+class TestFaults:
     def test_operations_below_the_folder_are_counted(self, tmp_path):
         def work():
             with open(tmp_path / "a", "w") as file:
@@ -73,5 +73,5 @@ class TestTheHarness:
         assert faults.fired == 2
         assert os.listdir(tmp_path) == []
 
-    def test_kinds_are_those_that_are_listed(self):
+    def test_there_are_seven_kinds_of_faults(self):
         assert len(KINDS) == len(set(KINDS)) == 7

@@ -124,7 +124,7 @@ def test_evolution_in_another_setting_follows_the_flow(tmp_path):
 
 
 def test_evolution_is_the_same_at_any_width(tmp_path):
-    # At any width the picture is the same: singular values differ by how the target's frames happen to lie.
+    # The width changes singular values only through the random orientation of the target's frames.
     published, wide = (
         run_figure(tmp_path, "svd-evolution", "--dim", dim)["numbers"] for dim in ("30", "10000")
     )
@@ -151,7 +151,7 @@ def test_collapse_meets_the_published_numbers(collapse_figure):
 
 
 def test_collapse_can_be_stopped_by_the_mean_loss(tmp_path):
-    """The other reading of the published rule: the deepest layers are still on their way."""
+    """The other interpretation of the published rule; it stops before the deepest layers have converged."""
     options = ["--tolerance", "2.5e-4", "--depths", "8", "--scales", "0.5", "--inits", "orthogonal"]
     options += ["--activations", "linear"]
     record = run_figure(tmp_path, "progressive-collapse", *options)["numbers"]["depth"][0]
@@ -191,9 +191,9 @@ def test_edge_meets_the_published_thresholds(edge_figure):
     assert [round(threshold, 4) for threshold in thresholds] == [0.0309, 0.0331, 0.0356]
     spacing = np.diff(numbers["sweep"]["parameter"])[0]
     for onset, threshold in zip(numbers["onsets"].values(), thresholds, strict=True):
-        # Just below, the way to rest takes longer than the sweep waits.
+        # Just below, convergence takes more steps than the sweep computes.
         assert onset[0] < threshold < onset[1] + spacing
-    # The period doubles where it does for every mode alike, at 1.244 times its threshold.
+    # For every mode the period doubles at 1.244 times its threshold.
     for pair, threshold in zip(numbers["period_doublings"].values(), thresholds, strict=True):
         assert pair[0] / threshold == pytest.approx(1.244, abs=2 * spacing / threshold)
 
@@ -348,7 +348,7 @@ def test_full_and_compressed_factorisation_agree(factorisation):
     curves = numbers["iterations"]["series"]
     full, compressed = curves["full"], curves["compressed"]
     assert full["x"] == compressed["x"]
-    # Relative to what is there at first: residuals of a fitted matrix are rounding.
+    # Relative to the initial values, because residuals of a fitted matrix are rounding errors.
     np.testing.assert_allclose(full["y"], compressed["y"], rtol=1e-9, atol=1e-14 * full["y"][0])
     for run, curve in zip(runs.values(), curves.values(), strict=True):
         assert run["final_loss"] < 1e-10 * curve["y"][0]

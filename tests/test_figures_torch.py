@@ -117,7 +117,7 @@ def test_penultimate_spectra_writes_its_numbers(tmp_path, image_folder):
         assert record["change energy"] == pytest.approx(np.sum(values[:20] ** 2) / np.sum(values**2))
         assert record["change energy"] > record["control energy"]
         assert record["change count"] == np.sum(values > 0.05 * values[0])
-        # What was tracked while training ends where the weights did; float32 beside float64.
+        # The last tracked values are those of the final weights; float32 compared with float64.
         assert record["energy_over_time"][-1] == pytest.approx(record["change energy"], rel=1e-4)
         assert len(found["panels"][family]["energy in the largest 2K"]["x"]) == len(
             record["energy_over_time"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading takes no more memory than a file justifies; a failed write leaves the previous file."""
+"""Reading needs memory in proportion to the file; a failed write preserves the previous file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def npy(shape, descr="<f8", content=b""):
     return stream.getvalue() + content
 
 
-# ------------------------------------------------------------------------------- archives, as written
+# ------------------------------------------------------------------------------- valid archives
 
 
 def test_written_files_are_read(archive):
@@ -108,7 +108,7 @@ def test_files_without_a_digest_are_read(archive):
     assert_same_arrays(read_whole(archive, KIND, 1)[1], ARRAYS)
 
 
-# ----------------------------------------------------------------------------- archives, as attacked
+# ----------------------------------------------------------------------------- manipulated archives
 
 
 def changes():
@@ -283,7 +283,7 @@ def test_errors_of_the_system_are_not_reported_as_damage(archive, monkeypatch):
     assert not isinstance(caught.value, ValueError)
 
 
-def test_images_take_no_more_memory_than_their_file_justifies(tmp_path):
+def test_images_need_memory_in_proportion_to_their_file(tmp_path):
     count = 2**27 // 784
     header = bytes((0, 0, 8, 3)) + np.array((count, 28, 28), ">u4").tobytes()
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
@@ -430,7 +430,7 @@ def put(path, content):
 
 @pytest.fixture
 def linked_files(tmp_path):
-    """Return a link to a link, the link, and the file in another folder that both name."""
+    """Return a link to a link, the link, and the file in another folder to which both point."""
     (tmp_path / "disk").mkdir()
     target, link, second = tmp_path / "disk" / "run.npz", tmp_path / "link.npz", tmp_path / "second.npz"
     target.write_bytes(b"old")
@@ -592,7 +592,7 @@ def test_file_names_of_the_maximum_length_can_be_saved(letter, tmp_path):
 
 @pytest.fixture
 def fill(tmp_path):
-    """Return a function that replaces the folder a.zarr by one that holds a file of this name."""
+    """Return a function that replaces the folder a.zarr by one with a file of this name."""
 
     def replace(name):
         with atomic_path(tmp_path / "a.zarr") as temporary:

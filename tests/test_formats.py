@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of every format load; errors name damaged, foreign and newer files; no file holds a pickle."""
+"""Files of every format load; errors name damaged, foreign and newer files; no file contains a pickle."""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
         for index in np.ndindex(values.shape):
             exact, absolute = value[index[0]][index[1]], size[index[0]][index[1]]
             represented = Fraction(float(values[index])) + Fraction(float(corrections[index]))
-            # Leading parts are rounded beside the largest entry of a row, not beside each: at most N times
-            # as much as the sum of absolute values.
+            # Leading parts are rounded relative to the largest entry of a row, not to each entry: at most N
+            # times the sum of absolute values.
             largest = n_samples * absolute
             assert abs(represented - exact) <= Fraction(SUM_ERROR) * largest
             rounding = Fraction(float(np.spacing(abs(single[index])))) / 2
@@ -128,7 +128,7 @@ def test_sums_equal_rational_arithmetic(seed, n_samples, n_batches, shift):
 
 
 def test_long_sums_lose_no_digits():
-    # A plain sum of 2^15 chunks, all alike, loses some 1e-13; these are the same in exact arithmetic.
+    # A plain sum of 2^15 equal chunks has an error of 1e-13; these sums equal exact arithmetic.
     X, Y = np.array([[0.1], [1 / 3]]), np.array([[0.7]])
     found = SufficientStatistics()
     for _ in range(2**9):

@@ -78,7 +78,7 @@ def test_misaligned_products_of_operators_are_refused(core):
 
 @pytest.mark.parametrize("n_threads", [4097, 2**31 - 1])
 def test_too_many_threads_are_refused(core, n_threads):
-    """OpenMP would end the process."""
+    """OpenMP would abort the process."""
     a = np.ones((3, 3))
     with pytest.raises(ValueError, match=f"{n_threads} threads are asked for; wanted at most 4096"):
         core.multiply(a, False, a, False, np.empty((3, 3)), n_threads)
@@ -158,7 +158,7 @@ def test_tall_matrices_of_few_columns_are_decomposed(core):
             assert np.abs(right.T @ right - np.eye(k)).max() <= eps
 
 
-# Indices and counts are checked once: what is written must not lie in their memory.
+# Indices and counts are checked once, so outputs must not overlap them in memory.
 
 
 def test_outputs_that_overlap_the_indices_are_refused(core):

@@ -37,7 +37,7 @@ matplotlib.use("agg")
 PACKAGE = str(Path(dln.__file__).parent)
 #: Errors that are allowed. DivergedError and FileNotFoundError report a failure, not a bad argument.
 TYPED = (TypeError, ValueError, MemoryError, OverflowError, OSError, dln.DivergedError)
-#: Errors that are mistakes of the package.
+#: Errors that indicate a bug in the package.
 MISTAKES = (AttributeError, IndexError, KeyError, ZeroDivisionError, AssertionError, RecursionError)
 
 # ------------------------------------------------------------------------------------------ odd arguments
@@ -197,7 +197,7 @@ def finite(result, depth=0):
 def recorded_values(trajectory):
     try:
         return [trajectory.singular_values(layer) for layer in range(1, trajectory.n_layers + 1)]
-    except ValueError:  # none were asked for
+    except ValueError:  # none were requested
         return []
 
 

@@ -236,7 +236,7 @@ def test_a_closure_stops_at_its_limit():
 
 
 def test_a_closure_of_exactly_its_limit_is_accepted():
-    # Four directions at each node are what this closure needs: exactly the limit is allowed.
+    # This closure needs four directions at each node, exactly the limit.
     for limit in (4, [4, 4, 4], lambda node: 4 + node):
         assert ImplicitWeights([9, 9, 9]).close(2, 2, limit).closed
     for limit in ([4, 3, 4], [3, 4, 4], lambda node: 4 - (node == 2), 1, 0):

@@ -86,7 +86,7 @@ def test_orthogonal_layers_are_haar_distributed(shape):
 
 
 def test_gaussian_and_uniform_entries_have_their_shapes():
-    """Kurtosis tells them apart: 3 for the normal distribution, 9/5 for the uniform one."""
+    """Kurtosis distinguishes them: 3 for the normal distribution, 9/5 for the uniform one."""
     normal, flat = (
         distribution([200, 200], seed=0)[0].ravel() for distribution in (dln.gaussian, dln.uniform)
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Imports run down: packages in the order of `ORDER`, modules without circles. Nothing is run.
+"""Modules import only from packages that come earlier in `ORDER`, without circular imports.
 
-Imports inside functions and imports for the type checker count like all others.
+The sources are parsed, not executed. Imports inside functions and imports for the type checker count like
+all others.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ ORDER = (
 #: The longest chain of imports that a reader has to follow, in modules.
 LONGEST_CHAIN = 14
 
-#: Packages beside the standard library that a module may import when it is imported itself.
+#: Packages outside the standard library that a module may import at its top level.
 OUTSIDE = {
     "torch": {"torch", "numpy"},
     "integrations": {"torch", "numpy", "lightning", "transformers", "peft", "packaging"},
@@ -76,7 +77,7 @@ def test_modules_import_only_lower_packages(module):
         for i in PACKAGE.imports(module)
         if ORDER.index(entry_of(i.module)) > position
     ]
-    assert not up, f"{module} imports from what stands above it in ORDER"
+    assert not up, f"{module} imports from later entries of ORDER"
 
 
 def test_there_are_no_circular_imports():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All instruction-set levels give the same answers, and each holds only its own instructions."""
+"""All instruction-set levels give the same results, and each contains only its own instructions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_levels_agree_on_whole_runs(monkeypatch, widths, dtype):
         monkeypatch.setattr(jobs, "core", module)
         runs.append(dln.train(problem, weights, learning_rate=1.0, weight_decay=1e-3, momentum=0.5, steps=50))
     for run in runs[1:]:
-        # Both runs carry their own rounding, so twice what one may be off.
+        # Both runs have rounding errors, hence twice the tolerance of one.
         limit = 2 * tolerance(dtype, max(widths), 50)
         np.testing.assert_allclose(run.loss, runs[0].loss, rtol=limit)
         for layer in range(1, len(widths)):

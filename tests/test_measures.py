@@ -177,7 +177,7 @@ def test_discrimination_names_the_class_without_direction() -> None:
 
 
 def subspaces_at(generator: np.random.Generator, dim: int, angles: Array) -> tuple[Array, Array]:
-    """Return bases, mixed and rescaled, of two subspaces with the given principal angles."""
+    """Return bases, mixed and rescaled, of two subspaces with these principal angles."""
     count = len(angles)
     frame = draw_orthonormal(generator, dim, 2 * count)
     first, second = frame[:, :count], frame[:, :count] * np.cos(angles) + frame[:, count:] * np.sin(angles)
@@ -305,7 +305,7 @@ def test_vector_angles_equal_brute_force(seed: int, dim: int, missing: int, rank
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 0.3, np.pi / 2 - 1e-12])
 def test_vector_angles_of_the_middle_block_lose_no_digits(size: float) -> None:
-    """All vectors are given; those of the middle block rotate among themselves."""
+    """All vectors are passed; those of the middle block rotate among themselves."""
     generator = np.random.default_rng(5)
     initial = draw_orthonormal(generator, 20, 20)
     turn = np.eye(20)
@@ -377,7 +377,9 @@ def test_energy_in_limiting_cases() -> None:
 
 
 @given(seeds, st.integers(2, 9), st.integers(2, 9), st.floats(0.01, 100.0))
-def test_image_angles_are_nonzero_only_along_changed_directions(seed: int, rows: int, columns: int, size: float) -> None:
+def test_image_angles_are_nonzero_only_along_changed_directions(
+    seed: int, rows: int, columns: int, size: float
+) -> None:
     generator = np.random.default_rng(seed)
     start = generator.standard_normal((rows, columns))
     directions = draw_orthonormal(generator, columns, columns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Missing memory raises a MemoryError, and the process continues."""
+"""A failed allocation raises MemoryError, and the process continues."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_sizes_beyond_memory_raise_memory_errors(name):
     everything_works()
 
 
-# Little address space: allocations of middle size fail wherever they come.
+# With a small address space, allocations of medium size fail anywhere in a call.
 
 LITTLE_MEMORY = """
 import resource, sys
@@ -138,7 +138,7 @@ def test_little_memory(call, run_python):
         # Freed memory is returned at once: the next call has to allocate it again.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "0",
-        # OpenBLAS ends the process where it has no memory for the work of several threads.
+        # OpenBLAS aborts the process if it has no memory for the work of several threads.
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
@@ -150,7 +150,7 @@ def test_little_memory(call, run_python):
 DRIVER = SimpleNamespace(**run_path(str(Path(__file__).parents[1] / "fuzz" / "bindings.py")))
 
 
-def proper_call(core, name, seed):
+def make_valid_call(core, name, seed):
     """Make a valid call, the same for equal seeds."""
     draw = DRIVER.Draw(np.random.default_rng(seed).bytes(64))
     arguments = DRIVER.FUNCTIONS[name][0](draw)
@@ -160,7 +160,7 @@ def proper_call(core, name, seed):
 
 @pytest.fixture
 def fail():
-    """Return a function that lets the allocation after n more fail, and says what was left of the last n."""
+    """Return a function that makes the allocation after n more fail, and returns the remaining count."""
     library = ctypes.CDLL(core.__file__)
     if not hasattr(library, "dlnfast_fail_allocation"):
         pytest.skip("not a build for fuzzing (DLNFAST_FUZZ)")
@@ -174,16 +174,16 @@ def test_each_failed_allocation_raises_a_memory_error(name, fail):
     least = DRIVER.LEAST_WITH_SVD if name in DRIVER.WITH_SVD else 0
     n_failed = 0
     for seed in range(5):
-        wanted = proper_call(core, name, seed)
+        wanted = make_valid_call(core, name, seed)
         for n in range(10_000):
             fail(n, least)
             try:
-                proper_call(core, name, seed)
+                make_valid_call(core, name, seed)
             except MemoryError:
                 n_failed += 1
             if fail(-1, 0) >= 0:  # fewer allocations than that
                 break
-        np.testing.assert_equal(proper_call(core, name, seed), wanted)
+        np.testing.assert_equal(make_valid_call(core, name, seed), wanted)
     core.set_num_threads(0)
     assert n_failed > 0 or name in ("build_info", "max_threads", "set_num_threads", "follow_branches")
 

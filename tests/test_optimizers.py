@@ -18,7 +18,7 @@ def polar(gradient):
 
 
 def newton_schulz(gradient):
-    """Muon's own iteration for the polar factor: a polynomial, which is not exact."""
+    """Return Muon's approximation of the polar factor, a polynomial iteration."""
     X = gradient / np.linalg.norm(gradient)
     for _ in range(5):
         square = X @ X.T

@@ -77,7 +77,7 @@ def test_examples_in_docstrings_run(module_name):
     module = load(module_name)
     if module is None:
         pytest.skip(f"{module_name} needs a package that is not installed")
-    # With no names but their own: they are pasted from help().
+    # In an empty namespace, because users paste them from help().
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for example in doctest.DocTestFinder().find(module, globs={}):
         runner.run(example)

@@ -36,7 +36,7 @@ def direct_loss(W, X, Y, loss_scale):
 
 
 def relative_error(got, wanted, *factors):
-    """||got - wanted|| beside ||wanted||, or beside the norms of the factors of a product that may cancel."""
+    """Return ||got - wanted|| / ||wanted||, or relative to the norms of factors whose product may cancel."""
     size = math.prod(np.linalg.norm(factor) for factor in factors or (wanted,))
     return np.linalg.norm(np.asarray(got) - wanted) / max(size, np.finfo(F64).tiny)
 
@@ -218,8 +218,8 @@ def test_a_target_outside_the_range_of_the_gram_matrix_is_refused():
 
 
 def test_weak_directions_of_real_data_are_not_refused():
-    # One input dwarfs another, which alone explains Y: ||Phi e|| is large beside ||Phi||, yet the Gram
-    # matrix does not resolve e.
+    # One input is much larger than another, which alone explains Y: ||Phi e|| is large relative to ||Phi||,
+    # yet the Gram matrix does not resolve e.
     rng = np.random.default_rng(4)
     large, small = draw_orthonormal(rng, 50, 2).T
     X = np.stack([1e9 * large, small])
@@ -401,7 +401,7 @@ def test_loss_of_data_equals_the_loss(dim_in, dim_out, n_samples, seed, whiten, 
     problem = Problem.from_data(X, Y, whiten=whiten)
     W = problem.least_squares + near * rng.standard_normal((dim_out, problem.dim_in))
     wanted = direct_loss(W, problem.inputs, Y, problem.loss_scale)
-    # Rounding in the residual is of the size of eps ||W|| ||X||, and beside M* grows with the conditioning.
+    # Rounding in the residual is of size eps ||W|| ||X||; relative to M* it grows with the condition number.
     size = problem.loss_scale * (np.sum(W**2) * np.sum(problem.inputs**2) + np.sum(Y**2))
     allowed = tolerance(F64, dim_in * n_samples) * condition**2 * (math.sqrt(wanted * size) + 1e-12 * size)
     assert abs(problem.loss(W) - wanted) <= allowed

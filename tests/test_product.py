@@ -28,7 +28,7 @@ def double(*arrays):
 
 
 def assert_product(got, a, b):
-    """Compare got with a b, beside ||a|| ||b||, the scale of a product's rounding errors."""
+    """Compare got with a b relative to ||a|| ||b||, the scale of the rounding errors of a product."""
     wide_a, wide_b = double(a, b)
     size = np.linalg.norm(wide_a) * np.linalg.norm(wide_b)
     error = np.linalg.norm(got.astype(np.float64) - wide_a @ wide_b)
@@ -203,8 +203,8 @@ def test_bidiagonal_singular_values_equal_numpy(core, n, seed, data, scale):
     wanted = np.linalg.svd(np.diag(diagonal) + np.diag(superdiagonal, 1), compute_uv=False)
     got = core.bidiagonal_singular_values(diagonal, superdiagonal, k)
     assert got.shape == (k,)
-    # Bisection is on the squares: a small value keeps the accuracy of its square beside the largest. Twice
-    # the tolerance, because the squares of what NumPy finds are off by 2 sigma times its own error.
+    # Bisection is on the squares: a small value has the accuracy of its square relative to the largest. Twice
+    # the tolerance, because the squares of NumPy's values have an error of 2 sigma times that of the values.
     assert np.all(np.abs(got**2 - wanted[:k] ** 2) <= 2 * tolerance(np.float64, n) * wanted[0] ** 2)
     assert np.all(got[1:] <= got[:-1])
 

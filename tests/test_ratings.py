@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ratings from files: every public layout, damaged ones, and the real set where it is at hand."""
+"""Ratings from files: every public layout, damaged files, and the real data set where it is available."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_gradients_are_differences_of_the_loss(widths: list[int], n_samples: int
     outputs = generator.standard_normal((widths[-1], n_samples))
     slopes = reference.gradients(weights, outputs @ inputs.T, inputs @ inputs.T, 0.3)
 
-    # The loss is quadratic in a single entry: central differences are exact for any step, so take a long one.
+    # The loss is quadratic in a single entry: central differences are exact for any step, so use a long one.
     for layer, weight in enumerate(weights):
         for entry in np.ndindex(weight.shape):
             losses = []

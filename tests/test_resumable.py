@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The driver of resumable work: what it writes in which order, and what an exception leaves."""
+"""The driver of resumable work: the order of its writes, and the state after an exception."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stop(Exception):
 
 
 class Counting(ResumableWork):
-    """Work that adds up the numbers of its steps; it flushes after each, and may be stopped at one."""
+    """Work that adds up the numbers of its steps; it flushes after each step, and can be stopped at one."""
 
     def __init__(self, n_steps=6, stop_at=None, error=Stop):
         self.n_steps, self.stop_at, self.error = n_steps, stop_at, error
@@ -59,7 +59,7 @@ class Counting(ResumableWork):
 
 
 class Recording(Counting):
-    """The same with records and a file for the end, as `train` has them."""
+    """Counting with records and an end file, as in `train`."""
 
     has_end_file = True
 
@@ -215,7 +215,7 @@ class TestExceptions:
     def test_an_existing_state_is_not_written_again(self, tmp_path, monkeypatch):
         with pytest.raises(Stop):
             run_resumable(folder(tmp_path), Counting(stop_at=3))
-        monkeypatch.setattr(RunFolder, "write_state", lambda *_: pytest.fail("it is there"))
+        monkeypatch.setattr(RunFolder, "write_state", lambda *_: pytest.fail("the state exists"))
         with pytest.raises(Stop) as caught:
             run_resumable(folder(tmp_path), Counting(stop_at=3))
         assert "up to step 3 is saved" in caught.value.__notes__[-1]

@@ -21,8 +21,8 @@ _SPEC = importlib.util.spec_from_file_location(
 WRITER = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(WRITER)
 
-# What an argument of a kind may be declared as: the beginning of the annotation in the stub. Where the
-# binding takes any object it looks at it itself, and the stub says more.
+# Beginning of the annotation in the stub, by the type in pybind11's signature. Where a binding accepts any
+# object, it checks the type itself, and the stub is more specific.
 DECLARED = {
     "numpy.ndarray": ("_Array", "npt.NDArray"),
     "numpy.typing.NDArray[numpy.float64]": ("npt.NDArray[np.float64]",),
@@ -159,7 +159,7 @@ def test_the_generated_part_is_what_the_core_describes(core):
 
 
 def test_a_dictionary_has_the_fields_that_the_stub_declares(core):
-    """Those that functions return; of those that they take, every field is needed (test_core_arguments)."""
+    """Checks returned dictionaries; test_core_arguments checks that arguments need every field."""
     tables = core.describe_tables()
 
     def fields(name):

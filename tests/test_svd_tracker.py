@@ -502,7 +502,7 @@ class TestScales:
     def scaled(W, dtype, level):
         """Return a W of this size in the precision, and its values and norm by way of units."""
         held = (W * level).astype(dtype)
-        # A power of two takes it to sizes at which NumPy loses nothing.
+        # A power of two scales it to a size at which NumPy has no overflow or underflow.
         exponent = int(np.frexp(level)[1])
         up = np.ldexp(held.astype(np.float64), -exponent)
         return held, np.ldexp(exact(up), exponent), np.ldexp(np.linalg.norm(up), exponent)
@@ -737,7 +737,7 @@ class TestRuns:
         for run in (few, whole):
             u, v = run.singular_vectors(2, "left"), run.singular_vectors(2, "right")
             np.testing.assert_allclose(W @ v, u * run.singular_values(2)[-1], atol=1e-11)
-        # The leading four stand clear; their angles are the same however they were found.
+        # The leading four values are well separated, so their angles do not depend on the method.
         np.testing.assert_allclose(
             few.angles(2, "right", reference="first_step")[1:, :3],
             whole.angles(2, "right", reference="first_step")[1:, :3],

@@ -58,7 +58,7 @@ steps = 60
 
 
 class Polled:
-    """A job as submitit has them: no `concurrent.futures.Future`, done some time later."""
+    """A job like those of submitit: not a `concurrent.futures.Future`, and finished after some polls."""
 
     def __init__(self, function, *arguments):
         self.call, self.looks = (function, arguments), 0

@@ -587,7 +587,7 @@ def test_default_rate_in_limiting_cases() -> None:
 def steps_to_half(overlap: float, scale: float, n_layers: int, rate: float) -> int:
     """Return when W_{L:1} has a quarter of the initial loss left: the mode of sigma = 1 is half learned.
 
-    The last layer turns by the angle that makes <Q_{L:1}^T u, v> the given overlap.
+    The last layer turns by the angle that makes <Q_{L:1}^T u, v> equal to `overlap`.
     """
     sine = np.sqrt(1 - overlap**2)
     last = scale * np.array([[overlap, -sine], [sine, overlap]])

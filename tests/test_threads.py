@@ -199,7 +199,7 @@ def test_the_gil_is_released():
         turns += 1
         time.sleep(0.001)
     thread.join()
-    # With the GIL held, this thread would have had its turn a handful of times at most.
+    # If the GIL were held, this thread would have run a few times at most.
     assert turns > 20
 
 
@@ -763,6 +763,6 @@ def test_torch_runs_before_and_during_runs(run_python, first):
 
 
 def test_free_threading_is_not_declared():
-    """Nobody has tested it: an interpreter without the lock turns it on when the modules are imported."""
+    """Free threading is not tested, so an interpreter without the GIL has to enable it on import."""
     for source in (Path(__file__).parents[1] / "cpp" / "bindings").glob("*.cpp"):
         assert "mod_gil_not_used" not in source.read_text(encoding="utf-8")

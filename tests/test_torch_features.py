@@ -53,7 +53,7 @@ def test_features_are_the_outputs_of_the_layers():
     model, batches = normalised_network().eval(), batches_of(7, 5)
     outputs = layer_outputs(model, batches, ["input", "0", "1", "2", "4"])
     assert outputs.names == ("input", "0", "1", "2", "4")
-    for _ in range(2):  # it can be gone through again
+    for _ in range(2):  # it can be iterated again
         for (features, labels), (inputs, wanted) in zip(outputs, batches, strict=True):
             assert tuple(features) == outputs.names
             first = model[0](inputs)

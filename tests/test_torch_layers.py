@@ -89,7 +89,7 @@ def maps_of_groups(layer):
     """Return the map of each group, from the outputs for unit inputs: one row per output.
 
     Of a convolution: from a patch of the size of the kernel to a point; of a transposed one, from a point to
-    a patch, whose positions stand with the inputs.
+    a patch, whose positions belong to the input dimension.
     """
     is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
     size = [1] * len(layer.kernel_size) if is_transposed else list(layer.kernel_size)
@@ -200,7 +200,7 @@ def test_weights_with_inputs_first_are_transposed():
         (("1.linear*", "0", "1.linear1"), ["0", "1.linear1", "1.linear2"]),
         (lambda name, module: isinstance(module, nn.Conv2d), ["2"]),
         ("penultimate", ["3"]),
-        ("4", ["4"]),  # embeddings, where they are asked for
+        ("4", ["4"]),  # embeddings, if requested
         ("7", ["6"]),  # a weight that two modules share has two names
     ],
 )

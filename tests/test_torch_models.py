@@ -23,7 +23,7 @@ import dlnfast.torch as dt  # noqa: E402
 F64 = np.float64
 WIDTHS = st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=2, max_size=6)
 DISTRIBUTIONS = {"orthogonal": dln.orthogonal, "gaussian": dln.gaussian, "uniform": dln.uniform}
-#: One small model of every family, by what makes it from settings all of them take.
+#: {family: function that makes a small model from the settings that all families accept}.
 FAMILIES = {
     "linear": lambda **settings: dt.DeepLinear([48, 6, 5, 4], **settings),
     "mlp": lambda **settings: dt.MLP([48, 6, 5, 4], bias=True, **settings),

@@ -98,7 +98,7 @@ def test_ridge_without_penalty_is_least_squares(n_samples, dim, standardise):
     bound = 1e4 * tolerance(np.float64, n_samples)  # the condition number of square random features
     np.testing.assert_allclose(probes.weights["x"], weights.T, rtol=0, atol=bound)
     np.testing.assert_allclose(probes.intercepts["x"], intercept, rtol=0, atol=bound)
-    if n_samples <= dim:  # as many unknowns as samples: all labels are met
+    if n_samples <= dim:  # as many unknowns as samples: all labels are fitted exactly
         assert probes.accuracy(batched(features, labels)) == {"x": 1.0}
 
 

@@ -335,7 +335,7 @@ def test_measuring_features_restores_state_that_evaluation_changes():
     assert model[0].last is None
 
 
-# ------------------------------------------------------------------------- what holds no real numbers
+# ------------------------------------------------------------------------- weights without real values
 
 
 class Packed(nn.Linear):

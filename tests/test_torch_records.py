@@ -66,7 +66,7 @@ class Witness:
                     assert np.all(np.abs(values[record] - exact) <= errors[record] + eps * scale)
 
 
-# ------------------------------------------------------------------------------- ways to take a step
+# ------------------------------------------------------------------------------- kinds of training steps
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -387,7 +387,7 @@ def test_a_chosen_optimizer_counts_in_any_order_of_two():
         witness.compare([0, 2, 4, 5])
 
 
-# --------------------------------------------------------------------------- optimizers that come later
+# --------------------------------------------------------------------------- optimizers that are added later
 
 
 def test_added_parameter_groups_are_tracked():
@@ -397,7 +397,7 @@ def test_added_parameter_groups_are_tracked():
     witness = Witness(model, tracked)
     step = plainly(model, [optimizer])
     step(1)
-    assert tracked.step == 0  # it holds none of the followed weights yet
+    assert tracked.step == 0  # it contains none of the tracked weights yet
     optimizer.add_param_group({"params": model[2].parameters()})
     for number in (2, 3):
         step(number)
@@ -738,7 +738,7 @@ def test_sharded_weights_are_refused_by_name():
         distributed.destroy_process_group()
 
 
-# ------------------------------------------------------------------------- hooks leave models alone
+# ------------------------------------------------------------------------- hooks do not change models
 
 
 def test_models_are_copied_and_saved_without_hooks():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Row-sharded layers: results equal those of one process, on all processes, and no process waits forever.
 
-One start of two processes and one of three run all the cases; each case is a test that reads what came of it.
+All cases run in one start of two processes and one of three. Each test reads the result of one case.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def case_the_sum_of_steps_bounds_the_change():
     for dtype in (F64, F32):
         options = {
             "learning_rate": [0.1, 0.0, 0.2],
-            "weight_decay": [0.02, 0.0, 5.0],  # the last takes all of W
+            "weight_decay": [0.02, 0.0, 5.0],  # the last one cancels all of W
             "momentum": [0.5, 0.0, 0.0],
         }
         for change in ({}, {"momentum": 0.0, "weight_decay": 0.03, "learning_rate": 0.1}):

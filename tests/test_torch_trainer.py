@@ -54,7 +54,7 @@ def trainer(model, **settings):
     return Trainer(model, **{"learning_rate": 0.1, "epochs": 4, "batch_size": 5, **settings})
 
 
-# -------------------------------------------------------------------------------- the steps it takes
+# -------------------------------------------------------------------------------- training steps
 
 
 def by_hand(model, samples, value, make, epochs, size, rates, seed=0):
@@ -393,7 +393,7 @@ def test_other_files_are_refused_as_checkpoints(tmp_path):
         seen.fit(*data())
 
 
-# --------------------------------------------------------------------------------------------- its end
+# ------------------------------------------------------------------------------------- end of training
 
 
 @pytest.mark.parametrize("tracked", [False, True])
@@ -652,7 +652,7 @@ def test_keywords_of_earlier_versions_raise_an_error_that_names_the_new_option(k
         trainer(network(), **{keyword: value})
 
 
-def test_the_name_of_an_optimizer_is_its_options_with_their_defaults():
+def test_a_name_is_equivalent_to_the_options_with_their_defaults():
     histories = [
         trainer(network(), loss=loss, optimizer=optimizer, schedule=schedule).fit(*data())
         for loss, optimizer, schedule in (
@@ -664,7 +664,7 @@ def test_the_name_of_an_optimizer_is_its_options_with_their_defaults():
 
 
 class TestInterruption:
-    """What is on disk after an exception, and what its note says."""
+    """Files and notes after an exception."""
 
     def test_an_exception_between_two_epochs_writes_the_state(self, tmp_path):
         path = tmp_path / "checkpoint.pt"

@@ -97,7 +97,7 @@ def test_angles_to_the_first_step_are_zero_at_that_step():
     for run in both_engines("square", steps=5):
         angles = run.angles(2, "right", "first_step")
         assert np.all(angles[0] == 0)  # the row that the authors put first
-        # The middle block has been rotated to where it was at step 0: two products.
+        # The middle block is rotated to its position at step 0: two products.
         assert angles[1].max() <= tolerance(F64, DIM, 2)
 
 
@@ -355,7 +355,7 @@ def test_requests_for_data_that_the_engine_does_not_record_are_refused():
             ask(1)
 
 
-def test_families_are_requested_like_their_scalars():
+def test_families_contain_the_scalars_of_the_run():
     reduced, dense = both_engines("square", steps=2)
     assert reduced.outcome == dense.outcome == reduced.outcome == "finished"
     (family,) = reduced.families()
@@ -427,7 +427,7 @@ def test_a_saved_run_of_a_dense_problem(dtype, tmp_path):
         steps=8,
         record=dln.Record(weights_every=4, every=4, vectors=True),
     )
-    again = save_and_load(run, tmp_path / "run")  # the file name is the one given
+    again = save_and_load(run, tmp_path / "run")  # the file name is not changed
     assert_same_content(again, run)
     assert again.weights(1).dtype == dtype
 
@@ -505,7 +505,7 @@ def test_the_error_of_a_loaded_problem_names_its_missing_samples(tmp_path):
         dln.plots.FeatureCompressionDisplay.from_trajectory(again)
 
 
-def test_inputs_are_refused_where_the_file_lacks_the_whitening_matrix(tmp_path):
+def test_transform_is_refused_where_the_file_lacks_the_whitening_matrix(tmp_path):
     run, new = data_run("columns", "zca")
     run.save(tmp_path / "run.npz")
     members = without_digest(members_of(tmp_path / "run.npz"))  # as in files of 0.1.0
@@ -515,7 +515,7 @@ def test_inputs_are_refused_where_the_file_lacks_the_whitening_matrix(tmp_path):
         dln.load(tmp_path / "run.npz").problem.transform(new)
 
 
-def test_a_saved_standard_problem_describes_itself(tmp_path):
+def test_a_saved_standard_problem_has_the_same_description(tmp_path):
     for make in (wide_problem, lambda: dln.low_rank_recovery(DIM, RANK)):
         problem = make()
         weights = dln.orthogonal([problem.dim_in, problem.dim_in, problem.dim_out])
@@ -621,7 +621,9 @@ def test_truncated_files_are_refused(keep, file_of_a_run, tmp_path):
 @given(
     fraction=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), length=st.sampled_from([1, 8, 200])
 )
-def test_damaged_files_are_refused_or_load_the_same_run(fraction, byte, length, file_of_a_run, tmp_path_factory):
+def test_damaged_files_are_refused_or_load_the_same_run(
+    fraction, byte, length, file_of_a_run, tmp_path_factory
+):
     """The damage has no effect, or it is a ValueError that names the file."""
     content = bytearray(file_of_a_run.read_bytes())
     start = int(fraction * len(content))

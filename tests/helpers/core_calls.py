@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Calls of the compiled core's descents with small, right arguments, of which a test changes some."""
+"""Calls of the core's descent functions with small valid arguments, some of which a test replaces."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Callbacks that end a run from inside, as Ctrl-C does."""
+"""Callbacks that stop a run with an exception."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random matrices with known properties, and how far a matrix is from having them."""
+"""Random matrices with known properties, and the deviation of a matrix from them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory that an action takes."""
+"""Memory use of an action."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class Peak:
-    """The largest number of bytes that Python and NumPy held; set at the end of `measure_peak`."""
+    """Largest number of bytes that Python and NumPy allocated; set at the end of `measure_peak`."""
 
     bytes: int
 
 
 @contextmanager
 def measure_peak() -> Iterator[Peak]:
-    """Measure the largest number of bytes that Python and NumPy hold at once in the block."""
+    """Measure the largest number of bytes that Python and NumPy have allocated in the block."""
     peak = Peak()
     tracemalloc.start()
     try:
@@ -28,7 +28,7 @@ def measure_peak() -> Iterator[Peak]:
 
 
 def peak_bytes(action: Callable[[], Any]) -> int:
-    """Return the largest number of bytes that Python and NumPy hold at once during an action."""
+    """Return the largest number of bytes that Python and NumPy have allocated during an action."""
     with measure_peak() as peak:
         action()
     return peak.bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A right call of every public function, as {name: a function that returns it and its arguments}."""
+"""A valid call of every public function: {name: function that returns the callable and its arguments}."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def make_implicit_weights():
 
 
 def with_record_fields(call):
-    """Return a function that takes the fields of `Record` beside the other arguments of a call."""
+    """Return a function that accepts the fields of `Record` as well as the other arguments of a call."""
     names = [field.name for field in dataclasses.fields(dln.Record)]
 
     def run(**arguments):
@@ -106,7 +106,7 @@ def with_record_fields(call):
 
 
 def call_of_options(name, make, **fields):
-    """A fit of an estimator with one of its dataclasses of options, which takes the fields."""
+    """Return a fit of an estimator as a function of the fields of one of its option classes."""
 
     def fit(**options):
         return dln.MatrixCompletion(steps=5, rank=2, **{name: make(**options)}).fit(**make_ratings())
@@ -115,7 +115,7 @@ def call_of_options(name, make, **fields):
 
 
 def call_of_method(make, name, **arguments):
-    """A call of a method of an object that is made anew."""
+    """Return a call of a method of a new object."""
     return lambda: (getattr(make(), name), {k: v() if callable(v) else v for k, v in arguments.items()})
 
 

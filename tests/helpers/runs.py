@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run holds, in a form that can be compared."""
+"""Content of a run in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import dlnfast as dln
 
-#: Entries that say how long something took.
+#: Entries that contain durations.
 _TIMES = ("wall_time", "seconds", "training_seconds", "preparation_seconds", "fit_seconds_")
 
 
@@ -18,7 +18,7 @@ def array_content(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_times(metadata: Any) -> Any:
-    """Return values that JSON knows without those that say how long something took."""
+    """Return a JSON value without the entries that contain durations."""
     if isinstance(metadata, dict):
         return {name: without_times(value) for name, value in metadata.items() if name not in _TIMES}
     if isinstance(metadata, list):
@@ -27,10 +27,10 @@ def without_times(metadata: Any) -> Any:
 
 
 def run_content(run: dln.Trajectory, *, with_times: bool = True) -> tuple[str, dict[str, Any]]:
-    """Return all that a run holds, or all but how long its parts took."""
+    """Return the whole content of a run, with or without durations."""
     metadata, arrays = run.to_arrays()
     if not with_times:
         metadata = without_times(metadata)
-        # The columns of the tracker hold seconds.
+        # The columns of the tracker contain seconds.
         arrays = {name: array for name, array in arrays.items() if not name.startswith("tracking_columns")}
     return json.dumps(metadata, sort_keys=True), array_content(arrays)

@@ -21,7 +21,7 @@ def draw_few_samples(dim, *, n_samples, n_outputs, seed=0, orthonormal=False, re
 
 
 def true_loss(problem, weights, X, Y):
-    """Return the loss of the samples in extended precision, and what double precision cannot see of it."""
+    """Return the loss of the samples in extended precision, and its resolution in double precision."""
     product = np.eye(len(X), dtype=np.longdouble)
     size = np.linalg.norm(X)
     for W in weights:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small PyTorch networks, adapters on them, and how close two of them are."""
+"""Small PyTorch networks, adapters on them, and comparisons of networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_two_layers(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """Return two linear layers with an activation between, ReLU unless given."""
+    """Return two linear layers with an activation between them, by default ReLU."""
     if seed is not None:
         torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(d_in, hidden), activation or nn.ReLU(), nn.Linear(hidden, d_out))
