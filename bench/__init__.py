@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How fast: peers side by side, in one process, with the machine and its thread pools on record."""
+"""Benchmarks: the package and its peers in one process, with a record of the machine and thread pools."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Let every file operation fail, of all that is written and read, and count what is lost.
+"""Inject a fault at every file operation of reads and writes, and count the losses.
 
     python bench/fault_injection.py [--case NAME ...] [--every 1] [--doubles 100] [--kills 50]
 
-Each case (a checkpointed run, a sweep, a file that is saved over an older one, ..) is done once undisturbed,
-and then once for every file operation and kind of fault: a full disk for one operation or from then on, an
-input/output error, missing rights, a signal before or after it, and a kill that is simulated by refusing all
-further operations. Then pairs of faults, in a call and in the call that goes on, and real kills (SIGKILL),
-both at random. After each, what was there before is read, the same call has to give the bits of the
-undisturbed one, and no other files may be left. tests/fault_cases.py holds the cases and what has to hold.
+Each case (a checkpointed run, a sweep, a file that replaces an older one, ..) runs once without faults, and
+then once for every file operation and kind of fault: a full disk for one operation or from then on, an
+input/output error, missing permissions, a signal before or after the operation, and a simulated kill, after
+which all operations fail. Random pairs of faults, in a call and in the call that resumes it, and random real
+kills (SIGKILL) follow. After each fault the earlier content must be readable, the same call must return the
+result of the case without faults bit for bit, and no other files may remain. tests/fault_cases.py defines
+the cases and their conditions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", nargs="+", help="parts of the names of the cases to try (default: all)")
-    parser.add_argument("--every", type=int, default=1, help="try every so-many-th operation (default: all)")
+    parser.add_argument("--every", type=int, default=1, help="try every n-th operation (default: 1, all)")
     parser.add_argument("--doubles", type=int, default=100, help="pairs of faults for each case")
     parser.add_argument("--kills", type=int, default=50, help="real kills for each case")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Kill runs that are kept in a folder at random moments, go on with them, and compare the bits.
+"""Kill checkpointed runs at random times, resume them, and compare the results bit for bit.
 
     python bench/kill_runs.py [--kills 100] [--engine reduced|dense|torch]
 
-Every kill is a SIGKILL of a process of its own. What it left is read, and has to be the beginning of the run
-that nobody killed; then `dlnfast resume` goes on with it in another process, and the end has to be the same
-bit for bit.
+Every run has its own process, which gets a SIGKILL. The folder must then contain the first part of an
+uninterrupted run. `dlnfast resume` finishes the run in another process, and the result must equal that of
+the uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ dln.train(problem, dln.orthogonal([60] * 4), engine=engine, learning_rate=0.2, m
 
 
 def start(folder: Path, engine: str) -> subprocess.Popen[bytes]:
-    """Run the program in a process of its own."""
+    """Start the program in a new process."""
     return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), engine])
 
 
-def await_begin(folder: Path) -> None:
-    """Wait until a run has written what it was asked for."""
+def wait_for_first_file(folder: Path) -> None:
+    """Wait until a run has written the file with its settings."""
     while not (folder / "run.npz").exists():
         time.sleep(0.002)
 
 
-def final(run: dln.Trajectory) -> list[np.ndarray]:
+def final_arrays(run: dln.Trajectory) -> list[np.ndarray]:
     """Return the arrays at the end of a run."""
     if run.engine == "reduced":
         return [core[-1] for core in run.states.cores] + [run.states.rho[-1]]
@@ -53,7 +53,7 @@ def final(run: dln.Trajectory) -> list[np.ndarray]:
 
 
 def main() -> int:
-    """Kill, read, go on, compare; print what came of it."""
+    """Kill, read, resume and compare runs, and print the counts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         whole_folder = Path(scratch) / "whole"
         process = start(whole_folder, arguments.engine)
-        await_begin(whole_folder)
+        wait_for_first_file(whole_folder)
         took = time.perf_counter()
         process.wait()
         took = time.perf_counter() - took
@@ -76,10 +76,10 @@ def main() -> int:
         while kills < arguments.kills:
             folder = Path(scratch) / f"run{kills}"
             process = start(folder, arguments.engine)
-            await_begin(folder)
+            wait_for_first_file(folder)
             try:
                 process.wait(generator.uniform(0.0, 0.8 * took))
-                continue  # it was faster
+                continue  # it has finished already
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, 9)
                 process.wait()
@@ -96,11 +96,11 @@ def main() -> int:
             run = dln.load(folder)
             np.testing.assert_array_equal(run.loss, whole.loss)
             np.testing.assert_array_equal(run.steps, whole.steps)
-            for x, y in zip(final(run), final(whole), strict=True):
+            for x, y in zip(final_arrays(run), final_arrays(whole), strict=True):
                 np.testing.assert_array_equal(x, y)
     print(
         f"{arguments.engine}: {kills} kills, {unread} folders that could not be read, {kills - unread} runs "
-        f"that went on to the same bits; killed at {min(parts):.0%} to {max(parts):.0%} of the run, "
+        f"that resumed bit for bit; killed at {min(parts):.0%} to {max(parts):.0%} of the run, "
         f"median {np.median(parts):.0%}; {time.perf_counter() - start_time:.0f} s"
     )
     return 1 if unread else 0

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Kill a sweep at random moments, start it again until it is done, and compare with one left alone.
+"""Kill a sweep at random times, restart it until it is finished, and compare with an uninterrupted one.
 
     python bench/kill_sweep.py --kills 50
 
-The sweep runs as ``dlnfast sweep`` in a process group of its own, and all of the group is killed (SIGKILL):
-one time in five at any moment from its start on, else at one after its first new run has begun. After every
-kill, runs that are finished must stay as they are: the same bytes, in the same file, written at the same
-time. In the end every run is there once, with the numbers of the sweep left alone, to the last bit.
+The sweep runs as ``dlnfast sweep`` in its own process group, and the whole group gets a SIGKILL. One kill in
+five occurs at any time after the start, the others after the first new run has started. After every kill,
+the summaries of finished runs must be unchanged: the same bytes, inode and modification time. At the end
+every run exists once, and its numbers equal those of the uninterrupted sweep bit for bit.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ record_every = 100
 "train.engine" = ["auto", "dense"]
 "train.learning_rate" = [0.5, 1e9]
 """
-#: What a summary says of a machine's mood rather than of a run.
-MOODS = ("seconds", "training_seconds", "preparation_seconds", "checksum")
+#: Entries of a summary that differ between identical runs.
+VARYING = ("seconds", "training_seconds", "preparation_seconds", "checksum")
 
 
 def start(spec: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -52,7 +52,7 @@ def start(spec: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for_runs(process: subprocess.Popen[bytes], folder: Path) -> float:
-    """Return when there was a run more, or the sweep had ended."""
+    """Wait for one more run or the exit of the sweep, and return the time."""
     before = len(list(folder.glob("*/*")))
     while process.poll() is None and len(list(folder.glob("*/*"))) == before:
         time.sleep(0.002)
@@ -60,7 +60,7 @@ def wait_for_runs(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return inode, time and content of all summaries; fail for one that is not whole."""
+    """Return inode, modification time and content of all summaries; raise if one is incomplete."""
     found = {}
     for path in folder.glob("*/summary.json"):
         content, status = path.read_bytes(), path.stat()
@@ -70,15 +70,15 @@ def finished(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def numbers(folder: Path) -> dict[str, tuple[dict, dict]]:
-    """Return every run's summary and losses, without times."""
+    """Return the summary and losses of every run, without times."""
     import dlnfast as dln
 
     found = {}
     for name, (_, _, content) in finished(folder).items():
         summary = json.loads(content)
-        kept = {key: value for key, value in summary.items() if key not in MOODS}
+        fixed = {key: value for key, value in summary.items() if key not in VARYING}
         losses = dln.load(folder / name / summary["file"]).loss.tolist()
-        found[name] = (kept, losses)
+        found[name] = (fixed, losses)
     return found
 
 
@@ -86,49 +86,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=12, help="the grid has eight times as many runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
     settings = parser.parse_args()
-    moments = random.Random(settings.seed)
+    generator = random.Random(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        spec, alone, folder = (Path(scratch, name) for name in ("spec.toml", "alone", "killed"))
+        spec, reference, folder = (Path(scratch, name) for name in ("spec.toml", "reference", "killed"))
         spec.write_text(SPEC.format(seeds=list(range(settings.seeds))))
         begin = time.perf_counter()
-        process = start(spec, alone)
-        starting = wait_for_runs(process, alone)
+        process = start(spec, reference)
+        starting = wait_for_runs(process, reference)
         assert process.wait() == 0
-        seconds, running = (time.perf_counter() - moment for moment in (begin, starting))
-        wanted = numbers(alone)
+        seconds, running = (time.perf_counter() - start_time for start_time in (begin, starting))
+        wanted = numbers(reference)
         assert len(wanted) == 8 * settings.seeds
         kills = sweeps = partial = 0
         before: dict[str, tuple[int, int, bytes]] = {}
         while kills < settings.kills or before:
             process = start(spec, folder)
             if kills < settings.kills:
-                whole = moments.random() < 0.2
+                whole = generator.random() < 0.2
                 if not whole:
                     wait_for_runs(process, folder)
                 try:
-                    process.wait(moments.uniform(0.0, seconds if whole else running / 2))
+                    process.wait(generator.uniform(0.0, seconds if whole else running / 2))
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     kills += 1
             done = process.wait() == 0
             after = finished(folder)
-            assert before.items() <= after.items(), "a finished run was lost or done again"
+            assert before.items() <= after.items(), "a finished run was lost or repeated"
             partial += len(before) < len(after) < len(wanted)
             before = after
             if done:
                 found = numbers(folder)
-                assert found.keys() == wanted.keys(), "not the runs of the sweep left alone"
+                assert found.keys() == wanted.keys(), "the runs differ from those of the uninterrupted sweep"
                 for name, values in wanted.items():
-                    assert found[name] == values, f"other numbers: {found[name][0]} instead of {values[0]}"
+                    assert found[name] == values, f"{found[name][0]} instead of {values[0]}"
                 shutil.rmtree(folder)
                 before = {}
                 sweeps += 1
     print(
-        f"{kills} kills, {partial} of them in the midst of runs, over {sweeps} sweeps of {len(wanted)} runs: "
-        f"no finished run lost, none done again, all numbers equal to the last bit "
-        f"({seconds:.1f} s for the sweep left alone)"
+        f"{kills} kills, {partial} of them in partial sweeps, in {sweeps} sweeps of {len(wanted)} runs: "
+        f"no finished run lost, none repeated, all numbers equal bit for bit "
+        f"({seconds:.1f} s for the uninterrupted sweep)"
     )
 
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Change files of every format at random, read them, and count what comes of it.
+"""Change files of every format at random, read them, and count the outcomes.
 
     python bench/mutate_files.py [--count 10000] [--seed 0] [--formats trajectory folder ..] [--processes 2]
 
-A file is truncated, its bits are flipped, its members are exchanged, its sizes and headers forged, its
-numbers changed, or it gets a member that takes 300 MB once it is decompressed. Reading it then has to give
-the values that were written, or a typed error (`ValueError` or a class below it), in at most three times the
-memory of the file, or 64 MB. Anything else is counted as wrong, untyped, memory or crash, and printed; the
-exit status says whether there was any. Formats that users write themselves (specifications, data sets) have
-no right values: of these, only errors and memory count, and the arrays that a specification names are the
-user's to compress as far as that goes. One seed gives the same changes everywhere.
+A file is truncated, its bits are flipped, its members are exchanged, its sizes and headers are forged, its
+numbers are changed, or it gets a member of 300 MB after decompression. Reading the file must then return the
+values that were written, or raise a `ValueError`. It may use at most three times the size of the file, or
+64 MB. Every other outcome counts as wrong, untyped, memory or crash, and is printed; the exit status is 1 if
+there was any.
+
+Formats that users write themselves (specifications, data sets) have no expected values, so only errors and
+memory are checked. Arrays that a specification names may be compressed by any factor. The same seed gives
+the same changes on every machine.
 """
 
 from __future__ import annotations
@@ -56,14 +58,14 @@ class Format:
     Attributes
     ----------
     make : callable
-        Writes the original to a folder and returns the files that may be changed.
+        Function that writes the original to a folder and returns the files that may be changed.
     load : callable
-        Reads the folder, and returns values to compare.
+        Function that reads the folder and returns values to compare.
     kind : str
-        "zip", "json", "lines" or "text": which changes suit it beside those of bytes. "open zip": arrays
-        that it is asked for may be of any size.
+        A key of `SUITED`, which lists changes for this format in addition to those of bytes, or "open zip",
+        an archive whose requested arrays may have any size.
     is_own : bool
-        Whether the package wrote it, so that there are right values.
+        Whether the package wrote the file, so that the expected values are known.
     """
 
     make: Callable[[Path], list[Path]]
@@ -94,7 +96,7 @@ def _runs() -> dict[str, Callable[[], dln.Trajectory]]:
         "tracking": lambda: train(recovery, _weights(), engine="dense", record=dln.Record(singular_values=2)),
         "auto": lambda: train(recovery, dln.orthogonal([6] * 3, 0.5), learning_rate="auto"),
         "completion": lambda: train(dln.low_rank_completion(6, 1, 0.7, seed=0), _weights()),
-        "law": lambda: train(
+        "lazily-sampled": lambda: train(
             dln.low_rank_recovery(40, 1),
             dln.orthogonal([40] * 3, 0.5, implicit=True),
             record=dln.Record(singular_values=3),
@@ -109,10 +111,10 @@ def _runs() -> dict[str, Callable[[], dln.Trajectory]]:
 
 
 def content(run: dln.Trajectory) -> Any:
-    """Return all that a run holds, to be compared."""
-    about, arrays = run.to_arrays()
-    held = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
-    return json.dumps(about, sort_keys=True), held
+    """Return the content of a run in a form that can be compared."""
+    metadata, arrays = run.to_arrays()
+    values = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
+    return json.dumps(metadata, sort_keys=True), values
 
 
 def _trajectory(name: str) -> Format:
@@ -125,7 +127,7 @@ def _trajectory(name: str) -> Format:
 
 def _folder(engine: str) -> Format:
     def make(folder: Path) -> list[Path]:
-        kept = dln.Checkpoint(folder / "run", every=20, seconds=0)
+        checkpoint = dln.Checkpoint(folder / "run", every=20, seconds=0)
         weights = dln.orthogonal([6] * 3, 0.5) if engine == "reduced" else _weights()
         dln.train(
             dln.low_rank_recovery(6, 1),
@@ -133,7 +135,7 @@ def _folder(engine: str) -> Format:
             learning_rate=0.1,
             steps=50,
             engine=engine,
-            checkpoint=kept,
+            checkpoint=checkpoint,
             n_threads=1,
         )
         return sorted(path for path in (folder / "run").iterdir() if path.suffix in (".npz", ".json"))
@@ -158,7 +160,7 @@ def _batch() -> Format:
         return sorted(path for path in (folder / "batch").iterdir() if path.suffix in (".npz", ".json"))
 
     def load(folder: Path) -> Any:
-        # A run that is done again has other seconds.
+        # A repeated run has different times.
         return [(r.loss.tobytes(), r.steps.tobytes(), r.weights(1).tobytes()) for r in run(folder)]
 
     return Format(make, load, "zip")
@@ -213,7 +215,7 @@ def _results() -> Format:
         return [folder / "results.jsonl"]
 
     def load(folder: Path) -> Any:
-        # A file that ends at an earlier line is that of an earlier moment.
+        # Fewer lines are valid: they are the file at an earlier time.
         found = finetuning.Results(folder / "results.jsonl").records
         return {json.dumps(record, sort_keys=True) for record in found}
 
@@ -287,12 +289,12 @@ def _images(ending: str) -> Format:
             names = {"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels}
             np.savez_compressed(folder / "fashion_mnist_full.npz", **names)
             return [folder / "fashion_mnist_full.npz"]
-        places = []
+        paths = []
         for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
             header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-            places.append(folder / f"train-{name}-ubyte.gz")
-            places[-1].write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
-        return places
+            paths.append(folder / f"train-{name}-ubyte.gz")
+            paths[-1].write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+        return paths
 
     def load(folder: Path) -> Any:
         return [array.shape for array in dln.load_fashion_mnist(folder)]
@@ -305,12 +307,12 @@ def _ratings(ending: str) -> Format:
         rng = np.random.default_rng(0)
         users, items, stars = rng.integers(1, 9, 40), rng.integers(1, 9, 40), rng.integers(1, 6, 40)
         if ending == "npz":
-            place = folder / "movielens_latest_small.npz"
+            path = folder / "movielens_latest_small.npz"
             ids = np.arange(9)
             np.savez_compressed(
-                place, users=users, items=items, ratings_x2=2 * stars, user_ids=ids, movie_ids=ids
+                path, users=users, items=items, ratings_x2=2 * stars, user_ids=ids, movie_ids=ids
             )
-            return [place]
+            return [path]
         with (folder / "ratings.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["userId", "movieId", "rating", "timestamp"])
@@ -324,7 +326,7 @@ def _ratings(ending: str) -> Format:
 
 
 def _tracker() -> Format:
-    """Return the state of a tracker in a file of its user's: here JSON, with every array exact."""
+    """Return the format of a tracker state that a user stores as JSON, with exact arrays."""
 
     def encode(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -347,7 +349,7 @@ def _tracker() -> Format:
         return [folder / "state.json"]
 
     def load(folder: Path) -> Any:
-        with naming_what_the_user_reads():
+        with marking_errors_of_the_user():
             state = decode(json.loads((folder / "state.json").read_bytes()))
         tracker = dln.SVDTracker.from_state_dict(state)
         record = tracker.update(np.random.default_rng(0).standard_normal((7, 7)))
@@ -357,12 +359,12 @@ def _tracker() -> Format:
 
 
 class _NotReadError(Exception):
-    """What the package never got to see."""
+    """The user's own code could not read the file, so the package was not called."""
 
 
 @contextlib.contextmanager
-def naming_what_the_user_reads() -> Any:
-    """Tell errors of a user's own reader from those of the package."""
+def marking_errors_of_the_user() -> Any:
+    """Turn errors of the user's own reader into `_NotReadError`."""
     try:
         yield
     except Exception as error:
@@ -370,7 +372,7 @@ def naming_what_the_user_reads() -> Any:
 
 
 def _adapters() -> dict[str, Format]:
-    """Return files of adapters, if PyTorch and safetensors are there."""
+    """Return the format of adapters, if PyTorch and safetensors are installed."""
     try:
         import safetensors
         import torch
@@ -427,53 +429,53 @@ def formats() -> dict[str, Format]:
 Change = Callable[[random.Random, bytes], bytes]
 
 
-def _place(rng: random.Random, held: bytes) -> int:
-    # Headers and directories are as likely as numbers.
-    near = min(400, len(held))
-    return rng.choice([rng.randrange(len(held)), rng.randrange(near), len(held) - 1 - rng.randrange(near)])
+def _pick_position(rng: random.Random, data: bytes) -> int:
+    # Positions in headers and directories are as likely as positions in numbers.
+    near = min(400, len(data))
+    return rng.choice([rng.randrange(len(data)), rng.randrange(near), len(data) - 1 - rng.randrange(near)])
 
 
-def truncate(rng: random.Random, held: bytes) -> bytes:
-    return held[: _place(rng, held)]
+def truncate(rng: random.Random, data: bytes) -> bytes:
+    return data[: _pick_position(rng, data)]
 
 
-def flip(rng: random.Random, held: bytes) -> bytes:
-    changed = bytearray(held)
+def flip(rng: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 5, 40])):
-        changed[_place(rng, held)] ^= 1 << rng.randrange(8)
+        changed[_pick_position(rng, data)] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def overwrite(rng: random.Random, held: bytes) -> bytes:
-    begin, count = _place(rng, held), rng.choice([1, 4, 8, 64])
+def overwrite(rng: random.Random, data: bytes) -> bytes:
+    begin, count = _pick_position(rng, data), rng.choice([1, 4, 8, 64])
     filler = rng.choice([b"\0", b"\xff", rng.randbytes(1)]) * count
-    return held[:begin] + filler[: len(held) - begin] + held[begin + count :]
+    return data[:begin] + filler[: len(data) - begin] + data[begin + count :]
 
 
-def cut_out(rng: random.Random, held: bytes) -> bytes:
-    begin = _place(rng, held)
-    return held[:begin] + held[begin + rng.choice([1, 3, 16, 500]) :]
+def cut_out(rng: random.Random, data: bytes) -> bytes:
+    begin = _pick_position(rng, data)
+    return data[:begin] + data[begin + rng.choice([1, 3, 16, 500]) :]
 
 
-def insert(rng: random.Random, held: bytes) -> bytes:
-    begin = _place(rng, held)
-    added = rng.choice([rng.randbytes(9), held[:200], b"[" * 5000, b"\xef\xbb\xbf"])
-    return held[:begin] + added + held[begin:]
+def insert(rng: random.Random, data: bytes) -> bytes:
+    begin = _pick_position(rng, data)
+    added = rng.choice([rng.randbytes(9), data[:200], b"[" * 5000, b"\xef\xbb\xbf"])
+    return data[:begin] + added + data[begin:]
 
 
-def exchange_blocks(rng: random.Random, held: bytes) -> bytes:
+def exchange_blocks(rng: random.Random, data: bytes) -> bytes:
     size = rng.choice([1, 8, 64])
-    a, b = sorted((_place(rng, held), _place(rng, held)))
-    if b < a + size or b + size > len(held):
-        return flip(rng, held)
-    return held[:a] + held[b : b + size] + held[a + size : b] + held[a : a + size] + held[b + size :]
+    a, b = sorted((_pick_position(rng, data), _pick_position(rng, data)))
+    if b < a + size or b + size > len(data):
+        return flip(rng, data)
+    return data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
 
 
 BYTES: list[Change] = [truncate, flip, overwrite, cut_out, insert, exchange_blocks]
 
 
-def _members(held: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(held)) as archive:
+def _members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {info.filename: archive.read(info) for info in archive.infolist()}
 
 
@@ -487,36 +489,36 @@ def _archive(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED)
     return stream.getvalue()
 
 
-def exchange_members(rng: random.Random, held: bytes) -> bytes:
-    """Exchange the contents of two members: their checksums go with them."""
-    members = _members(held)
+def exchange_members(rng: random.Random, data: bytes) -> bytes:
+    """Exchange the contents of two members, with their checksums."""
+    members = _members(data)
     a, b = rng.sample(list(members), 2)
     members[a], members[b] = members[b], members[a]
     return _archive(list(members.items()))
 
 
-def drop_member(rng: random.Random, held: bytes) -> bytes:
-    members = list(_members(held).items())
+def drop_member(rng: random.Random, data: bytes) -> bytes:
+    members = list(_members(data).items())
     del members[rng.randrange(len(members))]
     return _archive(members)
 
 
-def double_member(rng: random.Random, held: bytes) -> bytes:
-    members = list(_members(held).items())
+def duplicate_member(rng: random.Random, data: bytes) -> bytes:
+    members = list(_members(data).items())
     name, _ = rng.choice(members)
     return _archive([*members, (name, rng.choice(members)[1])])
 
 
-def rename_member(rng: random.Random, held: bytes) -> bytes:
-    members = list(_members(held).items())
+def rename_member(rng: random.Random, data: bytes) -> bytes:
+    members = list(_members(data).items())
     i = rng.randrange(len(members))
     members[i] = rng.choice(["x.npy", "../a.npy", "meta", members[i][0] * 2]), members[i][1]
     return _archive(members)
 
 
-def change_array(rng: random.Random, held: bytes) -> bytes:
+def change_array(rng: random.Random, data: bytes) -> bytes:
     """Change a value, the shape or the type of an array, and write it as numpy does."""
-    members = _members(held)
+    members = _members(data)
     name = rng.choice([name for name in members if name != "meta.npy"])
     array = np.load(io.BytesIO(members[name]))
     how = rng.randrange(5)
@@ -537,9 +539,9 @@ def change_array(rng: random.Random, held: bytes) -> bytes:
     return _archive(list(members.items()))
 
 
-def forge_header(rng: random.Random, held: bytes) -> bytes:
-    """Declare another shape or type in the header of an array; checksums are those of the forgery."""
-    members = _members(held)
+def forge_header(rng: random.Random, data: bytes) -> bytes:
+    """Declare another shape or type in the header of an array, with valid checksums."""
+    members = _members(data)
     name = rng.choice(list(members))
     part = members[name]
     end = 10 + int.from_bytes(part[8:10], "little")
@@ -556,12 +558,12 @@ def forge_header(rng: random.Random, held: bytes) -> bytes:
     return _archive(list(members.items()))
 
 
-def forge_sizes(rng: random.Random, held: bytes) -> bytes:
+def forge_sizes(rng: random.Random, data: bytes) -> bytes:
     """Change the sizes and offsets in the directory of an archive."""
-    changed = bytearray(held)
-    places = [i for i in range(len(held) - 46) if held[i : i + 4] in (b"PK\x01\x02", b"PK\x03\x04")]
-    begin = rng.choice(places)
-    offsets = (8, 10, 16, 20, 24, 28, 30, 32, 42) if held[begin + 2] == 1 else (6, 8, 14, 18, 22, 26, 28)
+    changed = bytearray(data)
+    positions = [i for i in range(len(data) - 46) if data[i : i + 4] in (b"PK\x01\x02", b"PK\x03\x04")]
+    begin = rng.choice(positions)
+    offsets = (8, 10, 16, 20, 24, 28, 30, 32, 42) if data[begin + 2] == 1 else (6, 8, 14, 18, 22, 26, 28)
     offset = begin + rng.choice(offsets)
     changed[offset : offset + 4] = rng.choice(
         [b"\xff\xff\xff\xff", b"\0\0\0\x40", b"\0\0\0\0", rng.randbytes(4), b"\x08\0\0\0"]
@@ -570,36 +572,36 @@ def forge_sizes(rng: random.Random, held: bytes) -> bytes:
 
 
 def _bomb() -> bytes:
-    """Return an array of zeros that takes `BOMB_BYTES`, deflated, in an archive of its own."""
-    if "bomb" not in _HELD:
+    """Return an archive with one deflated array of zeros, of `BOMB_BYTES` after decompression."""
+    if "bomb" not in _BOMBS:
         stream = io.BytesIO()
-        about = {"descr": "<f8", "fortran_order": False, "shape": (BOMB_BYTES // 8,)}
+        metadata = {"descr": "<f8", "fortran_order": False, "shape": (BOMB_BYTES // 8,)}
         archive = zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED)
         with archive, archive.open("a.npy", "w") as member:
-            np.lib.format.write_array_header_1_0(member, about)
+            np.lib.format.write_array_header_1_0(member, metadata)
             for _ in range(BOMB_BYTES // 2**20):
                 member.write(bytes(2**20))
-        _HELD["bomb"] = stream.getvalue()
-    return _HELD["bomb"]
+        _BOMBS["bomb"] = stream.getvalue()
+    return _BOMBS["bomb"]
 
 
-_HELD: dict[str, bytes] = {}
+_BOMBS: dict[str, bytes] = {}
 
 
-def add_bomb(rng: random.Random, held: bytes) -> bytes:
-    """Add, or put in the place of a member, one that takes far more than the file."""
-    return _with_bomb(held, rng.choice(["zzz.npy", *_members(held)]))
+def add_bomb(rng: random.Random, data: bytes) -> bytes:
+    """Add a member that needs far more memory than the file, or replace one by it."""
+    return _with_bomb(data, rng.choice(["zzz.npy", *_members(data)]))
 
 
-def add_stranger(rng: random.Random, held: bytes) -> bytes:
-    """Add a member that nobody asked for and that takes far more than the file."""
+def add_unknown_member(rng: random.Random, data: bytes) -> bytes:
+    """Add a member that no reader requests and that needs far more memory than the file."""
     del rng
-    return _with_bomb(held, "zzz.npy")
+    return _with_bomb(data, "zzz.npy")
 
 
-def _with_bomb(held: bytes, name: str) -> bytes:
+def _with_bomb(data: bytes, name: str) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(held)) as source, zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(stream, "w") as archive:
         for info in source.infolist():
             if info.filename != name:
                 archive.writestr(info, source.read(info))
@@ -624,19 +626,19 @@ def _with_bomb(held: bytes, name: str) -> bytes:
     return stream.getvalue()
 
 
-def compress(rng: random.Random, held: bytes) -> bytes:
-    """Pack the archive again, as other programs do: it stays right."""
+def compress(rng: random.Random, data: bytes) -> bytes:
+    """Compress the archive with another method; its content stays valid."""
     method = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-    members = list(_members(held).items())
+    members = list(_members(data).items())
     rng.shuffle(members)
     return _archive(members, method)
 
 
-def change_meta(rng: random.Random, held: bytes) -> bytes:
-    """Change the metadata of an archive, which are JSON."""
-    members = _members(held)
+def change_meta(rng: random.Random, data: bytes) -> bytes:
+    """Change the JSON metadata of an archive."""
+    members = _members(data)
     if "meta.npy" not in members:
-        return change_array(rng, held)
+        return change_array(rng, data)
     text = str(np.load(io.BytesIO(members["meta.npy"])))
     stream = io.BytesIO()
     np.save(stream, np.array(change_json(rng, text.encode()).decode("utf-8", "replace")))
@@ -647,7 +649,7 @@ def change_meta(rng: random.Random, held: bytes) -> bytes:
 ZIP: list[Change] = [
     exchange_members,
     drop_member,
-    double_member,
+    duplicate_member,
     rename_member,
     change_array,
     forge_header,
@@ -668,21 +670,21 @@ def _entries(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def change_json(rng: random.Random, held: bytes) -> bytes:
+def change_json(rng: random.Random, data: bytes) -> bytes:
     """Change, drop or exchange entries of a JSON object."""
     try:
-        content_ = json.loads(held)
+        document = json.loads(data)
     except ValueError:
-        return flip(rng, held)
-    paths = _entries(content_)
+        return flip(rng, data)
+    paths = _entries(document)
     if not paths:
-        return flip(rng, held)
+        return flip(rng, data)
 
     def parent(path: tuple[Any, ...]) -> Any:
-        place = content_
+        container = document
         for key in path[:-1]:
-            place = place[key]
-        return place
+            container = container[key]
+        return container
 
     path = rng.choice(paths)
     how = rng.randrange(4)
@@ -699,12 +701,12 @@ def change_json(rng: random.Random, held: bytes) -> bytes:
         parent(path)[path[-1]] = rng.choice(
             [None, True, -1, 2**31, 2**63, 10**400, math.nan, 1e308, "text", [], {}, [[[[]]]], "9" * 5000]
         )
-    return json.dumps(content_).encode()
+    return json.dumps(document).encode()
 
 
-def change_line(rng: random.Random, held: bytes) -> bytes:
-    """Change, drop, double or exchange lines, or change the JSON of one."""
-    lines = held.split(b"\n")
+def change_line(rng: random.Random, data: bytes) -> bytes:
+    """Change, drop, duplicate or exchange lines, or change the JSON of one."""
+    lines = data.split(b"\n")
     i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
     how = rng.randrange(5)
     if how == 0:
@@ -720,51 +722,51 @@ def change_line(rng: random.Random, held: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-def encode(rng: random.Random, held: bytes) -> bytes:
-    """Write text in another encoding, or with other ends of lines."""
-    text = held.decode("utf-8", "replace")
+def encode(rng: random.Random, data: bytes) -> bytes:
+    """Write text in another encoding, or with other line endings."""
+    text = data.decode("utf-8", "replace")
     names = ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp1252"]
     return rng.choice(
-        [text.encode(rng.choice(names), "replace"), held.replace(b"\n", b"\r\n"), held.replace(b"\n", b"\r")]
+        [text.encode(rng.choice(names), "replace"), data.replace(b"\n", b"\r\n"), data.replace(b"\n", b"\r")]
     )
 
 
-def change_text(rng: random.Random, held: bytes) -> bytes:
-    """Put something else in the place of a number or word."""
-    words = held.split(b" ") if b" " in held else held.split(b",")
-    separator = b" " if b" " in held else b","
+def change_text(rng: random.Random, data: bytes) -> bytes:
+    """Replace a number or word."""
+    words = data.split(b" ") if b" " in data else data.split(b",")
+    separator = b" " if b" " in data else b","
     words[rng.randrange(len(words))] = rng.choice(
         [b"-1", b"1e999", b"nan", b"9" * 5000, b'"', b"[" * 5000, b"{a = 1}", b"true", b"", b"\xff", b"\0"]
     )
     return separator.join(words)
 
 
-def change_tensors(rng: random.Random, held: bytes) -> bytes:
-    """Change the header of a safetensors file, or exchange the places of two tensors in it."""
-    size = int.from_bytes(held[:8], "little")
-    header = json.loads(held[8 : 8 + size])
+def change_tensors(rng: random.Random, data: bytes) -> bytes:
+    """Change the header of a safetensors file, or exchange two of its entries."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
     if rng.random() < 0.5:
-        text = change_json(rng, held[8 : 8 + size])
+        text = change_json(rng, data[8 : 8 + size])
     else:
         a, b = rng.sample([name for name in header if name != "__metadata__"], 2)
         header[a], header[b] = header[b], header[a]
         text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + held[8 + size :]
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def bomb_gzip(rng: random.Random, held: bytes) -> bytes:
-    """Declare and hold far more images than the file has bytes."""
-    if "gzip" not in _HELD:
+def bomb_gzip(rng: random.Random, data: bytes) -> bytes:
+    """Flip a bit of the header, or return a small file that decompresses to far more images."""
+    if "gzip" not in _BOMBS:
         count = BOMB_BYTES // 784
         stream = io.BytesIO()
         with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
             file.write(bytes((0, 0, 8, 3)) + np.array((count, 28, 28), ">u4").tobytes())
             for _ in range(count):
                 file.write(bytes(784))
-        _HELD["gzip"] = stream.getvalue()
+        _BOMBS["gzip"] = stream.getvalue()
     if rng.random() < 0.2:
-        return _HELD["gzip"]
-    inner = bytearray(gzip.decompress(held))
+        return _BOMBS["gzip"]
+    inner = bytearray(gzip.decompress(data))
     inner[rng.randrange(16)] ^= 1 << rng.randrange(8)
     return gzip.compress(bytes(inner), mtime=0)
 
@@ -780,20 +782,20 @@ SUITED: dict[str, list[Change]] = {
 }
 
 
-def changed(rng: random.Random, held: bytes, path: Path, kind: str) -> tuple[str, bytes]:
-    """Return the name of a change, and what it makes of a file."""
-    bomb, kind = (add_stranger, "zip") if kind == "open zip" else (add_bomb, kind)
+def changed(rng: random.Random, data: bytes, path: Path, kind: str) -> tuple[str, bytes]:
+    """Return the name of a random change, and the changed content of a file."""
+    bomb, kind = (add_unknown_member, "zip") if kind == "open zip" else (add_bomb, kind)
     if kind == "zip" and path.suffix != ".npz":
         kind = "json"
-    # Bombs take longest: a few are enough.
+    # Bombs are slow, so few of them are tried.
     if kind == "zip" and rng.random() < 0.02:
         change: Change = bomb
     else:
         suited = SUITED[kind]
-        if kind == "zip" and held.count(b"PK\x01\x02") < 2:  # metadata alone
+        if kind == "zip" and data.count(b"PK\x01\x02") < 2:  # metadata only
             suited = [change_meta, forge_header, forge_sizes, compress]
         change = rng.choice(suited if suited and rng.random() < 0.6 else BYTES)
-    return change.__name__, change(rng, held)
+    return change.__name__, change(rng, data)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -803,7 +805,7 @@ def changed(rng: random.Random, held: bytes, path: Path, kind: str) -> tuple[str
 
 @dataclass
 class Tally:
-    """How often each outcome came, by format, and a few examples of what must not be."""
+    """Number of outcomes by format, and some examples of failures."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -819,7 +821,7 @@ class Tally:
 
 
 class Mutator:
-    """The originals of all formats, in a folder, and what they hold.
+    """The original files of all formats, and their expected content.
 
     Parameters
     ----------
@@ -836,10 +838,10 @@ class Mutator:
         self.files: dict[str, list[Path]] = {}
         self.wanted: dict[str, Any] = {}
         for name, kind in self.formats.items():
-            place = folder / name
-            place.mkdir()
-            self.files[name] = [path.relative_to(place) for path in kind.make(place)]
-            self.wanted[name] = kind.load(place)
+            original = folder / name
+            original.mkdir()
+            self.files[name] = [path.relative_to(original) for path in kind.make(original)]
+            self.wanted[name] = kind.load(original)
 
     def attempt(self, seed: int, number: int) -> tuple[str, str, str]:
         """Change one file, read it, and return the format, the outcome and a description."""
@@ -862,7 +864,7 @@ class Mutator:
         return name, outcome, f"change {number}, {how} of {path.name}: {reason}"
 
     def _read(self, name: str, kind: Format, copy: Path) -> tuple[str, str, int]:
-        """Return the outcome, the reason where there is one, and the most memory that was taken."""
+        """Return the outcome, the reason of a failure, and the peak memory."""
         tracemalloc.start()
         outcome, reason = "right", ""
         try:
@@ -875,7 +877,9 @@ class Mutator:
             outcome = "not read"
         except ValueError as error:
             outcome, reason = ("refused" if str(error) else "untyped"), str(error)
-        except FileNotFoundError as error:  # a user's file names another, or an archive lost its ending
+        except (
+            FileNotFoundError
+        ) as error:  # a user's file names a missing one, or an archive lost its file ending
             outcome, reason = ("untyped" if kind.is_own else "refused"), str(error)
         except Exception as error:
             outcome, reason = "untyped", f"{type(error).__name__}: {error}"
@@ -886,13 +890,13 @@ class Mutator:
 
     @staticmethod
     def _agrees(found: Any, wanted: Any) -> bool:
-        if isinstance(wanted, set):  # of records, of which a file that was cut off has fewer
+        if isinstance(wanted, set):  # of records; a truncated file has fewer
             return bool(found <= wanted)
         return bool(found == wanted)
 
 
 def run(seed: int, first: int, count: int, names: list[str], folder: Path) -> Tally:
-    """Change and read so many files in this process."""
+    """Change and read `count` files in this process."""
     mutator, tally = Mutator(folder, names), Tally()
     for number in range(first, first + count):
         tally.add(*mutator.attempt(seed, number))
@@ -900,7 +904,7 @@ def run(seed: int, first: int, count: int, names: list[str], folder: Path) -> Ta
 
 
 def _work(seed: int, first: int, last: int, names: list[str]) -> int:
-    """Change and read files, and print an outcome each, for the process that counts."""
+    """Change and read files, and print each outcome for the parent process."""
     with tempfile.TemporaryDirectory() as folder:
         mutator = Mutator(Path(folder), names)
         for number in range(first, last):
@@ -909,7 +913,7 @@ def _work(seed: int, first: int, last: int, names: list[str]) -> int:
 
 
 def supervise(seed: int, first: int, last: int, names: list[str], tally: Tally) -> None:
-    """Count what processes of their own say; one that ends early has crashed at the next file."""
+    """Count the outcomes of child processes; one that exits early has crashed at the next file."""
     while first < last:
         numbers = [str(n) for n in (seed, first, last)]
         command = [sys.executable, __file__, "--work", *numbers, "--formats", *names]
@@ -922,12 +926,14 @@ def supervise(seed: int, first: int, last: int, names: list[str], tally: Tally) 
         if first < last:
             if status > 0:
                 raise RuntimeError(f"this program failed at change {first}")
-            tally.add(names[first % len(names)], "crash", f"change {first}: the process ended with {status}")
+            tally.add(
+                names[first % len(names)], "crash", f"change {first}: exit status {status} of the process"
+            )
             first += 1
 
 
 def main() -> int:
-    """Change, read and count; print a table, and return 1 where anything is as it must not be."""
+    """Change files, read them and print a table of the outcomes; return 1 if there are failures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -957,7 +963,7 @@ def main() -> int:
     total = Counter({outcome: sum(tally.counts[name, outcome] for name in known) for outcome in outcomes})
     print("| all | " + " | ".join(str(total[outcome]) for outcome in outcomes) + " |")
     print("\n".join(tally.examples))
-    print(f"{sum(total.values())} changed files, seed {chosen.seed}: {tally.n_bad} that must not be")
+    print(f"{sum(total.values())} changed files, seed {chosen.seed}: {tally.n_bad} failures")
     return int(tally.n_bad > 0)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Run benchmark cases: ``python -m bench.run [--case NAME] [--out FILE.json]`` is ``dlnfast bench``.
 
-The cases live in the package, `dlnfast.benchmarks`; the native benchmarks beside this file need CMake.
+The cases are in the package, `dlnfast.benchmarks`; the native benchmarks in this folder need CMake.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Operations on files that are tried under faults, and the conditions that hold after each fault.
+"""File operations that are tested under faults, and the conditions after each fault.
 
-A case is an action in a folder, such as a checkpointed run. It runs undisturbed first, and then once for
-every operation and kind of fault, or pair of them, from a fresh copy of the initial folder.
-Afterwards
+A case is an action in a folder, such as a checkpointed run. It runs first without faults, and then once for
+every operation and kind of fault, or pair of them, from a new copy of the initial folder. Afterwards
 
-* the error is the injected one, or there is none and the result is that of the undisturbed case;
+* the error is the injected one, or there is none and the result is that without faults;
 * the folder can be read: it has the old or the new content, or the first part of a run;
-* the same call gives the result of the undisturbed case, bit for bit;
-* the folder holds the files of the undisturbed case and no others.
+* the same call returns the result without faults, bit for bit;
+* the folder contains the same files as without faults.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ class Case:
     read : callable
         ``read(folder)`` returns the content of the folder, None if there is none.
     accepts : callable
-        ``accepts(found, before, after)``: whether this is the old content, the new one, or what is allowed
-        between them. By default the old or the new one.
+        ``accepts(found, before, after)`` returns whether the content is the old one, the new one, or a valid
+        one between them. By default only the old and the new content are valid.
     tolerates : callable
-        ``tolerates(result, after)``: whether a call that met a fault and went on may return this. By default
-        the result of the undisturbed case only.
+        ``tolerates(result, after)`` returns whether a call may return this result after a fault without an
+        error. By default only the result without faults is valid.
     errors : tuple of type
-        Errors that it may raise in place of an injected OSError.
+        Errors that it may raise instead of an injected OSError.
     locks : bool
-        It holds the lock of its folder while it writes. Without one, the temporary file of a killed
-        process stays.
+        Whether it locks its folder while it writes. Without a lock, the temporary file of a killed process
+        is not removed.
     forks : bool
-        It can run in a forked process, which has no other threads.
+        Whether it can run in a forked process, which has only one thread.
     kinds : tuple of str
-        The faults that it can meet.
+        Faults to try.
     cost : int
-        How many times as long as the others it takes, and how many times fewer faults it therefore meets.
+        Factor of its run time relative to other cases; the number of faults is divided by it.
     """
 
     name: str
@@ -111,19 +110,19 @@ class Trials:
         self.template.mkdir()
         case.prepare(self.template)
         self.before = case.read(self.template)
-        folder = self._fresh()
+        folder = self._copy_template()
         self.after = case.act(folder)
-        self.names = _names(folder)
+        self.names = _relative_paths(folder)
         self.result = case.read(folder)
-        self.operations = count(self._fresh(), lambda: case.act(scratch / "trial"))
+        self.operations = count(self._copy_template(), lambda: case.act(scratch / "trial"))
         self.tally = Tally(case.name, len(self.operations))
 
     def single(self, kind: str, number: int) -> None:
-        """Let one operation fail."""
+        """Make one operation fail."""
         self._try(kind, (number,))
 
     def double(self, kind: str, first: int, again: str, second: int) -> None:
-        """Let one operation fail, and then one of the next call."""
+        """Make one operation fail, and then one of the next call."""
         self._try(kind, (first,), again, (second,))
 
     def applies(self, kind: str) -> list[int]:
@@ -132,27 +131,27 @@ class Trials:
         return [n for n, (name, _) in enumerate(self.operations) if probe._applies(name)]
 
     def _try(self, kind: str, at: tuple[int, ...], again: str = "", second: tuple[int, ...] = ()) -> None:
-        folder = self._fresh()
-        label = f"{self.case.name}: {kind} at {_at(self.operations, at)}"
+        folder = self._copy_template()
+        label = f"{self.case.name}: {kind} at {_describe(self.operations, at)}"
         try:
-            if not self._meets(folder, kind, at):
+            if not self._run_with_faults(folder, kind, at):
                 return
             self._check_readable(folder)
             if again:
                 label += f", then {again} at operation {second[0]}"
-                if not self._meets(folder, again, second):
+                if not self._run_with_faults(folder, again, second):
                     return
                 self._check_readable(folder)
                 self.tally.doubles += 1
             else:
                 self.tally.singles += 1
-            self._check_again(folder, kinds={kind, again})
+            self._check_repeated_call(folder, kinds={kind, again})
         except Exception as error:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
     def kill(self, number: int) -> None:
         """Run the action in its own process, and kill the process at an operation."""
-        folder = self._fresh()
+        folder = self._copy_template()
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException), injected(folder, "kill", number, real=True):
@@ -162,24 +161,24 @@ class Trials:
         if not os.WIFSIGNALED(status):
             return
         assert os.WTERMSIG(status) == signal.SIGKILL
-        label = f"{self.case.name}: SIGKILL at {_at(self.operations, (number,))}"
+        label = f"{self.case.name}: SIGKILL at {_describe(self.operations, (number,))}"
         self.tally.kills += 1
         try:
             self._check_readable(folder)
-            self._check_again(folder, kinds={"kill"})
+            self._check_repeated_call(folder, kinds={"kill"})
         except Exception as error:
             self.tally.losses.append(f"{label}: {type(error).__name__}: {error}")
 
-    def _meets(self, folder: Path, kind: str, at: tuple[int, ...]) -> bool:
+    def _run_with_faults(self, folder: Path, kind: str, at: tuple[int, ...]) -> bool:
         """Run the action with faults; return whether any occurred."""
         result = None
-        ended = False
+        is_finished = False
         faults = Faults(folder, kind, at)
         try:
             with warnings.catch_warnings(), faults:
                 warnings.simplefilter("error")
                 result = self.case.act(folder)
-                ended = True
+                is_finished = True
         except Killed:
             pass
         except KeyboardInterrupt:
@@ -192,34 +191,34 @@ class Trials:
             wanted = {"full": "ENOSPC"}.get(kind, kind)
             if error.errno is None or wanted != _name_of(error.errno):
                 raise
-        if ended and faults.fired and kind != "kill" and not self.case.tolerates(result, self.after):
-            raise AssertionError("the result of a call that met the fault and went on is another")
+        if is_finished and faults.fired and kind != "kill" and not self.case.tolerates(result, self.after):
+            raise AssertionError("after the fault the call returned another result without an error")
         return faults.fired > 0
 
     def _check_readable(self, folder: Path) -> None:
         found = self.case.read(folder)
         if not self.case.accepts(found, self.before, self.result):
-            raise AssertionError("what can be read is neither what was there before nor what was to come")
+            raise AssertionError("the content is neither the old nor the new one")
 
-    def _check_again(self, folder: Path, kinds: set[str]) -> None:
+    def _check_repeated_call(self, folder: Path, kinds: set[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             again = self.case.act(folder)
         self._check_same(again, self.after, "the result of the same call without faults")
-        self._check_same(self.case.read(folder), self.result, "what can be read in the end")
-        names = _names(folder)
+        self._check_same(self.case.read(folder), self.result, "the content after it")
+        names = _relative_paths(folder)
         if "kill" in kinds and not self.case.locks:
             names = {name for name in names if not name.endswith(".part")}
         if names != self.names:
             raise AssertionError(
-                f"left over: {sorted(names - self.names)}; missing: {sorted(self.names - names)}"
+                f"unexpected files: {sorted(names - self.names)}; missing: {sorted(self.names - names)}"
             )
 
     def _check_same(self, found: Any, wanted: Any, what: str) -> None:
         if found != wanted:
-            raise AssertionError(f"{what} is another")
+            raise AssertionError(f"{what} differs")
 
-    def _fresh(self) -> Path:
+    def _copy_template(self) -> Path:
         folder = self.scratch / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.template, folder)
@@ -232,11 +231,11 @@ def _name_of(code: int) -> str:
     return errno.errorcode.get(code, str(code))
 
 
-def _at(operations: list[tuple[str, str]], at: tuple[int, ...]) -> str:
+def _describe(operations: list[tuple[str, str]], at: tuple[int, ...]) -> str:
     return ", ".join(f"operation {n} ({' '.join(operations[n])})" for n in at)
 
 
-def _names(folder: Path) -> set[str]:
+def _relative_paths(folder: Path) -> set[str]:
     """Return the paths of all files and folders in a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -263,18 +262,18 @@ def run_case(
     every : int
         1 tries every operation.
     singles : int, optional
-        Number of faults at random, in place of all of them.
+        Number of random faults, instead of all of them.
     doubles, kills : int
-        Number of pairs of faults, and of real kills, at random.
+        Number of random pairs of faults, and of random real kills.
     seed : int
     """
-    with _no_synchronisation():
+    with _without_fsync():
         return _run_case(case, scratch, kinds, every * case.cost, singles, doubles, kills, seed)
 
 
 @contextlib.contextmanager
-def _no_synchronisation() -> Iterator[None]:
-    """Skip os.fsync: nothing here depends on what is on the disk when the machine stops, and it is slow."""
+def _without_fsync() -> Iterator[None]:
+    """Skip os.fsync, which is slow and matters only if the machine stops."""
     before, os.fsync = os.fsync, lambda descriptor: None
     try:
         yield
@@ -314,15 +313,15 @@ def _run_case(
     return trials.tally
 
 
-# ------------------------------------------------------------------------------------------ contents
+# ------------------------------------------------------------------------------------------- content
 
 
-def beginning(found: Any, before: Any, after: Any) -> bool:
-    """Return whether this is the first part of a run, no shorter than the one before."""
+def is_first_part(found: Any, before: Any, after: Any) -> bool:
+    """Return whether the content is the first part of the run `after`, and not shorter than `before`."""
     if found is None:
         return before is None
     for name, (dtype, shape, data) in found[1].items():
-        if name.startswith("final"):  # only finished runs have it
+        if name.startswith("final"):  # only in finished runs
             continue
         if name not in after[1]:
             return False
@@ -370,9 +369,9 @@ def _train(settings: dict[str, Any], callback: Any = None) -> Callable[[Path], A
     )
 
     def act(folder: Path) -> Any:
-        where = dln.Checkpoint(folder / "run", every=1, seconds=0)
+        checkpoint = dln.Checkpoint(folder / "run", every=1, seconds=0)
         return run_content(
-            dln.train(problem, weights, **with_record(options, callback=callback), checkpoint=where),
+            dln.train(problem, weights, **with_record(options, callback=callback), checkpoint=checkpoint),
             with_times=False,
         )
 
@@ -383,15 +382,15 @@ DENSE = {"engine": "dense", "record": dln.Record(weights_every=1), "momentum": 0
 
 
 def training(name: str, settings: dict[str, Any], **more: Any) -> Iterator[Case]:
-    """Yield a run from its start, and a resumed one."""
+    """Yield a run from step 0, and a resumed one."""
     act = _train(settings)
 
     def prepare(folder: Path) -> None:
         with contextlib.suppress(Cut):
             _train(settings, cut_at(2))(folder)
 
-    yield Case(f"train, {name}", act, read=read_run, accepts=beginning, **more)
-    yield Case(f"train, {name}, resumed", act, prepare, read_run, beginning, **more)
+    yield Case(f"train, {name}", act, read=read_run, accepts=is_first_part, **more)
+    yield Case(f"train, {name}, resumed", act, prepare, read_run, is_first_part, **more)
 
 
 def resuming() -> Case:
@@ -406,7 +405,7 @@ def resuming() -> Case:
         lambda folder: run_content(dln.resume(folder / "run"), with_times=False),
         prepare,
         read_run,
-        beginning,
+        is_first_part,
     )
 
 
@@ -426,7 +425,7 @@ def reading() -> Iterator[Case]:
 
 
 def in_three_states(name: str, act: Callable[[Path], Any], cut: Callable[[Path], Any]) -> Iterator[Case]:
-    """Yield work from its start, resumed, and finished, so that it is only loaded."""
+    """Yield cases that start, resume and load the same work."""
     yield Case(name, act)
     yield Case(f"{name}, resumed", act, cut)
     yield Case(f"{name}, finished: read", act, act)
@@ -434,21 +433,21 @@ def in_three_states(name: str, act: Callable[[Path], Any], cut: Callable[[Path],
 
 @contextlib.contextmanager
 def cut_at_call(module: Any, name: str, number: int) -> Iterator[None]:
-    """Let a function of a module end the work at its n-th call, from 0."""
-    whole, calls = getattr(module, name), []
+    """Make the n-th call of a function of a module, from 0, stop the work."""
+    original, calls = getattr(module, name), []
 
     def counted(*arguments: Any, **settings: Any) -> Any:
         if len(calls) == number:
             raise Cut
         calls.append(number)
-        return whole(*arguments, **settings)
+        return original(*arguments, **settings)
 
     setattr(module, name, counted)
     try:
         with contextlib.suppress(Cut):
             yield
     finally:
-        setattr(module, name, whole)
+        setattr(module, name, original)
 
 
 def batches() -> Iterator[Case]:
@@ -459,7 +458,7 @@ def batches() -> Iterator[Case]:
     starts = [dln.orthogonal([6] * 3, scale=0.5, seed=seed) for seed in range(6)]
 
     def act(folder: Path) -> Any:
-        where = dln.Checkpoint(folder / "batch", every=2)
+        checkpoint = dln.Checkpoint(folder / "batch", every=2)
         batch = dln.train_batch(
             problem,
             starts,
@@ -467,7 +466,7 @@ def batches() -> Iterator[Case]:
             steps=5,
             record=dln.Record(every=1),
             n_threads=1,
-            checkpoint=where,
+            checkpoint=checkpoint,
         )
         return batch.loss.tobytes(), batch.outcomes, [run_content(run, with_times=False) for run in batch]
 
@@ -484,14 +483,14 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
     lazy_weights = dln.orthogonal([12] * 3, scale=1e-2, implicit=True)
 
     def train(folder: Path, **more: Any) -> Any:
-        where = dln.Checkpoint(folder / "run", every=2, seconds=0)
+        checkpoint = dln.Checkpoint(folder / "run", every=2, seconds=0)
         options = merge_options(
             {"rank": 1, "steps": 6, "record": dln.Record(every=2, singular_values=None), "n_threads": 1},
             settings,
             more,
         )
         return run_content(
-            dln.train_compressed(problem, lazy_weights, **options, checkpoint=where), with_times=False
+            dln.train_compressed(problem, lazy_weights, **options, checkpoint=checkpoint), with_times=False
         )
 
     def prepare(folder: Path) -> None:
@@ -502,7 +501,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
 
 def estimators() -> Iterator[Case]:
-    """Yield a fit, which is interrupted in a run on held-out entries, or before that on all entries."""
+    """Yield fits that are interrupted in a run on held-out entries, or before the run on all entries."""
     from dlnfast._completion import fitting
 
     generator = np.random.default_rng(0)
@@ -510,12 +509,12 @@ def estimators() -> Iterator[Case]:
     known = np.outer(generator.random(8), generator.random(7))[tuple(pairs.T)]
 
     def act(folder: Path) -> Any:
-        where = dln.Checkpoint(folder / "fits", every=2, seconds=0)
+        checkpoint = dln.Checkpoint(folder / "fits", every=2, seconds=0)
         stopping = dln.StoppingOptions(validation_fraction=0.4, record_every=2)
         model = dln.MatrixCompletion(
-            rank=1, steps=4, stopping=stopping, weight_decay=0.1, n_threads=1, checkpoint=where
+            rank=1, steps=4, stopping=stopping, weight_decay=0.1, n_threads=1, checkpoint=checkpoint
         ).fit(pairs, known)
-        assert len(model.validation_) > 1  # runs on held-out entries, with decay and without
+        assert len(model.validation_) > 1  # runs on held-out entries, with and without decay
         runs = [run_content(run, with_times=False) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs
 
@@ -534,7 +533,7 @@ def estimators() -> Iterator[Case]:
 
 
 def sweeps() -> Case:
-    """Return a sweep, whose runs fail where their files cannot be written."""
+    """Return a sweep, whose runs fail if their files cannot be written."""
     base = {
         "problem": {"kind": "low-rank-recovery", "dim": 6, "rank": 1},
         "weights": {"depth": 2},
@@ -663,7 +662,7 @@ def saved_files() -> Iterator[Case]:
 
 
 def zarr_exports() -> Iterator[Case]:
-    """Yield an export to zarr, whose threads continue for a moment after an error of one of them."""
+    """Yield an export to zarr, whose threads continue briefly after an error of one of them."""
     runs = _runs()
     with contextlib.suppress(ImportError):
         import zarr
@@ -677,14 +676,14 @@ def zarr_exports() -> Iterator[Case]:
             lambda i, folder: dln.export(runs[i], folder / "run.zarr", overwrite=True),
             read_zarr,
             forks=False,
-            # zarr waits for threads, which a simulated kill ends and a signal leaves behind.
+            # zarr waits for its threads. A simulated kill stops them, and after a signal they continue.
             kinds=("ENOSPC", "full", "EIO", "EACCES"),
             cost=20,
         )
 
 
 def command_line_training() -> Case:
-    """Return ``dlnfast train``, which reports its failure on the terminal."""
+    """Return ``dlnfast train``, which prints its errors."""
     from dlnfast.cli import main
 
     class Failed(Exception):
@@ -787,7 +786,7 @@ def of_torch() -> Iterator[Case]:
 
 
 def sharded() -> Iterator[Case]:
-    """Yield a run on sharded layers, with one process; the others would wait for a killed one."""
+    """Yield a run on sharded layers in one process, because other processes would wait for a killed one."""
     from dlnfast.torch import RowSharded, train_sharded
 
     problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6] * 3)
@@ -795,9 +794,12 @@ def sharded() -> Iterator[Case]:
 
     def train(folder: Path, callback: Any = None) -> Any:
         shards = [RowSharded.from_rows(layer) for layer in weights]
-        where = dln.Checkpoint(folder / "run", every=1, seconds=0)
+        checkpoint = dln.Checkpoint(folder / "run", every=1, seconds=0)
         run = train_sharded(
-            problem, shards, **with_record(options, callback=callback, singular_values=None), checkpoint=where
+            problem,
+            shards,
+            **with_record(options, callback=callback, singular_values=None),
+            checkpoint=checkpoint,
         )
         return run_content(run, with_times=False), [shard.rows.numpy().tobytes() for shard in shards]
 
@@ -810,7 +812,7 @@ def sharded() -> Iterator[Case]:
 
 
 def every_case(*, zarr: bool = False) -> Iterator[Case]:
-    """Yield all cases; with `zarr` the one that still leaves unfinished folders after some faults."""
+    """Yield all cases; `zarr` includes the one that still leaves incomplete folders after some faults."""
     yield from training("dense", DENSE)
     yield from training("reduced", {})
     yield from training("adaptive", {"engine": "dense", "learning_rate": "adaptive"})

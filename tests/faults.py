@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Faults at the n-th file operation: full disks, input/output errors, signals and kills.
 
-`Faults` counts the file operations below a folder, and makes one or several of them fail. It works below
-Python's files: ``open`` returns the usual buffered and text layers over a raw file whose every call is an
-operation, and functions of ``os`` and ``fcntl`` are replaced where their modules look them up. A write that
-fails has written its first half. A simulated kill is an exception after which every other operation raises
-too, so that no handler can tidy up, and the content of buffers never reaches the disk; at the end open
-files are closed, which frees their locks, as the death of a process does.
+`Faults` counts the file operations below a folder, and makes one or several of them fail. ``open`` returns
+the usual buffered and text layers over a raw file whose every call counts as an operation. Functions of
+``os`` and ``fcntl`` are replaced in their modules. A write that fails has written its first half. A simulated
+kill is an exception after which every other operation raises too, so that no handler can clean up, and the
+content of buffers is never written. At the end open files are closed, which releases their locks, as the
+exit of a process does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NEEDS_RIGHTS = frozenset({"open", "create", "replace", "unlink", "listdir", "mk
 
 
 class Killed(BaseException):
-    """A simulated kill: from here on no operation reaches the disk."""
+    """A simulated kill, after which no operation reaches the disk."""
 
 
 @dataclass
@@ -43,13 +43,13 @@ class Faults:
     Parameters
     ----------
     root : Path
-        Operations elsewhere are neither counted nor disturbed.
+        Folder whose operations count; other operations are not changed.
     kind : str or None
-        One of `KINDS`; None counts only.
+        One of `KINDS`. None counts the operations without a fault.
     at : tuple of int
         Numbers of the operations that fail, from 0.
     real : bool
-        A kill is a SIGKILL of this process.
+        Whether a kill is a SIGKILL of this process instead of a simulated one.
     """
 
     root: Path
@@ -58,7 +58,7 @@ class Faults:
     real: bool = False
     #: Name and path of every operation.
     operations: list[tuple[str, str]] = field(default_factory=list)
-    #: Number of failed operations, including those that a full disk refused later.
+    #: Number of failed operations, including later ones on a full disk.
     fired: int = 0
 
     def __post_init__(self) -> None:
@@ -112,10 +112,10 @@ class Faults:
             return threading.current_thread() is threading.main_thread()
         return True
 
-    # --------------------------------------------------------------------------------- what is below
+    # ---------------------------------------------------------------------------- paths and open files
 
-    def below(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """Return the path below the root, None for paths elsewhere."""
+    def find_watched_path(self, path: Any, dir_fd: int | None = None) -> str | None:
+        """Return the absolute path if it is below the root, else None."""
         if isinstance(path, int):
             return self._descriptors.get(path)
         text = os.fspath(path)
@@ -142,7 +142,7 @@ class Faults:
         original_open = builtins.open
 
         def patched_open(file: Any, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
-            watched_path = self.below(file)
+            watched_path = self.find_watched_path(file)
             if watched_path is None:
                 return original_open(file, mode, *arguments, **settings)
             return _open(self, watched_path, file, mode, *arguments, **settings)
@@ -165,7 +165,7 @@ class Faults:
         ):
             self._replace(os, name, self._of_path(operation, getattr(os, name)))
         for name, operation in (("replace", "replace"), ("rename", "replace"), ("link", "link")):
-            self._replace(os, name, self._of_two(operation, getattr(os, name)))
+            self._replace(os, name, self._of_two_paths(operation, getattr(os, name)))
         self._replace(os, "fsync", self._of_path("fsync", os.fsync))
         self._replace(fcntl, "flock", self._of_file("lock", fcntl.flock))
         return self
@@ -186,7 +186,7 @@ class Faults:
 
     def _of_path(self, operation: str, function: Any) -> Any:
         def patched(path: Any = ".", *arguments: Any, dir_fd: int | None = None, **settings: Any) -> Any:
-            watched_path = self.below(path, dir_fd)
+            watched_path = self.find_watched_path(path, dir_fd)
             if dir_fd is not None:
                 settings["dir_fd"] = dir_fd
             if watched_path is None:
@@ -195,9 +195,9 @@ class Faults:
 
         return patched
 
-    def _of_two(self, operation: str, function: Any) -> Any:
+    def _of_two_paths(self, operation: str, function: Any) -> Any:
         def patched(source: Any, target: Any, **settings: Any) -> Any:
-            watched_path = self.below(target)
+            watched_path = self.find_watched_path(target)
             if watched_path is None:
                 return function(source, target, **settings)
             return self.operate(operation, watched_path, lambda: function(source, target, **settings))
@@ -207,7 +207,7 @@ class Faults:
     def _of_file(self, operation: str, function: Any) -> Any:
         def patched(file: Any, *arguments: Any) -> Any:
             descriptor = file if isinstance(file, int) else file.fileno()
-            watched_path = self.below(descriptor)
+            watched_path = self.find_watched_path(descriptor)
             if watched_path is None:
                 return function(file, *arguments)
             return self.operate(operation, watched_path, lambda: function(file, *arguments))
@@ -216,7 +216,7 @@ class Faults:
 
     def _os_open(self, function: Any) -> Any:
         def patched(path: Any, flags: int, *arguments: Any, dir_fd: int | None = None, **more: Any) -> int:
-            watched_path = self.below(path, dir_fd)
+            watched_path = self.find_watched_path(path, dir_fd)
             if watched_path is None:
                 descriptor: int = function(path, flags, *arguments, dir_fd=dir_fd, **more)
                 return descriptor
@@ -240,7 +240,7 @@ class Faults:
                 return
             if self._killed:
                 raise Killed
-            function(descriptor)  # it is free, whatever the call answers
+            function(descriptor)  # the descriptor is free even after an error
             del self._descriptors[descriptor]
             self.operate("close", watched_path, lambda: None)
 
@@ -248,7 +248,7 @@ class Faults:
 
 
 class _RawFile(io.FileIO):
-    """A raw file of which every call is an operation."""
+    """A raw file whose calls are operations."""
 
     def __init__(
         self, faults: Faults, watched_path: str, file: Any, mode: str, closefd: bool, opener: Any
@@ -259,7 +259,7 @@ class _RawFile(io.FileIO):
             io.FileIO.__init__(self, file, mode, closefd, opener)
             faults.add(self)
 
-        if isinstance(file, int):  # it is open
+        if isinstance(file, int):  # the descriptor is open already
             do()
         else:
             faults.operate("open" if set(mode) <= {"r"} else "create", watched_path, do)
@@ -293,7 +293,7 @@ class _RawFile(io.FileIO):
             raise Killed
         descriptor = self.fileno()
         self.faults.remove(self, descriptor)
-        super().close()  # it is free, whatever the call answers
+        super().close()  # the descriptor is free even after an error
         self.faults.operate("close written" if self.was_written else "close", self.watched_path, lambda: None)
 
     def __del__(self) -> None:
@@ -313,7 +313,7 @@ def _open(
     closefd: bool = True,
     opener: Any = None,
 ) -> Any:
-    """Open as the function of the standard library does, over a raw file whose calls are counted."""
+    """Open a file like the standard library, over a raw file whose calls are counted."""
     raw = _RawFile(faults, watched_path, file, "".join(sorted(set(mode) & set("rwxa+"))), closefd, opener)
     if buffering == 0:
         return raw
@@ -339,7 +339,7 @@ def count(root: Path, action: Callable[[], Any]) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def injected(root: Path, kind: str, *at: int, real: bool = False) -> Iterator[Faults]:
-    """Let the block meet faults; end it at a simulated kill."""
+    """Inject faults into the block, which stops at a simulated kill."""
     faults = Faults(root, kind, at, real)
     with contextlib.suppress(Killed), faults:
         yield faults

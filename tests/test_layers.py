@@ -17,7 +17,7 @@ import dlnfast
 TREE = Path(__file__).parents[1]
 sys.path.insert(0, str(TREE / "tools"))
 
-from measure_tree import Package, circles, longest_chain  # noqa: E402
+from measure_tree import Package, cycles, longest_chain  # noqa: E402
 
 PACKAGE = Package(Path(dlnfast.__file__).parent)
 IMPORTS = {module: PACKAGE.imports(module) for module in PACKAGE.sources}
@@ -81,7 +81,7 @@ def test_modules_import_only_lower_packages(module):
 
 
 def test_there_are_no_circular_imports():
-    assert circles(GRAPH) == []
+    assert cycles(GRAPH) == []
 
 
 def test_the_longest_chain_of_imports_is_short():
@@ -101,9 +101,9 @@ def test_circular_imports_are_found_at_any_position(tmp_path):
     (package / "a.py").write_text("def f():\n    from . import b\n")
     (package / "c.py").write_text("from .a import f\n")
     (package / "b.py").write_text("from __future__ import annotations\nfrom typing import TYPE_CHECKING\n")
-    assert circles(Package(package).graph()) == []
+    assert cycles(Package(package).graph()) == []
     with (package / "b.py").open("a") as file:
         file.write("if TYPE_CHECKING:\n    from .a import f\n")
     graph = Package(package).graph()
-    assert circles(graph) == [["a", "b"]]
+    assert cycles(graph) == [["a", "b"]]
     assert longest_chain(graph) == ["c", "a = b"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parent.parent / "bench" / "mutate_files.py"
-#: Slow to read, or in need of packages that are optional: in the program only.
-LEFT_OUT = {"estimator", "batch"}
+#: Formats that are slow to read; only the program tests them.
+OMITTED = {"estimator", "batch"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def program():
 
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_are_read_correctly_or_refused(program, tmp_path):
-    names = [name for name in program.formats() if name not in LEFT_OUT]
+    names = [name for name in program.formats() if name not in OMITTED]
     tally = program.run(seed=1, first=0, count=12 * len(names), names=names, folder=tmp_path)
     assert tally.n_bad == 0, "\n".join(tally.examples)
     for name in names:
@@ -65,6 +65,6 @@ def test_the_program_counts_failures(program, tmp_path):
 
 
 def test_mutations_change_the_file(program):
-    rng, held = random.Random(0), bytes(range(200)) * 3
+    rng, data = random.Random(0), bytes(range(200)) * 3
     for change in program.BYTES:
-        assert any(change(rng, held) != held for _ in range(20)), change.__name__
+        assert any(change(rng, data) != data for _ in range(20)), change.__name__

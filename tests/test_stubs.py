@@ -46,7 +46,7 @@ def parse_stub(stem):
     """Return the syntax tree of the part of a stub that is written by hand."""
     text = (PACKAGE / f"{stem}.pyi").read_text(encoding="utf-8")
     if WRITER.BEGIN in text:
-        before, _, after = WRITER.parts_of(text)
+        before, _, after = WRITER.split_stub(text)
         text = before + after
     return ast.parse(text)
 
@@ -155,7 +155,7 @@ def test_the_stub_of_the_probe_has_its_signatures():
 
 def test_the_generated_part_is_what_the_core_describes(core):
     text = (PACKAGE / "_core.pyi").read_text(encoding="utf-8")
-    assert WRITER.parts_of(text)[1] == WRITER.generated_part(core)
+    assert WRITER.split_stub(text)[1] == WRITER.generated_part(core)
 
 
 def test_a_dictionary_has_the_fields_that_the_stub_declares(core):

@@ -2,11 +2,10 @@
 """Measure the shape of a Python package: modules, import graph, functions, classes and its C++ boundary.
 
     python tools/measure_tree.py                                  # this package
-    python tools/measure_tree.py --package NAME=FOLDER ..  # others beside it, e.g. an unpacked wheel
+    python tools/measure_tree.py --package NAME=FOLDER ..  # other packages too, e.g. an unpacked wheel
     python tools/measure_tree.py --package NAME=FOLDER --cpp NAME CORE BINDINGS
 
-Everything is read from the sources; nothing is imported. Lines are all lines, blank ones and comments
-included.
+The sources are parsed, not imported. Numbers of lines include blank lines and comments.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ class Package:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def entries(self) -> list[str]:
-        """Return the modules and sub-packages that lie side by side in the folder of the package."""
+        """Return the names of the modules and sub-packages in the folder of the package."""
         return sorted({name.split(".")[0] for name in self.sources if name})
 
     def imports(self, module: str) -> list[Import]:
-        """Return the imports of a module from its own package, those in functions and for types included."""
+        """Return the imports of a module from its own package, including those in functions and for types."""
         base = module.split(".") if module else []
         if self.sources[module].name != "__init__.py":
             base = base[:-1]
@@ -153,7 +152,7 @@ class Package:
         return None
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Return the strongly connected components of more than one module (Tarjan's algorithm)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -182,8 +181,8 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def longest_chain(graph: dict[str, set[str]]) -> list[str]:
-    """Return the longest chain of imports, the importer first; circles count as one module."""
-    member = {module: tuple(component) for component in circles(graph) for module in component}
+    """Return the longest chain of imports, the importer first; cycles count as one module."""
+    member = {module: tuple(component) for component in cycles(graph) for module in component}
     component_of = {module: member.get(module, (module,)) for module in graph}
 
     @cache
@@ -257,12 +256,12 @@ def _count_members(body: str) -> int:
 
 
 def rows_of(package: Package, cpp: tuple[Path, Path] | None) -> dict[str, str]:
-    """Return what is measured of a package, as text by the name of the row."""
+    """Return the measurements of a package as {name of the row: text}."""
     graph = package.graph()
     chain = longest_chain(graph)
     found = [(module, item) for module in graph for item in package.imports(module)]
-    round_about = {name for component in circles(graph) for name in component}
-    up = [(m, i) for m, i in found if m in round_about and i.module in round_about]
+    in_cycles = {name for component in cycles(graph) for name in component}
+    cyclic = [(m, i) for m, i in found if m in in_cycles and i.module in in_cycles]
     lengths = [node.end_lineno - node.lineno + 1 for _, node in package.functions() if node.end_lineno]
     entries = package.entries()
     rows = {
@@ -270,7 +269,7 @@ def rows_of(package: Package, cpp: tuple[Path, Path] | None) -> dict[str, str]:
         f"({sum(not name.startswith('_') for name in entries)})",
         "modules in all": str(len(package.sources)),
         "longest chain of imports": str(len(chain)),
-        "circles; imports that take part in one": f"{len(circles(graph))}; {len(up)}",
+        "import cycles; imports in one": f"{len(cycles(graph))}; {len(cyclic)}",
         "imports inside functions; for types only": f"{sum(i.kind == 'function' for _, i in found)}; "
         f"{sum(i.kind == 'type' for _, i in found)}",
         "lines that 95 % of functions do not exceed": str(percentile(lengths, 0.95)),
@@ -281,12 +280,12 @@ def rows_of(package: Package, cpp: tuple[Path, Path] | None) -> dict[str, str]:
     if (located := package.class_named("Trajectory")) is not None:
         _, node = located
         methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
-        asked = sum(
+        n_checks = sum(
             len(re.findall(r"isinstance\([^()]*states|hasattr\(states", path.read_text(encoding="utf-8")))
             for path in package.sources.values()
         )
         rows["Trajectory: lines; methods"] = f"{(node.end_lineno or 0) - node.lineno + 1}; {len(methods)}"
-        rows["lines that ask for the kind of states"] = str(asked)
+        rows["checks of the type of states"] = str(n_checks)
     if cpp is not None:
         core, bindings = cpp
         parts = [core / name for name in ("include", "src") if (core / name).is_dir()] or [core]
