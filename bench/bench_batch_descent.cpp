@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Many small runs in one call beside the same runs one by one, per run and step:
+// Many small runs in one batch, compared with the same runs one by one, per run and step:
 //   bench_batch_descent [--size 6] [--layers 3] [--runs 1000] [--steps 2000]
-// and the options of harness.hpp. Their losses are compared first. Below each group: how many times
-// less the batch takes than the runs one by one, in elapsed time and in processor time (of all
-// threads; it says more where others use the machine, too). Flops are those of the cores.
+// and the options of harness.hpp. The losses are compared first. The line below each group is the
+// speedup of the batch, in elapsed time and in processor time of all threads, which is more
+// reliable on a busy machine. Flops are those of the cores.
 #include "dlnfast/batch_descent.hpp"
 
 #include <cstdint>
@@ -18,7 +18,7 @@ using namespace dlnfast;
 
 namespace {
 
-// Runs as they stand in a study: orthogonal starts of a small scale, a target of its own each.
+// Typical runs of a study: random cores of a small scale, and a random target for each run.
 template <class T>
 struct Study {
   Index n, size, n_layers, steps;

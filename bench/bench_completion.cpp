@@ -3,9 +3,9 @@
 // (dlnfast/completion.hpp):
 //   bench_completion [--rows 1000,100,610,100000] [--cols 1000,100,9724,100000]
 //                    [--entries 200000,3000,100000,10000000] [--k 10,10,20,20]
-// one case for each position in the lists, and the options of harness.hpp. Flops are 8 k an entry. Bytes
-// are those of the entries in both orders, and of both factors and both products, once each: that the
-// factors' columns are fetched once for every entry is left to the caches.
+// one case for each position in the lists, and the options of harness.hpp. Flops are 8 k per entry.
+// Bytes are those of the entries in both orders, and of both factors and both products, once each.
+// Repeated loads of the columns of the factors are assumed to hit the caches.
 #include "dlnfast/completion.hpp"
 
 #include <algorithm>
@@ -49,7 +49,7 @@ std::vector<Index> random_indices(Index m, Index d, Index n) {
   return indices;
 }
 
-// Some of the columns of a product beside plain sums.
+// Compares some columns of a product with plain sums.
 template <class T>
 void check_product(const Matrix<T>& got, const Matrix<T>& fixed, const Matrix<T>& moving,
                    const SparseRows<T>& entries) {
@@ -71,7 +71,7 @@ void check_product(const Matrix<T>& got, const Matrix<T>& fixed, const Matrix<T>
 
 template <class T>
 void measure(bench::Harness& harness, Index m, Index d, Index n, Index k) {
-  if (n > m * d) bench::refuse("more entries than the matrix has");
+  if (n > m * d) bench::refuse("--entries is larger than the number of entries of the matrix");
   std::vector<std::int64_t> row, col;
   std::vector<T> value;
   for (const Index index : random_indices(m, d, n)) {
@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
   const auto ranks = options.list("--k", {10, 10, 20, 20});
   bench::Harness harness("completion", options);
   if (cols.size() != rows.size() || entries.size() != rows.size() || ranks.size() != rows.size()) {
-    bench::refuse("the lists of --rows, --cols, --entries and --k are not of one length");
+    bench::refuse("the lists of --rows, --cols, --entries and --k have different lengths");
   }
   return harness.each_precision([&](auto zero) {
     for (std::size_t c = 0; c < rows.size(); ++c) {

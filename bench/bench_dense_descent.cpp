@@ -2,9 +2,10 @@
 // Whole steps (evaluate and update) of gradient descent on L layers (dlnfast/dense_descent.hpp):
 //   bench_dense_descent [--thin 2048,4096] [--outputs 10] [--thin-layers 3,4]
 //                       [--square 512,1024,2048] [--small 10,30,64,100,256]
-// and the options of harness.hpp. Thin networks are d wide and have K outputs; counted are 24 (L - 1)
-// d^2 bytes in float64: every whole layer is read twice and written once. Square ones have L = 3 and
-// take 6 (L - 1) d^3 flops. Small ones are square and run on one thread beside `--threads`.
+// and the options of harness.hpp. Thin networks are d wide and have K outputs. Their bytes in
+// float64 are 24 (L - 1) d^2: every d x d layer is read twice and written once. Square ones have L
+// = 3 and take 6 (L - 1) d^3 flops. Small ones are square and run on one thread as well as on
+// `--threads`.
 #include "dlnfast/dense_descent.hpp"
 
 #include <memory>
@@ -18,7 +19,7 @@ namespace {
 
 constexpr double rate = 1e-3;
 
-// A network, its stepper and the peer that steps it, once its first step has been found right.
+// A network, its stepper and the peer that steps it. The constructor checks the first step.
 template <class T>
 class Run {
  public:

@@ -33,7 +33,7 @@ void measure(bench::Harness& harness, Index d) {
   for (const Kind& kind : kinds) {
     const auto job = [&, kind] { multiply<T>(a, kind.op_a, b, kind.op_b, c, context); };
     job();
-    for (int s = 0; s < 20; ++s) {  // some entries beside plain sums
+    for (int s = 0; s < 20; ++s) {  // compares some entries with plain sums
       const Index i = check::pick(d), j = check::pick(d);
       double wanted = 0.0;
       for (Index l = 0; l < d; ++l) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A step of the reduced engine (dlnfast/reduced_descent.hpp) as a run takes it, loss included: L
-// cores of 2 r x 2 r and one family of scalars through all layers. The width of the network does not
-// enter.
+// A step of the reduced engine (dlnfast/reduced_descent.hpp) as in a run, including the loss: L
+// cores of 2 r x 2 r and one family of scalars through all layers. The cost does not depend on the
+// width of the network.
 //   bench_reduced_descent [--r 3,10] [--layers 3]
 // and the options of harness.hpp; here --threads is 1 by default. Flops are those of the cores.
 #include "dlnfast/reduced_descent.hpp"

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// An update of the tracker (dlnfast/svd_tracker.hpp) on a d x d matrix of noise with k values above it,
-// which moves a little between updates:
+// An update of the tracker (dlnfast/svd_tracker.hpp) on a d x d matrix of noise plus k larger
+// singular values, which changes slightly between updates:
 //   bench_svd_tracker [--d 256,1024,4096] [--k 16]
 // and the options of harness.hpp.
-//   sweep products  the two products with p = k + 8 vectors that a dense update cannot do without:
+//   sweep products  the two products with p = k + 8 vectors that every dense update needs:
 //                   4 p d^2 flops, and at least two reads of W
 //   dense           an update whose drift is known and small: a sweep, ||W||_F, bounds, branches
-//   certified       an update with a certificate of its own, from random vectors
+//   certified       an update with a new certificate, from random vectors
 //   factored        an update of W = s W_0 + U^T C V after a change of rank 10, in frames of 30 vectors
 //   full            the whole decomposition, values only (sizes up to 512)
 // Flops are those of the sweep, of which the other parts of an update are overhead.
@@ -62,8 +62,8 @@ void measure(bench::Harness& harness, Index d, Index k) {
   const Matrix<T> block = orthonormal_rows<T>(p, d, 13);
   Matrix<T> image(p, d), back(p, d);
 
-  // The factored form from a start that need not be orthogonal: its frames close as far as its updates
-  // are concerned, and an update does not read W_0.
+  // The factored form. W_0 need not be orthogonal here: the frames are closed under the updates,
+  // and an update does not read W_0.
   Isometry isometry{1.0, 0.0, true};
   const Matrix<T> start = Matrix<T>::Identity(d, d);
   LowRankDrift<T> drift(MatrixRef<const T>(start.data(), d, d), isometry, 64);

@@ -12,7 +12,7 @@ using namespace dlnfast;
 
 namespace {
 
-// The norm of a difference beside that of what was wanted.
+// Compares the norm of a difference with that of the expected matrix.
 template <class T>
 void check_near(const Matrix<T>& got, const Matrix<T>& wanted, double tolerance) {
   CHECK_NEAR(double((got - wanted).norm()), 0.0, tolerance * double(wanted.norm()));

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: MIT
-// What the native benchmarks share: options, peers that take turns, the machine's own peaks, and a
-// report. Options of all of them, each followed by a value:
-//   --threads    size of the team; 0, mostly the default, is all of them, and leaves small work to
-//                fewer
+// Shared code of the native benchmarks: options, interleaved timings, the peaks of the machine, and
+// a report. Common options, each followed by a value:
+//   --threads    number of threads; 0, the usual default: all of them, and fewer for small work
 //   --precision  double, single or both
-//   --repeats    timings of every peer
-//   --json       a file to which one line about the machine and one per measurement are appended
+//   --repeats    number of timings of every peer
+//   --json       file to which one line with the machine and one line per measurement are appended
 //
-// Rates are those of the median. A fraction compares one with the best of this process on as many
-// threads:
-//   arith  multiply-adds that never leave the registers
+// Rates use the median time. Fractions are relative to the peaks that the same process reached on
+// the same number of threads:
+//   arith  multiply-adds on registers only
 //   gemm   the package's own `multiply` of 1024 x 1024 matrices
-//   triad  a = b + s c beyond the caches, two reads and a write counted for each element. Its store
-//          first fetches what it overwrites, which is not counted: a pass that only reads, or that
-//          updates in place, may be faster, and so may whatever stays in the caches.
-// The peaks are measured again at the end. Where they have moved, the machine was not quiet; one that
-// was busy all the time shows only in peaks that are too low.
+//   triad  a = b + s c on arrays larger than the caches, with two reads and one write per element.
+//          The store first loads the overwritten cache line, which is not counted. Passes that only
+//          read, updates in place, and work inside the caches can therefore exceed this peak.
+// The peaks are measured again at the end. If they have changed, other programs used the machine.
+// If it was busy all the time, the peaks are too low, and there is no warning.
 #pragma once
 
 #include <algorithm>
@@ -48,23 +47,23 @@ using dlnfast::Context;
   std::exit(2);
 }
 
-// The command line: pairs of --name and value. Whoever asks for an option makes it known.
+// The command line: pairs of --name and value. Reading an option registers its name.
 class Options {
  public:
   Options(int argc, char** argv) {
     for (int i = 1; i < argc; i += 2) {
       if (i + 1 == argc) refuse(std::string(argv[i]) + " has no value");
-      given_[argv[i]] = argv[i + 1];
+      values_[argv[i]] = argv[i + 1];
     }
   }
 
   std::string text(const std::string& name, const std::string& fallback) {
     known_ += " " + name;
-    const auto option = given_.extract(name);
+    const auto option = values_.extract(name);
     return option.empty() ? fallback : option.mapped();
   }
 
-  // Whole numbers with commas between them.
+  // Returns a comma-separated list of integers.
   std::vector<Index> list(const std::string& name, std::vector<Index> fallback, Index least = 1) {
     const std::string value = text(name, "");
     if (value.empty()) return fallback;
@@ -74,7 +73,7 @@ class Options {
       char* end = nullptr;
       numbers.push_back(std::strtoll(item.c_str(), &end, 10));
       if (item.empty() || *end != '\0' || numbers.back() < least) {
-        refuse(name + " is " + value + "; wanted whole numbers, at least " + std::to_string(least));
+        refuse(name + " is " + value + "; wanted integers of at least " + std::to_string(least));
       }
     }
     return numbers;
@@ -84,23 +83,25 @@ class Options {
     return list(name, {fallback}, least).back();
   }
 
-  // After the last question.
+  // Refuses options that were not read.
   void done() const {
-    if (!given_.empty()) refuse("no option " + given_.begin()->first + "; there are" + known_);
+    if (!values_.empty()) {
+      refuse("unknown option " + values_.begin()->first + "; the options are" + known_);
+    }
   }
 
  private:
-  std::map<std::string, std::string> given_;
+  std::map<std::string, std::string> values_;
   std::string known_;
 };
 
-// One of the contestants of a group.
+// One of the timed alternatives of a group.
 struct Peer {
   std::string name;
-  double flops = 0.0;  // of one unit; 0 where they are not counted
+  double flops = 0.0;  // per unit; 0: not counted
   double bytes = 0.0;
   std::function<void()> job;
-  double units = 1.0;  // that one job does; times are those of one unit
+  double units = 1.0;  // units of work per job; times are per unit
   int threads = 0;     // 0: the harness's
 };
 
@@ -117,9 +118,9 @@ inline double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : 0.5 * (values[half - 1] + values[half]);
 }
 
-// Each peer is called until a timing takes a few milliseconds, which also warms it up; then they
-// take turns, round after round.
-inline std::vector<Times> take_turns(const std::vector<Peer>& peers, Index repeats) {
+// Doubles the calls per timing of each peer until a timing takes a few milliseconds, which also
+// warms it up. Then times all peers once in every round.
+inline std::vector<Times> time_interleaved(const std::vector<Peer>& peers, Index repeats) {
   constexpr double long_enough = 5e-3;
   std::vector<Times> times(peers.size());
   const auto time_once = [&](std::size_t p) {
@@ -144,14 +145,14 @@ inline std::vector<Times> take_turns(const std::vector<Peer>& peers, Index repea
   return times;
 }
 
-// Flops, flops and bytes per second of the multiply-adds, the gemm and the triad; 0: not yet known.
+// Flops, flops and bytes per second of the multiply-adds, the gemm and the triad; 0: not measured.
 using Peaks = std::array<double, 3>;
 
 using Shape = std::vector<std::pair<std::string, Index>>;
 
 class Harness {
  public:
-  // After all other options have been asked for.
+  // Reads the common options, so the other options must have been read before.
   Harness(std::string name, Options& options, Index threads = 0) : name_(std::move(name)) {
     threads_ = static_cast<int>(options.integer("--threads", threads, 0));
     precision_ = options.text("--precision", "both");
@@ -172,10 +173,10 @@ class Harness {
     describe_machine();
   }
 
-  int threads() const { return threads_; }  // as asked for
+  int threads() const { return threads_; }  // as requested
   int team() const { return team_; }
 
-  // body(T()) in each precision asked for. Returns the exit status of the benchmark.
+  // Calls body(T()) in each requested precision. Returns the exit status of the benchmark.
   template <class Body>
   int each_precision(const Body& body) {
     if (precision_ != "single") one_precision<double>(body);
@@ -187,7 +188,7 @@ class Harness {
   template <class T>
   std::vector<Times> run(const Shape& shape, const std::vector<Peer>& peers) {
     if (check::failures > 0) std::exit(check::result());
-    std::vector<Times> times = take_turns(peers, repeats_);
+    std::vector<Times> times = time_interleaved(peers, repeats_);
     for (std::size_t p = 0; p < peers.size(); ++p) report<T>(shape, peers[p], times[p]);
     return times;
   }
@@ -205,7 +206,7 @@ class Harness {
     const Peaks after = measure_peaks<T>();
     for (std::size_t i = 0; i < before.size(); ++i) {
       if (std::abs(after[i] / before[i] - 1.0) < 0.1) continue;
-      std::printf("a peak has moved by more than a tenth: the machine was not quiet\n");
+      std::printf("a peak changed by more than 10 %%: other programs used the machine\n");
       break;
     }
   }
@@ -289,7 +290,7 @@ class Harness {
 
   static double ratio(double rate, double peak) { return peak > 0.0 ? rate / peak : 0.0; }
 
-  // `missing` where there is nothing to show.
+  // Returns `missing` if x is not positive.
   static std::string number(const char* format, double x, const char* missing = "null") {
     char text[64];
     std::snprintf(text, sizeof text, format, x);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Work that shows what a team of threads can do at best: multiply-adds that never leave the
-// registers, the package's own product of matrices, and a = b + s c beyond the caches.
+// Work that measures the peak performance of a team of threads: multiply-adds on registers only,
+// the package's own product of matrices, and a = b + s c on arrays larger than the caches.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ class PeakWork {
         right_(check::random_matrix<T>(d, d)),
         product_(d, d) {
     for (Matrix<T>& swept : swept_) swept.resize(1, n);
-    sweep([](T* x, T* y, T* z, Index count) {  // each member's pages near it
+    sweep([](T* x, T* y, T* z, Index count) {  // first touch: the pages of each thread are near it
       for (T* p : {x, y, z}) std::fill(p, p + count, T(1));
     });
   }
@@ -62,7 +62,8 @@ class PeakWork {
   // x <- a x + b in as many registers as there are chains.
   __attribute__((noinline)) static T chains(T a, T b) {
     typename P::Vector x[n_chains] = {}, total = {};
-    for (int s = 0; s < n_chains; ++s) x[s] += T(s);  // equal chains would be computed once
+    for (int s = 0; s < n_chains; ++s)
+      x[s] += T(s);  // the compiler would compute equal chains once
     for (Index i = 0; i < rounds; ++i) {
       dlnfast::simd::unroll<n_chains>([&](auto s) DLNFAST_INLINE { x[s] = x[s] * a + b; });
     }

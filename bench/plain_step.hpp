@@ -12,7 +12,7 @@ namespace bench {
 using dlnfast::Index;
 using dlnfast::Matrix;
 
-// Weights and target that keep the size of what passes through them.
+// Random weights that preserve the norm of their inputs on average, and a random target.
 template <class T>
 struct Network {
   std::vector<Matrix<T>> weights;  // W_1 .. W_L
@@ -34,7 +34,8 @@ struct Network {
   }
 };
 
-// E = W_{L:1} - Phi and G_l = W_{L:l+1}^T E W_{l-1:1}^T, from the left: thin outputs stay thin.
+// E = W_{L:1} - Phi and G_l = W_{L:l+1}^T E W_{l-1:1}^T, multiplied from the left, so that products
+// with thin outputs stay thin.
 template <class T>
 struct PlainStep {
   double loss;  // |E|^2 / 2
@@ -55,7 +56,7 @@ struct PlainStep {
   }
 };
 
-// Whether layer l went from `before` to `after` by -rate G.
+// Checks that after = before - rate G.
 template <class T>
 void check_layer(const Matrix<T>& before, const Matrix<T>& after, const Matrix<T>& gradient,
                  double rate) {

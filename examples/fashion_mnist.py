@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Train a linear network of depth 4 on all of Fashion-MNIST and draw what its first layer did.
+"""Train a linear network of depth 4 on all of Fashion-MNIST, and plot the singular values of its first layer.
 
     python examples/fashion_mnist.py FOLDER
 
@@ -27,7 +27,7 @@ def main() -> None:
     problem = dln.Problem.from_data(images, labels, whiten="zca", layout="rows")
     print(f"{problem}, whitened to {problem.whitening.error:.1e}")
 
-    # Above this rate the strongest mode oscillates. A small scale has the modes learned one by one.
+    # Above this rate the strongest mode oscillates. From a small scale the modes are learned one by one.
     limit = dln.theory.stability_threshold(problem.target_factors().s[0], DEPTH, problem.loss_scale)
     weights = dln.orthogonal([problem.dim_in] * DEPTH + [problem.dim_out], scale=0.1)
     run = dln.train(
