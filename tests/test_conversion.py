@@ -169,10 +169,10 @@ def call_with_change(name, key, index, change):
     function, arguments = CALLS[name]()
     value = arguments[key]
     plain_value = plain(value if index is None else value[index])
-    odd = change(plain_value)
-    if odd is None:
+    changed = change(plain_value)
+    if changed is None:
         return None
-    arguments[key] = odd if index is None else [odd if i == index else x for i, x in enumerate(value)]
+    arguments[key] = changed if index is None else [changed if i == index else x for i, x in enumerate(value)]
     return flat(function(**arguments))
 
 
@@ -195,10 +195,10 @@ def flat(result, depth=0):
     if isinstance(result, (list, tuple)):
         return [x for item in result for x in flat(item, depth + 1)]
     if dataclasses.is_dataclass(result):
-        held = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        attributes = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     else:
-        held = getattr(result, "__dict__", {})
-    return [x for key in sorted(held) if key not in TIMES for x in flat(held[key], depth + 1)]
+        attributes = getattr(result, "__dict__", {})
+    return [x for key in sorted(attributes) if key not in TIMES for x in flat(attributes[key], depth + 1)]
 
 
 def assert_same_results(found, wanted):

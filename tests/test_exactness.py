@@ -381,7 +381,7 @@ def test_bounded_oscillation_past_the_edge_of_stability():
     assert_all_engines_agree(target, weights, setting)
     loss = by_engine("reduced", target, weights, setting).loss[-100:]
     assert loss.min() > 1e-4
-    np.testing.assert_allclose(loss[2:], loss[:-2], rtol=1e-4)  # period two; the rest still decays slowly
+    np.testing.assert_allclose(loss[2:], loss[:-2], rtol=1e-4)  # period two, plus a slow decay
     assert abs(loss[0] - loss[1]) > 0.01 * loss[0]
 
 

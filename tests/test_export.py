@@ -243,7 +243,7 @@ def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_BLOCK_BYTES", 2**18)
     problem, weights = dln.low_rank_recovery(32, 1), dln.orthogonal([32] * 3)
     chosen = ["loss", "singular_values", "left_vectors", "right_vectors"]
-    held, exported, every_60th = [], [], []
+    loaded, exported, every_60th = [], [], []
     for steps in (60, 480):
         folder = tmp_path / str(steps)
         checkpoint = Checkpoint(folder, every=30, seconds=60)
@@ -254,14 +254,14 @@ def test_memory_of_an_export_does_not_grow_with_the_run(tmp_path, monkeypatch):
             "learning_rate": 0.1,
         }
         dln.train(problem, weights, steps=steps, **options, checkpoint=checkpoint)
-        held.append(peak_bytes(lambda folder=folder: dln.load(folder)))
+        loaded.append(peak_bytes(lambda folder=folder: dln.load(folder)))
         out = folder.with_suffix(".h5")
         exported.append(peak_bytes(lambda folder=folder, out=out: dln.export(folder, out, variables=chosen)))
         every_60th.append(peak_bytes(lambda folder=folder: dln.load(folder, every=60)))
-    assert held[1] > 5 * held[0]
+    assert loaded[1] > 5 * loaded[0]
     assert exported[1] < 1.2 * exported[0]
     assert every_60th[1] < 1.3 * every_60th[0]
-    assert exported[1] < held[1] / 2
+    assert exported[1] < loaded[1] / 2
 
 
 # ------------------------------------------------------------------------------------------- errors

@@ -147,7 +147,7 @@ import sys
 sys.modules["torch"] = None
 import importlib.util
 found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+importlib.util.find_spec = lambda name, *arguments: None if name == "torch" else found(name, *arguments)
 from dlnfast.cli import main
 options = ["--runs", "1", "--depths", "3", "--scales", "0.5", "--inits", "orthogonal"]
 assert main(["figure", "progressive-collapse", "--out", sys.argv[1], *options]) == 0

@@ -111,10 +111,10 @@ def test_the_head_starts_at_the_mean_and_all_other_parameters_are_frozen(tuning)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
 
-    def look(step, model, adapter):
+    def record_state(step, model, adapter):
         seen.append((step, {name: p.detach().clone() for name, p in model.named_parameters()}, adapter))
 
-    tuning.run(run, after_step=look)
+    tuning.run(run, after_step=record_state)
     assert [step for step, _, _ in seen] == [0, 1, 2]
     mean = float(tuning.train.targets[tuning.examples(run)].mean())
     assert float(seen[0][1]["classifier.bias"]) == pytest.approx(mean)

@@ -172,9 +172,9 @@ def test_shortened_headers_are_detected(engine, checkpointed_runs, tmp_path):
     # numpy.load reads only as far as the header says, and never reaches the checksum.
     shutil.copytree(checkpointed_runs / engine, tmp_path / "run")
     path = sorted((tmp_path / "run").glob("records-*.npz"))[0]
-    held = path.read_bytes()
-    assert held.count(b"(701,)") == 1
-    path.write_bytes(held.replace(b"(701,)", b"(601,)"))
+    content = path.read_bytes()
+    assert content.count(b"(701,)") == 1
+    path.write_bytes(content.replace(b"(701,)", b"(601,)"))
     with pytest.raises(ValueError, match=r"records-\d+.npz is not a complete file"):
         dln.load(tmp_path / "run")
 
@@ -222,10 +222,10 @@ def test_errors_name_damaged_and_newer_end_files(checkpointed_runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpointed_runs / "reduced", folder)
     end = folder / "end.json"
-    held = json.loads(end.read_text())
+    content = json.loads(end.read_text())
     for changed, text in (
-        (held | {"format_version": 99}, "was written by a newer version"),
-        (held | {"step": 1999}, "its checksum does not match"),
+        (content | {"format_version": 99}, "was written by a newer version"),
+        (content | {"step": 1999}, "its checksum does not match"),
         ({"a": 1}, "it lacks"),
         ([1], "is not a complete file of a dlnfast run"),
     ):

@@ -60,13 +60,13 @@ def merged_at_random(rng, parts):
 
 def numbers(statistics):
     """Return all numbers of the statistics, values and corrections."""
-    held = {name: (sums.value, sums.correction) for name, sums in statistics._sums.items()}
+    parts = {name: (sums.value, sums.correction) for name, sums in statistics._sums.items()}
     return {
         "n_samples": statistics.n_samples,
         "classes": None if statistics.classes is None else statistics.classes.tolist(),
         **{
             name: (value.tolist(), None if correction is None else correction.tolist())
-            for name, (value, correction) in held.items()
+            for name, (value, correction) in parts.items()
         },
     }
 
@@ -638,8 +638,8 @@ def test_fashion_mnist_in_a_hundred_pieces(fashion, real):
     first = merged_at_random(rng, parts)
     for _ in range(1 if real else 2):
         other = merged_at_random(rng, [parts[i] for i in rng.permutation(100)])
-        for got, held in zip(rounded(other), rounded(first), strict=True):
-            assert share(got, held) < 1e-16
+        for got, wanted in zip(rounded(other), rounded(first), strict=True):
+            assert share(got, wanted) < 1e-16
     found = first.problem()
     allowed = 0 if not real else 1e-15
     assert share(found.input_gram, wanted.input_gram) <= allowed

@@ -40,7 +40,7 @@ TYPED = (TypeError, ValueError, MemoryError, OverflowError, OSError, dln.Diverge
 #: Errors that indicate a bug in the package.
 MISTAKES = (AttributeError, IndexError, KeyError, ZeroDivisionError, AssertionError, RecursionError)
 
-# ------------------------------------------------------------------------------------------ odd arguments
+# ------------------------------------------------------------------------------------------ unusual arguments
 
 
 class Subclass(np.ndarray):
@@ -135,7 +135,7 @@ def _with(a, value):
     return a
 
 
-def oddities(value):
+def unusual_values(value):
     """Return {name: a value to replace this one by}."""
     found = {f"scalar {i} ({type(x).__name__})": (lambda x=x: x) for i, x in enumerate(SCALARS)}
     if isinstance(value, InlineExecutor):
@@ -171,26 +171,26 @@ MAY_BE_INFINITE = {
 }
 
 
-def finite(result, depth=0):
+def is_finite(result, depth=0):
     """Return whether all numbers in a result are finite."""
     if isinstance(result, (float, np.floating)):
         return bool(np.isfinite(result))
     if isinstance(result, np.ndarray):
         return result.dtype.kind not in "fc" or bool(np.isfinite(result).all())
     if isinstance(result, dln.Trajectory):
-        return finite(result.loss) and (not len(result.steps) or finite(recorded_values(result)))
+        return is_finite(result.loss) and (not len(result.steps) or is_finite(recorded_values(result)))
     if depth > 3 or isinstance(result, (str, bytes, type, types.FunctionType, types.MethodType)):
         return True
     if isinstance(result, dln.Batch):
         # The loss of a run that diverged is infinite; its trajectory ends before.
-        return all(finite(result[i]) for i, end in enumerate(result.outcomes) if end != "diverged")
+        return all(is_finite(result[i]) for i, end in enumerate(result.outcomes) if end != "diverged")
     if isinstance(result, Mapping):
-        return all(finite(item, depth + 1) for item in result.values())
+        return all(is_finite(item, depth + 1) for item in result.values())
     if isinstance(result, (list, tuple)):
-        return all(finite(item, depth + 1) for item in result)
+        return all(is_finite(item, depth + 1) for item in result)
     if dataclasses.is_dataclass(result):
         names = [field.name for field in dataclasses.fields(result)]
-        return all(finite(getattr(result, name), depth + 1) for name in names)
+        return all(is_finite(getattr(result, name), depth + 1) for name in names)
     return True
 
 
@@ -224,10 +224,10 @@ def time_limit(seconds):
         yield
         return
 
-    def ring(number, at):
+    def raise_too_long(number, at):
         raise TooLongError(f"more than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, raise_too_long)
     signal.alarm(seconds)
     try:
         yield
@@ -236,8 +236,8 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def complaint(name, call, arguments):
-    """Make the call; return a complaint about its result or error, None if there is none."""
+def find_problem(name, call, arguments):
+    """Make the call; return a description of an invalid result or error, else None."""
     try:
         with time_limit(10), warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -255,7 +255,7 @@ def complaint(name, call, arguments):
         return None if "overflow" in str(warning) and largest(arguments) > 1e150 else f"warning: {warning}"
     except (Exception, TooLongError) as error:
         return f"{type(error).__name__}: {error}"
-    if name not in MAY_BE_INFINITE and not finite(result):
+    if name not in MAY_BE_INFINITE and not is_finite(result):
         return "a result that is not finite"
     return None
 
@@ -305,7 +305,7 @@ def test_unusual_arguments_raise_an_error_that_names_them_or_give_a_finite_resul
         count = data.draw(st.integers(1, min(2, len(arguments))), label="count")
         keys = st.lists(st.sampled_from(sorted(arguments)), min_size=count, max_size=count, unique=True)
         for key in data.draw(keys, label="arguments"):
-            odd = oddities(arguments[key])
+            odd = unusual_values(arguments[key])
             choice = data.draw(st.sampled_from(sorted(odd)), label="oddity")
             try:
                 replaced = odd[choice]()
@@ -315,7 +315,7 @@ def test_unusual_arguments_raise_an_error_that_names_them_or_give_a_finite_resul
             takes_time = replaced is None or isinstance(replaced, int)
             if (name, key) != ("train_compressed", "steps") or not takes_time:
                 arguments[key] = replaced
-        assert complaint(name, call, arguments) is None
+        assert find_problem(name, call, arguments) is None
     finally:
         os.chdir(before)
 

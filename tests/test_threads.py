@@ -558,10 +558,10 @@ def status(body):
     return os.waitpid(child, 0)[1]
 
 run()  # the parent is warm
-stop, beside = threading.Event(), []
+stop, agreements = threading.Event(), []
 def train_on():
     while not stop.is_set():
-        beside.append(np.allclose(run(), alone, rtol=1e-10))
+        agreements.append(np.allclose(run(), alone, rtol=1e-10))
 trainer = threading.Thread(target=train_on)
 trainer.start()
 found = [status(right) for _ in range(3)]  # while another thread trains
@@ -578,7 +578,7 @@ with ProcessPoolExecutor(2, mp_context=context, initializer=signal.alarm, initar
     found += [0 if f.result(60) else 3 for f in [pool.submit(right) for _ in range(2)]]
 stop.set()
 trainer.join()
-print(found, all(beside))
+print(found, all(agreements))
 
 parent = os.getpid()
 def fork_within(step, loss):
