@@ -266,7 +266,7 @@ class TestInput:
         assert_within_bounds(record, W)
         assert record.completeness != "none"
 
-    def test_errors_name_errors_of_operators(self):
+    def test_invalid_operators_raise_typed_errors(self):
         class Operator:
             shape = (150, 140)
             dtype = np.float64

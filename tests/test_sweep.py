@@ -650,7 +650,7 @@ def alive(group):
 
 
 def test_killed_sweeps_resume():
-    """Few kills here; ``python bench/kill_sweep.py`` makes fifty."""
+    """Two kills; ``python bench/kill_sweep.py`` makes fifty by default."""
     done = subprocess.run(
         [sys.executable, str(BENCH / "kill_sweep.py"), "--kills", "2", "--seeds", "2"],
         capture_output=True,
@@ -659,7 +659,7 @@ def test_killed_sweeps_resume():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 kills")
-    assert "all numbers equal to the last bit" in done.stdout
+    assert "all numbers equal bit for bit" in done.stdout
 
 
 def test_two_processes_may_run_one_sweep(tmp_path):
