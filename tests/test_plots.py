@@ -251,7 +251,9 @@ def test_compression_needs_labels(run):
 
 
 def test_compression_omits_values_that_a_log_axis_cannot_show():
-    display = FeatureCompressionDisplay([0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]).plot()
+    display = FeatureCompressionDisplay(
+        [0, 1, 2, 3], [8.0, np.inf, 2.0, 0.0], theory=[8.0, 4.0, 2.0, 1.0]
+    ).plot()
     assert display.fit.ratio == pytest.approx(0.5)
     assert np.isnan(display.ax_.lines[0].get_ydata()[[1, 3]]).all()
     render(display.figure_)
