@@ -141,6 +141,10 @@ def test_docstring_is_complete(found, owner):
     described |= commented(found) if inspect.isclass(found) else set()
     missing = [p for p in parameters if p not in described and not is_field_of_another(found, p)]
     assert not missing, f"undocumented parameters: {missing}"
+    for section in ("Parameters", "Attributes"):
+        for head, description in entries(present.get(section, "")).items():
+            assert description, f"{head} has no description"
+            assert not DANGLING.match(description), f"{head} does not stand on its own: {description}"
     body = source_code(found.__init__ if inspect.isclass(found) else found)
     if CHECKS.search(body):
         assert "Raises" in present, "the function can raise, but has no section Raises"
@@ -182,7 +186,7 @@ def test_missing_sections_are_detected():
         raise ValueError(matrix)
 
     wanted = {
-        "Parameters\n----------\nmatrix : str": "undocumented parameters",
+        "Parameters\n----------\nmatrix : str\n    Text of the error.": "undocumented parameters",
         "Raises\n------\nValueError": "the function can raise, but has no section Raises",
         "Returns\n-------\nstr": "no section Returns",
         "Notes\n-----\nCost: O(1).": "the docstring does not state the cost",
