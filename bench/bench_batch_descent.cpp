@@ -66,7 +66,7 @@ struct Study {
     BatchRecords<T> records;
     for (Index l = 0; l < n_layers; ++l) {
       batch.cores.push_back({cores[l].data(), n, size, size});
-      records.cores.push_back({core_records[l].data(), 2 * n, size, size});
+      records.core_records.push_back({core_records[l].data(), {n, 2, size, size}});
     }
     batch.target = {target.data(), n, size, size};
     batch.families = {{0, n_layers}};
@@ -79,7 +79,7 @@ struct Study {
     batch.loss_scale = {scale.data(), n, 1};
     batch.loss_floor = {floor.data(), n, 1};
     records.loss = {loss.data(), n, steps + 1};
-    records.rho = {rho_records.data(), n, 2, n_layers};
+    records.rho_records = {rho_records.data(), n, 2, n_layers};
     records.counts = {counts.data(), n, 2};
     Context context;
     context.n_threads = n_threads;
@@ -100,10 +100,9 @@ struct Study {
         const auto begin = cores[l].begin() + run * entries;
         own.emplace_back(begin, begin + entries);
         refs.emplace_back(own.back().data(), size, size);
-        out.core_sizes.push_back(entries);
-        out.cores.push_back(core_records[l].data() + 2 * run * entries);
+        out.cores.push_back({core_records[l].data() + 2 * run * entries, {2, size, size}});
       }
-      out.rho = rho_records.data() + 2 * run * n_layers;
+      out.rho = {rho_records.data() + 2 * run * n_layers, {2, n_layers}};
       Objective<T> objective;
       objective.target = {target.data() + run * entries, size, size};
       objective.loss_scale = scale[run];
@@ -113,7 +112,7 @@ struct Study {
       };
       ReducedDescent<T> stepper(refs, objective, {{0, multiplicity[run], coupling[run], row(rho)}},
                                 {row(rate), row(decay), row(momentum)}, context);
-      ReducedRecorder<T> recorder(stepper, out);
+      ReducedRecorder<T> recorder(stepper, out, schedule());
       std::int64_t record_steps[2];
       std::int64_t* c = counts.data() + 2 * run;
       c[0] = c[1] = 0;

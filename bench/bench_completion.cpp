@@ -80,11 +80,12 @@ void measure(bench::Harness& harness, Index m, Index d, Index n, Index k) {
     value.push_back(static_cast<T>(check::uniform()));
   }
   Order<T> rows(m, n), columns(d, n);
-  const Index bad = sort_entries<T>(n, row.data(), col.data(), value.data(), m, d,
-                                    rows.start.data(), rows.index.data(), rows.values.data());
+  const Index bad =
+      sort_entries<T>(as_array(row), as_array(col), as_array(value), m, d, as_array(rows.start),
+                      as_array(rows.index), as_array(rows.values));
   CHECK(bad == -1);
-  transpose_entries<T>(rows.view(d), columns.start.data(), columns.index.data(),
-                       columns.values.data());
+  transpose_entries<T>(rows.view(d), as_array(columns.start), as_array(columns.index),
+                       as_array(columns.values));
   const ObservedEntries<T> entries{rows.view(d), columns.view(m)};
   check_entries(entries);
 

@@ -180,20 +180,21 @@ def thin_multiply(draw):
     }
 
 
-def thin_descend(draw):
+def thin_descend(draw, result=None):
     dtype, r, m, n = draw.dtype(), draw.size(64), draw.size(), draw.size()
-    result = draw.choose(("rows", "columns", "none"))
+    outputs = {"rows": np.zeros((r, m), dtype), "columns": np.zeros((r, n), dtype)}
     return {
         "left": draw.array(r, m, dtype=dtype),
         "right": draw.array(r, n, dtype=dtype),
         "w": draw.array(m, n, dtype=dtype),
-        "result": result,
-        "out": {"rows": np.zeros((r, m), dtype), "columns": np.zeros((r, n), dtype), "none": None}[result],
-        "velocity": draw.choose((None, np.zeros((m, n), dtype))),
-        "scale": draw.choose((1.0, -2.0, 0.0)),
-        "learning_rate": 0.1,
-        "weight_decay": draw.choose((0.0, 0.1)),
-        "momentum": draw.choose((0.0, 0.9)),
+        **({"out": outputs[result]} if result else {}),
+        "descent": {
+            "scale": draw.choose((1.0, -2.0, 0.0)),
+            "learning_rate": 0.1,
+            "weight_decay": draw.choose((0.0, 0.1)),
+            "momentum": draw.choose((0.0, 0.9)),
+            "velocity": draw.choose((None, np.zeros((m, n), dtype))),
+        },
         "n_threads": draw.choose((1, 2, 3, 0)),
     }
 
@@ -370,7 +371,9 @@ def engine(draw, dtype, chain):
         "power_vectors": maybe(lambda s: np.ones(s[1], dtype)),
         "on_record": draw.choose((None, Callback("nothing"))),
         "on_progress": draw.choose((None, Callback("nothing"))),
-        "adaptive": draw.choose((None, None, (0.5, [1.0] * n_layers, 1.0))),
+        "safety": draw.choose((0.0, 0.0, 0.5)),
+        "curvature": [1.0] * n_layers,
+        "error_scale": 1.0,
         "rate": np.zeros(n),
     }
     if draw.choose((False, True)):
@@ -410,7 +413,6 @@ def dense_descent(draw):
         "observed": observed(draw, chain[-1], chain[0], dtype) if seen == "observed" else None,
         "measurements": measurements(draw, chain[-1], chain[0], dtype) if seen == "measurements" else None,
         "snapshot_every": every,
-        "n_values": n_values,
         "tracker": core.TRACKER_DEFAULTS | {"n_values": 1, "mode": draw.choose(("auto", "dense", "full"))},
         "factored": draw.choose((True, False)),
         "velocity_norms": draw.choose(([], [0.0] * len(weights))),
@@ -448,10 +450,18 @@ def reduced_descent(draw):
     dtype = draw.dtype()
     chain = widths(draw, draw.choose((2, 1, 3, 4)))
     arguments, cores, n = engine(draw, dtype, chain)
-    family = (0, draw.choose((3.0, 0.0, 1e300)), draw.choose((1.0, 0.0)), [0.5] * len(cores))
     n_scalars = len(cores)
     arguments |= {
-        "families": [family],
+        "observed": None,
+        "measurements": None,
+        "families": [
+            {
+                "first": 0,
+                "multiplicity": draw.choose((3.0, 0.0, 1e300)),
+                "coupling": draw.choose((1.0, 0.0)),
+                "rho": [0.5] * n_scalars,
+            }
+        ],
         "scalars": draw.choose((None, np.zeros((3, n_scalars)))),
         "core_records": [np.zeros((n, *c.shape), dtype) for c in cores],
         "rho_records": np.zeros((n, n_scalars)),
@@ -473,7 +483,7 @@ def batch_descent(draw):
             "input_gram": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
             "input_factor": np.ones((n_runs, chain[0], chain[0]), dtype) if gram else None,
             "factor_target": np.ones((n_runs, chain[-1], chain[0]), dtype) if gram else None,
-            "families": [(0, n_layers)],
+            "families": [{"first": 0, "length": n_layers}],
             "rho": np.full((n_runs, n_layers), 0.5),
             "multiplicity": np.full((n_runs, 1), 3.0),
             "coupling": np.ones((n_runs, 1)),
@@ -497,7 +507,9 @@ def batch_descent(draw):
 FUNCTIONS = {
     "multiply": (multiply, {"out"}),
     "thin_multiply": (thin_multiply, {"out"}),
-    "thin_descend": (thin_descend, {"w", "out", "velocity"}),
+    "thin_descend": (thin_descend, {"w", "velocity"}),
+    "thin_times_and_descend": (lambda draw: thin_descend(draw, "columns"), {"w", "out", "velocity"}),
+    "thin_times_transpose_and_descend": (lambda draw: thin_descend(draw, "rows"), {"w", "out", "velocity"}),
     "extend_basis": (extend_basis, {"basis", "block", "lengths"}),
     "singular_values": (singular_values, {"values", "left", "right"}),
     "bidiagonal_singular_values": (bidiagonal_singular_values, set()),

@@ -234,9 +234,9 @@ def sort_entries(core, **changes):
         ({"rows": 2**31}, ValueError, "rows is 2147483648"),
         ({"rows": 2**63 - 1}, ValueError, "rows is 9223372036854775807"),
         ({"cols": 2**31}, ValueError, "cols is 2147483648"),
-        ({"rows": 2**70}, TypeError, "incompatible function arguments"),
-        ({"row": None}, TypeError, "incompatible function arguments"),
-        ({"values": [0.0] * 3}, TypeError, "incompatible function arguments"),
+        ({"rows": 2**70}, TypeError, "rows is 1180591620717411303424; wanted an integer of 64 bits"),
+        ({"row": None}, TypeError, "row is not a NumPy array"),
+        ({"values": [0.0] * 3}, TypeError, "values is not a NumPy array"),
     ],
 )
 def test_errors_of_sort_entries_name_bad_arguments(core, changes, error, text):
@@ -375,8 +375,8 @@ def residual_products(core, **changes):
         ({"x": np.ones(3)}, ValueError, "x has 1 axes"),
         ({"left": np.ones(3)}, ValueError, "left has 1 axes"),
         ({"right": [[0.0]]}, TypeError, "right is not a NumPy array"),
-        ({"x": None}, TypeError, "incompatible function arguments"),
-        ({"n_threads": 2**40}, TypeError, "incompatible function arguments"),
+        ({"x": None}, TypeError, "x is not a NumPy array"),
+        ({"n_threads": 2**40}, TypeError, "n_threads is 1099511627776; wanted an integer of 32 bits"),
     ],
 )
 def test_errors_of_residual_products_name_bad_arguments(core, changes, error, text):
@@ -396,14 +396,16 @@ def test_errors_of_residual_products_name_bad_arguments(core, changes, error, te
         (np.asfortranarray(np.ones((3, 4))), np.zeros((3, 4)), TypeError, "m is not C-contiguous"),
         (np.ones((3, 4)), np.zeros((4, 3)).T, TypeError, "error is not C-contiguous"),
         (np.ones(4), np.zeros((3, 4)), ValueError, "m has 1 axes"),
-        (None, np.zeros((3, 4)), TypeError, "incompatible function arguments"),
+        (None, np.zeros((3, 4)), TypeError, "m is not a NumPy array"),
     ],
 )
 def test_errors_of_residuals_name_bad_arguments(core, m, out, error, text):
     with pytest.raises(error, match=text):
         core.masked_residual((by_rows(), by_columns()), m, out)
+    # The measurements come first and choose the precision; entries leave it to the matrix.
+    precision = np.float32 if "wanted float32" in text else F64
     with pytest.raises(error, match=text if "matrix has shape" not in text else "residual has shape"):
-        core.measured_residual((np.ones((2, 12)), np.ones(2)), m, out)
+        core.measured_residual((np.ones((2, 12), precision), np.ones(2, precision)), m, out)
 
 
 @pytest.mark.parametrize(
@@ -413,12 +415,12 @@ def test_errors_of_residuals_name_bad_arguments(core, m, out, error, text):
         ((np.ones((2, 12)), np.ones(3)), ValueError, "3 values; wanted 2"),
         ((np.ones((2, 12)), np.ones((2, 1))), ValueError, r"measurements\[1\] has 2 axes"),
         ((np.ones((2, 3, 4)), np.ones(2)), ValueError, r"measurements\[0\] has 3 axes"),
-        ((np.ones((2, 12), np.float32), np.ones(2)), TypeError, r"measurements\[0\] has dtype float32"),
+        ((np.ones((2, 12), np.float32), np.ones(2)), TypeError, r"measurements\[1\] has dtype float64"),
         ((np.ones((2, 12)), np.ones(2, int)), TypeError, r"measurements\[1\] has dtype int64"),
         ((np.ones((12, 2)).T, np.ones(2)), TypeError, r"measurements\[0\] is not C-contiguous"),
         ((np.ones((2, 12)),), ValueError, r"not \(operators, values\)"),
         ((np.ones((2, 12)), None), TypeError, r"measurements\[1\] is not a NumPy array"),
-        ([np.ones((2, 12)), np.ones(2)], TypeError, "incompatible function arguments|is not"),
+        ([np.ones((2, 12)), np.ones(2)], TypeError, r"measurements is not \(operators, values\)"),
         (None, TypeError, None),
     ],
 )
@@ -446,7 +448,7 @@ def test_descent_on_observations_finishes(core, kind):
     assert descend_on_observations(core, **OBSERVATIONS[kind]) == ("finished", 3, 0)
     rate = np.full(3, np.nan)
     assert (
-        descend_on_observations(core, **OBSERVATIONS[kind], adaptive=(1.0, [1.0, 1.0], 1.0), rate=rate)[0]
+        descend_on_observations(core, **OBSERVATIONS[kind], safety=1.0, curvature=[1.0, 1.0], rate=rate)[0]
         == "finished"
     )
     assert np.all(rate > 0)
@@ -479,18 +481,18 @@ def test_errors_of_descent_name_bad_observations(core, changes, error, text):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"adaptive": (1.0, [1.0], 1.0)}, ValueError),
-        ({"adaptive": (1.0, [1.0] * 3, 1.0)}, ValueError),
-        ({"adaptive": (1.0, [1.0, 1.0])}, (RuntimeError, TypeError, ValueError)),
-        ({"adaptive": 1.0}, (RuntimeError, TypeError, ValueError)),
+        ({"curvature": [1.0]}, ValueError),
+        ({"curvature": [1.0] * 3}, ValueError),
+        ({"curvature": 1.0}, TypeError),
+        ({"safety": None}, TypeError),
         ({"rate": np.zeros(2)}, ValueError),
         ({"rate": np.zeros(3, np.float32)}, TypeError),
         ({"rate": freeze(np.zeros(3))}, ValueError),
-        ({"rate": None}, (RuntimeError, TypeError, ValueError)),
+        ({"rate": None}, TypeError),
     ],
 )
 def test_errors_of_descent_name_bad_rates(core, changes, error):
-    arguments = OBSERVATIONS["observed"] | {"adaptive": (1.0, [1.0, 1.0], 1.0), "rate": np.zeros(3)}
+    arguments = OBSERVATIONS["observed"] | {"safety": 1.0, "curvature": [1.0, 1.0], "rate": np.zeros(3)}
     with pytest.raises(error):
         descend_on_observations(core, **{**arguments, **changes})
 

@@ -93,14 +93,22 @@ def test_the_smallest_integer_means_the_default_number_of_threads(core):
 
 
 @pytest.mark.parametrize("entry", ARGUMENTS)
-@pytest.mark.parametrize("changes", [{"steps": "3"}, {"loss_scale": None}, {"n_threads": 2**40}])
-def test_values_of_another_type_are_refused(core, entry, changes):
-    with pytest.raises(TypeError, match="Unable to cast"):
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"steps": "3"}, "steps is of type str; wanted int"),
+        ({"loss_scale": None}, "loss_scale is of type NoneType; wanted float"),
+        ({"learning_rate": ["a"]}, r"learning_rate is of type list; wanted Sequence\[float\]"),
+        ({"n_threads": 2**40}, "n_threads is 1099511627776; wanted an integer of 32 bits"),
+    ],
+)
+def test_values_of_another_type_are_refused(core, entry, changes, text):
+    with pytest.raises(TypeError, match=text):
         call_descent(core, entry, **changes)
 
 
 def test_settings_of_another_type_are_refused(core):
-    with pytest.raises(TypeError, match="Unable to cast"):
+    with pytest.raises(TypeError, match="n_values is of type NoneType; wanted int"):
         core.SvdTracker64(3, 3, TRACKER_DEFAULTS | {"n_values": None})
 
 

@@ -254,10 +254,10 @@ def descend(core, weights, factor, target, steps, n_threads):
         "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "flush_every": 0,
         "on_flush": None, "velocity": (), "compensation": (), "power_vectors": (), "on_record": None,
         "on_progress": None,
-        "observed": None, "measurements": None, "snapshot_every": 0, "n_values": 0, "values": [],
+        "observed": None, "measurements": None, "snapshot_every": 0, "values": [],
         "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [],
         "snapshots": [], "tracker": core.TRACKER_DEFAULTS, "factored": False,
-        "initial": [], "adaptive": None, "rate": np.zeros(0), "velocity_norms": (),
+        "initial": [], "safety": 0.0, "curvature": (), "error_scale": 1.0, "rate": np.zeros(0), "velocity_norms": (),
     }  # fmt: skip
     assert core.dense_descent(weights, arguments)[0] == "finished"
     return loss

@@ -78,6 +78,28 @@ def test_thin_multiply_equals_numpy(core, k, m, n, dtype, n_threads, seed, trans
     assert_product(out, x, w.T if transpose else w)
 
 
+# Calls of the descents with a thin gradient, by what they write to `out`.
+DESCENTS = {
+    "rows": lambda core, left, right, w, out, *rest: core.thin_times_transpose_and_descend(
+        left, right, w, out, *rest
+    ),
+    "columns": lambda core, left, right, w, out, *rest: core.thin_times_and_descend(
+        left, right, w, out, *rest
+    ),
+    "none": lambda core, left, right, w, out, *rest: core.thin_descend(left, right, w, *rest),
+}
+
+
+def describe_descent(scale, learning_rate, weight_decay, momentum, velocity):
+    return {
+        "scale": scale,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "velocity": velocity,
+    }
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     k=THIN,
@@ -103,9 +125,8 @@ def test_thin_descend_equals_numpy(core, k, m, n, dtype, n_threads, seed, result
     out = {"rows": np.full((k, m), np.nan, dtype), "columns": np.full((k, n), np.nan, dtype), "none": None}[
         result
     ]
-    core.thin_descend(
-        left, right, w, result, out, velocity, scale, rate, weight_decay, momentum or 0.0, n_threads
-    )
+    descent = describe_descent(scale, rate, weight_decay, momentum or 0.0, velocity)
+    DESCENTS[result](core, left, right, w, out, descent, n_threads)
 
     if result == "rows":
         assert_product(out, right, old.astype(dtype).T)
@@ -130,7 +151,8 @@ def test_thin_descend_on_several_threads_equals_numpy(core, dtype, n_threads, re
     wanted_speed = 0.9 * v.astype(np.float64) + 0.5 * left.astype(np.float64).T @ right + 0.1 * old
     wanted = old - 0.3 * wanted_speed
     out = {"rows": np.empty((k, m), dtype), "columns": np.empty((k, n), dtype), "none": None}[result]
-    core.thin_descend(left, right, w, result, out, v, 0.5, 0.3, 0.1, 0.9, n_threads)
+    descent = describe_descent(0.5, 0.3, 0.1, 0.9, v)
+    DESCENTS[result](core, left, right, w, out, descent, n_threads)
     if out is not None:
         assert_product(out, *((right, old.T) if result == "rows" else (left, old)))
     assert np.linalg.norm(w - wanted) <= tolerance(dtype, k) * np.linalg.norm(wanted)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.core_calls import common_arguments, dense_arguments
+from helpers.core_calls import common_arguments, dense_arguments, family
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -392,7 +392,7 @@ def test_deep_reduced_runs_poll_for_interrupts(core):
     arguments = common_arguments(steps=steps, n_layers=n_layers) | {
         "target": np.eye(size),
         "record_every": steps,
-        "families": [(0, 1.0, 1.0, [0.5] * n_layers)],
+        "families": [family(multiplicity=1.0, rho=[0.5] * n_layers)],
         "scalars": None,
         "core_records": [np.zeros((2, size, size)) for _ in cores],
         "rho_records": np.zeros((2, n_layers)),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Write the generated part of ``python/dlnfast/_core.pyi``: names, enumerations and dictionaries of the core.
 
-Run it after a change of `cpp/bindings/tables.hpp`; `tests/test_stubs.py` checks the result.
+Run it after a change of a struct that lists its fields (`DLNFAST_FIELDS`); `tests/test_stubs.py` checks the
+result.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ template void project_out<double>(MatrixRef<double>, MatrixRef<const double>, co
 
 template <class T>
 Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double tolerance,
-                   double* lengths, const Context& context) {
+                   ArrayRef<double, 1> lengths, const Context& context) {
   require_shape(basis, basis.rows, block.cols, "the basis");
   const Index room = std::min(block.rows, block.cols);
   if (n_basis < 0 || n_basis > basis.rows - room) {
@@ -35,6 +35,7 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
                      std::to_string(n_basis) + " + " + std::to_string(room));
   }
   const auto filled = [&](Index n) { return basis.block(0, 0, n, basis.cols); };
+  require_room(lengths, room, {}, "lengths");
   project_out<T>(block, filled(n_basis), context);
 
   auto remaining = block.map();
@@ -60,7 +61,7 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
     for (Index i = 0; i < block.rows; ++i) {
       remaining.row(i) -= remaining.row(i).dot(fresh.map().row(0)) * fresh.map().row(0);
     }
-    lengths[added++] = length;
+    lengths.data[added++] = length;
   }
   return added;
 }
@@ -123,11 +124,11 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   std::vector<double> lengths(static_cast<std::size_t>(k));
   const double tolerance = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(k));
   const Index rank =
-      extend_basis<T>(block, 0, MatrixRef<T>(scratch), tolerance, lengths.data(), context);
+      extend_basis<T>(block, 0, MatrixRef<T>(scratch), tolerance, as_array(lengths), context);
   for (Index n = rank; n < k;) {
     Matrix<T> fresh(k - n, block.cols);
     random.fill(MatrixRef<T>(fresh));
-    n += extend_basis<T>(block, n, MatrixRef<T>(fresh), 1e-3, lengths.data(), context);
+    n += extend_basis<T>(block, n, MatrixRef<T>(fresh), 1e-3, as_array(lengths), context);
   }
   return rank;
 }
@@ -135,9 +136,9 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
 template Index orthonormalize<float>(MatrixRef<float>, Random&, const Context&);
 template Index orthonormalize<double>(MatrixRef<double>, Random&, const Context&);
 
-template Index extend_basis<float>(MatrixRef<float>, Index, MatrixRef<float>, double, double*,
-                                   const Context&);
-template Index extend_basis<double>(MatrixRef<double>, Index, MatrixRef<double>, double, double*,
-                                    const Context&);
+template Index extend_basis<float>(MatrixRef<float>, Index, MatrixRef<float>, double,
+                                   ArrayRef<double, 1>, const Context&);
+template Index extend_basis<double>(MatrixRef<double>, Index, MatrixRef<double>, double,
+                                    ArrayRef<double, 1>, const Context&);
 
 }  // namespace dlnfast

@@ -89,15 +89,16 @@ BatchSizes check_sizes(const Batch<T>& batch, const Schedule& schedule,
 
   require_shape(records.loss, n, schedule.steps + 1, "loss");
   require_shape(records.counts, n, 2, "counts");
-  if (!records.cores.empty()) {
-    require_length(static_cast<Index>(records.cores.size()), sizes.layers, "core_records");
+  if (!records.core_records.empty()) {
+    require_length(static_cast<Index>(records.core_records.size()), sizes.layers, "core_records");
     for (std::size_t l = 0; l < batch.cores.size(); ++l) {
-      require_stack(records.cores[l], n * sizes.records, batch.cores[l].rows, batch.cores[l].cols,
-                    "core_records[" + std::to_string(l) + "]");
+      require_room(records.core_records[l], n,
+                   {sizes.records, batch.cores[l].rows, batch.cores[l].cols},
+                   "core_records[" + std::to_string(l) + "]");
     }
   }
-  if (!records.rho.absent()) {
-    require_stack(records.rho, n, sizes.records, sizes.scalars, "rho_records");
+  if (!records.rho_records.absent()) {
+    require_stack(records.rho_records, n, sizes.records, sizes.scalars, "rho_records");
   }
   return sizes;
 }
@@ -122,9 +123,11 @@ struct Job {
   std::vector<Result>& results;
 
   MatrixRef<T> core_record(Index layer, Index run, Index record) const {
-    return records.cores[layer][run * sizes.records + record];
+    const auto& [data, shape] = records.core_records[layer];
+    const Index i = run * sizes.records + record;
+    return {data + i * shape[2] * shape[3], shape[2], shape[3]};
   }
-  double* rho_record(Index run, Index record) const { return records.rho[run].row(record); }
+  double* rho_record(Index run, Index record) const { return records.rho_records[run].row(record); }
 };
 
 // One member of the team: it works off some of the tasks.
@@ -387,12 +390,12 @@ class LaneWorker final : public Worker {
   void record(int lane) {
     const Index run = first_ + lane;
     const Index record = n_records_[lane]++;
-    if (!job_.records.cores.empty()) {
+    if (!job_.records.core_records.empty()) {
       for (Index l = 0; l < job_.sizes.layers; ++l) {
         cores_->store_core(lane, l, job_.core_record(l, run, record));
       }
     }
-    if (!job_.records.rho.absent()) scalars_.store(lane, job_.rho_record(run, record));
+    if (!job_.records.rho_records.absent()) scalars_.store(lane, job_.rho_record(run, record));
   }
 
   Index largest_layer(int lane) const {
@@ -498,12 +501,12 @@ class SingleWorker final : public Worker {
     RecorderOfRun(const Job<T>& job, const ReducedDescent<T>& stepper, Index run)
         : job_(job), stepper_(stepper), run_(run) {}
     void record(Index record, Index /*step*/) override {
-      if (!job_.records.cores.empty()) {
+      if (!job_.records.core_records.empty()) {
         for (Index l = 0; l < job_.sizes.layers; ++l) {
           stepper_.copy_core(l, job_.core_record(l, run_, record).data);
         }
       }
-      if (!job_.records.rho.absent()) {
+      if (!job_.records.rho_records.absent()) {
         std::copy(stepper_.rho().begin(), stepper_.rho().end(), job_.rho_record(run_, record));
       }
     }

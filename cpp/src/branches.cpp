@@ -56,12 +56,12 @@ std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
   return clusters;
 }
 
-std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows, Index n_cols) {
-  require_length(static_cast<Index>(gain.size()), n_rows * n_cols, "gain");
+std::vector<Index> best_assignment(MatrixRef<const double> gain) {
+  const Index n_rows = gain.rows, n_cols = gain.cols;
   // Shortest augmenting paths on a square problem of costs, padded with zeros; potentials u, v.
   const Index n = std::max(n_rows, n_cols);
   const auto cost = [&](Index i, Index j) {
-    return i < n_rows && j < n_cols ? -gain[static_cast<std::size_t>(i * n_cols + j)] : 0.0;
+    return i < n_rows && j < n_cols ? -gain.row(i)[j] : 0.0;
   };
   const auto size = static_cast<std::size_t>(n) + 1;
   std::vector<double> u(size, 0.0), v(size, 0.0), shortest(size);
@@ -210,7 +210,7 @@ void Branches<T>::match(const std::vector<double>& values, double reach,
       for (const Index i : unmatched) {
         for (const Index j : open) gains.push_back(gain(i, j));
       }
-      const std::vector<Index> chosen = best_assignment(gains, n_unmatched, n_open);
+      const std::vector<Index> chosen = best_assignment({gains.data(), n_unmatched, n_open});
       for (Index r = 0; r < n_unmatched; ++r) {
         if (chosen[r] >= 0 && gains[r * n_open + chosen[r]] > 0.0) {
           partner_[unmatched[r]] = open[chosen[r]];
@@ -334,6 +334,29 @@ BlockAngle Branches<T>::block_angle(bool left, Index k, const Context& context) 
                           context);
   return {std::asin(std::min(1.0, std::sqrt(s(0, 0)))),
           std::sqrt(std::max(0.0, gram.diagonal().sum()))};
+}
+
+void follow_branches(ArrayRef<const double, 2> values, ArrayRef<double, 3> left,
+                     ArrayRef<double, 3> right, double error, double cluster_tolerance,
+                     ArrayRef<std::int64_t, 2> ids, ArrayRef<std::int64_t, 2> clusters,
+                     const Context& context) {
+  const auto [n, p] = values.shape;
+  const Index a = left.shape[2], b = right.shape[2];
+  require_room(left, n, {p, a}, "left");
+  require_room(right, n, {p, b}, "right");
+  require_room(ids, n, {p}, "ids");
+  require_room(clusters, n, {p}, "clusters");
+  BranchSettings settings;
+  settings.cluster_tolerance = cluster_tolerance;
+  Branches<double> branches(settings);
+  const std::vector<double> errors(static_cast<std::size_t>(p), error);
+  for (Index i = 0; i < n; ++i) {
+    const double* row = values.data + i * p;
+    branches.follow(std::vector<double>(row, row + p), errors, infinity,
+                    {left.data + i * p * a, p, a}, {right.data + i * p * b, p, b}, context);
+    std::copy(branches.ids().begin(), branches.ids().end(), ids.data + i * p);
+    std::copy(branches.clusters().begin(), branches.clusters().end(), clusters.data + i * p);
+  }
 }
 
 template class Branches<float>;

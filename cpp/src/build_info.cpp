@@ -21,6 +21,7 @@ BuildInfo build_info() {
                "." + std::to_string(EIGEN_MINOR_VERSION);
   info.openmp = has_openmp();
   info.vector_bytes = simd::vector_bytes;
+  info.max_threads = max_threads();
   return info;
 }
 

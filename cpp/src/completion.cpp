@@ -245,13 +245,34 @@ void check_entries(const ObservedEntries<T>& entries) {
   require_length(b.size, a.size, "the entries by columns");
 }
 
+namespace {
+
+// How many starts there are for so many rows or columns, as far as indices of 32 bits reach.
+Index count_starts(Index n, const char* name) {
+  constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  if (n >= 0 && n <= most) return n + 1;
+  throw ShapeError(std::string(name) + " is " + std::to_string(n) + "; wanted 0 to " +
+                   std::to_string(most));
+}
+
+}  // namespace
+
 template <class T>
-Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, const T* value,
-                   Index rows, Index cols, std::int64_t* start, std::int32_t* index, T* values) {
-  if (n < 0 || rows < 0 || cols < 0) throw ShapeError("entries have a negative size");
-  if (std::max(rows, cols) > std::numeric_limits<std::int32_t>::max()) {
-    throw ShapeError("a matrix has more rows or columns than 32 bits count");
-  }
+Index sort_entries(ArrayRef<const std::int64_t, 1> row_of, ArrayRef<const std::int64_t, 1> col_of,
+                   ArrayRef<const T, 1> value_of, Index rows, Index cols,
+                   ArrayRef<std::int64_t, 1> starts, ArrayRef<std::int32_t, 1> indices,
+                   ArrayRef<T, 1> sorted) {
+  Index n = row_of.shape[0];
+  require_length(col_of.shape[0], n, "col");
+  require_length(value_of.shape[0], n, "value");
+  count_starts(cols, "cols");
+  require_room(starts, count_starts(rows, "rows"), {}, "start");
+  require_room(indices, n, {}, "index");
+  require_room(sorted, n, {}, "values");
+  const std::int64_t *const row = row_of.data, *const col = col_of.data;
+  std::int64_t* const start = starts.data;
+  std::int32_t* const index = indices.data;
+  T* const values = sorted.data;
   // What follows the first entry outside does not count any more: one before it may be repeated.
   Index outside = -1;
   for (Index e = 0; e < n; ++e) {
@@ -274,7 +295,7 @@ Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, co
     const Index e = by_column[c];
     const Index to = place[row[e]]++;
     index[to] = static_cast<std::int32_t>(col[e]);
-    values[to] = value[e];
+    values[to] = value_of.data[e];
     // Equal places come one after the other, in the order of the input.
     if (to > start[row[e]] && index[to - 1] == index[to]) {
       repeated = repeated < 0 ? e : std::min(repeated, e);
@@ -284,10 +305,17 @@ Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, co
 }
 
 template <class T>
-void transpose_entries(const SparseRows<T>& by_rows, std::int64_t* start, std::int32_t* index,
-                       T* values) {
+void transpose_entries(const SparseRows<T>& by_rows, ArrayRef<std::int64_t, 1> starts,
+                       ArrayRef<std::int32_t, 1> indices, ArrayRef<T, 1> sorted) {
+  const Index n_starts = count_starts(by_rows.cols, "cols");
   check_order(by_rows, "the entries by rows");
   const Index n = by_rows.size;
+  require_room(starts, n_starts, {}, "start");
+  require_room(indices, n, {}, "index");
+  require_room(sorted, n, {}, "values");
+  std::int64_t* const start = starts.data;
+  std::int32_t* const index = indices.data;
+  T* const values = sorted.data;
   std::fill(start, start + by_rows.cols + 1, 0);
   for (Index e = 0; e < n; ++e) ++start[by_rows.index[e] + 1];
   for (Index j = 0; j < by_rows.cols; ++j) start[j + 1] += start[j];
@@ -436,9 +464,11 @@ double measured_residual(const Measurements<T>& measurements, MatrixRef<const T>
 
 #define DLNFAST_INSTANTIATE(T)                                                                     \
   template void check_entries<T>(const ObservedEntries<T>&);                                       \
-  template Index sort_entries<T>(Index, const std::int64_t*, const std::int64_t*, const T*, Index, \
-                                 Index, std::int64_t*, std::int32_t*, T*);                         \
-  template void transpose_entries<T>(const SparseRows<T>&, std::int64_t*, std::int32_t*, T*);      \
+  template Index sort_entries<T>(ArrayRef<const std::int64_t, 1>, ArrayRef<const std::int64_t, 1>, \
+                                 ArrayRef<const T, 1>, Index, Index, ArrayRef<std::int64_t, 1>,    \
+                                 ArrayRef<std::int32_t, 1>, ArrayRef<T, 1>);                       \
+  template void transpose_entries<T>(const SparseRows<T>&, ArrayRef<std::int64_t, 1>,              \
+                                     ArrayRef<std::int32_t, 1>, ArrayRef<T, 1>);                   \
   template double residual_products<T>(const ObservedEntries<T>&, MatrixRef<const T>,              \
                                        MatrixRef<const T>, MatrixRef<T>, MatrixRef<T>,             \
                                        const Context&);                                            \

@@ -357,8 +357,8 @@ class DenseDescent<T>::Impl {
       rates_ = rates;
       largest_.resize(weights.size());
       for (std::size_t l = 0; l < weights.size(); ++l) {
-        largest_value_.emplace_back(weights[l],
-                                    state.power_vectors.empty() ? nullptr : state.power_vectors[l]);
+        largest_value_.emplace_back(
+            weights[l], state.power_vectors.empty() ? nullptr : state.power_vectors[l].data);
       }
     }
     layers_.reserve(weights.size());
@@ -371,7 +371,7 @@ class DenseDescent<T>::Impl {
     const Index d_out = widths.back();
     const Index d_in = widths.front();
     double ends = static_cast<double>(d_out) * static_cast<double>(d_in);
-    if (objective.observed != nullptr) {
+    if (objective.observed) {
       const double sparse = sparse_penalty * static_cast<double>(objective.observed->by_rows.size);
       sparse_ = sparse < ends;
       ends = std::min(ends, sparse);
@@ -443,7 +443,7 @@ class DenseDescent<T>::Impl {
     if (small_) small_->store_state(state_);
     if (state_.power_vectors.empty()) return;
     for (std::size_t l = 0; l < largest_value_.size(); ++l)
-      largest_value_[l].store(state_.power_vectors[l]);
+      largest_value_[l].store(state_.power_vectors[l].data);
   }
 
   bool is_thin(Index layer) const {
@@ -558,15 +558,15 @@ class DenseDescent<T>::Impl {
                     "weights[" + std::to_string(l) + "]");
       widths.push_back(weights[l].rows);
     }
-    if (objective.observed != nullptr && objective.measured != nullptr) {
+    if (objective.observed && objective.measurements) {
       throw ShapeError("both entries and measurements are given; wanted one of them");
     }
-    if (objective.observed != nullptr) {
+    if (objective.observed) {
       check_entries(*objective.observed);
       require_length(objective.observed->rows(), widths.back(), "the rows of observed");
       require_length(objective.observed->cols(), widths.front(), "the columns of observed");
-    } else if (objective.measured != nullptr) {
-      const MatrixRef<const T>& operators = objective.measured->operators;
+    } else if (objective.measurements) {
+      const MatrixRef<const T>& operators = objective.measurements->operators;
       require_shape(operators, operators.rows, widths.back() * widths.front(), "measurements");
     } else {
       check_statistics(objective, widths.back(), widths.front());
@@ -610,11 +610,11 @@ class DenseDescent<T>::Impl {
   // E = M S - Phi, or what takes its place, and the loss. Rows are summed apart and then in order, so
   // that the result does not depend on the team.
   double residual(MatrixRef<const T> m) {
-    if (objective_.observed != nullptr) {
+    if (objective_.observed) {
       return loss_of(masked_residual<T>(objective_.observed->by_rows, m, error_, context_));
     }
-    if (objective_.measured != nullptr) {
-      return loss_of(measured_residual<T>(*objective_.measured, m, error_, context_));
+    if (objective_.measurements) {
+      return loss_of(measured_residual<T>(*objective_.measurements, m, error_, context_));
     }
     const bool whitened = objective_.input_gram.absent();
     if (!whitened) {

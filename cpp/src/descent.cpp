@@ -37,6 +37,25 @@ Index n_multiples(const Schedule& schedule, Index every) {
   return schedule.steps / every + 1 - before;
 }
 
+Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule,
+                        const Rates& rates) {
+  const bool adapts = rates.adaptive.safety > 0.0;
+  const Index n = n_losses(schedule);
+  require_room(arrays.record_steps, n_records(schedule), {}, "record_steps");
+  require_room(arrays.loss, n, {}, "loss");
+  // A step follows every loss but the last.
+  if (adapts) require_room(arrays.rate, schedule.flush_every > 0 ? n : n - 1, {}, "rate");
+  require_room(arrays.counts, n_counts, {}, "counts");
+  std::int64_t* counts = arrays.counts.data;
+  std::fill(counts, counts + n_counts, 0);
+  Progress progress{arrays.loss.data, arrays.record_steps.data, counts + count_losses,
+                    counts + count_records};
+  if (adapts) progress.rate = arrays.rate.data;
+  progress.n_rates = counts + count_rates;
+  progress.between_steps = counts + count_between_steps;
+  return progress;
+}
+
 template <class T>
 double largest_magnitude(MatrixRef<const T> m) {
   if (m.rows == 0 || m.cols == 0) return 0.0;

@@ -134,7 +134,8 @@ Index KrylovCertificate<T>::orthonormalize_next(MatrixRef<T> next, Index size, M
                                                 double tiny, const Context& context) {
   Matrix<T> block = next.map();
   std::vector<double> lengths(static_cast<std::size_t>(next.rows));
-  const Index rank = extend_basis<T>(next, 0, MatrixRef<T>(block), tiny, lengths.data(), context);
+  const Index rank =
+      extend_basis<T>(next, 0, MatrixRef<T>(block), tiny, as_array(lengths), context);
   if (rank == 0) return 0;
   // Rounding along v and the basis was divided by the lengths.
   const MatrixRef<T> kept = next.block(0, 0, rank, next.cols);

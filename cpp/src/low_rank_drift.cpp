@@ -214,10 +214,10 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_block, MatrixRef<T> right_block,
   Index n_left = n_left_, n_right = n_right_;
   Matrix<T> new_left = left_block.map(), new_right = right_block.map();
   while (new_left.rows() > 0 || new_right.rows() > 0) {
-    const Index added_left =
-        extend_basis<T>(left, n_left, new_left, outside_tolerance<T>(m), lengths.data(), context);
+    const Index added_left = extend_basis<T>(left, n_left, new_left, outside_tolerance<T>(m),
+                                             as_array(lengths), context);
     const Index added_right = extend_basis<T>(right, n_right, new_right, outside_tolerance<T>(n),
-                                              lengths.data(), context);
+                                              as_array(lengths), context);
     if (n_left + added_left > limit_ || n_right + added_right > limit_) return false;
     renew(new_right, added_left, n);
     renew(new_left, added_right, m);

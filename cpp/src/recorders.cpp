@@ -23,14 +23,16 @@ constexpr double isometry_tolerance = sizeof(T) == 8 ? 1e-8 : 1e-3;
 template <class T>
 DenseRecorder<T>::DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> records,
                                 Tracking<T> tracking, const Objective<T>& objective,
-                                const Rates& rates, const Context& context)
+                                const Rates& rates, const Schedule& schedule,
+                                const Context& context)
     : stepper_(stepper),
       records_(std::move(records)),
       tracking_(std::move(tracking)),
       objective_(objective),
       rates_(rates),
       context_(context) {
-  if (!records_.values.empty()) start();
+  check_records(schedule);
+  if (!records_.values.empty()) start(schedule.record_every);
 }
 
 template <class T>
@@ -38,19 +40,62 @@ DenseRecorder<T>::~DenseRecorder() {
   stepper_.watch(nullptr);
 }
 
+// All lists have one array per layer, with room for the records of the schedule.
 template <class T>
-void DenseRecorder<T>::start() {
+void DenseRecorder<T>::check_records(const Schedule& schedule) const {
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();
-  if (objective_.measured != nullptr) {
-    gram_norm_ = squared_norm<T>(objective_.measured->operators, context_);
+  const Index n_layers = static_cast<Index>(weights.size());
+  const auto require_all = [&](const auto& list, const char* name) {
+    require_length(static_cast<Index>(list.size()), n_layers, name);
+  };
+  const auto require_rooms = [&](const auto& list, Index size, const char* name,
+                                 const auto& rest_of) {
+    require_all(list, name);
+    for (std::size_t l = 0; l < list.size(); ++l) {
+      require_room(list[l], size, rest_of(l), std::string(name) + "[" + std::to_string(l) + "]");
+    }
+  };
+  if (records_.snapshot_every < 0) throw std::invalid_argument("snapshot_every is negative");
+  if (records_.snapshot_every > 0) {
+    require_rooms(records_.snapshots, n_multiples(schedule, records_.snapshot_every), "snapshots",
+                  [&](std::size_t l) { return std::array{weights[l].rows, weights[l].cols}; });
+  }
+  if (records_.values.empty()) return;
+  const Index n = n_records(schedule);
+  const auto width = [&](std::size_t l) {
+    return std::min({records_.values[l].shape[1], weights[l].rows, weights[l].cols});
+  };
+  const auto widths = [&](std::size_t l) { return std::array{width(l)}; };
+  require_rooms(records_.values, n, "values", widths);
+  require_rooms(records_.errors, n, "errors", widths);
+  require_rooms(records_.signs, n, "signs", widths);
+  require_rooms(records_.branches, n, "branches", widths);
+  require_rooms(records_.clusters, n, "clusters", widths);
+  require_rooms(records_.tracking, n, "tracking",
+                [](std::size_t) { return std::array<Index, 1>{n_tracking_columns}; });
+  if (!records_.left.empty()) {
+    require_rooms(records_.left, n, "left",
+                  [&](std::size_t l) { return std::array{weights[l].rows, width(l)}; });
+    require_rooms(records_.right, n, "right",
+                  [&](std::size_t l) { return std::array{weights[l].cols, width(l)}; });
+  }
+  if (!tracking_.initial.empty()) require_all(tracking_.initial, "initial");
+  if (!tracking_.velocity_norms.empty()) require_all(tracking_.velocity_norms, "velocity_norms");
+}
+
+template <class T>
+void DenseRecorder<T>::start(Index record_every) {
+  const std::vector<MatrixRef<T>>& weights = stepper_.weights();
+  if (objective_.measurements) {
+    gram_norm_ = squared_norm<T>(objective_.measurements->operators, context_);
   } else if (!objective_.input_gram.absent()) {
     gram_norm_ = std::sqrt(squared_norm<T>(objective_.input_gram, context_));
   }
   bool any_factored = false;
   for (std::size_t l = 0; l < weights.size(); ++l) {
     const MatrixRef<T>& w = weights[l];
-    TrackerSettings settings = tracking_.settings;
-    settings.n_values = records_.n_values[l];
+    TrackerSettings settings = tracking_.tracker.value_or(TrackerSettings());
+    settings.n_values = records_.values[l].shape[1];
     const Index smaller = std::min(w.rows, w.cols);
     const bool has_all = settings.n_values >= smaller;
     if (has_all && settings.mode == TrackerMode::automatic) settings.n_guards = 0;
@@ -60,10 +105,10 @@ void DenseRecorder<T>::start() {
     const bool has_thin_updates = stepper_.is_thin(static_cast<Index>(l));
     // Certificates must not slow the run down: their share grows with the number of steps between records.
     // A step of a layer with thin updates is only a few passes over it.
-    const Index between = has_thin_updates ? 1 : std::min<Index>(tracking_.record_every, 8);
+    const Index between = has_thin_updates ? 1 : std::min<Index>(record_every, 8);
     settings.certificate_share = 0.12 * static_cast<double>(between);
     settings.measure_angles = false;  // the trajectory computes them from the vectors
-    const double velocity = tracking_.velocity.empty() ? 0.0 : tracking_.velocity[l];
+    const double velocity = tracking_.velocity_norms.empty() ? 0.0 : tracking_.velocity_norms[l];
     Layer layer{SvdTracker<T>(w.rows, w.cols, settings), nullptr, 0.0, velocity, 0.0};
     if (!tracking_.initial.empty()) layer.tracker.set_origin(tracking_.initial[l]);
     const bool may_be_factored = tracking_.factored && settings.mode == TrackerMode::automatic &&
@@ -105,17 +150,18 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
   layer.largest = r.values[0] + r.errors[0];
   layer.drift = 0.0;
 
-  const Index k = records_.n_values[l];
-  const auto put = [&](const auto& from, auto* to) {
-    std::transform(from.begin(), from.end(), to + record * k,
-                   [&](auto x) { return static_cast<std::remove_reference_t<decltype(*to)>>(x); });
+  const Index k = records_.values[l].shape[1];
+  const auto put = [&](const auto& from, const auto& to) {
+    using Item = std::remove_reference_t<decltype(*to.data)>;
+    std::transform(from.begin(), from.end(), to.data + record * k,
+                   [](auto x) { return static_cast<Item>(x); });
   };
   put(r.values, records_.values[l]);
   put(r.errors, records_.errors[l]);
   put(r.signs, records_.signs[l]);
   put(r.branches, records_.branches[l]);
   put(r.clusters, records_.clusters[l]);
-  double* column = records_.tracking[l] + record * n_tracking_columns;
+  double* column = records_.tracking[l].data + record * n_tracking_columns;
   column[column_tier] = static_cast<double>(r.tier);
   column[column_completeness] = static_cast<double>(r.completeness);
   column[column_refreshed] = r.refreshed ? 1.0 : 0.0;
@@ -131,8 +177,8 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
   column[column_multiplicity] = static_cast<double>(r.multiplicity);
   column[column_seconds] = r.seconds;
   if (!records_.left.empty()) {
-    const MatrixRef<T> left(records_.left[l] + record * w.rows * k, w.rows, k);
-    const MatrixRef<T> right(records_.right[l] + record * w.cols * k, w.cols, k);
+    const MatrixRef<T> left(records_.left[l].data + record * w.rows * k, w.rows, k);
+    const MatrixRef<T> right(records_.right[l].data + record * w.cols * k, w.cols, k);
     left.map() = layer.tracker.left().map().transpose();
     right.map() = layer.tracker.right().map().transpose();
   }
@@ -179,19 +225,35 @@ void DenseRecorder<T>::after_step(Index step, double loss, bool last) {
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();
   for (std::size_t l = 0; l < weights.size(); ++l) {
     const MatrixRef<T>& w = weights[l];
-    const MatrixRef<T> out(records_.snapshots[l] + snapshot * w.rows * w.cols, w.rows, w.cols);
+    const MatrixRef<T> out(records_.snapshots[l].data + snapshot * w.rows * w.cols, w.rows, w.cols);
     out.map() = w.map();
   }
   *records_.n_snapshots = snapshot + 1;
 }
 
 template <class T>
+ReducedRecorder<T>::ReducedRecorder(const ReducedDescent<T>& stepper, ReducedRecords<T> records,
+                                    const Schedule& schedule)
+    : stepper_(stepper), records_(std::move(records)) {
+  const std::vector<MatrixRef<T>>& cores = stepper.cores();
+  const Index n = n_records(schedule);
+  require_length(static_cast<Index>(records_.cores.size()), static_cast<Index>(cores.size()),
+                 "core_records");
+  for (std::size_t l = 0; l < cores.size(); ++l) {
+    require_room(records_.cores[l], n, {cores[l].rows, cores[l].cols},
+                 "core_records[" + std::to_string(l) + "]");
+  }
+  require_room(records_.rho, n, {static_cast<Index>(stepper.rho().size())}, "rho_records");
+}
+
+template <class T>
 void ReducedRecorder<T>::record(Index record, Index /*step*/) {
   for (std::size_t l = 0; l < records_.cores.size(); ++l) {
-    stepper_.copy_core(static_cast<Index>(l), records_.cores[l] + record * records_.core_sizes[l]);
+    const auto& [data, shape] = records_.cores[l];
+    stepper_.copy_core(static_cast<Index>(l), data + record * shape[1] * shape[2]);
   }
   const std::vector<double>& rho = stepper_.rho();
-  std::copy(rho.begin(), rho.end(), records_.rho + record * static_cast<Index>(rho.size()));
+  std::copy(rho.begin(), rho.end(), records_.rho.data + record * static_cast<Index>(rho.size()));
 }
 
 template class DenseRecorder<float>;

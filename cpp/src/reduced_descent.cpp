@@ -173,6 +173,7 @@ class ReducedDescent<T>::Impl {
     }
   }
 
+  const std::vector<MatrixRef<T>>& cores() const { return cores_; }
   Scalars& scalars() { return scalars_; }
   const Scalars& scalars() const { return scalars_; }
   Index n_layers() const { return static_cast<Index>(cores_.size()); }
@@ -185,6 +186,7 @@ class ReducedDescent<T>::Impl {
       require_shape(cores_[l], cores_[l].rows, width, "cores[" + std::to_string(l) + "]");
       width = cores_[l].rows;
     }
+    if (!objective.has_target()) throw ShapeError("cores descend on a target, not on observations");
     check_statistics(objective, width, cores_.front().cols);
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers(), "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers(), "weight_decay");
@@ -244,6 +246,11 @@ Index ReducedDescent<T>::n_layers() const {
 template <class T>
 const std::vector<double>& ReducedDescent<T>::rho() const {
   return impl_->scalars().rho();
+}
+
+template <class T>
+const std::vector<MatrixRef<T>>& ReducedDescent<T>::cores() const {
+  return impl_->cores();
 }
 
 template <class T>

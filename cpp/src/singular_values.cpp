@@ -123,38 +123,35 @@ Index count_above(const std::vector<double>& squared_off, double x) {
 
 }  // namespace
 
-void bidiagonal_singular_values(const std::vector<double>& diagonal,
-                                const std::vector<double>& superdiagonal, double* values, Index k) {
-  const Index n = static_cast<Index>(diagonal.size());
-  require_length(static_cast<Index>(superdiagonal.size()), std::max<Index>(n - 1, 0),
-                 "superdiagonal");
+std::vector<double> bidiagonal_singular_values(ArrayRef<const double, 1> diagonal,
+                                               ArrayRef<const double, 1> superdiagonal, Index k) {
+  const Index n = diagonal.shape[0];
+  require_length(superdiagonal.shape[0], std::max<Index>(n - 1, 0), "superdiagonal");
   if (k < 0 || k > n) {
     throw ShapeError("k is " + std::to_string(k) + "; wanted 0 to " + std::to_string(n));
   }
   double size = 0.0;
   for (const auto* entries : {&diagonal, &superdiagonal}) {
-    for (const double entry : *entries) {
+    for (Index i = 0; i < entries->shape[0]; ++i) {
+      const double entry = entries->data[i];
       if (!std::isfinite(entry)) {
         throw std::domain_error("a bidiagonal matrix to decompose is not finite");
       }
       size = std::max(size, std::abs(entry));
     }
   }
-  if (size == 0.0) {
-    std::fill(values, values + k, 0.0);
-    return;
-  }
+  std::vector<double> values(static_cast<std::size_t>(k), 0.0);
+  if (size == 0.0) return values;
   // Scaled, so that squares neither overflow nor vanish.
   std::vector<double> squared_off;
-  squared_off.reserve(2 * diagonal.size());
+  squared_off.reserve(static_cast<std::size_t>(2 * n));
   const auto add = [&](double entry) { squared_off.push_back((entry / size) * (entry / size)); };
   for (Index i = 0; i < n; ++i) {
-    add(diagonal[i]);
-    if (i + 1 < n) add(superdiagonal[i]);
+    add(diagonal.data[i]);
+    if (i + 1 < n) add(superdiagonal.data[i]);
   }
   const Index n_positive =
       std::min(k, count_above(squared_off, std::numeric_limits<double>::min()));
-  std::fill(values + n_positive, values + k, 0.0);
   double upper = 2.0;  // Gershgorin: two entries of at most 1 in each row
   for (Index j = 0; j < n_positive; ++j) {
     double low = 0.0;
@@ -168,6 +165,7 @@ void bidiagonal_singular_values(const std::vector<double>& diagonal,
     values[j] = size * high;
     upper = high;
   }
+  return values;
 }
 
 }  // namespace dlnfast

@@ -160,7 +160,7 @@ void SubspaceIteration<T>::combine(Index j, const Matrix<T>& candidates, Matrix<
   Index n = j;
   for (Matrix<T> added : {Matrix<T>(candidates), Matrix<T>(right.bottomRows(p_ - j))}) {
     if (n >= p_) break;
-    n += extend_basis<T>(MatrixRef<T>(basis), n, added, 1e-3, lengths.data(), context);
+    n += extend_basis<T>(MatrixRef<T>(basis), n, added, 1e-3, as_array(lengths), context);
   }
   const Index kept = std::min(n, p_);
   renew(block, p_, shape_.n);

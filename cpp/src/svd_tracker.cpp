@@ -35,6 +35,9 @@ TrackerShape checked_shape(Index m, Index n, const TrackerSettings& settings) {
   }
   if (settings.n_values < 1) throw ShapeError("the number of singular values is below 1");
   if (settings.n_guards < 0) throw ShapeError("the number of guards is negative");
+  if (!(settings.failure > 0.0 && settings.failure < 1.0)) {
+    throw std::invalid_argument("failure is not between 0 and 1");
+  }
   const Index smaller = std::min(m, n);
   return {m, n, smaller, std::min(settings.n_values, smaller)};
 }

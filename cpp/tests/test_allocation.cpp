@@ -167,8 +167,8 @@ void observations() {
         const std::vector<T> values(4, T(1));
         const Measurements<T> measurements{{operators.data(), operators.rows(), operators.cols()},
                                            values.data()};
-        if (kind == sparse || kind == dense_mask) n.objective.observed = &entries.all;
-        if (kind == measured) n.objective.measured = &measurements;
+        if (kind == sparse || kind == dense_mask) n.objective.observed = entries.all;
+        if (kind == measured) n.objective.measurements = measurements;
         if (kind != whole) n.objective.target = {};
         if (variant == 3) n.rates.learning_rate[0] = 0.0;
         if (adapts) n.rates.adaptive = {1.0, std::vector<double>(widths.size() - 1, 1.0), 1.0};

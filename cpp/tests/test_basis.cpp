@@ -30,7 +30,8 @@ void of_rank(Index n, Index n_basis, Index rank, Index k, int n_threads) {
   std::vector<double> lengths(static_cast<std::size_t>(k) + 1, -1.0);
   const double tiny = check::tolerance<T>(n, 4.0);
   const Context context{n_threads, nullptr};
-  const Index added = extend_basis<T>(basis, n_basis, block, 30.0 * tiny, lengths.data(), context);
+  const Index added =
+      extend_basis<T>(basis, n_basis, block, 30.0 * tiny, as_array(lengths), context);
   CHECK(added == std::min(rank, k));
   const Index total = n_basis + added;
   const Matrix<T> q = basis.topRows(total);
@@ -63,9 +64,9 @@ void small_remainders() {
     Matrix<double> basis = Matrix<double>::Zero(3, 50);
     basis.topRows(2) = all.topRows(2);
     Matrix<double> block = all.row(0) + size * all.row(2);
-    double length = 0.0;
-    CHECK(extend_basis<double>(basis, 2, block, 1e-12, &length, Context{}) == 1);
-    CHECK_NEAR(length, size, 1e-15);
+    std::vector<double> length(3, 0.0);
+    CHECK(extend_basis<double>(basis, 2, block, 1e-12, as_array(length), Context{}) == 1);
+    CHECK_NEAR(length[0], size, 1e-15);
     CHECK_NEAR(distance(Matrix<double>(basis * basis.transpose()), Matrix<double>::Identity(3, 3)),
                0.0, 1e-15);
   }
@@ -75,8 +76,8 @@ void small_remainders() {
 void full_space() {
   Matrix<double> basis(8, 4), block = random_matrix<double>(4, 4);
   basis.topRows(4) = random_orthonormal(4, 4);
-  double lengths[4];
-  CHECK(extend_basis<double>(basis, 4, block, 0.0, lengths, Context{}) == 0);
+  std::vector<double> lengths(4);
+  CHECK(extend_basis<double>(basis, 4, block, 0.0, as_array(lengths), Context{}) == 0);
 }
 
 // Rows of any lengths and dependence become orthonormal; their span is kept.
@@ -111,10 +112,13 @@ void blocks_become_orthonormal() {
 
 void sizes_are_checked() {
   Matrix<double> basis(5, 4), block(3, 4), other(3, 6);
-  double lengths[3];
-  CHECK_THROWS(extend_basis<double>(basis, 3, block, 0.1, lengths, Context{}), ShapeError);
-  CHECK_THROWS(extend_basis<double>(basis, -1, block, 0.1, lengths, Context{}), ShapeError);
-  CHECK_THROWS(extend_basis<double>(basis, 1, other, 0.1, lengths, Context{}), ShapeError);
+  std::vector<double> lengths(3);
+  CHECK_THROWS(extend_basis<double>(basis, 3, block, 0.1, as_array(lengths), Context{}),
+               ShapeError);
+  CHECK_THROWS(extend_basis<double>(basis, -1, block, 0.1, as_array(lengths), Context{}),
+               ShapeError);
+  CHECK_THROWS(extend_basis<double>(basis, 1, other, 0.1, as_array(lengths), Context{}),
+               ShapeError);
 }
 
 }  // namespace

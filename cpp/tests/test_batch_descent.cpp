@@ -109,9 +109,9 @@ struct Runs {
     BatchRecords<T> r;
     r.loss = loss;
     for (Index l = 0; l < n_layers; ++l) {
-      r.cores.push_back({core_records[l].data(), n * n_records, widths[l + 1], widths[l]});
+      r.core_records.push_back({core_records[l].data(), {n, n_records, widths[l + 1], widths[l]}});
     }
-    r.rho = {rho_records.data(), n, n_records, n_scalars};
+    r.rho_records = {rho_records.data(), n, n_records, n_scalars};
     r.counts = {counts.data(), n, 2};
     return r;
   }
@@ -127,11 +127,11 @@ struct Runs {
     ReducedRecords<T> kept;
     for (Index l = 0; l < n_layers; ++l) {
       own.push_back(cores[l].middleRows(i * widths[l + 1], widths[l + 1]));
-      kept.core_sizes.push_back(widths[l + 1] * widths[l]);
-      kept.cores.push_back(out.core_records[l].data() + i * n_records * widths[l + 1] * widths[l]);
+      kept.cores.push_back({out.core_records[l].data() + i * n_records * widths[l + 1] * widths[l],
+                            {n_records, widths[l + 1], widths[l]}});
     }
     for (auto& m : own) refs.emplace_back(m);
-    kept.rho = out.rho_records.data() + i * n_records * n_scalars;
+    kept.rho = {out.rho_records.data() + i * n_records * n_scalars, {n_records, n_scalars}};
     Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), s, f, g;
     Objective<T> objective;
     objective.target = t;
@@ -157,7 +157,7 @@ struct Runs {
     };
     const Rates rates{row(learning_rate), row(weight_decay), row(momentum)};
     ReducedDescent<T> stepper(refs, objective, list, rates, Context{1, nullptr});
-    ReducedRecorder<T> recorder(stepper, kept);
+    ReducedRecorder<T> recorder(stepper, kept, schedule);
     std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records));
     Monitor monitor;
     const Progress progress{out.loss.data() + i * (schedule.steps + 1), steps.data(),
@@ -274,8 +274,8 @@ void sizes_are_checked() {
   throws([](B b, R) { b.loss_floor.cols = 2; });
   throws([](B, R r) { r.loss.cols = 2; });
   throws([](B, R r) { r.counts.rows = 2; });
-  throws([](B, R r) { r.cores[0].rows = 4; });
-  throws([](B, R r) { r.rho.rows = 2; });
+  throws([](B, R r) { r.core_records[0].shape[2] = 4; });
+  throws([](B, R r) { r.rho_records.rows = 2; });
 }
 
 }  // namespace

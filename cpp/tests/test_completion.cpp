@@ -364,8 +364,8 @@ struct Given {
     out.start.assign(static_cast<std::size_t>(rows) + 1, -1);
     out.index.assign(row.size(), -1);
     out.values.assign(row.size(), T(-1));
-    return sort_entries<T>(static_cast<Index>(row.size()), row.data(), col.data(), value.data(),
-                           rows, cols, out.start.data(), out.index.data(), out.values.data());
+    return sort_entries<T>(as_array(row), as_array(col), as_array(value), rows, cols,
+                           as_array(out.start), as_array(out.index), as_array(out.values));
   }
 };
 
@@ -391,8 +391,8 @@ void sorting() {
         columns.start.assign(static_cast<std::size_t>(n) + 1, -1);
         columns.index.assign(places.size(), -1);
         columns.values.assign(places.size(), T(-1));
-        transpose_entries<T>(rows.view(), columns.start.data(), columns.index.data(),
-                             columns.values.data());
+        transpose_entries<T>(rows.view(), as_array(columns.start), as_array(columns.index),
+                             as_array(columns.values));
         CHECK(columns == wanted.columns);
       }
     }
@@ -436,13 +436,21 @@ void sorting_finds_bad_entries() {
   }
   Given<T> nothing;
   const Index beyond = Index(1) << 31;
-  CHECK_THROWS(sort_entries<T>(-1, nullptr, nullptr, nullptr, 1, 1, nullptr, nullptr, nullptr),
-               ShapeError);
+  // Arrays of other sizes, in and out.
+  std::vector<std::int64_t> three(3), two(2);
+  std::vector<std::int32_t> index(3);
+  std::vector<T> values(3);
+  const auto sort = [&](const auto& row, const auto& col, Index rows, Index size) {
+    sort_entries<T>(as_array(row), as_array(col), {values.data(), {3}}, rows, 1, as_array(three),
+                    {index.data(), {size}}, as_array(values));
+  };
+  CHECK_THROWS(sort(three, two, 2, 3), ShapeError);
+  CHECK_THROWS(sort(two, two, 2, 3), ShapeError);
+  CHECK_THROWS(sort(three, three, 3, 3), ShapeError);
+  CHECK_THROWS(sort(three, three, 2, 2), ShapeError);
   for (const auto& [rows, cols] :
        {std::pair<Index, Index>{-1, 1}, {1, -1}, {beyond, 1}, {1, beyond}}) {
-    CHECK_THROWS(
-        sort_entries<T>(0, nullptr, nullptr, nullptr, rows, cols, nullptr, nullptr, nullptr),
-        ShapeError);
+    CHECK_THROWS(sort_entries<T>({}, {}, {}, rows, cols, as_array(three), {}, {}), ShapeError);
   }
   CHECK(nothing.sort(0, 0, out) == -1 && out.start[0] == 0);
   CHECK(nothing.sort(2, 0, out) == -1 && out.start[2] == 0);
@@ -469,7 +477,7 @@ void damage_is_found() {
       std::vector<T> values(10);
       // Some harm shows only in the other order.
       try {
-        transpose_entries<T>(entries.by_rows, start.data(), index.data(), values.data());
+        transpose_entries<T>(entries.by_rows, as_array(start), as_array(index), as_array(values));
       } catch (const std::invalid_argument&) {
       }
     }
@@ -512,9 +520,13 @@ void damage_is_found() {
   wide.cols = Index(1) << 31;
   wide.start = zeros.data();
   std::vector<std::int64_t> start(2);
-  CHECK_THROWS(transpose_entries<T>(wide, start.data(), nullptr, nullptr), ShapeError);
+  CHECK_THROWS(transpose_entries<T>(wide, as_array(start), {}, {}), ShapeError);
   std::swap(wide.rows, wide.cols);
-  CHECK_THROWS(transpose_entries<T>(wide, start.data(), nullptr, nullptr), ShapeError);
+  CHECK_THROWS(transpose_entries<T>(wide, as_array(start), {}, {}), ShapeError);
+  // Without room for the columns.
+  wide.cols = 2;
+  wide.rows = 1;
+  CHECK_THROWS(transpose_entries<T>(wide, as_array(start), {}, {}), ShapeError);
   // Nothing at all is in order.
   const Observed<T> empty(Matrix<double>(0, 0), Matrix<double>(0, 0));
   check_entries(empty.view());
@@ -631,12 +643,12 @@ struct Fast {
     objective.loss_floor = p.loss_floor;
     if (p.measures) {
       measurements = {operators, measured.data()};
-      objective.measured = &measurements;
+      objective.measurements = measurements;
     } else if (p.mask.size() > 0 || p.target.size() == 0) {
       // An empty matrix has a mask that says nothing of its sides.
       observed = Observed<T>(Matrix<double>(p.mask.size() > 0 ? p.mask : p.target), p.target);
       entries = observed.view();
-      objective.observed = &entries;
+      objective.observed = entries;
     } else {
       objective.target = target;
     }
@@ -986,29 +998,29 @@ void descent_checks_its_observations() {
   for (const auto& [m, n] : {std::pair<Index, Index>{2, 4}, {3, 3}, {3, 2}, {0, 0}}) {
     const Observed<double> other = observe(Matrix<double>::Ones(m, n));
     const ObservedEntries<double> entries = other.view();
-    o.observed = &entries;
+    o.observed = entries;
     CHECK_THROWS(build(o, problem.rates), ShapeError);
   }
   ObservedEntries<double> damaged = good.entries;
   damaged.by_columns.index = good.observed.rows.index.data();  // 3 columns, but only 2 rows
-  o.observed = &damaged;
+  o.observed = damaged;
   CHECK_THROWS(build(o, problem.rates), std::invalid_argument);
 
   Matrix<double> b = Matrix<double>::Ones(2, 6), narrow = Matrix<double>::Ones(2, 5);
   const double values[] = {1.0, 2.0};
   Measurements<double> measured{b, values};
   o = good.objective;
-  o.measured = &measured;
+  o.measurements = measured;
   CHECK_THROWS(build(o, problem.rates), ShapeError);  // both kinds of observations
-  o.observed = nullptr;
+  o.observed.reset();
   build(o, problem.rates);
-  measured.operators = narrow;
+  o.measurements->operators = narrow;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
-  measured.operators = b;
+  o.measurements->operators = b;
   Matrix<double> factor = Matrix<double>::Identity(3, 3);
   o.input_gram = factor;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
-  o.measured = nullptr;
+  o.measurements.reset();
   o.observed = good.objective.observed;
   CHECK_THROWS(build(o, problem.rates), ShapeError);
 

@@ -353,25 +353,24 @@ void recorder() {
     for (auto* list : {&errors[l], &signs[l]}) list->resize(3 * kept[l]);
     for (auto* list : {&branches[l], &clusters[l]}) list->resize(3 * kept[l]);
     tracking[l].resize(3 * n_tracking_columns);
-    records.n_values.push_back(kept[l]);
-    records.values.push_back(values[l].data());
-    records.errors.push_back(errors[l].data());
-    records.signs.push_back(signs[l].data());
-    records.branches.push_back(branches[l].data());
-    records.clusters.push_back(clusters[l].data());
-    records.tracking.push_back(tracking[l].data());
-    records.left.push_back(left[l].data());
-    records.right.push_back(right[l].data());
-    records.snapshots.push_back(snapshots[l].data());
+    records.values.push_back({values[l].data(), {3, kept[l]}});
+    records.errors.push_back({errors[l].data(), {3, kept[l]}});
+    records.signs.push_back({signs[l].data(), {3, kept[l]}});
+    records.branches.push_back({branches[l].data(), {3, kept[l]}});
+    records.clusters.push_back({clusters[l].data(), {3, kept[l]}});
+    records.tracking.push_back({tracking[l].data(), {3, n_tracking_columns}});
+    records.left.push_back({left[l].data(), {3, w.rows(), kept[l]}});
+    records.right.push_back({right[l].data(), {3, w.cols(), kept[l]}});
+    records.snapshots.push_back({snapshots[l].data(), {2, w.rows(), w.cols()}});
   }
   records.snapshot_every = 3;
   records.n_snapshots = &n_snapshots;
-  DenseRecorder<double> recorder(*fast.descent, records, Tracking<double>{}, fast.objective,
-                                 problem.rates, Context{1, nullptr});
   Schedule schedule;
   schedule.steps = 4;
   schedule.record_every = 3;
   CHECK(n_records(schedule) == 3);
+  DenseRecorder<double> recorder(*fast.descent, records, Tracking<double>{}, fast.objective,
+                                 problem.rates, schedule, Context{1, nullptr});
   std::vector<double> loss(5);
   std::vector<std::int64_t> steps(3);
   std::int64_t n_losses = 0, n_done = 0;
@@ -430,7 +429,9 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
       if (*std::max_element(widths.begin(), widths.end()) <= 32) {
         state.compensation.emplace_back(compensation[l]);
       }
-      if (adaptive) state.power_vectors.push_back(vectors[l].data());
+      if (adaptive) {
+        state.power_vectors.push_back({vectors[l].data(), {static_cast<Index>(vectors[l].size())}});
+      }
     }
     return state;
   };

@@ -255,11 +255,12 @@ void recorder() {
     const Rates rates = some_rates(2, true);
     ReducedDescent<double> reduced(refs(cores), objective, {family}, rates, Context{1, nullptr});
     std::vector<double> first(2 * 2 * size), second(2 * 4 * size), rho(4), loss(6);
-    ReducedRecords<double> records{{2 * size, 4 * size}, {first.data(), second.data()}, rho.data()};
-    ReducedRecorder<double> recorder(reduced, records);
     Schedule schedule;
     schedule.steps = 5;
     schedule.record_every = 5;
+    ReducedRecords<double> records{{{first.data(), {2, size, 2}}, {second.data(), {2, 4, size}}},
+                                   {rho.data(), {2, 2}}};
+    ReducedRecorder<double> recorder(reduced, records, schedule);
     std::int64_t n_losses = 0, n_done = 0, steps[2] = {};
     Monitor monitor;
     const auto first_core = cores;

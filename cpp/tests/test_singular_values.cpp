@@ -19,6 +19,10 @@ using Values = std::vector<double>;
 
 namespace {
 
+Values of_bidiagonal(const Values& diagonal, const Values& superdiagonal, Index k) {
+  return bidiagonal_singular_values(as_array(diagonal), as_array(superdiagonal), k);
+}
+
 // One-sided Jacobi rotations: slow, simple, and accurate also for small values.
 Values jacobi_values(const Matrix<double>& m) {
   Matrix<double> a = m.rows() < m.cols() ? Matrix<double>(m.transpose()) : m;
@@ -147,13 +151,12 @@ void sizes_are_checked() {
   CHECK_THROWS(run(three, wrong, right), ShapeError);
   CHECK_THROWS(run(three, left, wrong), ShapeError);
   CHECK_THROWS(run(three, right, left), ShapeError);
-  double out[4];
-  CHECK_THROWS(bidiagonal_singular_values({1, 2, 3}, {1}, out, 1), ShapeError);
-  CHECK_THROWS(bidiagonal_singular_values({1, 2, 3}, {1, 2, 3}, out, 1), ShapeError);
-  CHECK_THROWS(bidiagonal_singular_values({1, 2, 3}, {1, 2}, out, 4), ShapeError);
-  CHECK_THROWS(bidiagonal_singular_values({1, 2, 3}, {1, 2}, out, -1), ShapeError);
-  CHECK_THROWS(bidiagonal_singular_values({}, {1}, out, 0), ShapeError);
-  bidiagonal_singular_values({}, {}, out, 0);
+  CHECK_THROWS(of_bidiagonal({1, 2, 3}, {1}, 1), ShapeError);
+  CHECK_THROWS(of_bidiagonal({1, 2, 3}, {1, 2, 3}, 1), ShapeError);
+  CHECK_THROWS(of_bidiagonal({1, 2, 3}, {1, 2}, 4), ShapeError);
+  CHECK_THROWS(of_bidiagonal({1, 2, 3}, {1, 2}, -1), ShapeError);
+  CHECK_THROWS(of_bidiagonal({}, {1}, 0), ShapeError);
+  of_bidiagonal({}, {}, 0);
 }
 
 // A matrix that is not finite has no decomposition: an error, or values that are not finite, but no
@@ -186,9 +189,8 @@ void bidiagonal(const Values& a, const Values& b, double allowed) {
   singular_values<double>(MatrixRef<double>(dense), wanted, {}, {}, Context{});
   const double top = n > 0 ? wanted(0, 0) : 0.0;
   for (const Index k : {n, std::min<Index>(n, 4)}) {
-    Values values(static_cast<std::size_t>(k) + 1, -1.0);
-    bidiagonal_singular_values(a, b, values.data(), k);
-    CHECK(values.back() == -1.0);
+    const Values values = of_bidiagonal(a, b, k);
+    CHECK(static_cast<Index>(values.size()) == k);
     for (Index i = 0; i < k; ++i) {
       CHECK_NEAR(values[static_cast<std::size_t>(i)], wanted(0, i), allowed * top);
     }
@@ -222,13 +224,11 @@ void bidiagonal_matrices() {
   // Values far below the largest: B^T B would lose them.
   bidiagonal({1.0, 1e-9}, {1.0}, check::tolerance<double>(2));
   bidiagonal({1.0, 1e-5, 1.0, 1e-9}, {1.0, 1.0, 1.0}, check::tolerance<double>(4));
-  double out = -1.0;
-  bidiagonal_singular_values({-3.0}, {}, &out, 1);
-  CHECK_NEAR(out, 3.0, 1e-15);
+  CHECK_NEAR(of_bidiagonal({-3.0}, {}, 1)[0], 3.0, 1e-15);
   const double bad = std::numeric_limits<double>::infinity();
-  CHECK_THROWS(bidiagonal_singular_values({1.0, bad}, {1.0}, &out, 1), std::domain_error);
-  CHECK_THROWS(bidiagonal_singular_values({1.0, 1.0}, {-bad}, &out, 1), std::domain_error);
-  CHECK_THROWS(bidiagonal_singular_values({std::nan(""), 1.0}, {1.0}, &out, 1), std::domain_error);
+  CHECK_THROWS(of_bidiagonal({1.0, bad}, {1.0}, 1), std::domain_error);
+  CHECK_THROWS(of_bidiagonal({1.0, 1.0}, {-bad}, 1), std::domain_error);
+  CHECK_THROWS(of_bidiagonal({std::nan(""), 1.0}, {1.0}, 1), std::domain_error);
 }
 
 // A long decomposition asks its caller on, and leaves when it is told to.

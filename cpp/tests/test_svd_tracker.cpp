@@ -217,7 +217,7 @@ void signed_branches() {
 void assignment_without_numbers() {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const double bad : {infinity, std::nan("")}) {
-    CHECK_THROWS(best_assignment(std::vector<double>(6, bad), 2, 3), std::domain_error);
+    CHECK_THROWS(best_assignment({std::vector<double>(6, bad).data(), 2, 3}), std::domain_error);
   }
 }
 
@@ -226,7 +226,7 @@ void assignment() {
     const Index m = 1 + check::pick(5), n = 1 + check::pick(5);
     std::vector<double> gain(static_cast<std::size_t>(m * n));
     for (double& g : gain) g = std::abs(check::uniform());
-    const std::vector<Index> chosen = best_assignment(gain, m, n);
+    const std::vector<Index> chosen = best_assignment({gain.data(), m, n});
     double total = 0.0;
     Index n_chosen = 0;
     std::vector<int> used(static_cast<std::size_t>(n), 0);

@@ -31,45 +31,12 @@ class BuildInfo(TypedDict):
     vector_bytes: int
     max_threads: int
 
-class Statistics(TypedDict):
-    target: _Array | None
-    input_gram: _Array | None
-    input_factor: _Array | None
-    factor_target: _Array | None
-    loss_scale: float
-    loss_floor: float
-
-class Objective(Statistics):
-    observed: tuple[_SparseRows, _SparseRows] | None
-    measurements: tuple[_Array, _Array] | None
-
-class Rates(TypedDict):
-    learning_rate: Sequence[float]
-    weight_decay: Sequence[float]
-    momentum: Sequence[float]
-
-class Schedule(TypedDict):
-    steps: int
-    record_every: int
-    tolerance: float
-    first: int
-    flush_every: int
-
-class Run(Rates, Schedule):
-    adaptive: tuple[float, Sequence[float], float] | None
-    n_threads: int
-    loss: npt.NDArray[np.float64]
-    rate: npt.NDArray[np.float64]
-    record_steps: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    on_record: Callable[..., object] | None
-    on_progress: Callable[..., object] | None
-    on_flush: Callable[..., object] | None
-
-class OptimizerState(TypedDict):
-    velocity: Sequence[_Array]
-    compensation: Sequence[_Array]
-    power_vectors: Sequence[_Array]
+class Descent(TypedDict):
+    scale: float
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    velocity: _Array | None
 
 class BranchSettings(TypedDict):
     cluster_tolerance: float
@@ -113,34 +80,93 @@ class TrackerRecord(TypedDict):
     seconds: float
     n_columns: int
 
-class DenseArguments(Objective, Run, OptimizerState):
-    n_values: int | None
-    snapshot_every: int
+class Objective(TypedDict):
+    target: _Array | None
+    input_gram: _Array | None
+    input_factor: _Array | None
+    factor_target: _Array | None
+    loss_scale: float
+    loss_floor: float
+    observed: tuple[_SparseRows, _SparseRows] | None
+    measurements: tuple[_Array, _Array] | None
+
+class AdaptiveRate(TypedDict):
+    safety: float
+    curvature: Sequence[float]
+    error_scale: float
+
+class Rates(AdaptiveRate):
+    learning_rate: Sequence[float]
+    weight_decay: Sequence[float]
+    momentum: Sequence[float]
+
+class Schedule(TypedDict):
+    steps: int
+    record_every: int
+    tolerance: float
+    first: int
+    flush_every: int
+
+class ProgressArrays(TypedDict):
+    loss: npt.NDArray[np.float64]
+    rate: npt.NDArray[np.float64]
+    record_steps: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+class Run(Rates, Schedule, ProgressArrays):
+    n_threads: int
+    on_record: Callable[..., object] | None
+    on_progress: Callable[..., object] | None
+    on_flush: Callable[..., object] | None
+
+class OptimizerState(TypedDict):
+    velocity: Sequence[_Array]
+    compensation: Sequence[_Array]
+    power_vectors: Sequence[_Array]
+
+class DenseRecords(TypedDict):
     values: Sequence[_Array]
     errors: Sequence[npt.NDArray[np.float64]]
     signs: Sequence[npt.NDArray[np.float64]]
-    tracking: Sequence[npt.NDArray[np.float64]]
     branches: Sequence[npt.NDArray[np.int64]]
     clusters: Sequence[npt.NDArray[np.int64]]
+    tracking: Sequence[npt.NDArray[np.float64]]
     left: Sequence[_Array]
     right: Sequence[_Array]
     snapshots: Sequence[_Array]
-    tracker: TrackerSettings
-    factored: bool
-    velocity_norms: Sequence[float]
-    initial: Sequence[_Array]
+    snapshot_every: int
 
-class ReducedArguments(Statistics, Run, OptimizerState):
-    families: Sequence[tuple[int, float, float, Sequence[float]]]
+class Tracking(TypedDict):
+    tracker: TrackerSettings | None
+    factored: bool
+    initial: Sequence[_Array]
+    velocity_norms: Sequence[float]
+
+class DenseArguments(Objective, Run, OptimizerState, DenseRecords, Tracking):
+    pass
+
+class Family(TypedDict):
+    first: int
+    multiplicity: float
+    coupling: float
+    rho: Sequence[float]
+
+class ReducedArguments(Objective, Run, OptimizerState):
+    families: Sequence[Family]
     scalars: npt.NDArray[np.float64] | None
     core_records: Sequence[_Array]
     rho_records: npt.NDArray[np.float64]
+
+class FamilySpan(TypedDict):
+    first: int
+    length: int
 
 class BatchInputs(TypedDict):
     target: _Array | None
     input_gram: _Array | None
     input_factor: _Array | None
     factor_target: _Array | None
+    families: Sequence[FamilySpan]
     rho: npt.NDArray[np.float64] | None
     multiplicity: npt.NDArray[np.float64] | None
     coupling: npt.NDArray[np.float64] | None
@@ -150,16 +176,17 @@ class BatchInputs(TypedDict):
     loss_scale: npt.NDArray[np.float64] | None
     loss_floor: npt.NDArray[np.float64] | None
 
-class BatchArguments(BatchInputs):
-    families: Sequence[tuple[int, int]]
-    steps: int
-    record_every: int
-    tolerance: float
-    n_threads: int
+class BatchRecords(TypedDict):
     loss: npt.NDArray[np.float64] | None
     core_records: Sequence[_Array]
     rho_records: npt.NDArray[np.float64] | None
     counts: npt.NDArray[np.int64] | None
+
+class BatchArguments(BatchInputs, BatchRecords):
+    steps: int
+    record_every: int
+    tolerance: float
+    n_threads: int
 
 # End of the generated part.
 
@@ -189,18 +216,12 @@ def multiply(
     a: _Array, transpose_a: bool, b: _Array, transpose_b: bool, out: _Array, n_threads: int = 0
 ) -> None: ...
 def thin_multiply(x: _Array, w: _Array, transpose: bool, out: _Array, n_threads: int = 0) -> None: ...
-def thin_descend(
-    left: _Array,
-    right: _Array,
-    w: _Array,
-    result: str,
-    out: _Array | None,
-    velocity: _Array | None,
-    scale: float,
-    learning_rate: float,
-    weight_decay: float,
-    momentum: float,
-    n_threads: int = 0,
+def thin_descend(left: _Array, right: _Array, w: _Array, descent: Descent, n_threads: int = 0) -> None: ...
+def thin_times_and_descend(
+    left: _Array, right: _Array, w: _Array, out: _Array, descent: Descent, n_threads: int = 0
+) -> None: ...
+def thin_times_transpose_and_descend(
+    left: _Array, right: _Array, w: _Array, out: _Array, descent: Descent, n_threads: int = 0
 ) -> None: ...
 def singular_values(
     w: _Array, values: _Array, left: _Array | None, right: _Array | None, n_threads: int = 0
@@ -242,9 +263,9 @@ def follow_branches(
     cluster_tolerance: float,
     ids: npt.NDArray[np.int64],
     clusters: npt.NDArray[np.int64],
-    n_threads: int = 1,
+    n_threads: int = 0,
 ) -> None: ...
-def best_assignment(gain: npt.NDArray[np.float64]) -> list[int]: ...
+def best_assignment(gain: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]: ...
 def sort_entries(
     row: npt.NDArray[np.int64],
     col: npt.NDArray[np.int64],
@@ -276,11 +297,11 @@ def masked_residual(
 def measured_residual(
     measurements: tuple[_Array, _Array], m: _Array, error: _Array, n_threads: int = 0
 ) -> float: ...
-def dense_descent(weights: list[_Array], arguments: DenseArguments) -> tuple[Outcome, int, int]: ...
-def reduced_descent(cores: list[_Array], arguments: ReducedArguments) -> tuple[Outcome, int, int]: ...
-def batch_descent(cores: list[_Array], arguments: BatchArguments) -> list[tuple[Outcome, int, int]]: ...
+def dense_descent(weights: Sequence[_Array], arguments: DenseArguments) -> tuple[Outcome, int, int]: ...
+def reduced_descent(cores: Sequence[_Array], arguments: ReducedArguments) -> tuple[Outcome, int, int]: ...
+def batch_descent(cores: Sequence[_Array], arguments: BatchArguments) -> list[tuple[Outcome, int, int]]: ...
 def gradients(
-    weights: list[_Array], objective: Objective, gradients: list[_Array], n_threads: int = 0
+    weights: Sequence[_Array], objective: Objective, gradients: Sequence[_Array], n_threads: int = 0
 ) -> float: ...
-def best_pivot(widths: list[int]) -> int: ...
-def step_flops(widths: list[int], pivot: int) -> float: ...
+def best_pivot(widths: Sequence[int]) -> int: ...
+def step_flops(widths: Sequence[int], pivot: int) -> float: ...

@@ -23,6 +23,8 @@ def common_arguments(*, dtype=F64, steps=3, n_layers=2):
         "factor_target": None,
         "loss_scale": 0.1,
         "loss_floor": 0.0,
+        "observed": None,
+        "measurements": None,
         "learning_rate": [0.1] * n_layers,
         "weight_decay": [0.0] * n_layers,
         "momentum": [0.0] * n_layers,
@@ -41,7 +43,9 @@ def common_arguments(*, dtype=F64, steps=3, n_layers=2):
         "power_vectors": [],
         "on_record": None,
         "on_progress": None,
-        "adaptive": None,
+        "safety": 0.0,
+        "curvature": [],
+        "error_scale": 1.0,
         "rate": np.zeros(0),
     }
 
@@ -53,10 +57,7 @@ TRACKER_DEFAULTS = core_of_package.TRACKER_DEFAULTS
 def dense_arguments(*, dtype=F64, steps=3):
     layers = range(2)
     return common_arguments(dtype=dtype, steps=steps) | {
-        "observed": None,
-        "measurements": None,
         "snapshot_every": 1,
-        "n_values": 2,
         "values": [np.zeros((steps + 1, 2), dtype) for _ in layers],
         "errors": [np.zeros((steps + 1, 2)) for _ in layers],
         "signs": [np.zeros((steps + 1, 2)) for _ in layers],
@@ -73,9 +74,13 @@ def dense_arguments(*, dtype=F64, steps=3):
     }
 
 
+def family(first=0, multiplicity=3.0, coupling=1.0, rho=(0.5, 0.5)):
+    return {"first": first, "multiplicity": multiplicity, "coupling": coupling, "rho": rho}
+
+
 def reduced_arguments(*, dtype=F64, steps=3):
     return common_arguments(dtype=dtype, steps=steps) | {
-        "families": [(0, 3.0, 1.0, [0.5, 0.5])],
+        "families": [family()],
         "scalars": None,
         "core_records": [np.zeros((steps + 1, 2, 2), dtype) for _ in range(2)],
         "rho_records": np.zeros((steps + 1, 2)),
@@ -104,7 +109,7 @@ def call_batch_descent(core, cores=None, **changes):
         "input_gram": None,
         "input_factor": None,
         "factor_target": None,
-        "families": [(0, 2)],
+        "families": [{"first": 0, "length": 2}],
         "rho": np.full((n, 2), 0.5),
         "multiplicity": np.full((n, 1), 3.0),
         "coupling": np.ones((n, 1)),

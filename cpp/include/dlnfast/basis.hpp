@@ -2,6 +2,7 @@
 // Orthonormal bases: of a block of vectors, and extended by a block of vectors.
 #pragma once
 
+#include "dlnfast/array.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/random.hpp"
 #include "dlnfast/types.hpp"
@@ -23,7 +24,7 @@ void project_out(MatrixRef<T> block, MatrixRef<const T> basis, const Context& co
 // Returns the number of rows that were added. About 4 k n (n_basis + k) flops.
 template <class T>
 Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double tolerance,
-                   double* lengths, const Context& context);
+                   ArrayRef<double, 1> lengths, const Context& context);
 
 // Makes the rows of a block (k x n, k <= n) orthonormal, in place, and keeps their span. Random directions
 // orthogonal to all others replace rows that depend on the others. Rows are scaled to length 1 first, so

@@ -30,6 +30,7 @@ struct Stack {
 struct FamilySpan {
   Index first = 0;
   Index length = 0;
+  DLNFAST_FIELDS("FamilySpan", first, length)
 };
 
 // The runs. Matrices of doubles have one row per run.
@@ -44,17 +45,19 @@ struct Batch {
   MatrixRef<const double> multiplicity, coupling;  // one value per family
   MatrixRef<const double> learning_rate, weight_decay, momentum;  // one value per layer
   MatrixRef<const double> loss_scale, loss_floor;                 // one value
-  DLNFAST_FIELDS("BatchInputs", target, input_gram, input_factor, factor_target, rho, multiplicity,
-                 coupling, learning_rate, weight_decay, momentum, loss_scale, loss_floor)
+  DLNFAST_FIELDS("BatchInputs", target, input_gram, input_factor, factor_target, families, rho,
+                 multiplicity, coupling, learning_rate, weight_decay, momentum, loss_scale,
+                 loss_floor)
 };
 
 // What the runs leave behind. Record k of a run shows step min(k record_every, n_losses - 1).
 template <class T>
 struct BatchRecords {
-  MatrixRef<double> loss;          // n_runs x (steps + 1)
-  std::vector<Stack<T>> cores;     // [l]: n_runs * n_records, run after run; empty: not kept
-  Stack<double> rho;               // n_runs of n_records x n_scalars; absent: not kept
-  MatrixRef<std::int64_t> counts;  // n_runs x 2: how many losses and records are valid
+  MatrixRef<double> loss;                    // n_runs x (steps + 1)
+  std::vector<ArrayRef<T, 4>> core_records;  // [l]: n_runs x n_records x a_l x a_{l-1}; or none
+  Stack<double> rho_records;                 // n_runs of n_records x n_scalars; absent: not kept
+  MatrixRef<std::int64_t> counts;            // n_runs x 2: how many losses and records are valid
+  DLNFAST_FIELDS("BatchRecords", loss, core_records, rho_records, counts)
 };
 
 // Each run ends for itself: a run that diverges, or comes down to the tolerance, leaves the others

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "dlnfast/array.hpp"
 #include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
@@ -37,8 +38,8 @@ std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
                                         const std::vector<double>& errors, double tolerance);
 
 // Column of each row in the assignment with the largest sum; -1 for a row without a column (more rows than
-// columns). `gain` is row-major, n_rows x n_cols, nonnegative. O(n^3).
-std::vector<Index> best_assignment(const std::vector<double>& gain, Index n_rows, Index n_cols);
+// columns). `gain` is contiguous and nonnegative. O(n^3).
+std::vector<Index> best_assignment(MatrixRef<const double> gain);
 
 // Follows up to p branches. Memory: four blocks of the vectors' size.
 template <class T>
@@ -96,6 +97,13 @@ class Branches {
   bool has_reference_ = false;
   bool reference_given_ = false;
 };
+
+// Follows the pairs of n records: `values` (n x p) are known to `error`, and the vectors, left (n x p x a) and
+// right (n x p x b), are rotated and flipped in place. Writes branches (`ids`) and clusters (n x p).
+void follow_branches(ArrayRef<const double, 2> values, ArrayRef<double, 3> left,
+                     ArrayRef<double, 3> right, double error, double cluster_tolerance,
+                     ArrayRef<std::int64_t, 2> ids, ArrayRef<std::int64_t, 2> clusters,
+                     const Context& context);
 
 extern template class Branches<float>;
 extern template class Branches<double>;

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "dlnfast/fields.hpp"
+
 namespace dlnfast {
 
 struct BuildInfo {
@@ -13,6 +15,8 @@ struct BuildInfo {
   std::string eigen;
   bool openmp;
   int vector_bytes;
+  int max_threads;  // threads.hpp, at present
+  DLNFAST_FIELDS("BuildInfo", version, level, compiler, eigen, openmp, vector_bytes, max_threads)
 };
 
 BuildInfo build_info();

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "dlnfast/array.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -47,13 +48,15 @@ void check_entries(const ObservedEntries<T>& entries);
 // none. Where there is one the output is not complete.
 // O(n + rows + cols), with 8 n + 8 max(rows, cols) bytes of its own.
 template <class T>
-Index sort_entries(Index n, const std::int64_t* row, const std::int64_t* col, const T* value,
-                   Index rows, Index cols, std::int64_t* start, std::int32_t* index, T* values);
+Index sort_entries(ArrayRef<const std::int64_t, 1> row, ArrayRef<const std::int64_t, 1> col,
+                   ArrayRef<const T, 1> value, Index rows, Index cols,
+                   ArrayRef<std::int64_t, 1> start, ArrayRef<std::int32_t, 1> index,
+                   ArrayRef<T, 1> values);
 
 // The same entries, column after column.
 template <class T>
-void transpose_entries(const SparseRows<T>& by_rows, std::int64_t* start, std::int32_t* index,
-                       T* values);
+void transpose_entries(const SparseRows<T>& by_rows, ArrayRef<std::int64_t, 1> start,
+                       ArrayRef<std::int32_t, 1> index, ArrayRef<T, 1> values);
 
 // E = Omega * (X^T Y - Phi) for X (k x m), Y (k x n): returns || E ||_F^2 and writes
 // left = Y E^T (k x m) and right = X E (k x n); either may be absent.

@@ -16,9 +16,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "dlnfast/array.hpp"
 #include "dlnfast/completion.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/fields.hpp"
@@ -36,12 +38,12 @@ struct Objective {
   MatrixRef<const T> input_factor, factor_target;
   double loss_scale = 1.0;  // c
   double loss_floor = 0.0;  // the part of the loss that no W removes
-  const ObservedEntries<T>* observed = nullptr;
-  const Measurements<T>* measured = nullptr;
-  DLNFAST_FIELDS("Statistics", target, input_gram, input_factor, factor_target, loss_scale,
-                 loss_floor)
+  std::optional<ObservedEntries<T>> observed;
+  std::optional<Measurements<T>> measurements;
+  DLNFAST_FIELDS("Objective", target, input_gram, input_factor, factor_target, loss_scale,
+                 loss_floor, observed, measurements)
 
-  bool has_target() const { return observed == nullptr && measured == nullptr; }
+  bool has_target() const { return !observed && !measurements; }
 };
 
 // Throws ShapeError where the statistics do not go with a chain from d_in to d_out.
@@ -66,6 +68,7 @@ struct AdaptiveRate {
   double safety = 0.0;            // 0: rates are constant
   std::vector<double> curvature;  // q_l: 1 where the whole of Phi is known
   double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
+  DLNFAST_FIELDS("AdaptiveRate", safety, curvature, error_scale)
 };
 
 // The part of the state beside the weights that a resumed run needs: arrays of the caller, read at the
@@ -74,7 +77,9 @@ template <class T>
 struct OptimizerState {
   std::vector<MatrixRef<T>> velocity;      // as the weights
   std::vector<MatrixRef<T>> compensation;  // of compensated sums (small_descent.cpp)
-  std::vector<T*> power_vectors;  // d_{l-1}: power iteration of AdaptiveRate; zeros: any start
+  std::vector<ArrayRef<T, 1>>
+      power_vectors;  // d_{l-1}: power iteration of AdaptiveRate; zeros: any start
+  DLNFAST_FIELDS("OptimizerState", velocity, compensation, power_vectors)
 };
 
 // Throws ShapeError where arrays do not go with the weights.
@@ -91,8 +96,11 @@ void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>
   };
   check(state.velocity, "velocity");
   check(state.compensation, "compensation");
-  if (!state.power_vectors.empty()) {
-    require_length(static_cast<Index>(state.power_vectors.size()), n, "power_vectors");
+  if (state.power_vectors.empty()) return;
+  require_length(static_cast<Index>(state.power_vectors.size()), n, "power_vectors");
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    require_length(state.power_vectors[l].shape[0], weights[l].cols,
+                   "power_vectors[" + std::to_string(l) + "]");
   }
 }
 
@@ -102,7 +110,7 @@ struct Rates {
   std::vector<double> weight_decay;
   std::vector<double> momentum;
   AdaptiveRate adaptive;
-  DLNFAST_FIELDS("Rates", learning_rate, weight_decay, momentum)
+  DLNFAST_FIELDS("Rates", learning_rate, weight_decay, momentum, adaptive)
 
   bool any_momentum() const {
     for (const double m : momentum) {
@@ -156,12 +164,23 @@ struct Progress {
   std::int64_t* between_steps = nullptr;  // 1 unless an exception came out of the middle of a step
 };
 
+// Arrays of the caller for a run's progress.
+struct ProgressArrays {
+  ArrayRef<double, 1> loss;
+  ArrayRef<double, 1> rate;  // only where rates are adaptive
+  ArrayRef<std::int64_t, 1> record_steps, counts;
+  DLNFAST_FIELDS("ProgressArrays", loss, rate, record_steps, counts)
+};
+
 // Room for the records of a whole run, or of those between two flushes: `first`, multiples of
 // record_every, and the last step.
 Index n_records(const Schedule& schedule);
 Index n_losses(const Schedule& schedule);
 // The same for records at multiples of `every` only.
 Index n_multiples(const Schedule& schedule, Index every);
+
+// Sets the counts to zero. Throws ShapeError where an array is too small for the run.
+Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule, const Rates& rates);
 
 // Networks up to this width live in registers and the first-level cache; their sums are compensated.
 inline constexpr Index small_limit = 32;

@@ -23,7 +23,7 @@ inline std::vector<std::string> split_names(const std::string& names) {
 // Inside a struct: what it is called, and its members that are fields. A member with fields of its own adds
 // them to these.
 #define DLNFAST_FIELDS(name, ...)                                           \
-  static constexpr const char* struct_name = name;                          \
+  static constexpr char struct_name[] = name;                               \
   static const std::vector<std::string>& field_names() {                    \
     static const std::vector<std::string> list = split_names(#__VA_ARGS__); \
     return list;                                                            \

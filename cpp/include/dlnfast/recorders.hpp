@@ -34,33 +34,30 @@ inline constexpr const char* tracking_column_names[n_tracking_columns] = {
     "tier",      "completeness",  "refreshed", "norm", "tail",       "drift",        "vector_error",
     "truncated", "orthogonality", "overlap",   "rho",  "rho_spread", "multiplicity", "seconds"};
 
-// Arrays with a leading axis of records (`snapshots`: of snapshots), one per layer. Nothing is recorded for
-// an empty list.
+// Arrays with a leading axis of records (`snapshots`: of snapshots), one per layer. Without `values`, no
+// singular values are recorded; without `left`, no vectors.
 template <class T>
 struct DenseRecords {
-  std::vector<Index> n_values;
-  std::vector<T*> values;       // n_values[l]
-  std::vector<double*> errors;  // n_values[l], as the next three
-  std::vector<double*> signs;
-  std::vector<std::int64_t*> branches;
-  std::vector<std::int64_t*> clusters;
-  std::vector<double*> tracking;  // n_tracking_columns
-  std::vector<T*> left;           // d_l x n_values[l]
-  std::vector<T*> right;          // d_{l-1} x n_values[l]
-  std::vector<T*> snapshots;      // d_l x d_{l-1}, at steps 0, snapshot_every, ..
+  std::vector<ArrayRef<T, 2>> values;                         // k_l, at most min(d_l, d_{l-1})
+  std::vector<ArrayRef<double, 2>> errors, signs;             // k_l
+  std::vector<ArrayRef<std::int64_t, 2>> branches, clusters;  // k_l
+  std::vector<ArrayRef<double, 2>> tracking;                  // n_tracking_columns
+  std::vector<ArrayRef<T, 3>> left, right;                    // d_l x k_l, d_{l-1} x k_l
+  std::vector<ArrayRef<T, 3>> snapshots;  // d_l x d_{l-1}, at steps 0, snapshot_every, ..
   Index snapshot_every = 0;
   std::int64_t* n_snapshots = nullptr;
+  DLNFAST_FIELDS("DenseRecords", values, errors, signs, branches, clusters, tracking, left, right,
+                 snapshots, snapshot_every)
 };
 
 // Settings of the trackers of a run. The recorder sets n_values and follow itself.
 template <class T>
 struct Tracking {
-  TrackerSettings settings;
+  std::optional<TrackerSettings> tracker;  // none: the defaults
   bool factored = true;  // use the factored form where updates are thin and W(0) is an isometry
-  Index record_every =
-      1;  // steps from record to record: certificates may take a share of their time
   std::vector<MatrixRef<const T>> initial;  // W_l(0), for the factored form; empty: none
-  std::vector<double> velocity;             // norms of the layers' initial velocities; empty: zeros
+  std::vector<double> velocity_norms;       // of the layers' initial velocities; empty: zeros
+  DLNFAST_FIELDS("Tracking", tracker, factored, initial, velocity_norms)
 };
 
 // Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are thin,
@@ -71,7 +68,8 @@ template <class T>
 class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
  public:
   DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> records, Tracking<T> tracking,
-                const Objective<T>& objective, const Rates& rates, const Context& context);
+                const Objective<T>& objective, const Rates& rates, const Schedule& schedule,
+                const Context& context);
   ~DenseRecorder() override;
   DenseRecorder(const DenseRecorder&) = delete;
   DenseRecorder& operator=(const DenseRecorder&) = delete;
@@ -91,7 +89,8 @@ class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
 
   void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
                    const Descent<T>& descent, const Context& context) override;
-  void start();
+  void check_records(const Schedule& schedule) const;
+  void start(Index record_every);
   void track(std::size_t layer, Index record);
   void bound_drift(double loss);
 
@@ -107,16 +106,15 @@ class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
 
 template <class T>
 struct ReducedRecords {
-  std::vector<Index> core_sizes;
-  std::vector<T*> cores;  // a_l x a_{l-1}
-  double* rho = nullptr;  // L
+  std::vector<ArrayRef<T, 3>> cores;  // n_records x a_l x a_{l-1}
+  ArrayRef<double, 2> rho;            // n_records x L
 };
 
 template <class T>
 class ReducedRecorder final : public Recorder {
  public:
-  ReducedRecorder(const ReducedDescent<T>& stepper, ReducedRecords<T> records)
-      : stepper_(stepper), records_(std::move(records)) {}
+  ReducedRecorder(const ReducedDescent<T>& stepper, ReducedRecords<T> records,
+                  const Schedule& schedule);
   void record(Index record, Index step) override;
 
  private:

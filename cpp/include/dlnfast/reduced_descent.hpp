@@ -22,6 +22,7 @@ struct Family {
   double multiplicity = 0.0;  // m, how many directions there are
   double coupling = 0.0;      // s; not zero only for a family through all layers
   std::vector<double> rho;    // rho_l(0) for l = first, first + 1, ..
+  DLNFAST_FIELDS("Family", first, multiplicity, coupling, rho)
 };
 
 template <class T>
@@ -45,6 +46,9 @@ class ReducedDescent final : public Stepper {
 
   // The scalars of all families, one family after the other.
   const std::vector<double>& rho() const;
+
+  // The cores of the caller, for their shapes: their entries follow by `store`.
+  const std::vector<MatrixRef<T>>& cores() const;
 
   // Copies the core of layer `index` (from 0) to `out`, a_l x a_{l-1} contiguous.
   void copy_core(Index index, T* out) const;

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "dlnfast/array.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -18,7 +19,7 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values /* 1 x k */, Matr
 
 // The k largest singular values, descending, of the upper bidiagonal matrix with this diagonal
 // (length n) and superdiagonal (length n - 1): bisection with Sturm counts, O(n) each.
-void bidiagonal_singular_values(const std::vector<double>& diagonal,
-                                const std::vector<double>& superdiagonal, double* values, Index k);
+std::vector<double> bidiagonal_singular_values(ArrayRef<const double, 1> diagonal,
+                                               ArrayRef<const double, 1> superdiagonal, Index k);
 
 }  // namespace dlnfast

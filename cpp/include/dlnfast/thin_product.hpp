@@ -6,6 +6,7 @@
 // Both kinds deal disjoint pieces of W and of the result to the team, so no pass needs a lock.
 #pragma once
 
+#include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/types.hpp"
 
@@ -26,6 +27,7 @@ struct Descent {
   T weight_decay = T(0);
   T momentum = T(0);
   MatrixRef<T> velocity;  // V; no data: no momentum
+  DLNFAST_FIELDS("Descent", scale, learning_rate, weight_decay, momentum, velocity)
 
   // 0 where decay takes all of W, so that exactly -learning_rate G remains; otherwise 1.
   T kept() const { return learning_rate * weight_decay == T(1) ? T(0) : T(1); }

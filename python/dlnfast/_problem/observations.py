@@ -47,7 +47,7 @@ from .factors import (
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
-    from .._core import Objective, Statistics
+    from .._core import Objective
 
 NORMALIZATIONS: Final = ("relative", "mean", "unobserved")
 
@@ -529,11 +529,7 @@ class Completion(Observations):
         dict
             Objective of the core.
         """
-        return {
-            **_no_statistics(self.loss_scale, self.loss_floor),
-            "observed": self.entries(dtype),
-            "measurements": None,
-        }
+        return {**_no_target(self.loss_scale, self.loss_floor), "observed": self.entries(dtype)}
 
     def predict(
         self, W: MatrixOrLayers, rows: npt.ArrayLike | None = None, columns: npt.ArrayLike | None = None
@@ -874,11 +870,8 @@ class Sensing(Observations):
         dict
             Objective of the core.
         """
-        return {
-            **_no_statistics(self.loss_scale, self.loss_floor),
-            "observed": None,
-            "measurements": (self._operators(dtype), self.values.astype(dtype, copy=False)),
-        }
+        known = self._operators(dtype), self.values.astype(dtype, copy=False)
+        return {**_no_target(self.loss_scale, self.loss_floor), "measurements": known}
 
     def _operators(self, dtype: npt.DTypeLike) -> FloatArray:
         """Return B, one row per measurement."""
@@ -929,8 +922,8 @@ class Sensing(Observations):
         return DenseMap(self.adjoint(self.values - measured))
 
 
-def _no_statistics(loss_scale: float, loss_floor: float) -> Statistics:
-    """Return the statistics of a matrix that is known through observations: none."""
+def _no_target(loss_scale: float, loss_floor: float) -> Objective:
+    """Return the objective of a matrix without a target or observations."""
     return {
         "target": None,
         "input_gram": None,
@@ -938,6 +931,8 @@ def _no_statistics(loss_scale: float, loss_floor: float) -> Statistics:
         "factor_target": None,
         "loss_scale": loss_scale,
         "loss_floor": loss_floor,
+        "observed": None,
+        "measurements": None,
     }
 
 

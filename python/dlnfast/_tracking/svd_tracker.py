@@ -682,7 +682,7 @@ class _BranchNumbers:
         )
         values = np.abs([last["values"], found.singular_values]).astype(np.float64)
         ids, clusters = (np.empty(values.shape, dtype=np.int64) for _ in range(2))
-        core.follow_branches(values, lefts, rights, 0.0, cluster_tolerance, ids, clusters)
+        core.follow_branches(values, lefts, rights, 0.0, cluster_tolerance, ids, clusters, n_threads=1)
         for branch, saved_index in zip(found.branches, ids[1], strict=True):
             if saved_index < len(last["branches"]) and last["branches"][saved_index] >= 0:
                 self._known[int(branch)] = int(last["branches"][saved_index])

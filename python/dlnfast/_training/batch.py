@@ -506,7 +506,7 @@ def _descend(plans: list[Plan]) -> list[_Result]:
             "input_gram": _stack([space.input_gram for space in spaces]),
             "input_factor": _stack([space.input_factor for space in spaces]),
             "factor_target": _stack([space.factor_target for space in spaces]),
-            "families": [(f.first - 1, len(f.rho)) for f in families],
+            "families": [{"first": f.first - 1, "length": len(f.rho)} for f in families],
             "rho": np.array([[r for f in s.families for r in f.rho] for s in spaces]).reshape(n, n_scalars),
             "multiplicity": _table([[float(f.multiplicity) for f in s.families] for s in spaces]),
             "coupling": _table([[f.coupling for f in s.families] for s in spaces]),

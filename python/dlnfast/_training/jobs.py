@@ -238,7 +238,12 @@ class ReducedJob(CoreJob):
             "factor_target": space.factor_target,
             "loss_scale": self.request.problem.loss_scale,
             "loss_floor": self.request.problem.loss_floor,
-            "families": [(f.first - 1, f.multiplicity, f.coupling, f.rho) for f in space.families],
+            "observed": None,
+            "measurements": None,
+            "families": [
+                {"first": f.first - 1, "multiplicity": f.multiplicity, "coupling": f.coupling, "rho": f.rho}
+                for f in space.families
+            ],
             "core_records": self.core_records,
             "rho_records": self.rho_records,
             "scalars": self.scalars if self.request.flush_every else None,
@@ -311,7 +316,6 @@ class DenseJob(CoreJob):
             **self.request.problem.engine_arguments(self.request.dtype),
             **self.optimizer.arguments(),
             "snapshot_every": self.request.weights_every or 0,
-            "n_values": self.request.n_values,
             "values": self.values,
             "errors": self.errors,
             "signs": self.signs,
@@ -359,6 +363,7 @@ def core_arguments(
     request: Request, outputs: Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
 ) -> types.Run:
     """Return the arguments that all engines have in common."""
+    adaptive = request.adaptive
     return {
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
@@ -370,9 +375,10 @@ def core_arguments(
         "loss": outputs.loss,
         "record_steps": outputs.record_steps,
         "counts": outputs.counts,
-        "adaptive": None
-        if request.adaptive is None
-        else (request.adaptive.safety, request.adaptive.curvature, request.adaptive.error_scale),
+        # A safety of 0 means constant rates.
+        "safety": 0.0 if adaptive is None else adaptive.safety,
+        "curvature": () if adaptive is None else adaptive.curvature,
+        "error_scale": 1.0 if adaptive is None else adaptive.error_scale,
         "rate": outputs.rate,
         "on_record": request.callback,
         "on_progress": bar.listener,

@@ -151,6 +151,7 @@ class ReducedStates(States):
             _CLUSTER_TOLERANCE,
             ids,
             clusters,
+            n_threads=1,
         )
         return ids, clusters
 
