@@ -410,7 +410,11 @@ def test_errors_name_bad_records_of_the_dense_engine(core, changes, error, text)
         ({"families": [family(2**63 - 1, coupling=0.0)]}, ValueError, "there are 2"),
         ({"families": [(0, 3.0)]}, TypeError, r"families\[0\] is of type tuple; wanted dict"),
         ({"families": [{"first": 0}]}, KeyError, "multiplicity"),
-        ({"observed": ((np.zeros(3, int), np.zeros(0, np.int32), np.zeros(0)),) * 2}, ValueError, "observations"),
+        (
+            {"observed": ((np.zeros(3, int), np.zeros(0, np.int32), np.zeros(0)),) * 2},
+            ValueError,
+            "not on observations",
+        ),
         ({"families": None}, TypeError, None),
         ({"core_records": [np.zeros((4, 2, 2))]}, (ValueError, IndexError), None),
         ({"core_records": two(np.zeros((3, 2, 2)))}, ValueError, r"core_records\[0\] has the wrong shape"),

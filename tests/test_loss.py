@@ -257,7 +257,8 @@ def descend(core, weights, factor, target, steps, n_threads):
         "observed": None, "measurements": None, "snapshot_every": 0, "values": [],
         "errors": [], "signs": [], "branches": [], "clusters": [], "tracking": [], "left": [], "right": [],
         "snapshots": [], "tracker": core.TRACKER_DEFAULTS, "factored": False,
-        "initial": [], "safety": 0.0, "curvature": (), "error_scale": 1.0, "rate": np.zeros(0), "velocity_norms": (),
+        "initial": [], "safety": 0.0, "curvature": (), "error_scale": 1.0, "rate": np.zeros(0),
+        "velocity_norms": (),
     }  # fmt: skip
     assert core.dense_descent(weights, arguments)[0] == "finished"
     return loss
